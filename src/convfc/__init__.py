@@ -1,0 +1,33 @@
+"""convfc: convolutional layers as the fully connected layers they are equal to.
+
+It implements Ma & Lu, *An Equivalence of Fully Connected Layer and Convolutional Layer* (2017,
+arXiv:1712.01252). Importing it imports NumPy, SciPy and array-api-compat only.
+"""
+
+from convfc.geometry import ConvGeometry
+from convfc.im2col import (
+    col2im,
+    conv_as_matmul,
+    filters_to_matrix,
+    im2col,
+    matrix_to_filters,
+    patch_product,
+    rows_to_output,
+)
+from convfc.indexmap import IndexMap, index_map
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ConvGeometry",
+    "IndexMap",
+    "__version__",
+    "col2im",
+    "conv_as_matmul",
+    "filters_to_matrix",
+    "im2col",
+    "index_map",
+    "matrix_to_filters",
+    "patch_product",
+    "rows_to_output",
+]

@@ -1,0 +1,86 @@
+"""The package's exceptions: what is wrong, where, what was expected, what came, and the remedy."""
+
+from __future__ import annotations
+
+__all__ = [
+    "ConvfcError",
+    "DataError",
+    "DtypeError",
+    "GeometryError",
+    "MemoryBudgetError",
+    "MissingDependencyError",
+    "OutOfRangeError",
+    "RunError",
+    "ShapeError",
+]
+
+
+class ConvfcError(Exception):
+    """Base of every exception that convfc raises on purpose.
+
+    Parameters
+    ----------
+    what : str
+        What is wrong, as a sentence without its full stop.
+    where : str, optional
+        The argument, layer or file that it concerns.
+    expected, got : object, optional
+        The rule in short, and the value that broke it.
+    remedy : str, optional
+        What to do instead.
+
+    Examples
+    --------
+    >>> print(ConvfcError("a size below one", where="stride", got=0, remedy="use 1 or more"))
+    stride: a size below one; got 0. Remedy: use 1 or more
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str | None = None,
+        expected: object = None,
+        got: object = None,
+        remedy: str | None = None,
+    ) -> None:
+        message = what if where is None else f"{where}: {what}"
+        if expected is not None:
+            message += f"; expected {expected}"
+        if got is not None:
+            message += f"; got {got}"
+        if remedy is not None:
+            message += f". Remedy: {remedy}"
+        super().__init__(message)
+
+
+class GeometryError(ConvfcError, ValueError):
+    """A geometry that no convolution has, or an input size that it does not fit."""
+
+
+class ShapeError(ConvfcError, ValueError):
+    """An array whose rank or sizes do not match the geometry."""
+
+
+class DtypeError(ConvfcError, TypeError):
+    """An array of a kind, or a pair of dtypes, that has no exact product here."""
+
+
+class OutOfRangeError(ConvfcError, IndexError):
+    """A row, column or element that the index map does not have."""
+
+
+class MemoryBudgetError(ConvfcError, MemoryError):
+    """A patch matrix larger than the memory it may take."""
+
+
+class MissingDependencyError(ConvfcError, ImportError):
+    """An optional package that this command or function needs is not installed."""
+
+
+class DataError(ConvfcError, OSError):
+    """A data set that cannot be read or downloaded."""
+
+
+class RunError(ConvfcError, RuntimeError):
+    """An experiment's folder that cannot be started, resumed or finished."""

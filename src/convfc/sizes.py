@@ -1,0 +1,105 @@
+"""Reading the sizes that a user gives: whole numbers, one per axis, or (low, high) pairs."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import TypeAlias
+
+from convfc.errors import GeometryError
+
+__all__ = ["Padding", "PerAxis", "Sizes", "integer", "padding_pairs", "per_axis"]
+
+Sizes: TypeAlias = tuple[int, ...]
+PerAxis: TypeAlias = int | Sequence[int]
+Padding: TypeAlias = int | Sequence[int] | Sequence[tuple[int, int]]
+
+
+def integer(name: str, value: object, *, least: int) -> int:
+    """Return a whole number of at least ``least``; True and 2.5 are none.
+
+    Examples
+    --------
+    >>> integer("stride", 2, least=1)
+    2
+    """
+    try:
+        if isinstance(value, bool):
+            raise TypeError  # True is an int to Python, never a size to a user
+        number = operator.index(value)  # type: ignore[arg-type]  # raises TypeError itself
+    except TypeError:
+        raise GeometryError(
+            "a size is not an integer",
+            where=name,
+            expected=f"an integer, {least} or more",
+            got=repr(value),
+            remedy="round it yourself, the way you mean it",
+        ) from None
+    if number < least:
+        raise GeometryError(
+            "a size is too small",
+            where=name,
+            expected=f"{least} or more",
+            got=number,
+            remedy=f"use {least} or more" if least else "crop the input yourself",
+        )
+    return number
+
+
+def per_axis(name: str, value: PerAxis, ndim: int, *, least: int) -> Sizes:
+    """Return one whole number per axis; a single one serves every axis.
+
+    Examples
+    --------
+    >>> per_axis("stride", 2, 3, least=1)
+    (2, 2, 2)
+    """
+    if not isinstance(value, Sequence):
+        return (integer(name, value, least=least),) * ndim
+    if isinstance(value, str) or len(value) != ndim:
+        raise GeometryError(
+            f"the kernel has {ndim} spatial axes",
+            where=name,
+            expected=f"{ndim} numbers",
+            got=repr(value),
+            remedy="give one number per axis of kernel_size",
+        )
+    return tuple(integer(f"{name}[{axis}]", v, least=least) for axis, v in enumerate(value))
+
+
+def padding_pairs(padding: Padding, ndim: int) -> tuple[tuple[int, int], ...]:
+    """Return one (low, high) per axis, from a number, one per axis, or the pairs themselves.
+
+    Examples
+    --------
+    >>> padding_pairs((1, 2), 2), padding_pairs([(0, 1)], 1)
+    (((1, 1), (2, 2)), ((0, 1),))
+    """
+    if isinstance(padding, str):
+        raise GeometryError(
+            "padding inside convfc is always explicit",
+            where="padding",
+            expected="a number, one per axis, or one (low, high) per axis",
+            got=repr(padding),
+            remedy="use ConvGeometry.valid, .half, .full or .same(..., input_size=...)",
+        )
+    if isinstance(padding, Sequence) and any(isinstance(pair, Sequence) for pair in padding):
+        if len(padding) != ndim or not all(
+            isinstance(pair, Sequence) and len(pair) == 2 for pair in padding
+        ):
+            raise GeometryError(
+                f"the kernel has {ndim} spatial axes",
+                where="padding",
+                expected=f"{ndim} pairs (low, high)",
+                got=repr(padding),
+                remedy="give one pair per axis of kernel_size",
+            )
+        return tuple(
+            (
+                integer(f"padding[{axis}] low", pair[0], least=0),  # type: ignore[index]
+                integer(f"padding[{axis}] high", pair[1], least=0),  # type: ignore[index]
+            )
+            for axis, pair in enumerate(padding)
+        )
+    sizes = per_axis("padding", padding, ndim, least=0)  # type: ignore[arg-type]
+    return tuple((size, size) for size in sizes)

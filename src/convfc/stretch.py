@@ -1,0 +1,174 @@
+"""How `convfc.im2col` moves the numbers: padding, strided views, and blocks of rows.
+
+One tier serves every library; NumPy has a faster one of its own. Both ask the index map where to
+read, and neither computes with the numbers they move.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeAlias
+
+import array_api_compat
+import numpy as np
+import numpy.typing as npt
+
+from convfc.arrays import Array, take_or_zero
+from convfc.indexmap import IndexMap
+
+__all__ = ["Block", "pad", "row_blocks", "stretch"]
+
+Block: TypeAlias = Sequence[tuple[int, int]]
+"""A (start, stop) over the batch and over each output axis: some rows of M."""
+
+CACHED = 2**19
+"""Bytes of M that stay in a core's cache while it is visited tap by tap."""
+
+SHORT_RUN, FEW_TAPS = 8, 5
+"""Bytes and taps up to which NumPy copies faster along positions than along taps."""
+
+
+def pad(xp: Any, x: Array, where: IndexMap) -> Array:
+    """Lay the input out as the windows see it: with its padding, axis by axis.
+
+    Parameters
+    ----------
+    xp : namespace
+    x : array, shape (b, *spatial, c)
+    where : IndexMap
+
+    Returns
+    -------
+    array, shape (b, *padded, c)
+
+    Examples
+    --------
+    >>> from convfc import ConvGeometry, index_map
+    >>> circular = ConvGeometry(1, 1, (3,), padding=1, padding_mode="circular")
+    >>> pad(np, np.arange(4).reshape(1, 4, 1), index_map(circular, (4,))).ravel()
+    array([3, 0, 1, 2, 3, 0])
+    """
+    for a, axis in enumerate(where.axes, start=1):
+        low = int(np.argmax(axis.source == 0))
+        high = low + axis.size
+        if np.array_equal(axis.source[low:high], np.arange(axis.size)):
+            # The input as a whole lies in between: only the two margins are gathered.
+            margins = (axis.source[:low], axis.source[high:])
+            before, after = ([take_or_zero(xp, x, m, a)] if m.size else [] for m in margins)
+            x = xp.concat([*before, x, *after], axis=a) if before or after else x
+        else:
+            x = take_or_zero(xp, x, axis.source, a)
+    return x
+
+
+def stretch(xp: Any, padded: Array, where: IndexMap, block: Block) -> Array:
+    """Build some rows of M from the padded input.
+
+    Parameters
+    ----------
+    xp : namespace
+    padded : array, shape (b, *padded, c)
+        As `pad` gives it.
+    where : IndexMap
+    block : sequence of (start, stop)
+        Samples, and positions on each output axis.
+
+    Returns
+    -------
+    array, shape (rows, groups * k)
+
+    Examples
+    --------
+    >>> from convfc import ConvGeometry, index_map
+    >>> where = index_map(ConvGeometry(1, 1, (3,)), (5,))
+    >>> stretch(np, np.arange(5).reshape(1, 5, 1), where, [(0, 1), (1, 3)])
+    array([[1, 2, 3],
+           [2, 3, 4]])
+    """
+    shape = (math.prod(stop - start for start, stop in block), where.shape[1])
+    if array_api_compat.is_numpy_array(padded) and math.prod(where.geometry.kernel_size) > 1:
+        return _stretch_numpy(padded, where, block).reshape(shape)
+    groups = where.geometry.groups
+    columns = []
+    for tap in itertools.product(*(range(axis.taps) for axis in where.axes)):
+        # What one tap reads over all positions is one strided view of the padded input.
+        view = [slice(*block[0])]
+        for axis, t, (start, stop) in zip(where.axes, tap, block[1:], strict=True):
+            first = axis.first + t * axis.tap_step
+            view.append(
+                slice(first + start * axis.step, first + (stop - 1) * axis.step + 1, axis.step)
+            )
+        column = padded[tuple(view)]
+        by_group = (*column.shape[:-1], groups, column.shape[-1] // groups)
+        columns.append(xp.reshape(column, by_group))
+    return xp.reshape(xp.stack(columns, axis=-2) if len(columns) > 1 else columns[0], shape)
+
+
+def row_blocks(shape: Sequence[int], rows: int) -> Iterator[list[tuple[int, int]]]:
+    """Cut (batch, *positions) into blocks of at most ``rows`` rows of M, each contiguous in M.
+
+    A block is whole on its last axes, cut on one axis, and single on the axes before it.
+
+    Examples
+    --------
+    >>> list(row_blocks((1, 3, 2), rows=4))
+    [[(0, 1), (0, 2), (0, 2)], [(0, 1), (2, 3), (0, 2)]]
+    """
+    if not math.prod(shape):
+        yield [(0, n) for n in shape]
+        return
+    cut = len(shape) - 1
+    while cut > 0 and math.prod(shape[cut:]) <= rows:
+        cut -= 1
+    step = max(1, rows // math.prod(shape[cut + 1 :]))
+    whole = [(0, n) for n in shape[cut + 1 :]]
+    for single in itertools.product(*(range(n) for n in shape[:cut])):
+        for start in range(0, shape[cut], step):
+            stop = min(start + step, shape[cut])
+            yield [*((i, i + 1) for i in single), (start, stop), *whole]
+
+
+def _stretch_numpy(padded: npt.NDArray[Any], where: IndexMap, block: Block) -> npt.NDArray[Any]:
+    """Copy whole runs of taps at once: NumPy moves one long item faster than many short ones.
+
+    A run is what lies side by side in the padded input and in M alike: the channels of a group,
+    and with them the taps of the last axis where nothing comes between.
+    """
+    padded = np.ascontiguousarray(padded)
+    groups, ndim = where.geometry.groups, len(where.axes)
+    per_group = padded.shape[-1] // groups
+    batch, *spatial, channel = padded.strides
+    lengths = [stop - start for start, stop in block]
+    shape = [*lengths, groups, *(axis.taps for axis in where.axes)]
+    strides = [
+        batch,
+        *(axis.step * s for axis, s in zip(where.axes, spatial, strict=True)),
+        per_group * channel,
+        *(axis.tap_step * s for axis, s in zip(where.axes, spatial, strict=True)),
+    ]
+    offset = block[0][0] * batch + sum(
+        (axis.first + start * axis.step) * s
+        for axis, (start, _), s in zip(where.axes, block[1:], spatial, strict=True)
+    )
+    rows = np.empty((*shape, per_group), dtype=padded.dtype)
+    if not rows.size:
+        return rows
+    run = per_group * channel
+    while len(shape) > ndim + 2 and strides[-1] == run:
+        run *= shape.pop()
+        strides.pop()
+    item = np.dtype((np.void, run))
+    source: npt.NDArray[Any] = np.ndarray(shape, item, padded, offset, strides)
+    target: npt.NDArray[Any] = np.ndarray(shape, item, rows)
+    if run > SHORT_RUN or shape[-1] > FEW_TAPS:
+        target[...] = source
+        return rows
+    row_bytes = rows.nbytes // math.prod(lengths)
+    for part in row_blocks(lengths, max(1, CACHED // row_bytes)):
+        here = tuple(slice(*bounds) for bounds in part)
+        to, read = target[here], source[here]
+        for tap in np.ndindex(*shape[ndim + 2 :]):
+            to[(..., *tap)] = read[(..., *tap)]
+    return rows
