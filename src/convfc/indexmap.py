@@ -270,7 +270,9 @@ def _padded_source(mode: str, index: Indices, size: int) -> Indices:
     """Input index behind each index of the padded axis, which starts at -low."""
     match mode:
         case "reflect":  # about the edge element, which is not repeated
-            return (size - 1) - np.abs((size - 1) - np.abs(index))
+            last = size - 1
+            reflected: Indices = last - np.abs(last - np.abs(index))
+            return reflected
         case "replicate":
             return np.clip(index, 0, size - 1)
         case "circular":

@@ -139,7 +139,8 @@ def _stretch_numpy(padded: npt.NDArray[Any], where: IndexMap, block: Block) -> n
     padded = np.ascontiguousarray(padded)
     groups, ndim = where.geometry.groups, len(where.axes)
     per_group = padded.shape[-1] // groups
-    batch, *spatial, channel = padded.strides
+    batch, *spatial, _ = padded.strides
+    channel = padded.itemsize  # of one channel the stride may be anything: x[..., None] has 0
     lengths = [stop - start for start, stop in block]
     shape = [*lengths, groups, *(axis.taps for axis in where.axes)]
     strides = [

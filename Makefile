@@ -1,0 +1,54 @@
+# Two commands do everything on a fresh machine with Python 3.11 or newer, make and pip:
+#   make reproduce   the paper's experiment, figures and report (40 epochs, a few minutes)
+#   make test        every test
+# Each sets up its own .venv and can be repeated.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+.DEFAULT_GOAL := help
+.PHONY: help reproduce paper test check bench clean
+
+help:
+	@echo "make reproduce  run the paper's experiment and write runs/default/report.html"
+	@echo "make paper      the same with the paper's 400 epochs, into runs/paper"
+	@echo "make test       run every test (installs PyTorch and TensorFlow as judges)"
+	@echo "make check      lint, format and type checks"
+	@echo "make bench      benchmarks against named peers"
+	@echo "make clean      remove .venv and caches (runs/ stays)"
+
+reproduce: $(VENV)/.installed-paper
+	@echo "== convfc reproduce: interrupted or finished before, it continues or redraws the report"
+	$(BIN)/convfc reproduce --resume
+
+paper: $(VENV)/.installed-paper
+	@echo "== convfc reproduce --paper: 400 epochs, about an hour on two cores"
+	$(BIN)/convfc reproduce --paper --resume
+
+test: $(VENV)/.installed-test
+	@echo "== pytest"
+	$(BIN)/python -m pytest -n auto
+
+check: $(VENV)/.installed-dev
+	@echo "== ruff, mypy"
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed-bench
+	@echo "== benchmarks"
+	$(BIN)/python benchmarks/run.py
+
+$(VENV)/bin/python:
+	@echo "== creating $(VENV)"
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "convfc needs Python 3.11 or newer; got " + sys.version.split()[0] + ". Remedy: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed-%: $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo "== installing convfc with what '$*' needs (once)"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$*]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
