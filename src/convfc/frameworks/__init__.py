@@ -1,0 +1,1 @@
+"""One room per framework; a room imports its framework, importing this package imports none."""

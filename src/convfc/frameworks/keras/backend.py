@@ -1,0 +1,109 @@
+"""Choose the backend on which Keras computes, and the precision in which it does."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+
+from convfc.errors import DtypeError, MissingDependencyError, RunError
+
+__all__ = ["BACKENDS", "DTYPES", "choose_backend", "precision"]
+
+BACKENDS = ("jax", "torch", "tensorflow")
+DTYPES = ("float32", "float64")
+
+_INSTALL = {
+    "keras": "pip install 'convfc[paper]'",
+    "jax": "pip install 'convfc[paper]'",
+    "torch": "pip install torch",
+    "tensorflow": "pip install tensorflow",
+}
+
+
+def choose_backend(name: str) -> None:
+    """Make Keras compute on this backend, in this process, from its first import on.
+
+    Parameters
+    ----------
+    name : {"jax", "torch", "tensorflow"}
+        The backend.
+
+    Raises
+    ------
+    RunError
+        The name is none of the three, or Keras is already imported with another backend.
+    MissingDependencyError
+        Keras or the backend is not installed.
+    """
+    if name not in BACKENDS:
+        raise RunError("unknown backend", where="backend", expected=" or ".join(BACKENDS), got=name)
+    for package in ("keras", name):
+        if package not in sys.modules and importlib.util.find_spec(package) is None:
+            raise MissingDependencyError(
+                f"{package} is not installed, and the backend {name} needs it",
+                where="backend",
+                remedy=_INSTALL[package],
+            )
+    if "keras" not in sys.modules:
+        os.environ["KERAS_BACKEND"] = name
+        # TensorFlow greets every start with lines about the machine's processor and missing GPU.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import keras
+
+    if keras.config.backend() != name:
+        raise RunError(
+            "Keras was imported with another backend, which cannot change within a process",
+            where="backend",
+            expected=name,
+            got=keras.config.backend(),
+            remedy="start a new process, or set KERAS_BACKEND before the first import of keras",
+        )
+
+
+@contextlib.contextmanager
+def precision(dtype: str) -> Iterator[None]:
+    """Let Keras, and JAX under it, compute in this dtype; restore the former state at the end.
+
+    JAX knows no float64 unless told so for the whole process, and a model built in one state must
+    not be used in the other, so everything of one precision belongs inside one ``with``.
+
+    Parameters
+    ----------
+    dtype : {"float32", "float64"}
+        The precision of weights, activations, losses and optimizer state.
+
+    Raises
+    ------
+    DtypeError
+        The dtype is neither of the two.
+    """
+    if dtype not in DTYPES:
+        raise DtypeError(
+            "unknown precision", where="dtype", expected=" or ".join(DTYPES), got=dtype
+        )
+    import keras
+
+    floatx, policy = keras.config.floatx(), keras.config.dtype_policy()
+    restore_jax = _enable_x64(dtype == "float64") if keras.config.backend() == "jax" else None
+    keras.config.set_floatx(dtype)
+    # The default policy is remembered from the first layer on, so floatx alone would not change it.
+    keras.config.set_dtype_policy(dtype)
+    try:
+        yield
+    finally:
+        keras.config.set_floatx(floatx)
+        keras.config.set_dtype_policy(policy)
+        if restore_jax is not None:
+            _enable_x64(restore_jax)
+
+
+def _enable_x64(on: bool) -> bool:
+    """Switch JAX's 64-bit types on or off, and return what they were."""
+    import jax
+
+    former = bool(jax.config.jax_enable_x64)
+    jax.config.update("jax_enable_x64", on)  # type: ignore[no-untyped-call]
+    return former

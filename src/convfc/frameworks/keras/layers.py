@@ -1,0 +1,133 @@
+"""Keras layers of the FC form, written with ``keras.ops``: the same on every backend."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from convfc.errors import ShapeError
+from convfc.geometry import ConvGeometry
+from convfc.indexmap import index_map
+
+__all__ = ["Im2Col"]
+
+
+@keras.saving.register_keras_serializable(package="convfc")
+class Im2Col(keras.layers.Layer):  # type: ignore[misc]
+    """Algorithm 1, steps 1 and 2, inside the graph: a feature map becomes its patch matrix M.
+
+    The layer has no weights and only moves elements, so M holds the bits of the input. A
+    ``Dense(f, use_bias=False)`` behind it is the CONV layer of this geometry (Ma & Lu 2017,
+    Section 4), one row of M per output position.
+
+    Parameters
+    ----------
+    geometry : ConvGeometry or mapping
+        The convolution; a mapping of its arguments is what a saved model holds.
+    data_format : {"channels_last", "channels_first"}, optional
+        The layout of the input: ``(b, *spatial, c)`` or ``(b, c, *spatial)``; Keras's own setting
+        when left out. M is ``(b, L, groups * k)`` in both cases, with taps in the order
+        ``(*kernel, c)``.
+    **kwargs
+        Those of every Keras layer.
+
+    Raises
+    ------
+    ShapeError
+        The input has another rank or channel count than the geometry, or an unknown spatial size.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from convfc import ConvGeometry
+    >>> layer = Im2Col(ConvGeometry.valid(1, 8, (2, 2), stride=2), data_format="channels_last")
+    >>> M = layer(np.arange(16, dtype="float32").reshape(1, 4, 4, 1))
+    >>> keras.ops.convert_to_numpy(M)[0, 1].tolist()
+    [2.0, 3.0, 6.0, 7.0]
+    """
+
+    def __init__(
+        self,
+        geometry: ConvGeometry | Mapping[str, Any],
+        data_format: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if not isinstance(geometry, ConvGeometry):
+            geometry = ConvGeometry(**geometry)
+        self.geometry = geometry
+        self.data_format = keras.config.image_data_format() if data_format is None else data_format
+        if self.data_format not in ("channels_last", "channels_first"):
+            raise ShapeError(
+                "unknown layout",
+                where="data_format",
+                expected="channels_last or channels_first",
+                got=data_format,
+            )
+        self._elements: np.ndarray[Any, np.dtype[np.int32]] | None = None
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Compute the index map of this input size."""
+        flat = index_map(self.geometry, self._spatial(input_shape)).flat()
+        elements = math.prod(n for n in input_shape[1:] if n is not None)
+        # The element behind the last one is the zero that padding reads.
+        self._elements = np.where(flat < 0, elements, flat).astype("int32")
+        self._reads_padding = bool((flat < 0).any())
+        self.built = True
+
+    def call(self, inputs: Any) -> Any:
+        """Return the patch matrix M, ``(b, L, groups * k)``, of the inputs."""
+        ops = keras.ops
+        if self.data_format == "channels_first":
+            inputs = ops.moveaxis(inputs, 1, -1)
+        elements = self._elements
+        assert elements is not None, "Keras calls build first"  # noqa: S101
+        flat = ops.reshape(inputs, (-1, math.prod(inputs.shape[1:])))
+        if self._reads_padding:
+            flat = ops.pad(flat, ((0, 0), (0, 1)))
+        return ops.reshape(ops.take(flat, elements.reshape(-1), axis=1), (-1, *elements.shape))
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """Return ``(b, L, groups * k)``."""
+        _, rows, columns = self.geometry.patch_matrix_shape(1, self._spatial(input_shape))
+        return input_shape[0], rows, columns
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the layer's arguments as plain JSON values."""
+        geometry = {
+            field.name: _plain(getattr(self.geometry, field.name))
+            for field in dataclasses.fields(self.geometry)
+            if field.init
+        }
+        return {**super().get_config(), "geometry": geometry, "data_format": self.data_format}
+
+    def _spatial(self, input_shape: tuple[int | None, ...]) -> tuple[int, ...]:
+        """Return the input's spatial size, after checking the shape against the geometry."""
+        first = self.data_format == "channels_first"
+        channels = input_shape[1] if first else input_shape[-1]
+        spatial = input_shape[2:] if first else input_shape[1:-1]
+        known = tuple(n for n in spatial if n is not None)
+        if (
+            len(input_shape) != self.geometry.spatial_ndim + 2
+            or channels != self.geometry.in_channels
+            or len(known) != len(spatial)
+        ):
+            raise ShapeError(
+                "the input does not fit the geometry",
+                where=f"layer {self.name}",
+                expected=f"{self.geometry.spatial_ndim} known spatial axes and "
+                f"{self.geometry.in_channels} channels, {self.data_format}",
+                got=tuple(input_shape),
+                remedy="give keras.Input its full size, or set data_format",
+            )
+        return known
+
+
+def _plain(value: Any) -> Any:
+    """Return nested tuples as the nested lists that JSON gives back."""
+    return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value

