@@ -1,0 +1,24 @@
+"""Settings and fixtures for the whole suite."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import HealthCheck, settings
+from libraries import LIBRARIES
+
+if TYPE_CHECKING:
+    from libraries import Library
+
+# The default run draws the same examples every time; `--hypothesis-profile=deep` searches for new ones.
+shared = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("ci", max_examples=60, derandomize=True, **shared)
+settings.register_profile("deep", max_examples=2000, **shared)
+settings.load_profile("ci")
+
+
+@pytest.fixture(params=LIBRARIES, ids=str)
+def library(request: pytest.FixtureRequest) -> Library:
+    """Each array library in turn, with a read-only NumPy among them."""
+    return request.param

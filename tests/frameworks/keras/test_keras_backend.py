@@ -1,0 +1,91 @@
+"""Choosing Keras's backend and precision; and the layer's tests on the other two backends."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from convfc.errors import DtypeError, MissingDependencyError, RunError
+from convfc.frameworks.keras import backend
+from convfc.frameworks.keras.backend import BACKENDS, choose_backend, precision
+
+HERE = pathlib.Path(__file__).parent
+CURRENT = keras.config.backend()
+OTHERS = [name for name in BACKENDS if name != CURRENT]
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_layer_on_the_other_backends(name: str) -> None:
+    if importlib.util.find_spec(name) is None:
+        pytest.skip(f"{name} is not installed")
+    tests = subprocess.run(  # noqa: S603
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_keras_layers.py"],
+        cwd=HERE,
+        env={**os.environ, "KERAS_BACKEND": name, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert tests.returncode == 0, tests.stdout[-3000:] + tests.stderr[-3000:]
+    assert " passed" in tests.stdout
+    assert "skipped" not in tests.stdout
+
+
+def test_the_chosen_backend_is_the_one_that_runs() -> None:
+    choose_backend(CURRENT)
+    assert keras.config.backend() == CURRENT
+
+
+def test_unknown_backend_is_refused() -> None:
+    with pytest.raises(RunError, match="expected jax or torch or tensorflow; got numpy"):
+        choose_backend("numpy")
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_backend_cannot_change_within_a_process(name: str) -> None:
+    if importlib.util.find_spec(name) is None:
+        pytest.skip(f"{name} is not installed")
+    before = os.environ.get("KERAS_BACKEND")
+    with pytest.raises(RunError, match=f"expected {name}; got {CURRENT}. Remedy: start a new proc"):
+        choose_backend(name)
+    assert os.environ.get("KERAS_BACKEND") == before
+
+
+def test_missing_backend_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, CURRENT)
+    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingDependencyError, match=f"{CURRENT} is not installed.*pip install"):
+        choose_backend(CURRENT)
+
+
+def test_precision_holds_inside_and_ends_outside() -> None:
+    with precision("float64"):
+        inside = keras.layers.Dense(2, use_bias=False)
+        output = keras.ops.convert_to_numpy(inside(np.full((1, 1), 1 / 3)))
+        assert keras.config.floatx() == "float64"
+        with precision("float32"):
+            assert keras.layers.Dense(2).compute_dtype == "float32"
+        assert keras.layers.Dense(2).compute_dtype == "float64"
+    assert output.dtype == np.float64
+    assert keras.config.floatx() == "float32"
+    assert keras.layers.Dense(2).compute_dtype == "float32"
+    assert keras.ops.convert_to_numpy(keras.ops.ones(1)).dtype == np.float32
+
+
+def test_precision_ends_after_an_error() -> None:
+    with pytest.raises(KeyError, match="inner"), precision("float64"):
+        raise KeyError("inner")
+    assert keras.config.floatx() == "float32"
+
+
+def test_unknown_precision_is_refused() -> None:
+    with pytest.raises(DtypeError, match="expected float32 or float64; got float16"), precision("float16"):
+        pass

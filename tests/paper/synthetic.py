@@ -1,0 +1,142 @@
+"""A run's folder made of random numbers: the files of a finished run without the training."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from convfc.paper.runs import Settings
+
+DEAD = {
+    "outputs": 784,
+    "dead_at_start": 1,
+    "dead_at_end": 730,
+    "wrongly_dead": 551,
+    "val_loss": 0.08,
+    "val_loss_of_dead": 0.06,
+    "val_loss_of_zeros": 0.11,
+    "val_loss_of_mean_image": 0.07,
+}
+
+
+def make_run(
+    folder: pathlib.Path,
+    *,
+    optimizers: Sequence[str] = ("sgd", "adam"),
+    epochs: int = 8,
+    control: bool = True,
+    control_difference: float = 0.0,
+    companion: bool = True,
+    float64_rounding: float = 2.0**-53,
+    cost: bool = True,
+) -> pathlib.Path:
+    """Write a finished run with ``epochs`` epochs; what is left out is absent, not empty."""
+    random = np.random.default_rng(7)
+    start = random.uniform(-0.6, 0.6, (16, 128)).astype(np.float32)
+    results: dict[str, Any] = {
+        "epochs": epochs,
+        "dtype": "float32",
+        "backend": "jax",
+        "seed": 3,
+        "versions": {"python": "3.11.7", "keras": "3.15.0"},
+        "machine": {"processor": "some CPU", "cores": 2, "system": "Linux x86_64"},
+        "dead_outputs": {optimizer: dict(DEAD) for optimizer in optimizers},
+    }
+    trained = [("float32", optimizer, epochs) for optimizer in optimizers]
+    if companion:
+        trained.append(("float64", "adam", max(1, epochs // 4)))
+        results["float64"] = {}
+    for dtype, optimizer, length in trained:
+        unit = float64_rounding if dtype == "float64" else 2.0**-24
+        noise = unit * (1e4 if optimizer == "adam" else 1)
+        steps = random.normal(0, 1e-2, (length, 16, 128))
+        steps_apart = noise * random.normal(0, 1, (length, 16, 128))
+        control_apart = np.full((length, 16, 128), control_difference)
+        pairs = {"cnn": steps, "fc": steps + steps_apart}
+        if control and dtype == "float32":
+            pairs["control"] = steps + steps_apart + control_apart
+        for network, moves in pairs.items():
+            walk = np.concatenate([start[None], start + np.cumsum(moves, axis=0)])
+            losses = 0.1 * np.exp(-np.arange(1, length + 1) / 5) + 0.05
+            write_network(folder, f"{dtype}-{optimizer}-{network}", walk.astype(dtype), losses)
+        pair_results = {
+            name: {
+                "output_difference_mean": float(random.uniform(1, 9) * noise),
+                "output_difference_printed": float(random.uniform(1, 9) * noise / 30),
+                "weight_difference": float(random.uniform(1, 9) * noise),
+                "max_loss_difference": float(random.uniform(1, 9) * noise / 100),
+            }
+            for name in ("fc",)
+        }
+        if dtype == "float64":
+            pair_results["fc"]["epochs"] = length
+            results["float64"][optimizer] = pair_results
+            continue
+        if control:
+            pair_results["control"] = dict.fromkeys(pair_results["fc"], control_difference)
+        results[optimizer] = pair_results
+    settings = Settings(
+        name=folder.name,
+        epochs=epochs,
+        float64_epochs=max(1, epochs // 4) if companion else 0,
+        optimizers=tuple(optimizers),
+        seed=3,
+    )
+    write_json(folder / "settings.json", settings.as_json())
+    write_json(folder / "results.json", results)
+    if cost:
+        write_json(folder / "cost.json", synthetic_cost())
+    return folder
+
+
+def write_network(
+    folder: pathlib.Path, name: str, walk: np.ndarray[Any, Any], losses: np.ndarray[Any, Any]
+) -> None:
+    place = folder / "networks" / name
+    place.mkdir(parents=True)
+    np.savez(place / "first_layer.npz", weights=walk)
+    lines = [f"{n},{loss!r},{loss + 0.01!r},0.5" for n, loss in enumerate(losses.tolist(), 1)]
+    text = "\n".join(["epoch,loss,val_loss,seconds", *lines]) + "\n"
+    (place / "history.csv").write_text(text, encoding="utf-8")
+
+
+def write_json(path: pathlib.Path, content: object) -> None:
+    path.write_text(json.dumps(content, indent=2), encoding="utf-8")
+
+
+def synthetic_cost() -> dict[str, Any]:
+    """Costs with a method absent, a figure null, and a peak of memory that cannot be."""
+
+    def row(name: str, value: int) -> dict[str, Any]:
+        sizes = {"batch": 16, "image": 28, "channels": 1, "filters": 128, "kernel": 4, "stride": 2}
+        sizes[name] = value
+        positions = ((sizes["image"] - sizes["kernel"]) // sizes["stride"] + 1) ** 2
+        size = sizes["batch"] * positions * sizes["kernel"] ** 2 * 4
+        work = size / 1e9
+        return {
+            "value": value,
+            **sizes,
+            "methods": {
+                "direct sliding": {"seconds": 20 * work, "peak_bytes": size},
+                "product": {"seconds": 2 * work, "peak_bytes": 9 * size},
+                "product in row blocks": {"seconds": 2.5 * work, "peak_bytes": 3 * size},
+                "native": {"seconds": work, "peak_bytes": 2 * size},
+            },
+            "patch_matrix_bytes": size,
+            "input_bytes": sizes["batch"] * sizes["image"] ** 2 * 4,
+            "output_bytes": size // 2,
+        }
+
+    axes = {
+        "image": [row("image", value) for value in (28, 56, 112)],
+        "kernel": [row("kernel", value) for value in (2, 4, 8)],
+        "batch": [row("batch", value) for value in (1, 16, 128)],
+    }
+    del axes["image"][-1]["methods"]["direct sliding"]
+    axes["batch"][-1]["methods"]["product"] = {"seconds": None, "peak_bytes": None}
+    axes["kernel"][0]["methods"]["native"]["peak_bytes"] = 16  # less than the output: impossible
+    return {"machine": "a machine of the tests", "axes": axes}

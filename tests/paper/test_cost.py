@@ -1,0 +1,214 @@
+"""The four ways to compute a layer compute it, and what is measured of them is what they take."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+from typing import Any
+
+import numpy as np
+import oracle
+import pytest
+
+from convfc import ConvGeometry
+from convfc.errors import RunError
+from convfc.paper import cost
+
+MEGABYTE = 2**20
+TINY = {
+    "layer": {"batch": 2, "image": 8, "channels": 2, "filters": 3, "kernel": 3, "stride": 1},
+    "series": {"image": [6, 9], "kernel": [2], "batch": [1]},
+    "rounds": 3,
+    "seconds": 0.0,
+}
+LAYERS = [
+    {"batch": 2, "image": 7, "channels": 3, "filters": 4, "kernel": 3, "stride": 1},
+    {"batch": 3, "image": 9, "channels": 1, "filters": 5, "kernel": 4, "stride": 2},
+    {"batch": 1, "image": 5, "channels": 2, "filters": 1, "kernel": 1, "stride": 3},
+]
+
+
+def layer_id(layer: dict[str, int]) -> str:
+    return "-".join(f"{name[0]}{size}" for name, size in layer.items())
+
+
+def arrays(layer: dict[str, int]) -> tuple[np.ndarray, np.ndarray, ConvGeometry]:
+    kernel = (layer["kernel"],) * 2
+    geometry = ConvGeometry.valid(
+        layer["channels"], layer["filters"], kernel, stride=layer["stride"]
+    )
+    random = np.random.default_rng(5)
+    shape = (layer["batch"], layer["image"], layer["image"], layer["channels"])
+    x = random.integers(-8, 9, shape).astype(np.float32)
+    filters = random.integers(-8, 9, geometry.filters_shape).astype(np.float32)
+    return x, filters, geometry
+
+
+@pytest.mark.parametrize("name", cost.WAYS)
+@pytest.mark.parametrize("layer", LAYERS, ids=layer_id)
+def test_every_way_computes_the_layer(layer: dict[str, int], name: str) -> None:
+    x, filters, geometry = arrays(layer)
+    found = np.asarray(cost._ways(x, filters, geometry)[name]())
+    np.testing.assert_array_equal(found, oracle.conv(x, filters, geometry))
+
+
+@pytest.mark.parametrize("name", cost.WAYS)
+def test_a_way_that_computes_another_layer_is_not_measured(name: str) -> None:
+    x, filters, geometry = arrays(LAYERS[0])
+    ways = cost._ways(x, filters, geometry)
+    right = ways[name]
+    # Larger than any rounding error; of the product itself, to which the others are compared.
+    ways[name] = lambda: np.asarray(right()) + 1
+    where = "direct sliding" if name == "product" else name
+    message = (
+        rf"^{where}: this way does not compute the layer; expected the product M K; got a diff"
+    )
+    with pytest.raises(RunError, match=message):
+        cost._check(ways, x, filters, geometry)
+
+
+def test_the_ways_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    calls = []
+    durations = {"a": iter([5.0, 1.0, 2.0]), "b": iter([1.0, 7.0, 9.0])}
+
+    def way(name: str) -> None:
+        nonlocal now
+        calls.append(name)
+        now += next(durations[name])
+
+    monkeypatch.setattr(cost.time, "perf_counter", lambda: now)
+    ways = {name: lambda name=name: way(name) for name in durations}
+    times = cost.take_turns(ways, rounds=3, seconds=0.0)
+    assert times == {"a": [5.0, 1.0, 2.0], "b": [1.0, 7.0, 9.0]}
+    assert calls == ["a", "b"] * 3
+
+
+def test_rounds_go_on_until_the_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def way() -> None:
+        nonlocal now
+        now += 1.0
+
+    monkeypatch.setattr(cost.time, "perf_counter", lambda: now)
+    assert len(cost.take_turns({"way": way}, rounds=3, seconds=7.5)["way"]) == 8
+    assert len(cost.take_turns({"way": way}, rounds=3, seconds=1e9)["way"]) == cost.MOST_ROUNDS
+    assert len(cost.take_turns({"way": way}, rounds=99, seconds=0.0)["way"]) == 99
+
+
+def test_a_layer_has_the_median_of_its_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    def times(ways: cost.Ways, *, rounds: int, seconds: float) -> dict[str, list[float]]:
+        del rounds, seconds
+        return {name: [9.0, number, number + 0.5] for number, name in enumerate(ways)}
+
+    monkeypatch.setattr(cost, "take_turns", times)
+    methods = cost._measure_layer(TINY["layer"], rounds=3, seconds=0.0)["methods"]
+    assert [methods[name]["seconds"] for name in cost.WAYS] == [0.5, 1.5, 2.5, 3.5]
+
+
+@pytest.mark.skipif(not cost._has_high_water_mark(), reason="no resettable VmHWM on this system")
+@pytest.mark.parametrize("megabytes", [8, 64])
+def test_the_peak_is_what_a_call_takes_at_its_highest(megabytes: int) -> None:
+    def call() -> np.ndarray:
+        np.ones(megabytes * MEGABYTE, np.uint8)  # freed before the call ends, and still counted
+        return np.ones(MEGABYTE, np.uint8)
+
+    call()
+    for _ in range(2):  # memory that the first call freed hides nothing of the second
+        peak = cost._peak_bytes(call, native=False)
+        assert peak is not None
+        assert abs(peak - megabytes * MEGABYTE) < 2 * MEGABYTE
+
+
+def test_without_a_high_water_mark_numpy_is_traced_and_the_native_way_left_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    monkeypatch.setattr(cost, "_RESET", tmp_path / "no" / "clear_refs")
+    assert not cost._has_high_water_mark()
+
+    def call() -> np.ndarray:
+        np.ones(8 * MEGABYTE, np.uint8)
+        return np.ones(MEGABYTE, np.uint8)
+
+    assert cost._peak_bytes(call, native=True) is None
+    peak = cost._peak_bytes(call, native=False)
+    assert peak is not None
+    assert 8 * MEGABYTE <= peak < 9 * MEGABYTE
+
+
+@pytest.mark.skipif(not cost._has_high_water_mark(), reason="no resettable VmHWM on this system")
+def test_the_product_holds_m_and_row_blocks_do_not() -> None:
+    layer = {"batch": 4, "image": 64, "channels": 16, "filters": 4, "kernel": 5, "stride": 1}
+    row = cost._measure_layer(layer, rounds=1, seconds=0.0)
+    peaks = {name: measured["peak_bytes"] for name, measured in row["methods"].items()}
+    assert row["patch_matrix_bytes"] == 4 * 60 * 60 * 5 * 5 * 16 * 4
+    assert row["input_bytes"] == 4 * 64 * 64 * 16 * 4
+    assert row["output_bytes"] == 4 * 60 * 60 * 4 * 4
+    m_and_output = row["patch_matrix_bytes"] + row["output_bytes"]
+    assert abs(peaks["product"] - m_and_output) < 0.1 * m_and_output
+    assert peaks["product in row blocks"] < 0.5 * row["patch_matrix_bytes"]
+    assert peaks["direct sliding"] < 0.5 * row["patch_matrix_bytes"]
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.setattr(cost, "QUICK", TINY)
+    return TINY
+
+
+def test_write_cost_measures_in_a_process_of_its_own(
+    tmp_path: pathlib.Path, tiny: dict[str, Any]
+) -> None:
+    lines: list[str] = []
+    cost.write_cost(tmp_path, quick=True, progress=lines.append)
+    assert [path.name for path in tmp_path.iterdir()] == ["cost.json"]
+    found = json.loads((tmp_path / "cost.json").read_text(encoding="utf-8"))
+    assert lines == [
+        "cost of the product form: image 6 (1 of 4)",
+        "cost of the product form: image 9 (2 of 4)",
+        "cost of the product form: kernel 2 (3 of 4)",
+        "cost of the product form: batch 1 (4 of 4)",
+    ]
+    assert {name: [row["value"] for row in rows] for name, rows in found["axes"].items()} == tiny[
+        "series"
+    ]
+    for name, rows in found["axes"].items():
+        for row in rows:
+            assert {key: row[key] for key in tiny["layer"]} == {**tiny["layer"], name: row["value"]}
+            assert tuple(row["methods"]) == cost.WAYS
+            assert all(measured["seconds"] > 0 for measured in row["methods"].values())
+    assert set(found["machine"]) == {"processor", "cores", "system", "byte_order"}
+    assert re.search("resident set|tracemalloc", found["memory_method"])
+
+
+def test_a_failed_measurement_says_why_and_leaves_no_file(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, tiny: dict[str, Any]
+) -> None:
+    # A kernel of 10 on an image of 8: the layer does not exist.
+    monkeypatch.setattr(cost, "QUICK", {**tiny, "series": {"kernel": [10]}})
+    message = r"measuring the cost .* failed; .*got exit code 1: .*GeometryError: .*kernel"
+    with pytest.raises(RunError, match=message):
+        cost.write_cost(tmp_path, quick=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interruption_ends_the_measuring_process(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, tiny: dict[str, Any]
+) -> None:
+    started = []
+    popen = cost.subprocess.Popen
+
+    def remember(*arguments: Any, **options: Any) -> Any:
+        started.append(popen(*arguments, **options))
+        return started[-1]
+
+    def interrupt(line: str) -> None:
+        raise KeyboardInterrupt(line)
+
+    monkeypatch.setattr(cost.subprocess, "Popen", remember)
+    with pytest.raises(KeyboardInterrupt, match="image 6"):
+        cost.write_cost(tmp_path, quick=True, progress=interrupt)
+    assert started[0].poll() is not None
+    assert list(tmp_path.iterdir()) == []

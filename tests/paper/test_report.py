@@ -1,0 +1,310 @@
+"""The report says what the run's files say, alone and in one file."""
+
+from __future__ import annotations
+
+import base64
+import html.parser
+import json
+import pathlib
+import re
+import shutil
+from typing import Any
+
+import numpy as np
+import pytest
+from synthetic import DEAD, make_run, write_json
+
+from convfc.errors import RunError
+from convfc.paper.findings import PAPER, command, find
+from convfc.paper.record import read_record
+from convfc.paper.report import number, report_text, write_report
+from convfc.paper.runs import Settings
+
+QUANTITIES = (
+    "output_difference_mean",
+    "output_difference_printed",
+    "weight_difference",
+    "max_loss_difference",
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A run with every optional part, and its report."""
+    folder = make_run(tmp_path_factory.mktemp("report") / "run")
+    assert write_report(folder) == folder / "report.html"
+    return folder
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A run without any optional part: SGD alone, no control, float64 or cost; and its report."""
+    folder = tmp_path_factory.mktemp("report") / "small"
+    make_run(folder, optimizers=["sgd"], epochs=1, control=False, companion=False, cost=False)
+    results = json.loads((folder / "results.json").read_text())
+    del results["dead_outputs"]
+    write_json(folder / "results.json", results)
+    write_report(folder)
+    return folder
+
+
+def text_of(folder: pathlib.Path) -> str:
+    return (folder / "report.md").read_text(encoding="utf-8")
+
+
+class Page(html.parser.HTMLParser):
+    """Collects the elements of a page, their attributes, and the text."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed((folder / "report.html").read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.mark.parametrize("name", ["run", "small"])
+def test_page_loads_nothing(name: str, request: pytest.FixtureRequest) -> None:
+    page = Page(request.getfixturevalue(name))
+    loading = [
+        (tag, key, value or "")
+        for tag, attributes in page.elements
+        for key, value in attributes.items()
+        if key in {"src", "srcset", "href", "data", "action", "poster"}
+    ]
+    assert loading
+    for tag, key, value in loading:
+        if tag == "a":
+            assert value.startswith("https://arxiv.org/")
+        else:
+            assert (tag, key) == ("img", "src")
+            assert value.startswith("data:image/svg+xml;base64,")
+    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.elements}
+    assert not re.search(r"@import|url\(", page.text)
+
+
+@pytest.mark.parametrize("name", ["run", "small"])
+def test_page_shows_the_drawings_of_the_folder(name: str, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue(name)
+    named = re.findall(r"!\[([^\]]+)\]\((figures/[\w-]+)\.png\)", text_of(folder))
+    shown = [attributes for tag, attributes in Page(folder).elements if tag == "img"]
+    assert [attributes["alt"] for attributes in shown] == [alt for alt, _ in named]
+    for attributes, (_, figure) in zip(shown, named, strict=True):
+        drawing = base64.b64decode((attributes["src"] or "").partition(",")[2])
+        assert drawing == (folder / f"{figure}.svg").read_bytes()
+        assert (folder / f"{figure}.png").read_bytes().startswith(b"\x89PNG\r\n")
+    files = {path.name for path in (folder / "figures").iterdir()}
+    expected = {f"{figure}.{kind}" for _, figure in named for kind in ("png", "svg")}
+    assert files == {pathlib.PurePath(name).name for name in expected}
+
+
+def test_all_figures_of_the_paper_and_ours_are_there(run: pathlib.Path) -> None:
+    names = ("06", "07", "08", "09", "10", "difference", "cost")
+    assert {path.stem for path in (run / "figures").iterdir()} == {f"figure-{n}" for n in names}
+
+
+@pytest.mark.parametrize("name", ["run", "small"])
+def test_page_has_the_words_of_the_markdown(name: str, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue(name)
+    page = " ".join(Page(folder).text.replace("*", "").split())
+    marks = r"!\[.*|\[([^\]]*)\]\([^)]*\)|```|[#*`]|^\|[-:|]+$|\||^- "
+    text = re.sub(marks, r"\1", text_of(folder), flags=re.MULTILINE)
+    for line in filter(None, map(str.strip, text.splitlines())):
+        assert " ".join(line.split()) in page
+
+
+def table_row(text: str, start: str) -> list[str]:
+    (line,) = (line for line in text.splitlines() if line.startswith(f"| {start} |"))
+    return [cell.strip() for cell in line.strip("|").split("|")][1:]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("quantity", QUANTITIES)
+def test_table_has_the_papers_and_the_measured_numbers(
+    run: pathlib.Path, optimizer: str, quantity: str
+) -> None:
+    titles = dict(
+        zip(
+            QUANTITIES,
+            (
+                "outputs, mean of ‖V_n − U_n‖_F (authors' program)",
+                "outputs, (1/1000)‖V − U‖_F (as printed)",
+                "weights, ‖W_cnn − W_fc‖_F",
+                "largest difference of a loss",
+            ),
+            strict=True,
+        )
+    )
+    label = {"sgd": "SGD", "adam": "Adam"}[optimizer]
+    results = json.loads((run / "results.json").read_text())[optimizer]
+    paper, measured, control = table_row(text_of(run), f"{label}: {titles[quantity]}")
+    assert paper == PAPER[optimizer].get(quantity, "–")
+    assert float(measured) == float(f"{results['fc'][quantity]:.3g}")
+    assert control == "0"
+
+
+def test_shorter_run_is_not_sold_as_the_papers(run: pathlib.Path) -> None:
+    assert "| paper, 400 epochs | measured, 8 epochs |" in text_of(run)
+    assert "This run has 8 epochs and the paper 400" in text_of(run)
+
+
+def test_control_of_zero_and_fine_float64_decide_the_question(run: pathlib.Path) -> None:
+    text = text_of(run)
+    assert "It differs from the FC network by exactly 0, after every epoch, with both optim" in text
+    assert "It is the order of rounding, enlarged by Adam's division" in text
+    assert "does not decide it" not in text
+
+
+def test_control_that_is_not_zero_changes_the_text(tmp_path: pathlib.Path) -> None:
+    folder = make_run(tmp_path / "run", control_difference=1e-3, cost=False)
+    text = report_text(read_record(folder))
+    largest = find(read_record(folder))["control"]["largest"]
+    assert "exactly 0 in every number" not in text
+    assert "**The control is not exactly 0 here.**" in text
+    assert f"{number(largest['sgd'])} with SGD and {number(largest['adam'])} with Adam" in text
+    assert "this run shows: no control of exactly 0;" in text
+    assert "All three are needed, so this run alone does not decide it." in text
+    assert "It is the order of rounding, enlarged" not in text
+
+
+def test_gap_that_stays_in_float64_changes_the_text(tmp_path: pathlib.Path) -> None:
+    folder = make_run(tmp_path / "run", float64_rounding=2.0**-24, cost=False)
+    text = report_text(read_record(folder))
+    assert "so rounding alone does not explain it" in text
+    assert "no such small gap in float64" in text
+    assert "It is the order of rounding, enlarged" not in text
+
+
+def test_run_without_optional_parts_leaves_them_out(small: pathlib.Path) -> None:
+    text = text_of(small)
+    assert "which this run did not train" in text
+    assert "was not trained in this run, so it says nothing here" in text
+    for absent in (
+        "Conclusion",
+        "More efficient",
+        "Adam:",
+        "float64:",
+        "final ReLU",
+        "None",
+        "nan",
+    ):
+        assert absent not in text.replace("(None,", "")
+
+
+def test_results_after_one_epoch_count_in_the_singular(small: pathlib.Path) -> None:
+    assert "after 1 epoch the first layers" in text_of(small)
+
+
+def test_same_run_gives_the_same_bytes(run: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    again = tmp_path / "run"
+    shutil.copytree(run, again)
+    for path in (again / "report.md", again / "report.html"):
+        path.unlink()
+    shutil.rmtree(again / "figures")
+    write_report(again)
+    written = [path.relative_to(run) for path in sorted(run.rglob("*")) if path.is_file()]
+    assert [p.relative_to(again) for p in sorted(again.rglob("*")) if p.is_file()] == written
+    for path in written:
+        assert (again / path).read_bytes() == (run / path).read_bytes(), path
+
+
+@pytest.mark.parametrize(
+    ("loss", "verdict"),
+    [
+        (0.12, "worse than always answering 0"),
+        (0.08, "better than always answering 0, but worse than always answering the mean"),
+        (0.06, "better than always answering the mean training image"),
+    ],
+)
+def test_loss_is_judged_by_constant_answers(
+    loss: float, verdict: str, small: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(small, folder)
+    results = json.loads((folder / "results.json").read_text())
+    results["dead_outputs"] = {"sgd": DEAD | {"val_loss": loss}}
+    write_json(folder / "results.json", results)
+    text = report_text(read_record(folder))
+    assert f"The CNN's validation loss is {loss}, {verdict}" in text
+    assert table_row(text, "always answering the mean training image")[-1] == "0.07"
+    share = round(100 * DEAD["val_loss_of_dead"] / loss)
+    assert f"The dead outputs make up {share} % of the validation loss." in text
+    assert "For 179 of them 0 is right" in text
+
+
+def test_costs_are_ratios_of_what_was_measured(run: pathlib.Path) -> None:
+    cost = find(read_record(run))["cost"]
+    assert cost["points"] == 9
+    assert cost["time"]["direct"] == pytest.approx({"least": 0.1, "median": 0.1, "most": 0.1})
+    assert cost["memory"]["native"] == pytest.approx({"least": 4.5, "median": 4.5, "most": 4.5})
+    text = text_of(run)
+    assert "takes 0.1 times as long. It is more efficient at every size." in text
+    assert "2 times as long. The native layer is faster at every size." in text
+
+
+def changed(**settings: Any) -> Settings:
+    return Settings(**{"name": "a-run", **settings})
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (changed(), "convfc reproduce"),
+        (changed(epochs=400, float64_epochs=100), "convfc reproduce --paper"),
+        (
+            changed(epochs=3, optimizers=("adam",), float64_epochs=0, seed=5),
+            "convfc reproduce --epochs 3 --optimizer adam --seed 5 --no-companion",
+        ),
+        (
+            changed(dtype="float64", float64_epochs=0, backend="torch", data="mnist"),
+            "convfc reproduce --backend torch --dtype float64 --data mnist",
+        ),
+        (changed(optimizers=("sgd",), float64_epochs=0), "convfc reproduce --optimizer sgd"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "settings",
+)
+def test_command_repeats_the_settings(
+    settings: Settings, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from typer.testing import CliRunner
+
+    from convfc import cli
+
+    assert command(settings.as_json()) == words
+    asked: list[Settings] = []
+    monkeypatch.setattr(cli, "_reproduce", lambda console, found, *rest: asked.append(found))
+    outcome = CliRunner().invoke(cli.app, [*words.split()[1:], "--name", "a-run"])
+    assert outcome.exit_code == 0, outcome.output
+    assert asked == [settings]
+
+
+def test_unfinished_run_is_refused(small: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(small, folder)
+    (folder / "results.json").unlink()
+    with pytest.raises(RunError, match=r"results\.json: the run is not finished.*--resume"):
+        write_report(folder)
+    with pytest.raises(RunError, match=r"networks: no trained network"):
+        write_report(tmp_path)
+
+
+def test_damaged_files_are_named(small: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(small, folder)
+    network = folder / "networks" / "float32-sgd-cnn"
+    np.savez(network / "first_layer.npz", weights=np.zeros((5, 16, 128)))
+    with pytest.raises(RunError, match=r"sgd-cnn: .*do not belong together.*\(2, taps, filters\)"):
+        read_record(folder)
+    (network / "first_layer.npz").write_bytes(b"not a zip file")
+    with pytest.raises(RunError, match="sgd-cnn: not readable as a trained network"):
+        read_record(folder)
+    shutil.rmtree(folder / "networks")
+    shutil.copytree(small / "networks", folder / "networks")
+    (folder / "settings.json").write_text("{")
+    with pytest.raises(RunError, match=r"settings\.json: not readable as JSON"):
+        read_record(folder)

@@ -1,0 +1,162 @@
+"""The documents, beyond their examples: links, tables, and facts that stand twice."""
+
+from __future__ import annotations
+
+import ast
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from markdown_it import MarkdownIt
+
+import convfc
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "convfc"
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+PAGES += [page for room in ("docs", "benchmarks") for page in sorted((ROOT / room).rglob("*.md"))]
+ERRATA = ROOT / "docs" / "errata.md"
+
+
+def _relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def _links(page: Path) -> list[str]:
+    """Every target that the page links to or shows as a picture, in Markdown and in HTML."""
+    found = []
+    for block in MarkdownIt("commonmark").enable("table").parse(_text(page)):
+        for token in (block, *(block.children or [])):
+            found += [str(token.attrs[key]) for key in ("href", "src") if key in token.attrs]
+            if token.type in ("html_block", "html_inline"):
+                found += re.findall(r'(?:href|src|srcset)="([^"]+)"', token.content)
+    return found
+
+
+def _anchors(page: Path) -> set[str]:
+    """What a `#fragment` may name: explicit ids, and headings as GitHub turns them into ids."""
+    text = _text(page)
+    headings = re.findall(r"^#+ +(.+)$", text, flags=re.MULTILINE)
+    slugs = (re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings)
+    return {*slugs, *re.findall(r'<a id="([^"]+)">', text)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_relative)
+def test_relative_links_lead_somewhere(page: Path) -> None:
+    broken = []
+    for link in _links(page):
+        target, _, fragment = link.partition("#")
+        if re.match(r"[a-z]+:", target):
+            continue
+        path = page.parent / target if target else page
+        if not path.exists() or (fragment and fragment not in _anchors(path)):
+            broken.append(link)
+    assert broken == []
+
+
+def test_every_document_is_in_the_index() -> None:
+    index = ROOT / "docs" / "README.md"
+    linked = {(index.parent / link).resolve() for link in _links(index)}
+    written = {page for page in PAGES if page.parent in (ROOT, index.parent)} - {index}
+    assert written <= linked
+
+
+def _table_entries() -> dict[str, Path]:
+    row = r"^\| \[([EWP]\d+)\]\(([\w-]*(?:\.md)?)#(\w+)\) \|"
+    rows = re.findall(row, _text(ERRATA), flags=re.MULTILINE)
+    assert all(anchor == number.lower() for number, _, anchor in rows)
+    return {number: ERRATA.parent / page if page else ERRATA for number, page, _ in rows}
+
+
+def test_errata_table_and_sections_name_the_same_entries() -> None:
+    sections = {
+        number: page
+        for page in ERRATA.parent.glob("errata*.md")
+        for number in re.findall(r"^#+ ([EWP]\d+)\. ", _text(page), re.MULTILINE)
+    }
+    assert sections
+    assert _table_entries() == sections
+
+
+@pytest.mark.parametrize(("number", "page"), _table_entries().items(), ids=_table_entries())
+def test_every_erratum_has_a_demonstration(number: str, page: Path) -> None:
+    section = _text(page).split(f'<a id="{number.lower()}"></a>')[1].split("<a id=")[0]
+    assert f" {number}. " in section.splitlines()[1]
+    examples = section.split("\n>>> ")[1:]
+    shown = [e for e in examples if not e.splitlines()[-1].startswith(("...", ">>>"))]
+    assert shown, "no example with a result"
+
+
+def _house() -> list[str]:
+    """The rows of CONTRIBUTING's table of the house, from the ground up."""
+    section = _text(ROOT / "CONTRIBUTING.md").split("## The house")[1].split("\n### ")[0]
+    return re.findall(r"^\| `([\w/.]+)` \|", section, flags=re.MULTILINE)
+
+
+def _row(parts: tuple[str, ...]) -> int:
+    """The row of a module given by its parts below convfc: a file, or the room that it is in.
+
+    What is in no row is a name of ``convfc/__init__.py``, which stands above them all.
+    """
+    names = [f"{parts[0]}.py", f"{parts[0]}/"]
+    house = _house()
+    return next((row for row, entry in enumerate(house) if entry in names), len(house))
+
+
+def test_the_house_in_contributing_is_the_house_that_stands() -> None:
+    files = {path.name for path in PACKAGE.glob("*.py")} - {"__init__.py"}
+    rooms = {f"{path.parent.name}/" for path in PACKAGE.glob("*/__init__.py")}
+    assert sorted(_house()) == sorted(files | rooms)
+
+
+def _imports(path: Path) -> set[tuple[str, ...]]:
+    """What a file imports of convfc, inside functions too, each as its parts below convfc."""
+    found = set()
+    for node in ast.walk(ast.parse(_text(path))):
+        if isinstance(node, ast.ImportFrom) and node.module == "convfc":
+            found |= {f"convfc.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports in the house are absolute"
+            found.add(str(node.module))
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return {tuple(name.split(".")[1:]) for name in found if name.startswith("convfc.")}
+
+
+MODULES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=_relative)
+def test_imports_go_up_the_table_of_the_house(path: Path) -> None:
+    own = path.relative_to(PACKAGE).with_suffix("").parts
+    in_room = len(own) > 1
+    wrong = [
+        ".".join(parts)
+        for parts in _imports(path)
+        if _row(parts) > _row(own) or (_row(parts) == _row(own) and not in_room)
+    ]
+    assert wrong == []
+
+
+def test_citation_names_the_paper_and_the_version() -> None:
+    citation = yaml.safe_load(_text(ROOT / "CITATION.cff"))
+    project = tomllib.loads(_text(ROOT / "pyproject.toml"))["project"]
+    assert citation["cff-version"] == "1.2.0"
+    assert citation["type"] == "software"
+    assert citation["license"] == project["license"]
+    assert citation["version"] == project["version"] == convfc.__version__
+    (paper,) = citation["references"]
+    assert [author["family-names"] for author in paper["authors"]] == ["Ma", "Lu"]
+    assert paper["doi"] == "10.48550/arXiv.1712.01252"
+    assert paper["identifiers"][0]["value"] == "arXiv:1712.01252"
+
+
+def test_changelog_has_a_place_for_what_is_next() -> None:
+    headings = re.findall(r"^## \[(.+?)\]", _text(ROOT / "CHANGELOG.md"), flags=re.MULTILINE)
+    assert headings[0] == "Unreleased"

@@ -1,0 +1,253 @@
+"""ConvGeometry: its forms, its sizes (Eq. (5)-(7)), its constructors for the named paddings."""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError, replace
+from math import ceil, prod
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+import torch
+from cases import CASES, EXPERIMENT, FIGURE_6, Case, case
+from hypothesis import given
+from hypothesis import strategies as st
+from jax import lax
+from judges import torch_layer
+from strategies import cases
+
+from convfc import ConvGeometry, conv_as_matmul
+from convfc.errors import GeometryError
+
+
+@pytest.mark.parametrize(
+    ("padding", "expected"),
+    [
+        (0, ((0, 0), (0, 0))),
+        (2, ((2, 2), (2, 2))),
+        ((1, 0), ((1, 1), (0, 0))),
+        ([1, 0], ((1, 1), (0, 0))),
+        (((1, 0), (2, 3)), ((1, 0), (2, 3))),
+        ([[1, 0], [2, 3]], ((1, 0), (2, 3))),
+    ],
+    ids=str,
+)
+def test_padding_is_kept_as_one_low_high_pair_per_axis(padding, expected):
+    assert ConvGeometry(1, 1, (3, 2), padding=padding).padding == expected
+
+
+def test_integers_serve_every_axis_and_become_plain_tuples():
+    geometry = ConvGeometry(
+        np.int64(4), 6, [3, 2, 1], stride=2, dilation=list(np.arange(1, 4)), groups=np.int32(2)
+    )
+    assert geometry.kernel_size == (3, 2, 1)
+    assert geometry.stride == (2, 2, 2)
+    assert geometry.dilation == (1, 2, 3)
+    assert geometry.output_padding == (0, 0, 0)
+    numbers = [geometry.in_channels, geometry.groups, *geometry.kernel_size, *geometry.dilation]
+    assert {type(number) for number in numbers} == {int}
+
+
+def test_equal_geometries_are_equal_and_hash_alike_however_they_were_written():
+    one = ConvGeometry(2, 3, (3, 3), stride=2, padding=1)
+    other = ConvGeometry(2, 3, [3, 3], stride=(2, 2), padding=((1, 1), (1, 1)))
+    assert one == other
+    assert hash(one) == hash(other)
+    assert one != replace(one, flip=True)
+
+
+def test_a_geometry_is_frozen_and_replace_checks_again():
+    geometry = ConvGeometry(2, 3, (3, 3), stride=2)
+    with pytest.raises(FrozenInstanceError, match="stride"):
+        geometry.stride = (1, 1)
+    assert replace(geometry, stride=1).stride == (1, 1)
+    with pytest.raises(ValueError, match=r"stride: .*expected 1 or more; got 0"):
+        replace(geometry, stride=0)
+
+
+def test_sizes_of_the_papers_figure_6_and_experiment():
+    assert FIGURE_6.geometry.output_size((28, 28)) == (7, 7)
+    assert FIGURE_6.geometry.patch_matrix_shape(1, (28, 28)) == (1, 49, 16)
+    assert EXPERIMENT.geometry.output_size((28, 28)) == (13, 13)
+    assert EXPERIMENT.geometry.patch_matrix_shape(1000, (28, 28)) == (1000, 169, 16)
+
+
+@pytest.mark.parametrize("subject", CASES, ids=str)
+def test_properties_follow_from_their_definitions(subject: Case):
+    g = subject.geometry
+    axes = zip(g.kernel_size, g.dilation, strict=True)
+    assert g.spatial_ndim == len(subject.input_size)
+    assert g.effective_kernel_size == tuple(len(range(0, (k - 1) * d + 1)) for k, d in axes)
+    assert g.filters_shape == subject.filters_shape
+    assert g.taps == prod(subject.filters_shape[1:])
+    assert g.filter_matrix_shape == (g.taps, g.out_channels)
+
+
+@given(cases())
+def test_output_size_counts_the_places_of_the_kernel(subject: Case):
+    g, n = subject.geometry, subject.input_size
+    expected = oracle.output_size(g, n)
+    assert g.output_size(n) == expected
+    assert g.patch_matrix_shape(5, n) == (5, prod(expected), g.groups * g.taps)
+
+
+def meta_size(geometry: ConvGeometry, input_size: tuple[int, ...]) -> tuple[int, ...]:
+    """The size PyTorch gives its own layer's output, found without computing it."""
+    x = torch.empty(1, *input_size, geometry.in_channels, device="meta")
+    filters = torch.empty(geometry.filters_shape, device="meta")
+    return tuple(torch_layer(x, filters, geometry).shape[1:-1])
+
+
+@given(cases(max_ndim=3))
+def test_output_size_is_pytorchs_on_small_inputs(subject: Case):
+    assert subject.geometry.output_size(subject.input_size) == meta_size(
+        subject.geometry, subject.input_size
+    )
+
+
+@given(
+    st.integers(1, 3), st.lists(st.integers(64, 300), min_size=1, max_size=2), st.integers(1, 9),
+    st.integers(1, 7), st.integers(0, 20), st.integers(0, 20), st.integers(1, 7), st.booleans(),
+)  # fmt: skip
+def test_output_size_is_pytorchs_on_large_inputs(groups, size, k, s, low, high, d, transposed):
+    ndim = len(size)
+    geometry = ConvGeometry(
+        groups,
+        groups,
+        (k,) * ndim,
+        stride=s,
+        padding=((low, high),) * ndim,
+        dilation=d,
+        groups=groups,
+        transposed=transposed,
+    )
+    assert geometry.output_size(size) == meta_size(geometry, tuple(size))
+
+
+# The relationships of Dumoulin & Visin (2016), A guide to convolution arithmetic for deep learning.
+sizes = st.integers(1, 40)
+kernels = st.integers(1, 9)
+
+
+@given(sizes, kernels)
+def test_valid_has_input_minus_kernel_plus_one_positions(i, k):  # relationship 1
+    i += k
+    assert ConvGeometry.valid(1, 1, (k,)).output_size((i,)) == (i - k + 1,)
+
+
+@given(sizes, st.integers(0, 4))
+def test_half_keeps_the_size_of_an_odd_kernel(i, half):  # relationship 3
+    assert ConvGeometry.half(1, 1, (2 * half + 1,)).output_size((i,)) == (i,)
+
+
+@given(sizes, st.integers(1, 4))
+def test_half_of_an_even_kernel_pads_half_of_it_on_each_side(i, half):  # relationship 2
+    geometry = ConvGeometry.half(1, 1, (2 * half,))
+    assert geometry.padding == ((half, half),)
+    assert geometry.output_size((i,)) == (i + 1,)
+
+
+@given(sizes, kernels)
+def test_full_has_a_position_for_every_overlap(i, k):  # relationship 4
+    assert ConvGeometry.full(1, 1, (k,)).output_size((i,)) == (i + k - 1,)
+
+
+@given(sizes, kernels, st.integers(1, 5), st.sampled_from(["valid", "half", "full"]))
+def test_stride_keeps_every_sth_position_of_the_dense_layer(i, k, s, name):  # relationships 5, 6
+    make = getattr(ConvGeometry, name)
+    i += k
+    (dense,) = make(1, 1, (k,)).output_size((i,))
+    assert make(1, 1, (k,), stride=s).output_size((i,)) == (len(range(0, dense, s)),)
+
+
+@pytest.mark.parametrize("name", ["valid", "half", "full"])
+def test_a_dilated_kernel_is_padded_as_the_wide_kernel_it_stands_for(name):
+    make = getattr(ConvGeometry, name)
+    wide = make(2, 4, (7, 3), stride=2, groups=2)
+    dilated = make(2, 4, (4, 2), dilation=(2, 2), stride=2, groups=2)
+    assert dilated.padding == wide.padding
+    assert dilated.output_size((9, 8)) == wide.output_size((9, 8))
+    assert dilated.stride == (2, 2)
+    assert dilated.groups == 2
+
+
+@given(cases(transposed=True, flip=False))
+def test_a_transposed_layer_undoes_the_sizes_of_its_convolution(subject: Case):  # relationship 14
+    g = subject.geometry
+    if any(extra >= s for extra, s in zip(g.output_padding, g.stride, strict=True)):
+        g = replace(g, output_padding=0)
+    if any(
+        (n - 1) * s + e <= low + high
+        for n, s, e, (low, high) in zip(
+            subject.input_size, g.stride, g.effective_kernel_size, g.padding, strict=True
+        )
+    ):
+        g = replace(g, padding=0)
+    there = g.output_size(subject.input_size)
+    ordinary = replace(g, transposed=False, output_padding=0)
+    assert ordinary.output_size(there) == subject.input_size
+
+
+@pytest.mark.parametrize("odd", ["upper", "lower"])
+@given(st.lists(st.tuples(sizes, kernels, st.integers(1, 5), st.integers(1, 3)), min_size=1, max_size=3))
+def test_same_is_tensorflows_and_onnxs_rule(odd, axes):
+    size, kernel, stride, dilation = (tuple(values) for values in zip(*axes, strict=True))
+    geometry = ConvGeometry.same(
+        1, 1, kernel, stride=stride, dilation=dilation, input_size=size, odd=odd
+    )
+    window = tuple((k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True))
+    rule = {"upper": "SAME", "lower": "SAME_LOWER"}[odd]
+    assert geometry.padding == tuple(lax.padtype_to_pads(size, window, stride, rule))
+    assert geometry.output_size(size) == tuple(
+        ceil(n / s) for n, s in zip(size, stride, strict=True)
+    )
+
+
+def test_same_passes_the_rest_on():
+    geometry = ConvGeometry.same(4, 8, (3,), input_size=(5,), groups=2, flip=True)
+    assert geometry == ConvGeometry(4, 8, (3,), padding=1, groups=2, flip=True)
+
+
+@given(st.integers(1, 6), st.integers(1, 5), st.integers(1, 4), st.integers(1, 3))
+def test_transposed_same_is_jaxs(n, k, s, d):
+    geometry = ConvGeometry.same(
+        1, 1, (k,), stride=s, dilation=d, input_size=(n,), transposed=True
+    )
+    x, filters, _ = Case(geometry, (n,)).integers()
+    expected = lax.conv_transpose(
+        jnp.asarray(x, jnp.int32),
+        jnp.asarray(np.flip(np.moveaxis(filters, 0, -1), axis=0), jnp.int32),
+        strides=(s,),
+        padding="SAME",
+        rhs_dilation=(d,),
+        dimension_numbers=("NHC", "HIO", "NHC"),
+    )
+    assert geometry.output_size((n,)) == (n * s,)
+    assert isinstance(expected, jax.Array)
+    assert conv_as_matmul(x, filters, geometry).tolist() == expected.tolist()
+
+
+@given(st.integers(1, 6), st.integers(1, 5), st.integers(1, 4))
+def test_transposed_same_lower_cuts_the_other_side(n, k, s):
+    upper, lower = (
+        ConvGeometry.same(1, 1, (k,), stride=s, input_size=(n,), transposed=True, odd=odd)
+        for odd in ("upper", "lower")
+    )
+    assert lower.padding == tuple(pair[::-1] for pair in upper.padding)
+    assert lower.output_size((n,)) == (n * s,)
+
+
+@pytest.mark.parametrize("name", ["valid", "half", "full", "same"])
+def test_a_named_padding_does_not_take_padding_as_well(name):
+    size = {"input_size": (5,)} if name == "same" else {}
+    with pytest.raises(GeometryError, match=r"padding: .*got \(\(1, 1\),\).*leave padding out"):
+        getattr(ConvGeometry, name)(1, 1, (3,), padding=1, **size)
+
+
+@pytest.mark.parametrize("subject", [case((9,), (3,), c=1), case((3,), (1,), c=1)], ids=str)
+def test_output_size_takes_any_sequence_of_integers(subject: Case):
+    expected = subject.geometry.output_size(subject.input_size)
+    for same_size in (list(subject.input_size), np.array(subject.input_size)):
+        assert subject.geometry.output_size(same_size) == expected

@@ -1,0 +1,160 @@
+"""Eq. (8): which element each entry of M reads, and every entry that reads an element."""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from dataclasses import replace
+from itertools import product
+from math import prod
+
+import numpy as np
+import oracle
+import pytest
+from cases import CASES, FIGURE_6, Case, case
+from hypothesis import given
+from strategies import cases
+
+from convfc import ConvGeometry, IndexMap, conv_as_matmul, im2col, index_map
+from convfc.errors import GeometryError, OutOfRangeError
+from convfc.indexmap import AxisMap
+
+
+def mapped(subject: Case) -> IndexMap:
+    return index_map(subject.geometry, subject.input_size)
+
+
+def elements(subject: Case) -> list[tuple[int, ...]]:
+    """Every element (*position, channel) of one input."""
+    return list(oracle.positions((*subject.input_size, subject.geometry.in_channels)))
+
+
+@given(cases())
+def test_element_is_the_oracles_at_every_entry(subject: Case):
+    table = oracle.readings(subject.geometry, subject.input_size)
+    where = mapped(subject)
+    assert [[where.element(p, q) for q in range(len(row))] for p, row in enumerate(table)] == table
+
+
+@given(cases())
+def test_readers_is_the_exact_inverse_of_element(subject: Case):
+    expected = defaultdict(list)
+    for p, row in enumerate(oracle.readings(subject.geometry, subject.input_size)):
+        for q, element in enumerate(row):
+            expected[element].append((p, q))
+    where = mapped(subject)
+    assert {e: where.readers(e) for e in elements(subject)} == {
+        e: expected[e] for e in elements(subject)
+    }
+
+
+@given(cases())
+def test_flat_is_the_whole_map_raveled(subject: Case):
+    shape = (*subject.input_size, subject.geometry.in_channels)
+    table = oracle.readings(subject.geometry, subject.input_size)
+    expected = [[-1 if e is None else int(np.ravel_multi_index(e, shape)) for e in row] for row in table]
+    flat = mapped(subject).flat()
+    assert flat.shape == mapped(subject).shape
+    assert flat.tolist() == expected
+
+
+@given(cases())
+def test_every_element_appears_in_m_as_often_as_its_readers_say(subject: Case):
+    number = np.arange(1, 1 + prod(subject.x_shape[1:])).reshape(1, *subject.x_shape[1:])
+    values, counts = np.unique(im2col(number, subject.geometry), return_counts=True)
+    found = dict(zip(values.tolist(), counts.tolist(), strict=True))
+    for element in elements(subject):
+        expected = len(mapped(subject).readers(element))
+        assert found.get(int(number[(0, *element)]), 0) == expected
+
+
+@pytest.mark.parametrize("subject", CASES, ids=str)
+def test_im2col_gathers_through_flat(subject: Case):
+    x, _, _ = subject.integers()
+    with_zero = np.concatenate([x.reshape(len(x), -1), np.zeros((len(x), 1), x.dtype)], axis=1)
+    gathered = with_zero[:, mapped(subject).flat()]  # -1 picks the zero at the end
+    assert np.array_equal(im2col(x, subject.geometry), gathered)
+
+
+def test_equation_8_as_meant_on_figure_6():
+    """p = W_out i'' + j'', q = (k_w i' + j') C + d, i = s i'' + i', from 0, in Algorithm 1's order."""
+    where = mapped(FIGURE_6)
+    for i2, j2, i1, j1 in product(range(7), range(7), range(4), range(4)):
+        assert where.element(7 * i2 + j2, 4 * i1 + j1) == (4 * i2 + i1, 4 * j2 + j1, 0)
+
+
+def test_no_window_overlaps_in_figure_6():
+    assert {len(mapped(FIGURE_6).readers(e)) for e in elements(FIGURE_6)} == {1}
+
+
+def test_a_map_is_cached_and_cannot_be_spoiled_through_what_it_returns():
+    geometry = ConvGeometry(2, 2, (2, 2), padding=1)
+    flat = index_map(geometry, (3, 3)).flat()
+    expected = flat.copy()
+    if flat.flags.writeable:
+        flat[:] = 0
+    assert index_map(geometry, [3, 3]) is index_map(geometry, (3, 3))
+    assert np.array_equal(index_map(geometry, (3, 3)).flat(), expected)
+
+
+@pytest.mark.parametrize("entry", [(-1, 0), (0, -1), (9, 0), (0, 8)], ids=str)
+def test_an_entry_that_m_does_not_have_is_refused(entry):
+    where = index_map(ConvGeometry(2, 2, (2, 2), padding=1, groups=2), (2, 2))
+    assert where.shape == (9, 8)
+    with pytest.raises(OutOfRangeError, match=rf"expected 0 <= index < \(9, 8\); got \({entry[0]}, "):
+        where.element(*entry)
+
+
+@pytest.mark.parametrize("element", [(2, 0, 0), (0, -1, 0), (0, 0, 2), (0, 0), (0, 0, 0, 0)], ids=str)
+def test_an_element_that_the_input_does_not_have_is_refused(element):
+    where = index_map(ConvGeometry(2, 2, (2, 2), padding=1, groups=2), (2, 2))
+    with pytest.raises(OutOfRangeError, match=r"element: .*expected 0 <= index < \(2, 2, 2\)"):
+        where.readers(element)
+
+
+def test_a_map_of_an_input_too_small_is_refused():
+    with pytest.raises(GeometryError, match=r"larger than the padded input on axis 1; .*got 3"):
+        index_map(ConvGeometry(1, 1, (3, 3)), (3, 2))
+
+
+MUTANTS = [
+    case((6, 5), (3, 2), stride=(2, 1), padding=1),
+    case((5, 5), (2, 3), padding=1, padding_mode="reflect", dilation=2),
+    case((4, 3), (3, 3), transposed=True, stride=2, padding=1),
+    case((6, 6), (2, 2), c=4, f=4, groups=2),
+]
+
+
+@pytest.mark.parametrize("subject", MUTANTS, ids=str)
+@pytest.mark.parametrize("axis", [0, 1])
+def test_breaking_any_one_tap_of_the_map_shows(subject: Case, axis: int, monkeypatch):
+    """The comparison the suite makes can fail: it does when one read moves by one element.
+
+    The numbers grow along every axis and the filters are positive, so no two errors cancel.
+    """
+    x = np.arange(1, 1 + prod(subject.x_shape)).reshape(subject.x_shape)
+    filters = np.ones(subject.filters_shape, dtype=np.int64)
+    expected = oracle.conv(x, filters, subject.geometry)
+    assert np.array_equal(conv_as_matmul(x, filters, subject.geometry), expected)
+    right = mapped(subject)
+    for broken_axis in broken_by_one(right.axes[axis]):
+        axes = tuple(broken_axis if a == axis else right.axes[a] for a in range(2))
+        broken = replace(right, axes=axes)
+        monkeypatch.setattr(sys.modules["convfc.im2col"], "index_map", lambda *_, m=broken: m)
+        assert not np.array_equal(conv_as_matmul(x, filters, subject.geometry), expected)
+
+
+def broken_by_one(axis: AxisMap) -> list[AxisMap]:
+    """The axis's map with one element that is read replaced by its neighbour, each in turn."""
+    read = {
+        axis.first + o * axis.step + t * axis.tap_step
+        for o, t in product(range(axis.positions), range(axis.taps))
+    }
+    broken = []
+    for j in sorted(read):
+        if axis.source[j] >= 0:
+            source = axis.source.copy()
+            source[j] = (source[j] + 1) % axis.size
+            broken.append(replace(axis, source=source))
+    assert broken, "nothing is read on this axis"
+    return broken
