@@ -1,0 +1,78 @@
+"""The paper's claim: the product form is "more efficient but needs much memory storage".
+
+The measurement of the report, ``convfc.paper.cost``, on larger layers: direct sliding, M K, M K in
+row blocks, and Keras's own layer, while the image, the kernel and the batch grow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pathlib
+from typing import Any
+
+from harness import console, header, mebibytes, milliseconds, ratio, table, use_two_cores
+
+from convfc.paper.cost import WAYS, measure_cost
+from convfc.paper.runs import write_json
+
+NAMES = {
+    "image": "image height and width",
+    "kernel": "kernel height and width",
+    "batch": "images in a batch",
+}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="the small layers of the report")
+    parser.add_argument("--backend", help="Keras's backend of the native layer (default: jax)")
+    parser.add_argument("--json", type=pathlib.Path, help="also write the figures to this file")
+    arguments = parser.parse_args()
+    use_two_cores()
+    if arguments.backend:
+        os.environ["KERAS_BACKEND"] = arguments.backend
+    with console.status("measuring") as status:
+        cost = measure_cost(quick=arguments.quick, progress=status.update)
+    header("The product form: time and memory", "numpy", "keras", cost["backend"])
+    console.print(
+        f"float32; times are medians of rounds in turn; native: Keras on {cost['backend']}"
+    )
+    console.print(f"peak memory of one call, its output included: {cost['memory_method']}")
+    console.print(f"row blocks of {mebibytes(cost['row_block_bytes'])} MiB")
+    for axis, rows in cost["axes"].items():
+        print_series(axis, rows)
+    if arguments.json:
+        write_json(arguments.json, cost)
+
+
+def print_series(axis: str, rows: list[dict[str, Any]]) -> None:
+    """Print time and memory of one series, each with its ratio to the product."""
+    constant = {key: rows[0][key] for key in ("batch", "image", "channels", "filters", "kernel")}
+    constant.pop(axis)
+    title = f"{NAMES[axis]} ({', '.join(f'{key} {value}' for key, value in constant.items())})"
+    for kind, unit, shown in (
+        ("seconds", "time, ms", milliseconds),
+        ("peak_bytes", "peak memory, MiB", mebibytes),
+    ):
+        table(
+            f"{title}: {unit}, and ratio to the product",
+            [axis, *WAYS, *(["M alone"] if kind == "peak_bytes" else [])],
+            [
+                [
+                    str(row["value"]),
+                    *(
+                        f"{shown(row['methods'][way][kind])} "
+                        f"{ratio(row['methods'][way][kind], row['methods']['product'][kind]):>7}"
+                        for way in WAYS
+                    ),
+                    *([mebibytes(row["patch_matrix_bytes"])] if kind == "peak_bytes" else []),
+                ]
+                for row in rows
+            ],
+        )
+
+
+if __name__ == "__main__":
+    main()
