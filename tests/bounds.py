@@ -1,10 +1,11 @@
-"""How far floating point may be from the truth: Higham, *Accuracy and Stability of Numerical Algorithms*, ch. 3.
+"""How far floating point may be from the truth, per element: no tolerance is picked by hand.
 
-A sum of n products, in any order, with or without fused multiply-add, in arithmetic of unit roundoff u:
-``|computed - exact| <= gamma_n * sum |m||k|`` with ``gamma_n = n*u / (1 - n*u)``. A bias is one more
-term. The bound holds per element, so no tolerance has to be picked by hand.
+Higham, *Accuracy and Stability of Numerical Algorithms*, chapter 3: a sum of n products, in any
+order, with or without fused multiply-add, in arithmetic of unit roundoff u, has
+``|computed - exact| <= gamma_n * sum |m||k|`` with ``gamma_n = n*u / (1 - n*u)``. A bias is one
+more term.
 
-A complex sum of n products is two real sums of 2n products each (the real and the imaginary part), and
+A complex sum of n products is two real sums of 2n products each (its real and imaginary part), and
 ``|Re m||Re k| + |Im m||Im k| <= |m||k|``; so the modulus of the error is at most
 ``sqrt(2) * gamma_{2n} * sum |m||k|``.
 """
@@ -65,7 +66,7 @@ def conv_bound(
     *,
     dtype: str,
 ) -> np.ndarray:
-    """The bound on every output element of a layer computed in ``dtype``: gamma * (|M||K| + |b|)."""
+    """The bound on every output element computed in ``dtype``: gamma * (|M||K| + |b|)."""
     terms = int(np.prod(filters.shape[1:])) + (bias is not None)
     moduli = (np.abs(x), np.abs(filters), geometry, None if bias is None else np.abs(bias))
     return sum_bound(oracle.conv(*moduli, dtype=np.longdouble), terms, dtype)

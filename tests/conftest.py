@@ -11,7 +11,7 @@ from libraries import LIBRARIES
 if TYPE_CHECKING:
     from libraries import Library
 
-# The default run draws the same examples every time; `--hypothesis-profile=deep` searches for new ones.
+# By default every run draws the same examples; `--hypothesis-profile=deep` searches for new ones.
 shared = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("ci", max_examples=60, derandomize=True, **shared)
 settings.register_profile("deep", max_examples=2000, **shared)

@@ -106,9 +106,7 @@ def jax_layer(x: Any, filters: Any, geometry: ConvGeometry, bias: Any = None) ->
     ones = (1,) * n
     padding = list(geometry.padding)
     if geometry.transposed:
-        reach = [
-            (k - 1) * d for k, d in zip(geometry.kernel_size, geometry.dilation, strict=True)
-        ]
+        reach = [(k - 1) * d for k, d in zip(geometry.kernel_size, geometry.dilation, strict=True)]
         ends = zip(reach, geometry.padding, geometry.output_padding, strict=True)
         padding = [(r - low, r - high + extra) for r, (low, high), extra in ends]
     elif geometry.padding_mode != "zeros":
@@ -166,9 +164,7 @@ def _scipy_slide(image: np.ndarray, kernel: np.ndarray, geometry: ConvGeometry) 
 def _scipy_transposed(image: np.ndarray, kernel: np.ndarray, geometry: ConvGeometry) -> np.ndarray:
     if geometry.flip:
         kernel = np.flip(kernel)
-    y = scipy.signal.convolve(
-        _spread(image, geometry.stride), kernel, mode="full", method="direct"
-    )
+    y = scipy.signal.convolve(_spread(image, geometry.stride), kernel, mode="full", method="direct")
     y = np.pad(y, [(0, extra) for extra in geometry.output_padding])
     ends = zip(y.shape, geometry.padding, strict=True)
     return y[tuple(slice(low, n - high) for n, (low, high) in ends)]
@@ -189,6 +185,6 @@ def judge_jax(
 
 
 JUDGES: dict[str, Any] = {"torch": judge_torch, "jax": judge_jax, "scipy": scipy_layer}
-# What each judge multiplies small integers in, without rounding; PyTorch has no integer convolution.
+# Where each judge multiplies small integers without rounding; PyTorch convolves no integers.
 EXACT_DTYPE = {"torch": np.float64, "jax": np.int32, "scipy": np.int64}
 LARGEST_NDIM = {"torch": 3, "jax": 4, "scipy": 4}

@@ -1,8 +1,9 @@
 """The naive oracle: every definition of a convolution written out as loops, one number at a time.
 
-Nothing here is fast and nothing is shared with ``src/convfc``: sizes are found by counting, padding by
-asking each coordinate where it reads, a transposed convolution by scattering every input element. The
-layout is the canonical one: x ``(b, *spatial, c)``, filters ``(f, *kernel, c/groups)``, output ``(b, *out, f)``.
+Nothing here is fast and nothing is shared with ``src/convfc``: sizes are found by counting, padding
+by asking each coordinate where it reads, a transposed convolution by scattering every element. The
+layout is the canonical one: x ``(b, *spatial, c)``, filters ``(f, *kernel, c/groups)``, output
+``(b, *out, f)``.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def positions(size: Index) -> Iterator[Index]:
 
 
 def source(j: int, n: int, mode: str) -> int | None:
-    """Where coordinate ``j`` of an axis extended beyond ``0 ... n-1`` reads; None is a padded zero."""
+    """Where coordinate ``j``, maybe outside ``0 ... n-1``, reads; None is a zero of the padding."""
     if 0 <= j < n:
         return j
     if mode == "zeros":

@@ -92,7 +92,10 @@ REFUSED = {  # what is changed in ALLOWED: what the message must say
     "padding=(1,-1)": ({"padding": (1, -1)}, r"padding\[1\]: .*expected 0 or more; got -1"),
     "padding=pair-1": ({"padding": ((0, -1), (0, 0))}, r"padding.*expected 0 or more; got -1"),
     "padding=0.5": ({"padding": 0.5}, r"padding: .*got 0\.5"),
-    "padding='same'": ({"padding": "same"}, r"padding: .*explicit.*got 'same'.*ConvGeometry\.valid"),
+    "padding='same'": (
+        {"padding": "same"},
+        r"padding: .*explicit.*got 'same'.*ConvGeometry\.valid",
+    ),
     "padding=1pair": ({"padding": ((1, 2),)}, r"padding: .*expected 2 pairs \(low, high\)"),
     "padding=triple": ({"padding": ((1, 2, 3), (1, 2))}, r"padding: .*2 pairs \(low, high\)"),
     "groups=0": ({"groups": 0}, r"groups: .*expected 1 or more; got 0"),
@@ -176,6 +179,11 @@ def test_reflection_reaches_as_far_as_the_input_less_its_edge(low_high):
     assert geometry.output_size((2,)) == (2 + sum(low_high),)
     with pytest.raises(GeometryError, match=r"padding: reflection .*expected at most 0"):
         geometry.output_size((1,))
+
+
+def test_transposed_same_works_out_its_output_padding_itself():
+    with pytest.raises(GeometryError, match=r"output_padding: .*got"):
+        ConvGeometry.same(1, 1, (3,), stride=2, input_size=(4,), transposed=True, output_padding=1)
 
 
 def test_same_refuses_a_side_that_does_not_exist():

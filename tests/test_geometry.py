@@ -191,7 +191,11 @@ def test_a_transposed_layer_undoes_the_sizes_of_its_convolution(subject: Case): 
 
 
 @pytest.mark.parametrize("odd", ["upper", "lower"])
-@given(st.lists(st.tuples(sizes, kernels, st.integers(1, 5), st.integers(1, 3)), min_size=1, max_size=3))
+@given(
+    st.lists(
+        st.tuples(sizes, kernels, st.integers(1, 5), st.integers(1, 3)), min_size=1, max_size=3
+    )
+)
 def test_same_is_tensorflows_and_onnxs_rule(odd, axes):
     size, kernel, stride, dilation = (tuple(values) for values in zip(*axes, strict=True))
     geometry = ConvGeometry.same(
@@ -212,9 +216,7 @@ def test_same_passes_the_rest_on():
 
 @given(st.integers(1, 6), st.integers(1, 5), st.integers(1, 4), st.integers(1, 3))
 def test_transposed_same_is_jaxs(n, k, s, d):
-    geometry = ConvGeometry.same(
-        1, 1, (k,), stride=s, dilation=d, input_size=(n,), transposed=True
-    )
+    geometry = ConvGeometry.same(1, 1, (k,), stride=s, dilation=d, input_size=(n,), transposed=True)
     x, filters, _ = Case(geometry, (n,)).integers()
     expected = lax.conv_transpose(
         jnp.asarray(x, jnp.int32),

@@ -48,7 +48,11 @@ SHAPES: dict[str, Refusal] = {
         ShapeError,
         r"filters: .*expected \(3, 3, 2, 2\); got \(2, 3, 2, 2\)",
     ),
-    "filters-channels": (lambda: conv(filters=W[..., :1]), ShapeError, r"filters: .*\(3, 3, 2, 1\)"),
+    "filters-channels": (
+        lambda: conv(filters=W[..., :1]),
+        ShapeError,
+        r"filters: .*\(3, 3, 2, 1\)",
+    ),
     "bias-size": (lambda: conv(bias=np.ones(2)), ShapeError, r"bias: .*expected \(3.*got \(2,\)"),
     "bias-rank": (lambda: conv(bias=np.ones((1, 3))), ShapeError, r"bias: .*rank.*got \(1, 3\)"),
     "im2col-rank": (lambda: im2col(X[0], G), ShapeError, r"x: wrong rank; .*got \(4, 4, 2\)"),
@@ -145,7 +149,8 @@ DTYPES: dict[str, Refusal] = {
 
 OTHERS: dict[str, Refusal] = {
     "geometry-tuple": (lambda: conv_as_matmul(X, W, (3, 2)), ConvfcError, r"geometry: .*got tuple"),
-    "memory-float": (lambda: conv(memory=1e9), MemoryBudgetError, r"memory: .*got 1000000000\.0"),
+    "memory-nan": (lambda: conv(memory=float("nan")), MemoryBudgetError, r"memory: .*got nan"),
+    "memory-text": (lambda: conv(memory="1 GB"), MemoryBudgetError, r"memory: .*got '1 GB'"),
     "memory-none": (lambda: conv(memory=None), MemoryBudgetError, r"memory: .*got None"),
     "memory-true": (lambda: conv(memory=True), MemoryBudgetError, r"memory: .*got True"),
     "entry-float": (

@@ -55,9 +55,7 @@ def test_im2col_and_col2im_are_linear(subject: Case, seed: int):
     x, other = subject.integers(seed)[0], subject.integers(seed + 1)[0]
     assert np.array_equal(im2col(3 * x - 2 * other, g), 3 * im2col(x, g) - 2 * im2col(other, g))
     M, N = random_patches(subject, seed), random_patches(subject, seed + 1)
-    assert np.array_equal(
-        col2im(3 * M - 2 * N, g, n), 3 * col2im(M, g, n) - 2 * col2im(N, g, n)
-    )
+    assert np.array_equal(col2im(3 * M - 2 * N, g, n), 3 * col2im(M, g, n) - 2 * col2im(N, g, n))
 
 
 @given(cases(), seeds)
@@ -66,7 +64,9 @@ def test_conv_as_matmul_is_linear_in_x_in_filters_and_in_bias(subject: Case, see
     x, filters, bias = subject.integers(seed)
     x2, filters2, bias2 = subject.integers(seed + 1)
     y = conv_as_matmul(x, filters, g)
-    assert np.array_equal(conv_as_matmul(2 * x - x2, filters, g), 2 * y - conv_as_matmul(x2, filters, g))
+    assert np.array_equal(
+        conv_as_matmul(2 * x - x2, filters, g), 2 * y - conv_as_matmul(x2, filters, g)
+    )
     assert np.array_equal(
         conv_as_matmul(x, 2 * filters - filters2, g), 2 * y - conv_as_matmul(x, filters2, g)
     )
@@ -165,7 +165,7 @@ def test_conv_of_a_delta_shows_the_kernel(flip: bool, expected: list[int]):
 @pytest.mark.parametrize("subject", CASES, ids=str)
 def test_a_filter_that_is_one_tap_copies_one_column_of_m(subject: Case):
     g = subject.geometry
-    x, filters, _ = subject.integers()
+    x = subject.integers()[0]
     M = oracle.im2col(x, g)
     for tap in range(g.taps):
         K = np.zeros((g.taps, g.out_channels), dtype=np.int64)

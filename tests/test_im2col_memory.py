@@ -1,4 +1,4 @@
-"""The memory budget: the same bits in blocks of rows, and never a patch matrix larger than allowed."""
+"""The memory budget: the same bits in blocks of rows, and never an M larger than allowed."""
 
 from __future__ import annotations
 
@@ -29,17 +29,16 @@ MIB = 2**20
 
 
 def bytes_per_row(subject: Case, itemsize: int = 8) -> int:
-    """One row of M in every image of the batch."""
-    columns = subject.geometry.groups * subject.geometry.taps
-    return subject.batch * columns * itemsize
+    """What one row of M takes."""
+    return subject.geometry.groups * subject.geometry.taps * itemsize
 
 
 @given(cases(), seeds)
 def test_every_number_of_rows_gives_the_same_bits(subject: Case, seed: int):
     x, filters, bias = subject.integers(seed)
     whole = conv_as_matmul(x, filters, subject.geometry, bias)
-    rows = subject.geometry.patch_matrix_shape(subject.batch, subject.input_size)[1]
-    for block in range(1, min(rows, 12) + 1):
+    batch, rows, _ = subject.geometry.patch_matrix_shape(subject.batch, subject.input_size)
+    for block in {*range(1, min(rows, 9)), rows - 1, rows, rows + 1, batch * rows} - {0}:
         memory = block * bytes_per_row(subject)
         blocked = conv_as_matmul(x, filters, subject.geometry, bias, memory=memory)
         assert np.array_equal(blocked, whole)
@@ -192,6 +191,13 @@ def test_a_budget_without_memory_is_refused(memory: int):
         conv_as_matmul(x, filters, SMALL.geometry, memory=memory)
     with pytest.raises(MemoryBudgetError, match=rf"{memory}"):
         im2col(x, SMALL.geometry, memory=memory)
+
+
+@pytest.mark.parametrize("memory", [1e9, float("inf"), np.int64(4096)], ids=repr)
+def test_a_budget_may_be_written_as_any_number(memory: float):
+    x, filters, _ = SMALL.integers()
+    y = conv_as_matmul(x, filters, SMALL.geometry, memory=memory)
+    assert np.array_equal(y, conv_as_matmul(x, filters, SMALL.geometry))
 
 
 def test_a_budget_under_one_row_is_refused_and_one_row_is_enough():

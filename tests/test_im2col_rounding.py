@@ -1,4 +1,4 @@
-"""Real values: every element within the rounding bound gamma_n * (|M||K| + |b|), and special values."""
+"""Real values within the rounding bound gamma_n * (|M||K| + |b|) per element; NaN and Inf."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from strategies import cases, seeds
 from convfc import ConvGeometry, conv_as_matmul
 
 
-def within(computed: np.ndarray, arrays: tuple[np.ndarray, ...], geometry: ConvGeometry, dtype: str):
+def within(
+    computed: np.ndarray, arrays: tuple[np.ndarray, ...], geometry: ConvGeometry, dtype: str
+):
     x, filters, bias = arrays
     error = np.abs(computed.astype(np.clongdouble) - reference(x, filters, geometry, bias))
     allowed = conv_bound(x, filters, geometry, bias, dtype=dtype)
@@ -27,7 +29,12 @@ def within(computed: np.ndarray, arrays: tuple[np.ndarray, ...], geometry: ConvG
 @given(cases(), seeds)
 def test_float32_is_within_the_bound(subject: Case, seed: int):
     arrays = subject.reals(seed, np.float32)
-    within(conv_as_matmul(*arrays[:2], subject.geometry, arrays[2]), arrays, subject.geometry, "float32")
+    within(
+        conv_as_matmul(*arrays[:2], subject.geometry, arrays[2]),
+        arrays,
+        subject.geometry,
+        "float32",
+    )
 
 
 TABLE = [c for c in CASES if np.prod(c.input_size) < 100][::2]
@@ -106,7 +113,9 @@ def test_nan_and_inf_pass_through_as_in_the_native_layer(subject: Case, where: s
     arrays = dict(zip(("x", "filters", "bias"), subject.reals(dtype=np.float32), strict=True))
     arrays[where].flat[arrays[where].size // 2] = special
     x, filters, bias = arrays.values()
-    native = torch_layer(*(torch.tensor(a) for a in (x, filters)), subject.geometry, torch.tensor(bias))
+    native = torch_layer(
+        *(torch.tensor(a) for a in (x, filters)), subject.geometry, torch.tensor(bias)
+    )
     with np.errstate(invalid="ignore"):
         ours = conv_as_matmul(x, filters, subject.geometry, bias)
     assert np.array_equal(kinds(ours), kinds(native.numpy()))

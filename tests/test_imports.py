@@ -29,7 +29,17 @@ FLOORS = [
 FLOOR = {unit: number for number, units in enumerate(FLOORS) for unit in units}
 CORE = {unit for units in FLOORS[:6] for unit in units} | {"convert", "__init__"}
 CORE_DEPENDENCIES = {"numpy", "scipy", "array_api_compat"}
-FRAMEWORKS = {"torch", "jax", "keras", "tensorflow", "onnx", "matplotlib", "mlxtend", "typer", "rich"}
+FRAMEWORKS = {
+    "torch",
+    "jax",
+    "keras",
+    "tensorflow",
+    "onnx",
+    "matplotlib",
+    "mlxtend",
+    "typer",
+    "rich",
+}
 
 MODULES = sorted(path.relative_to(HOUSE) for path in HOUSE.rglob("*.py"))
 
@@ -89,9 +99,7 @@ def test_no_two_parts_import_each_other():
     assert not graph, f"a circle of imports: {sorted(graph)}"
 
 
-@pytest.mark.parametrize(
-    "path", [path for path in MODULES if unit_of(path) in CORE], ids=str
-)
+@pytest.mark.parametrize("path", [path for path in MODULES if unit_of(path) in CORE], ids=str)
 def test_the_core_imports_numpy_scipy_and_array_api_compat_only(path: Path):
     roots = {name.split(".")[0] for name in imported(path)}
     assert roots - sys.stdlib_module_names <= CORE_DEPENDENCIES | {"convfc"}

@@ -52,7 +52,9 @@ def test_readers_is_the_exact_inverse_of_element(subject: Case):
 def test_flat_is_the_whole_map_raveled(subject: Case):
     shape = (*subject.input_size, subject.geometry.in_channels)
     table = oracle.readings(subject.geometry, subject.input_size)
-    expected = [[-1 if e is None else int(np.ravel_multi_index(e, shape)) for e in row] for row in table]
+    expected = [
+        [-1 if e is None else int(np.ravel_multi_index(e, shape)) for e in row] for row in table
+    ]
     flat = mapped(subject).flat()
     assert flat.shape == mapped(subject).shape
     assert flat.tolist() == expected
@@ -77,7 +79,7 @@ def test_im2col_gathers_through_flat(subject: Case):
 
 
 def test_equation_8_as_meant_on_figure_6():
-    """p = W_out i'' + j'', q = (k_w i' + j') C + d, i = s i'' + i', from 0, in Algorithm 1's order."""
+    """p = W_out i'' + j'', q = (k_w i' + j') C + d, i = s i'' + i', all counted from 0."""
     where = mapped(FIGURE_6)
     for i2, j2, i1, j1 in product(range(7), range(7), range(4), range(4)):
         assert where.element(7 * i2 + j2, 4 * i1 + j1) == (4 * i2 + i1, 4 * j2 + j1, 0)
@@ -101,15 +103,26 @@ def test_a_map_is_cached_and_cannot_be_spoiled_through_what_it_returns():
 def test_an_entry_that_m_does_not_have_is_refused(entry):
     where = index_map(ConvGeometry(2, 2, (2, 2), padding=1, groups=2), (2, 2))
     assert where.shape == (9, 8)
-    with pytest.raises(OutOfRangeError, match=rf"expected 0 <= index < \(9, 8\); got \({entry[0]}, "):
+    with pytest.raises(
+        OutOfRangeError, match=rf"expected 0 <= index < \(9, 8\); got \({entry[0]}, "
+    ):
         where.element(*entry)
 
 
-@pytest.mark.parametrize("element", [(2, 0, 0), (0, -1, 0), (0, 0, 2), (0, 0), (0, 0, 0, 0)], ids=str)
+@pytest.mark.parametrize(
+    "element", [(2, 0, 0), (0, -1, 0), (0, 0, 2), (0, 0), (0, 0, 0, 0)], ids=str
+)
 def test_an_element_that_the_input_does_not_have_is_refused(element):
     where = index_map(ConvGeometry(2, 2, (2, 2), padding=1, groups=2), (2, 2))
     with pytest.raises(OutOfRangeError, match=r"element: .*expected 0 <= index < \(2, 2, 2\)"):
         where.readers(element)
+
+
+def test_the_cache_does_not_let_a_wrong_size_through():
+    geometry = ConvGeometry(1, 1, (3,))
+    assert index_map(geometry, (5,)).input_size == (5,)
+    with pytest.raises(GeometryError, match=r"input_size\[0\]: .*not an integer.*got 5\.0"):
+        index_map(geometry, (5.0,))
 
 
 def test_a_map_of_an_input_too_small_is_refused():

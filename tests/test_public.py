@@ -1,4 +1,4 @@
-"""The public face: ``__all__`` is exactly it, and every part of it explains itself with an example."""
+"""The public face: ``__all__`` is exactly it, and every part explains itself with an example."""
 
 from __future__ import annotations
 

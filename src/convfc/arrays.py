@@ -30,7 +30,8 @@ def namespace(**arrays: Array) -> Any:
         numbers nor booleans.
     """
     for name, array in arrays.items():
-        if not array_api_compat.is_array_api_obj(array):
+        masked = isinstance(array, np.ma.MaskedArray)  # its mask would be lost in silence
+        if masked or not array_api_compat.is_array_api_obj(array):
             raise DtypeError(
                 "this is not an array",
                 where=name,

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, get_args
 
-from convfc.errors import GeometryError
-from convfc.sizes import Padding, PerAxis, Sizes, integer, padding_pairs, per_axis
+import numpy as np
 
-__all__ = ["ConvGeometry", "PaddingMode"]
+from convfc.errors import GeometryError
+from convfc.sizes import (
+    Padding,
+    PerAxis,
+    Sizes,
+    flag,
+    input_sizes,
+    integer,
+    padding_pairs,
+    per_axis,
+)
+
+__all__ = ["ConvGeometry", "PaddingMode", "checked"]
 
 PaddingMode: TypeAlias = Literal["zeros", "reflect", "replicate", "circular"]
 
@@ -113,9 +124,9 @@ class ConvGeometry:
             "dilation": per_axis("dilation", dilation, ndim, least=1),
             "groups": integer("groups", groups, least=1),
             "padding_mode": padding_mode,
-            "transposed": bool(transposed),
+            "transposed": flag("transposed", transposed),
             "output_padding": per_axis("output_padding", output_padding, ndim, least=0),
-            "flip": bool(flip),
+            "flip": flag("flip", flip),
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -135,7 +146,8 @@ class ConvGeometry:
         >>> ConvGeometry.valid(1, 1, (4, 4)).output_size((28, 28))
         (25, 25)
         """
-        return cls(in_channels, out_channels, kernel_size, padding=0, **rest)
+        plain = cls(in_channels, out_channels, kernel_size, **rest)
+        return plain._padded([(0, 0)] * plain.spatial_ndim)
 
     @classmethod
     def half(
@@ -215,7 +227,10 @@ class ConvGeometry:
         plain = cls(in_channels, out_channels, kernel_size, **rest)
         pairs, output_padding = [], []
         for size, extent, step in zip(
-            plain._input_size(input_size), plain.effective_kernel_size, plain.stride, strict=True
+            input_sizes(input_size, plain.spatial_ndim),
+            plain.effective_kernel_size,
+            plain.stride,
+            strict=True,
         ):
             if plain.transposed:
                 total = extent - step
@@ -304,7 +319,7 @@ class ConvGeometry:
         >>> ConvGeometry(1, 1, (3, 3), stride=2).output_size((6, 7))
         (2, 3)
         """
-        sizes = self._input_size(input_size)
+        sizes = input_sizes(input_size, self.spatial_ndim)
         return tuple(self._output_size(axis, size) for axis, size in enumerate(sizes))
 
     def patch_matrix_shape(self, batch: int, input_size: Sequence[int]) -> tuple[int, int, int]:
@@ -350,23 +365,22 @@ class ConvGeometry:
             )
         return (size + low + high - extent) // step + 1
 
-    def _input_size(self, input_size: Sequence[int]) -> Sizes:
-        return per_axis("input_size", tuple(input_size), self.spatial_ndim, least=1)
-
     def _padded(
-        self, pairs: Sequence[tuple[int, int]], output_padding: PerAxis = 0
+        self, pairs: Sequence[tuple[int, int]], output_padding: Sequence[int] | None = None
     ) -> ConvGeometry:
-        if any(pair != (0, 0) for pair in self.padding):
-            raise GeometryError(
-                "this constructor works out the padding itself",
-                where="padding",
-                got=self.padding,
-                remedy="leave padding out, or call ConvGeometry(...) with it",
-            )
-        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        if any(per_axis("output_padding", output_padding, self.spatial_ndim, least=0)):
-            fields["output_padding"] = output_padding
-        return ConvGeometry(**{**fields, "padding": pairs})
+        """Return this geometry with the padding that a constructor has worked out."""
+        worked_out: dict[str, Any] = {"padding": pairs}
+        if output_padding is not None:
+            worked_out["output_padding"] = output_padding
+        for name in worked_out:
+            if np.any(getattr(self, name)):
+                raise GeometryError(
+                    f"this constructor works out the {name} itself",
+                    where=name,
+                    got=getattr(self, name),
+                    remedy=f"leave {name} out, or call ConvGeometry(...) with it",
+                )
+        return replace(self, **worked_out)
 
     def _check_groups(self) -> None:
         for name in ("in_channels", "out_channels"):
@@ -413,3 +427,24 @@ class ConvGeometry:
                     got=extra,
                     remedy="use a smaller output_padding, or pad the output yourself",
                 )
+
+
+def checked(geometry: ConvGeometry) -> ConvGeometry:
+    """Return the geometry, or say that it is none: users mix it up with sizes.
+
+    Examples
+    --------
+    >>> checked((3, 3))
+    Traceback (most recent call last):
+    ...
+    convfc.errors.GeometryError: geometry: this is not a geometry; expected a ConvGeometry; ...
+    """
+    if not isinstance(geometry, ConvGeometry):
+        raise GeometryError(
+            "this is not a geometry",
+            where="geometry",
+            expected="a ConvGeometry",
+            got=type(geometry).__name__,
+            remedy="ConvGeometry(in_channels, out_channels, kernel_size, ...)",
+        )
+    return geometry

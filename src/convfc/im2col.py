@@ -17,6 +17,8 @@ filters ``(f, *kernel, c / groups)``, outputs ``(b, *output size, f)``.
 from __future__ import annotations
 
 import math
+import numbers
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,7 +31,7 @@ from convfc.arrays import (
     take_or_zero,
 )
 from convfc.errors import MemoryBudgetError
-from convfc.geometry import ConvGeometry
+from convfc.geometry import ConvGeometry, checked
 from convfc.indexmap import IndexMap, index_map
 from convfc.stretch import pad, row_blocks, stretch
 
@@ -48,7 +50,7 @@ DEFAULT_MEMORY = 2**30
 """Bytes that a patch matrix may take unless ``memory=`` says otherwise: 1 GiB."""
 
 
-def im2col(x: Array, geometry: ConvGeometry, *, memory: int = DEFAULT_MEMORY) -> Array:
+def im2col(x: Array, geometry: ConvGeometry, *, memory: float = DEFAULT_MEMORY) -> Array:
     """Stretch the input to the patch matrix M: step 2 of Algorithm 1.
 
     Parameters
@@ -56,7 +58,7 @@ def im2col(x: Array, geometry: ConvGeometry, *, memory: int = DEFAULT_MEMORY) ->
     x : array, shape (b, *spatial, c)
         Of any numeric or boolean dtype, which M keeps.
     geometry : ConvGeometry
-    memory : int
+    memory : int or float
         Bytes that M may take.
 
     Returns
@@ -193,7 +195,9 @@ def filters_to_matrix(filters: Array, geometry: ConvGeometry) -> Array:
            [3, 7]])
     """
     xp = namespace(filters=filters)
-    check_shape("filters", filters, geometry.filters_shape, "use the layout (f, *kernel, c/groups)")
+    check_shape(
+        "filters", filters, checked(geometry).filters_shape, "use the layout (f, *kernel, c/groups)"
+    )
     return xp.permute_dims(xp.reshape(filters, geometry.filter_matrix_shape[::-1]), (1, 0))
 
 
@@ -222,7 +226,7 @@ def matrix_to_filters(matrix: Array, geometry: ConvGeometry) -> Array:
            [0., 0.]])
     """
     xp = namespace(matrix=matrix)
-    check_shape("matrix", matrix, geometry.filter_matrix_shape, "use the layout (k, f)")
+    check_shape("matrix", matrix, checked(geometry).filter_matrix_shape, "use the layout (k, f)")
     return xp.reshape(xp.permute_dims(matrix, (1, 0)), geometry.filters_shape)
 
 
@@ -255,7 +259,7 @@ def patch_product(patches: Array, matrix: Array, geometry: ConvGeometry) -> Arra
     (1, 3, 2)
     """
     xp = namespace(patches=patches, matrix=matrix)
-    k, f = geometry.filter_matrix_shape
+    k, f = checked(geometry).filter_matrix_shape
     groups = geometry.groups
     check_shape("patches", patches, ("b", "L", groups * k), "give M as im2col builds it")
     check_shape("matrix", matrix, (k, f), "give K as filters_to_matrix builds it")
@@ -298,7 +302,7 @@ def rows_to_output(rows: Array, geometry: ConvGeometry, input_size: Sequence[int
     (10, 13, 13, 128)
     """
     xp = namespace(rows=rows)
-    out = geometry.output_size(input_size)
+    out = checked(geometry).output_size(input_size)
     f = geometry.out_channels
     check_shape("rows", rows, ("b", math.prod(out), f), "give the rows as patch_product does")
     return xp.reshape(rows, (rows.shape[0], *out, f))
@@ -310,7 +314,7 @@ def conv_as_matmul(
     geometry: ConvGeometry,
     bias: Array | None = None,
     *,
-    memory: int = DEFAULT_MEMORY,
+    memory: float = DEFAULT_MEMORY,
 ) -> Array:
     """Compute a convolution as the matrix product M K + bias: Algorithm 1 as a whole.
 
@@ -324,7 +328,7 @@ def conv_as_matmul(
     filters : array, shape (f, *kernel, c / groups)
     geometry : ConvGeometry
     bias : array, shape (f,), optional
-    memory : int
+    memory : int or float
         Bytes that the patch matrix, or a block of its rows, may take.
 
     Returns
@@ -380,19 +384,19 @@ def conv_as_matmul(
 
 def _input(x: Array, geometry: ConvGeometry) -> tuple[Any, IndexMap]:
     xp = namespace(x=x)
-    sizes = [f"size {a}" for a in range(geometry.spatial_ndim)]
+    sizes = [f"size {a}" for a in range(checked(geometry).spatial_ndim)]
     remedy = "use the layout (b, *spatial, c); one image without its batch axis: x[None]"
     check_shape("x", x, ("b", *sizes, geometry.in_channels), remedy)
     return xp, index_map(geometry, tuple(x.shape[1:-1]))
 
 
-def _budget(memory: int) -> int:
-    if memory < 1:
+def _budget(memory: float) -> int:
+    if isinstance(memory, bool) or not isinstance(memory, numbers.Real) or not memory >= 1:
         raise MemoryBudgetError(
             "a budget is a positive number of bytes",
             where="memory",
             expected="1 or more",
-            got=memory,
+            got=repr(memory),
             remedy=f"leave it out for the default of {DEFAULT_MEMORY} bytes",
         )
-    return memory
+    return int(min(memory, sys.maxsize))

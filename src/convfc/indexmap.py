@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from convfc.errors import OutOfRangeError
-from convfc.geometry import ConvGeometry
+from convfc.geometry import ConvGeometry, checked
+from convfc.sizes import input_sizes
 
 __all__ = ["AxisMap", "IndexMap", "index_map"]
 
@@ -94,6 +95,12 @@ class IndexMap:
         Spatial sizes.
     axes : tuple of AxisMap
         One per spatial axis.
+
+    Examples
+    --------
+    >>> where = index_map(ConvGeometry(1, 128, (4, 4), stride=2), (28, 28))
+    >>> where.shape, where.output_size
+    ((169, 16), (13, 13))
     """
 
     geometry: ConvGeometry
@@ -198,7 +205,8 @@ class IndexMap:
 
     def _check(self, name: str, index: Sequence[int], shape: Sequence[int]) -> None:
         if len(index) != len(shape) or not all(
-            0 <= i < n for i, n in zip(index, shape, strict=True)
+            isinstance(i, (int, np.integer)) and 0 <= i < n
+            for i, n in zip(index, shape, strict=True)
         ):
             raise OutOfRangeError(
                 "there is no such entry",
@@ -233,7 +241,8 @@ def index_map(geometry: ConvGeometry, input_size: Sequence[int]) -> IndexMap:
     >>> index_map(circular, (5,)).element(0, 0)
     (4, 0)
     """
-    return _index_map(geometry, tuple(input_size))
+    ndim = checked(geometry).spatial_ndim
+    return _index_map(geometry, input_sizes(input_size, ndim))
 
 
 @lru_cache(maxsize=256)

@@ -6,9 +6,20 @@ import operator
 from collections.abc import Sequence
 from typing import TypeAlias
 
+import numpy as np
+
 from convfc.errors import GeometryError
 
-__all__ = ["Padding", "PerAxis", "Sizes", "integer", "padding_pairs", "per_axis"]
+__all__ = [
+    "Padding",
+    "PerAxis",
+    "Sizes",
+    "flag",
+    "input_sizes",
+    "integer",
+    "padding_pairs",
+    "per_axis",
+]
 
 Sizes: TypeAlias = tuple[int, ...]
 PerAxis: TypeAlias = int | Sequence[int]
@@ -65,6 +76,46 @@ def per_axis(name: str, value: PerAxis, ndim: int, *, least: int) -> Sizes:
             remedy="give one number per axis of kernel_size",
         )
     return tuple(integer(f"{name}[{axis}]", v, least=least) for axis, v in enumerate(value))
+
+
+def flag(name: str, value: object) -> bool:
+    """Return True or False; nothing else stands for them.
+
+    Examples
+    --------
+    >>> flag("flip", True)
+    True
+    """
+    if not isinstance(value, (bool, np.bool_)):
+        raise GeometryError(
+            "this is a yes or a no",
+            where=name,
+            expected="True or False",
+            got=repr(value),
+            remedy="leave it out for False",
+        )
+    return bool(value)
+
+
+def input_sizes(input_size: Sequence[int], ndim: int) -> Sizes:
+    """Return the spatial size of an input: one whole number per axis, of any sequence.
+
+    Examples
+    --------
+    >>> input_sizes([28, 28], 2)
+    (28, 28)
+    """
+    try:
+        sizes: PerAxis = tuple(input_size)
+    except TypeError:
+        raise GeometryError(
+            "an input has one size per spatial axis",
+            where="input_size",
+            expected=f"{ndim} numbers",
+            got=repr(input_size),
+            remedy="give a tuple, such as (28, 28)",
+        ) from None
+    return per_axis("input_size", sizes, ndim, least=1)
 
 
 def padding_pairs(padding: Padding, ndim: int) -> tuple[tuple[int, int], ...]:

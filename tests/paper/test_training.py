@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 import subprocess
 import sys
@@ -141,7 +142,7 @@ def test_training_changes_the_weights_and_lowers_the_loss(
     assert trajectory.shape == (4, 16, 128)
     np.testing.assert_array_equal(trajectory[0], initial.first)
     np.testing.assert_array_equal(trajectory[-1], folder.weights()["first"])
-    assert all(np.any(a != b) for a, b in zip(trajectory, trajectory[1:], strict=False))
+    assert all(np.any(a != b) for a, b in itertools.pairwise(trajectory))
     history = folder.history()
     assert [line.epoch for line in history] == [1, 2, 3]
     assert history[-1].loss < history[0].loss
@@ -243,5 +244,5 @@ def test_checkpoint_of_another_network_is_refused(
             on_epoch=stop,
             **options,
         )
-    with pytest.raises(RunError, match="belongs to another network.*Remedy: remove this folder"):
+    with pytest.raises(RunError, match=r"belongs to another network.*Remedy: remove this folder"):
         train(Task("float32", "adam", "fc"), digits, initial, folder, **options)

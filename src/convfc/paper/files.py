@@ -63,5 +63,6 @@ def write_arrays(path: pathlib.Path, arrays: Mapping[str, Array]) -> None:
 
 def read_arrays(path: pathlib.Path) -> dict[str, Array]:
     """Return the arrays of an npz file."""
-    with np.load(path, allow_pickle=False) as stored:
+    # Opened here, because NumPy forgets to close a file that turns out to be damaged.
+    with path.open("rb") as handle, np.load(handle, allow_pickle=False) as stored:
         return dict(stored)

@@ -126,7 +126,7 @@ def _companion(record: Record) -> dict[str, Any] | None:
         "there": float(there[epochs]),
         "shrinks": shrinks,
         "unit_ratio": unit_ratio,
-        # Rounding shrinks the gap by the unit ratio, a property of the layers by 1: which of the two
+        # Rounding shrinks the gap by the unit ratio, a property of the layers by 1: which of these
         # factors is nearer to the measured one?
         "rounding": shrinks is None or shrinks > math.sqrt(unit_ratio),
     }

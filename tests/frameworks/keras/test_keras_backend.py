@@ -25,7 +25,7 @@ OTHERS = [name for name in BACKENDS if name != CURRENT]
 def test_layer_on_the_other_backends(name: str) -> None:
     if importlib.util.find_spec(name) is None:
         pytest.skip(f"{name} is not installed")
-    tests = subprocess.run(  # noqa: S603
+    tests = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_keras_layers.py"],
         cwd=HERE,
         env={**os.environ, "KERAS_BACKEND": name, "TF_CPP_MIN_LOG_LEVEL": "3"},
@@ -87,5 +87,8 @@ def test_precision_ends_after_an_error() -> None:
 
 
 def test_unknown_precision_is_refused() -> None:
-    with pytest.raises(DtypeError, match="expected float32 or float64; got float16"), precision("float16"):
+    with (
+        pytest.raises(DtypeError, match="expected float32 or float64; got float16"),
+        precision("float16"),
+    ):
         pass

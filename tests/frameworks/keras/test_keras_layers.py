@@ -69,7 +69,9 @@ def test_dense_behind_it_is_the_convolution() -> None:
         layer.build(inputs.shape)
         layer.kernel.assign(values)
     native = keras.ops.convert_to_numpy(convolution(x))
-    np.testing.assert_array_equal(keras.ops.convert_to_numpy(dense(M)).reshape(native.shape), native)
+    np.testing.assert_array_equal(
+        keras.ops.convert_to_numpy(dense(M)).reshape(native.shape), native
+    )
 
 
 def test_layout_is_keras_own_setting_when_left_out() -> None:
@@ -89,5 +91,5 @@ def test_input_that_does_not_fit_is_refused(shape: tuple[int | None, ...], got: 
 
 
 def test_unknown_layout_is_refused() -> None:
-    with pytest.raises(ShapeError, match="data_format: unknown layout; .* got channels_middle"):
+    with pytest.raises(ShapeError, match=r"data_format: unknown layout; .* got channels_middle"):
         Im2Col(ConvGeometry.valid(2, 4, (3, 3)), data_format="channels_middle")

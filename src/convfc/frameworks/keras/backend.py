@@ -41,7 +41,7 @@ def choose_backend(name: str) -> None:
     if name not in BACKENDS:
         raise RunError("unknown backend", where="backend", expected=" or ".join(BACKENDS), got=name)
     for package in ("keras", name):
-        if package not in sys.modules and importlib.util.find_spec(package) is None:
+        if sys.modules.get(package) is None and importlib.util.find_spec(package) is None:
             raise MissingDependencyError(
                 f"{package} is not installed, and the backend {name} needs it",
                 where="backend",
@@ -104,6 +104,6 @@ def _enable_x64(on: bool) -> bool:
     """Switch JAX's 64-bit types on or off, and return what they were."""
     import jax
 
-    former = bool(jax.config.jax_enable_x64)
+    former = bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]
     jax.config.update("jax_enable_x64", on)  # type: ignore[no-untyped-call]
     return former
