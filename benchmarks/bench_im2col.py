@@ -64,7 +64,9 @@ def main() -> None:
     arguments = parser.parse_args()
     use_two_cores()
     os.environ.setdefault("KERAS_BACKEND", "jax")
-    header(f"Building M on {CORES} threads", "numpy", "torch", "jax", "keras", "unfoldnd")
+    header(
+        f"Building M on {CORES} threads", "numpy", "torch", "jax", "keras", "unfoldnd", "einconv"
+    )
     numpy_ratios = []
     for name, (shape, geometry) in LAYERS.items():
         x = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
@@ -152,7 +154,7 @@ def with_numpy(x: np.ndarray, geometry: ConvGeometry, patches: np.ndarray) -> Wa
 
 
 def with_torch(x: np.ndarray, geometry: ConvGeometry, patches: np.ndarray) -> Ways:
-    """Return torch's unfold and unfoldNd: channels first, and M as (b, c * taps, L)."""
+    """Return torch's unfold, unfoldNd and einconv: channels first, and M as (b, c * taps, L)."""
     import torch
     from torch.nn import functional
 
@@ -177,6 +179,14 @@ def with_torch(x: np.ndarray, geometry: ConvGeometry, patches: np.ndarray) -> Wa
             warnings.simplefilter("ignore")
             import unfoldNd
         ways["unfoldNd"] = lambda: unfoldNd.unfoldNd(padded(), geometry.kernel_size, **sizes)
+    if importlib.util.find_spec("einconv"):
+        from einconv.expressions import convNd_unfold
+
+        # Its index patterns are made once, and not timed.
+        equation, operands, shape = convNd_unfold.einsum_expression(
+            padded(), geometry.kernel_size, **sizes
+        )
+        ways["einconv"] = lambda: torch.einsum(equation, *operands).reshape(shape)
     for name, way in ways.items():
         checked(name, channels_last(np.asarray(way()).swapaxes(1, 2), geometry), patches)
     return ways

@@ -9,12 +9,13 @@ from __future__ import annotations
 import argparse
 import os
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 from harness import console, header, mebibytes, milliseconds, ratio, table, use_two_cores
 
 from convfc.paper.cost import WAYS, measure_cost
-from convfc.paper.runs import write_json
+from convfc.paper.files import write_json
 
 NAMES = {
     "image": "image height and width",
@@ -51,27 +52,29 @@ def print_series(axis: str, rows: list[dict[str, Any]]) -> None:
     """Print time and memory of one series, each with its ratio to the product."""
     constant = {key: rows[0][key] for key in ("batch", "image", "channels", "filters", "kernel")}
     constant.pop(axis)
-    title = f"{NAMES[axis]} ({', '.join(f'{key} {value}' for key, value in constant.items())})"
-    for kind, unit, shown in (
-        ("seconds", "time, ms", milliseconds),
-        ("peak_bytes", "peak memory, MiB", mebibytes),
-    ):
-        table(
-            f"{title}: {unit}, and ratio to the product",
-            [axis, *WAYS, *(["M alone"] if kind == "peak_bytes" else [])],
-            [
-                [
-                    str(row["value"]),
-                    *(
-                        f"{shown(row['methods'][way][kind])} "
-                        f"{ratio(row['methods'][way][kind], row['methods']['product'][kind]):>7}"
-                        for way in WAYS
-                    ),
-                    *([mebibytes(row["patch_matrix_bytes"])] if kind == "peak_bytes" else []),
-                ]
-                for row in rows
-            ],
-        )
+    console.print(f"\n[bold]{NAMES[axis]}[/]: {', '.join(f'{k} {v}' for k, v in constant.items())}")
+    print_kind("time, ms", "seconds", milliseconds, axis, rows)
+    print_kind("peak memory, MiB", "peak_bytes", mebibytes, axis, rows)
+
+
+def print_kind(
+    unit: str,
+    kind: str,
+    shown: Callable[[float | None], str],
+    axis: str,
+    rows: list[dict[str, Any]],
+) -> None:
+    """Print one figure of a series; memory comes with the size of M."""
+    lines = []
+    for row in rows:
+        measured = {way: row["methods"][way][kind] for way in WAYS}
+        cells = [
+            f"{shown(measured[way])} {ratio(measured[way], measured['product']):>7}" for way in WAYS
+        ]
+        size = [mebibytes(row["patch_matrix_bytes"])] if kind == "peak_bytes" else []
+        lines.append([str(row["value"]), *cells, *size])
+    size = ["M alone"] if kind == "peak_bytes" else []
+    table(f"{unit}, and ratio to the product", [axis, *WAYS, *size], lines)
 
 
 if __name__ == "__main__":

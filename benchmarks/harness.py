@@ -49,9 +49,9 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     console.print(printed)
 
 
-def milliseconds(seconds: float) -> str:
-    """Return a time for a table."""
-    return f"{seconds * 1e3:,.2f}"
+def milliseconds(seconds: float | None) -> str:
+    """Return a time for a table; a dash where nothing was measured."""
+    return "-" if seconds is None else f"{seconds * 1e3:,.2f}"
 
 
 def mebibytes(size: float | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import numpy as np
+import oracle
 import pytest
 import torch
 from bounds import UNIT_ROUNDOFF, conv_bound, gamma, reference
@@ -120,3 +121,48 @@ def test_nan_and_inf_pass_through_as_in_the_native_layer(subject: Case, where: s
         ours = conv_as_matmul(x, filters, subject.geometry, bias)
     assert np.array_equal(kinds(ours), kinds(native.numpy()))
     assert 0 < np.count_nonzero(kinds(ours)) <= ours.size
+
+
+PADDED = case((6, 5), (3, 3), padding=1)
+TRANSPOSED = case((4, 3), (3, 3), transposed=True, stride=2, padding=1, output_padding=1)
+
+
+@pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf], ids=str)
+@pytest.mark.parametrize("subject", [PADDED, TRANSPOSED], ids=str)
+def test_nan_and_inf_of_the_input_pass_zero_padding_as_in_the_native_layers(
+    subject: Case, special: float
+):
+    x, filters, bias = subject.reals(dtype=np.float32)
+    x.flat[x.size // 2] = special
+    ours = kinds(conv_as_matmul(x, filters, subject.geometry, bias))
+    for library, layer in ((TORCH, torch_layer), (JAX, jax_layer)):
+        arrays = library.arrays(x, filters, bias)
+        native = layer(arrays[0], arrays[1], subject.geometry, arrays[2])
+        assert np.array_equal(ours, kinds(to_numpy(native)))
+    assert np.any(ours)
+
+
+@pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf], ids=str)
+@pytest.mark.parametrize("subject", [PADDED, TRANSPOSED], ids=str)
+def test_a_filter_that_is_not_finite_meets_the_zeros_of_m(subject: Case, special: float):
+    """0 * inf is NaN: M K multiplies the zeros that PyTorch's layers skip; JAX's multiply them
+    too where they are padding, and skip those that spread a transposed layer's input.
+    """
+    x, filters, bias = subject.reals(dtype=np.float32)
+    filters.flat[0] = special
+    with np.errstate(invalid="ignore"):
+        ours = kinds(conv_as_matmul(x, filters, subject.geometry, bias))
+    native = {}
+    for library, layer in ((TORCH, torch_layer), (JAX, jax_layer)):
+        arrays = library.arrays(x, filters, bias)
+        native[library.name] = kinds(
+            to_numpy(layer(arrays[0], arrays[1], subject.geometry, arrays[2]))
+        )
+    with np.errstate(invalid="ignore"):
+        zeros_too = oracle.im2col(x, subject.geometry) @ filters.reshape(len(filters), -1).T + bias
+    assert np.array_equal(ours, kinds(zeros_too.reshape(ours.shape)))
+    if not subject.geometry.transposed:
+        assert np.array_equal(ours, native["jax"])
+    for theirs in native.values():
+        assert np.array_equal(ours[theirs != 0], theirs[theirs != 0])
+        assert set(ours[theirs == 0].tolist()) <= {0, 9}

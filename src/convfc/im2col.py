@@ -33,7 +33,7 @@ from convfc.arrays import (
 from convfc.errors import MemoryBudgetError
 from convfc.geometry import ConvGeometry, checked
 from convfc.indexmap import IndexMap, index_map
-from convfc.stretch import pad, row_blocks, stretch
+from convfc.stretch import pad, row_blocks, stack_rows, stretch
 
 __all__ = [
     "DEFAULT_MEMORY",
@@ -371,11 +371,11 @@ def conv_as_matmul(
             remedy="allow more memory, or use a geometry with fewer taps",
         )
     padded = pad(xp, x, where)
-    blocks = [
-        patch_product(stretch(xp, padded, where, block)[None, ...], matrix, geometry)
+    blocks = (
+        patch_product(stretch(xp, padded, where, block)[None, ...], matrix, geometry)[0, ...]
         for block in row_blocks((x.shape[0], *where.output_size), rows)
-    ]
-    product = blocks[0] if len(blocks) == 1 else xp.concat(blocks, axis=1)
+    )
+    product = stack_rows(xp, blocks, (x.shape[0] * where.shape[0], geometry.out_channels))
     product = xp.reshape(product, (x.shape[0], where.shape[0], geometry.out_channels))
     if bias is not None:
         product = product + xp.astype(bias, dtype, copy=False)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from convfc.arrays import Array, take_or_zero
 from convfc.indexmap import IndexMap
 
-__all__ = ["Block", "pad", "row_blocks", "stretch"]
+__all__ = ["Block", "pad", "row_blocks", "stack_rows", "stretch"]
 
 Block: TypeAlias = Sequence[tuple[int, int]]
 """A (start, stop) over the batch and over each output axis: some rows of M."""
@@ -128,6 +128,34 @@ def row_blocks(shape: Sequence[int], rows: int) -> Iterator[list[tuple[int, int]
         for start in range(0, shape[cut], step):
             stop = min(start + step, shape[cut])
             yield [*((i, i + 1) for i in single), (start, stop), *whole]
+
+
+def stack_rows(xp: Any, blocks: Iterator[Array], shape: tuple[int, int]) -> Array:
+    """Lay blocks of rows below each other; in NumPy without ever holding the whole twice.
+
+    Parameters
+    ----------
+    xp : namespace
+    blocks : iterator of arrays, each of shape (rows, columns)
+    shape : (int, int)
+        Of the whole.
+
+    Examples
+    --------
+    >>> stack_rows(np, iter([np.ones((2, 1)), np.zeros((1, 1))]), (3, 1)).T
+    array([[1., 1., 0.]])
+    """
+    first = next(blocks)
+    if tuple(first.shape) == shape:
+        return first
+    if not array_api_compat.is_numpy_array(first):
+        return xp.concat([first, *blocks], axis=0)
+    whole = np.empty(shape, first.dtype)
+    start = 0
+    for block in itertools.chain([first], blocks):
+        whole[start : start + len(block)] = block
+        start += len(block)
+    return whole
 
 
 def _stretch_numpy(padded: npt.NDArray[Any], where: IndexMap, block: Block) -> npt.NDArray[Any]:

@@ -7,6 +7,7 @@ import pathlib
 import platform
 from typing import TYPE_CHECKING, Any
 
+from convfc.errors import RunError
 from convfc.frameworks.keras.backend import choose_backend, precision
 from convfc.paper import data
 from convfc.paper.files import full_disk_explained, write_json
@@ -62,14 +63,22 @@ def run_experiment(
             digits = data.load(settings.data, settings.seed, settings.images)
             results = _train_and_compare(run, settings, digits, display, checkpoint_seconds)
             if cost and not (run.path / "cost.json").exists():
-                from convfc.paper.cost import write_cost
-
-                write_cost(run.path, progress=display.note)
+                _measure_cost(run, display)
             write_json(run.results_path, results)
         display.note("drawing the figures and the report")
         from convfc.paper.report import write_report
 
         return write_report(run.path)
+
+
+def _measure_cost(run: RunFolder, display: Display) -> None:
+    """Measure the product form; a run without these figures is still a run."""
+    from convfc.paper.cost import write_cost
+
+    try:
+        write_cost(run.path, progress=display.note)
+    except RunError as error:
+        display.note(f"the report will be without time and memory of the product form: {error}")
 
 
 def _train_and_compare(
