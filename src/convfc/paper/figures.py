@@ -134,11 +134,15 @@ def loss_figure(record: Record, optimizer: str) -> Figure:
             above.plot(trained.epoch, losses, color=colour, label=label, **_STROKES[name])
         apart = np.abs(getattr(networks["fc"], part) - getattr(networks["cnn"], part))
         if apart.any():
-            below.plot(networks["fc"].epoch, _positive(apart), color=_INK, linewidth=1.2)
+            # Points, because between two of them the difference may be exactly 0.
+            below.plot(networks["fc"].epoch, _positive(apart), ".", color=_INK, markersize=4)
             below.set_yscale("log")
+            decades = np.log10(apart[apart > 0])
+            below.set_ylim(10.0 ** np.floor(decades.min()), 10.0 ** np.ceil(decades.max() + 0.5))
         else:
-            below.text(0.5, 0.5, "exactly 0", transform=below.transAxes, ha="center", va="center")
             below.set_yticks([])
+        equal = f"exactly 0 in {(apart == 0).sum()} of {apart.size} epochs"
+        below.text(0.02, 0.95, equal, transform=below.transAxes, va="top", fontsize="small")
         above.set_title(f"{title} loss, {OPTIMIZERS[optimizer]}")
         below.set_xlabel("epoch")
         below.xaxis.set_major_locator(MaxNLocator(integer=True))
