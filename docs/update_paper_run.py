@@ -1,7 +1,7 @@
 """Take a finished run into the documentation: ``python docs/update_paper_run.py runs/paper``.
 
-Copies the report, its pictures and its numbers to ``docs/paper-run/`` and writes the README's table from
-them, so that nobody types in a result.
+Copies the report, its pictures and its numbers to ``docs/paper-run/`` and writes the README's table
+from them, so that nobody types in a result.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _BLOCK = re.compile(r"(?<=<!-- paper-run:begin -->\n).*(?=<!-- paper-run:end -->
 
 
 def readme_block(report: str) -> str:
-    """Return what the README shows of a report: the table of numbers, and where they were computed."""
+    """Return what the README shows of a report: its table, and where that was computed."""
     section = report.partition("## The paper's numbers, measured again")[2].partition("\n## ")[0]
     table = [line for line in section.splitlines() if line.startswith("|")]
     facts = {

@@ -80,15 +80,18 @@ def test_run_resume_and_refuse(tmp_path: pathlib.Path) -> None:
 
 def test_ctrl_c_says_how_to_continue(tmp_path: pathlib.Path) -> None:
     arguments = ("reproduce", "--optimizer", "sgd", "--no-cost", "--name", "stopped")
+    # A shell's job in the background ignores Ctrl-C, and so would these tests in one.
+    program = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from convfc.__main__ import main; main()"
+    )
     process = subprocess.Popen(  # noqa: S603
-        [*COMMAND, *arguments],
+        [sys.executable, "-c", program, *arguments],
         cwd=tmp_path,
         env=ENVIRONMENT | {"PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # A job in the background of a shell inherits that Ctrl-C is ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
     try:
         assert process.stdout is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import signal
 import subprocess
@@ -175,6 +176,36 @@ def test_ctrl_c_and_resume_give_the_same_bits(
     assert_same(folder, whole(optimizer, "cnn"))
     names = sorted(path.name for path in folder.path.iterdir())
     assert names == ["first_layer.npz", "history.csv", "weights.npz"]
+
+
+def test_ctrl_c_is_not_lost_where_keras_drops_it(
+    tmp_path: pathlib.Path,
+    digits: data.Digits,
+    initial: networks.Weights,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Keras has a bare ``except`` around its waiting; training ends with the epoch all the same."""
+    original = keras.Model.evaluate
+
+    def interrupted(self: keras.Model, *args: object, **options: object) -> object:
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        return original(self, *args, **options)
+
+    monkeypatch.setattr(keras.Model, "evaluate", interrupted)
+    folder = NetworkFolder(tmp_path / "n")
+    epochs: list[Epoch] = []
+    task = Task("float32", "sgd", "fc")
+    # A shell's job in the background ignores Ctrl-C, and so would these tests in one.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(task, digits, initial, folder, epochs=2, batch_size=BATCH, on_epoch=epochs.append)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert epochs == []
+    assert not folder.finished
 
 
 KILLED = """

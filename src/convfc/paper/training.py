@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import keras
@@ -132,18 +136,20 @@ def train(
         last=epochs,
     )
     if done < epochs:
-        model.fit(
-            batches,
-            steps_per_epoch=batches.per_epoch,
-            initial_epoch=done,
-            epochs=epochs,
-            validation_data=(networks.network_input(task.network, validation), validation),
-            validation_batch_size=batch_size,
-            callbacks=[recorder],
-            # Batches come shuffled; Keras would mix them across epochs.
-            shuffle=False,
-            verbose=0,
-        )
+        with _ctrl_c_remembered() as raise_if_pressed:
+            recorder.raise_if_pressed = raise_if_pressed
+            model.fit(
+                batches,
+                steps_per_epoch=batches.per_epoch,
+                initial_epoch=done,
+                epochs=epochs,
+                validation_data=(networks.network_input(task.network, validation), validation),
+                validation_batch_size=batch_size,
+                callbacks=[recorder],
+                # Batches come shuffled; Keras would mix them across epochs.
+                shuffle=False,
+                verbose=0,
+            )
     final = networks.read_weights(model)
     folder.finish(
         recorder.history, recorder.trajectory, {"first": final.first, "second": final.second}
@@ -172,12 +178,14 @@ class _Recorder(keras.callbacks.Callback):  # type: ignore[misc]
         self._pause = checkpoint_seconds
         self._next_checkpoint = time.monotonic() + checkpoint_seconds
         self._began = 0.0
+        self.raise_if_pressed: Callable[[], None] = lambda: None
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         del epoch, logs
         self._began = time.perf_counter()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        self.raise_if_pressed()
         seconds = time.perf_counter() - self._began
         values = logs or {}
         line = Epoch(epoch + 1, float(values["loss"]), float(values["val_loss"]), seconds)
@@ -196,6 +204,36 @@ class _Recorder(keras.callbacks.Callback):  # type: ignore[misc]
         self._next_checkpoint = now + (
             max(self._pause, (now - began) / CHECKPOINT_SHARE) if self._pause else 0
         )
+
+
+@contextlib.contextmanager
+def _ctrl_c_remembered() -> Iterator[Callable[[], None]]:
+    """Yield a function that raises KeyboardInterrupt if Ctrl-C was pressed and got lost.
+
+    Keras waits for the numbers of an epoch inside a bare ``except``, and that is where ``fit``
+    spends much of its time: about every second Ctrl-C ends there.
+    """
+    former = signal.getsignal(signal.SIGINT)
+    main = threading.current_thread() is threading.main_thread()
+    if not (main and callable(former)):
+        yield lambda: None
+        return
+    handle = former
+    pressed = threading.Event()
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        pressed.set()
+        handle(number, frame)
+
+    def raise_if_pressed() -> None:
+        if pressed.is_set():
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, remember)
+    try:
+        yield raise_if_pressed
+    finally:
+        signal.signal(signal.SIGINT, former)
 
 
 def _optimizer(name: str) -> keras.optimizers.Optimizer:
