@@ -185,6 +185,27 @@ def test_broadcast_views_are_read_as_what_they_show():
     assert np.array_equal(y, oracle.conv(x.copy(), filters.copy(), subject.geometry))
 
 
+GREY = np.random.default_rng(0).integers(-9, 10, (4, 6, 5))
+COLOUR = np.random.default_rng(0).integers(-9, 10, (4, 6, 5, 3))
+ONE_CHANNEL = {
+    "grey[..., None]": GREY[..., None],
+    "colour[..., 0, None]": COLOUR[..., 0, None],
+    "colour[..., 0:1]": COLOUR[..., 0:1],
+    "colour[..., [1]]": COLOUR[..., [1]],
+}
+
+
+@pytest.mark.parametrize("name", ONE_CHANNEL)
+def test_an_axis_of_length_1_may_have_any_stride(name: str):
+    x = ONE_CHANNEL[name]
+    subject = case((6, 5), (3, 2), c=1, batch=4)
+    filters = subject.integers()[1]
+    expected = oracle.im2col(x.copy(), subject.geometry)
+    assert np.array_equal(im2col(x, subject.geometry), expected)
+    y = conv_as_matmul(x, filters, subject.geometry)
+    assert np.array_equal(y, oracle.conv(x.copy(), filters, subject.geometry))
+
+
 @pytest.mark.parametrize("library", [each for each in LIBRARIES if each is not JAX], ids=str)
 @pytest.mark.parametrize("subject", EVERY_KIND, ids=str)
 def test_inputs_are_never_changed(library: Library, subject: Case):

@@ -99,6 +99,13 @@ def test_a_map_is_cached_and_cannot_be_spoiled_through_what_it_returns():
     assert np.array_equal(index_map(geometry, (3, 3)).flat(), expected)
 
 
+@pytest.mark.parametrize("name", ["source", "table", "readers"])
+def test_what_the_cached_maps_share_cannot_be_written(name: str):
+    axis = index_map(ConvGeometry(1, 1, (2,), padding=1), (3,)).axes[0]
+    with pytest.raises(ValueError, match="read-only"):
+        getattr(axis, name)[:] = 0
+
+
 @pytest.mark.parametrize("entry", [(-1, 0), (0, -1), (9, 0), (0, 8)], ids=str)
 def test_an_entry_that_m_does_not_have_is_refused(entry):
     where = index_map(ConvGeometry(2, 2, (2, 2), padding=1, groups=2), (2, 2))
