@@ -209,5 +209,5 @@ def _ctrl_c_explained(errors: Console) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        errors.print("Stopped; nothing is lost. The same command with --resume goes on.")
+        errors.print("Stopped. The same command with --resume goes on from the last checkpoint.")
         raise typer.Exit(_STOPPED) from None

@@ -103,7 +103,7 @@ def test_ctrl_c_says_how_to_continue(tmp_path: pathlib.Path) -> None:
         process.kill()
         process.communicate()
     assert process.returncode == 130
-    assert told == "Stopped; nothing is lost. The same command with --resume goes on.\n"
+    assert told == "Stopped. The same command with --resume goes on from the last checkpoint.\n"
     assert not list(tmp_path.rglob("*.tmp"))
     assert (tmp_path / "runs" / "stopped" / "settings.json").exists()
 
