@@ -91,6 +91,7 @@ def case(
 
 FIGURE_6 = case((28, 28), (4, 4), c=1, f=1, batch=1, stride=4)
 EXPERIMENT = case((28, 28), (4, 4), c=1, f=2, stride=2)
+UNREAD = case((1, 3), (1, 2), padding=((1, 0), (0, 0)), stride=2)  # only padding is read
 
 CASES = [
     FIGURE_6,
@@ -123,4 +124,5 @@ CASES = [
     case((3, 2, 2), (2, 2, 2), transposed=True, stride=2, output_padding=(1, 0, 1), c=2, f=2),
     case((3, 3, 2, 3), (2, 2, 1, 2), padding=((1, 0), (0, 0), (0, 1), (0, 0)), stride=(2, 1, 1, 1)),
     case((2, 2, 3, 2), (2, 1, 2, 2), transposed=True, stride=(2, 1, 1, 2), c=1, f=2),
+    UNREAD,
 ]

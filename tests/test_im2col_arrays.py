@@ -11,7 +11,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from cases import CASES, Case, case
+from cases import CASES, UNREAD, Case, case
 from libraries import JAX, LIBRARIES, NUMPY, TORCH, Library, dtype_name, to_numpy
 
 from convfc import (
@@ -257,6 +257,18 @@ def test_meta_tensors_keep_their_device_and_cost_nothing():
     y = conv_as_matmul(x, filters, ONE.geometry)
     assert y.device.type == "meta"
     assert tuple(y.shape[1:-1]) == ONE.geometry.output_size((6, 5))
+
+
+@pytest.mark.parametrize("subject", [*EVERY_KIND, UNREAD], ids=str)
+def test_torch_results_stay_on_the_inputs_device_whatever_the_default(subject: Case):
+    arrays = subject.integers()
+    x, filters, bias = TORCH.arrays(*arrays)
+    with torch.device("meta"):  # where new tensors go unless told otherwise
+        y = conv_as_matmul(x, filters, subject.geometry, bias)
+        M = im2col(x, subject.geometry)
+        folded = col2im(M, subject.geometry, subject.input_size)
+    assert {y.device.type, M.device.type, folded.device.type} == {"cpu"}
+    assert np.array_equal(y.numpy(), oracle.conv(*arrays[:2], subject.geometry, arrays[2]))
 
 
 @pytest.mark.parametrize("memory", [2**30, 2 * 24 * 4])

@@ -206,3 +206,12 @@ def test_a_budget_under_one_row_is_refused_and_one_row_is_enough():
     assert conv_as_matmul(x, filters, SMALL.geometry, memory=row).shape == (1, 24, 24, 1)
     with pytest.raises(MemoryBudgetError, match=rf"row.*{row}.*{row - 1}"):
         conv_as_matmul(x, filters, SMALL.geometry, memory=row - 1)
+
+
+def test_the_rows_of_small_integers_count_as_the_wide_ones_they_are_multiplied_as():
+    x, filters, _ = SMALL.integers(dtype=np.int8)
+    row = bytes_per_row(SMALL, itemsize=8)
+    whole = conv_as_matmul(x, filters, SMALL.geometry)
+    assert np.array_equal(conv_as_matmul(x, filters, SMALL.geometry, memory=row), whole)
+    with pytest.raises(MemoryBudgetError, match=rf"row.*{row}.*{row - 1}"):
+        conv_as_matmul(x, filters, SMALL.geometry, memory=row - 1)

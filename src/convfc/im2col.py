@@ -157,12 +157,9 @@ def col2im(patches: Array, geometry: ConvGeometry, input_size: Sequence[int]) ->
     for a, axis in enumerate(where.axes):
         folded = (*total.shape[: 1 + a], axis.positions * axis.taps, *total.shape[3 + a :])
         total = xp.reshape(total, folded)
-        reads = axis.readers.T
         total = sum(
-            (take_or_zero(xp, total, rank, 1 + a) for rank in reads[1:]),
-            start=take_or_zero(xp, total, reads[0], 1 + a)
-            if len(reads)
-            else xp.zeros((*folded[: 1 + a], axis.size, *folded[2 + a :]), dtype=dtype),
+            (take_or_zero(xp, total, readers, 1 + a) for readers in axis.readers.T[1:]),
+            start=take_or_zero(xp, total, axis.readers.T[0], 1 + a),
         )
     return xp.reshape(total, (patches.shape[0], *where.input_size, geometry.in_channels))
 

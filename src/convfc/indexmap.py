@@ -69,14 +69,15 @@ class AxisMap:
     def readers(self) -> Indices:
         """Every ``position * taps + tap`` that reads an input index: the table read backwards.
 
-        Shape ``(size, most readers of one element)``, each row ascending and filled up with -1.
+        Shape ``(size, most readers of one element, at least 1)``, each row ascending and filled
+        up with -1.
         """
         flat = self.table.ravel()
         order = np.argsort(flat, kind="stable")
         order = order[np.count_nonzero(flat < 0) :]
         counts = np.bincount(flat[order], minlength=self.size)
         rank = np.arange(order.size) - np.repeat(np.cumsum(counts) - counts, counts)
-        readers = np.full((self.size, int(counts.max(initial=0))), -1)
+        readers = np.full((self.size, max(1, int(counts.max()))), -1)
         readers[flat[order], rank] = order
         return _frozen(readers)
 
