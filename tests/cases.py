@@ -125,4 +125,5 @@ CASES = [
     case((3, 3, 2, 3), (2, 2, 1, 2), padding=((1, 0), (0, 0), (0, 1), (0, 0)), stride=(2, 1, 1, 1)),
     case((2, 2, 3, 2), (2, 1, 2, 2), transposed=True, stride=(2, 1, 1, 2), c=1, f=2),
     UNREAD,
+    case((1,), (1,), transposed=True, padding=((1, 0),), dilation=2, output_padding=1),  # no read
 ]

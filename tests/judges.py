@@ -86,9 +86,10 @@ def _torch_transposed(
     if isinstance(own_padding, list):
         own_extra = geometry.output_padding
         return layer(x, weight, bias, padding=own_padding, output_padding=own_extra, **shared)
-    everything = layer(x, weight, **shared)
-    ends = zip(geometry.padding, geometry.output_padding, strict=True)
-    y = _torch_pad(everything, [(-low, extra - high) for (low, high), extra in ends], "zeros")
+    y = layer(x, weight, **shared)
+    y = _torch_pad(y, [(0, extra) for extra in geometry.output_padding], "zeros")
+    for axis, (low, high) in enumerate(geometry.padding, start=2):
+        y = y.narrow(axis, low, y.shape[axis] - low - high)
     return y if bias is None else y + bias.reshape(-1, *[1] * geometry.spatial_ndim)
 
 
