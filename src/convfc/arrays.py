@@ -135,12 +135,11 @@ def take_or_zero(xp: Any, x: Array, index: npt.NDArray[np.int64], axis: int) -> 
     >>> take_or_zero(namespace(x=np.arange(3)), np.array([5, 6, 7]), np.array([2, -1, 0]), axis=0)
     array([7, 0, 5])
     """
-    if np.all(index < 0):
-        return xp.zeros_like(_take(xp, x, np.zeros_like(index), axis))
     if np.any(index < 0):
-        x = xp.concat(
-            [x, xp.zeros_like(_take(xp, x, np.zeros(1, dtype=np.int64), axis))], axis=axis
-        )
+        first = _take(xp, x, np.zeros(1, dtype=np.int64), axis)
+        # Where nothing of x is read, its first element stands for it: a gradient, of 0, has a way.
+        x = first if np.all(index < 0) else x
+        x = xp.concat([x, xp.zeros_like(first)], axis=axis)
         index = np.where(index < 0, x.shape[axis] - 1, index)
     return _take(xp, x, index, axis)
 
