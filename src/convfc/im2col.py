@@ -319,6 +319,10 @@ def conv_as_matmul(
     rows, and never held. (While gradients are recorded the library itself keeps each block for the
     backward pass.)
 
+    NaN and infinity in ``x`` reach the outputs that read them, as in the native layers. An infinite
+    filter meets the zeros of the padding as well, and ``0 * inf`` is NaN: JAX's layer does the
+    same, PyTorch's skips the padding. A transposed convolution also has zeros between elements.
+
     Parameters
     ----------
     x : array, shape (b, *spatial, c)

@@ -52,7 +52,7 @@ def integer(name: str, value: object, *, least: int) -> int:
             where=name,
             expected=f"{least} or more",
             got=number,
-            remedy=f"use {least} or more" if least else "crop the input yourself",
+            remedy=f"use {least} or more",
         )
     return number
 

@@ -60,7 +60,8 @@ def pad(xp: Any, x: Array, where: IndexMap) -> Array:
             x = xp.concat([*before, x, *after], axis=a) if before or after else x
         else:
             x = take_or_zero(xp, x, axis.source, a)
-    return x
+    # Once here, not in every block: NumPy's copies start from contiguous memory.
+    return np.ascontiguousarray(x) if array_api_compat.is_numpy_array(x) else x
 
 
 def stretch(xp: Any, padded: Array, where: IndexMap, block: Block) -> Array:
@@ -164,7 +165,6 @@ def _stretch_numpy(padded: npt.NDArray[Any], where: IndexMap, block: Block) -> n
     A run is what lies side by side in the padded input and in M alike: the channels of a group,
     and with them the taps of the last axis where nothing comes between.
     """
-    padded = np.ascontiguousarray(padded)
     groups, ndim = where.geometry.groups, len(where.axes)
     per_group = padded.shape[-1] // groups
     batch, *spatial, _ = padded.strides
