@@ -52,7 +52,9 @@ def integer(name: str, value: object, *, least: int) -> int:
             where=name,
             expected=f"{least} or more",
             got=number,
-            remedy=f"use {least} or more",
+            remedy="crop the input yourself"
+            if name.startswith("padding")
+            else f"use {least} or more",
         )
     return number
 
