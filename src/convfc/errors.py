@@ -9,9 +9,13 @@ __all__ = [
     "GeometryError",
     "MemoryBudgetError",
     "MissingDependencyError",
+    "NothingToConvert",
     "OutOfRangeError",
     "RunError",
     "ShapeError",
+    "UnsupportedLayer",
+    "UnsupportedLayerWarning",
+    "UnsupportedModel",
 ]
 
 
@@ -84,3 +88,19 @@ class DataError(ConvfcError, OSError):
 
 class RunError(ConvfcError, RuntimeError):
     """An experiment's folder that cannot be started, resumed or finished."""
+
+
+class UnsupportedModel(ConvfcError, TypeError):
+    """An object that no framework which convfc knows calls a model."""
+
+
+class UnsupportedLayer(ConvfcError, TypeError):
+    """A layer that cannot be converted without changing what it computes."""
+
+
+class NothingToConvert(ConvfcError, ValueError):
+    """A model, or a choice of its layers, that holds nothing of what was asked for."""
+
+
+class UnsupportedLayerWarning(UserWarning):
+    """Layers that were left as they are, because ``strict=False`` allowed it."""

@@ -1,0 +1,275 @@
+"""What an FC child is, after a tool has worked on it: the matrices that it multiplies by.
+
+Tools leave plain `nn.Linear` layers with new numbers, or put something else in their place: a
+product of thin factors, an adapter beside the weight, quantised weights. Each is read into a chain
+of products and of functions of single elements, or refused by name.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.utils import parametrize
+
+from convfc.frameworks.torch.layers import as_parameter
+from convfc.frameworks.torch.operations import POINTWISE
+from convfc.frameworks.torch.read import Obstacle
+from convfc.frameworks.torch.tracing import hooked
+
+__all__ = ["Chain", "Product", "by_groups", "chain_of", "linear_obstacle", "own_block"]
+
+
+@dataclass(frozen=True, eq=False)
+class Product:
+    """``x @ weight.T + bias``, the FC layer of a weight ``(f, k)`` and a bias ``(f,)`` or None.
+
+    Examples
+    --------
+    >>> Product(torch.ones(2, 3)).weight.shape
+    torch.Size([2, 3])
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+
+
+Chain: TypeAlias = list[Product | nn.Module]
+"""Products and modules of `POINTWISE`, in the order of their application."""
+
+
+def chain_of(module: nn.Module) -> Chain | Obstacle:  # noqa: PLR0911 (one per kind of child)
+    """Read an FC child.
+
+    A plain `nn.Linear` gives its own parameters. A quantised one gives its weight dequantised (what
+    it did to activations is dropped). An adapter of PEFT is folded in as PEFT's own ``merge`` does
+    it, in a copy: the active adapters, unless they are merged already or disabled; dropout inside
+    the adapter is dropped. An `nn.Sequential` gives the chain of its parts.
+
+    Parameters
+    ----------
+    module : nn.Module
+
+    Returns
+    -------
+    Chain or Obstacle
+        The latter says why the module cannot be written as a chain, and the way out.
+
+    Examples
+    --------
+    >>> [step.weight.shape for step in chain_of(nn.Sequential(nn.Linear(9, 2), nn.Linear(2, 4)))]
+    [torch.Size([2, 9]), torch.Size([4, 2])]
+    >>> chain_of(nn.Bilinear(2, 2, 2)).reason
+    'its FC part is a Bilinear'
+    """
+    tuners = sys.modules.get("peft.tuners.tuners_utils")
+    if tuners is not None and isinstance(module, tuners.BaseTunerLayer):
+        return _adapted(module)
+    quantised = sys.modules.get("torch.ao.nn.quantized")
+    if quantised is not None and isinstance(module, quantised.Linear):  # the dynamic one is too
+        blocked = _hooks_obstacle(module)
+        return blocked or [Product(module.weight().dequantize(), module.bias())]
+    if isinstance(module, nn.Linear):
+        blocked = linear_obstacle(module, quantised=True)
+        if blocked is not None:
+            return blocked
+        if type(module.weight) is nn.Parameter:
+            return [Product(module.weight, module.bias)]
+        weight: Tensor = module.weight.dequantize()
+        if type(weight) not in (Tensor, nn.Parameter):
+            return Obstacle(
+                f"its weight is a {type(module.weight).__name__} that dequantize() leaves as it is",
+                "make it a plain tensor first",
+            )
+        return [Product(weight.detach(), module.bias)]
+    if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
+        return _hooks_obstacle(module) or _joined(list(module))
+    if type(module) in POINTWISE and "forward" not in vars(module):
+        return _hooks_obstacle(module) or ([] if type(module) is nn.Identity else [module])
+    return Obstacle(
+        f"its FC part is a {type(module).__name__}",
+        "merge or take out what the tool has put there, so that an nn.Linear, an nn.Sequential of "
+        "nn.Linear, a quantised Linear or an adapter of PEFT remains",
+    )
+
+
+def linear_obstacle(module: nn.Module, *, quantised: bool = False) -> Obstacle | None:
+    """Return why an `nn.Linear` is not what its parameters say; None if it is.
+
+    Parameters
+    ----------
+    module : nn.Module
+        An `nn.Linear` or of a subclass.
+    quantised : bool
+        Whether the weight may be a tensor of another class than plain parameters.
+
+    Examples
+    --------
+    >>> from torch.nn.utils.parametrizations import orthogonal
+    >>> linear_obstacle(nn.Linear(2, 2)), linear_obstacle(orthogonal(nn.Linear(2, 2))).reason
+    (None, 'its weight is computed by a parametrization')
+    """
+    name = type(module).__name__
+    if isinstance(module, LazyModuleMixin):
+        return Obstacle("its weight has no size yet", "run the model once on an input")
+    if parametrize.is_parametrized(module):
+        names = ", ".join(module.parametrizations)  # type: ignore[arg-type]
+        return Obstacle(
+            f"its {names} is computed by a parametrization",
+            "torch.nn.utils.parametrize.remove_parametrizations first",
+        )
+    if type(module).forward is not nn.Linear.forward or "forward" in vars(module):
+        return Obstacle(
+            f"it is a {name} with a forward of its own", "put the nn.Linear that it equals in place"
+        )
+    if module._parameters.get("weight") is None or "bias" not in module._parameters:
+        return Obstacle(
+            "its weight or bias is computed before every call",
+            "make it permanent first (torch.nn.utils.prune.remove, remove_weight_norm, "
+            "remove_spectral_norm)",
+        )
+    if type(module.weight) is not nn.Parameter and not quantised:
+        return Obstacle(
+            f"its weight is a {type(module.weight).__name__}, not a plain parameter",
+            "make it a plain parameter first",
+        )
+    return _hooks_obstacle(module)
+
+
+def own_block(product: Product, groups: int) -> Product | Obstacle:
+    """Return the blocks ``(f, k)`` of a block-diagonal weight ``(f, groups * k)``.
+
+    Examples
+    --------
+    >>> blocks = own_block(Product(torch.block_diag(torch.ones(1, 2), torch.ones(1, 2))), 2)
+    >>> blocks.weight.shape
+    torch.Size([2, 2])
+    >>> own_block(Product(torch.ones(2, 4)), 2).reason
+    'its block-diagonal weight is 1.0 at [0, 2], off the 2 blocks; 4 such entries are not zero'
+    """
+    weight = product.weight
+    rows, columns = weight.shape
+    apart = (groups, rows // groups, groups, columns // groups)
+    own = torch.arange(groups, device=weight.device)
+    outside = weight.detach().reshape(apart).clone()
+    outside[own, :, own] = 0
+    wrong = outside.reshape(weight.shape).nonzero()
+    if len(wrong):
+        first = wrong[0].tolist()
+        return Obstacle(
+            f"its block-diagonal weight is {weight[tuple(first)].item()} at {first}, off the "
+            f"{groups} blocks; {len(wrong)} such entries are not zero",
+            "set them to zero, or convert with one Linear per group (block_diagonal=False)",
+        )
+
+    def blocks(matrix: Tensor) -> Tensor:
+        return matrix.detach().reshape(apart)[own, :, own].flatten(0, 1)
+
+    gradient = None if weight.grad is None else blocks(weight.grad)
+    return Product(as_parameter(blocks(weight), weight, gradient), product.bias)
+
+
+def by_groups(chains: Sequence[Chain]) -> Chain | Obstacle:
+    """Join the chains of the groups of one layer into one chain of grouped products.
+
+    The weights are stacked, one group after the other. Where groups have factors of unequal rank,
+    the thinner ones are filled up with zeros, and likewise where only some have a bias.
+
+    Examples
+    --------
+    >>> chains = [chain_of(nn.Sequential(nn.Linear(9, r), nn.Linear(r, 4))) for r in (1, 3)]
+    >>> [step.weight.shape for step in by_groups(chains)]
+    [torch.Size([6, 9]), torch.Size([8, 3])]
+    """
+    if len(chains) == 1:
+        return chains[0]
+    joined: Chain = []
+    for steps in zip(*chains, strict=False):
+        products = [step for step in steps if isinstance(step, Product)]
+        if len(products) == len(steps):
+            joined.append(_stacked(products))
+        elif not products and len({repr(step) for step in steps}) == 1:
+            joined.append(steps[0])
+    if any(len(chain) != len(joined) for chain in chains):
+        return Obstacle(
+            "the FC parts of its groups are not of one kind",
+            "give every group the same kind of layers (their ranks may differ)",
+        )
+    return joined
+
+
+def _stacked(products: Sequence[Product]) -> Product:
+    """Stack the weights and biases of groups, filled up with zeros to one size."""
+    sizes = [product.weight.shape for product in products]
+    rows, columns = (max(size[axis] for size in sizes) for axis in (0, 1))
+    weights = [product.weight for product in products]
+    with_bias = any(product.bias is not None for product in products)
+    biases = [p.weight.new_zeros(len(p.weight)) if p.bias is None else p.bias for p in products]
+    return Product(_stack(weights, (rows, columns)), _stack(biases, (rows,)) if with_bias else None)
+
+
+def _stack(parts: Sequence[Tensor], size: tuple[int, ...]) -> nn.Parameter:
+    """Return one parameter, and its gradient, of several filled up with zeros to one size."""
+
+    def filled(tensors: Sequence[Tensor]) -> Tensor:
+        whole = tensors[0].new_zeros(len(tensors), *size)
+        for place, tensor in zip(whole, tensors, strict=True):
+            place[tuple(map(slice, tensor.shape))] = tensor
+        return whole.flatten(0, 1)
+
+    gradients = [torch.zeros_like(part) if part.grad is None else part.grad for part in parts]
+    known = any(part.grad is not None for part in parts)
+    parameter = nn.Parameter(
+        filled([part.detach() for part in parts]),
+        requires_grad=any(part.requires_grad for part in parts),
+    )
+    parameter.grad = filled(gradients) if known else None
+    return parameter
+
+
+def _joined(parts: Sequence[nn.Module]) -> Chain | Obstacle:
+    """Return the chain of several modules called one after the other."""
+    chain: Chain = []
+    for part in parts:
+        steps = chain_of(part)
+        if isinstance(steps, Obstacle):
+            return steps
+        chain += steps
+    return chain
+
+
+def _adapted(module: Any) -> Chain | Obstacle:
+    """Read an adapter layer of PEFT: its base layer, with the adapters that are in effect."""
+    blocked = _hooks_obstacle(module)
+    if blocked is not None:
+        return blocked
+    name = f"{type(module).__module__.split('.')[2]} adapter of PEFT"
+    if module.disable_adapters and module.merged:
+        return Obstacle(f"it has a disabled, merged {name}", "call unmerge() on the adapter")
+    if not (module.disable_adapters or module.merged):
+        module = copy.deepcopy(module)
+        try:
+            module.merge()
+        except (NotImplementedError, AttributeError, RuntimeError, ValueError, TypeError) as error:
+            return Obstacle(
+                f"its {name} cannot be merged into a weight ({type(error).__name__}: {error})",
+                "take the adapter out with unload(), or use a tuner whose effect is a change of "
+                "the weight",
+            )
+    return chain_of(module.base_layer)
+
+
+def _hooks_obstacle(module: nn.Module) -> Obstacle | None:
+    """Return that hooks stand on a module; a CONV layer has no FC layer to call them on."""
+    if not hooked(module):
+        return None
+    return Obstacle(
+        f"hooks stand on its FC part ({type(module).__name__})",
+        "remove the hooks (handle.remove()), or register them on the layer itself",
+    )

@@ -1,0 +1,145 @@
+"""In which memory format PyTorch's own layer would give its output: the FC form gives the same."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from convfc.geometry import ConvGeometry
+
+__all__ = [
+    "channels_last",
+    "in_format",
+    "is_channels_last",
+    "likely_output_format",
+    "native_output_format",
+]
+
+_CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
+
+
+def channels_last(spatial_ndim: int) -> torch.memory_format:
+    """Return PyTorch's channels-last format of so many spatial axes; contiguous if it has none.
+
+    Examples
+    --------
+    >>> channels_last(2)
+    torch.channels_last
+    """
+    return _CHANNELS_LAST.get(spatial_ndim, torch.contiguous_format)
+
+
+def is_channels_last(tensor: Tensor) -> bool:
+    """Say whether PyTorch takes a tensor for channels-last: its strides decide, dense or not.
+
+    The same rule as PyTorch's own ``suggest_memory_format``, which also decides where an axis has
+    size 1 and both formats are one in memory.
+
+    Examples
+    --------
+    >>> x = torch.zeros(1, 2, 3, 4)
+    >>> is_channels_last(x), is_channels_last(x.to(memory_format=torch.channels_last)[..., ::2])
+    (False, True)
+    """
+    ndim = tensor.dim() - 2
+    if ndim not in _CHANNELS_LAST or not tensor.numel() or not tensor.stride(1):
+        return False
+    least = 0
+    for axis in (1, *range(ndim + 1, 1, -1), 0):
+        stride, size = tensor.stride(axis), tensor.shape[axis]
+        if stride < least or (axis == 0 and least == tensor.stride(1)):
+            return False
+        least = stride * max(size, 1)
+    return True
+
+
+def in_format(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:
+    """Return the tensor in a memory format, with the strides that PyTorch gives a new one.
+
+    Where an axis has size 1, ``Tensor.contiguous`` leaves any stride there.
+
+    Examples
+    --------
+    >>> x = torch.zeros(2, 1, 3, 4).transpose(0, 1)
+    >>> in_format(x, torch.channels_last).stride()
+    (24, 1, 8, 2)
+    """
+    if memory_format is torch.contiguous_format:
+        return tensor.contiguous().flatten().view(tensor.shape)
+    last = tensor.movedim(1, -1)
+    return last.contiguous().flatten().view(last.shape).movedim(-1, 1)
+
+
+def likely_output_format(
+    x: Tensor, padding_mode: str, *, weight_channels_last: bool
+) -> torch.memory_format:
+    """Return the memory format of the output as input and weight suggest it.
+
+    Examples
+    --------
+    >>> x = torch.zeros(1, 3, 8, 8).to(memory_format=torch.channels_last)
+    >>> likely_output_format(x, "circular", weight_channels_last=False)  # padded by copying
+    torch.contiguous_format
+    """
+    last = _CHANNELS_LAST.get(x.dim() - 2)
+    if last is None:
+        return torch.contiguous_format
+    if weight_channels_last or (is_channels_last(x) and padding_mode != "circular"):
+        return last
+    return torch.contiguous_format
+
+
+def native_output_format(
+    x: Tensor, geometry: ConvGeometry, *, weight_channels_last: bool
+) -> torch.memory_format:
+    """Return the memory format that PyTorch's own layer gives its output.
+
+    It depends on the input, on the weight and on the kernel that PyTorch chooses, so PyTorch is
+    asked, as its own fake tensors ask it.
+
+    Parameters
+    ----------
+    x : Tensor, shape (b, c, *spatial)
+    geometry : ConvGeometry
+    weight_channels_last : bool
+        Whether the CONV layer's weight was in channels-last format.
+
+    Examples
+    --------
+    PyTorch's float64 convolution of three axes knows no channels-last format.
+
+    >>> x = torch.zeros(1, 3, 8, 8, 8).to(memory_format=torch.channels_last_3d)
+    >>> geometry = ConvGeometry(3, 2, (3, 3, 3))
+    >>> [native_output_format(x.to(dtype), geometry, weight_channels_last=False)
+    ...  for dtype in (torch.float32, torch.float64)]
+    [torch.channels_last_3d, torch.contiguous_format]
+    """
+    likely = likely_output_format(
+        x, geometry.padding_mode, weight_channels_last=weight_channels_last
+    )
+    if likely is torch.contiguous_format or not hasattr(torch._C, "_select_conv_backend"):
+        return likely
+    x = x.real if x.is_complex() else x  # PyTorch convolves the parts
+    filters, *kernel, per_group = geometry.filters_shape
+    first = (filters, per_group)
+    if geometry.transposed:
+        first = (geometry.in_channels, filters // geometry.groups)
+    weight = in_format(
+        torch.empty((*first, *kernel), dtype=x.dtype, device=x.device),
+        likely if weight_channels_last else torch.contiguous_format,
+    )
+    native_pads = geometry.padding_mode == "zeros"
+    backend = torch._C._select_conv_backend(
+        x,
+        weight,
+        None,
+        list(geometry.stride),
+        [min(pair) if native_pads else 0 for pair in geometry.padding],
+        list(geometry.dilation),
+        geometry.transposed,
+        list(geometry.output_padding),
+        geometry.groups,
+        None,
+    )
+    chosen: torch.memory_format = torch._C._conv_determine_backend_memory_format(x, weight, backend)
+    return chosen

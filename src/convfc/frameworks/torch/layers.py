@@ -1,0 +1,447 @@
+"""PatchConv: the patch form, a CONV layer as one small FC layer shared by all patches."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.module import _has_any_global_hook
+
+from convfc.errors import ShapeError, UnsupportedLayer
+from convfc.frameworks.torch.blocks import conv_by_blocks, conv_by_module
+from convfc.frameworks.torch.formats import (
+    in_format,
+    is_channels_last,
+    likely_output_format,
+    native_output_format,
+)
+from convfc.frameworks.torch.read import (
+    attributes_of,
+    geometry_from,
+    geometry_of,
+    matrix_to_weight,
+    own_class,
+    weight_to_matrix,
+)
+from convfc.frameworks.torch.windows import Axis, patches_by_plan, plan
+
+__all__ = ["PatchConv", "as_parameter", "carry_over", "in_front", "plain_linear"]
+
+_HOOKS = (
+    "_backward_pre_hooks",
+    "_backward_hooks",
+    "_is_full_backward_hook",
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
+_OWN = {"fc", "native", "weight_shape", "weight_channels_last"}
+
+
+class PatchConv(nn.Module):
+    """A CONV layer in patch form: ``fc``, a plain ``nn.Linear``, applied to every row of M.
+
+    The child is called as a module on the patch matrix ``(N, L, k)``, so whatever works on
+    ``nn.Linear`` works on it: hooks, other types of weight, another module in its place. (While it
+    is a plain Linear without hooks, a faster product takes its weight directly.) Attributes are
+    those of the CONV layer, and count as they are when the layer is called.
+
+    Parameters
+    ----------
+    conv : nn.Module
+        One of PyTorch's six CONV layers. Its bias and its hooks move over; see `to_fc`, which
+        checks it first.
+    block_diagonal : bool
+        With groups, one Linear ``(groups * k, f)`` whose weight is block-diagonal, instead of a
+        ``ModuleList`` of one Linear ``(k, f / groups)`` per group. Training fills the zeros off its
+        blocks; then it is no CONV layer any more.
+
+    Attributes
+    ----------
+    fc : nn.Linear or nn.ModuleList
+        Or what a tool has put in its place.
+    native : type
+        The class to go back to.
+    weight_shape : tuple of int
+        Of the CONV layer's weight.
+    weight_channels_last : bool
+        Whether that weight was in channels-last format.
+
+    Examples
+    --------
+    >>> layer = PatchConv(nn.Conv2d(3, 8, 4, stride=2))
+    >>> type(layer.fc) is nn.Linear, layer.fc.weight.shape
+    (True, torch.Size([8, 48]))
+    >>> layer(torch.zeros(1, 3, 28, 28)).shape
+    torch.Size([1, 8, 13, 13])
+    """
+
+    native: type[nn.Module]
+    weight_shape: tuple[int, ...]
+    weight_channels_last: bool
+    transposed: bool
+    groups: int
+    padding_mode: str
+
+    def __init__(self, conv: nn.Module, *, block_diagonal: bool = False) -> None:
+        super().__init__()
+        carry_over(conv, self)
+        weight, bias = conv._parameters["weight"], conv._parameters["bias"]
+        assert weight is not None, "to_fc refuses layers without one"  # noqa: S101
+        self.native = own_class(conv)
+        self.weight_shape = tuple(weight.shape)
+        self.weight_channels_last = is_channels_last(weight)
+        matrix = weight_to_matrix(weight.detach(), transposed=self.transposed, groups=self.groups)
+        grad = weight.grad
+        if grad is not None:
+            grad = weight_to_matrix(grad, transposed=self.transposed, groups=self.groups)
+        if self.groups == 1:
+            self.fc: nn.Module = plain_linear(as_parameter(matrix, weight, grad), bias)
+        elif block_diagonal:
+            blocks = [None if m is None else torch.block_diag(*m.chunk(self.groups))
+                      for m in (matrix, grad)]
+            assert blocks[0] is not None  # noqa: S101
+            self.fc = plain_linear(as_parameter(blocks[0], weight, blocks[1]), bias)
+        else:
+            self.fc = nn.ModuleList(self._split(matrix, grad, weight, bias))
+        self.fc.train(self.training)
+
+    def _split(
+        self, matrix: Tensor, grad: Tensor | None, weight: Tensor, bias: Tensor | None
+    ) -> Iterator[nn.Linear]:
+        """Yield one Linear per group."""
+        parts = matrix.chunk(self.groups)
+        grads = [None] * self.groups if grad is None else grad.chunk(self.groups)
+        no_bias = bias is None
+        biases = [None] * self.groups if no_bias else bias.detach().chunk(self.groups)  # type: ignore[union-attr]
+        bias_grad = None if no_bias else bias.grad  # type: ignore[union-attr]
+        bias_grads = [None] * self.groups if bias_grad is None else bias_grad.chunk(self.groups)
+        for part, g, b, bg in zip(parts, grads, biases, bias_grads, strict=True):
+            own = None if b is None else as_parameter(b, bias, bg)  # type: ignore[arg-type]
+            yield plain_linear(as_parameter(part, weight, g), own)
+
+    def share_weight(self, other: PatchConv) -> None:
+        """Use another layer's FC weight as one's own: two CONV layers that shared theirs."""
+        for mine, theirs in zip(self.children_fc, other.children_fc, strict=True):
+            mine.weight = theirs.weight
+
+    @property
+    def spatial_ndim(self) -> int:
+        """Number of spatial axes."""
+        return len(self.weight_shape) - 2
+
+    @property
+    def children_fc(self) -> list[nn.Module]:
+        """The FC children: one, or one per group."""
+        return list(self.fc) if isinstance(self.fc, nn.ModuleList) else [self.fc]
+
+    def is_plain(self) -> bool:
+        """Say whether every FC child is exactly an ``nn.Linear`` with plain weights, unhooked.
+
+        Only then may its weight be used without calling it.
+        """
+        return self.has_plain_weights() and not self.is_hooked()
+
+    def has_plain_weights(self) -> bool:
+        """Say whether every FC child is exactly an ``nn.Linear`` with plain weights."""
+        return all(
+            type(fc) is nn.Linear
+            and "forward" not in vars(fc)
+            and all(type(p) in (nn.Parameter, Tensor, type(None)) for p in fc._parameters.values())
+            and "weight" in fc._parameters
+            for fc in self.children_fc
+        )
+
+    def is_hooked(self) -> bool:
+        """Say whether calls of an FC child, or of a part of it, are watched by hooks."""
+        return bool(_has_any_global_hook()) or any(
+            part._forward_hooks
+            or part._forward_pre_hooks
+            or part._backward_hooks
+            or part._backward_pre_hooks
+            for part in self.fc.modules()
+        )
+
+    def matrix(self) -> Tensor:
+        """Return the FC weight ``(f, k)`` of plain FC children, through which gradients flow.
+
+        Raises
+        ------
+        UnsupportedLayer
+            If a tool has put something else in their place, or has filled a block-diagonal weight.
+        """
+        if not self.has_plain_weights():
+            found = ", ".join(sorted({type(fc).__name__ for fc in self.children_fc}))
+            raise UnsupportedLayer(
+                "the FC layer has no plain weight of its own any more",
+                where="fc",
+                expected="nn.Linear",
+                got=found,
+                remedy="read the weight from the tool's module, or take the model back with "
+                "convfc.to_conv",
+            )
+        weights: list[Tensor] = [fc.weight for fc in self.children_fc]  # type: ignore[misc]
+        if len(weights) > 1 or self.groups == 1:
+            return weights[0] if self.groups == 1 else torch.cat(weights)
+        blocks = weights[0].unflatten(0, (self.groups, -1)).unflatten(2, (self.groups, -1))
+        own = torch.arange(self.groups, device=blocks.device)
+        inside = blocks.movedim(2, 1)[own, own]
+        if torch.count_nonzero(blocks.detach()) != torch.count_nonzero(inside.detach()):
+            raise UnsupportedLayer(
+                "the block-diagonal weight has entries off its blocks",
+                where="fc",
+                expected=f"{self.groups} blocks and zeros",
+                remedy="set them to zero, or convert without block_diagonal=True",
+            )
+        return inside.flatten(0, 1)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight in the CONV layer's layout; a view of the FC weight where there is one."""
+        return self.to_weight(self.matrix())
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias of plain FC children, shape ``(f,)``, or None."""
+        biases = [getattr(fc, "bias", None) for fc in self.children_fc]
+        if any(b is None for b in biases):
+            return None
+        return biases[0] if len(biases) == 1 else torch.cat(biases)
+
+    def to_weight(self, matrix: Tensor) -> Tensor:
+        """Return an FC weight ``(f, k)`` in the CONV layer's layout, as a view if possible."""
+        first, second, *kernel = self.weight_shape
+        return matrix_to_weight(
+            matrix,
+            in_channels=first if self.transposed else second * self.groups,
+            kernel_size=kernel,
+            transposed=self.transposed,
+            groups=self.groups,
+        )
+
+    def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+        """Return what the CONV layer returns, in the same memory format.
+
+        Parameters
+        ----------
+        x : Tensor, shape (N, c, *spatial) or (c, *spatial)
+        output_size : sequence of int, optional
+            Of transposed layers, as PyTorch's take it.
+
+        Raises
+        ------
+        ShapeError, GeometryError
+            If the input does not fit the layer.
+        """
+        batched = self._check(x)
+        whole = x if batched else x.unsqueeze(0)
+        extra = self._extra(whole, output_size)
+        if _in_a_transform(whole) or self.is_hooked():
+            y = self._in_one_call(whole, extra)
+        else:
+            y = self._in_blocks(whole, extra)
+        return y if batched else y.squeeze(0)
+
+    def _in_one_call(self, x: Tensor, extra: Sequence[int] | None) -> Tensor:
+        """Call the FC layer once on all of M, with operations that PyTorch can trace."""
+        sizes = tuple(operator.index(size) for size in x.shape[2:])
+        axes = _constant_axes(attributes_of(self, extra), sizes)
+        rows = self.rows(patches_by_plan(x, axes, self.groups))
+        y = rows.transpose(1, 2).unflatten(2, tuple([axis.positions for axis in axes]))
+        return in_format(
+            y,
+            likely_output_format(
+                x, self.padding_mode, weight_channels_last=self.weight_channels_last
+            ),
+        )
+
+    def _in_blocks(self, x: Tensor, extra: Sequence[int] | None) -> Tensor:
+        """Walk M in blocks; take the weight itself where the FC layer is plain."""
+        device = x.device.type
+        autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        if autocast and x.is_floating_point() and x.dtype != torch.float64:
+            x = x.to(torch.get_autocast_dtype(device))
+        geometry = geometry_of(self, x.shape[2:], extra)
+        memory_format = native_output_format(
+            x, geometry, weight_channels_last=self.weight_channels_last
+        )
+        if autocast or not self.has_plain_weights() or self._is_block_diagonal():
+            out = geometry.out_channels
+            y = conv_by_module(x, self.rows, geometry, out, memory_format=memory_format)
+        else:
+            weight, bias = self.matrix(), self.bias
+            y = conv_by_blocks(x, weight, bias, geometry, memory_format=memory_format)
+        return in_format(y, memory_format)
+
+    def rows(self, patches: Tensor) -> Tensor:
+        """Return the FC layer's outputs ``(N, L, f)`` of rows of M, ``(N, L, groups * k)``."""
+        if not isinstance(self.fc, nn.ModuleList):
+            out: Tensor = self.fc(patches)
+            return out
+        parts = patches.chunk(self.groups, dim=-1)
+        return torch.cat([fc(part) for fc, part in zip(self.fc, parts, strict=True)], dim=-1)
+
+    def extra_repr(self) -> str:
+        """Return the CONV layer's own description."""
+        return f"{self.native.__name__}: {_ConvNd.extra_repr(self)}"  # type: ignore[arg-type]
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the CONV layer's state while the FC children are plain: ``weight`` and ``bias``.
+
+        A tool's own module in their place is saved as that module saves itself.
+        """
+        state = super().state_dict(*args, **kwargs)
+        if not self._speaks_conv():
+            return state
+        prefix = args[1] if len(args) > 1 else kwargs.get("prefix", "")
+        keep = args[2] if len(args) > 2 else kwargs.get("keep_vars", False)
+        given = {name: getattr(self, name) for name in ("weight", "bias")}
+        entries = {
+            prefix + name: value if keep else value.detach()
+            for name, value in given.items()
+            if value is not None
+        }
+        return in_front(state, entries, prefix, f"{prefix}fc.")
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        given = state_dict.get(f"{prefix}weight")
+        if self._speaks_conv() and given is not None and given.shape == self.weight_shape:
+            matrix = weight_to_matrix(
+                state_dict.pop(f"{prefix}weight"), transposed=self.transposed, groups=self.groups
+            )
+            tensors = {"weight": matrix, "bias": state_dict.pop(f"{prefix}bias", None)}
+            for name, tensor in tensors.items():
+                if tensor is not None:
+                    state_dict.update(self._fc_entries(f"{prefix}fc.", name, tensor))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _fc_entries(self, prefix: str, name: str, tensor: Tensor) -> Iterable[tuple[str, Tensor]]:
+        """Return the entries of the FC children's state that one tensor of the CONV layer makes."""
+        if isinstance(self.fc, nn.ModuleList):
+            parts = tensor.chunk(self.groups)
+            return [(f"{prefix}{group}.{name}", part) for group, part in enumerate(parts)]
+        if name == "weight" and self._is_block_diagonal():
+            tensor = torch.block_diag(*tensor.chunk(self.groups))
+        return [(prefix + name, tensor)]
+
+    def _speaks_conv(self) -> bool:
+        """Say whether the state is that of a CONV layer: plain weights, hooked or not."""
+        return self.has_plain_weights() and (
+            not self._is_block_diagonal() or self._off_block_is_zero()
+        )
+
+    def _off_block_is_zero(self) -> bool:
+        try:
+            self.matrix()
+        except UnsupportedLayer:
+            return False
+        return True
+
+    def _is_block_diagonal(self) -> bool:
+        return self.groups > 1 and not isinstance(self.fc, nn.ModuleList)
+
+    def _extra(self, x: Tensor, output_size: Sequence[int] | None) -> Sequence[int] | None:
+        """Return this call's output padding, as PyTorch's own method works it out."""
+        if not self.transposed or output_size is None:
+            return None
+        found: Sequence[int] = _ConvTransposeNd._output_padding(
+            self,  # type: ignore[arg-type]
+            x,
+            list(output_size),
+            self.stride,  # type: ignore[arg-type]
+            self.padding,  # type: ignore[arg-type]
+            self.kernel_size,  # type: ignore[arg-type]
+            self.spatial_ndim,
+            self.dilation,  # type: ignore[arg-type]
+        )
+        return found
+
+    def _check(self, x: Tensor) -> bool:
+        """Return whether the input has a batch axis, after checking that it fits."""
+        ndim = self.spatial_ndim
+        channels = self.weight_shape[0 if self.transposed else 1]
+        channels = channels if self.transposed else channels * self.groups
+        if x.dim() not in (ndim + 1, ndim + 2) or x.shape[-ndim - 1] != channels:
+            sizes = ", ".join(f"size {axis}" for axis in range(ndim))
+            raise ShapeError(
+                "the input does not fit the layer",
+                where=f"{self.native.__name__} in patch form",
+                expected=f"(N, {channels}, {sizes}) or ({channels}, {sizes})",
+                got=tuple(x.shape),
+                remedy="check the channels and the number of axes",
+            )
+        return x.dim() == ndim + 2
+
+
+def carry_over(old: nn.Module, new: nn.Module) -> None:
+    """Give a module everything of another but its weight, bias and what each form has of its own.
+
+    Hooks are shared, not copied, so that a handle that the user kept still removes its hook.
+    """
+    for name, value in vars(old).items():
+        if name in _HOOKS:
+            vars(new)[name] = value
+        elif name not in {*vars(nn.Module()), *_OWN, "parametrizations"}:
+            vars(new)[name] = value
+    new.training = old.training
+    for registry in ("_parameters", "_buffers", "_modules"):
+        extra = {
+            name: part
+            for name, part in vars(old)[registry].items()
+            if name not in {"weight", "bias", "fc", "parametrizations"}
+        }
+        vars(new)[registry].update(extra)
+
+
+def in_front(state: Any, entries: dict[str, Any], prefix: str, replaced: str) -> Any:
+    """Put a layer's weight and bias where a CONV layer's state has them, for what they replace."""
+    own = {key: state.pop(key) for key in list(state) if key.startswith(prefix)}
+    rest = {key: value for key, value in own.items() if not key.startswith(replaced)}
+    state.update({**entries, **{key: rest[key] for key in rest if key not in entries}})
+    return state
+
+
+def as_parameter(value: Tensor, like: Tensor, grad: Tensor | None = None) -> nn.Parameter:
+    """Return a parameter of its own memory, contiguous, that trains if the other one does."""
+    value = value.detach().clone(memory_format=torch.contiguous_format)
+    parameter = nn.Parameter(value, requires_grad=like.requires_grad)
+    if grad is not None:
+        parameter.grad = grad.clone(memory_format=torch.contiguous_format)
+    return parameter
+
+
+def plain_linear(weight: nn.Parameter, bias: nn.Parameter | Tensor | None) -> nn.Linear:
+    """Return exactly an ``nn.Linear`` around these parameters; no random number is drawn."""
+    rows, columns = weight.shape
+    linear = nn.Linear(columns, rows, bias=False, device="meta")
+    linear.weight = weight
+    linear.bias = bias  # type: ignore[assignment]
+    return linear
+
+
+def _in_a_transform(x: Tensor) -> bool:
+    """Say whether PyTorch is tracing or transforming the call: then ordinary operations only."""
+    return (
+        type(x) not in (Tensor, nn.Parameter)
+        or torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch.jit.is_tracing()
+    )
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _constant_axes(attributes: tuple[Any, ...], input_size: tuple[int, ...]) -> tuple[Axis, ...]:
+    """Return what the windows read, which a compiler takes as a constant."""
+    return plan(geometry_from(*attributes), input_size)

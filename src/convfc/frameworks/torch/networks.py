@@ -1,0 +1,285 @@
+"""Two networks as wholes: their outputs, and everything that was not to change."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import random
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from convfc.certificate import NetworkCertificate, OutputComparison
+from convfc.errors import UnsupportedModel
+from convfc.frameworks.torch.measures import cast
+from convfc.frameworks.torch.pairs import HeadConv, Pairs
+from convfc.frameworks.torch.tensors import (
+    compare,
+    describe,
+    dtype_name,
+    same_bits,
+    strides_of,
+    wide,
+    words,
+)
+from convfc.rounding import UNIT_ROUNDOFF
+
+__all__ = ["Runner", "compare_networks"]
+
+Change = Callable[[Tensor], Tensor]
+
+
+class Runner:
+    """Runs copies of networks on one input, each time from the same random numbers.
+
+    Parameters
+    ----------
+    models : tuple of nn.Module
+    x : Tensor, tuple or mapping
+        One input, or the positional or keyword arguments of a call.
+    """
+
+    def __init__(self, models: tuple[nn.Module, ...], x: Any) -> None:
+        self.args: tuple[Any, ...] = x if isinstance(x, tuple) else (x,)
+        self.kwargs: dict[str, Any] = {}
+        if isinstance(x, Mapping):
+            self.args, self.kwargs = (), dict(x)
+        tensors = [t for t in pytree.tree_leaves(x) if isinstance(t, Tensor)]
+        tensors += [t for model in models for t in (*model.parameters(), *model.buffers())]
+        self.devices = {t.device for t in tensors if t.device.type not in ("cpu", "meta")}
+        self._rewind: Callable[[], None] = self._random_state()
+
+    def __call__(
+        self,
+        model: nn.Module,
+        change: Change | None = None,
+        prepare: Callable[[dict[int, Any]], None] | None = None,
+    ) -> Any:
+        """Return the output of a copy of the model.
+
+        Parameters
+        ----------
+        model : nn.Module
+        change : callable, optional
+            To another dtype, of all numbers that are not integers.
+        prepare : callable, optional
+            Is given the copies of the model's parts by the ``id`` of the parts.
+        """
+        twins: dict[int, Any] = {}
+        try:
+            twin = copy.deepcopy(model, twins)
+        except (RuntimeError, TypeError) as error:
+            raise UnsupportedModel(
+                f"the model cannot be copied ({words(error)})",
+                where=type(model).__name__,
+                remedy="keep no tensors of a graph in its attributes",
+            ) from error
+        if change is not None:
+            cast(twin, change)
+        if prepare is not None:
+            prepare(twins)
+
+        def own(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            value = value.detach().clone()
+            floating = value.is_floating_point() or value.is_complex()
+            return value if change is None or not floating else change(value)
+
+        args, kwargs = pytree.tree_map(own, (self.args, self.kwargs))
+        self._rewind()
+        with torch.no_grad():
+            return twin(*args, **kwargs)
+
+    def dtypes(self, model: nn.Module) -> set[torch.dtype]:
+        """Return the dtypes, of numbers that are not integers, of a model and of the input."""
+        tensors = [*model.parameters(), *model.buffers()]
+        tensors += [
+            t for t in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(t, Tensor)
+        ]
+        return {t.dtype for t in tensors if t.is_floating_point() or t.is_complex()}
+
+    @contextlib.contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """Run without autocast, inference mode and warnings, and put the random numbers back.
+
+        The networks give their warnings when their owner runs them.
+        """
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._random_state())
+            stack.enter_context(torch.inference_mode(mode=False))
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")
+            for device_type in {"cpu", *(device.type for device in self.devices)}:
+                stack.enter_context(torch.autocast(device_type, enabled=False))
+            yield
+
+    @contextlib.contextmanager
+    def same_random_numbers_after(self) -> Iterator[None]:
+        """Put the random number generators back to where they are now."""
+        restore = self._random_state()
+        yield
+        restore()
+
+    def _random_state(self) -> Callable[[], None]:
+        """Return a function that puts every random number generator back to its present state."""
+        python, cpu = random.getstate(), torch.get_rng_state()
+        states = [(d, torch.get_device_module(d).get_rng_state(d)) for d in self.devices]
+
+        def restore() -> None:
+            random.setstate(python)
+            torch.set_rng_state(cpu)
+            for device, state in states:
+                torch.get_device_module(device).set_rng_state(state, device)
+
+        return restore
+
+
+def compare_networks(
+    before: nn.Module, after: nn.Module, ours: Any, found: Pairs, run: Runner
+) -> NetworkCertificate:
+    """Compare the outputs of two networks, and their parameters and buffers outside the pairs.
+
+    Parameters
+    ----------
+    before, after : nn.Module
+    ours : object
+        What the first network returns.
+    found : Pairs
+    run : Runner
+
+    Returns
+    -------
+    NetworkCertificate
+    """
+    errors, notes = _other_tensors(before, after, found.places)
+    dtypes = run.dtypes(before)
+    first = _leaves(ours)
+    second = _tried(run, after, None, "the second network", errors)
+    first64 = _tried(run, before, wide, "in float64, the first network", notes)
+    second64 = None
+    if first64 is not None and second is not None:
+        second64 = _tried(run, after, wide, "in float64, only the second network", errors)
+    rounded: dict[str, Any] | None = first
+    rounded_to = max(map(dtype_name, dtypes), key=_roundoff, default="float32")
+    if dtypes <= {torch.float64, torch.complex128}:
+        rounded_to = "float32"
+        rounded = _tried(run, before, _narrow, "in float32, the first network", notes)
+    heads = any(isinstance(pair.after, HeadConv) for pair in found.pairs)
+    outputs = []
+    for path, value in first.items() if second is not None else ():
+        other = _at(second, path)
+        if not isinstance(value, Tensor) or not isinstance(other, Tensor):
+            errors += _other_values(path, value, other)
+            continue
+        if describe(value) != describe(other):
+            if not heads or value.squeeze().shape != other.squeeze().shape:
+                errors.append(f"output{path}; expected {describe(value)}, got {describe(other)}")
+                continue
+            notes.append(f"output{path} has another shape: {describe(value)}, {describe(other)}")
+        elif strides_of(value) != strides_of(other):
+            notes.append(f"output{path} has strides {value.stride()}, then {other.stride()}")
+        difference = compare(value, other.reshape(value.shape), None)["difference"]
+        size = float(wide(value).abs().nan_to_num().max()) if value.numel() else 0.0
+        outputs.append(
+            OutputComparison(
+                path,
+                dtype_name(value.dtype),
+                difference,
+                difference / size if size else difference,
+                _distance(_at(first64, path), _at(second64, path)),
+                _distance(_at(first64, path), _at(rounded, path)),
+                rounded_to,
+            )
+        )
+    more = (second or first).keys() - first.keys()
+    errors += [f"output{path}; expected none, got one" for path in sorted(more)]
+    if not outputs and not errors:
+        errors.append("expected tensors among the outputs, got none")
+    return NetworkCertificate(tuple(outputs), tuple(errors), tuple(notes))
+
+
+def _tried(
+    run: Runner, model: nn.Module, change: Change | None, who: str, findings: list[str]
+) -> dict[str, Any] | None:
+    """Return the outputs of a network; if it fails, that is a finding and no accident."""
+    try:
+        return _leaves(run(model, change))
+    except Exception as error:
+        findings.append(f"{who} fails; expected an output, got {words(error)}")
+        return None
+
+
+def _leaves(output: Any) -> dict[str, Any]:
+    """Return all parts of nested tuples, lists and mappings by their place in them."""
+    leaves, _ = pytree.tree_flatten_with_path(output)
+    return {pytree.keystr(path): leaf for path, leaf in leaves}
+
+
+def _at(leaves: dict[str, Any] | None, path: str) -> Any:
+    return None if leaves is None else leaves.get(path)
+
+
+def _distance(ours: Any, theirs: Any) -> float | None:
+    """Return the largest difference of two outputs; None if one of them is not there."""
+    if not isinstance(ours, Tensor) or not isinstance(theirs, Tensor):
+        return None
+    if ours.numel() != theirs.numel():
+        return None
+    distance: float = compare(ours, theirs.reshape(ours.shape), None)["difference"]
+    return distance
+
+
+def _other_values(path: str, ours: Any, theirs: Any) -> list[str]:
+    """Compare what is no tensor, as far as it can be compared."""
+    if type(ours) is not type(theirs):
+        kinds = type(ours).__name__, type(theirs).__name__
+        return [f"output{path}; expected {kinds[0]}, got {kinds[1]}"]
+    if isinstance(ours, (str, int, float, type(None))):
+        return [] if ours == theirs else [f"output{path}; expected {ours!r}, got {theirs!r}"]
+    remedy = "register the class with torch.utils._pytree, or return a tuple or a dict"
+    return [f"output{path} is a {type(ours).__name__}, whose tensors are not seen; {remedy}"]
+
+
+def _other_tensors(
+    before: nn.Module, after: nn.Module, places: set[str]
+) -> tuple[list[str], list[str]]:
+    """Compare all parameters and buffers that belong to no pair, bit by bit."""
+    errors, notes = [], []
+    ours, theirs = (_tensors(model, places) for model in (before, after))
+    for name in ours | theirs:
+        mine, other = ours.get(name), theirs.get(name)
+        if mine is None or other is None or describe(mine) != describe(other):
+            errors.append(f"{name}; expected {describe(mine)}, got {describe(other)}")
+        elif not same_bits(mine, other):
+            away = compare(mine, other, None)["difference"]
+            errors.append(f"{name}; expected the same bits, got others, {away:.3g} away")
+        elif strides_of(mine) != strides_of(other):
+            notes.append(f"{name} has strides {mine.stride()}, then {other.stride()}")
+    return errors, notes
+
+
+def _tensors(model: nn.Module, places: set[str]) -> dict[str, Tensor]:
+    """Return parameters and buffers by name, without those inside these places."""
+
+    def outside(name: str) -> bool:
+        parts = name.split(".")[:-1]
+        return not any(".".join(parts[:depth]) in places for depth in range(len(parts) + 1))
+
+    everything = [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]
+    return {name: tensor.detach() for name, tensor in everything if outside(name)}
+
+
+def _narrow(t: Tensor) -> Tensor:
+    return t.to(torch.complex64 if t.is_complex() else torch.float32)
+
+
+def _roundoff(dtype: str) -> float:
+    return UNIT_ROUNDOFF.get(dtype, 0.0)

@@ -1,0 +1,186 @@
+"""Which layer of one network stands for which of the other: the pairs that a certificate compares.
+
+Two networks are walked together by the names of their parts. Where either of them has a CONV layer,
+in whatever form, the walk stops and the place is a pair.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from convfc.errors import UnsupportedLayer
+from convfc.frameworks.torch.layers import PatchConv
+from convfc.frameworks.torch.read import is_conv, obstacle
+from convfc.frameworks.torch.weights import is_weight_form
+
+__all__ = ["HeadConv", "Pair", "Pairs", "find_pairs", "form_of", "has_own_weights", "is_linear_map"]
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """A place of both networks; for a layer that stands at several, the first of them."""
+
+    name: str
+    before: nn.Module
+    after: nn.Module
+
+    @property
+    def forms(self) -> tuple[str, str]:
+        """What the layer is before and after, in one word each."""
+        return form_of(self.before), form_of(self.after)
+
+
+@dataclass
+class Pairs:
+    """What `find_pairs` found; ``places`` are the names of all parts that a pair covers."""
+
+    pairs: list[Pair] = field(default_factory=list)
+    places: set[str] = field(default_factory=set)
+    missing: list[str] = field(default_factory=list)
+    unconverted: list[str] = field(default_factory=list)
+
+
+class HeadConv(nn.Module):
+    """A CONV layer in the place of an ``nn.Linear``, called with what the ``nn.Linear`` receives.
+
+    `convfc.to_conv` makes such heads: the kernel is as large as the feature map that was flattened,
+    so that there is one output position.
+    """
+
+    def __init__(self, conv: nn.Module) -> None:
+        super().__init__()
+        self.conv = conv
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight, as the ``nn.Linear`` has it."""
+        weight: Tensor = self.conv.weight  # type: ignore[assignment]
+        return weight.flatten(1)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias."""
+        return self.conv.bias  # type: ignore[return-value]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the outputs ``(..., f)`` of rows ``(..., k)``."""
+        weight: Tensor = self.conv.weight  # type: ignore[assignment]
+        y: Tensor = self.conv(x.reshape(-1, *weight.shape[1:]))
+        return y.reshape(*x.shape[:-1], y.shape[1])
+
+
+def form_of(module: nn.Module) -> str:
+    """Say in one word what a layer is.
+
+    Examples
+    --------
+    >>> form_of(nn.Conv2d(3, 8, 3)), form_of(nn.Linear(3, 8))
+    ('conv', 'Linear')
+    """
+    if isinstance(module, PatchConv):
+        return "patch"
+    if is_weight_form(module):
+        return "weight"
+    return "conv" if is_conv(module) or isinstance(module, HeadConv) else type(module).__name__
+
+
+def has_own_weights(module: nn.Module) -> bool:
+    """Say whether a layer's weight is its own parameter, element by element, in any layout.
+
+    Examples
+    --------
+    >>> has_own_weights(nn.Conv2d(3, 8, 3)), has_own_weights(nn.ReLU())
+    (True, False)
+    """
+    if isinstance(module, PatchConv):
+        try:
+            module.matrix()
+        except UnsupportedLayer:  # a tool has changed the FC layer
+            return False
+        return True
+    if is_weight_form(module):
+        return len(module.parametrizations["weight"]) == 1  # type: ignore[index]
+    if is_conv(module):
+        return obstacle(module) is None
+    if isinstance(module, HeadConv):
+        return has_own_weights(module.conv)
+    return type(module) is nn.Linear and not parametrize.is_parametrized(module)
+
+
+def is_linear_map(module: nn.Module) -> bool:
+    """Say whether a module is made of such layers, one behind the other, and of nothing else.
+
+    Then the moduli of its parameters on the modulus of its input give the magnitude B.
+    """
+    if type(module) is nn.Sequential:
+        return len(module) > 0 and all(map(is_linear_map, module))
+    return has_own_weights(module)
+
+
+def find_pairs(before: nn.Module, after: nn.Module) -> Pairs:
+    """Walk two networks together and pair their CONV layers, whatever form they have.
+
+    Parameters
+    ----------
+    before, after : nn.Module
+
+    Returns
+    -------
+    Pairs
+        A place where both have a CONV layer that convfc does not know is ``unconverted``, one that
+        only one network has is ``missing``.
+
+    Examples
+    --------
+    >>> first, second = nn.Sequential(nn.Conv2d(3, 8, 3)), nn.Sequential(nn.Conv2d(3, 8, 3))
+    >>> [pair.name for pair in find_pairs(first, second).pairs]
+    ['0']
+    """
+    found = Pairs()
+    _walk(before, after, "", found, set())
+    return found
+
+
+def _walk(
+    before: nn.Module, after: nn.Module, name: str, found: Pairs, seen: set[tuple[int, int]]
+) -> None:
+    layers = [module for module in (before, after) if _is_layer(module)]
+    if layers:
+        if not any(map(_is_known, layers)):
+            found.unconverted.append(name)
+            return
+        found.places.add(name)
+        if (id(before), id(after)) not in seen:
+            seen.add((id(before), id(after)))
+            found.pairs.append(_pair(name, before, after))
+        return
+    ours = {key: part for key, part in before._modules.items() if part is not None}
+    theirs = {key: part for key, part in after._modules.items() if part is not None}
+    for key in ours | theirs:
+        place = f"{name}.{key}" if name else key
+        if key in ours and key in theirs:
+            _walk(ours[key], theirs[key], place, found, seen)
+            continue
+        alone = ours.get(key, theirs.get(key))
+        assert alone is not None, "one of the two has it"  # noqa: S101
+        for inner, module in alone.named_modules(prefix=place, remove_duplicate=False):
+            if _is_layer(module):
+                found.missing.append(inner)
+
+
+def _pair(name: str, before: nn.Module, after: nn.Module) -> Pair:
+    """Return the pair of a place; a head that became a CONV layer is called as it was."""
+    if type(before) is nn.Linear and is_conv(after):
+        return Pair(name, before, HeadConv(after))
+    return Pair(name, before, after)
+
+
+def _is_layer(module: nn.Module) -> bool:
+    return is_conv(module) or isinstance(module, PatchConv)
+
+
+def _is_known(module: nn.Module) -> bool:
+    return isinstance(module, PatchConv) or is_weight_form(module) or obstacle(module) is None

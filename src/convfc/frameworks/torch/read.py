@@ -1,0 +1,357 @@
+"""Reading PyTorch's CONV layers: what is one, what it computes, and in which layout.
+
+A layer is read from its present attributes and the present shape of its weight, as its forward
+reads them, never from what its constructor was given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.utils import parametrize
+
+from convfc.errors import GeometryError
+from convfc.geometry import ConvGeometry
+from convfc.layer import ConvLayer
+
+__all__ = [
+    "CONV_CLASSES",
+    "Obstacle",
+    "attributes_of",
+    "conv_layer",
+    "geometry_from",
+    "geometry_of",
+    "is_conv",
+    "matrix_to_weight",
+    "native_class",
+    "obstacle",
+    "own_class",
+    "weight_to_matrix",
+]
+
+CONV_CLASSES: tuple[type[nn.Module], ...] = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
+"""PyTorch's CONV layers, whose forwards convfc knows."""
+
+
+class Obstacle(NamedTuple):
+    """Why a CONV layer cannot be converted, and the way out."""
+
+    reason: str
+    remedy: str
+
+
+def is_conv(module: nn.Module) -> bool:
+    """Say whether a module is one of PyTorch's CONV layers, subclasses and lazy ones included.
+
+    Examples
+    --------
+    >>> is_conv(nn.Conv2d(3, 8, 3)), is_conv(nn.Linear(3, 8))
+    (True, False)
+    """
+    return isinstance(module, _ConvNd)
+
+
+def own_class(module: nn.Module) -> type[nn.Module]:
+    """Return the class that the user gave a layer, under the one that a parametrization adds."""
+    cls = type(module)
+    return cls.__bases__[0] if parametrize.is_parametrized(module) else cls
+
+
+def native_class(module: nn.Module) -> type[nn.Module]:
+    """Return the one of `CONV_CLASSES` that a layer is.
+
+    Examples
+    --------
+    >>> class Stem(nn.Conv2d):
+    ...     pass
+    >>> native_class(Stem(3, 8, 3)).__name__
+    'Conv2d'
+    """
+    return next(cls for cls in CONV_CLASSES if isinstance(module, cls))
+
+
+def obstacle(module: nn.Module) -> Obstacle | None:
+    """Return why a CONV layer cannot be converted; None if it can.
+
+    Only a layer that computes exactly what PyTorch's own forward computes, from a weight that is a
+    plain parameter, can be replaced without changing the function.
+
+    Examples
+    --------
+    >>> obstacle(nn.Conv2d(3, 8, 3)) is None
+    True
+    >>> obstacle(nn.LazyConv2d(8, 3)).reason
+    'its weight has no size yet'
+    """
+    if isinstance(module, LazyModuleMixin):
+        return Obstacle(
+            "its weight has no size yet", "run the model once on an input, which makes the layer"
+        )
+    if not isinstance(module, CONV_CLASSES):
+        return Obstacle("its forward is its own", "build it from torch.nn's CONV layers")
+    cls, native = own_class(module), native_class(module)
+    overridden = [
+        name
+        for name in ("forward", "_conv_forward", "_output_padding", "__call__")
+        if getattr(cls, name, None) is not getattr(native, name, None) or name in vars(module)
+    ]
+    if overridden:
+        return Obstacle(
+            f"its class {cls.__name__} has a {overridden[0]} of its own",
+            f"replace it by the nn.{native.__name__} that computes the same, if there is one, or "
+            "leave it out with where=",
+        )
+    if parametrize.is_parametrized(module):
+        names = ", ".join(module.parametrizations)  # type: ignore[arg-type]
+        return Obstacle(
+            f"its {names} is computed by a parametrization",
+            "torch.nn.utils.parametrize.remove_parametrizations first, and parametrize the FC "
+            "child afterwards",
+        )
+    weight = module._parameters.get("weight")
+    if weight is None:
+        return Obstacle(
+            "its weight is not a parameter but computed before every call",
+            "make it permanent first (torch.nn.utils.prune.remove, remove_weight_norm, "
+            "remove_spectral_norm)",
+        )
+    if type(weight) is not nn.Parameter:
+        return Obstacle(
+            f"its weight is a {type(weight).__name__}, not a plain parameter",
+            "convert the model first and let the tool work on the FC child afterwards",
+        )
+    if "fc" in module._modules or "fc" in vars(module):
+        return Obstacle("it has a part named fc already", "rename that part")
+    return None
+
+
+def geometry_of(
+    module: nn.Module, input_size: Sequence[int], output_padding: Sequence[int] | None = None
+) -> ConvGeometry:
+    """Return what a layer computes on an input of this spatial size, from its present attributes.
+
+    Parameters
+    ----------
+    module : nn.Module
+        A CONV layer of PyTorch, a weight-form layer or a `PatchConv`.
+    input_size : sequence of int
+        ``padding="same"`` is made explicit for it.
+    output_padding : sequence of int, optional
+        Of this call of a transposed layer, instead of the layer's own.
+
+    Raises
+    ------
+    GeometryError
+        If no convolution has these attributes.
+
+    Examples
+    --------
+    >>> geometry_of(nn.Conv2d(3, 8, 4, padding="same"), (28, 28)).padding
+    ((1, 2), (1, 2))
+    """
+    return geometry_from(*attributes_of(module, output_padding))
+
+
+def attributes_of(
+    module: nn.Module, output_padding: Sequence[int] | None = None
+) -> tuple[Any, ...]:
+    """Return what `geometry_of` makes a geometry of, as plain values: a compiler's constants.
+
+    Examples
+    --------
+    >>> attributes_of(nn.Conv1d(2, 4, 3))
+    ((2, 4, (3,)), (1,), (0,), (1,), 1, 'zeros', False, 0)
+    """
+    channels, filters, *kernel = _weight_sizes(module)
+    transposed, groups = bool(module.transposed), module.groups
+    if output_padding is None:
+        output_padding = module.output_padding if transposed else 0  # type: ignore[assignment]
+    padding: Any = module.padding
+    if module.padding_mode != "zeros":
+        # The native forward pads by this list and looks at `padding` no more.
+        reverse: list[int] = list(module._reversed_padding_repeated_twice)  # type: ignore[arg-type]
+        padding = tuple(zip(reverse[::2], reverse[1::2], strict=True))[::-1]
+    return (
+        (channels, filters, tuple(kernel)),
+        _hashable(module.stride),
+        _hashable(padding),
+        _hashable(module.dilation),
+        groups,  # type: ignore[arg-type]
+        module.padding_mode,  # type: ignore[arg-type]
+        transposed,
+        _hashable(output_padding),
+    )
+
+
+@lru_cache(maxsize=1024)
+def geometry_from(
+    sizes: tuple[int, int, tuple[int, ...]],
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+    padding_mode: Any,
+    transposed: bool,
+    output_padding: Any,
+) -> ConvGeometry:
+    """Return the geometry of `attributes_of` a layer.
+
+    Examples
+    --------
+    >>> geometry_from(*attributes_of(nn.Conv1d(2, 4, 3))).taps
+    6
+    """
+    channels, filters, kernel = sizes
+    if padding == "valid":
+        padding = 0
+    if padding == "same":  # PyTorch adds the odd element behind, whatever the input size
+        strides = stride if isinstance(stride, tuple) else (stride,)
+        if any(step != 1 for step in strides):
+            raise GeometryError(
+                "padding='same' goes with stride 1 only, in PyTorch",
+                where="stride",
+                expected=1,
+                got=stride,
+                remedy="give the padding as numbers",
+            )
+        apart = dilation if isinstance(dilation, tuple) else (dilation,) * len(kernel)
+        totals = [d * (k - 1) for d, k in zip(apart, kernel, strict=True)]
+        padding = tuple((total // 2, total - total // 2) for total in totals)
+    return ConvGeometry(
+        channels,
+        filters,
+        kernel,
+        stride=_one_or_all(stride),
+        padding=_one_or_all(padding),
+        dilation=_one_or_all(dilation),
+        groups=groups,
+        padding_mode=padding_mode,
+        transposed=transposed,
+        output_padding=_one_or_all(output_padding),
+    )
+
+
+def weight_to_matrix(weight: Tensor, *, transposed: bool, groups: int) -> Tensor:
+    """Return the FC weight ``(f, k)`` of a CONV weight: the filter matrix K, transposed.
+
+    Parameters
+    ----------
+    weight : Tensor
+        As PyTorch keeps it: ``(f, c / groups, *kernel)``; transposed ``(c, f / groups, *kernel)``.
+    transposed : bool
+    groups : int
+
+    Returns
+    -------
+    Tensor, shape (f, k)
+        Columns in the order ``(*kernel, c / groups)`` of Algorithm 1; a view where strides allow.
+
+    Examples
+    --------
+    >>> weight_to_matrix(torch.arange(4).reshape(1, 2, 2), transposed=False, groups=1)
+    tensor([[0, 2, 1, 3]])
+    """
+    if transposed:
+        by_group = weight.unflatten(0, (groups, -1)).transpose(1, 2)
+        filters = by_group.flatten(0, 1)
+    else:
+        filters = weight
+    return filters.movedim(1, -1).flatten(1)
+
+
+def matrix_to_weight(
+    matrix: Tensor,
+    *,
+    in_channels: int,
+    kernel_size: Sequence[int],
+    transposed: bool,
+    groups: int,
+) -> Tensor:
+    """Return the CONV weight of an FC weight: `weight_to_matrix` read backwards.
+
+    Parameters
+    ----------
+    matrix : Tensor, shape (f, k)
+    in_channels : int
+    kernel_size : sequence of int
+    transposed : bool
+    groups : int
+
+    Returns
+    -------
+    Tensor
+        In PyTorch's layout; a view where strides allow.
+
+    Examples
+    --------
+    >>> matrix = torch.arange(8).reshape(2, 4)
+    >>> weight = matrix_to_weight(
+    ...     matrix, in_channels=2, kernel_size=(2,), transposed=True, groups=1
+    ... )
+    >>> weight.shape
+    torch.Size([2, 2, 2])
+    >>> torch.equal(weight_to_matrix(weight, transposed=True, groups=1), matrix)
+    True
+    """
+    filters = matrix.unflatten(1, (*kernel_size, in_channels // groups)).movedim(-1, 1)
+    if not transposed:
+        return filters
+    return filters.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+
+
+def conv_layer(module: nn.Module, input_size: Sequence[int], name: str = "") -> ConvLayer:
+    """Read a layer into convfc's own terms, for one spatial input size.
+
+    Raises
+    ------
+    GeometryError
+        If no convolution has its attributes.
+
+    Examples
+    --------
+    >>> conv_layer(nn.Conv1d(2, 3, 5), (9,)).filters.shape
+    torch.Size([3, 5, 2])
+    """
+    geometry = geometry_of(module, input_size)
+    weight: Tensor = module.weight.detach()  # type: ignore[operator, assignment]
+    matrix = weight_to_matrix(weight, transposed=geometry.transposed, groups=geometry.groups)
+    bias = None if module.bias is None else module.bias.detach()  # type: ignore[operator]
+    return ConvLayer(geometry, matrix.reshape(geometry.filters_shape), bias, name)
+
+
+def _weight_sizes(module: nn.Module) -> tuple[int, ...]:
+    """Return (c, f, *kernel) of a layer: what its weight is, whatever its attributes say."""
+    weight = module._parameters.get("weight")
+    # A PatchConv has no weight of its own, a weight-form layer computes it.
+    sizes = getattr(module, "weight_shape", None) if weight is None else weight.shape
+    first, second, *kernel = module.weight.shape if sizes is None else sizes  # type: ignore[misc, union-attr]
+    groups: int = module.groups  # type: ignore[assignment]
+    return (first, second * groups, *kernel) if module.transposed else (
+        second * groups,
+        first,
+        *kernel,
+    )
+
+
+def _hashable(value: Any) -> Any:
+    """Return lists, and lists of lists, as tuples: users set both."""
+    return tuple(map(_hashable, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _one_or_all(value: Any) -> Any:
+    """Return a tuple of one number as that number: PyTorch spreads it over the axes."""
+    single = isinstance(value, tuple) and len(value) == 1 and isinstance(value[0], int)
+    return value[0] if single else value

@@ -1,0 +1,365 @@
+"""to_conv for PyTorch: FC layers, whatever a tool has made of them, become CONV layers again."""
+
+from __future__ import annotations
+
+import math
+import sys
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from convfc.errors import NothingToConvert, UnsupportedLayer
+from convfc.frameworks.torch.factors import Chain, Product, by_groups, chain_of, own_block
+from convfc.frameworks.torch.formats import channels_last
+from convfc.frameworks.torch.heads import find_heads
+from convfc.frameworks.torch.layers import PatchConv, as_parameter, carry_over
+from convfc.frameworks.torch.operations import CONVS
+from convfc.frameworks.torch.read import Obstacle
+from convfc.frameworks.torch.rewrite import (
+    Where,
+    copy_of,
+    places,
+    refuse_or_list,
+    replace,
+    selector,
+)
+from convfc.frameworks.torch.tracing import hooked
+from convfc.frameworks.torch.weights import from_weight_form, is_weight_form
+
+__all__ = ["to_conv"]
+
+
+def to_conv(
+    model: nn.Module,
+    *,
+    inplace: bool = False,
+    where: Where = None,
+    strict: bool = True,
+    example: Any = None,
+) -> nn.Module:
+    """Return the model with its FC layers as CONV layers; see `convfc.to_conv`.
+
+    Notes
+    -----
+    A layer in patch form whose FC child is still one `nn.Linear` goes back to an object of its
+    class, with the hyper-parameters, hooks and other attributes that it has now. A factored child,
+    ``Sequential(Linear(k, r), Linear(r, f))``, becomes ``Sequential`` of a CONV layer with r
+    filters and the geometry of the layer, and a 1x1 CONV layer; likewise longer products, with
+    functions of single elements between or behind them (network in network). Groups whose factors
+    have unequal ranks are filled up with zeros. What is folded in or dequantised trains if the
+    weight it was made of did.
+
+    A whole ``peft.PeftModel`` is merged and unloaded first, as PEFT does it.
+
+    With an example, `nn.Linear` layers on a flattened feature map become CONV layers; see `heads`.
+    Only a network without padding gives at every position exactly what it gives on a crop there: in
+    one with padding a crop has zeros at its border where the whole image has a neighbourhood.
+    """
+    model, inplace = _without_peft(model, inplace=inplace)
+    chosen, everything = selector(where), places(model)
+    forms = {name: part for name, part in everything.items() if _is_form(part)}
+    layers = {name: layer for name, layer in forms.items() if chosen(name, layer)}
+    inside = tuple(f"{name}." if name else "" for name in forms)
+    linears: dict[str, nn.Module] = {
+        name: part
+        for name, part in everything.items()
+        if example is not None
+        and isinstance(part, nn.Linear)
+        and not (forms and name.startswith(inside))
+        and chosen(name, part)
+    }
+    _check_there_is_something(layers, linears, forms, where, example)
+    chains: dict[str, Chain] = {}
+    left: dict[str, tuple[str, str]] = {}
+    for name, layer in layers.items():
+        chain = _chain(layer)
+        if isinstance(chain, Obstacle):
+            left[name] = chain
+        else:
+            chains[name] = chain
+    left |= _shared_with_others(model, {name: layers[name] for name in chains})
+    heads = None
+    if linears:
+        arguments = example if isinstance(example, tuple) else (example,)
+        names = {layer: name for name, layer in list(linears.items())[::-1]}
+        names = dict(reversed(names.items()))  # the first name of each, in the model's order
+        heads = find_heads(model, arguments, names, inplace=inplace)
+        left |= heads.refused
+    refuse_or_list(left, "cannot become a CONV layer", strict=strict)
+    ready = {id(layers[name]): chain for name, chain in chains.items() if name not in left}
+    if inplace and isinstance(model, PatchConv) and id(model) in ready:
+        raise UnsupportedLayer(
+            "the model is itself the FC layer, which cannot become another object",
+            where="inplace",
+            remedy="use the model that is returned, without inplace=True",
+        )
+    old = {id(layer): layer for layer in layers.values() if id(layer) in ready}
+    if not inplace:
+        twins: dict[int, nn.Module] = {}
+        model = copy_of(model, old.keys(), twins)
+        old = {id(twin): twin for twin in twins.values()}
+        ready = {key: _chain(twin) for key, twin in old.items()}  # type: ignore[misc]
+    build = _Builder()
+    model = replace(model, {key: build(layer, ready[key]) for key, layer in old.items()})
+    return model if heads is None else heads.convert(model)
+
+
+class _Builder:
+    """Builds CONV layers; what two layers share, a layer or a parameter, stays shared."""
+
+    def __init__(self) -> None:
+        self.parameters: dict[Any, nn.Parameter] = {}
+        self.held: list[Any] = []  # so that no id in a key is used twice
+
+    def __call__(self, layer: nn.Module, chain: Chain) -> nn.Module:
+        """Return the CONV layer or, of a longer chain, the `nn.Sequential`."""
+        if not isinstance(layer, PatchConv):
+            return self._from_matrix(layer)
+        first, *others = chain
+        assert isinstance(first, Product), "see _chain"  # noqa: S101
+        conv = _native(layer, self._weight(layer, first), self._bias(layer, first))
+        if not others:
+            return conv
+        parts = [_point(layer, step) if isinstance(step, Product) else step for step in others]
+        whole = nn.Sequential(conv, *parts)
+        whole.training = layer.training
+        for name, fresh in vars(nn.Module()).items():
+            if "hook" in name:  # they stand on the layer, which is the whole of these now
+                vars(whole)[name], vars(conv)[name] = vars(conv)[name], fresh
+        return whole
+
+    def _from_matrix(self, layer: nn.Module) -> nn.Module:
+        """Give a layer in weight form its weight back."""
+        steps: Any = layer.parametrizations["weight"]  # type: ignore[index]
+        matrix, alone = steps.original, len(steps) == 1
+        conv = from_weight_form(layer)
+        if alone:
+            self.held.append(matrix)
+            key = (id(matrix), steps[0].weight_shape, conv.transposed, conv.groups)
+            conv.weight = self.parameters.setdefault(key, conv.weight)  # type: ignore[arg-type]
+        return conv
+
+    def _weight(self, layer: PatchConv, product: Product) -> nn.Parameter:
+        """Return the CONV weight of a product, one for all layers with the same FC weight."""
+        key = (*_sources(layer, "weight"), layer.weight_shape, layer.transposed)
+        if key not in self.parameters:
+            gradient = product.weight.grad
+            weight = as_parameter(
+                layer.to_weight(product.weight.detach()),
+                product.weight,
+                None if gradient is None else layer.to_weight(gradient),
+            )
+            if layer.weight_channels_last:
+                form = channels_last(layer.spatial_ndim)
+                weight.data = weight.data.contiguous(memory_format=form)
+            self.parameters[key] = weight
+        return self.parameters[key]
+
+    def _bias(self, layer: PatchConv, product: Product) -> nn.Parameter | None:
+        """Return the bias of a product: the very parameter, if one FC child has it."""
+        bias = product.bias
+        if bias is None:
+            return None
+        if len(layer.children_fc) == 1 and type(bias) is nn.Parameter:
+            return bias
+        key = (*_sources(layer, "bias"),)
+        if key not in self.parameters:
+            self.parameters[key] = as_parameter(bias, bias, bias.grad)
+        return self.parameters[key]
+
+
+def _is_form(part: nn.Module) -> bool:
+    """Say whether a module is a layer in patch or weight form."""
+    return isinstance(part, PatchConv) or is_weight_form(part)
+
+
+def _chain(layer: nn.Module) -> Chain | Obstacle:
+    """Read a layer, and check that it is as large as the CONV layer; of a weight form, nothing."""
+    if not isinstance(layer, PatchConv):
+        return _weight_form_obstacle(layer) or []
+    chains = []
+    for child in layer.children_fc:
+        chain = chain_of(child)
+        if isinstance(chain, Obstacle):
+            return chain
+        chains.append(chain)
+    if layer.groups > 1 and not isinstance(layer.fc, nn.ModuleList):
+        if [type(step) for step in chains[0]] != [Product]:
+            return Obstacle(
+                "its block-diagonal FC part is no single nn.Linear any more",
+                "convert with one Linear per group (block_diagonal=False) before factoring",
+            )
+        sizes = _misfit(chains[0], layer, columns=layer.groups)
+        joined = sizes or own_block(chains[0][0], layer.groups)  # type: ignore[arg-type]
+        return joined if isinstance(joined, Obstacle) else [joined]
+    if len(chains) != layer.groups:
+        return Obstacle(
+            f"it has {len(chains)} FC parts for {layer.groups} groups", "give every group one"
+        )
+    misfits = (_misfit(chain, layer, rows=layer.groups) for chain in chains)
+    return next(filter(None, misfits), None) or by_groups(chains)
+
+
+def _misfit(chain: Chain, layer: PatchConv, *, rows: int = 1, columns: int = 1) -> Obstacle | None:
+    """Return why a chain does not go from one patch to one output position; None if it does.
+
+    ``rows`` and ``columns`` say over how many groups the outputs and the inputs are spread.
+    """
+    first, second, *kernel = layer.weight_shape
+    channels = first // layer.groups if layer.transposed else second
+    filters = second * layer.groups if layer.transposed else first
+    want = [math.prod(kernel) * channels * columns, filters // rows]
+    sizes = [
+        size for step in chain if isinstance(step, Product) for size in step.weight.shape[::-1]
+    ]
+    fits = sizes[:1] == want[:1] and sizes[-1:] == want[1:] and sizes[1:-1:2] == sizes[2:-1:2]
+    if not fits:
+        return Obstacle(
+            f"its FC part has the sizes {' -> '.join(map(str, sizes)) or 'of its input'}, where "
+            f"{want[0]} -> {want[1]} is expected",
+            "give it an FC part that reads one patch and returns one number per filter",
+        )
+    if not isinstance(chain[0], Product):
+        return Obstacle(
+            f"its FC part begins with a {type(chain[0]).__name__}, before the first nn.Linear",
+            "move it in front of the layer, if it leaves the zeros of the padding zero",
+        )
+    return None
+
+
+def _weight_form_obstacle(layer: nn.Module) -> Obstacle | None:
+    """Return why a layer in weight form cannot get its weight back; None if it can."""
+    steps: Any = layer.parametrizations["weight"]  # type: ignore[index]
+    if "original" not in steps._parameters:
+        return Obstacle(
+            "its FC matrix is computed before every call",
+            "make it permanent first (torch.nn.utils.prune.remove on parametrizations.weight)",
+        )
+    if hooked(steps) or any(map(hooked, steps)):
+        return Obstacle("hooks stand on its parametrization", "remove the hooks (handle.remove())")
+    return None
+
+
+def _shared_with_others(
+    model: nn.Module, layers: Mapping[str, nn.Module]
+) -> dict[str, tuple[str, str]]:
+    """Return the layers whose FC weight is also a parameter of something that stays as it is."""
+    inside = {id(part) for layer in layers.values() for part in layer.modules()}
+    staying = {
+        id(parameter): f"{name} ({type(part).__name__})"
+        for name, part in places(model).items()
+        if id(part) not in inside
+        for parameter in part._parameters.values()
+        if parameter is not None
+    }
+    return {
+        name: (
+            f"its FC weight is also a parameter of {staying[id(weight)]}, which stays as it is",
+            "convert both or neither (where=), or untie them",
+        )
+        for name, layer in layers.items()
+        for weight in layer.parameters()
+        if weight.dim() == 2 and id(weight) in staying
+    }
+
+
+def _native(layer: PatchConv, weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Module:
+    """Return an object of the layer's own class, with everything that the layer has now."""
+    conv: Any = layer.native.__new__(layer.native)
+    nn.Module.__init__(conv)
+    conv.register_parameter("weight", weight)
+    conv.register_parameter("bias", bias)
+    carry_over(layer, conv)
+    first, second, *_ = weight.shape
+    conv.out_channels = second * layer.groups if layer.transposed else first
+    native: nn.Module = conv
+    return native
+
+
+def _point(layer: PatchConv, product: Product) -> nn.Module:
+    """Return the 1x1 CONV layer of a product, with the groups of its layer."""
+    filters, channels = product.weight.shape
+    ones = (1,) * layer.spatial_ndim
+    cls: Any = CONVS[layer.spatial_ndim]
+    conv = cls(
+        channels * layer.groups, filters, ones, groups=layer.groups, bias=False, device="meta"
+    )
+    weight, bias = product.weight, product.bias
+    gradient = None if weight.grad is None else weight.grad.reshape(filters, channels, *ones)
+    conv.weight = as_parameter(weight.reshape(filters, channels, *ones), weight, gradient)
+    conv.bias = None if bias is None else as_parameter(bias, bias, bias.grad)
+    point: nn.Module = conv.train(layer.training)
+    return point
+
+
+def _sources(layer: PatchConv, name: str) -> tuple[int, ...]:
+    """Return what identifies a parameter that its FC children may share with another layer's."""
+    parts = [fc._parameters.get(name) for fc in layer.children_fc if isinstance(fc, nn.Linear)]
+    own = len(parts) == len(layer.children_fc) and all(type(p) is nn.Parameter for p in parts)
+    return tuple(map(id, parts)) if own else (id(layer),)
+
+
+def _check_there_is_something(
+    layers: Mapping[str, nn.Module],
+    linears: Mapping[str, nn.Module],
+    forms: Mapping[str, nn.Module],
+    where: Where,
+    example: Any,
+) -> None:
+    """Raise if no layer is chosen."""
+    if layers or linears:
+        return
+    if where is not None:
+        raise NothingToConvert(
+            "where= selects nothing that could become a CONV layer",
+            where="where",
+            expected=f"one of {', '.join(list(forms)[:10])}" if forms else None,
+            got=where if isinstance(where, str) else None,
+            remedy="give names as in model.named_modules()",
+        )
+    if example is None:
+        raise NothingToConvert(
+            "no layer of the model is in patch or weight form",
+            where="model",
+            expected="what convfc.to_fc returns",
+            remedy="to turn plain nn.Linear layers on a feature map into CONV layers, give an "
+            "input of the model as example=",
+        )
+    raise NothingToConvert(
+        "the model has neither FC forms nor nn.Linear layers",
+        where="model",
+        remedy="there is nothing to do: it is a CONV network already",
+    )
+
+
+def _without_peft(model: nn.Module, *, inplace: bool) -> tuple[nn.Module, bool]:
+    """Return the model inside a `peft.PeftModel`, its adapters merged; and whether it is ours."""
+    peft = sys.modules.get("peft.peft_model")
+    if peft is None or not isinstance(model, peft.PeftModel):
+        return model, inplace
+    where = type(model).__name__
+    if inplace:
+        raise UnsupportedLayer(
+            "a model of PEFT cannot become the model inside it in place",
+            where=where,
+            remedy="give to_conv what its merge_and_unload() returns, or leave out inplace=True",
+        )
+    if any(getattr(part, "disable_adapters", False) is True for part in model.modules()):
+        raise UnsupportedLayer(
+            "adapters of the model are disabled",
+            where=where,
+            remedy="enable them, or give to_conv what its unload() returns",
+        )
+    copied: Any = copy_of(model, (), {})
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "All adapters are already merged")
+            return copied.merge_and_unload(), True
+    except (AttributeError, NotImplementedError, RuntimeError, ValueError, TypeError) as error:
+        raise UnsupportedLayer(
+            f"its adapters cannot be merged into the weights ({error})",
+            where=where,
+            remedy="give to_conv what its unload() returns, which leaves the adapters out",
+        ) from error

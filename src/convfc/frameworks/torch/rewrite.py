@@ -1,0 +1,263 @@
+"""to_fc for PyTorch: every CONV layer of a model becomes the FC layer that it equals."""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+import warnings
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Literal, TypeAlias, get_args
+
+from torch import nn
+
+from convfc.errors import (
+    ConvfcError,
+    NothingToConvert,
+    UnsupportedLayer,
+    UnsupportedLayerWarning,
+)
+from convfc.frameworks.torch.functional import functional_convolutions
+from convfc.frameworks.torch.layers import PatchConv
+from convfc.frameworks.torch.read import is_conv, obstacle
+from convfc.frameworks.torch.weights import from_weight_form, is_weight_form, to_weight_form
+
+__all__ = ["Form", "Where", "copy_of", "places", "refuse_or_list", "replace", "selector", "to_fc"]
+
+Form: TypeAlias = Literal["patch", "weight"]
+Where: TypeAlias = Callable[[str, nn.Module], bool] | str | Collection[str] | None
+"""Which layers: a function of name and module, or names with ``*`` as in a shell; None is all."""
+
+
+def to_fc(
+    model: nn.Module,
+    *,
+    form: Form = "patch",
+    inplace: bool = False,
+    where: Where = None,
+    strict: bool = True,
+    block_diagonal: bool = False,
+) -> nn.Module:
+    """Return the model with its CONV layers as FC layers; see `convfc.to_fc`."""
+    if form not in get_args(Form):
+        raise ConvfcError(
+            "there is no such form",
+            where="form",
+            expected=" or ".join(repr(name) for name in get_args(Form)),
+            got=repr(form),
+            remedy="'patch' puts an nn.Linear in the layer's place, 'weight' keeps the layer and "
+            "makes its parameter 2-D",
+        )
+    chosen = selector(where)
+    found = {
+        name: module
+        for name, module in places(model).items()
+        if (is_conv(module) or _in_another_form(module, form)) and chosen(name, module)
+    }
+    if where is not None and not found:
+        raise NothingToConvert(
+            "where= selects no CONV layer",
+            where="where",
+            expected="at least one of " + (_some(_conv_places(model)) or "no CONV layers"),
+            got=where if isinstance(where, str) else None,
+            remedy="convfc.inspect(model) lists the CONV layers with their names",
+        )
+    left: dict[str, tuple[str, str]] = {}
+    for name, module in found.items():
+        blocked = None if is_weight_form(module) else obstacle(module)
+        if blocked is not None:
+            left[name] = (f"{type(module).__name__}: {blocked.reason}", blocked.remedy)
+    for finding in functional_convolutions(model):
+        if chosen(finding.place, model.get_submodule(finding.place)):
+            left.setdefault(finding.place, (finding.what, finding.remedy))
+    converted = {id(module) for name, module in found.items() if name not in left}
+    for name, other in _held_elsewhere(model, converted).items():
+        left[name] = (
+            f"its weight is also a parameter of {other}, which stays as it is",
+            "convert both or neither (where=), or untie them",
+        )
+    refuse_or_list(left, "cannot be turned into an FC layer", strict=strict)
+    convertible = [module for name, module in found.items() if name not in left]
+    if inplace and form == "patch" and any(module is model for module in convertible):
+        raise UnsupportedLayer(
+            "the model is itself the CONV layer, which cannot become another object",
+            where="inplace",
+            remedy="use the model that is returned, without inplace=True",
+        )
+    if not inplace:
+        convertible_ids = {id(module) for module in convertible}
+        twins: dict[int, nn.Module] = {}
+        model = copy_of(model, convertible_ids, twins)
+        convertible = [twins[id(module)] for module in convertible]
+    return _convert(model, convertible, form, block_diagonal=block_diagonal)
+
+
+def _convert(
+    model: nn.Module, convertible: list[nn.Module], form: Form, *, block_diagonal: bool
+) -> nn.Module:
+    """Convert these layers of the model itself; layers that share a parameter go on sharing it."""
+    new: dict[int, nn.Module] = {}
+    first: dict[tuple[Any, ...], nn.Module] = {}
+    weights = []  # held, so that no id is used twice
+    for module in {id(module): module for module in convertible}.values():
+        if is_weight_form(module):
+            from_weight_form(module)
+        weight = module._parameters["weight"]
+        weights.append(weight)
+        key = (id(weight), module.transposed, module.groups)
+        twin = first.get(key)
+        if form == "weight":
+            shared = None if twin is None else twin.parametrizations["weight"].original  # type: ignore[index, union-attr]
+            converted = to_weight_form(module, shared)
+        else:
+            converted = PatchConv(module, block_diagonal=block_diagonal)
+            if isinstance(twin, PatchConv):
+                converted.share_weight(twin)
+            new[id(module)] = converted
+        first.setdefault(key, converted)
+    return replace(model, new)
+
+
+def replace(model: nn.Module, new: Mapping[int, nn.Module]) -> nn.Module:
+    """Swap modules, wherever they stand.
+
+    Parameters
+    ----------
+    model : nn.Module
+        It is changed.
+    new : mapping
+        From the ``id`` of an old module to the new one.
+
+    Returns
+    -------
+    nn.Module
+        The model; the new module if the model itself is replaced.
+
+    Examples
+    --------
+    >>> shared = nn.ReLU()
+    >>> model = replace(nn.Sequential(shared, nn.Tanh(), shared), {id(shared): nn.SiLU()})
+    >>> [type(part).__name__ for part in model]
+    ['SiLU', 'Tanh', 'SiLU']
+    """
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child is not None and id(child) in new:
+                parent._modules[name] = new[id(child)]
+    return new.get(id(model), model)
+
+
+def places(model: nn.Module) -> dict[str, nn.Module]:
+    """Return every place of a model that holds a module: a shared one stands at several.
+
+    Examples
+    --------
+    >>> layer = nn.ReLU()
+    >>> list(places(nn.Sequential(layer, layer)))
+    ['', '0', '1']
+    """
+    return dict(model.named_modules(remove_duplicate=False))
+
+
+def selector(where: Where) -> Callable[[str, nn.Module], bool]:
+    """Return ``where`` as a function of a name and a module.
+
+    Examples
+    --------
+    >>> selector("layer4.*")("layer4.0.conv1", nn.ReLU())
+    True
+    """
+    if where is None:
+        return lambda name, module: True
+    if callable(where):
+        return where
+    patterns = [where] if isinstance(where, str) else list(where)
+    return lambda name, module: any(fnmatch.fnmatchcase(name, p) for p in patterns)
+
+
+def refuse_or_list(left: Mapping[str, tuple[str, str]], why: str, *, strict: bool) -> None:
+    """Raise for the places that cannot be converted or, if not strict, list them in a warning.
+
+    Parameters
+    ----------
+    left : mapping
+        From a place to the reason and the remedy.
+    why : str
+        The verb of the message.
+    strict : bool
+
+    Raises
+    ------
+    UnsupportedLayer
+        If strict and there is such a place.
+    """
+    if not left:
+        return
+    if not strict:
+        listed = "; ".join(f"{_place(name)} ({reason})" for name, (reason, _) in left.items())
+        warnings.warn(f"left as they are: {listed}", UnsupportedLayerWarning, stacklevel=4)
+        return
+    name, (reason, remedy) = next(iter(left.items()))
+    others = [_place(place) for place in left][1:]
+    raise UnsupportedLayer(
+        f"{reason}; it {why}" + (f" (nor can {_some(others)})" if others else ""),
+        where=_place(name),
+        remedy=f"{remedy}; or leave it as it is with strict=False",
+    )
+
+
+def copy_of(
+    model: nn.Module, wanted: Collection[int], twins: dict[int, nn.Module]
+) -> nn.Module:
+    """Return a deep copy of a model; ``twins`` receives the copies of the wanted modules by id.
+
+    Raises
+    ------
+    UnsupportedLayer
+        If the model cannot be copied.
+    """
+    memo: dict[int, Any] = {}
+    try:
+        copied = copy.deepcopy(model, memo)
+    except (RuntimeError, TypeError) as error:
+        raise UnsupportedLayer(
+            f"the model cannot be copied ({error})",
+            where=type(model).__name__,
+            remedy="convert it itself, with inplace=True",
+        ) from error
+    twins.update({key: memo[key] for key in wanted})
+    return copied
+
+
+def _held_elsewhere(model: nn.Module, converted: Collection[int]) -> dict[str, str]:
+    """Return the converted layers, by name, whose weight a module that stays holds as well."""
+    staying = {
+        id(parameter): f"{_place(name)} ({type(module).__name__})"
+        for name, module in places(model).items()
+        if id(module) not in converted
+        for parameter in module._parameters.values()
+        if parameter is not None
+    }
+    weights = {
+        name: id(module._parameters.get("weight"))
+        for name, module in places(model).items()
+        if id(module) in converted
+    }
+    return {name: staying[key] for name, key in weights.items() if key in staying}
+
+
+def _in_another_form(module: nn.Module, form: Form) -> bool:
+    return is_weight_form(module) and form != "weight"
+
+
+def _conv_places(model: nn.Module) -> list[str]:
+    return [_place(name) for name, module in places(model).items() if is_conv(module)]
+
+
+def _place(name: str) -> str:
+    return name or "the model itself"
+
+
+def _some(names: Collection[str], most: int = 10) -> str:
+    """Return the first names of a list in words."""
+    shown = ", ".join(list(names)[:most])
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")

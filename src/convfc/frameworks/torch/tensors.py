@@ -1,0 +1,116 @@
+"""What a certificate says about two tensors: their difference, their bits, their kind."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = [
+    "compare",
+    "describe",
+    "dtype_name",
+    "overflows",
+    "same_bits",
+    "strides_of",
+    "wide",
+    "words",
+]
+
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def wide(t: Tensor) -> Tensor:
+    """Return a tensor in float64; in complex128 if it is complex.
+
+    Examples
+    --------
+    >>> wide(torch.ones(2, dtype=torch.bfloat16))
+    tensor([1., 1.], dtype=torch.float64)
+    """
+    return t.to(torch.complex128 if t.is_complex() else torch.float64)
+
+
+def compare(ours: Tensor, theirs: Tensor, bound: Tensor | None) -> dict[str, Any]:
+    """Return the largest difference, the largest ratio to the bound, and where that is.
+
+    Equal infinities, and NaN in the same place, are no difference.
+    """
+    ours, theirs = wide(ours), wide(theirs)
+    difference = (ours - theirs).abs()
+    if not difference.sum().isfinite():
+        same = (ours == theirs) | (ours.isnan() & theirs.isnan())
+        difference = difference.nan_to_num(nan=math.inf, posinf=math.inf).masked_fill(same, 0.0)
+    if not difference.numel():
+        return {"difference": 0.0, "ratio": None if bound is None else 0.0, "bound": None}
+    # 0 / 0 is an empty sum, which is 0 on both sides.
+    ratio = None if bound is None else (difference / bound).nan_to_num(nan=0.0, posinf=math.inf)
+    largest = difference if ratio is None else ratio
+    index = tuple(int(i) for i in np.unravel_index(int(largest.argmax()), ours.shape))
+    return {
+        "difference": float(difference.max()),
+        "ratio": None if ratio is None else float(ratio[index]),
+        "index": index,
+        "before": ours[index].item(),
+        "after": theirs[index].item(),
+        "bound": None if bound is None else float(bound[index]),
+    }
+
+
+def overflows(sums: Tensor, dtype: torch.dtype) -> bool:
+    """Say whether a sum of this magnitude, wrong by as much, may be no number of this dtype."""
+    return bool(sums.numel()) and not float(sums.max()) <= torch.finfo(dtype).max / 2
+
+
+def same_bits(ours: Tensor, theirs: Tensor) -> bool:
+    """Say whether two tensors of one shape and dtype hold the same bits.
+
+    Examples
+    --------
+    >>> same_bits(torch.tensor(0.0), torch.tensor(-0.0))
+    False
+    """
+    if ours.is_complex():
+        ours, theirs = (torch.view_as_real(t.detach().resolve_conj()) for t in (ours, theirs))
+    if ours.is_floating_point() and ours.dtype.itemsize in _BITS:
+        kind = _BITS[ours.dtype.itemsize]
+        ours, theirs = (t.detach().contiguous().view(kind) for t in (ours, theirs))
+    return torch.equal(ours, theirs)
+
+
+def strides_of(t: Tensor) -> list[int]:
+    """Return the strides that matter: an axis of one element may have any."""
+    return [stride for stride, size in zip(t.stride(), t.shape, strict=True) if size > 1]
+
+
+def describe(t: Tensor | None) -> str:
+    """Return shape, dtype and device of a tensor, if there is one.
+
+    Examples
+    --------
+    >>> describe(torch.zeros(2, 3))
+    '(2, 3) of float32'
+    """
+    if t is None:
+        return "none"
+    where = "" if t.device.type == "cpu" else f" on {t.device}"
+    return f"{tuple(t.shape)} of {dtype_name(t.dtype)}{where}"
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return the name that NumPy uses, too.
+
+    Examples
+    --------
+    >>> dtype_name(torch.bfloat16)
+    'bfloat16'
+    """
+    return str(dtype).removeprefix("torch.")
+
+
+def words(error: Exception) -> str:
+    """Return an exception as one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -1,0 +1,225 @@
+"""A model's forward as a graph, with the shape that every value has on an example."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import zip_longest
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional
+from torch.nn.modules.lazy import LazyModuleMixin
+
+from convfc.frameworks.torch.layers import PatchConv
+from convfc.frameworks.torch.read import Obstacle
+
+__all__ = [
+    "dropouts_by_mode",
+    "graph_follows_mode",
+    "hooked",
+    "shape_of",
+    "trace",
+]
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+DROPOUTS: dict[Any, Callable[..., nn.Module]] = {
+    functional.dropout: nn.Dropout,
+    functional.alpha_dropout: nn.AlphaDropout,
+    functional.dropout1d: nn.Dropout1d,
+    functional.dropout2d: nn.Dropout2d,
+    functional.dropout3d: nn.Dropout3d,
+    functional.feature_alpha_dropout: nn.FeatureAlphaDropout,
+}
+
+
+class _Tracer(fx.Tracer):
+    """PyTorch's own modules are calls, and so is the patch form; hooks do not see the tracing."""
+
+    def __init__(self, leaves: frozenset[str] = frozenset()) -> None:
+        super().__init__()
+        self.leaves = leaves
+        self.failed = ""  # the module in whose forward the tracing has stopped
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return (
+            isinstance(m, PatchConv)
+            or module_qualified_name in self.leaves
+            or super().is_leaf_module(m, module_qualified_name)
+        )
+
+    def call_module(
+        self,
+        m: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        self.failed = name = self.path_of_module(m)
+        result = super().call_module(m, m.forward, args, kwargs)
+        self.failed = name.rpartition(".")[0]
+        return result
+
+
+class _Shapes(fx.Interpreter):
+    """Runs a graph on an example and notes the shape of every value; calls no hooks."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if isinstance(result, Tensor):
+            n.meta["shape"] = tuple(result.shape)
+        return result
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self.fetch_attr(target).forward(*args, **kwargs)
+
+
+def hooked(module: nn.Module) -> bool:
+    """Say whether calls of a module run hooks.
+
+    Examples
+    --------
+    >>> layer = nn.Flatten()
+    >>> handle = layer.register_forward_hook(lambda module, args, output: None)
+    >>> hooked(layer), hooked(nn.Flatten())
+    (True, False)
+    """
+    return any(vars(module).get(name) for name in HOOKS)
+
+
+def shape_of(node: Any) -> tuple[int, ...] | None:
+    """Return the shape that a value had on the example; None if it is no tensor.
+
+    Examples
+    --------
+    >>> graph = trace(nn.Sequential(nn.Flatten()), (torch.ones(2, 3, 4),))
+    >>> [shape_of(node) for node in graph.nodes]
+    [(2, 3, 4), (2, 12), (2, 12)]
+    """
+    return node.meta.get("shape") if isinstance(node, fx.Node) else None
+
+
+def trace(model: nn.Module, example: tuple[Any, ...]) -> fx.Graph | Obstacle:
+    """Return the graph of a model's forward, with every value's shape on the example.
+
+    The example is run in evaluation mode, without gradients and without hooks; afterwards the
+    model is as before.
+
+    Parameters
+    ----------
+    model : nn.Module
+    example : tuple
+        The arguments of one call.
+
+    Returns
+    -------
+    fx.Graph or Obstacle
+        The latter if `torch.fx` cannot trace the forward, because it asks what is in a tensor, or
+        if a part of the model is uninitialised.
+
+    Examples
+    --------
+    >>> graph = trace(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), (torch.ones(2, 3, 4),))
+    >>> [node.op for node in graph.nodes]
+    ['placeholder', 'call_module', 'call_module', 'output']
+    >>> class Net(nn.Module):
+    ...     def forward(self, x):
+    ...         return x if x.sum() > 0 else -x
+    >>> trace(Net(), (torch.ones(1),)).reason
+    'torch.fx cannot trace the forward of the model (Net): symbolically traced variables ...'
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, LazyModuleMixin):
+            return Obstacle(
+                f"{name or 'the model'} has no size yet", "run the model once on an input"
+            )
+    modes = {module: module.training for module in model.modules()}
+    leaves: frozenset[str] = frozenset()
+    try:
+        while True:
+            training, failed_training = _trace(model.train(), leaves)
+            graph, failed = _trace(model.eval(), leaves)
+            asks = _compare_modes(graph, training) | {failed_training, failed}
+            more = {name for name in asks if name and _is_single(model, name)} - leaves
+            if not more:
+                break
+            leaves |= more  # called as they are, they need not be traced
+        if isinstance(graph, fx.Graph):
+            with torch.no_grad():
+                _Shapes(model, graph=graph).run(*example)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return graph
+
+
+def graph_follows_mode(graph: fx.Graph) -> bool:
+    """Say whether a graph of `trace` is the forward in training too, `dropouts_by_mode` aside."""
+    return not any(node.meta.get("mode") for node in graph.nodes)
+
+
+def dropouts_by_mode(graph: fx.Graph) -> dict[fx.Node, nn.Module]:
+    """Return the functional dropouts that ask ``self.training``, and the modules they equal.
+
+    A graph holds the answer of the moment of tracing; a module in the call's place goes on asking.
+    """
+    return {node: node.meta["dropout"] for node in graph.nodes if "dropout" in node.meta}
+
+
+def _trace(model: nn.Module, leaves: frozenset[str]) -> tuple[fx.Graph | Obstacle, str]:
+    """Trace a model in the mode that it is in; if that fails, say in which part."""
+    tracer = _Tracer(leaves)
+    try:
+        return tracer.trace(model), ""
+    except (fx.proxy.TraceError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        return Obstacle(
+            f"torch.fx cannot trace the forward of the model ({type(model).__name__}): {error}",
+            "convert the part that holds the head by itself, with the feature map that it "
+            "receives as example=",
+        ), tracer.failed
+
+
+def _compare_modes(graph: fx.Graph | Obstacle, training: fx.Graph | Obstacle) -> set[str]:
+    """Note on the nodes what training does otherwise; return in which parts of the model."""
+    if isinstance(graph, Obstacle):
+        return set()
+    nodes = list(graph.nodes)
+    others = [] if isinstance(training, Obstacle) else list(training.nodes)
+    parts: set[str] = set()
+    for node, other in zip_longest(nodes, others):
+        if node is None or other is None or _what(node) != _what(other):
+            nodes[0].meta["mode"] = True
+            return parts | {_part(one) for one in (node, other) if one is not None}
+        if (str(node.args), str(node.kwargs)) == (str(other.args), str(other.kwargs)):
+            continue
+        now, then = _dropout_arguments(node), _dropout_arguments(other)
+        if now and then == {**now, "training": True}:
+            node.meta["dropout"] = DROPOUTS[node.target](p=now["p"], inplace=now["inplace"])
+        else:
+            node.meta["mode"] = True
+            parts.add(_part(node))
+    return parts
+
+
+def _part(node: fx.Node) -> str:
+    """Return the name of the innermost module in whose forward a call stands."""
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    return str(stack[-1][0]) if stack else ""
+
+
+def _is_single(model: nn.Module, name: str) -> bool:
+    """Say whether a module has no parts: then no flattening stands between layers inside it."""
+    return not list(model.get_submodule(name).children())
+
+
+def _what(node: fx.Node) -> tuple[Any, ...]:
+    """Return what a node calls."""
+    return node.op, node.name, node.target
+
+
+def _dropout_arguments(node: fx.Node) -> dict[str, Any] | None:
+    """Return p, training and inplace of a functional dropout; None of anything else."""
+    if node.target not in DROPOUTS:
+        return None
+    values = dict(zip(("input", "p", "training", "inplace"), node.args, strict=False))
+    return {"p": 0.5, "inplace": False, **values, **node.kwargs, "input": None}

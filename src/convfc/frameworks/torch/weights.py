@@ -1,0 +1,208 @@
+"""The weight form: the CONV layer stays, its parameter is the FC matrix ``(f, k)``.
+
+PyTorch's parametrization mechanism folds the matrix to the layer's weight at every call, so the
+native convolution does the arithmetic and no patch matrix is ever built. It serves tools that look
+at weights only: Muon, low rank, pruning, singular values.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from convfc.frameworks.torch.formats import channels_last, in_format, is_channels_last
+from convfc.frameworks.torch.layers import as_parameter, in_front
+from convfc.frameworks.torch.read import matrix_to_weight, own_class, weight_to_matrix
+
+__all__ = ["FilterMatrix", "from_weight_form", "is_weight_form", "to_weight_form"]
+
+_ORIGINAL = "parametrizations.weight.original"
+
+
+class FilterMatrix(nn.Module):
+    """The parametrization: FC matrix ``(f, k)`` to CONV weight, and back.
+
+    Parameters
+    ----------
+    weight : Tensor
+        The CONV weight, ``(f, c / groups, *kernel)``; transposed ``(c, f / groups, *kernel)``.
+    transposed : bool
+    groups : int
+
+    Examples
+    --------
+    >>> conv = nn.Conv2d(3, 8, 5)
+    >>> fold = FilterMatrix(conv.weight, transposed=False, groups=1)
+    >>> matrix = fold.right_inverse(conv.weight)
+    >>> matrix.shape, torch.equal(fold(matrix), conv.weight)
+    (torch.Size([8, 75]), True)
+    """
+
+    def __init__(self, weight: Tensor, *, transposed: bool, groups: int) -> None:
+        super().__init__()
+        self.transposed, self.groups = transposed, groups
+        self.weight_shape = tuple(weight.shape)
+        self.memory_format = torch.contiguous_format
+        if is_channels_last(weight):
+            self.memory_format = channels_last(weight.dim() - 2)
+
+    def forward(self, matrix: Tensor) -> Tensor:
+        """Fold the FC matrix ``(f, k)`` to the CONV weight, in the memory format it had."""
+        return in_format(self.unfold(matrix), self.memory_format)
+
+    def unfold(self, matrix: Tensor) -> Tensor:
+        """Return the matrix in the CONV weight's layout, as a view if possible."""
+        first, second, *kernel = self.weight_shape
+        return matrix_to_weight(
+            matrix,
+            in_channels=first if self.transposed else second * self.groups,
+            kernel_size=kernel,
+            transposed=self.transposed,
+            groups=self.groups,
+        )
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """Stretch a CONV weight to the FC matrix ``(f, k)``."""
+        matrix = weight_to_matrix(weight, transposed=self.transposed, groups=self.groups)
+        return matrix.contiguous()
+
+
+def is_weight_form(module: nn.Module) -> bool:
+    """Say whether a module is a CONV layer in weight form.
+
+    Examples
+    --------
+    >>> conv = nn.Conv2d(3, 8, 5)
+    >>> is_weight_form(conv), is_weight_form(to_weight_form(conv))
+    (False, True)
+    """
+    if not parametrize.is_parametrized(module, "weight"):
+        return False
+    steps = module.parametrizations["weight"]  # type: ignore[index]
+    return isinstance(steps[0], FilterMatrix)
+
+
+def to_weight_form(conv: nn.Module, shared: nn.Parameter | None = None) -> nn.Module:
+    """Make the FC matrix ``(f, k)`` the parameter of a CONV layer, in place.
+
+    Its state dict stays that of the CONV layer; it can be copied, pickled and compiled.
+
+    Parameters
+    ----------
+    conv : nn.Module
+        One of PyTorch's six CONV layers; `to_fc` checks it first.
+    shared : nn.Parameter, optional
+        The FC matrix of another layer, if both had the same weight.
+
+    Returns
+    -------
+    nn.Module
+        The same object.
+
+    Examples
+    --------
+    >>> conv = to_weight_form(nn.Conv2d(3, 8, 5))
+    >>> [(name, tuple(p.shape)) for name, p in conv.named_parameters()]
+    [('bias', (8,)), ('parametrizations.weight.original', (8, 75))]
+    """
+    weight = conv._parameters["weight"]
+    assert weight is not None, "to_fc refuses layers without one"  # noqa: S101
+    transposed, groups = bool(conv.transposed), int(conv.groups)  # type: ignore[arg-type]
+    grad = weight.grad
+    fold = FilterMatrix(weight, transposed=transposed, groups=groups)
+    if shared is None:
+        if grad is not None:
+            grad = fold.right_inverse(grad)
+        shared = as_parameter(fold.right_inverse(weight.detach()), weight, grad)
+    # PyTorch turns the parameter itself into the matrix; another layer may still hold this one.
+    conv.weight = _placeholder(weight.shape, weight.dtype)
+    return _parametrize(conv, fold, shared)
+
+
+def from_weight_form(conv: nn.Module) -> nn.Module:
+    """Make the CONV weight the parameter again, in place: `to_weight_form` read backwards.
+
+    Other parametrizations that a tool has put on the matrix are made permanent.
+
+    Examples
+    --------
+    >>> conv = from_weight_form(to_weight_form(nn.Conv2d(3, 8, 5)))
+    >>> type(conv) is nn.Conv2d, conv.weight.shape
+    (True, torch.Size([8, 3, 5, 5]))
+    """
+    steps = conv.parametrizations["weight"]  # type: ignore[index]
+    fold, matrix = steps[0], steps.original
+    with torch.no_grad():
+        weight = conv.weight.detach().clone()  # type: ignore[operator, union-attr]
+    weight = nn.Parameter(weight, requires_grad=matrix.requires_grad)
+    if matrix.grad is not None:
+        weight.grad = fold(matrix.grad)
+    conv.__class__ = own_class(conv)
+    # Not PyTorch's remove_parametrizations: it breaks the copies that share the class.
+    del conv.parametrizations
+    conv._parameters = {"weight": weight, **conv._parameters}
+    return conv
+
+
+def _parametrize(conv: nn.Module, fold: FilterMatrix, matrix: nn.Parameter) -> nn.Module:
+    """Register the parametrization of a layer whose weight has the right shape, on a matrix."""
+    parametrize.register_parametrization(conv, "weight", fold, unsafe=True)
+    steps = conv.parametrizations["weight"]  # type: ignore[index]
+    steps.original = matrix
+    conv.parametrizations.train(conv.training)  # type: ignore[union-attr]
+    # The class is new, made by PyTorch for this layer and its copies.
+    for method in (state_dict, _load_from_state_dict, __reduce_ex__):
+        setattr(type(conv), method.__name__, method)
+    return conv
+
+
+def _placeholder(shape: tuple[int, ...], dtype: torch.dtype) -> nn.Parameter:
+    """Return a weight without memory, for PyTorch to register the parametrization on."""
+    return nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad=False)
+
+
+def state_dict(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """Return the CONV layer's state; only what other parametrizations need is left as it is."""
+    state = super(type(self), self).state_dict(*args, **kwargs)
+    prefix = args[1] if len(args) > 1 else kwargs.get("prefix", "")
+    matrix = state.get(prefix + _ORIGINAL)
+    steps = self.parametrizations["weight"]  # type: ignore[index]
+    if matrix is None or len(steps) > 1:
+        return state
+    entries = {f"{prefix}weight": steps[0].unfold(matrix)}
+    if f"{prefix}bias" in state:
+        entries[f"{prefix}bias"] = state[f"{prefix}bias"]
+    return in_front(state, entries, prefix, prefix + _ORIGINAL)
+
+
+def _load_from_state_dict(
+    self: nn.Module, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+) -> None:
+    """Take the state of the CONV layer; its weight is on the way to the parametrization's list."""
+    fold = self.parametrizations["weight"][0]  # type: ignore[index]
+    given = state_dict.get(f"{prefix}weight")
+    if given is not None and given.shape == fold.weight_shape:
+        matrix = fold.right_inverse(state_dict.pop(f"{prefix}weight"))
+        state_dict[prefix + _ORIGINAL] = matrix
+    super(type(self), self)._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def __reduce_ex__(self: nn.Module, protocol: Any) -> Any:
+    """Pickle as the user's own class and the parts: PyTorch's class for this layer has no name."""
+    return _unpickled, (own_class(self), vars(self))
+
+
+def _unpickled(cls: type[nn.Module], state: dict[str, Any]) -> nn.Module:
+    """Make a weight-form layer of its parts."""
+    conv = cls.__new__(cls)
+    modules = dict(state["_modules"])
+    steps = modules.pop("parametrizations")["weight"]
+    vars(conv).update({**state, "_modules": modules})
+    fold, matrix, rest = steps[0], steps.original, list(steps)[1:]
+    conv.register_parameter("weight", _placeholder(fold.weight_shape, matrix.dtype))
+    _parametrize(conv, fold, matrix)
+    conv.parametrizations["weight"].extend(rest)  # type: ignore[index, union-attr]
+    return conv

@@ -1,0 +1,400 @@
+"""The index map as strided views of PyTorch tensors: padding, windows, and the way back.
+
+What a window reads is asked of `convfc.indexmap`; here the answer becomes plain numbers and views.
+Two tiers: `patch_matrix` builds all of M with ordinary differentiable operations, which every
+tracer and transform follows; `gather` and `scatter` move one block of M, without gradients.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import operator
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from convfc.geometry import ConvGeometry
+from convfc.indexmap import index_map
+from convfc.stretch import Block
+
+__all__ = [
+    "Axis",
+    "Scratch",
+    "gather",
+    "padded",
+    "patch_matrix",
+    "patches_by_plan",
+    "plan",
+    "reach",
+    "scatter",
+]
+
+
+class Axis(NamedTuple):
+    """One axis of the index map in plain numbers, which a tracer takes as constants.
+
+    Attributes
+    ----------
+    before, after : tuple of int
+        Input indices in the two margins around the whole input, -1 for a zero; where the input
+        does not lie in the padded axis as a whole, ``before`` is the whole padded axis.
+    inside : bool
+        Whether the input lies in the padded axis as a whole.
+    step, tap_step, positions, taps, size : int
+        As in `convfc.indexmap.AxisMap`; a window is ``extent`` padded elements wide.
+    """
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    inside: bool
+    step: int
+    tap_step: int
+    positions: int
+    taps: int
+    size: int
+
+    @property
+    def spacing(self) -> int:
+        """Distance between neighbouring taps; they are read backwards where tap_step is below 0."""
+        return abs(self.tap_step)
+
+    @property
+    def extent(self) -> int:
+        """Padded elements from the first tap to the last."""
+        return (self.taps - 1) * self.spacing + 1
+
+    @property
+    def zeros(self) -> bool:
+        """Whether nothing but zeros is added around the input, or nothing at all."""
+        return self.inside and max((*self.before, *self.after), default=-1) < 0
+
+
+@lru_cache(maxsize=256)
+def plan(geometry: ConvGeometry, input_size: tuple[int, ...]) -> tuple[Axis, ...]:
+    """Ask the index map what the windows read, axis by axis.
+
+    Raises
+    ------
+    GeometryError
+        If the geometry does not fit the input size.
+
+    Examples
+    --------
+    >>> plan(ConvGeometry(1, 1, (3,), padding=1, padding_mode="circular"), (4,))[0][:3]
+    ((3,), (0,), True)
+    """
+    axes = []
+    for axis in index_map(geometry, input_size).axes:
+        low = int(np.argmax(axis.source == 0))
+        high = low + axis.size
+        inside = np.array_equal(axis.source[low:high], np.arange(axis.size))
+        parts = (axis.source[:low], axis.source[high:]) if inside else (axis.source, ())
+        before, after = (tuple(int(i) for i in part) for part in parts)
+        numbers = (axis.step, axis.tap_step, axis.positions, axis.taps, axis.size)
+        axes.append(Axis(before, after, inside, *numbers))
+    return tuple(axes)
+
+
+# A compiler takes the answer as a constant; the sizes it depends on are constants to it as well.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _constant_plan(geometry: ConvGeometry, input_size: tuple[int, ...]) -> tuple[Axis, ...]:
+    return plan(geometry, input_size)
+
+
+def padded(x: Tensor, axes: Sequence[Axis]) -> Tensor:
+    """Lay the input out as the windows see it: with its padding.
+
+    Parameters
+    ----------
+    x : Tensor, shape (N, C, *S)
+    axes : sequence of Axis
+
+    Returns
+    -------
+    Tensor, shape (N, C, *padded)
+
+    Examples
+    --------
+    >>> axes = plan(ConvGeometry(1, 1, (3,), padding=1, padding_mode="circular"), (4,))
+    >>> padded(torch.arange(4).reshape(1, 1, 4), axes)
+    tensor([[[3, 0, 1, 2, 3, 0]]])
+    """
+    widths: list[int] = []
+    for dim, axis in enumerate(axes, start=2):
+        if axis.zeros:
+            widths = [len(axis.before), len(axis.after), *widths]
+            continue
+        widths = [0, 0, *widths]
+        if axis.inside:
+            x = torch.cat([_select(x, axis.before, dim), x, _select(x, axis.after, dim)], dim)
+        else:
+            x = _select(x, axis.before, dim)
+    return F.pad(x, widths) if any(widths) else x
+
+
+def _select(x: Tensor, source: tuple[int, ...], dim: int) -> Tensor:
+    """Gather along one axis; a source below 0 is a zero, whatever x holds."""
+    if min(source, default=0) < 0:
+        size = x.shape[dim]
+        x = F.pad(x, [0, 0] * (x.ndim - 1 - dim) + [0, 1])
+        source = tuple(size if i < 0 else i for i in source)
+    return x.index_select(dim, torch.tensor(source, dtype=torch.long, device=x.device))
+
+
+def patch_matrix(x: Tensor, geometry: ConvGeometry) -> Tensor:
+    """Build the whole patch matrix M with ordinary, differentiable operations.
+
+    Parameters
+    ----------
+    x : Tensor, shape (N, C, *S)
+        Of any dtype, with any strides.
+    geometry : ConvGeometry
+
+    Returns
+    -------
+    Tensor, shape (N, L, groups * k)
+        A view of ``x`` where strides can say it: of a 1 x 1 layer of stride 1, and where the
+        windows lie one after the other in memory.
+
+    Raises
+    ------
+    GeometryError
+        If the geometry does not fit the size of ``x``.
+
+    Examples
+    --------
+    >>> x = torch.arange(9).reshape(1, 1, 3, 3)
+    >>> patch_matrix(x, ConvGeometry(1, 1, (2, 2)))
+    tensor([[[0, 1, 3, 4],
+             [1, 2, 4, 5],
+             [3, 4, 6, 7],
+             [4, 5, 7, 8]]])
+    """
+    # operator.index: a size that a compiler has left open becomes a constant here.
+    axes = _constant_plan(geometry, tuple(operator.index(n) for n in x.shape[2:]))
+    return patches_by_plan(x, axes, geometry.groups)
+
+
+def patches_by_plan(x: Tensor, axes: Sequence[Axis], groups: int) -> Tensor:
+    """Build the whole patch matrix M, of which the plan is known: see `patch_matrix`.
+
+    Examples
+    --------
+    >>> geometry = ConvGeometry(1, 1, (2,))
+    >>> patches_by_plan(torch.arange(3).reshape(1, 1, 3), plan(geometry, (3,)), groups=1)
+    tensor([[[0, 1],
+             [1, 2]]])
+    """
+    n = len(axes)
+    windows = padded(x, axes)
+    if torch._C._are_functorch_transforms_active():
+        windows = _gathered(windows, axes)  # torch.func cannot batch the gradient of unfold
+    else:
+        for dim, axis in enumerate(axes, start=2):
+            windows = windows.unfold(dim, axis.extent, axis.step)[..., :: axis.spacing]
+        backwards = [2 + n + a for a, axis in enumerate(axes) if axis.tap_step < 0]
+        windows = windows.flip(backwards) if backwards else windows
+    windows = windows.unflatten(1, (groups, x.shape[1] // groups))
+    # (N, g, c, *positions, *taps) -> (N, *positions, g, *taps, c)
+    windows = windows.permute(0, *range(3, 3 + n), 1, *range(3 + n, 3 + 2 * n), 2)
+    columns = x.shape[1] * math.prod([axis.taps for axis in axes])
+    return windows.reshape(x.shape[0], math.prod([axis.positions for axis in axes]), columns)
+
+
+def _gathered(x: Tensor, axes: Sequence[Axis]) -> Tensor:
+    """Copy the windows of the padded input, (N, C, *positions, *taps), axis by axis."""
+    for dim, axis in enumerate(axes, start=2):
+        first = -min(axis.tap_step, 0) * (axis.taps - 1)  # of a window read backwards
+        at = torch.arange(axis.positions, device=x.device)[:, None] * axis.step + first
+        at = at + torch.arange(axis.taps, device=x.device) * axis.tap_step
+        x = x.index_select(dim, at.flatten()).unflatten(dim, at.shape).movedim(dim + 1, -1)
+    return x
+
+
+class Scratch:
+    """Memory that the blocks of one layer share: of the same size mostly, so it is kept.
+
+    Examples
+    --------
+    >>> scratch = Scratch(torch.zeros(()))
+    >>> scratch.take("M", (2, 3)) is scratch.take("M", (2, 3))
+    True
+    """
+
+    def __init__(self, like: Tensor) -> None:
+        self.like = like
+        self._kept: dict[str, tuple[object, Tensor]] = {}
+
+    def take(
+        self, name: str, shape: Sequence[int], key: object = None, *, zeros: bool = False
+    ) -> Tensor:
+        """Return memory of this shape, as it was left if the last to take it had the same key."""
+        kept = self._kept.get(name)
+        if kept is None or kept[0] != (key, tuple(shape)):
+            self._kept.pop(name, None)  # first drop, then allocate
+            new = self.like.new_zeros(shape) if zeros else self.like.new_empty(shape)
+            kept = self._kept[name] = ((key, tuple(shape)), new)
+        return kept[1]
+
+
+class Reach(NamedTuple):
+    """What a block of positions reads: a part of the padded input, and of the input in it."""
+
+    size: list[int]
+    """Of the part of the padded input, per axis."""
+    inner: tuple[slice, ...]
+    """Where the input lies in that part."""
+    input: tuple[slice, ...]
+    """Where that is in the input."""
+
+
+def reach(axes: Sequence[Axis], block: Block) -> Reach:
+    """Return what a block reads, of axes that are padded with zeros.
+
+    Examples
+    --------
+    >>> axes = plan(ConvGeometry(1, 1, (3,), padding=1), (6,))
+    >>> reach(axes, [(0, 1), (0, 2)])
+    Reach(size=[4], inner=(slice(1, 4, None),), input=(slice(0, 3, None),))
+    """
+    sizes, inner, read = [], [], []
+    for axis, (first, last) in zip(axes, block[1:], strict=True):
+        low = len(axis.before)
+        start = first * axis.step
+        stop = (last - 1) * axis.step + axis.extent
+        begin = min(max(start, low), stop)
+        end = max(min(stop, low + axis.size), begin)
+        sizes.append(stop - start)
+        inner.append(slice(begin - start, end - start))
+        read.append(slice(begin - low, end - low))
+    return Reach(sizes, tuple(inner), tuple(read))
+
+
+def gather(x: Tensor, axes: Sequence[Axis], groups: int, block: Block, scratch: Scratch) -> Tensor:
+    """Build a block of M from an input that is padded with zeros; taps are read forwards.
+
+    Parameters
+    ----------
+    x : Tensor, shape (N, *S, C)
+        Fastest with the channels side by side in memory.
+    axes : sequence of Axis
+    groups : int
+    block : sequence of (start, stop)
+        Samples, and positions on each axis.
+    scratch : Scratch
+        Holds the result until the next call.
+
+    Returns
+    -------
+    Tensor, shape (groups, rows, k)
+        A view of ``x`` where strides can say it.
+
+    Examples
+    --------
+    >>> x = torch.arange(4.0).reshape(1, 4, 1)
+    >>> axes = plan(ConvGeometry(1, 1, (3,), padding=1), (4,))
+    >>> gather(x, axes, 1, [(0, 1), (0, 2)], Scratch(x))
+    tensor([[[0., 0., 1.],
+             [0., 1., 2.]]])
+    """
+    part = _part(x, axes, block, scratch)
+    lengths = [stop - start for start, stop in block]
+    taps = [axis.taps for axis in axes]
+    channels = x.shape[-1] // groups
+    windows = _windows(part, axes, groups, lengths, taps)
+    rows = math.prod(lengths)
+    if math.prod(taps) == 1 and groups == 1:
+        return windows.reshape(1, rows, channels)
+    matrix = scratch.take("M", (groups, rows, math.prod(taps) * channels))
+    by_tap = matrix.view(groups, *lengths, *taps, channels)
+    by_tap.movedim(0, len(lengths)).copy_(windows)
+    return matrix
+
+
+def _part(x: Tensor, axes: Sequence[Axis], block: Block, scratch: Scratch) -> Tensor:
+    """Return the padded input that a block reads, its channels side by side."""
+    size, inner, read = reach(axes, block)
+    samples = slice(*block[0])
+    whole = all(part == slice(0, n) for part, n in zip(inner, size, strict=True))
+    if whole and (x.stride(-1) == 1 or x.shape[-1] == 1):
+        return x[(samples, *read)]
+    shape = (block[0][1] - block[0][0], *size, x.shape[-1])
+    # The margins are zeros, and stay so while blocks have them in the same place.
+    key = [(s.start, s.stop) for s in inner]
+    part = scratch.take("padded input", shape, key, zeros=not whole)
+    part[(slice(None), *inner)].copy_(x[(samples, *read)])
+    return part
+
+
+def _windows(
+    part: Tensor, axes: Sequence[Axis], groups: int, lengths: Sequence[int], taps: Sequence[int]
+) -> Tensor:
+    """View a part of the padded input as (n, *positions, groups, *taps, channels of a group)."""
+    batch, *spatial, channel = part.stride()
+    channels = part.shape[-1] // groups
+    steps = [axis.step * s for axis, s in zip(axes, spatial, strict=True)]
+    tap_steps = [axis.spacing * s for axis, s in zip(axes, spatial, strict=True)]
+    return part.as_strided(
+        (*lengths, groups, *taps, channels),
+        (batch, *steps, channels * channel, *tap_steps, channel),
+    )
+
+
+def scatter(
+    matrix: Tensor,
+    total: Tensor,
+    axes: Sequence[Axis],
+    groups: int,
+    block: Block,
+    scratch: Scratch,
+) -> None:
+    """Add a block of M to what it reads: the adjoint of `gather`.
+
+    Parameters
+    ----------
+    matrix : Tensor, shape (groups, rows, k)
+    total : Tensor, shape (N, *S, C)
+        Is added to.
+    axes : sequence of Axis
+    groups : int
+    block : sequence of (start, stop)
+    scratch : Scratch
+
+    Examples
+    --------
+    >>> axes = plan(ConvGeometry(1, 1, (3,), padding=1), (4,))
+    >>> total = torch.zeros(1, 4, 1)
+    >>> scatter(torch.ones(1, 2, 3), total, axes, 1, [(0, 1), (0, 2)], Scratch(total))
+    >>> total.ravel()
+    tensor([2., 2., 1., 0.])
+    """
+    size, inner, read = reach(axes, block)
+    lengths = [stop - start for start, stop in block]
+    channels = total.shape[-1] // groups
+    part = scratch.take("padded sum", (lengths[0], *size, total.shape[-1])).zero_()
+    taps = [axis.taps for axis in axes]
+    # (g, n, *positions, *taps, c) -> (n, *positions, g, *taps, c)
+    by_tap = matrix.view(groups, *lengths, *taps, channels).movedim(0, len(lengths))
+    apart = 1
+    if groups == 1 and axes[-1].spacing == 1:
+        # The taps of the last axis are one run in M and in the input alike. The runs of
+        # neighbouring windows overlap, those of windows so far apart do not.
+        by_tap = by_tap.flatten(-2)
+        apart = math.ceil(taps.pop() / axes[-1].step)
+    batch, *spatial, _ = part.stride()
+    steps = [axis.step * s for axis, s in zip(axes, spatial, strict=True)]
+    strides = (batch, *steps[:-1], apart * steps[-1], channels, 1)
+    for phase, *tap in itertools.product(range(apart), *map(range, taps)):
+        every = (slice(None),) * len(axes) + (slice(phase, None, apart), slice(None))
+        run = by_tap[(*every, *tap)]
+        spacings = (axis.spacing * s for axis, s in zip(axes, spatial, strict=True))
+        start = phase * steps[-1] + sum(t * s for t, s in zip(tap, spacings, strict=False))
+        part.as_strided(run.shape, strides, start).add_(run)
+    samples = slice(*block[0])
+    total[(samples, *read)].add_(part[(slice(None), *inner)])

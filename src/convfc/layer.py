@@ -1,0 +1,63 @@
+"""ConvLayer: a geometry with its filters and bias, whichever framework they came from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from convfc.arrays import Array, check_shape, namespace
+from convfc.geometry import ConvGeometry, checked
+from convfc.im2col import conv_as_matmul, filters_to_matrix
+
+__all__ = ["ConvLayer"]
+
+
+@dataclass(frozen=True, eq=False)
+class ConvLayer:
+    """A CONV layer in convfc's own terms: what the rooms of the frameworks read a layer into.
+
+    Parameters
+    ----------
+    geometry : ConvGeometry
+    filters : array, shape (f, *kernel, c / groups)
+        Of NumPy, PyTorch or JAX.
+    bias : array, shape (f,), optional
+        Of the same library.
+    name : str
+        Where the layer stands in its model; for messages and tables.
+
+    Raises
+    ------
+    ShapeError, DtypeError, GeometryError
+        If the arrays do not fit the geometry or each other.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> layer = ConvLayer(ConvGeometry(1, 2, (2, 2)), np.ones((2, 2, 2, 1)), np.array([0.0, 1.0]))
+    >>> layer.matrix.shape
+    (4, 2)
+    >>> layer(np.ones((1, 2, 2, 1)))
+    array([[[[4., 5.]]]])
+    """
+
+    geometry: ConvGeometry
+    filters: Array
+    bias: Array | None = None
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        given = {"filters": self.filters, "bias": self.bias}
+        namespace(**{name: array for name, array in given.items() if array is not None})
+        shape = checked(self.geometry).filters_shape
+        check_shape("filters", self.filters, shape, "use the layout (f, *kernel, c/groups)")
+        if self.bias is not None:
+            check_shape("bias", self.bias, shape[:1], "give one number per filter")
+
+    @property
+    def matrix(self) -> Array:
+        """The filter matrix K, shape ``(k, f)``."""
+        return filters_to_matrix(self.filters, self.geometry)
+
+    def __call__(self, x: Array) -> Array:
+        """Return the layer's output, ``(b, *output, f)``, for x of shape ``(b, *spatial, c)``."""
+        return conv_as_matmul(x, self.filters, self.geometry, self.bias)

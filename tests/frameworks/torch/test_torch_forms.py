@@ -1,0 +1,339 @@
+"""Each form of one layer computes what PyTorch's layer computes: outputs, gradients, formats."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from conv_cases import CASES, CHANNELS_LAST, SMALL, ConvCase, integers
+from torch import Tensor, nn
+
+import convfc
+from convfc.errors import GeometryError, ShapeError, UnsupportedLayer
+from convfc.frameworks.torch import PatchConv
+from convfc.frameworks.torch.read import weight_to_matrix
+
+# PyTorch's layer warns that it will copy its input; the FC form has no reason to.
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
+
+FORMS = ("patch", "weight")
+DTYPES = (torch.float32, torch.complex64, torch.bfloat16, torch.float16)
+
+
+def matrix_parameters(layer: nn.Module) -> list[nn.Parameter]:
+    return [p for p in layer.parameters() if p.dim() == 2]
+
+
+def run(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The output and the gradient with respect to the input, for a cotangent of integers."""
+    x = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+    layer.zero_grad()
+    y = layer(x)
+    y.backward(integers(y.shape, y.dtype, 3))
+    assert x.grad is not None
+    return y.detach(), x.grad
+
+
+def assert_same(before: nn.Module, after: nn.Module, x: Tensor) -> None:
+    """Outputs and all gradients, to the last bit, in the same memory format."""
+    y, dx = run(before, x)
+    z, dz = run(after, x)
+    assert torch.equal(y, z)
+    assert (y.dtype, y.stride()) == (z.dtype, z.stride())
+    assert torch.equal(dx, dz)
+    with torch.no_grad():
+        assert torch.equal(after(x), y)
+    assert after(x).stride() == before(x).stride()
+    assert before.weight.grad is not None
+    want = weight_to_matrix(
+        before.weight.grad, transposed=before.transposed, groups=before.groups
+    )
+    got = torch.cat([p.grad for p in matrix_parameters(after)])
+    assert torch.equal(got, want)
+    if before.bias is not None:
+        biases = [p.grad for p in after.parameters() if p.dim() == 1]
+        assert torch.equal(torch.cat(biases), before.bias.grad)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_every_layer_is_exact_on_integers(case: ConvCase, form: str) -> None:
+    layer = case.layer()
+    assert_same(layer, convfc.to_fc(layer, form=form), case.x())
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", SMALL, ids=str)
+def test_every_dtype_is_exact_on_integers(case: ConvCase, dtype: torch.dtype, form: str) -> None:
+    layer, x = case.layer(dtype), case.x(dtype)
+    after = convfc.to_fc(layer, form=form)
+    y, dx = run(layer, x)
+    z, dz = run(after, x)
+    assert torch.equal(y, z)
+    assert y.dtype == z.dtype == dtype
+    assert y.stride() == z.stride()
+    assert torch.equal(dx, dz)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("formats", list(itertools.product((0, 1), (0, 1))), ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("case", [c for c in CASES if len(c.size) > 1], ids=str)
+def test_the_output_has_the_memory_format_of_the_native_layer(
+    case: ConvCase, dtype: torch.dtype, formats: tuple[int, int], form: str
+) -> None:
+    layer, x = case.layer(dtype), case.x(dtype)
+    if formats[0]:
+        layer = layer.to(memory_format=CHANNELS_LAST[x.dim()])
+    if formats[1]:
+        x = x.contiguous(memory_format=CHANNELS_LAST[x.dim()])
+    with torch.no_grad():
+        y, z = layer(x), convfc.to_fc(layer, form=form)(x)
+    assert torch.equal(y, z)
+    assert y.stride() == z.stride()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_unbatched_and_empty_inputs(case: ConvCase, form: str) -> None:
+    layer = case.layer()
+    after = convfc.to_fc(layer, form=form)
+    assert torch.equal(after(case.x()[0]), layer(case.x()[0]))
+    nothing = case.x()[:0]
+    assert after(nothing).shape == layer(nothing).shape
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_patch_form_calls_exactly_linear_on_rows_of_m(case: ConvCase) -> None:
+    layer = case.layer()
+    after = convfc.to_fc(layer)
+    linears = [m for m in after.modules() if isinstance(m, nn.Linear)]
+    assert all(type(m) is nn.Linear for m in linears)
+    assert len(linears) == layer.groups
+    calls: list[tuple[int, ...]] = []
+    for m in linears:
+        m.register_forward_hook(lambda module, args, out: calls.append(tuple(args[0].shape)))
+    y = after(case.x())
+    assert torch.equal(y, layer(case.x()))
+    taps = layer.weight[0].numel() if not layer.transposed else 0
+    taps = taps or layer.weight.numel() // layer.out_channels
+    assert calls == [(2, y[0, 0].numel(), taps)] * layer.groups
+    patches = convfc.im2col(
+        case.x().movedim(1, -1), convfc.frameworks.torch.read.geometry_of(layer, case.size)
+    )
+    seen: list[Tensor] = []
+    linears[-1].register_forward_hook(lambda module, args, out: seen.append(args[0]))
+    after(case.x())
+    assert torch.equal(seen[0], patches[..., -taps:])
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.rest.get("groups", 1) > 1], ids=str)
+def test_block_diagonal_is_one_linear(case: ConvCase) -> None:
+    layer = case.layer()
+    after = convfc.to_fc(layer, block_diagonal=True)
+    assert type(after.fc) is nn.Linear
+    assert torch.equal(after(case.x()), layer(case.x()))
+    assert torch.equal(after.weight, layer.weight)
+    assert after.fc.weight.shape == (
+        layer.out_channels,
+        layer.groups * layer.weight.numel() // layer.out_channels,
+    )
+
+
+def test_a_filled_block_diagonal_weight_is_no_conv_weight() -> None:
+    after = convfc.to_fc(nn.Conv2d(2, 2, 1, groups=2), block_diagonal=True)
+    with torch.no_grad():
+        after.fc.weight.fill_(1)
+    with pytest.raises(UnsupportedLayer, match="entries off its blocks"):
+        after.matrix()
+    assert list(after.state_dict()) == ["fc.weight", "fc.bias"]  # not those of a CONV layer
+
+
+class Doubled(nn.Linear):
+    """What a tool might put in the place of a Linear."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.dim() == 3
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_swapped_child_is_called(case: ConvCase) -> None:
+    layer = case.layer()
+    after = convfc.to_fc(layer)
+    for parent in list(after.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Linear:
+                child.__class__ = Doubled
+                setattr(parent, name, child)
+    for seed in range(2):
+        x = case.x() + seed
+        y, dx = run(after, x)
+        z, dz = run(layer, x)
+        assert torch.equal(y, 2 * z)
+        assert torch.equal(dx, 2 * dz)
+
+
+@pytest.mark.parametrize("change", ["weight class", "instance forward", "global hook"])
+def test_what_is_not_plain_is_called(change: str) -> None:
+    layer = CASES[0].layer()
+    after = convfc.to_fc(layer)
+    x = CASES[0].x()
+    calls = []
+    handle = None
+    if change == "weight class":
+
+        class Tagged(nn.Parameter):
+            pass
+
+        after.fc.weight = Tagged(after.fc.weight.detach())
+        assert not after.is_plain()
+    elif change == "instance forward":
+        after.fc.forward = lambda x: calls.append(1) or nn.Linear.forward(after.fc, x)
+    else:
+        handle = nn.modules.module.register_module_forward_hook(
+            lambda m, args, out: calls.append(1) if m is after.fc else None
+        )
+    try:
+        assert torch.equal(after(x), layer(x))
+    finally:
+        if handle is not None:
+            handle.remove()
+    assert calls or change == "weight class"
+
+
+def test_hooks_on_the_child_see_and_change_its_output() -> None:
+    layer = CASES[0].layer()
+    after = convfc.to_fc(layer)
+    handle = after.fc.register_forward_hook(lambda module, args, out: out + 1)
+    assert torch.equal(after(CASES[0].x()), layer(CASES[0].x()) + 1)
+    handle.remove()
+    assert torch.equal(after(CASES[0].x()), layer(CASES[0].x()))
+
+
+CHANGES = [
+    {"stride": (2, 1)},
+    {"stride": 2},
+    {"padding": (2, 0)},
+    {"dilation": (2, 1), "padding": "same"},
+    {"padding": [1, 2]},
+]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("changes", CHANGES, ids=str)
+def test_a_geometry_changed_on_the_module_counts(changes: dict, when: str, form: str) -> None:
+    layer, x = CASES[0].layer(), CASES[0].x()
+    after = None if when == "before" else convfc.to_fc(layer, form=form)
+    for name, value in changes.items():
+        setattr(layer, name, value)
+        if after is not None:
+            setattr(after, name, value)
+    after = after or convfc.to_fc(layer, form=form)
+    y = layer(x)
+    assert y.shape != CASES[0].layer()(x).shape
+    assert torch.equal(after(x), y)
+
+
+def test_a_padding_that_the_native_layer_ignores_is_ignored() -> None:
+    """With another padding mode PyTorch pads by what the constructor was given."""
+    layer = nn.Conv2d(2, 3, 3, padding=1, padding_mode="reflect")
+    layer.padding = (2, 2)
+    x = torch.randn(1, 2, 6, 6)
+    assert convfc.to_fc(layer)(x).shape == layer(x).shape == (1, 3, 6, 6)
+
+
+def test_a_weight_of_another_shape_counts() -> None:
+    """Channels are often cut by giving the layer another weight, its attributes left as they are."""
+    layer = nn.Conv2d(3, 4, 3, dtype=torch.float64)
+    layer.weight = nn.Parameter(integers((4, 1, 2, 2)))
+    with torch.no_grad():
+        layer.bias.zero_()
+    x = integers((2, 1, 5, 5))
+    for form in FORMS:
+        assert torch.equal(convfc.to_fc(layer, form=form)(x), layer(x))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_output_size_of_a_transposed_layer(form: str) -> None:
+    case = next(c for c in CASES if c.rest.get("stride") == (2, 3))
+    layer = case.layer()
+    after = convfc.to_fc(layer, form=form)
+    sizes = set()
+    for size in itertools.product((7, 8), (12, 13, 14)):
+        y = after(case.x(), output_size=size)
+        assert torch.equal(y, layer(case.x(), output_size=size))
+        sizes.add(tuple(y.shape[2:]))
+    assert len(sizes) == 6
+    with pytest.raises(ValueError, match="requested an output size"):
+        after(case.x(), output_size=(99, 99))
+
+
+def test_strided_and_expanded_inputs() -> None:
+    for case in CASES[:4]:
+        layer = case.layer()
+        after = convfc.to_fc(layer)
+        wide = integers((2, 6, 14, 12))
+        for x in (wide[:, ::2, ::2, ::2], wide[:1, :3, ::2, ::2].expand(4, -1, -1, -1)):
+            assert torch.equal(after(x), layer(x))
+        x = wide[:, :3].transpose(2, 3)
+        assert torch.equal(after(x), layer(x))
+
+
+def test_views_of_pointwise_layers_copy_nothing() -> None:
+    after = convfc.to_fc(nn.Conv2d(3, 4, 1))
+    seen = []
+    after.fc.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        x = torch.randn(2, 3, 5, 6).contiguous(memory_format=memory_format)
+        after(x)
+        assert seen.pop().data_ptr() == x.data_ptr()
+    embedding = convfc.to_fc(nn.Conv1d(3, 4, 2, stride=2))
+    embedding.fc.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    x = torch.randn(2, 8, 3).transpose(1, 2)  # channels last
+    embedding(x)
+    assert seen.pop().data_ptr() == x.data_ptr()
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 7, 6), (3, 7), (1, 2, 3, 7, 6), (7, 6, 3)], ids=str)
+def test_an_input_of_the_wrong_shape_is_refused(shape: tuple[int, ...]) -> None:
+    after = convfc.to_fc(CASES[0].layer())
+    with pytest.raises(ShapeError, match=r"expected \(N, 3, size 0, size 1\)"):
+        after(torch.zeros(shape, dtype=torch.float64))
+
+
+def test_an_input_smaller_than_the_kernel_is_refused() -> None:
+    with pytest.raises(GeometryError, match="the kernel is larger than the padded input"):
+        convfc.to_fc(nn.Conv2d(1, 1, 5))(torch.zeros(1, 1, 4, 9))
+
+
+def test_same_padding_with_a_stride_is_refused_as_pytorch_refuses_it() -> None:
+    layer = nn.Conv2d(1, 1, 3, padding="same")
+    layer.stride = (2, 2)
+    with pytest.raises(GeometryError, match="stride 1 only"):
+        convfc.to_fc(layer)(torch.zeros(1, 1, 8, 8))
+
+
+def test_a_mixed_dtype_is_refused_as_linear_refuses_it() -> None:
+    after = convfc.to_fc(nn.Conv2d(1, 1, 3))
+    with pytest.raises(RuntimeError, match="dtype"):
+        after(torch.zeros(1, 1, 8, 8, dtype=torch.float64))
+
+
+def test_the_patch_form_says_what_it_is() -> None:
+    text = repr(convfc.to_fc(nn.Conv2d(3, 8, 4, stride=2)))
+    assert "Conv2d: 3, 8, kernel_size=(4, 4), stride=(2, 2)" in text
+    assert "(fc): Linear(in_features=48, out_features=8, bias=True)" in text
+    assert isinstance(convfc.to_fc(nn.Conv2d(3, 8, 4)), PatchConv)
+
+
+def test_weight_and_bias_of_the_patch_form_are_those_of_the_layer() -> None:
+    for case in CASES:
+        layer = case.layer()
+        after = convfc.to_fc(layer)
+        assert torch.equal(after.weight, layer.weight)
+        assert (after.bias is None) == (layer.bias is None)
+        assert layer.bias is None or torch.equal(after.bias, layer.bias)
