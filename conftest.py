@@ -1,5 +1,10 @@
-"""Keras computes on jax in every test, wherever it is imported first; its backend cannot change."""
+"""Settings that must be made before any framework is imported."""
 
 import os
 
+# Keras computes on jax in every test, wherever it is imported first; its backend cannot change.
 os.environ.setdefault("KERAS_BACKEND", "jax")
+
+# One worker per core: threads of several workers on one core would wait for each other.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
