@@ -12,7 +12,17 @@ import pytest
 import convfc
 from convfc.errors import ConvfcError
 
-CORE = ["errors", "geometry", "indexmap", "im2col"]
+CORE = [
+    "errors",
+    "rounding",
+    "geometry",
+    "indexmap",
+    "im2col",
+    "layer",
+    "certificate",
+    "inspection",
+    "convert",
+]
 PUBLIC = [name for name in convfc.__all__ if name != "__version__"]
 SUBMODULES = {module.name for module in pkgutil.iter_modules(convfc.__path__)}
 
@@ -70,7 +80,7 @@ def test_every_public_method_has_a_docstring(owner: str, name: str):
 @pytest.mark.parametrize("name", sorted(convfc.errors.__all__))
 def test_every_exception_has_a_docstring(name: str):
     exception = getattr(convfc.errors, name)
-    assert issubclass(exception, ConvfcError)
+    assert issubclass(exception, (ConvfcError, Warning))
     assert "__doc__" in vars(exception)
     assert exception.__doc__
 

@@ -4,6 +4,8 @@ It implements Ma & Lu, *An Equivalence of Fully Connected Layer and Convolutiona
 arXiv:1712.01252). Importing it imports NumPy, SciPy and array-api-compat only.
 """
 
+from convfc.certificate import Certificate
+from convfc.convert import inspect, to_conv, to_fc, verify
 from convfc.geometry import ConvGeometry
 from convfc.im2col import (
     col2im,
@@ -15,19 +17,28 @@ from convfc.im2col import (
     rows_to_output,
 )
 from convfc.indexmap import IndexMap, index_map
+from convfc.inspection import Inspection
+from convfc.layer import ConvLayer
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Certificate",
     "ConvGeometry",
+    "ConvLayer",
     "IndexMap",
+    "Inspection",
     "__version__",
     "col2im",
     "conv_as_matmul",
     "filters_to_matrix",
     "im2col",
     "index_map",
+    "inspect",
     "matrix_to_filters",
     "patch_product",
     "rows_to_output",
+    "to_conv",
+    "to_fc",
+    "verify",
 ]

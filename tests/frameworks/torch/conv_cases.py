@@ -70,7 +70,9 @@ CASES = [
     case(nn.Conv1d, (4, 6, 5), 9, stride=2, padding=2, groups=2, padding_mode="replicate"),
     case(nn.Conv1d, (3, 4, 2), 8, stride=2),
     case(nn.Conv3d, (2, 3, 2), 4, 3, 5, padding=1, dilation=(1, 2, 1)),
-    case(nn.Conv3d, (2, 4, (2, 1, 3)), 4, 3, 5, groups=2, padding=(1, 0, 1), padding_mode="circular"),
+    case(
+        nn.Conv3d, (2, 4, (2, 1, 3)), 4, 3, 5, groups=2, padding=(1, 0, 1), padding_mode="circular"
+    ),
     case(nn.Conv3d, (2, 3, 2), 4, 2, 6, stride=2),
     case(nn.ConvTranspose1d, (3, 4, 3), 5, stride=2, output_padding=1),
     case(nn.ConvTranspose2d, (3, 4, 3), 4, 5),

@@ -46,9 +46,7 @@ def assert_same(before: nn.Module, after: nn.Module, x: Tensor) -> None:
         assert torch.equal(after(x), y)
     assert after(x).stride() == before(x).stride()
     assert before.weight.grad is not None
-    want = weight_to_matrix(
-        before.weight.grad, transposed=before.transposed, groups=before.groups
-    )
+    want = weight_to_matrix(before.weight.grad, transposed=before.transposed, groups=before.groups)
     got = torch.cat([p.grad for p in matrix_parameters(after)])
     assert torch.equal(got, want)
     if before.bias is not None:
@@ -247,7 +245,7 @@ def test_a_padding_that_the_native_layer_ignores_is_ignored() -> None:
 
 
 def test_a_weight_of_another_shape_counts() -> None:
-    """Channels are often cut by giving the layer another weight, its attributes left as they are."""
+    """Channels are often cut by giving a layer another weight, its attributes left as they are."""
     layer = nn.Conv2d(3, 4, 3, dtype=torch.float64)
     layer.weight = nn.Parameter(integers((4, 1, 2, 2)))
     with torch.no_grad():

@@ -8,8 +8,7 @@ import pytest
 import torch
 from conv_cases import integers
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.nn.utils import parametrize, parametrizations, prune
+from torch.nn.utils import parametrizations, parametrize, prune
 
 import convfc
 from convfc.errors import (
@@ -39,7 +38,7 @@ def is_converted(module: nn.Module) -> bool:
 @pytest.mark.parametrize("form", FORMS)
 def test_a_copy_leaves_the_model_alone(form: str) -> None:
     model = network()
-    kept = {name: p for name, p in model.named_parameters()}
+    kept = dict(model.named_parameters())
     after = convfc.to_fc(model, form=form)
     assert type(after) is nn.Sequential
     assert is_converted(after[0])
@@ -73,7 +72,12 @@ def test_a_bare_layer() -> None:
 
 @pytest.mark.parametrize(
     "where",
-    ["2.*", ["2.0"], lambda name, module: name == "2.0", lambda name, m: m.__class__ is nn.Conv2d and m.in_channels == 4],
+    [
+        "2.*",
+        ["2.0"],
+        lambda name, module: name == "2.0",
+        lambda name, m: m.__class__ is nn.Conv2d and m.in_channels == 4,
+    ],
     ids=["glob", "list", "name", "module"],
 )
 def test_where_selects(where: object) -> None:
@@ -223,7 +227,7 @@ class Functional(nn.Module):
         self.weight = nn.Parameter(torch.randn(4, 3, 3, 3))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.weight)
+        return nn.functional.conv2d(x, self.weight)
 
 
 def instance_forward() -> nn.Module:

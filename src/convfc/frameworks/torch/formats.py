@@ -106,13 +106,9 @@ def native_output_format(
 
     Examples
     --------
-    PyTorch's float64 convolution of three axes knows no channels-last format.
-
-    >>> x = torch.zeros(1, 3, 8, 8, 8).to(memory_format=torch.channels_last_3d)
-    >>> geometry = ConvGeometry(3, 2, (3, 3, 3))
-    >>> [native_output_format(x.to(dtype), geometry, weight_channels_last=False)
-    ...  for dtype in (torch.float32, torch.float64)]
-    [torch.channels_last_3d, torch.contiguous_format]
+    >>> x = torch.zeros(2, 3, 8, 8).to(memory_format=torch.channels_last)
+    >>> native_output_format(x, ConvGeometry(3, 2, (3, 3)), weight_channels_last=False)
+    torch.channels_last
     """
     likely = likely_output_format(
         x, geometry.padding_mode, weight_channels_last=weight_channels_last

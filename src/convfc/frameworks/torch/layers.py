@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
-from torch.nn.modules.module import _has_any_global_hook
 
 from convfc.errors import ShapeError, UnsupportedLayer
 from convfc.frameworks.torch.blocks import conv_by_blocks, conv_by_module
@@ -18,6 +17,14 @@ from convfc.frameworks.torch.formats import (
     is_channels_last,
     likely_output_format,
     native_output_format,
+)
+from convfc.frameworks.torch.parts import (
+    Survey,
+    as_parameter,
+    carry_over,
+    in_front,
+    plain_linear,
+    survey,
 )
 from convfc.frameworks.torch.read import (
     attributes_of,
@@ -29,23 +36,7 @@ from convfc.frameworks.torch.read import (
 )
 from convfc.frameworks.torch.windows import Axis, patches_by_plan, plan
 
-__all__ = ["PatchConv", "as_parameter", "carry_over", "in_front", "plain_linear"]
-
-_HOOKS = (
-    "_backward_pre_hooks",
-    "_backward_hooks",
-    "_is_full_backward_hook",
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_state_dict_hooks",
-    "_state_dict_pre_hooks",
-    "_load_state_dict_pre_hooks",
-    "_load_state_dict_post_hooks",
-)
-_OWN = {"fc", "native", "weight_shape", "weight_channels_last"}
+__all__ = ["PatchConv"]
 
 
 class PatchConv(nn.Module):
@@ -108,8 +99,10 @@ class PatchConv(nn.Module):
         if self.groups == 1:
             self.fc: nn.Module = plain_linear(as_parameter(matrix, weight, grad), bias)
         elif block_diagonal:
-            blocks = [None if m is None else torch.block_diag(*m.chunk(self.groups))
-                      for m in (matrix, grad)]
+            blocks = [
+                None if m is None else torch.block_diag(*m.chunk(self.groups))
+                for m in (matrix, grad)
+            ]
             assert blocks[0] is not None  # noqa: S101
             self.fc = plain_linear(as_parameter(blocks[0], weight, blocks[1]), bias)
         else:
@@ -150,27 +143,8 @@ class PatchConv(nn.Module):
 
         Only then may its weight be used without calling it.
         """
-        return self.has_plain_weights() and not self.is_hooked()
-
-    def has_plain_weights(self) -> bool:
-        """Say whether every FC child is exactly an ``nn.Linear`` with plain weights."""
-        return all(
-            type(fc) is nn.Linear
-            and "forward" not in vars(fc)
-            and all(type(p) in (nn.Parameter, Tensor, type(None)) for p in fc._parameters.values())
-            and "weight" in fc._parameters
-            for fc in self.children_fc
-        )
-
-    def is_hooked(self) -> bool:
-        """Say whether calls of an FC child, or of a part of it, are watched by hooks."""
-        return bool(_has_any_global_hook()) or any(
-            part._forward_hooks
-            or part._forward_pre_hooks
-            or part._backward_hooks
-            or part._backward_pre_hooks
-            for part in self.fc.modules()
-        )
+        found = survey(self.fc)
+        return found.weights is not None and not found.hooked
 
     def matrix(self) -> Tensor:
         """Return the FC weight ``(f, k)`` of plain FC children, through which gradients flow.
@@ -180,7 +154,10 @@ class PatchConv(nn.Module):
         UnsupportedLayer
             If a tool has put something else in their place, or has filled a block-diagonal weight.
         """
-        if not self.has_plain_weights():
+        return self._matrix(survey(self.fc).weights)
+
+    def _matrix(self, weights: list[Tensor] | None) -> Tensor:
+        if weights is None:
             found = ", ".join(sorted({type(fc).__name__ for fc in self.children_fc}))
             raise UnsupportedLayer(
                 "the FC layer has no plain weight of its own any more",
@@ -190,9 +167,8 @@ class PatchConv(nn.Module):
                 remedy="read the weight from the tool's module, or take the model back with "
                 "convfc.to_conv",
             )
-        weights: list[Tensor] = [fc.weight for fc in self.children_fc]  # type: ignore[misc]
-        if len(weights) > 1 or self.groups == 1:
-            return weights[0] if self.groups == 1 else torch.cat(weights)
+        if not self._is_block_diagonal():
+            return weights[0] if len(weights) == 1 else torch.cat(weights)
         blocks = weights[0].unflatten(0, (self.groups, -1)).unflatten(2, (self.groups, -1))
         own = torch.arange(self.groups, device=blocks.device)
         inside = blocks.movedim(2, 1)[own, own]
@@ -203,7 +179,8 @@ class PatchConv(nn.Module):
                 expected=f"{self.groups} blocks and zeros",
                 remedy="set them to zero, or convert without block_diagonal=True",
             )
-        return inside.flatten(0, 1)
+        stacked: Tensor = inside.flatten(0, 1)
+        return stacked
 
     @property
     def weight(self) -> Tensor:
@@ -213,10 +190,7 @@ class PatchConv(nn.Module):
     @property
     def bias(self) -> Tensor | None:
         """The bias of plain FC children, shape ``(f,)``, or None."""
-        biases = [getattr(fc, "bias", None) for fc in self.children_fc]
-        if any(b is None for b in biases):
-            return None
-        return biases[0] if len(biases) == 1 else torch.cat(biases)
+        return _whole([getattr(fc, "bias", None) for fc in self.children_fc])
 
     def to_weight(self, matrix: Tensor) -> Tensor:
         """Return an FC weight ``(f, k)`` in the CONV layer's layout, as a view if possible."""
@@ -246,10 +220,11 @@ class PatchConv(nn.Module):
         batched = self._check(x)
         whole = x if batched else x.unsqueeze(0)
         extra = self._extra(whole, output_size)
-        if _in_a_transform(whole) or self.is_hooked():
+        found = survey(self.fc)
+        if found.hooked or _in_a_transform(whole):
             y = self._in_one_call(whole, extra)
         else:
-            y = self._in_blocks(whole, extra)
+            y = self._in_blocks(whole, extra, found)
         return y if batched else y.squeeze(0)
 
     def _in_one_call(self, x: Tensor, extra: Sequence[int] | None) -> Tensor:
@@ -265,7 +240,7 @@ class PatchConv(nn.Module):
             ),
         )
 
-    def _in_blocks(self, x: Tensor, extra: Sequence[int] | None) -> Tensor:
+    def _in_blocks(self, x: Tensor, extra: Sequence[int] | None, found: Survey) -> Tensor:
         """Walk M in blocks; take the weight itself where the FC layer is plain."""
         device = x.device.type
         autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
@@ -275,11 +250,11 @@ class PatchConv(nn.Module):
         memory_format = native_output_format(
             x, geometry, weight_channels_last=self.weight_channels_last
         )
-        if autocast or not self.has_plain_weights() or self._is_block_diagonal():
+        if autocast or found.weights is None or self._is_block_diagonal():
             out = geometry.out_channels
             y = conv_by_module(x, self.rows, geometry, out, memory_format=memory_format)
         else:
-            weight, bias = self.matrix(), self.bias
+            weight, bias = self._matrix(found.weights), _whole(found.biases)
             y = conv_by_blocks(x, weight, bias, geometry, memory_format=memory_format)
         return in_format(y, memory_format)
 
@@ -337,12 +312,7 @@ class PatchConv(nn.Module):
         return [(prefix + name, tensor)]
 
     def _speaks_conv(self) -> bool:
-        """Say whether the state is that of a CONV layer: plain weights, hooked or not."""
-        return self.has_plain_weights() and (
-            not self._is_block_diagonal() or self._off_block_is_zero()
-        )
-
-    def _off_block_is_zero(self) -> bool:
+        """Say whether the FC children hold the weight of a CONV layer, hooked or not."""
         try:
             self.matrix()
         except UnsupportedLayer:
@@ -385,50 +355,12 @@ class PatchConv(nn.Module):
         return x.dim() == ndim + 2
 
 
-def carry_over(old: nn.Module, new: nn.Module) -> None:
-    """Give a module everything of another but its weight, bias and what each form has of its own.
-
-    Hooks are shared, not copied, so that a handle that the user kept still removes its hook.
-    """
-    for name, value in vars(old).items():
-        if name in _HOOKS:
-            vars(new)[name] = value
-        elif name not in {*vars(nn.Module()), *_OWN, "parametrizations"}:
-            vars(new)[name] = value
-    new.training = old.training
-    for registry in ("_parameters", "_buffers", "_modules"):
-        extra = {
-            name: part
-            for name, part in vars(old)[registry].items()
-            if name not in {"weight", "bias", "fc", "parametrizations"}
-        }
-        vars(new)[registry].update(extra)
-
-
-def in_front(state: Any, entries: dict[str, Any], prefix: str, replaced: str) -> Any:
-    """Put a layer's weight and bias where a CONV layer's state has them, for what they replace."""
-    own = {key: state.pop(key) for key in list(state) if key.startswith(prefix)}
-    rest = {key: value for key, value in own.items() if not key.startswith(replaced)}
-    state.update({**entries, **{key: rest[key] for key in rest if key not in entries}})
-    return state
-
-
-def as_parameter(value: Tensor, like: Tensor, grad: Tensor | None = None) -> nn.Parameter:
-    """Return a parameter of its own memory, contiguous, that trains if the other one does."""
-    value = value.detach().clone(memory_format=torch.contiguous_format)
-    parameter = nn.Parameter(value, requires_grad=like.requires_grad)
-    if grad is not None:
-        parameter.grad = grad.clone(memory_format=torch.contiguous_format)
-    return parameter
-
-
-def plain_linear(weight: nn.Parameter, bias: nn.Parameter | Tensor | None) -> nn.Linear:
-    """Return exactly an ``nn.Linear`` around these parameters; no random number is drawn."""
-    rows, columns = weight.shape
-    linear = nn.Linear(columns, rows, bias=False, device="meta")
-    linear.weight = weight
-    linear.bias = bias  # type: ignore[assignment]
-    return linear
+def _whole(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """Return the parts of a bias as one; None if one is missing."""
+    held = [part for part in parts if part is not None]
+    if len(held) < len(parts):
+        return None
+    return held[0] if len(held) == 1 else torch.cat(held)
 
 
 def _in_a_transform(x: Tensor) -> bool:
@@ -437,7 +369,7 @@ def _in_a_transform(x: Tensor) -> bool:
         type(x) not in (Tensor, nn.Parameter)
         or torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
-        or torch.jit.is_tracing()
+        or torch._C._get_tracing_state() is not None
     )
 
 

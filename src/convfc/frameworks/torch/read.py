@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.lazy import LazyModuleMixin
@@ -102,6 +101,11 @@ def obstacle(module: nn.Module) -> Obstacle | None:
         )
     if not isinstance(module, CONV_CLASSES):
         return Obstacle("its forward is its own", "build it from torch.nn's CONV layers")
+    return _own_forward(module) or _own_weight(module)
+
+
+def _own_forward(module: nn.Module) -> Obstacle | None:
+    """Return what a layer does in another way than PyTorch's."""
     cls, native = own_class(module), native_class(module)
     overridden = [
         name
@@ -114,6 +118,13 @@ def obstacle(module: nn.Module) -> Obstacle | None:
             f"replace it by the nn.{native.__name__} that computes the same, if there is one, or "
             "leave it out with where=",
         )
+    if "fc" in module._modules or "fc" in vars(module):
+        return Obstacle("it has a part named fc already", "rename that part")
+    return None
+
+
+def _own_weight(module: nn.Module) -> Obstacle | None:
+    """Return why the weight of a layer is not simply its parameter."""
     if parametrize.is_parametrized(module):
         names = ", ".join(module.parametrizations)  # type: ignore[arg-type]
         return Obstacle(
@@ -133,8 +144,6 @@ def obstacle(module: nn.Module) -> Obstacle | None:
             f"its weight is a {type(weight).__name__}, not a plain parameter",
             "convert the model first and let the tool work on the FC child afterwards",
         )
-    if "fc" in module._modules or "fc" in vars(module):
-        return Obstacle("it has a part named fc already", "rename that part")
     return None
 
 
@@ -189,8 +198,8 @@ def attributes_of(
         _hashable(module.stride),
         _hashable(padding),
         _hashable(module.dilation),
-        groups,  # type: ignore[arg-type]
-        module.padding_mode,  # type: ignore[arg-type]
+        groups,
+        module.padding_mode,
         transposed,
         _hashable(output_padding),
     )
@@ -261,15 +270,14 @@ def weight_to_matrix(weight: Tensor, *, transposed: bool, groups: int) -> Tensor
 
     Examples
     --------
+    >>> import torch
     >>> weight_to_matrix(torch.arange(4).reshape(1, 2, 2), transposed=False, groups=1)
     tensor([[0, 2, 1, 3]])
     """
     if transposed:
-        by_group = weight.unflatten(0, (groups, -1)).transpose(1, 2)
-        filters = by_group.flatten(0, 1)
-    else:
-        filters = weight
-    return filters.movedim(1, -1).flatten(1)
+        weight = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+    matrix: Tensor = weight.movedim(1, -1).flatten(1)
+    return matrix
 
 
 def matrix_to_weight(
@@ -297,6 +305,7 @@ def matrix_to_weight(
 
     Examples
     --------
+    >>> import torch
     >>> matrix = torch.arange(8).reshape(2, 4)
     >>> weight = matrix_to_weight(
     ...     matrix, in_channels=2, kernel_size=(2,), transposed=True, groups=1
@@ -306,10 +315,11 @@ def matrix_to_weight(
     >>> torch.equal(weight_to_matrix(weight, transposed=True, groups=1), matrix)
     True
     """
-    filters = matrix.unflatten(1, (*kernel_size, in_channels // groups)).movedim(-1, 1)
+    filters: Tensor = matrix.unflatten(1, (*kernel_size, in_channels // groups)).movedim(-1, 1)
     if not transposed:
         return filters
-    return filters.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+    weight: Tensor = filters.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+    return weight
 
 
 def conv_layer(module: nn.Module, input_size: Sequence[int], name: str = "") -> ConvLayer:
@@ -326,7 +336,7 @@ def conv_layer(module: nn.Module, input_size: Sequence[int], name: str = "") -> 
     torch.Size([3, 5, 2])
     """
     geometry = geometry_of(module, input_size)
-    weight: Tensor = module.weight.detach()  # type: ignore[operator, assignment]
+    weight: Tensor = module.weight.detach()  # type: ignore[operator]
     matrix = weight_to_matrix(weight, transposed=geometry.transposed, groups=geometry.groups)
     bias = None if module.bias is None else module.bias.detach()  # type: ignore[operator]
     return ConvLayer(geometry, matrix.reshape(geometry.filters_shape), bias, name)
@@ -336,14 +346,12 @@ def _weight_sizes(module: nn.Module) -> tuple[int, ...]:
     """Return (c, f, *kernel) of a layer: what its weight is, whatever its attributes say."""
     weight = module._parameters.get("weight")
     # A PatchConv has no weight of its own, a weight-form layer computes it.
-    sizes = getattr(module, "weight_shape", None) if weight is None else weight.shape
-    first, second, *kernel = module.weight.shape if sizes is None else sizes  # type: ignore[misc, union-attr]
-    groups: int = module.groups  # type: ignore[assignment]
-    return (first, second * groups, *kernel) if module.transposed else (
-        second * groups,
-        first,
-        *kernel,
-    )
+    sizes: Any = getattr(module, "weight_shape", None) if weight is None else weight.shape
+    first, second, *kernel = module.weight.shape if sizes is None else sizes  # type: ignore[misc]
+    groups: Any = module.groups
+    if module.transposed:
+        return (first, second * groups, *kernel)
+    return (second * groups, first, *kernel)
 
 
 def _hashable(value: Any) -> Any:

@@ -205,9 +205,7 @@ def refuse_or_list(left: Mapping[str, tuple[str, str]], why: str, *, strict: boo
     )
 
 
-def copy_of(
-    model: nn.Module, wanted: Collection[int], twins: dict[int, nn.Module]
-) -> nn.Module:
+def copy_of(model: nn.Module, wanted: Collection[int], twins: dict[int, nn.Module]) -> nn.Module:
     """Return a deep copy of a model; ``twins`` receives the copies of the wanted modules by id.
 
     Raises

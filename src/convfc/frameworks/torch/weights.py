@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from convfc.frameworks.torch.formats import channels_last, in_format, is_channels_last
-from convfc.frameworks.torch.layers import as_parameter, in_front
+from convfc.frameworks.torch.parts import as_parameter, in_front
 from convfc.frameworks.torch.read import matrix_to_weight, own_class, weight_to_matrix
 
 __all__ = ["FilterMatrix", "from_weight_form", "is_weight_form", "to_weight_form"]
@@ -81,8 +81,7 @@ def is_weight_form(module: nn.Module) -> bool:
     """
     if not parametrize.is_parametrized(module, "weight"):
         return False
-    steps = module.parametrizations["weight"]  # type: ignore[index]
-    return isinstance(steps[0], FilterMatrix)
+    return isinstance(_steps(module)[0], FilterMatrix)
 
 
 def to_weight_form(conv: nn.Module, shared: nn.Parameter | None = None) -> nn.Module:
@@ -133,11 +132,11 @@ def from_weight_form(conv: nn.Module) -> nn.Module:
     >>> type(conv) is nn.Conv2d, conv.weight.shape
     (True, torch.Size([8, 3, 5, 5]))
     """
-    steps = conv.parametrizations["weight"]  # type: ignore[index]
+    steps = _steps(conv)
     fold, matrix = steps[0], steps.original
     with torch.no_grad():
-        weight = conv.weight.detach().clone()  # type: ignore[operator, union-attr]
-    weight = nn.Parameter(weight, requires_grad=matrix.requires_grad)
+        computed: Any = conv.weight
+    weight = nn.Parameter(computed.detach().clone(), requires_grad=matrix.requires_grad)
     if matrix.grad is not None:
         weight.grad = fold(matrix.grad)
     conv.__class__ = own_class(conv)
@@ -150,13 +149,18 @@ def from_weight_form(conv: nn.Module) -> nn.Module:
 def _parametrize(conv: nn.Module, fold: FilterMatrix, matrix: nn.Parameter) -> nn.Module:
     """Register the parametrization of a layer whose weight has the right shape, on a matrix."""
     parametrize.register_parametrization(conv, "weight", fold, unsafe=True)
-    steps = conv.parametrizations["weight"]  # type: ignore[index]
-    steps.original = matrix
-    conv.parametrizations.train(conv.training)  # type: ignore[union-attr]
+    _steps(conv).original = matrix
+    conv.get_submodule("parametrizations").train(conv.training)
     # The class is new, made by PyTorch for this layer and its copies.
-    for method in (state_dict, _load_from_state_dict, __reduce_ex__):
-        setattr(type(conv), method.__name__, method)
+    cls: Any = type(conv)
+    cls.state_dict, cls._load_from_state_dict = state_dict, _load_from_state_dict
+    cls.__reduce_ex__ = _reduce
     return conv
+
+
+def _steps(conv: nn.Module) -> Any:
+    """Return the list of parametrizations of the weight."""
+    return conv.get_submodule("parametrizations.weight")
 
 
 def _placeholder(shape: tuple[int, ...], dtype: torch.dtype) -> nn.Parameter:
@@ -164,12 +168,12 @@ def _placeholder(shape: tuple[int, ...], dtype: torch.dtype) -> nn.Parameter:
     return nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad=False)
 
 
-def state_dict(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+def state_dict(self: Any, *args: Any, **kwargs: Any) -> Any:
     """Return the CONV layer's state; only what other parametrizations need is left as it is."""
     state = super(type(self), self).state_dict(*args, **kwargs)
     prefix = args[1] if len(args) > 1 else kwargs.get("prefix", "")
     matrix = state.get(prefix + _ORIGINAL)
-    steps = self.parametrizations["weight"]  # type: ignore[index]
+    steps = _steps(self)
     if matrix is None or len(steps) > 1:
         return state
     entries = {f"{prefix}weight": steps[0].unfold(matrix)}
@@ -179,10 +183,10 @@ def state_dict(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
 
 
 def _load_from_state_dict(
-    self: nn.Module, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    self: Any, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
 ) -> None:
     """Take the state of the CONV layer; its weight is on the way to the parametrization's list."""
-    fold = self.parametrizations["weight"][0]  # type: ignore[index]
+    fold = _steps(self)[0]
     given = state_dict.get(f"{prefix}weight")
     if given is not None and given.shape == fold.weight_shape:
         matrix = fold.right_inverse(state_dict.pop(f"{prefix}weight"))
@@ -190,7 +194,7 @@ def _load_from_state_dict(
     super(type(self), self)._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-def __reduce_ex__(self: nn.Module, protocol: Any) -> Any:
+def _reduce(self: nn.Module, protocol: Any) -> Any:
     """Pickle as the user's own class and the parts: PyTorch's class for this layer has no name."""
     return _unpickled, (own_class(self), vars(self))
 
@@ -204,5 +208,5 @@ def _unpickled(cls: type[nn.Module], state: dict[str, Any]) -> nn.Module:
     fold, matrix, rest = steps[0], steps.original, list(steps)[1:]
     conv.register_parameter("weight", _placeholder(fold.weight_shape, matrix.dtype))
     _parametrize(conv, fold, matrix)
-    conv.parametrizations["weight"].extend(rest)  # type: ignore[index, union-attr]
+    _steps(conv).extend(rest)
     return conv

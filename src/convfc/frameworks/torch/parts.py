@@ -1,0 +1,128 @@
+"""The parts of converted layers: FC children, and what moves over from one layer to another."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
+
+__all__ = ["Survey", "as_parameter", "carry_over", "in_front", "plain_linear", "survey"]
+
+_HOOKS = (
+    "_backward_pre_hooks",
+    "_backward_hooks",
+    "_is_full_backward_hook",
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
+# What a layer in patch form has besides the attributes of the CONV layer.
+_OWN = {"fc", "native", "weight_shape", "weight_channels_last"}
+_PLAIN = (nn.Parameter, Tensor)  # a tensor while torch.func calls the model with its own
+
+
+class Survey(NamedTuple):
+    """What the FC children of a layer are at the moment.
+
+    ``weights`` and ``biases`` are None unless every child is exactly an ``nn.Linear`` with plain
+    weights; ``hooked`` says whether calls of a child, or of a part of it, are watched by hooks.
+    """
+
+    weights: list[Tensor] | None
+    biases: list[Tensor | None]
+    hooked: bool
+
+
+def survey(fc: nn.Module) -> Survey:
+    """Look at the FC children: one, or the ones that a ``ModuleList`` holds.
+
+    In one pass, and without generators: a depthwise layer has hundreds, at every call.
+
+    Examples
+    --------
+    >>> survey(nn.Linear(2, 3)).hooked, survey(nn.ReLU()).weights
+    (False, None)
+    """
+    weights: list[Tensor] = []
+    biases: list[Tensor | None] = []
+    hooked, plain = bool(_has_any_global_hook()), True
+    for child in fc._modules.values() if type(fc) is nn.ModuleList else (fc,):
+        assert child is not None, "a ModuleList holds modules"  # noqa: S101
+        state = vars(child)
+        parameters = state["_parameters"]
+        weight, bias = parameters.get("weight"), parameters.get("bias")
+        if (
+            type(child) is nn.Linear
+            and type(weight) in _PLAIN
+            and (bias is None or type(bias) in _PLAIN)
+            and "bias" in parameters
+            and "forward" not in state
+        ):
+            weights.append(weight)
+            biases.append(bias)
+            hooked = hooked or _has_hooks(state)
+        else:
+            plain = False
+            hooked = hooked or any(_has_hooks(vars(part)) for part in child.modules())
+    return Survey(weights if plain else None, biases, hooked)
+
+
+def _has_hooks(state: dict[str, Any]) -> bool:
+    return bool(
+        state["_forward_hooks"]
+        or state["_forward_pre_hooks"]
+        or state["_backward_hooks"]
+        or state["_backward_pre_hooks"]
+    )
+
+
+def carry_over(old: nn.Module, new: nn.Module) -> None:
+    """Give a module everything of another but its weight, bias and what each form has of its own.
+
+    Hooks are shared, not copied, so that a handle that the user kept still removes its hook.
+    """
+    for name, value in vars(old).items():
+        if name in _HOOKS or name not in {*vars(nn.Module()), *_OWN, "parametrizations"}:
+            vars(new)[name] = value
+    new.training = old.training
+    for registry in ("_parameters", "_buffers", "_modules"):
+        extra = {
+            name: part
+            for name, part in vars(old)[registry].items()
+            if name not in {"weight", "bias", "fc", "parametrizations"}
+        }
+        vars(new)[registry].update(extra)
+
+
+def in_front(state: Any, entries: dict[str, Any], prefix: str, replaced: str) -> Any:
+    """Put a layer's weight and bias where a CONV layer's state has them, for what they replace."""
+    own = {key: state.pop(key) for key in list(state) if key.startswith(prefix)}
+    rest = {key: value for key, value in own.items() if not key.startswith(replaced)}
+    state.update({**entries, **{key: rest[key] for key in rest if key not in entries}})
+    return state
+
+
+def as_parameter(value: Tensor, like: Tensor, grad: Tensor | None = None) -> nn.Parameter:
+    """Return a parameter of its own memory, contiguous, that trains if the other one does."""
+    value = value.detach().clone(memory_format=torch.contiguous_format)
+    parameter = nn.Parameter(value, requires_grad=like.requires_grad)
+    if grad is not None:
+        parameter.grad = grad.clone(memory_format=torch.contiguous_format)
+    return parameter
+
+
+def plain_linear(weight: nn.Parameter, bias: nn.Parameter | Tensor | None) -> nn.Linear:
+    """Return exactly an ``nn.Linear`` around these parameters; no random number is drawn."""
+    rows, columns = weight.shape
+    linear = nn.Linear(columns, rows, bias=False, device="meta")
+    linear.weight = weight
+    linear.bias = bias  # type: ignore[assignment]
+    return linear
