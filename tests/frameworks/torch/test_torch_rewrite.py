@@ -101,6 +101,11 @@ def test_an_unknown_form_is_refused() -> None:
         convfc.to_fc(network(), form="toeplitz")
 
 
+def test_a_block_diagonal_weight_form_is_refused() -> None:
+    with pytest.raises(ConvfcError, match="block_diagonal: .* got form='weight'"):
+        convfc.to_fc(network(), form="weight", block_diagonal=True)
+
+
 @pytest.mark.parametrize("thing", [nn.Conv2d, "model.pt", {"weight": 1}, None], ids=str)
 def test_what_is_no_model_is_refused(thing: object) -> None:
     with pytest.raises(UnsupportedModel, match="give the model object itself"):

@@ -47,6 +47,14 @@ def to_fc(
             remedy="'patch' puts an nn.Linear in the layer's place, 'weight' keeps the layer and "
             "makes its parameter 2-D",
         )
+    if block_diagonal and form != "patch":
+        raise ConvfcError(
+            "only the patch form has a Linear that could be block-diagonal",
+            where="block_diagonal",
+            expected="form='patch'",
+            got=f"form={form!r}",
+            remedy="leave it out: the weight form's matrix (f, k) holds the groups side by side",
+        )
     chosen = selector(where)
     found = {
         name: module
