@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import json
 import pathlib
 from collections.abc import Iterator
 from dataclasses import replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
 
 from convfc.errors import ConvfcError, MissingDependencyError
 
@@ -164,6 +167,68 @@ def reproduce(
         )
         settings = replace(settings, name=default_name(settings) if name is None else name)
         _reproduce(console, settings, runs_dir, resume, overwrite, cost)
+
+
+@app.command()
+def inspect(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODULE:FACTORY", help="Where the model comes from: a function or a class."
+        ),
+    ],
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--input",
+            metavar="SIZES",
+            help="Shape of an input, such as 1,3,224,224; one for each argument of the model.",
+        ),
+    ] = None,
+    arguments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--arg", metavar="NAME=VALUE", help="An argument of the factory; may be repeated."
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the rows and their totals as JSON.")
+    ] = False,
+) -> None:
+    """List a model's CONV layers and the FC layers that they equal.
+
+    With an input the model is run once, on zeros: then sizes,
+    multiplications and bytes are known as well.
+
+    [bold]convfc inspect torchvision.models:resnet18 --input 1,3,224,224[/bold]
+
+    [bold]convfc inspect mypackage.nets:Net --arg channels=3 --json[/bold]
+    """
+    console, shapes = Console(), [_shape(text) for text in inputs or ()]
+    with _errors_in_one_line(Console(stderr=True)):
+        import convfc
+        from convfc.factories import make, named_values
+
+        made = make(model, named_values(arguments or ()))
+        zeros = tuple(np.zeros(shape, np.float32) for shape in shapes)
+        inspection = convfc.inspect(made, zeros or None)
+    if as_json:
+        typer.echo(json.dumps(inspection.to_dict(), indent=2))
+    elif console.is_terminal:
+        console.print(inspection)
+    else:
+        typer.echo(str(inspection))
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    """Read 1,3,224,224."""
+    try:
+        sizes = tuple(int(size) for size in text.split(","))
+    except ValueError:
+        sizes = ()
+    if not sizes or min(sizes) < 1:
+        raise typer.BadParameter(f"--input takes sizes such as 1,3,224,224, not {text!r}")
+    return sizes
 
 
 def _reproduce(

@@ -189,8 +189,8 @@ def inspect(model: Any, x: Any = None) -> Inspection:
     ----------
     model : torch.nn.Module
     x : Tensor, tuple or dict, optional
-        An input: with it, sizes, multiplications and bytes are known, and functional convolutions
-        are found where they are called.
+        An input, of tensors or arrays: with it, sizes, multiplications and bytes are known, and
+        functional convolutions are found where they are called.
 
     Returns
     -------
@@ -201,6 +201,10 @@ def inspect(model: Any, x: Any = None) -> Inspection:
     ------
     UnsupportedModel
         If no framework owns the model.
+    UnsupportedLayer
+        If it is to be run, and holds layers that have not been initialised.
+    ShapeError
+        If it cannot be run on ``x``.
 
     Examples
     --------

@@ -6,6 +6,7 @@ __all__ = [
     "ConvfcError",
     "DataError",
     "DtypeError",
+    "FactoryError",
     "GeometryError",
     "MemoryBudgetError",
     "MissingDependencyError",
@@ -88,6 +89,10 @@ class DataError(ConvfcError, OSError):
 
 class RunError(ConvfcError, RuntimeError):
     """An experiment's folder that cannot be started, resumed or finished."""
+
+
+class FactoryError(ConvfcError, ValueError):
+    """A ``module:factory`` that names nothing, or that cannot be called as asked."""
 
 
 class UnsupportedModel(ConvfcError, TypeError):

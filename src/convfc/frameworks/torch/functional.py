@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from convfc.frameworks.torch.layers import PatchConv
 from convfc.frameworks.torch.read import is_conv
 
 __all__ = ["CONVOLUTIONS", "FUNCTION_REMEDY", "Finding", "functional_convolutions"]
@@ -120,7 +119,7 @@ def functional_convolutions(model: nn.Module) -> list[Finding]:
         elif _is_quantised(module):
             what = f"it is a quantised layer ({type(module).__module__})"
             found[place] = Finding(place, what, _QUANTISED_REMEDY, "quantised")
-        elif not is_conv(module) and not isinstance(module, PatchConv):
+        elif not is_conv(module):
             for owner, hits in _Search(module).hits.items():
                 known = calls.setdefault(places.get(owner, place), [])
                 known.extend(hit for hit in hits if hit not in known)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -371,6 +372,9 @@ def _unchanged(model: nn.Module) -> Iterator[None]:
     devices = {t.device for t in (*model.parameters(), *model.buffers())}
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.no_grad())
+        if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
+            # A compiled forward calls no functions of torch that a mode could see.
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(torch.random.fork_rng(devices=()))
         for device in devices:
             if device.type not in ("cpu", "meta"):

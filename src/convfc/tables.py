@@ -1,0 +1,183 @@
+"""A table of short texts that fits a width without cutting a name: plain, for rich, as HTML."""
+
+from __future__ import annotations
+
+import html
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderableType
+
+__all__ = ["Column", "TextTable", "fold"]
+
+_GAP = 2
+_SHORTEST = 24
+"""Characters that a column of names keeps, before other columns are left out for it."""
+
+
+def fold(name: str, width: int) -> str:
+    """Break a qualified name after its dots into lines, the later ones indented.
+
+    Examples
+    --------
+    >>> print(fold("features.denseblock4.denselayer16.conv2", 24))
+    features.denseblock4.
+      denselayer16.conv2
+    """
+    if "\n" in name:
+        return "\n".join(fold(line, width) for line in name.split("\n"))
+    lines = [""]
+    for part in name.replace(".", ".\n").split("\n"):
+        if lines[-1].strip() and len(lines[-1] + part) > width:
+            lines.append("  ")
+        lines[-1] += part
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A title and a cell for every row.
+
+    Parameters
+    ----------
+    title : str
+    cells : tuple of str
+        Empty ones are blank; a column of them alone is not shown.
+    right : bool
+        Whether it is aligned to the right.
+    spare : int
+        0: never left out. Else the column with the largest number is left out first, where the
+        table is too wide.
+    """
+
+    title: str
+    cells: tuple[str, ...]
+    right: bool = False
+    spare: int = 0
+
+    @property
+    def width(self) -> int:
+        """Characters of the longest line."""
+        return max(len(line) for text in (self.title, *self.cells) for line in text.split("\n"))
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """Columns, the first of them with names, and lines of text below.
+
+    Parameters
+    ----------
+    columns : tuple of Column
+    notes : tuple of str
+
+    Examples
+    --------
+    >>> names = Column("layer", ("stem", "layer1.0.conv1"))
+    >>> numbers = Column("param.", ("9.41 k", "36.9 k"), right=True)
+    >>> print(TextTable((names, numbers), ("2 layers",)).text(80))
+    layer           param.
+    stem            9.41 k
+    layer1.0.conv1  36.9 k
+    <BLANKLINE>
+    2 layers
+    """
+
+    columns: tuple[Column, ...]
+    notes: tuple[str, ...] = ()
+
+    def fitted(self, width: int) -> TextTable:
+        """Return the table as it fits: long names go on in another line, then columns are left out.
+
+        Where even that does not help, it is wider than asked for: nothing is cut.
+        """
+        columns = [column for column in self.columns if any(column.cells)]
+        left_out = []
+        while columns:
+            names, *others = columns
+            room = width - sum(column.width + _GAP for column in others)
+            shortest = min(names.width, _SHORTEST)
+            spare = max(others, key=lambda column: column.spare, default=names)
+            if room >= shortest or not spare.spare:
+                cells = tuple(fold(cell, max(room, shortest)) for cell in names.cells)
+                columns[0] = replace(names, cells=cells)
+                break
+            columns.remove(spare)
+            left_out.append(spare.title)
+        more = (f"Left out for width: {', '.join(left_out)}.",) if left_out else ()
+        return TextTable(tuple(columns), (*self.notes, *more))
+
+    def text(self, width: int) -> str:
+        """Return the table as plain text of at most ``width`` columns, if it can be."""
+        table = self.fitted(width)
+        lines = [line for row in table._rows() for line in _lines(table.columns, row)]
+        notes = [textwrap.fill(note, width, break_long_words=False) for note in table.notes]
+        return "\n".join([*lines, *[""] * bool(lines), *notes])
+
+    def html(self) -> str:
+        """Return the table as HTML; every text is escaped."""
+        columns = [column for column in self.columns if any(column.cells)]
+        head, *body = TextTable(tuple(columns))._rows() if columns else [()]
+        rows = [("th", head), *(("td", row) for row in body)]
+        lines = "".join(f"<tr>{_html_cells(columns, tag, row)}</tr>" for tag, row in rows if row)
+        notes = "".join(f"<div>{html.escape(note)}</div>" for note in self.notes)
+        return f"<div><table>{lines}</table>{notes}</div>"
+
+    def __rich_console__(
+        self, console: Console, options: ConsoleOptions
+    ) -> Iterator[RenderableType]:
+        """Draw the table as wide as the console; only a program that has rich asks for it."""
+        from rich import box
+        from rich.table import Table
+        from rich.text import Text
+
+        fitted = self.fitted(options.max_width)
+        if fitted.columns:
+            table = Table(
+                box=box.SIMPLE_HEAD,
+                show_edge=False,
+                pad_edge=False,
+                header_style="bold",
+                padding=(0, _GAP - 1, 0, 0),
+            )
+            for number, column in enumerate(fitted.columns):
+                table.add_column(
+                    column.title,
+                    justify="right" if column.right else "left",
+                    style="" if number else "cyan",
+                    no_wrap=True,
+                    overflow="fold",
+                )
+            for row in zip(*(column.cells for column in fitted.columns), strict=True):
+                table.add_row(
+                    *(Text(cell, "red" if cell.startswith("no ") else "") for cell in row)
+                )
+            yield table
+            yield ""
+        for note in fitted.notes:
+            yield Text(note)
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        """Return the titles and the cells, row by row."""
+        return list(zip(*((c.title, *c.cells) for c in self.columns), strict=True))
+
+
+def _lines(columns: tuple[Column, ...], row: tuple[str, ...]) -> Iterator[str]:
+    """Yield the lines of one row of cells."""
+    for parts in zip_longest(*(cell.split("\n") for cell in row), fillvalue=""):
+        aligned = (
+            part.rjust(column.width) if column.right else part.ljust(column.width)
+            for column, part in zip(columns, parts, strict=True)
+        )
+        yield (" " * _GAP).join(aligned).rstrip()
+
+
+def _html_cells(columns: list[Column], tag: str, row: tuple[str, ...]) -> str:
+    sides = ("right" if column.right else "left" for column in columns)
+    return "".join(
+        f'<{tag} style="text-align:{side}">{html.escape(cell)}</{tag}>'
+        for side, cell in zip(sides, row, strict=True)
+    )

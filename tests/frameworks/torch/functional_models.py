@@ -1,0 +1,331 @@
+"""Models whose forwards convolve by a function, each in its own way, and some that only seem to."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import conv_transpose2d as stretch
+from torch import nn
+from torch.nn.functional import conv2d as c
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+OPERATIONS = {"one": F.conv1d, "two": F.conv2d}
+
+
+def helper(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return F.conv2d(x, weight)
+
+
+def helper_of_helper(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return helper(x, weight)
+
+
+def decorated(function: Callable[..., Any]) -> Callable[..., Any]:
+    def wrapper(*args: Any) -> Any:  # without functools.wraps
+        return function(*args)
+
+    return wrapper
+
+
+class Weighted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1, 1, 2, 2))
+
+
+class Direct(Weighted):
+    def forward(self, x):
+        return F.conv2d(x, self.weight)
+
+
+class FullName(Weighted):
+    def forward(self, x):
+        return torch.nn.functional.conv2d(x, self.weight)
+
+
+class Renamed(Weighted):
+    def forward(self, x):
+        return c(x, self.weight)
+
+
+class OneDimensional(Weighted):
+    def forward(self, x):
+        return torch.conv1d(x[:, 0, :1], self.weight[0, :, :1])
+
+
+class ThreeDimensional(Weighted):
+    def forward(self, x):
+        return F.conv3d(x[:, None], self.weight[None])
+
+
+class Transposed(Weighted):
+    def forward(self, x):
+        return stretch(x, self.weight)
+
+
+class Operator(Weighted):
+    def forward(self, x):
+        return torch.ops.aten.convolution(
+            x, self.weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1
+        )
+
+
+class ByHelper(Weighted):
+    def forward(self, x):
+        return helper(x, self.weight)
+
+
+class ByHelperOfHelper(Weighted):
+    def forward(self, x):
+        return helper_of_helper(x, self.weight)
+
+
+class ByMethod(Weighted):
+    def blur(self, x):
+        return F.conv2d(x, self.weight)
+
+    def forward(self, x):
+        return self.blur(x)
+
+
+class BySuper(ByMethod):
+    def blur(self, x):
+        return super().blur(x)
+
+
+class ByStatic(Weighted):
+    @staticmethod
+    def blur(x, weight):
+        return F.conv2d(x, weight)
+
+    def forward(self, x):
+        return self.blur(x, self.weight)
+
+
+class ByProperty(Weighted):
+    @property
+    def blur(self):
+        return functools.partial(F.conv2d, weight=self.weight)
+
+    def forward(self, x):
+        return self.blur(x)
+
+
+class ByLambda(Weighted):
+    def forward(self, x):
+        blur = lambda y: F.conv2d(y, self.weight)  # noqa: E731
+        return blur(x)
+
+
+class ByNested(Weighted):
+    def forward(self, x):
+        def outer():
+            def inner():
+                return self.blur(x)
+
+            return inner()
+
+        return outer()
+
+    def blur(self, x):
+        return F.conv2d(x, self.weight)
+
+
+class ByComprehension(Weighted):
+    def forward(self, x):
+        return torch.stack([F.conv2d(part, self.weight) for part in x])
+
+
+class ByAttribute(Weighted):
+    def __init__(self) -> None:
+        super().__init__()
+        self.operation = F.conv2d
+
+    def forward(self, x):
+        return self.operation(x, self.weight)
+
+
+class ByPartial(Weighted):
+    def __init__(self) -> None:
+        super().__init__()
+        self.operation = functools.partial(F.conv2d, stride=2)
+
+    def forward(self, x):
+        return self.operation(x, self.weight)
+
+
+class ByTable(Weighted):
+    def forward(self, x):
+        return OPERATIONS["two"](x, self.weight)
+
+
+class ByName(Weighted):
+    def forward(self, x):
+        return getattr(F, f"conv{x.dim() - 2}d")(x, self.weight)
+
+
+class ByLocalImport(Weighted):
+    def forward(self, x):
+        import torch.nn.functional as G
+
+        return G.conv2d(x, self.weight)
+
+
+class ByLocalName(Weighted):
+    def forward(self, x):
+        from torch import conv2d as blur
+
+        return blur(x, self.weight)
+
+
+class ByAutograd(Weighted):
+    class Blur(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, weight):
+            return F.conv2d(x, weight)
+
+    def forward(self, x):
+        return self.Blur.apply(x, self.weight)
+
+
+class ByCallable(Weighted):
+    class Blur:
+        def __call__(self, x, weight):
+            return self.run(x, weight)
+
+        def run(self, x, weight):
+            return F.conv2d(x, weight)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blur = self.Blur()
+
+    def forward(self, x):
+        return self.blur(x, self.weight)
+
+
+class ByNoGrad(Weighted):
+    @torch.no_grad()
+    def forward(self, x):
+        return F.conv2d(x, self.weight)
+
+
+class ByDecorator(Weighted):
+    @decorated
+    def forward(self, x):
+        return F.conv2d(x, self.weight)
+
+
+class ByPrivateForward(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 1, 2)
+
+    def forward(self, x):
+        return self.conv._conv_forward(x, self.conv.weight, None)
+
+
+REAL = [
+    Direct,
+    FullName,
+    Renamed,
+    OneDimensional,
+    ThreeDimensional,
+    Transposed,
+    Operator,
+    ByHelper,
+    ByHelperOfHelper,
+    ByMethod,
+    BySuper,
+    ByStatic,
+    ByProperty,
+    ByLambda,
+    ByNested,
+    ByComprehension,
+    ByAttribute,
+    ByPartial,
+    ByTable,
+    ByName,
+    ByLocalImport,
+    ByLocalName,
+    ByAutograd,
+    ByCallable,
+    ByNoGrad,
+    ByDecorator,
+    ByPrivateForward,
+]
+
+
+class Parent(nn.Module):
+    """Calls a method of its part that the part's own forward does not call."""
+
+    class Part(ByMethod):
+        def forward(self, x):
+            return x
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = self.Part()
+
+    def forward(self, x):
+        return self.part.blur(x)
+
+
+class OwnName(nn.Module):
+    """Names that look like a convolution and are none."""
+
+    conv3d = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv2d = nn.Conv2d(1, 1, 2)
+
+    def conv1d(self, x):
+        return x
+
+    def forward(self, x):
+        names = {"conv1d": 1, "convolution": 2}
+        conv2d = self.conv2d(x)
+        return self.conv1d(conv2d) + names["conv1d"] + self.conv3d
+
+
+class Unused(nn.Module):
+    """A method that forward does not reach, and a function that only shares the module."""
+
+    def fold(self, x):
+        return F.conv2d(x, torch.ones(1, 1, 2, 2))
+
+    def forward(self, x):
+        return F.relu(F.pad(x, [1, 1])) + torch.ones(1)
+
+
+class Calls(nn.Module):
+    """Calls its CONV layer by forward and by super().forward of a torch class."""
+
+    class Flat(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.flat = nn.Conv2d(1, 1, 2), self.Flat(nn.Conv2d(1, 1, 2))
+
+    def forward(self, x):
+        return self.flat(self.conv.forward(x))
+
+
+class Shadowed(nn.Module):
+    """Locals and arguments that hide the names of the module."""
+
+    def forward(self, x, c=None):
+        F = nn.ReLU()
+        stretch = x + 1
+        return F(stretch) if c is None else c
+
+
+SEEMING = [OwnName, Unused, Calls, Shadowed]

@@ -1,0 +1,208 @@
+"""Convolutions that are no CONV layer: found where they are, and no alarm where there are none."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from functional_models import (
+    REAL,
+    SEEMING,
+    ByMethod,
+    ByName,
+    ByTable,
+    Direct,
+    Parent,
+    Weighted,
+    helper,
+)
+from torch import nn
+
+import convfc
+from convfc.errors import UnsupportedLayer, UnsupportedLayerWarning
+from convfc.frameworks.torch.functional import CONVOLUTIONS, Finding, functional_convolutions
+
+
+@pytest.mark.parametrize("cls", REAL, ids=lambda cls: cls.__name__)
+def test_a_convolution_in_a_forward_is_found(cls: type[nn.Module]) -> None:
+    part = cls()
+    assert part(torch.ones(2, 1, 4, 4)) is not None  # it is code that runs
+    (finding,) = functional_convolutions(nn.Sequential(nn.Conv2d(1, 1, 1), part))
+    assert finding.place == "1"
+    assert finding.kind == "function"
+    assert "conv" in finding.what
+    assert "functional_models.py:" in finding.what
+    assert finding.remedy == "call an nn.Conv module instead, whose weight is its parameter"
+
+
+def test_the_message_names_function_and_place() -> None:
+    line = ByMethod.blur.__code__.co_firstlineno
+    assert functional_convolutions(ByMethod()) == [
+        Finding(
+            "",
+            "its forward reaches conv2d as a function "
+            f"(ByMethod.blur, functional_models.py:{line})",
+            "call an nn.Conv module instead, whose weight is its parameter",
+        )
+    ]
+
+
+def test_a_method_of_a_part_is_the_parts() -> None:
+    assert [finding.place for finding in functional_convolutions(Parent())] == ["part"]
+
+
+def test_a_forward_set_on_the_object_counts() -> None:
+    part = nn.Identity()
+    assert functional_convolutions(part) == []
+    part.forward = lambda x: F.conv2d(x, torch.ones(1, 1, 2, 2))
+    assert [finding.place for finding in functional_convolutions(part)] == [""]
+
+
+def test_a_traced_graph_is_read_like_any_forward() -> None:
+    graph = torch.fx.symbolic_trace(Direct())
+    assert ["conv2d" in finding.what for finding in functional_convolutions(graph)] == [True]
+
+
+def test_findings_come_in_the_models_order_and_once_for_a_shared_part() -> None:
+    shared = Direct()
+    model = nn.Sequential(ByName(), shared, nn.Sequential(shared, ByTable()))
+    assert [finding.place for finding in functional_convolutions(model)] == ["0", "1", "2.1"]
+
+
+@pytest.mark.parametrize("cls", SEEMING, ids=lambda cls: cls.__name__)
+def test_no_false_alarm(cls: type[nn.Module]) -> None:
+    assert cls()(torch.ones(1, 1, 4, 4)) is not None
+    assert functional_convolutions(cls()) == []
+
+
+@pytest.mark.parametrize("convert", [convfc.to_fc, functools.partial(convfc.to_fc, form="weight")])
+def test_no_alarm_in_the_forms_themselves(convert: Any) -> None:
+    layers = nn.Conv2d(2, 4, 2, groups=2), nn.ConvTranspose2d(4, 2, 2), nn.LazyConv2d(3, 1)
+    model = convert(nn.Sequential(*layers[:2]))
+    assert functional_convolutions(nn.Sequential(model, *layers)) == []
+
+
+ZOO = [
+    "alexnet",
+    "convnext_tiny",
+    "deeplabv3_mobilenet_v3_large",
+    "densenet121",
+    "efficientnet_b0",
+    "fasterrcnn_resnet50_fpn",
+    "googlenet",
+    "inception_v3",
+    "maxvit_t",
+    "mnasnet0_5",
+    "mobilenet_v3_small",
+    "mvit_v1_b",
+    "quantized_resnet18",
+    "raft_small",
+    "resnet18",
+    "s3d",
+    "shufflenet_v2_x0_5",
+    "squeezenet1_0",
+    "ssdlite320_mobilenet_v3_large",
+    "swin_t",
+    "swin3d_t",
+    "vgg11_bn",
+    "vit_b_16",
+]
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_no_false_alarm_in_torchvision(name: str) -> None:
+    parts = {"weights_backbone": None} if name.startswith(("deeplab", "faster", "ssd")) else {}
+    if name in ("googlenet", "inception_v3"):
+        parts = {"init_weights": False}
+    with torch.device("meta"):
+        model = torchvision.models.get_model(name, weights=None, **parts)
+    assert functional_convolutions(model) == []
+
+
+def scripted(model: nn.Module, how: str) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch's own, that TorchScript is deprecated
+        if how == "trace":
+            return torch.jit.trace(model.eval(), torch.ones(1, 1, 6, 6))
+        made = torch.jit.script(model.eval())
+        return torch.jit.freeze(made) if how == "freeze" else made
+
+
+@pytest.mark.parametrize("how", ["script", "trace", "freeze"])
+@pytest.mark.parametrize(
+    "inner",
+    [nn.Conv2d(1, 1, 2), nn.ConvTranspose2d(1, 1, 2), Direct()],
+    ids=lambda m: type(m).__name__,
+)
+def test_torchscript_with_a_convolution_is_found_once(how: str, inner: nn.Module) -> None:
+    part = scripted(nn.Sequential(inner, nn.ReLU()), how)
+    model = nn.Sequential(nn.Conv2d(1, 1, 1), part)
+    assert functional_convolutions(model) == [
+        Finding(
+            "1",
+            "it is TorchScript with convolutions inside",
+            "convert the Python model, before torch.jit.script, trace or freeze",
+            "TorchScript",
+        )
+    ]
+
+
+@pytest.mark.parametrize("how", ["script", "trace"])
+def test_torchscript_without_a_convolution_is_not(how: str) -> None:
+    part = scripted(nn.Sequential(nn.Flatten(0), nn.ReLU()), how)
+    assert functional_convolutions(nn.Sequential(part)) == []
+
+
+def test_a_scripted_function_in_a_forward_is_found() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        blur = torch.jit.script(helper)
+
+    class Part(Weighted):
+        def forward(self, x):
+            return blur(x, self.weight)
+
+    (finding,) = functional_convolutions(Part())
+    assert "helper (TorchScript)" in finding.what
+
+
+def test_quantised_layers_are_found_and_fused_float_ones_are_not() -> None:
+    from torch.ao.nn import intrinsic
+    from torch.ao.nn import quantized as q
+
+    fused = intrinsic.ConvReLU2d(nn.Conv2d(1, 1, 2), nn.ReLU())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch's own, that quantised tensors are deprecated
+        layers = q.Conv2d(1, 1, 2), fused, intrinsic.quantized.ConvReLU2d(1, 1, 2), q.Linear(2, 2)
+    model = nn.Sequential(*layers)
+    findings = functional_convolutions(model)
+    assert [(finding.place, finding.kind) for finding in findings] == [
+        ("0", "quantised"),
+        ("2", "quantised"),
+    ]
+    assert "torch.ao.nn.quantized" in findings[0].what
+    assert findings[0].remedy == "convert the float model, and quantise the FC model afterwards"
+
+
+def test_to_fc_refuses_and_with_strict_false_lists() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 1, 1), ByMethod())
+    with pytest.raises(
+        UnsupportedLayer, match=r"^1: its forward reaches conv2d as a function \(ByM"
+    ):
+        convfc.to_fc(model)
+    with pytest.warns(UnsupportedLayerWarning, match=r"1 \(its forward reaches conv2d"):
+        fc = convfc.to_fc(model, strict=False)
+    x = torch.arange(16.0).reshape(1, 1, 4, 4)
+    torch.testing.assert_close(fc(x), model(x))
+
+
+def test_the_functions_of_torch_are_all_known() -> None:
+    """A new function of PyTorch that convolves has to be looked at."""
+    names = {name for name in dir(torch.nn.functional) if name.startswith("conv")}
+    assert {getattr(F, name) for name in names} <= set(CONVOLUTIONS)
+    assert {"conv2d", "conv_transpose3d", "conv_tbc", "convolution"} <= set(CONVOLUTIONS.values())

@@ -1,0 +1,107 @@
+"""Tables: they fit the width, fold names after dots, and never cut one."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from convfc.tables import Column, TextTable, fold
+
+NAMES = ("stem", "features.denseblock4.denselayer16.conv2", "a.b")
+TABLE = TextTable(
+    (
+        Column("layer", NAMES),
+        Column("size", ("224×224", "7×7", ""), spare=1),
+        Column("numbers", ("1", "22", "333"), right=True),
+        Column("more", ("x" * 12,) * 3, spare=2),
+        Column("nothing", ("", "", "")),
+    ),
+    ("A note that is not very long, but longer than some of the widths.",),
+)
+
+
+def rich_text(table: TextTable, width: int) -> str:
+    console = Console(file=io.StringIO(), width=width, color_system=None, legacy_windows=False)
+    console.print(table)
+    return console.file.getvalue()
+
+
+def test_plain_text() -> None:
+    assert TABLE.text(120) == "\n".join(
+        [
+            "layer                                    size     numbers  more",
+            "stem                                     224×224        1  xxxxxxxxxxxx",
+            "features.denseblock4.denselayer16.conv2  7×7           22  xxxxxxxxxxxx",
+            "a.b                                                   333  xxxxxxxxxxxx",
+            "",
+            "A note that is not very long, but longer than some of the widths.",
+        ]
+    )
+
+
+@pytest.mark.parametrize("draw", [TextTable.text, rich_text], ids=["plain", "rich"])
+@pytest.mark.parametrize("width", [44, 56, 57, 60, 73, 74, 120])
+def test_it_fits_and_every_name_is_whole(draw, width: int) -> None:
+    text = draw(TABLE, width)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= width
+    first = lines[0].index("numbers") if "size" not in lines[0] else lines[0].index("size")
+    joined = "".join(line[:first].strip() for line in lines)
+    assert all(name in joined for name in NAMES)
+    left_out = [title for title in ("more", "size") if title not in lines[0]]
+    assert ("Left out for width: " + ", ".join(left_out) in text.replace("\n", " ")) == bool(
+        left_out
+    )
+
+
+@pytest.mark.parametrize(
+    ("width", "titles"),
+    [
+        (74, "layer size numbers more"),
+        (56, "layer size numbers more"),  # 24 for the names, 32 for the rest with its gaps
+        (55, "layer size numbers"),
+        (41, "layer numbers"),
+        (10, "layer numbers"),  # what is left is never left out
+    ],
+)
+def test_names_fold_first_then_columns_go(width: int, titles: str) -> None:
+    assert TABLE.text(width).splitlines()[0].split() == titles.split()
+
+
+def test_an_empty_table_is_its_notes() -> None:
+    table = TextTable((Column("layer", ()),), ("nothing",))
+    assert table.text(80) == "nothing"
+    assert rich_text(table, 80) == "nothing\n"
+    assert table.html() == "<div><table></table><div>nothing</div></div>"
+
+
+def test_every_line_of_a_cell_is_folded_by_itself() -> None:
+    assert fold("aa.bb\n= cc.dd", 4) == "aa.\n  bb\n= cc.\n  dd"
+
+
+@pytest.mark.parametrize("width", [1, 10, 24, 25, 26, 40])
+def test_folding_keeps_every_character_and_breaks_after_dots_only(width: int) -> None:
+    lines = fold(NAMES[1], width).split("\n")
+    assert "".join(lines).replace("  ", "") == NAMES[1]
+    assert all(line.endswith(".") for line in lines[:-1])
+    parts = max(len(part) + 3 for part in NAMES[1].split("."))
+    assert all(len(line) <= max(width, parts) for line in lines)
+    assert (len(lines) == 1) == (width >= len(NAMES[1]))
+
+
+def test_html_is_escaped_and_has_no_script() -> None:
+    table = TextTable((Column("<b>", ("<script>alert(1)</script>", "a&b")),), ("<i>",))
+    text = table.html()
+    assert set(re.findall(r"</?(\w+)", text)) == {"div", "table", "tr", "th", "td"}
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+    assert "a&amp;b" in text
+
+
+def test_html_has_every_column_that_says_something() -> None:
+    text = TABLE.html()
+    assert re.findall(r"<th[^>]*>(\w+)</th>", text) == ["layer", "size", "numbers", "more"]
+    assert text.count("<tr>") == 4
+    assert text.count("text-align:right") == 4
