@@ -1,0 +1,109 @@
+"""torchvision's networks: to FC layers, proven equal, and back, bit for bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision import models
+
+import convfc
+from convfc.frameworks.torch.layers import PatchConv
+
+pytestmark = pytest.mark.usefixtures("one_thread", "no_network")
+
+# Each network with the input that it gets and the number of its CONV layers.
+NETWORKS = {
+    "resnet18": ((2, 3, 64, 64), 20),
+    "vgg11_bn": ((1, 3, 32, 32), 8),
+    "mobilenet_v3_small": ((2, 3, 64, 64), 52),
+    "densenet121": ((1, 3, 64, 64), 120),
+    "convnext_tiny": ((1, 3, 32, 32), 22),
+    "efficientnet_b0": ((1, 3, 32, 32), 81),
+    "r3d_18": ((1, 3, 4, 16, 16), 20),
+    "fcn_resnet50": ((1, 3, 32, 32), 55),
+    "vit_b_16": ((1, 3, 224, 224), 1),
+}
+
+
+def build(name: str) -> nn.Module:
+    """Return a network with random weights and BatchNorms that look trained."""
+    torch.manual_seed(1712)
+    options = {"weights_backbone": None} if name.startswith("fcn") else {}
+    model = models.get_model(name, weights=None, **options)
+    if name == "vgg11_bn":
+        model.classifier = nn.Linear(512 * 7 * 7, 10)  # 120 million weights do nothing for this,
+    if name == "vit_b_16":
+        model.encoder.layers = model.encoder.layers[:1]  # nor do 11 blocks more
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.1)
+    return model.eval()
+
+
+def convs(model: nn.Module) -> dict[str, nn.Module]:
+    """Every CONV layer, in whatever form; PyTorch's and subclasses of them."""
+    kinds = (nn.modules.conv._ConvNd, PatchConv)
+    return {name: part for name, part in model.named_modules() if isinstance(part, kinds)}
+
+
+def classes(model: nn.Module) -> dict[str, type[nn.Module]]:
+    return {name: type(part) for name, part in model.named_modules()}
+
+
+def check_state(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Same keys, same order, same bits."""
+    assert list(found) == list(expected)
+    for key, value in expected.items():
+        assert found[key].dtype == value.dtype, key
+        assert torch.equal(found[key], value), key
+
+
+def check_form(fc: nn.Module, before: nn.Module, form: str) -> None:
+    """Every CONV layer is an FC layer now, none is left over."""
+    found, expected = convs(fc), convs(before)
+    assert list(found) == list(expected)
+    for name, layer in found.items():
+        old = expected[name]
+        filters, columns = old.out_channels, old.weight[0].numel()
+        if form == "weight":
+            assert layer.parametrizations.weight.original.shape == (filters, columns), name
+        elif old.groups == 1:
+            assert type(layer.fc) is nn.Linear, name
+            assert layer.fc.weight.shape == (filters, columns), name
+        else:
+            assert [type(part) for part in layer.fc] == [nn.Linear] * old.groups, name
+            assert layer.fc[0].weight.shape == (filters // old.groups, columns), name
+        assert max(p.dim() for p in layer.parameters()) == 2, name
+
+
+@pytest.mark.parametrize("form", ["patch", "weight"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_becomes_fc_layers_is_proven_equal_and_comes_back_bit_for_bit(
+    name: str, form: str
+) -> None:
+    sizes, count = NETWORKS[name]
+    before = build(name)
+    assert len(convs(before)) == count
+
+    fc = convfc.to_fc(before, form=form)
+    check_form(fc, before, form)
+
+    x = torch.randn(sizes, generator=torch.Generator().manual_seed(1259))
+    certificate = convfc.verify(before, fc, x)
+    assert certificate.holds, str(certificate)
+    assert {layer.name for layer in certificate.layers} == set(convs(before))
+
+    back = convfc.to_conv(fc)
+    assert classes(back) == classes(before)
+    check_state(back.state_dict(), before.state_dict())
+
+    # Checkpoints go both ways, strictly.
+    other = {key: value + 1 for key, value in before.state_dict().items()}
+    fc.load_state_dict(other, strict=True)
+    check_state(fc.state_dict(), other)
+    back.load_state_dict(fc.state_dict(), strict=True)
+    check_state(back.state_dict(), other)
