@@ -105,19 +105,22 @@ def to_conv(
     With ``example=``, plain ``nn.Linear`` layers that read a feature map become CONV layers too, a
     classifier's head behind ``Flatten`` included: a network trained on images of one size then runs
     on larger ones, and gives a map of scores. This is known from CS231n as "converting FC layers to
-    CONV layers".
+    CONV layers". Without padding (and without ``ceil_mode``) the map is the network slid over the
+    image, at every position; with padding it is so away from the borders only.
 
     Parameters
     ----------
     model : torch.nn.Module
     inplace, where, strict
         As for `to_fc`.
-    example : Tensor, optional
-        An input of the size that the model was made for.
+    example : Tensor or tuple, optional
+        An input of the size that the model was made for; a tuple holds several arguments.
 
     Returns
     -------
     torch.nn.Module
+        A `PeftModel` is unloaded. A model whose own forward flattens the feature map becomes a
+        `torch.fx.GraphModule` with the same parts and the same state dict keys.
 
     Raises
     ------

@@ -3,21 +3,58 @@
 from __future__ import annotations
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
-from convfc.frameworks.torch.layers import carry_over
 from convfc.frameworks.torch.operations import CONVS, NORMS, POOLS
+from convfc.frameworks.torch.parts import carry_over
 from convfc.frameworks.torch.read import Obstacle
 from convfc.frameworks.torch.rewrite import replace
 from convfc.frameworks.torch.tracing import dropouts_by_mode, graph_follows_mode, hooked
 
-__all__ = ["Edit", "Filters", "Keep", "Norm", "OverChannels", "Pool", "apply", "forward_obstacle"]
+__all__ = [
+    "Edit",
+    "Filters",
+    "Keep",
+    "Norm",
+    "OverChannels",
+    "Pool",
+    "Value",
+    "apply",
+    "forward_obstacle",
+]
+
+
+class Value(NamedTuple):
+    """A tensor ``(n, channels * prod(size))``, which becomes a map ``(n, channels, *size)``.
+
+    ``order`` holds the map's axes (0 is the channels) in the order in which they are flattened.
+
+    Examples
+    --------
+    >>> Value(8, (4, 4), (0, 1, 2)).is_single, Value.single(8, 2).is_single
+    (False, True)
+    """
+
+    channels: int
+    size: tuple[int, ...]
+    order: tuple[int, ...]
+
+    @property
+    def is_single(self) -> bool:
+        """Whether the map has one position, so that a feature is a channel."""
+        return math.prod(self.size) == 1
+
+    @classmethod
+    def single(cls, channels: int, ndim: int) -> Value:
+        """Return a map of one position."""
+        return cls(channels, (1,) * ndim, tuple(range(ndim + 1)))
 
 
 class Edit(ABC):
@@ -58,28 +95,35 @@ class Filters(Edit):
 
     Examples
     --------
-    >>> Filters(3, (5, 5)).module(nn.Linear(75, 10), {})
+    >>> Filters(Value(3, (5, 5), (0, 1, 2))).module(nn.Linear(75, 10), {})
     Conv2d(3, 10, kernel_size=(5, 5), stride=(1, 1))
     """
 
-    channels: int
-    size: tuple[int, ...]
+    value: Value
 
     def module(self, old: nn.Module, memo: dict[Any, Any]) -> nn.Module:
-        """Return the CONV layer: the same numbers in the same order, and the same bias."""
+        """Return the CONV layer: the same numbers, and the same bias."""
         weight: nn.Parameter = old.weight  # type: ignore[assignment]
-        cls: Any = CONVS[len(self.size)]
-        conv: nn.Module = cls(self.channels, len(weight), self.size, bias=False, device="meta")
+        channels, size, _ = self.value
+        cls: Any = CONVS[len(size)]
+        conv: nn.Module = cls(channels, len(weight), size, bias=False, device="meta")
         carry_over(old, conv)
         del conv.in_features, conv.out_features
         key = (id(weight), self)
         if key not in memo:  # a weight that two layers share stays shared
-            shape = (len(weight), self.channels, *self.size)
-            filters = weight.detach().reshape(shape)  # the same memory: heads are large
-            memo[key] = nn.Parameter(filters, requires_grad=weight.requires_grad)
-            memo[key].grad = None if weight.grad is None else weight.grad.reshape(shape)
+            filters = nn.Parameter(self._fold(weight), requires_grad=weight.requires_grad)
+            filters.grad = None if weight.grad is None else self._fold(weight.grad)
+            memo[key] = filters
         conv.weight, conv.bias = memo[key], old.bias
         return conv
+
+    def _fold(self, matrix: Tensor) -> Tensor:
+        """Return an FC weight as filters; the same memory where it can be: heads are large."""
+        channels, size, order = self.value
+        sizes = (channels, *size)
+        flattened = matrix.detach().reshape(len(matrix), *(sizes[axis] for axis in order))
+        places = (1 + order.index(axis) for axis in range(len(sizes)))
+        return flattened.permute(0, *places).contiguous()
 
     def function(self, node: fx.Node) -> None:
         """Never asked for: `find_heads` takes nn.Linear modules only."""

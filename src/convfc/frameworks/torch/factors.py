@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
-from convfc.frameworks.torch.layers import as_parameter
 from convfc.frameworks.torch.operations import POINTWISE
+from convfc.frameworks.torch.parts import as_parameter
 from convfc.frameworks.torch.read import Obstacle
 from convfc.frameworks.torch.tracing import hooked
 

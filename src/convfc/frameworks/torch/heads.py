@@ -6,18 +6,33 @@ large as the map, and the `nn.Linear` layers behind it are 1x1 CONV layers (Stan
 *Convolutional Networks*, "Converting FC layers to CONV layers"; Ma & Lu 2017 go the other way). On
 a larger image the converted network gives a map of scores: in one pass what the first network gives
 on every crop of a sliding window.
+
+That holds at every position for networks without padding only: in one with padding (or pooling in
+``ceil_mode``), a crop has zeros at its border where the whole image has a neighbourhood. What takes
+in a whole map anywhere else than before the head (squeeze and excitation) takes in the larger one.
+
+Adaptive pooling before the head gets windows of the size that they have on the example, one
+position apart where it pools the whole map, else side by side. A model in which only modules change
+keeps its class; where forward itself flattens or pools, the result is a `torch.fx.GraphModule` with
+the same parts and names.
 """
 
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from torch import fx, nn
 
+from convfc.frameworks.torch.calls import (
+    asks_batch,
+    axis_of,
+    reduced_axes,
+    reordered_axes,
+    source_of,
+)
 from convfc.frameworks.torch.edits import (
     Edit,
     Filters,
@@ -25,6 +40,7 @@ from convfc.frameworks.torch.edits import (
     Norm,
     OverChannels,
     Pool,
+    Value,
     apply,
     forward_obstacle,
 )
@@ -48,18 +64,6 @@ NO_MAP = Obstacle(
     "select the layers of the head with where=",
 )
 LEAVE_OUT = "leave the layers of this head out with where="
-
-
-class Value(NamedTuple):
-    """A tensor ``(n, channels * prod(size))``, which becomes a map ``(n, channels, *size)``."""
-
-    channels: int
-    size: tuple[int, ...]
-
-    @property
-    def is_single(self) -> bool:
-        """Whether the map has one position, so that a feature is a channel."""
-        return math.prod(self.size) == 1
 
 
 @dataclass(eq=False)
@@ -146,7 +150,7 @@ class _Walk:
             inside = [source for source in node.all_input_nodes if source in self.values]
             if not inside:
                 self._begin(node)
-            elif node.op != "output" and not _asks_batch(node):
+            elif node.op != "output" and not asks_batch(node):
                 self._continue(node, inside)
             if node not in self.heads:
                 self._note_behind(node)
@@ -175,22 +179,43 @@ class _Walk:
 
     def _begin(self, node: fx.Node) -> None:
         """Start a head where a feature map loses its spatial axes."""
-        kind, source = self._kind(node), _source(node)
+        kind, source = self._kind(node), source_of(node)
         before, after = shape_of(source), shape_of(node)
         if source is None or before is None or after is None or not 3 <= len(before) <= 5:
             return
         if after[0] != before[0] or len(after) >= len(before):
             return
+        head = Head(obstacle=self._hooks(node))
         if kind in RESHAPES:
             edit: Edit | Obstacle | None = Keep()
-            value = Value(before[1], before[2:])
+            source, order = self._unpermuted(node, source, head)
+            _, channels, *size = shape_of(source) or before
+            value = Value(channels, tuple(size), order)
         else:
             edit = self._pool(node) if kind in REDUCTIONS else None
-            value = Value(before[1], (1,) * (len(before) - 2))
+            value = Value.single(before[1], len(before) - 2)
         if isinstance(edit, Edit):
-            head = Head({node: edit}, obstacle=self._hooks(node))
+            head.edits[node] = edit
             self._fix_pools(source, head)
-            self.values[node], self.heads[node] = value, head
+            single = Value.single(value.channels, len(value.size))
+            self.values[node] = single if value.is_single else value
+            self.heads[node] = head
+
+    def _unpermuted(
+        self, node: fx.Node, source: fx.Node, head: Head
+    ) -> tuple[fx.Node, tuple[int, ...]]:
+        """Return the map itself where a flattening is of a permuted one, and the axes' order."""
+        order = tuple(range(len(shape_of(source) or ())))
+        while True:
+            axes = reordered_axes(source, len(order))
+            earlier = source_of(source)
+            if axes is None or axes[0] != 0 or earlier is None:
+                return source, tuple(axis - 1 for axis in order[1:])
+            if not all(user is node or asks_batch(user) for user in source.users):
+                head.obstacle = Obstacle(f"{self._name(source)} is used elsewhere too", LEAVE_OUT)
+            head.edits[source] = Keep()
+            order = tuple(axes[axis] for axis in order)
+            node, source = source, earlier
 
     def _note_behind(self, node: fx.Node) -> None:
         """Count what is behind the end of a head, where an obstacle stands, as part of it."""
@@ -219,16 +244,13 @@ class _Walk:
         self, node: fx.Node
     ) -> Edit | Obstacle | None:
         """Return what an adaptive pooling becomes; None of anything else."""
-        kind, before = self._kind(node), shape_of(_source(node))
+        kind, before = self._kind(node), shape_of(source_of(node))
         if kind not in ADAPTIVE or before is None:
             return None
         size, after = before[2:], shape_of(node)
         if kind in REDUCTIONS:
-            axes = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-            axes = axes if isinstance(axes, (tuple, list)) else (axes,)
-            if {axis % len(before) for axis in axes if isinstance(axis, int)} != set(
-                range(2, len(before))
-            ):
+            spatial = set(range(2, len(before)))
+            if reduced_axes(node, len(before)) != spatial or node.kwargs.get("dtype"):
                 return None
             pooled: tuple[int, ...] = (1,) * len(size)
         elif after is None:
@@ -293,8 +315,7 @@ class _Walk:
             if blocked is not None:
                 reason = f"{self._name(node)} is in the same head, and {blocked.reason}"
                 return Obstacle(reason, blocked.remedy)
-            ones = (1,) * len(value.size)
-            return Value(module.out_features, ones), Filters(value.channels, value.size)
+            return Value.single(module.out_features, len(value.size)), Filters(value)
         if features and self._is_pointwise(node, values):
             return value, None
         single = features and all(v.is_single and len(v.size) == len(value.size) for v in values)
@@ -302,14 +323,16 @@ class _Walk:
             return value, None
         if single and kind is nn.BatchNorm1d:
             return value, Norm(len(value.size))
-        axis = _axis(node, module)
+        axis = axis_of(node, module)
         if single and kind in SOFTMAXES and axis in (1, -1):
             return value, None if axis == 1 else OverChannels()
         if single and kind in CONCATENATIONS and axis in (1, -1):
             parts: Any = node.args[0]
             if all(part in self.values for part in parts):
                 channels = sum(self.values[part].channels for part in parts)
-                return Value(channels, value.size), None if axis == 1 else OverChannels()
+                return Value.single(
+                    channels, len(value.size)
+                ), None if axis == 1 else OverChannels()
         return Obstacle(
             f"{self._name(node)} in the same head does not do the same at every position of a map",
             LEAVE_OUT,
@@ -375,29 +398,3 @@ class _Walk:
         if isinstance(module, nn.Linear):
             return self.selected.get(module, str(node.target))
         return f"{node.target} ({type(module).__name__})"
-
-
-def _source(node: fx.Node) -> fx.Node | None:
-    """Return the first argument of a call, if it is a value of the graph."""
-    first = node.args[0] if node.args else node.kwargs.get("input")
-    return first if isinstance(first, fx.Node) else None
-
-
-def _axis(node: fx.Node, module: nn.Module | None) -> Any:
-    """Return the axis along which a softmax or a concatenation runs."""
-    if module is not None:
-        return getattr(module, "dim", None)
-    return node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-
-
-def _asks_batch(node: fx.Node) -> bool:
-    """Say whether a call asks for the batch size only, or for what conversion does not change."""
-    if node.target is getattr and node.args[1] in ("dtype", "device"):
-        return True
-    sizes = (node.op == "call_method" and node.target == "size") or (
-        node.target is getattr and node.args[1] == "shape"
-    )
-    if sizes and node.target == "size" and (len(node.args) > 1 or node.kwargs):
-        return bool(node.args[1:] == (0,) or node.kwargs == {"dim": 0})
-    firsts = [user.target is operator.getitem and user.args[1] == 0 for user in node.users]
-    return bool(sizes and all(firsts))

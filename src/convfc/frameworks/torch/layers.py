@@ -189,8 +189,10 @@ class PatchConv(nn.Module):
 
     @property
     def bias(self) -> Tensor | None:
-        """The bias of plain FC children, shape ``(f,)``, or None."""
-        return _whole([getattr(fc, "bias", None) for fc in self.children_fc])
+        """The bias of plain FC children, shape ``(f,)``, or None if none of them has one."""
+        found = survey(self.fc)
+        self._matrix(found.weights)  # raises where there is none
+        return _whole(found.weights or [], found.biases)
 
     def to_weight(self, matrix: Tensor) -> Tensor:
         """Return an FC weight ``(f, k)`` in the CONV layer's layout, as a view if possible."""
@@ -254,7 +256,8 @@ class PatchConv(nn.Module):
             out = geometry.out_channels
             y = conv_by_module(x, self.rows, geometry, out, memory_format=memory_format)
         else:
-            weight, bias = self._matrix(found.weights), _whole(found.biases)
+            weight = self._matrix(found.weights)
+            bias = _whole(found.weights, found.biases)
             y = conv_by_blocks(x, weight, bias, geometry, memory_format=memory_format)
         return in_format(y, memory_format)
 
@@ -355,11 +358,14 @@ class PatchConv(nn.Module):
         return x.dim() == ndim + 2
 
 
-def _whole(parts: Sequence[Tensor | None]) -> Tensor | None:
-    """Return the parts of a bias as one; None if one is missing."""
-    held = [part for part in parts if part is not None]
-    if len(held) < len(parts):
+def _whole(weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Tensor | None:
+    """Return the biases of all groups as one, with zeros where a group has none; None if none."""
+    if all(bias is None for bias in biases):
         return None
+    held = [
+        weight.new_zeros(len(weight)) if bias is None else bias
+        for weight, bias in zip(weights, biases, strict=True)
+    ]
     return held[0] if len(held) == 1 else torch.cat(held)
 
 

@@ -14,8 +14,9 @@ from convfc.errors import NothingToConvert, UnsupportedLayer
 from convfc.frameworks.torch.factors import Chain, Product, by_groups, chain_of, own_block
 from convfc.frameworks.torch.formats import channels_last
 from convfc.frameworks.torch.heads import find_heads
-from convfc.frameworks.torch.layers import PatchConv, as_parameter, carry_over
+from convfc.frameworks.torch.layers import PatchConv
 from convfc.frameworks.torch.operations import CONVS
+from convfc.frameworks.torch.parts import as_parameter, carry_over
 from convfc.frameworks.torch.read import Obstacle
 from convfc.frameworks.torch.rewrite import (
     Where,
@@ -53,9 +54,8 @@ def to_conv(
 
     A whole ``peft.PeftModel`` is merged and unloaded first, as PEFT does it.
 
-    With an example, `nn.Linear` layers on a flattened feature map become CONV layers; see `heads`.
-    Only a network without padding gives at every position exactly what it gives on a crop there: in
-    one with padding a crop has zeros at its border where the whole image has a neighbourhood.
+    With an example (a tensor, or a tuple of arguments), `nn.Linear` layers on a flattened feature
+    map become CONV layers; see `heads`, also for what padding changes.
     """
     model, inplace = _without_peft(model, inplace=inplace)
     chosen, everything = selector(where), places(model)

@@ -130,9 +130,7 @@ def trace(model: nn.Module, example: tuple[Any, ...]) -> fx.Graph | Obstacle:
     """
     for name, module in model.named_modules():
         if isinstance(module, LazyModuleMixin):
-            return Obstacle(
-                f"{name or 'the model'} has no size yet", "run the model once on an input"
-            )
+            return Obstacle(f"{name or 'it'} has no size yet", "run the model once on an input")
     modes = {module: module.training for module in model.modules()}
     leaves: frozenset[str] = frozenset()
     try:

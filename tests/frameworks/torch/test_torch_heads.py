@@ -1,0 +1,692 @@
+"""FC heads as CONV layers, judged by the sliding window: the first network on every crop."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import pickle
+from collections.abc import Callable, Iterable
+from math import prod
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from bounds import UNIT_ROUNDOFF, gamma
+from conv_cases import integers
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+import convfc
+from convfc.errors import UnsupportedLayer, UnsupportedLayerWarning
+from convfc.frameworks.torch import PatchConv
+
+CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+MAX_POOLS = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}
+ADAPTIVE = {1: nn.AdaptiveAvgPool1d, 2: nn.AdaptiveAvgPool2d, 3: nn.AdaptiveAvgPool3d}
+
+
+def with_integers(model: nn.Module) -> nn.Module:
+    """Small integers, on which every sum is exact; batch norm divides by powers of two."""
+    with torch.no_grad():
+        for seed, parameter in enumerate(model.parameters()):
+            parameter.copy_(integers(parameter.shape, seed=seed))
+        for part in model.modules():
+            if isinstance(part, nn.BatchNorm1d):
+                part.eps = 0.0
+                part.running_var.fill_(4.0)
+                part.running_mean.copy_(integers(part.running_mean.shape, seed=1))
+                part.weight.mul_(2)
+    return model.double().eval()
+
+
+def sequential(ndim: int, *, norm: bool = False) -> nn.Sequential:
+    """Convolutions and a head of two layers: made for a size of 9 per axis, windows 2 apart."""
+    return nn.Sequential(
+        CONVS[ndim](2, 3, 2),
+        nn.ReLU(),
+        MAX_POOLS[ndim](2),
+        nn.Flatten(),
+        nn.Linear(3 * 4**ndim, 5),
+        nn.BatchNorm1d(5) if norm else nn.Identity(),
+        nn.ReLU(),
+        nn.Dropout(),
+        nn.Linear(5, 4, bias=False),
+    )
+
+
+class LeNet(nn.Module):
+    """A forward of its own; ``flatten`` is how it flattens. Made for 9, windows 2 apart."""
+
+    def __init__(self, flatten: Callable[[Tensor], Tensor], pool: Any = None) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 3, 2)
+        self.pool = nn.Identity() if pool is None else pool
+        positions = 16 if pool is None else 1
+        self.fc1, self.fc2 = nn.Linear(3 * positions, 5), nn.Linear(5, 4)
+        self.drop = nn.Dropout()
+        self.flatten = flatten
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(functional.max_pool2d(functional.relu(self.conv(x)), 2))
+        x = self.flatten(x)
+        return self.fc2(self.drop(torch.relu(self.fc1(x))))
+
+
+FLATTENS: dict[str, Callable[[Tensor], Tensor]] = {
+    "torch.flatten": lambda x: torch.flatten(x, 1),
+    "flatten": lambda x: x.flatten(start_dim=1),
+    "view": lambda x: x.view(x.size(0), -1),
+    "view-number": lambda x: x.view(-1, 48),
+    "reshape-shape": lambda x: x.reshape(x.shape[0], 48),
+    "torch.reshape": lambda x: torch.reshape(x, (x.size()[0], -1)),
+    "channels-last": lambda x: x.permute(0, 2, 3, 1).reshape(x.size(0), -1),
+    "width-first": lambda x: (y := x.permute((0, 3, 2, 1)).contiguous()).view(y.shape[0], -1),
+    "transposed-twice": lambda x: x.transpose(1, 2).transpose(-1, 2).flatten(1),
+    "twice": lambda x: x.flatten(2).flatten(1).view(x.size(0), -1),
+}
+POOLINGS: dict[str, Callable[[Tensor], Tensor]] = {
+    "adaptive": lambda x: functional.adaptive_avg_pool2d(x, 1).flatten(1),
+    "adaptive-max": lambda x: functional.adaptive_max_pool2d(x, (1, 1)).flatten(1),
+    "mean": lambda x: x.mean((2, 3)),
+    "mean-negative": lambda x: torch.mean(x, dim=(-1, -2)),
+    "mean-keepdim": lambda x: x.mean((-1, -2), keepdim=True).flatten(1),
+    "amax": lambda x: x.amax((2, 3)),
+    "relu-between": lambda x: torch.relu(functional.adaptive_avg_pool2d(x, 1)).flatten(1),
+    "squeeze": lambda x: functional.adaptive_avg_pool2d(x, 1).squeeze(-1).squeeze(-1),
+}
+
+
+def crops(x: Tensor, size: int, step: int) -> Any:
+    """Every position of the window, and the crop there."""
+    counts = [(n - size) // step + 1 for n in x.shape[2:]]
+    for position in itertools.product(*map(range, counts)):
+        window = tuple(slice(i * step, i * step + size) for i in position)
+        yield position, x[(..., *window)]
+
+
+def assert_slides(before: nn.Module, after: nn.Module, x: Tensor, size: int, step: int) -> None:
+    """On integers: at every position exactly what the first network gives on the crop there."""
+    scores = after(x)
+    assert scores.dim() == x.dim()
+    seen = 0
+    for position, crop in crops(x, size, step):
+        assert torch.equal(scores[(..., *position)], before(crop))
+        seen += 1
+    assert seen == scores[0, 0].numel() > 1
+    one = after(x[(..., *[slice(size)] * (x.dim() - 2))])
+    assert one.shape[2:] == (1,) * (x.dim() - 2)
+
+
+@pytest.mark.parametrize("norm", [False, True], ids=["plain", "batchnorm"])
+@pytest.mark.parametrize("ndim", [1, 2, 3])
+def test_a_sequential_slides(ndim: int, norm: bool) -> None:
+    model = with_integers(sequential(ndim, norm=norm))
+    after = convfc.to_conv(model, example=integers((1, 2, *[9] * ndim)))
+    assert type(after) is nn.Sequential
+    conv = CONVS[ndim]
+    assert [type(after[i]) for i in (3, 4, 8)] == [nn.Identity, conv, conv]
+    assert after[4].kernel_size == (4,) * ndim
+    assert after[8].kernel_size == (1,) * ndim
+    assert list(after.state_dict()) == list(model.state_dict())
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(after.state_dict()[name].reshape(tensor.shape), tensor)
+    x = integers((2, 2, *[13, 17, 11][:ndim]), seed=5)
+    assert_slides(model, after, x, 9, 2)
+
+
+@pytest.mark.parametrize("how", FLATTENS)
+def test_a_forward_that_flattens_becomes_a_graph_module(how: str) -> None:
+    model = with_integers(LeNet(FLATTENS[how]))
+    after = convfc.to_conv(model, example=integers((1, 2, 9, 9)))
+    assert isinstance(after, fx.GraphModule)
+    assert list(after.state_dict()) == list(model.state_dict())
+    assert_slides(model, after, integers((2, 2, 13, 17), seed=5), 9, 2)
+    for copied in (copy.deepcopy(after), pickle.loads(pickle.dumps(after))):  # noqa: S301 (ours)
+        assert_slides(model, copied, integers((2, 2, 11, 11), seed=6), 9, 2)
+    assert type(model.fc1) is nn.Linear
+
+
+def test_a_forward_that_calls_flatten_modules_stays_what_it_is() -> None:
+    model = with_integers(LeNet(nn.Flatten(), nn.AdaptiveAvgPool2d((1, None))))
+    model.fc1 = with_integers(nn.Linear(12, 5))
+    after = convfc.to_conv(model, example=integers((1, 2, 9, 9)))
+    assert type(after) is LeNet
+    assert (type(after.flatten), type(after.pool)) == (nn.Identity, nn.AvgPool2d)
+    assert (after.pool.kernel_size, after.pool.stride) == ((4, 1), (1, 1))
+    assert_slides(model, after, integers((2, 2, 13, 17), seed=5), 9, 2)
+
+
+@pytest.mark.parametrize("how", POOLINGS)
+def test_global_pooling_slides(how: str) -> None:
+    pool = nn.Identity()
+    model = with_integers(LeNet(POOLINGS[how], pool))
+    after = convfc.to_conv(model, example=integers((2, 2, 9, 9)))
+    assert_slides(model, after, integers((2, 2, 13, 17), seed=5), 9, 2)
+
+
+@pytest.mark.parametrize("ndim", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("pooled", "kernel", "stride"), [(4, 1, 1), (2, 2, 2), (1, 4, 1)], ids=["4to4", "4to2", "4to1"]
+)
+def test_adaptive_pooling_keeps_its_windows(
+    pooled: int, kernel: int, stride: int, ndim: int
+) -> None:
+    model = sequential(ndim)
+    model.insert(3, ADAPTIVE[ndim](pooled))
+    model[5] = nn.Linear(3 * pooled**ndim, 5)
+    with_integers(model)
+    after = convfc.to_conv(model, example=integers((1, 2, *[9] * ndim)))
+    if kernel == 1:
+        assert type(after[3]) is nn.Identity
+    else:
+        assert after[3].kernel_size == (kernel,) * ndim
+        assert after[3].stride == (stride,) * ndim
+    x = integers((1, 2, *[17, 13, 13][:ndim]), seed=5)
+    assert_slides(model, after, x, 9, 2 * stride)
+
+
+def test_windows_of_unequal_size_are_refused() -> None:
+    model = sequential(2)
+    model.insert(3, nn.AdaptiveAvgPool2d(3))
+    model[5] = nn.Linear(27, 5)
+    with pytest.raises(
+        UnsupportedLayer,
+        match=r"^5: 3 \(AdaptiveAvgPool2d\) pools a map of \(4, 4\) into \(3, 3\).*multiple of",
+    ):
+        convfc.to_conv(model, example=integers((1, 2, 9, 9), torch.float32))
+
+
+class Bound:
+    """What a float computation of a network may be off: Higham's gamma, layer by layer.
+
+    ``value`` is the exact result (in float64, whose own error is counted as well), ``error`` the
+    bound of the float32 one.
+    """
+
+    def __init__(self, value: Tensor, error: Tensor) -> None:
+        self.value, self.error = value, error
+
+    def through(self, part: nn.Module) -> Bound:
+        if isinstance(part, (nn.Conv2d, nn.Linear, nn.AvgPool2d)):
+            kernel = getattr(part, "weight", None)
+            terms = 1 + (prod(part.kernel_size) if kernel is None else kernel[0].numel())
+            unit = gamma(terms, UNIT_ROUNDOFF["float32"]) + 2 * gamma(terms, 2.0**-53)
+            moduli = copy.deepcopy(part)
+            for parameter in moduli.parameters():
+                parameter.abs_()
+            rounding = unit * moduli(self.value.abs() + self.error)
+            moduli.bias = None
+            return Bound(part(self.value), moduli(self.error) + rounding)
+        error = part(self.error) if isinstance(part, (nn.MaxPool2d, nn.Flatten)) else self.error
+        return Bound(part(self.value), error)
+
+
+def bounded(parts: Iterable[nn.Module], x: Tensor) -> Bound:
+    """The bound of a network's parts, called one after the other on x."""
+    bound = Bound(x.double(), torch.zeros_like(x, dtype=torch.float64))
+    for part in parts:
+        bound = bound.through(copy.deepcopy(part).double())
+    return bound
+
+
+@torch.no_grad()
+def test_real_numbers_stay_within_the_rounding_bound() -> None:
+    torch.manual_seed(0)
+    model = sequential(2).eval()
+    x = torch.randn(1, 2, 15, 13)
+    after = convfc.to_conv(model, example=x[..., :9, :9])
+    scores, whole = after(x), bounded(after, x)
+    assert (whole.error < 1e-4 * whole.value.abs().max()).all()
+    for (i, j), crop in crops(x, 9, 2):
+        off = (scores[..., i, j].double() - model(crop).double()).abs()
+        assert (off <= whole.error[..., i, j] + bounded(model, crop).error).all()
+
+
+def torchvision_model(name: str) -> nn.Module:
+    """One of torchvision's in float64; the layers between its head's ends are thinner."""
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        model = getattr(torchvision.models, name)(num_classes=20).double().eval()
+        if name != "resnet18":
+            positions = model.avgpool.output_size[0] ** 2
+            sizes = [positions * (256 if name == "alexnet" else 512), 24, 24, 20]
+            layers = (nn.Linear(*pair).double() for pair in itertools.pairwise(sizes))
+            for place, part in enumerate(model.classifier):
+                if isinstance(part, nn.Linear):
+                    model.classifier[place] = next(layers)
+    model.to_empty(device="cpu")
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            tensor.fill_(1)  # for what batch norm divides by
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) / max(1, parameter[0].numel()) ** 0.5)
+    return model
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["alexnet", "vgg11_bn", "resnet18"])
+def test_torchvision_models_run_on_larger_images(name: str) -> None:
+    model = torchvision_model(name)
+    x = torch.randn(1, 3, 224, 224, dtype=torch.float64)
+    features = []
+    handle = model.avgpool.register_forward_pre_hook(lambda m, args: features.append(args[0]))
+    before = model(x)
+    handle.remove()
+    after = convfc.to_conv(model, example=x)
+    assert isinstance(after, fx.GraphModule)
+    assert list(after.state_dict()) == list(model.state_dict())
+    scores = after(x)
+    assert scores.shape == (1, 20, 1, 1)
+    last = [after.fc] if name == "resnet18" else list(after.classifier)
+    bound = bounded([after.avgpool, *last], features[0])
+    error = bound.error[..., 0, 0] * 2.0 ** (24 - 53)  # of float64 arithmetic
+    assert ((scores[..., 0, 0] - before).abs() <= 2 * error).all()
+    assert error.max() < 1e-6 * bound.value.abs().max()
+    larger = torch.randn(1, 3, 288, 256, dtype=torch.float64)
+    assert after(larger).shape == (1, 20, 3, 2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "channels", "size"), [("alexnet", 256, 6), ("vgg11_bn", 512, 7), ("resnet18", 512, 4)]
+)
+def test_the_heads_of_torchvision_models_slide(name: str, channels: int, size: int) -> None:
+    model = torchvision_model(name)
+    for part, _ in list(model.named_children()):
+        if part not in ("fc", "avgpool", "classifier"):
+            setattr(model, part, nn.Identity())
+    with_integers(model)
+    after = convfc.to_conv(model, example=integers((1, channels, size, size)))
+    assert_slides(model, after, integers((2, channels, size + 2, size + 1), seed=5), size, 1)
+
+
+def test_functional_dropout_goes_on_asking_for_the_mode() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(2 * 16, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = functional.dropout(x.flatten(1), 0.25, self.training)
+            return functional.dropout(self.fc(x), p=1.0, training=False)
+
+    model = Net().train()
+    after = convfc.to_conv(model, example=torch.ones(1, 2, 4, 4))
+    dropouts = [part for part in after.modules() if isinstance(part, nn.Dropout)]
+    assert [(part.p, part.training) for part in dropouts] == [(0.25, True)]
+    x = torch.ones(4, 2, 4, 4)
+    assert not torch.equal(after(x), after(x))
+    after.eval()
+    assert torch.equal(after(x), after(x))
+    assert torch.count_nonzero(after(x))  # the one that is off at all times is off
+
+
+def test_a_part_that_asks_for_the_mode_is_called_as_it_is() -> None:
+    class Noise(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.rand_like(x) if self.training else x
+
+    class Data(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if float(x.detach().sum()) > 0 else -x
+
+    model = LeNet(FLATTENS["flatten"], nn.Sequential(Noise(), Data())).eval()
+    model.fc1 = nn.Linear(48, 5)
+    with_integers(model)
+    after = convfc.to_conv(model, example=integers((1, 2, 9, 9)))
+    assert isinstance(after, fx.GraphModule)
+    x = integers((2, 2, 9, 9), seed=5)
+    assert torch.equal(after(x)[..., 0, 0], model(x))
+    after.train()
+    assert not torch.equal(after.pool(x), after.pool(x))
+
+
+def test_softmax_runs_over_the_classes() -> None:
+    last = {"module": nn.Softmax(dim=-1), "first": nn.LogSoftmax(dim=1)}
+    for part in last.values():
+        model = sequential(2).append(part).double().eval()
+        after = convfc.to_conv(model, example=integers((1, 2, 9, 9)))
+        x = integers((1, 2, 13, 9), seed=5)
+        for (i, j), crop in crops(x, 9, 2):
+            torch.testing.assert_close(after(x)[..., i, j], model(crop))
+
+
+def test_branches_that_join() -> None:
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(32, 3), nn.Linear(32, 3)
+            self.c = nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            a, b = self.a(x.flatten(1)), self.b(-x.reshape(x.size(0), -1))
+            return self.c(torch.cat([a + b, 2 * a], dim=-1))
+
+    model = with_integers(Branches())
+    after = convfc.to_conv(model, example=integers((1, 2, 4, 4)))
+    assert_slides(model, after, integers((2, 2, 6, 5), seed=5), 4, 1)
+
+
+def test_forms_and_heads_are_taken_back_together() -> None:
+    model = with_integers(sequential(2))
+    x = integers((1, 2, 9, 9))
+    fc = convfc.to_fc(model)
+    after = convfc.to_conv(fc, example=x)
+    assert type(after[0]) is nn.Conv2d
+    assert_slides(model, after, integers((2, 2, 13, 17), seed=5), 9, 2)
+    half = convfc.to_conv(fc, example=x, where=lambda name, module: type(module) is nn.Linear)
+    assert isinstance(half[0], PatchConv)
+    assert type(half[4]) is nn.Conv2d
+    assert_slides(model, half, integers((2, 2, 13, 17), seed=5), 9, 2)
+
+
+def test_in_place() -> None:
+    model = with_integers(sequential(2))
+    twin = copy.deepcopy(model)
+    weight, bias = model[4].weight, model[4].bias
+    assert convfc.to_conv(model, example=integers((1, 2, 9, 9)), inplace=True) is model
+    assert model[4].weight.data_ptr() == weight.data_ptr()
+    assert model[4].bias is bias
+    assert_slides(twin, model, integers((2, 2, 13, 17), seed=5), 9, 2)
+
+
+def test_the_given_model_and_its_hooks_do_not_notice() -> None:
+    model = sequential(2, norm=True).train()
+    model[1] = nn.Sequential(model[1])
+    model[0].eval()
+    calls = []
+    model[1].register_forward_hook(lambda m, args, out: calls.append("inner"))
+    model[0].register_forward_hook(lambda m, args, out: calls.append("hook"))
+    model.register_forward_pre_hook(lambda m, args: calls.append("pre"))
+    state = copy.deepcopy(model.state_dict())
+    random = torch.get_rng_state()
+    after = convfc.to_conv(model, example=torch.ones(1, 2, 9, 9))
+    assert not calls
+    assert [part.training for part in model] == [part.training for part in after]
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
+    after(torch.ones(2, 2, 11, 11))
+    assert calls == ["pre", "hook", "inner"]
+
+
+def test_attributes_gradients_and_frozen_weights_are_kept() -> None:
+    model = with_integers(sequential(2))
+    model[4].note = "kept"
+    model[8].weight.requires_grad_(False)
+    model(integers((2, 2, 9, 9))).sum().backward()
+    gradient = model[4].weight.grad
+    convfc.to_conv(model, example=integers((1, 2, 9, 9)), inplace=True)
+    assert (model[4].note, hasattr(model[4], "in_features")) == ("kept", False)
+    assert torch.equal(model[4].weight.grad.flatten(1), gradient)
+    assert (model[4].weight.requires_grad, model[8].weight.requires_grad) == (True, False)
+
+
+class Tied(nn.Module):
+    """Two heads, of one layer or of two with one weight."""
+
+    def __init__(self, *, one: bool) -> None:
+        super().__init__()
+        self.a = nn.Linear(32, 3)
+        self.b = self.a if one else nn.Linear(32, 3)
+        self.b.weight = self.a.weight
+        self.flat = nn.Flatten()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.a(self.flat(x)), self.b(self.flat(-x))
+
+
+def test_a_maximum_over_the_channels_is_no_pooling() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(16, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(x.amax(1, keepdim=True).flatten(1))
+
+    model = with_integers(Net())
+    after = convfc.to_conv(model, example=integers((1, 2, 4, 4)))
+    assert_slides(model, after, integers((2, 2, 6, 5), seed=5), 4, 1)
+
+
+def test_a_module_with_another_task_as_well_keeps_it() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pool, self.flat, self.fc = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 3)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            pooled = self.pool(x)
+            return self.fc(self.flat(self.pool(x * pooled))), self.flat(x)
+
+    model = with_integers(Shared())
+    after = convfc.to_conv(model, example=integers((1, 2, 4, 4)))
+    assert list(after.state_dict()) == list(model.state_dict())
+    x = integers((2, 2, 4, 4), seed=5)
+    (scores, flat), (want, features) = after(x), model(x)
+    assert torch.equal(scores[..., 0, 0], want)
+    assert torch.equal(flat, features)
+    assert after(integers((2, 2, 6, 5)))[0].shape == (2, 3, 3, 2)
+
+
+@pytest.mark.parametrize("one", [True, False], ids=["layer", "weight"])
+def test_what_is_shared_stays_shared(one: bool) -> None:
+    model = with_integers(Tied(one=one))
+    after = convfc.to_conv(model, example=integers((1, 2, 4, 4)))
+    assert type(after) is Tied
+    assert (after.a is after.b) == one
+    assert after.a.weight is after.b.weight
+    x = integers((2, 2, 4, 4), seed=5)
+    for got, want in zip(after(x), model(x), strict=True):
+        assert torch.equal(got[..., 0, 0], want)
+
+
+class Attention(nn.Module):
+    """Squeeze and excitation: scores that scale the map they come from, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.squeeze, self.head = nn.Linear(2, 2), nn.Linear(32, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.squeeze(x.mean((2, 3))).view(x.size(0), -1, 1, 1)
+        return self.head((x * scale).flatten(1))
+
+
+class Loose(nn.Module):
+    """The weight of the head is used once more, without a call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(32, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x.flatten(1)) + self.fc.weight.sum()
+
+
+class Aside(nn.Module):
+    """One layer is called on a flattened map and on something else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.fc(x.mean((2, 3))), self.fc(x)
+
+
+class Switch(nn.Module):
+    """Its forward takes another way in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(32, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.fc(x.flatten(1))
+        return 2 * y if self.training else y
+
+
+class Sloped(Switch):
+    """A function with an argument that follows the mode, and is no dropout."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.rrelu(self.fc(x.flatten(1)), 0.5, 2.0, self.training)
+
+
+class Permuted(nn.Module):
+    """The map with its axes in another order is flattened, and returned too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(32, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = x.permute(0, 2, 3, 1)
+        return self.fc(x.flatten(1)), x
+
+
+class Shifted(Switch):
+    """A parameter is added along the last axis, which is the channels' no more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.ones(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x.flatten(1)) + self.shift
+
+
+class Unlike(nn.Module):
+    """Features of a whole map and features of one position are added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(32, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(1)
+        return flat + self.fc(flat)
+
+
+class Joined(nn.Module):
+    """Two heads join, and what comes then stops both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.norm = nn.Linear(32, 3), nn.Linear(32, 3), nn.LayerNorm(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.a(x.flatten(1)) + self.b((-x).flatten(1)))
+
+
+class Asking(Switch):
+    """Its forward asks what is in a tensor."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x.flatten(1)) if x.sum() > 0 else x
+
+
+def head(*parts: nn.Module, features: int = 32) -> nn.Sequential:
+    return nn.Sequential(nn.Flatten(), nn.Linear(features, 3), *parts)
+
+
+def hooked(model: nn.Sequential, place: int) -> nn.Sequential:
+    model[place].register_forward_hook(lambda m, args, out: out)
+    return model
+
+
+X = (1, 2, 4, 4)
+REFUSED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
+    "tokens": (lambda: nn.Linear(4, 3), X, "^the model itself: .*not called on a flattened"),
+    "vector": (lambda: nn.Sequential(nn.Linear(4, 3)), (2, 4), "^0: .*not called on a flattened"),
+    "unbatched": (
+        lambda: nn.Sequential(nn.Flatten(0), nn.Linear(32, 3)),
+        X,
+        "^1: .*not called",
+    ),
+    "layer-norm": (lambda: head(nn.LayerNorm(3)), X, r"^1: 2 \(LayerNorm\) in the same head"),
+    "batch-norm": (
+        lambda: nn.Sequential(nn.Flatten(), nn.BatchNorm1d(32), nn.Linear(32, 3)),
+        X,
+        r"1 \(BatchNorm1d\) in the same head does not do the same at every position",
+    ),
+    "softmax-0": (lambda: head(nn.Softmax(dim=0)), X, r"2 \(Softmax\) in the same head"),
+    "without-a-call": (Loose, X, r"^fc: forward uses fc\.weight without a call"),
+    "elsewhere-too": (Aside, (1, 4, 4, 4), "^fc: fc is called on something else too"),
+    "training": (Switch, X, "^fc: the forward of the model.*another way in training.*nn.Flatten"),
+    "training-argument": (Sloped, X, r"^fc: the forward of .*another way in training"),
+    "permuted": (Permuted, X, "^fc: the call of permute is used elsewhere too"),
+    "parameter": (Shifted, X, "^fc: the call of add in the same head"),
+    "unlike": (Unlike, X, "^fc: the call of add in the same head"),
+    "joined": (Joined, X, r"^a: norm \(LayerNorm\) in the same head.*nor can b"),
+    "data": (Asking, X, "^fc: torch.fx cannot trace the forward of the model.*by itself"),
+    "hook": (lambda: hooked(head(), 1), X, r"^1: hooks stand on .*handle\.remove"),
+    "hook-flatten": (lambda: hooked(head(), 0), X, r"^1: hooks stand on 0 \(Flatten\)"),
+    "hook-norm": (lambda: hooked(head(nn.BatchNorm1d(3)), 2), X, r"hooks stand on 2 \(BatchNorm1d"),
+    "lazy": (lambda: head(nn.LazyLinear(3)), X, "^1: 2 has no size yet.*run the model once"),
+    "parametrized": (
+        lambda: head(nn.utils.parametrizations.orthogonal(nn.Linear(3, 3))),
+        X,
+        "^1: 2 is in the same head, and its weight is computed by a parametrization",
+    ),
+}
+
+
+def test_scores_that_become_a_map_again_are_refused_and_the_head_is_not() -> None:
+    model = with_integers(Attention())
+    example = integers((1, 2, 4, 4))
+    message = r"^squeeze: the call of mul in the same head does not do the same at every position"
+    with pytest.raises(UnsupportedLayer, match=message):
+        convfc.to_conv(model, example=example)
+    with pytest.warns(UnsupportedLayerWarning, match=r"left as they are: squeeze \(the call of"):
+        after = convfc.to_conv(model, example=example, strict=False)
+    assert (type(after.squeeze), type(after.head)) == (nn.Linear, nn.Conv2d)
+    x = integers((2, 2, 4, 4), seed=5)
+    assert torch.equal(after(x)[..., 0, 0], model(x))
+
+
+def test_where_takes_a_whole_head_or_nothing() -> None:
+    model = sequential(2)
+    example = torch.ones(1, 2, 9, 9)
+    with pytest.raises(UnsupportedLayer, match=r"^4: where= leaves out 8, which is in the same"):
+        convfc.to_conv(model, example=example, where="4")
+    attention = with_integers(Attention())
+    after = convfc.to_conv(attention, example=integers(X), where="head")
+    assert (type(after.squeeze), type(after.head)) == (nn.Linear, nn.Conv2d)
+
+
+def test_a_weight_shared_with_a_layer_that_stays_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Flatten(), nn.Linear(32, 4), nn.ReLU())
+    model[0].weight = nn.Parameter(torch.ones(4, 32))
+    model[2].weight = model[0].weight
+    model[0] = nn.Sequential(
+        nn.Flatten(), model[0], nn.Unflatten(1, (2, 1, 2)), nn.Upsample((4, 4))
+    )
+    with pytest.raises(UnsupportedLayer, match=r"^2: the weight of 2 is that of 0\.1 too, which"):
+        convfc.to_conv(model, example=torch.ones(X), where="2")
+
+
+def test_a_forward_cannot_change_in_place_nor_under_hooks() -> None:
+    model = LeNet(FLATTENS["view"])
+    example = torch.ones(1, 2, 9, 9)
+    with pytest.raises(UnsupportedLayer, match=r"^fc1: the forward of the model \(LeNet\)"):
+        convfc.to_conv(model, example=example, inplace=True)
+    model.conv.register_forward_hook(lambda m, args, out: out)  # goes on being called
+    convfc.to_conv(model, example=example)
+    model.register_forward_hook(lambda m, args, out: out)
+    with pytest.raises(UnsupportedLayer, match="hooks on it would not be called any more"):
+        convfc.to_conv(model, example=example)
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_heads_that_cannot_be_converted_are_refused_by_name(kind: str) -> None:
+    make, shape, message = REFUSED[kind]
+    model = make().eval()
+    example = torch.ones(shape)
+    with pytest.raises(UnsupportedLayer, match=message):
+        convfc.to_conv(model, example=example)
+    with pytest.warns(UnsupportedLayerWarning, match="left as they are"):
+        after = convfc.to_conv(model, example=example, strict=False)
+    assert [type(part) for part in after.modules()] == [type(part) for part in model.modules()]

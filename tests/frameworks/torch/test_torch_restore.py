@@ -1,0 +1,298 @@
+"""to_conv: the FC forms go back to the CONV layers they came from, bit for bit, as they are now."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+from conv_cases import CASES, SMALL, ConvCase, integers
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+import convfc
+from convfc.errors import NothingToConvert, UnsupportedLayer, UnsupportedLayerWarning
+from convfc.frameworks.torch import PatchConv
+from convfc.frameworks.torch.read import matrix_to_weight
+from convfc.frameworks.torch.weights import is_weight_form
+
+FORMS = ("patch", "weight")
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+HYPER_PARAMETERS = (
+    "in_channels",
+    "out_channels",
+    "kernel_size",
+    "stride",
+    "padding",
+    "dilation",
+    "groups",
+    "padding_mode",
+    "output_padding",
+    "transposed",
+)
+
+
+class Stem(nn.Conv2d):
+    """A class of the user's own, whose forward is PyTorch's."""
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(4, 4, 3, padding=1)
+        self.again = self.first
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.again(self.first(x))
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))
+    )
+
+
+def set_integers(layer: nn.Module) -> None:
+    """What a tool leaves: other numbers in the FC parameters."""
+    with torch.no_grad():
+        for seed, parameter in enumerate(layer.parameters()):
+            parameter.copy_(integers(parameter.shape, parameter.dtype, seed + 50))
+
+
+def assert_same_layer(before: nn.Module, back: nn.Module) -> None:
+    assert type(back) is type(before)
+    state, got = before.state_dict(), back.state_dict()
+    assert list(got) == list(state)
+    for name, tensor in state.items():
+        assert torch.equal(got[name], tensor)
+        assert (got[name].dtype, got[name].stride()) == (tensor.dtype, tensor.stride())
+    for name in HYPER_PARAMETERS:
+        assert getattr(back, name) == getattr(before, name)
+
+
+@pytest.mark.parametrize("form", [*FORMS, "block-diagonal"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_every_layer_comes_back_bit_for_bit(case: ConvCase, form: str) -> None:
+    layer = case.cls(*case.args, **case.rest)
+    kinds = {"form": form} if form in FORMS else {"block_diagonal": True}
+    back = convfc.to_conv(convfc.to_fc(layer, **kinds))
+    assert_same_layer(layer, back)
+    assert vars(back).keys() == vars(layer).keys()
+    x = torch.randn(2, case.args[0], *case.size)
+    assert torch.equal(back(x), layer(x))
+
+
+@pytest.mark.parametrize("form", [*FORMS, "block-diagonal"])
+@pytest.mark.parametrize("case", SMALL, ids=str)
+def test_changed_fc_weights_and_gradients_come_back(case: ConvCase, form: str) -> None:
+    kinds = {"form": form} if form in FORMS else {"block_diagonal": True}
+    fc = convfc.to_fc(case.layer(), **kinds)
+    if form == "block-diagonal" and fc.groups > 1:
+        with torch.no_grad():
+            fc.fc.weight.mul_(2)
+    else:
+        set_integers(fc)
+    y = fc(case.x())
+    y.backward(integers(y.shape, y.dtype, 3))
+    (back,) = convfc.to_conv(nn.Sequential(fc), inplace=True)
+    gradients = [parameter.grad for parameter in back.parameters()]
+    back.zero_grad()
+    z = back(case.x())
+    assert torch.equal(z, y)
+    z.backward(integers(y.shape, y.dtype, 3))
+    for parameter, gradient in zip(back.parameters(), gradients, strict=True):
+        assert torch.equal(parameter.grad, gradient)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_whole_model(form: str) -> None:
+    model = network()
+    fc = convfc.to_fc(model, form=form)
+    back = convfc.to_conv(fc)
+    assert [type(part) for part in back.modules()] == [type(part) for part in model.modules()]
+    for (name, want), (key, got) in zip(
+        model.state_dict().items(), back.state_dict().items(), strict=True
+    ):
+        assert key == name
+        assert torch.equal(got, want)
+    # The FC model is left alone.
+    assert isinstance(fc[0], PatchConv) or is_weight_form(fc[0])
+    assert not {p.data_ptr() for p in fc.parameters()} & {p.data_ptr() for p in back.parameters()}
+    assert pickle.loads(pickle.dumps(back))[0].kernel_size == (3, 3)  # noqa: S301 (our own)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_in_place(form: str) -> None:
+    model = convfc.to_fc(network(), form=form)
+    bias = model[0].bias
+    assert convfc.to_conv(model, inplace=True) is model
+    assert type(model[0]) is type(model[2][0]) is nn.Conv2d
+    assert model[0].bias is bias
+
+
+def test_a_bare_layer_in_place() -> None:
+    layer = convfc.to_fc(nn.Conv2d(3, 4, 3), form="weight")
+    assert convfc.to_conv(layer, inplace=True) is layer
+    with pytest.raises(UnsupportedLayer, match=r"^inplace: the model is itself the FC layer"):
+        convfc.to_conv(convfc.to_fc(layer), inplace=True)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_present_attributes_count(form: str) -> None:
+    layer = Stem(3, 4, 3, padding=1, dtype=torch.float64)
+    layer.note = "kept"
+    layer.register_buffer("seen", torch.tensor(3))
+    layer.eval().weight.requires_grad_(False)
+    fc = convfc.to_fc(layer, form=form)
+    fc.stride, fc.padding, fc.later = (2, 1), (0, 2), "also kept"
+    fc.train()
+    back = convfc.to_conv(fc)
+    assert type(back) is Stem
+    assert (back.stride, back.padding) == ((2, 1), (0, 2))
+    assert (back.note, back.later) == ("kept", "also kept")
+    assert (back.seen.item(), back.training) == (3, True)
+    assert (back.weight.requires_grad, back.bias.requires_grad) == (False, True)
+    x = torch.randn(1, 3, 9, 9, dtype=torch.float64)
+    want = nn.functional.conv2d(x, layer.weight, layer.bias, (2, 1), (0, 2))
+    assert torch.equal(back(x), want)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_frozen_groups_come_back_frozen(form: str) -> None:
+    layer = nn.Conv2d(4, 6, 3, groups=2)
+    layer.weight.requires_grad_(False)
+    back = convfc.to_conv(convfc.to_fc(layer, form=form))
+    assert (back.weight.requires_grad, back.bias.requires_grad) == (False, True)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.complex64], ids=str)
+def test_dtypes_and_memory_formats_are_kept(dtype: torch.dtype, form: str) -> None:
+    layer = nn.Conv2d(3, 4, 3, dtype=dtype).to(memory_format=torch.channels_last)
+    assert_same_layer(layer, convfc.to_conv(convfc.to_fc(layer, form=form)))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_hooks_come_back_and_their_handles_work(form: str) -> None:
+    layer = nn.Conv2d(3, 4, 3)
+    x = torch.randn(1, 3, 9, 9)
+    y = layer(x)
+    fc = convfc.to_fc(layer, form=form)
+    handle = fc.register_forward_hook(lambda m, args, out: out + 1)
+    back = convfc.to_conv(nn.Sequential(fc), inplace=True)[0]
+    assert torch.equal(back(x), y + 1)
+    handle.remove()
+    assert torch.equal(back(x), y)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_layer_at_two_places_stays_one(form: str) -> None:
+    model = Twice()
+    back = convfc.to_conv(convfc.to_fc(model, form=form))
+    assert back.first is back.again
+    assert_same_layer(model.first, back.first)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("form", FORMS)
+def test_layers_that_share_parameters_go_on_sharing_them(form: str, groups: int) -> None:
+    model = nn.Sequential(
+        nn.Conv2d(4, 4, 3, groups=groups), nn.Conv2d(4, 4, 3, dilation=2, groups=groups)
+    )
+    model[1].weight, model[1].bias = model[0].weight, model[0].bias
+    back = convfc.to_conv(convfc.to_fc(model, form=form))
+    assert back[0].weight is back[1].weight
+    assert torch.equal(back[0].weight, model[0].weight)
+    if groups == 1 or form == "weight":
+        assert back[0].bias is back[1].bias
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_weight_shared_with_a_layer_that_stays_is_refused(form: str) -> None:
+    model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3))
+    model[1].weight = model[0].weight
+    fc = convfc.to_fc(model, form=form)
+    with pytest.raises(UnsupportedLayer, match=r"^0: its FC weight is also a parameter of 1\."):
+        convfc.to_conv(fc, where="0")
+
+
+@pytest.mark.parametrize("where", ["2.*", lambda name, module: name == "2.0"], ids=["glob", "name"])
+def test_where_selects(where: object) -> None:
+    back = convfc.to_conv(convfc.to_fc(network()), where=where)
+    assert isinstance(back[0], PatchConv)
+    assert type(back[2][0]) is nn.Conv2d
+
+
+def test_where_gets_the_modules_of_the_model_itself() -> None:
+    fc = convfc.to_fc(network())
+    back = convfc.to_conv(fc, where=lambda name, module: module is fc[0])
+    assert type(back[0]) is nn.Conv2d
+    assert isinstance(back[2][0], PatchConv)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        (network(), {}, "no layer of the model is in patch or weight form.*as example="),
+        (convfc.to_fc(network()), {"where": "9"}, r"where= selects nothing.*one of 0, 2\.0; got 9"),
+        (network(), {"example": torch.ones(1)}, "neither FC forms nor nn.Linear layers"),
+    ],
+    ids=["plain", "where", "example"],
+)
+def test_nothing_to_convert(model: nn.Module, options: dict[str, object], message: str) -> None:
+    with pytest.raises(NothingToConvert, match=message):
+        convfc.to_conv(model, **options)
+
+
+def test_not_strict_leaves_and_lists() -> None:
+    fc = convfc.to_fc(network())
+    fc[0].fc = nn.Bilinear(2, 2, 2)
+    with pytest.raises(UnsupportedLayer, match=r"^0: its FC part is a Bilinear; it cannot become"):
+        convfc.to_conv(fc)
+    with pytest.raises(UnsupportedLayer, match="merge or take out what the tool has put there"):
+        convfc.to_conv(fc, inplace=True)
+    assert isinstance(fc[2][0], PatchConv)  # an error leaves the model alone
+    with pytest.warns(UnsupportedLayerWarning, match=r"0 \(its FC part is a Bilinear\)"):
+        back = convfc.to_conv(fc, strict=False)
+    assert isinstance(back[0], PatchConv)
+    assert type(back[2][0]) is nn.Conv2d
+
+
+class Twofold(nn.Module):
+    def forward(self, matrix: Tensor) -> Tensor:
+        return 2 * matrix
+
+
+def test_a_further_parametrization_of_the_weight_form_becomes_permanent() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3))
+    model[1].weight = model[0].weight
+    fc = convfc.to_fc(model, form="weight")
+    nn.utils.parametrize.register_parametrization(fc[0], "weight", Twofold(), unsafe=True)
+    back = convfc.to_conv(fc)
+    assert torch.equal(back[0].weight, 2 * model[0].weight)
+    assert torch.equal(back[1].weight, model[1].weight)
+
+
+def test_weight_forms_that_hide_their_matrix_are_refused() -> None:
+    fc = convfc.to_fc(network(), form="weight")
+    prune.l1_unstructured(fc[0].parametrizations.weight, "original", amount=0.5)
+    with pytest.raises(UnsupportedLayer, match=r"computed before every call.*prune\.remove"):
+        convfc.to_conv(fc)
+    prune.remove(fc[0].parametrizations.weight, "original")
+    matrix = fc[0].parametrizations.weight.original
+    weight = convfc.to_conv(fc)[0].weight
+    want = matrix_to_weight(matrix, in_channels=3, kernel_size=(3, 3), transposed=False, groups=1)
+    assert torch.equal(weight, want)
+    assert torch.count_nonzero(weight) == weight.numel() // 2
+    fc[0].parametrizations.weight[0].register_forward_hook(lambda m, args, out: out)
+    with pytest.raises(UnsupportedLayer, match=r"hooks stand on its parametrization.*remove"):
+        convfc.to_conv(fc)
+
+
+def test_no_random_number_is_drawn() -> None:
+    fc = convfc.to_fc(network())
+    fc[0].fc = nn.Sequential(nn.Linear(27, 2), nn.Linear(2, 4))
+    state = torch.get_rng_state()
+    convfc.to_conv(fc)
+    assert torch.equal(torch.get_rng_state(), state)
