@@ -7,7 +7,6 @@ the layer's own ``weight`` and ``bias``: a copy takes the gradients as its param
 from __future__ import annotations
 
 import copy
-import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -31,7 +30,7 @@ from convfc.frameworks.torch.tensors import (
 )
 from convfc.rounding import exact_limit, rounding_bound
 
-__all__ = ["Call", "cast", "measure"]
+__all__ = ["Call", "cast", "integers_of", "measure"]
 
 _LAYER = "one side is more than a plain layer"
 
@@ -107,22 +106,21 @@ class _Measurement:
         double: dict[str, Comparison] = {}
         exact = ExactTest(why_not="not run")
         weights = self._weights() if self.plain else ()
-        with torch.no_grad():
-            y = self.call(copy.deepcopy(self.pair.before))
-        if self._comparable(y):
+        y = self._output(self.pair.before, "the first layer")
+        if y is not None and self._comparable(y):
             dy = torch.empty_like(y).copy_(self._normal(y))
             sums, terms = self._sums(dy)
             own = double = self._compare(dtype, dy, sums, terms)
-            if double_dtype != dtype and not self.errors:
+            if double_dtype != dtype:
                 double = self._compare(double_dtype, dy, sums, terms)
             if not self.errors:
-                exact = self._exact(y)
+                exact = self._exact(y, terms)
         if not self.plain:
             self.notes.append(
                 f"{_LAYER}: no test of weights and integers; in float64 the bound is that of "
                 f"{dtype_name(dtype)}, to which weights may have been rounded"
             )
-        m, k = self._matrices(y)
+        m, k = ((), ()) if y is None else self._matrices(y)
         return LayerCertificate(
             name=self.pair.name,
             forms=self.pair.forms,
@@ -134,23 +132,28 @@ class _Measurement:
             float64=double,
             weights=weights,
             exact=exact,
-            errors=tuple(self.errors),
+            errors=tuple(dict.fromkeys(self.errors)),
             notes=tuple(self.notes),
         )
 
     def _comparable(self, y: Tensor) -> bool:
         """Say whether the second layer gives an output of the first one's shape and dtype."""
-        with torch.no_grad():
-            other = self._attempt(lambda: self.call(copy.deepcopy(self.pair.after)))
+        other = self._output(self.pair.after, "the second layer")
         if other is None:
             return False
         if describe(other) != describe(y):
             self.errors.append(f"its output; expected {describe(y)}, got {describe(other)}")
-        elif strides_of(other) != strides_of(y):
+            return False
+        if strides_of(other) != strides_of(y):
             self.notes.append(f"strides of its output: {y.stride()}, then {other.stride()}")
-        return not self.errors
+        return True
 
-    def _attempt(self, run: Callable[[], Any], doing: str = "the second layer") -> Any:
+    @torch.no_grad()
+    def _output(self, layer: nn.Module, who: str) -> Tensor | None:
+        y: Tensor | None = self._attempt(lambda: self.call(copy.deepcopy(layer)), who)
+        return y
+
+    def _attempt(self, run: Callable[[], Any], doing: str) -> Any:
         """Run a layer that may be anything: what it raises is a finding, not an accident."""
         try:
             return run()
@@ -178,14 +181,13 @@ class _Measurement:
                 self.notes += self.errors[known:]  # a quantised layer has no float64
                 del self.errors[known:]
             return {}
-        others = dict(theirs.items())
-        found = {}
-        for name in dict(ours.items()).keys() ^ others.keys():
-            sides = ["one" if name in dict(run.items()) else "none" for run in (ours, theirs)]
-            self.errors.append(f"gradient of the {name}; expected {sides[0]}, got {sides[1]}")
+        if (ours.input is None) != (theirs.input is None):
+            sides = ["none" if side.input is None else "one" for side in (ours, theirs)]
+            self.errors.append(f"gradient of the input; expected {sides[0]}, got {sides[1]}")
+        others, found = dict(theirs.items()), {}
         for name, value in ours.items():
-            if name not in others:
-                continue
+            if name not in others or others[name].shape != value.shape:
+                continue  # a weight or bias of another kind, which is an error already
             bound = None
             if name in sums and not overflows(sums[name], dtype):
                 theory = dtype if self.plain else self.call.x.dtype
@@ -209,39 +211,40 @@ class _Measurement:
         images = self._images()
         first = slice(0, 1) if images is not None else slice(None)
         ones = torch.ones_like(x[first]), torch.ones_like(dy[first])
-        counts = dict(_run(counter, self.call, *ones, weights=weights).items())
-        terms = {name: int(count.max()) if count.numel() else 0 for name, count in counts.items()}
+        counts = _run(counter, self.call, *ones, weights=weights).items()
+        terms = {name: int(count.max()) if count.numel() else 0 for name, count in counts}
         for name in ("weight", "bias"):
             if name in terms and images is not None:
                 terms[name] *= images
         return dict(sums.items()), terms
 
-    def _exact(self, y: Tensor) -> ExactTest:
-        """Compare on integers, in the narrowest dtype in which their sums are exact."""
-        if not self.plain or self.reference is None:
+    def _exact(self, y: Tensor, terms: Mapping[str, int]) -> ExactTest:
+        """Compare on integers, in the narrowest dtype in which sums of so many terms are exact."""
+        if not self.plain:
             return ExactTest(why_not=_LAYER)
-        noise = self._normal(self.call.x), self._normal(y)
+        longest = max(1, *terms.values())
         for dtype in _widening(self.call.x.dtype):
-            limit = exact_limit(dtype_name(dtype))
-            for largest in (4, 1):
-                x = torch.empty_like(self.call.x, dtype=dtype).copy_(_integers(noise[0], largest))
-                dy = torch.empty_like(y, dtype=dtype).copy_(_integers(noise[1], largest))
-                sides = [
-                    cast(copy.deepcopy(side), functools.partial(_integers, largest=largest))
-                    for side in (self.pair.before, self.pair.after)
-                ]
-                moduli = copy.deepcopy(sides[self.reference is self.pair.after])
-                sums = _run(
-                    cast(moduli, _modulus), self.call, _modulus(x), _modulus(dy), weights=True
-                ).items()
-                if any(s.numel() and float(s.max()) > limit for _, s in sums):
-                    continue
-                ours, theirs = (
-                    _run(cast(side, _to(dtype)), self.call, x, dy, weights=True) for side in sides
-                )
-                others = dict(theirs.items())
-                differing = [name for name, t in ours.items() if not torch.equal(t, others[name])]
-                return ExactTest(dtype_name(dtype), tuple(differing))
+            # A modulus of two complex integers is sqrt(2) times as large as their parts.
+            room = exact_limit(dtype_name(dtype)) / (longest * (1 + dtype.is_complex))
+            if room < 1:
+                continue
+            largest = min(2 ** int(math.log2(room) / 2), 256)
+            x, dy = (
+                torch.empty_like(t, dtype=dtype).copy_(integers_of(self._normal(t), largest))
+                for t in (self.call.x, y)
+            )
+
+            def change(t: Tensor, largest: int = largest, dtype: torch.dtype = dtype) -> Tensor:
+                return integers_of(t, largest).to(dtype)
+
+            ours, theirs = (
+                dict(_run(cast(copy.deepcopy(side), change), self.call, x, dy).items())
+                for side in (self.pair.before, self.pair.after)
+            )
+            differing = [
+                name for name, value in ours.items() if not torch.equal(value, theirs[name])
+            ]
+            return ExactTest(dtype_name(dtype), tuple(differing))
         return ExactTest(why_not="its sums are too long to be exact in float64")
 
     def _weights(self) -> tuple[WeightComparison, ...]:
@@ -259,8 +262,8 @@ class _Measurement:
 
     def _normal(self, like: Tensor) -> Tensor:
         """Return random numbers of the normal distribution, the same ones on every device."""
-        wide = torch.complex128 if like.is_complex() else torch.float64
-        drawn = torch.randn(like.shape, generator=self.generator, dtype=wide)
+        dtype = torch.complex128 if like.is_complex() else torch.float64
+        drawn = torch.randn(like.shape, generator=self.generator, dtype=dtype)
         return drawn.to(like.device)
 
     def _images(self) -> int | None:
@@ -287,7 +290,7 @@ def _spatial_ndim(layer: nn.Module | None) -> int:
     return 0 if layer is None else max(layer.weight.dim() - 2, 0)  # type: ignore[operator]
 
 
-def _run(layer: nn.Module, call: Call, x: Tensor, dy: Tensor, *, weights: bool) -> _Run:
+def _run(layer: nn.Module, call: Call, x: Tensor, dy: Tensor, *, weights: bool = True) -> _Run:
     """Run a copied layer forward and backward; its parameters become their gradients."""
     x = x.detach().requires_grad_()
     parameters = [p for p in layer.parameters() if weights]
@@ -315,7 +318,7 @@ def _clear_off_blocks(layer: PatchConv) -> None:
     weight: Tensor = layer.fc.weight  # type: ignore[assignment]
     rows, columns = (size // layer.groups for size in weight.shape)
     block = weight.new_ones(rows, columns)
-    weight.mul_(torch.block_diag(*[block] * layer.groups))  # type: ignore[no-untyped-call]
+    weight.mul_(torch.block_diag(*[block] * layer.groups))
 
 
 def cast(layer: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module:
@@ -324,11 +327,7 @@ def cast(layer: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module:
     def change_numbers(t: Tensor) -> Tensor:
         return change(t) if t.is_floating_point() or t.is_complex() else t
 
-    return layer._apply(change_numbers)  # type: ignore[no-any-return, no-untyped-call]
-
-
-def _to(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    return lambda t: t.to(dtype)
+    return layer._apply(change_numbers)  # type: ignore[no-any-return]
 
 
 def _modulus(t: Tensor) -> Tensor:
@@ -343,14 +342,20 @@ def _widening(dtype: torch.dtype) -> list[torch.dtype]:
     return list(dict.fromkeys([dtype, *(kind for kind in kinds if kind.itemsize > dtype.itemsize)]))
 
 
-def _integers(t: Tensor, largest: int) -> Tensor:
+def integers_of(t: Tensor, largest: int) -> Tensor:
     """Turn each number into an integer from -largest to largest that depends on its bits alone.
 
     So numbers that have changed places are integers that have changed places, and a changed number
-    is, most often, another integer. Zero stays zero, as in a block-diagonal matrix it must.
+    is, most often, another integer. Zero stays zero, as in a block-diagonal matrix it must, and
+    nothing else becomes zero. ``largest`` is a power of two.
+
+    Examples
+    --------
+    >>> integers_of(torch.tensor([0.5, 0.0, 0.25, 0.5]), 4)
+    tensor([4., 0., 2., 4.])
     """
     if t.is_complex():
-        return torch.view_as_complex(_integers(torch.view_as_real(t.resolve_conj()), largest))
+        return torch.view_as_complex(integers_of(torch.view_as_real(t.resolve_conj()), largest))
     bits = t.detach().to(torch.float64).view(torch.int64)
     # Multiplicative (Fibonacci) hashing: the highest bits of the product depend on all bits.
     value = (bits * 0x1E3779B97F4A7C15) >> (64 - (2 * largest).bit_length() + 1)

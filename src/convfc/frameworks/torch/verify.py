@@ -23,7 +23,9 @@ def verify(before: nn.Module, after: nn.Module, x: Any, *, seed: int = 0) -> Cer
     """Compare two networks, their CONV layers in whatever form one by one; see `convfc.verify`.
 
     Both networks are left as they are: everything runs on copies, without autocast, and the random
-    number generators are put back.
+    number generators are put back. Hooks of the networks run with the copies; hooks around a CONV
+    layer itself are no part of the comparison of that layer. What is compared in float64 needs a
+    device that has it.
 
     Parameters
     ----------
@@ -91,7 +93,7 @@ def _measure_layers(
             with run.same_random_numbers_after():
                 for pair in pairs:
                     call = Call(x.detach(), rest, named, number=len(measured[pair]))
-                    measured[pair].append(measure(pair, call, seed=seed + call.number))
+                    measured[pair].append(measure(pair, call, seed=seed))
 
         return hook
 
