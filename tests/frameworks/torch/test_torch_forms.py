@@ -270,6 +270,13 @@ def test_output_size_of_a_transposed_layer(form: str) -> None:
         after(case.x(), output_size=(99, 99))
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_the_input_by_name(form: str) -> None:
+    layer = CASES[0].layer()
+    after = convfc.to_fc(layer, form=form)
+    assert torch.equal(after(input=CASES[0].x()), layer(input=CASES[0].x()))
+
+
 def test_strided_and_expanded_inputs() -> None:
     for case in CASES[:4]:
         layer = case.layer()

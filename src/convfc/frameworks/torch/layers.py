@@ -205,12 +205,12 @@ class PatchConv(nn.Module):
             groups=self.groups,
         )
 
-    def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+    def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """Return what the CONV layer returns, in the same memory format.
 
         Parameters
         ----------
-        x : Tensor, shape (N, c, *spatial) or (c, *spatial)
+        input : Tensor, shape (N, c, *spatial) or (c, *spatial)
         output_size : sequence of int, optional
             Of transposed layers, as PyTorch's take it.
 
@@ -219,8 +219,8 @@ class PatchConv(nn.Module):
         ShapeError, GeometryError
             If the input does not fit the layer.
         """
-        batched = self._check(x)
-        whole = x if batched else x.unsqueeze(0)
+        batched = self._check(input)
+        whole = input if batched else input.unsqueeze(0)
         extra = self._extra(whole, output_size)
         found = survey(self.fc)
         if found.hooked or _in_a_transform(whole):

@@ -351,8 +351,8 @@ def integers_of(t: Tensor, largest: int) -> Tensor:
 
     Examples
     --------
-    >>> integers_of(torch.tensor([0.5, 0.0, 0.25, 0.5]), 4)
-    tensor([4., 0., 2., 4.])
+    >>> integers_of(torch.tensor([0.1, 0.0, 0.2, 0.1]), 4)
+    tensor([3., 0., 1., 3.])
     """
     if t.is_complex():
         return torch.view_as_complex(integers_of(torch.view_as_real(t.resolve_conj()), largest))
