@@ -9,7 +9,7 @@ import time
 
 from harness import console
 
-BENCHMARKS = ("bench_im2col", "bench_fit", "bench_product_form")
+BENCHMARKS = ("bench_im2col", "bench_fit", "bench_product_form", "bench_torch")
 
 
 def main() -> int:

@@ -1,13 +1,7 @@
-"""The product of patches with an FC weight, block by block: M is never held.
+"""A CONV layer as the product of its patches with an FC layer, which never holds all patches.
 
-With the filters of a CONV layer as an FC weight, three products with blocks of M are all that it
-takes to use the layer and to train it::
-
-    y  = M K     rows of M are gathered from x
-    dx = dy Kᵀ   whose rows are scattered to what they were read from
-    dK = Mᵀ dy
-
-A transposed layer is the adjoint of another layer, so the first two change places.
+`conv_by_blocks` takes the FC weight and is as fast as PyTorch allows; `conv_by_module` calls any FC
+layer; `patch_matrix` builds all of M, for tracers and transforms.
 """
 
 from __future__ import annotations
@@ -20,19 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from convfc.frameworks.torch.windows import (
-    Axis,
-    Scratch,
-    gather,
-    padded,
-    patch_matrix,
-    patches_by_plan,
-    plan,
-    scatter,
-)
+from convfc.frameworks.torch.products import BLOCK_BYTES, Layer, adjoint
+from convfc.frameworks.torch.windows import Axis, padded, patch_matrix, patches_by_plan, plan
 from convfc.geometry import ConvGeometry
 from convfc.stretch import Block, row_blocks
 
@@ -45,10 +30,6 @@ __all__ = [
     "patches_by_plan",
     "plan",
 ]
-
-BLOCK_BYTES = 2**23
-"""Bytes of M in one block: written and read once, it should stay in the last cache; the fewer
-blocks, the less the start of every product costs."""
 
 
 def conv_by_blocks(
@@ -107,17 +88,18 @@ def _by_whole_matrix(
     groups = geometry.groups
     output_size = geometry.output_size(x.shape[2:])
     by_group = patch_matrix(x, geometry).unflatten(2, (groups, geometry.taps)).transpose(1, 2)
-    y = by_group @ weight.unflatten(0, (groups, -1)).transpose(1, 2)
+    y: Tensor = by_group @ weight.unflatten(0, (groups, -1)).transpose(1, 2)
     y = y.transpose(1, 2).flatten(2)
     y = y if bias is None else y + bias
-    return y.transpose(1, 2).unflatten(2, output_size)
+    y = y.transpose(1, 2)
+    return y.reshape(len(x), geometry.out_channels, *output_size)
 
 
 def _zero_padded(x: Tensor, geometry: ConvGeometry) -> tuple[Tensor, ConvGeometry]:
     """Reduce the layer to one that pads with zeros, or to the adjoint of such a one."""
     axes = plan(geometry, tuple(x.shape[2:]))
     if geometry.transposed:
-        size = _adjoint(geometry).output_size(geometry.output_size(x.shape[2:]))
+        size = adjoint(geometry).output_size(geometry.output_size(x.shape[2:]))
         simple = size == tuple(x.shape[2:])
     else:
         simple = all(axis.zeros for axis in axes)
@@ -125,23 +107,12 @@ def _zero_padded(x: Tensor, geometry: ConvGeometry) -> tuple[Tensor, ConvGeometr
         return x, geometry
     return padded(x, axes), replace(
         geometry,
-        stride=[axis.step for axis in axes],
-        padding=0,
-        output_padding=0,
+        stride=tuple(axis.step for axis in axes),
+        padding=((0, 0),) * len(axes),
+        output_padding=(0,) * len(axes),
         padding_mode="zeros",
         transposed=False,
         flip=axes[0].tap_step < 0,
-    )
-
-
-def _adjoint(geometry: ConvGeometry) -> ConvGeometry:
-    """Return the layer that a transposed one is the adjoint of."""
-    return replace(
-        geometry,
-        in_channels=geometry.out_channels,
-        out_channels=geometry.in_channels,
-        output_padding=0,
-        transposed=False,
     )
 
 
@@ -170,21 +141,24 @@ class _Product(torch.autograd.Function):
         for_x, _, for_weight, for_bias, _ = ctx.needs_input_grad
         if torch.is_grad_enabled():
             # Aliases: a gradient must not flow on into what the inputs were computed from.
-            inputs = [None if t is None else t.view_as(t) for t in (x, weight, bias)]
-            wanted = [
-                t for t, needed in zip(inputs, (for_x, for_weight, for_bias), strict=True) if needed
-            ]
-            y = _by_whole_matrix(*inputs, geometry)
+            x, weight = x.view_as(x), weight.view_as(weight)
+            bias = None if bias is None else bias.view_as(bias)
+            y = _by_whole_matrix(x, weight, bias, geometry)
+            inputs = (x, None, weight, bias, None)
+            pairs = list(zip(inputs, ctx.needs_input_grad, strict=True))
+            wanted = [t for t, needed in pairs if needed]
             grads = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
-            return tuple(next(grads) if needed else None for needed in ctx.needs_input_grad)
+            return tuple(next(grads) if needed else None for _, needed in pairs)
         layer = Layer(geometry, x.shape[2:])
         dx = dweight = dbias = None
         if for_x:
             back = layer.gathered if geometry.transposed else layer.scattered
-            dx = back(dy, layer.filters(weight).conj(), None, torch.contiguous_format)
+            dx = back(dy, layer.filters(weight).conj(), None, _memory_format(x))
         if for_weight:
-            read, written = (dy, x) if geometry.transposed else (x, dy)
-            dweight = layer.weight(layer.product_of(read, written))
+            if geometry.transposed:
+                dweight = layer.weight(layer.product_of(dy, x)).conj().resolve_conj()
+            else:
+                dweight = layer.weight(layer.product_of(x, dy))
         if for_bias:
             dbias = dy.sum([0, *range(2, dy.ndim)])
         return dx, None, dweight, dbias, None
@@ -281,196 +255,47 @@ def conv_by_module(
     axes, groups = plan(geometry, tuple(x.shape[2:])), geometry.groups
     output_size = tuple(axis.positions for axis in axes)
     whole = padded(x, axes)
-    columns = groups * geometry.taps
     # As long as M is no larger than what it is read from, it may be held.
-    size = max(BLOCK_BYTES, whole.nbytes)
-    blocks = list(row_blocks((len(x), *output_size), max(1, size // (columns * x.itemsize))))
+    limit = max(BLOCK_BYTES, whole.nbytes) // (groups * geometry.taps * x.itemsize)
 
-    def rows(whole: Tensor, block: Block) -> Tensor:
-        return fc_call(_patches(whole, axes, groups, block))
+    def rows(part: Tensor, block: Block) -> Tensor:
+        return fc_call(_patches(part, axes, groups, block))
 
-    if len(blocks) == 1:
-        y = rows(whole, blocks[0]).unflatten(1, output_size).movedim(-1, 1)
+    samples = max(1, limit // math.prod(output_size))
+    if samples >= len(x):
+        y = rows(whole, [(0, n) for n in (len(x), *output_size)])
+        y = y.reshape(len(x), *output_size, out_channels).movedim(-1, 1)
         return y.contiguous(memory_format=memory_format)
+    # Split first: the gradient of what a block reads is then no larger than its samples.
+    parts = [
+        (first * samples, part, block)
+        for first, part in enumerate(whole.split(samples))
+        for block in row_blocks((len(part), *output_size), max(1, limit))
+    ]
     if torch.is_grad_enabled():
-        parts = [checkpoint(rows, whole, block, use_reentrant=False) for block in blocks]
-        y = torch.cat([part.flatten(0, 1) for part in parts])
-        y = y.unflatten(0, (len(x), *output_size)).movedim(-1, 1)
+        pieces = (checkpoint(rows, *part, use_reentrant=False) for _, *part in parts)
+        y = torch.cat([piece.flatten(0, 1) for piece in pieces])
+        y = y.view(len(x), *output_size, out_channels).movedim(-1, 1)
         return y.contiguous(memory_format=memory_format)
     written = None
-    for block in blocks:
-        part = rows(whole, block)
+    for first, part, block in parts:
+        product = rows(part, block)
         if written is None:
-            shape = (len(x), out_channels, *output_size)
             y = torch.empty(
-                shape, dtype=part.dtype, device=part.device, memory_format=memory_format
+                (len(x), out_channels, *output_size),
+                dtype=product.dtype,
+                device=product.device,
+                memory_format=memory_format,
             )
             written = y.movedim(1, -1)
-        place = written[tuple(slice(*bounds) for bounds in block)]
-        place.copy_(part.reshape(place.shape))
+        place = written[first:][tuple(slice(*bounds) for bounds in block)]
+        place.copy_(product.reshape(place.shape))
     return y
 
 
-class Layer:
-    """The three products of a CONV layer that pads with zeros, or of the adjoint of such a one.
-
-    Filters are ``(groups, f / groups, k)``; the taps in them are in the order of memory.
-    """
-
-    def __init__(self, geometry: ConvGeometry, input_size: Sequence[int]) -> None:
-        self.geometry, size = geometry, tuple(input_size)
-        if geometry.transposed:
-            size, self.geometry = geometry.output_size(size), _adjoint(geometry)
-        self.transposed = geometry.transposed
-        self.axes = plan(self.geometry, size)
-        self.size = size
-        self.groups = geometry.groups
-
-    @property
-    def positions(self) -> tuple[int, ...]:
-        return tuple(axis.positions for axis in self.axes)
-
-    def filters(self, weight: Tensor) -> Tensor:
-        """Bring an FC weight (f, k) into the order of memory."""
-        groups, geometry = self.groups, self.geometry
-        if not self.transposed and not geometry.flip:
-            return weight.unflatten(0, (groups, -1))
-        f, c = geometry.out_channels // groups, geometry.in_channels // groups
-        if self.transposed:
-            weight = weight.reshape(groups, c, -1, f).transpose(1, 3)
-        else:
-            weight = weight.reshape(groups, f, -1, c)
-        weight = weight.flip(2) if geometry.flip else weight
-        return weight.reshape(groups, f, -1)
-
-    def weight(self, filters: Tensor) -> Tensor:
-        """Bring filters in the order of memory back to an FC weight: `filters` read backwards."""
-        groups, geometry = self.groups, self.geometry
-        f, c = geometry.out_channels // groups, geometry.in_channels // groups
-        if not self.transposed and not geometry.flip:
-            return filters.flatten(0, 1)
-        filters = filters.reshape(groups, f, -1, c)
-        filters = filters.flip(2) if geometry.flip else filters
-        filters = filters.transpose(1, 3) if self.transposed else filters
-        return filters.flatten(0, 1).flatten(1)
-
-    def blocks(self, samples: int, itemsize: int) -> list[list[tuple[int, int]]]:
-        """Cut M into blocks."""
-        rows = max(1, BLOCK_BYTES // (self.groups * self.geometry.taps * itemsize))
-        return list(row_blocks((samples, *self.positions), rows))
-
-    def gathered(
-        self, x: Tensor, filters: Tensor, bias: Tensor | None, memory_format: torch.memory_format
-    ) -> Tensor:
-        """Return M K + bias, rows gathered from x: shape (N, f, *positions)."""
-        shape = (len(x), self.geometry.out_channels, *self.positions)
-        x = x.resolve_conj().resolve_neg().movedim(1, -1)
-        blocks = self.blocks(len(x), x.itemsize)
-        scratch = Scratch(x)
-        if len(blocks) == 1 and len(x):
-            y = _rows(product(gather(x, self.axes, self.groups, blocks[0], scratch), filters, bias))
-            return y.unflatten(0, (shape[0], *shape[2:])).movedim(-1, 1)
-        y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
-        written = y.movedim(1, -1)
-        for block in blocks if y.numel() else []:
-            matrix = gather(x, self.axes, self.groups, block, scratch)
-            place = written[tuple(slice(*bounds) for bounds in block)]
-            place.copy_(_rows(product(matrix, filters, bias)).view(place.shape))
-        return y
-
-    def scattered(
-        self, dy: Tensor, filters: Tensor, bias: Tensor | None, memory_format: torch.memory_format
-    ) -> Tensor:
-        """Return dy Kᵀ + bias, its rows scattered to what they were read from: (N, c, *size)."""
-        if self._gathers_back(len(dy)):
-            turned = filters.unflatten(2, (-1, self.geometry.in_channels // self.groups))
-            turned = turned.flip(2).transpose(1, 3).flatten(2)
-            return self._turned().gathered(dy, turned, bias, memory_format)
-        wide = _accumulating(dy.dtype)
-        total = dy.new_zeros((len(dy), *self.size, self.geometry.in_channels), dtype=wide)
-        dy = dy.movedim(1, -1)
-        transposed = filters.to(wide).transpose(1, 2)
-        scratch = Scratch(total)
-        for block in self.blocks(len(dy), total.itemsize) if total.numel() else []:
-            rows = _by_group(dy[tuple(slice(*bounds) for bounds in block)], self.groups)
-            matrix = product(rows.to(wide), transposed)
-            scatter(matrix, total, self.axes, self.groups, block, scratch)
-        total = total if bias is None else total.add_(bias)
-        return total.to(dy.dtype).movedim(-1, 1)
-
-    def _gathers_back(self, samples: int) -> bool:
-        """Whether to gather rows from dy rather than to scatter them.
-
-        With stride 1 the adjoint is a CONV layer as well, with the window turned round. To turn
-        the filters takes longer than to scatter when there are fewer rows than filters.
-        """
-        return (
-            all(axis.step == 1 and len(axis.before) < axis.extent for axis in self.axes)
-            and all(len(axis.after) < axis.extent for axis in self.axes)
-            and samples * math.prod(self.positions) >= self.geometry.out_channels
-        )
-
-    def _turned(self) -> Layer:
-        """Return the layer that is the adjoint of this one, of stride 1."""
-        padding = [
-            (axis.extent - 1 - len(axis.before), axis.extent - 1 - len(axis.after))
-            for axis in self.axes
-        ]
-        geometry = replace(
-            self.geometry,
-            in_channels=self.geometry.out_channels,
-            out_channels=self.geometry.in_channels,
-            padding=padding,
-        )
-        return Layer(geometry, self.positions)
-
-    def product_of(self, x: Tensor, dy: Tensor) -> Tensor:
-        """Return dyᵀ M, which is Kᵀ's gradient: shape (groups, f / groups, k)."""
-        wide = _accumulating(x.dtype)
-        geometry, groups = self.geometry, self.groups
-        total = x.new_zeros((groups, geometry.out_channels // groups, geometry.taps), dtype=wide)
-        x, dy = x.movedim(1, -1), dy.movedim(1, -1)
-        scratch = Scratch(x)
-        for block in self.blocks(len(x), total.itemsize) if x.numel() else []:
-            matrix = gather(x, self.axes, groups, block, scratch).to(wide).transpose(1, 2).conj()
-            rows = _by_group(dy[tuple(slice(*bounds) for bounds in block)], groups).to(wide)
-            total.add_(product(rows.transpose(1, 2), matrix))
-        return total.to(dy.dtype)
-
-
-def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return ``a bᵀ + bias`` of every group: (groups, m, k) and (groups, n, k) to (groups, m, n)."""
-    if len(a) > 1:
-        y = torch.bmm(a, b.transpose(1, 2))
-        return y if bias is None else y.add_(bias.view(len(b), 1, -1))
-    if _takes_onednn(a, b, bias):
-        y = torch.ops.mkldnn._linear_pointwise(a[0].contiguous(), b[0], bias, "none", [], "")
-    else:
-        y = F.linear(a[0], b[0], bias)
-    return y[None]
-
-
-def _takes_onednn(*tensors: Tensor | None) -> bool:
-    """Say whether oneDNN's product is there: of float32, faster than the one behind F.linear."""
-    return (
-        hasattr(torch.ops.mkldnn, "_linear_pointwise")
-        and torch.backends.mkldnn.enabled
-        and all(
-            t is None or (t.dtype == torch.float32 and t.device.type == "cpu") for t in tensors
-        )
-    )
-
-
-def _accumulating(dtype: torch.dtype) -> torch.dtype:
-    """Sums over blocks or taps of 16-bit numbers are kept in 32 bits, and rounded once."""
-    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
-
-
-def _rows(product: Tensor) -> Tensor:
-    """(groups, rows, n) to (rows, groups * n)."""
-    return product.transpose(0, 1).flatten(1)
-
-
-def _by_group(block: Tensor, groups: int) -> Tensor:
-    """(n, *positions, f) to (groups, rows, f / groups)."""
-    return block.reshape(-1, groups, block.shape[-1] // groups).transpose(0, 1)
+def _memory_format(x: Tensor) -> torch.memory_format:
+    """Return the format of a tensor, for another of its kind."""
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.ndim)
+    if last is None or x.is_contiguous() or not x.is_contiguous(memory_format=last):
+        return torch.contiguous_format
+    return last

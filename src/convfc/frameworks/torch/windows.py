@@ -12,7 +12,7 @@ import math
 import operator
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -197,14 +197,16 @@ def patches_by_plan(x: Tensor, axes: Sequence[Axis], groups: int) -> Tensor:
         windows = _gathered(windows, axes)  # torch.func cannot batch the gradient of unfold
     else:
         for dim, axis in enumerate(axes, start=2):
-            windows = windows.unfold(dim, axis.extent, axis.step)[..., :: axis.spacing]
+            windows = _axis_windows(windows, dim, axis)
         backwards = [2 + n + a for a, axis in enumerate(axes) if axis.tap_step < 0]
         windows = windows.flip(backwards) if backwards else windows
     windows = windows.unflatten(1, (groups, x.shape[1] // groups))
     # (N, g, c, *positions, *taps) -> (N, *positions, g, *taps, c)
     windows = windows.permute(0, *range(3, 3 + n), 1, *range(3 + n, 3 + 2 * n), 2)
     columns = x.shape[1] * math.prod([axis.taps for axis in axes])
-    return windows.reshape(x.shape[0], math.prod([axis.positions for axis in axes]), columns)
+    positions = math.prod([axis.positions for axis in axes])
+    matrix: Tensor = windows.reshape(x.shape[0], positions, columns)
+    return matrix
 
 
 def _gathered(x: Tensor, axes: Sequence[Axis]) -> Tensor:
@@ -217,30 +219,48 @@ def _gathered(x: Tensor, axes: Sequence[Axis]) -> Tensor:
     return x
 
 
+def _axis_windows(x: Tensor, dim: int, axis: Axis) -> Tensor:
+    """Append an axis with the taps of each position: windows side by side need no overlap."""
+    if axis.step != axis.extent or axis.spacing > 1:
+        return x.unfold(dim, axis.extent, axis.step)[..., :: axis.spacing]
+    if x.shape[dim] != axis.positions * axis.taps:
+        x = x.narrow(dim, 0, axis.positions * axis.taps)
+    windows: Tensor = x.unflatten(dim, (axis.positions, axis.taps)).movedim(dim + 1, -1)
+    return windows
+
+
 class Scratch:
-    """Memory that the blocks of one layer share: of the same size mostly, so it is kept.
+    """Memory that the blocks of one layer share: taken again, it still holds what was there.
 
     Examples
     --------
     >>> scratch = Scratch(torch.zeros(()))
-    >>> scratch.take("M", (2, 3)) is scratch.take("M", (2, 3))
-    True
+    >>> _ = scratch.take("M", (2, 3)).fill_(1)
+    >>> scratch.take("M", (1, 2))
+    tensor([[1., 1.]])
     """
 
     def __init__(self, like: Tensor) -> None:
-        self.like = like
-        self._kept: dict[str, tuple[object, Tensor]] = {}
+        self._like = like
+        self._memory: dict[str, Tensor] = {}
+        self._margins: object = None
 
-    def take(
-        self, name: str, shape: Sequence[int], key: object = None, *, zeros: bool = False
-    ) -> Tensor:
-        """Return memory of this shape, as it was left if the last to take it had the same key."""
-        kept = self._kept.get(name)
-        if kept is None or kept[0] != (key, tuple(shape)):
-            self._kept.pop(name, None)  # first drop, then allocate
-            new = self.like.new_zeros(shape) if zeros else self.like.new_empty(shape)
-            kept = self._kept[name] = ((key, tuple(shape)), new)
-        return kept[1]
+    def take(self, name: str, shape: Sequence[int]) -> Tensor:
+        """Return memory of this shape, holding anything."""
+        size = math.prod(shape)
+        if name not in self._memory or self._memory[name].numel() < size:
+            self._memory.pop(name, None)  # before there is more
+            self._memory[name] = self._like.new_empty(size)
+        return self._memory[name][:size].view(shape)
+
+    def take_with_margins(self, name: str, shape: Sequence[int], inner: Sequence[slice]) -> Tensor:
+        """Return memory that is zero around its inner part, which is to be overwritten."""
+        memory = self.take(name, shape)
+        margins = (tuple(shape), tuple((s.start, s.stop) for s in inner))
+        if margins != self._margins:
+            self._margins = margins
+            memory.zero_()
+        return memory
 
 
 class Reach(NamedTuple):
@@ -293,7 +313,7 @@ def gather(x: Tensor, axes: Sequence[Axis], groups: int, block: Block, scratch: 
     Returns
     -------
     Tensor, shape (groups, rows, k)
-        A view of ``x`` where strides can say it.
+        A view of ``x`` where strides can say it; with groups, each is held transposed.
 
     Examples
     --------
@@ -303,32 +323,43 @@ def gather(x: Tensor, axes: Sequence[Axis], groups: int, block: Block, scratch: 
     tensor([[[0., 0., 1.],
              [0., 1., 2.]]])
     """
-    part = _part(x, axes, block, scratch)
+    part = _part(x, axes, groups, block, scratch)
     lengths = [stop - start for start, stop in block]
     taps = [axis.taps for axis in axes]
     channels = x.shape[-1] // groups
     windows = _windows(part, axes, groups, lengths, taps)
-    rows = math.prod(lengths)
-    if math.prod(taps) == 1 and groups == 1:
-        return windows.reshape(1, rows, channels)
-    matrix = scratch.take("M", (groups, rows, math.prod(taps) * channels))
-    by_tap = matrix.view(groups, *lengths, *taps, channels)
-    by_tap.movedim(0, len(lengths)).copy_(windows)
+    rows, columns = math.prod(lengths), math.prod(taps) * channels
+    if columns == channels and groups == 1:
+        return windows.reshape(1, rows, columns)
+    if groups == 1:
+        matrix = scratch.take("M", (1, rows, columns))
+    else:
+        # With few channels in a group positions are the longer runs: Mᵀ is held.
+        matrix = scratch.take("M", (groups, columns, rows)).transpose(1, 2)
+    _by_tap(matrix, lengths, taps).copy_(windows)
     return matrix
 
 
-def _part(x: Tensor, axes: Sequence[Axis], block: Block, scratch: Scratch) -> Tensor:
-    """Return the padded input that a block reads, its channels side by side."""
+def _by_tap(matrix: Tensor, lengths: Sequence[int], taps: Sequence[int]) -> Tensor:
+    """View (groups, rows, k) as (n, *positions, groups, *taps, channels of a group)."""
+    by_tap: Tensor = matrix.unflatten(2, (*taps, -1)).unflatten(1, lengths)
+    return by_tap.movedim(0, len(lengths))
+
+
+def _part(x: Tensor, axes: Sequence[Axis], groups: int, block: Block, scratch: Scratch) -> Tensor:
+    """Return the padded input that a block reads: channels last, but with groups first."""
     size, inner, read = reach(axes, block)
     samples = slice(*block[0])
     whole = all(part == slice(0, n) for part, n in zip(inner, size, strict=True))
-    if whole and (x.stride(-1) == 1 or x.shape[-1] == 1):
+    if whole and (groups > 1 or x.stride(-1) == 1 or x.shape[-1] == 1):
         return x[(samples, *read)]
-    shape = (block[0][1] - block[0][0], *size, x.shape[-1])
-    # The margins are zeros, and stay so while blocks have them in the same place.
-    key = [(s.start, s.stop) for s in inner]
-    part = scratch.take("padded input", shape, key, zeros=not whole)
-    part[(slice(None), *inner)].copy_(x[(samples, *read)])
+    n, channels = block[0][1] - block[0][0], x.shape[-1]
+    inner = (slice(None), *inner)
+    if groups == 1:
+        part = scratch.take_with_margins("input", (n, *size, channels), inner)
+    else:
+        part = scratch.take_with_margins("input", (channels, n, *size), inner).movedim(0, -1)
+    part[inner].copy_(x[(samples, *read)])
     return part
 
 
@@ -376,25 +407,28 @@ def scatter(
     """
     size, inner, read = reach(axes, block)
     lengths = [stop - start for start, stop in block]
-    channels = total.shape[-1] // groups
-    part = scratch.take("padded sum", (lengths[0], *size, total.shape[-1])).zero_()
     taps = [axis.taps for axis in axes]
-    # (g, n, *positions, *taps, c) -> (n, *positions, g, *taps, c)
-    by_tap = matrix.view(groups, *lengths, *taps, channels).movedim(0, len(lengths))
+    channels = total.shape[-1]
+    by_tap = _by_tap(matrix, lengths, taps)
     apart = 1
+    if groups == 1:
+        part = scratch.take("sum", (lengths[0], *size, channels)).zero_()
+    else:
+        part = scratch.take("sum", (channels, lengths[0], *size)).zero_().movedim(0, -1)
     if groups == 1 and axes[-1].spacing == 1:
         # The taps of the last axis are one run in M and in the input alike. The runs of
         # neighbouring windows overlap, those of windows so far apart do not.
         by_tap = by_tap.flatten(-2)
         apart = math.ceil(taps.pop() / axes[-1].step)
-    batch, *spatial, _ = part.stride()
+    batch, *spatial, channel = part.stride()
     steps = [axis.step * s for axis, s in zip(axes, spatial, strict=True)]
-    strides = (batch, *steps[:-1], apart * steps[-1], channels, 1)
+    of_group = channels // groups * channel
+    strides = (batch, *steps[:-1], apart * steps[-1], of_group, channel)
     for phase, *tap in itertools.product(range(apart), *map(range, taps)):
-        every = (slice(None),) * len(axes) + (slice(phase, None, apart), slice(None))
-        run = by_tap[(*every, *tap)]
+        every = [slice(None)] * len(axes)
+        index: Any = (*every, slice(phase, None, apart), slice(None), *tap)
+        run = by_tap[index]
         spacings = (axis.spacing * s for axis, s in zip(axes, spatial, strict=True))
         start = phase * steps[-1] + sum(t * s for t, s in zip(tap, spacings, strict=False))
         part.as_strided(run.shape, strides, start).add_(run)
-    samples = slice(*block[0])
-    total[(samples, *read)].add_(part[(slice(None), *inner)])
+    total[(slice(*block[0]), *read)].add_(part[(slice(None), *inner)])

@@ -1,0 +1,425 @@
+"""The product of patches with an FC weight, in blocks: exact, bounded, and never holding M."""
+
+from __future__ import annotations
+
+import pathlib
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import bounds
+import numpy as np
+import pytest
+import torch
+from cases import CASES, Case, case
+from hypothesis import given, settings
+from judges import torch_layer
+from strategies import cases, seeds
+
+from convfc import ConvGeometry, conv_as_matmul, im2col
+from convfc.errors import GeometryError
+from convfc.frameworks.torch import blocks, products
+from convfc.frameworks.torch.blocks import (
+    conv_by_blocks,
+    conv_by_module,
+    patch_blocks,
+    patch_matrix,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+ONE_ROW, FEW_ROWS, WHOLE = 1, 400, 2**22
+
+NATIVE = [c for c in CASES if c.geometry.spatial_ndim <= 3]
+FEW = [
+    case((7, 6), (3, 2), stride=(2, 3), padding=((1, 0), (0, 2))),
+    case((6, 5), (3, 3), padding=1, c=3, f=4),
+    case((5, 6), (2, 3), c=6, f=4, groups=2, stride=2),
+    case((6, 6), (3, 3), c=4, f=4, groups=4, padding=1),
+    case((4, 5), (3, 3), padding=1, padding_mode="circular"),
+    case((4, 3), (3, 3), transposed=True, stride=2, padding=1, output_padding=1),
+    case((6, 5), (3, 2), flip=True, stride=2, padding=1),
+    case((5, 4), (1, 1), c=3, f=2),
+    case((4, 5), (2, 2), padding=((0, 3), (0, 0))),  # windows that read nothing but padding
+    case((7, 5), (2, 2), stride=2),  # side by side, and a rest that nothing reads
+]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(params=[ONE_ROW, FEW_ROWS, WHOLE], ids=lambda size: f"block{size}")
+def block_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Blocks of one row, of some, and one block."""
+    monkeypatch.setattr(products, "BLOCK_BYTES", request.param)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", request.param)
+    return int(request.param)
+
+
+def tensors(c: Case, dtype: torch.dtype = torch.float64, seed: int = 0) -> list[torch.Tensor]:
+    """x in PyTorch's layout, the FC weight and the bias, of small integers."""
+    x, filters, bias = c.integers(seed)
+    parts = [np.moveaxis(x, -1, 1), filters.reshape(len(filters), -1), bias]
+    found = [torch.tensor(np.ascontiguousarray(part)).to(dtype) for part in parts]
+    if dtype.is_complex:
+        found = [part * (1 + 2j) for part in found]
+    return found
+
+
+def native(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, g: ConvGeometry
+) -> torch.Tensor:
+    """PyTorch's own layer; beyond three axes, the package's own product."""
+    layer = torch_layer if g.spatial_ndim <= 3 else conv_as_matmul
+    y: torch.Tensor = layer(x.movedim(1, -1), weight.reshape(g.filters_shape), g, bias)
+    return y.movedim(-1, 1)
+
+
+def gradients(
+    layer: Callable[..., torch.Tensor], inputs: list[torch.Tensor], dy: torch.Tensor
+) -> list[torch.Tensor]:
+    leaves = [t.detach().requires_grad_() for t in inputs]
+    found = torch.autograd.grad(layer(*leaves), leaves, dy, allow_unused=True)
+    return [
+        torch.zeros_like(leaf) if grad is None else grad
+        for leaf, grad in zip(leaves, found, strict=True)
+    ]
+
+
+def assert_all_equal(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("c", [*CASES, *FEW[-2:]], ids=str)
+def test_output_and_gradients_are_exact_on_integers(c: Case, block_bytes: int) -> None:
+    g, inputs = c.geometry, tensors(c)
+    expected = native(*inputs, g)
+    assert torch.equal(conv_by_blocks(*inputs, g), expected)
+    dy = torch.randint(-3, 4, expected.shape, dtype=expected.dtype)
+    assert_all_equal(
+        gradients(lambda *t: conv_by_blocks(*t, g), inputs, dy),
+        gradients(lambda *t: native(*t, g), inputs, dy),
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(c=cases(max_ndim=3), seed=seeds)
+def test_drawn_geometries_are_exact_on_integers(c: Case, seed: int) -> None:
+    g, inputs = c.geometry, tensors(c, torch.float32, seed)
+    expected = native(*inputs, g)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(products, "BLOCK_BYTES", seed % 997 + 1)
+        assert torch.equal(conv_by_blocks(*inputs, g), expected)
+        dy = torch.ones_like(expected)
+        assert_all_equal(
+            gradients(lambda *t: conv_by_blocks(*t, g), inputs, dy),
+            gradients(lambda *t: native(*t, g), inputs, dy),
+        )
+
+
+@pytest.mark.parametrize("onednn", [True, False])
+def test_both_products_are_exact(onednn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+    monkeypatch.setattr(products, "_takes_onednn", lambda *t: taken.append(onednn) or onednn)
+    c = case((7, 6), (3, 3), c=4, f=8, padding=1)
+    inputs = tensors(c, torch.float32)
+    assert torch.equal(conv_by_blocks(*inputs, c.geometry), native(*inputs, c.geometry))
+    assert taken
+
+
+def test_the_faster_product_is_left_alone_where_it_is_switched_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    a = torch.ones(2, 2)
+    present = hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    assert products._takes_onednn(a, None) == (present and torch.backends.mkldnn.enabled)
+    assert not products._takes_onednn(a, a.double())
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
+    assert not products._takes_onednn(a)
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.complex64],
+    ids=lambda dtype: str(dtype).removeprefix("torch."),
+)
+@pytest.mark.parametrize("c", FEW, ids=str)
+def test_every_dtype_is_exact_on_integers(c: Case, dtype: torch.dtype) -> None:
+    g = c.geometry
+    wide = torch.complex128 if dtype.is_complex else torch.float64
+    inputs = tensors(c, wide)
+    y = native(*inputs, g)
+    dy = torch.full_like(y, 1 - 2j if dtype.is_complex else 1)
+    found = conv_by_blocks(*(t.to(dtype) for t in inputs), g)
+    assert found.dtype == dtype
+    assert torch.equal(found, y.to(dtype))
+    assert_all_equal(
+        gradients(lambda *t: conv_by_blocks(*t, g), [t.to(dtype) for t in inputs], dy.to(dtype)),
+        [t.to(dtype) for t in gradients(lambda *t: native(*t, g), inputs, dy)],
+    )
+
+
+@pytest.mark.parametrize("c", FEW, ids=str)
+def test_memory_formats_and_strides_do_not_matter(c: Case, block_bytes: int) -> None:
+    g, (x, weight, bias) = c.geometry, tensors(c)
+    expected = native(x, weight, bias, g)
+    last = LAST[x.ndim]
+    wide = torch.zeros(2 * len(x), *x.shape[1:-1], 2 * x.shape[-1], dtype=x.dtype)
+    wide[::2, ..., ::2] = x
+    for given_x in (x, x.contiguous(memory_format=last), wide[::2, ..., ::2]):
+        for memory_format in (torch.contiguous_format, last):
+            found = conv_by_blocks(given_x, weight, bias, g, memory_format=memory_format)
+            assert torch.equal(found, expected)
+            assert found.is_contiguous(memory_format=memory_format)
+    turned = weight.t().contiguous().t()
+    dy = torch.randint(-3, 4, expected.shape).to(x.dtype)
+    found = gradients(lambda *t: conv_by_blocks(*t, g), [x, turned, bias], dy.mT.contiguous().mT)
+    assert_all_equal(found, gradients(lambda *t: native(*t, g), [x, weight, bias], dy))
+
+
+@pytest.mark.parametrize("needed", [(1, 0, 0), (0, 1, 0), (0, 0, 1)])
+def test_only_needed_gradients(needed: tuple[int, ...]) -> None:
+    c = FEW[0]
+    inputs = [t.requires_grad_(bool(n)) for t, n in zip(tensors(c), needed, strict=True)]
+    conv_by_blocks(*inputs, c.geometry).sum().backward()
+    expected = gradients(
+        lambda *t: native(*t, c.geometry),
+        inputs,
+        torch.ones(()).expand(native(*inputs, c.geometry).shape).double(),
+    )
+    for tensor, n, grad in zip(inputs, needed, expected, strict=True):
+        assert (tensor.grad is not None) == bool(n)
+        assert not n or torch.equal(tensor.grad, grad)
+
+
+@pytest.mark.parametrize("c", FEW, ids=str)
+def test_no_bias_no_samples(c: Case) -> None:
+    x, weight, bias = tensors(c)
+    g = c.geometry
+    assert torch.equal(conv_by_blocks(x, weight, None, g), native(x, weight, None, g))
+    none = x[:0].requires_grad_()
+    weight.requires_grad_()
+    y = conv_by_blocks(none, weight, bias, g)
+    assert y.shape == (0, g.out_channels, *g.output_size(x.shape[2:]))
+    y.sum().backward()
+    assert none.grad.shape == none.shape
+    assert torch.equal(weight.grad, torch.zeros_like(weight))
+    assert patch_matrix(none, g).shape == g.patch_matrix_shape(0, x.shape[2:])
+    fc = torch.nn.Linear(g.groups * g.taps, 2, dtype=x.dtype)
+    assert conv_by_module(none, fc, g, 2).shape[:2] == (0, 2)
+
+
+@pytest.mark.parametrize("c", FEW, ids=str)
+def test_gradients_of_gradients(c: Case) -> None:
+    g = c.geometry
+    small = ConvGeometry(
+        g.groups,
+        g.groups,
+        g.kernel_size,
+        **{
+            name: getattr(g, name)
+            for name in ("stride", "padding", "groups", "padding_mode", "transposed", "flip")
+        },
+    )
+    torch.manual_seed(0)
+    shapes = [(1, g.groups, 3, 3), (g.groups, small.taps), (g.groups,)]
+    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    assert torch.autograd.gradcheck(lambda *t: conv_by_blocks(*t, small), inputs)
+    assert torch.autograd.gradgradcheck(lambda *t: conv_by_blocks(*t, small), inputs)
+
+
+def test_gradient_of_gradient_where_the_weight_depends_on_the_input() -> None:
+    c = FEW[1]
+    g = c.geometry
+    x, weight, bias = tensors(c)
+
+    def second(layer: Callable[..., torch.Tensor]) -> torch.Tensor:
+        leaf = x.clone().requires_grad_()
+        w = weight * leaf.sum()
+        (dx,) = torch.autograd.grad(layer(leaf, w, bias, g).square().sum(), leaf, create_graph=True)
+        return torch.autograd.grad(dx.sum(), leaf)[0]
+
+    assert torch.equal(second(conv_by_blocks), second(native))
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.torch.jit.script. is deprecated:FutureWarning"
+)  # PyTorch's own
+def test_forward_mode_derivative() -> None:
+    c = FEW[0]
+    x, weight, bias = tensors(c)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+        y = conv_by_blocks(dual, weight, bias, c.geometry)
+        tangent = torch.autograd.forward_ad.unpack_dual(y).tangent
+    assert torch.equal(tangent, native(torch.ones_like(x), weight, None, c.geometry))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("c", FEW, ids=str)
+def test_real_numbers_stay_within_the_rounding_bound(c: Case, dtype: str, block_bytes: int) -> None:
+    number = getattr(torch, dtype)
+    arrays = [torch.tensor(a).to(number) for a in c.reals()]
+    x, filters, bias = arrays
+    exact = [a.double().numpy() for a in arrays]
+    found = conv_by_blocks(x.movedim(-1, 1), filters.flatten(1), bias, c.geometry)
+    difference = np.abs(
+        found.movedim(1, -1).double().numpy() - bounds.reference(*exact[:2], c.geometry, exact[2])
+    )
+    limit = bounds.conv_bound(*exact[:2], c.geometry, exact[2], dtype=dtype)
+    if dtype != "float32":  # the sum of wider products is rounded to this dtype once more
+        limit = limit + bounds.UNIT_ROUNDOFF[dtype] * np.abs(found.movedim(1, -1).double().numpy())
+    assert (difference <= limit).all()
+
+
+def test_nan_and_infinity_reach_the_outputs_that_read_them_and_no_others() -> None:
+    for c in FEW:
+        x, weight, _ = tensors(c)
+        weight = weight.abs() + 1
+        x[0, 0, 0, 0] = float("nan")
+        x[-1, -1, -1, -1] = float("inf")
+        found = conv_by_blocks(x, weight, None, c.geometry)
+        x[0, 0, 0, 0], x[-1, -1, -1, -1] = 0, 0
+        marks = torch.zeros_like(x)
+        marks[0, 0, 0, 0], marks[-1, -1, -1, -1] = 1, 1
+        read = native(marks, torch.ones_like(weight), None, c.geometry) > 0
+        assert torch.equal(~found.isfinite(), read), str(c)
+
+
+def test_a_geometry_that_does_not_fit() -> None:
+    g = ConvGeometry(1, 1, (5, 5))
+    for call in (
+        lambda x: conv_by_blocks(x, torch.ones(1, 25), None, g),
+        lambda x: patch_matrix(x, g),
+        lambda x: conv_by_module(x, torch.nn.Linear(25, 1), g, 1),
+    ):
+        with pytest.raises(GeometryError, match="the kernel is larger than the padded input"):
+            call(torch.ones(1, 1, 3, 3))
+
+
+@pytest.mark.parametrize("c", CASES, ids=str)
+def test_patch_matrix_and_its_blocks_are_im2col(c: Case) -> None:
+    x, _, _ = tensors(c)
+    expected = im2col(x.movedim(1, -1), c.geometry)
+    assert torch.equal(patch_matrix(x, c.geometry), expected)
+    walked = [rows.flatten(0, 1) for _, rows in patch_blocks(x, c.geometry, size=300)]
+    assert len(walked) > 1 or expected.nbytes <= 300 or prod(expected.shape[:2]) == 1
+    assert torch.equal(torch.cat(walked), expected.flatten(0, 1))
+
+
+def test_patch_matrix_is_a_view_where_strides_allow() -> None:
+    x = torch.randn(2, 3, 4, 6)
+    for given_x in (x, x.contiguous(memory_format=torch.channels_last)):
+        matrix = patch_matrix(given_x, ConvGeometry(3, 5, (1, 1)))
+        assert matrix.data_ptr() == given_x.data_ptr()
+    signal = torch.randn(2, 1, 12)
+    assert patch_matrix(signal, ConvGeometry(1, 5, (4,), stride=4)).data_ptr() == signal.data_ptr()
+    columns = torch.randn(2, 1, 6, 4)
+    geometry = ConvGeometry(1, 5, (2, 4), stride=(2, 4))
+    assert patch_matrix(columns, geometry).data_ptr() == columns.data_ptr()
+
+
+@pytest.mark.parametrize("c", FEW, ids=str)
+def test_a_module_in_blocks_is_the_layer(c: Case, block_bytes: int) -> None:
+    g, (x, weight, bias) = c.geometry, tensors(c)
+    k, per_group = g.taps, g.out_channels // g.groups
+    calls = []
+
+    def layer(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        def fc(patches: torch.Tensor) -> torch.Tensor:
+            calls.append(tuple(patches.shape))
+            rows = patches.unflatten(2, (g.groups, k))
+            filters = weight.unflatten(0, (g.groups, per_group))
+            return torch.einsum("nlgk,gfk->nlgf", rows, filters).flatten(2) + bias
+
+        return conv_by_module(x, fc, g, g.out_channels, memory_format=torch.channels_last)
+
+    expected = native(x, weight, bias, g)
+    with torch.no_grad():
+        found = layer(x, weight, bias)
+    assert torch.equal(found, expected)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert {(len(shape), shape[2]) for shape in calls} == {(3, g.groups * k)}
+    dy = torch.randint(-3, 4, expected.shape).to(x.dtype)
+    assert_all_equal(
+        gradients(layer, [x, weight, bias], dy),
+        gradients(lambda *t: native(*t, g), [x, weight, bias], dy),
+    )
+
+
+@pytest.mark.parametrize("c", FEW, ids=str)
+def test_vmap_is_the_loop(c: Case) -> None:
+    x = torch.stack([tensors(c, seed=seed)[0] for seed in range(3)])
+    found = torch.vmap(lambda image: patch_matrix(image, c.geometry))(x)
+    assert torch.equal(found, torch.stack([patch_matrix(image, c.geometry) for image in x]))
+
+
+class Patches(torch.nn.Module):
+    """What a compiler is given."""
+
+    def __init__(self, geometry: ConvGeometry) -> None:
+        super().__init__()
+        self.geometry = geometry
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return patch_matrix(x, self.geometry)
+
+
+@pytest.mark.parametrize("c", [FEW[0], FEW[4], FEW[5], FEW[6]], ids=str)
+def test_compile_and_export(c: Case) -> None:
+    layer = Patches(c.geometry)
+    x = tensors(c)[0]
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    higher = torch.cat([x, x], dim=2)  # a second size, for which sizes are left open
+    for images in (x, torch.cat([x, x, x]), higher):
+        assert torch.equal(compiled(images), layer(images))
+    batch = torch.export.Dim("batch")
+    exported = torch.export.export(layer, (x,), dynamic_shapes=({0: batch},))
+    images = torch.cat([x, x, x])
+    assert torch.equal(exported.module()(images), layer(images))
+
+
+def high_water(call: Callable[[], Any]) -> int:
+    """How far a call raises the resident set above where it was."""
+    call()
+
+    def status(field: str) -> int:
+        lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+    before = status("VmRSS")
+    pathlib.Path("/proc/self/clear_refs").write_text("5")
+    kept = call()
+    peak = status("VmHWM") - before
+    del kept
+    return peak
+
+
+def test_m_is_never_held() -> None:
+    if not pathlib.Path("/proc/self/clear_refs").exists():
+        pytest.skip("only Linux says how much memory was resident at most")
+    g = ConvGeometry(16, 4, (5, 5), padding=2)
+    x = torch.randn(8, 16, 96, 96)  # 4.5 MiB, of which M makes 112
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight = torch.randn(4, g.taps).requires_grad_()
+    matrix = 4 * prod(g.patch_matrix_shape(8, (96, 96)))
+    fc = torch.nn.Linear(g.taps, 4)
+
+    def train(layer: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad(layer().sum(), (x,))
+
+    def by_blocks() -> torch.Tensor:
+        return conv_by_blocks(x, weight, None, g, memory_format=torch.channels_last)
+
+    assert high_water(lambda: train(by_blocks)) < matrix / 3
+    assert high_water(lambda: train(lambda: conv_by_module(x, fc, g, 4))) < matrix / 2
+    # Had M been held, it would have been seen:
+    assert high_water(lambda: train(lambda: patch_matrix(x, g) @ weight.t())) > matrix * 0.9
