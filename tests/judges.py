@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.signal
 import torch
-import torch.nn.functional as F  # noqa: N812 (its usual name)
+import torch.nn.functional as F
 from jax import lax
 
 if TYPE_CHECKING:

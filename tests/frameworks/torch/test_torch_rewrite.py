@@ -102,7 +102,7 @@ def test_an_unknown_form_is_refused() -> None:
 
 
 def test_a_block_diagonal_weight_form_is_refused() -> None:
-    with pytest.raises(ConvfcError, match="block_diagonal: .* got form='weight'"):
+    with pytest.raises(ConvfcError, match=r"block_diagonal: .* got form='weight'"):
         convfc.to_fc(network(), form="weight", block_diagonal=True)
 
 

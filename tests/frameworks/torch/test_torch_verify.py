@@ -16,8 +16,8 @@ from torch import Tensor, nn
 import convfc
 from convfc.certificate import Certificate
 from convfc.errors import UnsupportedLayer, UnsupportedModel
-from convfc.frameworks.torch.pairs import find_pairs
-from convfc.frameworks.torch.verify import verify
+from convfc.frameworks.torch.certify.pairs import find_pairs
+from convfc.frameworks.torch.certify.verify import verify
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),

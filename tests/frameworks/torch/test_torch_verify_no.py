@@ -13,7 +13,7 @@ from proofs import assert_proven, network, only
 from torch import Tensor, nn
 
 import convfc
-from convfc.frameworks.torch.verify import verify
+from convfc.frameworks.torch.certify.verify import verify
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),

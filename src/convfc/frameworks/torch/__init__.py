@@ -1,14 +1,28 @@
-"""PyTorch's room: reads, builds and replaces its layers. Only this room imports torch."""
+"""PyTorch's room: reads, builds and replaces its layers. Only this room imports torch.
+
+============== ==================================================================================
+`read`         what is one of PyTorch's CONV layers, and what it computes
+`parts`        FC children, and what moves over from one layer to another
+`layers`       the patch form, ``PatchConv``; how it computes is in `forward`
+`weights`      the weight form
+`functional`   convolutions that no layer computes
+`rewrite`      ``to_fc``
+`restore`      ``to_conv``; what a tool has left in an FC child's place is in `factors`
+`heads`        plain FC layers to CONV layers
+`certify`      ``verify``
+`inspect`      ``inspect``
+============== ==================================================================================
+"""
 
 from __future__ import annotations
 
 from torch import nn
 
+from convfc.frameworks.torch.certify.verify import verify
 from convfc.frameworks.torch.inspect import inspect
 from convfc.frameworks.torch.layers import PatchConv
 from convfc.frameworks.torch.restore import to_conv
 from convfc.frameworks.torch.rewrite import to_fc
-from convfc.frameworks.torch.verify import verify
 
 __all__ = ["PatchConv", "inspect", "owns", "to_conv", "to_fc", "verify"]
 

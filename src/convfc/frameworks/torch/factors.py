@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
-from convfc.frameworks.torch.operations import POINTWISE
+from convfc.frameworks.torch.heads.operations import POINTWISE
+from convfc.frameworks.torch.heads.tracing import hooked
 from convfc.frameworks.torch.parts import as_parameter
 from convfc.frameworks.torch.read import Obstacle
-from convfc.frameworks.torch.tracing import hooked
 
 __all__ = ["Chain", "Product", "by_groups", "chain_of", "linear_obstacle", "own_block"]
 

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from convfc.errors import ShapeError, UnsupportedLayer
-from convfc.frameworks.torch.blocks import conv_by_blocks, conv_by_module
-from convfc.frameworks.torch.formats import (
+from convfc.frameworks.torch.forward.blocks import conv_by_blocks, conv_by_module
+from convfc.frameworks.torch.forward.formats import (
     in_format,
     is_channels_last,
     likely_output_format,
     native_output_format,
 )
+from convfc.frameworks.torch.forward.windows import Axis, patches_by_plan, plan
 from convfc.frameworks.torch.parts import (
     Survey,
     as_parameter,
@@ -34,7 +35,6 @@ from convfc.frameworks.torch.read import (
     own_class,
     weight_to_matrix,
 )
-from convfc.frameworks.torch.windows import Axis, patches_by_plan, plan
 
 __all__ = ["PatchConv"]
 

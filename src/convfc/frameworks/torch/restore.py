@@ -12,10 +12,11 @@ from torch import nn
 
 from convfc.errors import NothingToConvert, UnsupportedLayer
 from convfc.frameworks.torch.factors import Chain, Product, by_groups, chain_of, own_block
-from convfc.frameworks.torch.formats import channels_last
-from convfc.frameworks.torch.heads import find_heads
+from convfc.frameworks.torch.forward.formats import channels_last
+from convfc.frameworks.torch.heads.heads import find_heads
+from convfc.frameworks.torch.heads.operations import CONVS
+from convfc.frameworks.torch.heads.tracing import hooked
 from convfc.frameworks.torch.layers import PatchConv
-from convfc.frameworks.torch.operations import CONVS
 from convfc.frameworks.torch.parts import as_parameter, carry_over
 from convfc.frameworks.torch.read import Obstacle
 from convfc.frameworks.torch.rewrite import (
@@ -26,7 +27,6 @@ from convfc.frameworks.torch.rewrite import (
     replace,
     selector,
 )
-from convfc.frameworks.torch.tracing import hooked
 from convfc.frameworks.torch.weights import from_weight_form, is_weight_form
 
 __all__ = ["to_conv"]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from convfc.frameworks.torch.formats import channels_last, in_format, is_channels_last
+from convfc.frameworks.torch.forward.formats import channels_last, in_format, is_channels_last
 from convfc.frameworks.torch.parts import as_parameter, in_front
 from convfc.frameworks.torch.read import matrix_to_weight, own_class, weight_to_matrix
 

@@ -15,9 +15,9 @@ from torch.utils import _pytree as pytree
 
 from convfc.certificate import NetworkCertificate, OutputComparison
 from convfc.errors import UnsupportedModel
-from convfc.frameworks.torch.measures import cast
-from convfc.frameworks.torch.pairs import HeadConv, Pairs
-from convfc.frameworks.torch.tensors import (
+from convfc.frameworks.torch.certify.measures import cast
+from convfc.frameworks.torch.certify.pairs import HeadConv, Pairs
+from convfc.frameworks.torch.certify.tensors import (
     compare,
     describe,
     dtype_name,

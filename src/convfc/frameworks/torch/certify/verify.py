@@ -11,9 +11,9 @@ from torch.nn.parameter import is_lazy
 
 from convfc.certificate import Certificate, LayerCertificate
 from convfc.errors import UnsupportedLayer, UnsupportedModel
-from convfc.frameworks.torch.measures import Call, measure
-from convfc.frameworks.torch.networks import Runner, compare_networks
-from convfc.frameworks.torch.pairs import Pair, Pairs, find_pairs, has_own_weights
+from convfc.frameworks.torch.certify.measures import Call, measure
+from convfc.frameworks.torch.certify.networks import Runner, compare_networks
+from convfc.frameworks.torch.certify.pairs import Pair, Pairs, find_pairs, has_own_weights
 from convfc.frameworks.torch.read import geometry_of
 
 __all__ = ["verify"]

@@ -26,14 +26,15 @@ from typing import Any, NamedTuple
 
 from torch import fx, nn
 
-from convfc.frameworks.torch.calls import (
+from convfc.frameworks.torch.factors import linear_obstacle
+from convfc.frameworks.torch.heads.calls import (
     asks_batch,
     axis_of,
     reduced_axes,
     reordered_axes,
     source_of,
 )
-from convfc.frameworks.torch.edits import (
+from convfc.frameworks.torch.heads.edits import (
     Edit,
     Filters,
     Keep,
@@ -44,8 +45,7 @@ from convfc.frameworks.torch.edits import (
     apply,
     forward_obstacle,
 )
-from convfc.frameworks.torch.factors import linear_obstacle
-from convfc.frameworks.torch.operations import (
+from convfc.frameworks.torch.heads.operations import (
     ADAPTIVE,
     CONCATENATIONS,
     POINTWISE,
@@ -54,8 +54,8 @@ from convfc.frameworks.torch.operations import (
     RESHAPES,
     SOFTMAXES,
 )
+from convfc.frameworks.torch.heads.tracing import hooked, shape_of, trace
 from convfc.frameworks.torch.read import Obstacle
-from convfc.frameworks.torch.tracing import hooked, shape_of, trace
 
 __all__ = ["Heads", "find_heads"]
 

@@ -16,8 +16,14 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
-from convfc.frameworks.torch.products import BLOCK_BYTES, Layer, adjoint
-from convfc.frameworks.torch.windows import Axis, padded, patch_matrix, patches_by_plan, plan
+from convfc.frameworks.torch.forward.products import BLOCK_BYTES, Layer, adjoint
+from convfc.frameworks.torch.forward.windows import (
+    Axis,
+    padded,
+    patch_matrix,
+    patches_by_plan,
+    plan,
+)
 from convfc.geometry import ConvGeometry
 from convfc.stretch import Block, row_blocks
 

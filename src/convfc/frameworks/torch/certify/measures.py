@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from convfc.certificate import Comparison, ExactTest, LayerCertificate, WeightComparison
-from convfc.frameworks.torch.layers import PatchConv
-from convfc.frameworks.torch.pairs import Pair, has_own_weights, is_linear_map
-from convfc.frameworks.torch.tensors import (
+from convfc.frameworks.torch.certify.pairs import Pair, has_own_weights, is_linear_map
+from convfc.frameworks.torch.certify.tensors import (
     compare,
     describe,
     dtype_name,
@@ -28,6 +27,7 @@ from convfc.frameworks.torch.tensors import (
     wide,
     words,
 )
+from convfc.frameworks.torch.layers import PatchConv
 from convfc.rounding import exact_limit, rounding_bound
 
 __all__ = ["Call", "cast", "integers_of", "measure"]

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, fx, nn
 
-from convfc.frameworks.torch.operations import CONVS, NORMS, POOLS
+from convfc.frameworks.torch.heads.operations import CONVS, NORMS, POOLS
+from convfc.frameworks.torch.heads.tracing import dropouts_by_mode, graph_follows_mode, hooked
 from convfc.frameworks.torch.parts import carry_over
 from convfc.frameworks.torch.read import Obstacle
 from convfc.frameworks.torch.rewrite import replace
-from convfc.frameworks.torch.tracing import dropouts_by_mode, graph_follows_mode, hooked
 
 __all__ = [
     "Edit",
@@ -227,7 +227,7 @@ def forward_obstacle(
     Examples
     --------
     >>> import torch
-    >>> from convfc.frameworks.torch.tracing import trace
+    >>> from convfc.frameworks.torch.heads.tracing import trace
     >>> class Net(nn.Module):
     ...     def forward(self, x):
     ...         return x.flatten(1)
@@ -277,7 +277,7 @@ def apply(model: nn.Module, graph: fx.Graph, edits: Mapping[fx.Node, Edit]) -> n
     Examples
     --------
     >>> import torch
-    >>> from convfc.frameworks.torch.tracing import trace
+    >>> from convfc.frameworks.torch.heads.tracing import trace
     >>> model = nn.Sequential(nn.AdaptiveAvgPool1d(1), nn.Flatten())
     >>> graph = trace(model, (torch.ones(2, 3, 4),))
     >>> _, pool, flatten, _ = graph.nodes

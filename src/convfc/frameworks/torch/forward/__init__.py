@@ -1,0 +1,1 @@
+"""How the patch form computes: windows of the input, blocks of M, products, memory formats."""
