@@ -16,8 +16,8 @@ README = (ROOT / "README.md").read_text("utf-8")
 KEPT = ROOT / "docs" / "paper-run"
 
 
-def _updater():
-    spec = importlib.util.spec_from_file_location("update", ROOT / "docs/update_paper_run.py")
+def _updater(path="docs/update_paper_run.py"):
+    spec = importlib.util.spec_from_file_location("update", ROOT / path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -28,6 +28,15 @@ def test_block_is_made_from_the_kept_report():
     block = updater.readme_block((KEPT / "report.md").read_text("utf-8"))
     assert updater.with_block(README, block) == README
     assert "convfc reproduce --paper" in block
+
+
+def test_speed_is_that_of_the_kept_benchmark():
+    updater = _updater("benchmarks/update_readme.py")
+    block = updater.readme_block((ROOT / "benchmarks/results/torch.md").read_text("utf-8"))
+    assert updater.with_block(README, block) == README
+    assert block.count("| geometric mean |") == 2
+    kept = json.loads((ROOT / "benchmarks/results/torch.json").read_text("utf-8"))
+    assert all(f"{name} {version}" in block for name, version in kept["versions"].items())
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
