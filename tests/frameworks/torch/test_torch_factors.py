@@ -171,9 +171,8 @@ def test_lora_comes_back_as_weight_plus_delta(groups: int, merged: bool) -> None
     children = layer.children_fc
     deltas = [2 * c.lora_B["default"].weight @ c.lora_A["default"].weight for c in children]
     matrix = torch.cat([c.base_layer.weight for c in children]) + torch.cat(deltas)
-    want = matrix_to_weight(
-        matrix, in_channels=4, kernel_size=(3, 3), transposed=False, groups=groups
-    )
+    shape = (len(matrix), 4 // groups, 3, 3)
+    want = matrix_to_weight(matrix, shape, transposed=False, groups=groups)
     if merged:
         model.merge_adapter()
     for whole in (fc, model):  # what PEFT has wrapped, and its wrapper

@@ -282,7 +282,7 @@ def test_weight_forms_that_hide_their_matrix_are_refused() -> None:
     prune.remove(fc[0].parametrizations.weight, "original")
     matrix = fc[0].parametrizations.weight.original
     weight = convfc.to_conv(fc)[0].weight
-    want = matrix_to_weight(matrix, in_channels=3, kernel_size=(3, 3), transposed=False, groups=1)
+    want = matrix_to_weight(matrix, (len(matrix), 3, 3, 3), transposed=False, groups=1)
     assert torch.equal(weight, want)
     assert torch.count_nonzero(weight) == weight.numel() // 2
     fc[0].parametrizations.weight[0].register_forward_hook(lambda m, args, out: out)

@@ -196,13 +196,8 @@ class PatchConv(nn.Module):
 
     def to_weight(self, matrix: Tensor) -> Tensor:
         """Return an FC weight ``(f, k)`` in the CONV layer's layout, as a view if possible."""
-        first, second, *kernel = self.weight_shape
         return matrix_to_weight(
-            matrix,
-            in_channels=first if self.transposed else second * self.groups,
-            kernel_size=kernel,
-            transposed=self.transposed,
-            groups=self.groups,
+            matrix, self.weight_shape, transposed=self.transposed, groups=self.groups
         )
 
     def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:

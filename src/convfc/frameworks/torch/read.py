@@ -281,20 +281,15 @@ def weight_to_matrix(weight: Tensor, *, transposed: bool, groups: int) -> Tensor
 
 
 def matrix_to_weight(
-    matrix: Tensor,
-    *,
-    in_channels: int,
-    kernel_size: Sequence[int],
-    transposed: bool,
-    groups: int,
+    matrix: Tensor, weight_shape: Sequence[int], *, transposed: bool, groups: int
 ) -> Tensor:
     """Return the CONV weight of an FC weight: `weight_to_matrix` read backwards.
 
     Parameters
     ----------
     matrix : Tensor, shape (f, k)
-    in_channels : int
-    kernel_size : sequence of int
+    weight_shape : sequence of int
+        Of the CONV weight, as PyTorch keeps it; as many filters as the matrix has rows are made.
     transposed : bool
     groups : int
 
@@ -307,15 +302,15 @@ def matrix_to_weight(
     --------
     >>> import torch
     >>> matrix = torch.arange(8).reshape(2, 4)
-    >>> weight = matrix_to_weight(
-    ...     matrix, in_channels=2, kernel_size=(2,), transposed=True, groups=1
-    ... )
+    >>> weight = matrix_to_weight(matrix, (2, 2, 2), transposed=True, groups=1)
     >>> weight.shape
     torch.Size([2, 2, 2])
     >>> torch.equal(weight_to_matrix(weight, transposed=True, groups=1), matrix)
     True
     """
-    filters: Tensor = matrix.unflatten(1, (*kernel_size, in_channels // groups)).movedim(-1, 1)
+    first, second, *kernel = weight_shape
+    per_group = first // groups if transposed else second
+    filters: Tensor = matrix.unflatten(1, (*kernel, per_group)).movedim(-1, 1)
     if not transposed:
         return filters
     weight: Tensor = filters.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)

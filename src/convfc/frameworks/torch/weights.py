@@ -55,13 +55,8 @@ class FilterMatrix(nn.Module):
 
     def unfold(self, matrix: Tensor) -> Tensor:
         """Return the matrix in the CONV weight's layout, as a view if possible."""
-        first, second, *kernel = self.weight_shape
         return matrix_to_weight(
-            matrix,
-            in_channels=first if self.transposed else second * self.groups,
-            kernel_size=kernel,
-            transposed=self.transposed,
-            groups=self.groups,
+            matrix, self.weight_shape, transposed=self.transposed, groups=self.groups
         )
 
     def right_inverse(self, weight: Tensor) -> Tensor:
