@@ -95,6 +95,22 @@ def test_the_output_has_the_memory_format_of_the_native_layer(
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_weight_comes_back_in_its_memory_format(case: ConvCase, form: str) -> None:
+    """Its strides decide the format of the output, also where an axis has size 1."""
+    layer = case.layer()
+    formats = [torch.contiguous_format]
+    if len(case.size) > 1:
+        formats.append(CHANNELS_LAST[len(case.size) + 2])
+    for memory_format in formats:
+        layer = layer.to(memory_format=memory_format)
+        back = convfc.to_conv(convfc.to_fc(layer, form=form))
+        assert type(back) is case.cls
+        assert torch.equal(back.weight, layer.weight)
+        assert back(case.x()).stride() == layer(case.x()).stride()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_unbatched_and_empty_inputs(case: ConvCase, form: str) -> None:
     layer = case.layer()
     after = convfc.to_fc(layer, form=form)

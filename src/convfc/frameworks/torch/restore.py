@@ -12,7 +12,7 @@ from torch import nn
 
 from convfc.errors import NothingToConvert, UnsupportedLayer
 from convfc.frameworks.torch.factors import Chain, Product, by_groups, chain_of, own_block
-from convfc.frameworks.torch.forward.formats import channels_last
+from convfc.frameworks.torch.forward.formats import channels_last, in_format
 from convfc.frameworks.torch.heads.heads import find_heads
 from convfc.frameworks.torch.heads.operations import CONVS
 from convfc.frameworks.torch.heads.tracing import hooked
@@ -153,7 +153,7 @@ class _Builder:
             )
             if layer.weight_channels_last:
                 form = channels_last(layer.spatial_ndim)
-                weight.data = weight.data.contiguous(memory_format=form)
+                weight.data = in_format(weight.data, form)
             self.parameters[key] = weight
         return self.parameters[key]
 
