@@ -18,12 +18,8 @@ from strategies import cases, seeds
 from convfc import ConvGeometry, conv_as_matmul, im2col
 from convfc.errors import GeometryError
 from convfc.frameworks.torch.forward import blocks, products
-from convfc.frameworks.torch.forward.blocks import (
-    conv_by_blocks,
-    conv_by_module,
-    patch_blocks,
-    patch_matrix,
-)
+from convfc.frameworks.torch.forward.blocks import conv_by_blocks, conv_by_module, patch_blocks
+from convfc.frameworks.torch.forward.windows import patch_matrix
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -19,8 +19,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 from convfc.frameworks.torch.heads.operations import POINTWISE
-from convfc.frameworks.torch.heads.tracing import hooked
-from convfc.frameworks.torch.parts import as_parameter
+from convfc.frameworks.torch.parts import as_parameter, is_hooked
 from convfc.frameworks.torch.read import Obstacle
 
 __all__ = ["Chain", "Product", "by_groups", "chain_of", "linear_obstacle", "own_block"]
@@ -267,7 +266,7 @@ def _adapted(module: Any) -> Chain | Obstacle:
 
 def _hooks_obstacle(module: nn.Module) -> Obstacle | None:
     """Return that hooks stand on a module; a CONV layer has no FC layer to call them on."""
-    if not hooked(module):
+    if not is_hooked(module):
         return None
     return Obstacle(
         f"hooks stand on its FC part ({type(module).__name__})",

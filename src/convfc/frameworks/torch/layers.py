@@ -185,14 +185,18 @@ class PatchConv(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The weight in the CONV layer's layout; a view of the FC weight where there is one."""
-        return self.to_weight(self.matrix())
+        return self._weight_and_bias()[0]
 
     @property
     def bias(self) -> Tensor | None:
         """The bias of plain FC children, shape ``(f,)``, or None if none of them has one."""
+        return self._weight_and_bias()[1]
+
+    def _weight_and_bias(self) -> tuple[Tensor, Tensor | None]:
+        """Return both in the CONV layer's layout, from one look at the FC children."""
         found = survey(self.fc)
-        self._matrix(found.weights)  # raises where there is none
-        return _whole(found.weights or [], found.biases)
+        matrix = self._matrix(found.weights)
+        return self.to_weight(matrix), _whole(found.weights or [], found.biases)
 
     def to_weight(self, matrix: Tensor) -> Tensor:
         """Return an FC weight ``(f, k)`` in the CONV layer's layout, as a view if possible."""
@@ -254,7 +258,7 @@ class PatchConv(nn.Module):
             weight = self._matrix(found.weights)
             bias = _whole(found.weights, found.biases)
             y = conv_by_blocks(x, weight, bias, geometry, memory_format=memory_format)
-        return in_format(y, memory_format)
+        return y
 
     def rows(self, patches: Tensor) -> Tensor:
         """Return the FC layer's outputs ``(N, L, f)`` of rows of M, ``(N, L, groups * k)``."""
@@ -274,11 +278,12 @@ class PatchConv(nn.Module):
         A tool's own module in their place is saved as that module saves itself.
         """
         state = super().state_dict(*args, **kwargs)
-        if not self._speaks_conv():
+        try:
+            given = dict(zip(("weight", "bias"), self._weight_and_bias(), strict=True))
+        except UnsupportedLayer:  # a tool has changed the FC layer
             return state
         prefix = args[1] if len(args) > 1 else kwargs.get("prefix", "")
         keep = args[2] if len(args) > 2 else kwargs.get("keep_vars", False)
-        given = {name: getattr(self, name) for name in ("weight", "bias")}
         entries = {
             prefix + name: value if keep else value.detach()
             for name, value in given.items()
@@ -290,7 +295,8 @@ class PatchConv(nn.Module):
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         given = state_dict.get(f"{prefix}weight")
-        if self._speaks_conv() and given is not None and given.shape == self.weight_shape:
+        fits = given is not None and given.shape == self.weight_shape
+        if fits and self.holds_conv_weight():
             matrix = weight_to_matrix(
                 state_dict.pop(f"{prefix}weight"), transposed=self.transposed, groups=self.groups
             )
@@ -309,7 +315,7 @@ class PatchConv(nn.Module):
             tensor = torch.block_diag(*tensor.chunk(self.groups))
         return [(prefix + name, tensor)]
 
-    def _speaks_conv(self) -> bool:
+    def holds_conv_weight(self) -> bool:
         """Say whether the FC children hold the weight of a CONV layer, hooked or not."""
         try:
             self.matrix()

@@ -8,22 +8,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-__all__ = ["Survey", "as_parameter", "carry_over", "in_front", "plain_linear", "survey"]
+__all__ = [
+    "HOOKS",
+    "Survey",
+    "as_parameter",
+    "carry_over",
+    "in_front",
+    "is_hooked",
+    "plain_linear",
+    "survey",
+]
 
-_HOOKS = (
-    "_backward_pre_hooks",
-    "_backward_hooks",
-    "_is_full_backward_hook",
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_state_dict_hooks",
-    "_state_dict_pre_hooks",
-    "_load_state_dict_pre_hooks",
-    "_load_state_dict_post_hooks",
-)
+# What every module has, of which the hooks move over as they are.
+_MODULE = frozenset(vars(nn.Module()))
+HOOKS = frozenset(name for name in _MODULE if "hook" in name)
 # What a layer in patch form has besides the attributes of the CONV layer.
 _OWN = {"fc", "native", "weight_shape", "weight_channels_last"}
 _PLAIN = (nn.Parameter, Tensor)  # a tensor while torch.func calls the model with its own
@@ -32,8 +30,8 @@ _PLAIN = (nn.Parameter, Tensor)  # a tensor while torch.func calls the model wit
 class Survey(NamedTuple):
     """What the FC children of a layer are at the moment.
 
-    ``weights`` and ``biases`` are None unless every child is exactly an ``nn.Linear`` with plain
-    weights; ``hooked`` says whether calls of a child, or of a part of it, are watched by hooks.
+    ``weights`` is None unless every child is exactly an ``nn.Linear`` with plain weights, to which
+    ``biases`` belong; ``hooked`` says whether calls of a child, or of a part of it, run hooks.
     """
 
     weights: list[Tensor] | None
@@ -68,19 +66,28 @@ def survey(fc: nn.Module) -> Survey:
         ):
             weights.append(weight)
             biases.append(bias)
-            hooked = hooked or _has_hooks(state)
+            hooked = hooked or is_hooked(child)
         else:
             plain = False
-            hooked = hooked or any(_has_hooks(vars(part)) for part in child.modules())
+            hooked = hooked or any(map(is_hooked, child.modules()))
     return Survey(weights if plain else None, biases, hooked)
 
 
-def _has_hooks(state: dict[str, Any]) -> bool:
+def is_hooked(module: nn.Module) -> bool:
+    """Say whether calls of a module run hooks of its own.
+
+    Examples
+    --------
+    >>> layer = nn.Flatten()
+    >>> handle = layer.register_forward_hook(lambda module, args, output: None)
+    >>> is_hooked(layer), is_hooked(nn.Flatten())
+    (True, False)
+    """
     return bool(
-        state["_forward_hooks"]
-        or state["_forward_pre_hooks"]
-        or state["_backward_hooks"]
-        or state["_backward_pre_hooks"]
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
     )
 
 
@@ -89,8 +96,9 @@ def carry_over(old: nn.Module, new: nn.Module) -> None:
 
     Hooks are shared, not copied, so that a handle that the user kept still removes its hook.
     """
+    not_carried = _MODULE | _OWN | {"parametrizations"}
     for name, value in vars(old).items():
-        if name in _HOOKS or name not in {*vars(nn.Module()), *_OWN, "parametrizations"}:
+        if name in HOOKS or name not in not_carried:
             vars(new)[name] = value
     new.training = old.training
     for registry in ("_parameters", "_buffers", "_modules"):

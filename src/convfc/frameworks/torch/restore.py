@@ -15,19 +15,20 @@ from convfc.frameworks.torch.factors import Chain, Product, by_groups, chain_of,
 from convfc.frameworks.torch.forward.formats import channels_last, in_format
 from convfc.frameworks.torch.heads.heads import find_heads
 from convfc.frameworks.torch.heads.operations import CONVS
-from convfc.frameworks.torch.heads.tracing import hooked
 from convfc.frameworks.torch.layers import PatchConv
-from convfc.frameworks.torch.parts import as_parameter, carry_over
+from convfc.frameworks.torch.parts import HOOKS, as_parameter, carry_over, is_hooked
 from convfc.frameworks.torch.read import Obstacle
 from convfc.frameworks.torch.rewrite import (
     Where,
     copy_of,
+    holders,
     places,
     refuse_or_list,
     replace,
     selector,
+    tied,
 )
-from convfc.frameworks.torch.weights import from_weight_form, is_weight_form
+from convfc.frameworks.torch.weights import from_weight_form, is_weight_form, steps_of
 
 __all__ = ["to_conv"]
 
@@ -125,14 +126,13 @@ class _Builder:
         parts = [_point(layer, step) if isinstance(step, Product) else step for step in others]
         whole = nn.Sequential(conv, *parts)
         whole.training = layer.training
-        for name, fresh in vars(nn.Module()).items():
-            if "hook" in name:  # they stand on the layer, which is the whole of these now
-                vars(whole)[name], vars(conv)[name] = vars(conv)[name], fresh
+        for name in HOOKS:  # they stand on the layer, which is the whole of these now
+            vars(whole)[name], vars(conv)[name] = vars(conv)[name], vars(whole)[name]
         return whole
 
     def _from_matrix(self, layer: nn.Module) -> nn.Module:
         """Give a layer in weight form its weight back."""
-        steps: Any = layer.parametrizations["weight"]  # type: ignore[index]
+        steps = steps_of(layer)
         matrix, alone = steps.original, len(steps) == 1
         conv = from_weight_form(layer)
         if alone:
@@ -231,13 +231,13 @@ def _misfit(chain: Chain, layer: PatchConv, *, rows: int = 1, columns: int = 1) 
 
 def _weight_form_obstacle(layer: nn.Module) -> Obstacle | None:
     """Return why a layer in weight form cannot get its weight back; None if it can."""
-    steps: Any = layer.parametrizations["weight"]  # type: ignore[index]
+    steps = steps_of(layer)
     if "original" not in steps._parameters:
         return Obstacle(
             "its FC matrix is computed before every call",
             "make it permanent first (torch.nn.utils.prune.remove on parametrizations.weight)",
         )
-    if hooked(steps) or any(map(hooked, steps)):
+    if is_hooked(steps) or any(map(is_hooked, steps)):
         return Obstacle("hooks stand on its parametrization", "remove the hooks (handle.remove())")
     return None
 
@@ -247,18 +247,9 @@ def _shared_with_others(
 ) -> dict[str, tuple[str, str]]:
     """Return the layers whose FC weight is also a parameter of something that stays as it is."""
     inside = {id(part) for layer in layers.values() for part in layer.modules()}
-    staying = {
-        id(parameter): f"{name} ({type(part).__name__})"
-        for name, part in places(model).items()
-        if id(part) not in inside
-        for parameter in part._parameters.values()
-        if parameter is not None
-    }
+    staying = holders(model, but=inside)
     return {
-        name: (
-            f"its FC weight is also a parameter of {staying[id(weight)]}, which stays as it is",
-            "convert both or neither (where=), or untie them",
-        )
+        name: tied("its FC weight", staying[id(weight)])
         for name, layer in layers.items()
         for weight in layer.parameters()
         if weight.dim() == 2 and id(weight) in staying

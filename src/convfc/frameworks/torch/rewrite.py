@@ -19,9 +19,25 @@ from convfc.errors import (
 from convfc.frameworks.torch.functional import functional_convolutions
 from convfc.frameworks.torch.layers import PatchConv
 from convfc.frameworks.torch.read import is_conv, obstacle
-from convfc.frameworks.torch.weights import from_weight_form, is_weight_form, to_weight_form
+from convfc.frameworks.torch.weights import (
+    from_weight_form,
+    is_weight_form,
+    steps_of,
+    to_weight_form,
+)
 
-__all__ = ["Form", "Where", "copy_of", "places", "refuse_or_list", "replace", "selector", "to_fc"]
+__all__ = [
+    "Form",
+    "Where",
+    "copy_of",
+    "holders",
+    "places",
+    "refuse_or_list",
+    "replace",
+    "selector",
+    "tied",
+    "to_fc",
+]
 
 Form: TypeAlias = Literal["patch", "weight"]
 Where: TypeAlias = Callable[[str, nn.Module], bool] | str | Collection[str] | None
@@ -79,10 +95,7 @@ def to_fc(
             left.setdefault(finding.place, (finding.what, finding.remedy))
     converted = {id(module) for name, module in found.items() if name not in left}
     for name, other in _held_elsewhere(model, converted).items():
-        left[name] = (
-            f"its weight is also a parameter of {other}, which stays as it is",
-            "convert both or neither (where=), or untie them",
-        )
+        left[name] = tied("its weight", other)
     refuse_or_list(left, "cannot be turned into an FC layer", strict=strict)
     convertible = [module for name, module in found.items() if name not in left]
     if inplace and form == "patch" and any(module is model for module in convertible):
@@ -114,7 +127,7 @@ def _convert(
         key = (id(weight), module.transposed, module.groups)
         twin = first.get(key)
         if form == "weight":
-            shared = None if twin is None else twin.parametrizations["weight"].original  # type: ignore[index, union-attr]
+            shared = None if twin is None else steps_of(twin).original
             converted = to_weight_form(module, shared)
         else:
             converted = PatchConv(module, block_diagonal=block_diagonal)
@@ -234,15 +247,35 @@ def copy_of(model: nn.Module, wanted: Collection[int], twins: dict[int, nn.Modul
     return copied
 
 
-def _held_elsewhere(model: nn.Module, converted: Collection[int]) -> dict[str, str]:
-    """Return the converted layers, by name, whose weight a module that stays holds as well."""
-    staying = {
+def holders(model: nn.Module, *, but: Collection[int]) -> dict[int, str]:
+    """Return who holds each parameter, by its ``id``, but for these modules, by theirs.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU())
+    >>> list(holders(model, but=()).values())
+    ['0 (Linear)']
+    """
+    return {
         id(parameter): f"{_place(name)} ({type(module).__name__})"
         for name, module in places(model).items()
-        if id(module) not in converted
+        if id(module) not in but
         for parameter in module._parameters.values()
         if parameter is not None
     }
+
+
+def tied(who: str, holder: str) -> tuple[str, str]:
+    """Return why a weight that something else holds cannot be converted, and the way out."""
+    return (
+        f"{who} is also a parameter of {holder}, which stays as it is",
+        "convert both or neither (where=), or untie them",
+    )
+
+
+def _held_elsewhere(model: nn.Module, converted: Collection[int]) -> dict[str, str]:
+    """Return the converted layers, by name, whose weight a module that stays holds as well."""
+    staying = holders(model, but=converted)
     weights = {
         name: id(module._parameters.get("weight"))
         for name, module in places(model).items()

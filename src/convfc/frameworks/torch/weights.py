@@ -17,7 +17,7 @@ from convfc.frameworks.torch.forward.formats import channels_last, in_format, is
 from convfc.frameworks.torch.parts import as_parameter, in_front
 from convfc.frameworks.torch.read import matrix_to_weight, own_class, weight_to_matrix
 
-__all__ = ["FilterMatrix", "from_weight_form", "is_weight_form", "to_weight_form"]
+__all__ = ["FilterMatrix", "from_weight_form", "is_weight_form", "steps_of", "to_weight_form"]
 
 _ORIGINAL = "parametrizations.weight.original"
 
@@ -76,7 +76,7 @@ def is_weight_form(module: nn.Module) -> bool:
     """
     if not parametrize.is_parametrized(module, "weight"):
         return False
-    return isinstance(_steps(module)[0], FilterMatrix)
+    return isinstance(steps_of(module)[0], FilterMatrix)
 
 
 def to_weight_form(conv: nn.Module, shared: nn.Parameter | None = None) -> nn.Module:
@@ -127,7 +127,7 @@ def from_weight_form(conv: nn.Module) -> nn.Module:
     >>> type(conv) is nn.Conv2d, conv.weight.shape
     (True, torch.Size([8, 3, 5, 5]))
     """
-    steps = _steps(conv)
+    steps = steps_of(conv)
     fold, matrix = steps[0], steps.original
     with torch.no_grad():
         computed: Any = conv.weight
@@ -144,7 +144,7 @@ def from_weight_form(conv: nn.Module) -> nn.Module:
 def _parametrize(conv: nn.Module, fold: FilterMatrix, matrix: nn.Parameter) -> nn.Module:
     """Register the parametrization of a layer whose weight has the right shape, on a matrix."""
     parametrize.register_parametrization(conv, "weight", fold, unsafe=True)
-    _steps(conv).original = matrix
+    steps_of(conv).original = matrix
     conv.get_submodule("parametrizations").train(conv.training)
     # The class is new, made by PyTorch for this layer and its copies.
     cls: Any = type(conv)
@@ -153,8 +153,14 @@ def _parametrize(conv: nn.Module, fold: FilterMatrix, matrix: nn.Parameter) -> n
     return conv
 
 
-def _steps(conv: nn.Module) -> Any:
-    """Return the list of parametrizations of the weight."""
+def steps_of(conv: nn.Module) -> Any:
+    """Return the parametrizations of a layer in weight form: its `FilterMatrix`, then a tool's.
+
+    Examples
+    --------
+    >>> steps_of(to_weight_form(nn.Conv2d(3, 8, 5))).original.shape
+    torch.Size([8, 75])
+    """
     return conv.get_submodule("parametrizations.weight")
 
 
@@ -168,7 +174,7 @@ def state_dict(self: Any, *args: Any, **kwargs: Any) -> Any:
     state = super(type(self), self).state_dict(*args, **kwargs)
     prefix = args[1] if len(args) > 1 else kwargs.get("prefix", "")
     matrix = state.get(prefix + _ORIGINAL)
-    steps = _steps(self)
+    steps = steps_of(self)
     if matrix is None or len(steps) > 1:
         return state
     entries = {f"{prefix}weight": steps[0].unfold(matrix)}
@@ -181,7 +187,7 @@ def _load_from_state_dict(
     self: Any, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
 ) -> None:
     """Take the state of the CONV layer; its weight is on the way to the parametrization's list."""
-    fold = _steps(self)[0]
+    fold = steps_of(self)[0]
     given = state_dict.get(f"{prefix}weight")
     if given is not None and given.shape == fold.weight_shape:
         matrix = fold.right_inverse(state_dict.pop(f"{prefix}weight"))
@@ -203,5 +209,5 @@ def _unpickled(cls: type[nn.Module], state: dict[str, Any]) -> nn.Module:
     fold, matrix, rest = steps[0], steps.original, list(steps)[1:]
     conv.register_parameter("weight", _placeholder(fold.weight_shape, matrix.dtype))
     _parametrize(conv, fold, matrix)
-    _steps(conv).extend(rest)
+    steps_of(conv).extend(rest)
     return conv

@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from convfc.errors import UnsupportedLayer
 from convfc.frameworks.torch.layers import PatchConv
 from convfc.frameworks.torch.read import is_conv, obstacle
-from convfc.frameworks.torch.weights import is_weight_form
+from convfc.frameworks.torch.weights import is_weight_form, steps_of
 
 __all__ = ["HeadConv", "Pair", "Pairs", "find_pairs", "form_of", "has_own_weights", "is_linear_map"]
 
@@ -96,13 +95,9 @@ def has_own_weights(module: nn.Module) -> bool:
     (True, False)
     """
     if isinstance(module, PatchConv):
-        try:
-            module.matrix()
-        except UnsupportedLayer:  # a tool has changed the FC layer
-            return False
-        return True
+        return module.holds_conv_weight()
     if is_weight_form(module):
-        return len(module.parametrizations["weight"]) == 1  # type: ignore[index]
+        return len(steps_of(module)) == 1
     if is_conv(module):
         return obstacle(module) is None
     if isinstance(module, HeadConv):

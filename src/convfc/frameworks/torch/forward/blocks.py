@@ -1,7 +1,6 @@
 """A CONV layer as the product of its patches with an FC layer, which never holds all patches.
 
-`conv_by_blocks` takes the FC weight and is as fast as PyTorch allows; `conv_by_module` calls any FC
-layer; `patch_matrix` builds all of M, for tracers and transforms.
+`conv_by_blocks` takes the FC weight, which is the fastest; `conv_by_module` calls any FC layer.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
+from convfc.frameworks.torch.forward.formats import channels_last, in_format
 from convfc.frameworks.torch.forward.products import BLOCK_BYTES, Layer, adjoint
 from convfc.frameworks.torch.forward.windows import (
     Axis,
@@ -27,15 +27,7 @@ from convfc.frameworks.torch.forward.windows import (
 from convfc.geometry import ConvGeometry
 from convfc.stretch import Block, row_blocks
 
-__all__ = [
-    "Axis",
-    "conv_by_blocks",
-    "conv_by_module",
-    "patch_blocks",
-    "patch_matrix",
-    "patches_by_plan",
-    "plan",
-]
+__all__ = ["conv_by_blocks", "conv_by_module", "patch_blocks"]
 
 
 def conv_by_blocks(
@@ -84,7 +76,7 @@ def conv_by_blocks(
         y = _by_whole_matrix(x, weight, bias, geometry)
     else:
         y = _Product.apply(*_zero_padded(x, geometry), weight, bias, memory_format)
-    return y.contiguous(memory_format=memory_format)
+    return in_format(y, memory_format)
 
 
 def _by_whole_matrix(
@@ -271,7 +263,7 @@ def conv_by_module(
     if samples >= len(x):
         y = rows(whole, [(0, n) for n in (len(x), *output_size)])
         y = y.reshape(len(x), *output_size, out_channels).movedim(-1, 1)
-        return y.contiguous(memory_format=memory_format)
+        return in_format(y, memory_format)
     # Split first: the gradient of what a block reads is then no larger than its samples.
     parts = [
         (first * samples, part, block)
@@ -282,7 +274,7 @@ def conv_by_module(
         pieces = (checkpoint(rows, *part, use_reentrant=False) for _, *part in parts)
         y = torch.cat([piece.flatten(0, 1) for piece in pieces])
         y = y.view(len(x), *output_size, out_channels).movedim(-1, 1)
-        return y.contiguous(memory_format=memory_format)
+        return in_format(y, memory_format)
     written = None
     for first, part, block in parts:
         product = rows(part, block)
@@ -301,7 +293,7 @@ def conv_by_module(
 
 def _memory_format(x: Tensor) -> torch.memory_format:
     """Return the format of a tensor, for another of its kind."""
-    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.ndim)
-    if last is None or x.is_contiguous() or not x.is_contiguous(memory_format=last):
+    last = channels_last(x.ndim - 2)
+    if x.is_contiguous() or not x.is_contiguous(memory_format=last):
         return torch.contiguous_format
     return last

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from torch import Tensor, fx, nn
 
 from convfc.frameworks.torch.heads.operations import CONVS, NORMS, POOLS
-from convfc.frameworks.torch.heads.tracing import dropouts_by_mode, graph_follows_mode, hooked
-from convfc.frameworks.torch.parts import carry_over
+from convfc.frameworks.torch.heads.tracing import dropouts_by_mode, graph_follows_mode
+from convfc.frameworks.torch.parts import carry_over, is_hooked
 from convfc.frameworks.torch.read import Obstacle
 from convfc.frameworks.torch.rewrite import replace
 
@@ -251,7 +251,7 @@ def forward_obstacle(
         return Obstacle(f"{what}, and it takes another way in training", instead)
     calls = [f"{node.target}." for node in graph.nodes if node.op == "call_module"]
     for name, module in model.named_modules():
-        if hooked(module) and not f"{name}.".startswith(tuple(calls)):
+        if is_hooked(module) and not f"{name}.".startswith(tuple(calls)):
             return Obstacle(
                 f"{what}, and hooks on {name or 'it'} would not be called any more",
                 f"remove the hooks, or {instead}",

@@ -54,7 +54,8 @@ from convfc.frameworks.torch.heads.operations import (
     RESHAPES,
     SOFTMAXES,
 )
-from convfc.frameworks.torch.heads.tracing import hooked, shape_of, trace
+from convfc.frameworks.torch.heads.tracing import shape_of, trace
+from convfc.frameworks.torch.parts import is_hooked
 from convfc.frameworks.torch.read import Obstacle
 
 __all__ = ["Heads", "find_heads"]
@@ -375,7 +376,7 @@ class _Walk:
     def _hooks(self, node: fx.Node) -> Obstacle | None:
         """Return that hooks stand on the module of a call: they would get other shapes."""
         module = self._module(node)
-        if module is None or not hooked(module):
+        if module is None or not is_hooked(module):
             return None
         return Obstacle(f"hooks stand on {self._name(node)}", "remove the hooks (handle.remove())")
 

@@ -17,12 +17,10 @@ from convfc.frameworks.torch.read import Obstacle
 __all__ = [
     "dropouts_by_mode",
     "graph_follows_mode",
-    "hooked",
     "shape_of",
     "trace",
 ]
 
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 DROPOUTS: dict[Any, Callable[..., nn.Module]] = {
     functional.dropout: nn.Dropout,
     functional.alpha_dropout: nn.AlphaDropout,
@@ -72,19 +70,6 @@ class _Shapes(fx.Interpreter):
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return self.fetch_attr(target).forward(*args, **kwargs)
-
-
-def hooked(module: nn.Module) -> bool:
-    """Say whether calls of a module run hooks.
-
-    Examples
-    --------
-    >>> layer = nn.Flatten()
-    >>> handle = layer.register_forward_hook(lambda module, args, output: None)
-    >>> hooked(layer), hooked(nn.Flatten())
-    (True, False)
-    """
-    return any(vars(module).get(name) for name in HOOKS)
 
 
 def shape_of(node: Any) -> tuple[int, ...] | None:
