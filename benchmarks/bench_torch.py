@@ -37,10 +37,10 @@ import convfc  # noqa: E402
 from convfc.paper.cost import take_turns  # noqa: E402
 from convfc.paper.files import replacing, write_json  # noqa: E402
 from convfc.paper.machine import describe_machine  # noqa: E402
+from convfc.rounding import UNIT_ROUNDOFF, gamma  # noqa: E402
 
 RESULTS = pathlib.Path(__file__).with_name("results")
 FORMATS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
-UNIT_ROUNDOFF = 2.0**-24
 PACKAGES = ("torch", "unfoldNd", "einconv")
 
 # Batch, channels, size, filters, kernel, stride and padding of each.
@@ -177,9 +177,9 @@ def step(layer: Callable[[Tensor], Tensor], inputs: Inputs) -> tuple[Tensor, ...
 def bound_of(layer: tuple[int, ...], way: Way, kind: str) -> list[tuple[Tensor, Tensor]]:
     """Return each result in float64, and the rounding error that float32 may have.
 
-    A sum of n products has an error of at most gamma_n times the sum of the moduli; gamma_n is
-    n u / (1 - n u) (Higham, Accuracy and Stability of Numerical Algorithms, chapter 3). In the
-    backward pass the gradient of the output carries the error of the forward pass.
+    A sum of n products has an error of at most gamma_n times the sum of the moduli; see
+    `convfc.rounding`. In the backward pass the gradient of the output carries the error of the
+    forward pass.
     """
     b, c, _, f, k, s, p = layer
     x, weight, bias = (t.detach().double() for t in way[1])
@@ -199,7 +199,7 @@ def bound_of(layer: tuple[int, ...], way: Way, kind: str) -> list[tuple[Tensor, 
     terms = [c * k * k + 1]
     terms += [n + terms[0] for n in (f * k * k, rows, rows)] if kind == "step" else []
     return [
-        (value, n * UNIT_ROUNDOFF / (1 - n * UNIT_ROUNDOFF) * size)
+        (value, gamma(n, UNIT_ROUNDOFF["float32"]) * size)
         for value, size, n in zip(exact, moduli, terms, strict=True)
     ]
 

@@ -26,7 +26,7 @@ from convfc.frameworks.torch.functional import (
     FUNCTION_REMEDY,
     functional_convolutions,
 )
-from convfc.frameworks.torch.layers import PatchConv
+from convfc.frameworks.torch.layers import PatchConv, is_conv_layer
 from convfc.frameworks.torch.read import (
     geometry_from,
     geometry_of,
@@ -151,7 +151,7 @@ class _Watch(TorchFunctionMode):
     def _leaves(self, module: nn.Module, args: Any, output: Any) -> None:
         """Note the call; of a CONV layer with a forward of its own, what that has convolved."""
         _, given, convolved = self._running.pop()
-        if not _is_layer(module):
+        if not is_conv_layer(module):
             self.functional.setdefault(id(module), []).extend(convolved)
         elif isinstance(output, Tensor):  # not an exception
             call = _layer_call(module, given, output)
@@ -174,7 +174,7 @@ def _rows(
         found, places = findings.get(place), tuple(names[id(module)])
         calls = watch.calls.get(id(module)) or watch.functional.get(id(module), [])
         counted = _sizes(module)
-        if _is_layer(module):
+        if is_conv_layer(module):
             row = _layer_row(module, places)
         elif found is not None and found.kind != "function":
             row = LayerRow(places, found.kind, "other", parameters=sum(counted.values()))
@@ -303,15 +303,10 @@ def _geometry(
         return None
 
 
-def _is_layer(module: nn.Module) -> bool:
-    return is_conv(module) or isinstance(module, PatchConv)
-
-
 def _watched(model: nn.Module) -> Iterator[nn.Module]:
     """Yield every module that can be hooked, but what is inside a layer: that is its own affair."""
-    inside = {
-        id(part) for m in model.modules() if _is_layer(m) for part in m.modules() if part is not m
-    }
+    layers = filter(is_conv_layer, model.modules())
+    inside = {id(part) for layer in layers for part in layer.modules() if part is not layer}
     for module in model.modules():
         if id(module) not in inside and not isinstance(module, torch.jit.ScriptModule):
             yield module

@@ -31,12 +31,13 @@ from convfc.frameworks.torch.read import (
     attributes_of,
     geometry_from,
     geometry_of,
+    is_conv,
     matrix_to_weight,
     own_class,
     weight_to_matrix,
 )
 
-__all__ = ["PatchConv"]
+__all__ = ["PatchConv", "is_conv_layer"]
 
 
 class PatchConv(nn.Module):
@@ -357,6 +358,18 @@ class PatchConv(nn.Module):
                 remedy="check the channels and the number of axes",
             )
         return x.dim() == ndim + 2
+
+
+def is_conv_layer(module: nn.Module) -> bool:
+    """Say whether a module is a CONV layer in any form: PyTorch's own, weight or patch form.
+
+    Examples
+    --------
+    >>> conv = nn.Conv2d(3, 8, 3)
+    >>> is_conv_layer(conv), is_conv_layer(PatchConv(conv)), is_conv_layer(nn.Linear(3, 8))
+    (True, True, False)
+    """
+    return is_conv(module) or isinstance(module, PatchConv)
 
 
 def _whole(weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Tensor | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from convfc.frameworks.torch.layers import PatchConv
+from convfc.frameworks.torch.layers import PatchConv, is_conv_layer
 from convfc.frameworks.torch.read import is_conv, obstacle
 from convfc.frameworks.torch.weights import is_weight_form, steps_of
 
@@ -142,7 +142,7 @@ def find_pairs(before: nn.Module, after: nn.Module) -> Pairs:
 def _walk(
     before: nn.Module, after: nn.Module, name: str, found: Pairs, seen: set[tuple[int, int]]
 ) -> None:
-    layers = [module for module in (before, after) if _is_layer(module)]
+    layers = [module for module in (before, after) if is_conv_layer(module)]
     if layers:
         if not any(map(_is_known, layers)):
             found.unconverted.append(name)
@@ -162,7 +162,7 @@ def _walk(
         alone = ours.get(key, theirs.get(key))
         assert alone is not None, "one of the two has it"  # noqa: S101
         for inner, module in alone.named_modules(prefix=place, remove_duplicate=False):
-            if _is_layer(module):
+            if is_conv_layer(module):
                 found.missing.append(inner)
 
 
@@ -171,10 +171,6 @@ def _pair(name: str, before: nn.Module, after: nn.Module) -> Pair:
     if type(before) is nn.Linear and is_conv(after):
         return Pair(name, before, HeadConv(after))
     return Pair(name, before, after)
-
-
-def _is_layer(module: nn.Module) -> bool:
-    return is_conv(module) or isinstance(module, PatchConv)
 
 
 def _is_known(module: nn.Module) -> bool:
