@@ -21,6 +21,8 @@ CORE = [
     "layer",
     "certificate",
     "inspection",
+    "registry",
+    "operators.matrix",
     "convert",
 ]
 PUBLIC = [name for name in convfc.__all__ if name != "__version__"]

@@ -19,6 +19,7 @@ from convfc.im2col import (
 from convfc.indexmap import IndexMap, index_map
 from convfc.inspection import Inspection
 from convfc.layer import ConvLayer
+from convfc.operators import conv_matrix, conv_offset
 
 __version__ = "0.1.0"
 
@@ -31,6 +32,8 @@ __all__ = [
     "__version__",
     "col2im",
     "conv_as_matmul",
+    "conv_matrix",
+    "conv_offset",
     "filters_to_matrix",
     "im2col",
     "index_map",

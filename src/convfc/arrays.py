@@ -14,7 +14,15 @@ import numpy.typing as npt
 
 from convfc.errors import DtypeError, ShapeError
 
-__all__ = ["Array", "accumulating_dtype", "check_shape", "itemsize", "namespace", "take_or_zero"]
+__all__ = [
+    "Array",
+    "accumulating_dtype",
+    "as_numpy",
+    "check_shape",
+    "itemsize",
+    "namespace",
+    "take_or_zero",
+]
 
 Array: TypeAlias = Any
 """A NumPy, PyTorch or JAX array; functions give back the kind they are given."""
@@ -59,6 +67,36 @@ def namespace(**arrays: Array) -> Any:
                 remedy="cast it to a numeric dtype first",
             )
     return xp
+
+
+def as_numpy(array: Array, name: str = "array") -> npt.NDArray[Any]:
+    """Return an array of any of the libraries as NumPy's, out of any graph; a view where it can be.
+
+    Raises
+    ------
+    DtypeError
+        If NumPy has no such dtype.
+
+    Examples
+    --------
+    >>> import torch
+    >>> as_numpy(torch.ones(2, requires_grad=True))
+    array([1., 1.], dtype=float32)
+    """
+    if not array_api_compat.is_torch_array(array):
+        found = np.asarray(array)
+        if found.dtype.kind in "biufc":
+            return found
+    elif "bfloat16" not in str(array.dtype):
+        plain: npt.NDArray[Any] = array.detach().cpu().resolve_conj().resolve_neg().numpy()
+        return plain
+    raise DtypeError(
+        "NumPy has no such dtype",
+        where=name,
+        expected="a boolean, integer, floating or complex dtype of NumPy",
+        got=array.dtype,
+        remedy="convert it first, for instance with layer.float()",
+    )
 
 
 def check_shape(name: str, array: Array, expected: Sequence[int | str], remedy: str) -> None:

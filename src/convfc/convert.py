@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from convfc.frameworks.registry import room_of
+from convfc.registry import room_of
 
 if TYPE_CHECKING:
     from convfc.certificate import Certificate

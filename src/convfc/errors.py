@@ -10,6 +10,7 @@ __all__ = [
     "GeometryError",
     "MemoryBudgetError",
     "MissingDependencyError",
+    "NotAConvolution",
     "NothingToConvert",
     "OutOfRangeError",
     "RunError",
@@ -105,6 +106,10 @@ class UnsupportedLayer(ConvfcError, TypeError):
 
 class NothingToConvert(ConvfcError, ValueError):
     """A model, or a choice of its layers, that holds nothing of what was asked for."""
+
+
+class NotAConvolution(ConvfcError, ValueError):
+    """A matrix with an entry that no convolution of the geometry has there."""
 
 
 class UnsupportedLayerWarning(UserWarning):

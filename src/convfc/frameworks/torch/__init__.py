@@ -11,6 +11,7 @@
 `heads`        plain FC layers to CONV layers
 `certify`      ``verify``
 `inspect`      ``inspect``
+`matrix`       a layer as one matrix
 ============== ==================================================================================
 """
 
@@ -21,10 +22,14 @@ from torch import nn
 from convfc.frameworks.torch.certify.verify import verify
 from convfc.frameworks.torch.inspect import inspect
 from convfc.frameworks.torch.layers import PatchConv
+from convfc.frameworks.torch.matrix import read_layer
 from convfc.frameworks.torch.restore import to_conv
 from convfc.frameworks.torch.rewrite import to_fc
 
-__all__ = ["PatchConv", "inspect", "owns", "to_conv", "to_fc", "verify"]
+__all__ = ["ORDER", "PatchConv", "inspect", "owns", "read_layer", "to_conv", "to_fc", "verify"]
+
+ORDER = "channels_first"
+"""How PyTorch lays out inputs and outputs: (b, c, *spatial)."""
 
 
 def owns(model: object) -> bool:

@@ -31,6 +31,7 @@ __all__ = [
     "native_class",
     "obstacle",
     "own_class",
+    "own_forward",
     "weight_to_matrix",
 ]
 
@@ -101,11 +102,19 @@ def obstacle(module: nn.Module) -> Obstacle | None:
         )
     if not isinstance(module, CONV_CLASSES):
         return Obstacle("its forward is its own", "build it from torch.nn's CONV layers")
-    return _own_forward(module) or _own_weight(module)
+    if "fc" in module._modules or "fc" in vars(module):
+        return Obstacle("it has a part named fc already", "rename that part")
+    return own_forward(module) or _own_weight(module)
 
 
-def _own_forward(module: nn.Module) -> Obstacle | None:
-    """Return what a layer does in another way than PyTorch's."""
+def own_forward(module: nn.Module) -> Obstacle | None:
+    """Return what a layer does in another way than PyTorch's own; None if nothing.
+
+    Examples
+    --------
+    >>> own_forward(nn.Conv2d(3, 8, 3)) is None
+    True
+    """
     cls, native = own_class(module), native_class(module)
     overridden = [
         name
@@ -118,8 +127,6 @@ def _own_forward(module: nn.Module) -> Obstacle | None:
             f"replace it by the nn.{native.__name__} that computes the same, if there is one, or "
             "leave it out with where=",
         )
-    if "fc" in module._modules or "fc" in vars(module):
-        return Obstacle("it has a part named fc already", "rename that part")
     return None
 
 
@@ -317,8 +324,16 @@ def matrix_to_weight(
     return weight
 
 
-def conv_layer(module: nn.Module, input_size: Sequence[int], name: str = "") -> ConvLayer:
+def conv_layer(
+    module: nn.Module,
+    input_size: Sequence[int],
+    name: str = "",
+    *,
+    differentiable: bool = False,
+) -> ConvLayer:
     """Read a layer into convfc's own terms, for one spatial input size.
+
+    ``differentiable`` keeps filters and bias in PyTorch's graph, so that gradients reach the layer.
 
     Raises
     ------
@@ -331,9 +346,11 @@ def conv_layer(module: nn.Module, input_size: Sequence[int], name: str = "") -> 
     torch.Size([3, 5, 2])
     """
     geometry = geometry_of(module, input_size)
-    weight: Tensor = module.weight.detach()  # type: ignore[operator]
+    weight: Any = module.weight
+    bias: Any = module.bias
+    if not differentiable:
+        weight, bias = weight.detach(), None if bias is None else bias.detach()
     matrix = weight_to_matrix(weight, transposed=geometry.transposed, groups=geometry.groups)
-    bias = None if module.bias is None else module.bias.detach()  # type: ignore[operator]
     return ConvLayer(geometry, matrix.reshape(geometry.filters_shape), bias, name)
 
 

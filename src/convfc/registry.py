@@ -1,0 +1,174 @@
+"""Finds the room of the framework that a model or layer belongs to, and reads a layer.
+
+No framework is imported for it: a user's object can only belong to a framework that is already
+imported, so ``sys.modules`` says which rooms may be asked.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+
+import array_api_compat
+
+from convfc.arrays import Array
+from convfc.errors import GeometryError, ShapeError, UnsupportedModel
+from convfc.geometry import ConvGeometry
+from convfc.layer import ConvLayer
+
+__all__ = ["ROOMS", "Order", "Reading", "check_order", "read_layer", "room_of"]
+
+Order: TypeAlias = Literal["channels_first", "channels_last"]
+"""How an input and an output are laid out in memory: (c, *spatial), or (*spatial, c)."""
+
+ROOMS = {"torch": "convfc.frameworks.torch"}
+"""Framework, as ``sys.modules`` names it, and its room; asked in this order."""
+
+
+def room_of(
+    model: object,
+    where: str = "model",
+    *,
+    kind: str = "model",
+    expected: str = "a torch.nn.Module",
+) -> ModuleType:
+    """Return the room that owns a model.
+
+    Parameters
+    ----------
+    model : object
+    where, kind, expected : str
+        The argument's name, what it should be in one word, and in many, for the message.
+
+    Raises
+    ------
+    UnsupportedModel
+        If no room owns it.
+
+    Examples
+    --------
+    >>> import torch
+    >>> room_of(torch.nn.ReLU()).__name__
+    'convfc.frameworks.torch'
+    """
+    for framework, room in ROOMS.items():
+        if framework in sys.modules:
+            module = importlib.import_module(room)
+            if module.owns(model):
+                return module
+    raise UnsupportedModel(
+        f"this is not a {kind} that convfc knows",
+        where=where,
+        expected=expected,
+        got=type(model).__name__,
+        remedy="give the model object itself, not its class, its file or its state dict",
+    )
+
+
+class Reading(NamedTuple):
+    """A layer in convfc's own terms, and what is known of where it came from.
+
+    ``order`` is that of the layer's framework, channels last for filters with a geometry; ``room``
+    is None for these, too.
+    """
+
+    layer: ConvLayer
+    order: Order
+    room: ModuleType | None
+
+
+def read_layer(
+    layer: Any,
+    geometry: ConvGeometry | None = None,
+    *,
+    input_size: Sequence[int],
+    bias: Array | None = None,
+    order: Order | None = None,
+    differentiable: bool = False,
+) -> Reading:
+    """Read what a user calls a layer: a framework's own, a `ConvLayer`, or filters and a geometry.
+
+    Parameters
+    ----------
+    layer : object
+        A CONV layer of a framework in any form, a `ConvLayer`, or, if a geometry is given, filters
+        ``(f, *kernel, c / groups)``.
+    geometry : ConvGeometry, optional
+        Of filters; a layer has its own.
+    input_size : sequence of int
+        Spatial size; a framework's layer may have a padding that depends on it.
+    bias : array, shape (f,), optional
+        With filters.
+    order : {"channels_first", "channels_last"}, optional
+        Instead of the framework's own.
+    differentiable : bool
+        Whether the filters are to be the framework's parameters, not copies out of its graph.
+
+    Raises
+    ------
+    GeometryError
+        If a geometry is missing, or given beside a layer that has one.
+    UnsupportedModel, UnsupportedLayer
+        If this is no layer that convfc knows.
+
+    Examples
+    --------
+    >>> import torch
+    >>> reading = read_layer(torch.nn.Conv2d(3, 8, 5, padding="same"), input_size=(32, 32))
+    >>> reading.layer.geometry.padding, reading.layer.filters.shape, reading.order
+    (((2, 2), (2, 2)), torch.Size([8, 5, 5, 3]), 'channels_first')
+    """
+    wanted = None if order is None else check_order(order)
+    if geometry is not None and not isinstance(layer, ConvLayer) and _is_array(layer):
+        return Reading(ConvLayer(geometry, layer, bias), wanted or "channels_last", None)
+    if geometry is not None or bias is not None:
+        raise GeometryError(
+            "only filters are given a geometry and a bias; a layer has its own",
+            where="geometry" if geometry is not None else "bias",
+            expected="an array of filters (f, *kernel, c/groups)",
+            got=type(layer).__name__,
+            remedy="leave them out, or give the layer's filters",
+        )
+    if isinstance(layer, ConvLayer):
+        return Reading(layer, wanted or "channels_last", None)
+    if _is_array(layer):
+        raise GeometryError(
+            "filters alone do not say how they are moved",
+            where="geometry",
+            expected="a ConvGeometry beside the filters",
+            got=None,
+            remedy="ConvGeometry(in_channels, out_channels, kernel_size, stride=..., padding=...)",
+        )
+    choices = "a CONV layer of PyTorch, a ConvLayer, or filters with a geometry"
+    room = room_of(layer, "layer", kind="layer", expected=choices)
+    return Reading(
+        room.read_layer(layer, input_size, differentiable=differentiable),
+        wanted or room.ORDER,
+        room,
+    )
+
+
+def check_order(order: Order) -> Order:
+    """Return the order of axes, or say that there is none of this name.
+
+    Examples
+    --------
+    >>> check_order("channels_first")
+    'channels_first'
+    """
+    if order not in get_args(Order):
+        raise ShapeError(
+            "there is no such order of axes",
+            where="order",
+            expected=" or ".join(map(repr, get_args(Order))),
+            got=repr(order),
+            remedy="'channels_first' is PyTorch and ONNX, 'channels_last' is Keras",
+        )
+    return order
+
+
+def _is_array(thing: object) -> bool:
+    return bool(array_api_compat.is_array_api_obj(thing))
