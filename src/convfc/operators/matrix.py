@@ -1,25 +1,36 @@
 """The matrix of a CONV layer: y = A x + b for the flattened input x and output y.
 
 A CONV layer is a special FC layer (Section 3 of Ma & Lu, 2017); this is that FC layer's matrix. It
-is sparse, and with zero padding and stride 1 doubly block Toeplitz.
+is sparse, and with zero padding and stride 1 doubly block Toeplitz. Where its entries are,
+`convfc.operators.pattern` knows; here they are put into an array of SciPy, or handed to the room
+of a framework whose tensors it is to be.
 """
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from dataclasses import replace
+from types import ModuleType
+from typing import Any, Literal, TypeAlias, get_args
 
+import array_api_compat
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from convfc.arrays import Array, as_numpy
+from convfc.arrays import Array, accumulating_dtype, as_numpy, namespace
+from convfc.errors import DtypeError
 from convfc.geometry import ConvGeometry
-from convfc.indexmap import index_map
-from convfc.registry import Order, read_layer
+from convfc.operators.estimate import Layout, check_fits, check_layout, pattern_estimate
+from convfc.operators.pattern import MatrixPattern, matrix_pattern
+from convfc.registry import ROOMS, Order, read_layer
 
-__all__ = ["conv_matrix", "conv_offset"]
+__all__ = ["Library", "conv_matrix", "conv_offset"]
+
+Library: TypeAlias = Literal["scipy", "torch"]
+"""Whose arrays a matrix is made of."""
 
 
 def conv_matrix(
@@ -27,43 +38,106 @@ def conv_matrix(
     input_size: Sequence[int],
     geometry: ConvGeometry | None = None,
     *,
-    layout: Literal["csr", "dense"] = "csr",
+    layout: Layout = "csr",
     order: Order | None = None,
+    library: Library = "scipy",
+    memory: float | None = None,
 ) -> Any:
     """Return the matrix A of a CONV layer: A @ x.ravel() + b == layer(x).ravel() for one input x.
+
+    MATLAB's ``convmtx2``, for every geometry: any number of axes, channels, groups, stride,
+    dilation, padding of every mode, transposed and flipped. b is `conv_offset`.
+
+    Parameters
+    ----------
+    layer : object
+        A CONV layer of PyTorch in any form, a `ConvLayer`, or filters ``(f, *kernel, c / groups)``
+        of NumPy, PyTorch or JAX with a geometry.
+    input_size : sequence of int
+        Spatial size of the input, one per axis.
+    geometry : ConvGeometry, optional
+        Of filters; a layer has its own.
+    layout : {"csr", "dense"}
+        Compressed sparse rows, or every entry.
+    order : {"channels_first", "channels_last"}, optional
+        How x and y are flattened: (c, *spatial), or (*spatial, c). By default that of the layer's
+        framework; channels last for filters.
+    library : {"scipy", "torch"}
+        SciPy and NumPy, or, for a layer or filters of PyTorch, a tensor on the filters' device
+        through which gradients flow to them; see Notes.
+    memory : int or float, optional
+        Bytes that it may take; by default what the machine has free now. A dense matrix counts
+        together with the sparse one that it is made of.
+
+    Returns
+    -------
+    scipy.sparse.csr_array, NumPy array or torch.Tensor, shape (f * L, c * product of input_size)
+        Sparse: in canonical form, with int32 indices where they suffice, else int64. Every entry
+        that the geometry has is stored, also where the weight happens to be 0;
+        ``A.eliminate_zeros()`` drops these. An entry that several taps of a window share, because
+        the padding repeats elements, is their sum. The dtype is that of the filters; booleans
+        and small integers are widened, so that no sum wraps.
+
+    Raises
+    ------
+    MemoryBudgetError
+        If it would not fit; `conv_operator` applies the same matrix without building it.
+    DtypeError
+        If SciPy has no sparse matrix of the dtype (float16, bfloat16), or ``library="torch"`` is
+        asked for filters of another library.
+    GeometryError, ShapeError
+        If a geometry is missing or does not fit, or there is no such layout or order.
+    UnsupportedModel, UnsupportedLayer
+        If this is no layer that convfc knows.
+
+    Notes
+    -----
+    A sparse tensor of PyTorch: ``torch.sparse.mm(A, X)`` with X of shape ``(columns, b)`` and
+    ``A.values()`` keep the gradient of A sparse. ``A @ x``, ``F.linear(x, A)`` and ``A.t()`` give
+    the same gradients, but PyTorch makes a dense one of A's whole shape on the way.
 
     Examples
     --------
     >>> geometry = ConvGeometry(1, 1, (2,))
-    >>> conv_matrix(np.array([3, 5]).reshape(1, 2, 1), (4,), geometry, layout="dense")
+    >>> A = conv_matrix(np.array([3, 5]).reshape(1, 2, 1), (4,), geometry)
+    >>> A.toarray()
     array([[3, 5, 0, 0],
            [0, 3, 5, 0],
            [0, 0, 3, 5]])
+    >>> A @ np.array([1, 0, 0, 2])
+    array([ 3,  0, 10])
+
+    A layer of PyTorch, on inputs as PyTorch flattens them, differentiable:
+
+    >>> import torch
+    >>> layer = torch.nn.Conv2d(2, 3, 3, padding=1)
+    >>> A, b = (make(layer, (5, 5), library="torch") for make in (conv_matrix, conv_offset))
+    >>> x = torch.randn(8, 2, 5, 5)
+    >>> y = torch.sparse.mm(A, x.flatten(1).T).T + b
+    >>> torch.allclose(y, layer(x).flatten(1), atol=1e-5)
+    True
+    >>> y.sum().backward()
+    >>> layer.weight.grad.shape
+    torch.Size([3, 2, 3, 3])
     """
-    reading = read_layer(layer, geometry, input_size=input_size, order=order)
-    geometry = reading.layer.geometry
-    where = index_map(geometry, input_size)
-    filters = as_numpy(reading.layer.filters, "filters")
-    f, c, g, n = (
-        geometry.out_channels,
-        geometry.in_channels,
-        geometry.groups,
-        math.prod(where.input_size),
+    _check_library(library)
+    check_layout(layout)
+    reading = read_layer(
+        layer, geometry, input_size=input_size, order=order, differentiable=library == "torch"
     )
-    flat = where.flat().reshape(where.shape[0], g, geometry.taps)
-    rows, columns, values = [], [], []
-    for one in range(f):
-        source = flat[:, one // (f // g)]
-        p, t = np.nonzero(source >= 0)
-        i, d = np.divmod(source[p, t], c)
-        first = reading.order == "channels_first"
-        rows.append(one * where.shape[0] + p if first else p * f + one)
-        columns.append(d * n + i if first else source[p, t])
-        values.append(filters[one].ravel()[t])
-    shape = (where.shape[0] * f, n * c)
-    entries = (np.concatenate(values), (np.concatenate(rows), np.concatenate(columns)))
-    matrix = sparse.csr_array(sparse.coo_array(entries, shape=shape))
-    return matrix.toarray() if layout == "dense" else matrix
+    filters = reading.layer.filters
+    pattern = matrix_pattern(reading.layer.geometry, input_size, reading.order)
+    xp = namespace(filters=filters)
+    dtype = accumulating_dtype(xp, filters=filters)
+    needed = pattern_estimate(pattern, dtype)
+    if layout == "dense":
+        dense = pattern_estimate(pattern, dtype, layout)
+        needed = replace(dense, bytes=dense.bytes + needed.bytes)
+    check_fits(needed, memory)
+    if library == "torch":
+        return _torch_room(filters).matrix_tensor(xp.astype(filters, dtype), pattern, layout)
+    weights = as_numpy(xp.astype(filters, dtype, copy=False), "filters")
+    return _dense(pattern, weights) if layout == "dense" else _sparse(pattern, weights)
 
 
 def conv_offset(
@@ -73,8 +147,28 @@ def conv_offset(
     *,
     bias: Array | None = None,
     order: Order | None = None,
-) -> npt.NDArray[Any]:
+    library: Library = "scipy",
+) -> Any:
     """Return the bias of a CONV layer as a vector b that the matrix is given: y = A x + b.
+
+    Parameters
+    ----------
+    layer, input_size, geometry, order, library
+        As for `conv_matrix`.
+    bias : array, shape (f,), optional
+        With filters; a layer has its own.
+
+    Returns
+    -------
+    NumPy array or torch.Tensor, shape (f * L,)
+        Zeros, of the matrix's dtype, without a bias.
+
+    Raises
+    ------
+    DtypeError
+        If NumPy has no such dtype, or ``library="torch"`` is asked for arrays of another library.
+    GeometryError, ShapeError, UnsupportedModel, UnsupportedLayer
+        As for `conv_matrix`.
 
     Examples
     --------
@@ -82,10 +176,72 @@ def conv_offset(
     >>> conv_offset(np.ones((2, 2, 1)), (4,), geometry, bias=np.array([3.0, 5.0]))
     array([3., 5., 3., 5., 3., 5.])
     """
-    reading = read_layer(layer, geometry, input_size=input_size, bias=bias, order=order)
-    geometry = reading.layer.geometry
-    positions = math.prod(geometry.output_size(input_size))
-    if reading.layer.bias is None:
-        return np.zeros(positions * geometry.out_channels, as_numpy(reading.layer.filters).dtype)
-    b = as_numpy(reading.layer.bias, "bias")
-    return np.repeat(b, positions) if reading.order == "channels_first" else np.tile(b, positions)
+    _check_library(library)
+    reading = read_layer(
+        layer,
+        geometry,
+        input_size=input_size,
+        bias=bias,
+        order=order,
+        differentiable=library == "torch",
+    )
+    filters, b = reading.layer.filters, reading.layer.bias
+    positions = math.prod(reading.layer.geometry.output_size(input_size))
+    xp = namespace(filters=filters)
+    if b is None:
+        dtype = accumulating_dtype(xp, filters=filters)
+        b = xp.zeros(filters.shape[0], dtype=dtype, device=array_api_compat.device(filters))
+    if library == "torch":
+        _torch_room(b)
+    else:
+        xp, b = np, as_numpy(b, "bias")
+    first = reading.order == "channels_first"
+    return xp.repeat(b, positions) if first else xp.tile(b, (positions,))
+
+
+def _sparse(pattern: MatrixPattern, weights: npt.NDArray[Any]) -> sparse.csr_array:
+    if weights.dtype == np.float16:
+        raise DtypeError(
+            "SciPy has no sparse matrix of this dtype",
+            where="filters",
+            expected="float32, float64, longdouble, a complex or an integer dtype",
+            got=weights.dtype,
+            remedy="cast them, for instance with layer.float(), or ask for layout='dense'",
+        )
+    matrix = sparse.csr_array(pattern.shape, dtype=weights.dtype)
+    # Its constructor would look through all indices, and might copy them.
+    matrix.indptr, matrix.indices = pattern.indptr(), pattern.indices()
+    matrix.data = pattern.values(weights)
+    matrix.has_canonical_format = True
+    return matrix
+
+
+def _dense(pattern: MatrixPattern, weights: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    # SciPy's has no float16, but float16 to float32 and back is exact.
+    wide = weights.astype(np.float32) if weights.dtype == np.float16 else weights
+    dense: npt.NDArray[Any] = _sparse(pattern, wide).toarray()
+    return dense.astype(weights.dtype, copy=False)
+
+
+def _check_library(library: Library) -> None:
+    if library not in get_args(Library):
+        raise DtypeError(
+            "no matrix is made of this library's arrays",
+            where="library",
+            expected=" or ".join(map(repr, get_args(Library))),
+            got=repr(library),
+            remedy="leave it out for SciPy's",
+        )
+
+
+def _torch_room(array: Array) -> ModuleType:
+    """Return what makes tensors of PyTorch, after checking that these are some."""
+    if not array_api_compat.is_torch_array(array):
+        raise DtypeError(
+            "a matrix of PyTorch is made of PyTorch's filters",
+            where="library",
+            expected="a layer of PyTorch, or torch tensors with a geometry",
+            got=type(array).__name__,
+            remedy="convert them with torch.as_tensor, or leave library out",
+        )
+    return importlib.import_module(f"{ROOMS['torch']}.matrix")

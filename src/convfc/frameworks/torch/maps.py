@@ -1,0 +1,142 @@
+"""PyTorch's own convolution and its adjoint, from NumPy arrays to NumPy arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from convfc.arrays import as_numpy
+from convfc.frameworks.torch.forward.windows import Axis, padded, plan
+from convfc.frameworks.torch.read import matrix_to_weight
+from convfc.layer import ConvLayer
+
+__all__ = ["linear_maps"]
+
+LinearMap: TypeAlias = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
+
+
+def linear_maps(layer: ConvLayer, input_size: Sequence[int]) -> tuple[LinearMap, LinearMap]:
+    """Return what a layer multiplies by, and the adjoint of that, without its bias.
+
+    Parameters
+    ----------
+    layer : ConvLayer
+        As this room reads it from one of PyTorch's layers (``read_layer``).
+    input_size : sequence of int
+
+    Returns
+    -------
+    forward : callable
+        From ``(b, c, *spatial)`` to ``(b, f, *output)``, NumPy arrays of any strides. The filters
+        are taken as they are now, and cast to the dtype of the array.
+    adjoint : callable
+        Back, with the conjugate of the filters.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from torch import nn
+    >>> from convfc.frameworks.torch.matrix import read_layer
+    >>> layer = read_layer(nn.Conv2d(3, 8, 5, padding="same"), (9, 7))
+    >>> forward, adjoint = linear_maps(layer, (9, 7))
+    >>> y = forward(np.ones((2, 3, 9, 7), dtype=np.float32))
+    >>> y.shape, adjoint(y).shape
+    ((2, 8, 9, 7), (2, 3, 9, 7))
+    """
+    geometry = layer.geometry
+    first, second = geometry.out_channels, geometry.in_channels // geometry.groups
+    if geometry.transposed:
+        first, second = geometry.in_channels, geometry.out_channels // geometry.groups
+    weight = matrix_to_weight(
+        layer.filters.detach().reshape(geometry.out_channels, -1),
+        (first, second, *geometry.kernel_size),
+        transposed=geometry.transposed,
+        groups=geometry.groups,
+    ).clone(memory_format=torch.contiguous_format)
+    size = tuple(input_size)
+    # PyTorch's own layer pads by a call of its own, too, unless by equal zeros on both sides.
+    by_hand = not geometry.transposed and (
+        geometry.padding_mode != "zeros" or any(low != high for low, high in geometry.padding)
+    )
+    axes = plan(geometry, size) if by_hand else ()
+    # In the order in which PyTorch's convolution takes them.
+    rest = (
+        geometry.stride,
+        [0 if by_hand else low for low, _ in geometry.padding],
+        geometry.dilation,
+        geometry.transposed,
+        geometry.output_padding,
+        geometry.groups,
+    )
+
+    def convolve(x: Tensor, weight: Tensor) -> Tensor:
+        return torch.convolution(x, weight, None, *rest)
+
+    def gradient(y: Tensor, weight: Tensor) -> Tensor:
+        sizes = [_padded_size(axis) for axis in axes] if by_hand else size
+        like = y.new_empty((len(y), geometry.in_channels, *sizes))  # only its sizes are read
+        found: tuple[Tensor, ...] = torch.ops.aten.convolution_backward(
+            y, like, weight, None, *rest, [True, False, False]
+        )
+        return found[0]
+
+    def forward(x: Tensor) -> Tensor:
+        return _by_parts(convolve, padded(x, axes) if by_hand else x, weight)
+
+    def adjoint(y: Tensor) -> Tensor:
+        x = _by_parts(gradient, y, weight.conj())
+        return _unpadded(x, axes) if by_hand else x
+
+    return _on_arrays(forward, weight.device), _on_arrays(adjoint, weight.device)
+
+
+def _by_parts(linear: Callable[[Tensor, Tensor], Tensor], x: Tensor, weight: Tensor) -> Tensor:
+    """Apply a map of real numbers to complex ones: (A + iB)(p + iq) = Ap - Bq + i(Aq + Bp)."""
+    weight = weight.to(x.dtype)
+    if not weight.is_complex():
+        return linear(x, weight)
+    parts = torch.cat([x.real, x.imag])
+    (ap, aq), (bp, bq) = (
+        linear(parts, part.contiguous()).tensor_split(2) for part in (weight.real, weight.imag)
+    )
+    return torch.complex(ap - bq, aq + bp)
+
+
+def _padded_size(axis: Axis) -> int:
+    return len(axis.before) + axis.size * axis.inside + len(axis.after)
+
+
+def _unpadded(x: Tensor, axes: Sequence[Axis]) -> Tensor:
+    """Add the margins to the elements that they repeat: the adjoint of `windows.padded`."""
+    for dim, axis in enumerate(axes, start=2):
+        low, high = len(axis.before), len(axis.before) + axis.size
+        if axis.zeros:
+            x = x.narrow(dim, low, axis.size)
+            continue
+        if axis.inside:
+            total = x.narrow(dim, low, axis.size).clone()
+        else:
+            total = x.new_zeros((*x.shape[:dim], axis.size, *x.shape[dim + 1 :]))
+        for start, margin in ((0, axis.before), (high, axis.after)):
+            if margin:
+                index = torch.tensor(margin, device=x.device)
+                total.index_add_(dim, index, x.narrow(dim, start, len(margin)))
+        x = total
+    return x
+
+
+def _on_arrays(linear: Callable[[Tensor], Tensor], device: torch.device) -> LinearMap:
+    """Return a map of tensors as one of NumPy arrays, which share their memory where they can."""
+
+    def apply(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        # PyTorch warns of read-only memory, and its strides are whole elements, and forwards.
+        if not x.flags.writeable or any(step < 0 or step % x.itemsize for step in x.strides):
+            x = x.copy()
+        with torch.no_grad():
+            return as_numpy(linear(torch.from_numpy(x).to(device)))
+
+    return apply

@@ -1,0 +1,285 @@
+"""How large the matrix of a CONV layer would be, known exactly before any of it is built."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+
+from convfc.arrays import accumulating_dtype, itemsize, namespace
+from convfc.errors import GeometryError, MemoryBudgetError, ShapeError
+from convfc.geometry import ConvGeometry
+from convfc.operators.pattern import MatrixPattern, matrix_pattern
+from convfc.registry import read_layer
+
+__all__ = [
+    "Layout",
+    "MatrixEstimate",
+    "available_memory",
+    "check_fits",
+    "check_layout",
+    "matrix_estimate",
+    "pattern_estimate",
+]
+
+Layout: TypeAlias = Literal["csr", "dense"]
+"""How a matrix is stored: compressed sparse rows, or every entry."""
+
+_MATRIX_FREE = (
+    "convfc.conv_operator(layer, input_size) applies the same matrix without building it; or give "
+    "a smaller input_size, or memory= in bytes to allow more"
+)
+
+
+@dataclass(frozen=True)
+class MatrixEstimate:
+    """The size of a matrix.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Rows and columns.
+    nonzeros : int
+        Entries that the geometry has; of these a weight may happen to be 0.
+    bytes : int
+        What the finished matrix takes in its layout, indices included.
+
+    Examples
+    --------
+    >>> print(MatrixEstimate((4, 4), 10, 100))
+    4 x 4, 10 entries (62.5 %), 100 bytes
+    """
+
+    shape: tuple[int, int]
+    nonzeros: int
+    bytes: int
+
+    def __str__(self) -> str:
+        rows, columns = self.shape
+        share = 100 * self.nonzeros / (rows * columns)
+        return (
+            f"{rows:,} x {columns:,}, {self.nonzeros:,} entries ({share:.3g} %), "
+            f"{_readable(self.bytes)}"
+        )
+
+
+def matrix_estimate(
+    layer: Any,
+    input_size: Sequence[int],
+    geometry: ConvGeometry | None = None,
+    *,
+    layout: Layout = "csr",
+    dtype: Any = None,
+) -> MatrixEstimate:
+    """Return how large `convfc.conv_matrix` would be: exact, and at once for every input size.
+
+    An axis has one entry per distinct pair of an output position and an input element that it
+    reads; the matrix has the product of these numbers over the axes, times f c / groups.
+
+    Parameters
+    ----------
+    layer : object
+        A CONV layer, a `ConvLayer`, filters with a geometry, or a `ConvGeometry` alone.
+    input_size : sequence of int
+        Spatial size of the input.
+    geometry : ConvGeometry, optional
+        Of filters; a layer has its own.
+    layout : {"csr", "dense"}
+    dtype : dtype, optional
+        Of the entries; that of the matrix by default, float32 for a geometry alone.
+
+    Raises
+    ------
+    GeometryError
+        If a geometry is missing, or does not fit the input size.
+    ShapeError
+        If there is no such layout.
+    UnsupportedModel, UnsupportedLayer
+        If this is no layer that convfc knows.
+
+    Examples
+    --------
+    The first layer of a ResNet, on an image of ImageNet:
+
+    >>> stem = ConvGeometry(3, 64, (7, 7), stride=2, padding=3)
+    >>> print(matrix_estimate(stem, (224, 224)))
+    802,816 x 150,528, 116,214,528 entries (0.0962 %), 890 MiB
+    >>> print(matrix_estimate(stem, (224, 224), layout="dense"))
+    802,816 x 150,528, 116,214,528 entries (0.0962 %), 450 GiB
+    """
+    if isinstance(layer, ConvGeometry):
+        if geometry is not None:
+            raise GeometryError(
+                "two geometries were given",
+                where="geometry",
+                got=geometry,
+                remedy="give one of them, or filters with a geometry",
+            )
+        pattern = matrix_pattern(layer, input_size, "channels_last")
+        dtype = np.float32 if dtype is None else dtype
+    else:
+        read = read_layer(layer, geometry, input_size=input_size).layer
+        pattern = matrix_pattern(read.geometry, input_size, "channels_last")
+        if dtype is None:
+            dtype = accumulating_dtype(namespace(filters=read.filters), filters=read.filters)
+    return pattern_estimate(pattern, dtype, layout)
+
+
+def pattern_estimate(pattern: MatrixPattern, dtype: Any, layout: Layout = "csr") -> MatrixEstimate:
+    """Return the size of the matrix that has a pattern.
+
+    Examples
+    --------
+    >>> pattern = matrix_pattern(ConvGeometry(1, 1, (3,), padding=1), (4,), "channels_last")
+    >>> pattern_estimate(pattern, np.float64)
+    MatrixEstimate(shape=(4, 4), nonzeros=10, bytes=140)
+    """
+    size = itemsize(np.dtype(dtype) if isinstance(dtype, (str, type)) else dtype)
+    if check_layout(layout) == "dense":
+        needed = math.prod(pattern.shape) * size
+    else:
+        index = pattern.index_dtype.itemsize
+        needed = pattern.nonzeros * (size + index) + (pattern.shape[0] + 1) * index
+    return MatrixEstimate(pattern.shape, pattern.nonzeros, needed)
+
+
+def check_fits(
+    estimate: MatrixEstimate, memory: float | None = None, remedy: str = _MATRIX_FREE
+) -> None:
+    """Raise MemoryBudgetError unless a matrix fits, before anything is built.
+
+    Parameters
+    ----------
+    estimate : MatrixEstimate
+    memory : int or float, optional
+        Bytes that it may take; by default what the machine has free now, or any number where the
+        system does not say.
+    remedy : str
+        What to do instead.
+
+    Raises
+    ------
+    MemoryBudgetError
+        If the matrix is larger, or the memory is not a number of bytes.
+
+    Examples
+    --------
+    >>> check_fits(MatrixEstimate((4, 4), 10, 140), memory=1000)
+    >>> check_fits(MatrixEstimate((4, 4), 10, 140), memory=100)
+    Traceback (most recent call last):
+    convfc.errors.MemoryBudgetError: memory: the matrix does not fit; ...
+    """
+    if memory is None:
+        allowed, whose = available_memory(), "that the machine has free"
+        if allowed is None:
+            return
+    else:
+        if isinstance(memory, bool) or not isinstance(memory, numbers.Real) or not memory >= 1:
+            raise MemoryBudgetError(
+                "this is not an amount of memory",
+                where="memory",
+                expected="a number of bytes",
+                got=repr(memory),
+                remedy="leave it out for what the machine has free",
+            )
+        allowed, whose = memory, "that it may take"
+    if estimate.bytes > allowed:
+        raise MemoryBudgetError(
+            "the matrix does not fit",
+            where="memory",
+            expected=f"at most the {_readable(allowed)} {whose}",
+            got=estimate,
+            remedy=remedy,
+        )
+
+
+def check_layout(layout: Layout) -> Layout:
+    """Return the layout, or say that there is none of this name.
+
+    Examples
+    --------
+    >>> check_layout("csr")
+    'csr'
+    """
+    if layout not in get_args(Layout):
+        raise ShapeError(
+            "there is no such layout",
+            where="layout",
+            expected=" or ".join(map(repr, get_args(Layout))),
+            got=repr(layout),
+            remedy="'csr' keeps the entries that the geometry has, 'dense' the zeros, too",
+        )
+    return layout
+
+
+def available_memory(root: str | os.PathLike[str] = "/") -> int | None:
+    """Return the bytes that a process can still take without swapping; None if nothing says so.
+
+    On Linux what the kernel calls available, or what is left of the control group's limit if that
+    is less; elsewhere the free pages, where the system counts them.
+
+    Parameters
+    ----------
+    root : path
+        Where ``proc`` and ``sys`` are.
+
+    Examples
+    --------
+    >>> memory = available_memory()
+    >>> memory is None or memory > 0
+    True
+    """
+    files = Path(root)
+    found = [
+        1024 * int(words[1])
+        for words in map(str.split, _lines(files / "proc/meminfo"))
+        if words[0] == "MemAvailable:"
+    ]
+    if found:
+        return min(found + list(_left_in_groups(files)))
+    try:
+        return int(os.sysconf("SC_AVPHYS_PAGES")) * int(os.sysconf("SC_PAGE_SIZE"))
+    except (AttributeError, ValueError, OSError):  # no such call, no such name, no such value
+        return None
+
+
+def _left_in_groups(files: Path) -> Iterator[int]:
+    """Yield what is left of every memory limit that this process is under: cgroups, v2 and v1."""
+    for line in _lines(files / "proc/self/cgroup"):
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            mount, limit, usage, cache = "", "memory.max", "memory.current", "inactive_file"
+        elif "memory" in controllers.split(","):
+            mount, limit, usage = "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            cache = "total_inactive_file"
+        else:
+            continue
+        group = PurePosixPath(path.lstrip("/"))
+        # In a container the path may be the host's: then only its root can be seen.
+        for place in (group, *group.parents):
+            directory = files / "sys/fs/cgroup" / mount / place
+            limits, used = _lines(directory / limit), _lines(directory / usage)
+            if limits and used and limits[0] != "max":
+                # Pages of files that nobody uses are given back before the limit is felt.
+                stat = dict(words.split() for words in _lines(directory / "memory.stat"))
+                yield max(0, int(limits[0]) - int(used[0]) + int(stat.get(cache, 0)))
+
+
+def _lines(path: Path) -> list[str]:
+    """Lines of a file of the system; none where it cannot be read."""
+    try:
+        return path.read_text("ascii").split("\n")[:-1]
+    except OSError:
+        return []
+
+
+def _readable(size: float) -> str:
+    units = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
+    power = min(int(math.log2(max(size, 1))) // 10, len(units) - 1)
+    return f"{size / 1024**power:.3g} {units[power]}"

@@ -1,0 +1,263 @@
+"""A CONV layer as a SciPy operator: the matrix of `conv_matrix`, of which nothing is ever built.
+
+Forwards it is Algorithm 1 in blocks of rows of M. Its adjoint turns the steps round: the product
+with the adjoint of K, then every entry of M is added to the element that it reads. A layer of a
+framework is multiplied by the framework's own convolution instead, where its room has a door for
+it: a module ``maps`` with ``linear_maps(layer, input_size) -> (forward, adjoint)``, two functions
+of NumPy arrays ``(b, channels, *spatial)``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import math
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse.linalg import LinearOperator
+
+from convfc.arrays import accumulating_dtype, as_numpy
+from convfc.errors import DtypeError
+from convfc.geometry import ConvGeometry
+from convfc.im2col import conv_as_matmul
+from convfc.indexmap import AxisMap, IndexMap, index_map
+from convfc.layer import ConvLayer
+from convfc.registry import Order, read_layer
+from convfc.stretch import row_blocks
+
+__all__ = ["ConvOperator", "LinearMap", "conv_operator"]
+
+LinearMap: TypeAlias = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
+"""From a batch of inputs to one of outputs, or back."""
+
+_BLOCK = 2**22
+"""Bytes of M that are held at a time: they stay in the cache, and larger blocks are no faster."""
+
+_NATIVE = frozenset({"float32", "float64", "complex64", "complex128"})
+"""Dtypes that are handed to a framework; integers and the rest stay with NumPy."""
+
+
+class ConvOperator(LinearOperator):  # type: ignore[misc]  # SciPy has no types
+    """A CONV layer without its bias as a linear operator; `conv_operator` makes it.
+
+    Everything that SciPy's `LinearOperator` has: ``@``, ``matvec``, ``matmat``, ``rmatvec``,
+    ``rmatmat``, ``.H`` and ``.T``, sums, multiples, powers, and products with other operators.
+
+    Attributes
+    ----------
+    shape : (int, int)
+        ``(f * product of the output size, c * product of the input size)``.
+    dtype : numpy.dtype
+        Of the filters; booleans and small integers widened, as NumPy's sums are. A product has the
+        dtype that the matrix's would have: float32 filters and a float64 vector give float64.
+    geometry : ConvGeometry
+    input_size, output_size : tuple of int
+        Spatial sizes.
+    order : {"channels_first", "channels_last"}
+        Of the axes of input and output, before they are flattened.
+    filters : NumPy array, shape (f, *kernel, c / groups)
+        All that is held: a copy, which does not change when the layer does.
+    """
+
+    def __init__(self, layer: ConvLayer, where: IndexMap, order: Order, room: ModuleType | None):
+        filters = np.array(as_numpy(layer.filters, "filters"))
+        geometry = where.geometry
+        shape = (
+            geometry.out_channels * where.shape[0],
+            geometry.in_channels * math.prod(where.input_size),
+        )
+        super().__init__(accumulating_dtype(np, filters=filters), shape)
+        filters.setflags(write=False)
+        self.geometry, self.filters, self.order = geometry, filters, order
+        self.input_size, self.output_size = where.input_size, where.output_size
+        self._where = where
+        self._native: tuple[LinearMap, LinearMap] | None = None
+        if room is not None and self.dtype.name in _NATIVE:
+            self._native = _door(room, layer, where.input_size)
+
+    def _matmat(self, X: Any) -> npt.NDArray[Any]:
+        return self._apply(X, adjoint=False)
+
+    def _rmatmat(self, X: Any) -> npt.NDArray[Any]:
+        return self._apply(X, adjoint=True)
+
+    def _matvec(self, x: Any) -> npt.NDArray[Any]:
+        return self._apply(np.asarray(x).reshape(-1, 1), adjoint=False)
+
+    def _rmatvec(self, x: Any) -> npt.NDArray[Any]:
+        return self._apply(np.asarray(x).reshape(-1, 1), adjoint=True)
+
+    def _apply(self, X: Any, *, adjoint: bool) -> npt.NDArray[Any]:
+        """Multiply all columns at once: they are a batch."""
+        X = np.asarray(X)
+        if X.dtype.kind not in "biufc":
+            raise DtypeError(
+                "the vectors hold no numbers",
+                where="X",
+                expected="a boolean, integer, floating or complex dtype",
+                got=X.dtype,
+                remedy="give a dense NumPy array of numbers",
+            )
+        dtype = np.result_type(self.dtype, X.dtype)
+        if dtype.kind == "c" and self.dtype.kind != "c":
+            # Real filters act on both parts alone: half of what complex filters would cost.
+            both = self._apply(np.concatenate([X.real, X.imag], axis=1), adjoint=adjoint)
+            product = np.empty((len(both), X.shape[1]), dtype, order="F")
+            product.real, product.imag = np.split(both, 2, axis=1)
+            return product
+        sizes = (self.geometry.in_channels, self.input_size)
+        if adjoint:
+            sizes = (self.geometry.out_channels, self.output_size)
+        channels, spatial = sizes
+        first = self.order == "channels_first"
+        axes = (channels, *spatial) if first else (*spatial, channels)
+        batch = X.T.astype(dtype, copy=False).reshape(X.shape[1], *axes)
+        if self._native is not None and dtype.name in _NATIVE:
+            product = self._native[adjoint](batch if first else np.moveaxis(batch, -1, 1))
+            product = product if first else np.moveaxis(product, 1, -1)
+        else:
+            multiply = _multiply_adjoint if adjoint else _multiply
+            filters = self.filters.astype(dtype, copy=False)
+            product = multiply(np.moveaxis(batch, 1, -1) if first else batch, filters, self._where)
+            product = np.moveaxis(product, -1, 1) if first else product
+        return product.reshape(X.shape[1], self.shape[adjoint]).T
+
+
+def conv_operator(
+    layer: Any,
+    input_size: Sequence[int],
+    geometry: ConvGeometry | None = None,
+    *,
+    order: Order | None = None,
+) -> ConvOperator:
+    """Return a CONV layer as a linear operator that holds nothing but its filters.
+
+    ``conv_operator(...) @ x`` is ``conv_matrix(...) @ x``: the layer on the flattened input,
+    without its bias, which is no part of a linear map. ``op @ x + conv_offset(...)`` is the whole
+    layer. Iterative methods (SciPy's ``svds``, ``lsqr``, ``eigsh``, ``lobpcg``) then work on layers
+    whose matrix would fit into no memory.
+
+    Parameters
+    ----------
+    layer : object
+        A CONV layer of PyTorch in any form, a `ConvLayer`, or filters ``(f, *kernel, c / groups)``
+        with a geometry. A copy of the filters is kept: the operator does not change with the layer.
+    input_size : sequence of int
+        Spatial size of the input.
+    geometry : ConvGeometry, optional
+        Of filters; a layer has its own.
+    order : {"channels_first", "channels_last"}, optional
+        Order of the axes of one input and output before they are flattened. Without it the
+        framework's own; ``"channels_last"`` for filters and `ConvLayer`.
+
+    Returns
+    -------
+    ConvOperator
+
+    Raises
+    ------
+    GeometryError
+        If the geometry is missing, or does not fit the input size.
+    UnsupportedModel, UnsupportedLayer
+        If this is no layer that convfc knows.
+    DtypeError
+        If NumPy has no such dtype; multiplying raises it for vectors without numbers.
+
+    Notes
+    -----
+    The columns of ``op.matmat(X)`` are one batch, convolved in one call. A layer of PyTorch is
+    multiplied by PyTorch's own convolution and its adjoint, on the layer's device; everything else
+    (filters, integers, float16) by NumPy, in blocks of a few MiB of the patch matrix. Integers are
+    exact.
+
+    A product has the dtype that NumPy gives the two: a float64 vector makes a float32 layer
+    calculate in float64, at the price of it. Cast the vector to ``op.dtype`` for speed.
+
+    Examples
+    --------
+    >>> geometry = ConvGeometry(1, 1, (2,))
+    >>> op = conv_operator(np.array([3, 5]).reshape(1, 2, 1), (4,), geometry)
+    >>> op @ np.array([1, 0, 0, 2])
+    array([ 3,  0, 10])
+    >>> op.H @ np.array([1, 0, 0])
+    array([3, 5, 0, 0])
+
+    Two layers in sequence are the product of their operators:
+
+    >>> (op.H @ op).shape
+    (4, 4)
+    """
+    reading = read_layer(layer, geometry, input_size=input_size, order=order)
+    where = index_map(reading.layer.geometry, input_size)
+    return ConvOperator(reading.layer, where, reading.order, reading.room)
+
+
+def _door(
+    room: ModuleType, layer: ConvLayer, input_size: Sequence[int]
+) -> tuple[LinearMap, LinearMap] | None:
+    """Return the framework's own two maps; None if its room has no door for them."""
+    name = f"{room.__name__}.maps"
+    if importlib.util.find_spec(name) is None:
+        return None
+    maps: tuple[LinearMap, LinearMap] = importlib.import_module(name).linear_maps(layer, input_size)
+    return maps
+
+
+def _multiply(x: npt.NDArray[Any], filters: npt.NDArray[Any], where: IndexMap) -> npt.NDArray[Any]:
+    """Return the outputs ``(b, *output, f)`` of inputs ``(b, *spatial, c)``."""
+    memory = max(_BLOCK, where.shape[1] * x.itemsize)
+    product: npt.NDArray[Any] = conv_as_matmul(x, filters, where.geometry, memory=memory)
+    return product
+
+
+def _multiply_adjoint(
+    y: npt.NDArray[Any], filters: npt.NDArray[Any], where: IndexMap
+) -> npt.NDArray[Any]:
+    """Return ``(b, *spatial, c)`` of ``(b, *output, f)``: rows of M, added to what they read."""
+    geometry = where.geometry
+    groups, kernel = geometry.groups, geometry.kernel_size
+    batch, f, per_group = len(y), geometry.out_channels, geometry.in_channels // geometry.groups
+    by_group = filters.reshape(groups, f // groups, geometry.taps).conj()
+    y = y.reshape(batch, *where.output_size, groups, f // groups)
+    padded = np.zeros(
+        (batch, *(len(axis.source) for axis in where.axes), groups, per_group), y.dtype
+    )
+    rows = max(1, _BLOCK // (where.shape[1] * y.itemsize))
+    for block in row_blocks((batch, *where.output_size), rows):
+        part = y[tuple(slice(*bounds) for bounds in block)]
+        columns = part.reshape(-1, groups, f // groups).swapaxes(0, 1)
+        patches = (columns @ by_group).reshape(groups, *part.shape[:-2], *kernel, per_group)
+        patches = np.moveaxis(patches, 0, -2)
+        for tap in np.ndindex(*kernel):
+            reads = (_reads(*a) for a in zip(where.axes, tap, block[1:], strict=True))
+            window = (slice(*block[0]), *reads)
+            padded[window] += patches[(..., *tap, slice(None), slice(None))]
+    return _unpad(padded.reshape(*padded.shape[:-2], geometry.in_channels), where)
+
+
+def _reads(axis: AxisMap, tap: int, positions: tuple[int, int]) -> slice:
+    """Return the padded elements that a run of positions reads through one tap."""
+    start, stop = (axis.first + tap * axis.tap_step + o * axis.step for o in positions)
+    return slice(start, stop - axis.step + 1, axis.step)
+
+
+def _unpad(padded: npt.NDArray[Any], where: IndexMap) -> npt.NDArray[Any]:
+    """Add every element of the padded input to the one it holds: the adjoint of `stretch.pad`."""
+    for a, axis in enumerate(where.axes, start=1):
+        held = np.flatnonzero(axis.source >= 0)
+        elements, once = np.unique(axis.source[held], return_index=True)
+        # Where the input has elements that are never read, they get 0.
+        shape = (*padded.shape[:a], axis.size, *padded.shape[a + 1 :])
+        whole = len(elements) == axis.size
+        total = padded.take(held[once], a) if whole else np.zeros(shape, padded.dtype)
+        by_element = np.moveaxis(total, a, 0)
+        if not whole:
+            by_element[elements] = np.moveaxis(padded, a, 0)[held[once]]
+        for again in np.delete(held, once):
+            by_element[axis.source[again]] += np.moveaxis(padded, a, 0)[again]
+        padded = total
+    return padded

@@ -1,0 +1,309 @@
+"""A layer of PyTorch as a tensor: SciPy's matrix, with gradients that reach the layer."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import CASES as GEOMETRIES
+from cases import Case, case
+from conv_cases import CASES, SMALL, ConvCase, integers
+from hypothesis import given
+from strategies import cases, seeds
+from torch import Tensor, nn
+from torch.autograd import gradcheck, gradgradcheck
+from torch.nn.utils import parametrizations, parametrize
+
+import convfc
+from convfc import ConvGeometry
+from convfc.operators import pattern as pattern_module
+from convfc.operators.matrix import conv_matrix, conv_offset
+from convfc.operators.pattern import matrix_pattern
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
+
+LAYOUTS = ("csr", "dense")
+ORDERS = ("channels_first", "channels_last")
+
+# Every way to multiply images, as rows of X, by A: all are PyTorch's own.
+PRODUCTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "sparse.mm": lambda A, X: torch.sparse.mm(A, X.T).T,
+    "A @ X": lambda A, X: (A @ X.T).T,
+    "A @ x": lambda A, X: torch.stack([A @ x for x in X]),
+    "X @ A.t()": lambda A, X: X @ A.t(),
+    "F.linear": lambda A, X: F.linear(X, A),
+    "to_dense": lambda A, X: X @ A.to_dense().T,
+    "to_sparse_coo": lambda A, X: (A.to_sparse_coo() @ X.T).T,
+    "twice": lambda A, X: (torch.sparse.mm(A, X.T) + 2 * (A @ X.T)).T - 2 * F.linear(X, A),
+}
+
+
+def tensor(layer: Any, size: tuple[int, ...], *geometry: ConvGeometry, **rest: Any) -> Tensor:
+    return conv_matrix(layer, size, *geometry, library="torch", **rest)
+
+
+def offset(layer: Any, size: tuple[int, ...], *geometry: ConvGeometry, **rest: Any) -> Tensor:
+    return conv_offset(layer, size, *geometry, library="torch", **rest)
+
+
+def gradients(y: Tensor, layer: nn.Module) -> list[Tensor]:
+    weights = integers(y.shape, y.dtype, seed=5)
+    return list(torch.autograd.grad((y * weights).sum(), list(layer.parameters())))
+
+
+@pytest.mark.parametrize("subject", CASES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_it_computes_the_layer_and_its_gradients(subject: ConvCase, layout: str):
+    layer, x = subject.layer(), subject.x()
+    expected = layer(x)
+    y = x.flatten(1) @ tensor(layer, subject.size, layout=layout).t() + offset(layer, subject.size)
+    assert torch.equal(y, expected.flatten(1))
+    found = gradients(y, layer)
+    for gradient, native in zip(found, gradients(expected.flatten(1), layer), strict=True):
+        assert torch.equal(gradient, native)
+
+
+@pytest.mark.parametrize("subject", CASES, ids=str)
+def test_it_is_scipy_s_matrix(subject: ConvCase):
+    layer = subject.layer(torch.float32)
+    for order in (None, *ORDERS):
+        A = conv_matrix(layer, subject.size, order=order)
+        sparse = tensor(layer, subject.size, order=order)
+        assert sparse.layout is torch.sparse_csr
+        assert sparse.shape == A.shape
+        torch._validate_sparse_csr_tensor_args(
+            sparse.crow_indices(), sparse.col_indices(), sparse.values(), sparse.shape
+        )
+        for theirs, ours in [
+            (sparse.crow_indices(), A.indptr),
+            (sparse.col_indices(), A.indices),
+            (sparse.values(), A.data),
+            (tensor(layer, subject.size, order=order, layout="dense"), A.toarray()),
+            (
+                offset(layer, subject.size, order=order),
+                conv_offset(layer, subject.size, order=order),
+            ),
+        ]:
+            found = theirs.detach().numpy()
+            assert found.dtype == ours.dtype
+            assert np.array_equal(found, ours)
+
+
+@given(cases(), seeds)
+def test_every_geometry_gives_scipy_s_matrix_and_the_adjoint(subject: Case, seed: int):
+    _, filters, _ = subject.integers(seed)
+    leaf = torch.tensor(filters, dtype=torch.float64, requires_grad=True)
+    for order in ORDERS:
+        rest: Any = {"order": order}
+        A = conv_matrix(filters, subject.input_size, subject.geometry, **rest)
+        dense = tensor(leaf, subject.input_size, subject.geometry, layout="dense", **rest)
+        assert np.array_equal(dense.detach().numpy(), A.toarray())
+        sparse = tensor(leaf, subject.input_size, subject.geometry, **rest)
+        pattern = matrix_pattern(subject.geometry, subject.input_size, order)
+        held = np.random.default_rng(seed).integers(-9, 10, pattern.nonzeros)
+        (grad,) = torch.autograd.grad(sparse.values(), leaf, torch.from_numpy(held).double())
+        assert np.array_equal(grad.numpy(), pattern.fold(held))
+
+
+@pytest.mark.parametrize("way", PRODUCTS)
+@pytest.mark.parametrize("subject", SMALL, ids=str)
+def test_every_product_of_pytorch_passes_the_gradient_on(subject: ConvCase, way: str):
+    layer, x = subject.layer(), subject.x()
+    y = PRODUCTS[way](tensor(layer, subject.size), x.flatten(1))
+    y = y + offset(layer, subject.size)
+    expected = layer(x).flatten(1)
+    assert torch.equal(y, expected)
+    for found, native in zip(gradients(y, layer), gradients(expected, layer), strict=True):
+        assert torch.equal(found, native)
+
+
+def test_a_gradient_of_another_pattern_is_read_where_the_entries_are():
+    layer = nn.Conv1d(1, 1, 3, padding=1, bias=False, dtype=torch.float64)
+    A = tensor(layer, (4,))
+    G = torch.arange(16.0, dtype=torch.float64).reshape(4, 4)
+    as_many = G.clone()
+    as_many[0, :2] = 0  # ten entries, as A has, but two of them elsewhere
+    as_many[1:, 0] = as_many[2, 3] = 0
+    assert as_many.count_nonzero() == A.values().numel()
+    for grad in (G, G.to_sparse_csr(), as_many.to_sparse_csr()):
+        (found,) = torch.autograd.grad(A, layer.weight, grad, retain_graph=True)
+        dense = grad.to_dense()
+        expected = [dense.diagonal(offset).sum().item() for offset in (-1, 0, 1)]
+        assert found.flatten().tolist() == expected
+
+
+WITH_SUMS = case((3, 3), (3, 3), c=2, f=2, groups=2, padding=2, padding_mode="reflect")
+CHECKED = [GEOMETRIES[8], GEOMETRIES[15], GEOMETRIES[24], WITH_SUMS]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # forward mode's own
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("subject", CHECKED, ids=str)
+def test_gradcheck(subject: Case, order: Any, dtype: torch.dtype):
+    filters = torch.tensor(subject.reals()[1], dtype=dtype, requires_grad=True)
+    size, geometry = subject.input_size, subject.geometry
+    columns = matrix_pattern(geometry, size, order).shape[1]
+    X = torch.tensor(np.random.default_rng(0).standard_normal((columns, 2)), dtype=dtype)
+
+    def dense(w: Tensor) -> Tensor:
+        return tensor(w, size, geometry, layout="dense", order=order)
+
+    def sparse(w: Tensor) -> Tensor:
+        return torch.sparse.mm(tensor(w, size, geometry, order=order), X)
+
+    assert gradcheck(dense, filters, check_forward_ad=True, fast_mode=True)
+    assert gradgradcheck(dense, filters, fast_mode=True)
+    assert gradcheck(sparse, filters, fast_mode=True)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # forward mode's own
+def test_transforms_of_torch_func():
+    subject = WITH_SUMS
+    filters = torch.tensor(subject.reals()[1])
+
+    def dense(w: Tensor) -> Tensor:
+        return tensor(w, subject.input_size, subject.geometry, layout="dense")
+
+    forward = torch.func.jacfwd(dense)(filters)
+    assert torch.equal(forward, torch.func.jacrev(dense)(filters))
+    # The map is linear: its Jacobian times the filters is the matrix.
+    ones = torch.ones_like(filters)
+    assert torch.equal((forward * ones).sum(dim=tuple(range(2, forward.dim()))), dense(ones))
+    several = torch.stack([filters, 2 * filters])
+    assert torch.equal(torch.vmap(dense)(several), torch.stack([dense(w) for w in several]))
+    last = several.movedim(0, -1)
+    assert torch.equal(torch.vmap(dense, in_dims=-1)(last), torch.vmap(dense)(several))
+
+
+@pytest.mark.parametrize("form", ["patch", "weight"])
+@pytest.mark.parametrize("subject", SMALL, ids=str)
+def test_the_fc_forms_of_a_layer(subject: ConvCase, form: Any):
+    layer, x = convfc.to_fc(subject.layer(), form=form), subject.x()
+    y = torch.sparse.mm(tensor(layer, subject.size), x.flatten(1).T).T + offset(layer, subject.size)
+    expected = layer(x).flatten(1)
+    assert torch.equal(y, expected)
+    for found, own in zip(gradients(y, layer), gradients(expected, layer), strict=True):
+        assert torch.equal(found, own)
+
+
+class Doubled(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return 2 * weight
+
+
+def test_a_parametrized_layer():
+    subject = CASES[1]
+    layer, x = subject.layer(), subject.x()
+    parametrize.register_parametrization(layer, "weight", Doubled())
+    y = x.flatten(1) @ tensor(layer, subject.size).t() + offset(layer, subject.size)
+    expected = layer(x).flatten(1)
+    assert torch.equal(y, expected)
+    for found, own in zip(gradients(y, layer), gradients(expected, layer), strict=True):
+        assert torch.equal(found, own)
+    assert torch.equal(layer.parametrizations.weight.original * 2, layer.weight)
+
+
+def test_spectral_norm_s_gradient_passes_through_the_parametrization():
+    layer = parametrizations.spectral_norm(nn.Conv2d(2, 3, 3, dtype=torch.float64)).eval()
+    A = tensor(layer, (5, 5))
+    (grad,) = torch.autograd.grad(A.values().sum(), layer.parametrizations.weight.original)
+    whole = A.values().sum()
+    # Divided by its norm, the weight stays as it is when the parameter is scaled.
+    scaled = (grad * layer.parametrizations.weight.original).sum().abs()
+    assert scaled < 1e-12 * whole.abs().clamp(min=1)
+
+
+@pytest.mark.parametrize("way", ["sparse.mm", "values"])
+def test_the_gradient_stays_sparse(way: str):
+    """Dense, this matrix has 10**12 entries: four terabytes, that no machine would give."""
+    geometry = ConvGeometry(1, 1, (2, 2), padding=((0, 1), (0, 1)))
+    filters = torch.ones(geometry.filters_shape, requires_grad=True)
+    A = tensor(filters, (1000, 1000), geometry)
+    assert A.shape == (10**6, 10**6)
+    entries = A.values() if way == "values" else torch.sparse.mm(A, torch.ones(10**6, 1))
+    (grad,) = torch.autograd.grad(entries.sum(), filters)
+    assert grad.flatten().tolist() == [1000 * 1000, 1000 * 999, 1000 * 999, 999 * 999]
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (torch.bool, torch.int64),
+        (torch.int8, torch.int64),
+        (torch.uint8, torch.int64),
+        (torch.int32, torch.int64),
+        (torch.float16, torch.float16),
+        (torch.bfloat16, torch.bfloat16),
+        (torch.float32, torch.float32),
+        (torch.complex64, torch.complex64),
+    ],
+    ids=str,
+)
+def test_dtypes(given: torch.dtype, kept: torch.dtype):
+    filters = torch.ones(WITH_SUMS.filters_shape).to(given)
+    expected = conv_matrix(np.ones(WITH_SUMS.filters_shape), (3, 3), WITH_SUMS.geometry)
+    sparse = tensor(filters, (3, 3), WITH_SUMS.geometry)
+    dense = tensor(filters, (3, 3), WITH_SUMS.geometry, layout="dense")
+    assert sparse.dtype == dense.dtype == offset(filters, (3, 3), WITH_SUMS.geometry).dtype == kept
+    assert torch.equal(dense, torch.from_numpy(expected.toarray()).to(kept))
+    assert torch.equal(sparse.to_dense(), dense)
+
+
+def test_a_16_bit_gradient_is_summed_in_32_bits():
+    geometry = ConvGeometry(1, 1, (1,))
+    filters = torch.ones(geometry.filters_shape, dtype=torch.bfloat16, requires_grad=True)
+    (grad,) = torch.autograd.grad(tensor(filters, (4096,), geometry).values().sum(), filters)
+    assert grad.item() == 4096
+    assert grad.dtype == torch.bfloat16
+
+
+def test_the_device_is_that_of_the_filters():
+    filters = torch.ones(WITH_SUMS.filters_shape, device="meta")
+    for layout in LAYOUTS:
+        A = tensor(filters, (3, 3), WITH_SUMS.geometry, layout=layout)
+        assert A.device.type == "meta"
+    assert offset(filters, (3, 3), WITH_SUMS.geometry).device.type == "meta"
+
+
+def test_indices_are_int64_where_int32_would_not_do(monkeypatch: pytest.MonkeyPatch):
+    layer = SMALL[0].layer()
+    narrow = tensor(layer, SMALL[0].size)
+    monkeypatch.setattr(pattern_module, "_LARGEST_INT32", 1)
+    wide = tensor(layer, SMALL[0].size)
+    assert (narrow.col_indices().dtype, wide.col_indices().dtype) == (torch.int32, torch.int64)
+    assert torch.equal(wide.to_dense(), narrow.to_dense())
+
+
+def test_scipy_s_matrix_is_out_of_the_graph():
+    layer = SMALL[0].layer()
+    A = conv_matrix(layer, SMALL[0].size)
+    assert type(A.data) is np.ndarray
+    before = A.data.copy()
+    with torch.no_grad():
+        layer.weight.zero_()
+    assert np.array_equal(A.data, before)
+
+
+def test_no_warning_of_pytorch_reaches_the_user():
+    """In a process of its own: PyTorch warns of sparse rows once, at the first that it makes."""
+    program = (
+        "import torch, convfc.operators.matrix as m\n"
+        "layer = torch.nn.Conv1d(2, 2, 3)\n"
+        "A = m.conv_matrix(layer, (5,), library='torch')\n"
+        "torch.sparse.mm(A, torch.ones(10, 1)).sum().backward()\n"
+        "print(layer.weight.grad.shape)\n"
+    )
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.stderr == ""
+    assert done.stdout == "torch.Size([2, 2, 3])\n"

@@ -1,0 +1,138 @@
+"""An N-dimensional convolution as one 1-D convolution, exactly; others compute that one."""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+import oracle
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import CASES, Case, case
+from hypothesis import given
+from libraries import JAX, Library, to_numpy
+from strategies import cases, seeds
+from torch import nn
+
+from convfc import ConvGeometry, ConvLayer
+from convfc.errors import GeometryError, ShapeError
+from convfc.operators.conv1d import as_conv1d
+
+
+def by_pytorch(x: np.ndarray, filters: np.ndarray, groups: int) -> np.ndarray:
+    """PyTorch's own 1-D convolution of a row."""
+    x, filters = (torch.from_numpy(np.moveaxis(a, -1, 1).astype(float)) for a in (x, filters))
+    return np.moveaxis(F.conv1d(x, filters, groups=groups).numpy(), 1, -1)
+
+
+@given(cases(), seeds)
+def test_it_is_the_layer(subject: Case, seed: int):
+    x, filters, bias = subject.integers(seed)
+    form = as_conv1d(ConvLayer(subject.geometry, filters, bias), subject.input_size)
+    assert np.array_equal(form(x), oracle.conv(x, filters, subject.geometry, bias))
+
+
+@given(cases(), seeds)
+def test_pytorchs_1d_convolution_computes_it(subject: Case, seed: int):
+    x, filters, _ = subject.integers(seed)
+    form = as_conv1d(filters, subject.input_size, subject.geometry)
+    row = form.lay_out(x)
+    y = by_pytorch(row, form.filters, subject.geometry.groups)
+    assert np.array_equal(form.read_out(y), oracle.conv(x, filters, subject.geometry))
+    assert row.shape == (subject.batch, form.length, subject.geometry.in_channels)
+
+
+@given(cases(), seeds)
+def test_numpys_1d_convolution_computes_it(subject: Case, seed: int):
+    """The convolution of two sequences, as Naghizadeh & Sacchi have it: filters read backwards."""
+    x, filters, _ = subject.integers(seed)
+    g = subject.geometry
+    form = as_conv1d(filters, subject.input_size, g)
+    channels, per_group = g.in_channels // g.groups, g.out_channels // g.groups
+    row = form.lay_out(x)
+    positions = form.length - form.geometry.kernel_size[0] + 1
+    y = np.zeros((subject.batch, positions, g.out_channels), np.int64)
+    for b in range(subject.batch):
+        for f in range(g.out_channels):
+            for c in range(channels):
+                one = row[b, :, f // per_group * channels + c]
+                y[b, :, f] += np.convolve(one, form.filters[f, ::-1, c], mode="valid")
+    assert np.array_equal(form.read_out(y), oracle.conv(x, filters, g))
+
+
+@pytest.mark.parametrize("subject", CASES, ids=str)
+def test_the_form_is_plain_and_as_short_as_can_be(subject: Case):
+    g = subject.geometry
+    form = as_conv1d(np.ones(subject.filters_shape, int), subject.input_size, g)
+    assert form.geometry == ConvGeometry(
+        g.in_channels, g.out_channels, form.filters.shape[1:2], groups=g.groups
+    )
+    assert form.filters.shape == form.geometry.filters_shape
+    taps = prod(g.kernel_size)
+    assert np.count_nonzero(form.filters) == g.out_channels * taps * form.filters.shape[-1]
+    assert np.all(form.filters[:, [0, -1]])  # no zeros at its ends
+    assert form.zeros == 1 - taps / form.filters.shape[1]
+    # The length is that of the padded input, and of its rows.
+    padded = form.lay_out(np.ones(subject.x_shape)).shape[1]
+    assert padded == form.length
+    if not g.transposed:
+        sizes = [n + sum(p) for n, p in zip(subject.input_size, g.padding, strict=True)]
+        assert form.length == prod(sizes)
+        rows = [prod(sizes[a + 1 :]) for a in range(len(sizes))]
+        reach = zip(g.effective_kernel_size, rows, strict=True)
+        assert form.filters.shape[1] == 1 + sum((k - 1) * row for k, row in reach)
+
+
+def test_the_zeros_that_separate_rows_are_the_padding():
+    geometry = ConvGeometry(1, 1, (3, 3), padding=((0, 0), (1, 1)))
+    form = as_conv1d(np.ones((1, 3, 3, 1), int), (3, 2), geometry)
+    x = np.arange(1, 7).reshape(1, 3, 2, 1)
+    assert form.lay_out(x).ravel().tolist() == [0, 1, 2, 0, 0, 3, 4, 0, 0, 5, 6, 0]
+    assert form.filters.ravel().tolist() == [1, 1, 1, 0, 1, 1, 1, 0, 1, 1, 1]
+    assert form(x).ravel().tolist() == [21, 21]
+
+
+def test_a_1d_convolution_stays_what_it_is():
+    subject = case((9,), (3,), padding=((2, 1),))
+    filters = subject.integers()[1]
+    form = as_conv1d(filters, subject.input_size, subject.geometry)
+    assert np.array_equal(form.filters, filters)
+    assert form.zeros == 0
+
+
+@pytest.mark.parametrize("subject", [CASES[5], CASES[13], CASES[21]], ids=str)
+def test_arrays_of_every_library_come_back(library: Library, subject: Case):
+    x, filters, bias = subject.integers(dtype=np.float32)
+    layer = ConvLayer(subject.geometry, library.array(filters), library.array(bias))
+    y = as_conv1d(layer, subject.input_size)(library.array(x))
+    assert isinstance(y, library.array_type)
+    assert np.array_equal(to_numpy(y), oracle.conv(x, filters, subject.geometry, bias))
+    if library is JAX:
+        assert y.dtype == "float32"
+
+
+def test_gradients_flow_to_the_input_of_a_layer_of_pytorch():
+    conv = nn.Conv2d(2, 3, 3, stride=2, padding=1, dtype=torch.float64)
+    with torch.no_grad():
+        for parameter in conv.parameters():
+            parameter.copy_(torch.arange(parameter.numel()).reshape(parameter.shape) % 5 - 2)
+    x = torch.arange(120.0, dtype=torch.float64).reshape(2, 2, 5, 6).requires_grad_(True)
+    y = as_conv1d(conv, (5, 6))(x.movedim(1, -1)).movedim(-1, 1)
+    assert torch.equal(y, conv(x))
+    weights = torch.arange(y.numel(), dtype=y.dtype).reshape(y.shape)
+    (ours,), (native,) = (torch.autograd.grad(out, x, weights) for out in (y, conv(x)))
+    assert torch.equal(ours, native)
+
+
+def test_what_does_not_fit_is_refused():
+    geometry = ConvGeometry(1, 1, (2, 2))
+    form = as_conv1d(np.ones((1, 2, 2, 1)), (3, 3), geometry)
+    with pytest.raises(ShapeError, match=r"x: wrong size; expected \(b, 3, 3, 1\)"):
+        form(np.ones((1, 3, 4, 1)))
+    with pytest.raises(ShapeError, match=r"y: wrong size; expected \(b, 5, 1\)"):
+        form.read_out(np.ones((1, 6, 1)))
+    with pytest.raises(GeometryError, match="filters alone do not say how they are moved"):
+        as_conv1d(np.ones((1, 2, 2, 1)), (3, 3))
+    with pytest.raises(GeometryError, match="the kernel is larger than the padded input"):
+        as_conv1d(np.ones((1, 2, 2, 1)), (1, 3), geometry)

@@ -1,0 +1,216 @@
+"""The size of the matrix, told before it is built, is its size; and what the machine has free."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cases import CASES, Case
+from hypothesis import given
+from strategies import cases
+from torch import nn
+
+from convfc import ConvGeometry
+from convfc.errors import GeometryError, MemoryBudgetError, ShapeError
+from convfc.operators.estimate import (
+    MatrixEstimate,
+    available_memory,
+    check_fits,
+    matrix_estimate,
+)
+from convfc.operators.matrix import conv_matrix
+
+
+@given(cases())
+def test_the_estimate_is_exact(subject: Case):
+    _, filters, _ = subject.integers(dtype=np.float32)
+    for layout in ("csr", "dense"):
+        estimate = matrix_estimate(filters, subject.input_size, subject.geometry, layout=layout)
+        A = conv_matrix(filters, subject.input_size, subject.geometry, layout=layout)
+        assert estimate.shape == A.shape
+        if layout == "dense":
+            assert estimate.bytes == A.nbytes
+        else:
+            assert estimate.nonzeros == A.nnz
+            assert estimate.bytes == A.data.nbytes + A.indices.nbytes + A.indptr.nbytes
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size"),
+    [(None, 8), (np.float32, 4), ("float16", 2), (np.dtype("complex128"), 16), (torch.bfloat16, 2)],
+    ids=str,
+)
+def test_the_dtype_may_be_any_library_s(dtype: Any, size: int):
+    subject = CASES[6]
+    _, filters, _ = subject.integers(dtype=np.int8)  # widened to 8 bytes
+    estimate = matrix_estimate(filters, subject.input_size, subject.geometry, dtype=dtype)
+    rows, _ = estimate.shape
+    assert estimate.bytes == estimate.nonzeros * (size + 4) + (rows + 1) * 4
+
+
+def test_a_layer_filters_and_a_geometry_alone():
+    layer = nn.Conv2d(2, 3, 3, padding="same", dtype=torch.bfloat16)
+    geometry = ConvGeometry(2, 3, (3, 3), padding=1)
+    of_layer = matrix_estimate(layer, (6, 5))
+    assert of_layer == matrix_estimate(geometry, (6, 5), dtype=torch.bfloat16)
+    assert of_layer.bytes < matrix_estimate(geometry, (6, 5)).bytes  # float32
+    filters = torch.ones(geometry.filters_shape, dtype=torch.bfloat16)
+    assert of_layer == matrix_estimate(filters, (6, 5), geometry)
+
+
+def test_imagenet_sizes_take_no_time():
+    began = time.perf_counter()
+    estimate = matrix_estimate(ConvGeometry(64, 64, (3, 3), padding=1), (224, 224))
+    assert time.perf_counter() - began < 1
+    # Of 224 positions the two at the ends read two elements of an axis, the others three.
+    assert estimate.nonzeros == (3 * 224 - 2) ** 2 * 64 * 64
+    assert estimate.shape == (64 * 224**2, 64 * 224**2)
+    assert estimate.bytes == estimate.nonzeros * 8 + (estimate.shape[0] + 1) * 4
+
+
+def test_from_two_to_the_31_entries_on_an_index_takes_eight_bytes():
+    def entries(size: int) -> MatrixEstimate:
+        return matrix_estimate(ConvGeometry(2**16, 2**16, (1,)), (size,), dtype=np.float64)
+
+    # 2**32 entries per position
+    assert entries(1).bytes == 2**32 * (8 + 8) + (2**16 + 1) * 8
+    fewer = matrix_estimate(ConvGeometry(2**15, 2**15, (1,)), (1,), dtype=np.float64)
+    assert fewer.bytes == 2**30 * (8 + 4) + (2**15 + 1) * 4
+
+
+@pytest.mark.parametrize(
+    ("estimate", "text"),
+    [
+        (MatrixEstimate((3, 4), 6, 88), "3 x 4, 6 entries (50 %), 88 bytes"),
+        (
+            MatrixEstimate((200_704, 200_704), 112_869_376, 903_757_828),
+            "200,704 x 200,704, 112,869,376 entries (0.28 %), 862 MiB",
+        ),
+        (MatrixEstimate((1, 1), 1, 2**70), "1 x 1, 1 entries (100 %), 1.05e+06 PiB"),
+    ],
+    ids=["bytes", "MiB", "beyond"],
+)
+def test_it_reads_well(estimate: MatrixEstimate, text: str):
+    assert str(estimate) == text
+
+
+def test_what_is_no_estimate_is_refused():
+    geometry = ConvGeometry(1, 1, (2,))
+    wrong: Any = "coo"
+    with pytest.raises(ShapeError, match="layout: there is no such layout"):
+        matrix_estimate(geometry, (4,), layout=wrong)
+    with pytest.raises(GeometryError, match="geometry: two geometries were given"):
+        matrix_estimate(geometry, (4,), geometry)
+    with pytest.raises(GeometryError, match="the kernel is larger than the padded input"):
+        matrix_estimate(geometry, (1,))
+
+
+def test_check_fits_says_what_is_allowed_and_what_else_to_do():
+    estimate = MatrixEstimate((3, 4), 6, 2048)
+    check_fits(estimate, 2048)
+    check_fits(estimate, float("inf"))
+    message = (
+        "memory: the matrix does not fit; expected at most the 1.95 KiB that it may take; got "
+        "3 x 4, 6 entries (50 %), 2 KiB. Remedy: buy more"
+    )
+    with pytest.raises(MemoryBudgetError, match=f"^{re.escape(message)}$"):
+        check_fits(estimate, 2000, "buy more")
+    with pytest.raises(MemoryBudgetError, match=r"convfc\.conv_operator\(layer, input_size\)"):
+        check_fits(estimate, 2000)
+    with pytest.raises(MemoryBudgetError, match="that the machine has free"):
+        check_fits(MatrixEstimate((3, 4), 6, 2**62))
+
+
+@pytest.mark.parametrize("memory", [0, -1, True, "1 GiB", float("nan")])
+def test_memory_is_a_number_of_bytes(memory: Any):
+    with pytest.raises(MemoryBudgetError, match="memory: this is not an amount of memory"):
+        check_fits(MatrixEstimate((1, 1), 1, 1), memory)
+
+
+def machine(root: Path, files: dict[str, str]) -> Path:
+    for name, text in {
+        "proc/meminfo": "MemTotal: 9 kB\nMemAvailable:   1000 kB\n",
+        **files,
+    }.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+V2 = "sys/fs/cgroup/"
+V1 = "sys/fs/cgroup/memory/"
+
+
+@pytest.mark.parametrize(
+    ("files", "free"),
+    [
+        ({}, 1_024_000),
+        (
+            {
+                "proc/self/cgroup": "0::/box\n",
+                f"{V2}box/memory.max": "5000\n",
+                f"{V2}box/memory.current": "4000\n",
+                f"{V2}box/memory.stat": "anon 1\ninactive_file 300\n",
+            },
+            1300,
+        ),
+        (  # a group's limit holds for the groups within
+            {
+                "proc/self/cgroup": "0::/box/inner\n",
+                f"{V2}box/inner/memory.max": "max\n",
+                f"{V2}box/inner/memory.current": "10\n",
+                f"{V2}box/memory.max": "5000\n",
+                f"{V2}box/memory.current": "4000\n",
+            },
+            1000,
+        ),
+        (  # a container that is told the host's path
+            {
+                "proc/self/cgroup": "8:pids:/\n4:cpu,memory:/host/path\n",
+                f"{V1}memory.limit_in_bytes": "5000\n",
+                f"{V1}memory.usage_in_bytes": "4000\n",
+                f"{V1}memory.stat": "inactive_file 1\ntotal_inactive_file 200\n",
+            },
+            1200,
+        ),
+        (  # version 1's way to say that there is no limit
+            {
+                "proc/self/cgroup": "4:memory:/\n",
+                f"{V1}memory.limit_in_bytes": "9223372036854771712\n",
+                f"{V1}memory.usage_in_bytes": "4000\n",
+            },
+            1_024_000,
+        ),
+        (  # more in use than allowed, since the limit was lowered
+            {
+                "proc/self/cgroup": "0::/\n",
+                f"{V2}memory.max": "5000\n",
+                f"{V2}memory.current": "6000\n",
+            },
+            0,
+        ),
+    ],
+    ids=["no-groups", "v2", "v2-parent", "v1-host-path", "v1-no-limit", "overfull"],
+)
+def test_free_memory_is_what_the_kernel_and_the_groups_leave(
+    tmp_path: Path, files: dict[str, str], free: int
+):
+    assert available_memory(machine(tmp_path, files)) == free
+
+
+def test_without_a_proc_the_system_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    numbers = {"SC_AVPHYS_PAGES": 7, "SC_PAGE_SIZE": 4096}
+    monkeypatch.setattr(os, "sysconf", numbers.__getitem__)
+    assert available_memory(tmp_path) == 7 * 4096
+
+    def unknown(name: str) -> int:
+        raise ValueError(name)
+
+    monkeypatch.setattr(os, "sysconf", unknown)
+    assert available_memory(tmp_path) is None
