@@ -22,7 +22,13 @@ CORE = [
     "certificate",
     "inspection",
     "registry",
+    "operators",
     "operators.matrix",
+    "operators.estimate",
+    "operators.pattern",
+    "operators.matrixfree",
+    "operators.nearest",
+    "operators.conv1d",
     "convert",
 ]
 PUBLIC = [name for name in convfc.__all__ if name != "__version__"]

@@ -19,7 +19,14 @@ from convfc.im2col import (
 from convfc.indexmap import IndexMap, index_map
 from convfc.inspection import Inspection
 from convfc.layer import ConvLayer
-from convfc.operators import conv_matrix, conv_offset
+from convfc.operators import (
+    as_conv1d,
+    conv_matrix,
+    conv_offset,
+    conv_operator,
+    matrix_estimate,
+    nearest_conv,
+)
 
 __version__ = "0.1.0"
 
@@ -30,15 +37,19 @@ __all__ = [
     "IndexMap",
     "Inspection",
     "__version__",
+    "as_conv1d",
     "col2im",
     "conv_as_matmul",
     "conv_matrix",
     "conv_offset",
+    "conv_operator",
     "filters_to_matrix",
     "im2col",
     "index_map",
     "inspect",
+    "matrix_estimate",
     "matrix_to_filters",
+    "nearest_conv",
     "patch_product",
     "rows_to_output",
     "to_conv",
