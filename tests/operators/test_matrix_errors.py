@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 import tracemalloc
 from typing import Any
 
@@ -131,7 +130,6 @@ def test_what_would_not_fit_is_refused_before_any_work():
     geometry = ConvGeometry(64, 64, (3, 3), padding=1)
     filters = np.ones(geometry.filters_shape, dtype=np.float32)
     tracemalloc.start()
-    began = time.perf_counter()
     try:
         for layout in ("csr", "dense"):
             with pytest.raises(
@@ -142,7 +140,6 @@ def test_what_would_not_fit_is_refused_before_any_work():
     finally:
         tracemalloc.stop()
     assert peak < 16 * 2**20  # tables of the two axes
-    assert time.perf_counter() - began < 5
 
 
 def test_memory_is_a_promise():

@@ -59,16 +59,26 @@ def is_canonical(A: sparse.csr_array) -> bool:
     return bool(plain.has_canonical_format)
 
 
-@given(cases(), seeds)
-def test_every_geometry_gives_the_oracle_s_matrix(subject: Case, seed: int):
+def check_matrix(subject: Case, seed: int) -> None:
     _, filters, _ = subject.integers(seed)
     for order in ORDERS:
         expected = oracle_matrix(subject, filters, order)
         A = conv_matrix(filters, subject.input_size, subject.geometry, order=order)
         assert type(A) is sparse.csr_array
         assert A.shape == expected.shape
+        assert A.has_canonical_format
         assert is_canonical(A)
         assert np.array_equal(A.toarray(), expected)
+
+
+@given(cases(), seeds)
+def test_every_geometry_gives_the_oracle_s_matrix(subject: Case, seed: int):
+    check_matrix(subject, seed)
+
+
+@given(cases(modes=("reflect", "replicate", "circular"), transposed=False), seeds)
+def test_padding_that_repeats_elements_gives_the_oracle_s_matrix(subject: Case, seed: int):
+    check_matrix(subject, seed)
 
 
 @pytest.mark.parametrize("name", JUDGES)

@@ -281,9 +281,10 @@ class MatrixPattern:
             elements = np.expand_dims(elements, ndim if first else -1)
             view = block.view(found)
             view = view.reshape(groups, -1, *view.shape[1:])
-            # Every filter of a group has the rows of its first one.
-            np.add(elements, channels, out=view[:, 0])
-            view[:, 1:] = view[:, :1]
+            if view.shape[1] == 1:
+                np.add(elements, channels, out=view[:, 0])
+            else:  # all filters of a group have the same rows
+                view[...] = np.add(elements, channels, order="C")[:, None]
         return found
 
     def values(self, filters: npt.NDArray[Any]) -> npt.NDArray[Any]:
