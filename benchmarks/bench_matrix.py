@@ -12,8 +12,6 @@ integers. A ratio is the median of the ratios of the rounds.
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import json
 import math
 import os
@@ -25,7 +23,16 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from harness import CORES, console, header, mebibytes, milliseconds, table, use_two_cores
+from harness import (
+    CORES,
+    console,
+    header,
+    mebibytes,
+    milliseconds,
+    peak_of,
+    table,
+    use_two_cores,
+)
 from harness import version as version_of
 
 use_two_cores()
@@ -262,26 +269,9 @@ def extra_memory(order: Order) -> dict[str, int | None]:
     geometry, size = LARGE
     filters = integers(geometry)
     conv_matrix(integers(SMALL[0]), SMALL[1], SMALL[0], order=order)  # what is made once and kept
-    gc.collect()
-    peak = None
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-        before = status("VmRSS")
-        pathlib.Path("/proc/self/clear_refs").write_text("5")
-        matrix = conv_matrix(filters, size, geometry, order=order)
-        peak = status("VmHWM") - before
-    except (OSError, ValueError, AttributeError):  # not on Linux, or another C library
-        matrix = conv_matrix(filters, size, geometry, order=order)
+    matrix, peak = peak_of(lambda: conv_matrix(filters, size, geometry, order=order))
     result = sum(a.nbytes for a in (matrix.indptr, matrix.indices, matrix.data))
     return {"peak": peak, "result": result}
-
-
-def status(field: str) -> int:
-    """Return a field of the process's status in bytes."""
-    for line in pathlib.Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    raise ValueError(field)
 
 
 def name_of(layer: tuple[ConvGeometry, tuple[int, ...]]) -> str:

@@ -10,10 +10,8 @@ with float64 first and has to stay within the rounding bound.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import copy
-import ctypes
-import gc
+import functools
 import json
 import os
 import pathlib
@@ -24,7 +22,17 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from harness import CORES, console, header, mebibytes, milliseconds, ratio, table, use_two_cores
+from harness import (
+    CORES,
+    console,
+    header,
+    mebibytes,
+    milliseconds,
+    peak_of,
+    ratio,
+    table,
+    use_two_cores,
+)
 from harness import version as version_of
 
 use_two_cores()
@@ -277,28 +285,11 @@ def extra_memory(layer: tuple[int, ...]) -> dict[str, dict[str, int | None]]:
         found[kind] = {}
         for name, way in ways.items():
             run(*way)  # what libraries make once and keep
-            gc.collect()
-            with contextlib.suppress(OSError, AttributeError):  # another C library
-                ctypes.CDLL(None).malloc_trim(0)
-            try:
-                before = status("VmRSS")
-                pathlib.Path("/proc/self/clear_refs").write_text("5")
-                kept = run(*way)
-                peak = status("VmHWM") - before
-            except (OSError, ValueError):  # not on Linux
-                found[kind][name] = None
-                continue
-            found[kind][name] = max(0, peak - sum(t.nbytes for t in kept))
+            kept, peak = peak_of(functools.partial(run, *way))
+            returned = sum(t.nbytes for t in kept)
+            found[kind][name] = None if peak is None else max(0, peak - returned)
             del kept
     return found
-
-
-def status(field: str) -> int:
-    """Return a field of the process's status in bytes."""
-    for line in pathlib.Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    raise ValueError(field)
 
 
 def write(rows: list[dict[str, Any]], tables: list[tuple[str, Any, Any]]) -> None:

@@ -153,8 +153,15 @@ def _mixed(arrays: dict[str, Array], expected: str) -> DtypeError:
 
 
 def itemsize(dtype: Any) -> int:
-    """Return the bytes of one element, for the dtypes of all three libraries."""
-    return int(dtype.itemsize) if hasattr(dtype, "itemsize") else int(np.dtype(dtype).itemsize)
+    """Return the bytes of one element, for the dtypes of all three libraries, or by their names.
+
+    Examples
+    --------
+    >>> itemsize(np.float32), itemsize("float64")
+    (4, 8)
+    """
+    size = getattr(dtype, "itemsize", None)  # of a class such as np.float32, a descriptor
+    return size if isinstance(size, int) else int(np.dtype(dtype).itemsize)
 
 
 def take_or_zero(xp: Any, x: Array, index: npt.NDArray[np.int64], axis: int) -> Array:

@@ -140,7 +140,7 @@ def pattern_estimate(pattern: MatrixPattern, dtype: Any, layout: Layout = "csr")
     >>> pattern_estimate(pattern, np.float64)
     MatrixEstimate(shape=(4, 4), nonzeros=10, bytes=140)
     """
-    size = itemsize(np.dtype(dtype) if isinstance(dtype, (str, type)) else dtype)
+    size = itemsize(dtype)
     if check_layout(layout) == "dense":
         needed = math.prod(pattern.shape) * size
     else:
