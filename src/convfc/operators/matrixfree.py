@@ -75,9 +75,7 @@ class ConvOperator(LinearOperator):  # type: ignore[misc]  # SciPy has no types
         self.geometry, self.filters, self.order = geometry, filters, order
         self.input_size, self.output_size = where.input_size, where.output_size
         self._where = where
-        self._native: tuple[LinearMap, LinearMap] | None = None
-        if room is not None and self.dtype.name in _NATIVE:
-            self._native = _door(room, layer, where.input_size)
+        self._native = None if room is None else _door(room, layer, where.input_size)
 
     def _matmat(self, X: Any) -> npt.NDArray[Any]:
         return self._apply(X, adjoint=False)
@@ -109,10 +107,9 @@ class ConvOperator(LinearOperator):  # type: ignore[misc]  # SciPy has no types
             product = np.empty((len(both), X.shape[1]), dtype, order="F")
             product.real, product.imag = np.split(both, 2, axis=1)
             return product
-        sizes = (self.geometry.in_channels, self.input_size)
+        channels, spatial = self.geometry.in_channels, self.input_size
         if adjoint:
-            sizes = (self.geometry.out_channels, self.output_size)
-        channels, spatial = sizes
+            channels, spatial = self.geometry.out_channels, self.output_size
         first = self.order == "channels_first"
         axes = (channels, *spatial) if first else (*spatial, channels)
         batch = X.T.astype(dtype, copy=False).reshape(X.shape[1], *axes)
@@ -242,7 +239,7 @@ def _multiply_adjoint(
 def _reads(axis: AxisMap, tap: int, positions: tuple[int, int]) -> slice:
     """Return the padded elements that a run of positions reads through one tap."""
     start, stop = (axis.first + tap * axis.tap_step + o * axis.step for o in positions)
-    return slice(start, stop - axis.step + 1, axis.step)
+    return slice(start, stop, axis.step)
 
 
 def _unpad(padded: npt.NDArray[Any], where: IndexMap) -> npt.NDArray[Any]:

@@ -65,7 +65,7 @@ def nearest_conv(
     NearestConv
         Filters ``(f, *kernel, c / groups)``, and the distance. Of the matrix of a convolution the
         filters are the very numbers that it holds, and the distance is 0.0. The dtype is the
-        matrix's; integers become float64 where weights are no integers.
+        matrix's; of integers it is wider where weights are differences (int64) or no integers.
 
         A tap that is never read has weight 0. Where padding repeats elements on a small input, an
         entry may be a sum of weights, from which they are found (integers exactly). Where only
@@ -116,8 +116,7 @@ def nearest_conv(
     weights = sets.weights(numbers)
     expected, allowed = sets.sums(weights), sets.allowed(numbers)
     if entries.stray is None and next(sets.wrong(values, expected, allowed), None) is None:
-        dtype = _dtype(values.dtype, exact=sets.exact, repeats=sets.repeats)
-        filters = sets.to_filters(weights.astype(dtype))
+        filters = sets.to_filters(weights.astype(_dtype(values.dtype, weights.dtype)))
         if not sets.repeats:
             return NearestConv(filters, 0.0)
         rounding = np.asarray(values - pattern.values(filters))
@@ -125,18 +124,15 @@ def nearest_conv(
         return NearestConv(filters, float(np.linalg.norm(rounding.astype(wide, copy=False))))
     if not project:
         raise _refusal(entries, sets)
-    dtype = _dtype(values.dtype, exact=False, repeats=True)
-    filters = sets.to_filters(sets.least_squares(values).astype(dtype))
+    weights = sets.least_squares(values)
+    filters = sets.to_filters(weights.astype(_dtype(values.dtype, weights.dtype)))
     inside = sets.distance(values, sets.sums(sets.of_filters(filters)))
     return NearestConv(filters, math.hypot(inside, entries.outside))
 
 
-def _dtype(dtype: np.dtype[Any], *, exact: bool, repeats: bool) -> np.dtype[Any]:
-    """Return the dtype of the filters of a matrix of this one."""
-    if np.issubdtype(dtype, np.inexact):
-        return dtype
-    whole = exact and not (repeats and dtype == np.bool_)  # a difference of booleans may be -1
-    return dtype if whole else np.dtype(np.float64)
+def _dtype(matrix: np.dtype[Any], weights: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the dtype of the filters: the matrix's, unless its integers may not hold them."""
+    return matrix if np.issubdtype(matrix, np.inexact) else weights
 
 
 def _refusal(entries: Entries, sets: Sets) -> NotAConvolution:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse.csgraph import connected_components
 
 from convfc.arrays import take_or_zero
 from convfc.operators.pattern import AxisPattern, Block, MatrixPattern, Run
@@ -76,15 +77,15 @@ class AxisSets:
         for run, numbers in self.of_run.items():
             self.counts[numbers] += len(run.reads)
         self.repeats = any(len(taps) > 1 for taps in found)
-        self.inverse, self.exact = _left_inverse(self.contains)
+        self.inverse, self.moduli, self.exact = _left_inverse(self.contains)
         weights = np.sqrt(self.counts)
         self.mean = self.inverse
         if self.repeats:
             self.mean = np.linalg.pinv(weights[:, None] * self.contains) * weights
 
 
-def _left_inverse(contains: Numbers) -> tuple[Numbers, bool]:
-    """Return Q with Q B w = w, and whether it is made of whole numbers.
+def _left_inverse(contains: Numbers) -> tuple[Numbers, Numbers, bool]:
+    """Return Q with Q B w = w, the moduli of its entries, and whether these are whole numbers.
 
     Taps that stand alone in a set are simply taken from it, further ones by subtracting what is
     known. Where only sums are determined, Q is the pseudo-inverse: the weights of least norm.
@@ -94,20 +95,42 @@ def _left_inverse(contains: Numbers) -> tuple[Numbers, bool]:
     while True:
         before = len(known)
         for number in by_size:
-            taps = np.flatnonzero(contains[number])
-            unknown = [int(tap) for tap in taps if tap not in known]
+            taps: list[int] = np.flatnonzero(contains[number]).tolist()
+            unknown = [tap for tap in taps if tap not in known]
             if len(unknown) == 1:
                 row = np.zeros(len(contains), dtype=np.int64)
                 row[number] = 1
-                known[unknown[0]] = row - sum(known[tap] for tap in taps if tap in known)
+                for tap in taps:
+                    row -= known.get(tap, 0)
+                known[unknown[0]] = row
         if len(known) == before:
             break
-    read = np.flatnonzero(contains.any(axis=0))
-    exact = len(known) == len(read)
-    inverse = np.zeros(contains.shape[::-1], np.int64) if exact else np.linalg.pinv(contains)
+    inverse = np.zeros(contains.shape[::-1], np.int64)
+    moduli = np.zeros(inverse.shape, np.int64)
+    exact = len(known) == np.count_nonzero(contains.any(axis=0))
+    if not exact:
+        inverse, moduli = _pseudo_inverse(contains)
     for tap, row in known.items():
-        inverse[tap] = row
-    return inverse, exact
+        inverse[tap], moduli[tap] = row, np.abs(row)
+    return inverse, moduli, exact
+
+
+def _pseudo_inverse(contains: Numbers) -> tuple[Numbers, Numbers]:
+    """Return the pseudo-inverse, and the moduli that its rounding errors are relative to.
+
+    Sets that share no taps, not even through others, have nothing to do with each other: to these
+    it is 0, without rounding. Inside of each part its errors are relative to the largest entry.
+    """
+    inverse, moduli = (np.zeros(contains.shape[::-1]) for _ in range(2))
+    parts, part_of = connected_components(contains.T @ contains, directed=False)
+    for part in range(parts):
+        taps = np.flatnonzero(part_of == part)
+        sets = np.flatnonzero(contains[:, taps].any(axis=1))
+        if len(sets):
+            block = np.linalg.pinv(contains[np.ix_(sets, taps)])
+            inverse[np.ix_(taps, sets)] = block
+            moduli[np.ix_(taps, sets)] = np.abs(block).max()
+    return inverse, moduli
 
 
 class Sets:
@@ -177,7 +200,7 @@ class Sets:
 
         What one tap alone holds is to be equal. A sum of n weights is computed with an error of
         gamma_n; finding the weights and adding them again takes as many terms as the matrices have
-        rows and columns, and a pseudo-inverse is itself computed, to within its condition.
+        rows and columns; a pseudo-inverse is itself computed, to within its condition squared.
         """
         if not self.repeats or (self.exact and not np.issubdtype(numbers.dtype, np.inexact)):
             return None
@@ -185,8 +208,8 @@ class Sets:
         terms = sum(sum(axis.contains.shape) for axis in self.axes)
         terms += math.prod(int(axis.contains.sum(axis=1).max()) for axis in self.axes)
         if not self.exact:
-            terms *= math.prod(math.ceil(_condition(axis.contains)) for axis in self.axes)
-        moduli = self._along(np.abs(numbers), lambda axis: np.abs(axis.inverse))
+            terms *= math.prod(math.ceil(_condition(axis.contains) ** 2) for axis in self.axes)
+        moduli = self._along(np.abs(numbers), lambda axis: axis.moduli)
         bound = rounding_bound(self.sums(moduli.astype(np.float64)), terms, name)
         if bound is None:
             return None
@@ -277,15 +300,18 @@ class Sets:
         blocks = list(self.pattern.blocks())
         every = slice(0, self._shape[0])
         for block in blocks if position else reversed(blocks):  # the last one written stays
-            rows = block.view(values)[(slice(None), *(position for _ in self.axes))]
-            numbers[self._where(block, every)] = rows
+            one: Any = (slice(None), *(position for _ in self.axes))
+            numbers[self._where(block, every)] = block.view(values)[one]
         return numbers
 
     def _along(self, numbers: Numbers, matrix: Callable[[AxisSets], Numbers]) -> Numbers:
         """Multiply by a matrix of each axis."""
         for a, axis in enumerate(self.axes, start=2 if self._first else 1):
             factor = matrix(axis)
-            if axis.repeats or not factor.size:
+            if not factor.size:  # nothing is read
+                shape = (*numbers.shape[:a], len(factor), *numbers.shape[a + 1 :])
+                numbers = np.zeros(shape, numbers.dtype)
+            elif axis.repeats:
                 numbers = np.moveaxis(np.tensordot(factor, numbers, axes=(1, a)), 0, a)
             else:  # one number for one: not a bit of it changes, whatever it is
                 index = np.where(factor.any(axis=1), factor.argmax(axis=1), -1)

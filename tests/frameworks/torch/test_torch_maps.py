@@ -156,6 +156,10 @@ def test_what_pytorch_does_not_multiply_well_stays_with_numpy(dtype: torch.dtype
         y = op @ np.ones(op.shape[1], np.int8)
     assert native.batches == []
     assert np.array_equal(y, exact.numpy().ravel())
+    with Calls() as native:  # in a wider dtype it does
+        y = op @ np.ones(op.shape[1])
+    assert native.batches == [1]
+    assert np.array_equal(y, exact.numpy().ravel())
 
 
 def test_strange_arrays_reach_pytorch_without_a_warning():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -125,19 +126,31 @@ def test_every_product_of_pytorch_passes_the_gradient_on(subject: ConvCase, way:
         assert torch.equal(found, native)
 
 
-def test_a_gradient_of_another_pattern_is_read_where_the_entries_are():
-    layer = nn.Conv1d(1, 1, 3, padding=1, bias=False, dtype=torch.float64)
+@pytest.mark.parametrize(
+    ("columns", "trace"),
+    [
+        ([[0], [1], [2], [3]], 10),  # the entries of the matrix itself
+        ([[1], [0], [3], [2]], 0),  # as many in every row, elsewhere
+        ([[0, 1], [2], [3], []], 1),  # the same list of columns, in other rows
+        ([[0, 1, 2, 3]] * 4, 1 + 6 + 11 + 16),
+        ([[], [], [], [2]], 0),
+    ],
+    ids=["same", "columns", "rows", "full", "fewer"],
+)
+def test_a_gradient_of_another_pattern_is_read_where_the_entries_are(
+    columns: list[list[int]], trace: int
+):
+    layer = nn.Conv1d(1, 1, 1, bias=False, dtype=torch.float64)
     A = tensor(layer, (4,))
-    G = torch.arange(16.0, dtype=torch.float64).reshape(4, 4)
-    as_many = G.clone()
-    as_many[0, :2] = 0  # ten entries, as A has, but two of them elsewhere
-    as_many[1:, 0] = as_many[2, 3] = 0
-    assert as_many.count_nonzero() == A.values().numel()
-    for grad in (G, G.to_sparse_csr(), as_many.to_sparse_csr()):
-        (found,) = torch.autograd.grad(A, layer.weight, grad, retain_graph=True)
-        dense = grad.to_dense()
-        expected = [dense.diagonal(offset).sum().item() for offset in (-1, 0, 1)]
-        assert found.flatten().tolist() == expected
+    indptr = np.cumsum([0, *map(len, columns)])
+    values = torch.arange(1.0, 1.0 + indptr[-1], dtype=torch.float64)
+    indices = torch.tensor(list(itertools.chain(*columns)))
+    grad = torch.sparse_csr_tensor(
+        torch.from_numpy(indptr), indices, values, (4, 4), check_invariants=True
+    )
+    for one in (grad, grad.to_dense()):
+        (found,) = torch.autograd.grad(A, layer.weight, one, retain_graph=True)
+        assert found.item() == grad.to_dense().trace() == trace
 
 
 WITH_SUMS = case((3, 3), (3, 3), c=2, f=2, groups=2, padding=2, padding_mode="reflect")
@@ -222,6 +235,25 @@ def test_spectral_norm_s_gradient_passes_through_the_parametrization():
     assert scaled < 1e-12 * whole.abs().clamp(min=1)
 
 
+@pytest.mark.parametrize(
+    ("way", "sparse"),
+    [
+        ("sparse.mm", True),
+        ("to_dense", True),
+        ("A @ X", False),
+        ("A @ x", False),
+        ("F.linear", False),
+    ],
+)
+def test_which_products_keep_the_gradient_sparse(way: str, sparse: bool):
+    """What the documentation says: if PyTorch learns to keep more of them sparse, it can say so."""
+    A = tensor(SMALL[0].layer(), SMALL[0].size)
+    layouts = []
+    A.register_hook(lambda grad: layouts.append(grad.layout))
+    PRODUCTS[way](A, SMALL[0].x().flatten(1)).sum().backward()
+    assert layouts == [torch.sparse_csr if sparse else torch.strided]
+
+
 @pytest.mark.parametrize("way", ["sparse.mm", "values"])
 def test_the_gradient_stays_sparse(way: str):
     """Dense, this matrix has 10**12 entries: four terabytes, that no machine would give."""
@@ -259,11 +291,12 @@ def test_dtypes(given: torch.dtype, kept: torch.dtype):
 
 
 def test_a_16_bit_gradient_is_summed_in_32_bits():
-    geometry = ConvGeometry(1, 1, (1,))
+    """513 inner positions and the two ends: added up in bfloat16 they would be 512."""
+    geometry = ConvGeometry(1, 1, (3,), padding=1)
     filters = torch.ones(geometry.filters_shape, dtype=torch.bfloat16, requires_grad=True)
-    (grad,) = torch.autograd.grad(tensor(filters, (4096,), geometry).values().sum(), filters)
-    assert grad.item() == 4096
+    (grad,) = torch.autograd.grad(tensor(filters, (515,), geometry).values().sum(), filters)
     assert grad.dtype == torch.bfloat16
+    assert grad[0, 1, 0] == torch.tensor(515.0).bfloat16() == 516
 
 
 def test_the_device_is_that_of_the_filters():
