@@ -165,7 +165,8 @@ class LayerCertificate(_Record):
     name : str
         The place in the network; empty for a network that is the layer itself.
     forms : tuple of str
-        Before and after: ``conv``, ``patch``, ``weight``, or the name of another class.
+        Before and after: ``conv``, ``patch``, ``weight``, ``unrolled``, or the name of another
+        class; of a simplified network, ``stage`` and what that became.
     patch_matrix, filter_matrix : tuple of int
         Shapes (b, L, k) of M and (k, f) of K.
     dtype : str

@@ -24,23 +24,33 @@ def to_fc(
     where: Any = None,
     strict: bool = True,
     block_diagonal: bool = False,
+    example: Any = None,
+    simplify: bool = False,
+    max_pool: str = "keep",
+    branches: str = "add",
+    sparse: bool = False,
+    memory: float | None = None,
 ) -> Any:
     """Return the model with its CONV layers as the FC layers that they equal (Section 4).
 
     Every ``Conv1d``, ``Conv2d``, ``Conv3d`` and their transposed kin, with every hyper-parameter.
     Nothing is converted wrongly or passed over in silence: what cannot be converted is refused by
     name. Hooks stay, shared layers stay shared, and state dicts of the original load into the
-    result and the other way round.
+    patch and weight forms and the other way round.
 
     Parameters
     ----------
     model : torch.nn.Module
         A bare CONV layer counts as a model.
-    form : {"patch", "weight"}
+    form : {"patch", "weight", "unrolled"}
         ``"patch"``: the layer becomes a module whose child ``fc`` is exactly an ``nn.Linear``,
         called on the patch matrix ``(N, L, k)``: for tools that look for, hook or replace FC
         layers. ``"weight"``: the layer stays and runs the native convolution, but its parameter is
         the FC matrix ``(f, k)``: for tools that look at weights only, such as the optimizer Muon.
+        ``"unrolled"``: the layer becomes ``nn.Sequential(nn.Flatten, nn.Linear, nn.Unflatten)``,
+        plain classes of PyTorch; the Linear's weight is the matrix of the whole layer
+        (`convfc.conv_matrix`) for the one input size of the example: for tools that know nothing
+        but FC layers. It is large, see Notes.
     inplace : bool
         Whether to change the given model instead of a copy.
     where : function, str or list of str, optional
@@ -49,12 +59,36 @@ def to_fc(
         Whether to refuse a model with a convolution that cannot be converted. If False, such a
         convolution is left as it is, and all of them are listed in one `UnsupportedLayerWarning`.
     block_diagonal : bool
-        With groups, one ``nn.Linear`` with a block-diagonal weight instead of one per group.
+        With groups, one ``nn.Linear`` with a block-diagonal weight instead of one per group. Of the
+        patch form only.
+    example : Tensor, array, tuple or dict, optional
+        For the unrolled form, which needs it: an input of the size that the model is to be unrolled
+        for; a tuple holds several arguments, a dict keyword arguments; to be simplified, a model
+        takes one tensor. The model is run on it once, in evaluation mode, and nothing in it
+        changes.
+    simplify : bool
+        Of the unrolled form: make one plain network of FC layers of the whole model where that can
+        be done. BatchNorm (in evaluation mode) is folded, average pooling becomes a matrix, Dropout
+        and Identity go, and neighbouring affine maps are multiplied. `inplace`, ``where`` and
+        ``strict`` are for a conversion layer by layer and do not go with it.
+    max_pool : {"keep", "relu"}
+        Of a simplified network: max-pooling as it is, or written with ReLU, exactly but for
+        rounding: ``max(a, b) = a + relu(b - a)``.
+    branches : {"add", "carry"}
+        Of a simplified network with branches: ``"add"`` makes a `torch.fx.GraphModule` that adds
+        them up. ``"carry"`` makes one `nn.Sequential` of Linear and ReLU; what crosses a layer is
+        carried through it.
+    sparse : bool
+        Of the unrolled form: the Linear's weight in compressed sparse rows, since the matrix is
+        almost all zeros. See Notes for what PyTorch can do with it.
+    memory : int or float, optional
+        Of the unrolled form: bytes that the matrices of all layers may take together, with what
+        building them takes; by default what the machine has free.
 
     Returns
     -------
     torch.nn.Module
-        Of the same class, but for a bare CONV layer.
+        Of the same class, but for a bare CONV layer and a simplified network.
 
     Raises
     ------
@@ -62,9 +96,33 @@ def to_fc(
         If no framework owns the model.
     UnsupportedLayer
         If strict, for a layer with a forward of its own, an uninitialised one, a functional
-        convolution, TorchScript; the message says where, and what to do.
+        convolution, TorchScript; unrolled, for a layer that the model does not call on the example,
+        or calls on inputs of two sizes. The message says where, and what to do.
     NothingToConvert
         If ``where`` selects no CONV layer.
+    MemoryBudgetError
+        If the unrolled layers do not fit, before any of them is built.
+    ShapeError
+        If the model does not run on the example.
+    ConvfcError
+        If an option is not one of this form; the message names it.
+
+    Notes
+    -----
+    An unrolled layer takes inputs of its one size, in batches of any size or none; at any other
+    size PyTorch's own error is raised. Its weight has ``f L`` times ``c`` times the input's size
+    numbers: 4 MiB for the layer of the example below, 450 GiB for the first one of a ResNet at
+    224 x 224. The state dict is that of the ``nn.Linear``, not the CONV layer's. Training moves the
+    entries of the matrix one by one, so that it is no convolution any more. Two layers that share a
+    parameter can be unrolled if they compute the same thing at the same size. A gradient that a
+    parameter holds does not move over. Zeros are multiplied like other numbers: an infinity or a
+    NaN in the input spreads to all outputs.
+
+    With ``sparse=True`` PyTorch's CPU kernels run forward and backward in float32, float64,
+    complex64 and complex128, batched or not; another dtype is refused. State dicts are saved and
+    loaded, also with ``weights_only=True``, and so is the whole model with `torch.save`. What
+    PyTorch 2.14 has not: `copy.deepcopy` of such a parameter (`to_conv` and `verify` do without),
+    optimizers (the gradient of the weight is dense), a change of dtype with ``.to()``.
 
     Examples
     --------
@@ -77,6 +135,19 @@ def to_fc(
     >>> images = torch.randint(-9, 10, (2, 1, 28, 28)).float()
     >>> bool(((fc(images) - cnn(images)).abs() < 1e-4).all())
     True
+
+    The whole layer as one matrix, for images of this size:
+
+    >>> unrolled = to_fc(cnn, form="unrolled", example=images)
+    >>> unrolled[0]
+    Sequential(
+      (0): Flatten(start_dim=-3, end_dim=-1)
+      (1): Linear(in_features=784, out_features=1352, bias=True)
+      (2): Unflatten(dim=-1, unflattened_size=(8, 13, 13))
+    )
+    >>> back = to_conv(unrolled)
+    >>> type(back[0]) is nn.Conv2d, torch.equal(back[0].weight, cnn[0].weight)
+    (True, True)
     """
     return room_of(model).to_fc(
         model,
@@ -85,6 +156,12 @@ def to_fc(
         where=where,
         strict=strict,
         block_diagonal=block_diagonal,
+        example=example,
+        simplify=simplify,
+        max_pool=max_pool,
+        branches=branches,
+        sparse=sparse,
+        memory=memory,
     )
 
 
@@ -95,12 +172,13 @@ def to_conv(
     where: Any = None,
     strict: bool = True,
     example: Any = None,
+    project: bool = False,
 ) -> Any:
     """Return the model with its FC forms as CONV layers again; also plain FC layers as CONV layers.
 
-    Takes back what `to_fc` made, to the original classes and bit for bit, also after a tool has
-    worked on the FC part: changed weights, a LoRA merged or not, a factored
-    ``Sequential(Linear, Linear)`` (two CONV layers), a quantised Linear (dequantised).
+    Takes back what `to_fc` made, in any form or simplified, to the original classes and bit for
+    bit, also after a tool has worked on the FC part: changed weights, a LoRA merged or not, a
+    factored ``Sequential(Linear, Linear)`` (two CONV layers), a quantised Linear (dequantised).
 
     With ``example=``, plain ``nn.Linear`` layers that read a feature map become CONV layers too, a
     classifier's head behind ``Flatten`` included: a network trained on images of one size then runs
@@ -115,6 +193,11 @@ def to_conv(
         As for `to_fc`.
     example : Tensor or tuple, optional
         An input of the size that the model was made for; a tuple holds several arguments.
+    project : bool
+        An unrolled layer goes back if its matrix is still that of a convolution: unchanged, scaled,
+        or whatever keeps the pattern. If a tool has changed its entries one by one it is refused,
+        unless this asks for the closest convolution (least squares); a warning says how far away
+        it is.
 
     Returns
     -------
@@ -125,7 +208,8 @@ def to_conv(
     Raises
     ------
     UnsupportedModel, UnsupportedLayer
-        If something cannot be taken back; the message names it.
+        If something cannot be taken back; the message names it. For an unrolled layer that is no
+        convolution any more, the cause is a `NotAConvolution` that names the entry.
     NothingToConvert
         If the model holds no FC form and no example is given.
 
@@ -139,7 +223,7 @@ def to_conv(
     (True, True)
     """
     return room_of(model).to_conv(
-        model, inplace=inplace, where=where, strict=strict, example=example
+        model, inplace=inplace, where=where, strict=strict, example=example, project=project
     )
 
 
@@ -150,6 +234,11 @@ def verify(before: Any, after: Any, x: Any, *, seed: int = 0) -> Certificate:
     of gradients against the a-priori rounding bound (Higham, *Accuracy and Stability*, chapter 3),
     the same in float64, and a test on integers that must agree to the bit. For the whole network:
     the difference in its own dtype and in float64.
+
+    In the unrolled form every entry of the matrix is compared with the weight that belongs there,
+    and its gradient is folded to that of the weights. A simplified network, whose layers are
+    products of layers, is compared stage by stage, against the bound of these products, and with
+    what the first network is simplified to once more; the notes say what that proves.
 
     Parameters
     ----------

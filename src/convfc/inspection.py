@@ -27,9 +27,9 @@ class LayerRow:
         Every place at which the layer stands in its model; the empty name is the model itself.
     kind : str
         Its class, or the function that convolves.
-    form : {"native", "patch", "weight", "functional", "other"}
-        A CONV layer, one in patch or weight form, a function inside a forward, or what cannot be
-        looked into (a scripted or quantised part).
+    form : {"native", "patch", "weight", "unrolled", "functional", "other"}
+        A CONV layer, one in patch, weight or unrolled form, a function inside a forward, or what
+        cannot be looked into (a scripted or quantised part).
     geometry : ConvGeometry or None
         None if it cannot be known, or only from an input.
     parameters : int or None
@@ -364,7 +364,7 @@ def _place(row: LayerRow) -> str:
 
 
 def _type(row: LayerRow) -> str:
-    return f"{row.kind} ({row.form})" if row.form in ("patch", "weight") else row.kind
+    return f"{row.kind} ({row.form})" if row.form in ("patch", "weight", "unrolled") else row.kind
 
 
 def _shape(sizes: Sequence[object] | None) -> str:

@@ -5,12 +5,13 @@
 `parts`        FC children, and what moves over from one layer to another
 `layers`       the patch form, ``PatchConv``; how it computes is in `forward`
 `weights`      the weight form
+`unrolled`     the unrolled form, and whole networks simplified to FC layers
 `functional`   convolutions that no layer computes
 `rewrite`      ``to_fc``
 `restore`      ``to_conv``; what a tool has left in an FC child's place is in `factors`
 `heads`        plain FC layers to CONV layers
 `certify`      ``verify``
-`inspect`      ``inspect``
+`inspect`      ``inspect``; how it sees what a model convolves is in `watch`
 `matrix`       a layer as one matrix
 ============== ==================================================================================
 """

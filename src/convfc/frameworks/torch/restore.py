@@ -28,6 +28,9 @@ from convfc.frameworks.torch.rewrite import (
     selector,
     tied,
 )
+from convfc.frameworks.torch.unrolled.back import Roller, simplified_back, unrolled_obstacle
+from convfc.frameworks.torch.unrolled.record import is_unrolled
+from convfc.frameworks.torch.unrolled.simplify import record_of
 from convfc.frameworks.torch.weights import from_weight_form, is_weight_form, steps_of
 
 __all__ = ["to_conv"]
@@ -40,6 +43,7 @@ def to_conv(
     where: Where = None,
     strict: bool = True,
     example: Any = None,
+    project: bool = False,
 ) -> nn.Module:
     """Return the model with its FC layers as CONV layers; see `convfc.to_conv`.
 
@@ -53,13 +57,26 @@ def to_conv(
     have unequal ranks are filled up with zeros. What is folded in or dequantised trains if the
     weight it was made of did.
 
+    An unrolled layer goes back too, if its matrix is still that of a convolution; a simplified
+    network goes back as a whole; see `unrolled`.
+
     A whole ``peft.PeftModel`` is merged and unloaded first, as PEFT does it.
 
     With an example (a tensor, or a tuple of arguments), `nn.Linear` layers on a flattened feature
     map become CONV layers; see `heads`, also for what padding changes.
     """
     model, inplace = _without_peft(model, inplace=inplace)
+    if record_of(model) is not None:
+        model = simplified_back(model, inplace=inplace, where=where, project=project)
+        if example is None:
+            return model
+        inplace = True
     chosen, everything = selector(where), places(model)
+    if example is not None and any(
+        is_unrolled(part) and chosen(name, part) for name, part in everything.items()
+    ):  # the heads are looked for in the network of CONV layers
+        model = to_conv(model, inplace=inplace, where=where, strict=strict, project=project)
+        inplace, everything = True, places(model)
     forms = {name: part for name, part in everything.items() if _is_form(part)}
     layers = {name: layer for name, layer in forms.items() if chosen(name, layer)}
     inside = tuple(f"{name}." if name else "" for name in forms)
@@ -75,7 +92,7 @@ def to_conv(
     chains: dict[str, Chain] = {}
     left: dict[str, tuple[str, str]] = {}
     for name, layer in layers.items():
-        chain = _chain(layer)
+        chain = _read(layer, project=project)
         if isinstance(chain, Obstacle):
             left[name] = chain
         else:
@@ -90,20 +107,24 @@ def to_conv(
         left |= heads.refused
     refuse_or_list(left, "cannot become a CONV layer", strict=strict)
     ready = {id(layers[name]): chain for name, chain in chains.items() if name not in left}
-    if inplace and isinstance(model, PatchConv) and id(model) in ready:
+    if inplace and not is_weight_form(model) and id(model) in ready:
         raise UnsupportedLayer(
             "the model is itself the FC layer, which cannot become another object",
             where="inplace",
             remedy="use the model that is returned, without inplace=True",
         )
-    old = {id(layer): layer for layer in layers.values() if id(layer) in ready}
+    old = {id(layer): (name, layer) for name, layer in layers.items() if id(layer) in ready}
     if not inplace:
         twins: dict[int, nn.Module] = {}
         model = copy_of(model, old.keys(), twins)
-        old = {id(twin): twin for twin in twins.values()}
-        ready = {key: _chain(twin) for key, twin in old.items()}  # type: ignore[misc]
-    build = _Builder()
-    model = replace(model, {key: build(layer, ready[key]) for key, layer in old.items()})
+        old = {id(twins[key]): (name, twins[key]) for key, (name, _) in old.items()}
+        ready = {key: _read(twin, project=project) for key, (_, twin) in old.items()}  # type: ignore[misc]
+    build, roll_up = _Builder(), Roller(project=project)
+    new = {
+        key: roll_up(layer, name) if is_unrolled(layer) else build(layer, ready[key])
+        for key, (name, layer) in old.items()
+    }
+    model = replace(model, new)
     return model if heads is None else heads.convert(model)
 
 
@@ -171,8 +192,15 @@ class _Builder:
 
 
 def _is_form(part: nn.Module) -> bool:
-    """Say whether a module is a layer in patch or weight form."""
-    return isinstance(part, PatchConv) or is_weight_form(part)
+    """Say whether a module is a layer in patch, weight or unrolled form."""
+    return isinstance(part, PatchConv) or is_weight_form(part) or is_unrolled(part)
+
+
+def _read(layer: nn.Module, *, project: bool) -> Chain | Obstacle:
+    """Return what a layer in any form is made of, or what stands in the way."""
+    if is_unrolled(layer):
+        return unrolled_obstacle(layer, project=project) or []
+    return _chain(layer)
 
 
 def _chain(layer: nn.Module) -> Chain | Obstacle:
@@ -252,7 +280,7 @@ def _shared_with_others(
         name: tied("its FC weight", staying[id(weight)])
         for name, layer in layers.items()
         for weight in layer.parameters()
-        if weight.dim() == 2 and id(weight) in staying
+        if (weight.dim() == 2 or is_unrolled(layer)) and id(weight) in staying
     }
 
 

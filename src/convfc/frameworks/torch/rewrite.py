@@ -6,19 +6,29 @@ import copy
 import fnmatch
 import warnings
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, TypeAlias
 
 from torch import nn
 
 from convfc.errors import (
-    ConvfcError,
     NothingToConvert,
     UnsupportedLayer,
     UnsupportedLayerWarning,
 )
 from convfc.frameworks.torch.functional import functional_convolutions
 from convfc.frameworks.torch.layers import PatchConv
-from convfc.frameworks.torch.read import is_conv, obstacle
+from convfc.frameworks.torch.read import Obstacle, is_conv, obstacle
+from convfc.frameworks.torch.unrolled.back import Roller, unrolled_obstacle
+from convfc.frameworks.torch.unrolled.form import (
+    Plan,
+    Unroller,
+    check_memory,
+    plan_layers,
+    refusals,
+)
+from convfc.frameworks.torch.unrolled.options import Branches, Form, MaxPool, Options
+from convfc.frameworks.torch.unrolled.record import is_unrolled
+from convfc.frameworks.torch.unrolled.sparse import sparse_twins
 from convfc.frameworks.torch.weights import (
     from_weight_form,
     is_weight_form,
@@ -39,7 +49,6 @@ __all__ = [
     "to_fc",
 ]
 
-Form: TypeAlias = Literal["patch", "weight"]
 Where: TypeAlias = Callable[[str, nn.Module], bool] | str | Collection[str] | None
 """Which layers: a function of name and module, or names with ``*`` as in a shell; None is all."""
 
@@ -52,25 +61,30 @@ def to_fc(
     where: Where = None,
     strict: bool = True,
     block_diagonal: bool = False,
+    example: Any = None,
+    simplify: bool = False,
+    max_pool: MaxPool = "keep",
+    branches: Branches = "add",
+    sparse: bool = False,
+    memory: float | None = None,
 ) -> nn.Module:
     """Return the model with its CONV layers as FC layers; see `convfc.to_fc`."""
-    if form not in get_args(Form):
-        raise ConvfcError(
-            "there is no such form",
-            where="form",
-            expected=" or ".join(repr(name) for name in get_args(Form)),
-            got=repr(form),
-            remedy="'patch' puts an nn.Linear in the layer's place, 'weight' keeps the layer and "
-            "makes its parameter 2-D",
-        )
-    if block_diagonal and form != "patch":
-        raise ConvfcError(
-            "only the patch form has a Linear that could be block-diagonal",
-            where="block_diagonal",
-            expected="form='patch'",
-            got=f"form={form!r}",
-            remedy="leave it out: the weight form's matrix (f, k) holds the groups side by side",
-        )
+    options = Options(
+        form,
+        inplace,
+        where,
+        strict,
+        block_diagonal,
+        example,
+        simplify,
+        max_pool,
+        branches,
+        sparse,
+        memory,
+    )
+    options.check()
+    if simplify:
+        return options.simplified(model)
     chosen = selector(where)
     found = {
         name: module
@@ -87,18 +101,28 @@ def to_fc(
         )
     left: dict[str, tuple[str, str]] = {}
     for name, module in found.items():
-        blocked = None if is_weight_form(module) else obstacle(module)
+        blocked = _obstacle(module)
         if blocked is not None:
-            left[name] = (f"{type(module).__name__}: {blocked.reason}", blocked.remedy)
+            left[name] = blocked._replace(reason=f"{type(module).__name__}: {blocked.reason}")
     for finding in functional_convolutions(model):
         if chosen(finding.place, model.get_submodule(finding.place)):
             left.setdefault(finding.place, (finding.what, finding.remedy))
     converted = {id(module) for name, module in found.items() if name not in left}
     for name, other in _held_elsewhere(model, converted).items():
         left[name] = tied("its weight", other)
+    plans: dict[int, Plan] = {}
+    if form == "unrolled" and not (left and strict):
+        ready = {name: module for name, module in found.items() if name not in left}
+        plans, more = plan_layers(model, ready, example, sparse=sparse)
+        ready = {name: module for name, module in ready.items() if id(module) in plans}
+        left |= more | refusals(ready, plans, lambda parts: holders(model, but=parts))
     refuse_or_list(left, "cannot be turned into an FC layer", strict=strict)
-    convertible = [module for name, module in found.items() if name not in left]
-    if inplace and form == "patch" and any(module is model for module in convertible):
+    ready = {name: module for name, module in found.items() if name not in left}
+    if form == "unrolled":
+        check_memory(ready, plans, sparse=sparse, memory=memory)
+    convertible = list(ready.values())
+    replaced = form != "weight" or any(map(is_unrolled, convertible))
+    if inplace and replaced and any(module is model for module in convertible):
         raise UnsupportedLayer(
             "the model is itself the CONV layer, which cannot become another object",
             where="inplace",
@@ -108,7 +132,12 @@ def to_fc(
         convertible_ids = {id(module) for module in convertible}
         twins: dict[int, nn.Module] = {}
         model = copy_of(model, convertible_ids, twins)
+        plans = {id(twins[key]): plan for key, plan in plans.items() if key in twins}
         convertible = [twins[id(module)] for module in convertible]
+    if form == "unrolled":
+        unroll = Unroller(sparse=sparse)
+        new = {id(layer): unroll(layer, plans[id(layer)]) for layer in convertible}
+        return replace(model, new)
     return _convert(model, convertible, form, block_diagonal=block_diagonal)
 
 
@@ -119,7 +148,9 @@ def _convert(
     new: dict[int, nn.Module] = {}
     first: dict[tuple[Any, ...], nn.Module] = {}
     weights = []  # held, so that no id is used twice
-    for module in {id(module): module for module in convertible}.values():
+    roll_up = Roller()
+    for found in {id(module): module for module in convertible}.values():
+        module = roll_up(found) if is_unrolled(found) else found
         if is_weight_form(module):
             from_weight_form(module)
         weight = module._parameters["weight"]
@@ -133,7 +164,8 @@ def _convert(
             converted = PatchConv(module, block_diagonal=block_diagonal)
             if isinstance(twin, PatchConv):
                 converted.share_weight(twin)
-            new[id(module)] = converted
+        if converted is not found:
+            new[id(found)] = converted
         first.setdefault(key, converted)
     return replace(model, new)
 
@@ -223,7 +255,7 @@ def refuse_or_list(left: Mapping[str, tuple[str, str]], why: str, *, strict: boo
         f"{reason}; it {why}" + (f" (nor can {_some(others)})" if others else ""),
         where=_place(name),
         remedy=f"{remedy}; or leave it as it is with strict=False",
-    )
+    ) from getattr(left[name], "cause", None)
 
 
 def copy_of(model: nn.Module, wanted: Collection[int], twins: dict[int, nn.Module]) -> nn.Module:
@@ -234,7 +266,7 @@ def copy_of(model: nn.Module, wanted: Collection[int], twins: dict[int, nn.Modul
     UnsupportedLayer
         If the model cannot be copied.
     """
-    memo: dict[int, Any] = {}
+    memo: dict[int, Any] = sparse_twins(model)
     try:
         copied = copy.deepcopy(model, memo)
     except (RuntimeError, TypeError) as error:
@@ -285,7 +317,24 @@ def _held_elsewhere(model: nn.Module, converted: Collection[int]) -> dict[str, s
 
 
 def _in_another_form(module: nn.Module, form: Form) -> bool:
+    if isinstance(module, PatchConv):
+        return form == "unrolled"
+    if is_unrolled(module):
+        return form != "unrolled"
     return is_weight_form(module) and form != "weight"
+
+
+def _obstacle(module: nn.Module) -> Obstacle | None:
+    """Return why a CONV layer in whatever form cannot become one in another."""
+    if is_unrolled(module):
+        return unrolled_obstacle(module)
+    if isinstance(module, PatchConv):
+        if module.is_plain() and module.holds_conv_weight():
+            return None
+        return Obstacle(
+            "a tool has changed its FC part", "take the model back first, with convfc.to_conv"
+        )
+    return None if is_weight_form(module) else obstacle(module)
 
 
 def _conv_places(model: nn.Module) -> list[str]:

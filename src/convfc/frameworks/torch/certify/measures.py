@@ -6,7 +6,6 @@ the layer's own ``weight`` and ``bias``: a copy takes the gradients as its param
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -27,7 +26,13 @@ from convfc.frameworks.torch.certify.tensors import (
     wide,
     words,
 )
+from convfc.frameworks.torch.certify.unrolled import (
+    UnrolledLayer,
+    change_unrolled,
+    copy_of_layer,
+)
 from convfc.frameworks.torch.layers import PatchConv
+from convfc.frameworks.torch.unrolled.sparse import change_sparse, is_sparse
 from convfc.rounding import exact_limit, rounding_bound
 
 __all__ = ["Call", "cast", "integers_of", "measure"]
@@ -93,7 +98,7 @@ class _Measurement:
         self.pair, self.call = pair, call
         self.plain = has_own_weights(pair.before) and has_own_weights(pair.after)
         # The native layer, where there is one, tells how large the sums are.
-        sides = sorted((pair.before, pair.after), key=lambda side: isinstance(side, PatchConv))
+        sides = sorted((pair.before, pair.after), key=_far_from_native)
         self.reference = next(filter(is_linear_map, sides), None)
         self.generator = torch.Generator().manual_seed(seed)
         self.errors: list[str] = []
@@ -120,6 +125,7 @@ class _Measurement:
                 f"{_LAYER}: no test of weights and integers; in float64 the bound is that of "
                 f"{dtype_name(dtype)}, to which weights may have been rounded"
             )
+        entries = self._entries() if self.plain else []
         m, k = ((), ()) if y is None else self._matrices(y)
         return LayerCertificate(
             name=self.pair.name,
@@ -132,7 +138,7 @@ class _Measurement:
             float64=double,
             weights=weights,
             exact=exact,
-            errors=tuple(dict.fromkeys(self.errors)),
+            errors=tuple(dict.fromkeys((*self.errors, *entries))),
             notes=tuple(self.notes),
         )
 
@@ -150,7 +156,7 @@ class _Measurement:
 
     @torch.no_grad()
     def _output(self, layer: nn.Module, who: str) -> Tensor | None:
-        y: Tensor | None = self._attempt(lambda: self.call(copy.deepcopy(layer)), who)
+        y: Tensor | None = self._attempt(lambda: self.call(copy_of_layer(layer)), who)
         return y
 
     def _attempt(self, run: Callable[[], Any], doing: str) -> Any:
@@ -167,7 +173,7 @@ class _Measurement:
         """Compare all quantities in one dtype."""
 
         def run(layer: nn.Module) -> _Run:
-            layer = copy.deepcopy(layer)
+            layer = copy_of_layer(layer)
             if dtype == self.call.x.dtype:
                 return _run(layer, self.call, self.call.x, dy, weights=self.plain)
             layer = cast(layer, wide)
@@ -205,7 +211,7 @@ class _Measurement:
             return {}, {}
         weights = self.plain
         x, dy = _modulus(self.call.x), _modulus(dy)
-        moduli = cast(copy.deepcopy(self.reference), _modulus)
+        moduli = cast(copy_of_layer(self.reference), _modulus)
         sums = _run(moduli, self.call, x, dy, weights=weights)
         counter = cast(moduli, torch.ones_like)
         images = self._images()
@@ -238,7 +244,7 @@ class _Measurement:
                 return integers_of(t, largest).to(dtype)
 
             ours, theirs = (
-                dict(_run(cast(copy.deepcopy(side), change), self.call, x, dy).items())
+                dict(_run(cast(copy_of_layer(side), change), self.call, x, dy).items())
                 for side in (self.pair.before, self.pair.after)
             )
             differing = [
@@ -259,6 +265,19 @@ class _Measurement:
                 del result["ratio"], result["bound"]
                 found.append(WeightComparison(name, same_bits(ours, theirs), **result))
         return tuple(found)
+
+    def _entries(self) -> list[str]:
+        """Compare every entry of an unrolled layer's matrix with the weight of the other side."""
+        found: list[str] = []
+        sides = (self.pair.before, self.pair.after)
+        for side, other in (sides, sides[::-1]):
+            if not isinstance(side, UnrolledLayer):
+                continue
+            known = not isinstance(other, UnrolledLayer)
+            weight, bias = (other.weight, other.bias) if known else (None, None)
+            if weight is None or weight.shape == side.record.weight.shape:
+                found += side.misfits(weight, bias)  # type: ignore[arg-type]
+        return found
 
     def _normal(self, like: Tensor) -> Tensor:
         """Return random numbers of the normal distribution, the same ones on every device."""
@@ -283,6 +302,11 @@ class _Measurement:
         return (images, rows, taps), (taps, filters)
 
 
+def _far_from_native(layer: nn.Module) -> int:
+    """Return how many numbers stand for one of the CONV layer: order the two sides by it."""
+    return 2 if isinstance(layer, UnrolledLayer) else int(isinstance(layer, PatchConv))
+
+
 def _spatial_ndim(layer: nn.Module | None) -> int:
     """Return the number of spatial axes of a layer's input; 0 for rows."""
     while isinstance(layer, nn.Sequential):
@@ -304,7 +328,12 @@ def _run(layer: nn.Module, call: Call, x: Tensor, dy: Tensor, *, weights: bool =
         return _Run(y.detach(), dx)
     with torch.no_grad():
         for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.copy_(torch.zeros_like(parameter) if gradient is None else gradient)
+            if not is_sparse(parameter):
+                parameter.copy_(torch.zeros_like(parameter) if gradient is None else gradient)
+            elif isinstance(layer, UnrolledLayer):
+                layer.linear.weight = nn.Parameter(gradient)  # it is dense
+        if isinstance(layer, UnrolledLayer):
+            return _Run(y.detach(), dx, *layer.folded())
         if isinstance(layer, PatchConv):
             _clear_off_blocks(layer)
         bias = layer.bias
@@ -325,9 +354,13 @@ def cast(layer: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module:
     """Change every parameter and buffer of numbers that are not integers, in place."""
 
     def change_numbers(t: Tensor) -> Tensor:
-        return change(t) if t.is_floating_point() or t.is_complex() else t
+        return change(t) if (t.is_floating_point() or t.is_complex()) and not is_sparse(t) else t
 
-    return layer._apply(change_numbers)  # type: ignore[no-any-return]
+    put = change_unrolled(layer, change)
+    change_sparse(layer, change)
+    layer._apply(change_numbers)
+    put()
+    return layer
 
 
 def _modulus(t: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from convfc.frameworks.torch.certify.tensors import (
     wide,
     words,
 )
+from convfc.frameworks.torch.unrolled.sparse import sparse_twins
 from convfc.rounding import UNIT_ROUNDOFF
 
 __all__ = ["Runner", "compare_networks"]
@@ -69,7 +70,7 @@ class Runner:
         prepare : callable, optional
             Is given the copies of the model's parts by the ``id`` of the parts.
         """
-        twins: dict[int, Any] = {}
+        twins: dict[int, Any] = sparse_twins(model)
         try:
             twin = copy.deepcopy(model, twins)
         except (RuntimeError, TypeError) as error:
@@ -140,7 +141,13 @@ class Runner:
 
 
 def compare_networks(
-    before: nn.Module, after: nn.Module, ours: Any, found: Pairs, run: Runner
+    before: nn.Module,
+    after: nn.Module,
+    ours: Any,
+    found: Pairs,
+    run: Runner,
+    *,
+    again: tuple[nn.Module, list[str]] | None = None,
 ) -> NetworkCertificate:
     """Compare the outputs of two networks, and their parameters and buffers outside the pairs.
 
@@ -151,19 +158,26 @@ def compare_networks(
         What the first network returns.
     found : Pairs
     run : Runner
+    again : tuple, optional
+        For a second network whose weights are rounded products: the same one in float64, and what
+        is known to differ between the two.
 
     Returns
     -------
     NetworkCertificate
     """
-    errors, notes = _other_tensors(before, after, found.places)
+    if again is None:
+        errors, notes = _other_tensors(before, after, found.places)
+        exact = after
+    else:
+        (exact, errors), notes = again, []
     dtypes = run.dtypes(before)
     first = _leaves(ours)
     second = _tried(run, after, None, "the second network", errors)
     first64 = _tried(run, before, wide, "in float64, the first network", notes)
     second64 = None
     if first64 is not None and second is not None:
-        second64 = _tried(run, after, wide, "in float64, only the second network", errors)
+        second64 = _tried(run, exact, wide, "in float64, only the second network", errors)
     rounded: dict[str, Any] | None = first
     rounded_to = max(map(dtype_name, dtypes), key=_roundoff, default="float32")
     if dtypes <= {torch.float64, torch.complex128}:

@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from convfc.frameworks.torch.layers import PatchConv, is_conv_layer
+from convfc.frameworks.torch.certify.unrolled import UnrolledLayer
+from convfc.frameworks.torch.layers import PatchConv
 from convfc.frameworks.torch.read import is_conv, obstacle
+from convfc.frameworks.torch.unrolled.record import is_layer, is_unrolled
 from convfc.frameworks.torch.weights import is_weight_form, steps_of
 
 __all__ = ["HeadConv", "Pair", "Pairs", "find_pairs", "form_of", "has_own_weights", "is_linear_map"]
@@ -20,11 +22,20 @@ __all__ = ["HeadConv", "Pair", "Pairs", "find_pairs", "form_of", "has_own_weight
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """A place of both networks; for a layer that stands at several, the first of them."""
+    """A place of both networks; for a layer that stands at several, the first of them.
+
+    ``part`` is the first network's own part there, if ``before`` is an adapter of it.
+    """
 
     name: str
     before: nn.Module
     after: nn.Module
+    part: nn.Module | None = None
+
+    @property
+    def called(self) -> nn.Module:
+        """The part of the first network that is called."""
+        return self.before if self.part is None else self.part
 
     @property
     def forms(self) -> tuple[str, str]:
@@ -79,6 +90,8 @@ def form_of(module: nn.Module) -> str:
     >>> form_of(nn.Conv2d(3, 8, 3)), form_of(nn.Linear(3, 8))
     ('conv', 'Linear')
     """
+    if isinstance(module, UnrolledLayer):
+        return "unrolled"
     if isinstance(module, PatchConv):
         return "patch"
     if is_weight_form(module):
@@ -102,6 +115,8 @@ def has_own_weights(module: nn.Module) -> bool:
         return obstacle(module) is None
     if isinstance(module, HeadConv):
         return has_own_weights(module.conv)
+    if isinstance(module, UnrolledLayer):
+        return module.is_plain()
     return type(module) is nn.Linear and not parametrize.is_parametrized(module)
 
 
@@ -142,7 +157,7 @@ def find_pairs(before: nn.Module, after: nn.Module) -> Pairs:
 def _walk(
     before: nn.Module, after: nn.Module, name: str, found: Pairs, seen: set[tuple[int, int]]
 ) -> None:
-    layers = [module for module in (before, after) if is_conv_layer(module)]
+    layers = [module for module in (before, after) if is_layer(module)]
     if layers:
         if not any(map(_is_known, layers)):
             found.unconverted.append(name)
@@ -162,7 +177,7 @@ def _walk(
         alone = ours.get(key, theirs.get(key))
         assert alone is not None, "one of the two has it"  # noqa: S101
         for inner, module in alone.named_modules(prefix=place, remove_duplicate=False):
-            if is_conv_layer(module):
+            if is_layer(module):
                 found.missing.append(inner)
 
 
@@ -170,8 +185,11 @@ def _pair(name: str, before: nn.Module, after: nn.Module) -> Pair:
     """Return the pair of a place; a head that became a CONV layer is called as it was."""
     if type(before) is nn.Linear and is_conv(after):
         return Pair(name, before, HeadConv(after))
-    return Pair(name, before, after)
+    first, second = (UnrolledLayer(side) if is_unrolled(side) else side for side in (before, after))
+    return Pair(name, first, second, before)
 
 
 def _is_known(module: nn.Module) -> bool:
+    if is_unrolled(module):
+        return True
     return isinstance(module, PatchConv) or is_weight_form(module) or obstacle(module) is None

@@ -14,6 +14,8 @@ from convfc.errors import UnsupportedLayer, UnsupportedModel
 from convfc.frameworks.torch.certify.measures import Call, measure
 from convfc.frameworks.torch.certify.networks import Runner, compare_networks
 from convfc.frameworks.torch.certify.pairs import Pair, Pairs, find_pairs, has_own_weights
+from convfc.frameworks.torch.certify.simplified import certify_simplified, simplified_record
+from convfc.frameworks.torch.certify.unrolled import UnrolledLayer
 from convfc.frameworks.torch.read import geometry_of
 
 __all__ = ["verify"]
@@ -21,6 +23,8 @@ __all__ = ["verify"]
 
 def verify(before: nn.Module, after: nn.Module, x: Any, *, seed: int = 0) -> Certificate:
     """Compare two networks, their CONV layers in whatever form one by one; see `convfc.verify`.
+
+    A network that `convfc.to_fc` has simplified is compared stage by stage; see `simplified`.
 
     Both networks are left as they are: everything runs on copies, without autocast, and the random
     number generators are put back. Hooks of the networks run with the copies; hooks around a CONV
@@ -61,10 +65,16 @@ def verify(before: nn.Module, after: nn.Module, x: Any, *, seed: int = 0) -> Cer
     for name, model in (("before", before), ("after", after)):
         _check(name, model)
     run = Runner((before, after), x)
-    found = find_pairs(before, after)
+    found = Pairs()
     with run.undisturbed():
-        layers, output = _measure_layers(before, found, run, seed)
-        network = compare_networks(before, after, output, found, run)
+        if simplified_record(before, after) is not None:
+            layers, network = certify_simplified(before, after, run)
+        elif simplified_record(after, before) is not None:
+            layers, network = certify_simplified(after, before, run, backwards=True)
+        else:
+            found = find_pairs(before, after)
+            layers, output = _measure_layers(before, found, run, seed)
+            network = compare_networks(before, after, output, found, run)
     return Certificate(
         layers=tuple(layers),
         network=network,
@@ -84,7 +94,7 @@ def _measure_layers(
     """
     by_layer: dict[int, list[Pair]] = {}
     for pair in found.pairs:
-        by_layer.setdefault(id(pair.before), []).append(pair)
+        by_layer.setdefault(id(pair.called), []).append(pair)
     measured: dict[Pair, list[LayerCertificate]] = {pair: [] for pair in found.pairs}
 
     def compare_pairs(pairs: list[Pair]) -> Callable[..., None]:
@@ -125,8 +135,12 @@ def _measure_unreached(pair: Pair, seed: int) -> LayerCertificate:
         error = "it is not called; expected a call on this input, got none"
         return LayerCertificate(pair.name, pair.forms, errors=(error,))
     weight: Tensor = layer.weight.detach()  # type: ignore[operator]
-    if weight.dim() == 2:
-        size: tuple[int, ...] = (1, weight.shape[1])
+    unrolled = [side for side in (pair.before, pair.after) if isinstance(side, UnrolledLayer)]
+    if unrolled:
+        record = unrolled[0].record
+        size: tuple[int, ...] = (1, record.geometry.in_channels, *record.input_size)
+    elif weight.dim() == 2:
+        size = (1, weight.shape[1])
     else:
         geometry = geometry_of(layer, (1,) * (weight.dim() - 2))
         # Large enough for the kernel, and for every padding mode.

@@ -1,0 +1,203 @@
+"""A simplified network in a certificate: stage by stage, since its layers are products of layers.
+
+Nothing in it stands for one CONV layer. So it is compared where both networks have the same value:
+each stage on the input that it really receives, against the a-priori bound of its products
+(`stages`). And it is made again from the first network, in float64: the two have to be the same
+modules, with the same numbers once these are rounded to its dtype, and the one in float64 has to
+compute what the first network computes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from convfc.certificate import Comparison, ExactTest, LayerCertificate, NetworkCertificate
+from convfc.errors import ConvfcError
+from convfc.frameworks.torch.certify.measures import cast
+from convfc.frameworks.torch.certify.networks import Runner, compare_networks
+from convfc.frameworks.torch.certify.pairs import Pairs
+from convfc.frameworks.torch.certify.tensors import (
+    compare,
+    describe,
+    dtype_name,
+    overflows,
+    same_bits,
+    wide,
+    words,
+)
+from convfc.frameworks.torch.unrolled.simplify import Simplified, record_of, simplify
+from convfc.frameworks.torch.unrolled.simplify.stages import Stage, stages
+from convfc.frameworks.torch.unrolled.sparse import sparse_twins
+from convfc.rounding import rounding_bound
+
+__all__ = [
+    "certify_simplified",
+    "made_again",
+    "other_parts",
+    "simplified_record",
+    "stage_certificates",
+]
+
+_NO_INTEGERS = "the weights of several layers are multiplied, with normalisation among them"
+_NOTE = (
+    "the simplified network's layers are products of layers: compared are the outputs of its "
+    "stages, each on the first network's own values, and its numbers with those that it gets when "
+    "it is made again from the first network in float64, which is the one that the network's line "
+    "compares in float64; there is no test of gradients or integers"
+)
+
+
+def simplified_record(before: nn.Module, after: nn.Module) -> Simplified | None:
+    """Return the record of the second network, if it alone is a simplified one."""
+    return None if record_of(before) is not None else record_of(after)
+
+
+def certify_simplified(
+    before: nn.Module, after: nn.Module, run: Runner, *, backwards: bool = False
+) -> tuple[list[LayerCertificate], NetworkCertificate]:
+    """Compare a network and what it was simplified to: stages, numbers, outputs.
+
+    Parameters
+    ----------
+    before, after : nn.Module
+    run : Runner
+        Of both networks.
+    backwards : bool
+        Whether they were given the other way round; a note says so.
+
+    Returns
+    -------
+    tuple
+        A certificate per stage, and the network's.
+    """
+    given = [*run.args, *run.kwargs.values()]
+    x = given[0] if len(given) == 1 else None
+    layers, errors = stage_certificates(before, after, x)
+    record = record_of(after)
+    assert record is not None, "asked before"  # noqa: S101
+    exact = after
+    if not errors and isinstance(x, Tensor):
+        try:
+            exact = made_again(before, record, x)
+            errors += other_parts(exact, after)
+        except (ConvfcError, RuntimeError) as error:
+            errors.append(f"it cannot be made again; expected a network, got {words(error)}")
+    ours = run(before)
+    network = compare_networks(before, after, ours, Pairs(), run, again=(exact, errors))
+    notes = (_NOTE, *(("compared in the other direction",) if backwards else ()))
+    return layers, replace(network, notes=(*network.notes, *notes))
+
+
+def stage_certificates(
+    before: nn.Module, after: nn.Module, x: Any
+) -> tuple[list[LayerCertificate], list[str]]:
+    """Compare a network and what it was simplified to, stage by stage.
+
+    Parameters
+    ----------
+    before, after : nn.Module
+        They are run as they are, in evaluation mode.
+    x : Tensor
+
+    Returns
+    -------
+    tuple
+        A certificate per stage; and errors, in words.
+    """
+    if not isinstance(x, Tensor):
+        return [], ["its input; expected one tensor, which a simplified network takes, got more"]
+    dtype = x.dtype
+    try:
+        own = list(stages(before, after, x))
+        double = own
+        if wide(x[:0]).dtype != dtype:
+            first, second = (
+                cast(copy.deepcopy(model, sparse_twins(model)), wide) for model in (before, after)
+            )
+            double = list(stages(first, second, wide(x)))
+    except (ConvfcError, RuntimeError) as error:
+        return [], [f"its stages fail; expected outputs, got {words(error)}"]
+    pairs = zip(own, double, strict=True)
+    return [_certificate(one, again, dtype) for one, again in pairs], []
+
+
+def _certificate(own: Stage, double: Stage, dtype: torch.dtype) -> LayerCertificate:
+    first, last = own.layers[:1], own.layers[1:][-1:]
+    errors = [
+        f"its output; expected {describe(stage.before)}, got {describe(stage.after)}"
+        for stage in (own, double)
+        if describe(stage.before) != describe(stage.after)
+    ]
+    return LayerCertificate(
+        name=own.name,
+        forms=("stage", "Linear " + " to ".join((*first, *last)) if first else "stage"),
+        dtype=dtype_name(dtype),
+        own={} if errors else {"output": _comparison(own, dtype)},
+        float64={} if errors else {"output": _comparison(double, dtype)},
+        exact=ExactTest(why_not=_NO_INTEGERS),
+        errors=tuple(dict.fromkeys(errors)),
+    )
+
+
+def _comparison(stage: Stage, dtype: torch.dtype) -> Comparison:
+    """Compare a stage; the bound is that of the dtype to which the weights were rounded."""
+    bound = None
+    if not overflows(stage.magnitude, dtype):
+        bound = rounding_bound(stage.magnitude, stage.terms, dtype_name(dtype))
+    bound = None if bound is None else bound.to(stage.before.device)
+    result = compare(stage.before, stage.after, bound)
+    return Comparison("output", dtype_name(stage.before.dtype), stage.terms, **result)
+
+
+def made_again(before: nn.Module, record: Simplified, x: Tensor) -> nn.Module:
+    """Return what a network is simplified to, in float64.
+
+    Raises
+    ------
+    ConvfcError
+        If it cannot be simplified.
+    """
+    twin = cast(copy.deepcopy(before, sparse_twins(before)), wide)
+    options = record.options
+    return simplify(
+        twin,
+        (wide(x),),
+        max_pool=options.max_pool,
+        branches=options.branches,
+        sparse=options.sparse,
+    ).train(before.training)
+
+
+def other_parts(again: nn.Module, after: nn.Module) -> Iterator[str]:
+    """Yield, in words, what a simplified network has other than when it is made again."""
+    ours, theirs = (
+        {name: type(part).__name__ for name, part in model.named_modules() if name}
+        for model in (again, after)
+    )
+    for name in ours | theirs:
+        if ours.get(name) != theirs.get(name):
+            yield f"{name}; expected {ours.get(name, 'none')}, got {theirs.get(name, 'none')}"
+    if isinstance(again, fx.GraphModule) and getattr(after, "code", None) != again.code:
+        yield "its forward; expected that of the same network made again, got another"
+    numbers, found = (
+        {name: p.detach().to_dense() for name, p in model.named_parameters()}
+        for model in (again, after)
+    )
+    for name in numbers | found:
+        mine, other = numbers.get(name), found.get(name)
+        if mine is not None and other is not None:
+            mine = mine.to(other.dtype)
+        if mine is None or other is None or describe(mine) != describe(other):
+            yield f"{name}; expected {describe(mine)}, got {describe(other)}"
+        elif not same_bits(mine, other):
+            result = compare(mine, other, None)
+            yield (
+                f"{name} at {list(result['index'])}; expected {result['before']}, got "
+                f"{result['after']}"
+            )

@@ -1,0 +1,277 @@
+"""An unrolled layer as the CONV layer that it was, whatever a tool has made of its numbers."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from convfc.errors import NotAConvolution, UnsupportedLayer, UnsupportedLayerWarning
+from convfc.frameworks.torch.factors import Product, chain_of
+from convfc.frameworks.torch.forward.formats import channels_last, in_format
+from convfc.frameworks.torch.matrix import matrix_values
+from convfc.frameworks.torch.parts import as_parameter, carry_over, is_hooked
+from convfc.frameworks.torch.read import Obstacle
+from convfc.frameworks.torch.unrolled.entries import (
+    first_wrong,
+    fold,
+    held_by,
+    likely_filters,
+    numpy_has,
+    values_in,
+    with_unread,
+)
+from convfc.frameworks.torch.unrolled.record import ATTRIBUTE, Unrolled, linear_of, record_of
+from convfc.frameworks.torch.unrolled.simplify import restore
+from convfc.operators.nearest import nearest_conv
+
+__all__ = [
+    "Misfit",
+    "Roller",
+    "bias_of",
+    "product_of",
+    "simplified_back",
+    "unrolled_obstacle",
+]
+
+_REMEDY = (
+    "to_conv(..., project=True) takes the closest convolution; form='patch' has a weight that is a "
+    "convolution's whatever a tool makes of its numbers"
+)
+
+
+class Misfit(Obstacle):
+    """An obstacle that is a matrix, or a vector, which no convolution has."""
+
+    def __new__(cls, error: NotAConvolution) -> Misfit:
+        """Make it of the exception, which is kept as the cause of what is raised."""
+        made = super().__new__(cls, _what(error), _REMEDY)
+        made.cause = error
+        return made
+
+    cause: NotAConvolution
+
+
+def product_of(layer: nn.Module) -> Product | Obstacle:
+    """Return the one matrix and vector that an unrolled layer multiplies by and adds.
+
+    A product of factors is multiplied out, an adapter of PEFT merged, a quantised weight
+    dequantised, as far as `factors` knows them.
+    """
+    record = record_of(layer)
+    assert record is not None, "asked of unrolled layers only"  # noqa: S101
+    linear = linear_of(layer)
+    if linear is None:
+        parts = ", ".join(type(part).__name__ for part in layer._modules.values())
+        return Obstacle(
+            f"its parts are {parts or 'gone'}, not Flatten, an FC layer and Unflatten",
+            "put the three back",
+        )
+    if any(is_hooked(part) for part in layer.children() if part is not linear):
+        return Obstacle("hooks stand on its Flatten or Unflatten", "remove the hooks")
+    chain = chain_of(linear)
+    if isinstance(chain, Obstacle):
+        return chain
+    products = [step for step in chain if isinstance(step, Product)]
+    if len(products) != len(chain) or not products:
+        return Obstacle(
+            "its FC part is no product of matrices",
+            "take out what stands between the nn.Linear layers; a CONV layer has nothing there",
+        )
+    whole = products[0]
+    if len(products) > 1:
+        whole = _multiplied(products)
+    shape = tuple(whole.weight.shape)
+    if shape != record.pattern.shape:
+        return Obstacle(
+            f"its FC part has the sizes {shape}, where {record.pattern.shape} is expected",
+            "give it an FC layer of the size that it had",
+        )
+    return whole
+
+
+def _multiplied(products: list[Product]) -> Product:
+    """Return several products as one; it trains if a factor did."""
+    with torch.no_grad():
+        weight, bias = products[0].weight, products[0].bias
+        for step in products[1:]:
+            carried = None if bias is None else step.weight @ bias
+            terms = [term for term in (carried, step.bias) if term is not None]
+            bias = sum(terms[1:], terms[0]) if terms else None
+            weight = step.weight @ weight
+    trains = any(product.weight.requires_grad for product in products)
+    return Product(
+        nn.Parameter(weight.detach(), requires_grad=trains),
+        None if bias is None else nn.Parameter(bias.detach(), requires_grad=trains),
+    )
+
+
+def bias_of(vector: Tensor, record: Unrolled) -> tuple[Tensor, tuple[int, int] | None]:
+    """Return one bias per filter, and where the vector is no bias: (filter, position) or None."""
+    table = vector.detach().unflatten(0, (record.geometry.out_channels, record.positions))
+    first = table[:, :1]
+    wrong = (table != first) & ~(table.isnan() & first.isnan())
+    if not bool(wrong.any()):
+        return first[:, 0].clone(), None
+    index = int(wrong.to(torch.uint8).argmax())
+    return first[:, 0].clone(), divmod(index, record.positions)
+
+
+def unrolled_obstacle(layer: nn.Module, *, project: bool = False) -> Obstacle | None:
+    """Return why an unrolled layer cannot become a CONV layer; None if it can."""
+    product = product_of(layer)
+    if isinstance(product, Obstacle):
+        return product
+    record = record_of(layer)
+    assert record is not None, "asked of unrolled layers only"  # noqa: S101
+    if project:
+        return None
+    try:
+        _filters(product.weight, record)
+    except NotAConvolution as error:
+        return Misfit(error)
+    if product.bias is not None:
+        bias, wrong = bias_of(product.bias, record)
+        if wrong is not None:
+            filter_, position = wrong
+            return Misfit(
+                NotAConvolution(
+                    "the bias of a filter differs from position to position",
+                    where=f"bias[{filter_ * record.positions + position}]",
+                    expected=f"{bias[filter_].item()}, as at the first position of the filter",
+                    got=product.bias[filter_ * record.positions + position].item(),
+                    remedy="project=True takes the mean",
+                )
+            )
+    return None
+
+
+def _filters(matrix: Tensor, record: Unrolled, *, project: bool = False) -> tuple[Tensor, float]:
+    """Return the filters that a matrix holds, or the closest ones, and how far away they are.
+
+    Raises
+    ------
+    NotAConvolution
+        If there are none, unless ``project``.
+    """
+    pattern, known = record.pattern, record.filters_of(record.weight)
+    held = held_by(matrix, pattern)
+    likely = likely_filters(held.values, pattern, known)
+    if first_wrong(held, matrix_values(likely, pattern), pattern)[0] is None:
+        return likely, 0.0
+    filters, distance = nearest_conv(
+        numpy_has(matrix),
+        record.geometry,
+        record.input_size,
+        order="channels_first",
+        project=project,
+    )
+    return with_unread(torch.from_numpy(filters).to(likely), pattern, known), distance
+
+
+class Roller:
+    """Makes CONV layers of unrolled ones; what two of them share, they go on sharing.
+
+    Parameters
+    ----------
+    project : bool
+        Whether a matrix that is no convolution becomes the closest one.
+    """
+
+    def __init__(self, *, project: bool = False) -> None:
+        self.project = project
+        self.made: dict[Any, nn.Parameter] = {}
+        self.held: list[Any] = []  # so that no id in a key is used twice
+
+    def __call__(self, layer: nn.Module, name: str = "") -> nn.Module:
+        """Return the CONV layer of an unrolled one that `unrolled_obstacle` lets pass."""
+        record, product = record_of(layer), product_of(layer)
+        assert record is not None  # noqa: S101
+        assert isinstance(product, Product), product  # noqa: S101
+        self.held.append(product)
+        conv: Any = record.native.__new__(record.native)
+        nn.Module.__init__(conv)
+        weight = self._shared(
+            product.weight,
+            ("weight", record.geometry),
+            lambda: self._weight(product.weight, record, name),
+        )
+        conv.register_parameter("weight", weight)
+        bias = None
+        if product.bias is not None:
+            given = product.bias
+            bias = self._shared(given, ("bias",), lambda: self._bias(given, record, name))
+        conv.register_parameter("bias", bias)
+        parts = layer._modules
+        layer._modules = {}
+        carry_over(layer, conv)
+        layer._modules = parts
+        del vars(conv)[ATTRIBUTE]
+        vars(conv).update(record.attributes)
+        native: nn.Module = conv
+        return native
+
+    def _shared(self, source: Tensor, key: Any, make: Any) -> nn.Parameter:
+        whole = (id(source), *key)
+        if whole not in self.made:
+            self.made[whole] = make()
+        return self.made[whole]
+
+    def _weight(self, matrix: Tensor, record: Unrolled, name: str) -> nn.Parameter:
+        filters, distance = _filters(matrix, record, project=self.project)
+        if distance and self.project:
+            _warn(name, f"the closest convolution is {distance:.3g} away from its matrix")
+        gradient = None
+        if matrix.grad is not None:
+            values = values_in(matrix.grad, record.pattern)
+            gradient = record.weight_of(fold(values, record.pattern))
+        weight = as_parameter(record.weight_of(filters), matrix, gradient)
+        if record.weight_channels_last:
+            weight.data = in_format(weight.data, channels_last(len(record.input_size)))
+        return weight
+
+    def _bias(self, vector: Tensor, record: Unrolled, name: str) -> nn.Parameter:
+        bias, wrong = bias_of(vector, record)
+        by_filter = (record.geometry.out_channels, record.positions)
+        if wrong is not None:
+            table = vector.detach().unflatten(0, by_filter)
+            bias = table.mean(1)
+            away = float((table - bias[:, None]).abs().norm())
+            _warn(name, f"its bias is no convolution's; the mean over positions is {away:.3g} away")
+        gradient = None if vector.grad is None else vector.grad.unflatten(0, by_filter).sum(1)
+        return as_parameter(bias, vector, gradient)
+
+
+def simplified_back(model: nn.Module, *, inplace: bool, where: Any, project: bool) -> nn.Module:
+    """Return the CONV network that a simplified network was: all of it, as a new object.
+
+    Raises
+    ------
+    UnsupportedLayer
+        If options ask for something else, or its numbers are those of no CONV network any more.
+    """
+    for name, given in (("inplace", inplace), ("where", where is not None)):
+        if given:
+            raise UnsupportedLayer(
+                "a simplified network goes back as a whole, and becomes another object",
+                where=name,
+                remedy=f"leave out {name}=",
+            )
+    try:
+        return restore(model, project=project)
+    except NotAConvolution as error:
+        raise UnsupportedLayer(
+            f"{_what(error)}; it cannot become a CONV layer",
+            remedy=_REMEDY,
+        ) from error
+
+
+def _what(error: NotAConvolution) -> str:
+    """Return what an exception says, without its remedy: there is a better one here."""
+    return f"its matrix is no convolution's: {str(error).partition('. Remedy:')[0]}"
+
+
+def _warn(name: str, what: str) -> None:
+    warnings.warn(f"{name or 'the model itself'}: {what}", UnsupportedLayerWarning, stacklevel=5)

@@ -1,0 +1,245 @@
+"""Values as modules: ``nn.Linear``, ``nn.ReLU`` and what is kept, in a sequence or a graph."""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy import sparse
+from torch import Tensor, fx, nn
+
+from convfc.frameworks.torch.parts import plain_linear
+from convfc.frameworks.torch.unrolled.simplify.ir import (
+    Affine,
+    Input,
+    Program,
+    Relu,
+    Value,
+    is_identity,
+    topological,
+    users_of,
+)
+from convfc.operators.estimate import MatrixEstimate, check_fits
+
+__all__ = ["Emitted", "check_memory", "emit", "is_chain", "runs"]
+
+_REMEDY = (
+    "sparse=True keeps the non-zeros only; a smaller example; or form='unrolled' with where= for "
+    "some layers (the bytes are those of all FC layers together, the sizes those of the largest)"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Emitted:
+    """A module, and which of its parts compute which value.
+
+    Attributes
+    ----------
+    module : nn.Module
+    parts : mapping of Value to mapping of (Value or None) to str
+        For an affine value, the name of the ``nn.Linear`` of each source that it is multiplied by
+        one; for any other value, under None, the names of its modules, apart by spaces.
+    """
+
+    module: nn.Module
+    parts: Mapping[Value, Mapping[Value | None, str]]
+
+
+def emit(
+    program: Program, *, dtype: torch.dtype, device: torch.device, sparse_weights: bool = False
+) -> Emitted:
+    """Build the module of a program.
+
+    Parameters
+    ----------
+    program : Program
+    dtype : torch.dtype
+        The numbers of the matrices are rounded to it, once.
+    device : torch.device
+    sparse_weights : bool
+        Whether each weight is a sparse tensor, in compressed rows.
+
+    Examples
+    --------
+    >>> from convfc.frameworks.torch.unrolled.simplify.ir import relu
+    >>> x = Input(2)
+    >>> program = Program(x, relu(x), (1, 2), (2,), {})
+    >>> emit(program, dtype=torch.float32, device=torch.device("cpu")).module
+    Sequential(
+      (0): Flatten(start_dim=1, end_dim=-1)
+      (1): ReLU()
+    )
+    """
+    build = _Build(dtype, device, sparse_weights)
+    return _sequential(program, build) if is_chain(program) else _graph(program, build)
+
+
+def is_chain(program: Program) -> bool:
+    """Say whether a program is one sequence: no value is used twice, none is a sum of two.
+
+    Examples
+    --------
+    >>> x = Input(2)
+    >>> is_chain(Program(x, x, (2,), (2,), {}))
+    True
+    """
+    users = users_of(program.output)
+    return all(
+        len(used) <= 1
+        and not (isinstance(value, Affine) and len(value.terms) != 1)
+        and (isinstance(value, Affine) or value is program.input or hasattr(value, "source"))
+        for value, used in users.items()
+    )
+
+
+def check_memory(
+    program: Program, dtype: torch.dtype, *, sparse_weights: bool, memory: float | None
+) -> None:
+    """Refuse weights that do not fit in memory, before the first of them is made.
+
+    Raises
+    ------
+    MemoryBudgetError
+        If all of them together take more than ``memory`` bytes.
+    """
+    largest, total, nonzeros = (0, 0), 0, 0
+    for value in topological(program.output):
+        for matrix in value.terms.values() if isinstance(value, Affine) else ():
+            if not is_identity(matrix):
+                largest = max(largest, matrix.shape, key=np.prod)
+                nonzeros += matrix.nnz
+                numbers, indices = int(np.prod(matrix.shape)), 0
+                if sparse_weights:
+                    numbers, indices = matrix.nnz, matrix.nnz + len(matrix.indptr)
+                total += dtype.itemsize * numbers + 8 * indices
+    if total:
+        check_fits(MatrixEstimate(largest, nonzeros, total), memory, _REMEDY)
+
+
+def runs(emitted: nn.Module, names: str, x: Tensor) -> Tensor:
+    """Run parts of a module, one after the other.
+
+    Examples
+    --------
+    >>> runs(nn.Sequential(nn.ReLU()), "0", torch.tensor([-1.0, 1.0]))
+    tensor([0., 1.])
+    """
+    for name in names.split():
+        x = emitted.get_submodule(name)(x)
+    return x
+
+
+@dataclass(frozen=True)
+class _Build:
+    """Makes the layers."""
+
+    dtype: torch.dtype
+    device: torch.device
+    sparse_weights: bool
+
+    def linear(self, matrix: Any, offset: npt.NDArray[Any] | None) -> nn.Linear:
+        """Return the FC layer of a matrix and an offset."""
+        values = torch.from_numpy(matrix.data).to(self.device, self.dtype)
+        if self.sparse_weights:
+            weight = self._rows(matrix, values)
+        else:
+            weight = torch.zeros(matrix.shape, dtype=self.dtype, device=self.device)
+            entries = sparse.coo_array(matrix)
+            rows, columns = (torch.from_numpy(a.astype(np.int64)) for a in entries.coords)
+            weight[rows.to(self.device), columns.to(self.device)] = values
+        bias = None
+        if offset is not None:
+            bias = nn.Parameter(torch.from_numpy(offset).to(self.device, self.dtype))
+        return plain_linear(nn.Parameter(weight), bias)
+
+    def _rows(self, matrix: Any, values: Tensor) -> Tensor:
+        """Return a matrix in compressed rows; PyTorch's note that these are in beta is not news."""
+        indptr, indices = (
+            torch.from_numpy(index.astype(np.int64)).to(self.device)
+            for index in (matrix.indptr, matrix.indices)
+        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state")
+            return torch.sparse_csr_tensor(
+                indptr, indices, values, matrix.shape, check_invariants=False
+            )
+
+
+def _sequential(program: Program, build: _Build) -> Emitted:
+    modules: list[nn.Module] = [nn.Flatten()] if len(program.input_shape) != 1 else []
+    parts: dict[Value, Mapping[Value | None, str]] = {}
+    for value in topological(program.output):
+        if isinstance(value, Affine):
+            ((source, matrix),) = value.terms.items()
+            parts[value] = {source: str(len(modules))}
+            modules.append(build.linear(matrix, value.offset))
+        elif not isinstance(value, Input):
+            own = _own_modules(value)
+            parts[value] = {None: " ".join(str(len(modules) + i) for i in range(len(own)))}
+            modules += own
+    return Emitted(nn.Sequential(*modules, *_ending(program)), parts)
+
+
+def _graph(program: Program, build: _Build) -> Emitted:
+    root, graph = nn.Module(), fx.Graph()
+    parts: dict[Value, Mapping[Value | None, str]] = {}
+    counts: dict[str, int] = {}
+
+    def call(kind: str, module: nn.Module, source: fx.Node) -> tuple[fx.Node, str]:
+        counts[kind] = counts.get(kind, 0) + 1
+        name = f"{kind}{counts[kind]}"
+        root.add_module(name, module)
+        return graph.call_module(name, (source,)), name
+
+    x = graph.placeholder("x")
+    if len(program.input_shape) != 1:
+        x, _ = call("flatten", nn.Flatten(), x)
+    nodes: dict[Value, fx.Node] = {program.input: x}
+    for value in topological(program.output):
+        if isinstance(value, Affine):
+            node, bias = None, value.offset if value.offset.any() else None
+            own: dict[Value | None, str] = {}
+            biggest_first = sorted(value.terms.items(), key=lambda term: is_identity(term[1]))
+            for source, matrix in biggest_first:
+                term = nodes[source]
+                if bias is not None or not is_identity(matrix):
+                    linear = build.linear(matrix, bias)
+                    term, own[source] = call("linear", linear, term)
+                    bias = None
+                node = term if node is None else graph.call_function(operator.add, (node, term))
+            parts[value] = own
+            if node is None:  # a constant
+                zero = sparse.csr_array((value.size, program.input.size))
+                node, own[program.input] = call("linear", build.linear(zero, value.offset), x)
+            nodes[value] = node
+        elif value is not program.input:
+            nodes[value] = nodes[value.source]  # type: ignore[attr-defined]
+            names = []
+            for module in _own_modules(value):
+                kind = type(module).__name__.lower()
+                nodes[value], name = call(kind, module, nodes[value])
+                names.append(name)
+            parts[value] = {None: " ".join(names)}
+    end = nodes[program.output]
+    for module in _ending(program):
+        end, _ = call(type(module).__name__.lower(), module, end)
+    graph.output(end)
+    return Emitted(fx.GraphModule(root, graph, "Simplified"), parts)
+
+
+def _own_modules(value: Any) -> list[nn.Module]:
+    return [nn.ReLU()] if isinstance(value, Relu) else list(value.modules)
+
+
+def _ending(program: Program) -> list[nn.Module]:
+    """Return what gives the output its shape."""
+    shape = program.output_shape
+    if len(shape) == 1:
+        return []
+    return [nn.Unflatten(1, shape)] if shape else [nn.Flatten(0)]

@@ -1,0 +1,144 @@
+"""What a simplified network remembers: the network that it was, and how it was simplified."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor, fx, nn
+
+from convfc.errors import UnsupportedLayer
+from convfc.frameworks.torch.unrolled.simplify.carry import Part, carry
+from convfc.frameworks.torch.unrolled.simplify.emit import is_chain
+from convfc.frameworks.torch.unrolled.simplify.ir import Program, Value
+from convfc.frameworks.torch.unrolled.simplify.merge import Merged, merge
+from convfc.frameworks.torch.unrolled.simplify.reading import MaxPool, read
+from convfc.frameworks.torch.unrolled.sparse import sparse_twins
+
+__all__ = [
+    "ATTRIBUTE",
+    "Branches",
+    "Options",
+    "Plan",
+    "Simplified",
+    "attach",
+    "plan",
+    "record_of",
+    "remember",
+]
+
+Branches: TypeAlias = Literal["add", "carry"]
+
+ATTRIBUTE = "simplified"
+_KEPT = "_user_preserved_attributes"  # in a GraphModule's meta: what its copies get, too
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a network is simplified."""
+
+    max_pool: MaxPool = "keep"
+    branches: Branches = "add"
+    sparse: bool = False
+
+
+class Plan(NamedTuple):
+    """A network as values: as it was, merged, and, where it had to be, in one sequence.
+
+    ``states`` says what the values of the sequence hold; it is empty where nothing is carried.
+    """
+
+    original: Program
+    merged: Merged
+    final: Program
+    states: Mapping[Value, Mapping[Value, Part]]
+
+
+@dataclass(frozen=True, eq=False)
+class Simplified:
+    """The original network, and how it was simplified; it stands in ``vars(model)``.
+
+    It is no part of the module: it has no parameters there, and follows no ``to()``. What each
+    layer is made of is not kept but worked out again, by `plan`.
+
+    Attributes
+    ----------
+    original : nn.Module
+        A copy.
+    shape : tuple of int
+        Of one example.
+    dtype : torch.dtype
+        Of the FC layers.
+    options : Options
+    """
+
+    original: nn.Module
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    options: Options
+
+    def plan(self) -> Plan:
+        """Return the values again that the FC layers were made of."""
+        parameter = next(self.original.parameters(), torch.empty(0))
+        x = torch.zeros(1, *self.shape, dtype=self.dtype, device=parameter.device)
+        return plan(self.original, (x,), self.options)
+
+
+def plan(
+    model: nn.Module, example: tuple[Any, ...], options: Options, memory: float | None = None
+) -> Plan:
+    """Read and merge a network.
+
+    Examples
+    --------
+    >>> found = plan(nn.Sequential(nn.Conv1d(1, 2, 3)), (torch.ones(1, 1, 5),), Options())
+    >>> found.final.output.size
+    6
+    """
+    original = read(model, example, max_pool=options.max_pool, memory=memory)
+    merged = merge(original, nonzeros=options.sparse, alternating=options.branches == "carry")
+    if options.branches == "add" or is_chain(merged.program):
+        return Plan(original, merged, merged.program, {})
+    sequence = carry(merged.program)
+    return Plan(original, merged, sequence.program, sequence.states)
+
+
+def attach(module: nn.Module, record: Simplified) -> None:
+    """Give a module its record; copies of it and what is loaded from a file have it, too."""
+    vars(module)[ATTRIBUTE] = record
+    if isinstance(module, fx.GraphModule):
+        module.meta[_KEPT] = {ATTRIBUTE: record}
+
+
+def record_of(module: nn.Module) -> Simplified | None:
+    """Return the record of a simplified network; None of any other.
+
+    Examples
+    --------
+    >>> record_of(nn.ReLU()) is None
+    True
+    """
+    record = vars(module).get(ATTRIBUTE)
+    return record if isinstance(record, Simplified) else None
+
+
+def remember(model: nn.Module, x: Tensor, dtype: torch.dtype, options: Options) -> Simplified:
+    """Return the record of a network that is going to be simplified.
+
+    Raises
+    ------
+    UnsupportedLayer
+        If the network cannot be copied.
+    """
+    try:
+        original = copy.deepcopy(model, sparse_twins(model))
+    except (RuntimeError, TypeError) as error:
+        raise UnsupportedLayer(
+            f"the model cannot be copied ({error}), and the way back needs it",
+            where=type(model).__name__,
+            remedy="take out what cannot be copied, such as tensors that are no parameters",
+        ) from error
+    return Simplified(original, tuple(x.shape[1:]), dtype, options)

@@ -1,0 +1,110 @@
+"""A traced network run on real tensors, call by call, noting what is changed in place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from convfc.frameworks.torch.layers import is_conv_layer
+
+__all__ = ["as_traced", "evaluating", "run_nodes"]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model in evaluation mode for a while, without gradients.
+
+    Examples
+    --------
+    >>> model = nn.Dropout()
+    >>> with evaluating(model):
+    ...     model.training
+    False
+    >>> model.training
+    True
+    """
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.inference_mode(False), torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def as_traced(model: nn.Module) -> nn.Module:
+    """Return a model as `torch.fx` is to see it: one layer alone is a call, not its own forward.
+
+    Examples
+    --------
+    >>> as_traced(nn.ReLU())
+    Sequential(
+      (0): ReLU()
+    )
+    """
+    alone = is_conv_layer(model) or (
+        type(model).__module__.startswith("torch.nn") and not isinstance(model, nn.Sequential)
+    )
+    return nn.Sequential(model).train(model.training) if alone else model
+
+
+class run_nodes:  # noqa: N801 (called as a function)
+    """Runs a graph on real tensors: yields every node, its result and what it changed in place.
+
+    Parameters
+    ----------
+    model : nn.Module
+        In evaluation mode; no hooks are called.
+    graph : fx.Graph
+    example : tuple
+
+    Attributes
+    ----------
+    real : mapping of fx.Node to object
+        Every result so far.
+    ahead : set of fx.Node
+        What has not run yet.
+
+    Examples
+    --------
+    >>> from convfc.frameworks.torch.heads.tracing import trace
+    >>> model = nn.Sequential(nn.Flatten())
+    >>> graph = trace(model, (torch.ones(1, 2, 3),))
+    >>> [node.name for node, result, changed in run_nodes(model, graph, (torch.ones(1, 2, 3),))]
+    ['input_1', '_0', 'output']
+    """
+
+    def __init__(self, model: nn.Module, graph: fx.Graph, example: tuple[Any, ...]) -> None:
+        self.model, self.graph, self.example = model, graph, example
+        self.real: dict[fx.Node, Any] = {}
+        self.ahead: set[fx.Node] = set(graph.nodes)
+
+    def __iter__(self) -> Iterator[tuple[fx.Node, Any, list[fx.Node]]]:
+        given = iter(self.example)
+        for node in self.graph.nodes:
+            self.ahead.discard(node)
+            tensors = {n: t for n, t in self.real.items() if isinstance(t, Tensor)}
+            versions = {n: t._version for n, t in tensors.items()}
+            if node.op == "placeholder":
+                result = next(given, node.args[0] if node.args else None)
+            else:
+                result = self._result(node)
+            self.real[node] = result
+            yield node, result, [n for n, t in tensors.items() if t._version != versions[n]]
+
+    def _result(self, node: fx.Node) -> Any:
+        args, kwargs = fx.map_arg((node.args, node.kwargs), self.real.__getitem__)
+        if node.op == "get_attr":
+            owner, _, name = str(node.target).rpartition(".")
+            return getattr(self.model.get_submodule(owner), name)
+        if node.op == "call_module":
+            return self.model.get_submodule(str(node.target)).forward(*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        call: Callable[..., Any] = node.target  # type: ignore[assignment]
+        return args[0] if node.op == "output" else call(*args, **kwargs)

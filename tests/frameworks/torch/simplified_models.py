@@ -1,0 +1,137 @@
+"""Networks of the kinds that are simplified, small, on small integers where nothing is rounded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def exactly(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Return the model in float64, its numbers small integers, BatchNorms without rounding."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(like: Tensor, low: int, high: int) -> Tensor:
+        return torch.randint(low, high, like.shape, generator=generator).double()
+
+    model = model.double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(draw(parameter, -2, 3))
+        for part in model.modules():
+            if isinstance(part, _BatchNorm):
+                part.eps = 0.0
+                part.weight.copy_(draw(part.weight, 0, 2) * 3 - 1)  # -1 or 2
+                part.running_mean.copy_(draw(part.running_mean, -2, 3))
+                part.running_var.copy_(4.0 ** draw(part.running_var, -1, 2))
+    return model
+
+
+def trained(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Return the model with real numbers, its BatchNorms as after training."""
+    torch.manual_seed(seed)
+    for part in model.modules():
+        if isinstance(part, _BatchNorm):
+            nn.init.normal_(part.running_mean, std=0.1)
+            nn.init.uniform_(part.running_var, 0.5, 2.0)
+            nn.init.uniform_(part.weight, 0.5, 1.5)
+            nn.init.normal_(part.bias, std=0.1)
+    return model.eval()
+
+
+def lenet(pool: type[nn.Module] = nn.AvgPool2d) -> nn.Module:
+    """LeNet-5 on 12x12 images."""
+    return nn.Sequential(
+        *(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), pool(2)),
+        *(nn.Conv2d(4, 6, 3), nn.ReLU(), pool(2)),
+        *(nn.Flatten(), nn.Linear(24, 12), nn.ReLU(), nn.Dropout(), nn.Linear(12, 5)),
+    )
+
+
+class Residual(nn.Module):
+    """A block of a ResNet; strided, its shortcut is a 1x1 convolution."""
+
+    def __init__(self, channels: int, filters: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, filters, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(filters)
+        self.conv2 = nn.Conv2d(filters, filters, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(filters)
+        self.relu = nn.ReLU(inplace=True)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(channels, filters, 1, stride=stride, bias=False), nn.BatchNorm2d(filters)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        y += self.shortcut(x)
+        out: Tensor = self.relu(y)
+        return out
+
+
+def resnet() -> nn.Module:
+    """Two blocks and global average pooling over 4x4."""
+    stem = (nn.Conv2d(2, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU())
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    return nn.Sequential(*stem, Residual(3, 3, 1), Residual(3, 4, 2), *head)
+
+
+class Dense(nn.Module):
+    """Pre-activation layers, each of which sees the outputs of all before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(2, 3, 3, padding=1)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(3 + 2 * i) for i in range(3))
+        self.convs = nn.ModuleList(nn.Conv2d(3 + 2 * i, 2, 3, padding=1) for i in range(2))
+        self.pool = nn.AvgPool2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = [self.stem(x)]
+        for norm, conv in zip(self.norms, self.convs, strict=False):
+            features.append(conv(functional.relu(norm(torch.cat(features, 1)))))
+        y: Tensor = self.pool(functional.relu(self.norms[2](torch.cat(features, 1))))
+        return y
+
+
+def mobile() -> nn.Module:
+    """Depthwise separable convolutions, ReLU6 and a linear bottleneck."""
+    return nn.Sequential(
+        *(nn.Conv2d(2, 6, 1), nn.BatchNorm2d(6), nn.ReLU6()),
+        *(nn.Conv2d(6, 6, 3, padding=1, stride=2, groups=6), nn.BatchNorm2d(6), nn.ReLU6()),
+        *(nn.Conv2d(6, 2, 1), nn.BatchNorm2d(2), nn.Conv2d(2, 6, 1), nn.ReLU()),
+    )
+
+
+class Inception(nn.Module):
+    """Branches of different depth side by side, one with a max-pooling."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(2, 2, 1)
+        self.two = nn.Sequential(
+            nn.Conv2d(2, 3, 1), nn.ReLU(), nn.Conv2d(3, 2, 3, padding=1), nn.ReLU()
+        )
+        self.pool = nn.MaxPool2d(3, stride=1, padding=1)
+        self.last = nn.Conv2d(6, 2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.relu(x - 1)
+        branches = [functional.relu(self.one(x)), self.two(x), self.pool(x)]
+        y: Tensor = self.last(torch.cat(branches, dim=1)).flatten(1)
+        return y
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "lenet": (lenet, (1, 12, 12)),
+    "lenet_max": (lambda: lenet(nn.MaxPool2d), (1, 12, 12)),
+    "resnet": (resnet, (2, 8, 8)),
+    "densenet": (Dense, (2, 4, 4)),
+    "mobilenet": (mobile, (2, 5, 5)),
+    "inception": (Inception, (2, 4, 4)),
+}

@@ -1,0 +1,163 @@
+"""Plain MLPs where plain MLPs are asked for: ONNX of three operators, a solver, real networks."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from pyscipopt import Model, quicksum
+from pyscipopt_ml.exceptions import NoModel
+from pyscipopt_ml.torch import add_sequential_constr
+from simplified_models import NETWORKS, exactly, trained
+from torch import Tensor, nn
+from torchvision import models
+
+from convfc.frameworks.torch.unrolled.simplify import restore, simplify, stages
+from convfc.rounding import rounding_bound
+
+pytestmark = pytest.mark.usefixtures("one_thread", "no_network")
+
+ONLY = {"Gemm", "MatMul", "Add", "Relu"}
+
+
+def flat(model: nn.Module, shape: tuple[int, ...]) -> nn.Module:
+    """Take the input, and give the output, as rows."""
+    return nn.Sequential(nn.Unflatten(1, shape), model, nn.Flatten()).eval()
+
+
+def exported(model: nn.Module, x: Tensor, path: Path, *, dynamo: bool) -> onnx.ModelProto:
+    """Export for any number of examples, and check the file."""
+    options: dict[str, Any] = {"input_names": ["x"], "output_names": ["y"], "verbose": False}
+    if dynamo:
+        options["dynamic_shapes"] = ({0: torch.export.Dim.DYNAMIC},)
+    else:
+        options["dynamic_axes"] = {"x": {0: "n"}, "y": {0: "n"}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporters' own
+        torch.onnx.export(model, (x,), str(path), dynamo=dynamo, **options)
+    found = onnx.load(path)
+    onnx.checker.check_model(found, full_check=True)
+    return found
+
+
+EXPORTS = [
+    *((name, way, False) for name in ("lenet", "lenet_max", "resnet") for way in ("add", "carry")),
+    *(("lenet_max", "carry", True), ("resnet", "add", True)),
+]
+
+
+@pytest.mark.parametrize(("name", "branches", "dynamo"), EXPORTS)
+def test_onnx_holds_products_sums_and_relus_only(
+    name: str, branches: str, dynamo: bool, tmp_path: Path
+):
+    make, shape = NETWORKS[name]
+    model = exactly(make()).float()
+    x = torch.randint(-2, 3, (3, *shape)).float()
+    whole = flat(model, shape)
+    simple = simplify(whole, (x.flatten(1),), max_pool="relu", branches=branches)
+    graph = exported(simple, x.flatten(1), tmp_path / "model.onnx", dynamo=dynamo)
+    assert {node.op_type for node in graph.graph.node} <= ONLY
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
+    for images in (x, x[:1]):
+        (y,) = session.run(None, {"x": images.flatten(1).numpy()})
+        assert np.array_equal(y, model(images).flatten(1).detach().numpy())
+
+
+def test_onnx_of_images_flattens_them_first(tmp_path: Path):
+    make, shape = NETWORKS["resnet"]
+    model, x = exactly(make()).float(), torch.randint(-2, 3, (2, *shape)).float()
+    graph = exported(simplify(model, (x,)), x, tmp_path / "model.onnx", dynamo=False)
+    operators = [node.op_type for node in graph.graph.node]
+    assert operators[0] in ("Flatten", "Reshape")
+    assert set(operators[1:]) <= ONLY
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
+    (y,) = session.run(None, {"x": x.numpy()})
+    assert np.array_equal(y, model(x).detach().numpy())
+
+
+class Tiny(nn.Module):
+    """A CONV network with a residual connection, a max-pooling and nine inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 2)
+        self.same = nn.Conv2d(2, 2, 1)
+        self.pool = nn.MaxPool2d(2)
+        self.head = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.conv(x))
+        y: Tensor = self.head(self.pool(x + torch.relu(self.same(x))).flatten(1))
+        return y
+
+
+def largest_margin(network: nn.Module, columns: int) -> tuple[float, np.ndarray]:
+    """Ask SCIP for the input in {0, 1}^9 whose first score exceeds its second one the most."""
+    problem = Model()
+    problem.hideOutput()
+    x = np.array([[problem.addVar(vtype="B", name=f"x{i}") for i in range(columns)]])
+    y = np.array([[problem.addVar(lb=None, name=f"y{i}") for i in range(2)]])
+    add_sequential_constr(problem, network, x, y)
+    problem.setObjective(quicksum([y[0, 0], -y[0, 1]]), "maximize")
+    problem.optimize()
+    found = np.array([round(problem.getVal(one)) for one in x[0]])
+    return problem.getObjVal(), found
+
+
+def test_a_solver_that_reads_linear_and_relu_only_verifies_the_network():
+    """Maximise over all binary images what brute force finds by trying all 512 of them."""
+    model = exactly(Tiny(), seed=4).float()
+    images = torch.tensor(list(itertools.product([0.0, 1.0], repeat=9))).reshape(-1, 1, 3, 3)
+    margins = (model(images) @ torch.tensor([1.0, -1.0])).detach()
+    with pytest.raises(NoModel, match="Unsupported layer"):
+        largest_margin(nn.Sequential(nn.Unflatten(1, (1, 3, 3)), *model.children()), 9)
+    simple = simplify(
+        flat(model, (1, 3, 3)), (images.flatten(1),), max_pool="relu", branches="carry"
+    )
+    assert {type(part) for part in simple} == {nn.Linear, nn.ReLU}
+    best, image = largest_margin(simple, 9)
+    assert margins.max() > margins.median()
+    assert round(best) == margins.max()
+    assert margins[int("".join(map(str, image)), 2)] == margins.max()
+
+
+REAL = {"resnet18": 21, "squeezenet1_1": 36, "mobilenet_v2": 53}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_torchvision_networks_in_both_ways_and_back(name: str):
+    torch.manual_seed(1712)
+    model, x = trained(models.get_model(name, weights=None)), torch.randn(1, 3, 18, 18)
+    ways: list[dict[str, Any]] = [{"branches": "add"}, {"branches": "carry", "max_pool": "relu"}]
+    for way in ways[: 1 if name == "mobilenet_v2" else 2]:
+        simple = simplify(model, (x,), sparse=True, **way)
+        if way["branches"] == "carry":
+            assert {type(part) for part in simple} == {nn.Flatten, nn.Linear, nn.ReLU}
+        else:
+            assert sum(type(part) is nn.Linear for part in simple.modules()) == REAL[name]
+        for stage in stages(model, simple, x):
+            bound = rounding_bound(stage.magnitude, stage.terms, "float32")
+            assert bool(((stage.before - stage.after).abs() <= bound).all()), stage.name
+    back = restore(simple)
+    for key, value in back.state_dict().items():
+        assert torch.equal(value, model.state_dict()[key]), key
+
+
+def test_dense_weights_of_a_real_network_and_a_file():
+    torch.manual_seed(0)
+    model, x = trained(models.squeezenet1_1(num_classes=10)), torch.randn(1, 3, 18, 18)
+    simple = simplify(model, (x,), max_pool="relu", branches="carry")
+    file = io.BytesIO()
+    torch.save(simple.state_dict(), file)
+    file.seek(0)
+    other = simplify(model, (x,), max_pool="relu", branches="carry")
+    other.load_state_dict(torch.load(file))
+    assert torch.equal(other(x), simple(x))

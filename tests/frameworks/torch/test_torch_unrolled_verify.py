@@ -1,0 +1,306 @@
+"""verify on the unrolled form: yes to every layer, and no to every wrong entry, by name."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+
+import pytest
+import torch
+from conv_cases import CASES, SMALL, ConvCase
+from proofs import DTYPES, Block, assert_proven, network, only
+from torch import Tensor, nn
+
+import convfc
+from convfc.frameworks.torch.certify.measures import Call, measure
+from convfc.frameworks.torch.certify.pairs import find_pairs
+from convfc.frameworks.torch.certify.unrolled import UnrolledLayer
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Complex modules are a new feature:UserWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _reproducible() -> None:
+    torch.manual_seed(0)
+
+
+def unroll(model: nn.Module, x: object, **options: object) -> nn.Module:
+    return convfc.to_fc(model, form="unrolled", example=x, **options)
+
+
+def normal(case: ConvCase, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Tensor]:
+    x = torch.randn(2, case.args[0], *case.size, dtype=dtype)
+    return case.cls(*case.args, **case.rest).to(dtype), x
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_every_layer_in_both_directions(case: ConvCase):
+    layer, x = normal(case)
+    after = unroll(layer, x)
+    there, back = convfc.verify(layer, after, x), convfc.verify(after, layer, x)
+    assert_proven(there)
+    assert_proven(back)
+    assert only(there).forms == ("conv", "unrolled")
+    assert only(back).forms == ("unrolled", "conv")
+    k = layer.weight.numel() // layer.out_channels
+    assert only(there).patch_matrix == (2, layer(x)[0, 0].numel(), k)
+    assert only(there).filter_matrix == (k, layer.out_channels)
+    assert {weight.quantity for weight in only(there).weights} >= {"weight"}
+
+
+@pytest.mark.parametrize("other", ["patch", "weight", "unrolled", "sparse"])
+@pytest.mark.parametrize("case", SMALL, ids=str)
+def test_against_every_other_form(case: ConvCase, other: str):
+    layer, x = normal(case)
+    if other in ("patch", "weight"):
+        second = convfc.to_fc(layer, form=other)
+    else:
+        second = unroll(layer, x, sparse=other == "sparse")
+    for pair in ((unroll(layer, x), second), (second, unroll(layer, x))):
+        assert_proven(convfc.verify(*pair, x))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", SMALL, ids=str)
+def test_every_dtype(case: ConvCase, dtype: torch.dtype):
+    layer, x = normal(case, dtype)
+    assert_proven(convfc.verify(layer, unroll(layer, x), x), dtype=dtype)
+
+
+def test_a_network_with_everything():
+    class Fixed(Block):
+        """Its layers are called on one size each."""
+
+    model = Fixed().eval()
+    x = torch.randn(2, 3, 6, 6)
+    after = unroll(model, x)
+    certificate = convfc.verify(model, after, x)
+    assert_proven(certificate)
+    calls = [(layer.name, layer.call) for layer in certificate.layers]
+    assert calls == [("stem", 0), ("stem", 1), ("twice", 0), ("twice", 1), ("head", 0)]
+    assert {layer.forms for layer in certificate.layers} == {("conv", "unrolled")}
+    assert "unrolled" in str(certificate)
+    assert_proven(convfc.verify(after, convfc.to_conv(after), x))
+    assert find_pairs(model, after).places == {"stem", "twice", "head", "same.place"}
+
+
+def test_other_batches_and_no_batch():
+    model = network()
+    after = unroll(model, torch.randn(2, 3, 8, 8))
+    for x in (torch.randn(5, 3, 8, 8), torch.randn(0, 3, 8, 8)):
+        assert convfc.verify(model, after, x).holds
+    layer, x = nn.Conv2d(3, 4, 3), torch.randn(3, 5, 5)
+    assert_proven(convfc.verify(layer, unroll(layer, x), x))
+
+
+def test_an_input_of_another_size_is_a_finding():
+    model = network()
+    certificate = convfc.verify(
+        model, unroll(model, torch.randn(1, 3, 8, 8)), torch.ones(1, 3, 9, 9)
+    )
+    assert not certificate.holds
+    assert any("the second layer fails" in failure for failure in certificate.failures)
+
+
+def test_the_gradient_of_the_matrix_is_folded_to_the_weights():
+    """Each weight's gradient is the sum over its entries; the pair is called directly."""
+    layer, x = nn.Conv2d(2, 3, 3, padding=1), torch.randn(2, 2, 5, 4)
+    after = UnrolledLayer(unroll(layer, x))
+    (pair,) = find_pairs(layer, unroll(layer, x)).pairs
+    found = measure(pair, Call(x), seed=0)
+    assert found.own["weight"].terms == found.own["bias"].terms == 2 * 5 * 4
+    dy = torch.randn(2, 3, 5, 4)
+    layer(x).backward(dy)
+    after(x).backward(dy)
+    with torch.no_grad():
+        for parameter in after.parameters():
+            parameter.copy_(parameter.grad)
+    weight, bias = after.folded()
+    torch.testing.assert_close(weight, layer.weight.grad)
+    torch.testing.assert_close(bias, layer.bias.grad)
+
+
+def test_a_layer_that_the_input_does_not_reach_is_compared_at_its_own_size():
+    class Sometimes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, (5, 3), stride=3)
+
+        def forward(self, x: Tensor, further: bool = True) -> Tensor:
+            y = self.first(x)
+            return self.second(y) if further else y
+
+    model = Sometimes()
+    x = torch.randn(1, 3, 9, 8)
+    certificate = convfc.verify(model, unroll(model, x), (x, False))
+    assert_proven(certificate)
+    assert (
+        "second: not called on this input, so compared on random numbers of shape (1, 4, 7, 6)"
+        in (certificate.notes)
+    )
+
+
+Sabotage = Callable[[nn.Sequential], object]
+
+
+def entry(name: str, change: Callable[[Tensor], object]) -> Sabotage:
+    """Change the matrix of one layer; its pattern is that of 3x3 filters on 8x8."""
+
+    def sabotage(model: nn.Sequential) -> None:
+        with torch.no_grad():
+            change(model.get_submodule(name)[1].weight)
+
+    return sabotage
+
+
+def vector(name: str, index: int) -> Sabotage:
+    def sabotage(model: nn.Sequential) -> None:
+        with torch.no_grad():
+            model.get_submodule(name)[1].bias[index] += 1e-3
+
+    return sabotage
+
+
+# In `grouped`, filter 0 reads channels 0 and 1; in `first`, (0, 0) is the middle tap of channel 0.
+SABOTAGE: dict[str, tuple[Sabotage, str]] = {
+    "the first entry by a thousandth": (
+        entry("first", lambda A: A[0, 0].mul_(1.001)),
+        "first: its matrix at [0, 0] (filter 0, position 0); expected ",
+    ),
+    "another entry by a thousandth": (
+        entry("first", lambda A: A[64 + 9, 9].mul_(1.001)),
+        "first: its matrix at [73, 9] (filter 1, position 9); expected ",
+    ),
+    "an entry by one bit": (
+        entry("first", lambda A: A[3, 4].nextafter_(torch.tensor(9.0))),
+        "first: its matrix at [3, 4] (filter 0, position 3); expected ",
+    ),
+    "an entry outside the pattern": (
+        entry("first", lambda A: A[0, 30].fill_(1e-3)),
+        "first: its matrix at [0, 30] (filter 0, position 0); expected 0.0, got 0.001",
+    ),
+    "an entry of another group": (
+        entry("grouped", lambda A: A[0, 3 * 64].fill_(1e-3)),
+        "grouped: its matrix at [0, 192] (filter 0, position 0); expected 0.0, got 0.001",
+    ),
+    "an entry forgotten": (
+        entry("last", lambda A: A[5, 5].zero_()),
+        "last: its matrix at [5, 5] (filter 0, position 5); expected ",
+    ),
+    "two rows swapped": (
+        entry("first", lambda A: A.copy_(A[[1, 0, *range(2, len(A))]])),
+        "first: output in float32",
+    ),
+    "one number of the vector": (
+        vector("last", 7),
+        "last: its vector at [7] (filter 0, position 7); expected ",
+    ),
+    "transposed positions": (
+        entry("strided", lambda A: A.copy_(A.unflatten(0, (4, 4, -1)).flip(1).flatten(0, 2))),
+        "strided: output in float32",
+    ),
+}
+
+
+CASES_OF_NO = [(*case, False) for case in SABOTAGE.values()]
+SPARSE = ("another entry by a thousandth", "an entry outside the pattern")
+CASES_OF_NO += [(*SABOTAGE[name], True) for name in SPARSE]
+IDS = [*SABOTAGE, *(f"{name}, sparse" for name in SPARSE)]
+
+
+@pytest.mark.parametrize(("sabotage", "reason", "sparse"), CASES_OF_NO, ids=IDS)
+def test_it_says_no_and_names_the_entry(sabotage: Sabotage, reason: str, sparse: bool):
+    model, x = network(), torch.randn(1, 3, 8, 8)
+    after = unroll(model, x)
+    sabotage(after)
+    if sparse:
+        for part in after.modules():
+            if type(part) is nn.Linear:
+                part.weight = nn.Parameter(part.weight.detach().to_sparse_csr())
+    certificate = convfc.verify(model, after, x)
+    assert not certificate.holds
+    assert any(failure.startswith(reason) for failure in certificate.failures), str(certificate)
+    bad = {failure.partition(":")[0] for failure in certificate.failures}
+    assert bad <= {reason.partition(":")[0], "network"}
+    json.dumps(certificate.to_dict(), allow_nan=False)
+
+
+def test_it_says_no_in_the_other_direction():
+    model, x = network(), torch.randn(1, 3, 8, 8)
+    after = unroll(model, x)
+    SABOTAGE["another entry by a thousandth"][0](after)
+    failures = convfc.verify(after, model, x).failures
+    assert any(failure.startswith("first: its matrix at [73, 9] (") for failure in failures)
+
+
+def test_each_test_sees_a_wrong_entry():
+    """By a thousandth: the difference, the float64 one, the integers; not by bits of weights."""
+    model, x = nn.Sequential(nn.Conv2d(1, 2, 3)), torch.randn(4, 1, 6, 6)
+    after = unroll(model, x)
+    with torch.no_grad():
+        after[0][1].weight[5, 7] *= 1.001
+    layer = only(convfc.verify(model, after, x))
+    assert not layer.own["output"].holds
+    assert not layer.float64["output"].holds
+    assert not layer.own["input"].holds
+    assert layer.exact.differing == ("output", "input")
+    assert all(weight.same_bits for weight in layer.weights)  # the first entry of the tap is right
+    assert layer.own["weight"].holds
+
+
+def test_an_entry_that_only_rounding_could_hide_is_seen():
+    """In bfloat16 the bound is wide; the entries are compared by their bits all the same."""
+    model = nn.Sequential(nn.Conv2d(1, 2, 3)).bfloat16()
+    x = torch.randn(1, 1, 6, 6).bfloat16()
+    after = unroll(model, x)
+    with torch.no_grad():
+        after[0][1].weight[5, 7].mul_(1 + 2**-7)
+    certificate = convfc.verify(model, after, x)
+    assert only(certificate).own["output"].holds
+    assert any("0: its matrix at [5, 7]" in failure for failure in certificate.failures)
+
+
+def test_weights_of_another_layer_and_a_missing_bias():
+    model, x = nn.Sequential(nn.Conv2d(1, 2, 3)), torch.randn(1, 1, 6, 6)
+    after = unroll(nn.Sequential(nn.Conv2d(1, 2, 3)), x)
+    certificate = convfc.verify(model, after, x)
+    assert any("0: weight has other bits" in failure for failure in certificate.failures)
+    after = unroll(model, x)
+    after[0][1].bias = None
+    certificate = convfc.verify(model, after, x)
+    assert any("0: its bias; expected (2,)" in failure for failure in certificate.failures)
+    assert_proven(convfc.verify(after, copy.deepcopy(after), x))
+
+
+def test_a_layer_that_a_tool_has_changed_is_compared_without_its_weights():
+    model, x = nn.Sequential(nn.Conv2d(1, 2, 3)), torch.randn(1, 1, 6, 6)
+    after = unroll(model, x)
+    linear = after[0][1]
+    factor = nn.Linear(32, 32, bias=False)
+    nn.init.eye_(factor.weight)
+    after[0][1] = nn.Sequential(linear, factor)
+    certificate = convfc.verify(model, after, x)
+    assert certificate.holds, str(certificate)
+    assert "more than a plain layer" in str(certificate)
+    with torch.no_grad():
+        factor.weight[0, 0] = 1.001
+    assert not convfc.verify(model, after, x).holds
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+def test_a_padding_that_repeats_elements_is_rounded_once_more_and_still_proven(mode: str):
+    """An entry is a sum of weights there: in float64 it is made of weights in float64 again."""
+    model = nn.Sequential(nn.Conv2d(2, 3, 5, padding=2, padding_mode=mode), nn.Tanh())
+    model.append(nn.Conv2d(3, 2, 5, padding=2, padding_mode=mode))
+    x = torch.randn(2, 2, 3, 4)
+    after = unroll(model, x)
+    assert_proven(convfc.verify(model, after, x))
+    with torch.no_grad():
+        after[2][1].weight[0, 0] *= 1.001
+    certificate = convfc.verify(model, after, x)
+    assert any("2: its matrix at [0, 0]" in failure for failure in certificate.failures)
