@@ -43,10 +43,10 @@ from scipy import sparse  # noqa: E402
 from sparse_convolution import Toeplitz_convolution2d  # noqa: E402
 
 from convfc import ConvGeometry  # noqa: E402
+from convfc.files import replacing  # noqa: E402
 from convfc.indexmap import index_map  # noqa: E402
 from convfc.operators.matrix import conv_matrix  # noqa: E402
 from convfc.paper.cost import take_turns  # noqa: E402
-from convfc.paper.files import replacing  # noqa: E402
 from convfc.paper.machine import describe_machine  # noqa: E402
 from convfc.registry import Order  # noqa: E402
 

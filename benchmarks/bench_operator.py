@@ -25,9 +25,9 @@ import numpy as np  # noqa: E402 (after the number of threads is set)
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
+from convfc.files import replacing  # noqa: E402
 from convfc.operators import conv_matrix, conv_operator, matrix_estimate  # noqa: E402
 from convfc.paper.cost import take_turns  # noqa: E402
-from convfc.paper.files import replacing  # noqa: E402
 from convfc.paper.machine import describe_machine  # noqa: E402
 
 RESULTS = pathlib.Path(__file__).with_name("results")

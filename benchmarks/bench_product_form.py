@@ -14,8 +14,8 @@ from typing import Any
 
 from harness import console, header, mebibytes, milliseconds, ratio, table, use_two_cores
 
+from convfc.files import write_json
 from convfc.paper.cost import WAYS, measure_cost
-from convfc.paper.files import write_json
 
 NAMES = {
     "image": "image height and width",

@@ -42,8 +42,8 @@ from torch import Tensor, nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402 (its usual name)
 
 import convfc  # noqa: E402
+from convfc.files import replacing, write_json  # noqa: E402
 from convfc.paper.cost import take_turns  # noqa: E402
-from convfc.paper.files import replacing, write_json  # noqa: E402
 from convfc.paper.machine import describe_machine  # noqa: E402
 from convfc.rounding import UNIT_ROUNDOFF, gamma  # noqa: E402
 

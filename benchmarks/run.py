@@ -9,7 +9,15 @@ import time
 
 from harness import console
 
-BENCHMARKS = ("bench_im2col", "bench_fit", "bench_product_form", "bench_torch")
+BENCHMARKS = (
+    "bench_im2col",
+    "bench_fit",
+    "bench_product_form",
+    "bench_torch",
+    "bench_matrix",
+    "bench_operator",
+    "bench_spectrum",
+)
 
 
 def main() -> int:

@@ -18,8 +18,8 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from convfc import ConvGeometry, conv_matrix
-from convfc.paper.figures import WIDTH, paper_style
-from convfc.paper.files import replacing
+from convfc.drawing import WIDTH, house_style
+from convfc.files import replacing
 
 FIGURES = pathlib.Path(__file__).with_name("figures")
 KERNEL = (4, 4)
@@ -121,7 +121,7 @@ def changes_figure() -> Figure:
 def main(folder: pathlib.Path = FIGURES) -> None:
     """Write both pictures."""
     folder.mkdir(parents=True, exist_ok=True)
-    with paper_style():
+    with house_style():
         pictures = {"matrix-toeplitz": toeplitz_figure(), "matrix-changes": changes_figure()}
         for name, figure in pictures.items():
             with replacing(folder / f"{name}.png") as handle:

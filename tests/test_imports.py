@@ -16,7 +16,7 @@ HOUSE = Path(convfc.__file__).parent
 # The floors of the house, from the ground up; a module imports from its own floor or below.
 FLOORS = [
     {"errors", "tables", "rounding"},
-    {"sizes", "factories"},
+    {"sizes", "factories", "files"},
     {"geometry"},
     {"indexmap", "arrays"},
     {"stretch"},
@@ -26,6 +26,7 @@ FLOORS = [
     {"operators"},
     {"frameworks"},
     {"convert"},
+    {"drawing"},
     {"methods", "paper", "explorer"},
     {"cli"},
     {"__init__", "__main__"},

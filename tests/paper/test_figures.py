@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from synthetic import make_run, synthetic_cost
 
+from convfc import drawing
 from convfc.frameworks.keras.backend import choose_backend
 from convfc.paper import diagrams, figures
 from convfc.paper.record import Record, read_record
@@ -27,7 +28,7 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> Record:
 
 @pytest.fixture(autouse=True)
 def style() -> Iterator[None]:
-    with figures.paper_style():
+    with drawing.house_style():
         yield
 
 
@@ -51,7 +52,7 @@ def test_both_formats_are_valid_and_the_same_on_every_call(
     name: str, record: Record, tmp_path: pathlib.Path
 ) -> None:
     for call in ("once", "again"):
-        figures.save_figure(DRAWINGS[name](record), tmp_path / call, name)
+        drawing.save_figure(DRAWINGS[name](record), tmp_path / call, name)
     png, svg = (tmp_path / "once" / f"{name}.{kind}" for kind in ("png", "svg"))
     assert sorted(p.name for p in (tmp_path / "once").iterdir()) == [png.name, svg.name]
 
@@ -67,9 +68,9 @@ def test_both_formats_are_valid_and_the_same_on_every_call(
 
 
 def test_the_users_own_settings_change_nothing(record: Record, tmp_path: pathlib.Path) -> None:
-    figures.save_figure(figures.histogram_figure(record, ["sgd"]), tmp_path, "usual")
-    with mpl.rc_context({"font.size": 30, "svg.hashsalt": None}), figures.paper_style():
-        figures.save_figure(figures.histogram_figure(record, ["sgd"]), tmp_path, "own")
+    drawing.save_figure(figures.histogram_figure(record, ["sgd"]), tmp_path, "usual")
+    with mpl.rc_context({"font.size": 30, "svg.hashsalt": None}), drawing.house_style():
+        drawing.save_figure(figures.histogram_figure(record, ["sgd"]), tmp_path, "own")
     assert (tmp_path / "usual.svg").read_bytes() == (tmp_path / "own.svg").read_bytes()
 
 

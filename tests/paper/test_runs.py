@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from convfc import files
 from convfc.errors import RunError
-from convfc.paper import files
-from convfc.paper.files import full_disk_explained, replacing, write_arrays, write_json
+from convfc.files import full_disk_explained, replacing, write_arrays, write_json
 from convfc.paper.runs import Epoch, NetworkFolder, RunFolder, Settings, State, Task, default_name
 
 if TYPE_CHECKING:

@@ -38,6 +38,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convfc.errors import RunError
+from convfc.files import write_json
 from convfc.frameworks.keras.backend import choose_backend
 from convfc.geometry import ConvGeometry
 from convfc.im2col import (
@@ -47,7 +48,6 @@ from convfc.im2col import (
     patch_product,
     rows_to_output,
 )
-from convfc.paper.files import write_json
 from convfc.paper.machine import describe_machine
 
 __all__ = ["WAYS", "measure_cost", "take_turns", "write_cost"]

@@ -8,9 +8,9 @@ import platform
 from typing import TYPE_CHECKING, Any
 
 from convfc.errors import RunError
+from convfc.files import full_disk_explained, write_json
 from convfc.frameworks.keras.backend import choose_backend, precision
 from convfc.paper import data
-from convfc.paper.files import full_disk_explained, write_json
 from convfc.paper.machine import describe_machine
 from convfc.paper.runs import RunFolder, Settings, Task
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from convfc.paper.files import replacing
+from convfc.drawing import INK, WIDTH
 from convfc.paper.findings import measured
 from convfc.paper.record import Record
 
@@ -26,8 +23,6 @@ __all__ = [
     "difference_figure",
     "histogram_figure",
     "loss_figure",
-    "paper_style",
-    "save_figure",
 ]
 
 # Okabe and Ito's palette: told apart by colour-blind readers too.
@@ -42,63 +37,12 @@ COLOURS = {
 }
 LABELS = {"cnn": "CNN", "fc": "FC network", "control": "control"}
 OPTIMIZERS = {"sgd": "SGD", "adam": "Adam"}
-WIDTH = 7.2  # inches; a README shows it at about twice this in centimetres
-_INK = "#333333"
 # CNN wide and solid below, FC dashed on top, control thin: equal curves stay visible.
 _STROKES: Mapping[str, Mapping[str, Any]] = {
     "cnn": {"linewidth": 4.5, "alpha": 0.55, "solid_capstyle": "butt"},
     "fc": {"linewidth": 1.8, "linestyle": (0, (4, 3))},
     "control": {"linewidth": 0.9},
 }
-_STYLE: Mapping[str, Any] = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib, so every machine draws the same
-    "font.size": 9.5,
-    "axes.titlesize": 10,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e4e4e4",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "text.color": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "legend.frameon": False,
-    "savefig.dpi": 170,
-    "svg.fonttype": "path",
-    "svg.hashsalt": "convfc",
-}
-
-
-@contextlib.contextmanager
-def paper_style() -> Iterator[None]:
-    """Draw in the report's style, whatever the user's own matplotlib settings are."""
-    with matplotlib.style.context(["default", dict(_STYLE)]):
-        yield
-
-
-def save_figure(figure: Figure, folder: pathlib.Path, name: str) -> None:
-    """Write a figure as ``<name>.png`` and ``<name>.svg``, each whole or not at all.
-
-    Parameters
-    ----------
-    figure : matplotlib.figure.Figure
-        The figure, drawn inside :func:`paper_style`.
-    folder : pathlib.Path
-        Where to; made if missing.
-    name : str
-        The file name without its ending.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    undated: Mapping[str, Mapping[str, Any]] = {
-        "png": {"Software": "convfc"},
-        "svg": {"Creator": "convfc", "Date": None},
-    }
-    for kind, metadata in undated.items():
-        with replacing(folder / f"{name}.{kind}") as handle:
-            figure.savefig(handle, format=kind, metadata=dict(metadata))
 
 
 def loss_figure(record: Record, optimizer: str) -> Figure:
@@ -135,7 +79,7 @@ def loss_figure(record: Record, optimizer: str) -> Figure:
         apart = np.abs(getattr(networks["fc"], part) - getattr(networks["cnn"], part))
         if apart.any():
             # Points, because between two of them the difference may be exactly 0.
-            below.plot(networks["fc"].epoch, _positive(apart), ".", color=_INK, markersize=4)
+            below.plot(networks["fc"].epoch, _positive(apart), ".", color=INK, markersize=4)
             below.set_yscale("log")
             decades = np.log10(apart[apart > 0])
             below.set_ylim(10.0 ** np.floor(decades.min()), 10.0 ** np.ceil(decades.max() + 0.5))

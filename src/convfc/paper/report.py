@@ -17,10 +17,11 @@ from markdown_it.renderer import RendererHTML
 from markdown_it.token import Token
 from matplotlib.figure import Figure
 
+from convfc import drawing
+from convfc.files import replacing
 from convfc.geometry import ConvGeometry
 from convfc.im2col import matrix_to_filters
 from convfc.paper import data, diagrams, figures
-from convfc.paper.files import replacing
 from convfc.paper.findings import find
 from convfc.paper.record import Record, read_record
 from convfc.paper.runs import LEARNING_RATES
@@ -57,9 +58,9 @@ def write_report(folder: pathlib.Path) -> pathlib.Path:
         The digit of Figure 6, or a package, cannot be had.
     """
     record = read_record(folder)
-    with figures.paper_style():
+    with drawing.house_style():
         for name, figure in _drawn(record):
-            figures.save_figure(figure, record.folder / "figures", name)
+            drawing.save_figure(figure, record.folder / "figures", name)
     text = report_text(record)
     page = _page(text, record.folder)
     for name, content in (("report.md", text), ("report.html", page)):

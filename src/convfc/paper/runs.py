@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convfc.errors import RunError
-from convfc.paper.files import read_arrays, replacing, write_arrays, write_json
+from convfc.files import read_arrays, replacing, write_arrays, write_json
 
 __all__ = [
     "Epoch",

@@ -1,0 +1,360 @@
+"""Every layer of a model: its singular values at the size that it sees."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import math
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from convfc.convert import inspect
+from convfc.errors import MemoryBudgetError, NothingToConvert, ShapeError
+from convfc.geometry import ConvGeometry
+from convfc.inspection import Inspection, LayerRow, short_geometry
+from convfc.methods.spectrum.singular import singular_values
+from convfc.methods.spectrum.values import NotConverged, SingularValues
+from convfc.methods.spectrum.ways import TOLERANCE
+from convfc.registry import room_of
+from convfc.sizes import Sizes
+from convfc.tables import Column, TextTable
+
+__all__ = ["Boundaries", "LayerSpectrum", "layer_spectra", "load_weights", "spectra_table"]
+
+Boundaries: TypeAlias = Literal["own", "circular", "both"]
+"""Which operators: with the layer's own padding, on a circle, or both."""
+
+Progress: TypeAlias = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class LayerSpectrum:
+    """The singular values of one layer of a model at one input size; `layer_spectra` makes it.
+
+    Parameters
+    ----------
+    name : str
+        Where the layer stands in its model.
+    geometry : ConvGeometry
+    input_size : tuple of int
+    own : SingularValues or None
+        The k largest with the layer's own padding.
+    circular : SingularValues or None
+        Of the layer on a circle: all of them, or the k largest where the stride does not divide the
+        input size.
+    smallest : SingularValues or None
+        The smallest one with the layer's own padding, if it was asked for and found.
+    seconds : float
+    note : str
+        What could not be found, and why.
+
+    Examples
+    --------
+    >>> import torch
+    >>> layer = layer_spectra(torch.nn.Conv2d(1, 4, 3, padding=1), torch.zeros(1, 1, 8, 8))[0]
+    >>> layer.shape, layer.own.complete, layer.circular.complete
+    ((256, 64), False, True)
+    """
+
+    name: str
+    geometry: ConvGeometry
+    input_size: Sizes
+    own: SingularValues | None = None
+    circular: SingularValues | None = None
+    smallest: SingularValues | None = None
+    seconds: float = 0.0
+    note: str = ""
+
+    @property
+    def best(self) -> SingularValues:
+        """With the layer's own padding, if that was asked for."""
+        found = self.own or self.circular
+        if found is None:
+            raise AttributeError("nothing was asked for")
+        return found
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape of the operator."""
+        return self.best.shape
+
+    @property
+    def norm(self) -> float:
+        """The largest singular value."""
+        return float(self.best.values[0])
+
+    @property
+    def ratio(self) -> float:
+        """The norm to that of the reshaped kernel; NaN if that is 0."""
+        reshaped = self.best.reshaped_norm
+        return self.norm / reshaped if reshaped else math.nan
+
+    @property
+    def condition_number(self) -> float:
+        """The largest to the smallest with the layer's own padding; NaN if that is not known."""
+        if self.smallest is None:
+            return math.nan
+        least = float(self.smallest.values[-1])
+        eps = max(self.shape) * float(np.finfo(np.float64).eps)
+        zero = max(eps, self.smallest.residual) * self.norm
+        return math.inf if least <= zero else self.norm / least
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but the long list of all circular values, as `json` writes it."""
+        circular: dict[str, Any] | None = None
+        if self.circular is not None:
+            circular = self.circular.to_dict()
+            values = circular.pop("values")
+            circular |= {"largest": values[0], "smallest_found": values[-1]}
+            if self.circular.complete:
+                circular["condition_number"] = _finite(self.circular.condition_number)
+                circular["effective_rank"] = self.circular.effective_rank
+        found = {
+            "name": self.name,
+            "geometry": short_geometry(self.geometry),
+            "input_size": list(self.input_size),
+            "shape": list(self.shape),
+            "norm": self.norm,
+            "reshaped_norm": self.best.reshaped_norm,
+            "ratio": _finite(self.ratio),
+            "own": None if self.own is None else self.own.to_dict(),
+            "circular": circular,
+            "smallest": None if self.smallest is None else self.smallest.to_dict(),
+            "condition_number": _finite(self.condition_number),
+            "seconds": self.seconds,
+            "note": self.note,
+        }
+        plain: dict[str, Any] = json.loads(json.dumps(found))
+        return plain
+
+
+def layer_spectra(
+    model: Any,
+    x: Any,
+    *,
+    layers: Sequence[str] = (),
+    k: int = 1,
+    boundary: Boundaries = "both",
+    smallest: bool = False,
+    tolerance: float = TOLERANCE,
+    progress: Progress | None = None,
+) -> list[LayerSpectrum]:
+    """Return the singular values of every CONV layer of a model, at the size that it sees.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Nothing in it changes; it is run once, as `convfc.inspect` does.
+    x : array or tuple of arrays
+        An input, or one for each argument; where the model does not run on it, a batch axis of 1 is
+        put before.
+    layers : sequence of str
+        Names, or patterns such as ``"layer4.*"``; all layers without.
+    k : int
+        How many of the largest singular values with the layer's own padding.
+    boundary : {"own", "circular", "both"}
+    smallest : bool
+        Whether to look for the smallest one with the own padding, too; that can take long.
+    tolerance : float
+        See `singular_values`.
+    progress : callable, optional
+        Called before each layer with its number, how many there are, and its name.
+
+    Raises
+    ------
+    ShapeError
+        If the model does not run on the input.
+    NothingToConvert
+        If the model calls no CONV layer, or none of these names.
+
+    Examples
+    --------
+    >>> import torch
+    >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(4, 4, 1))
+    >>> [(layer.name, layer.own.method) for layer in layer_spectra(model, torch.zeros(1, 8, 8))]
+    [('0', 'dense'), ('1', 'kernel')]
+    """
+    rows = list(_rows(_inspected(model, x), layers))
+    found = []
+    for number, row in enumerate(rows):
+        if progress is not None:
+            progress(number, len(rows), row.name)
+        began = time.perf_counter()
+        layer = functools.reduce(getattr, row.name.split(".") if row.name else (), model)
+        values, notes = _values(layer, row, k, boundary, smallest, tolerance)
+        seconds = time.perf_counter() - began
+        name = row.name or type(model).__name__
+        geometry, size = _known(row)
+        found.append(
+            LayerSpectrum(name, geometry, size, **values, seconds=seconds, note="; ".join(notes))
+        )
+    return found
+
+
+def _values(
+    layer: Any, row: LayerRow, k: int, boundary: Boundaries, smallest: bool, tolerance: float
+) -> tuple[dict[str, SingularValues], list[str]]:
+    """Return what can be found of one layer, and what cannot be."""
+    found: dict[str, SingularValues] = {}
+    notes: list[str] = []
+    _, size = _known(row)
+    options: dict[str, dict[str, Any]] = {}
+    if boundary != "circular":
+        options["own"] = {"k": k}
+        if smallest:
+            options["smallest"] = {"k": 1, "which": "smallest"}
+    if boundary != "own":
+        options["circular"] = {"boundary": "circular"}
+    for name, asked in options.items():
+        rest = dict(asked)
+        if "k" in rest:
+            rest["k"] = min(rest["k"], *(row.unrolled_shape or ()))
+        try:
+            found[name] = singular_values(layer, size, tolerance=tolerance, **rest)
+        except NotConverged as error:
+            notes.append(f"{name}: {error}")
+        except MemoryBudgetError:
+            # On a circle that the stride does not divide: then some of them have to do.
+            found[name] = singular_values(layer, size, k=k, tolerance=tolerance, **asked)
+    return found, notes
+
+
+def _known(row: LayerRow) -> tuple[ConvGeometry, Sizes]:
+    """Return what every row has that `_rows` lets through."""
+    if row.geometry is None or row.input_size is None:
+        raise AttributeError(row.name)
+    return row.geometry, row.input_size
+
+
+def _inspected(model: Any, x: Any) -> Inspection:
+    """Run the model on an input, with a batch axis where it needs one."""
+    try:
+        return inspect(model, x)
+    except ShapeError:
+        try:
+            return inspect(model, tuple(a[None] for a in x) if isinstance(x, tuple) else x[None])
+        except (ShapeError, TypeError, IndexError):
+            pass
+        raise
+
+
+def _rows(inspection: Inspection, patterns: Sequence[str]) -> Iterator[LayerRow]:
+    """Yield the layers that were called, once for each input size."""
+    seen: set[tuple[Any, ...]] = set()
+    for row in inspection:
+        layer = row.form in ("native", "patch", "weight") and row.geometry is not None
+        wanted = not patterns or any(fnmatchcase(n, p) for n in row.names for p in patterns)
+        key = (row.names, row.input_size)
+        if layer and wanted and row.input_size is not None and key not in seen:
+            seen.add(key)
+            yield row
+    if not seen:
+        raise NothingToConvert(
+            "no CONV layer was called" + (" of these names" if patterns else ""),
+            where=inspection.model,
+            expected=", ".join(patterns) or None,
+            got=", ".join(row.name for row in inspection) or "no CONV layers",
+            remedy="the names are those of convfc inspect; * stands for any characters",
+        )
+
+
+def load_weights(model: Any, path: pathlib.Path) -> None:
+    """Load the weights of a model from a safetensors file.
+
+    Other formats are not read: loading them may run code.
+
+    Raises
+    ------
+    UnsupportedModel
+        If no framework owns the model.
+    DataError
+        If there is no such file, if it is in another format, or its tensors are not the model's.
+
+    Examples
+    --------
+    >>> import torch
+    >>> load_weights(torch.nn.Linear(2, 1), pathlib.Path("no.safetensors"))
+    Traceback (most recent call last):
+    ...
+    convfc.errors.DataError: no.safetensors: there is no such file. Remedy: check the path
+    """
+    room = room_of(model)
+    importlib.import_module(f"{room.__name__}.checkpoint").load_weights(model, path)
+
+
+def spectra_table(spectra: Sequence[LayerSpectrum]) -> TextTable:
+    """Return the table: one line for each layer.
+
+    Examples
+    --------
+    >>> import torch
+    >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 1, bias=False))
+    >>> _ = torch.nn.init.constant_(model[0].weight, 1.0)
+    >>> table = spectra_table(layer_spectra(model, torch.zeros(1, 8, 8)))
+    >>> [column.title for column in table.columns][:7]
+    ['layer', 'geometry', 'in', 'A', 'σ max', 'circular', '‖K‖']
+    """
+
+    def column(title: str, cell: Callable[[LayerSpectrum], str], **rest: Any) -> Column:
+        return Column(title, tuple(map(cell, spectra)), **rest)
+
+    def number(value: float) -> str:
+        return "" if math.isnan(value) else f"{value:.4g}"
+
+    def end(found: SingularValues | None, which: int) -> str:
+        return "" if found is None else number(float(found.values[which]))
+
+    def circular(layer: LayerSpectrum) -> SingularValues | None:
+        return layer.circular if layer.circular is not None and layer.circular.complete else None
+
+    columns = (
+        column("layer", lambda s: s.name),
+        column("geometry", lambda s: short_geometry(s.geometry)),
+        column("in", lambda s: "×".join(map(str, s.input_size)), spare=3),
+        column("A", lambda s: "×".join(map(str, s.shape)), spare=4),
+        column("σ max", lambda s: end(s.own, 0), right=True),
+        column("circular", lambda s: end(s.circular, 0), right=True),
+        column("‖K‖", lambda s: number(s.best.reshaped_norm), right=True),
+        column("ratio", lambda s: number(s.ratio), right=True),
+        column("σ min", lambda s: end(s.smallest, -1), right=True),
+        column("cond.", lambda s: number(s.condition_number), right=True),
+        column(
+            "circ. cond.",
+            lambda s: "" if (c := circular(s)) is None else number(c.condition_number),
+            right=True,
+            spare=2,
+        ),
+        column(
+            "eff. rank",
+            lambda s: "" if (c := circular(s)) is None else f"{c.effective_rank / c.count:.0%}",
+            right=True,
+            spare=6,
+        ),
+        column("method", lambda s: s.best.method, spare=5),
+        column("residual", lambda s: f"{s.best.residual:.0e}", right=True, spare=1),
+        column("s", lambda s: f"{s.seconds:.1f}", right=True, spare=7),
+    )
+    notes = [
+        "σ max: the layer with its own padding; circular: the same on a circle; ‖K‖: the reshaped "
+        "kernel, as torch.nn.utils.spectral_norm takes it; ratio: how many times as large the "
+        "layer's norm is."
+    ]
+    if any(circular(layer) for layer in spectra):
+        notes.append(
+            "circ. cond.: largest to smallest singular value on a circle; eff. rank: exp(entropy) "
+            "of its values (Roy & Vetterli, 2007), of their number."
+        )
+    notes += [f"{layer.name}: {layer.note}" for layer in spectra if layer.note]
+    return TextTable(columns, tuple(notes))
+
+
+def _finite(value: float) -> float | None:
+    """Return a number as JSON has it: neither infinite nor NaN."""
+    return value if math.isfinite(value) else None

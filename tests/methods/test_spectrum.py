@@ -1,0 +1,293 @@
+"""Singular values of CONV layers, against LAPACK's SVD of the explicit matrix."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import oracle
+import pytest
+import strategies
+import torch
+from cases import CASES, Case, case
+from hypothesis import given, settings
+from periodic import EPS, apart, lapack, lapack_bound, periodic_matrix
+from torch import nn
+
+from convfc import ConvGeometry, ConvLayer, conv_matrix
+from convfc.errors import DtypeError, GeometryError, MemoryBudgetError, OutOfRangeError
+from convfc.methods import spectrum
+from convfc.methods.spectrum import fourier
+from convfc.methods.spectrum.structure import operator_shape, periodic_axes
+
+CIRCULAR = [
+    case((6,), (3,)),
+    case((7,), (3,)),  # no Nyquist frequency
+    case((6, 4), (3, 3), padding=1),
+    case((5, 8), (4, 2), stride=(1, 2)),
+    case((8, 6), (3, 3), stride=2, padding=1),
+    case((9, 6), (4, 5), stride=3, c=3, f=2),
+    case((6, 6), (3, 2), dilation=(2, 3), c=4, f=6, groups=2),
+    case((4, 4), (5, 5), padding=2),  # the kernel reaches around the circle
+    case((4, 3, 2), (2, 3, 1), stride=(2, 1, 1)),
+    case((2, 3, 2, 2), (2, 2, 1, 2), c=1, f=2),
+    case((4, 3), (3, 3), transposed=True, stride=2, padding=1, output_padding=1),
+    case((3, 4), (3, 2), transposed=True, stride=(2, 1), c=4, f=6, groups=2, dilation=(1, 2)),
+    case((5, 4), (3, 2), flip=True),
+    case((3,), (4,), transposed=True, flip=True, stride=2),
+]
+KINDS = [np.float64, np.complex128]
+
+
+def reference(c: Case, filters: np.ndarray) -> np.ndarray:
+    return lapack(conv_matrix(filters, c.input_size, c.geometry, layout="dense"))
+
+
+@pytest.mark.parametrize("c", CASES, ids=str)
+def test_own_padding_is_the_svd_of_the_matrix(c: Case) -> None:
+    filters = c.reals()[1]
+    found = spectrum.singular_values(filters, c.input_size, geometry=c.geometry)
+    matrix = conv_matrix(filters, c.input_size, c.geometry, layout="dense")
+    assert found.shape == matrix.shape
+    assert found.complete
+    assert len(found.values) == found.count == min(matrix.shape)
+    assert np.all(np.diff(found.values) <= 0)
+    assert apart(found.values, lapack(matrix)) <= found.residual + lapack_bound(matrix)
+
+
+@pytest.mark.parametrize("dtype", KINDS)
+@pytest.mark.parametrize("c", CIRCULAR, ids=str)
+def test_a_circle_is_the_svd_of_the_definition(c: Case, dtype: type) -> None:
+    filters = c.reals(dtype=dtype)[1]
+    found = spectrum.singular_values(filters, c.input_size, None, "circular", c.geometry)
+    matrix = periodic_matrix(filters, c.geometry, c.input_size)
+    assert found.method == "fourier"
+    assert found.shape == matrix.shape
+    assert apart(found.values, lapack(matrix)) <= found.residual + lapack_bound(matrix)
+
+
+@settings(max_examples=60, deadline=None)
+@given(c=strategies.cases(max_ndim=3))
+def test_every_geometry_on_a_circle(c: Case) -> None:
+    filters = c.reals()[1]
+    found = spectrum.singular_values(filters, c.input_size, None, "circular", c.geometry)
+    matrix = periodic_matrix(filters, c.geometry, c.input_size)
+    assert found.shape == matrix.shape
+    assert apart(found.values, lapack(matrix)) <= found.residual + lapack_bound(matrix)
+    divides = all(n % s == 0 for n, s in zip(c.input_size, c.geometry.stride, strict=True))
+    if found.method == "dense":
+        assert not divides
+        assert "does not divide" in found.note
+
+
+@settings(max_examples=60, deadline=None)
+@given(c=strategies.cases(max_ndim=3))
+def test_the_sum_of_squares_is_the_frobenius_norm(c: Case) -> None:
+    """Exact on integers: the oracle on one-hot inputs gives the matrix."""
+    filters = c.integers()[1].astype(float)
+    inputs = np.eye(math.prod(c.input_size) * c.geometry.in_channels)
+    columns = oracle.conv(inputs.reshape(-1, *c.x_shape[1:]), filters, c.geometry, None)
+    square = float(np.sum(np.asarray(columns, float) ** 2))
+    found = spectrum.singular_values(filters, c.input_size, geometry=c.geometry)
+    # Each value is off by residual * σ_max at most, and the squares of n values by 2 n times that.
+    off = found.residual + found.count * EPS
+    assert abs(np.sum(found.values**2) - square) <= 2.1 * off * found.count * found.values[0] ** 2
+
+
+@pytest.mark.parametrize(
+    ("kernel", "values"),
+    [([0, 1, 0], [1] * 6), ([1, 1, 1], [3, 2, 2, 1, 0, 0]), ([-1, 0, 1], [3**0.5] * 4 + [0] * 2)],
+    ids=["identity", "sum", "difference"],
+)
+def test_known_by_hand_on_a_ring_of_six(kernel: list[int], values: list[float]) -> None:
+    """The transform of the kernel: 1, 1 + 2 cos(πk / 3), and 2 sin(πk / 3)."""
+    ring = ConvGeometry(1, 1, (3,), padding=1, padding_mode="circular")
+    found = spectrum.singular_values(np.array(kernel, float).reshape(1, 3, 1), (6,), geometry=ring)
+    assert found.method == "fourier"
+    assert np.abs(found.values - values).max() <= found.residual * found.values[0]
+
+
+def test_an_orthogonal_1x1_layer_is_orthogonal() -> None:
+    orthogonal, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(5, 5)))
+    geometry = ConvGeometry(5, 5, (1, 1))
+    filters = orthogonal.reshape(5, 1, 1, 5)
+    found = spectrum.singular_values(filters, (7, 6), geometry=geometry)
+    assert found.method == "kernel"
+    assert np.abs(found.values - 1).max() <= 5 * 5 * EPS
+    assert found.condition_number == pytest.approx(1, abs=50 * EPS)
+    assert spectrum.effective_rank(filters, (7, 6), geometry=geometry) == pytest.approx(210)
+
+
+def test_elements_that_no_window_reads_are_exact_zeros() -> None:
+    layer = nn.Conv2d(2, 8, 1, stride=2, dtype=torch.float64)
+    found = spectrum.singular_values(layer, (5, 5))
+    assert (found.method, found.count) == ("kernel", 50)
+    assert np.count_nonzero(found.values) == found.rank() == 18
+    assert math.isinf(found.condition_number)
+    assert math.isinf(spectrum.condition_number(layer, (5, 5)))
+
+
+@pytest.mark.parametrize("filters", [np.zeros((2, 3, 1)), np.ones((2, 3, 1))], ids=["0", "unread"])
+def test_an_operator_that_is_zero(filters: np.ndarray) -> None:
+    geometry = ConvGeometry(1, 2, (3,), padding=((2, 0),), stride=3)
+    if filters.any():
+        geometry = ConvGeometry(1, 2, (1,), padding=((1, 0),), stride=9)
+        filters = filters[:, :1]
+    found = spectrum.singular_values(filters, (4,), geometry=geometry)
+    assert (found.method, found.residual, found.rank(), found.effective_rank) == ("zero", 0, 0, 0)
+    assert not found.values.any()
+    assert "0" in str(found)
+
+
+@pytest.mark.parametrize("size", [(6, 5), (4, 4)], ids=str)
+def test_the_layers_own_circular_padding_is_recognised(size: tuple[int, int]) -> None:
+    layer = nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular", dtype=torch.float64)
+    own = spectrum.singular_values(layer, size)
+    asked = spectrum.singular_values(layer, size, boundary="circular")
+    matrix = conv_matrix(layer, size, layout="dense")
+    assert own.method == "fourier"
+    assert apart(own.values, lapack(matrix)) <= own.residual + lapack_bound(matrix)
+    assert np.array_equal(own.values, asked.values)
+
+
+def test_circular_padding_of_another_width_is_not_periodic() -> None:
+    geometry = ConvGeometry(1, 1, (3,), padding=2, padding_mode="circular")
+    assert periodic_axes(geometry, (5,)) is None
+    filters = np.array([[[1.0], [2.0], [3.0]]])
+    found = spectrum.singular_values(filters, (5,), geometry=geometry)
+    matrix = conv_matrix(filters, (5,), geometry, layout="dense")
+    assert found.method == "dense"
+    assert apart(found.values, lapack(matrix)) <= found.residual + lapack_bound(matrix)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(2, 3, 3, padding=1),
+        nn.Conv2d(2, 4, 3, stride=2, groups=2, padding=1, padding_mode="reflect"),
+        nn.Conv1d(2, 3, 2, dilation=2),
+        nn.Conv1d(2, 3, 3, padding=1, padding_mode="replicate"),  # keeps the size, as a circle does
+        nn.ConvTranspose2d(2, 3, 3, stride=2, padding=1, output_padding=1),
+        nn.Conv3d(1, 2, 2, padding=1),
+    ],
+    ids=lambda layer: str(layer).replace(" ", ""),
+)
+def test_pytorchs_own_jacobian_is_the_judge(layer: nn.Module) -> None:
+    size = (5, 4, 3)[: layer.weight.dim() - 2]
+    layer.double()
+    x = torch.zeros(layer.in_channels, *size, dtype=torch.float64)
+    jacobian = torch.func.jacrev(layer)(x[None]).reshape(-1, x.numel())
+    found = spectrum.singular_values(layer, size)
+    judged = torch.linalg.svdvals(jacobian.detach()).numpy()
+    assert apart(found.values, judged) <= found.residual + lapack_bound(jacobian)
+    assert spectrum.spectral_norm(layer, size) == found.values[0]
+
+
+def test_the_reshaped_norm_is_what_pytorchs_spectral_norm_takes() -> None:
+    layer = nn.Conv2d(4, 6, 3, padding=1, dtype=torch.float64)
+    found = spectrum.singular_values(layer, (6, 6))
+    judged = torch.linalg.matrix_norm(layer.weight.detach().flatten(1), 2).item()
+    assert found.reshaped_norm == pytest.approx(judged, rel=36 * 6 * EPS)
+    assert found.reshaped_norm < found.values[0] < 3 * found.reshaped_norm
+
+
+@pytest.mark.parametrize("which", ["largest", "smallest"])
+def test_some_are_a_part_of_all(which: str) -> None:
+    c = CIRCULAR[2]
+    filters = c.reals()[1]
+    everything = spectrum.singular_values(filters, c.input_size, None, "circular", c.geometry)
+    some = spectrum.singular_values(
+        filters, c.input_size, 5, "circular", c.geometry, which=which, threads=2
+    )
+    part = everything.values[:5] if which == "largest" else everything.values[-5:]
+    assert np.array_equal(some.values, part)
+    assert not some.complete
+    assert f"the 5 {which} of" in str(some)
+
+
+@pytest.mark.parametrize("what", ["rank", "effective_rank", "condition_number"])
+def test_what_takes_all_values_says_so(what: str) -> None:
+    some = spectrum.singular_values(np.ones((1, 2, 1)), (4,), 1, geometry=ConvGeometry(1, 1, (2,)))
+    assert not some.complete
+    ask = some.rank if what == "rank" else lambda: getattr(some, what)
+    with pytest.raises(spectrum.NotConverged, match="takes all singular values; expected all 3"):
+        ask()
+
+
+def test_float32_and_integers_are_decomposed_in_float64() -> None:
+    filters = np.random.default_rng(0).integers(-3, 4, (2, 3, 2))
+    geometry = ConvGeometry(2, 2, (3,), padding=1)
+    kinds = [filters, filters.astype(np.float32), filters.astype(float)]
+    found = [spectrum.singular_values(f, (6,), geometry=geometry).values for f in kinds]
+    assert np.array_equal(found[0], found[1])
+    assert np.array_equal(found[0], found[2])
+
+
+def test_threads_and_batches_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    filters, geometry = (
+        np.random.default_rng(0).normal(size=(6, 3, 3, 4)),
+        ConvGeometry(4, 6, (3, 3)),
+    )
+    arguments = (filters, (12, 10), None, "circular", geometry)
+    whole = spectrum.singular_values(*arguments, threads=1)
+    monkeypatch.setattr(fourier, "_BATCH", 1)  # one frequency at a time
+    parts = spectrum.singular_values(*arguments, threads=3)
+    assert apart(parts.values, whole.values) <= parts.residual + whole.residual
+
+
+def test_every_frequency_counts_once() -> None:
+    for sizes in ([5], [6], [4, 3], [2, 2, 2]):
+        numbers, times = fourier.frequencies(sizes, paired=True)
+        assert times.sum() == math.prod(sizes)
+        assert len(numbers) == (math.prod(sizes) + np.count_nonzero(times == 1)) // 2
+
+
+@pytest.mark.parametrize("c", [*CASES, *CIRCULAR], ids=str)
+def test_the_shape_is_the_matrix(c: Case) -> None:
+    filters = c.integers()[1]
+    own = conv_matrix(filters, c.input_size, c.geometry).shape
+    circle = periodic_matrix(filters, c.geometry, c.input_size).shape
+    assert operator_shape(c.geometry, c.input_size, circular=False) == own
+    assert operator_shape(c.geometry, c.input_size, circular=True) == circle
+
+
+GEOMETRY = ConvGeometry(1, 1, (3,))
+ONES = np.ones((1, 3, 1))
+BIG = ConvGeometry(8, 8, (3, 3), padding=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "text"),
+    [
+        ((ONES, (5,), None, "periodic", GEOMETRY), {}, GeometryError, "boundary: there is no such"),
+        ((ONES, (5,), None, None, GEOMETRY), {"which": "all"}, GeometryError, "which: there is no"),
+        ((ONES, (5,), 4, None, GEOMETRY), {}, OutOfRangeError, "k: .*expected 3 at most"),
+        ((ONES, (5,), 0, None, GEOMETRY), {}, GeometryError, "k: a size is too small"),
+        ((ONES, (5,), 1, None, GEOMETRY), {"tolerance": -1}, GeometryError, "tolerance: "),
+        ((ONES * np.nan, (5,), 1, None, GEOMETRY), {}, DtypeError, "NaN or infinity"),
+        ((ONES, (5,)), {}, GeometryError, "filters alone do not say"),
+        (
+            (np.ones((8, 3, 3, 8)), (64, 64), None, None, BIG),
+            {},
+            MemoryBudgetError,
+            "all 32768 singular values take the dense matrix.*boundary='circular'",
+        ),
+        (
+            (np.ones((8, 3, 3, 8)), (64, 64), 20000, None, BIG),
+            {},
+            MemoryBudgetError,
+            "iterations are for a few",
+        ),
+    ],
+    ids=["boundary", "which", "k", "k0", "tolerance", "nan", "geometry", "all", "many"],
+)
+def test_refusals(arguments: tuple, options: dict, error: type, text: str) -> None:
+    with pytest.raises(error, match=text):
+        spectrum.singular_values(*arguments, **options)
+
+
+def test_a_conv_layer_is_taken_too() -> None:
+    layer = ConvLayer(GEOMETRY, ONES)
+    assert spectrum.spectral_norm(layer, (5,)) == spectrum.spectral_norm(
+        ONES, (5,), geometry=GEOMETRY
+    )

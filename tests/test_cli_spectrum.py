@@ -1,0 +1,164 @@
+"""``convfc spectrum``, as a user calls it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from typer.testing import CliRunner, Result
+
+from convfc.cli import app
+from convfc.methods import spectrum
+from convfc.methods.spectrum import models
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NET = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, channels=1):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Conv2d(channels, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.second = nn.Conv2d(4, 6, 3, stride=2, padding=1)
+        self.unused = nn.Conv2d(1, 1, 1)
+        self.last = nn.Linear(6 * 4 * 4, 2)
+
+    def forward(self, x):
+        return self.last(self.second(self.norm(self.first(x))).flatten(1))
+"""
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "spectral_net.py").write_text(NET)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "spectral_net", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["spectrum", *arguments], env={"COLUMNS": "200"})
+
+
+@pytest.mark.parametrize("sizes", ["1,8,8", "1,1,8,8"])
+def test_a_table_and_a_figure(place: Path, sizes: str) -> None:
+    result = call("spectral_net:Net", "--input", sizes)
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert [line.split()[0] for line in lines[:3]] == ["layer", "first", "second"]
+    assert lines[1].split()[1:6] == ["3×3", "s1", "p1", "8×8", "256×64"]
+    assert lines[-1] == "Figure: Net-spectrum.svg"
+    assert sorted(path.name for path in place.glob("*spectrum*")) == ["Net-spectrum.svg"]
+    assert (place / "Net-spectrum.svg").read_bytes().startswith(b"<?xml")
+
+
+def test_json_has_the_numbers_of_the_functions(place: Path) -> None:
+    result = call("spectral_net:Net", "--input", "1,8,8", "--json", "--k", "3", "--smallest")
+    assert result.exit_code == 0, result.output
+    import spectral_net
+
+    layers = json.loads(result.stdout)["layers"]
+    known = spectrum.layer_spectra(
+        spectral_net.Net(), torch.zeros(1, 1, 8, 8), k=3, smallest=True, tolerance=1e-3
+    )
+    for layer in (*layers, *(told := [found.to_dict() for found in known])):
+        assert layer.pop("seconds") >= 0
+    assert layers == told
+    assert [layer["name"] for layer in layers] == ["first", "second"]
+    own = spectrum.singular_values(spectral_net.Net().second, (8, 8))
+    assert layers[1]["own"]["values"] == own.values[:3].tolist()
+    assert layers[1]["condition_number"] == pytest.approx(own.condition_number)
+    assert layers[1]["norm"] == spectrum.spectral_norm(spectral_net.Net().second, (8, 8))
+    assert not list(place.glob("*.svg"))
+
+
+@pytest.mark.parametrize(
+    ("boundary", "present"), [("own", [True, False]), ("circular", [False, True])]
+)
+def test_one_boundary_and_one_layer(boundary: str, present: list[bool]) -> None:
+    options = ("--boundary", boundary, "--layer", "sec*", "--json")
+    result = call("spectral_net:Net", "--input", "1,8,8", *options)
+    (layer,) = json.loads(result.stdout)["layers"]
+    assert layer["name"] == "second"
+    assert [layer[name] is not None for name in ("own", "circular")] == present
+    assert call("spectral_net:Net", "--input", "1,8,8", *options[:-1]).exit_code == 0
+
+
+def test_weights_come_from_a_file(place: Path) -> None:
+    import spectral_net
+
+    net = spectral_net.Net()
+    save_file({name: 2 * tensor for name, tensor in net.state_dict().items()}, "net.safetensors")
+    options = ("--input", "1,8,8", "--layer", "first", "--json", "--boundary", "own")
+    plain = json.loads(call("spectral_net:Net", *options).stdout)["layers"][0]
+    loaded = call("spectral_net:Net", *options, "--weights", str(place / "net.safetensors"))
+    assert loaded.exit_code == 0, loaded.output
+    double = json.loads(loaded.stdout)["layers"][0]
+    assert double["norm"] == 2 * plain["norm"]  # exact: a power of 2
+
+
+@pytest.mark.parametrize("name", ["out.png", "out.SVG"])
+def test_the_figure_where_it_is_asked_for(place: Path, name: str) -> None:
+    result = call("spectral_net:Net", "--input", "1,8,8", "--figure", name)
+    assert result.exit_code == 0, result.output
+    start = (place / name).read_bytes()[:4]
+    assert start == (b"\x89PNG" if name.endswith("png") else b"<?xm")
+    assert not list(place.glob("*.tmp"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("spectral_net:Nest",), "spectral_net has no Nest"),
+        (("spectral_net:Net", "--layer", "third"), "no CONV layer was called of these names"),
+        (("spectral_net:Net", "--arg", "channels=5"), "x: the model does not run on this input"),
+        (("spectral_net:Net", "--figure", "a.pdf"), "figures are PNG or SVG; expected .png or"),
+        (("spectral_net:Net", "--figure", "no/a.png"), "no: there is no such folder"),
+        (("spectral_net:Net", "--weights", "no.safetensors"), "there is no such file"),
+        (("spectral_net:Net", "--weights", "text.safetensors"), "this is no safetensors file"),
+        (
+            ("spectral_net:Net", "--weights", "other.safetensors"),
+            "missing: first.bias, first.weight, last.bias and 9 more; "
+            "unknown to the model: extra; of another shape: last.weight (2, 3) instead of (2, 96)",
+        ),
+    ],
+    ids=["factory", "layer", "input", "pdf", "folder", "no-file", "format", "tensors"],
+)
+def test_errors_are_one_line(place: Path, arguments: tuple[str, ...], text: str) -> None:
+    (place / "text.safetensors").write_text("this is text")
+    tensors = {"last.weight": torch.zeros(2, 3), "extra": torch.zeros(1)}
+    save_file(tensors, place / "other.safetensors")
+    result = call(*arguments, "--input", "1,8,8")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert text in result.stderr
+    assert result.stderr.startswith("Error: ")
+    assert result.stderr.count("\n") == 1
+    assert not list(place.glob("*.svg"))
+
+
+def test_ctrl_c_leaves_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(models, "singular_values", stopped)
+    result = call("spectral_net:Net", "--input", "1,8,8")
+    assert result.exit_code == 130
+    assert "Stopped; nothing was written." in result.stderr
+    assert not list(place.glob("*spectrum*"))
+
+
+def test_two_wishes_about_the_figure_are_wrong_usage() -> None:
+    result = call("spectral_net:Net", "--input", "1,8,8", "--figure", "a.png", "--no-figure")
+    assert result.exit_code == 2
+    assert "give only one of --figure and --no-figure" in result.stderr
+    assert call("spectral_net:Net").exit_code == 2
