@@ -19,6 +19,7 @@ from convfc.im2col import (
 from convfc.indexmap import IndexMap, index_map
 from convfc.inspection import Inspection
 from convfc.layer import ConvLayer
+from convfc.methods.spectrum import singular_values
 from convfc.operators import (
     as_conv1d,
     conv_matrix,
@@ -52,6 +53,7 @@ __all__ = [
     "nearest_conv",
     "patch_product",
     "rows_to_output",
+    "singular_values",
     "to_conv",
     "to_fc",
     "verify",

@@ -11,6 +11,7 @@ __all__ = [
     "MemoryBudgetError",
     "MissingDependencyError",
     "NotAConvolution",
+    "NotConverged",
     "NothingToConvert",
     "OutOfRangeError",
     "RunError",
@@ -110,6 +111,10 @@ class NothingToConvert(ConvfcError, ValueError):
 
 class NotAConvolution(ConvfcError, ValueError):
     """A matrix with an entry that no convolution of the geometry has there."""
+
+
+class NotConverged(ConvfcError, RuntimeError):
+    """An iteration that ended before it had what was asked for."""
 
 
 class UnsupportedLayerWarning(UserWarning):

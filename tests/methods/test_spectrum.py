@@ -15,7 +15,13 @@ from periodic import EPS, apart, lapack, lapack_bound, periodic_matrix
 from torch import nn
 
 from convfc import ConvGeometry, ConvLayer, conv_matrix
-from convfc.errors import DtypeError, GeometryError, MemoryBudgetError, OutOfRangeError
+from convfc.errors import (
+    DtypeError,
+    GeometryError,
+    MemoryBudgetError,
+    NotConverged,
+    OutOfRangeError,
+)
 from convfc.methods import spectrum
 from convfc.methods.spectrum import fourier
 from convfc.methods.spectrum.structure import operator_shape, periodic_axes
@@ -210,7 +216,7 @@ def test_what_takes_all_values_says_so(what: str) -> None:
     some = spectrum.singular_values(np.ones((1, 2, 1)), (4,), 1, geometry=ConvGeometry(1, 1, (2,)))
     assert not some.complete
     ask = some.rank if what == "rank" else lambda: getattr(some, what)
-    with pytest.raises(spectrum.NotConverged, match="takes all singular values; expected all 3"):
+    with pytest.raises(NotConverged, match="takes all singular values; expected all 3"):
         ask()
 
 

@@ -9,6 +9,7 @@ from periodic import EPS, lapack
 from torch import nn
 
 from convfc import conv_matrix
+from convfc.errors import NotConverged
 from convfc.methods import spectrum
 from convfc.methods.spectrum import iterative, ways
 from convfc.operators.matrixfree import conv_operator
@@ -79,7 +80,7 @@ def test_the_smallest_without_a_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_does_not_converge_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, size = layer_of("zeros", torch.float64)
     monkeypatch.setattr(iterative, "_ITERATIONS", 1)
-    with pytest.raises(spectrum.NotConverged, match=r"were found in 1 restarts of ARPACK.*Remedy"):
+    with pytest.raises(NotConverged, match=r"were found in 1 restarts of ARPACK.*Remedy"):
         spectrum.singular_values(layer, size, 5, tolerance=1e-12)
 
 

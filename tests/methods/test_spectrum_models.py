@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 import convfc
-from convfc.errors import NothingToConvert, ShapeError
+from convfc.errors import NotConverged, NothingToConvert, ShapeError
 from convfc.methods import spectrum
 from convfc.methods.spectrum.figure import draw_spectra, save_spectra
 from convfc.methods.spectrum.models import spectra_table
@@ -104,7 +104,7 @@ def test_refusals(net: nn.Module, x: torch.Tensor, error: type, text: str) -> No
 def test_what_is_not_found_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: object, which: str = "largest", **__: object) -> spectrum.SingularValues:
         if which == "smallest":
-            raise spectrum.NotConverged("too slow")
+            raise NotConverged("too slow")
         return spectrum.SingularValues(np.array([2.0]), "lanczos", 1e-3, (9, 9), 1.0)
 
     monkeypatch.setattr("convfc.methods.spectrum.models.singular_values", refused)

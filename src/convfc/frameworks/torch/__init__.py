@@ -12,7 +12,8 @@
 `heads`        plain FC layers to CONV layers
 `certify`      ``verify``
 `inspect`      ``inspect``; how it sees what a model convolves is in `watch`
-`matrix`       a layer as one matrix
+`matrix`       a layer as one matrix; its native maps, without one, are in `maps`
+`checkpoint`   weights from a file
 ============== ==================================================================================
 """
 

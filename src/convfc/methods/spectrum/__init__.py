@@ -21,11 +21,10 @@ from convfc.methods.spectrum.singular import (
     singular_values,
     spectral_norm,
 )
-from convfc.methods.spectrum.values import NotConverged, SingularValues
+from convfc.methods.spectrum.values import SingularValues
 
 __all__ = [
     "LayerSpectrum",
-    "NotConverged",
     "SingularValues",
     "condition_number",
     "effective_rank",

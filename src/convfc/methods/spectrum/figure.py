@@ -67,7 +67,7 @@ def check_figure(path: pathlib.Path) -> None:
     except ImportError as error:
         raise MissingDependencyError(
             "drawing needs the package matplotlib, which is not installed",
-            remedy="pip install 'convfc[paper]', or --no-figure for the table alone",
+            remedy="pip install 'convfc[spectrum]', or --no-figure for the table alone",
         ) from error
 
 

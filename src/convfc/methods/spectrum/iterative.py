@@ -15,7 +15,8 @@ import numpy.typing as npt
 from scipy import sparse
 from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, LinearOperator, eigsh, splu
 
-from convfc.methods.spectrum.values import NotConverged, Values, Which
+from convfc.errors import NotConverged
+from convfc.methods.spectrum.values import Values, Which
 
 __all__ = ["Found", "largest_values", "smallest_by_inverse", "smallest_values"]
 

@@ -16,11 +16,11 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from convfc.convert import inspect
-from convfc.errors import MemoryBudgetError, NothingToConvert, ShapeError
+from convfc.errors import MemoryBudgetError, NotConverged, NothingToConvert, ShapeError
 from convfc.geometry import ConvGeometry
 from convfc.inspection import Inspection, LayerRow, short_geometry
 from convfc.methods.spectrum.singular import singular_values
-from convfc.methods.spectrum.values import NotConverged, SingularValues
+from convfc.methods.spectrum.values import SingularValues
 from convfc.methods.spectrum.ways import TOLERANCE
 from convfc.registry import room_of
 from convfc.sizes import Sizes

@@ -9,9 +9,9 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from convfc.errors import ConvfcError
+from convfc.errors import NotConverged
 
-__all__ = ["METHODS", "Method", "NotConverged", "SingularValues", "Values", "Which"]
+__all__ = ["METHODS", "Method", "SingularValues", "Values", "Which"]
 
 Values: TypeAlias = npt.NDArray[np.float64]
 Method: TypeAlias = Literal["zero", "kernel", "fourier", "dense", "lanczos", "inverse"]
@@ -28,10 +28,6 @@ METHODS: dict[str, str] = {
 """How values were obtained, in a word and in a sentence."""
 
 _MEASURED = frozenset({"lanczos", "inverse"})
-
-
-class NotConverged(ConvfcError, RuntimeError):  # noqa: N818 (says it without the word Error)
-    """An iteration that ended before it had the singular values."""
 
 
 @dataclass(frozen=True, eq=False)
