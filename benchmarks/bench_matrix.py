@@ -15,7 +15,6 @@ import argparse
 import json
 import math
 import os
-import pathlib
 import statistics
 import subprocess
 import sys
@@ -30,10 +29,11 @@ from harness import (
     mebibytes,
     milliseconds,
     peak_of,
+    per_round,
     table,
     use_two_cores,
+    write_tables,
 )
-from harness import version as version_of
 
 use_two_cores()
 
@@ -43,14 +43,11 @@ from scipy import sparse  # noqa: E402
 from sparse_convolution import Toeplitz_convolution2d  # noqa: E402
 
 from convfc import ConvGeometry  # noqa: E402
-from convfc.files import replacing  # noqa: E402
 from convfc.indexmap import index_map  # noqa: E402
 from convfc.operators.matrix import conv_matrix  # noqa: E402
 from convfc.paper.cost import take_turns  # noqa: E402
-from convfc.paper.machine import describe_machine  # noqa: E402
 from convfc.registry import Order  # noqa: E402
 
-RESULTS = pathlib.Path(__file__).with_name("results")
 PACKAGES = ("numpy", "scipy", "torch", "sparse_convolution")
 ORDERS: tuple[Order, ...] = ("channels_first", "channels_last")
 
@@ -89,7 +86,7 @@ def main() -> None:
     for title, columns, lines in tables:
         table(title, columns, lines)
     if not arguments.no_write:
-        write(tables)
+        write_tables("matrix", tables, PACKAGES, "float32, int32 indices")
 
 
 def large_layer(rounds: int, seconds: float) -> tuple[list[Table], list[Mark]]:
@@ -248,11 +245,6 @@ def integers(geometry: ConvGeometry) -> np.ndarray:
     return drawn.astype(np.float32)
 
 
-def per_round(times: list[float], reference: list[float]) -> float:
-    """Return the median ratio of calls that stood side by side."""
-    return statistics.median(a / b for a, b in zip(times, reference, strict=True))
-
-
 def memory_in_a_process(order: Order) -> dict[str, Any]:
     """Measure memory in a process of its own, in which nothing has been freed before."""
     command = [sys.executable, __file__, "--memory-of", order]
@@ -291,23 +283,6 @@ def marks_table(marks: list[Mark]) -> Table:
             [asked, f"{found:.2f}x", f"{relation} {limit:g}x", "yes" if met[relation] else "no"]
         )
     return ("Marks", ["mark", "measured", "asked", "met"], lines)
-
-
-def write(tables: list[Table]) -> None:
-    """Write the tables as Markdown."""
-    RESULTS.mkdir(exist_ok=True)
-    machine = describe_machine()
-    versions = ", ".join(f"{name} {version_of(name)}" for name in PACKAGES)
-    text = [
-        f"Measured on {machine['processor']}, {CORES} threads, {machine['system']}; {versions}; "
-        "float32, int32 indices."
-    ]
-    for title, columns, lines in tables:
-        text += ["", f"**{title}**", "", "| " + " | ".join(columns) + " |"]
-        text.append("|---" + "|---:" * (len(columns) - 1) + "|")
-        text += ["| " + " | ".join(line) + " |" for line in lines]
-    with replacing(RESULTS / "matrix.md") as handle:
-        handle.write(("\n".join(text) + "\n").encode())
 
 
 if __name__ == "__main__":

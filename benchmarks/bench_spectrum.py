@@ -10,12 +10,19 @@ from __future__ import annotations
 
 import argparse
 import math
-import pathlib
 import statistics
 import time
 
-from harness import CORES, console, header, milliseconds, ratio, table, use_two_cores
-from harness import version as version_of
+from harness import (
+    CORES,
+    console,
+    header,
+    milliseconds,
+    ratio,
+    table,
+    use_two_cores,
+    write_tables,
+)
 
 use_two_cores()
 
@@ -25,12 +32,9 @@ from torch import Tensor, nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402 (its usual name)
 
 from convfc import ConvGeometry  # noqa: E402
-from convfc.files import replacing  # noqa: E402
 from convfc.methods.spectrum import SingularValues, singular_values  # noqa: E402
 from convfc.paper.cost import take_turns  # noqa: E402
-from convfc.paper.machine import describe_machine  # noqa: E402
 
-RESULTS = pathlib.Path(__file__).with_name("results")
 PACKAGES = ("numpy", "scipy", "torch", "threadpoolctl")
 
 CHANNELS, SIZE = 256, 32
@@ -183,23 +187,7 @@ def main() -> None:
     for shown in tables:
         table(*shown)
     if not arguments.no_write:
-        write(tables)
-
-
-def write(tables: list[tuple[str, list[str], list[list[str]]]]) -> None:
-    """Write the tables as Markdown."""
-    RESULTS.mkdir(exist_ok=True)
-    machine = describe_machine()
-    versions = ", ".join(f"{name} {version_of(name)}" for name in PACKAGES)
-    text = [
-        f"Measured on {machine['processor']}, {CORES} threads, {machine['system']}; {versions}."
-    ]
-    for title, columns, lines in tables:
-        text += ["", f"**{title}**", "", "| " + " | ".join(columns) + " |"]
-        text.append("|---" + "|---:" * (len(columns) - 1) + "|")
-        text += ["| " + " | ".join(line) + " |" for line in lines]
-    with replacing(RESULTS / "spectrum.md") as handle:
-        handle.write(("\n".join(text) + "\n").encode())
+        write_tables("spectrum", tables, PACKAGES, "filters in float32")
 
 
 if __name__ == "__main__":

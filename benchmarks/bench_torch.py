@@ -14,7 +14,6 @@ import copy
 import functools
 import json
 import os
-import pathlib
 import statistics
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from typing import Any
 
 from harness import (
     CORES,
+    RESULTS,
     console,
     header,
     mebibytes,
@@ -32,6 +32,7 @@ from harness import (
     ratio,
     table,
     use_two_cores,
+    write_tables,
 )
 from harness import version as version_of
 
@@ -42,12 +43,11 @@ from torch import Tensor, nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402 (its usual name)
 
 import convfc  # noqa: E402
-from convfc.files import replacing, write_json  # noqa: E402
+from convfc.files import write_json  # noqa: E402
 from convfc.paper.cost import take_turns  # noqa: E402
 from convfc.paper.machine import describe_machine  # noqa: E402
 from convfc.rounding import UNIT_ROUNDOFF, gamma  # noqa: E402
 
-RESULTS = pathlib.Path(__file__).with_name("results")
 FORMATS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
 PACKAGES = ("torch", "unfoldNd", "einconv")
 
@@ -310,17 +310,8 @@ def write(rows: list[dict[str, Any]], tables: list[tuple[str, Any, Any]]) -> Non
         for kind in ("forward", "step")
     }
     write_json(RESULTS / "torch.json", {**about, "geometric_mean": means, "layers": layers})
-    text = [
-        f"Measured on {machine['processor']}, {CORES} threads, {machine['system']}; "
-        + ", ".join(f"{name} {number}" for name, number in versions.items())
-        + "; float32. 1.00x is the native layer in the better of its memory formats."
-    ]
-    for title, columns, lines in tables:
-        text += ["", f"**{title}**", "", "| " + " | ".join(columns) + " |"]
-        text.append("|---" + "|---:" * (len(columns) - 1) + "|")
-        text += ["| " + " | ".join(line) + " |" for line in lines]
-    with replacing(RESULTS / "torch.md") as handle:
-        handle.write(("\n".join(text) + "\n").encode())
+    note = "float32. 1.00x is the native layer in the better of its memory formats"
+    write_tables("torch", tables, PACKAGES, note)
 
 
 if __name__ == "__main__":

@@ -7,15 +7,20 @@ import gc
 import importlib.metadata
 import os
 import pathlib
+import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from convfc.files import replacing
 from convfc.paper.machine import describe_machine
 
 CORES = 2
+RESULTS = pathlib.Path(__file__).with_name("results")
+Shown = tuple[str, Sequence[str], Sequence[Sequence[str]]]
+"""A table: title, columns, rows."""
 console = Console(width=max(110, Console().width))
 
 
@@ -66,6 +71,28 @@ def mebibytes(size: float | None) -> str:
 def ratio(value: float | None, reference: float | None) -> str:
     """Return how many times the reference a value is; a dash where one is missing."""
     return f"{value / reference:.2f}x" if value and reference else "-"
+
+
+def per_round(times: Sequence[float], reference: Sequence[float]) -> float:
+    """Return the median ratio of calls that stood side by side."""
+    return statistics.median(a / b for a, b in zip(times, reference, strict=True))
+
+
+def write_tables(name: str, tables: Sequence[Shown], packages: Sequence[str], note: str) -> None:
+    """Write what was shown to ``results/<name>.md``, with the machine and the versions."""
+    RESULTS.mkdir(exist_ok=True)
+    machine = describe_machine()
+    versions = ", ".join(f"{package} {version(package)}" for package in packages)
+    text = [
+        f"Measured on {machine['processor']}, {CORES} threads, {machine['system']}; {versions}; "
+        f"{note}."
+    ]
+    for title, columns, lines in tables:
+        text += ["", f"**{title}**", "", "| " + " | ".join(columns) + " |"]
+        text.append("|---" + "|---:" * (len(columns) - 1) + "|")
+        text += ["| " + " | ".join(line) + " |" for line in lines]
+    with replacing(RESULTS / f"{name}.md") as handle:
+        handle.write(("\n".join(text) + "\n").encode())
 
 
 def peak_of(call: Callable[[], Any]) -> tuple[Any, int | None]:
