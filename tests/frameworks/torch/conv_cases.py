@@ -9,6 +9,19 @@ import torch
 from torch import Tensor, nn
 
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+HYPER_PARAMETERS = (
+    "in_channels",
+    "out_channels",
+    "kernel_size",
+    "stride",
+    "padding",
+    "dilation",
+    "groups",
+    "padding_mode",
+    "output_padding",
+    "transposed",
+    "_reversed_padding_repeated_twice",
+)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from conv_cases import CASES, SMALL, ConvCase, integers
+from conv_cases import CASES, HYPER_PARAMETERS, SMALL, ConvCase, integers
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
@@ -18,18 +18,6 @@ from convfc.frameworks.torch.weights import is_weight_form
 
 FORMS = ("patch", "weight")
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
-HYPER_PARAMETERS = (
-    "in_channels",
-    "out_channels",
-    "kernel_size",
-    "stride",
-    "padding",
-    "dilation",
-    "groups",
-    "padding_mode",
-    "output_padding",
-    "transposed",
-)
 
 
 class Stem(nn.Conv2d):

@@ -175,6 +175,20 @@ def test_a_bottleneck_is_not_multiplied_out_unless_the_sequence_has_to_alternate
     assert narrow not in [p.out_features for p in carried if type(p) is nn.Linear]
 
 
+def test_pooling_is_multiplied_into_the_next_layer_although_that_costs_a_few_numbers():
+    """In LeNet-5: 4704 x 1600 for 4704 x 1176 and 1176 x 1600, with no activation between."""
+    model = nn.Sequential(
+        *(nn.Conv2d(1, 6, 5, padding=2), nn.ReLU(), nn.AvgPool2d(2)),
+        *(nn.Conv2d(6, 16, 5), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(400, 10)),
+    )
+    x = integers((2, 1, 28, 28))
+    simple = simplify(exactly(model), (x,))
+    assert [type(part) for part in simple] == [
+        *(nn.Flatten, nn.Linear, nn.ReLU, nn.Linear, nn.ReLU, nn.Linear)
+    ]
+    assert torch.equal(simple(x), model(x))
+
+
 def test_a_flat_input_needs_no_flatten_and_a_flat_output_no_unflatten():
     model = nn.Sequential(nn.Unflatten(1, (1, 4, 4)), nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten())
     x = integers((2, 16))

@@ -7,7 +7,7 @@ import copy
 import peft
 import pytest
 import torch
-from conv_cases import CASES, CHANNELS_LAST, ConvCase, integers
+from conv_cases import CASES, CHANNELS_LAST, HYPER_PARAMETERS, ConvCase, integers
 from torch import Tensor, nn
 
 import convfc
@@ -19,19 +19,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning"),
 ]
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64)
-HYPER_PARAMETERS = (
-    "in_channels",
-    "out_channels",
-    "kernel_size",
-    "stride",
-    "padding",
-    "dilation",
-    "groups",
-    "padding_mode",
-    "output_padding",
-    "transposed",
-    "_reversed_padding_repeated_twice",
-)
 
 
 def unroll(model: nn.Module, x: object, **options: object) -> nn.Module:

@@ -84,7 +84,8 @@ def merge(program: Program, *, nonzeros: bool = False, alternating: bool = False
             away = here or (once and narrow)
         else:
             away = (nonzeros and work.is_light(value, users)) or (
-                work.gain(value, users, nonzeros=nonzeros) >= 0
+                work.gain(value, users, nonzeros=nonzeros) + work.allowance(value, users, nonzeros)
+                >= 0
             )
         if away:
             work.multiply_away(value, users)
@@ -147,6 +148,13 @@ class _Work:
                     product = product if nonzeros else user.size * source.size - old
                 gained -= product
         return gained
+
+    def allowance(self, value: Value, users: Sequence[Value], nonzeros: bool) -> int:
+        """Return how many numbers more a product may have: half of its factors', if used once."""
+        if nonzeros or len(self.users[value]) != 1 or value is self.program.output:
+            return 0
+        factors = (*self.terms[value].values(), self.terms[users[0]][value])
+        return sum(_cost(matrix, nonzeros) for matrix in factors) // 2
 
     def is_light(self, value: Value, users: Sequence[Value]) -> bool:
         """Say whether a value that is used once is, or becomes, at most a difference of two."""
