@@ -12,8 +12,8 @@ from torch import nn
 import convfc
 from convfc.frameworks.torch.certify.measures import Call, integers_of, measure
 from convfc.frameworks.torch.certify.pairs import Pair
-from convfc.frameworks.torch.certify.tensors import compare, strides_of
 from convfc.frameworks.torch.certify.verify import verify
+from convfc.frameworks.torch.tensors import compare, strides_of
 from convfc.rounding import rounding_bound
 
 pytestmark = [

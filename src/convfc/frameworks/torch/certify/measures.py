@@ -16,7 +16,13 @@ from torch import Tensor, nn
 
 from convfc.certificate import Comparison, ExactTest, LayerCertificate, WeightComparison
 from convfc.frameworks.torch.certify.pairs import Pair, has_own_weights, is_linear_map
-from convfc.frameworks.torch.certify.tensors import (
+from convfc.frameworks.torch.certify.unrolled import (
+    UnrolledLayer,
+    change_unrolled,
+    copy_of_layer,
+)
+from convfc.frameworks.torch.layers import PatchConv
+from convfc.frameworks.torch.tensors import (
     compare,
     describe,
     dtype_name,
@@ -26,12 +32,6 @@ from convfc.frameworks.torch.certify.tensors import (
     wide,
     words,
 )
-from convfc.frameworks.torch.certify.unrolled import (
-    UnrolledLayer,
-    change_unrolled,
-    copy_of_layer,
-)
-from convfc.frameworks.torch.layers import PatchConv
 from convfc.frameworks.torch.unrolled.sparse import change_sparse, is_sparse
 from convfc.rounding import exact_limit, rounding_bound
 

@@ -17,7 +17,7 @@ from convfc.certificate import NetworkCertificate, OutputComparison
 from convfc.errors import UnsupportedModel
 from convfc.frameworks.torch.certify.measures import cast
 from convfc.frameworks.torch.certify.pairs import HeadConv, Pairs
-from convfc.frameworks.torch.certify.tensors import (
+from convfc.frameworks.torch.tensors import (
     compare,
     describe,
     dtype_name,

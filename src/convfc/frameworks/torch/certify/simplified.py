@@ -22,7 +22,7 @@ from convfc.errors import ConvfcError
 from convfc.frameworks.torch.certify.measures import cast
 from convfc.frameworks.torch.certify.networks import Runner, compare_networks
 from convfc.frameworks.torch.certify.pairs import Pairs
-from convfc.frameworks.torch.certify.tensors import (
+from convfc.frameworks.torch.tensors import (
     compare,
     describe,
     dtype_name,

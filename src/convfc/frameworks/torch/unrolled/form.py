@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from convfc.errors import MemoryBudgetError
-from convfc.frameworks.torch.certify.tensors import dtype_name
 from convfc.frameworks.torch.forward.formats import is_channels_last
 from convfc.frameworks.torch.layers import PatchConv
 from convfc.frameworks.torch.matrix import matrix_tensor, matrix_values
 from convfc.frameworks.torch.parts import carry_over, plain_linear
 from convfc.frameworks.torch.read import own_class
+from convfc.frameworks.torch.tensors import dtype_name
 from convfc.frameworks.torch.unrolled.entries import places_in
 from convfc.frameworks.torch.unrolled.record import ATTRIBUTE, Unrolled
 from convfc.frameworks.torch.unrolled.sparse import multiplies

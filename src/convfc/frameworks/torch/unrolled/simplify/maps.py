@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from convfc.errors import UnsupportedLayer
-from convfc.frameworks.torch.certify.tensors import wide
 from convfc.frameworks.torch.matrix import read_layer
+from convfc.frameworks.torch.tensors import wide
 from convfc.frameworks.torch.unrolled.simplify.ir import Value, affine, linear
 from convfc.layer import ConvLayer
 from convfc.operators.estimate import MatrixEstimate, check_fits
