@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from simplified_models import NETWORKS, exactly, lenet, mobile, resnet, trained
 from torch import Tensor, fx, nn
 
-from convfc.frameworks.torch.unrolled.simplify import simplify, stages
+from convfc.frameworks.torch.simplify import simplify, stages
 from convfc.rounding import rounding_bound
 
 pytestmark = [

@@ -22,7 +22,7 @@ from convfc.errors import (
     UnsupportedLayer,
     UnsupportedModel,
 )
-from convfc.frameworks.torch.unrolled.simplify import simplify
+from convfc.frameworks.torch.simplify import simplify
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

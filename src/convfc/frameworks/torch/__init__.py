@@ -6,7 +6,8 @@
 `parts`        FC children, and what moves over from one layer to another
 `layers`       the patch form, ``PatchConv``; how it computes is in `forward`
 `weights`      the weight form
-`unrolled`     the unrolled form, and whole networks simplified to FC layers
+`unrolled`     the unrolled form
+`simplify`     whole networks as FC layers and activations only
 `functional`   convolutions that no layer computes
 `rewrite`      ``to_fc``
 `restore`      ``to_conv``; what a tool has left in an FC child's place is in `factors`

@@ -28,9 +28,9 @@ from convfc.frameworks.torch.rewrite import (
     selector,
     tied,
 )
+from convfc.frameworks.torch.simplify import record_of
 from convfc.frameworks.torch.unrolled.back import Roller, simplified_back, unrolled_obstacle
 from convfc.frameworks.torch.unrolled.record import is_unrolled
-from convfc.frameworks.torch.unrolled.simplify import record_of
 from convfc.frameworks.torch.weights import from_weight_form, is_weight_form, steps_of
 
 __all__ = ["to_conv"]

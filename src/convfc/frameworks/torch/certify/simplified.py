@@ -22,6 +22,8 @@ from convfc.errors import ConvfcError
 from convfc.frameworks.torch.certify.measures import cast
 from convfc.frameworks.torch.certify.networks import Runner, compare_networks
 from convfc.frameworks.torch.certify.pairs import Pairs
+from convfc.frameworks.torch.simplify import Simplified, record_of, simplify
+from convfc.frameworks.torch.simplify.stages import Stage, stages
 from convfc.frameworks.torch.tensors import (
     compare,
     describe,
@@ -31,8 +33,6 @@ from convfc.frameworks.torch.tensors import (
     wide,
     words,
 )
-from convfc.frameworks.torch.unrolled.simplify import Simplified, record_of, simplify
-from convfc.frameworks.torch.unrolled.simplify.stages import Stage, stages
 from convfc.frameworks.torch.unrolled.sparse import sparse_twins
 from convfc.rounding import rounding_bound
 

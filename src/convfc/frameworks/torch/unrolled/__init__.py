@@ -7,6 +7,5 @@
 `entries`      what a matrix holds in the pattern of a CONV layer
 `back`         the CONV layer again
 `sparse`       weights in compressed sparse rows
-`simplify`     whole networks
 ============== ==================================================================================
 """

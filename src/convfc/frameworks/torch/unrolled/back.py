@@ -14,6 +14,7 @@ from convfc.frameworks.torch.forward.formats import channels_last, in_format
 from convfc.frameworks.torch.matrix import matrix_values
 from convfc.frameworks.torch.parts import as_parameter, carry_over, is_hooked
 from convfc.frameworks.torch.read import Obstacle
+from convfc.frameworks.torch.simplify import restore
 from convfc.frameworks.torch.unrolled.entries import (
     first_wrong,
     fold,
@@ -24,7 +25,6 @@ from convfc.frameworks.torch.unrolled.entries import (
     with_unread,
 )
 from convfc.frameworks.torch.unrolled.record import ATTRIBUTE, Unrolled, linear_of, record_of
-from convfc.frameworks.torch.unrolled.simplify import restore
 from convfc.operators.nearest import nearest_conv
 
 __all__ = [

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias, get_args
 from torch import nn
 
 from convfc.errors import ConvfcError
-from convfc.frameworks.torch.unrolled.simplify import simplify
+from convfc.frameworks.torch.simplify import simplify
 
 __all__ = ["Branches", "Form", "MaxPool", "Options"]
 
@@ -107,7 +107,7 @@ class Options:
                 )
 
     def simplified(self, model: nn.Module) -> nn.Module:
-        """Return the model as a plain network of FC layers; see `unrolled.simplify`."""
+        """Return the model as a plain network of FC layers; see `simplify`."""
         example = self.example if isinstance(self.example, tuple) else (self.example,)
         return simplify(
             model,

@@ -19,10 +19,10 @@ from typing import Any, get_args
 from torch import nn
 
 from convfc.errors import ConvfcError
-from convfc.frameworks.torch.unrolled.simplify.back import restore
-from convfc.frameworks.torch.unrolled.simplify.emit import check_memory, emit
-from convfc.frameworks.torch.unrolled.simplify.reading import MaxPool
-from convfc.frameworks.torch.unrolled.simplify.record import (
+from convfc.frameworks.torch.simplify.back import restore
+from convfc.frameworks.torch.simplify.emit import check_memory, emit
+from convfc.frameworks.torch.simplify.reading import MaxPool
+from convfc.frameworks.torch.simplify.record import (
     Branches,
     Options,
     Simplified,
@@ -31,7 +31,7 @@ from convfc.frameworks.torch.unrolled.simplify.record import (
     record_of,
     remember,
 )
-from convfc.frameworks.torch.unrolled.simplify.stages import Stage, stages
+from convfc.frameworks.torch.simplify.stages import Stage, stages
 
 __all__ = ["Simplified", "Stage", "record_of", "restore", "simplify", "stages"]
 

@@ -20,8 +20,8 @@ from convfc.errors import ShapeError, UnsupportedModel
 from convfc.frameworks.torch.heads.tracing import trace
 from convfc.frameworks.torch.layers import is_conv_layer
 from convfc.frameworks.torch.read import Obstacle
-from convfc.frameworks.torch.unrolled.simplify import calls
-from convfc.frameworks.torch.unrolled.simplify.activations import (
+from convfc.frameworks.torch.simplify import calls
+from convfc.frameworks.torch.simplify.activations import (
     FUNCTIONS,
     KEPT,
     PIECEWISE_LINEAR,
@@ -29,8 +29,8 @@ from convfc.frameworks.torch.unrolled.simplify.activations import (
     kept,
     leaky,
 )
-from convfc.frameworks.torch.unrolled.simplify.ir import Input, Program, Value
-from convfc.frameworks.torch.unrolled.simplify.maps import (
+from convfc.frameworks.torch.simplify.ir import Input, Program, Value
+from convfc.frameworks.torch.simplify.maps import (
     Tracked,
     conv_map,
     in_double,
@@ -43,13 +43,13 @@ from convfc.frameworks.torch.unrolled.simplify.maps import (
     shared_linear_map,
     shifted,
 )
-from convfc.frameworks.torch.unrolled.simplify.pooling import (
+from convfc.frameworks.torch.simplify.pooling import (
     adaptive_windows,
     max_pool_kept,
     max_pool_relu,
     pool_windows,
 )
-from convfc.frameworks.torch.unrolled.simplify.running import as_traced, evaluating, run_nodes
+from convfc.frameworks.torch.simplify.running import as_traced, evaluating, run_nodes
 
 __all__ = ["MaxPool", "read"]
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from convfc.frameworks.torch.unrolled.simplify.ir import (
+from convfc.frameworks.torch.simplify.ir import (
     Affine,
     Opaque,
     Program,
@@ -25,8 +25,8 @@ from convfc.frameworks.torch.unrolled.simplify.ir import (
     times,
     topological,
 )
-from convfc.frameworks.torch.unrolled.simplify.maps import refuse
-from convfc.frameworks.torch.unrolled.simplify.merge import levels
+from convfc.frameworks.torch.simplify.maps import refuse
+from convfc.frameworks.torch.simplify.merge import levels
 
 __all__ = ["Part", "Sequence", "carry"]
 
@@ -61,8 +61,8 @@ def carry(program: Program) -> Sequence:
     --------
     A residual connection around a ReLU; its input can be negative, so it is carried as a pair.
 
-    >>> from convfc.frameworks.torch.unrolled.simplify.calls import total
-    >>> from convfc.frameworks.torch.unrolled.simplify.ir import Input, relu
+    >>> from convfc.frameworks.torch.simplify.calls import total
+    >>> from convfc.frameworks.torch.simplify.ir import Input, relu
     >>> x = Input(2)
     >>> sequence = carry(Program(x, total([x, relu(x)]), (2,), (2,), {}))
     >>> [value.size for value in topological(sequence.program.output)]

@@ -16,8 +16,8 @@ import numpy as np
 from scipy import sparse
 from torch import nn
 
-from convfc.frameworks.torch.unrolled.simplify.ir import Opaque, Relu, Value, affine, linear
-from convfc.frameworks.torch.unrolled.simplify.maps import Tracked
+from convfc.frameworks.torch.simplify.ir import Opaque, Relu, Value, affine, linear
+from convfc.frameworks.torch.simplify.maps import Tracked
 from convfc.geometry import ConvGeometry
 from convfc.indexmap import index_map
 from convfc.sizes import per_axis
@@ -80,7 +80,7 @@ def max_pool_relu(x: Tracked, windows: Sequence[Windows]) -> Tracked:
 
     Examples
     --------
-    >>> from convfc.frameworks.torch.unrolled.simplify.ir import Input
+    >>> from convfc.frameworks.torch.simplify.ir import Input
     >>> max_pool_relu(Tracked(Input(4), (1, 4)), [[(0, 1), (2, 3)]]).shape
     (1, 2)
     """

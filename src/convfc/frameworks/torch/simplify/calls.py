@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from convfc.frameworks.torch.heads.operations import POOLS
-from convfc.frameworks.torch.unrolled.simplify.ir import Value, affine
+from convfc.frameworks.torch.simplify.ir import Value, affine
 
 __all__ = [
     "ABS",
@@ -154,7 +154,7 @@ def total(values: Sequence[Value]) -> Value:
 
     Examples
     --------
-    >>> from convfc.frameworks.torch.unrolled.simplify.ir import Input
+    >>> from convfc.frameworks.torch.simplify.ir import Input
     >>> x = Input(2)
     >>> total([x, x]).terms[x].toarray()
     array([[2., 0.],

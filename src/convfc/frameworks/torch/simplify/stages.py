@@ -26,13 +26,13 @@ from torch import Tensor, nn
 from convfc.errors import UnsupportedModel
 from convfc.frameworks.torch.heads.tracing import trace
 from convfc.frameworks.torch.read import Obstacle
-from convfc.frameworks.torch.unrolled.simplify import calls
-from convfc.frameworks.torch.unrolled.simplify.emit import emit, runs
-from convfc.frameworks.torch.unrolled.simplify.ir import Affine, Input, Value, is_identity, sources
-from convfc.frameworks.torch.unrolled.simplify.ir import topological as ordered
-from convfc.frameworks.torch.unrolled.simplify.maps import numbers
-from convfc.frameworks.torch.unrolled.simplify.record import Plan, record_of
-from convfc.frameworks.torch.unrolled.simplify.running import as_traced, evaluating, run_nodes
+from convfc.frameworks.torch.simplify import calls
+from convfc.frameworks.torch.simplify.emit import emit, runs
+from convfc.frameworks.torch.simplify.ir import Affine, Input, Value, is_identity, sources
+from convfc.frameworks.torch.simplify.ir import topological as ordered
+from convfc.frameworks.torch.simplify.maps import numbers
+from convfc.frameworks.torch.simplify.record import Plan, record_of
+from convfc.frameworks.torch.simplify.running import as_traced, evaluating, run_nodes
 
 __all__ = ["Stage", "stages"]
 
@@ -85,7 +85,7 @@ def stages(before: nn.Module, after: nn.Module, x: Tensor) -> Iterator[Stage]:
 
     Examples
     --------
-    >>> from convfc.frameworks.torch.unrolled.simplify import simplify
+    >>> from convfc.frameworks.torch.simplify import simplify
     >>> cnn = nn.Sequential(nn.Conv1d(1, 2, 3), nn.ReLU(), nn.AvgPool1d(3))
     >>> x = torch.tensor([[[1.0, 2.0, 4.0, 8.0, 16.0]]])
     >>> found = list(stages(cnn, simplify(cnn, (x,)), x))

@@ -24,11 +24,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from convfc.errors import NotAConvolution, UnsupportedLayer
 from convfc.frameworks.torch.read import is_conv
-from convfc.frameworks.torch.unrolled.simplify.emit import emit
-from convfc.frameworks.torch.unrolled.simplify.ir import Affine, Value, topological
-from convfc.frameworks.torch.unrolled.simplify.maps import numbers
-from convfc.frameworks.torch.unrolled.simplify.record import Plan, Simplified, record_of
-from convfc.frameworks.torch.unrolled.simplify.solving import family_of, least_squares
+from convfc.frameworks.torch.simplify.emit import emit
+from convfc.frameworks.torch.simplify.ir import Affine, Value, topological
+from convfc.frameworks.torch.simplify.maps import numbers
+from convfc.frameworks.torch.simplify.record import Plan, Simplified, record_of
+from convfc.frameworks.torch.simplify.solving import family_of, least_squares
 from convfc.rounding import UNIT_ROUNDOFF, gamma
 
 __all__ = ["restore"]
@@ -64,7 +64,7 @@ def restore(model: nn.Module, *, project: bool = False) -> nn.Module:
 
     Examples
     --------
-    >>> from convfc.frameworks.torch.unrolled.simplify import simplify
+    >>> from convfc.frameworks.torch.simplify import simplify
     >>> cnn = nn.Sequential(nn.Conv1d(1, 2, 3), nn.ReLU())
     >>> mlp = simplify(cnn, (torch.ones(1, 1, 5),))
     >>> torch.equal(restore(mlp)[0].weight, cnn[0].weight)

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from convfc.errors import UnsupportedLayer
-from convfc.frameworks.torch.unrolled.simplify.carry import Part, carry
-from convfc.frameworks.torch.unrolled.simplify.emit import is_chain
-from convfc.frameworks.torch.unrolled.simplify.ir import Program, Value
-from convfc.frameworks.torch.unrolled.simplify.merge import Merged, merge
-from convfc.frameworks.torch.unrolled.simplify.reading import MaxPool, read
+from convfc.frameworks.torch.simplify.carry import Part, carry
+from convfc.frameworks.torch.simplify.emit import is_chain
+from convfc.frameworks.torch.simplify.ir import Program, Value
+from convfc.frameworks.torch.simplify.merge import Merged, merge
+from convfc.frameworks.torch.simplify.reading import MaxPool, read
 from convfc.frameworks.torch.unrolled.sparse import sparse_twins
 
 __all__ = [

@@ -15,7 +15,7 @@ from scipy import sparse
 from torch import Tensor, fx, nn
 
 from convfc.frameworks.torch.parts import plain_linear
-from convfc.frameworks.torch.unrolled.simplify.ir import (
+from convfc.frameworks.torch.simplify.ir import (
     Affine,
     Input,
     Program,
@@ -67,7 +67,7 @@ def emit(
 
     Examples
     --------
-    >>> from convfc.frameworks.torch.unrolled.simplify.ir import relu
+    >>> from convfc.frameworks.torch.simplify.ir import relu
     >>> x = Input(2)
     >>> program = Program(x, relu(x), (1, 2), (2,), {})
     >>> emit(program, dtype=torch.float32, device=torch.device("cpu")).module

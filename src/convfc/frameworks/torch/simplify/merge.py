@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from convfc.frameworks.torch.unrolled.simplify.ir import (
+from convfc.frameworks.torch.simplify.ir import (
     Affine,
     Opaque,
     Program,
@@ -65,7 +65,7 @@ def merge(program: Program, *, nonzeros: bool = False, alternating: bool = False
     --------
     >>> import torch
     >>> from torch import nn
-    >>> from convfc.frameworks.torch.unrolled.simplify.reading import read
+    >>> from convfc.frameworks.torch.simplify.reading import read
     >>> model = nn.Sequential(nn.Conv1d(1, 2, 3), nn.BatchNorm1d(2), nn.AvgPool1d(3)).eval()
     >>> program = read(model, (torch.ones(1, 1, 5),), max_pool="keep")
     >>> len(topological(program.output)), len(topological(merge(program).program.output))
@@ -97,7 +97,7 @@ def levels(output: Value) -> dict[Value, int]:
 
     Examples
     --------
-    >>> from convfc.frameworks.torch.unrolled.simplify.ir import Input, relu
+    >>> from convfc.frameworks.torch.simplify.ir import Input, relu
     >>> list(levels(relu(Input(2))).values())
     [0, 1]
     """

@@ -13,8 +13,8 @@ from scipy import sparse
 from torch import nn
 from torch.nn import functional
 
-from convfc.frameworks.torch.unrolled.simplify.ir import Opaque, Value, affine, linear, relu
-from convfc.frameworks.torch.unrolled.simplify.maps import Tracked, numbers, shifted
+from convfc.frameworks.torch.simplify.ir import Opaque, Value, affine, linear, relu
+from convfc.frameworks.torch.simplify.maps import Tracked, numbers, shifted
 
 __all__ = ["FUNCTIONS", "KEPT", "PIECEWISE_LINEAR", "between", "kept", "leaky"]
 
@@ -66,7 +66,7 @@ def leaky(x: Value, slope: float | npt.NDArray[Any]) -> Value:
 
     Examples
     --------
-    >>> from convfc.frameworks.torch.unrolled.simplify.ir import Input
+    >>> from convfc.frameworks.torch.simplify.ir import Input
     >>> leaky(Input(3), 0.1).size
     3
     """
@@ -83,7 +83,7 @@ def between(x: Value, low: float | None, high: float | None) -> Value:
 
     Examples
     --------
-    >>> from convfc.frameworks.torch.unrolled.simplify.ir import Input
+    >>> from convfc.frameworks.torch.simplify.ir import Input
     >>> between(Input(3), 0.0, 6.0).nonnegative
     True
     """

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from convfc.frameworks.torch.matrix import read_layer
 from convfc.frameworks.torch.read import matrix_to_weight
-from convfc.frameworks.torch.unrolled.simplify.ir import Affine, Value
-from convfc.frameworks.torch.unrolled.simplify.maps import numbers
+from convfc.frameworks.torch.simplify.ir import Affine, Value
+from convfc.frameworks.torch.simplify.maps import numbers
 from convfc.operators.pattern import matrix_pattern
 
 __all__ = ["Convolutions", "Family", "Linears", "family_of", "least_squares"]
@@ -113,7 +113,7 @@ def family_of(step: Affine, inside: Value) -> Family:
 
     Examples
     --------
-    >>> from convfc.frameworks.torch.unrolled.simplify.ir import Input
+    >>> from convfc.frameworks.torch.simplify.ir import Input
     >>> layer, x = nn.Linear(3, 2), Input(3)
     >>> step = Affine(2, {x: sparse.csr_array((2, 3))}, np.zeros(2), layer)
     >>> family_of(step, x).matrix(np.arange(6.0)).shape

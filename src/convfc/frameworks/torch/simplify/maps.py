@@ -21,8 +21,8 @@ from torch.utils._pytree import tree_map
 
 from convfc.errors import UnsupportedLayer
 from convfc.frameworks.torch.matrix import read_layer
+from convfc.frameworks.torch.simplify.ir import Value, affine, linear
 from convfc.frameworks.torch.tensors import wide
-from convfc.frameworks.torch.unrolled.simplify.ir import Value, affine, linear
 from convfc.layer import ConvLayer
 from convfc.operators.estimate import MatrixEstimate, check_fits
 from convfc.operators.matrix import conv_matrix, conv_offset
