@@ -43,7 +43,7 @@ def load_weights(model: nn.Module, path: pathlib.Path) -> None:
     except ImportError as error:
         raise MissingDependencyError(
             "reading weights needs the package safetensors, which is not installed",
-            remedy="pip install safetensors",
+            remedy="pip install 'convfc[torch]'",
         ) from error
     if not path.is_file():
         raise DataError("there is no such file", where=str(path), remedy="check the path")
