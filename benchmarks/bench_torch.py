@@ -28,7 +28,6 @@ from harness import (
     header,
     mebibytes,
     milliseconds,
-    peak_of,
     ratio,
     table,
     use_two_cores,
@@ -46,6 +45,7 @@ import convfc  # noqa: E402
 from convfc.files import write_json  # noqa: E402
 from convfc.paper.cost import take_turns  # noqa: E402
 from convfc.paper.machine import describe_machine  # noqa: E402
+from convfc.paper.memory import peak_of  # noqa: E402
 from convfc.rounding import UNIT_ROUNDOFF, gamma  # noqa: E402
 
 FORMATS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}

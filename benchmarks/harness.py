@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import importlib.metadata
 import os
 import pathlib
 import statistics
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -93,27 +90,3 @@ def write_tables(name: str, tables: Sequence[Shown], packages: Sequence[str], no
         text += ["| " + " | ".join(line) + " |" for line in lines]
     with replacing(RESULTS / f"{name}.md") as handle:
         handle.write(("\n".join(text) + "\n").encode())
-
-
-def peak_of(call: Callable[[], Any]) -> tuple[Any, int | None]:
-    """Return what a call returns, and by how many bytes it raised the resident set.
-
-    None where this is not Linux, or another C library.
-    """
-    gc.collect()
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-        before = _status("VmRSS")
-        pathlib.Path("/proc/self/clear_refs").write_text("5")
-    except (OSError, ValueError, AttributeError):
-        return call(), None
-    result = call()
-    return result, _status("VmHWM") - before
-
-
-def _status(field: str) -> int:
-    """Return a field of the process's status in bytes."""
-    for line in pathlib.Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    raise ValueError(field)

@@ -13,7 +13,7 @@ import pytest
 
 from convfc import ConvGeometry
 from convfc.errors import RunError
-from convfc.paper import cost
+from convfc.paper import cost, memory
 
 MEGABYTE = 2**20
 TINY = {
@@ -110,7 +110,7 @@ def test_a_layer_has_the_median_of_its_times(monkeypatch: pytest.MonkeyPatch) ->
     assert [methods[name]["seconds"] for name in cost.WAYS] == [0.5, 1.5, 2.5, 3.5]
 
 
-@pytest.mark.skipif(not cost._has_high_water_mark(), reason="no resettable VmHWM on this system")
+@pytest.mark.skipif(not memory.has_high_water_mark(), reason="no resettable VmHWM on this system")
 @pytest.mark.parametrize("megabytes", [8, 64])
 def test_the_peak_is_what_a_call_takes_at_its_highest(megabytes: int) -> None:
     def call() -> np.ndarray:
@@ -127,8 +127,8 @@ def test_the_peak_is_what_a_call_takes_at_its_highest(megabytes: int) -> None:
 def test_without_a_high_water_mark_numpy_is_traced_and_the_native_way_left_out(
     monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
 ) -> None:
-    monkeypatch.setattr(cost, "_RESET", tmp_path / "no" / "clear_refs")
-    assert not cost._has_high_water_mark()
+    monkeypatch.setattr(memory, "_RESET", tmp_path / "no" / "clear_refs")
+    assert not memory.has_high_water_mark()
 
     def call() -> np.ndarray:
         np.ones(8 * MEGABYTE, np.uint8)
@@ -140,7 +140,7 @@ def test_without_a_high_water_mark_numpy_is_traced_and_the_native_way_left_out(
     assert 8 * MEGABYTE <= peak < 9 * MEGABYTE
 
 
-@pytest.mark.skipif(not cost._has_high_water_mark(), reason="no resettable VmHWM on this system")
+@pytest.mark.skipif(not memory.has_high_water_mark(), reason="no resettable VmHWM on this system")
 def test_the_product_holds_m_and_row_blocks_do_not() -> None:
     layer = {"batch": 4, "image": 64, "channels": 16, "filters": 4, "kernel": 5, "stride": 1}
     row = cost._measure_layer(layer, rounds=1, seconds=0.0)

@@ -18,9 +18,6 @@ allocator keeps would hide what a call takes.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import gc
 import json
 import math
 import os
@@ -48,6 +45,7 @@ from convfc.im2col import (
     patch_product,
     rows_to_output,
 )
+from convfc.paper import memory
 from convfc.paper.machine import describe_machine
 
 __all__ = ["WAYS", "measure_cost", "take_turns", "write_cost"]
@@ -81,8 +79,6 @@ FULL: dict[str, Any] = {
 }
 MOST_ROUNDS = 25
 
-_RESET = pathlib.Path("/proc/self/clear_refs")
-_STATUS = pathlib.Path("/proc/self/status")
 _RESOLUTION = 2**18  # Linux counts resident pages per processor and adds them up now and then
 _UNIT_ROUNDOFF = 2.0**-24
 
@@ -228,7 +224,7 @@ def _measure(plan: Mapping[str, Any], progress: Callable[[str], None]) -> dict[s
         "backend": plan["backend"],
         "dtype": "float32",
         "memory_method": "high-water mark of the resident set (VmHWM)"
-        if _has_high_water_mark()
+        if memory.has_high_water_mark()
         else "tracemalloc: NumPy's arrays only, so nothing of the native layer",
         "row_block_bytes": BLOCK_BYTES,
         "axes": axes,
@@ -352,16 +348,9 @@ def _check(ways: Ways, x: Array, filters: Array, geometry: ConvGeometry) -> int:
 
 def _peak_bytes(way: Callable[[], Any], *, native: bool) -> int | None:
     """Return how far memory rises above the level before the call, at its highest."""
-    gc.collect()
-    if not _has_high_water_mark():
+    if not memory.has_high_water_mark():
         return None if native else _traced_peak(way)
-    _give_back_freed_memory()
-    before = _status("VmRSS")
-    _RESET.write_text("5")  # the high-water mark starts again from the present level
-    kept = way()
-    peak = _status("VmHWM") - before
-    del kept
-    return max(0, peak)
+    return memory.peak_of(way)[1]
 
 
 def _traced_peak(way: Callable[[], Any]) -> int:
@@ -371,29 +360,6 @@ def _traced_peak(way: Callable[[], Any]) -> int:
         return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-
-
-def _has_high_water_mark() -> bool:
-    """Whether there is a high-water mark that can be reset: on Linux, not in every container."""
-    try:
-        _RESET.write_text("5")
-        return _status("VmHWM") > 0
-    except (OSError, ValueError):
-        return False
-
-
-def _status(field: str) -> int:
-    """Return a field of the process's status in bytes."""
-    for line in _STATUS.read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    raise ValueError(field)
-
-
-def _give_back_freed_memory() -> None:
-    """Let glibc return its freed pages, so that the next call has to take its memory anew."""
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _say(line: str) -> None:
