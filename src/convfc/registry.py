@@ -18,6 +18,7 @@ from convfc.arrays import Array
 from convfc.errors import GeometryError, ShapeError, UnsupportedModel
 from convfc.geometry import ConvGeometry
 from convfc.layer import ConvLayer
+from convfc.sizes import one_of
 
 __all__ = ["ROOMS", "Order", "Reading", "check_order", "read_layer", "room_of"]
 
@@ -159,14 +160,14 @@ def check_order(order: Order) -> Order:
     >>> check_order("channels_first")
     'channels_first'
     """
-    if order not in get_args(Order):
-        raise ShapeError(
-            "there is no such order of axes",
-            where="order",
-            expected=" or ".join(map(repr, get_args(Order))),
-            got=repr(order),
-            remedy="'channels_first' is PyTorch and ONNX, 'channels_last' is Keras",
-        )
+    one_of(
+        "order",
+        order,
+        get_args(Order),
+        what="there is no such order of axes",
+        remedy="'channels_first' is PyTorch and ONNX, 'channels_last' is Keras",
+        error=ShapeError,
+    )
     return order
 
 

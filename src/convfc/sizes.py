@@ -1,4 +1,4 @@
-"""Reading the sizes that a user gives: whole numbers, one per axis, or (low, high) pairs."""
+"""Reading what a user gives: whole numbers, one per axis, (low, high) pairs, a word of several."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from convfc.errors import GeometryError
+from convfc.errors import ConvfcError, GeometryError
 
 __all__ = [
     "Padding",
@@ -17,6 +17,7 @@ __all__ = [
     "flag",
     "input_sizes",
     "integer",
+    "one_of",
     "padding_pairs",
     "per_axis",
 ]
@@ -97,6 +98,45 @@ def flag(name: str, value: object) -> bool:
             remedy="leave it out for False",
         )
     return bool(value)
+
+
+def one_of(
+    name: str,
+    value: object,
+    choices: Sequence[object],
+    *,
+    what: str,
+    remedy: str | None,
+    error: type[ConvfcError] = ConvfcError,
+) -> None:
+    """Raise unless a value is one of those that there are.
+
+    Parameters
+    ----------
+    name : str
+        The argument's name.
+    value : object
+    choices : sequence
+    what, remedy : str
+        Of the message.
+    error : type
+        What is raised.
+
+    Examples
+    --------
+    >>> one_of("side", "left", ("upper", "lower"), what="there is no such side", remedy="turn it")
+    Traceback (most recent call last):
+    ...
+    convfc.errors.ConvfcError: side: there is no such side; expected 'upper' or 'lower'; ...
+    """
+    if value not in choices:
+        raise error(
+            what,
+            where=name,
+            expected=" or ".join(map(repr, choices)),
+            got=repr(value),
+            remedy=remedy,
+        )
 
 
 def input_sizes(input_size: Sequence[int], ndim: int) -> Sizes:

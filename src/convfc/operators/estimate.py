@@ -17,6 +17,7 @@ from convfc.errors import GeometryError, MemoryBudgetError, ShapeError
 from convfc.geometry import ConvGeometry
 from convfc.operators.pattern import MatrixPattern, matrix_pattern
 from convfc.registry import read_layer
+from convfc.sizes import one_of
 
 __all__ = [
     "Layout",
@@ -207,14 +208,14 @@ def check_layout(layout: Layout) -> Layout:
     >>> check_layout("csr")
     'csr'
     """
-    if layout not in get_args(Layout):
-        raise ShapeError(
-            "there is no such layout",
-            where="layout",
-            expected=" or ".join(map(repr, get_args(Layout))),
-            got=repr(layout),
-            remedy="'csr' keeps the entries that the geometry has, 'dense' the zeros, too",
-        )
+    one_of(
+        "layout",
+        layout,
+        get_args(Layout),
+        what="there is no such layout",
+        remedy="'csr' keeps the entries that the geometry has, 'dense' the zeros, too",
+        error=ShapeError,
+    )
     return layout
 
 

@@ -26,6 +26,7 @@ from convfc.geometry import ConvGeometry
 from convfc.operators.estimate import Layout, check_fits, check_layout, pattern_estimate
 from convfc.operators.pattern import MatrixPattern, matrix_pattern
 from convfc.registry import ROOMS, Order, read_layer
+from convfc.sizes import one_of
 
 __all__ = ["Library", "conv_matrix", "conv_offset"]
 
@@ -228,14 +229,14 @@ def _dense(pattern: MatrixPattern, weights: npt.NDArray[Any]) -> npt.NDArray[Any
 
 
 def _check_library(library: Library) -> None:
-    if library not in get_args(Library):
-        raise DtypeError(
-            "no matrix is made of this library's arrays",
-            where="library",
-            expected=" or ".join(map(repr, get_args(Library))),
-            got=repr(library),
-            remedy="leave it out for SciPy's",
-        )
+    one_of(
+        "library",
+        library,
+        get_args(Library),
+        what="no matrix is made of this library's arrays",
+        remedy="leave it out for SciPy's",
+        error=DtypeError,
+    )
 
 
 def _torch_room(array: Array) -> ModuleType:

@@ -21,6 +21,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def seed_zero() -> None:
+    """Draw the same random numbers in every run."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="module")
 def no_network() -> Iterator[None]:
     """Fail a test that tries to reach another machine."""

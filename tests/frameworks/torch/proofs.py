@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from convfc.certificate import Certificate, LayerCertificate
 
+MARKS = [
+    pytest.mark.usefixtures("one_thread", "seed_zero"),
+    pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Complex modules are a new feature:UserWarning"),
+]
 QUANTITIES = {"output", "input", "weight", "bias"}
 DTYPES = (torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128)
 

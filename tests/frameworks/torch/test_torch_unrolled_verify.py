@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from conv_cases import CASES, SMALL, ConvCase
-from proofs import DTYPES, Block, assert_proven, network, only
+from proofs import DTYPES, MARKS, Block, assert_proven, network, only
 from torch import Tensor, nn
 
 import convfc
@@ -17,16 +17,7 @@ from convfc.frameworks.torch.certify.measures import Call, measure
 from convfc.frameworks.torch.certify.pairs import find_pairs
 from convfc.frameworks.torch.certify.unrolled import UnrolledLayer
 
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning"),
-    pytest.mark.filterwarnings("ignore:Complex modules are a new feature:UserWarning"),
-]
-
-
-@pytest.fixture(autouse=True)
-def _reproducible() -> None:
-    torch.manual_seed(0)
+pytestmark = MARKS
 
 
 def unroll(model: nn.Module, x: object, **options: object) -> nn.Module:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conv_cases import CASES, SMALL, ConvCase
-from proofs import DTYPES, Block, assert_proven, only
+from proofs import DTYPES, MARKS, Block, assert_proven, only
 from torch import Tensor, nn
 
 import convfc
@@ -19,21 +19,12 @@ from convfc.errors import UnsupportedLayer, UnsupportedModel
 from convfc.frameworks.torch.certify.pairs import find_pairs
 from convfc.frameworks.torch.certify.verify import verify
 
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning"),
-    pytest.mark.filterwarnings("ignore:Complex modules are a new feature:UserWarning"),
-]
+pytestmark = MARKS
 FORMS: dict[str, dict[str, Any]] = {
     "patch": {"form": "patch"},
     "block_diagonal": {"form": "patch", "block_diagonal": True},
     "weight": {"form": "weight"},
 }
-
-
-@pytest.fixture(autouse=True)
-def _reproducible() -> None:
-    torch.manual_seed(0)
 
 
 def normal(case: ConvCase, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Tensor]:

@@ -9,22 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from proofs import assert_proven, network, only
+from proofs import MARKS, assert_proven, network, only
 from torch import Tensor, nn
 
 import convfc
 from convfc.frameworks.torch.certify.verify import verify
 
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning"),
-    pytest.mark.filterwarnings("ignore:Complex modules are a new feature:UserWarning"),
-]
-
-
-@pytest.fixture(autouse=True)
-def _reproducible() -> None:
-    torch.manual_seed(0)
+pytestmark = MARKS
 
 
 Sabotage = Callable[[nn.Sequential], Any]

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from proofs import DTYPES, assert_proven, only
+from proofs import DTYPES, MARKS, assert_proven, only
 from torch import nn
 
 import convfc
@@ -16,16 +16,7 @@ from convfc.frameworks.torch.certify.verify import verify
 from convfc.frameworks.torch.tensors import compare, strides_of
 from convfc.rounding import rounding_bound
 
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning"),
-    pytest.mark.filterwarnings("ignore:Complex modules are a new feature:UserWarning"),
-]
-
-
-@pytest.fixture(autouse=True)
-def _reproducible() -> None:
-    torch.manual_seed(0)
+pytestmark = MARKS
 
 
 def test_the_bound_is_that_of_the_paper_s_matrices():

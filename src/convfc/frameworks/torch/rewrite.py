@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import fnmatch
 import warnings
 from collections.abc import Callable, Collection, Mapping
@@ -28,7 +27,7 @@ from convfc.frameworks.torch.unrolled.form import (
 )
 from convfc.frameworks.torch.unrolled.options import Branches, Form, MaxPool, Options
 from convfc.frameworks.torch.unrolled.record import is_unrolled
-from convfc.frameworks.torch.unrolled.sparse import sparse_twins
+from convfc.frameworks.torch.unrolled.sparse import deep_copy
 from convfc.frameworks.torch.weights import (
     from_weight_form,
     is_weight_form,
@@ -266,9 +265,9 @@ def copy_of(model: nn.Module, wanted: Collection[int], twins: dict[int, nn.Modul
     UnsupportedLayer
         If the model cannot be copied.
     """
-    memo: dict[int, Any] = sparse_twins(model)
+    memo: dict[int, Any] = {}
     try:
-        copied = copy.deepcopy(model, memo)
+        copied = deep_copy(model, memo)
     except (RuntimeError, TypeError) as error:
         raise UnsupportedLayer(
             f"the model cannot be copied ({error})",

@@ -37,7 +37,7 @@ from convfc.methods.spectrum.values import Method, SingularValues, Values, Which
 from convfc.operators.matrix import conv_matrix
 from convfc.operators.matrixfree import conv_operator
 from convfc.registry import read_layer
-from convfc.sizes import integer
+from convfc.sizes import integer, one_of
 
 __all__ = ["DENSE_LIMIT", "MEMORY", "TOLERANCE", "Boundary", "find"]
 
@@ -212,21 +212,22 @@ def _filters(layer: ConvLayer) -> Filters:
 
 def _check(boundary: object, which: object, tolerance: float) -> None:
     """Raise GeometryError for a name that there is not, and a tolerance that ends nothing."""
-    options: tuple[tuple[str, object, tuple[object, ...]], ...] = (
-        ("boundary", boundary, (None, *get_args(Boundary))),
-        ("which", which, get_args(Which)),
+    one_of(
+        "boundary",
+        boundary,
+        (None, *get_args(Boundary)),
+        what="there is no such boundary",
+        remedy="the padding of the layer itself is boundary=None",
+        error=GeometryError,
     )
-    for name, value, choices in options:
-        if value not in choices:
-            raise GeometryError(
-                f"there is no such {name}",
-                where=name,
-                expected=" or ".join(map(repr, choices)),
-                got=repr(value),
-                remedy="the padding of the layer itself is boundary=None"
-                if name == "boundary"
-                else "leave it out for the largest",
-            )
+    one_of(
+        "which",
+        which,
+        get_args(Which),
+        what="there is no such which",
+        remedy="leave it out for the largest",
+        error=GeometryError,
+    )
     if not 0 <= tolerance < 1:
         raise GeometryError(
             "this is no tolerance",

@@ -19,7 +19,6 @@ from convfc.frameworks.torch.certify.pairs import Pair, has_own_weights, is_line
 from convfc.frameworks.torch.certify.unrolled import (
     UnrolledLayer,
     change_unrolled,
-    copy_of_layer,
 )
 from convfc.frameworks.torch.layers import PatchConv
 from convfc.frameworks.torch.tensors import (
@@ -32,7 +31,7 @@ from convfc.frameworks.torch.tensors import (
     wide,
     words,
 )
-from convfc.frameworks.torch.unrolled.sparse import change_sparse, is_sparse
+from convfc.frameworks.torch.unrolled.sparse import change_sparse, deep_copy, is_sparse
 from convfc.rounding import exact_limit, rounding_bound
 
 __all__ = ["Call", "cast", "integers_of", "measure"]
@@ -156,7 +155,7 @@ class _Measurement:
 
     @torch.no_grad()
     def _output(self, layer: nn.Module, who: str) -> Tensor | None:
-        y: Tensor | None = self._attempt(lambda: self.call(copy_of_layer(layer)), who)
+        y: Tensor | None = self._attempt(lambda: self.call(deep_copy(layer)), who)
         return y
 
     def _attempt(self, run: Callable[[], Any], doing: str) -> Any:
@@ -173,7 +172,7 @@ class _Measurement:
         """Compare all quantities in one dtype."""
 
         def run(layer: nn.Module) -> _Run:
-            layer = copy_of_layer(layer)
+            layer = deep_copy(layer)
             if dtype == self.call.x.dtype:
                 return _run(layer, self.call, self.call.x, dy, weights=self.plain)
             layer = cast(layer, wide)
@@ -211,7 +210,7 @@ class _Measurement:
             return {}, {}
         weights = self.plain
         x, dy = _modulus(self.call.x), _modulus(dy)
-        moduli = cast(copy_of_layer(self.reference), _modulus)
+        moduli = cast(deep_copy(self.reference), _modulus)
         sums = _run(moduli, self.call, x, dy, weights=weights)
         counter = cast(moduli, torch.ones_like)
         images = self._images()
@@ -244,7 +243,7 @@ class _Measurement:
                 return integers_of(t, largest).to(dtype)
 
             ours, theirs = (
-                dict(_run(cast(copy_of_layer(side), change), self.call, x, dy).items())
+                dict(_run(cast(deep_copy(side), change), self.call, x, dy).items())
                 for side in (self.pair.before, self.pair.after)
             )
             differing = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +25,7 @@ from convfc.frameworks.torch.tensors import (
     wide,
     words,
 )
-from convfc.frameworks.torch.unrolled.sparse import sparse_twins
+from convfc.frameworks.torch.unrolled.sparse import deep_copy
 from convfc.rounding import UNIT_ROUNDOFF
 
 __all__ = ["Runner", "compare_networks"]
@@ -70,9 +69,9 @@ class Runner:
         prepare : callable, optional
             Is given the copies of the model's parts by the ``id`` of the parts.
         """
-        twins: dict[int, Any] = sparse_twins(model)
+        twins: dict[int, Any] = {}
         try:
-            twin = copy.deepcopy(model, twins)
+            twin = deep_copy(model, twins)
         except (RuntimeError, TypeError) as error:
             raise UnsupportedModel(
                 f"the model cannot be copied ({words(error)})",

@@ -9,7 +9,6 @@ compute what the first network computes.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -33,7 +32,7 @@ from convfc.frameworks.torch.tensors import (
     wide,
     words,
 )
-from convfc.frameworks.torch.unrolled.sparse import sparse_twins
+from convfc.frameworks.torch.unrolled.sparse import deep_copy
 from convfc.rounding import rounding_bound
 
 __all__ = [
@@ -117,9 +116,7 @@ def stage_certificates(
         own = list(stages(before, after, x))
         double = own
         if wide(x[:0]).dtype != dtype:
-            first, second = (
-                cast(copy.deepcopy(model, sparse_twins(model)), wide) for model in (before, after)
-            )
+            first, second = (cast(deep_copy(model), wide) for model in (before, after))
             double = list(stages(first, second, wide(x)))
     except (ConvfcError, RuntimeError) as error:
         return [], [f"its stages fail; expected outputs, got {words(error)}"]
@@ -163,7 +160,7 @@ def made_again(before: nn.Module, record: Simplified, x: Tensor) -> nn.Module:
     ConvfcError
         If it cannot be simplified.
     """
-    twin = cast(copy.deepcopy(before, sparse_twins(before)), wide)
+    twin = cast(deep_copy(before), wide)
     options = record.options
     return simplify(
         twin,

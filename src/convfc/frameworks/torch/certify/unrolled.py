@@ -9,7 +9,6 @@ stay as wrong as they are.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -29,9 +28,9 @@ from convfc.frameworks.torch.unrolled.entries import (
     values_in,
 )
 from convfc.frameworks.torch.unrolled.record import Unrolled, is_unrolled, linear_of, record_of
-from convfc.frameworks.torch.unrolled.sparse import is_sparse, sparse_twins
+from convfc.frameworks.torch.unrolled.sparse import is_sparse
 
-__all__ = ["UnrolledLayer", "change_unrolled", "copy_of_layer"]
+__all__ = ["UnrolledLayer", "change_unrolled"]
 
 Change = Callable[[Tensor], Tensor]
 
@@ -187,8 +186,3 @@ def _changed(matrix: Tensor, record: Unrolled, change: Change) -> Tensor:
 
 def _filters(held: Held, record: Unrolled) -> Tensor:
     return likely_filters(held.values, record.pattern, record.filters_of(record.weight))
-
-
-def copy_of_layer(layer: nn.Module) -> nn.Module:
-    """Return a deep copy of a layer, sparse or not."""
-    return copy.deepcopy(layer, sparse_twins(layer))

@@ -18,7 +18,6 @@ from typing import Any, get_args
 
 from torch import nn
 
-from convfc.errors import ConvfcError
 from convfc.frameworks.torch.simplify.back import restore
 from convfc.frameworks.torch.simplify.emit import check_memory, emit
 from convfc.frameworks.torch.simplify.reading import MaxPool
@@ -32,6 +31,7 @@ from convfc.frameworks.torch.simplify.record import (
     remember,
 )
 from convfc.frameworks.torch.simplify.stages import Stage, stages
+from convfc.sizes import one_of
 
 __all__ = ["Simplified", "Stage", "record_of", "restore", "simplify", "stages"]
 
@@ -107,13 +107,7 @@ def simplify(
     (torch.Size([64, 36]), torch.Size([10, 64]))
     """
     for name, value, kind in (("max_pool", max_pool, MaxPool), ("branches", branches, Branches)):
-        if value not in get_args(kind):
-            raise ConvfcError(
-                "there is no such way",
-                where=name,
-                expected=" or ".join(map(repr, get_args(kind))),
-                got=repr(value),
-            )
+        one_of(name, value, get_args(kind), what="there is no such way", remedy=None)
     options = Options(max_pool, branches, sparse)
     found = plan(model, example, options, memory)
     like = next((p for p in model.parameters() if p.is_floating_point()), example[0])

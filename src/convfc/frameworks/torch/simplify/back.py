@@ -10,7 +10,6 @@ A' is of that form, up to rounding, the result computes what the changed network
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -29,6 +28,7 @@ from convfc.frameworks.torch.simplify.ir import Affine, Value, topological
 from convfc.frameworks.torch.simplify.maps import numbers
 from convfc.frameworks.torch.simplify.record import Plan, Simplified, record_of
 from convfc.frameworks.torch.simplify.solving import family_of, least_squares
+from convfc.frameworks.torch.unrolled.sparse import deep_copy
 from convfc.rounding import UNIT_ROUNDOFF, gamma
 
 __all__ = ["restore"]
@@ -113,7 +113,7 @@ class _Way:
     def __init__(self, model: nn.Module, record: Simplified, project: bool) -> None:
         self.model, self.record, self.project = model, record, project
         self.plan = record.plan()
-        self.result = copy.deepcopy(record.original)
+        self.result = deep_copy(record.original)
         like = next(model.parameters(), torch.empty(0, dtype=record.dtype))
         self.dtype, self.device = like.dtype, like.device
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -16,7 +15,7 @@ from convfc.frameworks.torch.simplify.emit import is_chain
 from convfc.frameworks.torch.simplify.ir import Program, Value
 from convfc.frameworks.torch.simplify.merge import Merged, merge
 from convfc.frameworks.torch.simplify.reading import MaxPool, read
-from convfc.frameworks.torch.unrolled.sparse import sparse_twins
+from convfc.frameworks.torch.unrolled.sparse import deep_copy
 
 __all__ = [
     "ATTRIBUTE",
@@ -134,7 +133,7 @@ def remember(model: nn.Module, x: Tensor, dtype: torch.dtype, options: Options) 
         If the network cannot be copied.
     """
     try:
-        original = copy.deepcopy(model, sparse_twins(model))
+        original = deep_copy(model)
     except (RuntimeError, TypeError) as error:
         raise UnsupportedLayer(
             f"the model cannot be copied ({error}), and the way back needs it",

@@ -9,6 +9,7 @@ from torch import nn
 
 from convfc.errors import ConvfcError
 from convfc.frameworks.torch.simplify import simplify
+from convfc.sizes import one_of
 
 __all__ = ["Branches", "Form", "MaxPool", "Options"]
 
@@ -62,14 +63,13 @@ class Options:
             The message names the option.
         """
         for name, (choices, remedy) in _CHOICES.items():
-            if getattr(self, name) not in get_args(choices):
-                raise ConvfcError(
-                    f"there is no such {name}",
-                    where=name,
-                    expected=" or ".join(map(repr, get_args(choices))),
-                    got=repr(getattr(self, name)),
-                    remedy=remedy,
-                )
+            one_of(
+                name,
+                getattr(self, name),
+                get_args(choices),
+                what=f"there is no such {name}",
+                remedy=remedy,
+            )
         if self.block_diagonal and self.form != "patch":
             raise ConvfcError(
                 "only the patch form has a Linear that could be block-diagonal",

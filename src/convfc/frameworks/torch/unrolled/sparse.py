@@ -7,15 +7,17 @@ sparse parameter, and no optimizer changes one: the gradient that it makes is de
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["change_sparse", "is_sparse", "multiplies", "sparse_twins"]
+__all__ = ["change_sparse", "deep_copy", "is_sparse", "multiplies", "sparse_twins"]
 
+_Module = TypeVar("_Module", bound=nn.Module)
 _BETA = "Sparse CSR tensor support is in beta state"
 
 
@@ -65,6 +67,26 @@ def sparse_twins(model: nn.Module) -> dict[int, Any]:
         if is_sparse(parameter):
             twins[id(parameter)] = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
     return twins
+
+
+def deep_copy(model: _Module, twins: dict[int, Any] | None = None) -> _Module:
+    """Return a deep copy of a module, its weights sparse or not.
+
+    Parameters
+    ----------
+    model : nn.Module
+    twins : dict, optional
+        It receives the copies of everything inside by the ``id`` of what they are copies of.
+
+    Examples
+    --------
+    >>> layer = nn.Linear(2, 2)
+    >>> deep_copy(layer).weight is layer.weight
+    False
+    """
+    memo = {} if twins is None else twins
+    memo.update(sparse_twins(model))
+    return copy.deepcopy(model, memo)
 
 
 def change_sparse(model: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
