@@ -273,12 +273,12 @@ def test_command_repeats_the_settings(
 ) -> None:
     from typer.testing import CliRunner
 
-    from convfc import cli
+    from convfc.cli import app, reproduce
 
     assert command(settings.as_json()) == words
     asked: list[Settings] = []
-    monkeypatch.setattr(cli, "_reproduce", lambda console, found, *rest: asked.append(found))
-    outcome = CliRunner().invoke(cli.app, [*words.split()[1:], "--name", "a-run"])
+    monkeypatch.setattr(reproduce, "_reproduce", lambda console, found, *rest: asked.append(found))
+    outcome = CliRunner().invoke(app, [*words.split()[1:], "--name", "a-run"])
     assert outcome.exit_code == 0, outcome.output
     assert asked == [settings]
 

@@ -1,0 +1,65 @@
+"""What the commands share: arguments that name a model, and how they end when they cannot go on."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Annotated, TypeAlias
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from convfc.errors import ConvfcError
+
+__all__ = ["Factory", "FactoryArguments", "ctrl_c_explained", "errors_in_one_line", "shape"]
+
+_STOPPED = 130
+"""The exit code of a program that Ctrl-C ended."""
+
+Factory: TypeAlias = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODULE:FACTORY", help="Where the model comes from: a function or a class."
+    ),
+]
+FactoryArguments: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--arg", metavar="NAME=VALUE", help="An argument of the factory; may be repeated."
+    ),
+]
+
+
+def shape(text: str) -> tuple[int, ...]:
+    """Read 1,3,224,224."""
+    try:
+        sizes = tuple(int(size) for size in text.split(","))
+    except ValueError:
+        sizes = ()
+    if not sizes or min(sizes) < 1:
+        raise typer.BadParameter(f"--input takes sizes such as 1,3,224,224, not {text!r}")
+    return sizes
+
+
+@contextlib.contextmanager
+def errors_in_one_line(errors: Console) -> Iterator[None]:
+    """Show an error of convfc without its traceback, and end with exit code 1."""
+    try:
+        yield
+    except ConvfcError as error:
+        errors.print(Text(f"Error: {error}", style="red"), soft_wrap=True)
+        raise typer.Exit(1) from None
+
+
+@contextlib.contextmanager
+def ctrl_c_explained(
+    errors: Console,
+    what: str = "Stopped. The same command with --resume goes on from the last checkpoint.",
+) -> Iterator[None]:
+    """End as a program does that Ctrl-C stopped, but say first what that means."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        errors.print(what)
+        raise typer.Exit(_STOPPED) from None
