@@ -26,8 +26,9 @@ FLOORS = [
     {"operators"},
     {"frameworks"},
     {"convert"},
-    {"drawing"},
+    {"drawing", "reporting"},
     {"methods", "paper", "explorer"},
+    {"studies"},
     {"cli"},
     {"__init__", "__main__"},
 ]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from convfc.paper.report import number
+from convfc.reporting import number
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")

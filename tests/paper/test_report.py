@@ -17,8 +17,9 @@ from synthetic import DEAD, make_run, write_json
 from convfc.errors import RunError
 from convfc.paper.findings import PAPER, command, find
 from convfc.paper.record import read_record
-from convfc.paper.report import number, report_text, write_report
+from convfc.paper.report import report_text, write_report
 from convfc.paper.runs import Settings
+from convfc.reporting import number
 
 QUANTITIES = (
     "output_difference_mean",
