@@ -49,7 +49,8 @@ def chain_of(module: nn.Module) -> Chain | Obstacle:  # noqa: PLR0911 (one per k
     A plain `nn.Linear` gives its own parameters. A quantised one gives its weight dequantised (what
     it did to activations is dropped). An adapter of PEFT is folded in as PEFT's own ``merge`` does
     it, in a copy: the active adapters, unless they are merged already or disabled; dropout inside
-    the adapter is dropped. An `nn.Sequential` gives the chain of its parts.
+    the adapter is dropped. An `nn.Sequential` gives the chain of its parts. A module with a method
+    ``as_plain`` is asked for the plain modules that compute the same, or for the obstacle.
 
     Parameters
     ----------
@@ -67,6 +68,9 @@ def chain_of(module: nn.Module) -> Chain | Obstacle:  # noqa: PLR0911 (one per k
     >>> chain_of(nn.Bilinear(2, 2, 2)).reason
     'its FC part is a Bilinear'
     """
+    if callable(as_plain := getattr(module, "as_plain", None)):
+        plain = as_plain()
+        return plain if isinstance(plain, Obstacle) else _hooks_obstacle(module) or chain_of(plain)
     tuners = sys.modules.get("peft.tuners.tuners_utils")
     if tuners is not None and isinstance(module, tuners.BaseTunerLayer):
         return _adapted(module)

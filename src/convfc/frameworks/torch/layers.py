@@ -223,7 +223,7 @@ class PatchConv(nn.Module):
         whole = input if batched else input.unsqueeze(0)
         extra = self._extra(whole, output_size)
         found = survey(self.fc)
-        if found.hooked or _in_a_transform(whole):
+        if found.hooked or found.whole or _in_a_transform(whole):
             y = self._in_one_call(whole, extra)
         else:
             y = self._in_blocks(whole, extra, found)

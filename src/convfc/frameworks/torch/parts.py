@@ -31,12 +31,15 @@ class Survey(NamedTuple):
     """What the FC children of a layer are at the moment.
 
     ``weights`` is None unless every child is exactly an ``nn.Linear`` with plain weights, to which
-    ``biases`` belong; ``hooked`` says whether calls of a child, or of a part of it, run hooks.
+    ``biases`` belong; ``hooked`` says whether calls of a child, or of a part of it, run hooks;
+    ``whole`` whether a part asks for all rows of M in one call, by a true ``wants_all_rows``: what
+    it draws at random, say, holds for a whole image.
     """
 
     weights: list[Tensor] | None
     biases: list[Tensor | None]
     hooked: bool
+    whole: bool
 
 
 def survey(fc: nn.Module) -> Survey:
@@ -51,7 +54,7 @@ def survey(fc: nn.Module) -> Survey:
     """
     weights: list[Tensor] = []
     biases: list[Tensor | None] = []
-    hooked, plain = bool(_has_any_global_hook()), True
+    hooked, plain, whole = bool(_has_any_global_hook()), True, False
     for child in fc._modules.values() if type(fc) is nn.ModuleList else (fc,):
         assert child is not None, "a ModuleList holds modules"  # noqa: S101
         state = vars(child)
@@ -70,7 +73,8 @@ def survey(fc: nn.Module) -> Survey:
         else:
             plain = False
             hooked = hooked or any(map(is_hooked, child.modules()))
-    return Survey(weights if plain else None, biases, hooked)
+            whole = whole or any(getattr(part, "wants_all_rows", False) for part in child.modules())
+    return Survey(weights if plain else None, biases, hooked, whole)
 
 
 def is_hooked(module: nn.Module) -> bool:

@@ -1,0 +1,66 @@
+"""Uncertainty of networks, written for FC layers and carried to CONV layers by their equality.
+
+============== ==================================================================================
+`randomness`   what FC layers with a random weight share: for whom a draw holds
+`dropout`      Monte Carlo dropout, and Concrete Dropout, whose rates are learned
+`gaussian`     Bayes by Backprop, with the local reparameterisation
+`networks`     networks of such layers, and ordinary networks drawn from them
+`prediction`   many draws, and the parts of their uncertainty
+`scores`       accuracy, likelihood, calibration, foreign images
+`figure`       reliability diagrams (needs matplotlib; imported when asked for)
+============== ==================================================================================
+
+Laplace approximations come from laplace-torch, and Bayesian layers of other kinds from
+bayesian-torch: they work on the patch form as it is; ``docs/uncertainty.md`` shows both.
+"""
+
+from typing import Any
+
+from convfc.methods.uncertainty.dropout import ConcreteDropoutLinear, DropoutLinear
+from convfc.methods.uncertainty.gaussian import GaussianLinear
+from convfc.methods.uncertainty.networks import (
+    kl,
+    learned_rates,
+    mean_network,
+    sample,
+    to_bayesian,
+)
+from convfc.methods.uncertainty.prediction import Prediction, predict
+from convfc.methods.uncertainty.randomness import RandomLinear
+from convfc.methods.uncertainty.scores import (
+    Calibration,
+    accuracy,
+    brier_score,
+    calibration,
+    negative_log_likelihood,
+    out_of_distribution_auroc,
+)
+
+__all__ = [
+    "Calibration",
+    "ConcreteDropoutLinear",
+    "DropoutLinear",
+    "GaussianLinear",
+    "Prediction",
+    "RandomLinear",
+    "accuracy",
+    "brier_score",
+    "calibration",
+    "kl",
+    "learned_rates",
+    "mean_network",
+    "negative_log_likelihood",
+    "out_of_distribution_auroc",
+    "predict",
+    "reliability_figure",
+    "sample",
+    "to_bayesian",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "reliability_figure":  # it imports matplotlib
+        from convfc.methods.uncertainty.figure import reliability_figure
+
+        return reliability_figure
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,310 @@
+"""Whole networks with random weights: made of ordinary ones, and ordinary ones drawn from them.
+
+A method is written for an FC layer. The patch form makes an FC layer of every CONV layer, so that
+the method reaches it; what is drawn is a plain FC layer again, and `convfc.to_conv` makes the CONV
+network of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from inspect import signature
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from convfc.convert import to_fc
+from convfc.errors import ConvfcError, NothingToConvert, UnsupportedLayer
+from convfc.frameworks.torch.factors import linear_obstacle
+from convfc.frameworks.torch.layers import PatchConv
+from convfc.frameworks.torch.parts import as_parameter, plain_linear
+from convfc.frameworks.torch.rewrite import Where, copy_of, holders, replace, selector
+from convfc.methods.uncertainty.dropout import ConcreteDropoutLinear, DropoutLinear
+from convfc.methods.uncertainty.gaussian import GaussianLinear
+from convfc.methods.uncertainty.randomness import RandomLinear, check_choice, seeded
+
+__all__ = ["Method", "kl", "learned_rates", "mean_network", "sample", "to_bayesian"]
+
+Method: TypeAlias = Literal["dropout", "concrete", "gaussian"]
+
+_LAYERS: Mapping[str, Callable[..., RandomLinear]] = {
+    "dropout": DropoutLinear,
+    "concrete": ConcreteDropoutLinear,
+    "gaussian": GaussianLinear,
+}
+
+
+def to_bayesian(model: nn.Module, method: Method, *, where: Where = None, **options: Any) -> Any:
+    """Return a copy of a network whose CONV and FC layers have random weights.
+
+    Every CONV layer becomes its patch form (`convfc.to_fc`), and every FC layer, on patches or on
+    features, one of the room's random layers. In training mode they draw at every call (a layer
+    that the network calls twice draws twice); in evaluation mode the network is the one that was
+    given. Add `kl` to the loss. `predict` samples.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Of CONV layers, or in patch form already.
+    method : {"dropout", "concrete", "gaussian"}
+        Monte Carlo dropout (Gal 2016), Concrete Dropout (Gal, Hron & Kendall 2017), or Bayes by
+        Backprop (Blundell et al. 2015).
+    where : function, str or list of str, optional
+        Which layers, as for `convfc.to_fc`. If not given: all; but where kernels are dropped, all
+        but the last one, whose kernels are the network's outputs. The last is the one that stands
+        last among the model's parts.
+    **options
+        Of `DropoutLinear`, `ConcreteDropoutLinear` or `GaussianLinear`: ``rate``, ``drop``,
+        ``per``, ``length_scale``, ``temperature``; ``prior``, ``initial_std``, ``per``.
+
+    Returns
+    -------
+    nn.Module
+        The given model is not changed.
+
+    Raises
+    ------
+    ConvfcError
+        If there is no such method or option, or a number is out of range.
+    UnsupportedLayer
+        If a layer cannot be converted (see `convfc.to_fc`), or something else than a plain
+        `nn.Linear` stands where one is to become random.
+    NothingToConvert
+        If no layer is chosen.
+
+    Examples
+    --------
+    >>> cnn = nn.Sequential(nn.Conv2d(1, 8, 4, 2), nn.ReLU(), nn.Flatten(), nn.Linear(1352, 10))
+    >>> bayes = to_bayesian(cnn, "dropout", rate=0.2)
+    >>> bayes[0].fc
+    DropoutLinear(
+      rate=0.2, drop='kernels', per='patch'
+      (linear): Linear(in_features=16, out_features=8, bias=True)
+    )
+    >>> type(bayes[3]) is nn.Linear  # its outputs are the network's
+    True
+    >>> bayes = to_bayesian(cnn, "gaussian", per="call")
+    >>> [type(part).__name__ for part in (bayes[0].fc, bayes[3])]
+    ['GaussianLinear', 'GaussianLinear']
+    """
+    check_choice("method", method, Method)
+    fc_model = to_fc(model)
+    layers = _layers(fc_model)
+    if where is None and _drops_kernels(method, options):
+        layers = dict(list(layers.items())[:-1])
+    chosen = selector(where)
+    layers = {name: layer for name, layer in layers.items() if chosen(name, layer)}
+    if not layers:
+        raise NothingToConvert(
+            "no layer is chosen that could have a random weight",
+            where="model" if where is None else "where",
+            expected="a CONV layer or an nn.Linear" + ("" if where else ", beside the last one"),
+            remedy="name the layers with where=",
+        )
+    new: dict[int, nn.Module] = {}
+    for name, layer in layers.items():
+        for child in layer.children_fc if isinstance(layer, PatchConv) else [layer]:
+            others = holders(fc_model, but=[id(child)])
+            shared = [others[id(p)] for p in child.parameters() if id(p) in others]
+            if shared:
+                raise UnsupportedLayer(
+                    f"its weight is also a parameter of {shared[0]}: two layers would draw two "
+                    "weights where the network has one",
+                    where=_place(name),
+                    remedy="untie them, or choose other layers with where=",
+                )
+            new[id(child)] = _random(name, child, method, options)
+    return replace(fc_model, new)
+
+
+def kl(model: nn.Module) -> Tensor:
+    """Return the divergence of a network's random weights from their priors, in nats.
+
+    The loss of variational inference is the mean negative log-likelihood per data point plus
+    ``kl(model) / N``, with N data points (images, not patches) in the whole training set. Layers
+    without a random weight count for nothing.
+
+    Returns
+    -------
+    Tensor
+        A scalar, through which gradients flow.
+
+    Raises
+    ------
+    NothingToConvert
+        If the network has no random layer.
+
+    Examples
+    --------
+    >>> bayes = to_bayesian(nn.Sequential(nn.Linear(4, 3)), "gaussian")
+    >>> kl(bayes).shape, bool(kl(bayes) > 0)
+    (torch.Size([]), True)
+    """
+    parts = [part.kl() for part in random_layers(model).values()]
+    return torch.stack([part.to(parts[0]) for part in parts]).sum()
+
+
+def sample(model: nn.Module, seed: int = 0) -> Any:
+    """Draw one network: a plain FC form, which `convfc.to_conv` takes back to CONV layers.
+
+    Every random layer gives one draw of its weight, which holds for all patches and all images,
+    whatever its ``per`` says.
+
+    Parameters
+    ----------
+    model : nn.Module
+        It is not changed.
+    seed : int
+
+    Returns
+    -------
+    nn.Module
+
+    Raises
+    ------
+    NothingToConvert
+        If the network has no random layer.
+
+    Examples
+    --------
+    >>> import convfc
+    >>> cnn = nn.Sequential(nn.Conv2d(1, 8, 4, 2), nn.ReLU(), nn.Flatten(), nn.Linear(1352, 10))
+    >>> drawn = sample(to_bayesian(cnn, "gaussian"), seed=1)
+    >>> type(drawn[0].fc) is nn.Linear, type(convfc.to_conv(drawn)[0]) is nn.Conv2d
+    (True, True)
+    """
+    with seeded(seed, *model.parameters()):
+        return _plain(model, lambda layer: layer.draw())
+
+
+def mean_network(model: nn.Module) -> Any:
+    """Return the network of the mean weights: a plain FC form, for `convfc.to_conv`.
+
+    It computes what the network with random weights computes in evaluation mode.
+
+    Raises
+    ------
+    NothingToConvert
+        If the network has no random layer.
+
+    Examples
+    --------
+    >>> mlp = nn.Sequential(nn.Linear(4, 3))
+    >>> back = mean_network(to_bayesian(mlp, "dropout", drop="taps"))
+    >>> type(back[0]) is nn.Linear, torch.equal(back[0].weight, mlp[0].weight)
+    (True, True)
+    """
+    return _plain(model, lambda layer: layer.mean())
+
+
+def learned_rates(model: nn.Module) -> dict[str, float]:
+    """Return the dropout rate of every layer under dropout, by its place.
+
+    Examples
+    --------
+    >>> mlp = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    >>> rates = learned_rates(to_bayesian(mlp, "concrete", rate=0.25))
+    >>> {name: round(rate, 6) for name, rate in rates.items()}
+    {'0': 0.25, '2': 0.25}
+    """
+    return {
+        name: layer.rate.item()
+        for name, layer in random_layers(model).items()
+        if isinstance(layer, DropoutLinear)
+    }
+
+
+def random_layers(model: nn.Module) -> dict[str, RandomLinear]:
+    """Return the random layers of a network by place, each once.
+
+    Raises
+    ------
+    NothingToConvert
+        If there is none.
+
+    Examples
+    --------
+    >>> list(random_layers(to_bayesian(nn.Sequential(nn.Conv2d(1, 2, 3)), "gaussian")))
+    ['0.fc']
+    """
+    found = {name: part for name, part in model.named_modules() if isinstance(part, RandomLinear)}
+    if not found:
+        raise NothingToConvert(
+            "the network has no random layer of convfc",
+            where=type(model).__name__,
+            expected="a network made by to_bayesian",
+            remedy="make one: convfc.methods.uncertainty.to_bayesian(model, 'dropout')",
+        )
+    return found
+
+
+def _layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the CONV layers in patch form and the FC layers outside them, by place, once each."""
+    everything = dict(model.named_modules())
+    inside = {id(part) for layer in everything.values() if isinstance(layer, PatchConv)
+              for part in layer.fc.modules()}  # fmt: skip
+    return {
+        name: part
+        for name, part in everything.items()
+        if isinstance(part, PatchConv) or (isinstance(part, nn.Linear) and id(part) not in inside)
+    }
+
+
+def _drops_kernels(method: str, options: Mapping[str, Any]) -> bool:
+    """Say whether the layers of a method lose outputs."""
+    usual = {"dropout": "kernels", "concrete": "taps"}.get(method)
+    return bool(options.get("drop", usual) == "kernels")
+
+
+def _random(name: str, linear: nn.Module, method: str, options: Mapping[str, Any]) -> RandomLinear:
+    """Return the random layer in place of a plain one."""
+    blocked = linear_obstacle(linear) if isinstance(linear, nn.Linear) else None
+    if not isinstance(linear, nn.Linear) or blocked is not None:
+        raise UnsupportedLayer(
+            f"its weight cannot be made random: {blocked.reason}" if blocked
+            else "its FC part is no nn.Linear",
+            where=_place(name),
+            expected="a plain nn.Linear",
+            got=type(linear).__name__,
+            remedy=blocked.remedy if blocked else "take the model back first, with convfc.to_conv",
+        )  # fmt: skip
+    try:
+        made = _LAYERS[method](linear, **options)
+    except TypeError as error:
+        known = _options(method)
+        wrong = sorted(set(options) - set(known))
+        if not wrong:
+            raise
+        raise ConvfcError(
+            f"{method} has no option {', '.join(wrong)}",
+            where="to_bayesian",
+            expected=f"some of {', '.join(known)}",
+        ) from error
+    return made.train(linear.training)
+
+
+def _options(method: str) -> list[str]:
+    """Return the names of what a method can be given."""
+    return [name for name in signature(_LAYERS[method]).parameters if name != "linear"]
+
+
+def _plain(model: nn.Module, read: Callable[[Any], tuple[Tensor, Tensor | None]]) -> nn.Module:
+    """Return a copy of a network with plain layers in place of its random ones."""
+    layers = random_layers(model)
+    twins: dict[int, nn.Module] = {}
+    copied = copy_of(model, {id(layer) for layer in layers.values()}, twins)
+    new: dict[int, nn.Module] = {}
+    with torch.no_grad():
+        for layer in layers.values():
+            weight, bias = read(layer)
+            trains = next(layer.parameters())
+            linear = plain_linear(
+                as_parameter(weight, trains), None if bias is None else as_parameter(bias, trains)
+            )
+            new[id(twins[id(layer)])] = linear.train(layer.training)
+    return replace(copied, new)
+
+
+def _place(name: str) -> str:
+    return name or "the model itself"

@@ -1,0 +1,201 @@
+"""Predictions of a network with random weights: many draws, their mean, and how far they disagree.
+
+The measures are those of Gal (2016, Section 3.3.1), in nats: the *predictive entropy* of the mean
+is all uncertainty; the *expected entropy* of the single draws is what remains when the weights are
+known (aleatoric); their difference, the *mutual information* of prediction and weights, is what
+more data could take away (epistemic; Houlsby et al. 2011 call it BALD).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from convfc.errors import ConvfcError, NothingToConvert, ShapeError
+from convfc.methods.uncertainty.randomness import check_choice, drawing, seeded
+
+__all__ = ["Prediction", "predict"]
+
+Output: TypeAlias = Literal["logits", "probabilities", "log_probabilities"]
+Progress: TypeAlias = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What `predict` found for n images and C classes; float64, on the CPU.
+
+    Parameters
+    ----------
+    mean : Tensor, shape (n, C)
+        Mean probability of each class over the draws.
+    predictive_entropy, expected_entropy, mutual_information : Tensor, shape (n,)
+        In nats. All uncertainty, its aleatoric and its epistemic part; the first is the sum of the
+        other two.
+    draws : Tensor, shape (samples, n, C), or None
+        What the network returned at every draw, if it was to be kept.
+    samples : int
+    """
+
+    mean: Tensor
+    predictive_entropy: Tensor
+    expected_entropy: Tensor
+    mutual_information: Tensor
+    draws: Tensor | None
+    samples: int
+
+    @property
+    def label(self) -> Tensor:
+        """The most probable class of each image, shape (n,)."""
+        return self.mean.argmax(dim=1)
+
+
+def predict(
+    model: nn.Module,
+    x: Tensor,
+    samples: int = 100,
+    *,
+    seed: int = 0,
+    batch_size: int = 256,
+    output: Output = "logits",
+    keep: bool = False,
+    progress: Progress | bool = False,
+) -> Prediction:
+    """Predict with many draws of a classifier's random weights.
+
+    Random layers and every kind of PyTorch's dropout draw; all else, BatchNorm for instance, is in
+    evaluation mode. Modes, and the states of the random number generators, are put back. A native
+    dropout network, or one that another library made random, can be given as well.
+
+    Parameters
+    ----------
+    model : nn.Module
+        It takes a batch of images and returns ``(n, C)``.
+    x : Tensor, shape (n, ...)
+    samples : int
+        Draws, or forward passes.
+    seed : int
+        Every draw has a seed of its own, the same for all batches: weights drawn once per call
+        (``per="call"``) are then one network for all images, whatever the batch size.
+    batch_size : int
+        Images that are run at a time.
+    output : {"logits", "probabilities", "log_probabilities"}
+        What the network returns.
+    keep : bool
+        Whether to keep what the network returned, ``(samples, n, C)``.
+    progress : callable or bool
+        Called with the draws done and all draws; True shows a bar (package rich).
+
+    Returns
+    -------
+    Prediction
+
+    Raises
+    ------
+    NothingToConvert
+        If nothing in the network is random: two draws are the same bits.
+    ShapeError
+        If there are no images, or the network does not return ``(n, C)``.
+    ConvfcError
+        If a number is below one, or there is no such output.
+
+    Examples
+    --------
+    >>> from convfc.methods.uncertainty import to_bayesian
+    >>> cnn = nn.Sequential(nn.Conv2d(1, 8, 4, 2), nn.ReLU(), nn.Flatten(), nn.Linear(1352, 10))
+    >>> found = predict(to_bayesian(cnn, "dropout"), torch.rand(5, 1, 28, 28), samples=20)
+    >>> found.mean.shape, found.mutual_information.shape
+    (torch.Size([5, 10]), torch.Size([5]))
+    >>> bool((found.mean.sum(dim=1) - 1).abs().max() < 1e-12)
+    True
+    """
+    check_choice("output", output, Output)
+    for name, value in (("samples", samples), ("batch_size", batch_size)):
+        if value < 1:
+            raise ConvfcError("a count below one", where=name, expected="1 or more", got=value)
+    if len(x) == 0:
+        raise ShapeError("no images", where="x", expected="(n, ...) with n >= 1", got=(*x.shape,))
+    show = _Bar() if progress is True else progress or _silent
+    total: Any = 0.0
+    entropy: Any = 0.0
+    kept: list[Tensor] = []
+    first: Tensor | None = None
+    with drawing(model), torch.no_grad():
+        for number in range(samples):
+            drawn = _one_draw(model, x.split(batch_size), seed + number)
+            if number == 1 and first is not None and torch.equal(first, drawn):
+                raise NothingToConvert(
+                    "two draws are the same: nothing in the network is random",
+                    where=type(model).__name__,
+                    remedy="make it random with convfc.methods.uncertainty.to_bayesian, or ask for "
+                    "one sample",
+                )
+            first = drawn if number == 0 else first
+            log_p = _log_probabilities(drawn.double(), output)
+            total = total + log_p.exp()
+            entropy = entropy - torch.xlogy(log_p.exp(), log_p.exp()).sum(dim=1)
+            if keep:
+                kept.append(drawn)
+            show(number + 1, samples)
+    mean = total / samples
+    predictive = -torch.xlogy(mean, mean).sum(dim=1)
+    # The expected entropy is never above the predictive one (Jensen), but rounded it may be.
+    expected = torch.minimum(entropy / samples, predictive)
+    return Prediction(
+        mean,
+        predictive,
+        expected,
+        predictive - expected,
+        torch.stack(kept) if keep else None,
+        samples,
+    )
+
+
+def _one_draw(model: nn.Module, batches: tuple[Tensor, ...], seed: int) -> Tensor:
+    """Run all batches, each from the same seed; return ``(n, C)`` on the CPU."""
+    outputs = []
+    for batch in batches:
+        with seeded(seed, batch, *model.parameters()):
+            y = model(batch)
+        if not isinstance(y, Tensor) or y.dim() != 2 or len(y) != len(batch):
+            raise ShapeError(
+                "the network returns something else than one row of classes per image",
+                where=type(model).__name__,
+                expected=f"a tensor of shape ({len(batch)}, C)",
+                got=tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__,
+                remedy="wrap it in a module that returns its logits",
+            )
+        outputs.append(y.cpu())
+    return torch.cat(outputs)
+
+
+def _log_probabilities(y: Tensor, output: Output) -> Tensor:
+    """Return logarithms of probabilities that sum to 1."""
+    return torch.log_softmax(y.log() if output == "probabilities" else y, dim=1)
+
+
+def _silent(done: int, count: int) -> None:
+    """Show nothing."""
+    del done, count
+
+
+class _Bar:
+    """A bar of rich that ends with the last draw."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __call__(self, done: int, count: int) -> None:
+        if self._bar is None:
+            from rich.progress import Progress as Bar
+
+            self._bar = Bar(transient=True)
+            self._bar.start()
+            self._task = self._bar.add_task("draws", total=count)
+        self._bar.update(self._task, completed=done)
+        if done == count:
+            self._bar.stop()

@@ -1,0 +1,201 @@
+"""How good probabilities are: accuracy, likelihood, Brier score, calibration, foreign images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import rankdata
+
+from convfc.errors import ConvfcError, ShapeError
+
+__all__ = [
+    "Calibration",
+    "accuracy",
+    "brier_score",
+    "calibration",
+    "negative_log_likelihood",
+    "out_of_distribution_auroc",
+]
+
+Numbers = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """How often a classifier is right, against how sure it is; `calibration` makes it.
+
+    Parameters
+    ----------
+    edges : ndarray, shape (bins + 1,)
+        Of the bins of confidence.
+    counts : ndarray, shape (bins,)
+        Images in each.
+    confidence, accuracy : ndarray, shape (bins,)
+        Their mean confidence, and the share of them that is right; NaN in an empty bin.
+    ece : float
+        Expected calibration error: mean of ``|accuracy - confidence|`` over the images (Naeini et
+        al. 2015; Guo et al. 2017, arXiv:1706.04599, Eq. (5)).
+    """
+
+    edges: Numbers
+    counts: NDArray[np.int64]
+    confidence: Numbers
+    accuracy: Numbers
+    ece: float
+
+
+def accuracy(probabilities: ArrayLike, labels: ArrayLike) -> float:
+    """Return the share of images whose most probable class is right.
+
+    Parameters
+    ----------
+    probabilities : array, shape (n, C)
+    labels : array of int, shape (n,)
+
+    Raises
+    ------
+    ShapeError
+        If the two do not belong together.
+
+    Examples
+    --------
+    >>> accuracy([[0.9, 0.1], [0.4, 0.6]], [0, 0])
+    0.5
+    """
+    p, y = _checked(probabilities, labels)
+    return float((p.argmax(axis=1) == y).mean())
+
+
+def negative_log_likelihood(probabilities: ArrayLike, labels: ArrayLike) -> float:
+    """Return the mean of -ln p(label), in nats; infinite where a true class has probability 0.
+
+    Raises
+    ------
+    ShapeError
+        If the two do not belong together.
+
+    Examples
+    --------
+    >>> round(negative_log_likelihood([[0.5, 0.5]], [1]), 4)
+    0.6931
+    """
+    p, y = _checked(probabilities, labels)
+    with np.errstate(divide="ignore"):
+        return float(-np.log(p[np.arange(len(y)), y]).mean())
+
+
+def brier_score(probabilities: ArrayLike, labels: ArrayLike) -> float:
+    """Return the mean squared distance of the probabilities from the truth (Brier 1950): 0 to 2.
+
+    Raises
+    ------
+    ShapeError
+        If the two do not belong together.
+
+    Examples
+    --------
+    >>> brier_score([[0.5, 0.5]], [1])
+    0.5
+    """
+    p, y = _checked(probabilities, labels)
+    truth = np.eye(p.shape[1])[y]
+    return float(((p - truth) ** 2).sum(axis=1).mean())
+
+
+def calibration(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> Calibration:
+    """Compare confidence and accuracy in bins of equal width.
+
+    Parameters
+    ----------
+    probabilities : array, shape (n, C)
+        The confidence is the largest of a row.
+    labels : array of int, shape (n,)
+    bins : int
+
+    Raises
+    ------
+    ShapeError
+        If the two do not belong together.
+    ConvfcError
+        If there are no bins.
+
+    Examples
+    --------
+    >>> found = calibration([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6]], [0, 1, 1], bins=10)
+    >>> found.counts[[5, 8]].tolist(), round(found.ece, 3)
+    ([1, 2], 0.4)
+    """
+    if bins < 1:
+        raise ConvfcError("a count below one", where="bins", expected="1 or more", got=bins)
+    p, y = _checked(probabilities, labels)
+    confidence, right = p.max(axis=1), p.argmax(axis=1) == y
+    edges = np.linspace(0, 1, bins + 1)
+    # A bin holds its upper edge, so that a confidence of 1 is in the last one.
+    place = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
+    counts = np.bincount(place, minlength=bins)
+    with np.errstate(invalid="ignore"):
+        mean_confidence = np.bincount(place, confidence, bins) / counts
+        share_right = np.bincount(place, right, bins) / counts
+    gaps = np.abs(share_right - mean_confidence)[counts > 0]
+    ece = float((gaps * counts[counts > 0]).sum() / len(y))
+    return Calibration(edges, counts, mean_confidence, share_right, ece)
+
+
+def out_of_distribution_auroc(inside: ArrayLike, outside: ArrayLike) -> float:
+    """Return how well an uncertainty tells foreign images from familiar ones.
+
+    The area under the receiver operating characteristic: the probability that a foreign image has
+    the larger uncertainty, ties counting half (Mann & Whitney's U divided by the number of pairs).
+
+    Parameters
+    ----------
+    inside, outside : array, shape (n,) and (m,)
+        An uncertainty, such as the predictive entropy, of familiar and of foreign images.
+
+    Raises
+    ------
+    ShapeError
+        If one of the two is empty or no vector.
+
+    Examples
+    --------
+    >>> out_of_distribution_auroc([0.1, 0.2], [0.3, 0.2])
+    0.875
+    """
+    familiar, foreign = np.asarray(inside, np.float64), np.asarray(outside, np.float64)
+    for name, values in (("inside", familiar), ("outside", foreign)):
+        if values.ndim != 1 or not len(values):
+            raise ShapeError("no vector of scores", where=name, expected="(n,)", got=values.shape)
+    ranks = rankdata(np.concatenate([familiar, foreign]))[len(familiar) :]
+    smaller = ranks.sum() - len(foreign) * (len(foreign) + 1) / 2
+    return float(smaller / (len(familiar) * len(foreign)))
+
+
+def _checked(probabilities: ArrayLike, labels: ArrayLike) -> tuple[Numbers, Any]:
+    """Return both as arrays that belong together."""
+    p, y = np.asarray(probabilities, np.float64), np.asarray(labels)
+    if p.ndim != 2 or y.shape != p.shape[:1] or not len(p):
+        raise ShapeError(
+            "probabilities and labels do not belong together",
+            expected="(n, C) and (n,)",
+            got=f"{p.shape} and {y.shape}",
+        )
+    if not np.issubdtype(y.dtype, np.integer) or y.min() < 0 or y.max() >= p.shape[1]:
+        raise ShapeError(
+            "labels are no numbers of classes",
+            where="labels",
+            expected=f"whole numbers from 0 to {p.shape[1] - 1}",
+            got=f"{y.dtype}, from {y.min()} to {y.max()}",
+        )
+    if not np.abs(p.sum(axis=1) - 1).max() < 1e-3 or p.min() < 0:
+        raise ShapeError(
+            "rows are no probabilities",
+            where="probabilities",
+            expected="numbers of at least 0 that sum to 1",
+            got=f"sums from {p.sum(axis=1).min():.3g} to {p.sum(axis=1).max():.3g}",
+            remedy="apply softmax first",
+        )
+    return p, y
