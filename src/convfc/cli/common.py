@@ -12,10 +12,20 @@ from rich.text import Text
 
 from convfc.errors import ConvfcError
 
-__all__ = ["Factory", "FactoryArguments", "ctrl_c_explained", "errors_in_one_line", "shape"]
+__all__ = [
+    "WIDTH",
+    "Factory",
+    "FactoryArguments",
+    "ctrl_c_explained",
+    "errors_in_one_line",
+    "shape",
+]
 
 _STOPPED = 130
 """The exit code of a program that Ctrl-C ended."""
+
+WIDTH = 160
+"""Characters of a table in what is no terminal."""
 
 Factory: TypeAlias = Annotated[
     str,

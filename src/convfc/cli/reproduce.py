@@ -1,9 +1,10 @@
-"""``convfc reproduce``: the paper's experiment."""
+"""``convfc reproduce``: the paper's experiment, and the studies."""
 
 from __future__ import annotations
 
 import pathlib
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import fields, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from convfc.cli.common import ctrl_c_explained, errors_in_one_line
+from convfc.cli.common import WIDTH, ctrl_c_explained, errors_in_one_line
 
 if TYPE_CHECKING:
     from convfc.paper.runs import Settings
@@ -48,13 +49,33 @@ class Data(StrEnum):
     mnist = "mnist"
 
 
+class Study(StrEnum):
+    """What there is to run beside the paper's experiment."""
+
+    uncertainty = "uncertainty"
+    morphism = "morphism"
+
+
+_PAPER_ONLY = ("paper", "optimizer", "backend", "dtype", "data", "cost", "companion")
+_STUDIES_ONLY = ("images", "samples", "seeds")
+
+
 def reproduce(
+    context: typer.Context,
     paper: Annotated[
         bool, typer.Option("--paper", help="Train 400 epochs, as the paper does: about an hour.")
     ] = False,
+    study: Annotated[
+        Study | None,
+        typer.Option(help="Run this study instead: what the methods do for a network."),
+    ] = None,
     epochs: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Passes over the training images, 40 if not given."),
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Passes over the training images; 40 if not given, in a study its own number.",
+        ),
     ] = None,
     optimizer: Annotated[
         list[Optimizer] | None,
@@ -91,6 +112,24 @@ def reproduce(
     companion: Annotated[
         bool, typer.Option(help="Train Adam's networks again in float64, a quarter as long.")
     ] = True,
+    images: Annotated[
+        int | None,
+        typer.Option(
+            min=3,
+            metavar="N",
+            help="Of a study: digits to learn from, a multiple of 3; 3000 if not given.",
+        ),
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            min=2, metavar="N", help="Of the study uncertainty: draws of a prediction; 100."
+        ),
+    ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Of the study morphism: repetitions; 5."),
+    ] = None,
 ) -> None:
     """Run the paper's experiment (Section 5) on real handwritten digits.
 
@@ -103,8 +142,22 @@ def reproduce(
     [bold]convfc reproduce --paper[/bold]   400 epochs, the paper's length
 
     [bold]convfc reproduce --resume[/bold]  continue after Ctrl-C or a crash
+
+    [bold]convfc reproduce --study uncertainty[/bold]  when does a network not know?
+
+    [bold]convfc reproduce --study morphism[/bold]     a student that starts as its teacher
     """
     console, errors = Console(), Console(stderr=True)
+    given = {name for name in context.params if _given(context, name)}
+    if study is not None:
+        _refuse(given & set(_PAPER_ONLY), "the paper's experiment, which --study replaces")
+        numbers = {"epochs": epochs, "seed": seed, "images": images, "samples": samples}
+        with errors_in_one_line(errors), ctrl_c_explained(errors):
+            _run_study(
+                console, study.value, {**numbers, "seeds": seeds}, name, runs_dir, resume, overwrite
+            )
+        return
+    _refuse(given & set(_STUDIES_ONLY), "a study; say which with --study")
     if paper and epochs is not None:
         raise typer.BadParameter("--paper means 400 epochs; give only one of --paper and --epochs")
     count = 400 if paper else epochs or 40
@@ -124,6 +177,54 @@ def reproduce(
         )
         settings = replace(settings, name=default_name(settings) if name is None else name)
         _reproduce(console, settings, runs_dir, resume, overwrite, cost)
+
+
+def _given(context: typer.Context, name: str) -> bool:
+    """Say whether the user wrote this option."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _refuse(options: set[str], owner: str) -> None:
+    """End if there are options that belong to something else."""
+    if options:
+        names = ", ".join(f"--{name}" for name in sorted(options))
+        raise typer.BadParameter(f"{names}: an option of {owner}")
+
+
+def _run_study(
+    console: Console,
+    name: str,
+    numbers: Mapping[str, int | None],
+    run_name: str | None,
+    runs_dir: pathlib.Path,
+    resume: bool,
+    overwrite: bool,
+) -> None:
+    """Open the study's folder, run the study, show what came out."""
+    from convfc.studies.catalogue import load_study
+
+    # Before the folder is made: a missing package leaves nothing behind.
+    study, settings_class = load_study(name)
+    own = {field.name for field in fields(settings_class)}
+    asked = {key for key, value in numbers.items() if value is not None}
+    _refuse(asked - own, f"another study than {name}")
+    settings = settings_class.named(run_name, **{key: numbers[key] for key in asked})
+
+    from convfc.paper.progress import display_for
+    from convfc.studies.folder import StudyFolder
+    from convfc.studies.runner import run_study
+
+    run = StudyFolder.open(runs_dir, settings, resume=resume, overwrite=overwrite)
+    with display_for(console, "parts", "step") as display:
+        display.note(f"study {name}, run {settings.name}, in {run.path}")
+        report = run_study(study, run, settings, display)
+    table = study.summary(run.results())
+    if console.is_terminal:
+        console.print(table)
+    else:
+        typer.echo(table.text(WIDTH))
+    console.print(Text(f"Report: {report}"), soft_wrap=True)
 
 
 def _reproduce(

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from convfc.cli.common import (
+    WIDTH,
     Factory,
     FactoryArguments,
     ctrl_c_explained,
@@ -21,9 +22,6 @@ from convfc.cli.common import (
 )
 
 __all__ = ["spectrum"]
-
-_WIDTH = 160
-"""Characters of a table in what is no terminal."""
 
 
 class Boundary(StrEnum):
@@ -126,6 +124,6 @@ def spectrum(
     if console.is_terminal:
         console.print(table)
     else:
-        typer.echo(table.text(_WIDTH))
+        typer.echo(table.text(WIDTH))
     if figure is not None:
         console.print(Text(f"Figure: {figure}"), soft_wrap=True)

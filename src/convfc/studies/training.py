@@ -1,0 +1,168 @@
+"""One training of a classifier in PyTorch, which can be stopped anywhere and resumes to the bit.
+
+An epoch is a function of the state at its start and of its number alone: the order of its images
+and the random numbers of its layers come from a seed made of the part's seed and the epoch. So a
+checkpoint after an epoch needs no state of a generator.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from convfc.studies.data import Images
+from convfc.studies.folder import Array
+from convfc.studies.runner import Work, seed_of
+
+__all__ = ["load_weights", "score", "train", "weights_of"]
+
+BATCH = 100
+RATE = 1e-3  # Adam's usual step
+
+Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
+Watch = Callable[[nn.Module], Mapping[str, float]]
+
+
+def train(
+    model: nn.Module,
+    images: Images,
+    work: Work,
+    *,
+    epochs: int,
+    loss: Loss | None = None,
+    watch: Watch | None = None,
+    told: str = "",
+) -> tuple[dict[str, Array], float]:
+    """Train a model with Adam in place, from the part's checkpoint if it has one.
+
+    Parameters
+    ----------
+    model : nn.Module
+        It is in training mode for each epoch, and in evaluation mode afterwards.
+    images : Images
+        What it learns from, in batches of `BATCH`.
+    work : Work
+        The part that trains: its seed decides everything; its checkpoint is read and written.
+    epochs : int
+    loss : callable, optional
+        Of the model, images ``(n, 1, 28, 28)`` and labels ``(n,)``: a scalar. The cross-entropy if
+        not given.
+    watch : callable, optional
+        What to keep after each epoch, and before the first: numbers by name, of the model in
+        evaluation mode.
+    told : str
+        Which of the watched numbers progress shows beside the loss.
+
+    Returns
+    -------
+    curves : dict of ndarray
+        ``loss``, the mean over the batches of each epoch, ``(epochs,)``; what was watched, each
+        ``(epochs + 1,)``.
+    seconds : float
+        Of the training itself, watching aside.
+    """
+    loss = loss or _cross_entropy
+    optimizer = torch.optim.Adam(model.parameters(), RATE)
+    x, y = torch.from_numpy(images.images), torch.from_numpy(images.labels)
+    curves: dict[str, list[float]] = {"loss": []}
+    seconds, done = 0.0, 0
+    saved = work.saved()
+    if saved is not None:
+        done, seconds = int(saved["done"]), float(saved["seconds"])
+        curves = {name: list(values) for name, values in _under("curve.", saved).items()}
+        load_weights(model, _under("model.", saved))
+        _load_optimizer(optimizer, saved)
+    work.start(done)
+    model.eval()
+    if not done and watch is not None:
+        for name, value in watch(model).items():
+            curves[name] = [value]
+    for epoch in range(done, epochs):
+        began = time.perf_counter()
+        curves["loss"].append(_epoch(model, optimizer, x, y, loss, seed_of(work.seed, epoch)))
+        seconds += time.perf_counter() - began
+        for name, value in (watch(model) if watch else {}).items():
+            curves[name].append(value)
+        shown = f"{told} {curves[told][-1]:.4f}" if told else ""
+        work.step(epoch + 1, f"loss {curves['loss'][-1]:.4f}" + (shown and f", {shown}"))
+        work.save(lambda: _state(model, optimizer, curves, epoch + 1, seconds))  # noqa: B023
+    return {name: np.array(values) for name, values in curves.items()}, seconds
+
+
+def score(model: nn.Module, images: Images) -> dict[str, float]:
+    """Return the mean cross-entropy and the accuracy of a model in evaluation mode."""
+    x, y = torch.from_numpy(images.images), torch.from_numpy(images.labels)
+    with torch.no_grad():
+        logits = torch.cat([model(part) for part in x.split(250)]).double()
+    right = (logits.argmax(dim=1) == y).double().mean()
+    return {
+        "test_loss": float(functional.cross_entropy(logits, y)),
+        "test_accuracy": float(right),
+    }
+
+
+def weights_of(model: nn.Module) -> dict[str, Array]:
+    """Return parameters and buffers of a model as arrays by name."""
+    return {name: value.detach().numpy().copy() for name, value in model.state_dict().items()}
+
+
+def load_weights(model: nn.Module, arrays: Mapping[str, Array]) -> None:
+    """Give a model the weights that `weights_of` returned."""
+    model.load_state_dict({name: torch.from_numpy(np.array(v)) for name, v in arrays.items()})
+
+
+def _cross_entropy(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    return functional.cross_entropy(model(x), y)
+
+
+def _epoch(
+    model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, loss: Loss, seed: int
+) -> float:
+    """Train one epoch in training mode, and return its mean loss."""
+    torch.manual_seed(seed)
+    model.train()
+    total = 0.0
+    for chosen in torch.randperm(len(x)).split(BATCH):
+        optimizer.zero_grad()
+        value = loss(model, x[chosen], y[chosen])
+        value.backward()
+        optimizer.step()
+        total += value.item() * len(chosen)
+    model.eval()
+    return total / len(x)
+
+
+def _state(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    curves: Mapping[str, list[float]],
+    done: int,
+    seconds: float,
+) -> dict[str, Array]:
+    """Return everything that a training needs to go on, as arrays."""
+    arrays = {f"model.{name}": value for name, value in weights_of(model).items()}
+    arrays |= {f"curve.{name}": np.array(values) for name, values in curves.items()}
+    for index, values in optimizer.state_dict()["state"].items():
+        arrays |= {f"adam.{index}.{key}": value.numpy() for key, value in values.items()}
+    return arrays | {"done": np.array(done), "seconds": np.array(seconds)}
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Array]) -> None:
+    """Give an optimizer the state that a checkpoint holds."""
+    state: dict[int, dict[str, Any]] = {}
+    for name, value in _under("adam.", saved).items():
+        index, _, key = name.partition(".")
+        state.setdefault(int(index), {})[key] = torch.from_numpy(np.array(value))
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _under(prefix: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """Return the arrays whose names begin so, under the rest of their names."""
+    return {name[len(prefix) :]: a for name, a in arrays.items() if name.startswith(prefix)}

