@@ -6,25 +6,12 @@ import socket
 from typing import TYPE_CHECKING
 
 import pytest
-import torch
+from torch_fixtures import one_thread, seed_zero
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Compute on one thread: pytest-xdist has given every core a process already."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def seed_zero() -> None:
-    """Draw the same random numbers in every run."""
-    torch.manual_seed(0)
+__all__ = ["no_network", "one_thread", "seed_zero"]
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -271,7 +272,12 @@ class PatchConv(nn.Module):
 
     def extra_repr(self) -> str:
         """Return the CONV layer's own description."""
-        return f"{self.native.__name__}: {_ConvNd.extra_repr(self)}"  # type: ignore[arg-type]
+        try:
+            bias: Any = self.bias
+        except UnsupportedLayer:  # what a tool has put there shows itself
+            bias = ...
+        shown: Any = SimpleNamespace(**vars(self), bias=bias)
+        return f"{self.native.__name__}: {_ConvNd.extra_repr(shown)}"
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Return the CONV layer's state while the FC children are plain: ``weight`` and ``bias``.

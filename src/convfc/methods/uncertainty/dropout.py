@@ -27,7 +27,8 @@ from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Bernoulli, RelaxedBernoulli
+from torch.distributions import RelaxedBernoulli
+from torch.nn import functional
 
 from convfc.frameworks.torch.read import Obstacle
 from convfc.methods.uncertainty.randomness import Per, RandomLinear, check_choice, check_number
@@ -94,9 +95,7 @@ class DropoutLinear(RandomLinear):
 
     def _kept(self, shape: tuple[int, ...]) -> Tensor:
         """Draw z / (1 - p): 0 where a unit is dropped, so that the mean is 1."""
-        keep = 1 - self.rate
-        kept: Tensor = Bernoulli(probs=keep, validate_args=False).sample(shape) / keep
-        return kept
+        return functional.dropout(self.linear.weight.new_ones(shape), self._rate)
 
     def forward(self, rows: Tensor) -> Tensor:
         """Return the outputs ``(*, f)`` of rows ``(*, k)``."""

@@ -105,16 +105,8 @@ def to_bayesian(model: nn.Module, method: Method, *, where: Where = None, **opti
     new: dict[int, nn.Module] = {}
     for name, layer in layers.items():
         for child in layer.children_fc if isinstance(layer, PatchConv) else [layer]:
-            others = holders(fc_model, but=[id(child)])
-            shared = [others[id(p)] for p in child.parameters() if id(p) in others]
-            if shared:
-                raise UnsupportedLayer(
-                    f"its weight is also a parameter of {shared[0]}: two layers would draw two "
-                    "weights where the network has one",
-                    where=_place(name),
-                    remedy="untie them, or choose other layers with where=",
-                )
-            new[id(child)] = _random(name, child, method, options)
+            _check_plain(name, child, fc_model)
+            new[id(child)] = _random(child, method, options)
     return replace(fc_model, new)
 
 
@@ -257,18 +249,32 @@ def _drops_kernels(method: str, options: Mapping[str, Any]) -> bool:
     return bool(options.get("drop", usual) == "kernels")
 
 
-def _random(name: str, linear: nn.Module, method: str, options: Mapping[str, Any]) -> RandomLinear:
-    """Return the random layer in place of a plain one."""
+def _check_plain(name: str, linear: nn.Module, model: nn.Module) -> None:
+    """Refuse what is no plain FC layer with a weight of its own."""
     blocked = linear_obstacle(linear) if isinstance(linear, nn.Linear) else None
     if not isinstance(linear, nn.Linear) or blocked is not None:
         raise UnsupportedLayer(
-            f"its weight cannot be made random: {blocked.reason}" if blocked
+            f"its weight cannot be made random: {blocked.reason}"
+            if blocked
             else "its FC part is no nn.Linear",
             where=_place(name),
             expected="a plain nn.Linear",
             got=type(linear).__name__,
             remedy=blocked.remedy if blocked else "take the model back first, with convfc.to_conv",
-        )  # fmt: skip
+        )
+    others = holders(model, but=[id(linear)])
+    shared = [others[id(p)] for p in linear.parameters() if id(p) in others]
+    if shared:
+        raise UnsupportedLayer(
+            f"its weight is also a parameter of {shared[0]}: two layers would draw two weights "
+            "where the network has one",
+            where=_place(name),
+            remedy="untie them, or choose other layers with where=",
+        )
+
+
+def _random(linear: nn.Module, method: str, options: Mapping[str, Any]) -> RandomLinear:
+    """Return the random layer in place of a plain one."""
     try:
         made = _LAYERS[method](linear, **options)
     except TypeError as error:

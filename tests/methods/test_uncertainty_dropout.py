@@ -1,0 +1,327 @@
+"""Dropout on the rows of M: against the native convolution with the drawn weight, and theory."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from conv_cases import CASES, ConvCase, integers
+from scipy.integrate import quad
+from torch import Tensor, nn
+from torch.func import functional_call
+
+import convfc
+from convfc.errors import ConvfcError, UnsupportedLayer
+from convfc.frameworks.torch.forward import blocks
+from convfc.frameworks.torch.read import matrix_to_weight
+from convfc.methods import uncertainty
+from convfc.methods.uncertainty import ConcreteDropoutLinear, DropoutLinear
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread", "seed_zero"),
+    pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning"),
+]
+HALF = 0.5  # kept units are doubled: exact
+
+
+def dropped(case: ConvCase, **options: Any) -> nn.Module:
+    """The layer in patch form, under dropout in training mode."""
+    return uncertainty.to_bayesian(
+        nn.Sequential(case.layer()), "dropout", rate=HALF, where="*", **options
+    ).train()
+
+
+def native_with(case: ConvCase, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
+    """PyTorch's convolution with the weight of an FC layer."""
+    layer = case.layer()
+    transposed, groups = layer.transposed, layer.groups
+    folded = matrix_to_weight(weight, layer.weight.shape, transposed=transposed, groups=groups)
+    parameters = {"weight": folded} | ({} if bias is None else {"bias": bias})
+    return functional_call(layer, parameters, (x,))
+
+
+def drawn(layer: Any) -> tuple[Tensor, Tensor | None]:
+    """One draw of every group's FC layer, stacked."""
+    pairs = [child.draw() for child in layer.children_fc]
+    weights, biases = zip(*pairs, strict=True)
+    return torch.cat(weights), None if biases[0] is None else torch.cat(biases)
+
+
+@pytest.mark.parametrize("drop", ["kernels", "taps"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_drawn_weight_run_as_a_convolution_is_the_call(case: ConvCase, drop: str):
+    """The proof of the method: FC path and CONV layer with the drawn weight, to the bit."""
+    bayes = dropped(case, drop=drop, per="call")
+    x = case.x()
+    with torch.random.fork_rng():
+        y = bayes(x)
+    weight, bias = drawn(bayes[0])
+    assert torch.equal(y, native_with(case, weight, bias, x))
+    assert not torch.equal(y, case.layer()(x)), "something must have been dropped"
+
+
+@pytest.mark.parametrize("drop", ["kernels", "taps"])
+def test_every_image_has_a_draw_of_its_own(drop: str):
+    case = CASES[1]
+    bayes = dropped(case, drop=drop, per="image")
+    x = case.x(batch=4)
+    with torch.random.fork_rng():
+        y = bayes(x)
+    child = bayes[0].fc
+    width = child.linear.in_features if drop == "taps" else child.linear.out_features
+    kept = child._kept((4, 1, width))
+    weight, bias = child.mean()
+    for image in range(4):
+        mask = kept[image, 0]
+        own = weight * mask if drop == "taps" else weight * mask[:, None]
+        own_bias = bias if drop == "taps" else bias * mask
+        assert torch.equal(y[image], native_with(case, own, own_bias, x[image]))
+
+
+def test_every_patch_drops_kernels_of_its_own_as_native_dropout_behind_the_layer_does():
+    """Gal's formula, y_n = m_n K diag(z_n): an element is 0 or twice the layer's."""
+    case = CASES[0]
+    y, native = dropped(case)(case.x(batch=50)), case.layer()(case.x(batch=50))
+    kept = y != 0
+    assert torch.equal(y[kept], 2 * native[kept])
+    there = native != 0
+    share = kept[there].double().mean(dim=0)
+    # A binomial count of n: five standard deviations are 5 / (2 sqrt(n)).
+    assert abs(float(share) - HALF) < 5 / (2 * math.sqrt(int(there.sum())))
+    # Neither whole kernels nor whole patches are dropped.
+    assert kept.flatten(2).any(2).all()
+    assert kept.flatten(2).any(1).any()
+    assert not kept.flatten(2).all(2).any()
+
+
+def test_taps_of_a_patch_are_dropped_in_that_patch_only():
+    """One pixel under nine windows: each window keeps or loses it by itself."""
+    conv = nn.Conv2d(1, 1, 3, bias=False, dtype=torch.float64)
+    nn.init.ones_(conv.weight)
+    x = torch.zeros(200, 1, 5, 5, dtype=torch.float64)
+    x[:, :, 2, 2] = 1
+    bayes = uncertainty.to_bayesian(
+        nn.Sequential(conv), "dropout", rate=HALF, drop="taps", per="patch"
+    ).train()
+    y = bayes(x)
+    assert set(y.unique().tolist()) == {0.0, 2.0}
+    patterns = {tuple(image.flatten().tolist()) for image in y}
+    assert len(patterns) > 100, "windows must not agree"
+
+
+@pytest.mark.parametrize("per", ["image", "call"])
+@pytest.mark.parametrize("drop", ["kernels", "taps"])
+def test_a_draw_holds_for_all_rows_however_small_the_blocks_of_m_are(
+    per: str, drop: str, monkeypatch: pytest.MonkeyPatch
+):
+    """M is cut into blocks where it is large; a draw must not change between two blocks."""
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 64)
+    conv = nn.Conv2d(1, 6, 3, padding=1, padding_mode="circular", dtype=torch.float64)
+    with torch.no_grad():
+        conv.weight.copy_(integers(conv.weight.shape))
+        conv.bias.fill_(1.0)
+    bayes = uncertainty.to_bayesian(
+        nn.Sequential(conv), "dropout", rate=HALF, drop=drop, per=per, where="*"
+    ).train()
+    y = bayes(torch.ones(3, 1, 6, 6, dtype=torch.float64))
+    flat = y.flatten(2)
+    assert torch.equal(flat, flat[:, :, :1].expand_as(flat)), "all windows see the same numbers"
+    same_for_all = torch.equal(y, y[:1].expand_as(y))
+    assert same_for_all == (per == "call")
+
+
+def test_gradients_in_blocks_use_the_draws_of_the_forward_pass(monkeypatch: pytest.MonkeyPatch):
+    """Blocks are built again for the backward pass. y is linear in W: <dy/dW, W> = y."""
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 64)
+    conv = nn.Conv2d(2, 3, 3, bias=False, dtype=torch.float64)
+    with torch.no_grad():
+        conv.weight.copy_(integers(conv.weight.shape))
+    for drop in ("kernels", "taps"):
+        bayes = uncertainty.to_bayesian(
+            nn.Sequential(conv), "dropout", rate=HALF, drop=drop, where="*"
+        ).train()
+        weight = bayes[0].fc.linear.weight
+        total = (bayes(integers((3, 2, 6, 6))) * integers((3, 3, 4, 4), seed=5)).sum()
+        (gradient,) = torch.autograd.grad(total, weight)
+        assert (gradient * weight).sum() == total
+
+
+def test_rate_zero_and_evaluation_mode_change_nothing():
+    case = CASES[0]
+    x = case.x()
+    none = uncertainty.to_bayesian(nn.Sequential(case.layer()), "dropout", rate=0.0, where="*")
+    assert torch.equal(none.train()(x), case.layer()(x))
+    assert torch.equal(dropped(case).eval()(x), case.layer()(x))
+
+
+def test_to_conv_makes_the_layer_and_native_dropout_where_that_is_the_same():
+    conv = nn.Conv2d(3, 8, 3, stride=2)
+    bayes = uncertainty.to_bayesian(nn.Sequential(conv), "dropout", rate=0.3, where="*")
+    layer, dropout = convfc.to_conv(bayes)[0]
+    assert type(layer) is nn.Conv2d
+    assert torch.equal(layer.weight, conv.weight)
+    assert (type(dropout), round(dropout.p, 6)) == (nn.Dropout, 0.3)
+
+
+@pytest.mark.parametrize("options", [{"drop": "taps"}, {"per": "image"}, {"per": "call"}], ids=str)
+def test_to_conv_refuses_what_no_layer_with_dropout_does(options: dict[str, str]):
+    bayes = uncertainty.to_bayesian(nn.Sequential(nn.Conv2d(3, 8, 3)), "dropout", where="*",
+                                    **options)  # fmt: skip
+    text = (
+        r"^0: its FC part is random \(DropoutLinear\).*Remedy: take one draw first, with "
+        r"convfc.methods.uncertainty.sample"
+    )
+    with pytest.raises(UnsupportedLayer, match=text):
+        convfc.to_conv(bayes)
+
+
+def divergence_by_quadrature(p: float, m: float, length_scale: float, s: float) -> Any:
+    """KL of the mixture p N(0, s^2) + (1 - p) N(m, s^2) from N(0, 1 / l^2), and quad's error."""
+
+    def log_q(w: float) -> float:
+        one, two = (
+            math.log(part) - (w - at) ** 2 / (2 * s**2) for part, at in ((p, 0), (1 - p, m))
+        )
+        top = max(one, two)
+        return top + math.log(math.exp(one - top) + math.exp(two - top)) - math.log(s)
+
+    def density(w: float) -> float:
+        log_prior = math.log(length_scale) - (length_scale * w) ** 2 / 2
+        return math.exp(log_q(w)) / math.sqrt(2 * math.pi) * (log_q(w) - log_prior)
+
+    pieces = [quad(density, at - 12 * s, at + 12 * s, epsabs=1e-13, limit=200) for at in (0.0, m)]
+    return sum(value for value, _ in pieces), sum(error for _, error in pieces)
+
+
+def test_the_regulariser_is_the_divergence_of_gals_mixture():
+    """Its constants fall out of a difference; W = (1 - p) M is where the usual mistake is made."""
+    s, scale = 0.01, 0.7
+    settings = [(0.1, 1.0), (0.5, 1.0), (0.5, -2.5), (0.9, 0.8)]
+    theirs, ours, errors = [], [], []
+    for p, m in settings:
+        linear = nn.Linear(1, 1, bias=False, dtype=torch.float64)
+        with torch.no_grad():
+            linear.weight.fill_((1 - p) * m)
+        layer = DropoutLinear(linear, p, drop="taps", length_scale=scale)
+        value, error = divergence_by_quadrature(p, m, scale, s)
+        # 12 standard deviations lie inside; the two Gaussians are 80 or more apart.
+        theirs.append(value)
+        errors.append(error + math.erfc(12 / math.sqrt(2)) * 100)
+        ours.append(float(layer.kl().detach()))
+    for one in range(len(settings)):
+        for other in range(one):
+            apart = abs((ours[one] - ours[other]) - (theirs[one] - theirs[other]))
+            assert apart <= errors[one] + errors[other] + 1e-12 * abs(theirs[one])
+
+
+@pytest.mark.parametrize("drop", ["kernels", "taps"])
+def test_the_units_of_the_regulariser(drop: str):
+    """k inputs or f outputs; a bias belongs to its column. At p = 1/2, H is ln 2."""
+    linear = nn.Linear(5, 3, dtype=torch.float64)
+    with torch.no_grad():
+        linear.weight.fill_(2.0)
+        linear.bias.fill_(3.0)
+    units, square = (5, 60.0) if drop == "taps" else (3, 60.0 + 27.0)
+    layer = DropoutLinear(linear, HALF, drop=drop, length_scale=2.0)
+    expected = (
+        torch.tensor(4.0 * square, dtype=torch.float64) - units * torch.tensor(2.0).double().log()
+    )
+    assert abs(layer.kl().detach() - expected) <= 4 * torch.finfo(torch.float64).eps * abs(expected)
+
+
+def test_a_conv_layer_has_the_regulariser_of_its_fc_layer_whatever_the_image():
+    """It counts kernels of K, not patches: the size of the image must not enter."""
+    conv = nn.Conv2d(2, 3, 3, dtype=torch.float64)
+    bayes = uncertainty.to_bayesian(nn.Sequential(conv), "concrete", rate=0.2)
+    by_hand = ConcreteDropoutLinear(convfc.to_fc(conv).fc, 0.2).kl()
+    before = uncertainty.kl(bayes)
+    bayes(torch.randn(2, 2, 20, 20, dtype=torch.float64))
+    assert before == uncertainty.kl(bayes) == by_hand
+
+
+def test_concrete_gradients_against_finite_differences():
+    """PyTorch's gradcheck is the judge: through the relaxed mask, the rate and the regulariser."""
+    layer = ConcreteDropoutLinear(nn.Linear(4, 3, dtype=torch.float64), 0.3, temperature=0.5)
+    rows = torch.randn(2, 5, 4, dtype=torch.float64, requires_grad=True)
+
+    class Loss(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: Tensor) -> Tensor:
+            torch.manual_seed(3)
+            return self.layer(x).square().sum() + self.layer.kl()
+
+    def loss(logit: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+        names = ("layer.logit", "layer.linear.weight", "layer.linear.bias")
+        return functional_call(Loss(), dict(zip(names, (logit, weight, bias), strict=True)), (x,))
+
+    inputs = (layer.logit, layer.linear.weight, layer.linear.bias, rows)
+    assert torch.autograd.gradcheck(loss, inputs)
+
+
+def test_the_learned_rate_goes_where_the_regulariser_alone_has_its_minimum():
+    """l^2 ||W||^2 / (2 (1 - p)^2) = n ln((1 - p) / p): solved by bisection."""
+    linear = nn.Linear(8, 1, bias=False, dtype=torch.float64)
+    with torch.no_grad():
+        linear.weight.fill_(0.5)
+    linear.requires_grad_(requires_grad=False)
+    layer = ConcreteDropoutLinear(linear, 0.4)
+    optimizer = torch.optim.LBFGS([layer.logit], max_iter=100, tolerance_grad=1e-14,
+                                  tolerance_change=1e-16)  # fmt: skip
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        value = layer.kl()
+        value.backward()
+        return value
+
+    optimizer.step(closure)
+
+    def slope(p: float) -> float:
+        return 2.0 / (2 * (1 - p) ** 2) - 8 * math.log((1 - p) / p)
+
+    at = layer.rate.item()
+    assert slope(at - 1e-6) < 0 < slope(at + 1e-6)
+
+
+def test_concrete_masks_are_almost_bernoulli_and_gone_in_evaluation_mode():
+    layer = ConcreteDropoutLinear(nn.Linear(1, 1, dtype=torch.float64), 0.25, temperature=0.01)
+    kept = layer._kept((20000,)) * 0.75
+    assert float(((kept > 0.01) & (kept < 0.99)).double().mean()) < 0.05
+    count, mean = len(kept), float((kept > 0.5).double().mean())
+    assert abs(mean - 0.75) < 5 * math.sqrt(0.25 * 0.75 / count)
+    x = torch.randn(3, 1, dtype=torch.float64)
+    assert torch.equal(layer.eval()(x), layer.linear(x))
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"rate": 1.0}, r"rate: a number out of range; expected at least 0 and below 1; got 1.0"),
+        ({"rate": -0.1}, r"rate: .*got -0.1"),
+        ({"drop": "rows"}, r"drop: no such choice; expected 'kernels' or 'taps'; got 'rows'"),
+        ({"per": "batch"}, r"per: no such choice; expected 'patch' or 'image' or 'call'"),
+        ({"length_scale": 0.0}, r"length_scale: a number out of range; expected above 0; got 0"),
+    ],
+    ids=str,
+)
+def test_refused_numbers_of_dropout(options: dict[str, Any], text: str):
+    with pytest.raises(ConvfcError, match=text):
+        DropoutLinear(nn.Linear(2, 2), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"rate": 0.0}, r"rate: a number out of range; expected above 0 and below 1; got 0"),
+        ({"temperature": 0.0}, r"temperature: a number out of range; expected above 0; got 0"),
+    ],
+    ids=str,
+)
+def test_refused_numbers_of_concrete_dropout(options: dict[str, Any], text: str):
+    with pytest.raises(ConvfcError, match=text):
+        ConcreteDropoutLinear(nn.Linear(2, 2), **options)

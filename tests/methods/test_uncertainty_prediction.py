@@ -1,0 +1,258 @@
+"""Predictions of many draws against SciPy; scores against scikit-learn and torchmetrics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchmetrics
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from scipy import special, stats
+from sklearn import metrics
+from torch import Tensor, nn
+
+from convfc.errors import ConvfcError, NothingToConvert, ShapeError
+from convfc.methods import uncertainty
+from convfc.methods.uncertainty.prediction import Prediction
+
+pytestmark = pytest.mark.usefixtures("one_thread", "seed_zero")
+U = 2.0**-53
+
+
+def network(per: str = "call", method: Any = "gaussian") -> nn.Module:
+    cnn = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 3)
+    )
+    options = {"initial_std": 0.3} if method == "gaussian" else {"rate": 0.3}
+    return uncertainty.to_bayesian(cnn, method, per=per, **options)
+
+
+def images(count: int = 7) -> Tensor:
+    return torch.randn(count, 1, 8, 8)
+
+
+def same(one: Prediction, other: Prediction) -> bool:
+    return all(
+        torch.equal(getattr(one, name), getattr(other, name))
+        for name in ("mean", "predictive_entropy", "expected_entropy", "mutual_information")
+    )
+
+
+def test_the_measures_against_scipy():
+    found = uncertainty.predict(network(), images(), 20, keep=True)
+    assert found.draws.shape == (20, 7, 3)
+    p = special.softmax(found.draws.double().numpy(), axis=-1)
+    mean = p.mean(axis=0)
+    expected = stats.entropy(p, axis=-1).mean(axis=0)
+    # A softmax and an entropy of three classes, and a mean of twenty: some tens of roundings of
+    # numbers below 2.
+    bound = 200 * U
+    assert np.abs(found.mean.numpy() - mean).max() <= bound
+    assert np.abs(found.predictive_entropy.numpy() - stats.entropy(mean, axis=-1)).max() <= bound
+    assert np.abs(found.expected_entropy.numpy() - expected).max() <= bound
+    mutual = stats.entropy(mean, axis=-1) - expected
+    assert np.abs(found.mutual_information.numpy() - mutual).max() <= 2 * bound
+    assert mutual.min() > 1e-3, "the draws must disagree, or nothing was tested"
+    assert torch.equal(found.label, torch.tensor(mean.argmax(axis=1)))
+
+
+def test_uncertainties_add_up_and_none_is_negative():
+    found = uncertainty.predict(network("patch"), images(40), 5)
+    assert torch.equal(found.predictive_entropy - found.expected_entropy, found.mutual_information)
+    assert found.mutual_information.min() >= 0
+    assert found.predictive_entropy.max() <= np.log(3) * (1 + 4 * U)
+    alone = uncertainty.predict(network(), images(), 1)
+    assert alone.mutual_information.abs().max() == 0
+
+
+def test_weights_drawn_per_call_are_one_network_for_all_images():
+    """Whatever the batch size: each draw is the network that a seed stands for."""
+    model, x = network("call").double(), images(10).double()
+    many = uncertainty.predict(model, x, 4, seed=3, keep=True, batch_size=256)
+    few = uncertainty.predict(model, x, 4, seed=3, keep=True, batch_size=3)
+    cnn = uncertainty.sample(model.eval(), seed=5)  # the third draw
+    for draws in (many.draws, few.draws):
+        # Products of other sizes may be added in another order: at most 144 + 9 terms of B.
+        magnitude = cnn[4].weight.detach().abs().sum(1).max().item() * 40
+        assert (draws[2] - cnn(x)).abs().max() <= 2 * 153 * U * magnitude
+    assert (many.draws[0] - many.draws[1]).abs().max() > 0.01
+
+
+def test_seeds_repeat_and_states_are_put_back():
+    model = network("patch", "dropout").train()
+    model[1].eval()
+    statistics = model[1].running_mean.clone()
+    state = torch.get_rng_state()
+    one, again = (uncertainty.predict(model, images_fixed(), 5, seed=1) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert same(one, again)
+    assert not same(one, uncertainty.predict(model, images_fixed(), 5, seed=2))
+    assert torch.equal(model[1].running_mean, statistics), "BatchNorm must not learn"
+    assert model.training
+    assert not model[1].training
+
+
+def images_fixed() -> Tensor:
+    return torch.linspace(-1, 1, 3 * 64).reshape(3, 1, 8, 8)
+
+
+def test_a_native_dropout_network_is_drawn_too_and_a_fixed_one_is_refused():
+    native = nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 20), nn.Dropout(0.5), nn.Linear(20, 3)
+    ).eval()
+    assert uncertainty.predict(native, images(), 10).mutual_information.min() > 0
+    native[2].p = 0.0
+    with pytest.raises(NothingToConvert, match=r"two draws are the same: nothing in the network is "
+                       r"random.*to_bayesian"):  # fmt: skip
+        uncertainty.predict(native, images(), 10)
+    assert uncertainty.predict(native, images(), 1).samples == 1
+    assert not native[2].training
+
+
+class As(nn.Module):
+    """The same network, with what it returns in another form."""
+
+    def __init__(self, model: nn.Module, change: Any) -> None:
+        super().__init__()
+        self.model, self.change = model, change
+
+    def forward(self, x: Tensor) -> Any:
+        return self.change(self.model(x))
+
+
+def test_probabilities_and_their_logarithms_as_outputs():
+    model, x = network().double(), images().double()
+    found = uncertainty.predict(model, x, 5)
+    for output, change in (
+        ("probabilities", lambda y: y.softmax(1)),
+        ("log_probabilities", lambda y: y.log_softmax(1)),
+    ):
+        other = uncertainty.predict(As(model, change), x, 5, output=output)
+        assert (found.mean - other.mean).abs().max() <= 100 * U
+    sure = uncertainty.predict(
+        As(model, lambda y: nn.functional.one_hot(y.argmax(1), 3).double()), x, 5,
+        output="probabilities",
+    )  # fmt: skip
+    assert sure.expected_entropy.abs().max() == 0
+
+
+def test_progress_is_told_of_every_draw(capsys: pytest.CaptureFixture[str]):
+    seen: list[tuple[int, int]] = []
+    uncertainty.predict(network(), images(), 3, progress=lambda *told: seen.append(told))
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+    uncertainty.predict(network(), images(), 2, progress=True)
+    assert "Error" not in capsys.readouterr().err
+
+
+def test_refusals_of_predict():
+    model = network()
+    with pytest.raises(ShapeError, match=r"x: no images; expected \(n, \.\.\.\) with n >= 1"):
+        uncertainty.predict(model, images(0))
+    for name in ("samples", "batch_size"):
+        with pytest.raises(ConvfcError, match=rf"{name}: a count below one; expected 1 or more"):
+            uncertainty.predict(model, images(), **{name: 0})
+    with pytest.raises(ConvfcError, match=r"output: no such choice"):
+        uncertainty.predict(model, images(), output="scores")
+    with pytest.raises(ShapeError, match=r"As: the network returns something else.*shape \(7, C\); "
+                       r"got \(7, 3, 1\).*Remedy: wrap it"):  # fmt: skip
+        uncertainty.predict(As(model, lambda y: y[..., None]), images())
+    with pytest.raises(ShapeError, match=r"got tuple"):
+        uncertainty.predict(As(model, lambda y: (y, y)), images())
+    assert all(part.training for part in model.modules()), "modes are put back after an error"
+
+
+@st.composite
+def predictions(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
+    count, classes = draw(st.integers(2, 40)), draw(st.integers(2, 6))
+    scores = draw(arrays.arrays(np.float64, (count, classes), elements=st.floats(-8, 8, width=16)))
+    labels = draw(arrays.arrays(np.int64, count, elements=st.integers(0, classes - 1)))
+    return special.softmax(scores, axis=1), labels
+
+
+@given(predictions())
+def test_scores_against_scikit_learn(found: tuple[np.ndarray, np.ndarray]):
+    p, labels = found
+    classes = list(range(p.shape[1]))
+    assert uncertainty.accuracy(p, labels) == metrics.accuracy_score(labels, p.argmax(axis=1))
+    bound = 10 * len(p) * U
+    ours = uncertainty.negative_log_likelihood(p, labels)
+    assert abs(ours - metrics.log_loss(labels, p, labels=classes)) <= bound * (1 + ours)
+    # scikit-learn halves the score of two classes.
+    theirs = metrics.brier_score_loss(labels, p, labels=classes, scale_by_half=False)
+    assert abs(uncertainty.brier_score(p, labels) - theirs) <= bound
+
+
+@given(predictions(), st.integers(1, 20))
+def test_calibration_against_torchmetrics(found: tuple[np.ndarray, np.ndarray], bins: int):
+    p, labels = found
+    ours = uncertainty.calibration(p, labels, bins)
+    confidence = p.max(axis=1)
+    edges = np.linspace(0, 1, bins + 1)
+    if (
+        np.abs(confidence[:, None] - edges).min() > 1e-6
+    ):  # else float32 may put it on the other side
+        judge = torchmetrics.classification.MulticlassCalibrationError(p.shape[1], n_bins=bins)
+        theirs = float(judge(torch.tensor(p), torch.tensor(labels)))
+        assert abs(ours.ece - theirs) <= len(p) * 2.0**-22
+    assert ours.counts.sum() == len(p)
+    filled = ours.counts > 0
+    assert np.isnan(ours.accuracy[~filled]).all()
+    right = (ours.accuracy[filled] * ours.counts[filled]).sum()
+    assert round(right) == (p.argmax(axis=1) == labels).sum()
+    assert (ours.confidence[filled] >= ours.edges[:-1][filled] - U).all()
+    assert (ours.confidence[filled] <= ours.edges[1:][filled] + U).all()
+
+
+@given(
+    st.lists(st.integers(0, 5), min_size=1, max_size=30),
+    st.lists(st.integers(0, 5), min_size=1, max_size=30),
+)
+def test_auroc_against_scikit_learn(inside: list[int], outside: list[int]):
+    truth = [0] * len(inside) + [1] * len(outside)
+    theirs = metrics.roc_auc_score(truth, inside + outside)
+    ours = uncertainty.out_of_distribution_auroc(inside, outside)
+    assert abs(ours - theirs) <= 64 * U
+
+
+def test_a_true_class_of_probability_zero_is_infinitely_wrong():
+    assert uncertainty.negative_log_likelihood([[1.0, 0.0]], [1]) == np.inf
+
+
+@pytest.mark.parametrize(
+    ("p", "labels", "text"),
+    [
+        ([0.5, 0.5], [0], r"do not belong together; expected \(n, C\) and \(n,\); got \(2,\)"),
+        ([[0.5, 0.5]], [0, 1], r"got \(1, 2\) and \(2,\)"),
+        ([[0.5, 0.5]], [2], r"labels: labels are no numbers of classes; .*from 0 to 1; got int64"),
+        ([[0.5, 0.5]], [0.0], r"got float64"),
+        ([[3.0, -1.0]], [0], r"probabilities: rows are no probabilities; .*apply softmax first"),
+    ],
+)
+def test_refusals_of_scores(p: Any, labels: Any, text: str):
+    for score in (uncertainty.accuracy, uncertainty.negative_log_likelihood,
+                  uncertainty.brier_score, uncertainty.calibration):  # fmt: skip
+        with pytest.raises(ShapeError, match=text):
+            score(p, labels)
+
+
+def test_refusals_of_bins_and_auroc():
+    with pytest.raises(ConvfcError, match=r"bins: a count below one; expected 1 or more; got 0"):
+        uncertainty.calibration([[0.5, 0.5]], [0], bins=0)
+    with pytest.raises(ShapeError, match=r"outside: no vector of scores; expected \(n,\)"):
+        uncertainty.out_of_distribution_auroc([0.1], [])
+
+
+def test_the_reliability_diagram_draws_what_was_counted():
+    found = uncertainty.calibration([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6]], [0, 1, 1], bins=10)
+    figure = uncertainty.reliability_figure({"one": found, "two": found})
+    above, _, below, _ = figure.axes
+    bars = [bar for bar in above.patches if bar.get_hatch() is None]
+    assert [(round(bar.get_x(), 6), bar.get_height()) for bar in bars] == [(0.5, 1.0), (0.8, 0.5)]
+    assert [bar.get_height() for bar in below.patches] == [1, 2]
+    assert "ECE 40.0 %" in above.get_title()
+    with pytest.raises(NothingToConvert, match=r"found: no calibration to draw"):
+        uncertainty.reliability_figure({})
