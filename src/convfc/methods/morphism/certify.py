@@ -12,10 +12,11 @@ statistics of the batch, and a dropout draws for each unit by itself, also for t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import product
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -26,11 +27,19 @@ from convfc.certificate import Certificate, Comparison, ExactTest, LayerCertific
 from convfc.frameworks.torch.certify.measures import Call, cast, integers_of
 from convfc.frameworks.torch.certify.networks import Runner, compare_networks
 from convfc.frameworks.torch.certify.pairs import Pairs, form_of, has_own_weights
-from convfc.frameworks.torch.rewrite import places
+from convfc.frameworks.torch.rewrite import places as all_places
 from convfc.frameworks.torch.rewrite import replace as replace_parts
 from convfc.frameworks.torch.simplify.calls import BY_MODE
 from convfc.frameworks.torch.simplify.running import evaluating
-from convfc.frameworks.torch.tensors import compare, describe, dtype_name, overflows, wide, words
+from convfc.frameworks.torch.tensors import (
+    compare,
+    describe,
+    dtype_name,
+    overflows,
+    same_bits,
+    wide,
+    words,
+)
 from convfc.frameworks.torch.unrolled.sparse import deep_copy
 from convfc.methods.morphism.magnitude import Sums, magnitude
 from convfc.rounding import exact_limit, rounding_bound
@@ -87,7 +96,14 @@ class Change:
 
 
 def certify(
-    before: nn.Module, after: nn.Module, example: Any, changes: Sequence[Change], *, seed: int = 0
+    before: nn.Module,
+    after: nn.Module,
+    example: Any,
+    changes: Sequence[Change],
+    *,
+    seed: int = 0,
+    others: Mapping[str, str] = MappingProxyType({}),
+    held: Collection[str] = (),
 ) -> Certificate:
     """Compare a model with what a morph has made of it.
 
@@ -100,6 +116,10 @@ def certify(
     changes : sequence of Change
     seed : int
         Of the integers.
+    others : mapping
+        Places of parts that have changed and cannot be compared by themselves, with the reasons.
+    held : collection of str
+        Names of parameters and buffers that have changed and belong to no layer.
 
     Returns
     -------
@@ -112,10 +132,18 @@ def certify(
         stack.enter_context(evaluating(after))
         stack.enter_context(run.undisturbed())
         layers, output = _measured(before, changes, run, seed)
-        found = Pairs(places=_places(before, changes))
+        changed = {id(before.get_submodule(name)) for name in others}
+        changed |= {id(change.before) for change in changes}
+        around = {name.rpartition(".")[0] for name in held}
+        places = {name for name, part in all_places(before).items() if id(part) in changed}
+        found = Pairs(places=places | around)
         network = compare_networks(before, after, output, found, run)
+    errors = [*network.errors, *_beside(before, after, held, places)]
+    notes = [*network.notes, *(f"{name}: not compared, as {why}" for name, why in others.items())]
+    notes += [f"{name}: compared as a part of the network only" for name in held]
     if any(isinstance(part, BY_MODE) and part.training for part in before.modules()):
-        network = replace(network, notes=(*network.notes, _MODE))
+        notes.append(_MODE)
+    network = replace(network, errors=tuple(errors), notes=tuple(notes))
     return Certificate(tuple(layers), network, framework=f"torch {torch.__version__}", seed=seed)
 
 
@@ -152,10 +180,19 @@ class _Runner(Runner):
         return replace_parts(model, new)
 
 
-def _places(model: nn.Module, changes: Sequence[Change]) -> set[str]:
-    """Return all places of changed parts: a shared one stands at several."""
-    changed = {id(change.before) for change in changes}
-    return {name for name, part in places(model).items() if id(part) in changed}
+def _beside(
+    before: nn.Module, after: nn.Module, held: Collection[str], places: Collection[str]
+) -> Iterator[str]:
+    """Compare what stands beside a changed parameter, in the same module and below, bit by bit."""
+    for name in {name.rpartition(".")[0] for name in held}:
+        ours, theirs = (
+            dict(m.get_submodule(name).state_dict(prefix=name and name + "."))
+            for m in (before, after)
+        )
+        for key, value in ours.items():
+            inside = any(key.startswith(f"{place}.") for place in places)
+            if key not in held and not inside and not same_bits(value, theirs[key]):
+                yield f"{key}; expected the same bits, got others"
 
 
 def _measured(
@@ -280,7 +317,8 @@ class _Measurement:
             after = change.again(before)
             integers = integers_of(drawn, largest).to(dtype)
             sums = self._sums(before, after, integers)
-            if sums is None or not all(bool((p == p.round()).all()) for p in after.parameters()):
+            whole = all(bool((p == p.round()).all()) for p in after.parameters())
+            if sums is None or not (whole or change.keep_output is not None):
                 why_not = "its weights, made of integers, are no integers"
                 break
             if not sums.values.numel() or sums.values.max() <= exact_limit(dtype_name(dtype)):

@@ -1,9 +1,9 @@
 """How large the sums in a chain of layers are, and how many roundings a result has gone through.
 
 A layer's computed output is within ``gamma_n * B`` of the exact one, where B is the layer on
-moduli (see `convfc.rounding`). The bound composes. Let a value h be computed as ĥ with
-``|ĥ - h| <= gamma_n * B`` and ``|h| <= B``. A layer of m terms with weights W and bias b makes of it
-a value that is computed within ``gamma_(n+m) * (|W| B + |b|)``, as its own error is at most
+moduli (see `convfc.rounding`). The bound composes. Let a value h be computed as g, with
+``|g - h| <= gamma_n * B`` and ``|h| <= B``. A layer of m terms with weights W and bias b makes of
+it a value that is computed within ``gamma_(n+m) * (|W| B + |b|)``, as its own error is at most
 ``gamma_m * (|W| (1 + gamma_n) B + |b|)``, and ``gamma_m + gamma_n + gamma_m * gamma_n`` is at most
 ``gamma_(n+m)`` (Higham 2002, Lemma 3.3). A function with ``|phi(s) - phi(t)| <= |s - t|`` and
 ``phi(0) = 0`` that rounds nothing, such as ReLU, leaves both n and B as they are. So B is the whole

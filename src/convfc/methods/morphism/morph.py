@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
@@ -55,6 +56,8 @@ def finish(
     what: str,
     noise: float = 0.0,
     seed: int = 0,
+    others: Mapping[str, str] = MappingProxyType({}),
+    held: Collection[str] = (),
 ) -> Morph:
     """Return a morph with its certificate.
 
@@ -74,6 +77,10 @@ def finish(
         Relative standard deviation of noise that was added.
     seed : int
         Of the integers that the layers are compared on.
+    others : mapping
+        Places of parts that have changed and cannot be compared by themselves, with the reasons.
+    held : collection of str
+        Names of parameters and buffers that have changed and belong to no layer.
 
     Returns
     -------
@@ -89,6 +96,6 @@ def finish(
     >>> morph.certificate.holds, morph.changed
     (True, ('0',))
     """
-    certificate = certify(before, after, example, changes, seed=seed)
-    places = tuple(dict.fromkeys(change.name for change in changes))
+    certificate = certify(before, after, example, changes, seed=seed, others=others, held=held)
+    places = tuple(dict.fromkeys([*(change.name for change in changes), *others, *held]))
     return Morph(after, certificate, what, noise, places)
