@@ -31,7 +31,7 @@ from convfc.methods.morphism.taps import (
 )
 from convfc.sizes import Sizes, integer
 
-__all__ = ["middle_channels", "morph_depth", "split"]
+__all__ = ["middle_channels", "morph_depth", "split", "starting"]
 
 Activation = nn.Module | str | None
 
@@ -114,7 +114,7 @@ def morph_depth(
     taps = read(site.part)
     kernels = _kernels(taps, kernel_sizes)
     count = middle_channels(channels, taps, site.where)
-    between = None if activation is None else _starting(activation, site.part)
+    between = None if activation is None else starting(activation, site.part)
 
     def factors(layer: nn.Module) -> tuple[Taps, Taps, Factors]:
         return split(
@@ -123,7 +123,7 @@ def morph_depth(
 
     def make(layer: nn.Module) -> nn.Module:
         first, second, _ = factors(layer)
-        middle = [] if between is None else [_starting(activation, layer)]
+        middle = [] if between is None else [starting(activation, layer)]
         return chained(layer, *build(first, layer), *middle, *build(second, layer))
 
     first, _, found = factors(site.part)
@@ -272,7 +272,7 @@ def _kernels(taps: Taps, given: tuple[Any, Any] | None) -> tuple[Sizes, Sizes]:
     return first, second
 
 
-def _starting(activation: Activation, layer: nn.Module) -> nn.Module:
+def starting(activation: Activation, layer: nn.Module) -> nn.Module:
     """Return the activation between the two layers."""
     if isinstance(activation, str):
         if activation != "prelu":
