@@ -26,8 +26,8 @@ from convfc.methods.morphism.depth import morph_depth
 from convfc.methods.morphism.factor import Factored, factor
 from convfc.methods.morphism.kernel import morph_kernel
 from convfc.methods.morphism.morph import Change, Morph, finish
-from convfc.methods.morphism.widen import widen
 from convfc.methods.morphism.subnet import ParallelSum, morph_subnet
+from convfc.methods.morphism.widen import widen
 
 __all__ = [
     "Change",

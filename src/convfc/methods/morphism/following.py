@@ -131,5 +131,6 @@ def _in_sequential(site: Site) -> Following:
     if len(holding) != 1 or type(holding[0][0]) is not nn.Sequential:
         return Following(site.part, None)
     parent, key = holding[0]
-    nexts = list(parent)[list(parent._modules).index(key) + 1 :][:1]
-    return Following(site.part, idempotent_copy(nexts[0]) if nexts else None)
+    behind = list(parent._modules.values())[list(parent._modules).index(key) + 1 :]
+    first = behind[0] if behind else None
+    return Following(site.part, None if first is None else idempotent_copy(first))

@@ -20,7 +20,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -146,7 +146,7 @@ def _system(given: Tensor, size: Sizes) -> Tensor:
     whole = [k + n - 1 for k, n in zip(kernel, size, strict=True)]
     system = given.new_zeros(*size, channels, *whole, c)
     for tap in itertools.product(*map(range, size)):
-        window = tuple(slice(t, t + k) for t, k in zip(tap, kernel, strict=True))
+        window: Any = tuple(slice(t, t + k) for t, k in zip(tap, kernel, strict=True))
         system[(*tap, slice(None), *window)] = given
     return system.flatten(0, len(size))
 
@@ -240,7 +240,8 @@ def _completed(
     # One step of refinement, without which few terms would leave no room for rounding.
     missing = wanted - solution @ system
     solution = solution + torch.linalg.lstsq(system.mT, missing.mT, driver="gelsy").solution.mT
-    return solution.reshape(len(target), *size, channels)
+    second: Tensor = solution.reshape(len(target), *size, channels)
+    return second
 
 
 def _by_svd(
@@ -275,8 +276,10 @@ def _orthogonal(rows: int, size: Sizes, columns: int, generator: torch.Generator
     """Return a random kernel ``(rows, *size, columns)`` with rows of norm 1, orthogonal if few."""
     inner = math.prod(size) * columns
     drawn = torch.randn(rows, inner, generator=generator, dtype=torch.float64)
-    matrix = torch.linalg.qr(drawn.mT)[0].mT if rows <= inner else torch.linalg.qr(drawn)[0]
-    if rows > inner:
+    matrix: Tensor = torch.linalg.qr(drawn.mT if rows <= inner else drawn)[0]
+    if rows <= inner:
+        matrix = matrix.mT
+    else:
         matrix = matrix * math.sqrt(rows / inner)
     return matrix.reshape(rows, *size, columns)
 

@@ -54,7 +54,7 @@ class ParallelSum(nn.ModuleList):
 
 
 @magnitude.register
-def _(module: ParallelSum, sums: Sums, call: Caller = magnitude) -> Sums | None:
+def _(module: ParallelSum, sums: Sums, call: Caller = nn.Module.__call__) -> Sums | None:
     found = [magnitude(branch, sums, call) for branch in module]
     values = terms = None
     for one in found:
