@@ -10,9 +10,9 @@
 `subnet`       a chain of layers, or branches that are added up, for one layer
 `factor`       low rank, the inverse move
 `site`         the place in a model where these six work, and `taps`, the layer as numbers
-`widen`        more filters, or units: which copy which is in `mapping`
-`reading`      who makes and who reads the units of a model: spaces of `channels`, with `moves`
-               and `operations`
+`widen`        more filters, or units: which copy which is in `mapping`, what follows in `plan`
+`reading`      who makes and who reads the units of a model: the spaces of `channels`, through the
+               operations of `moves` and `operations`, in the graph of `tracing`
 `fclayer`      rows and columns of a layer's FC matrix
 ============== ==================================================================================
 

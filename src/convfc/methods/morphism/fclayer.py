@@ -53,6 +53,8 @@ class Rows:
         """Return the rows of a grown matrix (f, k)."""
         fresh = self.fresh.to(matrix.device)
         rows = matrix[self.index.to(matrix.device)]
+        if not fresh.any():
+            return rows
         generator = torch.Generator().manual_seed(self.seed)
         drawn = torch.empty(int(fresh.sum()), matrix.shape[1], dtype=torch.float64)
         if self.random:

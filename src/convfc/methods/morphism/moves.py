@@ -166,7 +166,7 @@ class Follower:
     def unknown(self, node: fx.Node) -> Axes | None:
         """Pin all units that something is given which is in no table."""
         module = self.model.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if isinstance(module, operations.NORMS):
+        if isinstance(module, operations.NORMS) or node.target in operations.NORM_FUNCTIONS:
             return self.lost(node, "it normalises over several of them", UNKNOWN)
         return self.lost(node, "it is not known to leave each of them to itself", UNKNOWN)
 

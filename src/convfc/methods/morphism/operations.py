@@ -24,6 +24,7 @@ __all__ = [
     "EXPANSIONS",
     "FLATTENS",
     "NORMS",
+    "NORM_FUNCTIONS",
     "NUMBERS",
     "REDUCED",
     "RESHAPES",
@@ -75,6 +76,10 @@ REDUCED = frozenset([*REDUCTIONS, torch.sum, torch.amin, "sum", "amin"])
 """One value of all along an axis; copies of a unit would count more than once."""
 
 NORMS = (nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm, nn.CrossMapLRN2d, nn.RMSNorm)
+NORM_FUNCTIONS = (
+    *(functional.group_norm, functional.layer_norm, functional.local_response_norm),
+    *(functional.rms_norm, functional.normalize),
+)
 """They normalise over several units."""
 
 NUMBERS = frozenset(

@@ -6,31 +6,21 @@ what has a number per channel on the way, and the columns of everything that rea
 
 from __future__ import annotations
 
-import inspect
 import math
-import traceback
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from fractions import Fraction
-from functools import partial
 from typing import Any, get_args
 
-import torch
-from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import nn
 
-from convfc.errors import ConvfcError, UnsupportedLayer, UnsupportedModel
-from convfc.frameworks.torch.heads.tracing import graph_follows_mode, trace
-from convfc.frameworks.torch.read import Obstacle
+from convfc.errors import ConvfcError, UnsupportedLayer
 from convfc.frameworks.torch.rewrite import copy_of, holders, tied
 from convfc.frameworks.torch.simplify.running import as_traced
-from convfc.frameworks.torch.unrolled.sparse import deep_copy
-from convfc.methods.morphism.channels import Axis
-from convfc.methods.morphism.fclayer import Columns, Growth, Rows, grow_channels
-from convfc.methods.morphism.mapping import Copies, How, Split, draw_copies
-from convfc.methods.morphism.morph import Change, Morph, finish
+from convfc.methods.morphism.mapping import How, Split, draw_copies
+from convfc.methods.morphism.morph import Morph, finish
+from convfc.methods.morphism.plan import Plan, has_theory
 from convfc.methods.morphism.reading import Layer, Reading, read
 from convfc.methods.morphism.site import find_layer, generator_of
+from convfc.methods.morphism.tracing import traced
 from convfc.sizes import one_of
 
 __all__ = ["widen"]
@@ -105,6 +95,7 @@ def widen(
 
     Examples
     --------
+    >>> import torch
     >>> conv, bn, fc = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Linear(144, 10)
     >>> model = nn.Sequential(conv, bn, nn.ReLU(), nn.Flatten(), fc)
     >>> morph = widen(model, "0", width=6, example=torch.ones(2, 1, 8, 8))
@@ -118,7 +109,7 @@ def widen(
     """
     _check_options(width, factor, how, split, noise)
     part = find_layer(model, name, example).part
-    reading = read(as_traced(model), _traced(model, example))
+    reading = read(as_traced(model), traced(model, example))
     layer = reading.layers.get(id(part))
     if layer is None:
         raise UnsupportedLayer(
@@ -138,16 +129,15 @@ def widen(
         split=split,
         generator=generator,
     )
-    plan = _Plan(reading, space, copies, how == "zero", noise, generator)
+    plan = Plan(reading, space, copies, how == "zero", noise, generator)
     growing = plan.growing()
     _check_tied(model, growing)
     twins: dict[int, Any] = {}
-    copied = copy_of(model, {id(one.module) for one in growing}, twins)
-    after = copied
+    after = copy_of(model, {id(one.module) for one in growing}, twins)
     changes, others = [], {}
     for one in growing:
         change = plan.change(one, twins[id(one.module)])
-        if one.kind == "channels" and not _has_theory(one.module):
+        if one.kind == "channels" and not has_theory(one.module):
             others[one.name] = "it normalises by statistics of its input"
         else:
             changes.append(change)
@@ -157,120 +147,6 @@ def widen(
     what = f"{name}: widened from {size * repeat} to {wanted} ({_DONE[how, split]}){along}"
     return finish(
         model, after, example, changes, what=what, noise=noise, seed=seed, others=others, held=held
-    )
-
-
-@dataclass(frozen=True, eq=False)
-class _Plan:
-    """What becomes of each layer when one space grows."""
-
-    reading: Reading
-    space: int
-    copies: Copies
-    random: bool
-    noise: float
-    generator: torch.Generator
-
-    def growing(self) -> list[Layer]:
-        """Return all layers that change."""
-        return [
-            layer
-            for layer in self.reading.layers.values()
-            if self.in_space(layer.inputs) or self.in_space(layer.outputs)
-        ]
-
-    def in_space(self, axis: Axis | None) -> bool:
-        """Say whether an axis has units of the space."""
-        return any(self.reading.spaces.holds(segment, self.space) for segment in axis or ())
-
-    def makes(self, layer: Layer) -> bool:
-        """Say whether a layer's outputs are units of the space."""
-        return self.in_space(layer.outputs)
-
-    def change(self, layer: Layer, twin: nn.Module) -> Change:
-        """Grow a layer's twin, and return what there is to prove."""
-        rows = self._rows(layer) if self.makes(layer) else None
-        grow: Callable[[nn.Module], nn.Module]
-        divides: Tensor | int = 1
-        if layer.kind == "channels":
-            assert rows is not None, "its inputs are its outputs"  # noqa: S101
-            grow = partial(grow_channels, rows=rows)
-        else:
-            growth = self._growth(layer, rows)
-            grow, divides = growth, growth.divides(layer.module)
-        behind = 1 + max(getattr(layer.module, "weight").dim() - 2, 0)  # noqa: B009
-        axis = 1 if layer.kind == "channels" else -behind
-        keep = rows is not None and self.random
-        return Change(
-            layer.name,
-            layer.module,
-            grow(twin),
-            spread_input=self._spread(layer.inputs, axis) if self.in_space(layer.inputs) else None,
-            spread_output=self._spread(layer.outputs, axis) if rows and not keep else None,
-            rebuild=lambda module: grow(deep_copy(module)),
-            keep_output=_picked(~rows.fresh, axis) if rows and keep else None,
-            divides=divides,
-            form="widened",
-            why_no_integers="noise was added" if rows and self.noise else "",
-        )
-
-    def grow_held(self, model: nn.Module) -> tuple[str, ...]:
-        """Grow parameters in nobody's layer, such as a scale per channel; return their names."""
-        grown = []
-        for name, axes in self.reading.held.items():
-            where = [k for k, axis in enumerate(axes) if self.in_space(axis)]
-            if not where:
-                continue
-            owner, _, own = name.rpartition(".")
-            module = model.get_submodule(owner)
-            old: Tensor = getattr(module, own)
-            new = old.detach()
-            for k in where:
-                new = new.index_select(k, self._places(axes[k]).to(old.device))
-            trains = isinstance(old, nn.Parameter)
-            setattr(module, own, nn.Parameter(new, old.requires_grad) if trains else new)
-            grown.append(name)
-        return tuple(grown)
-
-    def _growth(self, layer: Layer, rows: Rows | None) -> Growth:
-        groups = int(getattr(layer.module, "groups", 1))
-        if layer.kind == "depthwise":
-            return Growth(rows, groups=len(self._places(layer.inputs)))
-        if not self.in_space(layer.inputs):
-            return Growth(rows, groups=groups)
-        index = self._places(layer.inputs).unflatten(0, (groups, -1))
-        spaces, axis = self.reading.spaces, layer.inputs
-        assert axis is not None, "it has units of the space"  # noqa: S101
-        per_group = spaces.places(axis) // groups
-        columns = Columns(
-            index - per_group * torch.arange(groups)[:, None],
-            spaces.along(axis, self.space, self.copies.numerators, 1).view_as(index),
-            spaces.along(axis, self.space, self.copies.denominators, 1).view_as(index),
-        )
-        return Growth(rows, columns, groups)
-
-    def _rows(self, layer: Layer) -> Rows:
-        fresh = self.reading.spaces.along(layer.outputs, self.space, self.copies.fresh, False)
-        seed = int(torch.randint(2**31, (), generator=self.generator))
-        return Rows(self._places(layer.outputs), fresh, self.random, self.noise, seed)
-
-    def _places(self, axis: Axis | None) -> Tensor:
-        return self.reading.spaces.grown(axis or (), self.space, self.copies.index)
-
-    def _spread(self, axis: Axis | None, dim: int) -> Callable[[Tensor], Tensor]:
-        return _picked(self._places(axis), dim)
-
-
-def _picked(index: Tensor, dim: int) -> Callable[[Tensor], Tensor]:
-    """Return a function that picks elements along an axis, by their places or by a mask."""
-    places = index.nonzero().flatten() if index.dtype == torch.bool else index
-    return lambda t: t.index_select(dim, places.to(t.device))
-
-
-def _has_theory(module: nn.Module) -> bool:
-    """Say whether a module with a number per channel is a fixed map, whose rounding is bounded."""
-    return isinstance(module, nn.PReLU) or (
-        isinstance(module, _BatchNorm) and module.running_mean is not None
     )
 
 
@@ -335,14 +211,15 @@ def _check_options(
         raise ConvfcError(
             "a width is an integer", where="width", got=repr(width), remedy="round it"
         )
-    if factor is not None and not (1 <= factor < math.inf):
-        raise ConvfcError(
-            "a layer can only become wider", where="factor", expected="1 or more", got=factor
-        )
-    if not 0 <= noise < math.inf:
-        raise ConvfcError(
-            "a standard deviation is not negative", where="noise", expected="0 or more", got=noise
-        )
+    for what, value, least in (("factor", 1 if factor is None else factor, 1), ("noise", noise, 0)):
+        if not isinstance(value, (int, float)) or not least <= value < math.inf:
+            raise ConvfcError(
+                "no such number",
+                where=what,
+                expected=f"a number, {least} or more",
+                got=repr(value),
+                remedy="a layer can only become wider" if what == "factor" else "leave it out",
+            )
 
 
 def _check_tied(model: nn.Module, growing: list[Layer]) -> None:
@@ -355,44 +232,3 @@ def _check_tied(model: nn.Module, growing: list[Layer]) -> None:
                 raise UnsupportedLayer(
                     reason, where=one.name, remedy="untie them: give it a copy of the parameter"
                 )
-
-
-def _traced(model: nn.Module, example: Any) -> fx.Graph:
-    """Trace a model, or say in which line that fails."""
-    args = example if isinstance(example, tuple) else (example,)
-    if isinstance(example, Mapping):
-        bound = inspect.signature(model.forward).bind(**example)
-        bound.apply_defaults()
-        args = (*bound.args, *bound.kwargs.values())
-    graph = trace(as_traced(model), args)
-    if isinstance(graph, Obstacle):
-        raise UnsupportedModel(
-            graph.reason,
-            where=_line(model),
-            expected="a forward that torch.fx can trace",
-            remedy="write this line without asking what is in a tensor, or widen the part of the "
-            "model that can be traced by itself",
-        )
-    if not graph_follows_mode(graph):
-        raise UnsupportedModel(
-            "its forward does something else in training, which would read the units as well",
-            where=type(model).__name__,
-            expected="the same operations in training and in evaluation",
-            remedy="switch the other outputs off (aux_logits=False), or widen before adding them",
-        )
-    return graph
-
-
-def _line(model: nn.Module) -> str:
-    """Return the last line of the user's own code that `torch.fx` had come to."""
-    try:
-        fx.Tracer().trace(as_traced(model))
-    except Exception as error:
-        own = [
-            frame
-            for frame in traceback.extract_tb(error.__traceback__)
-            if "/torch/" not in frame.filename.replace("\\", "/") and frame.filename != __file__
-        ]
-        if own:
-            return f"{own[-1].filename}, line {own[-1].lineno}, {own[-1].line}"
-    return "model"
