@@ -66,9 +66,40 @@ class IdentityStart(nn.Module):
         return torch.lerp(x, self.phi(x), self.a)
 
 
+# phi: its largest slope, rounded up, and |phi(0)|. Then |phi(s)| <= slope |s| + |phi(0)|.
+_SLOPES: dict[type[nn.Module], tuple[float, float]] = {
+    nn.GELU: (1.13, 0.0),
+    nn.Hardsigmoid: (1 / 6, 0.5),
+    nn.Hardswish: (1.5, 0.0),
+    nn.Mish: (1.1, 0.0),
+    nn.SELU: (1.76, 0.0),
+    nn.SiLU: (1.1, 0.0),
+    nn.Sigmoid: (0.25, 0.5),
+    nn.Softsign: (1.0, 0.0),
+    nn.Tanh: (1.0, 0.0),
+}
+# What a library's exp, tanh or erf, and the arithmetic around it, may be off, in roundings.
+_FUNCTION_TERMS = 8
+
+
+def _sums(module: nn.Module, sums: Sums, call: Caller = nn.Module.__call__) -> Sums | None:
+    slope, at_zero = _SLOPES[type(module)]
+    # At least what comes in: an error of the input is never larger than slope * gamma * B.
+    return Sums(sums.values * max(slope, 1.0) + at_zero, sums.terms + _FUNCTION_TERMS)
+
+
+for _kind in _SLOPES:
+    magnitude.register(_kind, _sums)
+
+
 @magnitude.register
 def _(module: IdentityStart, sums: Sums, call: Caller = nn.Module.__call__) -> Sums | None:
-    return sums if float(module.a) == 0 else None
+    a = abs(float(module.a.detach()))
+    if a == 0:
+        return sums
+    phi = magnitude(module.phi, sums, call)
+    # x + a (phi - x), or phi - (phi - x) (1 - a)
+    return None if phi is None else Sums((1 + a) * (sums.values + phi.values), phi.terms + 3)
 
 
 def identity_start(activation: nn.Module | None, like: nn.Module) -> nn.Module:
@@ -187,16 +218,19 @@ def _inserted(site: Site, activation: nn.Module | None, seed: int) -> Morph:
 
 def _parametric(site: Site, seed: int) -> Morph:
     phi = site.part
-    if type(phi) not in POINTWISE or type(phi) in (nn.Identity, nn.Dropout, nn.AlphaDropout):
+    kinds = (nn.ReLU, *_SLOPES)
+    if type(phi) not in kinds:
         raise UnsupportedLayer(
-            f"{type(phi).__name__} is neither a layer with weights nor an activation without",
+            f"{type(phi).__name__} is neither a layer with weights nor an activation that can "
+            "learn its strength",
             where=site.where,
-            remedy="name a Conv, ConvTranspose or Linear, or an activation of torch.nn",
+            expected=f"a Conv, ConvTranspose or Linear, or {', '.join(k.__name__ for k in kinds)}",
+            remedy="name such a part",
         )
+    x = site.inputs[0]
+    kind: Any = {"dtype": x.dtype, "device": x.device}
 
     def make(old: nn.Module) -> nn.Module:
-        x = site.inputs[0]
-        kind: Any = {"dtype": x.dtype, "device": x.device}
         new = (
             nn.PReLU(init=0.0, **kind)
             if type(old) is nn.ReLU
@@ -207,8 +241,9 @@ def _parametric(site: Site, seed: int) -> Morph:
     what = (
         "PReLU with slope 0 for ReLU" if type(phi) is nn.ReLU else f"{_what(phi)} made parametric"
     )
+    why = "it has no weights"
     return morphed(
-        site, make, what=what, form="activation", why_no_integers="it has no weights", seed=seed
+        site, make, what=what, again=False, form="activation", why_no_integers=why, seed=seed
     )
 
 

@@ -140,6 +140,7 @@ def morphed(
     what: str,
     noise: float = 0.0,
     seed: int = 0,
+    again: bool = True,
     **change: Any,
 ) -> Morph:
     """Return the model with the new part in the place of the old, and the certificate.
@@ -153,6 +154,8 @@ def morphed(
         What was done, without the place.
     noise, seed
         As for `finish`.
+    again : bool
+        Whether the new part can be made again of an old one in another dtype.
     **change
         More about the change, as for `Change`.
 
@@ -168,7 +171,11 @@ def morphed(
     new = make(twin)
     new.training = site.part.training
     model = replace(copied, {id(twin): new})
-    one = Change(site.name, site.part, new, rebuild=lambda layer: make(deep_copy(layer)), **change)
+
+    def rebuild(layer: nn.Module) -> nn.Module:
+        return make(deep_copy(layer))
+
+    one = Change(site.name, site.part, new, rebuild=rebuild if again else None, **change)
     what = f"{site.where}: {what}"
     return finish(site.model, model, site.example, [one], what=what, noise=noise, seed=seed)
 
