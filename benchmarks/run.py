@@ -17,6 +17,7 @@ BENCHMARKS = (
     "bench_matrix",
     "bench_operator",
     "bench_spectrum",
+    "bench_uncertainty",
 )
 
 

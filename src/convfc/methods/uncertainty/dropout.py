@@ -93,6 +93,9 @@ class DropoutLinear(RandomLinear):
         """The probability p that a unit is dropped; a scalar."""
         return self.linear.weight.new_tensor(self._rate)
 
+    def _number(self) -> float:
+        return self._rate
+
     def _kept(self, shape: tuple[int, ...]) -> Tensor:
         """Draw z / (1 - p): 0 where a unit is dropped, so that the mean is 1."""
         return functional.dropout(self.linear.weight.new_ones(shape), self._rate)
@@ -137,7 +140,7 @@ class DropoutLinear(RandomLinear):
         """Return Linear and Dropout, where these two draw from the same distribution."""
         if self.drop != "kernels" or self.per != "patch":
             return super().as_plain()
-        return nn.Sequential(self.linear, nn.Dropout(self.rate.item())).train(self.training)
+        return nn.Sequential(self.linear, nn.Dropout(self._number())).train(self.training)
 
     def extra_repr(self) -> str:
         """Return the rate, and what is dropped for whom."""
@@ -194,6 +197,9 @@ class ConcreteDropoutLinear(DropoutLinear):
     def rate(self) -> Tensor:
         """The probability p that a unit is dropped; gradients flow through it."""
         return torch.sigmoid(self.logit)
+
+    def _number(self) -> float:
+        return self.rate.item()
 
     def _kept(self, shape: tuple[int, ...]) -> Tensor:
         keep = RelaxedBernoulli(
