@@ -68,10 +68,7 @@ def main() -> None:
     x = torch.rand(IMAGES, 1, 28, 28)
     lines, same = [], {}
     with console.status("") as status:
-        for title, rest in (
-            ("whole CNN", behind),
-            ("CONV layer", [nn.AdaptiveAvgPool2d(1), nn.Flatten()]),
-        ):
+        for title, rest in (("whole CNN", behind), ("CONV layer", pooled)):
             native = nn.Sequential(conv, nn.Dropout(0.5), *rest)
             calls = {name: sampled(made(name, conv, rest), x, arguments.samples) for name in WAYS}
             calls["a bare loop over the native CNN"] = bare(native, x, arguments.samples)
