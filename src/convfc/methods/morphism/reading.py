@@ -20,8 +20,10 @@ from torch.utils._pytree import tree_leaves
 from convfc.frameworks.torch.certify.pairs import has_own_weights
 from convfc.frameworks.torch.heads.calls import reordered_axes
 from convfc.frameworks.torch.heads.tracing import shape_of
+from convfc.frameworks.torch.layers import PatchConv, is_conv_layer
 from convfc.frameworks.torch.read import is_conv, obstacle
 from convfc.frameworks.torch.simplify import calls
+from convfc.frameworks.torch.weights import is_weight_form
 from convfc.methods.morphism import operations
 from convfc.methods.morphism.channels import Axes, Axis, Pin, Segment, Spaces
 from convfc.methods.morphism.moves import ELSEWHERE, Follower
@@ -29,6 +31,8 @@ from convfc.methods.morphism.moves import ELSEWHERE, Follower
 __all__ = ["Layer", "Reading", "read"]
 
 _SHARES = "it divides by a sum over them"
+_BACK = "take the model back first, with convfc.to_conv"
+_PLAIN = "make its weight a plain parameter first, or put a layer of torch.nn there"
 _FIXED = "put a CONV or FC layer of its own between the two"
 
 
@@ -157,7 +161,7 @@ class _Reader(Follower):
         if not isinstance(x, fx.Node) or x not in self.axes:
             return self.unknown(node)
         axes = self.axes[x]
-        if is_conv(module) or isinstance(module, nn.Linear):
+        if is_conv_layer(module) or isinstance(module, nn.Linear):
             return self._weights(node, module, axes)
         if isinstance(module, (_BatchNorm, _InstanceNorm)) or (
             isinstance(module, nn.PReLU) and module.weight.numel() > 1
@@ -185,12 +189,12 @@ class _Reader(Follower):
 
     def _weights(self, node: fx.Node, module: nn.Module, axes: Axes) -> Axes | None:
         """Return what a CONV or FC layer makes, and note who it reads from."""
-        blocked = obstacle(module) if is_conv(module) else None
         weight = module._parameters.get("weight")
+        if isinstance(module, PatchConv) or is_weight_form(module):
+            return self.lost(node, "it is an FC form of a CONV layer", _BACK)
         if not has_own_weights(module) or type(weight) is not Parameter:
-            why = "it is no plain layer" if blocked is None else blocked.reason
-            way = "take the model back first, with convfc.to_conv, or put a plain layer there"
-            return self.lost(node, why, way if blocked is None else blocked.remedy)
+            why = obstacle(module) if is_conv(module) else None
+            return self.lost(node, *(why or ("it is no plain layer", _PLAIN)))
         spatial = max(weight.dim() - 2, 0)
         at = len(axes) - 1 - spatial
         for axis in axes[at + 1 :]:
@@ -210,18 +214,9 @@ class _Reader(Follower):
             return Layer(name, module, read, self.spaces.new(module.out_features), "dense")
         conv: Any = module
         groups, filters = conv.groups, conv.out_channels
-        if groups == conv.in_channels > 1:
-            if read is not None:
-                made = tuple(Segment(s.space, s.repeat * (filters // groups)) for s in read)
-                return Layer(name, module, read, made, "depthwise")
-            why = "each of them filters one channel, whose number cannot change"
-            return Layer(
-                name,
-                module,
-                None,
-                self.spaces.new(filters, self.pin(node, why, ELSEWHERE)),
-                "dense",
-            )
+        if groups == conv.in_channels > 1 and read is not None:
+            made = tuple(Segment(s.space, s.repeat * (filters // groups)) for s in read)
+            return Layer(name, module, read, made, "depthwise")
         made = self.spaces.new(filters)
         if groups > 1:
             why = f"its {groups} groups do not divide them into whole units"

@@ -13,8 +13,11 @@ from convfc.errors import UnsupportedModel
 from convfc.frameworks.torch.heads.tracing import graph_follows_mode, trace
 from convfc.frameworks.torch.read import Obstacle
 from convfc.frameworks.torch.simplify.running import as_traced
+from convfc.frameworks.torch.unrolled.sparse import deep_copy
 
 __all__ = ["traced"]
+
+_CONSTANT = "_tensor_constant"  # what torch.fx calls a tensor that a forward makes
 
 
 def traced(model: nn.Module, example: Any) -> fx.Graph:
@@ -44,7 +47,8 @@ def traced(model: nn.Module, example: Any) -> fx.Graph:
         bound = inspect.signature(model.forward).bind(**example)
         bound.apply_defaults()
         args = (*bound.args, *bound.kwargs.values())
-    graph = trace(as_traced(model), args)
+    # A copy, as torch.fx may leave attributes behind.
+    graph = trace(as_traced(deep_copy(model)), args)
     if isinstance(graph, Obstacle):
         raise UnsupportedModel(
             graph.reason,
@@ -52,6 +56,12 @@ def traced(model: nn.Module, example: Any) -> fx.Graph:
             expected="a forward that torch.fx can trace",
             remedy="write this line without asking what is in a tensor, or widen the part of the "
             "model that can be traced by itself",
+        )
+    if any(str(node.target).startswith(_CONSTANT) for node in graph.nodes):
+        raise UnsupportedModel(
+            "its forward makes tensors of its own, which torch.fx takes for another one every time",
+            where=type(model).__name__,
+            remedy="make them in __init__, with register_buffer",
         )
     if not graph_follows_mode(graph):
         raise UnsupportedModel(
@@ -66,7 +76,7 @@ def traced(model: nn.Module, example: Any) -> fx.Graph:
 def _line(model: nn.Module) -> str:
     """Return the last line of the user's own code that `torch.fx` had come to."""
     try:
-        fx.Tracer().trace(as_traced(model))
+        fx.Tracer().trace(as_traced(deep_copy(model)))
     except Exception as error:
         own = [
             frame

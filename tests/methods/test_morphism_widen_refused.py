@@ -1,0 +1,386 @@
+"""What cannot become wider without another function is refused: the place, why, a way out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+import torch
+from morphism_models import NETWORKS, Tokens, example, mlp, trained
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils import parametrizations, prune
+
+import convfc
+from convfc.errors import (
+    ConvfcError,
+    DtypeError,
+    NothingToConvert,
+    ShapeError,
+    UnsupportedLayer,
+    UnsupportedModel,
+)
+from convfc.methods.morphism import widen
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class Through(nn.Module):
+    """A CONV layer of 4 filters, a function of its output, and an FC layer that reads it."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor], norm: nn.Module | None = None) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.norm = nn.Identity() if norm is None else norm
+        self.function = function
+        with torch.no_grad():
+            features = (
+                self.function(self.norm(self.conv(torch.ones(2, 3, 6, 6)))).flatten(1).shape[1]
+            )
+        self.head = nn.Linear(features, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(self.function(self.norm(self.conv(x))).flatten(1))
+        return y
+
+
+X = torch.ones(2, 3, 6, 6)
+
+FUNCTIONS = {
+    "view-with-a-number": (
+        lambda x: x.view(2, 4 * 36),
+        "view() at the model's own forward: their number, 144, is written down there",
+        "x.flatten(1)",
+    ),
+    "reshape-with-a-number": (
+        lambda x: torch.reshape(x, (-1, 144)),
+        "reshape() at the model's own forward: their number, 144, is written down there",
+        "x.flatten(1)",
+    ),
+    "channel-shuffle": (
+        lambda x: x.view(x.size(0), 2, 2, 6, 6).transpose(1, 2).flatten(1, 2),
+        "view() at the model's own forward: it divides them over several axes",
+        "widen a layer whose units do not get there",
+    ),
+    "pixel-shuffle": (lambda x: functional.pixel_shuffle(x, 2), "pixel_shuffle()", "each channel"),
+    "chunk": (lambda x: x.chunk(3, dim=1)[0], "chunk()", "not known to leave each of them"),
+    "split": (lambda x: torch.split(x, [1, 3], dim=1)[1], "split()", "not known to leave each"),
+    "index": (lambda x: x[:, :2], "getitem() at the model's own forward: it picks some", "units"),
+    "softmax": (lambda x: x.softmax(1), "softmax()", "it divides by a sum over them"),
+    "mean": (lambda x: x.mean(1, keepdim=True), "mean()", "a copy would count twice"),
+    "sum": (lambda x: x.sum(dim=(1, 2)), "sum()", "a copy would count twice"),
+    "norm": (functional.normalize, "normalize()", "normalises over several of them"),
+    "group-norm": (lambda x: functional.group_norm(x, 2), "group_norm()", "normalises over"),
+    "size": (lambda x: x / x.size(1), "size()", "the forward computes with their number"),
+    "pad": (lambda x: functional.pad(x, (0, 0, 0, 0, 0, 1)), "pad()", "works along the axis"),
+    "matmul": (lambda x: x @ x.mT, "getattr()", "not known to leave each of them"),
+    "expand": (lambda x: x.expand(2, 4, 6, 6), "expand()", "their number, 4, is written down"),
+    "squared": (lambda x: torch.einsum("nchw,nchw->nhw", x, x), "einsum()", "not known to leave"),
+}
+NORMS = {
+    "GroupNorm": nn.GroupNorm(2, 4),
+    "LayerNorm": nn.LayerNorm((4, 6, 6)),
+    "LocalResponseNorm": nn.LocalResponseNorm(2),
+    "Softmax": nn.Softmax(dim=1),
+    "Softmax2d": nn.Softmax2d(),
+    "ChannelShuffle": nn.ChannelShuffle(2),
+    "PixelShuffle": nn.PixelShuffle(2),
+    "GLU": nn.GLU(dim=1),
+    "LogSoftmax": nn.LogSoftmax(dim=-3),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_that_look_at_several_units_are_refused(name: str):
+    function, place, text = FUNCTIONS[name]
+    with pytest.raises(UnsupportedLayer, match=re.escape(place)) as refusal:
+        widen(Through(function), "conv", width=8, example=X)
+    message = str(refusal.value)
+    assert message.startswith("conv: its units cannot become more, because of ")
+    assert text in message
+    assert "Remedy: " in message
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_modules_that_look_at_several_units_are_refused(name: str):
+    model = Through(lambda x: x, NORMS[name])
+    with pytest.raises(UnsupportedLayer, match=f"because of {name} at norm: it ") as refusal:
+        widen(model, "conv", width=8, example=X)
+    assert "an operation there that works on each channel by itself" in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x.reshape(x.shape[0], -1),
+        lambda x: x.view(x.size(0), x.size(1) * x.size(2), -1),
+        lambda x: x.squeeze(-1).unsqueeze(-1)[:, :, 1:, None],
+        lambda x: x.mean(-1, keepdim=True).expand_as(x),
+        lambda x: torch.cat([x, functional.max_pool2d(x, 3, 1, 1)], 1),
+        lambda x: torch.flatten(x.permute(0, 2, 3, 1), 1),
+        lambda x: functional.pad(x, (1, 0)) * 2 + x.mean((2, 3), keepdim=True),
+        lambda x: functional.interpolate(x, scale_factor=2.0),
+        lambda x: x[..., 0],
+        lambda x: functional.softmax(x, dim=-1).sum(dim=3),
+    ],
+    ids=range(10),
+)
+def test_what_leaves_each_unit_to_itself_is_not_refused(function: Callable[[Tensor], Tensor]):
+    model = trained(Through(function))
+    x = torch.randn(X.shape, generator=torch.Generator().manual_seed(0))
+    for how in ("copy", "zero"):
+        morph = widen(model, "conv", width=9, example=x, how=how)
+        assert morph.certificate.holds, str(morph.certificate)
+        assert morph.model.head.in_features == model.head.in_features // 4 * 9
+
+
+def test_outputs_of_the_model_keep_their_number():
+    with pytest.raises(
+        UnsupportedLayer, match=r"4: its units .* the output of the model: the model"
+    ):
+        widen(mlp(), "4", width=8, example=example("mlp"))
+    with pytest.raises(UnsupportedLayer, match=r"^the model itself: its units .* or add a layer"):
+        widen(nn.Linear(3, 2), "", width=8, example=torch.ones(1, 3))
+
+
+def test_what_is_added_to_the_input_keeps_its_number():
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv1d(2, 2, 1), nn.Conv1d(2, 1, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.head(x + self.conv(x))
+            return y
+
+    with pytest.raises(UnsupportedLayer, match=r"add\(\) at .* whose number cannot change") as no:
+        widen(Residual(), "conv", width=4, example=torch.ones(1, 2, 5))
+    assert "put a CONV or FC layer of its own between the two" in str(no.value)
+
+
+def test_a_concatenation_added_to_one_layer_is_refused():
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two, self.both = nn.Linear(3, 2), nn.Linear(3, 2), nn.Linear(3, 4)
+            self.head = nn.Linear(4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.head(torch.cat([self.one(x), self.two(x)], 1) + self.both(x))
+            return y
+
+    for name in ("one", "both"):
+        with pytest.raises(UnsupportedLayer, match=f"{name}: .* or that are made otherwise"):
+            widen(Mixed(), name, width=8, example=torch.ones(2, 3))
+
+
+def test_a_layer_called_on_units_of_different_kinds_is_refused():
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.twice = nn.Linear(3, 3), nn.Linear(3, 3)
+            self.head = nn.Linear(3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.head(self.twice(self.first(x)) + self.twice(x))
+            return y
+
+    with pytest.raises(
+        UnsupportedLayer, match="Linear at twice: the layer is called several times"
+    ):
+        widen(Shared(), "first", width=6, example=torch.ones(2, 3))
+
+
+def test_a_grouped_layer_that_cuts_units_of_a_concatenation_is_refused():
+    class Cut(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Conv1d(1, 2, 1), nn.Conv1d(1, 2, 1)
+            self.groups, self.depthwise = nn.Conv1d(4, 4, 1, groups=2), nn.Conv1d(4, 4, 1, groups=4)
+            self.head = nn.Conv1d(4, 1, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.cat([self.one(x), self.two(x)], 1)
+            y: Tensor = self.head(self.groups(x) + self.depthwise(x))
+            return y
+
+    x = torch.ones(1, 1, 3)
+    with pytest.raises(UnsupportedLayer, match="Conv1d at groups: its 2 groups do not divide them"):
+        widen(Cut(), "one", width=4, example=x)
+    model = Cut()
+    model.groups = nn.Conv1d(4, 4, 1)
+    with pytest.raises(UnsupportedLayer, match="made otherwise"):
+        widen(model, "depthwise", width=8, example=x)
+    model = nn.Sequential(nn.Conv1d(2, 3, 1), nn.Conv1d(3, 3, 1, groups=3), nn.Conv1d(3, 1, 1))
+    assert widen(model, "1", width=4, example=torch.ones(1, 2, 3)).certificate.holds
+
+
+def test_a_depthwise_layer_on_a_concatenation_names_the_layers_before_it():
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Conv1d(1, 2, 1), nn.Conv1d(1, 1, 1)
+            self.depthwise, self.head = nn.Conv1d(3, 6, 1, groups=3), nn.Conv1d(6, 1, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.head(self.depthwise(torch.cat([self.one(x), self.two(x)], 1)))
+            return y
+
+    x = torch.randn(2, 1, 3, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(UnsupportedLayer, match="widen one of the layers before it"):
+        widen(Joined(), "depthwise", width=8, example=x)
+    morph = widen(trained(Joined()), "one", width=4, example=x)
+    assert morph.certificate.holds
+    assert (morph.model.depthwise.groups, morph.model.depthwise.out_channels) == (5, 10)
+
+
+def test_layers_in_other_forms_are_taken_back_first():
+    conv = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))
+    for form in ("patch", "weight"):
+        with pytest.raises(UnsupportedLayer, match=r"0: .*\. Remedy: .*convfc\.to_conv"):
+            widen(convfc.to_fc(conv, form=form), "0", width=8, example=X)
+        mixed = convfc.to_fc(conv, form=form, where="2")
+        with pytest.raises(UnsupportedLayer, match=r"0: .* at 2: .*\. Remedy: .*convfc\.to_conv"):
+            widen(mixed, "0", width=8, example=X)
+    unrolled = convfc.to_fc(conv, form="unrolled", example=X)
+    with pytest.raises(UnsupportedLayer, match=r"0: .*\. Remedy: .*convfc\.to_conv"):
+        widen(unrolled, "0", width=8, example=X)
+
+
+def test_weights_that_are_computed_are_refused():
+    model = mlp()
+    prune.random_unstructured(model[0], "weight", 0.5)
+    with pytest.raises(UnsupportedLayer, match=r"^0: "):
+        widen(model, "0", width=8, example=example("mlp"))
+    model = mlp()
+    parametrizations.weight_norm(model[2])
+    with pytest.raises(UnsupportedLayer, match=r"0: .* at 2: it is no plain layer"):
+        widen(model, "0", width=8, example=example("mlp"))
+
+
+@pytest.mark.filterwarnings("ignore:Complex modules are a new feature:UserWarning")
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature:UserWarning")
+def test_lazy_complex_and_other_layers_are_refused():
+    with pytest.raises(ConvfcError, match=r"size yet|lazy"):
+        widen(
+            nn.Sequential(nn.LazyLinear(3), nn.Linear(3, 1)), "0", width=8, example=torch.ones(1, 2)
+        )
+    with pytest.raises(UnsupportedLayer, match=r"1: .*no CONV or FC layer"):
+        widen(mlp(), "1", width=8, example=example("mlp"))
+    with pytest.raises(NothingToConvert, match=r"conv1: .*expected one of 0, 2, 4"):
+        widen(mlp(), "conv1", width=8, example=example("mlp"))
+    model = mlp().to(torch.complex64)
+    model[1] = model[3] = nn.Identity()
+    with pytest.raises(DtypeError, match="0: morphs are for real weights"):
+        widen(model, "0", width=8, example=example("mlp", torch.complex64))
+
+
+def test_tied_parameters_are_refused():
+    model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 1))
+    model[2].weight = model[0].weight
+    with pytest.raises(UnsupportedLayer, match=r"0: .*also a parameter of 2 \(Linear\)"):
+        widen(model, "0", width=6, example=torch.ones(1, 3))
+    model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3))
+    model[4].weight = model[2].weight
+    with pytest.raises(UnsupportedLayer, match=r"2: .*also a parameter of 4 .*Remedy: untie them"):
+        widen(model, "0", width=6, example=torch.ones(1, 3))
+
+
+def test_a_layer_of_a_class_of_its_own_is_refused():
+    class Stem(nn.Linear):
+        pass
+
+    model = nn.Sequential(Stem(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    with pytest.raises(UnsupportedLayer, match=r"^0: "):
+        widen(model, "0", width=6, example=torch.ones(1, 3))
+
+
+def test_a_forward_that_cannot_be_traced_is_refused_with_its_line():
+    class Asks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.one(x)
+            if y.sum() > 0:  # the line
+                y = -y
+            z: Tensor = self.two(y)
+            return z
+
+    with pytest.raises(UnsupportedModel, match=r"torch.fx cannot trace") as refusal:
+        widen(Asks(), "one", width=8, example=torch.ones(1, 3))
+    assert re.match(
+        r".*test_morphism_widen_refused\.py, line \d+, if y\.sum\(\) > 0:", str(refusal.value)
+    )
+    assert "Remedy: write this line without asking what is in a tensor" in str(refusal.value)
+
+
+def test_tensors_that_a_forward_makes_are_refused_and_leave_nothing_in_the_model():
+    model = Through(lambda x: x + torch.ones(4, 1, 1))
+    attributes = set(vars(model))
+    with pytest.raises(UnsupportedModel, match=r"^Through: its forward makes tensors .*register_b"):
+        widen(model, "conv", width=8, example=X)
+    assert set(vars(model)) == attributes
+
+
+def test_a_forward_with_other_calls_in_training_is_refused():
+    class Auxiliary(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two, self.aux = nn.Linear(3, 4), nn.Linear(4, 2), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.one(x)
+            z: Tensor = self.two(y)
+            return z + self.aux(y) if self.training else z
+
+    with pytest.raises(UnsupportedModel, match="Auxiliary: its forward does something else in tra"):
+        widen(Auxiliary(), "one", width=8, example=torch.ones(1, 3))
+
+
+def test_an_example_that_does_not_run_is_refused():
+    with pytest.raises(ShapeError, match=r"^example: the model does not run on this input"):
+        widen(mlp(), "0", width=8, example=torch.ones(2, 7))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "width: the new width is one number; expected one of width= and factor="),
+        ({"width": 8, "factor": 2}, "width: .*got both"),
+        ({"width": 4}, "0, width: a layer can only become wider; expected 5 or more; got 4"),
+        ({"width": 8.0}, "width: a width is an integer; got 8.0"),
+        ({"width": True}, "width: a width is an integer; got True"),
+        ({"factor": 0.5}, "factor: no such number; expected a number, 1 or more; got 0.5"),
+        ({"factor": "2"}, "factor: no such number; .*got '2'"),
+        ({"factor": float("nan")}, "factor: no such number"),
+        ({"width": 8, "noise": -1}, "noise: no such number; expected a number, 0 or more; got -1"),
+        ({"width": 8, "how": "clone"}, "how: there is no such way; expected 'copy' or 'zero'"),
+        ({"width": 8, "split": "even"}, "split: there is no such split; expected 'equal' or"),
+        ({"width": 8, "how": "zero", "noise": 0.1}, "noise: .*no copies to tell apart"),
+        ({"width": 8, "how": "zero", "split": "random"}, "split: .*no copies to tell apart"),
+    ],
+    ids=str,
+)
+def test_options_without_meaning_are_refused(options: dict, message: str):
+    with pytest.raises(ConvfcError, match=message):
+        widen(mlp(), "0", example=example("mlp"), **options)
+
+
+def test_a_width_that_groups_do_not_divide_is_refused_and_a_factor_is_rounded_up():
+    model, x = trained(NETWORKS["separable"].make()), example("separable")
+    with pytest.raises(
+        ConvfcError, match="6, width: no such width; expected 6 or more, a multiple of 2"
+    ):
+        widen(model, "6", width=9, example=x)
+    with pytest.raises(ConvfcError, match=r"3, width: no such width; .* a multiple of 4; got 10"):
+        widen(model, "3", width=10, example=x)
+    assert widen(model, "6", factor=1.1, example=x).model[6].out_channels == 8
+    assert widen(mlp(), "0", factor=1.2, example=example("mlp")).model[0].out_features == 6
+
+
+def test_what_is_added_to_a_normalised_token_is_refused():
+    with pytest.raises(UnsupportedLayer, match=r"down: .*because of LayerNorm at norm"):
+        widen(Tokens(), "down", width=8, example=example("tokens"))
