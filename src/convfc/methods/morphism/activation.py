@@ -250,7 +250,7 @@ def _parametric(site: Site, seed: int) -> Morph:
 def _is_identity(activation: nn.Module) -> bool:
     """Say whether a module starts as the identity."""
     if isinstance(activation, IdentityStart):
-        return float(activation.a) == 0
+        return float(activation.a.detach()) == 0
     if type(activation) is nn.PReLU:
         return bool((activation.weight == 1).all())
     return type(activation) is nn.Identity

@@ -52,7 +52,7 @@ def morph_depth(
     Neither is the identity: one of the two is random, with orthogonal filters, the other is the
     solution of the linear equation that is left, in float64 (their Algorithm 1). Where the channels
     do not suffice for the kernels, smaller ones inside them are solved for and the taps around
-    start at zero (Algorithm 2).
+    start at zero (Algorithm 2). Taps that start at zero have gradients, and train.
 
     Parameters
     ----------

@@ -176,9 +176,10 @@ def _rank(values: list[Tensor], rank: int | None, energy: float | None) -> int:
 
 def _smallest(squares: Tensor, share: float) -> int:
     """Return how many of the largest squares make up this share of all; 1 at least."""
-    tails = squares.flip(0).cumsum(0).flip(0)  # what is lost without this one and all behind it
-    allowed = (1 - share) * tails[0]
-    return max(1, int((tails > allowed).sum()))
+    if share == 1:  # not by sums, in which the smallest are lost
+        return max(1, int((squares > 0).sum()))
+    kept = squares.cumsum(0)
+    return int((kept[:-1] < share * kept[-1]).sum()) + 1
 
 
 def _two_layers(layer: nn.Module, rank: int) -> nn.Module:

@@ -188,23 +188,42 @@ def _chain(
     seed: int,
     site: Site,
 ) -> list[nn.Module]:
-    """Return the layers of a chain that computes this, split off one by one from the front."""
+    """Return the layers of a chain that computes this.
+
+    Split off one by one from the front; where the channels do not suffice for that, from the back.
+    """
+    try:
+        steps = _peeled(layer, taps, chain, seed, site.where, front=True)
+    except GeometryError as error:
+        try:
+            steps = _peeled(layer, taps, chain, seed, site.where, front=False)
+        except GeometryError:
+            raise error from None
+    check_room(steps[0], site.inputs, site.where)
     made: list[nn.Module] = []
-    rest = taps
-    for number, step in enumerate(chain[:-1]):
-        reach = _reach(chain[number + 1 :])
-        kernels = (step.kernel, reach)
-        first, rest, _ = split(
-            layer, rest, kernels, step.channels, seed=seed + 1000 * number, where=site.where
-        )
-        check_room(first, site.inputs, site.where)
-        made += [*build(first, layer)]
-        if activation is not None:
+    for number, step in enumerate(steps):
+        if number and activation is not None:
             made.append(starting(activation, layer))
-    reach = chain[-1].kernel
-    last = grown(rest, reach, offsets(rest, reach, layer))
-    check_room(last, site.inputs, site.where)
-    return [*made, *build(last, layer)]
+        made += build(step, layer)
+    return made
+
+
+def _peeled(
+    layer: nn.Module, taps: Taps, chain: Sequence[_Step], seed: int, where: str, *, front: bool
+) -> list[Taps]:
+    """Return what each layer of a chain computes."""
+    if len(chain) == 1:
+        reach = chain[0].kernel
+        return [grown(taps, reach, offsets(taps, reach, layer))]
+    cut = 1 if front else len(chain) - 1
+    halves = chain[:cut], chain[cut:]
+    kernels = (_reach(halves[0]), _reach(halves[1]))
+    channels = chain[cut - 1].channels
+    first, second, _ = split(layer, taps, kernels, channels, seed=seed, where=where)
+    return [
+        *_peeled(layer, first, halves[0], seed + 1000, where, front=front),
+        *_peeled(layer, second, halves[1], seed + 1000, where, front=front),
+    ]
 
 
 def _shares(

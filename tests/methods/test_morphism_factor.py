@@ -1,0 +1,173 @@
+"""Low rank: the closest that there is, by way of the FC form, and what it saves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conv_cases import CASES, ConvCase
+from hypothesis import given
+from hypothesis import strategies as st
+from morphism_layers import LayerCase, assert_unchanged, filled, layers, numbers, state_of
+from morphism_layers import train_a_step as trains
+from torch import Tensor, nn
+
+import convfc
+from convfc.errors import ConvfcError, GeometryError, UnsupportedLayer
+from convfc.frameworks.torch.read import weight_to_matrix
+from convfc.methods.morphism import factor
+from convfc.rounding import UNIT_ROUNDOFF
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning"),
+]
+
+
+def matrices(layer: nn.Module) -> list[np.ndarray]:
+    """The FC weights (f, k) of every group."""
+    weight = layer.weight.detach().double()
+    if isinstance(layer, nn.Linear):
+        return [weight.numpy()]
+    matrix = weight_to_matrix(weight, transposed=layer.transposed, groups=layer.groups)
+    return [part.numpy() for part in matrix.chunk(layer.groups)]
+
+
+def product_of(pair: nn.Module) -> list[np.ndarray]:
+    """The FC weights of two layers, one behind the other, of every group."""
+    first, second = pair
+    return [b @ a for a, b in zip(matrices(first), matrices(second), strict=True)]
+
+
+@given(case=layers(dtype=torch.float64))
+def test_full_rank_holds(case: LayerCase) -> None:
+    layer, x = case
+    state = state_of(layer)
+    rank = min(matrices(layer)[0].shape)
+    factored = factor(layer, rank=rank, example=x)
+    assert factored.certificate.holds, str(factored)
+    assert factored.rank == rank
+    assert factored.error == 0.0
+    assert factored.energy == 1.0
+    assert_unchanged(layer, state)
+    first, second = factored.model
+    assert type(first) is type(layer)
+    assert first.bias is None
+    assert (second.bias is None) == (layer.bias is None)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_no_matrix_of_this_rank_is_closer(case: ConvCase) -> None:
+    layer = filled(case.layer())
+    old = matrices(layer)
+    for rank in range(1, min(old[0].shape)):
+        factored = factor(layer, rank=rank, example=case.x())
+        assert not factored.certificate.holds
+        new = product_of(factored.model)
+        lost = whole = 0.0
+        for before, after in zip(old, new, strict=True):
+            values = np.linalg.svd(before, compute_uv=False)
+            lost += (values[rank:] ** 2).sum()
+            whole += (values**2).sum()
+            # Backward stability of the SVD, norm by norm.
+            room = 10 * max(before.shape) * UNIT_ROUNDOFF["float64"] * values[0]
+            assert np.linalg.norm(before - after) <= np.linalg.norm(values[rank:]) + room
+            assert np.linalg.matrix_rank(after) == rank
+        assert f"{factored.error:.9g}" == f"{np.sqrt(lost / whole):.9g}"
+        assert f"{factored.energy:.9g}" == f"{1 - lost / whole:.9g}"
+
+
+@given(seed=st.integers(0, 99), energy=st.sampled_from([0.1, 0.5, 0.9, 0.99, 1.0]))
+def test_energy_takes_the_smallest_rank_that_keeps_it(seed: int, energy: float) -> None:
+    layer = filled(nn.Conv1d(3, 6, 3, dtype=torch.float64), seed)
+    factored = factor(layer, energy=energy)
+    squares = np.linalg.svd(matrices(layer)[0], compute_uv=False) ** 2
+    shares = squares.cumsum() / squares.sum()
+    wanted = len(squares) if energy == 1.0 else int((shares < energy).sum()) + 1
+    assert factored.rank == wanted
+    assert factored.energy >= energy or energy == 1.0
+
+
+def test_energy_counts_known_singular_values() -> None:
+    linear = nn.Linear(4, 4, bias=False, dtype=torch.float64)
+    with torch.no_grad():
+        linear.weight.copy_(torch.diag(torch.tensor([4.0, 2.0, 2.0, 1.0])))  # squares 16 4 4 1
+    assert [factor(linear, energy=e / 25).rank for e in (0, 1, 16, 17, 20, 21, 24, 25)] == [
+        *(1, 1, 1, 2, 2, 3, 3, 4)
+    ]
+    three = factor(linear, rank=3)
+    assert three.error == (1 / 25) ** 0.5
+    assert three.energy == 24 / 25
+
+
+def test_groups_of_unequal_rank_take_the_larger() -> None:
+    layer = nn.Conv1d(4, 6, 2, groups=2, dtype=torch.float64)
+    with torch.no_grad():
+        layer.weight[:3] = numbers((3, 1), 1)[..., None] * numbers((2, 2), 2)
+        layer.weight[3:] = numbers((3, 2, 2), 3)
+    assert factor(layer, energy=1.0).rank == 3
+    assert factor(layer, rank=1).model[0].out_channels == 2
+
+
+@pytest.mark.parametrize("case", CASES[::4], ids=str)
+def test_parameters_and_multiplications_are_those_of_inspect(case: ConvCase) -> None:
+    layer, x = filled(case.layer()), case.x()
+    factored = factor(layer, rank=1, example=x)
+    before, after = (convfc.inspect(model, x).totals for model in (layer, factored.model))
+    assert factored.parameters == (before.parameters, after.parameters)
+    wanted = (before.native_multiplications, after.native_multiplications)
+    assert factored.multiplications == wanted
+    assert f"parameters {before.parameters:,} to {after.parameters:,}" in str(factored)
+
+
+def test_multiplications_of_an_fc_layer_count_rows() -> None:
+    linear, x = nn.Linear(6, 4), torch.ones(2, 5, 6)
+    assert factor(linear, rank=2, example=x).multiplications == (10 * 24, 10 * 2 * (6 + 4))
+    assert factor(linear, rank=2).multiplications == (2 * 24, 2 * 2 * (6 + 4))
+
+
+def test_in_a_model_everything_else_stays() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)).eval()
+    x = numbers((2, 1, 6, 6), 1).float()
+    seen: list[Tensor] = []
+    model[3].register_forward_hook(lambda module, args, output: seen.append(output))
+    model[3].weight.requires_grad_(False)
+    factored = factor(model, "3", rank=3, example=x)
+    assert factored.certificate.holds
+    pair = factored.model[3]
+    assert [p.requires_grad for p in pair.parameters()] == [False, False, True]
+    assert not any(part.training for part in factored.model.modules())
+    seen.clear()
+    y = factored.model(x)
+    assert len(seen) == 1
+    assert torch.equal(seen[0], y)
+    moved = factor(model, "0", rank=2, example=x).model
+    assert all(changed for name, changed in trains(moved, x).items() if name != "3.weight")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({}, GeometryError, "rank, energy: .* expected one of the two; got none"),
+        ({"rank": 1, "energy": 0.5}, GeometryError, "expected one of the two; got both"),
+        ({"rank": 5}, GeometryError, "rank: the filter matrix has no such rank; expected 4 at mo"),
+        ({"rank": 0}, GeometryError, "rank: a size is too small"),
+        (
+            {"energy": 1.5},
+            ConvfcError,
+            "energy: a number out of its range; .* from 0 to 1; got 1.5",
+        ),
+        ({"energy": "all"}, ConvfcError, "energy: a number out of its range"),
+    ],
+    ids=str,
+)
+def test_what_is_no_rank_is_refused(options: Any, error: Any, text: str) -> None:
+    with pytest.raises(error, match=text):
+        factor(nn.Conv1d(2, 4, 3), **options)
+
+
+def test_a_model_needs_an_example() -> None:
+    with pytest.raises(UnsupportedLayer, match="example: a model is tried on an example"):
+        factor(nn.Sequential(nn.Linear(2, 2)), "0", rank=1)
