@@ -8,7 +8,7 @@ checkpoint after an epoch needs no state of a generator.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from convfc.studies.data import Images
 from convfc.studies.folder import Array
 from convfc.studies.runner import Work, seed_of
 
-__all__ = ["load_weights", "score", "train", "weights_of"]
+__all__ = ["RATE", "load_weights", "score", "train", "weights_of"]
 
 BATCH = 100
 RATE = 1e-3  # Adam's usual step
@@ -37,6 +37,7 @@ def train(
     epochs: int,
     loss: Loss | None = None,
     watch: Watch | None = None,
+    groups: Sequence[dict[str, Any]] = (),
     told: str = "",
 ) -> tuple[dict[str, Array], float]:
     """Train a model with Adam in place, from the part's checkpoint if it has one.
@@ -56,6 +57,9 @@ def train(
     watch : callable, optional
         What to keep after each epoch, and before the first: numbers by name, of the model in
         evaluation mode.
+    groups : sequence of dict
+        Parameters with their steps, as PyTorch's optimizers take them; if not given, all of them
+        with `RATE`.
     told : str
         Which of the watched numbers progress shows beside the loss.
 
@@ -68,7 +72,7 @@ def train(
         Of the training itself, watching aside.
     """
     loss = loss or _cross_entropy
-    optimizer = torch.optim.Adam(model.parameters(), RATE)
+    optimizer = torch.optim.Adam(list(groups) or [{"params": list(model.parameters())}], RATE)
     x, y = torch.from_numpy(images.images), torch.from_numpy(images.labels)
     curves: dict[str, list[float]] = {"loss": []}
     seconds, done = 0.0, 0

@@ -1,0 +1,269 @@
+"""The parts of the study: trainings, predictions, scores, and a network drawn from each method."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import convfc
+from convfc.methods import uncertainty
+from convfc.methods.uncertainty import Prediction
+from convfc.studies import data
+from convfc.studies.folder import Array, Result
+from convfc.studies.runner import Part, Work, seed_of
+from convfc.studies.training import RATE, load_weights, train, weights_of
+from convfc.studies.uncertainty.methods import (
+    METHODS,
+    Settings,
+    groups_of,
+    lenet,
+    loss_of,
+    untrained,
+)
+from convfc.studies.uncertainty.scores import score_table
+
+__all__ = ["ANGLES", "SETS", "parts"]
+
+ANGLES = tuple(range(0, 181, 15))
+"""Degrees by which the 1 of Gal's figure is turned."""
+
+SETS = ("test", "letters", "moved", "turned")
+"""What every network is asked about; the last is the 1 at all angles."""
+
+_LAPLACE_BATCH = 20  # the Jacobians of a batch are (n, 10, all weights)
+
+
+def parts(settings: Settings) -> list[Part]:
+    """Return all parts, in their order."""
+    trained = [key for key in METHODS if key != "laplace"]
+    return [
+        *(Part(key, _train, steps=settings.epochs) for key in trained),
+        *(
+            Part(f"predict-{key}", _predict, (key,), 1 if key == "plain" else 3 * settings.samples)
+            for key in trained
+        ),
+        Part("predict-laplace", _predict_laplace, ("plain",), _laplace_steps(settings)),
+        Part("scores", _score, tuple(f"predict-{key}" for key in METHODS)),
+        Part("drawn", _draw, tuple(key for key in trained if key != "plain")),
+    ]
+
+
+def questions(settings: Settings) -> dict[str, data.Images]:
+    """Return the images that every network is asked about."""
+    test = data.load_digits(settings.images, settings.seed).test
+    one = data.most_upright(test, 1)
+    turned = data.Images(data.rotated(one, ANGLES), np.ones(len(ANGLES), np.int64))
+    return {
+        "test": test,
+        "letters": data.render_letters(settings.letters, settings.seed),
+        "moved": data.moved(test.first(settings.moved), settings.seed),
+        "turned": turned,
+    }
+
+
+def _train(work: Work) -> Result:
+    """Train one network; of learned rates, keep the course."""
+    key, settings = work.name, work.settings
+    digits = data.load_digits(settings.images, settings.seed)
+    model = untrained(key, settings)
+
+    def rates(network: nn.Module) -> Mapping[str, float]:
+        return uncertainty.learned_rates(network) if key == "concrete" else {}
+
+    curves, seconds = train(
+        model,
+        digits.training,
+        work,
+        epochs=settings.epochs,
+        loss=loss_of(key, settings.images),
+        groups=groups_of(model, RATE),
+        watch=rates,
+    )
+    arrays = {f"curve.{name}": values for name, values in curves.items()}
+    arrays |= {f"model.{name}": values for name, values in weights_of(model).items()}
+    numbers = {"images": digits.description, "loss": float(curves["loss"][-1])}
+    return Result(numbers | {"rates": dict(rates(model))}, arrays, {"training": seconds})
+
+
+def _trained(work: Work, key: str) -> nn.Module:
+    """Return the network that an earlier part trained."""
+    model, stored = untrained(key, work.settings), work.results[key].arrays
+    load_weights(model, {n[6:]: a for n, a in stored.items() if n.startswith("model.")})
+    return model.eval()
+
+
+def _predict(work: Work) -> Result:
+    """Ask one network about all images: with many draws, or once if nothing in it is random."""
+    key, samples = work.name.removeprefix("predict-"), work.settings.samples
+    model, asked = _trained(work, key), questions(work.settings)
+    work.start()
+    arrays: dict[str, Array] = {}
+    seconds = 0.0
+    done = 0
+    # Seconds are those of the test images alone: the same question for every method.
+    for names in (("test",), ("letters", "moved"), ("turned",)):
+        x = torch.from_numpy(np.concatenate([asked[name].images for name in names]))
+        began = time.perf_counter()
+        if key == "plain":
+            found = _evaluated(model, x)
+        else:
+            found = uncertainty.predict(
+                model,
+                x,
+                samples,
+                seed=work.seed,
+                keep=names == ("turned",),
+                progress=lambda count, _: work.step(done + count),  # noqa: B023
+            )
+        seconds = seconds or time.perf_counter() - began
+        done += samples
+        arrays |= _split(found, {name: len(asked[name]) for name in names})
+    return Result(arrays=arrays, seconds={"sampling": seconds})
+
+
+def _evaluated(model: nn.Module, x: Tensor) -> Prediction:
+    """Return what a network says that is not random: all its uncertainty is aleatoric."""
+    with torch.no_grad():
+        logits = model(x).double()
+    log_p = torch.log_softmax(logits, dim=1)
+    entropy = -(log_p.exp() * log_p).sum(dim=1)
+    return Prediction(log_p.exp(), entropy, entropy, torch.zeros_like(entropy), logits[None], 1)
+
+
+def _split(found: Prediction, counts: Mapping[str, int]) -> dict[str, Array]:
+    """Return the numbers of a prediction as arrays, by the set of images that they belong to."""
+    arrays: dict[str, Array] = {}
+    start = 0
+    for name, count in counts.items():
+        chosen = slice(start, start + count)
+        arrays[f"{name}.mean"] = found.mean[chosen].numpy()
+        arrays[f"{name}.entropy"] = found.predictive_entropy[chosen].numpy()
+        arrays[f"{name}.mutual"] = found.mutual_information[chosen].numpy()
+        if name == "turned" and found.draws is not None:
+            arrays["turned.draws"] = found.draws.numpy()
+        start += count
+    return arrays
+
+
+def _laplace_steps(settings: Settings) -> int:
+    """Return the batches of all images, counted without making the images."""
+    return -(
+        -(settings.images // 3 + settings.letters + settings.moved + len(ANGLES)) // _LAPLACE_BATCH
+    )
+
+
+def _predict_laplace(work: Work) -> Result:
+    """Fit a Laplace approximation around the trained network, in FC form, and ask it.
+
+    The network is made linear in its weights at the ones that were trained, which is what the
+    approximation with the generalised Gauss-Newton matrix stands for (Immer et al. 2021).
+    """
+    with warnings.catch_warnings():
+        # laplace-torch and what it stands on import and call what PyTorch calls deprecated.
+        warnings.simplefilter("ignore", category=FutureWarning)
+        warnings.simplefilter("ignore", category=DeprecationWarning)
+        warnings.simplefilter("ignore", category=UserWarning)
+        from laplace import Laplace
+
+        settings = work.settings
+        network = convfc.to_fc(_trained(work, "plain"))
+        training = data.load_digits(settings.images, settings.seed).training
+        pairs = TensorDataset(torch.from_numpy(training.images), torch.from_numpy(training.labels))
+        began = time.perf_counter()
+        approximation: Any = Laplace(
+            network, "classification", subset_of_weights="all", hessian_structure="kron"
+        )
+        approximation.fit(DataLoader(pairs, batch_size=250))
+        approximation.prior_precision = METHODS["laplace"].options["prior_precision"]
+        fitting = time.perf_counter() - began
+        asked = questions(settings)
+        x = torch.from_numpy(np.concatenate([asked[name].images for name in SETS]))
+        saved = work.saved() or {"draws": np.zeros((settings.samples, 0, 10), np.float32)}
+        draws = [torch.from_numpy(saved["draws"])]
+        done = draws[0].shape[1]
+        work.start(done // _LAPLACE_BATCH)
+        began = time.perf_counter()
+        for start in range(done, len(x), _LAPLACE_BATCH):
+            # A seed for each batch, so that a resumed run draws the same.
+            generator = torch.Generator().manual_seed(seed_of(work.seed, start))
+            draws.append(
+                approximation.predictive_samples(
+                    x[start : start + _LAPLACE_BATCH],
+                    pred_type="glm",
+                    n_samples=settings.samples,
+                    generator=generator,
+                ).detach()
+            )
+            work.step(start // _LAPLACE_BATCH + 1)
+            work.save(lambda: {"draws": torch.cat(draws, dim=1).numpy()})
+        # Of the images asked about in this process; the whole is a test set's share of it.
+        share = len(asked["test"]) / max(1, len(x) - done)
+        sampling = (time.perf_counter() - began) * share
+    found = _from_probabilities(torch.cat(draws, dim=1))
+    arrays = _split(found, {name: len(asked[name]) for name in SETS})
+    return Result({}, arrays, {"training": fitting, "sampling": sampling})
+
+
+def _from_probabilities(drawn: Tensor) -> Prediction:
+    """Return the parts of the uncertainty of drawn probabilities, ``(samples, n, C)``."""
+    p = drawn.double()
+    p = p / p.sum(dim=2, keepdim=True)
+    mean = p.mean(dim=0)
+    predictive = -torch.xlogy(mean, mean).sum(dim=1)
+    expected = torch.minimum(-torch.xlogy(p, p).sum(dim=2).mean(dim=0), predictive)
+    return Prediction(mean, predictive, expected, predictive - expected, None, len(p))
+
+
+def _score(work: Work) -> Result:
+    """Compute the table from all predictions, and what is said of the 1 at every angle."""
+    work.start()
+    asked = questions(work.settings)
+    predictions = {key: work.results[f"predict-{key}"].arrays for key in METHODS}
+    labels = {name: asked[name].labels for name in ("test", "moved")}
+    turned = {
+        key: {
+            "class": found["turned.mean"].argmax(axis=1).tolist(),
+            "confidence": found["turned.mean"].max(axis=1).tolist(),
+            "entropy": found["turned.entropy"].tolist(),
+            "mutual": found["turned.mutual"].tolist(),
+        }
+        for key, found in predictions.items()
+    }
+    shown = {f"{name}.images": asked[name].images[:26] for name in SETS}
+    table = score_table(predictions, labels, seed=work.seed)
+    return Result({"table": table, "turned": turned}, shown | {"test.labels": labels["test"]})
+
+
+def _draw(work: Work) -> Result:
+    """Draw a network from each method, take it to CONV form, and certify that both are one."""
+    work.start()
+    x = torch.from_numpy(questions(work.settings)["test"].images[:8])
+    numbers: dict[str, Any] = {}
+    for key in work.results:
+        drawn = uncertainty.sample(_trained(work, key), seed=work.seed).eval()
+        cnn = convfc.to_conv(drawn)
+        certificate = convfc.verify(cnn, drawn, x, seed=work.seed)
+        ratios = [c.ratio for layer in certificate.layers for c in layer.own.values()]
+        numbers[key] = {
+            "holds": certificate.holds,
+            "failures": list(certificate.failures),
+            "layers": [layer.name for layer in certificate.layers],
+            "kinds": [type(part).__name__ for part in cnn],
+            "ratio": max((ratio for ratio in ratios if ratio is not None), default=0.0),
+            "integers": all(layer.exact.identical for layer in certificate.layers),
+            "difference": max(o.difference for o in certificate.network.outputs),
+            "other_weights": _differs(lenet(seed_of(work.settings.seed, "weights")), cnn),
+        }
+    return Result(numbers)
+
+
+def _differs(one: nn.Module, other: nn.Module) -> bool:
+    """Say whether the first weights of two networks differ: a draw is no copy of the start."""
+    return not torch.equal(next(one.parameters()), next(other.parameters()))
