@@ -1,0 +1,329 @@
+"""The certificate of a morph: holds for what is the same, and says no, and where, for all else."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from morphism_models import NETWORKS, example, mlp, trained
+from torch import Tensor, nn
+
+from convfc.frameworks.torch.tensors import same_bits
+from convfc.methods.morphism import Change, Morph, finish, widen
+from convfc.methods.morphism.magnitude import Sums, magnitude
+from convfc.rounding import UNIT_ROUNDOFF, gamma
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def morph_of(before: nn.Module, after: nn.Module, x: Tensor, *names: str, **more: object) -> Morph:
+    """A morph that copies layers, whatever ``after`` really is."""
+    changes = [
+        Change(name, before.get_submodule(name), after.get_submodule(name), rebuild=copy.deepcopy)
+        for name in names
+    ]
+    return finish(before, after, x, changes, what="a test", **more)
+
+
+def chain() -> nn.Module:
+    """What the bound goes through: CONV layers, a normalisation, slopes."""
+    return trained(
+        nn.Sequential(
+            *(nn.Conv1d(2, 6, 3, padding=1), nn.BatchNorm1d(6), nn.ReLU()),
+            *(nn.Conv1d(6, 8, 3, groups=2), nn.PReLU(8), nn.ConvTranspose1d(8, 3, 4, stride=2)),
+        )
+    )
+
+
+# It holds
+
+
+def test_a_copy_is_the_same_function():
+    before = chain()
+    x = torch.randn(2, 2, 7, generator=torch.Generator().manual_seed(0))
+    morph = morph_of(before, copy.deepcopy(before), x, "0", "1", "3", "4", "5")
+    certificate = morph.certificate
+    assert certificate.holds, str(certificate)
+    assert [layer.own["output"].difference for layer in certificate.layers] == [0.0] * 5
+    assert [layer.exact.identical for layer in certificate.layers] == [True, None, True, True, True]
+    assert certificate.layers[0].patch_matrix == (2, 7, 6)
+    assert certificate.layers[0].filter_matrix == (6, 6)
+    assert json.loads(json.dumps(certificate.to_dict()))["holds"] is True
+
+
+def test_a_layer_that_is_called_twice_is_compared_twice():
+    before = trained(NETWORKS["volume"].make())
+    morph = morph_of(before, copy.deepcopy(before), example("volume"), "twice", "last")
+    assert [(one.name, one.call) for one in morph.certificate.layers] == [
+        ("twice", 0),
+        ("twice", 1),
+        ("last", 0),
+    ]
+    assert morph.changed == ("twice", "last")
+
+
+def test_both_run_in_evaluation_mode_and_the_certificate_says_so():
+    before = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 2))
+    before[0].eval()
+    morph = widen(before, "0", width=6, example=torch.ones(3, 3))
+    assert morph.certificate.holds
+    assert "compared in evaluation mode; in training" in morph.certificate.notes[-1]
+    assert [part.training for part in before] == [part.training for part in morph.model]
+    assert [part.training for part in before] == [False, True, True, True]
+    assert before[1].num_batches_tracked == 0
+    silent = widen(before.eval(), "0", width=6, example=torch.ones(3, 3))
+    assert silent.certificate.notes == ()
+
+
+def test_the_copies_hold_in_training_as_well_where_nothing_is_drawn():
+    """Of copies, a batch has the same statistics."""
+    before = (
+        trained(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))).double().train()
+    )
+    x = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    after = widen(before, "0", width=7, example=x).model
+    expected, found = before(x), after(x)
+    terms = 64  # more than all sums of this network together
+    assert (expected - found).abs().max() <= gamma(terms, UNIT_ROUNDOFF["float64"]) * 10 * len(x)
+    assert before[1].running_mean.shape == (4,)
+    assert after[1].running_mean.shape == (7,)
+
+
+def test_parts_without_a_bound_are_compared_in_the_network_only():
+    norm = nn.InstanceNorm2d(4, affine=True)
+    model = trained(nn.Sequential(nn.Conv2d(2, 4, 3), norm, nn.ReLU(), nn.Conv2d(4, 2, 1)))
+    x = torch.randn(2, 2, 6, 6, generator=torch.Generator().manual_seed(0))
+    morph = widen(model, "0", width=7, example=x)
+    assert morph.certificate.holds, str(morph.certificate)
+    assert morph.certificate.notes == (
+        "1: not compared, as it normalises by statistics of its input",
+    )
+    assert morph.changed == ("0", "3", "1")
+    assert morph.model[1].weight.shape == (7,)
+
+
+# It does not
+
+
+@pytest.mark.parametrize("index", [(0, 0, 0), (5, 1, 2)], ids=str)
+def test_another_weight_is_seen_in_every_way(index: tuple[int, ...]):
+    before = chain().double()
+    after = copy.deepcopy(before)
+    with torch.no_grad():
+        after[0].weight[index] *= 1 + 2.0**-10
+    x = torch.randn(2, 2, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    changes = [Change("0", before[0], after[0])]
+    certificate = finish(before, after, x, changes, what="a test").certificate
+    assert not certificate.holds
+    assert certificate.failures[0].startswith("0: output in float64 at [")
+    assert (
+        certificate.layers[0].exact.why_not
+        == "there is no way to make the layer again from integers"
+    )
+    assert not certificate.network.holds
+
+
+def test_a_way_to_make_the_layer_that_is_wrong_is_seen_on_integers_and_in_float64():
+    before = trained(mlp())
+    after = copy.deepcopy(before)
+
+    def wrong(layer: nn.Module) -> nn.Module:
+        layer = copy.deepcopy(layer)
+        with torch.no_grad():
+            layer.weight[0] = layer.weight[1]
+        return layer
+
+    change = Change("0", before[0], after[0], rebuild=wrong)
+    certificate = finish(before, after, example("mlp"), [change], what="a test").certificate
+    (layer,) = certificate.layers
+    assert layer.own["output"].holds
+    assert not layer.float64["output"].holds
+    assert layer.exact.differing == ("output",)
+    assert any(reason.startswith("network: output in float64") for reason in certificate.failures)
+
+
+def test_integers_that_cannot_be_divided_are_no_test():
+    before = trained(mlp())
+
+    def halved(layer: nn.Module) -> nn.Module:
+        layer = copy.deepcopy(layer)
+        with torch.no_grad():
+            layer.weight /= 3
+        return layer
+
+    changes = [
+        Change("0", before[0], copy.deepcopy(before)[0], rebuild=halved, divides=divides)
+        for divides in (1, 3)
+    ]
+    after = copy.deepcopy(before)
+    found = []
+    for change in changes:
+        one = Change("0", before[0], after[0], rebuild=halved, divides=change.divides)
+        (layer,) = finish(before, after, example("mlp"), [one], what="a test").certificate.layers
+        found.append(layer.exact)
+    assert found[0].why_not == "its weights, made of integers, are no integers"
+    assert found[1].differing == ("output",)
+
+
+def test_spread_and_kept_parts_are_what_they_say():
+    """Outputs that are spread otherwise, or of which another part is kept, are other outputs."""
+    before = trained(mlp())
+    morph = widen(before, "0", width=7, example=example("mlp"))
+    good = Change(
+        "0",
+        before[0],
+        morph.model[0],
+        spread_output=lambda t: t[..., [0, 1, 2, 3, 4, 0, 0]],
+        rebuild=copy.deepcopy,
+    )
+    certificate = finish(before, morph.model, example("mlp"), [good], what="a test").certificate
+    assert not certificate.layers[0].holds
+    assert "its output; expected (3, 7)" in " ".join(certificate.failures)
+
+
+def test_everything_that_changed_is_a_change_or_an_error():
+    before = trained(NETWORKS["unet"].make())
+    after = copy.deepcopy(before)
+    with torch.no_grad():
+        after.last.bias += 1
+        after.norm.running_mean[0] = 7
+    certificate = morph_of(before, after, example("unet"), "first").certificate
+    text = " ".join(certificate.failures)
+    assert "last.bias; expected the same bits, got others" in text
+    assert "norm.running_mean; expected the same bits" in text
+    assert (
+        morph_of(before, after, example("unet"), "first", "last", "norm").certificate.network.errors
+        == ()
+    )
+
+
+def test_what_stands_beside_a_changed_parameter_is_compared():
+    before = trained(NETWORKS["scaled"].make())
+    morph = widen(before, "branch", width=6, example=example("scaled"))
+    assert morph.certificate.holds
+    assert morph.certificate.notes == ("scale: compared as a part of the network only",)
+    assert morph.changed == ("stem", "branch", "head", "scale")
+    after = copy.deepcopy(before)
+    with torch.no_grad():
+        after.head.bias += 1
+    options = {"what": "a test", "held": ("scale",)}
+    change = Change("stem", before.stem, after.stem, rebuild=copy.deepcopy)
+    certificate = finish(before, after, example("scaled"), [change], **options).certificate
+    assert "network: head.bias; expected the same bits, got others" in certificate.failures
+
+
+def test_a_change_that_is_not_called_proves_nothing():
+    class Unused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(2, 2), nn.Linear(2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.one(x)
+            return y
+
+    before = Unused()
+    morph = morph_of(before, copy.deepcopy(before), torch.ones(1, 2), "one", "two")
+    assert morph.certificate.failures == (
+        "two: it is not called with a tensor; expected a call on this input, got none",
+    )
+
+
+def test_without_theory_there_is_no_proof():
+    before = nn.Sequential(nn.Linear(2, 2), nn.Softmax(dim=1))
+    after = copy.deepcopy(before)
+    change = Change("1", before[1], after[1], rebuild=copy.deepcopy)
+    certificate = finish(before, after, torch.ones(1, 2), [change], what="a test").certificate
+    assert "1: output; expected a rounding bound, got none in any dtype" in certificate.failures
+
+
+def test_a_layer_that_fails_is_a_finding():
+    before = trained(mlp())
+    after = copy.deepcopy(before)
+    after[2] = nn.Linear(7, 4)
+    certificate = morph_of(before, after, example("mlp"), "2").certificate
+    assert certificate.failures[0].startswith("2: its comparison fails; expected outputs, got Runt")
+    assert any("the second network fails" in reason for reason in certificate.failures)
+
+
+def test_nothing_is_changed_by_comparing():
+    before = trained(NETWORKS["unet"].make()).train()
+    after = copy.deepcopy(before)
+    kept = [{name: t.clone() for name, t in m.state_dict().items()} for m in (before, after)]
+    state = torch.get_rng_state()
+    morph = morph_of(before, after, example("unet"), "first", "norm", "last")
+    assert morph.model is after
+    assert torch.equal(torch.get_rng_state(), state)
+    for model, tensors in zip((before, after), kept, strict=True):
+        assert all(same_bits(t, tensors[name]) for name, t in model.state_dict().items())
+        assert not any(part._forward_pre_hooks for part in model.modules())
+        assert all(part.training for part in model.modules())
+
+
+# The bound
+
+
+def test_the_terms_of_a_chain_add_up():
+    """A layer counts its taps, its bias, and two more: weights that were made, results stored."""
+    x = Sums(torch.ones(1, 2, 7))
+    layers = [nn.Conv1d(2, 6, 3), nn.Conv1d(6, 8, 3, groups=2), nn.Conv1d(8, 1, 1, bias=False)]
+    found = [magnitude(layer, Sums(torch.ones(1, layer.in_channels, 7))) for layer in layers]
+    assert [sums.terms for sums in found] == [2 * 3 + 1 + 2, 3 * 3 + 1 + 2, 8 + 2]
+    whole = magnitude(nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.Dropout(), layers[2]), x)
+    assert whole.terms == sum(sums.terms for sums in found)
+
+
+def test_moduli_go_through_a_chain():
+    first, second = nn.Linear(2, 2), nn.Linear(2, 1, bias=False)
+    with torch.no_grad():
+        first.weight.copy_(torch.tensor([[1.0, -2.0], [3.0, 0.0]]))
+        first.bias.copy_(torch.tensor([-1.0, 2.0]))
+        second.weight.copy_(torch.tensor([[-2.0, 1.0]]))
+    sums = magnitude(
+        nn.Sequential(first, nn.PReLU(init=-3.0), second), Sums(torch.tensor([[1.0, 1.0]]))
+    )
+    # |W1||x| + |b1| = (4, 5), the slope makes them (12, 15), and |W2| of that is 39.
+    assert sums.values.tolist() == [[39.0]]
+
+
+@pytest.mark.parametrize(
+    ("module", "known"),
+    [
+        (nn.Hardtanh(-1, 1), True),
+        (nn.Hardtanh(1, 2), False),
+        (nn.ZeroPad2d(1), True),
+        (nn.BatchNorm2d(3), True),
+        (nn.BatchNorm2d(3, track_running_stats=False), False),
+        (nn.Softmax(dim=1), False),
+        (nn.Sequential(nn.ReLU(), nn.Softmax(dim=1)), False),
+    ],
+    ids=str,
+)
+def test_what_theory_knows(module: nn.Module, known: bool):
+    assert (magnitude(module, Sums(torch.ones(1, 3, 4, 4))) is not None) is known
+
+
+def test_a_normalisation_on_moduli():
+    norm = nn.BatchNorm1d(1, eps=0.0).eval()
+    norm.running_mean.fill_(-2.0)
+    norm.running_var.fill_(4.0)
+    nn.init.constant_(norm.weight, -3.0)
+    nn.init.constant_(norm.bias, -1.0)
+    sums = magnitude(norm, Sums(torch.tensor([[4.0]])))
+    assert sums.values.tolist() == [[(4 + 2) * 3 / 2 + 1]]
+
+
+@given(seed=st.integers(0, 2**20), scale=st.sampled_from([0.01, 1.0, 100.0]))
+def test_rounding_stays_within_the_bound_of_a_chain(seed: int, scale: float):
+    """float32 against float64, whose own rounding is smaller by 2**29."""
+    chain_ = trained(chain(), seed)
+    x = scale * torch.randn(2, 2, 7, generator=torch.Generator().manual_seed(seed))
+    sums = magnitude(chain_, Sums(x.abs()))
+    exact = copy.deepcopy(chain_).double()(x.double())
+    bound = gamma(sums.terms, UNIT_ROUNDOFF["float32"]) * (1 + 2.0**-20) * sums.values
+    assert ((chain_(x) - exact).abs() <= bound).all()
+    assert (exact.abs() <= sums.values).all()
