@@ -218,7 +218,7 @@ def _inserted(site: Site, activation: nn.Module | None, seed: int) -> Morph:
 
 def _parametric(site: Site, seed: int) -> Morph:
     phi = site.part
-    kinds = (nn.ReLU, *_SLOPES)
+    kinds: tuple[type[nn.Module], ...] = (nn.ReLU, *_SLOPES)
     if type(phi) not in kinds:
         raise UnsupportedLayer(
             f"{type(phi).__name__} is neither a layer with weights nor an activation that can "

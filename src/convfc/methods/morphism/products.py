@@ -277,10 +277,7 @@ def _orthogonal(rows: int, size: Sizes, columns: int, generator: torch.Generator
     inner = math.prod(size) * columns
     drawn = torch.randn(rows, inner, generator=generator, dtype=torch.float64)
     matrix: Tensor = torch.linalg.qr(drawn.mT if rows <= inner else drawn)[0]
-    if rows <= inner:
-        matrix = matrix.mT
-    else:
-        matrix = matrix * math.sqrt(rows / inner)
+    matrix = matrix.mT if rows <= inner else matrix * math.sqrt(rows / inner)
     return matrix.reshape(rows, *size, columns)
 
 

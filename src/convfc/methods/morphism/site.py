@@ -18,7 +18,7 @@ from convfc.errors import ConvfcError, DtypeError, NothingToConvert, ShapeError,
 from convfc.frameworks.torch.factors import linear_obstacle
 from convfc.frameworks.torch.layers import PatchConv
 from convfc.frameworks.torch.parts import HOOKS, is_hooked
-from convfc.frameworks.torch.read import Obstacle, is_conv, obstacle, own_forward
+from convfc.frameworks.torch.read import Obstacle, is_conv, obstacle, own_class, own_forward
 from convfc.frameworks.torch.rewrite import copy_of, holders, places, replace, tied
 from convfc.frameworks.torch.tensors import dtype_name
 from convfc.frameworks.torch.unrolled.record import is_unrolled
@@ -97,7 +97,7 @@ def find_layer(model: nn.Module, name: str, example: Any) -> Site:
     blocked = _layer_obstacle(model, name, part)
     if blocked is not None:
         raise UnsupportedLayer(
-            f"{type(part).__name__}: {blocked.reason}; it cannot be morphed",
+            f"{own_class(part).__name__}: {blocked.reason}; it cannot be morphed",
             where=name or "the model itself",
             remedy=blocked.remedy,
         )

@@ -1,0 +1,271 @@
+"""Morphs of one layer in whole models: torchvision's, shared layers, and all that is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from morphism_layers import assert_unchanged, filled, numbers, state_of
+from morphism_models import trained
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
+
+import convfc
+from convfc.errors import ConvfcError, DtypeError, NothingToConvert, ShapeError, UnsupportedLayer
+from convfc.methods.morphism import (
+    Morph,
+    deepen,
+    factor,
+    morph_activation,
+    morph_depth,
+    morph_kernel,
+    morph_subnet,
+)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+Make = Callable[..., Morph]
+
+
+def to_two_branches(model: nn.Module, name: str, **options: Any) -> Morph:
+    kernel = model.get_submodule(name).kernel_size
+    return morph_subnet(model, name, branches=[[(kernel, None)], [(1, None)]], **options)
+
+
+def of_full_rank(model: nn.Module, name: str, **options: Any) -> Morph:
+    return factor(model, name, energy=1.0, **options)
+
+
+def larger(model: nn.Module, name: str, **options: Any) -> Morph:
+    kernel = tuple(k + 1 for k in model.get_submodule(name).kernel_size)
+    return morph_kernel(model, name, kernel_size=kernel, **options)
+
+
+MORPHS: list[Make] = [
+    deepen,
+    morph_depth,
+    morph_activation,
+    larger,
+    to_two_branches,
+    of_full_rank,
+]
+
+
+def vgg11_bn() -> nn.Module:
+    """torchvision's, its head of 120 million numbers cut down to one layer."""
+    configuration = torchvision.models.vgg.cfgs["A"]
+    features = torchvision.models.vgg.make_layers(configuration, batch_norm=True)
+    model = torchvision.models.VGG(nn.Sequential(), num_classes=1, init_weights=False)
+    model.features, model.avgpool = features, nn.AdaptiveAvgPool2d(1)
+    model.classifier = nn.Sequential(nn.Linear(512, 5))
+    return model
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], int, list[str]]] = {
+    "resnet18": (
+        torchvision.models.resnet18,
+        32,
+        ["conv1", "layer1.0.conv1", "layer2.0.downsample.0", "fc"],
+    ),
+    "vgg11_bn": (vgg11_bn, 32, ["features.0", "features.4", "classifier.0"]),
+    "mobilenet_v3_small": (
+        torchvision.models.mobilenet_v3_small,
+        64,
+        ["features.0.0", "features.1.block.0.0", "features.1.block.1.fc1", "classifier.0"],
+    ),
+}
+CASES = [(network, name) for network, (_, _, names) in NETWORKS.items() for name in names]
+
+
+@pytest.fixture(scope="module")
+def networks() -> dict[str, nn.Module]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return {name: trained(make()) for name, (make, _, _) in NETWORKS.items()}
+
+
+@pytest.mark.parametrize(("network", "name"), CASES, ids=["-".join(case) for case in CASES])
+def test_torchvision(network: str, name: str, networks: dict[str, nn.Module]) -> None:
+    model, size = networks[network], NETWORKS[network][1]
+    x = numbers((1, 3, size, size), 1).float()
+    state, y = state_of(model), model(x)
+    for make in MORPHS:
+        if isinstance(model.get_submodule(name), nn.Linear) and make in (larger, to_two_branches):
+            continue
+        morph = make(model, name, example=x)
+        assert morph.certificate.holds, str(morph)
+        assert type(morph.model) is type(model)
+        assert morph.what.startswith(f"{name}: ")
+        assert morph.model(x).shape == y.shape
+        kept = {key: t for key, t in morph.model.state_dict().items() if key in state}
+        inside = tuple(f"{place}." for place in morph.changed)
+        assert all(key.startswith(inside) for key in state.keys() - kept.keys())
+    assert_unchanged(model, state)
+
+
+@pytest.mark.parametrize("make", MORPHS, ids=lambda make: make.__name__)
+def test_a_shared_layer_changes_at_all_its_places(make: Make) -> None:
+    layer = filled(nn.Conv1d(2, 2, 3, padding=1))
+    model = nn.Sequential(layer, nn.Tanh(), nn.Sequential(layer))
+    morph = make(model, "0", example=numbers((2, 2, 8), 1).float())
+    assert morph.model[0] is morph.model[2][0]
+    assert len(morph.certificate.layers) == 2
+    assert morph.certificate.holds, str(morph)
+
+
+@pytest.mark.parametrize("make", MORPHS, ids=lambda make: make.__name__)
+def test_buffers_modes_hooks_and_attributes_of_the_rest_stay(make: Make) -> None:
+    class Net(nn.Sequential):
+        """A class with an attribute of its own."""
+
+    model = trained(Net(nn.Conv1d(2, 3, 3, padding=1), nn.BatchNorm1d(3), nn.Dropout())).train()
+    model.note = {"epoch": 3}
+    model[2].eval()
+    seen: list[str] = []
+    model[1].register_forward_hook(lambda *_: seen.append("norm"))
+    state, rng = state_of(model), torch.get_rng_state()
+    morph = make(model, "0", example=numbers((4, 2, 8), 1).float())
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert_unchanged(model, state)
+    assert morph.certificate.holds, str(morph)
+    assert type(morph.model) is Net
+    assert morph.model.note == {"epoch": 3}
+    assert [part.training for part in morph.model.children()] == [True, True, False]
+    assert all(part.training for part in morph.model[0].modules())
+    seen.clear()
+    morph.model(numbers((4, 2, 8), 1).float())
+    assert seen == ["norm"]
+
+
+def own_forward() -> nn.Module:
+    class Standardised(nn.Conv1d):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * 2
+
+    return Standardised(2, 2, 3)
+
+
+def own_linear() -> nn.Module:
+    class Doubled(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * 2
+
+    return Doubled(8, 8)
+
+
+def pruned() -> nn.Module:
+    return prune.random_unstructured(nn.Conv1d(2, 2, 3), "weight", amount=0.5)
+
+
+def form(name: str) -> nn.Module:
+    example = torch.ones(1, 2, 8) if name == "unrolled" else None
+    model: nn.Module = convfc.to_fc(nn.Conv1d(2, 2, 3), form=name, example=example)
+    return model
+
+
+REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "forward": (own_forward, "has a forward of its own; .* the layer of torch.nn that it equals"),
+    "linear": (own_linear, "Doubled with a forward of its own; .* Remedy: put the nn.Linear"),
+    "lazy": (lambda: nn.LazyConv1d(2, 3), "its weight has no size yet; .* run the model once"),
+    "parametrized": (
+        lambda: parametrizations.orthogonal(nn.Linear(8, 8)),
+        "Linear: its weight is computed by a parametrization; .*remove_parametrizations first",
+    ),
+    "pruned": (pruned, "its weight is not a parameter .*prune.remove"),
+    "patch": (lambda: form("patch"), "PatchConv: it is an FC form .* with convfc.to_conv"),
+    "weight": (lambda: form("weight"), "it is an FC form of a CONV layer; .* with convfc.to_conv"),
+    "unrolled": (lambda: form("unrolled"), "it is an unrolled CONV layer; .* with convfc.to_conv"),
+    "norm": (lambda: nn.BatchNorm1d(2), "BatchNorm1d: it is no CONV or FC layer; .* name a layer"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+@pytest.mark.parametrize("make", [deepen, morph_depth, of_full_rank], ids=lambda f: f.__name__)
+def test_layers_that_are_refused(make: Make, kind: str) -> None:
+    layer, text = REFUSED[kind]
+    model = nn.Sequential(layer())
+    with pytest.raises(UnsupportedLayer, match=f"^0: .*{text}"):
+        make(model, "0", example=torch.ones(1, 2, 8))
+
+
+def test_what_is_inside_an_fc_form_is_refused() -> None:
+    with pytest.raises(UnsupportedLayer, match=r"0.fc: Linear: it is an FC form .* convfc.to_conv"):
+        deepen(nn.Sequential(form("patch")), "0.fc", example=torch.ones(1, 2, 8))
+    with pytest.raises(UnsupportedLayer, match=r"0.1: Linear: it is an unrolled CONV layer"):
+        deepen(nn.Sequential(form("unrolled")), "0.1", example=torch.ones(1, 2, 8))
+
+
+def test_a_name_that_no_part_has_is_refused_with_those_that_there_are() -> None:
+    model = nn.Sequential(nn.Conv1d(2, 2, 3), nn.ReLU(), nn.Linear(6, 2))
+    with pytest.raises(NothingToConvert, match=r"conv1: the model has no such part; .* 0, 2\."):
+        deepen(model, "conv1", example=torch.ones(1, 2, 8))
+    with pytest.raises(NothingToConvert, match="expected a model with layers"):
+        deepen(nn.Sequential(nn.ReLU()), "conv1", example=torch.ones(1, 2, 8))
+
+
+def test_a_tied_weight_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    model[1].weight = model[0].weight
+    with pytest.raises(UnsupportedLayer, match=r"also a parameter of 1 \(Linear\).* untie them"):
+        morph_depth(model, "0", example=torch.ones(1, 8))
+    model[1] = nn.Linear(8, 8)
+    model[1].bias = model[0].bias
+    with pytest.raises(UnsupportedLayer, match=r"also a parameter of 0 \(Linear\).* untie them"):
+        morph_depth(model, "1", example=torch.ones(1, 8))
+
+
+class Calls(nn.Module):
+    """Calls one layer with two arguments, and another never."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose1d(2, 2, 3, stride=2)
+        self.idle = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.up(x, [18])
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("up", "more than one tensor; .* got 2 arguments"), ("idle", "does not call it; .* got none")],
+)
+def test_calls_that_two_layers_cannot_take_are_refused(name: str, text: str) -> None:
+    with pytest.raises(UnsupportedLayer, match=f"{name}: .*{text}"):
+        morph_depth(Calls(), name, example=torch.ones(1, 2, 8))
+
+
+def test_complex_weights_and_wrong_or_empty_examples_are_refused() -> None:
+    linear = nn.Linear(2, 2, dtype=torch.complex64)
+    with pytest.raises(DtypeError, match=r"real weights; expected a real .* got complex64"):
+        deepen(linear, "", example=torch.ones(1, 2, dtype=torch.complex64))
+    with pytest.raises(ShapeError, match="example: the model does not run on this input"):
+        deepen(nn.Linear(2, 2), "", example=torch.ones(1, 3))
+    with pytest.raises(ShapeError, match="example: the example is empty"):
+        deepen(nn.Linear(2, 2), "", example=torch.ones(0, 2))
+
+
+def test_every_refusal_is_one_of_the_packages() -> None:
+    kinds = (DtypeError, NothingToConvert, ShapeError, UnsupportedLayer)
+    assert all(issubclass(kind, ConvfcError) for kind in kinds)
+
+
+class Keyword(nn.Module):
+    """Takes two inputs by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor, *, scale: float) -> Tensor:
+        return torch.relu(self.layer(input=x)) * scale
+
+
+def test_examples_may_be_keyword_arguments() -> None:
+    example = {"x": numbers((2, 3), 1).float(), "scale": 2.0}
+    model = trained(Keyword())
+    for make in (deepen, morph_depth, of_full_rank):
+        morph = make(model, "layer", example=example)
+        assert morph.certificate.network.holds, str(morph)
