@@ -38,6 +38,7 @@ def train(
     loss: Loss | None = None,
     watch: Watch | None = None,
     groups: Sequence[dict[str, Any]] = (),
+    seed: int | None = None,
     told: str = "",
 ) -> tuple[dict[str, Array], float]:
     """Train a model with Adam in place, from the part's checkpoint if it has one.
@@ -49,7 +50,7 @@ def train(
     images : Images
         What it learns from, in batches of `BATCH`.
     work : Work
-        The part that trains: its seed decides everything; its checkpoint is read and written.
+        The part that trains; its checkpoint is read and written.
     epochs : int
     loss : callable, optional
         Of the model, images ``(n, 1, 28, 28)`` and labels ``(n,)``: a scalar. The cross-entropy if
@@ -60,6 +61,8 @@ def train(
     groups : sequence of dict
         Parameters with their steps, as PyTorch's optimizers take them; if not given, all of them
         with `RATE`.
+    seed : int, optional
+        Decides the order of images and the draws of layers; the part's own if not given.
     told : str
         Which of the watched numbers progress shows beside the loss.
 
@@ -72,6 +75,7 @@ def train(
         Of the training itself, watching aside.
     """
     loss = loss or _cross_entropy
+    order = work.seed if seed is None else seed
     optimizer = torch.optim.Adam(list(groups) or [{"params": list(model.parameters())}], RATE)
     x, y = torch.from_numpy(images.images), torch.from_numpy(images.labels)
     curves: dict[str, list[float]] = {"loss": []}
@@ -89,7 +93,7 @@ def train(
             curves[name] = [value]
     for epoch in range(done, epochs):
         began = time.perf_counter()
-        curves["loss"].append(_epoch(model, optimizer, x, y, loss, seed_of(work.seed, epoch)))
+        curves["loss"].append(_epoch(model, optimizer, x, y, loss, seed_of(order, epoch)))
         seconds += time.perf_counter() - began
         for name, value in (watch(model) if watch else {}).items():
             curves[name].append(value)

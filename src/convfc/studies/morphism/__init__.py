@@ -1,0 +1,12 @@
+"""The study of network morphism: how far a student gets that starts as its teacher.
+
+============== ==================================================================================
+`parts`        teachers, students, and what they are compared with
+`findings`     what the report says
+`figures`      what it shows
+============== ==================================================================================
+"""
+
+from convfc.studies.morphism.study import SETTINGS, STUDY
+
+__all__ = ["SETTINGS", "STUDY"]

@@ -1,0 +1,196 @@
+"""What the report says: every conclusion is drawn here, from the numbers of ``results.json``."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from convfc.studies.morphism.parts import ROLES, Settings
+from convfc.studies.training import BATCH
+from convfc.tables import Column, TextTable
+
+__all__ = ["find", "summary"]
+
+Runs = Sequence[Mapping[str, Mapping[str, Any]]]
+
+_ROWS = ("teacher", "on", "student", "scratch", "scratch_longer")
+
+
+def find(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of the report's template.
+
+    Parameters
+    ----------
+    results : mapping
+        ``results.json``.
+    """
+    runs: Runs = results["runs"]
+    settings = results["settings"]
+    morphs = [morph for run in runs for morph in run["student"]["morphs"]]
+    steps_per_epoch = -(-settings["images"] // BATCH)
+    return {
+        "results": dict(results),
+        "settings": settings,
+        "seeds": len(runs),
+        "teacher_epochs": len(runs[0]["teacher"]["loss"]),
+        "scratch_epochs": len(runs[0]["scratch"]["loss"]),
+        "steps": settings["epochs"] * steps_per_epoch,
+        "weights": {role: runs[0][role]["weights"] for role in ROLES},
+        "titles": _titles(results),
+        "rows": _rows(results),
+        "start": _start(runs),
+        "morphs": _morphs(morphs),
+        "broken": sorted({reason for morph in morphs for reason in morph["failures"]}),
+        "noise": max(morph["noise"] for morph in morphs),
+        "against": {
+            other: {kind: _compared(runs, other, kind) for kind in ("test_accuracy", "test_loss")}
+            for other in ("on", "scratch", "scratch_longer")
+        },
+        "reach": _reach(runs, steps_per_epoch),
+        "command": _command(settings),
+    }
+
+
+def _titles(results: Mapping[str, Any]) -> dict[str, str]:
+    epochs = results["settings"]["epochs"]
+    before, longer = (len(results["runs"][0][role]["loss"]) for role in ("teacher", "scratch"))
+    return {
+        "teacher": f"teacher, {before} epoch{'' if before == 1 else 's'}",
+        "on": f"teacher trained on, + {epochs}",
+        "student": f"student, + {epochs}",
+        "scratch": f"student from scratch, {epochs}",
+        "scratch_longer": f"student from scratch, {longer}",
+    }
+
+
+def _last(run: Mapping[str, Mapping[str, Any]], row: str, kind: str) -> float:
+    """Return the last value of a curve; of the run from scratch, also that at equal steps."""
+    if row == "scratch":
+        return float(run["scratch"][kind][len(run["student"]["loss"])])
+    return float(run[row.removesuffix("_longer")][kind][-1])
+
+
+def _rows(results: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """Return the table in words: median over the seeds, least and most."""
+    rows, titles = [], _titles(results)
+    for row in _ROWS:
+        accuracy, loss = (
+            [_last(run, row, kind) for run in results["runs"]]
+            for kind in ("test_accuracy", "test_loss")
+        )
+        weights = results["runs"][0][row.removesuffix("_longer")]["weights"]
+        cells = [
+            f"{weights:,}",
+            _spread(accuracy, lambda value: f"{100 * value:.1f}") + " %",
+            _spread(loss, lambda value: f"{value:.3f}"),
+        ]
+        rows.append((titles[row], cells))
+    return rows
+
+
+def _spread(values: Sequence[float], written: Callable[[float], str]) -> str:
+    """Write the median and, if they differ, the least and the most."""
+    least, most = written(min(values)), written(max(values))
+    middle = written(statistics.median(values))
+    return middle if least == most else f"{middle} ({least} to {most})"
+
+
+def _start(runs: Runs) -> dict[str, float]:
+    """Return how far the student's loss before its first step is from the teacher's last one."""
+    gaps = [abs(run["student"]["test_loss"][0] - run["teacher"]["test_loss"][-1]) for run in runs]
+    scratch = [run["scratch"]["test_loss"][0] for run in runs]
+    return {
+        "gap": max(gaps),
+        "teacher": statistics.median(run["teacher"]["test_loss"][-1] for run in runs),
+        "scratch": statistics.median(scratch),
+        "same_accuracy": all(
+            run["student"]["test_accuracy"][0] == run["teacher"]["test_accuracy"][-1]
+            for run in runs
+        ),
+    }
+
+
+def _morphs(morphs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return one row for each kind of morph, over all seeds."""
+    rows = []
+    for what in dict.fromkeys(morph["what"] for morph in morphs):
+        same = [morph for morph in morphs if morph["what"] == what]
+        rows.append(
+            {
+                "what": what,
+                "count": len(same),
+                "held": sum(morph["holds"] for morph in same),
+                "ratio": max(morph["ratio"] for morph in same),
+                "integers": all(morph["integers"] for morph in same),
+                "difference": max(morph["difference"] for morph in same),
+            }
+        )
+    return rows
+
+
+def _compared(runs: Runs, other: str, kind: str) -> dict[str, Any]:
+    """Return in how many seeds the student ends better than another, and by how much."""
+    sign = 1 if kind == "test_accuracy" else -1
+    gains = [sign * (_last(run, "student", kind) - _last(run, other, kind)) for run in runs]
+    better, worse = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
+    if better == len(gains):
+        verdict = "better"
+    elif worse == len(gains):
+        verdict = "worse"
+    else:
+        verdict = "mixed"
+    return {
+        "verdict": verdict,
+        "better": better,
+        "worse": worse,
+        "median": statistics.median(gains),
+        "least": min(gains),
+        "most": max(gains),
+    }
+
+
+def _reach(runs: Runs, steps_per_epoch: int) -> dict[str, Any]:
+    """Return when the run from scratch is as right as the student after its first epoch."""
+    reached = []
+    for run in runs:
+        goal = run["student"]["test_accuracy"][1]
+        epochs = [n for n, value in enumerate(run["scratch"]["test_accuracy"]) if value >= goal]
+        reached.append(epochs[0] * steps_per_epoch if epochs else None)
+    known = [steps for steps in reached if steps is not None]
+    return {
+        "first": steps_per_epoch,
+        "goal": statistics.median(run["student"]["test_accuracy"][1] for run in runs),
+        "never": len(reached) - len(known),
+        "within": (len(runs[0]["scratch"]["loss"])) * steps_per_epoch,
+        "median": statistics.median(known) if known else None,
+        "least": min(known, default=None),
+        "most": max(known, default=None),
+    }
+
+
+def _command(settings: Mapping[str, Any]) -> str:
+    """Return the command that repeats the run."""
+    ordinary = Settings()
+    options = [
+        f" --{name} {settings[name]}"
+        for name in ("epochs", "seed", "images", "seeds")
+        if settings[name] != getattr(ordinary, name)
+    ]
+    return f"convfc reproduce --study morphism{''.join(options)}"
+
+
+def summary(results: Mapping[str, Any]) -> TextTable:
+    """Return the table for the terminal."""
+    rows = _rows(results)
+    columns = [Column("network", tuple(title for title, _ in rows))]
+    for number, title in enumerate(("weights", "test accuracy", "test loss")):
+        cells = tuple(cells[number] for _, cells in rows)
+        columns.append(Column(title, cells, right=True))
+    gap = _start(results["runs"])["gap"]
+    count = len(results["runs"])
+    seeds = "1 seed" if count == 1 else f"{count} seeds: median (least to most)"
+    return TextTable(
+        tuple(columns), (f"{seeds}. Before its first step the student's loss is within {gap:.2g} "
+                         "of its teacher's.",)
+    )  # fmt: skip
