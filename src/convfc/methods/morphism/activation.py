@@ -1,8 +1,8 @@
 """Activations that start as the identity, and activations that learn how strong they are.
 
 Between two layers that were one there must be no activation at first; but without any, the two are
-never more than one. So Wei et al. (2016, arXiv 1603.01670, Section 3.4) put one there that starts
-as the identity and may become another function in training: ``(1 - a) x + a phi(x)`` with a
+never more than one. So Wei et al. (2016, arXiv 1603.01670: the P-activations) put one there that
+starts as the identity and may become another function in training: ``(1 - a) x + a phi(x)`` with a
 learned, from a = 0. With phi = ReLU that is PReLU (He et al. 2015, arXiv 1502.01852) with slope
 1 - a.
 """
@@ -146,7 +146,7 @@ def identity_start(activation: nn.Module | None, like: nn.Module) -> nn.Module:
 def morph_activation(
     model: nn.Module, name: str, *, example: Any, activation: nn.Module | None = None, seed: int = 0
 ) -> Morph:
-    """Put an activation behind a layer, or make an activation parametric (Wei et al., Section 3.4).
+    """Put an activation behind a layer, or make an activation parametric (a P-activation).
 
     Behind a CONV or FC layer: an activation that starts as the identity. In the place of an
     activation: the same one with a learned strength. ReLU becomes PReLU with slope 0, another phi

@@ -37,8 +37,8 @@ def deepen(
 ) -> Morph:
     """Put a layer that is the identity behind a layer (Net2DeeperNet).
 
-    Chen, Goodfellow & Shlens (2015, arXiv 1511.05641), Section 3.2, Eq. (6): behind the layer's
-    activation phi a layer with the identity as its weight, and phi again, which changes nothing if
+    Chen, Goodfellow & Shlens (2015, arXiv 1511.05641): behind the layer's activation phi a layer
+    with the identity as its weight, and phi again, which changes nothing if
     ``phi(phi(x)) = phi(x)``. Where the activation is another, or none, or not known to be alone
     behind the layer, the layer gets an activation that starts as the identity instead, as in
     `morph_activation`.

@@ -47,7 +47,7 @@ def morph_depth(
     allow_residual: bool = False,
     seed: int = 0,
 ) -> Morph:
-    """Make two layers of one, both trainable everywhere (Wei et al. 2016, Section 3.2).
+    """Make two layers of one, both trainable everywhere (Wei et al. 2016, arXiv 1603.01670).
 
     Neither is the identity: one of the two is random, with orthogonal filters, the other is the
     solution of the linear equation that is left, in float64 (their Algorithm 1). Where the channels

@@ -43,7 +43,7 @@ def morph_kernel(
     noise: float = 0.0,
     seed: int = 0,
 ) -> Morph:
-    """Give a CONV layer a larger kernel (Wei et al. 2016, Section 3.3: kernel size morphing).
+    """Give a CONV layer a larger kernel (kernel size morphing of Wei et al. 2016).
 
     The new taps are zero and train like the others. The old kernel stands in the middle of the new
     one. Where that is between two taps, and the padding of the two sides would differ, a layer of

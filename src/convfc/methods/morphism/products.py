@@ -2,9 +2,9 @@
 
 A layer with the filters A behind one with the filters B has, where nothing stands between them, the
 filters ``G[t] = sum over t1 + t2 = t of B[t2] A[t1]``: matrix products over the C channels in the
-middle, a full convolution over the taps (Wei et al. 2016, arXiv 1603.01670, Eq. (4)). With A given
-this is linear in B, and the other way round. It can be solved for every G if the given factor makes
-the system of full rank, for which the numbers have to suffice (the condition of their Algorithm 1):
+middle, a full convolution over the taps (Wei et al. 2016, arXiv 1603.01670). With A given this is
+linear in B, and the other way round. It can be solved for every G if the given factor makes the
+system of full rank, for which the numbers have to suffice (the condition of their Algorithm 1):
 
 - A given, of kernel K1 on c channels: ``C |K2| >= c |K|``
 - B given, of kernel K2 and f filters: ``C |K1| >= f |K|``

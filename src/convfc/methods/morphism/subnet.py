@@ -82,7 +82,7 @@ def morph_subnet(
     activation: nn.Module | str | None = "prelu",
     seed: int = 0,
 ) -> Morph:
-    """Make a sub-network of one layer (Wei et al. 2016, Section 3.5).
+    """Make a sub-network of one layer (subnet morphing of Wei et al. 2016).
 
     Sequential, with ``layers``: depth morphing again and again. Stacked, with ``branches``: the
     kernel is the sum of one kernel per branch (random shares of every weight), and every branch is
