@@ -17,6 +17,7 @@ from matplotlib.textpath import TextPath
 from matplotlib.transforms import Affine2D
 from numpy.typing import NDArray
 
+from convfc.errors import DataError
 from convfc.paper.data import labelled_digits
 
 __all__ = [
@@ -232,14 +233,26 @@ def most_upright(given: Images, digit: int) -> NDArray[np.float32]:
 
     The lean is the slope of the regression of the ink's columns on its rows.
 
+    Raises
+    ------
+    DataError
+        There is no such digit.
+
     Examples
     --------
     >>> most_upright(load_digits().test, 1).shape
     (1, 28, 28)
     """
+    candidates = given.images[given.labels == digit]
+    if not len(candidates):
+        raise DataError(
+            f"there is no {digit} among these images",
+            where="digit",
+            got=f"the digits {sorted(set(given.labels.tolist()))}",
+            remedy="give more images",
+        )
     rows, columns = np.mgrid[:SIZE, :SIZE] / SIZE
     leans = []
-    candidates = given.images[given.labels == digit]
     for image in candidates[:, 0]:
         ink = image / image.sum()
         down, across = rows - (ink * rows).sum(), columns - (ink * columns).sum()

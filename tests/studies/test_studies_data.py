@@ -1,0 +1,144 @@
+"""What the studies learn from and are asked about."""
+
+from __future__ import annotations
+
+import pathlib
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.ft2font import FT2Font
+
+from convfc.errors import DataError
+from convfc.paper.data import labelled_digits
+from convfc.studies import data
+from convfc.studies.data import FONTS, LETTERS, Images
+
+
+@pytest.fixture(scope="module")
+def digits() -> data.Digits:
+    return data.load_digits(seed=3)
+
+
+@pytest.fixture(scope="module")
+def letters() -> Images:
+    return data.render_letters(320, seed=3)
+
+
+def test_sets_are_disjoint_digits_with_their_labels(digits: data.Digits) -> None:
+    sets = (digits.training, digits.validation, digits.test)
+    assert [len(one) for one in sets] == [3000, 1000, 1000]
+    assert all(one.images.shape == (len(one), 1, 28, 28) for one in sets)
+    assert {one.images.dtype.name for one in sets} == {"float32"}
+    images = np.concatenate([one.images for one in sets])
+    assert len(np.unique(images.reshape(5000, -1), axis=0)) == 5000
+    assert "seed 3" in digits.description
+
+
+def test_labels_stay_with_their_images(digits: data.Digits) -> None:
+    pictures, labels = labelled_digits()
+    known = {p.astype(np.float32).tobytes(): n for p, n in zip(pictures, labels, strict=True)}
+    for one in (digits.training, digits.validation, digits.test):
+        found = [known[image.tobytes()] for image in one.images]
+        assert found == one.labels.tolist()
+
+
+def test_every_set_has_every_class(digits: data.Digits) -> None:
+    for one in (digits.training, digits.validation, digits.test):
+        shares = np.bincount(one.labels, minlength=10) / len(one)
+        assert shares.min() > 0.05
+
+
+def test_the_seed_decides_the_digits() -> None:
+    first, again, other = (data.load_digits(30, seed).test.images for seed in (1, 1, 2))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_the_kept_digits_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="read-only"):
+        labelled_digits()[0][0] = 1
+
+
+def test_letters_are_drawn_as_digits_are(letters: Images) -> None:
+    assert letters.images.shape == (320, 1, 28, 28)
+    assert (letters.images.min(), letters.images.max()) == (0, 1)
+    rows, columns = np.mgrid[:28, :28] + 0.5
+    ink = letters.images[:, 0] / letters.images[:, 0].sum(axis=(1, 2), keepdims=True)
+    for axis in (rows, columns):
+        # The centre of mass is at most a pixel beside the middle; drawing rounds to 1/255.
+        assert np.abs((ink * axis).sum(axis=(1, 2)) - 14).max() < 1.1
+    sides = [max(np.ptp(np.nonzero(image[0])[axis]) + 1 for axis in (0, 1))
+             for image in letters.images]  # fmt: skip
+    assert min(sides) >= 17
+    assert max(sides) <= 23
+    # Smooth edges: many pixels are neither black nor white.
+    between = (letters.images > 0.05) & (letters.images < 0.95)
+    assert between.mean() > 0.05
+
+
+def test_every_letter_comes_as_often_and_none_is_like_a_digit(letters: Images) -> None:
+    assert np.bincount(letters.labels).tolist() == [20] * 16
+    assert not set(LETTERS) & set("BDGIJLOQSZ")
+    assert len(np.unique(letters.images.reshape(320, -1), axis=0)) == 320
+
+
+def test_letters_are_no_digits(letters: Images, digits: data.Digits) -> None:
+    """A letter's nearest neighbour among the digits is further than a digit's, as a rule."""
+    known = digits.training.images.reshape(3000, -1)
+
+    def nearest(images: np.ndarray) -> np.ndarray:
+        flat = images.reshape(len(images), -1)
+        squares = (flat**2).sum(1)[:, None] - 2 * flat @ known.T + (known**2).sum(1)
+        return np.sqrt(squares.min(axis=1))
+
+    far, near = nearest(letters.images), nearest(digits.test.images[:320])
+    assert np.median(far) > np.quantile(near, 0.75)
+
+
+def test_the_seed_decides_the_letters(letters: Images) -> None:
+    assert np.array_equal(data.render_letters(320, seed=3).images, letters.images)
+    assert not np.array_equal(data.render_letters(320, seed=4).images, letters.images)
+    # More letters begin with the same ones.
+    assert np.array_equal(data.render_letters(16, seed=3).images, letters.images[:16])
+
+
+@pytest.mark.parametrize("font", FONTS)
+def test_every_font_is_inside_matplotlib_and_has_the_letters(font: str) -> None:
+    path = pathlib.Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{font}.ttf"
+    assert set(map(ord, LETTERS)) <= set(FT2Font(str(path)).get_charmap())
+
+
+def test_turning_by_right_angles_moves_pixels_only() -> None:
+    image = np.random.default_rng(0).integers(0, 2, (1, 28, 28)).astype(np.float32)
+    turned = data.rotated(image, [0, 90, 180])
+    expected = [np.rot90(image[0], count) for count in range(3)]
+    # Sines of right angles are not quite 0 and 1, so an edge may take a little of its neighbour.
+    for one, other in zip(turned[:, 0], expected, strict=True):
+        assert np.array_equal(np.rint(one[1:-1, 1:-1]), other[1:-1, 1:-1])
+
+
+def test_moved_digits_keep_their_labels_and_most_of_their_ink(digits: data.Digits) -> None:
+    given = digits.test.first(50)
+    far = data.moved(given, seed=1)
+    assert np.array_equal(far.labels, given.labels)
+    assert not (far.images == given.images).all(axis=(1, 2, 3)).any()
+    ink = far.images.sum(axis=(1, 2, 3)) / given.images.sum(axis=(1, 2, 3))
+    assert ink.min() > 0.6
+    assert ink.max() < 1.1
+    assert np.array_equal(data.moved(given, seed=1).images, far.images)
+    assert not np.array_equal(data.moved(given, seed=2).images, far.images)
+
+
+def test_the_most_upright_digit_is_found() -> None:
+    upright = np.zeros((1, 28, 28), np.float32)
+    upright[0, 4:24, 13:15] = 1
+    leaning = data.rotated(upright, [-20, 0, 25])
+    found = data.most_upright(Images(leaning, np.array([1, 1, 1])), 1)
+    assert np.array_equal(found, leaning[1])
+
+
+def test_a_digit_that_is_not_there_is_refused() -> None:
+    given = Images(np.ones((1, 1, 28, 28), np.float32), np.array([3]))
+    with pytest.raises(DataError, match=r"digit: there is no 1 among these.*got the digits \[3\]"):
+        data.most_upright(given, 1)

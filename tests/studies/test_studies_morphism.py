@@ -1,0 +1,209 @@
+"""The study of morphism: a student that is its teacher, and a report whose words follow."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from convfc.reporting import render
+from convfc.studies.morphism import STUDY
+from convfc.studies.morphism.findings import find, summary
+from convfc.studies.morphism.parts import Settings, student_of, teacher
+
+EPOCHS = 4
+
+
+def curve(length: int, loss: float, accuracy: float) -> dict[str, Any]:
+    """A training that ends with these numbers, and got there along a line."""
+    steps = [n / (length - 1) for n in range(length)]
+    return {
+        "loss": [1.0] * (length - 1),
+        "test_loss": [2.0 + (loss - 2.0) * s for s in steps[:-1]] + [loss],
+        "test_accuracy": [0.5 + (accuracy - 0.5) * s for s in steps[:-1]] + [accuracy],
+        "weights": 100,
+        "images": "some digits",
+    }
+
+
+def made_up(
+    *,
+    student: tuple[float, float] = (0.1, 0.97),
+    on: tuple[float, float] = (0.15, 0.96),
+    scratch: tuple[float, float] = (0.2, 0.95),
+    seeds: int = 3,
+) -> dict[str, Any]:
+    """Results that nobody measured; each network ends with (loss, accuracy)."""
+    morph = {
+        "what": "0: widened", "noise": 0.0, "holds": True, "failures": [],
+        "ratio": 0.2, "integers": True, "difference": 1e-7,
+    }  # fmt: skip
+    run = {
+        "teacher": curve(3, 0.3, 0.9),
+        "on": curve(EPOCHS + 1, *on),
+        "student": curve(EPOCHS + 1, *student),
+        "scratch": curve(EPOCHS + 3, *scratch),
+    }
+    for role in ("on", "student"):
+        run[role]["test_loss"][0], run[role]["test_accuracy"][0] = 0.3, 0.9
+    run["student"]["morphs"] = [morph]
+    return {
+        "images": "some digits",
+        "runs": [copy.deepcopy(run) for _ in range(seeds)],
+        "settings": Settings.named(epochs=EPOCHS, seeds=seeds).as_json(),
+        "versions": {"python": "3.11.7"},
+        "machine": {"processor": "some CPU", "cores": 2, "system": "Linux x86_64"},
+    }
+
+
+def text_of(results: dict[str, Any]) -> str:
+    return render(STUDY.template, find(results))
+
+
+def test_a_student_that_is_better_is_called_so() -> None:
+    text = text_of(made_up())
+    assert "the student's accuracy is better in all 3 seeds, its loss better in all 3 seeds" in text
+    assert "For equal steps the student ends better than its own layers from scratch" in text
+    assert "It does so even if the run from scratch is given the teacher's steps as well." in text
+    assert "For equal steps the student ends better than its teacher" in text
+
+
+def test_a_student_that_is_worse_is_called_so() -> None:
+    text = text_of(made_up(student=(0.9, 0.6)))
+    assert "the student's accuracy is worse in all 3 seeds, its loss worse in all 3 seeds" in text
+    assert "For equal steps the student ends worse than its own layers from scratch" in text
+    assert "For equal steps the student ends worse than its teacher" in text
+    assert "ends better" not in text
+
+
+def test_a_gain_that_is_only_the_teachers_time_is_called_so() -> None:
+    text = text_of(made_up(student=(0.3, 0.95), scratch=(0.1, 0.97)))
+    assert "its own layers from scratch, in loss and accuracy, in every seed" in text
+    assert "what the student gains is the time in which the teacher was trained" in text
+
+
+def test_one_seed_that_is_otherwise_is_counted() -> None:
+    results = made_up()
+    results["runs"][1]["student"]["test_loss"][-1] = 5.0
+    text = text_of(results)
+    assert "its loss better in 2 of 3 seeds, worse in 1" in text
+    assert "depends on the seed, or on whether loss or accuracy is asked for." in text
+    assert "For equal steps the student ends better than its own layers" not in text
+
+
+def test_equal_steps_are_equal() -> None:
+    """Of the longer run from scratch, the value after as many epochs as the student's."""
+    results = made_up()
+    for run in results["runs"]:
+        run["scratch"]["test_accuracy"] = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
+    text = text_of(results)
+    assert "| student from scratch, 4 | 100 | 50.0 % |" in text
+    assert "| student from scratch, 6 | 100 | 70.0 % |" in text
+    assert "| student from scratch, 4 | +47.00 points (+47.00 to +47.00) |" in text
+
+
+def test_signs_of_losses_and_accuracies() -> None:
+    text = text_of(made_up())
+    assert "| teacher trained on, + 4 | +1.00 points (+1.00 to +1.00) | -0.0500 (" in text
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "words"),
+    [
+        ([0.1, 0.2, 0.3, 0.99, 0.99, 0.99, 0.99], "From scratch that takes 90 steps, counted"),
+        ([0.1] * 7, "From scratch no seed gets there within 180 steps."),
+        ([0.99] * 7, "From scratch that takes 0 steps"),
+    ],
+    ids=["third-epoch", "never", "at-once"],
+)
+def test_steps_until_the_students_first_epoch(accuracies: list[float], words: str) -> None:
+    results = made_up()
+    for run in results["runs"]:
+        run["scratch"]["test_accuracy"] = accuracies
+    assert words in text_of(results)
+
+
+def test_seeds_that_never_get_there_are_counted() -> None:
+    results = made_up()
+    results["runs"][0]["scratch"]["test_accuracy"] = [0.1] * 7
+    for run in results["runs"][1:]:
+        run["scratch"]["test_accuracy"] = [0.1, 0.99, *[0.99] * 5]
+    text = text_of(results)
+    assert "1 of 3 seeds do not get there within 180" in text
+
+
+def test_step_zero_is_measured() -> None:
+    results = made_up()
+    assert "the largest difference over 3 seeds is 0, at a loss of 0.3." in text_of(results)
+    results["runs"][2]["student"]["test_loss"][0] = 0.3 + 2**-10
+    text = text_of(results)
+    assert "the largest difference over 3 seeds is 0.000977, at a loss of 0.3." in text
+    assert "Accuracies are the same" in text
+    results["runs"][2]["student"]["test_accuracy"][0] = 0.8
+    assert "Accuracies are not all the same" in text_of(results)
+
+
+def test_a_broken_certificate_is_not_hidden() -> None:
+    results = made_up()
+    assert "every morph of every seed holds" in text_of(results)
+    broken = {"holds": False, "failures": ["0: another function"], "integers": False}
+    results["runs"][1]["student"]["morphs"][0] |= broken
+    text = text_of(results)
+    assert "not every morph holds" in text
+    assert "| 0: widened | 2 of 3 | 0.2 | others, or no test |" in text
+    assert "- 0: another function" in text
+
+
+def test_noise_is_told() -> None:
+    results = made_up()
+    assert "No noise was added." in text_of(results)
+    results["runs"][0]["student"]["morphs"][0]["noise"] = 0.05
+    assert "Noise of 0.05 of the weights' standard deviation" in text_of(results)
+
+
+def test_one_seed_has_no_spread() -> None:
+    text = text_of(made_up(seeds=1))
+    assert "One seed: no spread can be given." in text
+    assert "better in the one seed" in text
+    assert "(median)" not in text
+
+
+def test_command_repeats_the_settings() -> None:
+    words = "convfc reproduce --study morphism --epochs 4 --seeds 3"
+    assert find(made_up())["command"] == words
+
+
+def test_summary_has_every_network() -> None:
+    lines = summary(made_up()).text(120).splitlines()
+    assert [line.split(" ")[0] for line in lines[1:6]] == [
+        "teacher,", "teacher", "student,", "student", "student",
+    ]  # fmt: skip
+    assert "3 seeds: median (least to most)" in lines[-1]
+
+
+def test_the_student_is_wider_and_deeper_and_the_same_function() -> None:
+    model = teacher(3)
+    x = torch.rand(4, 1, 28, 28)
+    morphs = student_of(model, x, seed=1)
+    assert len(morphs) == 3
+    assert all(morph.certificate.holds for morph in morphs)
+    student = morphs[-1].model
+    convs = [part for part in student.modules() if isinstance(part, nn.Conv2d)]
+    assert [(c.in_channels, c.out_channels) for c in convs] == [(1, 16), (16, 32), (32, 32)]
+    # Copies get random shares: no two input channels are read alike.
+    reading = convs[1].weight.detach().transpose(0, 1).flatten(1)
+    assert len(torch.unique(reading, dim=0)) == 16
+    again = student_of(teacher(3), x, seed=1)[-1].model.state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in student.state_dict().items())
+
+
+def test_teachers_differ_by_seed_alone() -> None:
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    one, other = teacher(1)[0].weight, teacher(1)[0].weight
+    assert torch.equal(one, other)
+    assert not torch.equal(one, teacher(2)[0].weight)
+    assert torch.equal(torch.get_rng_state(), state)

@@ -1,0 +1,282 @@
+"""The study of uncertainty: its scores, and a report whose words follow the numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from convfc.methods import uncertainty
+from convfc.reporting import render
+from convfc.studies.uncertainty import STUDY
+from convfc.studies.uncertainty.findings import find, sorted_out, summary
+from convfc.studies.uncertainty.methods import (
+    METHODS,
+    Settings,
+    groups_of,
+    lenet,
+    loss_of,
+    untrained,
+)
+from convfc.studies.uncertainty.parts import ANGLES
+from convfc.studies.uncertainty.scores import MEASURES, score_table
+
+TITLES = [method.title for key, method in METHODS.items() if key != "plain"]
+
+
+def cell(value: float, gain: int, measure: str) -> dict[str, float]:
+    """A number with an interval that says better (1), worse (-1) or nothing (0)."""
+    sign = gain * MEASURES[measure][1]
+    low, high = {1: (0.01, 0.03), -1: (-0.03, -0.01), 0: (-0.01, 0.01)}[sign]
+    return {"value": value, "difference": (low + high) / 2, "low": low, "high": high}
+
+
+def made_up(gain: int = 1, **changed: Any) -> dict[str, Any]:
+    """Results that nobody measured: every method better than none, or worse, or neither."""
+    plain = {m: {"value": 0.5} if m != "auroc_mutual" else None for m in MEASURES}
+    table = {"plain": plain} | {
+        key: {measure: cell(0.5 + 0.01 * gain, gain, measure) for measure in MEASURES}
+        for key in METHODS
+        if key != "plain"
+    }
+    for key in table.keys() - {"plain"}:
+        table[key]["auroc_mutual"]["value"] = 0.9
+    wrong = [1 if angle in (0, 15, 165, 180) else 7 for angle in ANGLES]
+    turned = {
+        key: {
+            "class": wrong,
+            "confidence": [0.9 if key == "plain" else 0.6] * len(ANGLES),
+            "entropy": [0.5] * len(ANGLES),
+            "mutual": [0.1] * len(ANGLES),
+        }
+        for key in METHODS
+    }
+    one = {"holds": True, "failures": [], "ratio": 0.1, "integers": True, "difference": 1e-7}
+    seconds = {key: {"training": 2.0} for key in METHODS if key != "laplace"}
+    seconds |= {f"predict-{key}": {"sampling": 10.0, "training": 1.0} for key in METHODS}
+    seconds["predict-plain"]["sampling"] = 0.1
+    return {
+        "images": "some digits",
+        "weights": 44426,
+        "letters": 320,
+        "moved": 300,
+        "table": table,
+        "turned": turned,
+        "rates": {"0.fc": 0.05, "3.fc": 0.2, "7": 0.3, "9": 0.08},
+        "drawn": {key: dict(one) for key in ("kernels", "taps", "concrete", "gaussian")},
+        "settings": Settings.named().as_json(),
+        "seconds": seconds,
+        "versions": {"python": "3.11.7", "torch": "2.14.1"},
+        "machine": {"processor": "some CPU", "cores": 2, "system": "Linux x86_64"},
+    } | changed
+
+
+def text_of(results: dict[str, Any]) -> str:
+    return render(STUDY.template, find(results))
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize(("gain", "kind"), [(1, "better"), (-1, "worse"), (0, "same")])
+def test_methods_are_sorted_by_their_intervals(measure: str, gain: int, kind: str) -> None:
+    found = sorted_out(made_up(gain)["table"], measure)
+    assert found.pop(kind) == TITLES
+    assert set(map(tuple, found.values())) == {()}
+
+
+def test_an_interval_that_touches_zero_says_nothing() -> None:
+    results = made_up(1)
+    results["table"]["taps"]["nll"] |= {"low": -0.03, "high": 0.0}
+    found = sorted_out(results["table"], "nll")
+    assert found["same"] == ["MC dropout, taps"]
+    assert "MC dropout, taps" not in found["better"]
+
+
+def test_words_follow_the_numbers() -> None:
+    everything = ", ".join(TITLES)
+    good, bad, nothing = (text_of(made_up(gain)) for gain in (1, -1, 0))
+    assert f"- **Likelihood of the digits (NLL):** better with {everything}.\n" in good
+    assert f"(NLL):** better with none; worse with {everything}.\n" in bad
+    assert f"(NLL):** better with none; not told apart: {everything}.\n" in nothing
+    assert f"- **Calibration (ECE):** better with {everything}.\n" in good
+    assert f"- **Accuracy:** better with none; worse with {everything}.\n" in bad
+
+
+def test_table_has_the_numbers_with_their_marks() -> None:
+    text = text_of(made_up(1))
+    assert "| no method |  |" in text  # its settings, in the table of methods
+    row = "| no method | 50.0 % | 0.500 | 50.0 % | 0.500 | 0.500 | – | 2.0 | 0.10 |"
+    assert row in text
+    better = (
+        "| Concrete Dropout | 51.0 % ▲ | 0.510 ▲ | 51.0 % ▲ | 0.510 ▲ | 0.510 ▲ | 0.900 ▲ | 2.0"
+    )
+    assert better in text
+    assert "| Laplace, Kronecker | 49.0 % ▼ | 0.490 ▼ |" in text_of(made_up(-1))
+    # Laplace needs a trained network first.
+    assert "| 3.0 | 10.00 |" in text
+    assert "100 times to 100 times as long" in text
+
+
+def test_mutual_information_is_praised_only_where_it_is_better() -> None:
+    results = made_up()
+    assert "with every method the mutual information" in text_of(results)
+    results["table"]["taps"]["auroc_mutual"]["value"] = 0.1
+    text = text_of(results)
+    assert "with MC dropout, taps it does not" in text
+    assert "with every method the mutual information" not in text
+    for key in results["table"].keys() - {"plain"}:
+        results["table"][key]["auroc_mutual"]["value"] = 0.1
+    assert "with no method does the mutual information" in text_of(results)
+
+
+def test_the_turned_one_is_told_as_it_was() -> None:
+    results = made_up()
+    text = text_of(results)
+    assert "takes the 1 for 7 at 30, 45, 60," in text
+    assert "mean confidence of 90 %" in text
+    assert "Less sure at these angles: MC dropout, kernels (60 %)" in text
+    assert "Not less sure" not in text
+    results["turned"]["laplace"]["confidence"] = [0.95] * len(ANGLES)
+    assert "Not less sure: Laplace, Kronecker (95 %)." in text_of(results)
+    results["turned"]["plain"]["class"] = [1] * len(ANGLES)
+    assert "takes it for a 1 at every angle" in text_of(results)
+
+
+def test_a_broken_certificate_is_not_hidden() -> None:
+    results = made_up()
+    assert "every network that was drawn is certified" in text_of(results)
+    assert "does not hold" not in text_of(results)
+    results["drawn"]["gaussian"] |= {"holds": False, "failures": ["0: another bit"]}
+    text = text_of(results)
+    assert "*not* certified to be the same function as CONV layers: Bayes by Backprop" in text
+    assert "| Bayes by Backprop | does not hold |" in text
+    assert "- 0: another bit" in text
+
+
+def test_rates_are_told_with_their_way() -> None:
+    text = text_of(made_up())
+    assert "CONV layer 0 0.05 (down), CONV layer 3 0.2 (up), FC layer 7 0.3 (up)" in text
+
+
+def test_command_repeats_the_settings() -> None:
+    assert find(made_up())["command"] == "convfc reproduce --study uncertainty"
+    other = Settings.named(seed=3, samples=7, epochs=2, images=30)
+    words = "convfc reproduce --study uncertainty --epochs 2 --seed 3 --images 30 --samples 7"
+    assert find(made_up(settings=other.as_json()))["command"] == words
+
+
+def test_summary_has_a_row_for_each_method() -> None:
+    lines = summary(made_up()).text(160).splitlines()
+    assert [line.split("  ")[0] for line in lines[1:7]] == ["no method", *TITLES]
+
+
+# --- the numbers ---
+
+
+def predictions(seed: int, sure: float) -> dict[str, np.ndarray[Any, Any]]:
+    random = np.random.default_rng(seed)
+    found = {}
+    for name, count in (("test", 60), ("letters", 40), ("moved", 30)):
+        p = np.full((count, 10), (1 - sure) / 9)
+        p[np.arange(count), np.arange(count) % 10] = sure
+        found |= {
+            f"{name}.mean": p,
+            f"{name}.entropy": random.random(count),
+            f"{name}.mutual": random.random(count),
+        }
+    return found
+
+
+LABELS = {"test": np.arange(60) % 10, "moved": np.arange(30) % 10}
+
+
+def test_scores_are_those_of_the_method_and_its_difference_from_none() -> None:
+    given = {"plain": predictions(0, 0.5), "taps": predictions(1, 0.8)}
+    table = score_table(given, LABELS, draws=50)
+    values = {m: table["taps"][m]["value"] for m in MEASURES}  # type: ignore[index]
+    p = given["taps"]["test.mean"]
+    assert values["accuracy"] == uncertainty.accuracy(p, LABELS["test"]) == 1.0
+    assert values["nll"] == uncertainty.negative_log_likelihood(p, LABELS["test"])
+    assert values["ece"] == uncertainty.calibration(p, LABELS["test"]).ece
+    assert values["brier"] == uncertainty.brier_score(p, LABELS["test"])
+    auroc = uncertainty.out_of_distribution_auroc
+    for kind, measure in (("entropy", "auroc_entropy"), ("mutual", "auroc_mutual")):
+        inside, outside = (given["taps"][f"{name}.{kind}"] for name in ("test", "letters"))
+        assert values[measure] == auroc(inside, outside)
+    moved = given["taps"]["moved.mean"]
+    assert values["moved_nll"] == uncertainty.negative_log_likelihood(moved, LABELS["moved"])
+    assert table["plain"]["auroc_mutual"] is None
+    # Without a method there is only the entropy to compare the mutual information with.
+    plain = auroc(given["plain"]["test.entropy"], given["plain"]["letters.entropy"])
+    assert table["taps"]["auroc_mutual"]["difference"] == values["auroc_mutual"] - plain  # type: ignore[index]
+
+
+def test_every_image_alike_leaves_no_doubt() -> None:
+    table = score_table(
+        {"plain": predictions(0, 0.5), "taps": predictions(0, 0.8)}, LABELS, draws=50
+    )
+    cell = table["taps"]["nll"]
+    assert cell is not None
+    assert cell["low"] == pytest.approx(cell["difference"], rel=1e-12)
+    assert cell["high"] == pytest.approx(cell["difference"], rel=1e-12)
+    assert sorted_out(table, "nll")["better"] == ["MC dropout, taps"]
+
+
+def test_a_method_that_is_no_other_is_not_told_apart() -> None:
+    given = {"plain": predictions(0, 0.5), "taps": predictions(0, 0.5)}
+    table = score_table(given, LABELS, draws=50)
+    for measure in set(MEASURES) - {"auroc_mutual"}:
+        assert table["taps"][measure]["difference"] == 0  # type: ignore[index]
+        assert sorted_out(table, measure)["same"] == ["MC dropout, taps"]
+
+
+def test_the_bootstrap_covers_what_it_says() -> None:
+    """Two equal coins: the interval of their difference contains 0 about 95 times in 100."""
+    covered = 0
+    for seed in range(40):
+        random = np.random.default_rng(seed)
+        given = {}
+        for key in ("plain", "taps"):
+            given[key] = predictions(seed, 0.5)
+            right = random.random(60) < 0.8
+            p = np.full((60, 10), 0.05)
+            p[np.arange(60), np.where(right, LABELS["test"], (LABELS["test"] + 1) % 10)] = 0.55
+            given[key]["test.mean"] = p
+        table = score_table(given, LABELS, seed=seed, draws=100)
+        covered += "MC dropout, taps" in sorted_out(table, "accuracy")["same"]
+    assert covered >= 34  # less has a probability of 0.3 % for a coin of 95 %
+
+
+# --- the networks ---
+
+
+def test_all_methods_start_with_the_same_weights() -> None:
+    settings = Settings.named()
+    plain = untrained("plain", settings)
+    x = torch.rand(2, 1, 28, 28)
+    for key in ("kernels", "taps", "concrete", "gaussian"):
+        mean = uncertainty.mean_network(untrained(key, settings))
+        assert torch.equal(mean[0].fc.weight.flatten(), plain[0].weight.flatten())
+        assert mean(x).shape == (2, 10)
+
+
+def test_the_divergence_counts_images() -> None:
+    model = untrained("gaussian", Settings.named()).eval()
+    x, y = torch.rand(4, 1, 28, 28), torch.tensor([0, 1, 2, 3])
+    with torch.no_grad():
+        value = loss_of("gaussian", 3000)(model, x, y)
+        cross = nn.functional.cross_entropy(model(x), y)
+        assert value == cross + uncertainty.kl(model) / 3000
+        plain = lenet(0)
+        assert loss_of("plain", 3000)(plain, x, y) == nn.functional.cross_entropy(plain(x), y)
+
+
+def test_learned_rates_take_longer_steps_and_nothing_is_left_out() -> None:
+    model = untrained("concrete", Settings.named())
+    usual, logits = groups_of(model, 0.001)
+    assert (usual["lr"], logits["lr"], len(logits["params"])) == (0.001, 0.01, 4)
+    found = {id(p) for group in (usual, logits) for p in group["params"]}
+    assert found == {id(p) for p in model.parameters()}
+    assert len(groups_of(lenet(0), 0.001)) == 1
