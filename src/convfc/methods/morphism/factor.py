@@ -196,11 +196,19 @@ def _two_layers(layer: nn.Module, rank: int) -> nn.Module:
 
 def _factors(linear: Any, rank: int) -> tuple[nn.Module, nn.Module]:
     """Return the two FC layers of a truncated SVD, each with the root of the singular values."""
-    weight = linear.weight.detach().double().cpu()
-    left, values, right = torch.linalg.svd(weight, full_matrices=False)
-    roots = values[:rank].sqrt()
-    thin, wide = roots[:, None] * right[:rank], left[:, :rank] * roots
     old = linear.weight
+    weight = old.detach().double().cpu()
+    left, values, right = torch.linalg.svd(weight, full_matrices=False)
+    left, roots, right = left[:, :rank], values[:rank].sqrt(), right[:rank]
+    thin, wide = roots[:, None] * right, left * roots
+    # One step of refinement of one of the two, given the other as it is stored: where the rank is
+    # full, every number then is as exact as its own size asks for, and not that of the largest.
+    if rank == len(weight):
+        wide = wide.to(old.dtype).double()
+        thin = thin + torch.linalg.lstsq(wide, weight - wide @ thin).solution
+    else:
+        thin = thin.to(old.dtype).double()
+        wide = wide + torch.linalg.lstsq(thin.mT, (weight - wide @ thin).mT).solution.mT
     first, second = (as_parameter(part.to(old.device, old.dtype), old) for part in (thin, wide))
     parts = plain_linear(first, None), plain_linear(second, linear.bias)
     for part in parts:

@@ -230,6 +230,8 @@ def _completed(
     else:
         system, wanted = _system(given, size).flatten(1), target.flatten(1)
     free = torch.randn(len(wanted), len(system), generator=generator, dtype=torch.float64)
+    if len(system) <= system.shape[1]:
+        free.zero_()  # nothing is free: taps that are to be zero get exactly zero
     both = torch.cat([wanted, free @ system])
     found = torch.linalg.lstsq(system.mT, both.mT, driver="gelsy")
     if int(found.rank) < system.shape[1]:
