@@ -283,6 +283,19 @@ def test_new_units_without_outgoing_weights_are_no_dead_end():
     assert outgoing.grad[:, 5:].any()
 
 
+def test_new_units_are_normalised_as_a_new_layer_does():
+    """Statistics of other units would say nothing of random ones."""
+    model, x = trained(NETWORKS["separable"].make()), example("separable")
+    grown = widen(model, "0", width=6, example=x, how="zero").model
+    slopes, norm = grown[1], grown[2]
+    new = [2, 5]  # of two groups, each with one filter more
+    assert slopes.weight[new].tolist() == [0.25, 0.25]
+    assert norm.weight[new].tolist() == norm.running_var[new].tolist() == [1, 1]
+    assert norm.bias[new].tolist() == norm.running_mean[new].tolist() == [0, 0]
+    assert torch.equal(norm.running_mean[[0, 1, 3, 4]], model[2].running_mean)
+    assert torch.equal(slopes.weight[[0, 1, 3, 4]], model[1].weight)
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 40])
 def test_random_shares_add_up_exactly_and_no_two_are_alike(count: int):
     for seed in range(20):
