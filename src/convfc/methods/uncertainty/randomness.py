@@ -13,6 +13,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from convfc.errors import ConvfcError
 from convfc.frameworks.torch.read import Obstacle
+from convfc.sizes import one_of
 
 __all__ = ["Per", "RandomLinear", "check_choice", "check_number", "drawing", "seeded"]
 
@@ -117,17 +118,8 @@ def seeded(seed: int, *tensors: Tensor) -> Iterator[None]:
 
 
 def check_choice(name: str, value: object, choices: object) -> None:
-    """Raise if a value is none of a `typing.Literal`'s.
-
-    Raises
-    ------
-    ConvfcError
-    """
-    allowed = get_args(choices)
-    if value not in allowed:
-        raise ConvfcError(
-            "no such choice", where=name, expected=" or ".join(map(repr, allowed)), got=repr(value)
-        )
+    """Raise a `ConvfcError` if a value is none of a `typing.Literal`'s."""
+    one_of(name, value, get_args(choices), what="no such choice", remedy=None)
 
 
 def check_number(
