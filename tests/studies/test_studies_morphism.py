@@ -90,7 +90,7 @@ def test_one_seed_that_is_otherwise_is_counted() -> None:
     results["runs"][1]["student"]["test_loss"][-1] = 5.0
     text = text_of(results)
     assert "its loss better in 2 of 3 seeds, worse in 1" in text
-    assert "depends on the seed, or on whether loss or accuracy is asked for." in text
+    assert "for equal steps, the student's loss is better in 2 of 3 seeds, worse in 1; its" in text
     assert "For equal steps the student ends better than its own layers" not in text
 
 
@@ -100,14 +100,14 @@ def test_equal_steps_are_equal() -> None:
     for run in results["runs"]:
         run["scratch"]["test_accuracy"] = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
     text = text_of(results)
-    assert "| student from scratch, 4 | 100 | 50.0 % |" in text
-    assert "| student from scratch, 6 | 100 | 70.0 % |" in text
-    assert "| student from scratch, 4 | +47.00 points (+47.00 to +47.00) |" in text
+    assert "| its layers from scratch, 4 | 100 | 50.0 % |" in text
+    assert "| its layers from scratch, 6 | 100 | 70.0 % |" in text
+    assert "| its layers from scratch, 4 | +47.00 points (+47.00 to +47.00) |" in text
 
 
 def test_signs_of_losses_and_accuracies() -> None:
     text = text_of(made_up())
-    assert "| teacher trained on, + 4 | +1.00 points (+1.00 to +1.00) | -0.0500 (" in text
+    assert "| teacher trained on, 4 more | +1.00 points (+1.00 to +1.00) | -0.0500 (" in text
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_command_repeats_the_settings() -> None:
 def test_summary_has_every_network() -> None:
     lines = summary(made_up()).text(120).splitlines()
     assert [line.split(" ")[0] for line in lines[1:6]] == [
-        "teacher,", "teacher", "student,", "student", "student",
+        "teacher,", "teacher", "student,", "its", "its",
     ]  # fmt: skip
     assert "3 seeds: median (least to most)" in lines[-1]
 

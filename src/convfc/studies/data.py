@@ -196,7 +196,7 @@ def rotated(image: NDArray[Any], angles: Sequence[float]) -> NDArray[np.float32]
 
 
 def moved(given: Images, seed: int = 0) -> Images:
-    """Turn every image by 30 to 60 degrees to either side, and shift it by up to 4 pixels.
+    """Turn every image by 20 to 40 degrees to either side, and shift it by up to 3 pixels.
 
     Digits that a reader still knows, but as no training image shows them. The labels stay.
 
@@ -210,8 +210,8 @@ def moved(given: Images, seed: int = 0) -> Images:
     random = np.random.default_rng([seed, 2])
     images = np.empty_like(given.images)
     for number, image in enumerate(given.images):
-        angle = random.choice([-1, 1]) * random.uniform(30, 60)
-        images[number, 0] = _turned(image[0], angle, random.uniform(-4, 4, 2))
+        angle = random.choice([-1, 1]) * random.uniform(20, 40)
+        images[number, 0] = _turned(image[0], angle, random.uniform(-3, 3, 2))
     return Images(images, given.labels)
 
 

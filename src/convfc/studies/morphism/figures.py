@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from convfc.drawing import INK, WIDTH
 from convfc.studies.folder import Result
@@ -20,7 +20,7 @@ _ROLES = {
     "teacher": ("teacher", "#666666", "solid"),
     "on": ("teacher trained on", "#0072B2", (0, (5, 2))),
     "student": ("student", "#D55E00", "solid"),
-    "scratch": ("student from scratch", "#009E73", (0, (2, 1.5))),
+    "scratch": ("its layers from scratch", "#009E73", (0, (2, 1.5))),
 }
 
 
@@ -46,15 +46,24 @@ def _curves(results: Mapping[str, Any]) -> Figure:
             _curve(panel, results["runs"], role, kind)
         panel.axvline(0, color=INK, linewidth=0.8)
         panel.set_yscale("log")
+        _plain_numbers(panel, percent=kind == "test_accuracy")
         panel.set_title(title)
         panel.set_xlabel("epochs after the morph")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.grid(visible=True, which="minor", linewidth=0.3)
     panels[0].set_ylabel("cross-entropy, nats")
-    panels[1].set_ylabel("share of the images")
+    panels[1].set_ylabel("share of the images, %")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=4)
     return figure
+
+
+def _plain_numbers(panel: Axes, *, percent: bool) -> None:
+    """Write 0.2 and not 2 times a power, at 1, 2 and 5 of each decade."""
+    factor = 100 if percent else 1
+    panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{factor * value:g}"))
+    panel.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _curve(panel: Axes, runs: Any, role: str, kind: str) -> None:

@@ -57,10 +57,10 @@ def _titles(results: Mapping[str, Any]) -> dict[str, str]:
     before, longer = (len(results["runs"][0][role]["loss"]) for role in ("teacher", "scratch"))
     return {
         "teacher": f"teacher, {before} epoch{'' if before == 1 else 's'}",
-        "on": f"teacher trained on, + {epochs}",
-        "student": f"student, + {epochs}",
-        "scratch": f"student from scratch, {epochs}",
-        "scratch_longer": f"student from scratch, {longer}",
+        "on": f"teacher trained on, {epochs} more",
+        "student": f"student, {epochs} more",
+        "scratch": f"its layers from scratch, {epochs}",
+        "scratch_longer": f"its layers from scratch, {longer}",
     }
 
 

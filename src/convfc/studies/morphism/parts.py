@@ -34,26 +34,21 @@ class Settings(StudySettings):
     Attributes
     ----------
     epochs : int
-        Of the student, and of the teacher trained on.
+        Of the teacher, of the student, and of the teacher trained on.
     seeds : int
         How often all is done, with other first weights, orders of images and morphs.
     """
 
     study: ClassVar[str] = "morphism"
 
-    epochs: int = 8
+    epochs: int = 6
     threads: int = 1
     seeds: int = 5
 
     @property
-    def teacher_epochs(self) -> int:
-        """Epochs of the teacher, half as many as the student's."""
-        return max(1, self.epochs // 2)
-
-    @property
     def scratch_epochs(self) -> int:
         """Epochs from first weights: as many as teacher and student have had together."""
-        return self.teacher_epochs + self.epochs
+        return 2 * self.epochs
 
 
 def parts(settings: Settings) -> list[Part]:
@@ -62,7 +57,7 @@ def parts(settings: Settings) -> list[Part]:
     for number in range(settings.seeds):
         begun = (f"teacher-{number}",)
         found += [
-            Part(f"teacher-{number}", _teach, steps=settings.teacher_epochs),
+            Part(f"teacher-{number}", _teach, steps=settings.epochs),
             Part(f"on-{number}", _teach_on, begun, settings.epochs),
             Part(f"student-{number}", _study, begun, settings.epochs),
             Part(f"scratch-{number}", _start_anew, (), settings.scratch_epochs),
@@ -166,7 +161,7 @@ def _learn(work: Work, model: nn.Module, epochs: int, order: str) -> Result:
 
 
 def _teach(work: Work) -> Result:
-    return _learn(work, _first(work), work.settings.teacher_epochs, "teacher")
+    return _learn(work, _first(work), work.settings.epochs, "teacher")
 
 
 def _teach_on(work: Work) -> Result:

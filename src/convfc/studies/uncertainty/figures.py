@@ -102,7 +102,7 @@ def _turned(results: Mapping[str, Any], load: Load) -> Figure:
                 markersize=3,
                 label=METHODS[key].title,
             )
-        panel.set_ylabel(f"{title}, nats")
+        panel.set_ylabel(f"{title}\nnats")
         panel.set_ylim(bottom=0)
     handles, labels = rows[3].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8.5)

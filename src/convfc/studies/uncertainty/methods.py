@@ -76,8 +76,8 @@ class Method:
 _GAL = "Gal 2016, *Uncertainty in Deep Learning*, Section 3.4"
 METHODS: Mapping[str, Method] = {
     "plain": Method("no method", "the network itself, evaluated once"),
-    "kernels": Method("MC dropout, kernels", _GAL, "dropout", {"rate": 0.1, "drop": "kernels"}),
-    "taps": Method("MC dropout, taps", _GAL, "dropout", {"rate": 0.1, "drop": "taps"}),
+    "kernels": Method("MC dropout (kernels)", _GAL, "dropout", {"rate": 0.1, "drop": "kernels"}),
+    "taps": Method("MC dropout (taps)", _GAL, "dropout", {"rate": 0.1, "drop": "taps"}),
     "concrete": Method(
         "Concrete Dropout",
         "Gal, Hron & Kendall 2017, [arXiv:1705.07832](https://arxiv.org/abs/1705.07832)",
@@ -94,11 +94,11 @@ METHODS: Mapping[str, Method] = {
         divergence=True,
     ),
     "laplace": Method(
-        "Laplace, Kronecker",
+        "Laplace (Kronecker)",
         "Ritter et al. 2018; Immer et al. 2021, "
         "[arXiv:2008.08217](https://arxiv.org/abs/2008.08217); laplace-torch (Daxberger et al. "
         "2021, [arXiv:2106.14806](https://arxiv.org/abs/2106.14806))",
-        options={"prior_precision": 100.0},
+        options={"prior_precision": 300.0},
     ),
 }
 """In the order of the tables; Laplace needs no training of its own."""
