@@ -1,0 +1,128 @@
+// The present state as an address, "#1;…", and back. Short for what differs from the defaults; numbers
+// that were edited come along, packed, if they are not too many.
+
+import { DEFAULTS, complete, filtersShape, inputShape, problems, product } from "./geometry.js";
+import { PRESETS, stateOf } from "./presets.js";
+import { Store, TABS, VERSION } from "./store.js";
+
+/** Characters that an address may have; beyond them the numbers stay at home. */
+const LONGEST = 6000;
+const SHORT = {
+  axes: "a", size: "n", channels: "c", filters: "f", kernel: "k", stride: "s", padding: "p", mode: "m",
+  dilation: "d", groups: "g", transposed: "t", outputPadding: "o", flip: "x", bias: "b",
+};
+const LONG = Object.fromEntries(Object.entries(SHORT).map(([long, short]) => [short, long]));
+
+/** The address of a store's state. */
+export function toAddress(store) {
+  const parts = [`${VERSION}`];
+  if (store.preset) parts.push(`preset=${store.preset}`);
+  const usual = store.preset ? complete(presetOf(store.preset).settings) : DEFAULTS;
+  for (const [long, short] of Object.entries(SHORT)) {
+    const value = store.settings[long];
+    if (JSON.stringify(value) !== JSON.stringify(usual[long])) parts.push(`${short}=${written(value)}`);
+  }
+  const { p, f, q } = store.selection;
+  parts.push(`at=${[p, f, ...(q === null ? [] : [q])].join(".")}`);
+  if (store.view.tab !== TABS[0]) parts.push(`tab=${store.view.tab}`);
+  if (store.view.backward) parts.push("back=1");
+  const fresh = new Store(store.preset ? { ...stateOf(presetOf(store.preset)), settings: store.settings } : { settings: store.settings });
+  const numbers = [];
+  for (const [name, key] of [["input", "x"], ["filters", "w"], ["bias", "v"]]) {
+    if (name === "bias" && !store.settings.bias) continue;
+    if (!same(store[name], fresh[name])) numbers.push(`${key}=${Array.from(store[name], packed).join(",")}`);
+  }
+  const whole = "#" + [...parts, ...numbers].join(";");
+  return whole.length <= LONGEST ? whole : "#" + [...parts, "cut=1"].join(";");
+}
+
+/**
+ * The state of an address: {state, notes}. Nothing is thrown: what cannot be read is left out, and a
+ * note says so.
+ */
+export function fromAddress(address) {
+  const notes = [];
+  const [version, ...parts] = decoded(address.replace(/^#/, "")).split(";");
+  if (version === "") return { state: null, notes };
+  if (version !== String(VERSION)) return { state: null, notes: [`The address is of version “${version.slice(0, 20)}”, which this page does not know.`] };
+  const fields = new Map(parts.map((part) => [part.slice(0, part.indexOf("=")), part.slice(part.indexOf("=") + 1)]));
+  const preset = fields.get("preset");
+  let state = {};
+  if (preset !== undefined) {
+    const found = presetOf(preset);
+    if (found) state = { ...stateOf(found), preset };
+    else notes.push(`There is no preset “${preset.slice(0, 40)}”.`);
+  }
+  const own = {};
+  for (const [short, text] of fields) {
+    if (!(short in LONG)) continue;
+    const value = read(LONG[short], text);
+    if (value === undefined) notes.push(`“${short}=${text.slice(0, 40)}” is no ${LONG[short]}.`);
+    else own[LONG[short]] = value;
+  }
+  const settings = complete({ ...state.settings, ...own });
+  const wrong = problems(settings);
+  if (wrong.length) {
+    notes.push(...wrong.map((problem) => problem.message));
+    return { state: null, notes };
+  }
+  state.settings = settings;
+  const sizes = { x: product(inputShape(settings)), w: product(filtersShape(settings)), v: settings.filters };
+  for (const [key, name] of [["x", "input"], ["w", "filters"], ["v", "bias"]]) {
+    if (!fields.has(key)) continue;
+    const values = fields.get(key).split(",").map(Number);
+    if (values.length !== sizes[key] || !values.every(Number.isFinite)) notes.push(`The ${name} in the address has not the ${sizes[key]} numbers that it needs.`);
+    else state[name] = name === "input" ? { values } : values;
+  }
+  if (fields.has("at")) {
+    const [p, f, q] = fields.get("at").split(".").map(Number);
+    if ([p, f].every(Number.isInteger)) state.selection = { p, f, q: Number.isInteger(q) ? q : null };
+    else notes.push("The selection in the address is no pair of numbers.");
+  }
+  const tab = fields.get("tab");
+  state.view = { tab: TABS.includes(tab) ? tab : TABS[0], backward: fields.get("back") === "1" };
+  if (fields.has("cut")) notes.push("The numbers were too many for an address; these are the usual ones.");
+  return { state, notes };
+}
+
+function presetOf(id) {
+  return PRESETS.find((preset) => preset.id === id);
+}
+
+function written(value) {
+  if (typeof value === "boolean") return value ? "1" : "0";
+  if (Array.isArray(value)) return value.map((v) => (Array.isArray(v) ? v.join("_") : v)).join(".");
+  return String(value);
+}
+
+function read(name, text) {
+  const usual = DEFAULTS[name];
+  if (typeof usual === "boolean") return { 0: false, 1: true }[text];
+  if (typeof usual === "string") return /^[a-z]{1,12}$/.test(text) ? text : undefined;
+  const integer = (s) => (/^\d{1,6}$/.test(s) ? Number(s) : undefined);
+  if (typeof usual === "number") return integer(text);
+  const parts = text.split(".");
+  if (parts.length > 2) return undefined;
+  const values = parts.map((part) => (name === "padding" ? part.split("_").map(integer) : integer(part)));
+  const flat = values.flat();
+  if (flat.some((v) => v === undefined) || (name === "padding" && flat.length !== 2 * values.length)) return undefined;
+  return values;
+}
+
+/** A number in as few characters as give it back exactly. */
+function packed(value) {
+  return String(value).replace(/^0\./, ".").replace(/^-0\./, "-.");
+}
+
+function same(a, b) {
+  return a.length === b.length && a.every((value, i) => value === b[i]);
+}
+
+/** Decode what a browser has encoded; rubbish stays as it is. */
+function decoded(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
+}

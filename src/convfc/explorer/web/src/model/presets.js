@@ -1,0 +1,76 @@
+// Where to start: the paper's figures, its experiment, and three other kinds of convolution.
+
+import { complete } from "./geometry.js";
+
+const FIGURE_2 = { input: [1, 0, 2, 3, 1, 0, 0, 2, 1], filter: [1, 0, -1, 2, 0, -2, 1, 0, -1] };
+
+/** {id, title, text, settings, input, filters}; input is {values} or {digit}. */
+export const PRESETS = [
+  {
+    id: "figure-2",
+    title: "One patch, one filter",
+    paper: "Figure 2",
+    text: "A 3 × 3 patch meets a 3 × 3 filter: nine products, one sum. Flip it to see what Eq. (3) means.",
+    settings: { axes: 2, size: [3, 3], channels: 1, filters: 1, kernel: [3, 3] },
+    input: { values: FIGURE_2.input },
+    filters: FIGURE_2.filter,
+  },
+  {
+    id: "figure-3",
+    title: "Three filters",
+    paper: "Figure 3",
+    text: "Three filters slide over an input with three channels; each makes a plane of the output.",
+    settings: { axes: 2, size: [6, 6], channels: 3, filters: 3, kernel: [3, 3] },
+  },
+  {
+    id: "figure-6",
+    title: "A digit in 49 patches",
+    paper: "Figure 6",
+    text: "Stride and kernel are both 4, so patches do not overlap: 28 × 28 pixels become 49 rows of 16.",
+    settings: { axes: 2, size: [28, 28], channels: 1, filters: 1, kernel: [4, 4], stride: [4, 4] },
+    input: { digit: 3 },
+  },
+  {
+    id: "experiment",
+    title: "The experiment",
+    paper: "Section 5",
+    text: "4 × 4 windows at stride 2: 169 rows of 16. The paper trains 128 filters; here are four.",
+    settings: { axes: 2, size: [28, 28], channels: 1, filters: 4, kernel: [4, 4], stride: [2, 2] },
+    input: { digit: 5 },
+  },
+  {
+    id: "depthwise",
+    title: "Depthwise",
+    text: "As many groups as channels: every filter reads one channel, and M falls into blocks.",
+    settings: { axes: 2, size: [7, 7], channels: 3, filters: 3, kernel: [3, 3], groups: 3, padding: [[1, 1], [1, 1]] },
+  },
+  {
+    id: "dilated",
+    title: "Dilated",
+    text: "Taps two apart: a 3 × 3 kernel looks at a 5 × 5 neighbourhood.",
+    settings: { axes: 2, size: [9, 9], channels: 1, filters: 2, kernel: [3, 3], dilation: [2, 2], padding: [[2, 2], [2, 2]] },
+  },
+  {
+    id: "transposed",
+    title: "Transposed",
+    text: "The adjoint: the input is spread apart with zeros, and the output is larger than the input.",
+    settings: { axes: 2, size: [4, 4], channels: 1, filters: 2, kernel: [3, 3], stride: [2, 2], padding: [[1, 1], [1, 1]], outputPadding: [1, 1], transposed: true },
+  },
+  {
+    id: "signal",
+    title: "A signal",
+    text: "One axis: a moving difference and a moving mean of twelve numbers.",
+    settings: { axes: 1, size: [12], channels: 1, filters: 2, kernel: [3], padding: [[1, 1]] },
+  },
+];
+
+/** The state that a preset stands for. */
+export function stateOf(preset) {
+  return {
+    title: preset.title,
+    settings: complete(preset.settings),
+    input: preset.input ?? null,
+    filters: preset.filters ?? null,
+    preset: preset.id,
+  };
+}
