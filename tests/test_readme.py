@@ -16,7 +16,7 @@ README = (ROOT / "README.md").read_text("utf-8")
 KEPT = ROOT / "docs" / "paper-run"
 
 
-def _updater(path="docs/update_paper_run.py"):
+def _updater(path="docs/update_runs.py"):
     spec = importlib.util.spec_from_file_location("update", ROOT / path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -191,3 +191,36 @@ def test_pipe_shows_a_line_every_ten_epochs() -> None:
         "n: epoch 20/25, loss 0.500000, validation loss 0.250000, about 10 s left",
     ]
     assert len(told) == 5
+
+
+def test_pipe_names_parts_and_steps_as_it_is_told_to() -> None:
+    lines = display_for(Console(file=io.StringIO()), "parts", "step")
+    told: list[str] = []
+    lines.note = told.append  # type: ignore[method-assign]
+    lines.plan({"drawn": 1, "trained": 25}, {"drawn": 1})
+    lines.start("trained", 5)
+    for step in range(6, 26):
+        lines.step("trained", step, f"loss {step}")
+    lines.end("trained")
+    assert told[:3] == [
+        "2 parts, 26 steps in all", "drawn: finished earlier", "trained: continues after step 5",
+    ]  # fmt: skip
+    assert told[3].startswith("trained: step 10/25, loss 10, about ")
+    assert told[4].startswith("trained: step 20/25, loss 20, about ")
+    assert told[5].startswith("trained: done, step 25/25, loss 25, ")
+    assert len(told) == 6
+
+
+@pytest.mark.parametrize(("parts", "shown"), [(3, {0, 1, 2}), (13, {1})], ids=["few", "many"])
+def test_of_many_bars_only_the_one_at_work_is_shown(parts: int, shown: set[int]) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=140)
+    bars = Bars(console, "parts")
+    bars.plan({f"part-{n}": 4 for n in range(parts)}, {})
+    bars.start("part-1", 1)
+    bars.step("part-1", 3, "half way")
+    everything, *rows = bars._bars.tasks
+    assert {n for n, row in enumerate(rows) if row.visible} == shown
+    assert (everything.description, everything.completed) == ("[bold]all parts", 3)
+    assert (rows[1].completed, rows[1].fields["told"]) == (3, "half way")
+    bars.end("part-1")
+    assert rows[1].visible is (parts == 3)

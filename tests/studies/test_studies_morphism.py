@@ -100,9 +100,9 @@ def test_equal_steps_are_equal() -> None:
     for run in results["runs"]:
         run["scratch"]["test_accuracy"] = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
     text = text_of(results)
-    assert "| its layers from scratch, 4 | 100 | 50.0 % |" in text
-    assert "| its layers from scratch, 6 | 100 | 70.0 % |" in text
-    assert "| its layers from scratch, 4 | +47.00 points (+47.00 to +47.00) |" in text
+    assert "| student's layers from scratch, 4 | 100 | 50.0 % |" in text
+    assert "| student's layers from scratch, 6 | 100 | 70.0 % |" in text
+    assert "| student's layers from scratch, 4 | +47.00 points (+47.00 to +47.00) |" in text
 
 
 def test_signs_of_losses_and_accuracies() -> None:
@@ -179,7 +179,7 @@ def test_command_repeats_the_settings() -> None:
 def test_summary_has_every_network() -> None:
     lines = summary(made_up()).text(120).splitlines()
     assert [line.split(" ")[0] for line in lines[1:6]] == [
-        "teacher,", "teacher", "student,", "its", "its",
+        "teacher,", "teacher", "student,", "student's", "student's",
     ]  # fmt: skip
     assert "3 seeds: median (least to most)" in lines[-1]
 

@@ -16,9 +16,11 @@ import pytest
 import standin_study
 import torch
 from standin_study import PARTS, STUDY, Settings, run
+from torch import nn
 
 from convfc.errors import RunError
 from convfc.studies import training
+from convfc.studies.data import load_digits
 from convfc.studies.folder import PartFile, Result, StudyFolder
 from convfc.studies.runner import Part, seed_of
 
@@ -245,3 +247,34 @@ def test_names_tell_settings_apart() -> None:
     assert Settings.named(seed=0, epochs=None).name == "standin"
     assert Settings.named(seed=3, images=30).name == "standin-seed3-images30"
     assert Settings.named("own", seed=3).name == "own"
+
+
+def test_every_epoch_has_every_image_once_in_an_order_of_its_own(tmp_path: pathlib.Path) -> None:
+    seen: list[int] = []
+    modes: list[bool] = []
+
+    def looking(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        seen.extend(x.sum(dim=(1, 2, 3)).tolist())
+        modes.append(model.training)
+        return nn.functional.cross_entropy(model(x), y)
+
+    def learning(work: Any) -> Result:
+        model, images = standin_study.network(), load_digits(300).training
+        watched: list[bool] = []
+
+        def watch(net: nn.Module) -> dict[str, float]:
+            watched.append(net.training)
+            return {}
+
+        training.train(model, images, work, epochs=2, loss=looking, watch=watch)
+        assert watched == [False] * 3
+        return Result({"total": 0.0})
+
+    parts = [Part("drawn", standin_study.drawn), Part("summed", learning, steps=2)]
+    run(tmp_path, study=dataclasses.replace(STUDY, parts=lambda settings: parts))
+    first, second = seen[:300], seen[300:]
+    assert len(seen) == 600
+    assert sorted(first) == sorted(second)
+    assert len(set(first)) > 250
+    assert first != second
+    assert all(modes)

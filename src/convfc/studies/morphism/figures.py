@@ -20,7 +20,7 @@ _ROLES = {
     "teacher": ("teacher", "#666666", "solid"),
     "on": ("teacher trained on", "#0072B2", (0, (5, 2))),
     "student": ("student", "#D55E00", "solid"),
-    "scratch": ("its layers from scratch", "#009E73", (0, (2, 1.5))),
+    "scratch": ("student's layers from scratch", "#009E73", (0, (2, 1.5))),
 }
 
 

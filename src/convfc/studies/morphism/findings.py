@@ -59,8 +59,8 @@ def _titles(results: Mapping[str, Any]) -> dict[str, str]:
         "teacher": f"teacher, {before} epoch{'' if before == 1 else 's'}",
         "on": f"teacher trained on, {epochs} more",
         "student": f"student, {epochs} more",
-        "scratch": f"its layers from scratch, {epochs}",
-        "scratch_longer": f"its layers from scratch, {longer}",
+        "scratch": f"student's layers from scratch, {epochs}",
+        "scratch_longer": f"student's layers from scratch, {longer}",
     }
 
 

@@ -1,11 +1,13 @@
-"""Take a finished run into the documentation: ``python docs/update_paper_run.py runs/paper``.
+"""Take finished runs into the documentation: ``python docs/update_runs.py runs/paper``.
 
-Copies the report, its pictures and its numbers to ``docs/paper-run/`` and writes the README's table
-from them, so that nobody types in a result.
+Copies the report, its pictures and its numbers, the paper's experiment to ``docs/paper-run/`` and a
+study to ``docs/studies/``, and writes the README's table from them, so that nobody types in a
+result. Without a run it writes the kept reports of the studies again, from their numbers.
 """
 
 from __future__ import annotations
 
+import json
 import pathlib
 import re
 import shutil
@@ -14,6 +16,7 @@ import sys
 DOCS = pathlib.Path(__file__).parent
 README = DOCS.parent / "README.md"
 KEPT = DOCS / "paper-run"
+STUDIES = DOCS / "studies"
 _BLOCK = re.compile(r"(?<=<!-- paper-run:begin -->\n).*(?=<!-- paper-run:end -->)", re.DOTALL)
 
 
@@ -44,18 +47,40 @@ def with_block(readme: str, block: str) -> str:
     return _BLOCK.sub(lambda _: block, readme)
 
 
-def main(run: pathlib.Path) -> None:
-    """Copy the run and write the README."""
-    pictures = KEPT / "figures"
-    shutil.rmtree(KEPT, ignore_errors=True)
+def study_report(folder: pathlib.Path) -> str:
+    """Return the report of a kept study, written from its ``results.json``."""
+    from convfc.reporting import render
+    from convfc.studies.catalogue import load_study
+
+    results = json.loads((folder / "results.json").read_text("utf-8"))
+    study, _ = load_study(results["settings"]["study"])
+    return render(study.template, study.findings(results))
+
+
+def take(run: pathlib.Path) -> pathlib.Path:
+    """Copy the report, the pictures and the numbers of a run, and return where to."""
+    study = json.loads((run / "settings.json").read_text("utf-8")).get("study")
+    kept = STUDIES / study if study else KEPT
+    pictures = kept / "figures"
+    shutil.rmtree(kept, ignore_errors=True)
     pictures.mkdir(parents=True)
     for name in ("report.md", "results.json", "settings.json", "cost.json"):
-        shutil.copyfile(run / name, KEPT / name)
+        if (run / name).exists():
+            shutil.copyfile(run / name, kept / name)
     for picture in sorted((run / "figures").glob("*.png")):
         shutil.copyfile(picture, pictures / picture.name)
+    return kept
+
+
+def main(runs: list[pathlib.Path]) -> None:
+    """Copy the runs, and write the README and the reports of the studies."""
+    for run in runs:
+        take(run)
     report = (KEPT / "report.md").read_text("utf-8")
     README.write_text(with_block(README.read_text("utf-8"), readme_block(report)), "utf-8")
+    for numbers in STUDIES.glob("*/results.json"):
+        (numbers.parent / "report.md").write_text(study_report(numbers.parent), "utf-8")
 
 
 if __name__ == "__main__":
-    main(pathlib.Path(sys.argv[1]))
+    main([pathlib.Path(run) for run in sys.argv[1:]])
