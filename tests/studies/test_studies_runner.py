@@ -126,7 +126,8 @@ def test_a_killed_process_goes_on_to_the_same_bits(
         process.send_signal(signal.SIGKILL)
         process.wait(timeout=60)
     assert process.returncode == -signal.SIGKILL
-    (tmp_path / "run" / "parts" / "trained.npz.tmp").write_bytes(b"half")
+    for name in ("drawn.npz.tmp", "trained.npz.tmp", "trained.checkpoint.npz.tmp"):
+        (tmp_path / "run" / "parts" / name).write_bytes(b"half")
     place, told = run(tmp_path)
     assert "drawn: finished earlier" in told
     assert "trained: continues after step" in told

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+import io
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 from convfc.methods import uncertainty
+from convfc.paper.progress import Lines
 from convfc.reporting import render
-from convfc.studies.uncertainty import STUDY
+from convfc.studies.data import Images
+from convfc.studies.folder import PartFile, Result
+from convfc.studies.runner import Work
+from convfc.studies.uncertainty import STUDY, parts
 from convfc.studies.uncertainty.findings import find, sorted_out, summary
 from convfc.studies.uncertainty.methods import (
     METHODS,
@@ -23,6 +29,9 @@ from convfc.studies.uncertainty.methods import (
 )
 from convfc.studies.uncertainty.parts import ANGLES
 from convfc.studies.uncertainty.scores import MEASURES, score_table
+
+if TYPE_CHECKING:
+    import pathlib
 
 TITLES = [method.title for key, method in METHODS.items() if key != "plain"]
 
@@ -280,3 +289,69 @@ def test_learned_rates_take_longer_steps_and_nothing_is_left_out() -> None:
     found = {id(p) for group in (usual, logits) for p in group["params"]}
     assert found == {id(p) for p in model.parameters()}
     assert len(groups_of(lenet(0), 0.001)) == 1
+
+
+# --- the parts ---
+
+
+def work_on(folder: pathlib.Path, name: str, results: dict[str, Result]) -> Work:
+    settings = Settings.named(images=30, samples=2)
+    display = Lines(Console(file=io.StringIO()))
+    display.plan({name: 3}, {})
+    return Work(settings, results, 5, name, 3, PartFile(folder, name), display, 0.0)
+
+
+def test_draws_of_laplace_resume_to_the_same_bits(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = {"test": 4, "letters": 2, "moved": 2, "turned": 2}
+    few = {name: Images(np.random.default_rng(n).random((n, 1, 28, 28), np.float32), np.ones(n, int))
+           for name, n in counts.items()}  # fmt: skip
+    monkeypatch.setattr(parts, "questions", lambda settings: few)
+    monkeypatch.setattr(parts, "_LAPLACE_BATCH", 4)
+    weights = lenet(0).state_dict().items()
+    plain = {"plain": Result(arrays={f"model.{n}": v.numpy() for n, v in weights})}
+    with torch.random.fork_rng(devices=[]):
+        whole = parts._predict_laplace(work_on(tmp_path / "whole", "predict-laplace", plain))
+        torch.manual_seed(1)
+        save = Work.save
+
+        def stopping(work: Work, arrays: Any) -> None:
+            save(work, arrays)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Work, "save", stopping)
+            with pytest.raises(KeyboardInterrupt):
+                parts._predict_laplace(work_on(tmp_path / "again", "predict-laplace", plain))
+        work = work_on(tmp_path / "again", "predict-laplace", plain)
+        saved = work.saved()
+        assert saved is not None
+        assert saved["draws"].shape == (2, 4, 10)
+        torch.manual_seed(2)
+        again = parts._predict_laplace(work)
+    assert whole.arrays.keys() == again.arrays.keys()
+    for key, array in whole.arrays.items():
+        np.testing.assert_array_equal(array, again.arrays[key], strict=True)
+    assert whole.arrays["test.mean"].shape == (4, 10)
+    assert again.seconds["sampling"] > 0
+
+
+def test_a_network_without_a_method_has_no_mutual_information() -> None:
+    found = parts._evaluated(lenet(0).eval(), torch.rand(5, 1, 28, 28))
+    assert not found.mutual_information.any()
+    assert torch.equal(found.predictive_entropy, found.expected_entropy)
+    sums = found.mean.sum(dim=1)
+    assert (sums - 1).abs().max() <= 10 * torch.finfo(torch.float64).eps
+
+
+def test_draws_of_probabilities_are_taken_apart_as_predict_does() -> None:
+    network = uncertainty.to_bayesian(lenet(0), "dropout", rate=0.3)
+    expected = uncertainty.predict(network, torch.rand(4, 1, 28, 28), samples=6, keep=True)
+    assert expected.draws is not None
+    found = parts._from_probabilities(torch.softmax(expected.draws.double(), dim=2))
+    # The same sums of six numbers below 1, in another order.
+    bound = 30 * torch.finfo(torch.float64).eps
+    assert (found.mean - expected.mean).abs().max() <= bound
+    assert (found.predictive_entropy - expected.predictive_entropy).abs().max() <= 30 * bound
+    assert (found.mutual_information - expected.mutual_information).abs().max() <= 30 * bound

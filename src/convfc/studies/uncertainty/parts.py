@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,6 @@ from convfc.studies.uncertainty.methods import (
     METHODS,
     Settings,
     groups_of,
-    lenet,
     loss_of,
     untrained,
 )
@@ -187,29 +186,32 @@ def _predict_laplace(work: Work) -> Result:
         asked = questions(settings)
         x = torch.from_numpy(np.concatenate([asked[name].images for name in SETS]))
         saved = work.saved() or {"draws": np.zeros((settings.samples, 0, 10), np.float32)}
-        draws = [torch.from_numpy(saved["draws"])]
+        draws, sampling = [torch.from_numpy(saved["draws"])], float(saved.get("seconds", 0))
         done = draws[0].shape[1]
         work.start(done // _LAPLACE_BATCH)
-        began = time.perf_counter()
         for start in range(done, len(x), _LAPLACE_BATCH):
+            began = time.perf_counter()
             # A seed for each batch, so that a resumed run draws the same.
             generator = torch.Generator().manual_seed(seed_of(work.seed, start))
-            draws.append(
-                approximation.predictive_samples(
-                    x[start : start + _LAPLACE_BATCH],
-                    pred_type="glm",
-                    n_samples=settings.samples,
-                    generator=generator,
-                ).detach()
+            drawn = approximation.predictive_samples(
+                x[start : start + _LAPLACE_BATCH],
+                pred_type="glm",
+                n_samples=settings.samples,
+                generator=generator,
             )
+            draws.append(drawn.detach())
+            sampling += time.perf_counter() - began
             work.step(start // _LAPLACE_BATCH + 1)
-            work.save(lambda: {"draws": torch.cat(draws, dim=1).numpy()})
-        # Of the images asked about in this process; the whole is a test set's share of it.
-        share = len(asked["test"]) / max(1, len(x) - done)
-        sampling = (time.perf_counter() - began) * share
+            work.save(lambda: _drawn_so_far(draws, sampling))  # noqa: B023
+    sampling *= len(asked["test"]) / len(x)
     found = _from_probabilities(torch.cat(draws, dim=1))
     arrays = _split(found, {name: len(asked[name]) for name in SETS})
     return Result({}, arrays, {"training": fitting, "sampling": sampling})
+
+
+def _drawn_so_far(draws: Sequence[Tensor], seconds: float) -> dict[str, Array]:
+    """Return the checkpoint of the draws of a Laplace approximation."""
+    return {"draws": torch.cat(list(draws), dim=1).numpy(), "seconds": np.array(seconds)}
 
 
 def _from_probabilities(drawn: Tensor) -> Prediction:
@@ -255,16 +257,8 @@ def _draw(work: Work) -> Result:
         numbers[key] = {
             "holds": certificate.holds,
             "failures": list(certificate.failures),
-            "layers": [layer.name for layer in certificate.layers],
-            "kinds": [type(part).__name__ for part in cnn],
             "ratio": max((ratio for ratio in ratios if ratio is not None), default=0.0),
             "integers": all(layer.exact.identical for layer in certificate.layers),
             "difference": max(o.difference for o in certificate.network.outputs),
-            "other_weights": _differs(lenet(seed_of(work.settings.seed, "weights")), cnn),
         }
     return Result(numbers)
-
-
-def _differs(one: nn.Module, other: nn.Module) -> bool:
-    """Say whether the first weights of two networks differ: a draw is no copy of the start."""
-    return not torch.equal(next(one.parameters()), next(other.parameters()))
