@@ -191,6 +191,13 @@ def test_another_seed_finds_something_else(whole: StudyFolder, tmp_path: pathlib
     assert place.results()["total"] != whole.results()["total"]
 
 
+def test_every_part_ends_with_its_last_step(tmp_path: pathlib.Path) -> None:
+    _, told = run(tmp_path)
+    assert "drawn: done, step 1/1, " in told
+    assert "trained: done, step 4/4, loss " in told
+    assert ", norm " in told
+
+
 def test_a_part_sees_only_what_it_needs(tmp_path: pathlib.Path) -> None:
     seen: list[set[str]] = []
 

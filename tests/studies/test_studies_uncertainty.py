@@ -305,8 +305,11 @@ def test_draws_of_laplace_resume_to_the_same_bits(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counts = {"test": 4, "letters": 2, "moved": 2, "turned": 2}
-    few = {name: Images(np.random.default_rng(n).random((n, 1, 28, 28), np.float32), np.ones(n, int))
-           for name, n in counts.items()}  # fmt: skip
+    random = np.random.default_rng(0)
+    few = {
+        name: Images(random.random((count, 1, 28, 28), np.float32), np.ones(count, np.int64))
+        for name, count in counts.items()
+    }
     monkeypatch.setattr(parts, "questions", lambda settings: few)
     monkeypatch.setattr(parts, "_LAPLACE_BATCH", 4)
     weights = lenet(0).state_dict().items()

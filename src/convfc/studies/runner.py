@@ -103,6 +103,10 @@ class Work:
         Results of the parts that it needs.
     seed : int
         Its own.
+    name, steps : str, int
+        Those of the part.
+    done : int
+        Steps that it has said to be done.
     """
 
     settings: Any
@@ -114,6 +118,7 @@ class Work:
     _display: Display
     _pause: float
     _last: float = field(default_factory=time.monotonic)
+    done: int = 0
 
     def saved(self) -> dict[str, Array] | None:
         """Return what `save` wrote before the study was interrupted, or None."""
@@ -131,6 +136,7 @@ class Work:
 
     def step(self, done: int, told: str = "") -> None:
         """Say how many steps are done."""
+        self.done = done
         self._display.step(self.name, done, told)
 
 
@@ -213,6 +219,8 @@ def _run_parts(
                 torch.manual_seed(seed)
                 result = part.run(work)
             file.save(result)
+            if work.done < part.steps:
+                work.step(part.steps)
             display.end(part.name)
         # As it was written: what comes later sees the same, whether this run or another wrote it.
         found[part.name] = file.load()

@@ -97,7 +97,7 @@ def train(
         seconds += time.perf_counter() - began
         for name, value in (watch(model) if watch else {}).items():
             curves[name].append(value)
-        shown = f"{told} {curves[told][-1]:.4f}" if told else ""
+        shown = f"{told.replace('_', ' ')} {curves[told][-1]:.4f}" if told else ""
         work.step(epoch + 1, f"loss {curves['loss'][-1]:.4f}" + (shown and f", {shown}"))
         work.save(lambda: _state(model, optimizer, curves, epoch + 1, seconds))  # noqa: B023
     return {name: np.array(values) for name, values in curves.items()}, seconds
