@@ -70,7 +70,7 @@ class Block(nn.Module):
         x = functional.relu(self.function(x), inplace=True)
         x = self.norm(self.method(x)).relu()
         y = self.branch(x)
-        x = self.relu(x + y) + y
+        x = functional.relu(y) + self.relu(x + y) + y
         x = functional.hardtanh(self.clipped(x), -1.5, 2.5)
         x = functional.silu(self.smooth(x))
         x = self.relu(self.twice(x))
@@ -108,14 +108,17 @@ class Untraceable(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.body = nn.Sequential(nn.Conv1d(1, 2, 3), nn.ReLU(), nn.Conv1d(2, 2, 3))
+        shared = nn.Conv1d(2, 2, 1)
+        self.first = nn.Sequential(shared, nn.ReLU())
+        self.other = nn.Sequential(shared, nn.Tanh())
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.body(x if x.sum() > 0 else -x)
+        return self.other(self.first(self.body(x if x.sum() > 0 else -x)))
 
 
 def test_a_model_without_a_graph_is_looked_at_part_by_part() -> None:
     model, x = trained(Untraceable()), numbers((1, 1, 9), 1).float()
-    for name, start in (("body.0", nn.ReLU), ("body.2", nn.PReLU)):
+    for name, start in (("body.0", nn.ReLU), ("body.2", nn.PReLU), ("first.0", nn.PReLU)):
         morph = deepen(model, name, example=x)
         assert type(morph.model.get_submodule(name)[1]) is start
         assert morph.certificate.holds
@@ -132,6 +135,7 @@ def test_batch_norm_starts_as_the_identity(ndim: int) -> None:
     _, _, new, norm = morph.model[0]
     active = model(x).double().transpose(0, 1).flatten(1)
     assert torch.equal(norm.running_mean, active.mean(1).float())
+    assert torch.equal(norm.running_var, active.var(1, correction=0).float())
     assert torch.equal(norm.bias, norm.running_mean)
     wanted = (norm.running_var.double() + norm.eps).sqrt().float()
     assert torch.equal(norm.weight, wanted)

@@ -19,7 +19,7 @@ from convfc.errors import GeometryError
 from convfc.frameworks.torch.read import weight_to_matrix
 from convfc.methods.morphism import IdentityStart, morph_depth
 from convfc.methods.morphism.products import composed, factorised
-from convfc.rounding import rounding_bound
+from convfc.rounding import UNIT_ROUNDOFF, rounding_bound
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -135,6 +135,45 @@ def test_an_odd_growth_gets_a_layer_of_padding_or_of_cropping() -> None:
     morph = morph_depth(up, "", example=x, kernel_sizes=(4, 1))
     assert type(morph.model[-1]) is nn.ZeroPad1d
     assert morph.certificate.holds
+
+
+def test_where_nothing_is_free_zeros_stay_zeros() -> None:
+    layer, x = filled(nn.Conv1d(2, 2, 1)).double(), numbers((1, 2, 8), 1)
+    morph = morph_depth(layer, "", example=x, kernel_sizes=(1, 3))
+    assert int((morph.model[2].weight != 0).sum()) == 4
+    up = filled(nn.ConvTranspose1d(2, 1, 1, stride=2, bias=False)).double()
+    assert morph_depth(up, "", example=x, kernel_sizes=(1, 2), channels=2).certificate.holds
+
+
+def test_no_channel_between_the_two_repeats_the_others() -> None:
+    layer, x = filled(nn.Conv2d(2, 3, 3)).double(), numbers((1, 2, 8, 8), 1)
+    first, _, second = morph_depth(layer, "", example=x, channels=8).model
+    assert int(torch.linalg.matrix_rank(first.weight.flatten(1))) == 8
+    assert int(torch.linalg.matrix_rank(second.weight.flatten(1))) == 3
+
+
+def test_the_solved_factor_fits_the_given_one_as_it_is_stored() -> None:
+    layer, x = filled(nn.Linear(6, 5, bias=False)), numbers((1, 6), 1).float()
+    first, _, second = morph_depth(layer, "", example=x).model
+    given, old = second.weight.detach().double(), layer.weight.detach().double()
+    solved = torch.linalg.solve(given, old)
+    missing = (first.weight.detach().double() - solved).abs()
+    sums = torch.linalg.inv(given).abs() @ (given.abs() @ solved.abs())
+    room = UNIT_ROUNDOFF["float32"] * solved.abs() + rounding_bound(sums, 5 * 5, "float64")
+    assert bool((missing <= room).all())
+
+
+@given(seed=st.integers(0, 999), sizes=st.tuples(*[st.integers(1, 3)] * 2))
+def test_every_number_of_the_solved_factor_is_as_exact_as_its_size_asks_for(
+    seed: int, sizes: Any
+) -> None:
+    c, more = sizes
+    kernel = numbers((3, 2, c), seed)
+    options: Any = {"generator": torch.Generator().manual_seed(seed), "dtype": torch.float64}
+    found = factorised([kernel], ((1,), (2,)), (0,), c + more - 1, where="", **options)
+    sums = composed(found.second.abs(), found.first.abs())
+    missing = (composed(found.second, found.first) - kernel).abs()
+    assert bool((missing <= rounding_bound(sums, 2 * (c + more), "float64")).all())
 
 
 def test_the_first_bias_is_zero_and_the_second_the_layers() -> None:

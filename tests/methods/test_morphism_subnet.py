@@ -15,6 +15,7 @@ from torch import fx, nn
 
 from convfc.errors import GeometryError
 from convfc.methods.morphism import ParallelSum, morph_subnet
+from convfc.methods.morphism.magnitude import Sums, magnitude
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -147,8 +148,19 @@ def test_seeds_decide_and_the_global_generator_stays() -> None:
 def test_chains_of_one_morph_do_not_repeat_each_other() -> None:
     layer, x = filled(nn.Conv1d(2, 4, 3)), numbers((1, 2, 8), 1).float()
     morph = morph_subnet(layer, "", example=x, branches=[[(3, 4), (1, None)]] * 3)
-    firsts = [branch[0].weight for branch in morph.model]
-    assert not any(torch.equal(a, b) for a, b in itertools.combinations(firsts, 2))
+    for place in (0, 2):
+        weights = [branch[place].weight for branch in morph.model]
+        assert not any(torch.equal(a, b) for a, b in itertools.combinations(weights, 2))
+
+
+def test_the_bound_of_a_sum_is_the_sum_of_the_bounds() -> None:
+    branches = [filled(nn.Linear(3, 2)), nn.Sequential(filled(nn.Linear(3, 2), 5), nn.ReLU())]
+    sums = Sums(torch.ones(1, 3, dtype=torch.float64))
+    one, other = (magnitude(branch, sums) for branch in branches)
+    both = magnitude(ParallelSum(branches), sums)
+    assert torch.equal(both.values, one.values + other.values)
+    assert both.terms == max(one.terms, other.terms) + 1
+    assert magnitude(ParallelSum([*branches, nn.Softmax(dim=1)]), sums) is None
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,7 @@ def split(
     """
     weight: Tensor = layer.weight  # type: ignore[assignment]
     whole = tuple(a + b - 1 for a, b in zip(*kernels, strict=True))
-    at = offsets(taps, whole, layer)
+    at = offsets(taps, whole)
     found = factorised(
         taps.by_group,
         kernels,

@@ -109,7 +109,7 @@ def morph_kernel(
             remedy="give a larger kernel",
         )
     amount = check_share("noise", noise, most=1.0)
-    at = offsets(taps, kernel, site.part)
+    at = offsets(taps, kernel)
     check_room(grown(taps, kernel, at), site.inputs, site.where)
 
     def make(layer: nn.Module) -> nn.Module:

@@ -214,7 +214,7 @@ def _peeled(
     """Return what each layer of a chain computes."""
     if len(chain) == 1:
         reach = chain[0].kernel
-        return [grown(taps, reach, offsets(taps, reach, layer))]
+        return [grown(taps, reach, offsets(taps, reach))]
     cut = 1 if front else len(chain) - 1
     halves = chain[:cut], chain[cut:]
     kernels = (_reach(halves[0]), _reach(halves[1]))
@@ -240,7 +240,7 @@ def _shares(
     parts: list[Taps] = []
     for number, reach in enumerate(reaches):
         size = tuple(map(min, reach, taps.kernel))
-        at = offsets(taps, size, layer)
+        at = offsets(taps, size)
         drawn = torch.randint(
             1, _PARTS // len(chains), taps.filters.shape, generator=generator
         ).double()

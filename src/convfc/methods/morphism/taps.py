@@ -190,7 +190,7 @@ def grown(taps: Taps, kernel: Sizes, at: Sequence[int]) -> Taps:
     return replace(taps, filters=filters, pads=pads)
 
 
-def offsets(taps: Taps, kernel: Sizes, like: nn.Module) -> Sizes:
+def offsets(taps: Taps, kernel: Sizes) -> Sizes:
     """Return where the old kernel best begins in a larger one, per axis.
 
     In the middle; where that is between two taps, where the padding can be said without a layer of
@@ -199,20 +199,12 @@ def offsets(taps: Taps, kernel: Sizes, like: nn.Module) -> Sizes:
     Examples
     --------
     >>> conv = nn.Conv1d(1, 1, 3, padding=1)
-    >>> offsets(read(conv), (5,), conv)
+    >>> offsets(read(conv), (5,))
     (1,)
     >>> same = nn.Conv1d(1, 1, 2, padding="same")
-    >>> offsets(read(same), (3,), same), build(grown(read(same), (3,), (1,)), same)
+    >>> offsets(read(same), (3,)), build(grown(read(same), (3,), (1,)), same)
     ((1,), [Conv1d(1, 1, kernel_size=(3,), stride=(1,), padding=same)])
     """
-    if getattr(like, "padding", None) == "same":
-        wanted = _same(kernel, taps.dilation)
-        moved = [
-            divmod(new - old, d)
-            for (new, _), (old, _), d in zip(wanted, taps.pads, taps.dilation, strict=True)
-        ]
-        if not any(rest for _, rest in moved):
-            return tuple(start for start, _ in moved)
     return tuple(_offset(taps, axis, new) for axis, new in enumerate(kernel))
 
 
