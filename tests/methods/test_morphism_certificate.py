@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from convfc.frameworks.torch.tensors import same_bits
 from convfc.methods.morphism import Change, Morph, finish, widen
 from convfc.methods.morphism.magnitude import Sums, magnitude
-from convfc.rounding import UNIT_ROUNDOFF, gamma
+from convfc.rounding import UNIT_ROUNDOFF, gamma, rounding_bound
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -264,7 +264,57 @@ def test_nothing_is_changed_by_comparing():
         assert all(part.training for part in model.modules())
 
 
+def test_random_numbers_that_a_comparison_draws_are_not_missed_by_the_network():
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.one(x)
+            y: Tensor = self.two(x + torch.randn_like(x))
+            return y
+
+    def drawing(layer: nn.Module) -> nn.Module:
+        torch.randn(7)
+        return copy.deepcopy(layer)
+
+    before = trained(Noisy())
+    after = copy.deepcopy(before)
+    change = Change("one", before.one, after.one, rebuild=drawing)
+    certificate = finish(before, after, torch.ones(2, 3), [change], what="a test").certificate
+    assert certificate.network.outputs[0].difference == 0
+
+
 # The bound
+
+
+@pytest.mark.parametrize("longer", ["before", "after"])
+def test_the_bound_is_that_of_the_longer_and_larger_side(longer: str):
+    """One layer against two, whose product it is; the moduli of the two are larger."""
+    single = nn.Linear(2, 1, bias=False)
+    first, second = nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False)
+    with torch.no_grad():
+        first.weight.copy_(torch.tensor([[1.0, 1.0], [1.0, -1.0]]))
+        second.weight.copy_(torch.tensor([[2.0, -1.0]]))
+        single.weight.copy_(second.weight @ first.weight)  # (1, 3)
+    two = nn.Sequential(first, second)
+    x = torch.tensor([[1.0, 1.0]])
+    sides = (two, single) if longer == "before" else (single, two)
+    before, after = (nn.Sequential(side) for side in sides)
+    certificate = finish(
+        before, after, x, [Change("0", before[0], after[0])], what="a test"
+    ).certificate
+    (layer,) = certificate.layers
+    assert layer.holds
+    assert layer.own["output"].terms == 2 * (2 + 2)
+    # |W2||W1||x| = 6, and |w||x| = 4.
+    assert layer.own["output"].bound == rounding_bound(6.0, 8, "float32")
+
+
+def test_a_slope_below_one_makes_nothing_smaller():
+    sums = magnitude(nn.PReLU(init=0.25), Sums(torch.tensor([[4.0]])))
+    assert (sums.values.tolist(), sums.terms) == ([[4.0]], 1)
 
 
 def test_the_terms_of_a_chain_add_up():

@@ -379,6 +379,8 @@ def test_a_width_that_groups_do_not_divide_is_refused_and_a_factor_is_rounded_up
         widen(model, "3", width=10, example=x)
     assert widen(model, "6", factor=1.1, example=x).model[6].out_channels == 8
     assert widen(mlp(), "0", factor=1.2, example=example("mlp")).model[0].out_features == 6
+    ten = nn.Sequential(nn.Linear(1, 10), nn.ReLU(), nn.Linear(10, 1))  # 1.1 is no binary number
+    assert widen(ten, "0", factor=1.1, example=torch.ones(1, 1)).model[0].out_features == 11
 
 
 def test_what_is_added_to_a_normalised_token_is_refused():

@@ -48,7 +48,8 @@ def widen(
 
     With ``how="copy"`` it is Net2WiderNet (Chen, Goodfellow & Shlens 2015, Section 3.2, Eq. (3) to
     (5)): new units are copies of old ones, drawn at random, and who reads them divides its weights
-    by the number of copies. With ``how="zero"`` it is the width morphing of Wei et al. (2016): new units have random incoming weights and outgoing weights of zero.
+    by the number of copies. With ``how="zero"`` it is the width morphing of Wei et al. (2016): new
+    units have random incoming weights and outgoing weights of zero.
 
     A layer whose output is added to others' (a residual branch, for instance) is widened together
     with these; a depthwise layer together with what it reads; `BatchNorm` and the like follow.
