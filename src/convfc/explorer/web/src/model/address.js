@@ -7,6 +7,10 @@ import { Store, TABS, VERSION } from "./store.js";
 
 /** Characters that an address may have; beyond them the numbers stay at home. */
 const LONGEST = 6000;
+
+/** Numbers beyond which it is not worth looking whether they are the usual ones. */
+const MANY = 50_000;
+
 const SHORT = {
   axes: "a", size: "n", channels: "c", filters: "f", kernel: "k", stride: "s", padding: "p", mode: "m",
   dilation: "d", groups: "g", transposed: "t", outputPadding: "o", flip: "x", bias: "b",
@@ -16,19 +20,25 @@ const LONG = Object.fromEntries(Object.entries(SHORT).map(([long, short]) => [sh
 /** The address of a store's state. */
 export function toAddress(store) {
   const parts = [`${VERSION}`];
-  if (store.preset) parts.push(`preset=${store.preset}`);
-  const usual = store.preset ? complete(presetOf(store.preset).settings) : DEFAULTS;
+  const preset = presetOf(store.preset);
+  if (preset) parts.push(`preset=${preset.id}`);
+  const usual = preset ? complete(preset.settings) : DEFAULTS;
   for (const [long, short] of Object.entries(SHORT)) {
     const value = store.settings[long];
     if (JSON.stringify(value) !== JSON.stringify(usual[long])) parts.push(`${short}=${written(value)}`);
   }
-  const { p, f, q } = store.selection;
+  const { p, f, q, element } = store.selection;
   parts.push(`at=${[p, f, ...(q === null ? [] : [q])].join(".")}`);
+  if (q === null && element !== null) parts.push(`pixel=${element}`);
   if (store.view.tab !== TABS[0]) parts.push(`tab=${store.view.tab}`);
   if (store.view.backward) parts.push("back=1");
-  const fresh = new Store(store.preset ? { ...stateOf(presetOf(store.preset)), settings: store.settings } : { settings: store.settings });
+  if (Math.max(store.input.length, store.filters.length) > MANY) return "#" + [...parts, "cut=1"].join(";");
+  if (store.digit !== null && store.digit !== preset?.input?.digit) parts.push(`digit=${store.digit}`);
+  const state = preset ? stateOf(preset) : {};
+  const input = store.digit === null ? state.input : { digit: store.digit };
+  const fresh = new Store({ ...state, input, settings: store.settings });
   const numbers = [];
-  for (const [name, key] of [["input", "x"], ["filters", "w"], ["bias", "v"]]) {
+  for (const [name, key] of [["input", "i"], ["filters", "w"], ["bias", "v"]]) {
     if (name === "bias" && !store.settings.bias) continue;
     if (!same(store[name], fresh[name])) numbers.push(`${key}=${Array.from(store[name], packed).join(",")}`);
   }
@@ -67,16 +77,18 @@ export function fromAddress(address) {
     return { state: null, notes };
   }
   state.settings = settings;
-  const sizes = { x: product(inputShape(settings)), w: product(filtersShape(settings)), v: settings.filters };
-  for (const [key, name] of [["x", "input"], ["w", "filters"], ["v", "bias"]]) {
+  const sizes = { i: product(inputShape(settings)), w: product(filtersShape(settings)), v: settings.filters };
+  for (const [key, name] of [["i", "input"], ["w", "filters"], ["v", "bias"]]) {
     if (!fields.has(key)) continue;
     const values = fields.get(key).split(",").map(Number);
     if (values.length !== sizes[key] || !values.every(Number.isFinite)) notes.push(`The ${name} in the address has not the ${sizes[key]} numbers that it needs.`);
     else state[name] = name === "input" ? { values } : values;
   }
+  if (/^\d{1,2}$/.test(fields.get("digit") ?? "") && !fields.has("i")) state.input = { digit: Number(fields.get("digit")) };
   if (fields.has("at")) {
     const [p, f, q] = fields.get("at").split(".").map(Number);
-    if ([p, f].every(Number.isInteger)) state.selection = { p, f, q: Number.isInteger(q) ? q : null };
+    const element = /^\d{1,7}$/.test(fields.get("pixel") ?? "") ? Number(fields.get("pixel")) : null;
+    if ([p, f].every(Number.isInteger)) state.selection = { p, f, q: Number.isInteger(q) ? q : null, element };
     else notes.push("The selection in the address is no pair of numbers.");
   }
   const tab = fields.get("tab");

@@ -28,23 +28,33 @@ export function columnsOf(map, filter) {
   return { group, first: group * map.taps, count: map.taps };
 }
 
-/** The output (L, f); only the rows and filters that are asked for, if they are. */
+/** The output (L, f). */
 export function output(map, input, filters, bias) {
   const { filters: f } = map.settings;
   const Y = new Float64Array(map.rows * f);
-  for (let p = 0; p < map.rows; p++) {
-    const row = map.row(p);
-    for (let i = 0; i < f; i++) {
-      const { first, count } = columnsOf(map, i);
-      let sum = 0;
-      for (let t = 0; t < count; t++) {
-        const from = row[first + t];
-        if (from >= 0) sum += input[from] * filters[i * count + t];
-      }
-      Y[p * f + i] = bias ? sum + bias[i] : sum;
-    }
-  }
+  for (let p = 0; p < map.rows; p++) Y.set(outputRow(map, input, filters, bias, p), p * f);
   return Y;
+}
+
+/** Row p of the output: one number per filter. */
+export function outputRow(map, input, filters, bias, p) {
+  const row = map.row(p);
+  return Float64Array.from({ length: map.settings.filters }, (_, i) => dot(map, row, input, filters, bias, i));
+}
+
+/** Column `filter` of the output: one number per position. */
+export function outputPlane(map, input, filters, bias, filter) {
+  return Float64Array.from({ length: map.rows }, (_, p) => dot(map, map.row(p), input, filters, bias, filter));
+}
+
+function dot(map, row, input, filters, bias, filter) {
+  const { first, count } = columnsOf(map, filter);
+  let sum = 0;
+  for (let t = 0; t < count; t++) {
+    const from = row[first + t];
+    if (from >= 0) sum += input[from] * filters[filter * count + t];
+  }
+  return bias ? sum + bias[filter] : sum;
 }
 
 /** One output, term by term: x and w, their products, and the sum. */

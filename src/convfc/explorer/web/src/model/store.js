@@ -2,15 +2,23 @@
 // else holds state. What follows from it (map, M, K, Y) is computed when it is asked for, and kept.
 
 import { complete, filtersShape, inputShape, problems, product } from "./geometry.js";
-import { indexMap, unravel } from "./indexmap.js";
-import { columnsOf, filterMatrix, output, outputAt, patchMatrix, readCounts, unrolledRow } from "./numbers.js";
-import { DIGITS } from "./digits.js";
+import { indexMap } from "./indexmap.js";
+import {
+  columnsOf, filterMatrix, output, outputAt, outputPlane, outputRow, patchMatrix, readCounts, unrolledRow,
+} from "./numbers.js";
+import { cropped, digitInput, filled, givenInput, gradient, someFilters } from "./start.js";
+import { describe } from "./words.js";
+
+export { short } from "./words.js";
 
 export const VERSION = 1;
 export const TABS = ["arithmetic", "map", "matrix", "code"];
 
 /** Entries above which M is not held whole: its cells are then worked out as they are drawn. */
 export const HELD = 4_000_000;
+
+/** Products above which Y is not computed whole, but by the rows and planes that are looked at. */
+const PATIENCE = 20_000_000;
 
 export class Store {
   constructor(state = {}) {
@@ -30,6 +38,7 @@ export class Store {
     this.settings = this.problems.length ? complete({}) : this.wanted;
     this._numbers(state);
     this.selection = { p: 0, f: 0, q: null, element: null, ...state.selection };
+    this.hover = null;
     this.view = { tab: "arithmetic", backward: false, ...state.view };
     this._forget();
     this._clampSelection();
@@ -44,7 +53,7 @@ export class Store {
       source: this.source,
       preset: this.preset,
       settings: structuredClone(this.settings),
-      input: { values: Array.from(this.input) },
+      input: { values: Array.from(this.input), ...(this.range && { range: this.range }) },
       filters: Array.from(this.filters),
       bias: this.settings.bias ? Array.from(this.bias) : null,
       selection: { ...this.selection },
@@ -69,13 +78,14 @@ export class Store {
     return this._once("K", () => filterMatrix(this.settings, this.filters));
   }
 
-  /** Y, (L, f); null where it would take too long, see `value`. */
+  /** Y, (L, f); null where it would take too long, see `value`, `outputRow` and `plane`. */
   get Y() {
     const { map, settings } = this;
     const work = map.rows * map.taps * settings.filters;
-    return this._once("Y", () => (work > 40 * HELD ? null : output(map, this.input, this.filters, this._bias())));
+    return this._once("Y", () => (work > PATIENCE ? null : output(map, this.input, this.filters, this._bias())));
   }
 
+  /** How many entries of M read each element of the input. */
   get counts() {
     return this._once("counts", () => readCounts(this.map));
   }
@@ -89,16 +99,40 @@ export class Store {
 
   /** The output of filter f at position p. */
   value(p, f) {
-    return this.Y ? this.Y[p * this.settings.filters + f] : this.arithmetic(p, f).sum;
+    return this.Y ? this.Y[p * this.settings.filters + f] : this.outputRow(p)[f];
+  }
+
+  /** All outputs at position p: row p of Y. */
+  outputRow(p) {
+    const f = this.settings.filters;
+    if (this.Y) return this.Y.subarray(p * f, (p + 1) * f);
+    return this._once(`row ${p}`, () => outputRow(this.map, this.input, this.filters, this._bias(), p));
+  }
+
+  /** The output of one filter at every position: a column of Y, a plane of the output. */
+  plane(f) {
+    return this._once(`plane ${f}`, () => {
+      if (!this.Y) return outputPlane(this.map, this.input, this.filters, this._bias(), f);
+      return Float64Array.from({ length: this.map.rows }, (_, p) => this.Y[p * this.settings.filters + f]);
+    });
+  }
+
+  /** The largest magnitude of "input", "filters" or "output": the end of its scale of colours. */
+  largest(kind) {
+    return this._once(`largest ${kind}`, () => {
+      if (kind === "input" && this.range) return Math.max(...this.range.map(Math.abs));
+      const values = kind === "output" ? (this.Y ?? this.plane(0)) : this[kind];
+      return values.reduce((most, value) => Math.max(most, Math.abs(value)), 0) || 1;
+    });
   }
 
   /** The selected output, or another one, term by term. */
-  arithmetic(p = this.selection.p, f = this.selection.f) {
+  arithmetic(p = this.shown.p, f = this.shown.f) {
     return outputAt(this.map, this.input, this.filters, this._bias(), p, f);
   }
 
   /** The selected row of the one big matrix: element -> weight. */
-  bigRow(p = this.selection.p, f = this.selection.f) {
+  bigRow(p = this.shown.p, f = this.shown.f) {
     return unrolledRow(this.map, this.filters, p, f);
   }
 
@@ -112,6 +146,7 @@ export class Store {
       const before = this.settings;
       this.settings = this.wanted;
       this._resize(before);
+      this.hover = null;
       this._forget();
       this._clampSelection();
     }
@@ -119,39 +154,25 @@ export class Store {
   }
 
   /** Select: an output position p, a filter f, a column q, an input element; the rest follows. */
-  select({ p, f, q, element }) {
-    const { map, settings } = this;
-    const next = { ...this.selection };
-    if (p !== undefined) next.p = clamp(p, map.rows);
-    if (f !== undefined) next.f = clamp(f, settings.filters);
-    if (q !== undefined) {
-      next.q = q === null ? null : clamp(q, map.columns);
-      if (q !== null) {
-        const { first, count } = columnsOf(map, next.f);
-        if (next.q < first || next.q >= first + count) {
-          // A column of another group: the first filter that reads it.
-          next.f = map.tap(next.q).group * (settings.filters / settings.groups);
-        }
-        const from = map.element(next.p, next.q);
-        next.element = from < 0 ? null : from;
-      } else if (element === undefined) next.element = null;
-    } else if (p !== undefined || f !== undefined) {
-      if (next.q !== null) return this.select({ p: next.p, f: next.f, q: this._columnFor(next.q, next.f) });
-      next.element = null;
-    }
-    if (element !== undefined) {
-      next.element = element === null ? null : clamp(element, product(map.inputShape));
-      if (q === undefined) {
-        next.q = null;
-        if (next.element !== null) {
-          const column = map.row(next.p).indexOf(next.element);
-          next.q = column < 0 ? null : column;
-        }
-      }
-    }
-    if (Object.keys(next).every((key) => next[key] === this.selection[key])) return;
+  select(patch) {
+    const next = this._completed(this.selection, patch);
+    this.hover = null;
+    if (same(next, this.selection)) return;
     this.selection = next;
     this._tell("selection");
+  }
+
+  /** Look at something without selecting it, as a pointer does; null ends it. */
+  preview(patch) {
+    const next = patch && this._completed(this.selection, patch);
+    if (next === this.hover || (next && this.hover && same(next, this.hover))) return;
+    this.hover = next;
+    this._tell("hover");
+  }
+
+  /** What views light up: what the pointer looks at, else the selection. */
+  get shown() {
+    return this.hover ?? this.selection;
   }
 
   /** Move the output position by steps along an axis (the last one by default), within the output. */
@@ -169,16 +190,24 @@ export class Store {
     if (!Number.isFinite(value)) return false;
     if (kind === "bias" && !this.settings.bias) return false;
     this[kind][index] = value;
-    for (const name of ["M", "K", "Y"]) delete this._kept[name];
-    this._tell("numbers");
+    if (kind === "input") this.digit = null;
+    this._numbersChanged();
     return true;
   }
 
   /** Change many numbers of the input at once, as a drawing does. */
   draw(values) {
     this.input.set(values);
-    for (const name of ["M", "Y"]) delete this._kept[name];
-    this._tell("numbers");
+    this.digit = null;
+    this.pictured = true;
+    this.range = null;
+    this._numbersChanged();
+  }
+
+  /** Take a digit of the library as the input. */
+  chooseDigit(index) {
+    this.draw(digitInput(index, this.settings));
+    this.digit = index;
   }
 
   show(view) {
@@ -192,22 +221,9 @@ export class Store {
     return () => this.listeners.delete(listener);
   }
 
-  // --- in words ----------------------------------------------------------------------------------
-
   /** What is selected, as a sentence. */
   describe() {
-    const { map, selection } = this;
-    const position = map.position(selection.p);
-    const { first } = columnsOf(map, selection.f);
-    const names = position.length > 1 ? ["rows", "columns"] : ["elements"];
-    const window = map.axes.map((a, i) => {
-      const corner = map.paddedCoordinates(selection.p, first)[i];
-      const end = corner + (a.taps - 1) * a.tapStep;
-      const [low, high] = [Math.min(corner, end), Math.max(corner, end)];
-      return `${names[i]} ${low} to ${high}`;
-    });
-    const where = position.length > 1 ? `row ${position[0]}, column ${position[1]}` : `element ${position[0]}`;
-    return `Output ${where}, filter ${selection.f}: window ${window.join(", ")}; sum ${short(this.value(selection.p, selection.f))}.`;
+    return describe(this);
   }
 
   // --- inside ---------------------------------------------------------------------------------------
@@ -225,8 +241,51 @@ export class Store {
     this._kept = {};
   }
 
+  /** Numbers changed: what follows from them goes, what follows from the settings alone stays. */
+  _numbersChanged() {
+    const { map, counts } = this._kept;
+    this._kept = { ...(map && { map }), ...(counts && { counts }) };
+    this._tell("numbers");
+  }
+
   _tell(kind) {
     for (const listener of this.listeners) listener(kind);
+  }
+
+  _completed(selection, { p, f, q, element }) {
+    const { map, settings } = this;
+    const next = { ...selection };
+    if (p !== undefined) next.p = clamp(p, map.rows);
+    if (f !== undefined) next.f = clamp(f, settings.filters);
+    if (q !== undefined) {
+      next.q = q === null ? null : clamp(q, map.columns);
+      if (next.q !== null) {
+        this._followGroup(next);
+        const from = map.element(next.p, next.q);
+        next.element = from < 0 ? null : from;
+      } else if (element === undefined) next.element = null;
+    } else if (p !== undefined || f !== undefined) {
+      if (next.q !== null) {
+        return this._completed(next, { q: this._columnFor(next.q, next.f), ...(element !== undefined && { element }) });
+      }
+      next.element = null;
+    }
+    if (element !== undefined) {
+      next.element = element === null ? null : clamp(element, product(map.inputShape));
+      if (q === undefined) {
+        const column = next.element === null ? -1 : map.row(next.p).indexOf(next.element);
+        next.q = column < 0 ? null : column;
+        if (next.q !== null) this._followGroup(next);
+      }
+    }
+    return next;
+  }
+
+  /** A column of another group than the filter's: the first filter that reads it. */
+  _followGroup(next) {
+    const { first, count } = columnsOf(this.map, next.f);
+    if (next.q >= first && next.q < first + count) return;
+    next.f = this.map.tap(next.q).group * (this.settings.filters / this.settings.groups);
   }
 
   _columnFor(q, f) {
@@ -249,93 +308,33 @@ export class Store {
   _numbers(state) {
     const { settings } = this;
     const fits = !this.problems.length;
-    this.input = filled(product(inputShape(settings)), fits ? given(state.input, settings) : null, (n) => gradient(n, settings));
-    this.filters = filled(product(filtersShape(settings)), fits ? state.filters : null, (n) => someFilters(n, settings));
+    const values = fits ? givenInput(state.input, settings) : null;
+    this.digit = Number.isInteger(state.input?.digit) && fits ? state.input.digit : null;
+    this.range = state.input?.range ?? null;
+    this.pictured = Boolean(values);
+    this.input = filled(product(inputShape(settings)), values, () => gradient(settings));
+    this.filters = filled(product(filtersShape(settings)), fits ? state.filters : null, () => someFilters(settings));
     this.bias = filled(settings.filters, fits ? state.bias : null, (n) => new Float64Array(n));
   }
 
   /** Keep what fits of the numbers when sizes change: pixels stay where they are, filters too. */
   _resize(before) {
     const after = this.settings;
-    this.input = cropped(this.input, inputShape(before), inputShape(after), gradient(product(inputShape(after)), after));
-    const fresh = someFilters(product(filtersShape(after)), after);
-    this.filters = cropped(this.filters, filtersShape(before), filtersShape(after), fresh);
+    const length = product(inputShape(after));
+    if (this.digit !== null) this.input = digitInput(this.digit, after);
+    else {
+      const around = this.pictured ? new Float64Array(length) : gradient(after);
+      this.input = cropped(this.input, inputShape(before), inputShape(after), around);
+    }
+    this.filters = cropped(this.filters, filtersShape(before), filtersShape(after), someFilters(after));
     this.bias = cropped(this.bias, [before.filters], [after.filters], new Float64Array(after.filters));
   }
 }
 
-/** Numbers of an input: values, or a digit that fits its size. */
-function given(input, settings) {
-  if (!input) return null;
-  if (input.values) return input.values;
-  if (input.digit !== undefined) return digitInput(input.digit, settings);
-  return null;
-}
-
-/** A digit of the library as an input of any size: from its middle, each channel alike. */
-export function digitInput(index, settings) {
-  const pixels = DIGITS[index % DIGITS.length].pixels;
-  const shape = inputShape(settings);
-  const values = new Float64Array(product(shape));
-  for (let flat = 0; flat < values.length; flat++) {
-    const at = unravel(flat, shape);
-    const [i, j] = shape.length === 3 ? at : [Math.floor(shape[0] / 2), at[0]];
-    const [height, width] = shape.length === 3 ? shape : [28, shape[0]];
-    const row = shape.length === 3 ? Math.floor(((i + 0.5) * 28) / height) : 14;
-    const column = Math.floor(((j + 0.5) * 28) / width);
-    values[flat] = Math.round((pixels[row * 28 + column] / 255) * 100) / 100;
-  }
-  return values;
-}
-
-function filled(length, values, make) {
-  if (values && values.length === length) return Float64Array.from(values);
-  return make(length);
-}
-
-/** Small whole numbers that differ from place to place: sums stay exact and can be checked by head. */
-function gradient(length, settings) {
-  const shape = inputShape(settings);
-  return Float64Array.from({ length }, (_, flat) => {
-    const at = unravel(flat, shape);
-    return (at.reduce((sum, i, axis) => sum + i * (axis + 1), 0) * 3 + 1) % 10;
-  });
-}
-
-/** Filters that show something: edges of several directions, then a mean, then whole numbers. */
-function someFilters(length, settings) {
-  const shape = filtersShape(settings);
-  const kernel = settings.kernel;
-  return Float64Array.from({ length }, (_, flat) => {
-    const [f, ...rest] = unravel(flat, shape);
-    rest.pop();
-    const from = rest.map((t, axis) => Math.sign(t - (kernel[axis] - 1) / 2));
-    const kinds = [from.at(-1), from[0], from.reduce((a, b) => a * b, 1), 1, rest.every((t, a) => t === Math.floor(kernel[a] / 2)) ? 1 : 0];
-    const value = kinds[f % kinds.length];
-    return f < kinds.length ? value : value * (((flat * 7) % 5) - 2);
-  });
-}
-
-/** Copy what two shapes have in common. */
-function cropped(values, before, after, fresh) {
-  if (before.length !== after.length) return fresh;
-  const out = fresh;
-  for (let flat = 0; flat < out.length; flat++) {
-    const at = unravel(flat, after);
-    if (at.every((i, axis) => i < before[axis])) {
-      out[flat] = values[at.reduce((sum, i, axis) => sum * before[axis] + i, 0)];
-    }
-  }
-  return out;
+function same(a, b) {
+  return ["p", "f", "q", "element"].every((key) => a[key] === b[key]);
 }
 
 function clamp(value, count) {
-  return Math.min(Math.max(Math.trunc(value), 0), count - 1);
-}
-
-/** A number as it is shown: whole numbers as they are, others with a few digits, a true minus. */
-export function short(value, digits = 4) {
-  if (Object.is(value, -0)) value = 0;
-  const text = Number.isInteger(value) && Math.abs(value) < 1e6 ? String(value) : String(Number(value.toPrecision(digits)));
-  return text.replace("-", "−");
+  return Math.min(Math.max(Math.trunc(value) || 0, 0), count - 1);
 }
