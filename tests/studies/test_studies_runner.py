@@ -189,6 +189,8 @@ def test_other_settings_are_refused(whole: StudyFolder) -> None:
 def test_another_seed_finds_something_else(whole: StudyFolder, tmp_path: pathlib.Path) -> None:
     place, _ = run(tmp_path, seed=1)
     assert place.results()["total"] != whole.results()["total"]
+    one, other = (run.part("drawn").load().arrays["all"] for run in (place, whole))
+    assert not np.array_equal(one, other)
 
 
 def test_every_part_ends_with_its_last_step(tmp_path: pathlib.Path) -> None:
@@ -206,7 +208,8 @@ def test_a_part_sees_only_what_it_needs(tmp_path: pathlib.Path) -> None:
         seen.append(set(work.results))
         return Result({"total": 0.0})
 
-    changed = [Part("drawn", standin_study.drawn), Part("summed", looking, ("drawn",))]
+    first = [Part(name, standin_study.drawn) for name in ("drawn", "other")]
+    changed = [*first, Part("summed", looking, ("drawn",))]
     study = dataclasses.replace(STUDY, parts=lambda settings: changed)
     run(tmp_path, study=study)
     assert seen == [{"drawn"}]

@@ -95,6 +95,12 @@ def test_methods_are_sorted_by_their_intervals(measure: str, gain: int, kind: st
     assert set(map(tuple, found.values())) == {()}
 
 
+def test_errors_are_better_small_and_the_rest_large() -> None:
+    large = {measure for measure, (_, sign) in MEASURES.items() if sign == 1}
+    assert large == {"accuracy", "auroc_entropy", "auroc_mutual", "moved_accuracy"}
+    assert {sign for _, sign in MEASURES.values()} == {1, -1}
+
+
 def test_an_interval_that_touches_zero_says_nothing() -> None:
     results = made_up(1)
     results["table"]["taps"]["nll"] |= {"low": -0.03, "high": 0.0}

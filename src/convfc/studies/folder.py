@@ -37,7 +37,7 @@ class Result:
     arrays : mapping
         NumPy arrays by name; the same in every run with the same settings.
     seconds : mapping
-        How long something took; never the same twice, so kept apart.
+        CPU time that something took; never the same twice, so kept apart.
     """
 
     numbers: Mapping[str, Any] = field(default_factory=dict)

@@ -181,7 +181,7 @@ def summary(results: Mapping[str, Any]) -> TextTable:
     titles = [MEASURES[measure][0] for measure in _COLUMNS]
     draws = results["settings"]["samples"]
     columns = [Column("method", tuple(title for title, _ in rows))]
-    for number, title in enumerate((*titles, "training, s", f"{draws} draws, s")):
+    for number, title in enumerate((*titles, "training, CPU s", f"{draws} draws, CPU s")):
         cells = tuple(cells[number] for _, cells in rows)
         columns.append(Column(title, cells, right=True, spare=number if number > 3 else 0))
     return TextTable(

@@ -110,7 +110,7 @@ def _predict(work: Work) -> Result:
     # Seconds are those of the test images alone: the same question for every method.
     for names in (("test",), ("letters", "moved"), ("turned",)):
         x = torch.from_numpy(np.concatenate([asked[name].images for name in names]))
-        began = time.perf_counter()
+        began = time.process_time()
         if key == "plain":
             found = _evaluated(model, x)
         else:
@@ -122,7 +122,7 @@ def _predict(work: Work) -> Result:
                 keep=names == ("turned",),
                 progress=lambda count, _: work.step(done + count),  # noqa: B023
             )
-        seconds = seconds or time.perf_counter() - began
+        seconds = seconds or time.process_time() - began
         done += samples
         arrays |= _split(found, {name: len(asked[name]) for name in names})
     return Result(arrays=arrays, seconds={"sampling": seconds})
@@ -176,13 +176,13 @@ def _predict_laplace(work: Work) -> Result:
         network = convfc.to_fc(_trained(work, "plain"))
         training = data.load_digits(settings.images, settings.seed).training
         pairs = TensorDataset(torch.from_numpy(training.images), torch.from_numpy(training.labels))
-        began = time.perf_counter()
+        began = time.process_time()
         approximation: Any = Laplace(
             network, "classification", subset_of_weights="all", hessian_structure="kron"
         )
         approximation.fit(DataLoader(pairs, batch_size=250))
         approximation.prior_precision = METHODS["laplace"].options["prior_precision"]
-        fitting = time.perf_counter() - began
+        fitting = time.process_time() - began
         asked = questions(settings)
         x = torch.from_numpy(np.concatenate([asked[name].images for name in SETS]))
         saved = work.saved() or {"draws": np.zeros((settings.samples, 0, 10), np.float32)}
@@ -190,7 +190,7 @@ def _predict_laplace(work: Work) -> Result:
         done = draws[0].shape[1]
         work.start(done // _LAPLACE_BATCH)
         for start in range(done, len(x), _LAPLACE_BATCH):
-            began = time.perf_counter()
+            began = time.process_time()
             # A seed for each batch, so that a resumed run draws the same.
             generator = torch.Generator().manual_seed(seed_of(work.seed, start))
             drawn = approximation.predictive_samples(
@@ -200,7 +200,7 @@ def _predict_laplace(work: Work) -> Result:
                 generator=generator,
             )
             draws.append(drawn.detach())
-            sampling += time.perf_counter() - began
+            sampling += time.process_time() - began
             work.step(start // _LAPLACE_BATCH + 1)
             work.save(lambda: _drawn_so_far(draws, sampling))  # noqa: B023
     sampling *= len(asked["test"]) / len(x)
