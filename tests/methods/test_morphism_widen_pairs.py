@@ -1,4 +1,4 @@
-"""Units of two layers that meet: which are the same, how groups divide them, and what is refused."""
+"""Units of two layers that meet: which are the same, how groups divide them, what is refused."""
 
 from __future__ import annotations
 
