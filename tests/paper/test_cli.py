@@ -51,8 +51,10 @@ def test_version(tmp_path: pathlib.Path) -> None:
 def test_help_names_every_option(tmp_path: pathlib.Path) -> None:
     assert "reproduce" in call(tmp_path, "--help").stdout
     shown = call(tmp_path, "reproduce", "--help").stdout
-    options = "paper epochs optimizer backend dtype data seed runs-dir name resume overwrite cost"
-    for option in f"{options} no-cost companion no-companion".split():
+    options = (
+        "paper study epochs optimizer backend dtype data seed runs-dir name resume overwrite cost"
+    )
+    for option in f"{options} no-cost companion no-companion images samples seeds".split():
         assert f"--{option}" in shown
     assert "40 epochs, a few minutes" in shown
 
