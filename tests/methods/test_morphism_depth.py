@@ -152,15 +152,18 @@ def test_no_channel_between_the_two_repeats_the_others() -> None:
     assert int(torch.linalg.matrix_rank(second.weight.flatten(1))) == 3
 
 
-def test_the_solved_factor_fits_the_given_one_as_it_is_stored() -> None:
-    layer, x = filled(nn.Linear(6, 5, bias=False)), numbers((1, 6), 1).float()
-    first, _, second = morph_depth(layer, "", example=x).model
-    given, old = second.weight.detach().double(), layer.weight.detach().double()
-    solved = torch.linalg.solve(given, old)
-    missing = (first.weight.detach().double() - solved).abs()
+@pytest.mark.parametrize("size", [(6, 5), (5, 6)], ids=str)
+def test_the_solved_factor_fits_the_given_one_as_it_is_stored(size: tuple[int, int]) -> None:
+    layer, x = filled(nn.Linear(*size, bias=False)), numbers((1, size[0]), 1).float()
+    first, _, second = morph_depth(layer, "", example=x, channels=5).model
+    pair, old = [second.weight.detach().double(), first.weight.detach().double()], layer.weight
+    if size == (5, 6):  # transposed, the first layer is the one that was given
+        pair, old = [pair[1].mT, pair[0].mT], old.mT
+    given, stored = pair
+    solved = torch.linalg.solve(given, old.detach().double())
     sums = torch.linalg.inv(given).abs() @ (given.abs() @ solved.abs())
     room = UNIT_ROUNDOFF["float32"] * solved.abs() + rounding_bound(sums, 5 * 5, "float64")
-    assert bool((missing <= room).all())
+    assert bool(((stored - solved).abs() <= room).all())
 
 
 @given(seed=st.integers(0, 999), sizes=st.tuples(*[st.integers(1, 3)] * 2))

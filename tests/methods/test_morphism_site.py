@@ -30,8 +30,9 @@ Make = Callable[..., Morph]
 
 
 def to_two_branches(model: nn.Module, name: str, **options: Any) -> Morph:
-    kernel = model.get_submodule(name).kernel_size
-    return morph_subnet(model, name, branches=[[(kernel, None)], [(1, None)]], **options)
+    layer = model.get_submodule(name)
+    chain = [(1, max(layer.in_channels, layer.out_channels)), (1, None)]
+    return morph_subnet(model, name, branches=[[(layer.kernel_size, None)], chain], **options)
 
 
 def of_full_rank(model: nn.Module, name: str, **options: Any) -> Morph:
@@ -137,6 +138,8 @@ def test_buffers_modes_hooks_and_attributes_of_the_rest_stay(make: Make) -> None
     seen.clear()
     morph.model(numbers((4, 2, 8), 1).float())
     assert seen == ["norm"]
+    morph = make(model.eval(), "0", example=numbers((4, 2, 8), 1).float())
+    assert not any(part.training for part in morph.model.modules())
 
 
 def own_forward() -> nn.Module:
@@ -225,7 +228,7 @@ class Calls(nn.Module):
         self.idle = nn.Linear(2, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.up(x, [18])
+        return self.up(x, [18])[..., :17] + self.up(x)
 
 
 @pytest.mark.parametrize(
