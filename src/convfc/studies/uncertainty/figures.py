@@ -84,8 +84,8 @@ def _turned(results: Mapping[str, Any], load: Load) -> Figure:
                           linewidth=1.1)  # fmt: skip
             panel.plot([], [], color=colour, linewidth=3, label=f"class {label}")
         panel.set_ylabel(title)
-    rows[1].legend(loc="best", ncols=3, fontsize=8.5)
-    rows[1].set_title(f"{METHODS[_IN_THE_STRIP].title}: {len(draws)} draws")
+    rows[1].set_title(f"{METHODS[_IN_THE_STRIP].title}: {len(draws)} draws", loc="left")
+    rows[1].legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, fontsize=8.5)
     for panel, kind, title in (
         (rows[3], "entropy", "predictive entropy"),
         (rows[4], "mutual", "mutual information"),

@@ -126,7 +126,7 @@ def _turned(turned: Mapping[str, Any]) -> dict[str, Any]:
     found["less"], found["not"] = [], []
     for key, mean in means.items():
         if key != "plain":
-            words = f"{METHODS[key].title} ({100 * mean:.0f} %)"
+            words = f"{100 * mean:.0f} % with {METHODS[key].title}"
             found["less" if mean < means["plain"] else "not"].append(words)
     return found
 
