@@ -1,0 +1,277 @@
+"""A real browser with the explorer in it: what the tests of the page see, press and ask."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NoReturn
+from urllib.parse import urlsplit
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from playwright.sync_api import ConsoleMessage, Locator, Page, Request
+
+REQUIRED = "CONVFC_REQUIRE_BROWSER"
+"""Set in continuous integration: where there is no browser, a test then fails."""
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+ARGUMENTS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+WEB = pathlib.Path(__file__).parents[2] / "src/convfc/explorer/web"
+MARGIN = 5
+"""CSS pixels between the edge of a grid's canvas and its cells (web/src/views/grid.js)."""
+ANNOUNCED = 200
+"""Milliseconds after which a change has been said in the live region."""
+
+BROKEN_POLICY = """
+window.brokenPolicy = [];
+document.addEventListener("securitypolicyviolation", (event) =>
+  window.brokenPolicy.push(`${event.violatedDirective}: ${event.blockedURI} ${event.sample}`));
+"""
+
+# In CSS pixels, the box around all pixels of a grid's overlay that have a colour.
+INK = """([view, colour]) => {
+  const canvas = document.querySelector(`[data-view="${view}"] [role=grid]`);
+  const one = document.createElement("canvas").getContext("2d");
+  one.fillStyle = colour;
+  one.fillRect(0, 0, 1, 1);
+  const [r, g, b] = one.getImageData(0, 0, 1, 1).data;
+  const { width, height } = canvas;
+  const { data } = canvas.getContext("2d").getImageData(0, 0, width, height);
+  let [x0, y0, x1, y1, count] = [Infinity, Infinity, -Infinity, -Infinity, 0];
+  for (let at = 0; at < data.length; at += 4) {
+    const off = Math.abs(data[at] - r) + Math.abs(data[at + 1] - g) + Math.abs(data[at + 2] - b);
+    if (data[at + 3] < 200 || off > 30) continue;
+    const [x, y] = [(at / 4) % width, Math.floor(at / 4 / width)];
+    [x0, y0, x1, y1] = [Math.min(x0, x), Math.min(y0, y), Math.max(x1, x + 1), Math.max(y1, y + 1)];
+    count += 1;
+  }
+  const scale = canvas.clientWidth / width;
+  return count ? [x0, y0, x1, y1].map((side) => side * scale) : null;
+}"""
+
+
+def find_browser() -> str | None:
+    """Return the path of a Chromium on this machine, or None."""
+    return next(filter(None, map(shutil.which, NAMES)), None)
+
+
+def missing() -> str | None:
+    """Return why there is no browser to test in, in words; None if there is one."""
+    try:
+        import playwright.sync_api  # noqa: F401
+    except ImportError:
+        return "the package playwright is not installed; remedy: pip install playwright"
+    if find_browser() is None:
+        return f"no Chromium on this machine ({', '.join(NAMES)}); remedy: apt-get install chromium"
+    return None
+
+
+def lacking(reason: str) -> NoReturn:
+    """Skip the test, in words; fail it where the tests in a browser are required."""
+    if os.environ.get(REQUIRED):
+        pytest.fail(f"the tests in a browser are required ({REQUIRED}), but {reason}")
+    pytest.skip(f"not tested in a browser: {reason}")
+
+
+@dataclass
+class Watch:
+    """What a page did that none of ours does: errors, broken policy, requests to another host."""
+
+    page: Page
+    own: Sequence[str] = ()
+    """The only addresses (scheme and host) that it may ask."""
+    faults: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.page.add_init_script(BROKEN_POLICY)
+        self.page.on("console", self._console)
+        self.page.on("pageerror", lambda error: self.faults.append(f"uncaught: {error}"))
+        self.page.on("request", self._request)
+        self.page.on("requestfailed", lambda request: self.faults.append(f"lost: {request.url}"))
+
+    def _console(self, message: ConsoleMessage) -> None:
+        if message.type in {"error", "warning"}:
+            self.faults.append(f"console {message.type}: {message.text}")
+
+    def _request(self, request: Request) -> None:
+        url = urlsplit(request.url)
+        if url.scheme in {"data", "blob"}:
+            return
+        self.requests.append(request.url)
+        if url.scheme != "file" and f"{url.scheme}://{url.netloc}" not in self.own:
+            self.faults.append(f"request to another host: {request.url}")
+
+    def check(self) -> None:
+        """Fail if there was anything."""
+        if not self.page.is_closed():
+            broken = self.page.evaluate("() => window.brokenPolicy ?? []")
+            self.faults += [f"against the policy: {what}" for what in broken]
+        assert self.faults == []
+
+
+class Explorer:
+    """One explorer on a page: found by its roles and names, asked through `root.explorer.store`."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        self.root = page.locator(".convfc-explorer").first
+
+    def ready(self) -> Explorer:
+        """Wait until it stands there."""
+        self.root.wait_for()
+        self.page.evaluate("() => document.querySelector('.convfc-explorer').explorer.ready")
+        return self.settled()
+
+    def settled(self) -> Explorer:
+        """Wait until everything that has been asked for is drawn."""
+        self.page.evaluate(
+            "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+        )
+        return self
+
+    def ask(self, expression: str, argument: Any = None) -> Any:
+        """Evaluate JavaScript in which `explorer`, `store` and `argument` are known."""
+        return self.page.evaluate(
+            "(argument) => { const { explorer } = document.querySelector('.convfc-explorer');"
+            f" const {{ store }} = explorer; return ({expression}); }}",
+            argument,
+        )
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What the store holds, as JSON."""
+        state: dict[str, Any] = self.ask("store.toJSON()")
+        return state
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        settings: dict[str, Any] = self.ask("store.settings")
+        return settings
+
+    @property
+    def selection(self) -> dict[str, Any]:
+        selection: dict[str, Any] = self.ask("store.selection")
+        return selection
+
+    def chosen(self, *names: str) -> tuple[Any, ...]:
+        """Return some of the selection."""
+        selection = self.selection
+        return tuple(selection[name] for name in names)
+
+    def live(self) -> str:
+        """Return what a screen reader is told, once the page has come to rest."""
+        self.page.wait_for_timeout(ANNOUNCED)
+        return self.root.locator("[data-live]").inner_text()
+
+    # --- grids ---
+
+    def view(self, name: str) -> Locator:
+        return self.root.locator(f'[data-view="{name}"]')
+
+    def grid(self, view: str) -> Locator:
+        return self.view(view).get_by_role("grid")
+
+    def cells(self, view: str) -> tuple[int, int]:
+        """Return how many rows and columns a grid says that it has."""
+        grid = self.grid(view)
+        return int(grid.get_attribute("aria-rowcount") or 0), int(
+            grid.get_attribute("aria-colcount") or 0
+        )
+
+    def side(self, view: str) -> tuple[float, float]:
+        """Return height and width of a cell where a grid shows all of them."""
+        rows, columns = self.cells(view)
+        width, height = self.grid(view).evaluate("grid => [grid.clientWidth, grid.clientHeight]")
+        return (height - 2 * MARGIN) / rows, (width - 2 * MARGIN) / columns
+
+    def point(self, view: str, row: int, column: int) -> dict[str, float]:
+        """Return the middle of a cell, from the grid's corner."""
+        high, wide = self.side(view)
+        return {"x": MARGIN + (column + 0.5) * wide, "y": MARGIN + (row + 0.5) * high}
+
+    def click(self, view: str, row: int, column: int) -> Explorer:
+        self.grid(view).click(position=self.point(view, row, column))
+        return self.settled()
+
+    def edit(self, view: str, row: int, column: int, text: str, end: str = "Enter") -> Explorer:
+        """Type a number into a cell, opened by a double click."""
+        self.grid(view).dblclick(position=self.point(view, row, column))
+        editor = self.view(view).locator("input[name=cell]")
+        editor.fill(text)
+        editor.press(end)
+        return self.settled()
+
+    def press(self, view: str, *keys: str) -> Explorer:
+        for key in keys:
+            self.grid(view).press(key)
+        return self.settled()
+
+    def lit(self, view: str, colour: str) -> tuple[float, float, float, float] | None:
+        """Return the box around what is drawn in a colour, in cells: top, left, bottom, right."""
+        box = self.page.evaluate(INK, [view, colour])
+        if box is None:
+            return None
+        high, wide = self.side(view)
+        x0, y0, x1, y1 = (side - MARGIN for side in box)
+        return y0 / high, x0 / wide, y1 / high, x1 / wide
+
+    def picture(self, view: str, layer: str = "overlay") -> str:
+        """Return what a grid shows, as bytes in text: equal for equal pictures."""
+        canvas = self.view(view).locator(f"canvas.{layer}").first
+        url: str = canvas.evaluate("canvas => canvas.toDataURL()")
+        return url
+
+    # --- controls ---
+
+    def control(self, name: str) -> Locator:
+        return self.root.locator(f'[name="{name}"]')
+
+    def enter(self, **values: float | str) -> Explorer:
+        """Type values into controls; `__` in a name stands for a dash."""
+        for name, value in values.items():
+            control = self.control(name.replace("__", "-"))
+            if control.evaluate("element => element.localName") == "select":
+                control.select_option(str(value))
+            else:
+                control.fill(str(value))
+                control.press("Tab")
+        return self.settled()
+
+    def switch(self, name: str, on: bool = True) -> Explorer:
+        self.control(name).set_checked(on)
+        return self.settled()
+
+    def preset(self, name: str) -> Explorer:
+        self.root.locator(f'[data-preset="{name}"]').click()
+        return self.settled()
+
+    def act(self, action: str) -> Explorer:
+        self.root.locator(f'[data-action="{action}"]').first.click()
+        return self.settled()
+
+    def tab(self, name: str) -> Explorer:
+        self.root.locator(f'[role=tab][data-tab="{name}"]').click()
+        return self.settled()
+
+    def problem(self, field: str) -> Locator:
+        return self.root.locator(f'[data-problem="{field}"]')
+
+    def panels(self) -> Iterator[str]:
+        """Open each of the tabs in turn."""
+        for name in ("arithmetic", "map", "matrix", "code"):
+            self.tab(name)
+            yield name

@@ -1,0 +1,196 @@
+"""Settings chosen, typed and mistyped; the numbers of the page are those of convfc."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from browser import Explorer
+
+from convfc import conv_as_matmul, conv_matrix, im2col
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PRESETS = (
+    "figure-2",
+    "figure-3",
+    "figure-6",
+    "experiment",
+    "depthwise",
+    "dilated",
+    "transposed",
+    "signal",
+)
+
+# Names of controls and what is put into them, one after the other; each step is a convolution.
+CHANGES: list[dict[str, Any]] = [
+    {"stride__0": 3, "stride__1": 1},
+    {"padding__0__low": 2, "padding__1__high": 1, "mode": "reflect"},
+    {"channels": 2, "filters": 4, "groups": 2, "flip": True, "bias": True},
+    {"kernel__0": 2, "kernel__1": 3, "dilation__1": 2, "size__0": 9, "size__1": 11},
+    {"mode": "circular", "padding__0__high": 3},
+    {"axes": 1, "size__0": 12, "kernel__0": 3, "dilation__0": 1, "stride__0": 2},
+    {"mode": "zeros", "transposed": True, "outputPadding__0": 1},
+]
+
+
+def agrees_with_python(explorer: Explorer) -> None:
+    """Compare what the page shows with what convfc computes from the same numbers: exactly."""
+    from convfc.explorer.state import state_layer
+
+    state = explorer.state
+    # Whole numbers in the place of the page's, so that every sum is exact in every order.
+    rng = np.random.default_rng(0)
+    state["input"] = {"values": rng.integers(-9, 10, len(state["input"]["values"])).tolist()}
+    state["filters"] = rng.integers(-9, 10, len(state["filters"])).tolist()
+    if state["bias"] is not None:
+        state["bias"] = rng.integers(-9, 10, len(state["bias"])).tolist()
+    explorer.ask("store.load(argument)", state)
+    layer, x = state_layer(explorer.state)
+    x, filters = np.asarray(x)[None], np.asarray(layer.filters)
+    shown = explorer.ask(
+        "({M: [...store.M], Y: [...store.Y], size: store.outputSize, rows: store.map.rows,"
+        " T: Array.from({length: store.map.rows * store.settings.filters}, (_, r) =>"
+        " [...store.bigRow(Math.floor(r / store.settings.filters), r % store.settings.filters)])})"
+    )
+    y = conv_as_matmul(x, filters, layer.geometry)
+    if layer.bias is not None:
+        y = y + layer.bias
+    assert tuple(shown["size"]) == y.shape[1:-1]
+    assert shown["M"] == im2col(x, layer.geometry).ravel().tolist()
+    assert shown["Y"] == y.ravel().tolist()
+    matrix = conv_matrix(
+        filters, x.shape[1:-1], layer.geometry, layout="dense", order="channels_last"
+    )
+    found = np.zeros_like(matrix)
+    for row, entries in enumerate(shown["T"]):
+        for column, weight in entries:
+            found[row, int(column)] = weight
+    assert np.array_equal(found, matrix)
+    assert explorer.cells("M") == (shown["rows"], len(shown["M"]) // shown["rows"])
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_are_the_convolutions_that_they_name(explorer: Explorer, preset: str) -> None:
+    explorer.preset(preset)
+    button = explorer.root.locator(f'[data-preset="{preset}"]')
+    assert button.get_attribute("aria-pressed") == "true"
+    assert explorer.ask("store.problems") == []
+    agrees_with_python(explorer)
+
+
+def test_there_is_a_button_for_every_preset(explorer: Explorer) -> None:
+    buttons = explorer.root.locator("[data-preset]")
+    names = buttons.evaluate_all("all => all.map((one) => one.dataset.preset)")
+    assert tuple(names) == PRESETS
+    assert explorer.ask("store.preset") == "experiment"  # what opens when nothing else is asked for
+
+
+def test_every_setting_has_a_control_and_every_change_is_followed_exactly(
+    explorer: Explorer,
+) -> None:
+    for change in CHANGES:
+        for name, value in change.items():
+            if isinstance(value, bool):
+                explorer.switch(name, on=value)
+            else:
+                explorer.enter(**{name: value})
+        assert explorer.ask("store.problems") == [], change
+        settings = explorer.settings
+        for name, value in change.items():
+            field, *rest = name.split("__")
+            found = settings[field]
+            for part in rest:
+                found = found[{"low": 0, "high": 1}[part] if not part.isdigit() else int(part)]
+            assert found == value, name
+        agrees_with_python(explorer)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "field", "said", "good"),
+    [
+        ("kernel-0", "40", "kernel", "reaches over 40", "5"),
+        ("stride-1", "0", "stride", "from 1 to 64", "1"),
+        ("size-0", "", "size", "whole number", "28"),
+        ("size-1", "2.5", "size", "this is 2.5", "28"),
+        ("groups", "3", "groups", "3 groups do not divide", "1"),
+        ("outputPadding-0", "1", "outputPadding", "Only a transposed", "0"),
+        ("filters", "-2", "filters", "from 1 to", "4"),
+    ],
+)
+def test_what_cannot_be_is_explained_beside_the_control(
+    explorer: Explorer, name: str, value: str, field: str, said: str, good: str
+) -> None:
+    before, drawn = explorer.settings, explorer.picture("M", "base")
+    control, note = explorer.control(name), explorer.problem(field)
+    assert note.is_hidden()
+    control.fill(value)
+    explorer.settled()
+    assert said in note.inner_text()
+    assert note.get_attribute("role") == "alert"
+    assert control.get_attribute("aria-invalid") == "true"
+    assert control.get_attribute("aria-describedby") == note.get_attribute("id")
+    assert control.input_value() == value  # what was typed is left alone
+    assert explorer.settings == before  # the last convolution stays on show
+    assert explorer.picture("M", "base") == drawn
+    below = note.evaluate(
+        "(note, name) => note.getBoundingClientRect().top"
+        " - document.querySelector(`[name='${name}']`).getBoundingClientRect().bottom",
+        name,
+    )
+    assert 0 <= below < 60
+    control.fill(good)
+    explorer.settled()
+    assert note.is_hidden()
+    assert control.get_attribute("aria-invalid") is None
+    assert explorer.ask("store.problems") == []
+
+
+def test_reflection_and_transposition_say_which_mode_to_choose(explorer: Explorer) -> None:
+    explorer.enter(mode="reflect", padding__0__low=30)
+    assert "at most 27" in explorer.problem("padding").inner_text()
+    explorer.enter(padding__0__low=3)
+    assert explorer.problem("padding").is_hidden()
+    explorer.switch("transposed")
+    assert "Choose zeros" in explorer.problem("mode").inner_text()
+    explorer.enter(mode="zeros")
+    assert explorer.settings["transposed"] is True
+
+
+def test_one_axis_hides_the_controls_of_the_second(explorer: Explorer) -> None:
+    assert explorer.control("kernel-1").is_visible()
+    explorer.enter(axes="1")
+    assert explorer.control("kernel-1").is_hidden()
+    assert explorer.settings["kernel"] == [4]
+    assert explorer.cells("input")[0] == 1
+    explorer.enter(axes="2")
+    assert explorer.control("kernel-1").is_visible()
+    assert len(explorer.settings["kernel"]) == 2
+
+
+def test_a_theme_is_what_the_system_says_until_the_switch_says_otherwise(
+    open_page: Callable[..., Explorer],
+) -> None:
+    background = "element => getComputedStyle(element).backgroundColor"
+    seen = {}
+    for scheme in ("light", "dark"):
+        explorer = open_page(color_scheme=scheme)
+        seen[scheme] = explorer.root.evaluate(background)
+        assert explorer.ask("explorer.palette.scheme") == scheme
+        explorer.page.emulate_media(color_scheme="light" if scheme == "dark" else "dark")
+        explorer.settled()
+        assert explorer.root.evaluate(background) != seen[scheme]
+        explorer.page.emulate_media(color_scheme=scheme)
+    assert seen["light"] != seen["dark"]
+    explorer = open_page(color_scheme="light")
+    painted = explorer.picture("input", "base")
+    explorer.enter(theme="dark")
+    assert explorer.root.evaluate(background) == seen["dark"]
+    assert explorer.picture("input", "base") != painted  # the canvases change with it
+    explorer.page.emulate_media(color_scheme="light")
+    explorer.settled()
+    assert explorer.root.evaluate(background) == seen["dark"]
+    explorer.enter(theme="light")
+    assert explorer.picture("input", "base") == painted

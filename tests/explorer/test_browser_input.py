@@ -1,0 +1,201 @@
+"""The numbers themselves: cells edited, digits chosen and drawn, an image opened."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from browser import Explorer
+
+FIGURE_2 = "#1;preset=figure-2"
+
+
+def test_an_edited_input_changes_m_y_and_the_arithmetic(
+    open_page: Callable[..., Explorer],
+) -> None:
+    explorer = open_page(address=FIGURE_2)
+    assert explorer.ask("store.value(0, 0)") == 4
+    drawn = {view: explorer.picture(view, "base") for view in ("input", "M", "Y", "output")}
+    explorer.edit("input", 0, 0, "7")
+    assert explorer.ask("[store.input[0], store.M[0]]") == [7, 7]
+    assert explorer.ask("store.value(0, 0)") == 4 + 6
+    assert "10" in explorer.view("arithmetic").inner_text()
+    assert "sum 10" in explorer.live()
+    for view, before in drawn.items():
+        assert explorer.picture(view, "base") != before, view
+
+
+def test_an_edited_entry_of_m_is_the_input_behind_it(open_page: Callable[..., Explorer]) -> None:
+    explorer = open_page(address=FIGURE_2)
+    explorer.edit("M", 0, 4, "-2,5")  # with a comma, as half of the world types
+    assert explorer.ask("[store.input[4], store.M[4]]") == [-2.5, -2.5]
+
+
+@pytest.mark.parametrize(
+    ("view", "cell"), [("filters", (1, 2)), ("K", (5, 0))], ids=["filter", "K"]
+)
+def test_an_edited_weight_is_one_in_the_filter_and_in_k(
+    open_page: Callable[..., Explorer], view: str, cell: tuple[int, int]
+) -> None:
+    explorer = open_page(address=FIGURE_2)
+    drawn = {name: explorer.picture(name, "base") for name in ("filters", "K", "Y")}
+    explorer.edit(view, *cell, "9")
+    assert explorer.ask("[store.filters[5], store.K[5]]") == [9, 9]
+    assert explorer.ask("store.value(0, 0)") == 4  # the input is 0 there
+    assert explorer.picture("filters", "base") != drawn["filters"]
+    assert explorer.picture("K", "base") != drawn["K"]
+
+
+def test_escape_and_rubbish_change_nothing(open_page: Callable[..., Explorer]) -> None:
+    explorer = open_page(address=FIGURE_2)
+    explorer.edit("input", 1, 1, "55", end="Escape")
+    assert explorer.ask("store.input[4]") == 1
+    explorer.edit("input", 1, 1, "four")
+    editor = explorer.view("input").locator("input[name=cell]")
+    assert editor.get_attribute("aria-invalid") == "true"
+    assert explorer.ask("store.input[4]") == 1
+    editor.press("Escape")
+    assert editor.count() == 0
+    assert explorer.grid("input").evaluate("grid => grid === document.activeElement")
+
+
+def test_cells_are_edited_by_keyboard_alone(open_page: Callable[..., Explorer]) -> None:
+    explorer = open_page(address=FIGURE_2)
+    explorer.press("K", "ArrowDown", "Enter")
+    editor = explorer.view("K").locator("input[name=cell]")
+    assert editor.evaluate("editor => editor === document.activeElement")
+    assert editor.get_attribute("aria-label")
+    explorer.page.keyboard.type("3")
+    explorer.page.keyboard.press("Enter")
+    assert explorer.ask("store.filters[1]") == 3
+
+
+def test_zero_padding_says_why_it_cannot_be_edited(explorer: Explorer) -> None:
+    explorer.preset("dilated")
+    explorer.grid("input").dblclick(position=explorer.point("input", 0, 0))
+    note = explorer.view("input").get_by_role("alert")
+    assert "not part of the input" in note.inner_text()
+    assert explorer.view("input").locator("input[name=cell]").count() == 0
+
+
+def test_digits_of_the_library_are_inputs(explorer: Explorer) -> None:
+    digits = explorer.root.locator("[data-digit]")
+    assert digits.count() >= 10
+    before, product = explorer.ask("[...store.input]"), explorer.picture("Y", "base")
+    explorer.root.locator("[data-digit='2']").click()
+    explorer.settled()
+    assert explorer.ask("[...store.input]") != before
+    assert explorer.picture("Y", "base") != product
+    assert explorer.ask("store.digit") == 2
+    assert explorer.root.locator("[data-digit='2']").get_attribute("aria-pressed") == "true"
+
+
+def corners(explorer: Explorer) -> tuple[float, float, float, float]:
+    box = explorer.view("pad").locator("canvas").bounding_box()
+    assert box is not None
+    return box["x"], box["y"], box["width"], box["height"]
+
+
+def is_the_stroke(explorer: Explorer) -> None:
+    """The input is a line down its middle, as it was drawn, and nothing else."""
+    pixels = explorer.ask("[...store.input]")
+    inked = {divmod(at, 28) for at, value in enumerate(pixels) if value > 0}
+    assert {row for row, _ in inked} >= set(range(8, 20))
+    assert {column for _, column in inked} <= set(range(11, 18))
+    assert max(pixels) == 1
+    assert 0 < min(value for value in pixels if value) < 1  # the brush is soft
+    assert explorer.ask("store.digit") is None
+
+
+def test_a_digit_is_drawn_with_the_mouse(explorer: Explorer) -> None:
+    explorer.act("draw")
+    x, y, width, height = corners(explorer)
+    mouse = explorer.page.mouse
+    mouse.move(x + width / 2, y + height / 4)
+    mouse.down()
+    for step in range(1, 9):
+        mouse.move(x + width / 2, y + height * (0.25 + step / 16))
+    mouse.up()
+    mouse.move(x + 5, y + 5)  # the button is up: no ink
+    explorer.view("pad").get_by_role("button", name="Use").click()
+    explorer.settled()
+    is_the_stroke(explorer)
+
+
+def test_a_digit_is_drawn_with_a_finger(open_page: Callable[..., Explorer]) -> None:
+    explorer = open_page(has_touch=True, viewport={"width": 390, "height": 844}, is_mobile=True)
+    explorer.act("draw")
+    x, y, width, height = corners(explorer)
+    finger = explorer.page.context.new_cdp_session(explorer.page)
+
+    def touch(kind: str, *points: tuple[float, float]) -> None:
+        finger.send(
+            "Input.dispatchTouchEvent",
+            {"type": kind, "touchPoints": [{"x": px, "y": py} for px, py in points]},
+        )
+
+    touch("touchStart", (x + width / 2, y + height / 4))
+    for step in range(1, 9):
+        touch("touchMove", (x + width / 2, y + height * (0.25 + step / 16)))
+    touch("touchEnd")
+    explorer.view("pad").get_by_role("button", name="Use").tap()
+    explorer.settled()
+    is_the_stroke(explorer)
+
+
+def test_a_tap_selects(open_page: Callable[..., Explorer]) -> None:
+    explorer = open_page(has_touch=True, viewport={"width": 390, "height": 844}, is_mobile=True)
+    explorer.grid("output").tap(position=explorer.point("output", 6, 2))
+    explorer.settled()
+    assert explorer.chosen("p") == (6 * 13 + 2,)
+
+
+def test_a_cleared_pad_is_not_used(explorer: Explorer) -> None:
+    before = explorer.ask("[...store.input]")
+    explorer.act("draw")
+    explorer.view("pad").get_by_role("button", name="Use").click()
+    assert explorer.ask("[...store.input]") == before
+
+
+def png(rows: list[list[int]]) -> bytes:
+    """Return a grey picture as a PNG file."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        body = name + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = struct.pack(">IIBBBBB", len(rows[0]), len(rows), 8, 0, 0, 0, 0)
+    lines = b"".join(b"\0" + bytes(row) for row in rows)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(lines))
+        + chunk(b"IEND", b"")
+    )
+
+
+def test_an_image_is_opened_from_disk(explorer: Explorer) -> None:
+    picture = [[255 * (row >= 14)] * 28 for row in range(28)]
+    file = {"name": "half.png", "mimeType": "image/png", "buffer": png(picture)}
+    explorer.control("picture").set_input_files(files=[file])
+    explorer.page.wait_for_function(
+        "() => document.querySelector('.convfc-explorer').explorer.store.digit === null"
+    )
+    pixels = explorer.ask("[...store.input]")
+    assert pixels == [float(row >= 14) for row in range(28) for _ in range(28)]
+
+
+def test_a_file_that_is_no_image_is_refused_in_words(explorer: Explorer) -> None:
+    before = explorer.ask("[...store.input]")
+    file = {"name": "notes.png", "mimeType": "image/png", "buffer": b"not an image"}
+    explorer.control("picture").set_input_files(files=[file])
+    note = explorer.root.get_by_role("alert").filter(has_text="notes.png")
+    note.wait_for()
+    assert "PNG or JPEG" in note.inner_text()
+    assert explorer.ask("[...store.input]") == before

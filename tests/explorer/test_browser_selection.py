@@ -1,0 +1,213 @@
+"""Whatever is chosen, wherever and however, everything else follows: the store and the drawing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from browser import Explorer
+
+VIEWS = ("input", "filters", "M", "K", "Y", "output")
+
+
+def window_of(explorer: Explorer) -> str:
+    """Return the one colour of the window, its row of M and its output."""
+    colour: str = explorer.ask("explorer.palette.window")
+    return colour
+
+
+def near(box: tuple[float, ...] | None, expected: tuple[int, int, int, int], slack: float) -> bool:
+    """Return whether an outline runs along the cells from (top, left) to (bottom, right)."""
+    return box is not None and all(
+        abs(found - wanted) <= slack for found, wanted in zip(box, expected, strict=True)
+    )
+
+
+def test_an_output_pixel_lights_its_window_its_row_and_its_sum(explorer: Explorer) -> None:
+    explorer.click("output", 3, 5)
+    assert explorer.chosen("p", "f") == (3 * 13 + 5, 0)
+    window = window_of(explorer)
+    assert near(explorer.lit("output", window), (3, 5, 4, 6), 0.5)
+    assert near(explorer.lit("input", window), (6, 10, 10, 14), 0.5)  # stride 2, 4 x 4
+    top, left, bottom, right = explorer.lit("M", window) or (0, 0, 0, 0)
+    assert top <= 44.5 <= bottom  # the row, enlarged where it is too low to be seen
+    assert bottom - top < 13
+    assert (round(left), round(right)) == (0, 16)
+    live = explorer.live()
+    assert "row 3, column 5" in live
+    assert "rows 6 to 9, columns 10 to 13" in live
+    assert explorer.ask("explorer.store.describe()") == live
+
+
+@pytest.mark.parametrize(
+    ("view", "row", "column", "expected"),
+    [
+        ("M", 40, 6, {"p": 40, "q": 6, "element": (6 + 1) * 28 + 2 + 2}),
+        ("K", 5, 2, {"f": 2, "q": 5}),
+        ("Y", 100, 3, {"p": 100, "f": 3}),
+        ("filters", 1, 2, {"f": 0, "q": 6}),
+        ("input", 11, 17, {"element": 11 * 28 + 17}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_choosing_in_a_view_changes_all_of_them(
+    explorer: Explorer, view: str, row: int, column: int, expected: dict[str, int]
+) -> None:
+    before = {name: explorer.picture(name) for name in VIEWS}
+    sentence = explorer.live()
+    explorer.click(view, row, column)
+    selection = explorer.selection
+    # A row of M is half as high as the pointer's own precision: the neighbour is as good.
+    slack = 1 if explorer.side(view)[0] < 2 else 0
+    assert abs(selection["p"] - expected.get("p", selection["p"])) <= slack
+    if "element" in expected and not slack:
+        assert selection["element"] == expected["element"]
+    for name in ("f", "q"):
+        assert selection[name] == expected.get(name, selection[name])
+    changed = {name for name in VIEWS if explorer.picture(name) != before[name]}
+    assert view in changed
+    assert len(changed) >= 2
+    if {"p", "f"} & expected.keys():
+        assert explorer.live() != sentence
+    followed = explorer.ask("store.map.element(store.selection.p, store.selection.q)")
+    if selection["q"] is not None:
+        assert followed == (-1 if selection["element"] is None else selection["element"])
+
+
+def test_looking_is_not_choosing(explorer: Explorer) -> None:
+    explorer.click("output", 2, 2)
+    chosen, drawn = explorer.selection, explorer.picture("input")
+    explorer.grid("output").hover(position=explorer.point("output", 9, 9))
+    explorer.settled()
+    assert explorer.selection == chosen
+    assert near(explorer.lit("input", window_of(explorer)), (18, 18, 22, 22), 0.5)
+    explorer.page.mouse.move(0, 0)
+    explorer.settled()
+    assert explorer.picture("input") == drawn
+
+
+def test_arrow_keys_move_in_every_view(explorer: Explorer) -> None:
+    explorer.click("output", 0, 0)
+    explorer.press("output", "ArrowRight", "ArrowRight", "ArrowDown")
+    assert explorer.chosen("p") == (15,)
+    explorer.press("output", "End")
+    assert explorer.chosen("p") == (25,)
+    explorer.press("output", "Home", "ArrowLeft", "ArrowUp", "ArrowUp")
+    assert explorer.chosen("p") == (0,)  # it stays inside
+    explorer.press("M", "ArrowDown", "ArrowRight")
+    assert explorer.chosen("p", "q", "element") == (1, 1, 3)
+    explorer.press("K", "ArrowDown", "ArrowRight")
+    assert explorer.chosen("f", "q") == (1, 2)
+    explorer.press("Y", "ArrowDown", "ArrowRight")
+    assert explorer.chosen("p", "f") == (2, 2)
+    explorer.press("filters", "ArrowDown")
+    assert explorer.chosen("f", "q") == (2, 6)
+    explorer.press("input", "ArrowRight", "ArrowDown")
+    assert explorer.selection["element"] is not None
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_grids_say_in_words_where_the_keyboard_is(explorer: Explorer, view: str) -> None:
+    grid = explorer.grid(view)
+    assert grid.get_attribute("tabindex") == "0"
+    assert grid.get_attribute("aria-label")
+    rows, columns = explorer.cells(view)
+    assert rows >= 1
+    assert columns >= 1
+    active = grid.get_attribute("aria-activedescendant")
+    cell = explorer.page.locator(f"#{active}")
+    said = cell.text_content()
+    explorer.press(view, "ArrowDown", "ArrowRight")
+    assert cell.text_content() != said
+
+
+def test_a_tap_of_the_one_big_matrix_chooses_its_row(explorer: Explorer) -> None:
+    explorer.preset("transposed")
+    explorer.tab("matrix")
+    rows, columns = explorer.cells("T")
+    assert (rows, columns) == (8 * 8 * 2, 4 * 4)
+    explorer.press("T", "Home", "ArrowDown", "ArrowDown", "ArrowDown")
+    assert explorer.chosen("p", "f") == (1, 1)  # rows are (p, f), like the output
+    assert str(explorer.live()).startswith("Output row 0, column 1, filter 1")
+
+
+def test_the_row_of_the_one_big_matrix_is_that_of_the_output(explorer: Explorer) -> None:
+    explorer.tab("matrix")
+    before = explorer.picture("T")
+    explorer.click("output", 7, 4)
+    assert explorer.picture("T") != before
+    weights = explorer.ask("[...store.bigRow()]")
+    elements = [element for element, _ in weights]
+    assert elements == [i * 28 + j for i in range(14, 18) for j in range(8, 12)]
+
+
+def test_the_index_map_writes_out_eq_8(explorer: Explorer) -> None:
+    explorer.press("M", "ArrowDown", "ArrowRight", "ArrowRight")
+    explorer.tab("map")
+    panel = explorer.view("map").inner_text()
+    p, q, element = explorer.chosen("p", "q", "element")
+    assert (p, q) == (1, 2)
+    i, j = divmod(element, 28)
+    for number in (p, q, i, j):
+        assert str(number) in panel
+
+
+def test_the_arithmetic_is_the_sum_that_stands_in_the_output(
+    open_page: Callable[..., Explorer],
+) -> None:
+    explorer = open_page(address="#1;preset=figure-2")
+    panel = explorer.view("arithmetic").inner_text().replace("−", "-")
+    x = [1, 0, 2, 3, 1, 0, 0, 2, 1]
+    w = [1, 0, -1, 2, 0, -2, 1, 0, -1]
+    total = sum(a * b for a, b in zip(x, w, strict=True))
+    assert explorer.ask("store.value(0, 0)") == total == 4
+    assert str(total) in panel
+    for number in {*x, *w}:
+        assert str(number) in panel
+
+
+@pytest.mark.parametrize("preset", ["experiment", "dilated", "transposed", "signal", "depthwise"])
+def test_the_way_back_lights_all_that_an_input_feeds_and_nothing_else(
+    explorer: Explorer, preset: str
+) -> None:
+    explorer.preset(preset)
+    explorer.switch("backward")
+    rows, columns = explorer.cells("input")
+    explorer.click("input", rows // 2, columns // 2)
+    element = explorer.selection["element"]
+    if element is None:  # a zero between the elements of a transposed input
+        explorer.press("input", "ArrowRight")
+        element = explorer.selection["element"]
+    readers = explorer.ask("store.map.readers(argument)", element)
+    assert readers
+    shape = explorer.ask("[1, ...store.outputSize].slice(-2)")
+    positions = {divmod(p, shape[1]) for p, _ in readers}
+    lit = explorer.ask("explorer.palette.lit")
+    box = explorer.lit("output", lit)
+    expected = (
+        min(r for r, _ in positions),
+        min(c for _, c in positions),
+        max(r for r, _ in positions) + 1,
+        max(c for _, c in positions) + 1,
+    )
+    assert near(box, expected, 0.3)
+    entries = {p for p, _ in readers}
+    top, _, bottom, _ = explorer.lit("M", lit) or (0, 0, 0, 0)
+    slack = 4 / explorer.side("M")[0]
+    assert abs(top - min(entries)) <= slack
+    assert abs(bottom - max(entries) - 1) <= slack
+    assert f"through {len(readers)} entr" in explorer.live()
+
+
+def test_without_the_switch_nothing_of_the_way_back_is_drawn(explorer: Explorer) -> None:
+    explorer.click("input", 14, 14)
+    plain = explorer.picture("M")
+    explorer.switch("backward")
+    assert explorer.picture("M") != plain
+    explorer.switch("backward", on=False)
+    assert explorer.picture("M") == plain
+    assert "feeds" not in explorer.live()
