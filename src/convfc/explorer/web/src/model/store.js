@@ -252,31 +252,27 @@ export class Store {
     for (const listener of this.listeners) listener(kind);
   }
 
+  /** A selection with a change, and what follows: a column or an element name each other. */
   _completed(selection, { p, f, q, element }) {
     const { map, settings } = this;
     const next = { ...selection };
     if (p !== undefined) next.p = clamp(p, map.rows);
     if (f !== undefined) next.f = clamp(f, settings.filters);
-    if (q !== undefined) {
-      next.q = q === null ? null : clamp(q, map.columns);
-      if (next.q !== null) {
-        this._followGroup(next);
-        const from = map.element(next.p, next.q);
-        next.element = from < 0 ? null : from;
-      } else if (element === undefined) next.element = null;
-    } else if (p !== undefined || f !== undefined) {
-      if (next.q !== null) {
-        return this._completed(next, { q: this._columnFor(next.q, next.f), ...(element !== undefined && { element }) });
-      }
-      next.element = null;
-    }
-    if (element !== undefined) {
-      next.element = element === null ? null : clamp(element, product(map.inputShape));
-      if (q === undefined) {
-        const column = next.element === null ? -1 : map.row(next.p).indexOf(next.element);
-        next.q = column < 0 ? null : column;
-        if (next.q !== null) this._followGroup(next);
-      }
+    if (q !== undefined && q !== null) {
+      next.q = clamp(q, map.columns);
+    } else if (element !== undefined && element !== null) {
+      next.element = clamp(element, product(map.inputShape));
+      const column = map.row(next.p).indexOf(next.element);
+      next.q = column < 0 ? null : column;
+    } else if (q === null || element === null) {
+      next.q = next.element = null;
+    } else if (next.q === null) {
+      next.element = null; // it was an element outside the window that has now moved
+    } else next.q = this._columnFor(next.q, next.f);
+    if (next.q !== null) {
+      this._followGroup(next);
+      const from = map.element(next.p, next.q);
+      next.element = from < 0 ? null : from;
     }
     return next;
   }

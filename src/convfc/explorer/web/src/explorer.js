@@ -1,0 +1,184 @@
+// The explorer: one store, the views around it, and when each of them is drawn again.
+
+import { Store } from "./model/store.js";
+import { PRESETS, stateOf } from "./model/presets.js";
+import { toAddress } from "./model/address.js";
+import { el } from "./views/dom.js";
+import { palette } from "./views/palette.js";
+import { Theme } from "./views/theme.js";
+import { Header } from "./views/header.js";
+import { Controls } from "./views/controls.js";
+import { Strip } from "./views/strip.js";
+import { Transport } from "./views/transport.js";
+import { Tabs } from "./views/tabs.js";
+import { ArithmeticView } from "./views/arithmetic.js";
+import { IndexMapView } from "./views/indexmap.js";
+import { BigMatrixView } from "./views/bigmatrix.js";
+import { CodeView } from "./views/code.js";
+import { Guide } from "./views/guide.js";
+import { download, png, svg } from "./views/export.js";
+
+/** Width below which the strip is a column. */
+const NARROW = 900;
+
+/** What a selection, a look, or a change of view does not touch is not drawn again. */
+const LIGHT = new Set(["selection", "hover"]);
+
+export class Explorer {
+  /** options: {state, page: whether it is alone on a page, onChange(kind)}. */
+  constructor(element, options = {}) {
+    this.options = options;
+    this.store = new Store(options.state ?? stateOf(PRESETS.find(({ id }) => id === "experiment")));
+    this.root = el("div", { class: "convfc-explorer", data: { page: options.page ? "1" : "" } });
+    this.root.explorer = this;
+    element.append(this.root);
+    this.palette = palette("light");
+    this.theme = new Theme(this.root, (scheme) => this._recolour(scheme));
+    this._build();
+    this.pending = null;
+    this.stop = this.store.subscribe((kind) => this._changed(kind));
+    this.resize = new ResizeObserver(() => this._resized());
+    this.resize.observe(this.root);
+    this._resized();
+    this.ready = new Promise((resolve) => requestAnimationFrame(() => resolve(this)));
+  }
+
+  /** Load a preset; the tab and the backward view stay as they are. */
+  usePreset(preset) {
+    const { tab, backward } = this.store.view;
+    this.transport.pause();
+    this.store.load({ ...stateOf(preset), view: { tab, backward } });
+  }
+
+  /** Draw the selection again, now; how many milliseconds it took. */
+  redraw() {
+    const start = performance.now();
+    this._light();
+    this.took = performance.now() - start;
+    return this.took;
+  }
+
+  /** Put text on the clipboard and say so. */
+  async copy(text, done) {
+    try {
+      await navigator.clipboard.writeText(text);
+    } catch {
+      copyByHand(text, this.root); // without a secure context there is no clipboard
+    }
+    this.say(done);
+  }
+
+  copyLink() {
+    const address = location.href.replace(/#.*$/, "") + toAddress(this.store);
+    return this.copy(address, "The link is copied.");
+  }
+
+  async save(kind) {
+    const name = `convfc-${this.store.preset ?? "convolution"}.${kind}`;
+    const blob = kind === "png" ? await png(this) : new Blob([svg(this)], { type: "image/svg+xml" });
+    download(blob, name);
+    this.say(`Saved as ${name}.`);
+  }
+
+  /** Say something to everybody: on the page for a while, and in the live region. */
+  say(text) {
+    this.live.textContent = text;
+    this.toast.textContent = text;
+    this.toast.hidden = false;
+    clearTimeout(this.toastTimer);
+    this.toastTimer = setTimeout(() => { this.toast.hidden = true; }, 2200);
+  }
+
+  destroy() {
+    this.stop();
+    this.transport.pause();
+    this.resize.disconnect();
+    this.theme.destroy();
+    cancelAnimationFrame(this.pending);
+    clearTimeout(this.liveTimer);
+    clearTimeout(this.toastTimer);
+    this.root.remove();
+  }
+
+  // --- inside ---------------------------------------------------------------------------------
+
+  _build() {
+    this.header = new Header(this);
+    this.strip = new Strip(this);
+    this.transport = new Transport(this);
+    this.controls = new Controls(this);
+    this.tabs = new Tabs(this, {
+      arithmetic: new ArithmeticView(this), map: new IndexMapView(this), matrix: new BigMatrixView(this), code: new CodeView(this),
+    });
+    this.guide = new Guide(this);
+    this.live = el("p", { class: "unseen", "aria-live": "polite", data: { live: "" } });
+    this.toast = el("div", { class: "toast", "aria-hidden": "true" });
+    this.toast.hidden = true;
+    const main = el(this.options.page ? "main" : "div", { class: "main" },
+      this.header.intro, el("div", { class: "card" }, this.strip.element), this.transport.element, this.tabs.element);
+    this.root.append(this.header.element, el("div", { class: "body" }, this.controls.element, main), this.guide.element, this.live, this.toast);
+  }
+
+  _changed(kind) {
+    if (kind === "selection") this.strip.input.follow();
+    if (LIGHT.has(kind)) {
+      this.pending ??= requestAnimationFrame(() => {
+        this.pending = null;
+        this.redraw();
+      });
+    } else this._update(kind);
+    if (kind === "selection" || kind === "numbers" || kind === "load") this._announce();
+    this.options.onChange?.(kind);
+  }
+
+  /** Numbers, settings or view: everything that shows them. */
+  _update(kind) {
+    if (kind !== "settings" || !this.store.problems.length) {
+      this.strip.update();
+      this.transport.update();
+      this.tabs.update();
+      this.header.update();
+    }
+    this.controls.update();
+    this.redraw();
+  }
+
+  _light() {
+    this.strip.light();
+    this.transport.light();
+    this.tabs.light();
+  }
+
+  _announce() {
+    clearTimeout(this.liveTimer);
+    this.liveTimer = setTimeout(() => { this.live.textContent = this.store.describe(); }, 120);
+  }
+
+  _recolour(scheme) {
+    this.palette = palette(scheme);
+    if (this.strip) this._update("theme");
+  }
+
+  _resized() {
+    const { clientWidth } = this.root;
+    if (!clientWidth || clientWidth === this.width) return;
+    this.width = clientWidth;
+    this.narrow = clientWidth < NARROW;
+    this.root.dataset.width = this.narrow ? "narrow" : "wide";
+    this._update("size");
+  }
+}
+
+/** Put an explorer into an element. */
+export function mount(element, options = {}) {
+  return new Explorer(element, options);
+}
+
+function copyByHand(text, root) {
+  const area = el("textarea", { class: "unseen", "aria-hidden": "true" });
+  area.value = text;
+  root.append(area);
+  area.select();
+  document.execCommand("copy");
+  area.remove();
+}

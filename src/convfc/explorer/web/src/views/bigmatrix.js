@@ -1,0 +1,166 @@
+// The whole layer as one matrix: y = T x. T is never held; its rows are asked for as they are drawn.
+
+import { el, fill } from "./dom.js";
+import { MARGIN } from "./grid.js";
+import { Panel } from "./panel.js";
+import { editCell } from "./editor.js";
+import { lit } from "./lit.js";
+import { columnsOf } from "../model/numbers.js";
+import { product } from "../model/geometry.js";
+import { count, short } from "../model/words.js";
+
+const SLIM = 22; // width of x and y
+
+export class BigMatrixView {
+  constructor(explorer) {
+    this.explorer = explorer;
+    const { store } = explorer;
+    const f = () => store.settings.filters;
+    const row = (r) => ({ p: Math.floor(r / f()), f: r % f() });
+    this.panel = new Panel(explorer, {
+      view: "T", name: "T", formula: true, label: "T, the one big matrix",
+      pick: (r, c) => store.select({ ...row(r), element: c }),
+      hover: (r, c) => store.preview(r === null ? null : { ...row(r), element: c }),
+      cursor: () => [store.shown.p * f() + store.shown.f, this._column()],
+      say: (r, c) => `row ${r}, column ${c}: ${short(store.bigRow(Math.floor(r / f()), r % f()).get(c) ?? 0)}`,
+      cells: (grid, context) => this._cells(grid, context),
+      overlay: (grid, context) => this._overlay(grid, context),
+    });
+    this.x = new Panel(explorer, {
+      view: "x", name: "x", formula: true, label: "x, the input as one column",
+      pick: (r) => store.select({ element: r }), hover: (r) => store.preview(r === null ? null : { element: r }),
+      edit: (r, c) => editCell(store, this.x.grid, r, c, { kind: "input", index: r, label: `New number for element ${r} of x` }),
+      cursor: () => [this._column(), 0], say: (r) => `element ${r}: ${short(store.input[r])}`,
+      overlay: (grid, context) => this._overlayX(grid, context),
+    });
+    this.y = new Panel(explorer, {
+      view: "y", name: "y", formula: true, label: "y, the output as one column",
+      pick: (r) => store.select(row(r)), hover: (r) => store.preview(r === null ? null : row(r)),
+      cursor: () => [store.shown.p * f() + store.shown.f, 0], say: (r) => `element ${r}: ${short(store.value(Math.floor(r / f()), r % f()))}`,
+      overlay: (grid, context) => this._overlayY(grid, context),
+    });
+    this.words = el("p", { class: "hint" });
+    const sign = (text) => el("span", { class: "sign", "aria-hidden": "true" }, text);
+    this.element = el("div", { class: "big" }, el("div", { class: "product" }, this.y.element, sign("="), this.panel.element, sign("×"), this.x.element), this.words);
+  }
+
+  update() {
+    const { store } = this.explorer;
+    const { filters } = store.settings;
+    const rows = store.map.rows * filters;
+    const columns = product(store.map.inputShape);
+    this.panel.show({ rows, columns, largest: store.largest("filters"), value: (r, c) => store.bigRow(Math.floor(r / filters), r % filters).get(c) ?? 0 }, `${rows} × ${columns}`);
+    this.x.show({ rows: columns, columns: 1, largest: store.largest("input"), value: (r) => store.input[r] }, `${columns}`);
+    this.y.show({ rows, columns: 1, largest: store.largest("output"), value: (r) => store.value(Math.floor(r / filters), r % filters) }, `${rows}`);
+    this.fit();
+  }
+
+  /** T as large as there is room, in its own proportions as far as these can be shown. */
+  fit() {
+    const width = Math.max(120, Math.min(this.element.clientWidth || 600, 760) - 2 * SLIM - 150);
+    const { rows, columns } = this.panel.grid.source;
+    const cell = Math.min(width / columns, 420 / rows, 26);
+    const w = Math.min(width, Math.max(columns * cell, 160));
+    const h = Math.min(420, Math.max(rows * cell, 110));
+    this.panel.fit(w / columns, Math.min(h / rows, 30));
+    const side = (n) => Math.min(26, Math.max(Math.min(420, h) / n, Math.min(w, 420) / n));
+    this.x.fit(SLIM, Math.min(side(columns), 420 / columns));
+    this.y.fit(SLIM, h / rows > 30 ? 30 : h / rows);
+  }
+
+  light() {
+    const { store } = this.explorer;
+    for (const panel of [this.panel, this.x, this.y]) panel.grid.light();
+    const { p, f } = store.shown;
+    const nonzeros = store.bigRow().size;
+    const columns = this.panel.grid.source.columns;
+    fill(this.words, `Row ${p * store.settings.filters + f} of T is the filter ${f} at output position ${p}: ${count(nonzeros, "entry", "entries")} that can differ from 0, of ${columns}. `,
+      el("span", {}, "Every row holds the same weights, moved: the layer is a fully connected one whose weights are shared and mostly zero."));
+  }
+
+  _column() {
+    const { store } = this.explorer;
+    const { element, p, f } = store.shown;
+    if (element !== null) return element;
+    const { first, count: k } = columnsOf(store.map, f);
+    return Math.max(0, store.map.row(p).subarray(first, first + k).find((from) => from >= 0) ?? 0);
+  }
+
+  /** The nonzeros of the visible rows, or of as many rows as there are pixels. */
+  _cells(grid, context) {
+    const { store, palette } = this.explorer;
+    const { filters } = store.settings;
+    const { r0, r1, c0, c1 } = grid.visible;
+    const [w, h] = grid.size;
+    const largest = store.largest("filters");
+    const step = Math.max(1, 1 / h);
+    const numbers = w >= 22 && h >= 13;
+    context.font = `${Math.min(12, h * 0.6)}px sans-serif`;
+    context.textAlign = "center";
+    context.textBaseline = "middle";
+    for (let at = r0; at <= r1; at += step) {
+      const r = Math.floor(at);
+      for (const [c, weight] of store.bigRow(Math.floor(r / filters), r % filters)) {
+        if (c < c0 || c > c1) continue;
+        const { x, y } = grid.box(r, c);
+        context.fillStyle = weight === 0 ? palette.line : palette.css(weight, largest);
+        context.fillRect(x, y, Math.max(w - (w > 5 ? 1 : 0), 1), Math.max(h - (h > 5 ? 1 : 0), 1));
+        if (!numbers) continue;
+        context.fillStyle = weight === 0 ? palette.muted : palette.on(weight, largest);
+        context.fillText(short(weight, 2), x + w / 2, y + h / 2);
+      }
+    }
+  }
+
+  _overlay(grid, context) {
+    const { store, palette } = this.explorer;
+    const { p, f, element } = store.shown;
+    const { filters } = store.settings;
+    const r = p * filters + f;
+    const [w, h] = grid.size;
+    const reading = lit(store);
+    if (element !== null) grid.tint(context, [0, element, grid.source.rows - 1, element], palette.ink, 0.16);
+    if (reading) {
+      for (const at of reading.outputs) grid.outline(context, [at * filters + f, element, at * filters + f, element], palette.lit, { width: 1.5 });
+      return;
+    }
+    const high = Math.max(h, 9);
+    const box = grid.box(r, 0, r, grid.source.columns - 1);
+    const top = Math.min(Math.max(box.y + h / 2 - high / 2, MARGIN), grid.height + MARGIN - high);
+    context.save();
+    context.beginPath();
+    context.rect(MARGIN, MARGIN, grid.width, grid.height);
+    context.clip();
+    if (h < 9) {
+      context.fillStyle = palette.paper;
+      context.fillRect(MARGIN, top, grid.width, high);
+      for (const [c, weight] of store.bigRow(p, f)) {
+        const { x } = grid.box(r, c);
+        context.fillStyle = weight === 0 ? palette.muted : palette.css(weight, store.largest("filters"));
+        context.fillRect(x + w / 2 - Math.max(w, 2.5) / 2, top, Math.max(w, 2.5), high);
+      }
+    }
+    context.restore();
+    context.strokeStyle = palette.window;
+    context.lineWidth = 2;
+    context.strokeRect(MARGIN - 1, top, grid.width + 2, high);
+  }
+
+  _overlayX(grid, context) {
+    const { store, palette } = this.explorer;
+    const { first, count: k } = columnsOf(store.map, store.shown.f);
+    const row = store.map.row(store.shown.p);
+    if (!lit(store)) for (let t = 0; t < k; t++) if (row[first + t] >= 0) grid.tint(context, [row[first + t], 0], palette.window, 0.55);
+    const { element } = store.shown;
+    if (element !== null) grid.outline(context, [element, 0, element, 0], palette.ink, { width: 2 });
+  }
+
+  _overlayY(grid, context) {
+    const { store, palette } = this.explorer;
+    const { p, f } = store.shown;
+    const { filters } = store.settings;
+    const reading = lit(store);
+    const rows = reading ? reading.outputs : [p];
+    for (const at of rows) grid.outline(context, [at * filters + f, 0, at * filters + f, 0], reading ? palette.lit : palette.hue(f), { width: 2.5, least: 7 });
+  }
+}

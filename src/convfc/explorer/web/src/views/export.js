@@ -1,0 +1,121 @@
+// The strip as a picture: PNG from the canvases, SVG with true text and shapes where the cells are few.
+
+import { MARGIN } from "./grid.js";
+import { FONT, numberFont } from "./paint.js";
+import { short } from "../model/words.js";
+
+const SCALE = 2;
+const EDGE = 24;
+const CELLS = 2500; // beyond which a matrix goes into the SVG as an image
+
+/** What the strip shows, laid out: grids with their captions, and the words and signs between them. */
+function parts(explorer) {
+  const { element, views } = explorer.strip;
+  const origin = element.getBoundingClientRect();
+  const place = (node) => {
+    const box = node.getBoundingClientRect();
+    return { x: box.left - origin.left + EDGE, y: box.top - origin.top + EDGE, w: box.width, h: box.height };
+  };
+  const grids = views.map((view) => ({ grid: view.panel.grid, ...place(view.panel.grid.element), caption: place(view.panel.caption), text: view.panel.caption.textContent, formula: view.panel.options.formula }));
+  const words = [...element.querySelectorAll(".step, .sign")].map((node) => ({ ...place(node), text: node.textContent, sign: node.classList.contains("sign") }));
+  return { width: element.clientWidth + 2 * EDGE, height: element.clientHeight + 2 * EDGE, grids, words };
+}
+
+/** The strip as a PNG blob. */
+export function png(explorer) {
+  const { width, height, grids, words } = parts(explorer);
+  const canvas = document.createElement("canvas");
+  [canvas.width, canvas.height] = [Math.round(width * SCALE), Math.round(height * SCALE)];
+  const context = canvas.getContext("2d");
+  context.scale(SCALE, SCALE);
+  context.fillStyle = explorer.palette.paper;
+  context.fillRect(0, 0, width, height);
+  const links = explorer.strip.links.element;
+  if (!links.hidden) context.drawImage(links, EDGE, EDGE, width - 2 * EDGE, height - 2 * EDGE);
+  for (const { grid, x, y, w, h } of grids) {
+    context.drawImage(grid.base, x, y, w, h);
+    context.drawImage(grid.overlay, x, y, w, h);
+  }
+  for (const label of labels(grids, words, explorer.palette)) {
+    context.font = label.font;
+    context.fillStyle = label.colour;
+    context.textAlign = label.anchor === "middle" ? "center" : "left";
+    context.fillText(label.text, label.x, label.y);
+  }
+  return new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
+}
+
+/** The strip as an SVG text. */
+export function svg(explorer) {
+  const { width, height, grids, words } = parts(explorer);
+  const { palette } = explorer;
+  const out = [
+    `<svg xmlns="http://www.w3.org/2000/svg" width="${n(width)}" height="${n(height)}" viewBox="0 0 ${n(width)} ${n(height)}" font-family="${escaped(FONT)}">`,
+    `<title>${escaped(explorer.store.describe())}</title>`,
+    `<rect width="100%" height="100%" fill="${palette.paper}"/>`,
+  ];
+  for (const part of grids) out.push(...gridShapes(part, palette));
+  for (const label of labels(grids, words, palette)) {
+    out.push(`<text x="${n(label.x)}" y="${n(label.y)}" font-size="${label.size}" fill="${label.colour}" text-anchor="${label.anchor}"${label.italic ? ' font-style="italic"' : ""}>${escaped(label.text)}</text>`);
+  }
+  out.push("</svg>", "");
+  return out.join("\n");
+}
+
+/** A grid: its cells as shapes and text, or its canvas as an image; the selection lies above as one. */
+function gridShapes({ grid, x, y, w, h }, palette) {
+  const { r0, r1, c0, c1 } = grid.visible;
+  const cells = (r1 - r0 + 1) * (c1 - c0 + 1);
+  const out = [];
+  if (cells > CELLS || grid.source.pixel || grid.cropped) out.push(image(grid.base, x, y, w, h));
+  else {
+    const font = numberFont(grid, grid.base.getContext("2d"));
+    const [width, height] = grid.size;
+    for (let r = r0; r <= r1; r++) {
+      for (let c = c0; c <= c1; c++) {
+        const value = grid.source.value(r, c);
+        const box = grid.box(r, c);
+        out.push(`<rect x="${n(x + box.x)}" y="${n(y + box.y)}" width="${n(width)}" height="${n(height)}" fill="${palette.css(value, grid.source.largest)}" stroke="${palette.line}" stroke-width="0.5"/>`);
+        if (!font) continue;
+        out.push(`<text x="${n(x + box.x + width / 2)}" y="${n(y + box.y + height / 2 + font.size * 0.35)}" font-size="${n(font.size)}" text-anchor="middle" fill="${palette.on(value, grid.source.largest)}">${short(value, font.digits)}</text>`);
+      }
+    }
+    out.push(`<rect x="${n(x + MARGIN)}" y="${n(y + MARGIN)}" width="${n(grid.width)}" height="${n(grid.height)}" fill="none" stroke="${palette.line}"/>`);
+  }
+  out.push(image(grid.overlay, x, y, w, h));
+  return out;
+}
+
+function image(canvas, x, y, w, h) {
+  return `<image x="${n(x)}" y="${n(y)}" width="${n(w)}" height="${n(h)}" href="${canvas.toDataURL("image/png")}"/>`;
+}
+
+/** Captions, words and signs as lines of text. */
+function labels(grids, words, palette) {
+  const captions = grids.map(({ caption, text, formula }) => ({
+    x: caption.x + caption.w / 2, y: caption.y + caption.h - 5, text, colour: palette.ink, size: 13, anchor: "middle", italic: formula, font: `${formula ? "italic " : ""}13px ${FONT}`,
+  }));
+  const between = words.map(({ x, y, w, h, text, sign }) => ({
+    x: x + w / 2, y: y + h / 2 + (sign ? 8 : 16), text: sign ? text : `→ ${text}`, colour: palette.muted, size: sign ? 22 : 11, anchor: "middle", font: `${sign ? 22 : 11}px ${FONT}`,
+  }));
+  return [...captions, ...between];
+}
+
+/** Hand a blob to the person as a file. */
+export function download(blob, name) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(blob);
+  link.download = name;
+  document.body.append(link);
+  link.click();
+  link.remove();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+}
+
+function n(value) {
+  return Number(value.toFixed(2));
+}
+
+function escaped(text) {
+  return text.replace(/[&<>"]/g, (letter) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;" })[letter]);
+}

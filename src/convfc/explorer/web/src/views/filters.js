@@ -1,0 +1,141 @@
+// The filters as what they are before they are stretched: small windows of weights, one for each channel
+// of a group, beside each other.
+
+import { el, fill } from "./dom.js";
+import { Panel } from "./panel.js";
+import { editCell } from "./editor.js";
+import { columnsOf } from "../model/numbers.js";
+import { short } from "../model/words.js";
+
+/** Channels that are drawn beside each other; of more, the one of the selection. */
+const BESIDE = 4;
+
+export class FiltersView {
+  constructor(explorer) {
+    this.explorer = explorer;
+    const { store } = explorer;
+    this.panel = new Panel(explorer, {
+      view: "filters", name: "filter", label: "Filter",
+      pick: (r, c) => store.select({ q: this._column(r, c) }),
+      hover: (r, c) => store.preview(r === null ? null : { q: this._column(r, c) }),
+      edit: (r, c) => editCell(store, this.panel.grid, r, c, { kind: "filters", index: this._index(r, c), label: `New weight of filter ${store.selection.f}, ${this._say(r, c)}` }),
+      cursor: () => this.cursor(),
+      say: (r, c) => this._say(r, c),
+      decorate: (grid, context) => this._decorate(grid, context),
+      overlay: (grid, context) => this._overlay(grid, context),
+    });
+    this.element = this.panel.element;
+    this.chips = el("div", { class: "chips", role: "group", "aria-label": "Filter" });
+    this.bias = el("input", { type: "number", step: "any", name: "bias-value" });
+    this.biasRow = el("label", { class: "bias-row" }, el("span", {}, "bias"), this.bias);
+    this.bias.addEventListener("input", () => {
+      if (this.bias.value !== "") store.edit("bias", store.selection.f, Number(this.bias.value));
+    });
+    this.panel.addExtra(this.chips, this.biasRow);
+  }
+
+  update() {
+    const { store } = this.explorer;
+    this._showFilter(store.selection.f);
+    this._showChips();
+  }
+
+  light() {
+    const { store } = this.explorer;
+    const { f } = store.shown;
+    if (f !== this.drawn || this._channel() !== this.channel) {
+      this._showFilter(f);
+      this.panel.grid.draw();
+    }
+    this.panel.grid.light();
+    for (const chip of this.chips.children) chip.setAttribute("aria-pressed", String(Number(chip.dataset.filter) === f));
+    this.biasRow.hidden = !store.settings.bias;
+    if (store.settings.bias && document.activeElement !== this.bias) this.bias.value = store.bias[f];
+  }
+
+  cursor() {
+    const { store } = this.explorer;
+    const { map, shown } = store;
+    if (shown.q === null) return [0, 0];
+    const { tap, channel } = map.tap(shown.q);
+    const [i, j] = tap.length > 1 ? tap : [0, tap[0]];
+    return [i, (this.beside > 1 ? channel * this.width : 0) + j];
+  }
+
+  _showFilter(f) {
+    const { store } = this.explorer;
+    const { kernel } = store.settings;
+    this.drawn = f;
+    this.channel = this._channel();
+    this.width = kernel.at(-1);
+    this.beside = store.map.perGroup <= BESIDE ? store.map.perGroup : 1;
+    const rows = kernel.length > 1 ? kernel[0] : 1;
+    this.panel.show({
+      rows, columns: this.width * this.beside, largest: store.largest("filters"),
+      value: (r, c) => store.filters[this._index(r, c)],
+    }, [...kernel, store.map.perGroup].join(" × "));
+    this.panel.caption.querySelector(".name").textContent = store.settings.filters > 1 ? `filter ${f}` : "filter";
+  }
+
+  /** The channel shown where they are not all beside each other. */
+  _channel() {
+    const { map, shown } = this.explorer.store;
+    return map.perGroup <= BESIDE || shown.q === null ? 0 : map.tap(shown.q).channel;
+  }
+
+  /** The tap of a drawn cell: which of the k weights it is. */
+  _tap(r, c) {
+    const { perGroup } = this.explorer.store.map;
+    const channel = this.beside > 1 ? Math.floor(c / this.width) : this.channel;
+    return (r * this.width + (c % this.width)) * perGroup + channel;
+  }
+
+  _index(r, c) {
+    return this.drawn * this.explorer.store.map.taps + this._tap(r, c);
+  }
+
+  _column(r, c) {
+    const { store } = this.explorer;
+    return columnsOf(store.map, store.shown.f).first + this._tap(r, c);
+  }
+
+  _say(r, c) {
+    const { store } = this.explorer;
+    const of = this.beside > 1 ? `, channel ${Math.floor(c / this.width)}` : "";
+    return `row ${r}, column ${c % this.width}${of}: ${short(store.filters[this._index(r, c)])}`;
+  }
+
+  _decorate(grid, context) {
+    context.strokeStyle = this.explorer.palette.muted;
+    context.lineWidth = 2;
+    for (let d = 1; d < this.beside; d++) {
+      const { x, y, h } = grid.box(0, d * this.width, grid.source.rows - 1);
+      context.beginPath();
+      context.moveTo(x, y);
+      context.lineTo(x, y + h);
+      context.stroke();
+    }
+  }
+
+  _overlay(grid, context) {
+    const { store, palette } = this.explorer;
+    const { f, q } = store.shown;
+    const { rows, columns } = grid.source;
+    grid.outline(context, [0, 0, rows - 1, columns - 1], palette.hue(f), { width: 2.5, dash: palette.dash(f) });
+    if (q === null) return;
+    const [r, c] = this.cursor();
+    grid.outline(context, [r, c, r, c], palette.ink, { width: 2 });
+  }
+
+  _showChips() {
+    const { store, palette } = this.explorer;
+    const { filters } = store.settings;
+    this.chips.hidden = filters === 1 || filters > 8;
+    if (this.chips.hidden) return fill(this.chips);
+    fill(this.chips, Array.from({ length: filters }, (_, f) => {
+      const chip = el("button", { type: "button", class: "chip hued", data: { filter: f }, "aria-label": `Filter ${f}`, "aria-pressed": "false", onclick: () => store.select({ f }) }, String(f));
+      chip.style.setProperty("--hue", palette.hue(f));
+      return chip;
+    }));
+  }
+}

@@ -1,0 +1,80 @@
+// Thin ribbons between the panels: from the window to its row of M, from the row of Y to the output.
+
+import { el } from "./dom.js";
+
+export class Links {
+  constructor(explorer, strip) {
+    this.explorer = explorer;
+    this.strip = strip;
+    this.element = el("canvas", { class: "links", "aria-hidden": "true" });
+  }
+
+  fit() {
+    const parent = this.strip.element;
+    const ratio = window.devicePixelRatio || 1;
+    this.element.hidden = this.explorer.narrow;
+    if (this.explorer.narrow) return;
+    this.element.width = Math.round(parent.clientWidth * ratio);
+    this.element.height = Math.round(parent.clientHeight * ratio);
+    const origin = parent.getBoundingClientRect();
+    // Where the canvases are is measured once; selecting must not make the browser lay out again.
+    this.places = new Map([this.strip.input, this.strip.M, this.strip.Y, this.strip.output].map((view) => {
+      const box = view.panel.grid.overlay.getBoundingClientRect();
+      return [view, [box.left - origin.left, box.top - origin.top]];
+    }));
+  }
+
+  light() {
+    if (this.explorer.narrow || !this.places) return;
+    const { store, palette } = this.explorer;
+    const context = this.element.getContext("2d");
+    const ratio = window.devicePixelRatio || 1;
+    context.setTransform(ratio, 0, 0, ratio, 0, 0);
+    context.clearRect(0, 0, this.element.width, this.element.height);
+    if (store.view.backward && store.shown.element !== null) return;
+    const { input, M, Y, output } = this.strip;
+    const { p, f } = store.shown;
+    const from = this._place(input, ...input.window(p));
+    const row = this._place(M, p, 0, p, M.panel.grid.source.columns - 1, 13);
+    ribbon(context, [from.x + from.w, from.y, from.y + from.h], [row.x, row.y, row.y + row.h], palette.window);
+    const made = this._place(Y, p, 0, p, Y.panel.grid.source.columns - 1, 13);
+    const columns = output.panel.grid.source.columns;
+    const pixel = this._place(output, Math.floor(p / columns), p % columns, Math.floor(p / columns), p % columns, 8);
+    ribbon(context, [made.x + made.w, made.y, made.y + made.h], [pixel.x, pixel.y, pixel.y + pixel.h], palette.hue(f));
+  }
+
+  /** Cells of a view in the strip's own pixels, not outside their box. */
+  _place(view, r0, c0, r1, c1, least = 0) {
+    const { grid } = view.panel;
+    const [left, top] = this.places.get(view);
+    const { x, y, w, h } = grid.box(r0, c0, r1, c1);
+    const clamp = (value, most) => Math.min(Math.max(value, 0), most + 10);
+    const [x0, x1] = [clamp(x, grid.width), clamp(x + w, grid.width)];
+    let [y0, y1] = [clamp(y, grid.height), clamp(y + h, grid.height)];
+    if (y1 - y0 < least) [y0, y1] = [(y0 + y1 - least) / 2, (y0 + y1 + least) / 2];
+    return { x: left + x0, y: top + y0, w: x1 - x0, h: y1 - y0 };
+  }
+}
+
+function ribbon(context, [x0, top0, bottom0], [x1, top1, bottom1], colour) {
+  const middle = (x0 + x1) / 2;
+  context.beginPath();
+  context.moveTo(x0, top0);
+  context.bezierCurveTo(middle, top0, middle, top1, x1, top1);
+  context.lineTo(x1, bottom1);
+  context.bezierCurveTo(middle, bottom1, middle, bottom0, x0, bottom0);
+  context.closePath();
+  context.fillStyle = colour;
+  context.globalAlpha = 0.1;
+  context.fill();
+  context.globalAlpha = 0.55;
+  context.strokeStyle = colour;
+  context.lineWidth = 1;
+  context.beginPath();
+  context.moveTo(x0, top0);
+  context.bezierCurveTo(middle, top0, middle, top1, x1, top1);
+  context.moveTo(x0, bottom0);
+  context.bezierCurveTo(middle, bottom0, middle, bottom1, x1, bottom1);
+  context.stroke();
+  context.globalAlpha = 1;
+}

@@ -1,0 +1,19 @@
+// What a browser remembers between visits; some forbid it (private windows, notebooks), which is fine.
+
+const PREFIX = "convfc-explorer-";
+
+export function remembered(key) {
+  try {
+    return localStorage.getItem(PREFIX + key);
+  } catch {
+    return null;
+  }
+}
+
+export function remember(key, value) {
+  try {
+    localStorage.setItem(PREFIX + key, value);
+  } catch {
+    // Nothing is remembered then.
+  }
+}

@@ -1,0 +1,63 @@
+// The explorer in a notebook, for anywidget: the traitlets `state`, `selection` and `height`.
+
+import { mount } from "./explorer.js";
+
+const PATIENCE = 150; // milliseconds between a change on the page and its way to Python
+
+/** anywidget's render: returns how to clean up. */
+export function render({ model, el }) {
+  let timer = null;
+  let taking = false; // a change that comes from Python must not go back to it
+  const changed = new Set();
+  const given = model.get("state");
+  const explorer = mount(el, {
+    state: given && Object.keys(given).length ? given : undefined,
+    onChange(kind) {
+      if (taking || kind === "hover") return;
+      changed.add(kind === "selection" ? "selection" : "state");
+      clearTimeout(timer);
+      timer = setTimeout(send, PATIENCE);
+    },
+  });
+  const { store } = explorer;
+  const send = () => {
+    // What was typed but is no convolution stays on the page; Python sees the last that is one.
+    if (changed.has("state")) model.set("state", store.toJSON());
+    model.set("selection", { ...store.selection });
+    changed.clear();
+    model.save_changes();
+  };
+  const take = (change) => () => {
+    taking = true;
+    try {
+      change();
+    } finally {
+      taking = false;
+    }
+  };
+  const onState = take(() => {
+    const state = model.get("state");
+    if (state && JSON.stringify(state) !== JSON.stringify(store.toJSON())) store.load(state);
+  });
+  const onSelection = take(() => {
+    const { p, f, q, element } = model.get("selection") ?? {};
+    const patch = Object.entries({ p, f, q, element }).filter(([, value]) => value !== undefined);
+    store.select(Object.fromEntries(patch));
+  });
+  const onHeight = () => {
+    const height = model.get("height");
+    explorer.root.style.height = height ? `${height}px` : "";
+    explorer.root.classList.toggle("scrolling", Boolean(height));
+  };
+  model.on("change:state", onState);
+  model.on("change:selection", onSelection);
+  model.on("change:height", onHeight);
+  onHeight();
+  return () => {
+    clearTimeout(timer);
+    model.off("change:state", onState);
+    model.off("change:selection", onSelection);
+    model.off("change:height", onHeight);
+    explorer.destroy();
+  };
+}
