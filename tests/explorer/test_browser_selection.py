@@ -130,7 +130,7 @@ def test_a_tap_of_the_one_big_matrix_chooses_its_row(explorer: Explorer) -> None
     explorer.tab("matrix")
     rows, columns = explorer.cells("T")
     assert (rows, columns) == (8 * 8 * 2, 4 * 4)
-    explorer.press("T", "Home", "ArrowDown", "ArrowDown", "ArrowDown")
+    explorer.press("T", "Control+Home", "ArrowDown", "ArrowDown", "ArrowDown")
     assert explorer.chosen("p", "f") == (1, 1)  # rows are (p, f), like the output
     assert str(explorer.live()).startswith("Output row 0, column 1, filter 1")
 
@@ -146,7 +146,7 @@ def test_the_row_of_the_one_big_matrix_is_that_of_the_output(explorer: Explorer)
 
 
 def test_the_index_map_writes_out_eq_8(explorer: Explorer) -> None:
-    explorer.press("M", "ArrowDown", "ArrowRight", "ArrowRight")
+    explorer.press("M", "Control+Home", "ArrowDown", "ArrowRight", "ArrowRight")
     explorer.tab("map")
     panel = explorer.view("map").inner_text()
     p, q, element = explorer.chosen("p", "q", "element")
