@@ -18,8 +18,9 @@ import { CodeView } from "./views/code.js";
 import { Guide } from "./views/guide.js";
 import { download, png, svg } from "./views/export.js";
 
-/** Width below which the strip is a column. */
-const NARROW = 900;
+/** Widths from which the strip is a row, and from which the settings stand beside it. */
+const ROW = 780;
+const BESIDE = 1120;
 
 /** What a selection, a look, or a change of view does not touch is not drawn again. */
 const LIGHT = new Set(["selection", "hover"]);
@@ -163,8 +164,12 @@ export class Explorer {
     const { clientWidth } = this.root;
     if (!clientWidth || clientWidth === this.width) return;
     this.width = clientWidth;
-    this.narrow = clientWidth < NARROW;
-    this.root.dataset.width = this.narrow ? "narrow" : "wide";
+    this.narrow = clientWidth < ROW;
+    const wide = clientWidth >= BESIDE;
+    this.root.dataset.width = this.narrow ? "narrow" : wide ? "wide" : "middle";
+    // Where to start from stands above the strip if there is no column beside it.
+    if (wide) this.controls.element.prepend(this.controls.start);
+    else this.header.intro.before(this.controls.start);
     this._update("size");
   }
 }

@@ -4,7 +4,7 @@ import { complete } from "./geometry.js";
 
 const FIGURE_2 = { input: [1, 0, 2, 3, 1, 0, 0, 2, 1], filter: [1, 0, -1, 2, 0, -2, 1, 0, -1] };
 
-/** {id, title, text, settings, input, filters}; input is {values} or {digit}. */
+/** {id, title, text, settings, input, filters, at}; input is {values} or {digit}, `at` the output shown first. */
 export const PRESETS = [
   {
     id: "figure-2",
@@ -17,6 +17,7 @@ export const PRESETS = [
   },
   {
     id: "figure-3",
+    at: 5,
     title: "Three filters",
     paper: "Figure 3",
     text: "Three filters slide over an input with three channels; each makes a plane of the output.",
@@ -24,6 +25,7 @@ export const PRESETS = [
   },
   {
     id: "figure-6",
+    at: 24,
     title: "A digit in 49 patches",
     paper: "Figure 6",
     text: "Stride and kernel are both 4, so patches do not overlap: 28 × 28 pixels become 49 rows of 16.",
@@ -32,6 +34,7 @@ export const PRESETS = [
   },
   {
     id: "experiment",
+    at: 97,
     title: "The experiment",
     paper: "Section 5",
     text: "4 × 4 windows at stride 2: 169 rows of 16. The paper trains 128 filters; here are four.",
@@ -40,24 +43,28 @@ export const PRESETS = [
   },
   {
     id: "depthwise",
+    at: 8,
     title: "Depthwise",
     text: "As many groups as channels: every filter reads one channel, and M falls into blocks.",
     settings: { axes: 2, size: [7, 7], channels: 3, filters: 3, kernel: [3, 3], groups: 3, padding: [[1, 1], [1, 1]] },
   },
   {
     id: "dilated",
+    at: 10,
     title: "Dilated",
     text: "Taps two apart: a 3 × 3 kernel looks at a 5 × 5 neighbourhood.",
     settings: { axes: 2, size: [9, 9], channels: 1, filters: 2, kernel: [3, 3], dilation: [2, 2], padding: [[2, 2], [2, 2]] },
   },
   {
     id: "transposed",
+    at: 9,
     title: "Transposed",
     text: "The adjoint: the input is spread apart with zeros, and the output is larger than the input.",
     settings: { axes: 2, size: [4, 4], channels: 1, filters: 2, kernel: [3, 3], stride: [2, 2], padding: [[1, 1], [1, 1]], outputPadding: [1, 1], transposed: true },
   },
   {
     id: "signal",
+    at: 4,
     title: "A signal",
     text: "One axis: a moving difference and a moving mean of twelve numbers.",
     settings: { axes: 1, size: [12], channels: 1, filters: 2, kernel: [3], padding: [[1, 1]] },
@@ -72,5 +79,6 @@ export function stateOf(preset) {
     input: preset.input ?? null,
     filters: preset.filters ?? null,
     preset: preset.id,
+    selection: { p: preset.at ?? 0 },
   };
 }

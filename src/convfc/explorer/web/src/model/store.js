@@ -15,7 +15,7 @@ export const VERSION = 1;
 export const TABS = ["arithmetic", "map", "matrix", "code"];
 
 /** Entries above which M is not held whole: its cells are then worked out as they are drawn. */
-export const HELD = 4_000_000;
+export const HELD = 1_000_000;
 
 /** Products above which Y is not computed whole, but by the rows and planes that are looked at. */
 const PATIENCE = 20_000_000;
@@ -117,12 +117,14 @@ export class Store {
     });
   }
 
-  /** The largest magnitude of "input", "filters" or "output": the end of its scale of colours. */
+  /** The end of the scale of colours of "input", "filters" or "output". */
   largest(kind) {
     return this._once(`largest ${kind}`, () => {
       if (kind === "input" && this.range) return Math.max(...this.range.map(Math.abs));
       const values = kind === "output" ? (this.Y ?? this.plane(0)) : this[kind];
-      return values.reduce((most, value) => Math.max(most, Math.abs(value)), 0) || 1;
+      const most = values.reduce((so, value) => Math.max(so, Math.abs(value)), 0) || 1;
+      // Many weights are as large as the largest: they stay readable if they end short of the darkest.
+      return kind === "filters" ? 1.5 * most : most;
     });
   }
 

@@ -56,8 +56,9 @@ export class ArithmeticView {
       el("span", { class: "hint" }, `${terms.length} ${terms.length === 1 ? "product" : "products"}${store.settings.bias ? `, and the bias ${short(bias)}` : ""}; it is the output at ${place(position)}, filter ${f}`));
     const { kernel } = store.settings;
     const square = store.map.perGroup === 1 && kernel.length === 2 && kernel[1] <= 8;
-    this.terms.classList.toggle("shaped", square);
-    this.terms.style.setProperty("--across", square ? kernel[1] : 1);
+    this.terms.style.setProperty("--across", square ? kernel[1] : "auto-fill");
+    const longest = terms.reduce((most, { x, w }) => Math.max(most, short(x, 3).length + short(w, 3).length), 0);
+    this.terms.style.setProperty("--wide", `${Math.max(72, 46 + longest * 7.6)}px`);
     const items = terms.slice(0, WRITTEN).map((term) => this._term(term));
     if (terms.length > WRITTEN) {
       const rest = terms.slice(WRITTEN).reduce((total, term) => total + term.product, 0);

@@ -10,6 +10,7 @@ import { product } from "../model/geometry.js";
 import { count, short } from "../model/words.js";
 
 const SLIM = 22; // width of x and y
+const HEIGHT = 330; // of T, at most
 
 export class BigMatrixView {
   constructor(explorer) {
@@ -59,13 +60,12 @@ export class BigMatrixView {
   fit() {
     const width = Math.max(120, Math.min(this.element.clientWidth || 600, 760) - 2 * SLIM - 150);
     const { rows, columns } = this.panel.grid.source;
-    const cell = Math.min(width / columns, 420 / rows, 26);
-    const w = Math.min(width, Math.max(columns * cell, 160));
-    const h = Math.min(420, Math.max(rows * cell, 110));
-    this.panel.fit(w / columns, Math.min(h / rows, 30));
-    const side = (n) => Math.min(26, Math.max(Math.min(420, h) / n, Math.min(w, 420) / n));
-    this.x.fit(SLIM, Math.min(side(columns), 420 / columns));
-    this.y.fit(SLIM, h / rows > 30 ? 30 : h / rows);
+    const cell = Math.min(width / columns, HEIGHT / rows, 26);
+    const w = Math.min(width, Math.max(columns * cell, Math.min(26 * columns, 440)));
+    const h = Math.min(HEIGHT, Math.max(rows * cell, Math.min(26 * rows, 110)));
+    this.panel.fit(w / columns, h / rows);
+    this.x.fit(SLIM, Math.min(26, HEIGHT / columns));
+    this.y.fit(SLIM, h / rows);
   }
 
   light() {
@@ -150,7 +150,13 @@ export class BigMatrixView {
     const { store, palette } = this.explorer;
     const { first, count: k } = columnsOf(store.map, store.shown.f);
     const row = store.map.row(store.shown.p);
-    if (!lit(store)) for (let t = 0; t < k; t++) if (row[first + t] >= 0) grid.tint(context, [row[first + t], 0], palette.window, 0.55);
+    const readable = grid.size[1] >= 13;
+    for (let t = 0; t < k && !lit(store); t++) {
+      const from = row[first + t];
+      if (from < 0) continue;
+      if (readable) grid.outline(context, [from, 0, from, 0], palette.window, { width: 2 });
+      else grid.tint(context, [from, 0], palette.window, 0.6);
+    }
     const { element } = store.shown;
     if (element !== null) grid.outline(context, [element, 0, element, 0], palette.ink, { width: 2 });
   }

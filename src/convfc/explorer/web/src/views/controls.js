@@ -23,8 +23,10 @@ export class Controls {
       onclick: () => explorer.usePreset(preset),
     }, el("span", {}, preset.title), preset.paper ? el("small", {}, preset.paper) : null));
     this.backward = this._check("backward", "backward pass", "Point at an input element: every entry of M that reads it and every output that it feeds light up", (on) => explorer.store.show({ backward: on }));
+    this.start = this._group("Start from", el("div", { class: "presets" }, this.presets));
+    this.start.classList.add("start");
     this.element = el("aside", { class: "controls", data: { view: "controls" }, "aria-label": "Settings" },
-      this._group("Start from", el("div", { class: "presets" }, this.presets)),
+      this.start,
       this._group("Input", this._axes(), this._perAxis("size"), this._single("channels"), this.pictures.element),
       this._group("Filters", this._single("filters"), this._perAxis("kernel"), this._flag("flip"), this._flag("bias")),
       this._group("Movement", this._perAxis("stride"), this._perAxis("dilation")),

@@ -45,7 +45,7 @@ export function icon(name) {
 export function button(action, label, onclick, { symbol, text, title } = {}) {
   const named = text === undefined || text !== label;
   return el("button", { type: "button", class: text === undefined ? "bare" : "", data: { action }, "aria-label": named ? label : null, title: title ?? (text === undefined ? label : null), onclick },
-    symbol ? icon(symbol) : null, text ?? null);
+    symbol ? icon(symbol) : null, text === undefined ? null : el("span", {}, text));
 }
 
 let last = 0;

@@ -13,12 +13,12 @@ export class Header {
     this.theme = el("select", { name: "theme" }, ["auto", "light", "dark"].map((name) => el("option", { value: name }, name)));
     this.theme.addEventListener("change", () => explorer.theme.choose(this.theme.value));
     this.element = el("header", { class: "top" },
-      el("div", { class: "brand" }, el("span", { class: "logo" }, "convfc"), el("span", {}, "a convolution is a matrix product")),
+      el("div", { class: "brand" }, el(explorer.options.page ? "h1" : "span", { class: "logo" }, "convfc"), el("span", {}, "a convolution is a matrix product")),
       el("div", { class: "actions" },
         button("guide", "Guide in five steps", () => explorer.guide.open(), { symbol: "guide", text: "Guide" }),
         explorer.options.page ? button("copy-link", "Copy a link to this view", () => explorer.copyLink(), { symbol: "link", text: "Link" }) : null,
-        button("png", "Save the strip as PNG", () => explorer.save("png"), { symbol: "image", text: "PNG" }),
-        button("svg", "Save the strip as SVG", () => explorer.save("svg"), { symbol: "image", text: "SVG" }),
+        button("png", "Save the strip as PNG", () => explorer.save("png"), { text: "PNG" }),
+        button("svg", "Save the strip as SVG", () => explorer.save("svg"), { text: "SVG" }),
         el("label", { class: "theme" }, el("span", { class: "unseen" }, "Theme"), this.theme)));
     this.intro = el("div", { class: "intro" }, this.title, this.text, this.note);
   }

@@ -6,6 +6,7 @@ import { packedRgb } from "./palette.js";
 import { hatch } from "./paint.js";
 import { Panel } from "./panel.js";
 import { editCell } from "./editor.js";
+import { lit } from "./lit.js";
 import { count, short } from "../model/words.js";
 import { columnsOf } from "../model/numbers.js";
 
@@ -25,7 +26,8 @@ export class InputView {
     });
     this.element = this.panel.element;
     this.channels = el("div", { class: "chips", role: "group", "aria-label": "Channel shown" });
-    this.panel.addExtra(this.channels);
+    this.fed = el("p", { class: "hint fed" });
+    this.panel.addExtra(this.fed, this.channels);
   }
 
   get store() {
@@ -58,7 +60,7 @@ export class InputView {
     if (heat) {
       const most = store.counts.reduce((a, b) => Math.max(a, b), 1);
       source.value = (r, c) => (this._own(r, c) ? store.counts[this._element(r, c, shown)] : 0);
-      source.largest = most;
+      source.largest = 1.7 * most; // light enough for what is lit on it
     } else if (channel === "rgb") source.pixel = this._rgb(input);
     this.panel.show(source, [...settings.size, settings.channels].join(" × "));
     this._showChannels(settings.channels, channel, heat);
@@ -66,6 +68,11 @@ export class InputView {
 
   light() {
     this.panel.grid.light();
+    const reading = lit(this.store);
+    this.fed.hidden = !this.store.view.backward;
+    this.fed.textContent = reading
+      ? `read ${count(reading.entries.length, "time")}, feeds ${count(reading.outputs.length, "output")}`
+      : "point at an element";
   }
 
   /** Follow the selection into its channel. */
@@ -214,10 +221,10 @@ export class InputView {
       if (!dilated) grid.tint(context, box, colour, 0.13);
       else for (const [r, c] of this._taps(shown.p)) grid.tint(context, [r, c], colour, 0.26);
     }
-    grid.outline(context, box, colour, { width: faint ? 1 : 2.5, dash: faint ? [3, 3] : [] });
     if (dilated && Math.min(w, h) > 5 && !faint) {
       for (const [r, c] of this._taps(shown.p)) grid.outline(context, [r, c, r, c], colour, { width: 1 });
     }
+    grid.outline(context, box, colour, { width: faint ? 1 : 2.5, dash: faint ? [3, 3] : [] });
     if (shown.element !== null || shown.q !== null) {
       const [r, c] = this.cursor();
       grid.outline(context, [r, c, r, c], faint ? colour : this.explorer.palette.ink, { width: 2 });
@@ -238,7 +245,7 @@ export class InputView {
     const chip = (value, text) => el("button", { type: "button", class: "chip", "aria-pressed": String(channel === value), "aria-label": `Channel ${text}`, data: { channel: value }, onclick: choose(value) }, text);
     if (channels <= 8) {
       const numbers = Array.from({ length: channels }, (_, d) => chip(d, String(d)));
-      fill(this.channels, el("span", { class: "hint" }, "channel"), channels === 3 ? chip("rgb", "RGB") : null, numbers);
+      fill(this.channels, channels === 3 ? chip("rgb", "RGB") : null, numbers);
       return;
     }
     const number = el("input", { type: "number", min: 0, max: channels - 1, name: "channel", "aria-label": "Channel shown" });

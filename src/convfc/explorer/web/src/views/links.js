@@ -16,8 +16,12 @@ export class Links {
     if (this.explorer.narrow) return;
     this.element.width = Math.round(parent.clientWidth * ratio);
     this.element.height = Math.round(parent.clientHeight * ratio);
-    const origin = parent.getBoundingClientRect();
-    // Where the canvases are is measured once; selecting must not make the browser lay out again.
+    this.places = null;
+  }
+
+  /** Where the canvases are: measured once, as selecting must not make the browser lay out again. */
+  _measure() {
+    const origin = this.strip.element.getBoundingClientRect();
     this.places = new Map([this.strip.input, this.strip.M, this.strip.Y, this.strip.output].map((view) => {
       const box = view.panel.grid.overlay.getBoundingClientRect();
       return [view, [box.left - origin.left, box.top - origin.top]];
@@ -25,7 +29,8 @@ export class Links {
   }
 
   light() {
-    if (this.explorer.narrow || !this.places) return;
+    if (this.explorer.narrow) return;
+    if (!this.places) this._measure();
     const { store, palette } = this.explorer;
     const context = this.element.getContext("2d");
     const ratio = window.devicePixelRatio || 1;

@@ -164,7 +164,7 @@ export class ProductView {
       for (const row of reading.outputs) grid.outline(context, [row, f, row, f], palette.lit, { width: 1.5, least: 4 });
       return;
     }
-    grid.tint(context, [0, f, store.map.rows - 1, f], palette.hue(f), 0.14);
+    grid.outline(context, [0, f, store.map.rows - 1, f], palette.hue(f), { width: 1.5, dash: palette.dash(f) });
     const [w, h] = grid.size;
     if (filters > 1) {
       const row = grid.lens(context, p, [0, filters - 1], palette.window);

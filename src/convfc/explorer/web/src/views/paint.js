@@ -70,16 +70,14 @@ export function numberFont(grid, context) {
   const [w, h] = grid.size;
   const { r0, r1, c0, c1 } = grid.visible;
   if (grid.source.pixel || w < 10 || h < 11 || (r1 - r0 + 1) * (c1 - c0 + 1) > 4000) return null;
+  const texts = new Set();
   for (const digits of [3, 2]) {
-    let longest = "";
-    for (let r = r0; r <= r1; r++) {
-      for (let c = c0; c <= c1; c++) {
-        const text = short(grid.source.value(r, c), digits);
-        if (text.length > longest.length) longest = text;
-      }
-    }
-    const size = Math.min(13, h * 0.62, ((w - 3) / Math.max(1, longest.length)) * 1.62);
-    if (size >= 8) return { css: `${size}px ${FONT}`, digits, size };
+    texts.clear();
+    for (let r = r0; r <= r1; r++) for (let c = c0; c <= c1; c++) texts.add(short(grid.source.value(r, c), digits));
+    context.font = `10px ${FONT}`;
+    const widest = [...texts].reduce((most, text) => Math.max(most, context.measureText(text).width), 1);
+    const size = Math.min(13, h * 0.6, ((w - 4) / widest) * 10);
+    if (size >= 7.5) return { css: `${size}px ${FONT}`, digits, size };
   }
   return null;
 }

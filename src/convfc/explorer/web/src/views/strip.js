@@ -8,9 +8,8 @@ import { FilterMatrixView, PatchView, ProductView } from "./matrices.js";
 import { OutputView } from "./output.js";
 import { Links } from "./links.js";
 
-const HEIGHT = 330; // of the matrices, where they stand beside each other
 const SIGNS = 46 + 20 + 20 + 46 + 6 * 12; // between them, with gaps
-const LARGEST = 30; // side of a cell
+const LARGEST = 34; // side of a cell
 
 export class Strip {
   constructor(explorer) {
@@ -52,6 +51,7 @@ export class Strip {
   _fitRow(width) {
     const { map, settings } = this.explorer.store;
     const room = width - SIGNS - 5 * 2 * MARGIN;
+    const height = Math.min(430, Math.max(330, 0.3 * width)); // of the matrices
     const k = map.taps;
     const f = settings.filters;
     // Panels keep a least width for their captions even if their cells need less.
@@ -59,20 +59,21 @@ export class Strip {
     const least = Math.min(Math.max(0.24 * room, 130), 230);
     const side = Math.max(least, Math.min(270, (room - need(LARGEST)) / 2));
     const cell = largestThat((c) => need(c) <= room - 2 * side, LARGEST);
-    this._image(this.input.panel, side, HEIGHT * 0.72);
-    this._image(this.output.panel, side, HEIGHT * 0.72);
+    this._image(this.input.panel, side, height * 0.72);
+    this._image(this.output.panel, side, height * 0.72);
     const { rows, columns } = this.filters.panel.grid.source;
     const small = Math.min(side / columns, 92 / rows, 26);
     this.filters.panel.fit(small, small);
-    const tall = tallness(map.rows, cell);
+    const tall = tallness(map.rows, cell, height);
     this.M.panel.fit(cell, tall);
-    this.Y.panel.fit(Math.min(cell * (f * cell < 76 ? Math.min(76 / (f * cell), 2) : 1), LARGEST), tall);
-    this.K.panel.fit(Math.min(cell * (f * cell < 76 ? Math.min(76 / (f * cell), 2) : 1), LARGEST), tallness(k, Math.max(cell, 14)));
+    // K and Y may be wider where their captions leave room.
+    const wider = Math.min(cell * Math.max(1, Math.min(76 / (f * cell), 2)), LARGEST);
+    this.K.panel.fit(wider, tallness(k, Math.max(cell, 14), height));
+    this.Y.panel.fit(wider, tall);
   }
 
   _fitColumn(width) {
     const room = width - 2 * MARGIN;
-    const { map } = this.explorer.store;
     this._image(this.input.panel, room, 300);
     this._image(this.output.panel, room, 300);
     const { rows, columns } = this.filters.panel.grid.source;
@@ -83,20 +84,19 @@ export class Strip {
       const cell = Math.min(room / source.columns, LARGEST);
       view.panel.fit(cell, tallness(source.rows, Math.max(cell, view === this.K ? 12 : 3), view === this.K ? 220 : 260));
     }
-    return map;
   }
 
   _image(panel, width, height) {
     const { rows, columns } = panel.grid.source;
-    const cell = Math.min(width / columns, height / rows, 40);
+    const cell = Math.min(width / columns, height / rows, 46);
     panel.fit(cell, cell);
   }
 }
 
 /** Height of a row: square-ish where numbers can be read, as low as needed where there are many. */
-function tallness(rows, cellWidth, height = HEIGHT) {
+function tallness(rows, cellWidth, height) {
   const equal = height / rows;
-  return equal < 8 ? equal : Math.min(equal, 26, Math.max(9, cellWidth * 1.25));
+  return equal < 8 ? equal : Math.min(equal, 30, Math.max(9, cellWidth * 1.25));
 }
 
 /** The largest size that passes, by halving. */
