@@ -145,6 +145,7 @@ def test_a_digit_is_drawn_with_a_finger(open_page: Callable[..., Explorer]) -> N
         touch("touchMove", (x + width / 2, y + height * (0.25 + step / 16)))
     touch("touchEnd")
     explorer.view("pad").get_by_role("button", name="Use").tap()
+    explorer.view("pad").wait_for(state="hidden")
     explorer.settled()
     is_the_stroke(explorer)
 

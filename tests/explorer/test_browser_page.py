@@ -84,7 +84,7 @@ def test_the_transport_sticks_to_the_bottom_of_a_phone(open_page: Callable[..., 
         box = explorer.view("transport").bounding_box()
         assert box is not None
         assert 700 < box["y"] + box["height"] <= 845
-    explorer.act("forward")
+    explorer.act("first").act("forward")
     assert explorer.chosen("p") == (1,)
 
 

@@ -39,7 +39,7 @@ function numpy(s) {
     "M = im2col(x, geometry)                       # one row per output position",
     "K = filters_to_matrix(filters, geometry)      # one column per filter",
     `rows = patch_product(M, K, geometry)${s.bias ? " + bias" : ""}`,
-    `y = rows_to_output(rows, ${tuple(outputSize(s))})`,
+    `y = rows_to_output(rows, geometry, ${tuple(s.size)})`,
   );
 }
 

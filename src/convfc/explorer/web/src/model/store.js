@@ -198,9 +198,9 @@ export class Store {
   }
 
   /** Change many numbers of the input at once, as a drawing does. */
-  draw(values) {
+  draw(values, digit = null) {
     this.input.set(values);
-    this.digit = null;
+    this.digit = digit;
     this.pictured = true;
     this.range = null;
     this._numbersChanged();
@@ -208,8 +208,7 @@ export class Store {
 
   /** Take a digit of the library as the input. */
   chooseDigit(index) {
-    this.draw(digitInput(index, this.settings));
-    this.digit = index;
+    this.draw(digitInput(index, this.settings), index);
   }
 
   show(view) {
