@@ -358,7 +358,7 @@ def test_draws_of_probabilities_are_taken_apart_as_predict_does() -> None:
     network = uncertainty.to_bayesian(lenet(0), "dropout", rate=0.3)
     expected = uncertainty.predict(network, torch.rand(4, 1, 28, 28), samples=6, keep=True)
     assert expected.draws is not None
-    found = parts._from_probabilities(torch.softmax(expected.draws.double(), dim=2))
+    found = uncertainty.Prediction.of(torch.softmax(expected.draws.double(), dim=2))
     # The same sums of six numbers below 1, in another order.
     bound = 30 * torch.finfo(torch.float64).eps
     assert (found.mean - expected.mean).abs().max() <= bound

@@ -52,6 +52,38 @@ class Prediction:
         """The most probable class of each image, shape (n,)."""
         return self.mean.argmax(dim=1)
 
+    @classmethod
+    def of(cls, probabilities: Tensor, draws: Tensor | None = None) -> Prediction:
+        """Return the prediction that draws of another library make, such as laplace-torch's.
+
+        Parameters
+        ----------
+        probabilities : Tensor, shape (samples, n, C)
+            At each draw; rows of the last axis are divided by their sum.
+        draws : Tensor, optional
+            To be kept.
+
+        Examples
+        --------
+        >>> found = Prediction.of(torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]]))
+        >>> bool(found.mutual_information == found.predictive_entropy)  # each draw is certain
+        True
+        """
+        p = probabilities.detach().double().cpu()
+        p = p / p.sum(dim=-1, keepdim=True)
+        return cls._from_sums(p.sum(dim=0), _entropy(p).sum(dim=0), len(p), draws)
+
+    @classmethod
+    def _from_sums(
+        cls, total: Tensor, entropy: Tensor, samples: int, draws: Tensor | None
+    ) -> Prediction:
+        """Return the prediction of probabilities and entropies that are summed over the draws."""
+        mean = total / samples
+        predictive = _entropy(mean)
+        # The expected entropy is never above the predictive one (Jensen), but rounded it may be.
+        expected = torch.minimum(entropy / samples, predictive)
+        return cls(mean, predictive, expected, predictive - expected, draws, samples)
+
 
 def predict(
     model: nn.Module,
@@ -134,24 +166,18 @@ def predict(
                     "one sample",
                 )
             first = drawn if number == 0 else first
-            log_p = _log_probabilities(drawn.double(), output)
-            total = total + log_p.exp()
-            entropy = entropy - torch.xlogy(log_p.exp(), log_p.exp()).sum(dim=1)
+            p = _log_probabilities(drawn.double(), output).exp()
+            total = total + p
+            entropy = entropy + _entropy(p)
             if keep:
                 kept.append(drawn)
             show(number + 1, samples)
-    mean = total / samples
-    predictive = -torch.xlogy(mean, mean).sum(dim=1)
-    # The expected entropy is never above the predictive one (Jensen), but rounded it may be.
-    expected = torch.minimum(entropy / samples, predictive)
-    return Prediction(
-        mean,
-        predictive,
-        expected,
-        predictive - expected,
-        torch.stack(kept) if keep else None,
-        samples,
-    )
+    return Prediction._from_sums(total, entropy, samples, torch.stack(kept) if keep else None)
+
+
+def _entropy(p: Tensor) -> Tensor:
+    """Return the entropy of each row, in nats."""
+    return -torch.xlogy(p, p).sum(dim=-1)
 
 
 def _one_draw(model: nn.Module, batches: tuple[Tensor, ...], seed: int) -> Tensor:

@@ -132,9 +132,7 @@ def _evaluated(model: nn.Module, x: Tensor) -> Prediction:
     """Return what a network says that is not random: all its uncertainty is aleatoric."""
     with torch.no_grad():
         logits = model(x).double()
-    log_p = torch.log_softmax(logits, dim=1)
-    entropy = -(log_p.exp() * log_p).sum(dim=1)
-    return Prediction(log_p.exp(), entropy, entropy, torch.zeros_like(entropy), logits[None], 1)
+    return Prediction.of(logits.softmax(dim=1)[None], logits[None])
 
 
 def _split(found: Prediction, counts: Mapping[str, int]) -> dict[str, Array]:
@@ -204,7 +202,7 @@ def _predict_laplace(work: Work) -> Result:
             work.step(start // _LAPLACE_BATCH + 1)
             work.save(lambda: _drawn_so_far(draws, sampling))  # noqa: B023
     sampling *= len(asked["test"]) / len(x)
-    found = _from_probabilities(torch.cat(draws, dim=1))
+    found = Prediction.of(torch.cat(draws, dim=1))
     arrays = _split(found, {name: len(asked[name]) for name in SETS})
     return Result({}, arrays, {"training": fitting, "sampling": sampling})
 
@@ -212,16 +210,6 @@ def _predict_laplace(work: Work) -> Result:
 def _drawn_so_far(draws: Sequence[Tensor], seconds: float) -> dict[str, Array]:
     """Return the checkpoint of the draws of a Laplace approximation."""
     return {"draws": torch.cat(list(draws), dim=1).numpy(), "seconds": np.array(seconds)}
-
-
-def _from_probabilities(drawn: Tensor) -> Prediction:
-    """Return the parts of the uncertainty of drawn probabilities, ``(samples, n, C)``."""
-    p = drawn.double()
-    p = p / p.sum(dim=2, keepdim=True)
-    mean = p.mean(dim=0)
-    predictive = -torch.xlogy(mean, mean).sum(dim=1)
-    expected = torch.minimum(-torch.xlogy(p, p).sum(dim=2).mean(dim=0), predictive)
-    return Prediction(mean, predictive, expected, predictive - expected, None, len(p))
 
 
 def _score(work: Work) -> Result:
