@@ -144,6 +144,7 @@ def test_a_digit_is_drawn_with_a_finger(open_page: Callable[..., Explorer]) -> N
     for step in range(1, 9):
         touch("touchMove", (x + width / 2, y + height * (0.25 + step / 16)))
     touch("touchEnd")
+    explorer.page.wait_for_timeout(500)  # so soon after a stroke the browser takes no tap
     explorer.view("pad").get_by_role("button", name="Use").tap()
     explorer.view("pad").wait_for(state="hidden")
     explorer.settled()
