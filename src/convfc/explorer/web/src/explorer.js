@@ -157,6 +157,7 @@ export class Explorer {
 
   _recolour(scheme) {
     this.palette = palette(scheme);
+    if (this.options.page) document.documentElement.style.background = getComputedStyle(this.root).backgroundColor;
     if (this.strip) this._update("theme");
   }
 

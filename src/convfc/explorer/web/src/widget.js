@@ -53,6 +53,7 @@ export function render({ model, el }) {
   model.on("change:selection", onSelection);
   model.on("change:height", onHeight);
   onHeight();
+  onSelection(); // what Python has chosen before anything was shown
   return () => {
     clearTimeout(timer);
     model.off("change:state", onState);

@@ -58,10 +58,11 @@ export class BigMatrixView {
 
   /** T as large as there is room, in its own proportions as far as these can be shown. */
   fit() {
-    const width = Math.max(120, Math.min(this.element.clientWidth || 600, 760) - 2 * SLIM - 150);
+    const beside = this.explorer.narrow ? 172 : 250; // x, y and the signs
+    const width = Math.max(120, (this.element.clientWidth || 600) - beside);
     const { rows, columns } = this.panel.grid.source;
     const cell = Math.min(width / columns, HEIGHT / rows, 26);
-    const w = Math.min(width, Math.max(columns * cell, Math.min(26 * columns, 440)));
+    const w = Math.min(width, Math.max(columns * cell, Math.min(26 * columns, 640)));
     const h = Math.min(HEIGHT, Math.max(rows * cell, Math.min(26 * rows, 110)));
     this.panel.fit(w / columns, h / rows);
     this.x.fit(SLIM, Math.min(26, HEIGHT / columns));

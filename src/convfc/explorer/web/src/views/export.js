@@ -10,56 +10,75 @@ const CELLS = 2500; // beyond which a matrix goes into the SVG as an image
 
 /** What the strip shows, laid out: grids with their captions, and the words and signs between them. */
 function parts(explorer) {
-  const { element, views } = explorer.strip;
-  const origin = element.getBoundingClientRect();
+  const { element, views, links } = explorer.strip;
+  const shown = [...element.querySelectorAll(".caption, .grid, .step, .sign")].map((node) => node.getBoundingClientRect());
+  const [left, top] = [Math.min(...shown.map((box) => box.left)) - EDGE, Math.min(...shown.map((box) => box.top)) - EDGE];
   const place = (node) => {
     const box = node.getBoundingClientRect();
-    return { x: box.left - origin.left + EDGE, y: box.top - origin.top + EDGE, w: box.width, h: box.height };
+    return { x: box.left - left, y: box.top - top, w: box.width, h: box.height };
   };
-  const grids = views.map((view) => ({ grid: view.panel.grid, ...place(view.panel.grid.element), caption: place(view.panel.caption), text: view.panel.caption.textContent, formula: view.panel.options.formula }));
+  const grids = views.map((view) => ({
+    grid: view.panel.grid, ...place(view.panel.grid.element), caption: place(view.panel.caption), text: view.panel.caption.textContent, formula: view.panel.options.formula,
+  }));
   const words = [...element.querySelectorAll(".step, .sign")].map((node) => ({ ...place(node), text: node.textContent, sign: node.classList.contains("sign") }));
-  return { width: element.clientWidth + 2 * EDGE, height: element.clientHeight + 2 * EDGE, grids, words };
+  return {
+    width: Math.max(...shown.map((box) => box.right)) - left + EDGE, height: Math.max(...shown.map((box) => box.bottom)) - top + EDGE,
+    grids, words, links: links.element.hidden ? null : { canvas: links.element, ...place(links.element) },
+  };
+}
+
+/** Do something while the canvases are sharp enough to be enlarged. */
+function sharp(explorer, work) {
+  const grids = explorer.strip.views.map((view) => view.panel.grid);
+  for (const grid of grids) grid.sharpen(SCALE);
+  const done = work();
+  for (const grid of grids) grid.sharpen(null);
+  return done;
 }
 
 /** The strip as a PNG blob. */
 export function png(explorer) {
-  const { width, height, grids, words } = parts(explorer);
-  const canvas = document.createElement("canvas");
-  [canvas.width, canvas.height] = [Math.round(width * SCALE), Math.round(height * SCALE)];
-  const context = canvas.getContext("2d");
-  context.scale(SCALE, SCALE);
-  context.fillStyle = explorer.palette.paper;
-  context.fillRect(0, 0, width, height);
-  const links = explorer.strip.links.element;
-  if (!links.hidden) context.drawImage(links, EDGE, EDGE, width - 2 * EDGE, height - 2 * EDGE);
-  for (const { grid, x, y, w, h } of grids) {
-    context.drawImage(grid.base, x, y, w, h);
-    context.drawImage(grid.overlay, x, y, w, h);
-  }
-  for (const label of labels(grids, words, explorer.palette)) {
-    context.font = label.font;
-    context.fillStyle = label.colour;
-    context.textAlign = label.anchor === "middle" ? "center" : "left";
-    context.fillText(label.text, label.x, label.y);
-  }
-  return new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
+  return sharp(explorer, () => {
+    const { width, height, grids, words, links } = parts(explorer);
+    const canvas = document.createElement("canvas");
+    [canvas.width, canvas.height] = [Math.round(width * SCALE), Math.round(height * SCALE)];
+    const context = canvas.getContext("2d");
+    context.scale(SCALE, SCALE);
+    context.fillStyle = explorer.palette.paper;
+    context.fillRect(0, 0, width, height);
+    if (links) context.drawImage(links.canvas, links.x, links.y, links.w, links.h);
+    for (const { grid, x, y, w, h } of grids) {
+      context.drawImage(grid.base, x, y, w, h);
+      context.drawImage(grid.overlay, x, y, w, h);
+    }
+    for (const label of labels(grids, words, explorer.palette)) {
+      context.font = label.font;
+      context.fillStyle = label.colour;
+      context.textAlign = label.anchor === "middle" ? "center" : "left";
+      context.fillText(label.text, label.x, label.y);
+    }
+    return new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
+  });
 }
 
 /** The strip as an SVG text. */
 export function svg(explorer) {
-  const { width, height, grids, words } = parts(explorer);
-  const { palette } = explorer;
-  const out = [
-    `<svg xmlns="http://www.w3.org/2000/svg" width="${n(width)}" height="${n(height)}" viewBox="0 0 ${n(width)} ${n(height)}" font-family="${escaped(FONT)}">`,
-    `<title>${escaped(explorer.store.describe())}</title>`,
-    `<rect width="100%" height="100%" fill="${palette.paper}"/>`,
-  ];
-  for (const part of grids) out.push(...gridShapes(part, palette));
-  for (const label of labels(grids, words, palette)) {
-    out.push(`<text x="${n(label.x)}" y="${n(label.y)}" font-size="${label.size}" fill="${label.colour}" text-anchor="${label.anchor}"${label.italic ? ' font-style="italic"' : ""}>${escaped(label.text)}</text>`);
-  }
-  out.push("</svg>", "");
-  return out.join("\n");
+  return sharp(explorer, () => {
+    const { width, height, grids, words, links } = parts(explorer);
+    const { palette } = explorer;
+    const out = [
+      `<svg xmlns="http://www.w3.org/2000/svg" width="${n(width)}" height="${n(height)}" viewBox="0 0 ${n(width)} ${n(height)}" font-family="${escaped(FONT)}">`,
+      `<title>${escaped(explorer.store.describe())}</title>`,
+      `<rect width="100%" height="100%" fill="${palette.paper}"/>`,
+    ];
+    if (links) out.push(image(links.canvas, links.x, links.y, links.w, links.h));
+    for (const part of grids) out.push(...gridShapes(part, palette));
+    for (const label of labels(grids, words, palette)) {
+      out.push(`<text x="${n(label.x)}" y="${n(label.y)}" font-size="${label.size}" fill="${label.colour}" text-anchor="${label.anchor}"${label.italic ? ' font-style="italic"' : ""}>${escaped(label.text)}</text>`);
+    }
+    out.push("</svg>", "");
+    return out.join("\n");
+  });
 }
 
 /** A grid: its cells as shapes and text, or its canvas as an image; the selection lies above as one. */
@@ -71,11 +90,12 @@ function gridShapes({ grid, x, y, w, h }, palette) {
   else {
     const font = numberFont(grid, grid.base.getContext("2d"));
     const [width, height] = grid.size;
+    const edge = Math.min(width, height) < 6 ? "" : ` stroke="${palette.line}" stroke-width="0.5"`;
     for (let r = r0; r <= r1; r++) {
       for (let c = c0; c <= c1; c++) {
         const value = grid.source.value(r, c);
         const box = grid.box(r, c);
-        out.push(`<rect x="${n(x + box.x)}" y="${n(y + box.y)}" width="${n(width)}" height="${n(height)}" fill="${palette.css(value, grid.source.largest)}" stroke="${palette.line}" stroke-width="0.5"/>`);
+        out.push(`<rect x="${n(x + box.x)}" y="${n(y + box.y)}" width="${n(width)}" height="${n(height)}" fill="${palette.css(value, grid.source.largest)}"${edge}/>`);
         if (!font) continue;
         out.push(`<text x="${n(x + box.x + width / 2)}" y="${n(y + box.y + height / 2 + font.size * 0.35)}" font-size="${n(font.size)}" text-anchor="middle" fill="${palette.on(value, grid.source.largest)}">${short(value, font.digits)}</text>`);
       }

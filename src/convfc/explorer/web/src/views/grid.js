@@ -28,6 +28,7 @@ export class Grid {
     this.x = this.y = 0; // what part of the cells is seen, in pixels
     this.width = this.height = 0;
     this.fitted = [1, 1];
+    this.sharpness = null; // pixels per CSS pixel; of the screen, unless it is set
     this.stop = listen(this);
   }
 
@@ -55,7 +56,7 @@ export class Grid {
   resize(width, height) {
     this.width = width;
     this.height = height;
-    const ratio = window.devicePixelRatio || 1;
+    const { ratio } = this;
     for (const canvas of [this.base, this.overlay]) {
       canvas.width = Math.round((width + 2 * MARGIN) * ratio);
       canvas.height = Math.round((height + 2 * MARGIN) * ratio);
@@ -63,6 +64,17 @@ export class Grid {
       canvas.style.height = `${height + 2 * MARGIN}px`;
     }
     this._clampView();
+  }
+
+  get ratio() {
+    return this.sharpness ?? (window.devicePixelRatio || 1);
+  }
+
+  /** Everything again, with so many pixels per CSS pixel (of the screen, if null). */
+  sharpen(ratio) {
+    this.sharpness = ratio;
+    this.resize(this.width, this.height);
+    this.redraw();
   }
 
   /** Width and height of a cell now: zooming makes oblong cells square before they grow on. */
@@ -258,7 +270,7 @@ export class Grid {
 
   _context(canvas) {
     const context = canvas.getContext("2d");
-    const ratio = window.devicePixelRatio || 1;
+    const { ratio } = this;
     context.save();
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
     context.clearRect(0, 0, canvas.width, canvas.height);

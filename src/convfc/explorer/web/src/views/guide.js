@@ -19,7 +19,7 @@ export class Guide {
     this.title = el("h3", { tabindex: "-1" });
     this.text = el("p");
     this.dots = el("span", { class: "dots", "aria-hidden": "true" }, STEPS.map(() => el("i")));
-    this.back = button("guide-back", "Previous step", () => this._go(this.step - 1), { text: "Back" });
+    this.back = button("guide-back", "Back one step", () => this._go(this.step - 1), { text: "Back" });
     this.next = el("button", { type: "button", class: "primary", data: { action: "guide-next" }, onclick: () => this._go(this.step + 1) }, "Next");
     this.element = el("div", { class: "guide", role: "dialog", "aria-modal": "false", "aria-label": "Guide", data: { view: "guide" } },
       button("guide-close", "Close the guide", () => this.close(), { symbol: "close" }), this.title, this.text,

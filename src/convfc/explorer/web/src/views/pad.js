@@ -19,7 +19,7 @@ export class Pad {
       el("p", { class: "hint" }, "Draw with the mouse or a finger."), this.canvas,
       el("div", { class: "row" },
         button("clear", "Clear the pad", () => this.clear(), { text: "Clear" }),
-        button("cancel", "Close without using the drawing", () => this.element.close(), { text: "Cancel" }),
+        button("cancel", "Cancel: close without using the drawing", () => this.element.close(), { text: "Cancel" }),
         el("button", { type: "button", class: "primary", data: { action: "use" }, onclick: done }, "Use it")));
     let last = null;
     const point = (event) => {

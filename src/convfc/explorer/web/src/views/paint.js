@@ -7,8 +7,8 @@ import { short } from "../model/words.js";
 export function paintCells(grid, context) {
   const { source, palette } = grid;
   const { r0, r1, c0, c1 } = grid.visible;
-  const rows = sampled(r0, r1, grid.height);
-  const columns = sampled(c0, c1, grid.width);
+  const rows = sampled(r0, r1, grid.height * grid.ratio);
+  const columns = sampled(c0, c1, grid.width * grid.ratio);
   const image = new ImageData(columns.count, rows.count);
   const pixels = new Uint32Array(image.data.buffer);
   for (let i = 0, at = 0; i < rows.count; i++) {
@@ -76,7 +76,7 @@ export function numberFont(grid, context) {
     for (let r = r0; r <= r1; r++) for (let c = c0; c <= c1; c++) texts.add(short(grid.source.value(r, c), digits));
     context.font = `10px ${FONT}`;
     const widest = [...texts].reduce((most, text) => Math.max(most, context.measureText(text).width), 1);
-    const size = Math.min(13, h * 0.6, ((w - 4) / widest) * 10);
+    const size = Math.min(13, h * 0.63, ((w - 4) / widest) * 10);
     if (size >= 7.5) return { css: `${size}px ${FONT}`, digits, size };
   }
   return null;
@@ -112,7 +112,7 @@ export function hatch(grid, context, cells) {
 /** Every cell from `first` to `last`, or as many of them as there are pixels. */
 function sampled(first, last, pixels) {
   const cells = last - first + 1;
-  const most = Math.max(1, Math.round(pixels * Math.min(window.devicePixelRatio || 1, 2)));
+  const most = Math.max(1, Math.round(pixels));
   if (cells <= most) return { count: cells, index: (i) => first + i };
   return { count: most, index: (i) => first + Math.floor(((i + 0.5) * cells) / most) };
 }

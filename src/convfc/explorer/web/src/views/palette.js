@@ -40,9 +40,8 @@ export function palette(scheme) {
     packed: (value, largest) => packed[step(value, largest)],
     css: (value, largest) => rgb(table[step(value, largest)]),
     on: (value, largest) => {
-      const [r, g, b] = table[step(value, largest)];
-      const dark = 0.299 * r + 0.587 * g + 0.114 * b < 140;
-      return dark ? "#ffffff" : "#10161e";
+      const light = luminance(table[step(value, largest)]);
+      return light > 0.2 ? "#10161e" : "#ffffff"; // the one with more contrast
     },
   };
 }
@@ -51,6 +50,12 @@ export function palette(scheme) {
 export function packedRgb(r, g, b) {
   const [x, y, z] = [r, g, b].map((v) => Math.round(Math.min(Math.max(v, 0), 1) * 255));
   return ((255 << 24) | (z << 16) | (y << 8) | x) >>> 0;
+}
+
+/** Relative luminance, as WCAG defines it. */
+function luminance(colour) {
+  const [r, g, b] = colour.map((v) => (v <= 10 ? v / 255 / 12.92 : ((v / 255 + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
 }
 
 function mixed(a, b, share) {

@@ -82,7 +82,8 @@ export class Strip {
     for (const view of [this.M, this.K, this.Y]) {
       const source = view.panel.grid.source;
       const cell = Math.min(room / source.columns, LARGEST);
-      view.panel.fit(cell, tallness(source.rows, Math.max(cell, view === this.K ? 12 : 3), view === this.K ? 220 : 260));
+      const readable = source.rows * 15 <= 500; // tall enough for numbers, if that is not too tall
+      view.panel.fit(cell, tallness(source.rows, Math.max(cell, 14), readable ? source.rows * 22 : 260));
     }
   }
 
