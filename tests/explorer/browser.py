@@ -93,6 +93,8 @@ class Watch:
     page: Page
     own: Sequence[str] = ()
     """The only addresses (scheme and host) that it may ask."""
+    levels: Sequence[str] = ("error", "warning")
+    """What must not be said on the console."""
     faults: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
 
@@ -104,7 +106,7 @@ class Watch:
         self.page.on("requestfailed", lambda request: self.faults.append(f"lost: {request.url}"))
 
     def _console(self, message: ConsoleMessage) -> None:
-        if message.type in {"error", "warning"}:
+        if message.type in self.levels:
             self.faults.append(f"console {message.type}: {message.text}")
 
     def _request(self, request: Request) -> None:
