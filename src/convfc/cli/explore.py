@@ -1,0 +1,140 @@
+"""``convfc explore``: the interactive page, of its presets, a layer of a model, or a run."""
+
+from __future__ import annotations
+
+import pathlib
+import webbrowser
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from convfc.cli.common import FactoryArguments, ctrl_c_explained, errors_in_one_line, shape
+
+__all__ = ["explore"]
+
+
+def explore(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODULE:FACTORY]",
+            help="Where a model comes from: a function or a class. The page's presets without it.",
+        ),
+    ] = None,
+    arguments: FactoryArguments = None,
+    weights: Annotated[
+        pathlib.Path | None,
+        typer.Option(metavar="FILE", help="Take the weights from this safetensors file."),
+    ] = None,
+    layer: Annotated[
+        str | None,
+        typer.Option("--layer", metavar="NAME", help="The first CONV layer if not given."),
+    ] = None,
+    input_: Annotated[
+        str | None,
+        typer.Option(
+            "--input",
+            metavar="SIZES",
+            help="Shape of the model's input, such as 3,224,224, with or without its batch axis.",
+        ),
+    ] = None,
+    image: Annotated[
+        pathlib.Path | None,
+        typer.Option(metavar="FILE", help="An image for the model; random numbers without one."),
+    ] = None,
+    run: Annotated[
+        pathlib.Path | None,
+        typer.Option(metavar="FOLDER", help="Show the first layer that this run has trained."),
+    ] = None,
+    html: Annotated[
+        pathlib.Path | None,
+        typer.Option("--html", metavar="FILE", help="Write the page to this file instead."),
+    ] = None,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, metavar="N", help="0: one that is free.")
+    ] = 0,
+    no_browser: Annotated[
+        bool, typer.Option("--no-browser", help="Only say where the page is.")
+    ] = False,
+) -> None:
+    """See a convolution become a matrix product, on an interactive page.
+
+    [bold]convfc explore[/bold]   the paper's figures and its experiment
+
+    [bold]convfc explore torchvision.models:resnet18 --layer conv1 --image photo.png[/bold]
+
+    [bold]convfc explore --run runs/default[/bold]   the experiment's trained filters
+
+    [bold]convfc explore --html out.html[/bold]      a file that needs no server
+    """
+    console, errors = Console(), Console(stderr=True)
+    if run is not None and model is not None:
+        raise typer.BadParameter("give only one of MODULE:FACTORY and --run")
+    of_model = {"--layer": layer, "--input": input_, "--image": image, "--weights": weights}
+    given = [name for name, value in of_model.items() if value is not None]
+    if model is None and given:
+        raise typer.BadParameter(f"{', '.join(given)} needs a MODULE:FACTORY")
+    with errors_in_one_line(errors), ctrl_c_explained(errors, "Stopped."):
+        state = None
+        if run is not None:
+            from convfc.paper.explore import run_state
+
+            state = run_state(run)
+        elif model is not None:
+            with errors.status("running the model"):
+                sizes = None if input_ is None else shape(input_)
+                state = _model_state(model, arguments or [], weights, layer, sizes, image)
+        if html is not None:
+            from convfc.explorer.page import write_page
+
+            write_page(html, state)
+            console.print(Text(f"Page: {html}"), soft_wrap=True)
+            return
+        _serve(console, state, port, browse=not no_browser)
+
+
+def _model_state(
+    factory: str,
+    arguments: list[str],
+    weights: pathlib.Path | None,
+    layer: str | None,
+    sizes: tuple[int, ...] | None,
+    image: pathlib.Path | None,
+) -> dict[str, Any]:
+    """Make the model, run it, and return the state of a layer in it."""
+    from convfc.explorer.models import input_for, layer_in_model
+    from convfc.explorer.state import explorer_state
+    from convfc.factories import make, named_values
+    from convfc.methods.spectrum.models import load_weights
+
+    made = make(factory, named_values(arguments))
+    if weights is not None:
+        load_weights(made, weights)
+    x = input_for(made, sizes, image)
+    place, found, reaching = layer_in_model(made, layer, x)
+    name = factory.rpartition(":")[2]
+    noise = f"random numbers {'×'.join(map(str, x.shape[1:]))}"
+    return explorer_state(
+        found,
+        reaching,
+        title=f"{name}, {place}" if place else name,
+        source=str(image.name)
+        if image
+        else f"random numbers {'×'.join(map(str, np.shape(x)[1:]))}",
+    )
+
+
+def _serve(console: Console, state: Any, port: int, *, browse: bool) -> None:
+    """Serve the page until Ctrl-C, which is how this ends and no failure."""
+    from convfc.explorer.server import ExplorerServer
+
+    with ExplorerServer(state, port) as server:
+        console.print(Text(f"Explorer: {server.url}   (Ctrl-C ends it)"), soft_wrap=True)
+        if browse:
+            webbrowser.open(server.url)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            console.print("Stopped.")

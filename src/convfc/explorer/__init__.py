@@ -1,0 +1,83 @@
+"""The interactive page: a window on an image, a row of M, a column of K and an output, together.
+
+============== ==================================================================================
+`state`        what the page shows, as JSON, from a layer and an input, and back
+`page`         the page as one file that makes no request
+`server`       the page on the loopback interface
+`widget`       the page in a notebook (needs anywidget; imported when asked for)
+`models`       a layer in a model, and what reaches it there
+`pictures`     image files as inputs (needs Pillow)
+`static`       the page's module and stylesheet, made of the sources in `web`
+============== ==================================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from convfc.arrays import Array
+from convfc.explorer.state import explorer_state
+from convfc.geometry import ConvGeometry
+
+__all__ = ["explore", "explorer_state"]
+
+
+def explore(
+    layer: Any = None,
+    x: Array | None = None,
+    geometry: ConvGeometry | None = None,
+    *,
+    input_size: Sequence[int] | None = None,
+    filters: Sequence[int] | None = None,
+    title: str = "",
+    height: int = 0,
+) -> Any:
+    """Show a layer in a notebook: its input, M, K, output and the one big matrix, linked.
+
+    Outside a notebook, ``convfc explore`` opens the same page in a browser.
+
+    Parameters
+    ----------
+    layer : object, optional
+        A CONV layer of PyTorch in any form, a `ConvLayer`, or, with a geometry, filters; of one or
+        two spatial axes. If not given, the page starts with the paper's experiment.
+    x : array, optional
+        An input in the layer's own order of axes, with or without a batch axis.
+    geometry : ConvGeometry, optional
+        Of filters.
+    input_size : sequence of int, optional
+        Spatial size, where there is no input.
+    filters : sequence of int, optional
+        Show only these.
+    title : str
+    height : int
+        Of the widget, in pixels; 0 for as high as the page is.
+
+    Returns
+    -------
+    anywidget.AnyWidget
+        With traitlets ``state``, ``selection`` and ``height``, readable and settable.
+
+    Raises
+    ------
+    MissingDependencyError
+        If anywidget is not installed.
+    ConvfcError
+        What `convfc.explorer.explorer_state` raises.
+
+    Examples
+    --------
+    >>> import torch
+    >>> widget = explore(torch.nn.Conv2d(1, 4, 3), torch.rand(1, 1, 8, 8))
+    >>> widget.state["settings"]["filters"]
+    4
+    """
+    state: dict[str, Any] = {}
+    if layer is not None:
+        state = explorer_state(
+            layer, x, geometry, input_size=input_size, filters=filters, title=title
+        )
+    from convfc.explorer.widget import ExplorerWidget
+
+    return ExplorerWidget(state=state, height=height)

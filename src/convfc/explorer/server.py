@@ -1,0 +1,123 @@
+"""The explorer on the loopback interface: a fixed set of answers from memory, and nothing else.
+
+No request names a file: what there is to be asked for is made when the server starts. Only this
+machine can ask, and only by the name that it was told (a page of another host that makes its name
+point here is refused).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from convfc.errors import RunError
+from convfc.explorer.page import asset, document, policy
+
+__all__ = ["HOST", "ExplorerServer"]
+
+HOST = "127.0.0.1"
+
+_HEADERS = {
+    "Content-Security-Policy": policy(script="'self'", style="'self'") + "; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+
+class ExplorerServer(ThreadingHTTPServer):
+    """Serves the page of one state until it is stopped.
+
+    Parameters
+    ----------
+    state : mapping, optional
+        As for `convfc.explorer.page.page`.
+    port : int
+        0 for a free one.
+
+    Raises
+    ------
+    RunError
+        If the port cannot be had.
+
+    Examples
+    --------
+    >>> with ExplorerServer() as server:
+    ...     server.url.startswith("http://127.0.0.1:")
+    True
+    """
+
+    daemon_threads = True
+    allow_reuse_address = False
+
+    def __init__(self, state: Mapping[str, Any] | None = None, port: int = 0) -> None:
+        text = document(
+            state,
+            style='<link rel="stylesheet" href="explorer.css">',
+            script='<script type="module" src="explorer.js"></script>',
+        )
+        self.answers = {
+            "/": ("text/html", text.encode()),
+            "/explorer.js": ("text/javascript", asset("explorer.js").encode()),
+            "/explorer.css": ("text/css", asset("explorer.css").encode()),
+            "/favicon.ico": ("image/x-icon", b""),
+        }
+        try:
+            super().__init__((HOST, port), _Handler)
+        except OSError as error:
+            raise RunError(
+                f"the port cannot be used ({error.strerror})",
+                where=f"port {port}",
+                remedy="leave --port out for a free one",
+            ) from error
+
+    @property
+    def url(self) -> str:
+        """Where the page is."""
+        return f"http://{HOST}:{self.server_address[1]}/"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """Answers from the table of its server."""
+
+    server: ExplorerServer
+    server_version = "convfc"
+    sys_version = ""
+
+    def do_GET(self) -> None:
+        """Answer with the body."""
+        self._answer(body=True)
+
+    def do_HEAD(self) -> None:
+        """Answer without it."""
+        self._answer(body=False)
+
+    def _answer(self, *, body: bool) -> None:
+        port = self.server.server_address[1]
+        if self.headers.get("Host") not in {f"{HOST}:{port}", f"localhost:{port}"}:
+            self.send_error(HTTPStatus.FORBIDDEN, "Ask for it by its address")
+            return
+        found = self.server.answers.get(self.path.partition("?")[0])
+        if found is None:
+            self.send_error(HTTPStatus.NOT_FOUND)
+            return
+        kind, content = found
+        self.send_response(HTTPStatus.OK)
+        self.send_header("Content-Type", f"{kind}; charset=utf-8")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+
+    def end_headers(self) -> None:
+        """Send the headers that every answer has, errors too."""
+        for name, value in _HEADERS.items():
+            self.send_header(name, value)
+        super().end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing: the terminal is the user's."""
