@@ -120,9 +120,7 @@ def _model_state(
         found,
         reaching,
         title=f"{name}, {place}" if place else name,
-        source=str(image.name)
-        if image
-        else f"random numbers {'×'.join(map(str, np.shape(x)[1:]))}",
+        source=noise if image is None else image.name,
     )
 
 

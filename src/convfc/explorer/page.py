@@ -70,7 +70,7 @@ def page(state: Mapping[str, Any] | None = None) -> str:
     # In a script element nothing ends it but its own end tag.
     script = script.replace("</script", r"<\/script").replace("<!--", r"<\!--")
     rules = policy(script=f"'{_hash(script)}'", style=f"'{_hash(style)}'")
-    meta = f'<meta http-equiv="Content-Security-Policy" content="{html.escape(rules)}">\n'
+    meta = f'<meta http-equiv="Content-Security-Policy" content="{rules}">\n'
     return document(
         state,
         meta=meta,

