@@ -8,8 +8,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Packages whose models the tests want, but whose bounds exclude today's torch.
 NO_DEPS := tests/requirements-no-deps.txt
+# The sources of the page that convfc explore opens.
+WEB := src/convfc/explorer/web
 .DEFAULT_GOAL := help
-.PHONY: help reproduce paper test check bench clean
+.PHONY: help reproduce paper test check bench explorer clean
 
 help:
 	@echo "make reproduce  run the paper's experiment and write runs/default/report.html"
@@ -17,6 +19,7 @@ help:
 	@echo "make test       run every test (installs PyTorch and TensorFlow as judges)"
 	@echo "make check      lint, format and type checks"
 	@echo "make bench      benchmarks against named peers"
+	@echo "make explorer   build the explorer's page anew, after a change of its sources (needs Node.js)"
 	@echo "make clean      remove .venv and caches (runs/ stays)"
 
 reproduce: $(VENV)/.installed-paper
@@ -40,6 +43,12 @@ check: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-bench
 	@echo "== benchmarks"
 	$(BIN)/python benchmarks/run.py
+
+explorer:
+	@command -v npm >/dev/null || { echo "The explorer's page is built with Node.js, and there is no npm here. Remedy: apt-get install nodejs npm. Nothing else needs it: the built page is in $(WEB)/../static."; exit 1; }
+	@echo "== building the explorer's page"
+	npm ci --prefix $(WEB) --silent
+	npm run build --prefix $(WEB) --silent
 
 $(VENV)/bin/python:
 	@echo "== creating $(VENV)"
