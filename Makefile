@@ -45,7 +45,7 @@ bench: $(VENV)/.installed-bench
 	$(BIN)/python benchmarks/run.py
 
 explorer:
-	@command -v npm >/dev/null || { echo "The explorer's page is built with Node.js, and there is no npm here. Remedy: apt-get install nodejs npm. Nothing else needs it: the built page is in $(WEB)/../static."; exit 1; }
+	@command -v npm >/dev/null || { echo "The explorer's page is built with Node.js, and there is no npm here. Remedy: apt-get install nodejs npm; the page as it was built last is in src/convfc/explorer/static."; exit 1; }
 	@echo "== building the explorer's page"
 	npm ci --prefix $(WEB) --silent
 	npm run build --prefix $(WEB) --silent
