@@ -18,6 +18,7 @@ BENCHMARKS = (
     "bench_operator",
     "bench_spectrum",
     "bench_uncertainty",
+    "bench_explorer",
 )
 
 

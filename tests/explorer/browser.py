@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
 
-import pytest
-
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -81,6 +79,8 @@ def missing() -> str | None:
 
 def lacking(reason: str) -> NoReturn:
     """Skip the test, in words; fail it where the tests in a browser are required."""
+    import pytest  # benchmarks and figures, which find the browser here, run without it
+
     if os.environ.get(REQUIRED):
         pytest.fail(f"the tests in a browser are required ({REQUIRED}), but {reason}")
     pytest.skip(f"not tested in a browser: {reason}")
@@ -122,7 +122,7 @@ class Watch:
         if not self.page.is_closed():
             broken = self.page.evaluate("() => window.brokenPolicy ?? []")
             self.faults += [f"against the policy: {what}" for what in broken]
-        assert self.faults == []
+        assert not self.faults, "\n".join(self.faults)
 
 
 class Explorer:

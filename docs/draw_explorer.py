@@ -1,0 +1,81 @@
+"""Take the pictures of the explorer in `docs/`: ``python docs/draw_explorer.py`` takes them anew.
+
+They are what a browser shows: Chromium without a display, in a profile that has seen nothing. Each
+picture is kept small by a palette of its own. Needs ``pip install playwright pillow`` and Chromium.
+"""
+
+from __future__ import annotations
+
+import io
+import pathlib
+import sys
+import tempfile
+from typing import Any
+
+from PIL import Image
+from playwright.sync_api import Page, sync_playwright
+
+from convfc.explorer.page import write_page
+from convfc.files import replacing
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "tests/explorer"))
+
+from browser import ARGUMENTS, find_browser  # (the tests know where a browser is)
+
+FIGURES = pathlib.Path(__file__).with_name("figures")
+COLOURS = 128
+WIDE = {"viewport": {"width": 1280, "height": 800}}
+PHONE = {
+    "viewport": {"width": 390, "height": 844},
+    "device_scale_factor": 2,
+    "is_mobile": True,
+    "has_touch": True,
+}
+
+# Name: address, what the browser is set to.
+PICTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "explorer": ("#1;preset=experiment;at=84.0", WIDE),
+    "explorer-dark": ("#1;preset=experiment;at=84.1;tab=map", {**WIDE, "color_scheme": "dark"}),
+    "explorer-phone": ("#1;preset=experiment;at=84.0", PHONE),
+    "explorer-dilated": ("#1;preset=dilated;at=0.1", WIDE),
+    "explorer-matrix": ("#1;preset=figure-6;at=24.0;tab=matrix", WIDE),
+}
+
+
+def main() -> None:
+    """Take every picture."""
+    chromium = find_browser()
+    if chromium is None:
+        raise SystemExit("there is no Chromium on this machine; remedy: apt-get install chromium")
+    with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
+        file = pathlib.Path(folder) / "explorer.html"
+        write_page(file)
+        browser = playwright.chromium.launch(executable_path=chromium, args=list(ARGUMENTS))
+        for name, (address, options) in PICTURES.items():
+            context = browser.new_context(**options)
+            page = context.new_page()
+            page.add_init_script("localStorage.setItem('convfc-explorer-guide-seen', '1')")
+            page.goto(file.as_uri() + address)
+            page.locator(".convfc-explorer").wait_for()
+            page.evaluate("() => document.querySelector('.convfc-explorer').explorer.ready")
+            page.wait_for_timeout(500)  # transitions
+            save(name, taken(page))
+            context.close()
+        browser.close()
+
+
+def taken(page: Page) -> Image.Image:
+    """Return what the window shows, or the whole page if the panel below is what matters."""
+    shot = page.screenshot(full_page="tab=matrix" in page.url)
+    return Image.open(io.BytesIO(shot)).convert("RGB")
+
+
+def save(name: str, picture: Image.Image) -> None:
+    """Write a picture with few colours: flat areas and text do not need more."""
+    small = picture.quantize(COLOURS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    with replacing(FIGURES / f"{name}.png") as handle:
+        small.save(handle, format="PNG", optimize=True)
+
+
+if __name__ == "__main__":
+    main()
