@@ -90,9 +90,16 @@ export class Explorer {
     this.toastTimer = setTimeout(() => { this.toast.hidden = true; }, 2200);
   }
 
+  /** Say what is selected in the live region, once things have come to rest. */
+  announce() {
+    clearTimeout(this.liveTimer);
+    this.liveTimer = setTimeout(() => { this.live.textContent = this.store.describe(); }, 120);
+  }
+
   destroy() {
     this.stop();
     this.transport.pause();
+    this.strip.links.destroy();
     this.resize.disconnect();
     this.theme.destroy();
     cancelAnimationFrame(this.pending);
@@ -116,19 +123,23 @@ export class Explorer {
     this.toast = el("div", { class: "toast", "aria-hidden": "true" });
     this.toast.hidden = true;
     const main = el(this.options.page ? "main" : "div", { class: "main" },
-      this.header.intro, el("div", { class: "card" }, this.strip.element), this.transport.element, this.tabs.element);
+      this.header.intro, el("div", { class: "card" }, this.strip.element, this.strip.legend), this.transport.element, this.tabs.element);
     this.root.append(this.header.element, el("div", { class: "body" }, this.controls.element, main), this.guide.element, this.live, this.toast);
   }
 
   _changed(kind) {
-    if (kind === "selection") this.strip.input.follow();
+    if (kind === "selection") {
+      this.strip.input.follow();
+      if (this.flown !== this.store.selection.p && !this.transport.hurried) this.strip.links.fly();
+    }
+    this.flown = this.store.selection.p;
     if (LIGHT.has(kind)) {
       this.pending ??= requestAnimationFrame(() => {
         this.pending = null;
         this.redraw();
       });
     } else this._update(kind);
-    if (kind === "selection" || kind === "numbers" || kind === "load") this._announce();
+    if (kind !== "hover" && kind !== "view" && !this.transport.playing) this.announce();
     this.options.onChange?.(kind);
   }
 
@@ -148,11 +159,6 @@ export class Explorer {
     this.strip.light();
     this.transport.light();
     this.tabs.light();
-  }
-
-  _announce() {
-    clearTimeout(this.liveTimer);
-    this.liveTimer = setTimeout(() => { this.live.textContent = this.store.describe(); }, 120);
   }
 
   _recolour(scheme) {

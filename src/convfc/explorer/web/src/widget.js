@@ -20,6 +20,8 @@ export function render({ model, el }) {
     },
   });
   const { store } = explorer;
+  // Keys that work a grid or a control must not also work the notebook around it.
+  explorer.root.addEventListener("keydown", (event) => event.stopPropagation());
   const send = () => {
     // What was typed but is no convolution stays on the page; Python sees the last that is one.
     if (changed.has("state")) model.set("state", store.toJSON());

@@ -36,10 +36,13 @@ export function output(map, input, filters, bias) {
   return Y;
 }
 
-/** Row p of the output: one number per filter. */
-export function outputRow(map, input, filters, bias, p) {
+/** Row p of the output: one number per filter; only those of some filters, if they are given. */
+export function outputRow(map, input, filters, bias, p, only = null) {
   const row = map.row(p);
-  return Float64Array.from({ length: map.settings.filters }, (_, i) => dot(map, row, input, filters, bias, i));
+  const y = new Float64Array(map.settings.filters);
+  if (only) for (const i of only) y[i] = dot(map, row, input, filters, bias, i);
+  else for (let i = 0; i < y.length; i++) y[i] = dot(map, row, input, filters, bias, i);
+  return y;
 }
 
 /** Column `filter` of the output: one number per position. */

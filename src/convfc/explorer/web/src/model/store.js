@@ -102,10 +102,11 @@ export class Store {
     return this.Y ? this.Y[p * this.settings.filters + f] : this.outputRow(p)[f];
   }
 
-  /** All outputs at position p: row p of Y. */
-  outputRow(p) {
+  /** All outputs at position p: row p of Y; if Y is not held, only those that are asked for. */
+  outputRow(p, only = null) {
     const f = this.settings.filters;
     if (this.Y) return this.Y.subarray(p * f, (p + 1) * f);
+    if (only && only.length < f) return outputRow(this.map, this.input, this.filters, this._bias(), p, only);
     return this._once(`row ${p}`, () => outputRow(this.map, this.input, this.filters, this._bias(), p));
   }
 

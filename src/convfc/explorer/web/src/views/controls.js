@@ -1,7 +1,7 @@
 // The column of settings. Typed values are taken as they are; what is wrong with them is said beside
 // the control, and the last valid settings stay on show.
 
-import { el, fill, unique } from "./dom.js";
+import { el, fill, focused, unique } from "./dom.js";
 import { MODES, PADDING, PER_AXIS, SINGLE } from "../model/geometry.js";
 import { PRESETS } from "../model/presets.js";
 import { Pictures } from "./pictures.js";
@@ -41,7 +41,7 @@ export class Controls {
     for (const [control, value] of this.inputs.values()) {
       const now = value(wanted);
       if (control.type === "checkbox") control.checked = now;
-      else if (document.activeElement !== control && !Number.isNaN(now) && now !== undefined) control.value = String(now);
+      else if (!focused(control) && !Number.isNaN(now) && now !== undefined) control.value = String(now);
     }
     for (const node of this.element.querySelectorAll("[data-axis='1']")) node.hidden = wanted.axes === 1;
     for (const node of this.element.querySelectorAll("[data-of=heads]")) node.hidden = wanted.axes === 1;

@@ -48,6 +48,11 @@ export function button(action, label, onclick, { symbol, text, title } = {}) {
     symbol ? icon(symbol) : null, text === undefined ? null : el("span", {}, text));
 }
 
+/** Whether an element has the focus, also inside a shadow root. */
+export function focused(element) {
+  return element.getRootNode().activeElement === element;
+}
+
 let last = 0;
 
 /** An id that no other element has, also with several explorers in one document. */

@@ -1,7 +1,7 @@
 // The filters as what they are before they are stretched: small windows of weights, one for each channel
 // of a group, beside each other.
 
-import { el, fill } from "./dom.js";
+import { el, fill, focused } from "./dom.js";
 import { Panel } from "./panel.js";
 import { editCell } from "./editor.js";
 import { columnsOf } from "../model/numbers.js";
@@ -50,7 +50,7 @@ export class FiltersView {
     this.panel.grid.light();
     for (const chip of this.chips.children) chip.setAttribute("aria-pressed", String(Number(chip.dataset.filter) === f));
     this.biasRow.hidden = !store.settings.bias;
-    if (store.settings.bias && document.activeElement !== this.bias) this.bias.value = store.bias[f];
+    if (store.settings.bias && !focused(this.bias)) this.bias.value = store.bias[f];
   }
 
   cursor() {

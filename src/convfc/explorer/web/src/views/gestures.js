@@ -1,6 +1,8 @@
 // Pointer, wheel and keyboard on a grid: hover looks, a click or tap selects, dragging moves what is
 // larger than its box, the wheel and two fingers zoom.
 
+import { focused } from "./dom.js";
+
 const STILL = 5; // pixels that a click may move
 
 /** Listen to a grid's canvas; returns how to stop. */
@@ -62,9 +64,12 @@ export function listen(grid) {
     },
     wheel(event) {
       // The page scrolls unless the grid has been chosen (focus), or Ctrl says what is meant.
-      if (!event.ctrlKey && !event.metaKey && document.activeElement !== canvas) return;
+      if (!event.ctrlKey && !event.metaKey && !focused(canvas)) return;
       event.preventDefault();
       grid.zoomBy(Math.exp(-event.deltaY * (event.ctrlKey ? 0.01 : 0.0022)), point(event).map((v) => v - 5));
+    },
+    touchmove(event) {
+      if (event.touches.length > 1) event.preventDefault(); // two fingers zoom the grid, not the page
     },
     keydown(event) {
       if (key(grid, event)) event.preventDefault();

@@ -38,7 +38,7 @@ export class Guide {
   }
 
   open() {
-    this.returnTo = document.activeElement;
+    this.returnTo = this.explorer.root.getRootNode().activeElement;
     this._go(0);
   }
 

@@ -1,6 +1,7 @@
 // The head of the page: what is shown, and what can be done with it.
 
 import { button, el, fill } from "./dom.js";
+import { complete } from "../model/geometry.js";
 import { PRESETS } from "../model/presets.js";
 
 export class Header {
@@ -26,8 +27,14 @@ export class Header {
   update() {
     const { store } = this.explorer;
     const preset = PRESETS.find(({ id }) => id === store.preset);
-    this.title.textContent = store.title || preset?.title || "A convolution of your own";
-    this.text.textContent = store.source || preset?.text || "";
+    const changed = preset && JSON.stringify(complete(preset.settings)) !== JSON.stringify(store.settings);
+    if (changed) {
+      this.title.textContent = "A convolution of your own";
+      this.text.textContent = `Changed from “${preset.title}”.`;
+    } else {
+      this.title.textContent = store.title || preset?.title || "A convolution of your own";
+      this.text.textContent = store.source || preset?.text || "";
+    }
     this.theme.value = this.explorer.theme.choice;
   }
 

@@ -72,7 +72,7 @@ export class InputView {
     this.fed.hidden = !this.store.view.backward;
     this.fed.textContent = reading
       ? `read ${count(reading.entries.length, "time")}, feeds ${count(reading.outputs.length, "output")}`
-      : "point at an element";
+      : "shade: times read; point at an element";
   }
 
   /** Follow the selection into its channel. */
@@ -88,7 +88,7 @@ export class InputView {
   cursor() {
     const { map, shown } = this.store;
     const q = shown.q ?? (shown.element === null ? columnsOf(map, shown.f).first : null);
-    return q === null ? this._cellOf(shown.element) : this._cellRead(shown.p, q);
+    return q === null ? this._cellOf(shown.element) : this.cellRead(shown.p, q);
   }
 
   /** The window on the drawn cells: first and last row and column. */
@@ -127,7 +127,8 @@ export class InputView {
     return inside(axes.at(-1), c) && (axes.length === 1 || inside(axes[0], r));
   }
 
-  _cellRead(p, q) {
+  /** The drawn cell that entry (p, q) of M reads. */
+  cellRead(p, q) {
     const { map } = this.store;
     const position = map.position(p);
     const { tap } = map.tap(q);
@@ -234,7 +235,7 @@ export class InputView {
   _taps(p) {
     const { map, settings } = this.store;
     const count = settings.kernel.reduce((a, b) => a * b, 1);
-    return Array.from({ length: count }, (_, tap) => this._cellRead(p, tap * map.perGroup));
+    return Array.from({ length: count }, (_, tap) => this.cellRead(p, tap * map.perGroup));
   }
 
   _showChannels(channels, channel, heat) {

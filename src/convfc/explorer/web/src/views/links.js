@@ -1,12 +1,35 @@
 // Thin ribbons between the panels: from the window to its row of M, from the row of Y to the output.
 
 import { el } from "./dom.js";
+import { drawFlights, flights, shareOf } from "./flight.js";
 
 export class Links {
   constructor(explorer, strip) {
     this.explorer = explorer;
     this.strip = strip;
     this.element = el("canvas", { class: "links", "aria-hidden": "true" });
+    this.calm = window.matchMedia("(prefers-reduced-motion: reduce)");
+  }
+
+  /** Let the numbers of the selected window fly to where they go, if there is room and time for it. */
+  fly() {
+    if (this.explorer.narrow || this.calm.matches || this.explorer.store.view.backward) return;
+    cancelAnimationFrame(this.frame);
+    this.light();
+    const all = flights(this.strip, (...where) => this._place(...where), this.explorer.palette);
+    const start = performance.now();
+    const step = (now) => {
+      const share = shareOf(start, now);
+      this.light();
+      if (share >= 1) return;
+      drawFlights(this.element.getContext("2d"), all, Math.max(0, share));
+      this.frame = requestAnimationFrame(step);
+    };
+    this.frame = requestAnimationFrame(step);
+  }
+
+  destroy() {
+    cancelAnimationFrame(this.frame);
   }
 
   fit() {

@@ -146,7 +146,7 @@ export class ProductView {
   update() {
     const { store } = this.explorer;
     const { filters } = store.settings;
-    this.panel.show({ rows: store.map.rows, columns: filters, largest: store.largest("output"), value: (p, f) => store.value(p, f), line: (p) => store.outputRow(p) }, `${store.map.rows} × ${filters}`);
+    this.panel.show({ rows: store.map.rows, columns: filters, largest: store.largest("output"), value: (p, f) => store.value(p, f), line: (p, only) => store.outputRow(p, only) }, `${store.map.rows} × ${filters}`);
   }
 
   light() {

@@ -1,6 +1,6 @@
 // The output: one plane per filter. The filter's hue frames its plane; small planes stand below to choose.
 
-import { el, fill } from "./dom.js";
+import { el, fill, focused } from "./dom.js";
 import { Panel } from "./panel.js";
 import { lit } from "./lit.js";
 import { place, short } from "../model/words.js";
@@ -43,7 +43,7 @@ export class OutputView {
     for (const chip of this.planes.children) {
       if (chip.dataset.filter) chip.setAttribute("aria-pressed", String(Number(chip.dataset.filter) === store.shown.f));
     }
-    if (this.number && document.activeElement !== this.number) this.number.value = store.shown.f;
+    if (this.number && !focused(this.number)) this.number.value = store.shown.f;
   }
 
   _cell(p) {

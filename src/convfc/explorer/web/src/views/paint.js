@@ -11,12 +11,13 @@ export function paintCells(grid, context) {
   const columns = sampled(c0, c1, grid.width * grid.ratio);
   const image = new ImageData(columns.count, rows.count);
   const pixels = new Uint32Array(image.data.buffer);
+  const along = Array.from({ length: columns.count }, (_, j) => columns.index(j));
   for (let i = 0, at = 0; i < rows.count; i++) {
     const r = rows.index(i);
-    const line = source.line?.(r);
-    for (let j = 0; j < columns.count; j++, at++) {
-      const c = columns.index(j);
+    const line = source.line?.(r, along);
+    for (const c of along) {
       pixels[at] = source.pixel ? source.pixel(r, c) : palette.packed(line ? line[c] : source.value(r, c), source.largest);
+      at++;
     }
   }
   const small = scratch(columns.count, rows.count);

@@ -52,6 +52,7 @@ export class Panel {
     const [w, h] = this.grid.fitted;
     this.zoom.hidden = Math.min(w, h) >= 15;
     this.out.disabled = this.whole.disabled = this.grid.zoom === 1;
+    this.grid.overlay.classList.toggle("movable", this.grid.cropped);
     this.in.disabled = this.grid.zoom >= this.grid.closest;
   }
 }

@@ -26,6 +26,9 @@ export class Strip {
       el("div", { class: "stack" }, this.input.element, this.filters.element),
       step("stretch"), this.M.element, sign("×"), this.K.element, sign("="), this.Y.element, step("reshape"),
       el("div", { class: "stack" }, this.output.element), this.links.element);
+    this.legend = el("div", { class: "legend" },
+      el("span", { class: "scale" }, "−", el("i", { class: "bar" }), "+"),
+      el("span", {}, "Point at anything to see what belongs to it, click to keep it, double-click a number to change it."));
   }
 
   /** Numbers or settings have changed: take them, make room for them, draw them. */
@@ -67,7 +70,7 @@ export class Strip {
     const tall = tallness(map.rows, cell, height);
     this.M.panel.fit(cell, tall);
     // K and Y may be wider where their captions leave room.
-    const wider = Math.min(cell * Math.max(1, Math.min(76 / (f * cell), 2)), LARGEST);
+    const wider = Math.max(cell, Math.min(76 / f, LARGEST));
     this.K.panel.fit(wider, tallness(k, Math.max(cell, 14), height));
     this.Y.panel.fit(wider, tall);
   }

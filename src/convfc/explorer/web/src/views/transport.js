@@ -60,6 +60,13 @@ export class Transport {
     clearInterval(this.timer);
     this.timer = null;
     this._show("play", "Play");
+    this.explorer.announce(); // what was passed while it played was not said
+    this.explorer.options.onChange?.("selection");
+  }
+
+  /** Whether positions pass too quickly for anything to fly. */
+  get hurried() {
+    return this.playing && this.speed.value === "fast";
   }
 
   get playing() {
