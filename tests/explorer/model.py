@@ -1,0 +1,89 @@
+"""The page's own model, asked from Python: one process of Node for all questions of a file."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+from convfc import ConvGeometry
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+RUNNER = pathlib.Path(__file__).with_name("run_model.mjs")
+
+
+def find_node() -> str | None:
+    """Return the path of Node on this machine, or None."""
+    return shutil.which("node")
+
+
+class Model:
+    """The modules in ``web/src/model``, running in Node; ``run_model.mjs`` lists the questions."""
+
+    def __init__(self, node: str) -> None:
+        self._process = subprocess.Popen(  # noqa: S603
+            [node, str(RUNNER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def ask(self, question: str, *given: Any) -> Any:
+        """Return the answer; what the model throws is a failure."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps({"ask": question, "with": given}) + "\n")
+        self._process.stdin.flush()
+        answer = json.loads(self._process.stdout.readline())
+        assert "threw" not in answer, f"{question}{given}: {answer['threw']}"
+        return answer["is"]
+
+    def close(self) -> None:
+        """End the process."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait(10)
+        self._process.stdout.close()
+
+
+def settings_of(
+    geometry: ConvGeometry, input_size: Sequence[int], *, bias: bool = False
+) -> dict[str, Any]:
+    """Return the page's settings of a geometry, written down once more, beside `state.py`."""
+    return {
+        "axes": geometry.spatial_ndim,
+        "size": list(input_size),
+        "channels": geometry.in_channels,
+        "filters": geometry.out_channels,
+        "kernel": list(geometry.kernel_size),
+        "stride": list(geometry.stride),
+        "padding": [list(pair) for pair in geometry.padding],
+        "mode": geometry.padding_mode,
+        "dilation": list(geometry.dilation),
+        "groups": geometry.groups,
+        "transposed": geometry.transposed,
+        "outputPadding": list(geometry.output_padding),
+        "flip": geometry.flip,
+        "bias": bias,
+    }
+
+
+def geometry_of(settings: dict[str, Any]) -> tuple[ConvGeometry, tuple[int, ...]]:
+    """Return what settings stand for, and raise what convfc raises if they are no convolution."""
+    geometry = ConvGeometry(
+        settings["channels"],
+        settings["filters"],
+        settings["kernel"],
+        stride=settings["stride"],
+        padding=settings["padding"],
+        padding_mode=settings["mode"],
+        dilation=settings["dilation"],
+        groups=settings["groups"],
+        transposed=settings["transposed"],
+        output_padding=settings["outputPadding"],
+        flip=settings["flip"],
+    )
+    geometry.output_size(settings["size"])
+    return geometry, tuple(settings["size"])

@@ -1,0 +1,376 @@
+"""The page computes what convfc computes: hundreds of geometries through both, compared exactly."""
+
+from __future__ import annotations
+
+import json
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from browser import lacking
+from cases import Case
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from model import Model, find_node, geometry_of, settings_of
+from strategies import cases
+
+from convfc import ConvGeometry, col2im, conv_as_matmul, conv_matrix, im2col, index_map
+from convfc.errors import ConvfcError
+from convfc.im2col import filters_to_matrix
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MAPS, PRODUCTS, SETTINGS, STATES = 400, 150, 600, 200
+
+
+def drawn(strategy: st.SearchStrategy[Any], count: int) -> list[Any]:
+    """Return so many examples of a strategy, the same in every run."""
+    found: list[Any] = []
+
+    @settings(max_examples=count, derandomize=True, database=None, deadline=None)
+    @given(strategy)
+    def collect(example: Any) -> None:
+        found.append(example)
+
+    collect()
+    return found
+
+
+# Windows that leave the input on both sides, and paddings that go round it more than once.
+BY_HAND = [
+    Case(ConvGeometry(1, 1, (2,), padding=5, padding_mode="circular"), (2,)),
+    Case(ConvGeometry(2, 4, (2, 3), padding=((4, 0), (1, 7)), padding_mode="replicate"), (2, 3)),
+    Case(ConvGeometry(2, 2, (2, 2), padding=((3, 7), (0, 0)), padding_mode="circular"), (3, 2)),
+    Case(ConvGeometry(1, 2, (1, 1), stride=3, transposed=True, output_padding=(2, 1)), (2, 2)),
+    Case(ConvGeometry(3, 3, (3, 3), stride=(2, 1), groups=3, dilation=(1, 3), flip=True), (5, 8)),
+]
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[Model]:
+    node = find_node()
+    if node is None:
+        lacking("no Node on this machine to run the page's model in; remedy: install nodejs")
+    made = Model(node)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def facts(model: Model) -> dict[str, Any]:
+    found: dict[str, Any] = model.ask("facts")
+    return found
+
+
+# --- the map ---------------------------------------------------------------------------------------
+
+
+def test_the_index_map_is_the_one_of_convfc(model: Model) -> None:
+    """Eq. (8), entry by entry, asked forwards, backwards and as a whole."""
+    tried = BY_HAND + drawn(cases(max_ndim=2), MAPS)
+    for case in tried:
+        where = index_map(case.geometry, case.input_size)
+        found = model.ask("map", settings_of(case.geometry, case.input_size))
+        rows, columns = where.shape
+        flat = where.flat()
+        assert (found["rows"], found["columns"]) == where.shape, case
+        assert tuple(found["outputSize"]) == where.output_size, case
+        assert found["taps"] == case.geometry.taps, case
+        assert found["flat"] == flat.ravel().tolist(), case
+        assert found["elements"] == found["flat"], case
+        read = [where.element(p, q) for p in range(rows) for q in range(columns)]
+        assert [c and tuple(c) for c in found["coordinates"]] == read, case
+        shape = (*case.input_size, case.geometry.in_channels)
+        readers = [where.readers(element) for element in np.ndindex(shape)]
+        assert [[tuple(e) for e in entries] for entries in found["readers"]] == readers, case
+        assert found["counts"] == list(map(len, readers)), case
+
+
+def test_windows_are_drawn_where_they_read(model: Model) -> None:
+    """Inside the input, the place on the padded grid is the element that is read."""
+    for case in drawn(cases(max_ndim=2, transposed=False), 100):
+        found = model.ask("map", settings_of(case.geometry, case.input_size))
+        inside = [
+            all(0 <= i < n for i, n in zip(place, case.input_size, strict=True))
+            for place in found["padded"]
+        ]
+        assert any(inside) or case.geometry.padding_mode == "zeros", case
+        for place, element, within in zip(
+            found["padded"], found["coordinates"], inside, strict=True
+        ):
+            if within:
+                assert element[:-1] == place, case
+            elif case.geometry.padding_mode == "zeros":
+                assert element is None, case
+
+
+# --- numbers -----------------------------------------------------------------------------------------
+
+
+def state_of(case: Case, seed: int) -> tuple[dict[str, Any], tuple[np.ndarray, ...]]:
+    x, filters, bias = case.integers(seed)
+    state = {
+        "settings": settings_of(case.geometry, case.input_size, bias=bool(seed % 2)),
+        "input": {"values": x[0].ravel().tolist()},
+        "filters": filters.ravel().tolist(),
+        "bias": bias.tolist() if seed % 2 else None,
+    }
+    return state, (x[:1], filters, bias if seed % 2 else np.zeros_like(bias))
+
+
+def test_numbers_are_the_ones_of_convfc(model: Model) -> None:
+    """M, K, Y, a row of the one big matrix, and the way back; on integers, so exactly."""
+    for seed, case in enumerate(BY_HAND + drawn(cases(max_ndim=2), PRODUCTS)):
+        geometry, size = case.geometry, case.input_size
+        state, (x, filters, bias) = state_of(case, seed)
+        L, columns = index_map(geometry, size).shape
+        f = geometry.out_channels
+        dY = np.random.default_rng(seed).integers(-4, 5, (L, f))
+        found = model.ask("numbers", state, dY.ravel().tolist())
+        M = im2col(x, geometry)[0]
+        Y = conv_as_matmul(x, filters, geometry, bias).reshape(L, f)
+        assert found["problems"] == [], case
+        assert found["M"] == found["entries"] == M.ravel().tolist(), case
+        assert found["K"] == filters_to_matrix(filters, geometry).ravel().tolist(), case
+        assert found["Y"] == found["sums"] == Y.ravel().tolist(), case
+        assert found["planes"] == Y.T.tolist(), case
+        big = conv_matrix(filters, size, geometry, layout="dense")
+        for row, sparse, terms in zip(
+            np.asarray(big).reshape(L * f, -1), found["T"], found["terms"], strict=True
+        ):
+            dense = np.zeros_like(row)
+            dense[[element for element, _ in sparse]] = [weight for _, weight in sparse]
+            assert dense.tolist() == row.tolist(), case
+            assert [x * w for _, x, w, _ in terms] == [product for *_, product in terms], case
+        # The adjoint: M = im2col(x), so dx = col2im(dY K^T), each filter in the columns of its group.
+        K = filters_to_matrix(filters, geometry)
+        dM = np.zeros((L, columns), dtype=np.int64)
+        for i in range(f):
+            first = i // (f // geometry.groups) * geometry.taps
+            dM[:, first : first + geometry.taps] += np.outer(dY[:, i], K[:, i])
+        dx = col2im(dM[None], geometry, size)
+        assert found["dx"] == dx.ravel().tolist(), case
+
+
+def test_a_state_goes_through_the_page_unchanged(model: Model) -> None:
+    for seed, case in enumerate(drawn(cases(max_ndim=2), 100)):
+        state, _ = state_of(case, seed)
+        found = model.ask("load", state)
+        for name in ("settings", "filters", "bias", "input"):
+            assert found[name] == state[name], (case, name)
+
+
+# --- rules -------------------------------------------------------------------------------------------
+
+SIZES = st.integers(1, 7)
+
+
+@st.composite
+def any_settings(draw: st.DrawFn) -> dict[str, Any]:
+    """Settings as somebody may type them: each breaks a rule now and then."""
+    axes = draw(st.integers(1, 2))
+
+    def numbers(usual: st.SearchStrategy[int], least: int) -> list[Any]:
+        odd = st.sampled_from([least - 1, -3, 2.5, None])
+        value = usual if draw(st.integers(0, 30)) else odd
+        return draw(st.lists(value, min_size=axes, max_size=axes))
+
+    group = draw(st.sampled_from([1, 1, 2, 3]))
+    return {
+        "axes": axes,
+        "size": numbers(SIZES, 1),
+        "channels": draw(st.sampled_from([group, group, 2, 6, 0, -1])),
+        "filters": draw(st.sampled_from([group, group, 2, 6, 6, 1.5])),
+        "kernel": numbers(st.integers(1, 4), 1),
+        "stride": numbers(st.integers(1, 4), 1),
+        "padding": [
+            [draw(st.integers(0, 4)), draw(st.sampled_from([0, 1, 1, 2, 3, 5, -1]))]
+            for _ in range(axes)
+        ],
+        "mode": draw(
+            st.sampled_from(["zeros", "zeros", "reflect", "replicate", "circular", "same"])
+        ),
+        "dilation": numbers(st.integers(1, 3), 1),
+        "groups": group if draw(st.integers(0, 20)) else draw(st.sampled_from([0, 4])),
+        "transposed": draw(st.booleans()),
+        "outputPadding": [draw(st.sampled_from([0, 0, 0, 0, 1, 2, 4])) for _ in range(axes)],
+        "flip": draw(st.booleans()),
+        "bias": False,
+    }
+
+
+def refused(wanted: dict[str, Any]) -> str:
+    """Return why convfc refuses settings, or nothing."""
+    try:
+        geometry_of(wanted)
+    except ConvfcError as error:
+        return str(error)
+    return ""
+
+
+def test_the_page_refuses_exactly_what_convfc_refuses(model: Model) -> None:
+    outcomes = []
+    for wanted in drawn(any_settings(), SETTINGS):
+        problems, reason = model.ask("problems", wanted), refused(wanted)
+        assert bool(problems) == bool(reason), (wanted, problems, reason)
+        assert {p["field"] for p in problems} <= set(wanted), problems
+        assert all(len(p["message"].split()) > 4 for p in problems), problems
+        outcomes.append(bool(reason))
+    assert min(outcomes.count(True), outcomes.count(False)) > SETTINGS // 6
+
+
+@pytest.mark.parametrize("field", ["size", "kernel", "stride", "dilation", "outputPadding"])
+def test_a_missing_or_odd_number_is_named_with_its_field(model: Model, field: str) -> None:
+    wanted = settings_of(ConvGeometry(1, 1, (2, 2)), (6, 6))
+    for odd in (None, 0.5, -1, 10**6):
+        (problem,) = model.ask("problems", wanted | {field: [wanted[field][0], odd]})
+        assert (problem["field"], problem["axis"]) == (field, 1)
+        assert "whole number" in problem["message"]
+
+
+@pytest.mark.parametrize("axes", [0, 3, 7, 1.5, None])
+def test_the_page_has_one_axis_or_two(model: Model, axes: object) -> None:
+    wanted = settings_of(ConvGeometry(1, 1, (2, 2)), (6, 6)) | {"axes": axes}
+    (problem,) = model.ask("problems", wanted)
+    assert problem["field"] == "axes"
+    assert "1 or 2" in problem["message"]
+
+
+def test_presets_are_convolutions_of_the_paper(facts: dict[str, Any]) -> None:
+    shapes = {}
+    for preset in facts["presets"]:
+        geometry, size = geometry_of(preset["state"]["settings"])
+        shapes[preset["id"]] = geometry.patch_matrix_shape(1, size)[1:]
+    assert shapes["figure-2"] == (1, 9)
+    assert shapes["figure-3"] == (16, 27)
+    assert shapes["figure-6"] == (49, 16)
+    assert shapes["experiment"] == (169, 16)
+    assert set(shapes) >= {"depthwise", "dilated", "transposed"}
+
+
+# --- addresses ---------------------------------------------------------------------------------------
+
+
+@st.composite
+def states(draw: st.DrawFn) -> dict[str, Any]:
+    """A state as it is after some use: a preset or none, other settings, numbers, a selection."""
+    case = draw(cases(max_ndim=2))
+    wanted = settings_of(case.geometry, case.input_size, bias=draw(st.booleans()))
+    number = st.one_of(st.integers(-9, 9), st.floats(-1e3, 1e3, allow_nan=False))
+
+    def some(count: int) -> list[float]:
+        return draw(st.lists(number, min_size=count, max_size=count))
+
+    state: dict[str, Any] = {"settings": wanted}
+    if draw(st.booleans()):
+        state["preset"] = draw(st.sampled_from(["figure-3", "experiment", "dilated", "none"]))
+    kind = draw(st.sampled_from(["made", "digit", "values"]))
+    if kind == "digit":
+        state["input"] = {"digit": draw(st.integers(0, 19))}
+    elif kind == "values":
+        state["input"] = {"values": some(prod(case.x_shape[1:]))}
+    if draw(st.booleans()):
+        state["filters"] = some(prod(case.filters_shape))
+    if wanted["bias"] and draw(st.booleans()):
+        state["bias"] = some(wanted["filters"])
+    state["selection"] = {"p": draw(st.integers(0, 30)), "f": draw(st.integers(0, 5))}
+    if draw(st.booleans()):
+        state["selection"]["q"] = draw(st.integers(0, 9))
+    elif draw(st.booleans()):
+        state["selection"]["element"] = draw(st.integers(0, 40))
+    state["view"] = {
+        "tab": draw(st.sampled_from(["arithmetic", "map", "matrix", "code"])),
+        "backward": draw(st.booleans()),
+    }
+    return state
+
+
+def test_an_address_leads_back_to_where_it_was_taken(model: Model) -> None:
+    cut = 0
+    for state in drawn(states(), STATES):
+        found = model.ask("address", state)
+        before, after = found["before"], found["after"]
+        if ";cut=1" in found["address"]:
+            cut += 1
+            assert len(found["notes"]) == 1, found["notes"]
+            names = ["settings", "selection", "view"]
+        else:
+            assert found["notes"] == [], state
+            names = ["settings", "selection", "view", "filters", "bias", "input"]
+        for name in names:
+            assert after[name] == before[name], (name, state, found["address"])
+    assert cut < STATES // 4
+
+
+RUBBISH = [
+    "#", "#1", "#2;k=3.3", "#1;;;", "#1;=;k", "#1;k=3.3.3", "#1;k=-1", "#1;k=1e9", "#1;n=999999.9",
+    "#1;a=0", "#1;a=3", "#1;a=999999", "#1;p=1", "#1;p=1_2_3", "#1;m=__proto__", "#1;g=0",
+    "#1;preset=constructor", "#1;at=NaN.NaN", "#1;at=-5.-5", "#1;at=1e99.0", "#1;at=5",
+    "#1;pixel=9999999", "#1;at=0.0;pixel=9999999", "#1;digit=99", "#1;i=1,2,3", "#1;w=,,",
+    "#1;i=Infinity", "#1;b=2", "#1;tab=__proto__", "#1;%", "#1;%E0%A4%A", "#1;preset=%00",
+    "#1;c=4096;f=4096;k=64.64;n=224.224", "#1;t=1;o=9.9", "#1;c=6;g=4",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("address", RUBBISH)
+def test_no_address_breaks_the_page(model: Model, address: str) -> None:
+    assert sound(model.ask("visit", address))
+
+
+def sound(found: dict[str, Any]) -> bool:
+    """Say whether an address led to a convolution, or to a note that says why not."""
+    if found.get("settings") is None:
+        return isinstance(found["notes"], list)
+    geometry_of(found["settings"])
+    selection = found["selection"]
+    whole = all(isinstance(selection[name], int) for name in ("p", "f"))
+    return found["problems"] == [] and whole and bool(found["said"])
+
+
+PIECE = st.one_of(
+    st.sampled_from([f"{key}=" for key in "ancfkspmdgtoxbiwv"]),
+    st.sampled_from(["preset=", "at=", "pixel=", "digit=", "tab=", "back=", "cut=", "#1", ";", "."]),
+    st.integers(-3, 30).map(str),
+    st.text(max_size=4),
+)
+
+
+def test_no_drawn_address_breaks_the_page(model: Model) -> None:
+    for address in drawn(st.lists(PIECE, max_size=20).map(lambda parts: "#1;" + "".join(parts)), 300):
+        assert sound(model.ask("visit", address)), address
+
+
+def test_what_an_address_has_wrong_is_said(model: Model) -> None:
+    for address, words in {
+        "#7;k=3.3": "version",
+        "#1;preset=mine": "mine",
+        "#1;k=x": "kernel",
+        "#1;k=9.9": "kernel reaches over",
+        "#1;i=1,2": "36 numbers",
+        "#1;at=x": "selection",
+        "#1;cut=1": "too many",
+    }.items():
+        assert any(words in note for note in model.ask("visit", address)["notes"]), address
+
+
+# --- the model's own rules on numbers ------------------------------------------------------------------
+
+
+def test_digits_of_the_page_are_digits_of_the_library(facts: dict[str, Any]) -> None:
+    from convfc.paper.data import labelled_digits
+
+    images, labels = labelled_digits()
+    pixels = np.round(images[..., 0] * 255).astype(int).reshape(len(images), -1)
+    known = {(int(label), row.tobytes()) for label, row in zip(labels, pixels, strict=True)}
+    assert sorted(digit["label"] for digit in facts["digits"]) == sorted(list(range(10)) * 2)
+    for digit in facts["digits"]:
+        assert (digit["label"], np.array(digit["pixels"]).tobytes()) in known
+
+
+def test_the_runner_is_asked_in_json(model: Model) -> None:
+    """A question that throws is a failure of the test that asks it, with the model's own words."""
+    with pytest.raises(AssertionError, match="TypeError"):
+        model.ask("map", {})
+    assert json.loads(json.dumps(model.ask("problems", {}))) != []
