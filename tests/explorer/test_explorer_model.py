@@ -90,13 +90,14 @@ def test_the_index_map_is_the_one_of_convfc(model: Model) -> None:
 
 def test_windows_are_drawn_where_they_read(model: Model) -> None:
     """Inside the input, the place on the padded grid is the element that is read."""
+    seen = 0
     for case in drawn(cases(max_ndim=2, transposed=False), 100):
         found = model.ask("map", settings_of(case.geometry, case.input_size))
         inside = [
             all(0 <= i < n for i, n in zip(place, case.input_size, strict=True))
             for place in found["padded"]
         ]
-        assert any(inside) or case.geometry.padding_mode == "zeros", case
+        seen += sum(inside)
         for place, element, within in zip(
             found["padded"], found["coordinates"], inside, strict=True
         ):
@@ -104,6 +105,7 @@ def test_windows_are_drawn_where_they_read(model: Model) -> None:
                 assert element[:-1] == place, case
             elif case.geometry.padding_mode == "zeros":
                 assert element is None, case
+    assert seen > 1000
 
 
 # --- numbers -----------------------------------------------------------------------------------------
@@ -164,7 +166,7 @@ def test_a_state_goes_through_the_page_unchanged(model: Model) -> None:
 
 # --- rules -------------------------------------------------------------------------------------------
 
-SIZES = st.integers(1, 7)
+SIZES = st.integers(3, 8)
 
 
 @st.composite
@@ -174,28 +176,28 @@ def any_settings(draw: st.DrawFn) -> dict[str, Any]:
 
     def numbers(usual: st.SearchStrategy[int], least: int) -> list[Any]:
         odd = st.sampled_from([least - 1, -3, 2.5, None])
-        value = usual if draw(st.integers(0, 30)) else odd
+        value = usual if draw(st.integers(0, 60)) else odd
         return draw(st.lists(value, min_size=axes, max_size=axes))
 
     group = draw(st.sampled_from([1, 1, 2, 3]))
     return {
         "axes": axes,
         "size": numbers(SIZES, 1),
-        "channels": draw(st.sampled_from([group, group, 2, 6, 0, -1])),
-        "filters": draw(st.sampled_from([group, group, 2, 6, 6, 1.5])),
+        "channels": draw(st.sampled_from([group] * 6 + [6] * 6 + [2, 0, -1])),
+        "filters": draw(st.sampled_from([group] * 6 + [6] * 6 + [2, 1.5])),
         "kernel": numbers(st.integers(1, 4), 1),
         "stride": numbers(st.integers(1, 4), 1),
         "padding": [
-            [draw(st.integers(0, 4)), draw(st.sampled_from([0, 1, 1, 2, 3, 5, -1]))]
+            [draw(st.integers(0, 4)), draw(st.sampled_from([*range(5)] * 4 + [6, -1]))]
             for _ in range(axes)
         ],
         "mode": draw(
-            st.sampled_from(["zeros", "zeros", "reflect", "replicate", "circular", "same"])
+            st.sampled_from(["zeros"] * 8 + ["reflect", "replicate", "circular"] * 2 + ["same"])
         ),
         "dilation": numbers(st.integers(1, 3), 1),
         "groups": group if draw(st.integers(0, 20)) else draw(st.sampled_from([0, 4])),
         "transposed": draw(st.booleans()),
-        "outputPadding": [draw(st.sampled_from([0, 0, 0, 0, 1, 2, 4])) for _ in range(axes)],
+        "outputPadding": [draw(st.sampled_from([0] * 9 + [1, 2, 4])) for _ in range(axes)],
         "flip": draw(st.booleans()),
         "bias": False,
     }
@@ -236,6 +238,24 @@ def test_the_page_has_one_axis_or_two(model: Model, axes: object) -> None:
     (problem,) = model.ask("problems", wanted)
     assert problem["field"] == "axes"
     assert "1 or 2" in problem["message"]
+
+
+@pytest.mark.parametrize(
+    ("given", "field"),
+    [
+        ({"channels": 4096, "filters": 4096}, "channels"),
+        ({"size": [224, 224], "channels": 80}, "channels"),
+        ({"size": [200, 200], "transposed": True, "stride": [60, 60]}, "stride"),
+    ],
+)
+def test_what_would_fill_the_memory_is_a_problem(
+    model: Model, given: dict[str, Any], field: str
+) -> None:
+    wanted = settings_of(ConvGeometry(1, 1, (2, 2)), (6, 6))
+    assert model.ask("problems", wanted) == []
+    (problem,) = model.ask("problems", wanted | given)
+    assert problem["field"] == field
+    assert "more than the 4,000,000" in problem["message"]
 
 
 def test_presets_are_convolutions_of_the_paper(facts: dict[str, Any]) -> None:
@@ -331,14 +351,18 @@ def sound(found: dict[str, Any]) -> bool:
 
 PIECE = st.one_of(
     st.sampled_from([f"{key}=" for key in "ancfkspmdgtoxbiwv"]),
-    st.sampled_from(["preset=", "at=", "pixel=", "digit=", "tab=", "back=", "cut=", "#1", ";", "."]),
+    st.sampled_from(
+        ["preset=", "at=", "pixel=", "digit=", "tab=", "back=", "cut=", "#1", ";", "."]
+    ),
     st.integers(-3, 30).map(str),
     st.text(max_size=4),
 )
 
 
 def test_no_drawn_address_breaks_the_page(model: Model) -> None:
-    for address in drawn(st.lists(PIECE, max_size=20).map(lambda parts: "#1;" + "".join(parts)), 300):
+    for address in drawn(
+        st.lists(PIECE, max_size=20).map(lambda parts: "#1;" + "".join(parts)), 300
+    ):
         assert sound(model.ask("visit", address)), address
 
 

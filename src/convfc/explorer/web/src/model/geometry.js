@@ -3,6 +3,7 @@
 // {axes, size, channels, filters, kernel, stride, padding: [[low, high], ...], mode, dilation, groups,
 //  transposed, outputPadding, flip, bias}
 
+export const AXES = [1, 2];
 export const MODES = ["zeros", "reflect", "replicate", "circular"];
 
 /** Fields that hold one number per axis, with their bounds on the page. */
@@ -22,6 +23,9 @@ export const SINGLE = {
 };
 
 export const PADDING = { label: "padding", min: 0, max: 224 };
+
+/** Numbers that a page holds at most: of input and filters together, and of one filter's output. */
+export const MOST = 4_000_000;
 export const FLAGS = ["transposed", "flip", "bias"];
 
 export const DEFAULTS = Object.freeze({
@@ -45,7 +49,7 @@ export const DEFAULTS = Object.freeze({
 export function complete(some) {
   const axes = some.axes ?? some.kernel?.length ?? some.size?.length ?? DEFAULTS.axes;
   const all = { ...structuredClone(DEFAULTS), ...structuredClone(some), axes };
-  return withAxes(all, axes);
+  return AXES.includes(axes) ? withAxes(all, axes) : all; // other numbers of axes are a problem
 }
 
 /** The same settings with another number of axes: entries are dropped, or the last one is repeated. */
@@ -98,6 +102,9 @@ export function product(numbers) {
  * A message says what is wrong, what is expected and what was given, and a way out.
  */
 export function problems(settings) {
+  if (!AXES.includes(settings.axes)) {
+    return [{ field: "axes", message: `The page shows 1 or 2 axes; these are ${settings.axes ?? "none"}.` }];
+  }
   const found = [...numberProblems(settings)];
   if (found.length) return found; // the other rules compare numbers
   for (const field of ["channels", "filters"]) {
@@ -115,7 +122,21 @@ export function problems(settings) {
     found.push({ field: "mode", message: `A transposed convolution pads with zeros only, not “${settings.mode}”. Choose zeros.` });
   }
   for (let axis = 0; axis < settings.axes; axis++) found.push(...axisProblems(settings, axis));
-  return found;
+  return found.length ? found : tooManyProblems(settings);
+}
+
+/** What would fill the memory of the browser. */
+function tooManyProblems(settings) {
+  const given = product(inputShape(settings)) + product(filtersShape(settings));
+  const made = product(outputSize(settings));
+  const far = (count, of) => `${of} would have ${count.toLocaleString("en")} numbers, more than the ${MOST.toLocaleString("en")} that the page holds.`;
+  if (given > MOST) {
+    return [{ field: "channels", message: `${far(given, "Input and filters")} Use fewer channels or filters, or smaller sizes.` }];
+  }
+  if (made > MOST) {
+    return [{ field: "stride", message: `${far(made, "The output of one filter")} Use a smaller stride, or a smaller input.` }];
+  }
+  return [];
 }
 
 function* numberProblems(settings) {
