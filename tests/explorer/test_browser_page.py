@@ -49,6 +49,18 @@ def test_nothing_sticks_out(
         assert explorer.page.evaluate(OUTSIDE) == [], tab
 
 
+@SIZES
+def test_the_page_fills_the_window(
+    open_page: Callable[..., Explorer], size: dict[str, Any]
+) -> None:
+    explorer = open_page(**size)
+    box = explorer.root.bounding_box()
+    assert box is not None
+    width, height = size["viewport"]["width"], size["viewport"]["height"]
+    assert (box["x"], box["y"], box["width"]) == (0, 0, width)
+    assert box["height"] >= height
+
+
 def test_wide_the_strip_is_a_row_and_on_a_phone_a_column(
     open_page: Callable[..., Explorer],
 ) -> None:

@@ -156,6 +156,24 @@ def test_the_index_map_writes_out_eq_8(explorer: Explorer) -> None:
         assert str(number) in panel
 
 
+def test_the_index_map_says_of_each_axis_what_it_reads(explorer: Explorer) -> None:
+    """Row 10 of the transposed preset: on axis 0 element 1, on axis 1 a zero between elements."""
+    explorer.preset("transposed")
+    explorer.ask("store.select({p: 10, f: 0, q: 0})")
+    explorer.tab("map")
+    rows = explorer.view("map").locator("tbody tr")
+    read = dict(row.split("\t", 1) for row in rows.all_inner_texts())
+    assert read["i"].endswith("\t1")
+    assert read["j"].endswith("between elements: 0")
+    assert "a zero" in explorer.view("map").inner_text()
+    explorer.preset("dilated")
+    explorer.ask("store.select({p: 4, f: 0, q: 1})")  # above the input, in its middle
+    explorer.settled()
+    read = dict(row.split("\t", 1) for row in rows.all_inner_texts())
+    assert read["i"].endswith("padding, 0")
+    assert read["j"].endswith("\t4")
+
+
 def test_the_arithmetic_is_the_sum_that_stands_in_the_output(
     open_page: Callable[..., Explorer],
 ) -> None:

@@ -43,7 +43,7 @@ export class IndexMapView {
       ? ["p", "i″ · Wout + j″", `${position[0]} · ${store.outputSize[1]} + ${position[1]}`, p]
       : ["p", "i″", `${position[0]}`, p]);
     rows.push(["q", ...this._column(tap, channel, group), q]);
-    map.axes.forEach((a, i) => rows.push([e[i], ...axisRule(settings, a, i, position[i], tap[i], [o[i], t[i]], read?.[i])]));
+    map.axes.forEach((a, i) => rows.push([e[i], ...axisRule(settings, a, i, position[i], tap[i], [o[i], t[i]])]));
     if (settings.channels > 1) {
       rows.push(["d", settings.groups > 1 ? "g · C/G + d′" : "d′", settings.groups > 1 ? `${group} · ${map.perGroup} + ${channel}` : `${channel}`, group * map.perGroup + channel]);
     }
@@ -85,7 +85,9 @@ export class IndexMapView {
 }
 
 /** Rule, numbers and result of one axis. */
-function axisRule(settings, a, axis, o, t, [output, tap], read) {
+function axisRule(settings, a, axis, o, t, [output, tap]) {
+  // Of this axis alone: the entry is a zero as soon as one of the axes reads one.
+  const read = a.source[a.first + o * a.step + t * a.tapStep];
   const kernel = settings.kernel[axis];
   const dilation = settings.dilation[axis];
   const stride = settings.stride[axis];
@@ -98,11 +100,11 @@ function axisRule(settings, a, axis, o, t, [output, tap], read) {
   const index = a.first + o * a.step + t * a.tapStep - a.low;
   if (settings.transposed) {
     const [rule, here] = [`${output} + ${tapRule}${shift}`, `${o} + ${tapHere}${shift}`];
-    const outcome = read === undefined ? `${index / stride === Math.trunc(index / stride) ? "outside" : "between elements"}: 0` : read;
+    const outcome = read < 0 ? `${index / stride === Math.trunc(index / stride) ? "outside" : "between elements"}: 0` : read;
     return stride > 1 ? [`(${rule}) / ${stride}`, `(${here}) / ${stride}`, outcome] : [rule, here, outcome];
   }
   const inside = index >= 0 && index < a.size;
-  const outcome = inside ? index : read === undefined ? `${index}: padding` : `${index} → ${read} (${settings.mode})`;
+  const outcome = inside ? index : read < 0 ? `${index}: padding` : `${index} → ${read} (${settings.mode})`;
   const zero = !inside && settings.mode === "zeros";
   return [`${scale}${output} + ${tapRule}${shift}`, `${scale}${o} + ${tapHere}${shift}`, zero ? `${index}: padding, 0` : outcome];
 }
