@@ -25,6 +25,7 @@ const BESIDE = 1120;
 /** What a selection, a look, or a change of view does not touch is not drawn again. */
 const LIGHT = new Set(["selection", "hover"]);
 
+/** One explorer in an element: its store, its views, and the redrawing of them. */
 export class Explorer {
   /** options: {state, page: whether it is alone on a page, onChange(kind)}. */
   constructor(element, options = {}) {
@@ -76,7 +77,8 @@ export class Explorer {
 
   async save(kind) {
     const name = `convfc-${this.store.preset ?? "convolution"}.${kind}`;
-    const blob = kind === "png" ? await png(this) : new Blob([svg(this)], { type: "image/svg+xml" });
+    const blob =
+      kind === "png" ? await png(this) : new Blob([svg(this)], { type: "image/svg+xml" });
     download(blob, name);
     this.say(`Saved as ${name}.`);
   }
@@ -87,13 +89,17 @@ export class Explorer {
     this.toast.textContent = text;
     this.toast.hidden = false;
     clearTimeout(this.toastTimer);
-    this.toastTimer = setTimeout(() => { this.toast.hidden = true; }, 2200);
+    this.toastTimer = setTimeout(() => {
+      this.toast.hidden = true;
+    }, 2200);
   }
 
   /** Say what is selected in the live region, once things have come to rest. */
   announce() {
     clearTimeout(this.liveTimer);
-    this.liveTimer = setTimeout(() => { this.live.textContent = this.store.describe(); }, 120);
+    this.liveTimer = setTimeout(() => {
+      this.live.textContent = this.store.describe();
+    }, 120);
   }
 
   destroy() {
@@ -116,15 +122,30 @@ export class Explorer {
     this.transport = new Transport(this);
     this.controls = new Controls(this);
     this.tabs = new Tabs(this, {
-      arithmetic: new ArithmeticView(this), map: new IndexMapView(this), matrix: new BigMatrixView(this), code: new CodeView(this),
+      arithmetic: new ArithmeticView(this),
+      map: new IndexMapView(this),
+      matrix: new BigMatrixView(this),
+      code: new CodeView(this),
     });
     this.guide = new Guide(this);
     this.live = el("p", { class: "unseen", "aria-live": "polite", data: { live: "" } });
     this.toast = el("div", { class: "toast", "aria-hidden": "true" });
     this.toast.hidden = true;
-    const main = el(this.options.page ? "main" : "div", { class: "main" },
-      this.header.intro, el("div", { class: "card" }, this.strip.element, this.strip.legend), this.transport.element, this.tabs.element);
-    this.root.append(this.header.element, el("div", { class: "body" }, this.controls.element, main), this.guide.element, this.live, this.toast);
+    const main = el(
+      this.options.page ? "main" : "div",
+      { class: "main" },
+      this.header.intro,
+      el("div", { class: "card" }, this.strip.element, this.strip.legend),
+      this.transport.element,
+      this.tabs.element,
+    );
+    this.root.append(
+      this.header.element,
+      el("div", { class: "body" }, this.controls.element, main),
+      this.guide.element,
+      this.live,
+      this.toast,
+    );
   }
 
   _changed(kind) {
@@ -163,7 +184,8 @@ export class Explorer {
 
   _recolour(scheme) {
     this.palette = palette(scheme);
-    if (this.options.page) document.documentElement.style.background = getComputedStyle(this.root).backgroundColor;
+    if (this.options.page)
+      document.documentElement.style.background = getComputedStyle(this.root).backgroundColor;
     if (this.strip) this._update("theme");
   }
 

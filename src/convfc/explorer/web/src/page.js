@@ -1,5 +1,5 @@
-// The explorer alone on a page: it starts from the state in the page, else from the address, else from
-// the paper's experiment, and keeps the address in step.
+// The explorer alone on a page: it starts from the state in the page, else from the address, else
+// from the paper's experiment, and keeps the address in step.
 
 import { fromAddress, toAddress } from "./model/address.js";
 import { mount } from "./explorer.js";
@@ -11,7 +11,10 @@ export function startOnPage() {
   const element = document.getElementById("convfc-explorer");
   if (!element) return null;
   const written = document.getElementById("convfc-state")?.textContent.trim();
-  const given = written && written !== "null" ? { state: JSON.parse(written), notes: [] } : fromAddress(location.hash);
+  const given =
+    written && written !== "null"
+      ? { state: JSON.parse(written), notes: [] }
+      : fromAddress(location.hash);
   let timer = null;
   const explorer = mount(element, {
     page: true,

@@ -10,8 +10,9 @@ export function render({ model, el }) {
   let taking = false; // a change that comes from Python must not go back to it
   const changed = new Set();
   const given = model.get("state");
+  const stated = Boolean(given && Object.keys(given).length);
   const explorer = mount(el, {
-    state: given && Object.keys(given).length ? given : undefined,
+    state: stated ? given : undefined,
     onChange(kind) {
       if (taking || kind === "hover") return;
       changed.add(kind === "selection" ? "selection" : "state");
@@ -55,7 +56,13 @@ export function render({ model, el }) {
   model.on("change:selection", onSelection);
   model.on("change:height", onHeight);
   onHeight();
-  onSelection(); // what Python has chosen before anything was shown
+  const { p = 0, f = 0, q = null, element = null } = model.get("selection") ?? {};
+  if (stated || p || f || q !== null || element !== null)
+    onSelection(); // chosen before anything was shown
+  else {
+    changed.add("state"); // Python has said nothing: it is told what the page starts from
+    send();
+  }
   return () => {
     clearTimeout(timer);
     model.off("change:state", onState);

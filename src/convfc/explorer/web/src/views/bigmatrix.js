@@ -1,4 +1,5 @@
-// The whole layer as one matrix: y = T x. T is never held; its rows are asked for as they are drawn.
+// The whole layer as one matrix: y = T x. T is never held; its rows are asked for as they are
+// drawn.
 
 import { el, fill } from "./dom.js";
 import { MARGIN } from "./grid.js";
@@ -12,6 +13,7 @@ import { count, short } from "../model/words.js";
 const SLIM = 22; // width of x and y
 const HEIGHT = 330; // of T, at most
 
+/** The tab “One big matrix”. */
 export class BigMatrixView {
   constructor(explorer) {
     this.explorer = explorer;
@@ -19,30 +21,62 @@ export class BigMatrixView {
     const f = () => store.settings.filters;
     const row = (r) => ({ p: Math.floor(r / f()), f: r % f() });
     this.panel = new Panel(explorer, {
-      view: "T", name: "T", formula: true, label: "T, the one big matrix",
+      view: "T",
+      name: "T",
+      formula: true,
+      label: "T, the one big matrix",
       pick: (r, c) => store.select({ ...row(r), element: c }),
       hover: (r, c) => store.preview(r === null ? null : { ...row(r), element: c }),
       cursor: () => [store.shown.p * f() + store.shown.f, this._column()],
-      say: (r, c) => `row ${r}, column ${c}: ${short(store.bigRow(Math.floor(r / f()), r % f()).get(c) ?? 0)}`,
+      say: (r, c) =>
+        `row ${r}, column ${c}: ${short(store.bigRow(Math.floor(r / f()), r % f()).get(c) ?? 0)}`,
       cells: (grid, context) => this._cells(grid, context),
       overlay: (grid, context) => this._overlay(grid, context),
     });
     this.x = new Panel(explorer, {
-      view: "x", name: "x", formula: true, label: "x, the input as one column",
-      pick: (r) => store.select({ element: r }), hover: (r) => store.preview(r === null ? null : { element: r }),
-      edit: (r, c) => editCell(store, this.x.grid, r, c, { kind: "input", index: r, label: `New number for element ${r} of x` }),
-      cursor: () => [this._column(), 0], say: (r) => `element ${r}: ${short(store.input[r])}`,
+      view: "x",
+      name: "x",
+      formula: true,
+      label: "x, the input as one column",
+      pick: (r) => store.select({ element: r }),
+      hover: (r) => store.preview(r === null ? null : { element: r }),
+      edit: (r, c) =>
+        editCell(store, this.x.grid, r, c, {
+          kind: "input",
+          index: r,
+          label: `New number for element ${r} of x`,
+        }),
+      cursor: () => [this._column(), 0],
+      say: (r) => `element ${r}: ${short(store.input[r])}`,
       overlay: (grid, context) => this._overlayX(grid, context),
     });
     this.y = new Panel(explorer, {
-      view: "y", name: "y", formula: true, label: "y, the output as one column",
-      pick: (r) => store.select(row(r)), hover: (r) => store.preview(r === null ? null : row(r)),
-      cursor: () => [store.shown.p * f() + store.shown.f, 0], say: (r) => `element ${r}: ${short(store.value(Math.floor(r / f()), r % f()))}`,
+      view: "y",
+      name: "y",
+      formula: true,
+      label: "y, the output as one column",
+      pick: (r) => store.select(row(r)),
+      hover: (r) => store.preview(r === null ? null : row(r)),
+      cursor: () => [store.shown.p * f() + store.shown.f, 0],
+      say: (r) => `element ${r}: ${short(store.value(Math.floor(r / f()), r % f()))}`,
       overlay: (grid, context) => this._overlayY(grid, context),
     });
     this.words = el("p", { class: "hint" });
     const sign = (text) => el("span", { class: "sign", "aria-hidden": "true" }, text);
-    this.element = el("div", { class: "big" }, el("div", { class: "product" }, this.y.element, sign("="), this.panel.element, sign("×"), this.x.element), this.words);
+    this.element = el(
+      "div",
+      { class: "big" },
+      el(
+        "div",
+        { class: "product" },
+        this.y.element,
+        sign("="),
+        this.panel.element,
+        sign("×"),
+        this.x.element,
+      ),
+      this.words,
+    );
   }
 
   update() {
@@ -50,9 +84,28 @@ export class BigMatrixView {
     const { filters } = store.settings;
     const rows = store.map.rows * filters;
     const columns = product(store.map.inputShape);
-    this.panel.show({ rows, columns, largest: store.largest("filters"), value: (r, c) => store.bigRow(Math.floor(r / filters), r % filters).get(c) ?? 0 }, `${rows} × ${columns}`);
-    this.x.show({ rows: columns, columns: 1, largest: store.largest("input"), value: (r) => store.input[r] }, `${columns}`);
-    this.y.show({ rows, columns: 1, largest: store.largest("output"), value: (r) => store.value(Math.floor(r / filters), r % filters) }, `${rows}`);
+    this.panel.show(
+      {
+        rows,
+        columns,
+        largest: store.largest("filters"),
+        value: (r, c) => store.bigRow(Math.floor(r / filters), r % filters).get(c) ?? 0,
+      },
+      `${rows} × ${columns}`,
+    );
+    this.x.show(
+      { rows: columns, columns: 1, largest: store.largest("input"), value: (r) => store.input[r] },
+      `${columns}`,
+    );
+    this.y.show(
+      {
+        rows,
+        columns: 1,
+        largest: store.largest("output"),
+        value: (r) => store.value(Math.floor(r / filters), r % filters),
+      },
+      `${rows}`,
+    );
     this.fit();
   }
 
@@ -75,8 +128,15 @@ export class BigMatrixView {
     const { p, f } = store.shown;
     const nonzeros = store.bigRow().size;
     const columns = this.panel.grid.source.columns;
-    fill(this.words, `Row ${p * store.settings.filters + f} of T is the filter ${f} at output position ${p}: ${count(nonzeros, "entry", "entries")} that can differ from 0, of ${columns}. `,
-      el("span", {}, "Every row holds the same weights, moved: the layer is a fully connected one whose weights are shared and mostly zero."));
+    fill(
+      this.words,
+      `Row ${p * store.settings.filters + f} of T is the filter ${f} at output position ${p}: ${count(nonzeros, "entry", "entries")} that can differ from 0, of ${columns}. `,
+      el(
+        "span",
+        {},
+        "Every row holds the same weights, moved: the layer is a fully connected one whose weights are shared and mostly zero.",
+      ),
+    );
   }
 
   _column() {
@@ -84,7 +144,13 @@ export class BigMatrixView {
     const { element, p, f } = store.shown;
     if (element !== null) return element;
     const { first, count: k } = columnsOf(store.map, f);
-    return Math.max(0, store.map.row(p).subarray(first, first + k).find((from) => from >= 0) ?? 0);
+    return Math.max(
+      0,
+      store.map
+        .row(p)
+        .subarray(first, first + k)
+        .find((from) => from >= 0) ?? 0,
+    );
   }
 
   /** The nonzeros of the visible rows, or of as many rows as there are pixels. */
@@ -120,9 +186,13 @@ export class BigMatrixView {
     const r = p * filters + f;
     const [w, h] = grid.size;
     const reading = lit(store);
-    if (element !== null) grid.tint(context, [0, element, grid.source.rows - 1, element], palette.ink, 0.16);
+    if (element !== null)
+      grid.tint(context, [0, element, grid.source.rows - 1, element], palette.ink, 0.16);
     if (reading) {
-      for (const at of reading.outputs) grid.outline(context, [at * filters + f, element, at * filters + f, element], palette.lit, { width: 1.5 });
+      for (const at of reading.outputs)
+        grid.outline(context, [at * filters + f, element, at * filters + f, element], palette.lit, {
+          width: 1.5,
+        });
       return;
     }
     const high = Math.max(h, 9);
@@ -137,7 +207,8 @@ export class BigMatrixView {
       context.fillRect(MARGIN, top, grid.width, high);
       for (const [c, weight] of store.bigRow(p, f)) {
         const { x } = grid.box(r, c);
-        context.fillStyle = weight === 0 ? palette.muted : palette.css(weight, store.largest("filters"));
+        context.fillStyle =
+          weight === 0 ? palette.muted : palette.css(weight, store.largest("filters"));
         context.fillRect(x + w / 2 - Math.max(w, 2.5) / 2, top, Math.max(w, 2.5), high);
       }
     }
@@ -159,7 +230,8 @@ export class BigMatrixView {
       else grid.tint(context, [from, 0], palette.window, 0.6);
     }
     const { element } = store.shown;
-    if (element !== null) grid.outline(context, [element, 0, element, 0], palette.ink, { width: 2 });
+    if (element !== null)
+      grid.outline(context, [element, 0, element, 0], palette.ink, { width: 2 });
   }
 
   _overlayY(grid, context) {
@@ -168,6 +240,12 @@ export class BigMatrixView {
     const { filters } = store.settings;
     const reading = lit(store);
     const rows = reading ? reading.outputs : [p];
-    for (const at of rows) grid.outline(context, [at * filters + f, 0, at * filters + f, 0], reading ? palette.lit : palette.hue(f), { width: 2.5, least: 7 });
+    for (const at of rows)
+      grid.outline(
+        context,
+        [at * filters + f, 0, at * filters + f, 0],
+        reading ? palette.lit : palette.hue(f),
+        { width: 2.5, least: 7 },
+      );
   }
 }

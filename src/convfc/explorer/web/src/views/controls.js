@@ -1,5 +1,5 @@
-// The column of settings. Typed values are taken as they are; what is wrong with them is said beside
-// the control, and the last valid settings stay on show.
+// The column of settings. Typed values are taken as they are; what is wrong with them is said
+// beside the control, and the last valid settings stay on show.
 
 import { el, fill, focused, unique } from "./dom.js";
 import { MODES, PADDING, PER_AXIS, SINGLE } from "../model/geometry.js";
@@ -12,27 +12,63 @@ const FLAG_LABELS = {
   bias: ["bias", "One number per filter, added to every output"],
 };
 
+/** Every setting with its control and its problems. */
 export class Controls {
   constructor(explorer) {
     this.explorer = explorer;
     this.inputs = new Map(); // name -> [control, read from settings]
     this.notes = new Map(); // field -> where its problem is written
     this.pictures = new Pictures(explorer);
-    this.presets = PRESETS.map((preset) => el("button", {
-      type: "button", class: "preset", data: { preset: preset.id }, title: preset.text,
-      onclick: () => explorer.usePreset(preset),
-    }, el("span", {}, preset.title), preset.paper ? el("small", {}, preset.paper) : null));
-    this.backward = this._check("backward", "backward pass", "Point at an input element: every entry of M that reads it and every output that it feeds light up", (on) => explorer.store.show({ backward: on }));
+    this.presets = PRESETS.map((preset) =>
+      el(
+        "button",
+        {
+          type: "button",
+          class: "preset",
+          data: { preset: preset.id },
+          title: preset.text,
+          onclick: () => explorer.usePreset(preset),
+        },
+        el("span", {}, preset.title),
+        preset.paper ? el("small", {}, preset.paper) : null,
+      ),
+    );
+    this.backward = this._check(
+      "backward",
+      "backward pass",
+      "Point at an input element: every entry of M that reads it and every output that it feeds light up",
+      (on) => explorer.store.show({ backward: on }),
+    );
     this.start = this._group("Start from", el("div", { class: "presets" }, this.presets));
     this.start.classList.add("start");
-    this.element = el("aside", { class: "controls", data: { view: "controls" }, "aria-label": "Settings" },
+    this.element = el(
+      "aside",
+      { class: "controls", data: { view: "controls" }, "aria-label": "Settings" },
       this.start,
-      this._group("Input", this._axes(), this._perAxis("size"), this._single("channels"), this.pictures.element),
-      this._group("Filters", this._single("filters"), this._perAxis("kernel"), this._flag("flip"), this._flag("bias")),
+      this._group(
+        "Input",
+        this._axes(),
+        this._perAxis("size"),
+        this._single("channels"),
+        this.pictures.element,
+      ),
+      this._group(
+        "Filters",
+        this._single("filters"),
+        this._perAxis("kernel"),
+        this._flag("flip"),
+        this._flag("bias"),
+      ),
       this._group("Movement", this._perAxis("stride"), this._perAxis("dilation")),
       this._group("Padding", this._padding(), this._mode()),
-      this._group("Kind", this._single("groups"), this._flag("transposed"), this._perAxis("outputPadding")),
-      this._group("Show", this.backward.row));
+      this._group(
+        "Kind",
+        this._single("groups"),
+        this._flag("transposed"),
+        this._perAxis("outputPadding"),
+      ),
+      this._group("Show", this.backward.row),
+    );
   }
 
   update() {
@@ -41,12 +77,16 @@ export class Controls {
     for (const [control, value] of this.inputs.values()) {
       const now = value(wanted);
       if (control.type === "checkbox") control.checked = now;
-      else if (!focused(control) && !Number.isNaN(now) && now !== undefined) control.value = String(now);
+      else if (!focused(control) && !Number.isNaN(now) && now !== undefined)
+        control.value = String(now);
     }
-    for (const node of this.element.querySelectorAll("[data-axis='1']")) node.hidden = wanted.axes === 1;
-    for (const node of this.element.querySelectorAll("[data-of=heads]")) node.hidden = wanted.axes === 1;
+    for (const node of this.element.querySelectorAll("[data-axis='1']"))
+      node.hidden = wanted.axes === 1;
+    for (const node of this.element.querySelectorAll("[data-of=heads]"))
+      node.hidden = wanted.axes === 1;
     this.backward.control.checked = store.view.backward;
-    for (const preset of this.presets) preset.setAttribute("aria-pressed", String(preset.dataset.preset === store.preset));
+    for (const preset of this.presets)
+      preset.setAttribute("aria-pressed", String(preset.dataset.preset === store.preset));
     this._showProblems(store.problems);
     this.pictures.update();
   }
@@ -54,11 +94,17 @@ export class Controls {
   _showProblems(problems) {
     for (const [field, { note, controls }] of this.notes) {
       const own = problems.filter((problem) => problem.field === field);
-      if (own.length) fill(note, own.map((problem) => el("span", {}, problem.message)));
+      if (own.length)
+        fill(
+          note,
+          own.map((problem) => el("span", {}, problem.message)),
+        );
       else if (note.hasChildNodes()) fill(note);
       note.hidden = !own.length;
       for (const [axis, control] of controls) {
-        const wrong = own.some((problem) => problem.axis === undefined || axis === null || problem.axis === axis);
+        const wrong = own.some(
+          (problem) => problem.axis === undefined || axis === null || problem.axis === axis,
+        );
         if (wrong) {
           control.setAttribute("aria-invalid", "true");
           control.setAttribute("aria-describedby", note.id);
@@ -77,15 +123,46 @@ export class Controls {
   }
 
   _row(field, label, controls, extra = null) {
-    const note = el("div", { class: "problem", id: unique("problem"), role: "alert", data: { problem: field } });
+    const note = el("div", {
+      class: "problem",
+      id: unique("problem"),
+      role: "alert",
+      data: { problem: field },
+    });
     note.hidden = true;
     this.notes.set(field, { note, controls });
-    return el("div", { class: "field" }, el("div", { class: "line" }, label, el("div", { class: "values" }, controls.map(([axis, control]) => wrapped(axis, control)), extra)), note);
+    return el(
+      "div",
+      { class: "field" },
+      el(
+        "div",
+        { class: "line" },
+        label,
+        el(
+          "div",
+          { class: "values" },
+          controls.map(([axis, control]) => wrapped(axis, control)),
+          extra,
+        ),
+      ),
+      note,
+    );
   }
 
   _number(name, label, { min, max }, read, write) {
-    const control = el("input", { type: "number", name, id: unique(name), min, max, step: 1, inputmode: "numeric", "aria-label": label });
-    control.addEventListener("input", () => write(control.value.trim() === "" ? NaN : Number(control.value)));
+    const control = el("input", {
+      type: "number",
+      name,
+      id: unique(name),
+      min,
+      max,
+      step: 1,
+      inputmode: "numeric",
+      "aria-label": label,
+    });
+    control.addEventListener("input", () =>
+      write(control.value.trim() === "" ? NaN : Number(control.value)),
+    );
     control.addEventListener("blur", () => this.update());
     this.inputs.set(name, [control, read]);
     return control;
@@ -93,51 +170,106 @@ export class Controls {
 
   _single(field) {
     const { label, ...bounds } = SINGLE[field];
-    const control = this._number(field, capital(label), bounds, (s) => s[field], (value) => this.explorer.store.set({ [field]: value }));
+    const control = this._number(
+      field,
+      capital(label),
+      bounds,
+      (s) => s[field],
+      (value) => this.explorer.store.set({ [field]: value }),
+    );
     return this._row(field, el("label", { for: control.id }, label), [[null, control]]);
   }
 
   _perAxis(field) {
     const { label, ...bounds } = PER_AXIS[field];
-    const controls = [0, 1].map((axis) => [axis, this._number(`${field}-${axis}`, `${capital(label)}, ${axis ? "columns" : "rows"}`, bounds, (s) => s[field][axis], (value) => {
-      const values = [...this.explorer.store.wanted[field]];
-      values[axis] = value;
-      this.explorer.store.set({ [field]: values });
-    })]);
+    const controls = [0, 1].map((axis) => [
+      axis,
+      this._number(
+        `${field}-${axis}`,
+        `${capital(label)}, ${axis ? "columns" : "rows"}`,
+        bounds,
+        (s) => s[field][axis],
+        (value) => {
+          const values = [...this.explorer.store.wanted[field]];
+          values[axis] = value;
+          this.explorer.store.set({ [field]: values });
+        },
+      ),
+    ]);
     return this._row(field, el("label", { for: controls[0][1].id }, label), controls);
   }
 
   _padding() {
-    const sides = [["low", "before"], ["high", "after"]];
-    const names = [["top", "bottom"], ["left", "right"]];
-    const controls = [0, 1].flatMap((axis) => sides.map(([side, word], at) => {
-      const control = this._number(`padding-${axis}-${side}`, `Padding, ${names[axis][at]}`, PADDING, (s) => s.padding[axis]?.[at], (value) => {
-        const padding = structuredClone(this.explorer.store.wanted.padding);
-        padding[axis][at] = value;
-        this.explorer.store.set({ padding });
-      });
-      control.title = `${names[axis][at]} (${word})`;
-      return [axis, control];
-    }));
+    const sides = [
+      ["low", "before"],
+      ["high", "after"],
+    ];
+    const names = [
+      ["top", "bottom"],
+      ["left", "right"],
+    ];
+    const controls = [0, 1].flatMap((axis) =>
+      sides.map(([side, word], at) => {
+        const control = this._number(
+          `padding-${axis}-${side}`,
+          `Padding, ${names[axis][at]}`,
+          PADDING,
+          (s) => s.padding[axis]?.[at],
+          (value) => {
+            const padding = structuredClone(this.explorer.store.wanted.padding);
+            padding[axis][at] = value;
+            this.explorer.store.set({ padding });
+          },
+        );
+        control.title = `${names[axis][at]} (${word})`;
+        return [axis, control];
+      }),
+    );
     const row = this._row("padding", el("span", {}, "amount"), controls);
     row.classList.add("four");
-    const heads = el("div", { class: "line heads", "aria-hidden": "true", data: { of: "heads" } }, el("span", {}), el("div", { class: "values" }, names.flat().map((name) => el("span", {}, name))));
+    const heads = el(
+      "div",
+      { class: "line heads", "aria-hidden": "true", data: { of: "heads" } },
+      el("span", {}),
+      el(
+        "div",
+        { class: "values" },
+        names.flat().map((name) => el("span", {}, name)),
+      ),
+    );
     row.prepend(heads);
     return row;
   }
 
   _mode() {
-    const control = this._select("mode", MODES.map((mode) => [mode, mode]), (s) => s.mode, (value) => this.explorer.store.set({ mode: value }));
+    const control = this._select(
+      "mode",
+      MODES.map((mode) => [mode, mode]),
+      (s) => s.mode,
+      (value) => this.explorer.store.set({ mode: value }),
+    );
     return this._row("mode", el("label", { for: control.id }, "filled with"), [[null, control]]);
   }
 
   _axes() {
-    const control = this._select("axes", [["1", "one (signal)"], ["2", "two (image)"]], (s) => s.axes, (value) => this.explorer.store.set({ axes: Number(value) }));
+    const control = this._select(
+      "axes",
+      [
+        ["1", "one (signal)"],
+        ["2", "two (image)"],
+      ],
+      (s) => s.axes,
+      (value) => this.explorer.store.set({ axes: Number(value) }),
+    );
     return this._row("axes", el("label", { for: control.id }, "axes"), [[null, control]]);
   }
 
   _select(name, options, read, write) {
-    const control = el("select", { name, id: unique(name) }, options.map(([value, text]) => el("option", { value }, text)));
+    const control = el(
+      "select",
+      { name, id: unique(name) },
+      options.map(([value, text]) => el("option", { value }, text)),
+    );
     control.addEventListener("change", () => write(control.value));
     this.inputs.set(name, [control, read]);
     return control;
@@ -145,7 +277,9 @@ export class Controls {
 
   _flag(name) {
     const [label, title] = FLAG_LABELS[name];
-    const { control, row } = this._check(name, label, title, (on) => this.explorer.store.set({ [name]: on }));
+    const { control, row } = this._check(name, label, title, (on) =>
+      this.explorer.store.set({ [name]: on }),
+    );
     this.inputs.set(name, [control, (s) => s[name]]);
     return row;
   }
@@ -153,7 +287,15 @@ export class Controls {
   _check(name, label, title, write) {
     const control = el("input", { type: "checkbox", name, role: "switch", id: unique(name) });
     control.addEventListener("change", () => write(control.checked));
-    return { control, row: el("div", { class: "field check", title }, el("label", { for: control.id }, label), control) };
+    return {
+      control,
+      row: el(
+        "div",
+        { class: "field check", title },
+        el("label", { for: control.id }, label),
+        control,
+      ),
+    };
   }
 }
 
@@ -164,4 +306,3 @@ function wrapped(axis, control) {
 function capital(text) {
   return text[0].toUpperCase() + text.slice(1);
 }
-

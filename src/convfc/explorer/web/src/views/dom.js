@@ -1,8 +1,13 @@
 // Small helpers to make elements; text always goes in as text, never as HTML.
 
-/** An element: properties starting with "on" are listeners, "data" a dataset, the rest attributes. */
+/**
+ * An element: properties starting with "on" are listeners, "data" a dataset, the rest attributes.
+ */
 export function el(tag, attributes = {}, ...children) {
-  const element = tag === "svg" || tag === "path" ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
+  const element =
+    tag === "svg" || tag === "path"
+      ? document.createElementNS("http://www.w3.org/2000/svg", tag)
+      : document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
     if (value === undefined || value === null || value === false) continue;
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
@@ -15,7 +20,9 @@ export function el(tag, attributes = {}, ...children) {
 
 /** Replace what an element holds. */
 export function fill(element, ...children) {
-  element.replaceChildren(...children.flat().filter((child) => child !== null && child !== undefined));
+  element.replaceChildren(
+    ...children.flat().filter((child) => child !== null && child !== undefined),
+  );
 }
 
 const PATHS = {
@@ -38,14 +45,29 @@ const PATHS = {
 
 /** A line icon; hidden from screen readers, so its button needs a label. */
 export function icon(name) {
-  return el("svg", { viewBox: "0 0 24 24", class: "icon", "aria-hidden": "true" }, el("path", { d: PATHS[name] }));
+  return el(
+    "svg",
+    { viewBox: "0 0 24 24", class: "icon", "aria-hidden": "true" },
+    el("path", { d: PATHS[name] }),
+  );
 }
 
 /** A button with an icon, a label, and a data-action. */
 export function button(action, label, onclick, { symbol, text, title } = {}) {
   const named = text === undefined || text !== label;
-  return el("button", { type: "button", class: text === undefined ? "bare" : "", data: { action }, "aria-label": named ? label : null, title: title ?? (text === undefined ? label : null), onclick },
-    symbol ? icon(symbol) : null, text === undefined ? null : el("span", {}, text));
+  return el(
+    "button",
+    {
+      type: "button",
+      class: text === undefined ? "bare" : "",
+      data: { action },
+      "aria-label": named ? label : null,
+      title: title ?? (text === undefined ? label : null),
+      onclick,
+    },
+    symbol ? icon(symbol) : null,
+    text === undefined ? null : el("span", {}, text),
+  );
 }
 
 /** Whether an element has the focus, also inside a shadow root. */

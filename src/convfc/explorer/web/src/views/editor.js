@@ -10,13 +10,22 @@ export function editCell(store, grid, r, c, target) {
   const { x, y, w, h } = grid.box(r, c);
   if (target.why) return explain(grid, { x, y, w, h }, target.why);
   const before = store[target.kind][target.index];
-  const input = el("input", { class: "cell-editor", name: "cell", type: "text", inputmode: "decimal", autocomplete: "off", "aria-label": target.label });
+  const input = el("input", {
+    class: "cell-editor",
+    name: "cell",
+    type: "text",
+    inputmode: "decimal",
+    autocomplete: "off",
+    "aria-label": target.label,
+  });
   input.value = String(before);
   const width = Math.max(w, 56);
   const height = Math.max(h, 26);
   Object.assign(input.style, {
     left: `${Math.max(0, Math.min(x + w / 2 - width / 2, grid.element.clientWidth - width))}px`,
-    top: `${y + h / 2 - height / 2}px`, width: `${width}px`, height: `${height}px`,
+    top: `${y + h / 2 - height / 2}px`,
+    width: `${width}px`,
+    height: `${height}px`,
   });
   let open = true;
   const close = (refocus) => {

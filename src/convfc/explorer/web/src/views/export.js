@@ -1,4 +1,5 @@
-// The strip as a picture: PNG from the canvases, SVG with true text and shapes where the cells are few.
+// The strip as a picture: PNG from the canvases, SVG with true text and shapes where the cells
+// are few.
 
 import { MARGIN } from "./grid.js";
 import { FONT, numberFont } from "./paint.js";
@@ -8,22 +9,41 @@ const SCALE = 2;
 const EDGE = 24;
 const CELLS = 2500; // beyond which a matrix goes into the SVG as an image
 
-/** What the strip shows, laid out: grids with their captions, and the words and signs between them. */
+/**
+ * What the strip shows, laid out: grids with their captions, and the words and signs between
+ * them.
+ */
 function parts(explorer) {
   const { element, views, links } = explorer.strip;
-  const shown = [...element.querySelectorAll(".caption, .grid, .step, .sign")].map((node) => node.getBoundingClientRect());
-  const [left, top] = [Math.min(...shown.map((box) => box.left)) - EDGE, Math.min(...shown.map((box) => box.top)) - EDGE];
+  const shown = [...element.querySelectorAll(".caption, .grid, .step, .sign")].map((node) =>
+    node.getBoundingClientRect(),
+  );
+  const [left, top] = [
+    Math.min(...shown.map((box) => box.left)) - EDGE,
+    Math.min(...shown.map((box) => box.top)) - EDGE,
+  ];
   const place = (node) => {
     const box = node.getBoundingClientRect();
     return { x: box.left - left, y: box.top - top, w: box.width, h: box.height };
   };
   const grids = views.map((view) => ({
-    grid: view.panel.grid, ...place(view.panel.grid.element), caption: place(view.panel.caption), text: view.panel.caption.textContent, formula: view.panel.options.formula,
+    grid: view.panel.grid,
+    ...place(view.panel.grid.element),
+    caption: place(view.panel.caption),
+    text: view.panel.caption.textContent,
+    formula: view.panel.options.formula,
   }));
-  const words = [...element.querySelectorAll(".step, .sign")].map((node) => ({ ...place(node), text: node.textContent, sign: node.classList.contains("sign") }));
+  const words = [...element.querySelectorAll(".step, .sign")].map((node) => ({
+    ...place(node),
+    text: node.textContent,
+    sign: node.classList.contains("sign"),
+  }));
   return {
-    width: Math.max(...shown.map((box) => box.right)) - left + EDGE, height: Math.max(...shown.map((box) => box.bottom)) - top + EDGE,
-    grids, words, links: links.element.hidden ? null : { canvas: links.element, ...place(links.element) },
+    width: Math.max(...shown.map((box) => box.right)) - left + EDGE,
+    height: Math.max(...shown.map((box) => box.bottom)) - top + EDGE,
+    grids,
+    words,
+    links: links.element.hidden ? null : { canvas: links.element, ...place(links.element) },
   };
 }
 
@@ -66,57 +86,101 @@ export function svg(explorer) {
   return sharp(explorer, () => {
     const { width, height, grids, words, links } = parts(explorer);
     const { palette } = explorer;
-    const out = [
-      `<svg xmlns="http://www.w3.org/2000/svg" width="${n(width)}" height="${n(height)}" viewBox="0 0 ${n(width)} ${n(height)}" font-family="${escaped(FONT)}">`,
-      `<title>${escaped(explorer.store.describe())}</title>`,
-      `<rect width="100%" height="100%" fill="${palette.paper}"/>`,
+    const shapes = [
+      tag("title", {}, escaped(explorer.store.describe())),
+      tag("defs", {}, hatching(palette)),
+      tag("rect", { width: "100%", height: "100%", fill: palette.paper }),
     ];
-    if (links) out.push(image(links.canvas, links.x, links.y, links.w, links.h));
-    for (const part of grids) out.push(...gridShapes(part, palette));
-    for (const label of labels(grids, words, palette)) {
-      out.push(`<text x="${n(label.x)}" y="${n(label.y)}" font-size="${label.size}" fill="${label.colour}" text-anchor="${label.anchor}"${label.italic ? ' font-style="italic"' : ""}>${escaped(label.text)}</text>`);
+    if (links) shapes.push(image(links.canvas, links.x, links.y, links.w, links.h));
+    for (const part of grids) shapes.push(...gridShapes(part, palette));
+    for (const { x, y, text, size, colour, anchor, italic } of labels(grids, words, palette)) {
+      const style = italic ? { "font-style": "italic" } : {};
+      const how = { "font-size": size, fill: colour, "text-anchor": anchor, ...style };
+      shapes.push(tag("text", { x, y, ...how }, escaped(text)));
     }
-    out.push("</svg>", "");
-    return out.join("\n");
+    const box = { width, height, viewBox: `0 0 ${n(width)} ${n(height)}` };
+    const root = { xmlns: "http://www.w3.org/2000/svg", ...box, "font-family": FONT };
+    return tag("svg", root, `\n${shapes.join("\n")}\n`) + "\n";
   });
 }
 
-/** A grid: its cells as shapes and text, or its canvas as an image; the selection lies above as one. */
+/** A grid: its cells as shapes and text, or its canvas as an image; above them the selection. */
 function gridShapes({ grid, x, y, w, h }, palette) {
   const { r0, r1, c0, c1 } = grid.visible;
-  const cells = (r1 - r0 + 1) * (c1 - c0 + 1);
-  const out = [];
-  if (cells > CELLS || grid.source.pixel || grid.cropped) out.push(image(grid.base, x, y, w, h));
-  else {
-    const font = numberFont(grid, grid.base.getContext("2d"));
-    const [width, height] = grid.size;
-    const edge = Math.min(width, height) < 6 ? "" : ` stroke="${palette.line}" stroke-width="0.5"`;
-    for (let r = r0; r <= r1; r++) {
-      for (let c = c0; c <= c1; c++) {
-        const value = grid.source.value(r, c);
-        const box = grid.box(r, c);
-        out.push(`<rect x="${n(x + box.x)}" y="${n(y + box.y)}" width="${n(width)}" height="${n(height)}" fill="${palette.css(value, grid.source.largest)}"${edge}/>`);
-        if (!font) continue;
-        out.push(`<text x="${n(x + box.x + width / 2)}" y="${n(y + box.y + height / 2 + font.size * 0.35)}" font-size="${n(font.size)}" text-anchor="middle" fill="${palette.on(value, grid.source.largest)}">${short(value, font.digits)}</text>`);
-      }
-    }
-    out.push(`<rect x="${n(x + MARGIN)}" y="${n(y + MARGIN)}" width="${n(grid.width)}" height="${n(grid.height)}" fill="none" stroke="${palette.line}"/>`);
-  }
-  out.push(image(grid.overlay, x, y, w, h));
-  return out;
+  const few = (r1 - r0 + 1) * (c1 - c0 + 1) <= CELLS && !grid.source.pixel && !grid.cropped;
+  const shapes = few ? cellShapes(grid, x, y, palette) : [image(grid.base, x, y, w, h)];
+  return [...shapes, image(grid.overlay, x, y, w, h)];
 }
 
-function image(canvas, x, y, w, h) {
-  return `<image x="${n(x)}" y="${n(y)}" width="${n(w)}" height="${n(h)}" href="${canvas.toDataURL("image/png")}"/>`;
+function cellShapes(grid, x, y, palette) {
+  const { rows, columns, value, largest, faint } = grid.source;
+  const font = numberFont(grid, grid.base.getContext("2d"));
+  const [width, height] = grid.size;
+  const lines = { stroke: palette.line, "stroke-width": 0.5 };
+  const edge = Math.min(width, height) < 6 ? {} : lines;
+  const shapes = [];
+  for (let r = 0; r < rows; r++) {
+    for (let c = 0; c < columns; c++) {
+      const number = value(r, c);
+      const at = grid.box(r, c);
+      const box = { x: x + at.x, y: y + at.y, width, height };
+      shapes.push(tag("rect", { ...box, fill: palette.css(number, largest), ...edge }));
+      if (faint?.(r, c)) shapes.push(tag("rect", { ...box, fill: "url(#padding)" }));
+      if (!font) continue;
+      const middle = { x: box.x + width / 2, y: box.y + height / 2 + font.size * 0.35 };
+      const how = { "font-size": font.size, "text-anchor": "middle" };
+      const colour = palette.on(number, largest);
+      shapes.push(tag("text", { ...middle, ...how, fill: colour }, short(number, font.digits)));
+    }
+  }
+  const frame = { x: x + MARGIN, y: y + MARGIN, width: grid.width, height: grid.height };
+  shapes.push(tag("rect", { ...frame, fill: "none", stroke: palette.line }));
+  return shapes;
+}
+
+/** The thin diagonals of padding, as on the page. */
+function hatching(palette) {
+  const line = tag("path", { d: "M0 5L5 0", stroke: palette.padding, "stroke-width": 0.8 });
+  return tag(
+    "pattern",
+    { id: "padding", width: 5, height: 5, patternUnits: "userSpaceOnUse" },
+    line,
+  );
+}
+
+function image(canvas, x, y, width, height) {
+  return tag("image", { x, y, width, height, href: canvas.toDataURL("image/png") });
+}
+
+/** One element as text; numbers get two decimals, and `content` has to be escaped already. */
+function tag(name, attributes, content = null) {
+  const written = Object.entries(attributes).map(
+    ([key, value]) => ` ${key}="${typeof value === "number" ? n(value) : escaped(value)}"`,
+  );
+  const open = `<${name}${written.join("")}`;
+  return content === null ? `${open}/>` : `${open}>${content}</${name}>`;
 }
 
 /** Captions, words and signs as lines of text. */
 function labels(grids, words, palette) {
   const captions = grids.map(({ caption, text, formula }) => ({
-    x: caption.x + caption.w / 2, y: caption.y + caption.h - 5, text, colour: palette.ink, size: 13, anchor: "middle", italic: formula, font: `${formula ? "italic " : ""}13px ${FONT}`,
+    x: caption.x + caption.w / 2,
+    y: caption.y + caption.h - 5,
+    text,
+    colour: palette.ink,
+    size: 13,
+    anchor: "middle",
+    italic: formula,
+    font: `${formula ? "italic " : ""}13px ${FONT}`,
   }));
   const between = words.map(({ x, y, w, h, text, sign }) => ({
-    x: x + w / 2, y: y + h / 2 + (sign ? 8 : 16), text: sign ? text : `→ ${text}`, colour: palette.muted, size: sign ? 22 : 11, anchor: "middle", font: `${sign ? 22 : 11}px ${FONT}`,
+    x: x + w / 2,
+    y: y + h / 2 + (sign ? 8 : 16),
+    text: sign ? text : `→ ${text}`,
+    colour: palette.muted,
+    size: sign ? 22 : 11,
+    anchor: "middle",
+    font: `${sign ? 22 : 11}px ${FONT}`,
   }));
   return [...captions, ...between];
 }
@@ -137,5 +201,8 @@ function n(value) {
 }
 
 function escaped(text) {
-  return text.replace(/[&<>"]/g, (letter) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;" })[letter]);
+  return text.replace(
+    /[&<>"]/g,
+    (letter) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;" })[letter],
+  );
 }

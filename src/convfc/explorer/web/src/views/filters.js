@@ -1,5 +1,5 @@
-// The filters as what they are before they are stretched: small windows of weights, one for each channel
-// of a group, beside each other.
+// The filters as what they are before they are stretched: small windows of weights, one for each
+// channel of a group, beside each other.
 
 import { el, fill, focused } from "./dom.js";
 import { Panel } from "./panel.js";
@@ -10,15 +10,23 @@ import { short } from "../model/words.js";
 /** Channels that are drawn beside each other; of more, the one of the selection. */
 const BESIDE = 4;
 
+/** The panel of the filter that is looked at. */
 export class FiltersView {
   constructor(explorer) {
     this.explorer = explorer;
     const { store } = explorer;
     this.panel = new Panel(explorer, {
-      view: "filters", name: "filter", label: "Filter",
+      view: "filters",
+      name: "filter",
+      label: "Filter",
       pick: (r, c) => store.select({ q: this._column(r, c) }),
       hover: (r, c) => store.preview(r === null ? null : { q: this._column(r, c) }),
-      edit: (r, c) => editCell(store, this.panel.grid, r, c, { kind: "filters", index: this._index(r, c), label: `New weight of filter ${store.selection.f}, ${this._say(r, c)}` }),
+      edit: (r, c) =>
+        editCell(store, this.panel.grid, r, c, {
+          kind: "filters",
+          index: this._index(r, c),
+          label: `New weight of filter ${store.selection.f}, ${this._say(r, c)}`,
+        }),
       cursor: () => this.cursor(),
       say: (r, c) => this._say(r, c),
       decorate: (grid, context) => this._decorate(grid, context),
@@ -48,7 +56,8 @@ export class FiltersView {
       this.panel.grid.draw();
     }
     this.panel.grid.light();
-    for (const chip of this.chips.children) chip.setAttribute("aria-pressed", String(Number(chip.dataset.filter) === f));
+    for (const chip of this.chips.children)
+      chip.setAttribute("aria-pressed", String(Number(chip.dataset.filter) === f));
     this.biasRow.hidden = !store.settings.bias;
     if (store.settings.bias && !focused(this.bias)) this.bias.value = store.bias[f];
   }
@@ -70,11 +79,17 @@ export class FiltersView {
     this.width = kernel.at(-1);
     this.beside = store.map.perGroup <= BESIDE ? store.map.perGroup : 1;
     const rows = kernel.length > 1 ? kernel[0] : 1;
-    this.panel.show({
-      rows, columns: this.width * this.beside, largest: store.largest("filters"),
-      value: (r, c) => store.filters[this._index(r, c)],
-    }, [...kernel, store.map.perGroup].join(" × "));
-    this.panel.caption.querySelector(".name").textContent = store.settings.filters > 1 ? `filter ${f}` : "filter";
+    this.panel.show(
+      {
+        rows,
+        columns: this.width * this.beside,
+        largest: store.largest("filters"),
+        value: (r, c) => store.filters[this._index(r, c)],
+      },
+      [...kernel, store.map.perGroup].join(" × "),
+    );
+    this.panel.caption.querySelector(".name").textContent =
+      store.settings.filters > 1 ? `filter ${f}` : "filter";
   }
 
   /** The channel shown where they are not all beside each other. */
@@ -121,7 +136,10 @@ export class FiltersView {
     const { store, palette } = this.explorer;
     const { f, q } = store.shown;
     const { rows, columns } = grid.source;
-    grid.outline(context, [0, 0, rows - 1, columns - 1], palette.hue(f), { width: 2.5, dash: palette.dash(f) });
+    grid.outline(context, [0, 0, rows - 1, columns - 1], palette.hue(f), {
+      width: 2.5,
+      dash: palette.dash(f),
+    });
     if (q === null) return;
     const [r, c] = this.cursor();
     grid.outline(context, [r, c, r, c], palette.ink, { width: 2 });
@@ -132,10 +150,24 @@ export class FiltersView {
     const { filters } = store.settings;
     this.chips.hidden = filters === 1 || filters > 8;
     if (this.chips.hidden) return fill(this.chips);
-    fill(this.chips, Array.from({ length: filters }, (_, f) => {
-      const chip = el("button", { type: "button", class: "chip hued", data: { filter: f }, "aria-label": `Filter ${f}`, "aria-pressed": "false", onclick: () => store.select({ f }) }, String(f));
-      chip.style.setProperty("--hue", palette.hue(f));
-      return chip;
-    }));
+    fill(
+      this.chips,
+      Array.from({ length: filters }, (_, f) => {
+        const chip = el(
+          "button",
+          {
+            type: "button",
+            class: "chip hued",
+            data: { filter: f },
+            "aria-label": `Filter ${f}`,
+            "aria-pressed": "false",
+            onclick: () => store.select({ f }),
+          },
+          String(f),
+        );
+        chip.style.setProperty("--hue", palette.hue(f));
+        return chip;
+      }),
+    );
   }
 }

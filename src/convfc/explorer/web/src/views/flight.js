@@ -25,7 +25,13 @@ export function flights(strip, place, palette) {
   const columns = strip.output.panel.grid.source.columns;
   found.push({
     from: place(strip.Y, p, f, p, f, 11),
-    to: place(strip.output, Math.floor(p / columns), p % columns, Math.floor(p / columns), p % columns),
+    to: place(
+      strip.output,
+      Math.floor(p / columns),
+      p % columns,
+      Math.floor(p / columns),
+      p % columns,
+    ),
     colour: palette.css(store.value(p, f), store.largest("output")),
     edge: palette.hue(f),
   });

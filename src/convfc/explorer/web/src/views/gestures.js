@@ -1,5 +1,5 @@
-// Pointer, wheel and keyboard on a grid: hover looks, a click or tap selects, dragging moves what is
-// larger than its box, the wheel and two fingers zoom.
+// Pointer, wheel and keyboard on a grid: hover looks, a click or tap selects, dragging moves what
+// is larger than its box, the wheel and two fingers zoom.
 
 import { focused } from "./dom.js";
 
@@ -38,7 +38,10 @@ export function listen(grid) {
       if (pointers.size === 2) {
         const wide = spread(pointers);
         const box = canvas.getBoundingClientRect();
-        grid.zoomBy(wide.distance / pinch.distance, [wide.middle[0] - box.left, wide.middle[1] - box.top]);
+        grid.zoomBy(wide.distance / pinch.distance, [
+          wide.middle[0] - box.left,
+          wide.middle[1] - box.top,
+        ]);
         pinch = wide;
       } else if (start.moved && grid.cropped) grid.panBy(now[0] - before[0], now[1] - before[1]);
     },
@@ -66,7 +69,10 @@ export function listen(grid) {
       // The page scrolls unless the grid has been chosen (focus), or Ctrl says what is meant.
       if (!event.ctrlKey && !event.metaKey && !focused(canvas)) return;
       event.preventDefault();
-      grid.zoomBy(Math.exp(-event.deltaY * (event.ctrlKey ? 0.01 : 0.0022)), point(event).map((v) => v - 5));
+      grid.zoomBy(
+        Math.exp(-event.deltaY * (event.ctrlKey ? 0.01 : 0.0022)),
+        point(event).map((v) => v - 5),
+      );
     },
     touchmove(event) {
       if (event.touches.length > 1) event.preventDefault(); // two fingers zoom the grid, not the page
@@ -75,9 +81,11 @@ export function listen(grid) {
       if (key(grid, event)) event.preventDefault();
     },
   };
-  for (const [name, handler] of Object.entries(handlers)) canvas.addEventListener(name, handler, { passive: false });
+  for (const [name, handler] of Object.entries(handlers))
+    canvas.addEventListener(name, handler, { passive: false });
   return () => {
-    for (const [name, handler] of Object.entries(handlers)) canvas.removeEventListener(name, handler);
+    for (const [name, handler] of Object.entries(handlers))
+      canvas.removeEventListener(name, handler);
   };
 }
 
@@ -87,13 +95,21 @@ function key(grid, event) {
   const { rows, columns } = grid.source;
   const [r, c] = grid.options.cursor();
   const moves = {
-    ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1],
-    PageUp: [-10, 0], PageDown: [10, 0],
-    Home: event.ctrlKey ? [-r, -c] : [0, -c], End: event.ctrlKey ? [rows - 1 - r, columns - 1 - c] : [0, columns - 1 - c],
+    ArrowUp: [-1, 0],
+    ArrowDown: [1, 0],
+    ArrowLeft: [0, -1],
+    ArrowRight: [0, 1],
+    PageUp: [-10, 0],
+    PageDown: [10, 0],
+    Home: event.ctrlKey ? [-r, -c] : [0, -c],
+    End: event.ctrlKey ? [rows - 1 - r, columns - 1 - c] : [0, columns - 1 - c],
   };
   if (moves[event.key]) {
     const [dr, dc] = moves[event.key];
-    const to = [Math.min(Math.max(r + dr, 0), rows - 1), Math.min(Math.max(c + dc, 0), columns - 1)];
+    const to = [
+      Math.min(Math.max(r + dr, 0), rows - 1),
+      Math.min(Math.max(c + dc, 0), columns - 1),
+    ];
     (grid.options.move ?? grid.options.pick)(...to, Math.sign(dr), Math.sign(dc));
     return true;
   }
@@ -121,5 +137,8 @@ function key(grid, event) {
 
 function spread(pointers) {
   const [a, b] = [...pointers.values()];
-  return { distance: Math.max(1, Math.hypot(a[0] - b[0], a[1] - b[1])), middle: [(a[0] + b[0]) / 2, (a[1] + b[1]) / 2] };
+  return {
+    distance: Math.max(1, Math.hypot(a[0] - b[0], a[1] - b[1])),
+    middle: [(a[0] + b[0]) / 2, (a[1] + b[1]) / 2],
+  };
 }

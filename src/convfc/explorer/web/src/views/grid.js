@@ -1,5 +1,6 @@
-// A matrix or an image on a canvas, of any size: only what is visible is drawn. The cells are drawn once
-// (base); what is selected lies on a second canvas above (overlay), so that selecting costs little.
+// A matrix or an image on a canvas, of any size: only what is visible is drawn. The cells are
+// drawn once (base); what is selected lies on a second canvas above (overlay), so that selecting
+// costs little.
 
 import { el, unique } from "./dom.js";
 import { paintCells, paintNumbers } from "./paint.js";
@@ -11,6 +12,7 @@ export const MARGIN = 5;
 /** Cells lower or narrower than this are enlarged where they are selected. */
 const READABLE = 13;
 
+/** Cells on two canvases, with zoom, and the keyboard pattern of a grid. */
 export class Grid {
   /**
    * options: {label, pick(r, c), hover(r, c) or hover(null), edit(r, c), cursor() -> [r, c], say(r, c),
@@ -20,8 +22,17 @@ export class Grid {
     this.options = options;
     this.base = el("canvas", { "aria-hidden": "true", class: "base" });
     this.cell = el("div", { role: "gridcell", id: unique("cell"), "aria-selected": "true" });
-    this.overlay = el("canvas", { class: "overlay", role: "grid", tabindex: "0", "aria-label": options.label, "aria-activedescendant": this.cell.id },
-      el("div", { role: "row" }, this.cell));
+    this.overlay = el(
+      "canvas",
+      {
+        class: "overlay",
+        role: "grid",
+        tabindex: "0",
+        "aria-label": options.label,
+        "aria-activedescendant": this.cell.id,
+      },
+      el("div", { role: "row" }, this.cell),
+    );
     this.element = el("div", { class: "grid" }, this.base, this.overlay);
     this.source = { rows: 1, columns: 1, value: () => 0, largest: 1 };
     this.zoom = 1;
@@ -41,12 +52,16 @@ export class Grid {
     const before = this.source;
     this.source = source;
     this.palette = palette;
-    if (before.rows !== source.rows || before.columns !== source.columns) [this.zoom, this.x, this.y] = [1, 0, 0];
+    if (before.rows !== source.rows || before.columns !== source.columns)
+      [this.zoom, this.x, this.y] = [1, 0, 0];
     this.overlay.setAttribute("aria-rowcount", source.rows);
     this.overlay.setAttribute("aria-colcount", source.columns);
   }
 
-  /** Size of a cell that makes everything fit; the box is as large as all cells, within the bounds. */
+  /**
+   * Size of a cell that makes everything fit; the box is as large as all cells, within the
+   * bounds.
+   */
   fit(cellWidth, cellHeight) {
     this.fitted = [cellWidth, cellHeight];
     const { rows, columns } = this.source;
@@ -138,7 +153,13 @@ export class Grid {
     const c = Math.floor((px - MARGIN + this.x) / w);
     const r = Math.floor((py - MARGIN + this.y) / h);
     const { rows, columns } = this.source;
-    if (px < MARGIN - 2 || py < MARGIN - 2 || px > this.width + MARGIN + 2 || py > this.height + MARGIN + 2) return null;
+    if (
+      px < MARGIN - 2 ||
+      py < MARGIN - 2 ||
+      px > this.width + MARGIN + 2 ||
+      py > this.height + MARGIN + 2
+    )
+      return null;
     if (r > rows || c > columns) return null;
     return [Math.min(Math.max(r, 0), rows - 1), Math.min(Math.max(c, 0), columns - 1)];
   }
@@ -146,7 +167,12 @@ export class Grid {
   /** Where cells from (r0, c0) to (r1, c1), both included, are on the canvas. */
   box(r0, c0, r1 = r0, c1 = c0) {
     const [w, h] = this.size;
-    return { x: MARGIN + c0 * w - this.x, y: MARGIN + r0 * h - this.y, w: (c1 - c0 + 1) * w, h: (r1 - r0 + 1) * h };
+    return {
+      x: MARGIN + c0 * w - this.x,
+      y: MARGIN + r0 * h - this.y,
+      w: (c1 - c0 + 1) * w,
+      h: (r1 - r0 + 1) * h,
+    };
   }
 
   /** First and last visible row and column. */
@@ -154,8 +180,10 @@ export class Grid {
     const [w, h] = this.size;
     const { rows, columns } = this.source;
     return {
-      r0: Math.max(0, Math.floor(this.y / h)), r1: Math.min(rows - 1, Math.ceil((this.y + this.height) / h) - 1),
-      c0: Math.max(0, Math.floor(this.x / w)), c1: Math.min(columns - 1, Math.ceil((this.x + this.width) / w) - 1),
+      r0: Math.max(0, Math.floor(this.y / h)),
+      r1: Math.min(rows - 1, Math.ceil((this.y + this.height) / h) - 1),
+      c0: Math.max(0, Math.floor(this.x / w)),
+      c1: Math.min(columns - 1, Math.ceil((this.x + this.width) / w) - 1),
     };
   }
 
@@ -197,7 +225,12 @@ export class Grid {
     if (h < least) [y, h] = [y + h / 2 - least / 2, least];
     context.save();
     context.beginPath();
-    context.rect(MARGIN - width - 1, MARGIN - width - 1, this.width + 2 * width + 2, this.height + 2 * width + 2);
+    context.rect(
+      MARGIN - width - 1,
+      MARGIN - width - 1,
+      this.width + 2 * width + 2,
+      this.height + 2 * width + 2,
+    );
     context.clip();
     context.lineJoin = "round";
     context.strokeStyle = this.palette.halo;
@@ -227,8 +260,19 @@ export class Grid {
     const [, h] = this.size;
     if (h >= READABLE) return this.outline(context, [r, c0, r, c1], colour, { dash });
     const { x, y, w } = this.box(r, c0, r, c1);
-    const top = Math.min(Math.max(y + h / 2 - READABLE / 2, MARGIN - 1), this.height + MARGIN - READABLE + 1);
-    return this._enlarged(context, { x, y: top, w, h: READABLE }, colour, dash, (c) => this.source.value(r, c), "column", [c0, c1]);
+    const top = Math.min(
+      Math.max(y + h / 2 - READABLE / 2, MARGIN - 1),
+      this.height + MARGIN - READABLE + 1,
+    );
+    return this._enlarged(
+      context,
+      { x, y: top, w, h: READABLE },
+      colour,
+      dash,
+      (c) => this.source.value(r, c),
+      "column",
+      [c0, c1],
+    );
   }
 
   /** The same for a column. */
@@ -237,7 +281,15 @@ export class Grid {
     if (w >= 9) return this.outline(context, [r0, c, r1, c], colour, { dash });
     const { x, y, h } = this.box(r0, c, r1, c);
     const left = Math.min(Math.max(x + w / 2 - 5, MARGIN - 1), this.width + MARGIN - 9);
-    return this._enlarged(context, { x: left, y, w: 10, h }, colour, dash, (r) => this.source.value(r, c), "row", [r0, r1]);
+    return this._enlarged(
+      context,
+      { x: left, y, w: 10, h },
+      colour,
+      dash,
+      (r) => this.source.value(r, c),
+      "row",
+      [r0, r1],
+    );
   }
 
   _enlarged(context, box, colour, dash, value, along, [from, to]) {

@@ -5,25 +5,73 @@ import { remember, remembered } from "./memory.js";
 
 const SEEN = "guide-seen";
 const STEPS = [
-  { at: "input", title: "1  The input", text: "A filter looks at the input through a small window. Point at the input, or use the arrow keys: the window follows. Where it reaches past the edge it reads padding, drawn hatched." },
-  { at: "M", title: "2  Stretch", text: "Each window, row by row, becomes one row of the matrix M. All windows together are all rows: this is Algorithm 1 of the paper, known as im2col." },
-  { at: "K", title: "3  Multiply", text: "Each filter becomes one column of K. The row of a window times the column of a filter is one number: the same products and the same sum as the sliding window, so Y = M K." },
-  { at: "output", title: "4  Reshape", text: "Every column of Y, put back into rows and columns, is one plane of the output. Convolving and multiplying have given the same numbers." },
-  { at: "T", tab: "matrix", title: "5  One big matrix", text: "The whole layer is also a single matrix T for the flattened input: a fully connected layer whose rows hold the same few weights, moved, and zeros. That is the paper’s equivalence." },
+  {
+    at: "input",
+    title: "1  The input",
+    text: "A filter looks at the input through a small window. Point at the input, or use the arrow keys: the window follows. Where it reaches past the edge it reads padding, drawn hatched.",
+  },
+  {
+    at: "M",
+    title: "2  Stretch",
+    text: "Each window, row by row, becomes one row of the matrix M. All windows together are all rows: this is Algorithm 1 of the paper, known as im2col.",
+  },
+  {
+    at: "K",
+    title: "3  Multiply",
+    text: "Each filter becomes one column of K. The row of a window times the column of a filter is one number: the same products and the same sum as the sliding window, so Y = M K.",
+  },
+  {
+    at: "output",
+    title: "4  Reshape",
+    text: "Every column of Y, put back into rows and columns, is one plane of the output. Convolving and multiplying have given the same numbers.",
+  },
+  {
+    at: "T",
+    tab: "matrix",
+    title: "5  One big matrix",
+    text: "The whole layer is also a single matrix T for the flattened input: a fully connected layer whose rows hold the same few weights, moved, and zeros. That is the paper’s equivalence.",
+  },
 ];
 
+/** The card that walks through the steps. */
 export class Guide {
   constructor(explorer) {
     this.explorer = explorer;
     this.step = null;
     this.title = el("h3", { tabindex: "-1" });
     this.text = el("p");
-    this.dots = el("span", { class: "dots", "aria-hidden": "true" }, STEPS.map(() => el("i")));
-    this.back = button("guide-back", "Back one step", () => this._go(this.step - 1), { text: "Back" });
-    this.next = el("button", { type: "button", class: "primary", data: { action: "guide-next" }, onclick: () => this._go(this.step + 1) }, "Next");
-    this.element = el("div", { class: "guide", role: "dialog", "aria-modal": "false", "aria-label": "Guide", data: { view: "guide" } },
-      button("guide-close", "Close the guide", () => this.close(), { symbol: "close" }), this.title, this.text,
-      el("div", { class: "row" }, this.dots, this.back, this.next));
+    this.dots = el(
+      "span",
+      { class: "dots", "aria-hidden": "true" },
+      STEPS.map(() => el("i")),
+    );
+    this.back = button("guide-back", "Back one step", () => this._go(this.step - 1), {
+      text: "Back",
+    });
+    this.next = el(
+      "button",
+      {
+        type: "button",
+        class: "primary",
+        data: { action: "guide-next" },
+        onclick: () => this._go(this.step + 1),
+      },
+      "Next",
+    );
+    this.element = el(
+      "div",
+      {
+        class: "guide",
+        role: "dialog",
+        "aria-modal": "false",
+        "aria-label": "Guide",
+        data: { view: "guide" },
+      },
+      button("guide-close", "Close the guide", () => this.close(), { symbol: "close" }),
+      this.title,
+      this.text,
+      el("div", { class: "row" }, this.dots, this.back, this.next),
+    );
     this.element.hidden = true;
     this.element.addEventListener("keydown", (event) => {
       if (event.key === "Escape") this.close();
@@ -76,7 +124,11 @@ export class Guide {
   _stand(scroll) {
     if (!this.target) return;
     const calm = window.matchMedia("(prefers-reduced-motion: reduce)").matches;
-    if (scroll) this.target.scrollIntoView({ block: this.explorer.narrow ? "start" : "nearest", behavior: calm ? "auto" : "smooth" });
+    if (scroll)
+      this.target.scrollIntoView({
+        block: this.explorer.narrow ? "start" : "nearest",
+        behavior: calm ? "auto" : "smooth",
+      });
     if (this.explorer.narrow) {
       this.element.style.left = this.element.style.top = "";
       return;

@@ -7,6 +7,7 @@ import { count, short } from "../model/words.js";
 /** Readers that are listed. */
 const LISTED = 24;
 
+/** The tab “Index map”. */
 export class IndexMapView {
   constructor(explorer) {
     this.explorer = explorer;
@@ -14,10 +15,33 @@ export class IndexMapView {
     this.body = el("tbody");
     this.note = el("p", { class: "hint" });
     this.back = el("p", { class: "readers" });
-    this.element = el("div", { data: { view: "map" }, class: "map" }, this.pair,
-      el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Index map, step by step" },
-        el("table", {}, el("thead", {}, el("tr", {}, ...["", "rule", "here", ""].map((text) => el("th", { scope: "col" }, text || el("span", { class: "unseen" }, "value"))))), this.body)),
-      this.back, this.note);
+    this.element = el(
+      "div",
+      { data: { view: "map" }, class: "map" },
+      this.pair,
+      el(
+        "div",
+        { class: "scroll", tabindex: "0", role: "region", "aria-label": "Index map, step by step" },
+        el(
+          "table",
+          {},
+          el(
+            "thead",
+            {},
+            el(
+              "tr",
+              {},
+              ...["", "rule", "here", ""].map((text) =>
+                el("th", { scope: "col" }, text || el("span", { class: "unseen" }, "value")),
+              ),
+            ),
+          ),
+          this.body,
+        ),
+      ),
+      this.back,
+      this.note,
+    );
   }
 
   update() {
@@ -33,23 +57,57 @@ export class IndexMapView {
     const { group, tap, channel } = map.tap(q);
     const read = map.coordinates(p, q);
     const value = short(store.entry(p, q));
-    fill(this.pair,
-      el("span", { class: "key window" }, `M(${p}, ${q})`), " = ",
-      read ? el("span", { class: "key plain" }, `input(${read.join(", ")})`) : el("span", { class: "key plain" }, "a zero"), ` = ${value}`);
+    fill(
+      this.pair,
+      el("span", { class: "key window" }, `M(${p}, ${q})`),
+      " = ",
+      read
+        ? el("span", { class: "key plain" }, `input(${read.join(", ")})`)
+        : el("span", { class: "key plain" }, "a zero"),
+      ` = ${value}`,
+    );
     const two = settings.axes > 1;
-    const [o, t, e] = two ? [["i″", "j″"], ["i′", "j′"], ["i", "j"]] : [["i″"], ["i′"], ["i"]];
+    const [o, t, e] = two
+      ? [
+          ["i″", "j″"],
+          ["i′", "j′"],
+          ["i", "j"],
+        ]
+      : [["i″"], ["i′"], ["i"]];
     const rows = [];
-    rows.push(two
-      ? ["p", "i″ · Wout + j″", `${position[0]} · ${store.outputSize[1]} + ${position[1]}`, p]
-      : ["p", "i″", `${position[0]}`, p]);
+    rows.push(
+      two
+        ? ["p", "i″ · Wout + j″", `${position[0]} · ${store.outputSize[1]} + ${position[1]}`, p]
+        : ["p", "i″", `${position[0]}`, p],
+    );
     rows.push(["q", ...this._column(tap, channel, group), q]);
-    map.axes.forEach((a, i) => rows.push([e[i], ...axisRule(settings, a, i, position[i], tap[i], [o[i], t[i]])]));
+    map.axes.forEach((a, i) =>
+      rows.push([e[i], ...axisRule(settings, a, i, position[i], tap[i], [o[i], t[i]])]),
+    );
     if (settings.channels > 1) {
-      rows.push(["d", settings.groups > 1 ? "g · C/G + d′" : "d′", settings.groups > 1 ? `${group} · ${map.perGroup} + ${channel}` : `${channel}`, group * map.perGroup + channel]);
+      rows.push([
+        "d",
+        settings.groups > 1 ? "g · C/G + d′" : "d′",
+        settings.groups > 1 ? `${group} · ${map.perGroup} + ${channel}` : `${channel}`,
+        group * map.perGroup + channel,
+      ]);
     }
-    fill(this.body, rows.map(([name, rule, here, result]) => el("tr", {}, el("th", { scope: "row" }, name), el("td", {}, rule), el("td", {}, here), el("td", {}, String(result).replace("-", "−")))));
+    fill(
+      this.body,
+      rows.map(([name, rule, here, result]) =>
+        el(
+          "tr",
+          {},
+          el("th", { scope: "row" }, name),
+          el("td", {}, rule),
+          el("td", {}, here),
+          el("td", {}, String(result).replace("-", "−")),
+        ),
+      ),
+    );
     this._readers(p, q);
-    this.note.textContent = "Counted from 0, row by row. The paper’s Eq. (8) is the case of stride 1 without padding, counted from 1.";
+    this.note.textContent =
+      "Counted from 0, row by row. The paper’s Eq. (8) is the case of stride 1 without padding, counted from 1.";
   }
 
   _column(tap, channel, group) {
@@ -63,7 +121,10 @@ export class IndexMapView {
     }
     if (many) {
       rule = settings.axes > 1 ? `(${rule}) · C + d′` : `${rule} · C + d′`;
-      here = settings.axes > 1 ? `(${here}) · ${perGroup} + ${channel}` : `${here} · ${perGroup} + ${channel}`;
+      here =
+        settings.axes > 1
+          ? `(${here}) · ${perGroup} + ${channel}`
+          : `${here} · ${perGroup} + ${channel}`;
     }
     if (settings.groups > 1) {
       rule = `g · k + ${rule}`;
@@ -78,9 +139,21 @@ export class IndexMapView {
     this.back.hidden = element < 0;
     if (element < 0) return;
     const readers = store.map.readers(element);
-    const text = readers.slice(0, LISTED).map(([row, column]) => `(${row}, ${column})`).join("  ");
+    const text = readers
+      .slice(0, LISTED)
+      .map(([row, column]) => `(${row}, ${column})`)
+      .join("  ");
     const more = readers.length > LISTED ? ` and ${readers.length - LISTED} more` : "";
-    fill(this.back, el("strong", {}, `The way back: this element stands in ${count(readers.length, "entry", "entries")} of M`), " ", el("span", {}, text + more));
+    fill(
+      this.back,
+      el(
+        "strong",
+        {},
+        `The way back: this element stands in ${count(readers.length, "entry", "entries")} of M`,
+      ),
+      " ",
+      el("span", {}, text + more),
+    );
   }
 }
 
@@ -100,11 +173,24 @@ function axisRule(settings, a, axis, o, t, [output, tap]) {
   const index = a.first + o * a.step + t * a.tapStep - a.low;
   if (settings.transposed) {
     const [rule, here] = [`${output} + ${tapRule}${shift}`, `${o} + ${tapHere}${shift}`];
-    const outcome = read < 0 ? `${index / stride === Math.trunc(index / stride) ? "outside" : "between elements"}: 0` : read;
-    return stride > 1 ? [`(${rule}) / ${stride}`, `(${here}) / ${stride}`, outcome] : [rule, here, outcome];
+    const outcome =
+      read < 0
+        ? `${index / stride === Math.trunc(index / stride) ? "outside" : "between elements"}: 0`
+        : read;
+    return stride > 1
+      ? [`(${rule}) / ${stride}`, `(${here}) / ${stride}`, outcome]
+      : [rule, here, outcome];
   }
   const inside = index >= 0 && index < a.size;
-  const outcome = inside ? index : read < 0 ? `${index}: padding` : `${index} → ${read} (${settings.mode})`;
+  const outcome = inside
+    ? index
+    : read < 0
+      ? `${index}: padding`
+      : `${index} → ${read} (${settings.mode})`;
   const zero = !inside && settings.mode === "zeros";
-  return [`${scale}${output} + ${tapRule}${shift}`, `${scale}${o} + ${tapHere}${shift}`, zero ? `${index}: padding, 0` : outcome];
+  return [
+    `${scale}${output} + ${tapRule}${shift}`,
+    `${scale}${o} + ${tapHere}${shift}`,
+    zero ? `${index}: padding, 0` : outcome,
+  ];
 }

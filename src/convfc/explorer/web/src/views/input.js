@@ -10,11 +10,14 @@ import { lit } from "./lit.js";
 import { count, short } from "../model/words.js";
 import { columnsOf } from "../model/numbers.js";
 
+/** The panel of the input. */
 export class InputView {
   constructor(explorer) {
     this.explorer = explorer;
     this.panel = new Panel(explorer, {
-      view: "input", name: "input", label: "Input",
+      view: "input",
+      name: "input",
+      label: "Input",
       pick: (r, c) => this._select("select", r, c),
       hover: (r, c) => (r === null ? explorer.store.preview(null) : this._select("preview", r, c)),
       move: (r, c, dr, dc) => this._move(r, c, dr, dc),
@@ -51,7 +54,8 @@ export class InputView {
     const { channel } = this;
     const shown = channel === "rgb" ? 0 : channel;
     const source = {
-      rows: this.rowSource.length, columns: this.columnSource.length,
+      rows: this.rowSource.length,
+      columns: this.columnSource.length,
       largest: store.largest("input"),
       value: (r, c) => this._value(r, c, shown),
       faint: (r, c) => !this._own(r, c),
@@ -141,7 +145,9 @@ export class InputView {
     const flat = Math.floor(element / settings.channels);
     const width = settings.size.at(-1);
     const index = settings.axes > 1 ? [Math.floor(flat / width), flat % width] : [flat];
-    const cells = map.axes.map((a, i) => (settings.transposed ? Math.max(0, a.source.indexOf(index[i])) : a.low + index[i]));
+    const cells = map.axes.map((a, i) =>
+      settings.transposed ? Math.max(0, a.source.indexOf(index[i])) : a.low + index[i],
+    );
     return cells.length > 1 ? cells : [0, cells[0]];
   }
 
@@ -176,7 +182,12 @@ export class InputView {
   _target(r, c) {
     const { settings } = this.store;
     const element = this._element(r, c, this.channel === "rgb" ? 0 : this.channel);
-    if (element >= 0) return { kind: "input", index: element, label: `New number for the input, ${this._say(r, c)}` };
+    if (element >= 0)
+      return {
+        kind: "input",
+        index: element,
+        label: `New number for the input, ${this._say(r, c)}`,
+      };
     const why = settings.transposed
       ? "A zero between the elements: the stride of a transposed convolution puts it there. It cannot be edited; a smaller stride removes it."
       : "Zero padding is not part of the input, so it cannot be edited. Choose another padding mode, or less padding.";
@@ -185,7 +196,8 @@ export class InputView {
 
   _say(r, c) {
     const { map } = this.store;
-    const own = map.axes.length > 1 ? [r - map.axes[0].low, c - map.axes[1].low] : [c - map.axes[0].low];
+    const own =
+      map.axes.length > 1 ? [r - map.axes[0].low, c - map.axes[1].low] : [c - map.axes[0].low];
     const where = own.length > 1 ? `row ${own[0]}, column ${own[1]}` : `element ${own[0]}`;
     const value = this._value(r, c, this.channel === "rgb" ? 0 : this.channel);
     return `${where}: ${this._element(r, c, 0) < 0 ? "zero of the padding" : short(value)}`;
@@ -196,17 +208,22 @@ export class InputView {
   _rgb(input) {
     const range = this.store.range ?? spread(input);
     const scale = (v) => (v - range[0]) / (range[1] - range[0] || 1);
-    const nothing = packedRgb(...(this.explorer.palette.scheme === "dark" ? [0.13, 0.16, 0.2] : [0.94, 0.95, 0.96]));
+    const nothing = packedRgb(
+      ...(this.explorer.palette.scheme === "dark" ? [0.13, 0.16, 0.2] : [0.94, 0.95, 0.96]),
+    );
     return (r, c) => {
       const at = this._element(r, c, 0);
-      return at < 0 ? nothing : packedRgb(scale(input[at]), scale(input[at + 1]), scale(input[at + 2]));
+      return at < 0
+        ? nothing
+        : packedRgb(scale(input[at]), scale(input[at + 1]), scale(input[at + 2]));
     };
   }
 
   _decorate(grid, context) {
     const { r0, r1, c0, c1 } = grid.visible;
     const cells = [];
-    for (let r = r0; r <= r1; r++) for (let c = c0; c <= c1; c++) if (!this._own(r, c)) cells.push([r, c]);
+    for (let r = r0; r <= r1; r++)
+      for (let c = c0; c <= c1; c++) if (!this._own(r, c)) cells.push([r, c]);
     if (cells.length && cells.length < 4000) hatch(grid, context, cells);
   }
 
@@ -223,7 +240,8 @@ export class InputView {
       else for (const [r, c] of this._taps(shown.p)) grid.tint(context, [r, c], colour, 0.26);
     }
     if (dilated && Math.min(w, h) > 5 && !faint) {
-      for (const [r, c] of this._taps(shown.p)) grid.outline(context, [r, c, r, c], colour, { width: 1 });
+      for (const [r, c] of this._taps(shown.p))
+        grid.outline(context, [r, c, r, c], colour, { width: 1 });
     }
     grid.outline(context, box, colour, { width: faint ? 1 : 2.5, dash: faint ? [3, 3] : [] });
     if (shown.element !== null || shown.q !== null) {
@@ -243,16 +261,43 @@ export class InputView {
     this.channels.hidden = channels === 1;
     if (channels === 1) return;
     const choose = (value) => () => this.store.show({ channel: value });
-    const chip = (value, text) => el("button", { type: "button", class: "chip", "aria-pressed": String(channel === value), "aria-label": `Channel ${text}`, data: { channel: value }, onclick: choose(value) }, text);
+    const chip = (value, text) =>
+      el(
+        "button",
+        {
+          type: "button",
+          class: "chip",
+          "aria-pressed": String(channel === value),
+          "aria-label": `Channel ${text}`,
+          data: { channel: value },
+          onclick: choose(value),
+        },
+        text,
+      );
     if (channels <= 8) {
       const numbers = Array.from({ length: channels }, (_, d) => chip(d, String(d)));
       fill(this.channels, channels === 3 ? chip("rgb", "RGB") : null, numbers);
       return;
     }
-    const number = el("input", { type: "number", min: 0, max: channels - 1, name: "channel", "aria-label": "Channel shown" });
+    const number = el("input", {
+      type: "number",
+      min: 0,
+      max: channels - 1,
+      name: "channel",
+      "aria-label": "Channel shown",
+    });
     number.value = channel;
-    number.addEventListener("change", () => this.store.show({ channel: Math.min(Math.max(Math.trunc(Number(number.value)) || 0, 0), channels - 1) }));
-    fill(this.channels, el("span", { class: "hint" }, "channel"), number, el("span", { class: "hint" }, `of ${count(channels, "channel")}`));
+    number.addEventListener("change", () =>
+      this.store.show({
+        channel: Math.min(Math.max(Math.trunc(Number(number.value)) || 0, 0), channels - 1),
+      }),
+    );
+    fill(
+      this.channels,
+      el("span", { class: "hint" }, "channel"),
+      number,
+      el("span", { class: "hint" }, `of ${count(channels, "channel")}`),
+    );
   }
 }
 

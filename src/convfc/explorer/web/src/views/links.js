@@ -1,8 +1,10 @@
-// Thin ribbons between the panels: from the window to its row of M, from the row of Y to the output.
+// Thin ribbons between the panels: from the window to its row of M, from the row of Y to the
+// output.
 
 import { el } from "./dom.js";
 import { drawFlights, flights, shareOf } from "./flight.js";
 
+/** The canvas behind the panels of the strip. */
 export class Links {
   constructor(explorer, strip) {
     this.explorer = explorer;
@@ -11,7 +13,10 @@ export class Links {
     this.calm = window.matchMedia("(prefers-reduced-motion: reduce)");
   }
 
-  /** Let the numbers of the selected window fly to where they go, if there is room and time for it. */
+  /**
+   * Let the numbers of the selected window fly to where they go, if there is room and time for
+   * it.
+   */
   fly() {
     if (this.explorer.narrow || this.calm.matches || this.explorer.store.view.backward) return;
     cancelAnimationFrame(this.frame);
@@ -42,13 +47,17 @@ export class Links {
     this.places = null;
   }
 
-  /** Where the canvases are: measured once, as selecting must not make the browser lay out again. */
+  /**
+   * Where the canvases are: measured once, as selecting must not make the browser lay out again.
+   */
   _measure() {
     const origin = this.strip.element.getBoundingClientRect();
-    this.places = new Map([this.strip.input, this.strip.M, this.strip.Y, this.strip.output].map((view) => {
-      const box = view.panel.grid.overlay.getBoundingClientRect();
-      return [view, [box.left - origin.left, box.top - origin.top]];
-    }));
+    this.places = new Map(
+      [this.strip.input, this.strip.M, this.strip.Y, this.strip.output].map((view) => {
+        const box = view.panel.grid.overlay.getBoundingClientRect();
+        return [view, [box.left - origin.left, box.top - origin.top]];
+      }),
+    );
   }
 
   light() {
@@ -64,11 +73,28 @@ export class Links {
     const { p, f } = store.shown;
     const from = this._place(input, ...input.window(p));
     const row = this._place(M, p, 0, p, M.panel.grid.source.columns - 1, 13);
-    ribbon(context, [from.x + from.w, from.y, from.y + from.h], [row.x, row.y, row.y + row.h], palette.window);
+    ribbon(
+      context,
+      [from.x + from.w, from.y, from.y + from.h],
+      [row.x, row.y, row.y + row.h],
+      palette.window,
+    );
     const made = this._place(Y, p, 0, p, Y.panel.grid.source.columns - 1, 13);
     const columns = output.panel.grid.source.columns;
-    const pixel = this._place(output, Math.floor(p / columns), p % columns, Math.floor(p / columns), p % columns, 8);
-    ribbon(context, [made.x + made.w, made.y, made.y + made.h], [pixel.x, pixel.y, pixel.y + pixel.h], palette.hue(f));
+    const pixel = this._place(
+      output,
+      Math.floor(p / columns),
+      p % columns,
+      Math.floor(p / columns),
+      p % columns,
+      8,
+    );
+    ribbon(
+      context,
+      [made.x + made.w, made.y, made.y + made.h],
+      [pixel.x, pixel.y, pixel.y + pixel.h],
+      palette.hue(f),
+    );
   }
 
   /** Cells of a view in the strip's own pixels, not outside their box. */

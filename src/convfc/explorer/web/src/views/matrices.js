@@ -13,7 +13,10 @@ export class PatchView {
     this.explorer = explorer;
     const { store } = explorer;
     this.panel = new Panel(explorer, {
-      view: "M", name: "M", formula: true, label: "M, the patch matrix",
+      view: "M",
+      name: "M",
+      formula: true,
+      label: "M, the patch matrix",
       pick: (p, q) => store.select({ p, q }),
       hover: (p, q) => store.preview(p === null ? null : { p, q }),
       edit: (p, q) => editCell(store, this.panel.grid, p, q, this._target(p, q)),
@@ -27,7 +30,16 @@ export class PatchView {
   update() {
     const { store } = this.explorer;
     const { rows, columns } = store.map;
-    this.panel.show({ rows, columns, largest: store.largest("input"), value: (p, q) => store.entry(p, q), ...(!store.M && { line: lines(store) }) }, `${rows} × ${columns}`);
+    this.panel.show(
+      {
+        rows,
+        columns,
+        largest: store.largest("input"),
+        value: (p, q) => store.entry(p, q),
+        ...(!store.M && { line: lines(store) }),
+      },
+      `${rows} × ${columns}`,
+    );
   }
 
   light() {
@@ -49,7 +61,8 @@ export class PatchView {
     const reading = lit(store);
     if (count < store.map.columns) this._blocks(grid, context, first, count);
     if (reading) {
-      for (const [row, column] of reading.entries) grid.outline(context, [row, column, row, column], palette.lit, { width: 1.5, least: 4 });
+      for (const [row, column] of reading.entries)
+        grid.outline(context, [row, column, row, column], palette.lit, { width: 1.5, least: 4 });
       return;
     }
     const box = grid.lens(context, p, [first, first + count - 1], palette.window);
@@ -65,17 +78,31 @@ export class PatchView {
   /** Columns of other groups do not belong to the filter: they are dimmed. */
   _blocks(grid, context, first, count) {
     const { rows, columns } = this.explorer.store.map;
-    if (first > 0) grid.tint(context, [0, 0, rows - 1, first - 1], this.explorer.palette.paper, 0.55);
-    if (first + count < columns) grid.tint(context, [0, first + count, rows - 1, columns - 1], this.explorer.palette.paper, 0.55);
+    if (first > 0)
+      grid.tint(context, [0, 0, rows - 1, first - 1], this.explorer.palette.paper, 0.55);
+    if (first + count < columns)
+      grid.tint(
+        context,
+        [0, first + count, rows - 1, columns - 1],
+        this.explorer.palette.paper,
+        0.55,
+      );
   }
 
   _target(p, q) {
     const { store } = this.explorer;
     const element = store.map.element(p, q);
-    if (element >= 0) return { kind: "input", index: element, label: `New number for row ${p}, column ${q} of M: it is the input's` };
-    return { why: store.settings.transposed
-      ? "This entry reads a zero that the transposed convolution puts between or around the elements. It cannot be edited."
-      : "This entry reads the zero padding, which is not part of the input. It cannot be edited." };
+    if (element >= 0)
+      return {
+        kind: "input",
+        index: element,
+        label: `New number for row ${p}, column ${q} of M: it is the input's`,
+      };
+    return {
+      why: store.settings.transposed
+        ? "This entry reads a zero that the transposed convolution puts between or around the elements. It cannot be edited."
+        : "This entry reads the zero padding, which is not part of the input. It cannot be edited.",
+    };
   }
 }
 
@@ -86,10 +113,18 @@ export class FilterMatrixView {
     const { store } = explorer;
     const column = (t, f) => columnsOf(store.map, f).first + t;
     this.panel = new Panel(explorer, {
-      view: "K", name: "K", formula: true, label: "K, the filter matrix",
+      view: "K",
+      name: "K",
+      formula: true,
+      label: "K, the filter matrix",
       pick: (t, f) => store.select({ f, q: column(t, f) }),
       hover: (t, f) => store.preview(t === null ? null : { f, q: column(t, f) }),
-      edit: (t, f) => editCell(store, this.panel.grid, t, f, { kind: "filters", index: f * store.map.taps + t, label: `New weight for row ${t}, column ${f} of K` }),
+      edit: (t, f) =>
+        editCell(store, this.panel.grid, t, f, {
+          kind: "filters",
+          index: f * store.map.taps + t,
+          label: `New weight for row ${t}, column ${f} of K`,
+        }),
       cursor: () => this.cursor(),
       say: (t, f) => `row ${t}, column ${f}: ${short(store.K[t * store.settings.filters + f])}`,
       overlay: (grid, context) => this._overlay(grid, context),
@@ -100,7 +135,15 @@ export class FilterMatrixView {
   update() {
     const { store } = this.explorer;
     const { filters } = store.settings;
-    this.panel.show({ rows: store.map.taps, columns: filters, largest: store.largest("filters"), value: (t, f) => store.K[t * filters + f] }, `${store.map.taps} × ${filters}`);
+    this.panel.show(
+      {
+        rows: store.map.taps,
+        columns: filters,
+        largest: store.largest("filters"),
+        value: (t, f) => store.K[t * filters + f],
+      },
+      `${store.map.taps} × ${filters}`,
+    );
   }
 
   light() {
@@ -118,7 +161,13 @@ export class FilterMatrixView {
   _overlay(grid, context) {
     const { store, palette } = this.explorer;
     const { f, q } = store.shown;
-    const box = grid.lensColumn(context, f, [0, store.map.taps - 1], palette.hue(f), palette.dash(f));
+    const box = grid.lensColumn(
+      context,
+      f,
+      [0, store.map.taps - 1],
+      palette.hue(f),
+      palette.dash(f),
+    );
     if (q === null) return;
     const [t] = this.cursor();
     const [w, h] = grid.size;
@@ -133,7 +182,10 @@ export class ProductView {
     this.explorer = explorer;
     const { store } = explorer;
     this.panel = new Panel(explorer, {
-      view: "Y", name: "Y", formula: true, label: "Y, the product",
+      view: "Y",
+      name: "Y",
+      formula: true,
+      label: "Y, the product",
       pick: (p, f) => store.select({ p, f }),
       hover: (p, f) => store.preview(p === null ? null : { p, f }),
       cursor: () => [store.shown.p, store.shown.f],
@@ -146,7 +198,16 @@ export class ProductView {
   update() {
     const { store } = this.explorer;
     const { filters } = store.settings;
-    this.panel.show({ rows: store.map.rows, columns: filters, largest: store.largest("output"), value: (p, f) => store.value(p, f), line: (p, only) => store.outputRow(p, only) }, `${store.map.rows} × ${filters}`);
+    this.panel.show(
+      {
+        rows: store.map.rows,
+        columns: filters,
+        largest: store.largest("output"),
+        value: (p, f) => store.value(p, f),
+        line: (p, only) => store.outputRow(p, only),
+      },
+      `${store.map.rows} × ${filters}`,
+    );
   }
 
   light() {
@@ -161,10 +222,14 @@ export class ProductView {
     const { filters } = store.settings;
     const reading = lit(store);
     if (reading) {
-      for (const row of reading.outputs) grid.outline(context, [row, f, row, f], palette.lit, { width: 1.5, least: 4 });
+      for (const row of reading.outputs)
+        grid.outline(context, [row, f, row, f], palette.lit, { width: 1.5, least: 4 });
       return;
     }
-    grid.outline(context, [0, f, store.map.rows - 1, f], palette.hue(f), { width: 1.5, dash: palette.dash(f) });
+    grid.outline(context, [0, f, store.map.rows - 1, f], palette.hue(f), {
+      width: 1.5,
+      dash: palette.dash(f),
+    });
     const [w, h] = grid.size;
     if (filters > 1) {
       const row = grid.lens(context, p, [0, filters - 1], palette.window);
@@ -176,7 +241,11 @@ export class ProductView {
         return;
       }
     }
-    grid.outline(context, [p, f, p, f], palette.hue(f), { width: 3, dash: palette.dash(f), least: 9 });
+    grid.outline(context, [p, f, p, f], palette.hue(f), {
+      width: 3,
+      dash: palette.dash(f),
+      least: 9,
+    });
   }
 }
 

@@ -1,7 +1,9 @@
-// What a browser remembers between visits; some forbid it (private windows, notebooks), which is fine.
+// What a browser remembers between visits; some forbid it (private windows, notebooks), which is
+// fine.
 
 const PREFIX = "convfc-explorer-";
 
+/** What was remembered, or null. */
 export function remembered(key) {
   try {
     return localStorage.getItem(PREFIX + key);
@@ -10,6 +12,7 @@ export function remembered(key) {
   }
 }
 
+/** Remember a text. */
 export function remember(key, value) {
   try {
     localStorage.setItem(PREFIX + key, value);

@@ -1,4 +1,5 @@
-// The output: one plane per filter. The filter's hue frames its plane; small planes stand below to choose.
+// The output: one plane per filter. The filter's hue frames its plane; small planes stand below
+// to choose.
 
 import { el, fill, focused } from "./dom.js";
 import { Panel } from "./panel.js";
@@ -8,17 +9,21 @@ import { place, short } from "../model/words.js";
 /** Planes that are drawn small beside each other; more are chosen by number. */
 const PLANES = 16;
 
+/** The panel of the output. */
 export class OutputView {
   constructor(explorer) {
     this.explorer = explorer;
     const { store } = explorer;
     const index = (r, c) => r * this.panel.grid.source.columns + c;
     this.panel = new Panel(explorer, {
-      view: "output", name: "output", label: "Output",
+      view: "output",
+      name: "output",
+      label: "Output",
       pick: (r, c) => store.select({ p: index(r, c) }),
       hover: (r, c) => store.preview(r === null ? null : { p: index(r, c) }),
       cursor: () => this._cell(store.shown.p),
-      say: (r, c) => `${place(store.map.position(index(r, c)))}: ${short(store.value(index(r, c), store.shown.f))}`,
+      say: (r, c) =>
+        `${place(store.map.position(index(r, c)))}: ${short(store.value(index(r, c), store.shown.f))}`,
       overlay: (grid, context) => this._overlay(grid, context),
     });
     this.element = this.panel.element;
@@ -41,7 +46,8 @@ export class OutputView {
     if (!store.hover) this.panel.grid.reveal(...this._cell(store.shown.p));
     this.panel.grid.light();
     for (const chip of this.planes.children) {
-      if (chip.dataset.filter) chip.setAttribute("aria-pressed", String(Number(chip.dataset.filter) === store.shown.f));
+      if (chip.dataset.filter)
+        chip.setAttribute("aria-pressed", String(Number(chip.dataset.filter) === store.shown.f));
     }
     if (this.number && !focused(this.number)) this.number.value = store.shown.f;
   }
@@ -57,7 +63,10 @@ export class OutputView {
     const size = store.outputSize;
     const [rows, columns] = size.length > 1 ? size : [1, size[0]];
     const plane = store.plane(f);
-    this.panel.show({ rows, columns, largest: store.largest("output"), value: (r, c) => plane[r * columns + c] }, [...size, store.settings.filters].join(" × "));
+    this.panel.show(
+      { rows, columns, largest: store.largest("output"), value: (r, c) => plane[r * columns + c] },
+      [...size, store.settings.filters].join(" × "),
+    );
     this.panel.grid.element.style.setProperty("--hue", palette.hue(f));
   }
 
@@ -65,7 +74,10 @@ export class OutputView {
     const { store, palette } = this.explorer;
     const { p, f } = store.shown;
     const { rows, columns } = grid.source;
-    grid.outline(context, [0, 0, rows - 1, columns - 1], palette.hue(f), { width: 2, dash: palette.dash(f) });
+    grid.outline(context, [0, 0, rows - 1, columns - 1], palette.hue(f), {
+      width: 2,
+      dash: palette.dash(f),
+    });
     const reading = lit(store);
     if (reading) {
       for (const at of reading.outputs) {
@@ -86,14 +98,28 @@ export class OutputView {
     this.planes.hidden = filters === 1;
     if (filters === 1) return;
     if (filters <= PLANES && store.Y) {
-      fill(this.planes, Array.from({ length: filters }, (_, f) => this._chip(f)));
+      fill(
+        this.planes,
+        Array.from({ length: filters }, (_, f) => this._chip(f)),
+      );
       return;
     }
-    this.number = el("input", { type: "number", min: 0, max: filters - 1, name: "filter", "aria-label": "Filter shown" });
+    this.number = el("input", {
+      type: "number",
+      min: 0,
+      max: filters - 1,
+      name: "filter",
+      "aria-label": "Filter shown",
+    });
     this.number.addEventListener("input", () => {
       if (this.number.value !== "") store.select({ f: Number(this.number.value) });
     });
-    fill(this.planes, el("span", { class: "hint" }, "filter"), this.number, el("span", { class: "hint" }, `of ${filters}`));
+    fill(
+      this.planes,
+      el("span", { class: "hint" }, "filter"),
+      this.number,
+      el("span", { class: "hint" }, `of ${filters}`),
+    );
   }
 
   /** A plane as a small picture, framed in its filter's hue. */
@@ -107,10 +133,19 @@ export class OutputView {
     const largest = store.largest("output");
     for (let p = 0; p < pixels.length; p++) pixels[p] = palette.packed(plane[p], largest);
     canvas.getContext("2d").putImageData(image, 0, 0);
-    const chip = el("button", {
-      type: "button", class: "plane", data: { filter: f }, "aria-label": `Filter ${f}`, "aria-pressed": "false",
-      onclick: () => store.select({ f }),
-    }, canvas, el("span", {}, String(f)));
+    const chip = el(
+      "button",
+      {
+        type: "button",
+        class: "plane",
+        data: { filter: f },
+        "aria-label": `Filter ${f}`,
+        "aria-pressed": "false",
+        onclick: () => store.select({ f }),
+      },
+      canvas,
+      el("span", {}, String(f)),
+    );
     chip.style.setProperty("--hue", palette.hue(f));
     return chip;
   }

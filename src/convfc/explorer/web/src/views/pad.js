@@ -6,25 +6,47 @@ import { SIDE } from "../model/start.js";
 const SCALE = 10;
 const REACH = 1.7; // of the brush, in cells
 
+/** The dialog with the pad. */
 export class Pad {
   /** `use` is given the 784 grey values of a drawing. */
   constructor(use) {
     this.pixels = new Float64Array(SIDE * SIDE);
-    this.canvas = el("canvas", { width: SIDE * SCALE, height: SIDE * SCALE, role: "img", "aria-label": "Pad: draw here with mouse, pen or finger" });
+    this.canvas = el("canvas", {
+      width: SIDE * SCALE,
+      height: SIDE * SCALE,
+      role: "img",
+      "aria-label": "Pad: draw here with mouse, pen or finger",
+    });
     const done = () => {
       this.element.close();
       if (this.pixels.some((value) => value > 0)) use(this.pixels);
     };
-    this.element = el("dialog", { class: "pad", data: { view: "pad" }, "aria-label": "Draw a digit" },
-      el("p", { class: "hint" }, "Draw with the mouse or a finger."), this.canvas,
-      el("div", { class: "row" },
+    this.element = el(
+      "dialog",
+      { class: "pad", data: { view: "pad" }, "aria-label": "Draw a digit" },
+      el("p", { class: "hint" }, "Draw with the mouse or a finger."),
+      this.canvas,
+      el(
+        "div",
+        { class: "row" },
         button("clear", "Clear the pad", () => this.clear(), { text: "Clear" }),
-        button("cancel", "Cancel: close without using the drawing", () => this.element.close(), { text: "Cancel" }),
-        el("button", { type: "button", class: "primary", data: { action: "use" }, onclick: done }, "Use it")));
+        button("cancel", "Cancel: close without using the drawing", () => this.element.close(), {
+          text: "Cancel",
+        }),
+        el(
+          "button",
+          { type: "button", class: "primary", data: { action: "use" }, onclick: done },
+          "Use it",
+        ),
+      ),
+    );
     let last = null;
     const point = (event) => {
       const box = this.canvas.getBoundingClientRect();
-      return [((event.clientX - box.left) / box.width) * SIDE, ((event.clientY - box.top) / box.height) * SIDE];
+      return [
+        ((event.clientX - box.left) / box.width) * SIDE,
+        ((event.clientY - box.top) / box.height) * SIDE,
+      ];
     };
     this.canvas.addEventListener("pointerdown", (event) => {
       event.preventDefault();
@@ -38,7 +60,10 @@ export class Pad {
       this._stroke(last, now);
       last = now;
     });
-    for (const name of ["pointerup", "pointercancel"]) this.canvas.addEventListener(name, () => { last = null; });
+    for (const name of ["pointerup", "pointercancel"])
+      this.canvas.addEventListener(name, () => {
+        last = null;
+      });
   }
 
   open() {

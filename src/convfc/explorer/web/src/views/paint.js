@@ -3,7 +3,9 @@
 
 import { short } from "../model/words.js";
 
-/** The visible cells, one pixel each, scaled up; where cells are smaller than a pixel, every nth. */
+/**
+ * The visible cells, one pixel each, scaled up; where cells are smaller than a pixel, every nth.
+ */
 export function paintCells(grid, context) {
   const { source, palette } = grid;
   const { r0, r1, c0, c1 } = grid.visible;
@@ -16,7 +18,9 @@ export function paintCells(grid, context) {
     const r = rows.index(i);
     const line = source.line?.(r, along);
     for (const c of along) {
-      pixels[at] = source.pixel ? source.pixel(r, c) : palette.packed(line ? line[c] : source.value(r, c), source.largest);
+      pixels[at] = source.pixel
+        ? source.pixel(r, c)
+        : palette.packed(line ? line[c] : source.value(r, c), source.largest);
       at++;
     }
   }
@@ -34,8 +38,12 @@ function paintLines(grid, context, [r0, r1, c0, c1]) {
   context.lineWidth = 1;
   context.beginPath();
   const all = grid.box(r0, c0, r1, c1);
-  if (w >= 6) for (let c = c0 + 1; c <= c1; c++) line(context, grid.box(0, c).x, all.y, grid.box(0, c).x, all.y + all.h);
-  if (h >= 6) for (let r = r0 + 1; r <= r1; r++) line(context, all.x, grid.box(r, 0).y, all.x + all.w, grid.box(r, 0).y);
+  if (w >= 6)
+    for (let c = c0 + 1; c <= c1; c++)
+      line(context, grid.box(0, c).x, all.y, grid.box(0, c).x, all.y + all.h);
+  if (h >= 6)
+    for (let r = r0 + 1; r <= r1; r++)
+      line(context, all.x, grid.box(r, 0).y, all.x + all.w, grid.box(r, 0).y);
   context.stroke();
 }
 
@@ -74,16 +82,22 @@ export function numberFont(grid, context) {
   const texts = new Set();
   for (const digits of [3, 2]) {
     texts.clear();
-    for (let r = r0; r <= r1; r++) for (let c = c0; c <= c1; c++) texts.add(short(grid.source.value(r, c), digits));
+    for (let r = r0; r <= r1; r++)
+      for (let c = c0; c <= c1; c++) texts.add(short(grid.source.value(r, c), digits));
     context.font = `10px ${FONT}`;
-    const widest = [...texts].reduce((most, text) => Math.max(most, context.measureText(text).width), 1);
+    const widest = [...texts].reduce(
+      (most, text) => Math.max(most, context.measureText(text).width),
+      1,
+    );
     const size = Math.min(13, h * 0.63, ((w - 4) / widest) * 10);
     if (size >= 7.5) return { css: `${size}px ${FONT}`, digits, size };
   }
   return null;
 }
 
-export const FONT = 'ui-sans-serif, system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "DejaVu Sans", sans-serif';
+/** The fonts of numbers, as in theme.css. */
+export const FONT =
+  'ui-sans-serif, system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "DejaVu Sans", sans-serif';
 
 /** Thin diagonal lines over cells: what lies there is padding. */
 export function hatch(grid, context, cells) {

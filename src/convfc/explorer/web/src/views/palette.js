@@ -1,18 +1,35 @@
-// The colours that canvases draw with. Values: a diverging scale whose zero is the background, blue and
-// orange, which stay apart for every kind of colour vision. Filters: the order of Okabe and Ito, and a
-// dash of their own, so that nothing is said by colour alone. The window and its row of M: one colour.
+// The colours that canvases draw with. Values: a diverging scale whose zero is the background,
+// blue and orange, which stay apart for every kind of colour vision. Filters: the order of Okabe
+// and Ito, and a dash of their own, so that nothing is said by colour alone. The window and its
+// row of M: one colour.
 
 const SCHEMES = {
   light: {
-    paper: [255, 255, 255], positive: [18, 58, 105], negative: [176, 72, 14],
-    ink: "#1b2430", muted: "#5a6675", line: "#dfe4ea", grid: "rgba(27,36,48,0.10)", window: "#b0127f", halo: "rgba(255,255,255,0.9)",
-    padding: "rgba(90,102,117,0.55)", lit: "#b0127f",
+    paper: [255, 255, 255],
+    positive: [18, 58, 105],
+    negative: [176, 72, 14],
+    ink: "#1b2430",
+    muted: "#5a6675",
+    line: "#dfe4ea",
+    grid: "rgba(27,36,48,0.10)",
+    window: "#b0127f",
+    halo: "rgba(255,255,255,0.9)",
+    padding: "rgba(90,102,117,0.55)",
+    lit: "#b0127f",
     hues: ["#c77700", "#2a8fc9", "#00835d", "#0060b0", "#c44900", "#6b7280", "#8a7a00"],
   },
   dark: {
-    paper: [20, 25, 33], positive: [150, 203, 255], negative: [255, 158, 92],
-    ink: "#e8edf3", muted: "#a3afbd", line: "#313b48", grid: "rgba(232,237,243,0.11)", window: "#ff7fd6", halo: "rgba(20,25,33,0.9)",
-    padding: "rgba(163,175,189,0.5)", lit: "#ff7fd6",
+    paper: [20, 25, 33],
+    positive: [150, 203, 255],
+    negative: [255, 158, 92],
+    ink: "#e8edf3",
+    muted: "#a3afbd",
+    line: "#313b48",
+    grid: "rgba(232,237,243,0.11)",
+    window: "#ff7fd6",
+    halo: "rgba(20,25,33,0.9)",
+    padding: "rgba(163,175,189,0.5)",
+    lit: "#ff7fd6",
     hues: ["#e69f00", "#56b4e9", "#2fc796", "#78a9ff", "#ff8548", "#b4bdc9", "#f0e442"],
   },
 };
@@ -29,8 +46,12 @@ export function palette(scheme) {
     const share = Math.abs(i - STEPS) / STEPS;
     return mixed(colours.paper, i < STEPS ? colours.negative : colours.positive, share ** 0.85);
   });
-  const packed = Uint32Array.from(table, ([r, g, b]) => ((255 << 24) | (b << 16) | (g << 8) | r) >>> 0);
-  const step = (value, largest) => Math.round(Math.min(Math.max(value / largest, -1), 1) * STEPS) + STEPS;
+  const packed = Uint32Array.from(
+    table,
+    ([r, g, b]) => ((255 << 24) | (b << 16) | (g << 8) | r) >>> 0,
+  );
+  const step = (value, largest) =>
+    Math.round(Math.min(Math.max(value / largest, -1), 1) * STEPS) + STEPS;
   return {
     ...colours,
     scheme,
@@ -54,7 +75,9 @@ export function packedRgb(r, g, b) {
 
 /** Relative luminance, as WCAG defines it. */
 function luminance(colour) {
-  const [r, g, b] = colour.map((v) => (v <= 10 ? v / 255 / 12.92 : ((v / 255 + 0.055) / 1.055) ** 2.4));
+  const [r, g, b] = colour.map((v) =>
+    v <= 10 ? v / 255 / 12.92 : ((v / 255 + 0.055) / 1.055) ** 2.4,
+  );
   return 0.2126 * r + 0.7152 * g + 0.0722 * b;
 }
 

@@ -3,22 +3,44 @@
 import { button, el, fill, unique } from "./dom.js";
 import { Grid } from "./grid.js";
 
+/** Caption, grid and zoom. */
 export class Panel {
-  /** options: those of Grid, and {view, name, label, note?}; `explorer` hands out store, palette, editing. */
+  /**
+   * options: those of Grid, and {view, name, label, note?}; `explorer` hands out store, palette,
+   * editing.
+   */
   constructor(explorer, options) {
     this.explorer = explorer;
     this.options = options;
-    this.grid = new Grid({ viewed: () => this._showZoom(), ...options });
+    this.grid = new Grid({ viewed: () => this._viewed(), ...options });
     const id = unique("caption");
     this.shape = el("span", { class: "shape" });
-    this.caption = el("h3", { class: "caption", id }, el("span", { class: options.formula ? "name formula" : "name" }, options.name), " ", this.shape);
-    this.out = button("zoom-out", `${options.label}: smaller`, () => this.grid.zoomBy(1 / 1.6), { symbol: "minus" });
-    this.whole = button("zoom-fit", `${options.label}: all of it`, () => this.grid.reset(), { symbol: "fit" });
-    this.in = button("zoom-in", `${options.label}: larger`, () => this.grid.zoomBy(1.6, this._focus()), { symbol: "plus" });
+    this.caption = el(
+      "h3",
+      { class: "caption", id },
+      el("span", { class: options.formula ? "name formula" : "name" }, options.name),
+      " ",
+      this.shape,
+    );
+    this.out = button("zoom-out", `${options.label}: smaller`, () => this.grid.zoomBy(1 / 1.6), {
+      symbol: "minus",
+    });
+    this.whole = button("zoom-fit", `${options.label}: all of it`, () => this.grid.reset(), {
+      symbol: "fit",
+    });
+    this.in = button("zoom-in", `${options.label}: larger`, () => this._closer(), {
+      symbol: "plus",
+    });
     this.zoom = el("div", { class: "zoom" }, this.out, this.whole, this.in);
     this.extra = el("div", { class: "extra" });
-    this.element = el("section", { class: `panel panel-${options.view}`, data: { view: options.view }, "aria-labelledby": id },
-      this.caption, this.grid.element, this.zoom, this.extra);
+    this.element = el(
+      "section",
+      { class: `panel panel-${options.view}`, data: { view: options.view }, "aria-labelledby": id },
+      this.caption,
+      this.grid.element,
+      this.zoom,
+      this.extra,
+    );
   }
 
   /** Take what is to be shown; `shape` is the text of the caption. */
@@ -41,14 +63,17 @@ export class Panel {
     this.grid.destroy();
   }
 
-  /** The middle of what is selected, to zoom towards. */
-  _focus() {
+  /** Zoom towards what is selected, and keep it in view. */
+  _closer() {
     const [r, c] = this.options.cursor();
     const { x, y, w, h } = this.grid.box(r, c);
-    return [x + w / 2, y + h / 2];
+    this.grid.zoomBy(1.6, [x + w / 2, y + h / 2]);
+    this.grid.reveal(r, c);
+    this.grid.light();
   }
 
-  _showZoom() {
+  _viewed() {
+    this.explorer.strip?.links.light();
     const [w, h] = this.grid.fitted;
     this.zoom.hidden = Math.min(w, h) >= 15;
     this.out.disabled = this.whole.disabled = this.grid.zoom === 1;

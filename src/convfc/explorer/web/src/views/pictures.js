@@ -5,35 +5,68 @@ import { DIGITS } from "../model/digits.js";
 import { SIDE, pictureInput } from "../model/start.js";
 import { Pad } from "./pad.js";
 
+/** Digits, pad and file, below the settings of the input. */
 export class Pictures {
   constructor(explorer) {
     this.explorer = explorer;
-    this.digits = DIGITS.map(({ label, pixels }, index) => el("button", {
-      type: "button", class: "digit", data: { digit: index }, "aria-label": `Digit ${label}, number ${index}`, "aria-pressed": "false",
-      onclick: () => explorer.store.chooseDigit(index),
-    }, thumbnail(pixels)));
-    this.pad = new Pad((pixels) => explorer.store.draw(pictureInput(pixels, explorer.store.settings)));
-    this.file = el("input", { type: "file", name: "picture", accept: "image/*", class: "unseen", "aria-label": "Open an image file" });
+    this.digits = DIGITS.map(({ label, pixels }, index) =>
+      el(
+        "button",
+        {
+          type: "button",
+          class: "digit",
+          data: { digit: index },
+          "aria-label": `Digit ${label}, number ${index}`,
+          "aria-pressed": "false",
+          onclick: () => explorer.store.chooseDigit(index),
+        },
+        thumbnail(pixels),
+      ),
+    );
+    this.pad = new Pad((pixels) =>
+      explorer.store.draw(pictureInput(pixels, explorer.store.settings)),
+    );
+    this.file = el("input", {
+      type: "file",
+      name: "picture",
+      accept: "image/*",
+      class: "unseen",
+      "aria-label": "Open an image file",
+    });
     this.file.addEventListener("change", () => this._open(this.file.files[0]));
     this.note = el("p", { class: "problem", role: "alert" });
     this.note.hidden = true;
-    this.element = el("div", { class: "pictures" },
-      el("div", { class: "digits", role: "group", "aria-label": "A digit as the input" }, this.digits),
-      el("div", { class: "row" },
+    this.element = el(
+      "div",
+      { class: "pictures" },
+      el(
+        "div",
+        { class: "digits", role: "group", "aria-label": "A digit as the input" },
+        this.digits,
+      ),
+      el(
+        "div",
+        { class: "row" },
         button("draw", "Draw a digit", () => this.pad.open(), { symbol: "pen", text: "Draw" }),
-        el("label", { class: "button" }, this.file, "Open image")),
-      this.note, this.pad.element);
+        el("label", { class: "button" }, this.file, "Open image"),
+      ),
+      this.note,
+      this.pad.element,
+    );
   }
 
   update() {
     const { digit } = this.explorer.store;
-    this.digits.forEach((chip, index) => chip.setAttribute("aria-pressed", String(index === digit)));
+    this.digits.forEach((chip, index) =>
+      chip.setAttribute("aria-pressed", String(index === digit)),
+    );
   }
 
   async _open(file) {
     if (!file) return;
     const { store } = this.explorer;
-    const [height, width] = store.settings.axes > 1 ? store.settings.size : [1, store.settings.size[0]];
+    const [height, width] =
+      store.settings.axes > 1 ? store.settings.size : [1, store.settings.size[0]];
     try {
       const bitmap = await createImageBitmap(file);
       const side = Math.min(bitmap.width / width, bitmap.height / height);
@@ -41,24 +74,42 @@ export class Pictures {
       const canvas = el("canvas", { width, height });
       const context = canvas.getContext("2d");
       context.imageSmoothingQuality = "high";
-      context.drawImage(bitmap, (bitmap.width - w) / 2, (bitmap.height - h) / 2, w, h, 0, 0, width, height);
-      store.draw(fromPixels(context.getImageData(0, 0, width, height).data, store.settings.channels));
+      context.drawImage(
+        bitmap,
+        (bitmap.width - w) / 2,
+        (bitmap.height - h) / 2,
+        w,
+        h,
+        0,
+        0,
+        width,
+        height,
+      );
+      store.draw(
+        fromPixels(context.getImageData(0, 0, width, height).data, store.settings.channels),
+      );
       this.note.hidden = true;
     } catch {
-      fill(this.note, `“${file.name}” is not an image that this browser can read. Use a PNG or JPEG file.`);
+      fill(
+        this.note,
+        `“${file.name}” is not an image that this browser can read. Use a PNG or JPEG file.`,
+      );
       this.note.hidden = false;
     }
     this.file.value = "";
   }
 }
 
-/** Pixels (red, green, blue, alpha) as channels: three are the colours, any other number is grey. */
+/**
+ * Pixels (red, green, blue, alpha) as channels: three are the colours, any other number is grey.
+ */
 function fromPixels(data, channels) {
   const values = new Float64Array((data.length / 4) * channels);
   for (let i = 0; i < data.length / 4; i++) {
     const colour = [0, 1, 2].map((d) => data[4 * i + d] / 255);
     const grey = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2];
-    for (let d = 0; d < channels; d++) values[i * channels + d] = Math.round((channels === 3 ? colour[d] : grey) * 1000) / 1000;
+    for (let d = 0; d < channels; d++)
+      values[i * channels + d] = Math.round((channels === 3 ? colour[d] : grey) * 1000) / 1000;
   }
   return values;
 }

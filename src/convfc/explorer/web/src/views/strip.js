@@ -1,4 +1,5 @@
-// The strip that reads as the equation: input -> M × K = Y -> output, and how much room each part gets.
+// The strip that reads as the equation: input -> M × K = Y -> output, and how much room each part
+// gets.
 
 import { el } from "./dom.js";
 import { MARGIN } from "./grid.js";
@@ -11,6 +12,7 @@ import { Links } from "./links.js";
 const SIGNS = 46 + 20 + 20 + 46 + 6 * 12; // between them, with gaps
 const LARGEST = 34; // side of a cell
 
+/** All panels of the equation, side by side or one below the other. */
 export class Strip {
   constructor(explorer) {
     this.explorer = explorer;
@@ -22,13 +24,35 @@ export class Strip {
     this.output = new OutputView(explorer);
     this.views = [this.input, this.filters, this.M, this.K, this.Y, this.output];
     this.links = new Links(explorer, this);
-    this.element = el("div", { class: "strip", role: "group", "aria-label": "The convolution as a product of matrices" },
+    this.element = el(
+      "div",
+      { class: "strip", role: "group", "aria-label": "The convolution as a product of matrices" },
       el("div", { class: "stack" }, this.input.element, this.filters.element),
-      step("stretch"), this.M.element, sign("×"), this.K.element, sign("="), this.Y.element, step("reshape"),
-      el("div", { class: "stack" }, this.output.element), this.links.element);
-    this.legend = el("div", { class: "legend" },
+      step("stretch"),
+      this.M.element,
+      sign("×"),
+      this.K.element,
+      sign("="),
+      this.Y.element,
+      step("reshape"),
+      el("div", { class: "stack" }, this.output.element),
+      this.links.element,
+    );
+    this.legend = el(
+      "div",
+      { class: "legend" },
       el("span", { class: "scale" }, "−", el("i", { class: "bar" }), "+"),
-      el("span", {}, "Point at anything to see what belongs to it, click to keep it, double-click a number to change it."));
+      el(
+        "span",
+        { class: "pointing" },
+        "Point at anything to see what belongs to it, click to keep it, double-click a number to change it.",
+      ),
+      el(
+        "span",
+        { class: "touching" },
+        "Tap anything to see what belongs to it, tap a number twice to change it.",
+      ),
+    );
   }
 
   /** Numbers or settings have changed: take them, make room for them, draw them. */
@@ -86,7 +110,10 @@ export class Strip {
       const source = view.panel.grid.source;
       const cell = Math.min(room / source.columns, LARGEST);
       const readable = source.rows * 15 <= 500; // tall enough for numbers, if that is not too tall
-      view.panel.fit(cell, tallness(source.rows, Math.max(cell, 14), readable ? source.rows * 22 : 260));
+      view.panel.fit(
+        cell,
+        tallness(source.rows, Math.max(cell, 14), readable ? source.rows * 22 : 260),
+      );
     }
   }
 
@@ -116,7 +143,12 @@ function largestThat(passes, most) {
 }
 
 function step(word) {
-  return el("div", { class: "step" }, el("span", { class: "arrow", "aria-hidden": "true" }), el("span", {}, word));
+  return el(
+    "div",
+    { class: "step" },
+    el("span", { class: "arrow", "aria-hidden": "true" }),
+    el("span", {}, word),
+  );
 }
 
 function sign(text) {

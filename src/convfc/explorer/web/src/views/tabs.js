@@ -3,24 +3,53 @@
 import { el, unique } from "./dom.js";
 import { TABS } from "../model/store.js";
 
-const TITLES = { arithmetic: "Arithmetic", map: "Index map", matrix: "One big matrix", code: "Code" };
+const TITLES = {
+  arithmetic: "Arithmetic",
+  map: "Index map",
+  matrix: "One big matrix",
+  code: "Code",
+};
 
+/** The tabs and their panels. */
 export class Tabs {
   /** views: {arithmetic, map, matrix, code}, each {element, update(), light(), fit(width)?}. */
   constructor(explorer, views) {
     this.explorer = explorer;
     this.views = views;
-    this.tabs = TABS.map((id) => el("button", {
-      type: "button", role: "tab", id: unique(`tab-${id}`), data: { tab: id },
-      onclick: () => explorer.store.show({ tab: id }), onkeydown: (event) => this._key(event),
-    }, TITLES[id]));
+    this.tabs = TABS.map((id) =>
+      el(
+        "button",
+        {
+          type: "button",
+          role: "tab",
+          id: unique(`tab-${id}`),
+          data: { tab: id },
+          onclick: () => explorer.store.show({ tab: id }),
+          onkeydown: (event) => this._key(event),
+        },
+        TITLES[id],
+      ),
+    );
     this.panels = TABS.map((id, i) => {
-      const panel = el("div", { role: "tabpanel", id: unique(`panel-${id}`), "aria-labelledby": this.tabs[i].id, class: "tabpanel" }, views[id].element);
+      const panel = el(
+        "div",
+        {
+          role: "tabpanel",
+          id: unique(`panel-${id}`),
+          "aria-labelledby": this.tabs[i].id,
+          class: "tabpanel",
+        },
+        views[id].element,
+      );
       this.tabs[i].setAttribute("aria-controls", panel.id);
       return panel;
     });
-    this.element = el("section", { class: "card tabs", "aria-label": "In detail" },
-      el("div", { role: "tablist", "aria-label": "In detail" }, this.tabs), this.panels);
+    this.element = el(
+      "section",
+      { class: "card tabs", "aria-label": "In detail" },
+      el("div", { role: "tablist", "aria-label": "In detail" }, this.tabs),
+      this.panels,
+    );
   }
 
   get open() {
@@ -43,7 +72,9 @@ export class Tabs {
 
   _key(event) {
     const at = this.tabs.indexOf(event.target);
-    const to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: this.tabs.length - 1 }[event.key];
+    const to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: this.tabs.length - 1 }[
+      event.key
+    ];
     if (to === undefined) return;
     event.preventDefault();
     const next = (to + this.tabs.length) % this.tabs.length;

@@ -4,6 +4,7 @@ import { remembered, remember } from "./memory.js";
 
 const KEY = "theme";
 
+/** Keeps the scheme of a root, "light" or "dark". */
 export class Theme {
   /** `changed(scheme)` is called at once and whenever the scheme is another. */
   constructor(root, changed) {
@@ -14,7 +15,10 @@ export class Theme {
     this.apply = this.apply.bind(this);
     this.media.addEventListener("change", this.apply);
     this.observer = new MutationObserver(this.apply);
-    this.observer.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light"] });
+    this.observer.observe(document.body, {
+      attributes: true,
+      attributeFilter: ["data-jp-theme-light"],
+    });
     this.apply();
   }
 
@@ -25,8 +29,17 @@ export class Theme {
   }
 
   apply() {
-    const jupyter = this.root.closest("[data-jp-theme-light]")?.dataset.jpThemeLight ?? document.body.dataset.jpThemeLight;
-    const system = jupyter === undefined ? (this.media.matches ? "dark" : "light") : jupyter === "false" ? "dark" : "light";
+    const jupyter =
+      this.root.closest("[data-jp-theme-light]")?.dataset.jpThemeLight ??
+      document.body.dataset.jpThemeLight;
+    const system =
+      jupyter === undefined
+        ? this.media.matches
+          ? "dark"
+          : "light"
+        : jupyter === "false"
+          ? "dark"
+          : "light";
     const scheme = this.choice === "light" || this.choice === "dark" ? this.choice : system;
     if (scheme === this.scheme) return;
     this.scheme = scheme;

@@ -4,27 +4,81 @@ import { button, el, icon, fill } from "./dom.js";
 
 const SPEEDS = { slow: 900, normal: 320, fast: 60 };
 
+/** Buttons, slider and speed over the output positions. */
 export class Transport {
   constructor(explorer) {
     this.explorer = explorer;
     const { store } = explorer;
-    const go = (p) => () => { this.pause(); store.select({ p: p(store.selection.p) }); };
+    const go = (p) => () => {
+      this.pause();
+      store.select({ p: p(store.selection.p) });
+    };
     this.play = button("play", "Play", () => this.toggle(), { symbol: "play" });
-    this.range = el("input", { type: "range", name: "position", min: "0", step: "1", "aria-label": "Output position" });
-    this.range.addEventListener("input", () => { this.pause(); store.select({ p: Number(this.range.value) }); });
+    this.range = el("input", {
+      type: "range",
+      name: "position",
+      min: "0",
+      step: "1",
+      "aria-label": "Output position",
+    });
+    this.range.addEventListener("input", () => {
+      this.pause();
+      store.select({ p: Number(this.range.value) });
+    });
     this.words = el("output", { class: "where" });
-    this.speed = el("select", { name: "speed" }, Object.keys(SPEEDS).map((name) => el("option", { value: name }, name)));
+    this.speed = el(
+      "select",
+      { name: "speed" },
+      Object.keys(SPEEDS).map((name) => el("option", { value: name }, name)),
+    );
     this.speed.value = "normal";
-    this.speed.addEventListener("change", () => { if (this.timer) { this.pause(); this.toggle(); } });
-    this.element = el("div", { class: "card transport", data: { view: "transport" }, role: "group", "aria-label": "Steps over the output" },
-      el("div", { class: "buttons" },
-        button("first", "First position", go(() => 0), { symbol: "first" }),
-        button("back", "One position back", go((p) => p - 1), { symbol: "back" }),
+    this.speed.addEventListener("change", () => {
+      if (this.timer) {
+        this.pause();
+        this.toggle();
+      }
+    });
+    this.element = el(
+      "div",
+      {
+        class: "card transport",
+        data: { view: "transport" },
+        role: "group",
+        "aria-label": "Steps over the output",
+      },
+      el(
+        "div",
+        { class: "buttons" },
+        button(
+          "first",
+          "First position",
+          go(() => 0),
+          { symbol: "first" },
+        ),
+        button(
+          "back",
+          "One position back",
+          go((p) => p - 1),
+          { symbol: "back" },
+        ),
         this.play,
-        button("forward", "One position on", go((p) => p + 1), { symbol: "forward" }),
-        button("last", "Last position", go(() => store.map.rows - 1), { symbol: "last" })),
-      this.range, this.words,
-      el("label", { class: "speed" }, el("span", { class: "unseen" }, "Speed"), this.speed));
+        button(
+          "forward",
+          "One position on",
+          go((p) => p + 1),
+          { symbol: "forward" },
+        ),
+        button(
+          "last",
+          "Last position",
+          go(() => store.map.rows - 1),
+          { symbol: "last" },
+        ),
+      ),
+      this.range,
+      this.words,
+      el("label", { class: "speed" }, el("span", { class: "unseen" }, "Speed"), this.speed),
+    );
   }
 
   update() {
@@ -39,7 +93,10 @@ export class Transport {
     const { p } = store.selection;
     this.range.value = String(p);
     this.words.textContent = `${p + 1} of ${store.map.rows}`;
-    this.range.setAttribute("aria-valuetext", `output position ${store.map.position(p).join(", ")}`);
+    this.range.setAttribute(
+      "aria-valuetext",
+      `output position ${store.map.position(p).join(", ")}`,
+    );
     this.range.style.setProperty("--share", store.map.rows > 1 ? p / (store.map.rows - 1) : 0);
   }
 
