@@ -8,17 +8,17 @@ import shutil
 import subprocess
 from typing import TYPE_CHECKING, Any
 
+from browser import lacking
+from hypothesis import given, settings
+
 from convfc import ConvGeometry
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+
+    from hypothesis import strategies as st
 
 RUNNER = pathlib.Path(__file__).with_name("run_model.mjs")
-
-
-def find_node() -> str | None:
-    """Return the path of Node on this machine, or None."""
-    return shutil.which("node")
 
 
 class Model:
@@ -46,6 +46,29 @@ class Model:
         self._process.stdin.close()
         self._process.wait(10)
         self._process.stdout.close()
+
+
+def running() -> Iterator[Model]:
+    """Yield the model, for a fixture; without Node the tests are skipped, or fail if required."""
+    node = shutil.which("node")
+    if node is None:
+        lacking("there is no Node to run the page's model in; remedy: apt-get install nodejs")
+    made = Model(node)
+    yield made
+    made.close()
+
+
+def drawn(strategy: st.SearchStrategy[Any], count: int) -> list[Any]:
+    """Return so many examples of a strategy, the same in every run."""
+    found: list[Any] = []
+
+    @settings(max_examples=count, derandomize=True, database=None, deadline=None)
+    @given(strategy)
+    def collect(example: Any) -> None:
+        found.append(example)
+
+    collect()
+    return found
 
 
 def settings_of(

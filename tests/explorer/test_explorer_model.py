@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from browser import lacking
 from cases import Case
-from hypothesis import given, settings
 from hypothesis import strategies as st
-from model import Model, find_node, geometry_of, settings_of
+from model import drawn, geometry_of, running, settings_of
 from strategies import cases
 
 from convfc import ConvGeometry, col2im, conv_as_matmul, conv_matrix, im2col, index_map
@@ -22,20 +20,9 @@ from convfc.im2col import filters_to_matrix
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from model import Model
+
 MAPS, PRODUCTS, SETTINGS, STATES = 400, 150, 600, 200
-
-
-def drawn(strategy: st.SearchStrategy[Any], count: int) -> list[Any]:
-    """Return so many examples of a strategy, the same in every run."""
-    found: list[Any] = []
-
-    @settings(max_examples=count, derandomize=True, database=None, deadline=None)
-    @given(strategy)
-    def collect(example: Any) -> None:
-        found.append(example)
-
-    collect()
-    return found
 
 
 # Windows that leave the input on both sides, and paddings that go round it more than once.
@@ -50,12 +37,7 @@ BY_HAND = [
 
 @pytest.fixture(scope="module")
 def model() -> Iterator[Model]:
-    node = find_node()
-    if node is None:
-        lacking("no Node on this machine to run the page's model in; remedy: install nodejs")
-    made = Model(node)
-    yield made
-    made.close()
+    yield from running()
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +46,7 @@ def facts(model: Model) -> dict[str, Any]:
     return found
 
 
-# --- the map ---------------------------------------------------------------------------------------
+# --- the map ---
 
 
 def test_the_index_map_is_the_one_of_convfc(model: Model) -> None:
@@ -108,7 +90,7 @@ def test_windows_are_drawn_where_they_read(model: Model) -> None:
     assert seen > 1000
 
 
-# --- numbers -----------------------------------------------------------------------------------------
+# --- numbers ---
 
 
 def state_of(case: Case, seed: int) -> tuple[dict[str, Any], tuple[np.ndarray, ...]]:
@@ -146,7 +128,7 @@ def test_numbers_are_the_ones_of_convfc(model: Model) -> None:
             dense[[element for element, _ in sparse]] = [weight for _, weight in sparse]
             assert dense.tolist() == row.tolist(), case
             assert [x * w for _, x, w, _ in terms] == [product for *_, product in terms], case
-        # The adjoint: M = im2col(x), so dx = col2im(dY K^T), each filter in the columns of its group.
+        # The adjoint: dx = col2im(dY K^T), each filter in the columns of its group.
         K = filters_to_matrix(filters, geometry)
         dM = np.zeros((L, columns), dtype=np.int64)
         for i in range(f):
@@ -164,7 +146,7 @@ def test_a_state_goes_through_the_page_unchanged(model: Model) -> None:
             assert found[name] == state[name], (case, name)
 
 
-# --- rules -------------------------------------------------------------------------------------------
+# --- rules ---
 
 SIZES = st.integers(3, 8)
 
@@ -270,7 +252,7 @@ def test_presets_are_convolutions_of_the_paper(facts: dict[str, Any]) -> None:
     assert set(shapes) >= {"depthwise", "dilated", "transposed"}
 
 
-# --- addresses ---------------------------------------------------------------------------------------
+# --- addresses ---
 
 
 @st.composite
@@ -379,7 +361,7 @@ def test_what_an_address_has_wrong_is_said(model: Model) -> None:
         assert any(words in note for note in model.ask("visit", address)["notes"]), address
 
 
-# --- the model's own rules on numbers ------------------------------------------------------------------
+# --- the model's own rules on numbers ---
 
 
 def test_digits_of_the_page_are_digits_of_the_library(facts: dict[str, Any]) -> None:

@@ -47,8 +47,9 @@ function torch(s) {
   const kind = `Conv${s.transposed ? "Transpose" : ""}${s.axes}d`;
   const even = s.padding.every(([low, high]) => low === high);
   // PyTorch's layers pad both sides alike; a transposed one cuts both sides alike.
-  const outside = !even && !s.transposed;
-  const padding = even ? s.padding.map(([low]) => low) : s.padding.map(() => 0);
+  const wraps = s.mode === "circular" && s.padding.some((pair, axis) => Math.max(...pair) > s.size[axis]);
+  const outside = (!even || wraps) && !s.transposed;
+  const padding = even && !outside ? s.padding.map(([low]) => low) : s.padding.map(() => 0);
   const rest = [
     arg("stride", tuple(s.stride), s.stride.some((n) => n !== 1)),
     arg("padding", tuple(padding), padding.some(Boolean)),
@@ -71,29 +72,46 @@ function torch(s) {
     body.push("# PyTorch does not flip: flip the weight for the true convolution of Eq. (3).");
     body.push("with torch.no_grad():", `    layer.weight.copy_(layer.weight.flip(${dims}))`);
   }
-  if (outside) {
-    const pairs = [...s.padding].reverse().flat().join(", ");
-    const mode = s.mode === "zeros" ? "constant" : s.mode;
-    body.push("# The two sides differ, which the layer cannot say: pad the input first.");
-    body.push(`x = nn.functional.pad(x, (${pairs}), mode=${quoted(mode)})`);
-    body.push("y = layer(x)");
-  } else if (!even) {
-    const cut = s.padding.map(([low, high], axis) => {
-      const whole = (s.size[axis] - 1) * s.stride[axis] + extent(s, axis);
-      return `${low}:${whole - high + s.outputPadding[axis]}`;
-    });
-    const missing = s.padding.map(([, high], axis) => Math.max(0, s.outputPadding[axis] - high));
-    body.push("# The two sides are cut differently, which the layer cannot say: cut its whole output.");
-    body.push("y = layer(x)");
-    if (missing.some(Boolean)) {
-      const pairs = [...missing].reverse().flatMap((n) => [0, n]).join(", ");
-      body.push(`y = nn.functional.pad(y, (${pairs}))${s.bias ? "  # (the bias is missing there)" : ""}`);
-    }
-    body.push(`y = y[..., ${cut.join(", ")}]`);
-  } else {
-    body.push("y = layer(x)");
-  }
+  if (outside) body.push(...torchPadded(s, wraps), "y = layer(x)");
+  else if (!even) body.push(...torchCut(s));
+  else body.push("y = layer(x)");
   return lines(...body, `# y: (1, ${[s.filters, ...outputSize(s)].join(", ")}), channels first`);
+}
+
+/** Padding that a layer of PyTorch cannot say, done before it. */
+function torchPadded(s, wraps) {
+  if (wraps) {
+    return [
+      "# The padding goes round the input more than once, which PyTorch does not do: pick the elements.",
+      ...s.padding.map(([low, high], axis) =>
+        `x = x.index_select(${axis + 2}, torch.arange(${-low}, ${s.size[axis] + high}) % ${s.size[axis]})`),
+    ];
+  }
+  const pairs = [...s.padding].reverse().flat().join(", ");
+  const mode = s.mode === "zeros" ? "constant" : s.mode;
+  return [
+    "# The two sides differ, which the layer cannot say: pad the input first.",
+    `x = nn.functional.pad(x, (${pairs}), mode=${quoted(mode)})`,
+  ];
+}
+
+/** A transposed layer whose output is cut differently on its two sides. */
+function torchCut(s) {
+  const cut = s.padding.map(([low, high], axis) => {
+    const whole = (s.size[axis] - 1) * s.stride[axis] + extent(s, axis);
+    return `${low}:${whole - high + s.outputPadding[axis]}`;
+  });
+  const missing = s.padding.map(([, high], axis) => Math.max(0, s.outputPadding[axis] - high));
+  const note = "# The two sides are cut differently, which the layer cannot say: cut its whole output.";
+  if (!missing.some(Boolean)) return [note, "y = layer(x)", `y = y[..., ${cut.join(", ")}]`];
+  const pairs = [...missing].reverse().flatMap((n) => [0, n]).join(", ");
+  const kind = `nn.functional.conv_transpose${s.axes}d`;
+  return [
+    note,
+    `y = ${kind}(x, layer.weight, stride=${tuple(s.stride)}, groups=${s.groups}, dilation=${tuple(s.dilation)})`,
+    `y = nn.functional.pad(y, (${pairs}))[..., ${cut.join(", ")}]`,
+    ...(s.bias ? [`y = y + layer.bias.view(${["-1", ...s.size.map(() => "1")].join(", ")})`] : []),
+  ];
 }
 
 function keras(s) {
