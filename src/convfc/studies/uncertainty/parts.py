@@ -36,7 +36,7 @@ ANGLES = tuple(range(0, 181, 15))
 SETS = ("test", "letters", "moved", "turned")
 """What every network is asked about; the last is the 1 at all angles."""
 
-_LAPLACE_BATCH = 20  # the Jacobians of a batch are (n, 10, all weights)
+_LAPLACE_BATCH = 5  # the Jacobians of a batch are found together: its time grows as its square
 
 
 def parts(settings: Settings) -> list[Part]:
