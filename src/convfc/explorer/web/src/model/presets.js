@@ -30,7 +30,7 @@ export const PRESETS = [
     paper: "Figure 6",
     text: "Stride and kernel are both 4, so patches do not overlap: 28 × 28 pixels become 49 rows of 16.",
     settings: { axes: 2, size: [28, 28], channels: 1, filters: 1, kernel: [4, 4], stride: [4, 4] },
-    input: { digit: 3 },
+    input: { digit: 10 },
   },
   {
     id: "experiment",
