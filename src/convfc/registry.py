@@ -25,8 +25,11 @@ __all__ = ["ROOMS", "Order", "Reading", "check_order", "read_layer", "room_of"]
 Order: TypeAlias = Literal["channels_first", "channels_last"]
 """How an input and an output are laid out in memory: (c, *spatial), or (*spatial, c)."""
 
-ROOMS = {"torch": "convfc.frameworks.torch"}
-"""Framework, as ``sys.modules`` names it, and its room; asked in this order."""
+ROOMS = {"keras": "convfc.frameworks.keras", "torch": "convfc.frameworks.torch"}
+"""Framework, as ``sys.modules`` names it, and its room; asked in this order.
+
+Keras before PyTorch: where it computes with PyTorch, its layers are modules of PyTorch as well.
+"""
 
 
 def room_of(
@@ -47,7 +50,7 @@ def room_of(
     Raises
     ------
     UnsupportedModel
-        If no room owns it.
+        If no room owns it, or if the one that does has no door for whole models.
 
     Examples
     --------
@@ -56,9 +59,17 @@ def room_of(
     'convfc.frameworks.torch'
     """
     for framework, room in ROOMS.items():
-        if framework in sys.modules:
+        if sys.modules.get(framework) is not None:
             module = importlib.import_module(room)
             if module.owns(model):
+                if kind == "model" and not hasattr(module, "to_fc"):
+                    raise UnsupportedModel(
+                        f"convfc reads single layers of {framework}, and no models of it yet",
+                        where=where,
+                        expected=expected,
+                        got=type(model).__name__,
+                        remedy="convfc.conv_matrix and convfc.explore take one layer of it",
+                    )
                 return module
     raise UnsupportedModel(
         f"this is not a {kind} that convfc knows",
@@ -143,11 +154,11 @@ def read_layer(
             got=None,
             remedy="ConvGeometry(in_channels, out_channels, kernel_size, stride=..., padding=...)",
         )
-    choices = "a CONV layer of PyTorch, a ConvLayer, or filters with a geometry"
+    choices = "a CONV layer of PyTorch or Keras, a ConvLayer, or filters with a geometry"
     room = room_of(layer, "layer", kind="layer", expected=choices)
     return Reading(
         room.read_layer(layer, input_size, differentiable=differentiable),
-        wanted or room.ORDER,
+        wanted or room.order_of(layer),
         room,
     )
 

@@ -1,5 +1,53 @@
-"""The room of Keras 3: choosing its backend and precision, and the layers of the FC form.
+"""The room of Keras 3: its layers, its backend and precision, and the layers of the FC form.
 
-``backend`` can be imported without importing Keras, because the choice of a backend has to come
-before Keras; ``layers`` imports it.
+============== ==================================================================================
+`read`         what one of Keras's CONV layers computes, in convfc's own terms
+`layers`       the layers of the FC form
+`backend`      choosing a backend and a precision
+============== ==================================================================================
+
+Importing the room does not import Keras, because the choice of a backend has to come before that;
+its doors are only asked when the user has imported Keras.
 """
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from convfc.layer import ConvLayer
+
+__all__ = ["order_of", "owns", "read_layer"]
+
+
+def owns(model: object) -> bool:
+    """Say whether a layer or a model is Keras's.
+
+    Examples
+    --------
+    >>> import keras
+    >>> owns(keras.layers.ReLU()), owns(3)
+    (True, False)
+    """
+    import keras
+
+    return isinstance(model, keras.layers.Layer)
+
+
+def order_of(layer: Any) -> str:
+    """Return how a layer lays out its inputs and outputs.
+
+    Examples
+    --------
+    >>> import keras
+    >>> order_of(keras.layers.Conv2D(8, 3, data_format="channels_first"))
+    'channels_first'
+    """
+    return str(layer.data_format)
+
+
+def read_layer(layer: Any, input_size: Sequence[int], *, differentiable: bool = False) -> ConvLayer:
+    """Read a CONV layer: `convfc.frameworks.keras.read.read_layer`."""
+    from convfc.frameworks.keras import read
+
+    return read.read_layer(layer, input_size, differentiable=differentiable)

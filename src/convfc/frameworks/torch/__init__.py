@@ -30,10 +30,7 @@ from convfc.frameworks.torch.matrix import read_layer
 from convfc.frameworks.torch.restore import to_conv
 from convfc.frameworks.torch.rewrite import to_fc
 
-__all__ = ["ORDER", "PatchConv", "inspect", "owns", "read_layer", "to_conv", "to_fc", "verify"]
-
-ORDER = "channels_first"
-"""How PyTorch lays out inputs and outputs: (b, c, *spatial)."""
+__all__ = ["PatchConv", "inspect", "order_of", "owns", "read_layer", "to_conv", "to_fc", "verify"]
 
 
 def owns(model: object) -> bool:
@@ -45,3 +42,14 @@ def owns(model: object) -> bool:
     True
     """
     return isinstance(model, nn.Module)
+
+
+def order_of(layer: object) -> str:
+    """Return how PyTorch's layers lay out inputs and outputs: (b, c, *spatial).
+
+    Examples
+    --------
+    >>> order_of(nn.Conv1d(1, 1, 1))
+    'channels_first'
+    """
+    return "channels_first"

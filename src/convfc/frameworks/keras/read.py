@@ -1,0 +1,212 @@
+"""What one of Keras's CONV layers computes, in convfc's own terms.
+
+Keras pads by a word (``valid``, ``same``, ``causal``), which is made numbers here for one input
+size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import array_api_compat
+import keras
+import numpy as np
+
+from convfc.arrays import Array
+from convfc.errors import UnsupportedLayer
+from convfc.geometry import ConvGeometry
+from convfc.layer import ConvLayer
+from convfc.sizes import Sizes, input_sizes
+
+__all__ = ["read_layer"]
+
+_PLAIN = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
+_TRANSPOSED = (
+    keras.layers.Conv1DTranspose,
+    keras.layers.Conv2DTranspose,
+    keras.layers.Conv3DTranspose,
+)
+_DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
+_KNOWN = (*_PLAIN, *_TRANSPOSED, *_DEPTHWISE)
+
+_ALIKE = (3, 15)
+"""The first version of Keras that is known to cut a transposed output alike on every backend."""
+
+
+def read_layer(layer: Any, input_size: Sequence[int], *, differentiable: bool = False) -> ConvLayer:
+    """Read a CONV layer for one spatial input size; its activation is no part of it.
+
+    Parameters
+    ----------
+    layer : keras.layers.Layer
+        ``Conv1D`` to ``Conv3D``, ``Conv1DTranspose`` to ``Conv3DTranspose``, ``DepthwiseConv1D`` or
+        ``DepthwiseConv2D``, built; also with LoRA, which is added to the filters.
+    input_size : sequence of int
+        Its padding is made explicit for it.
+    differentiable : bool
+        Keep the weights in the graph, if Keras computes with PyTorch.
+
+    Returns
+    -------
+    ConvLayer
+        Of NumPy's arrays, or PyTorch's.
+
+    Raises
+    ------
+    UnsupportedLayer
+        If it is none of these, has no weights yet, or a ``call`` of its own.
+    GeometryError
+        If the input is too small for it.
+
+    Examples
+    --------
+    >>> layer = keras.layers.Conv2D(8, 3, strides=2, padding="same")
+    >>> layer.build((None, 28, 27, 3))
+    >>> found = read_layer(layer, (28, 27))
+    >>> found.geometry.padding, found.filters.shape
+    (((0, 1), (1, 1)), (8, 3, 3, 3))
+    """
+    _check(layer)
+    kernel, bias = (_array(weight, differentiable) for weight in (layer.kernel, layer.bias))
+    xp = array_api_compat.array_namespace(kernel)
+    *sizes, first, second = kernel.shape
+    groups = 1
+    if isinstance(layer, _TRANSPOSED):  # (*kernel, f, c)
+        channels, count, filters = second, first, xp.moveaxis(kernel, -2, 0)
+    elif isinstance(layer, _DEPTHWISE):  # (*kernel, c, filters of a channel)
+        channels, count, groups = first, first * second, first
+        filters = xp.moveaxis(xp.reshape(kernel, (*sizes, count)), -1, 0)[..., None]
+    else:  # (*kernel, c / groups, f)
+        groups = layer.groups
+        channels, count, filters = first * groups, second, xp.moveaxis(kernel, -1, 0)
+    geometry = ConvGeometry(
+        channels,
+        count,
+        tuple(sizes),
+        stride=tuple(layer.strides),
+        dilation=tuple(layer.dilation_rate),
+        groups=groups,
+        transposed=isinstance(layer, _TRANSPOSED),
+    )
+    geometry = _padded(geometry, layer, input_sizes(input_size, len(sizes)))
+    return ConvLayer(geometry, filters, bias, _name(layer))
+
+
+def _check(layer: Any) -> None:
+    """Raise unless the layer computes what its class is known for."""
+    native = next((cls for cls in type(layer).__mro__ if cls in _KNOWN), None)
+    what = remedy = None
+    if native is None:
+        what, remedy = "it is no CONV layer that can be read as one convolution", "give one layer"
+        if isinstance(layer, (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)):
+            what = "it is two convolutions, one after the other"
+            remedy = "make a DepthwiseConv and a Conv of kernel size 1 with its weights"
+        elif isinstance(layer, keras.Model):
+            remedy = "give one layer of the model, such as model.get_layer('conv2d')"
+    elif own := _own(layer, native):
+        what = f"its class {type(layer).__name__} has a {own} of its own"
+        remedy = f"give the keras.layers.{native.__name__} that computes the same, if there is one"
+    elif not layer.built:
+        what, remedy = "it has no weights yet", "call it once on an input, or layer.build(shape)"
+    elif native in _TRANSPOSED and layer.padding == "same" and _cuts_both_ends_alike():
+        what = "with PyTorch this version of Keras cuts padding='same' as no other backend does"
+        remedy = f"pip install 'keras>={'.'.join(map(str, _ALIKE))}', or set KERAS_BACKEND=jax"
+    if what is not None:
+        raise UnsupportedLayer(
+            what,
+            where=f"layer {layer.name}",
+            expected=f"one of {', '.join(cls.__name__ for cls in _KNOWN)}",
+            got=type(layer).__name__,
+            remedy=remedy,
+        )
+
+
+def _cuts_both_ends_alike() -> bool:
+    version = tuple(int(part) for part in keras.__version__.split(".")[:2])
+    return keras.config.backend() == "torch" and version < _ALIKE
+
+
+def _own(layer: Any, native: type) -> str | None:
+    """Return what a layer does in another way than Keras's own; None if nothing."""
+    for name in ("call", "convolution_op", "__call__"):
+        known = getattr(native, name, None)
+        if getattr(type(layer), name, None) is not known or name in vars(layer):
+            return name
+    return None
+
+
+def _array(weight: Any, differentiable: bool) -> Array:
+    if weight is None:
+        return None
+    tensor = keras.ops.convert_to_tensor(weight)
+    if differentiable and keras.config.backend() == "torch":
+        return tensor
+    array = np.asarray(keras.ops.convert_to_numpy(tensor))
+    # NumPy has no bfloat16; float32 holds every number of it.
+    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+
+
+def _name(layer: Any) -> str:
+    activation = getattr(layer.activation, "__name__", type(layer.activation).__name__)
+    linear = layer.activation is None or activation == "linear"
+    return str(layer.name) if linear else f"{layer.name}, before its {activation}"
+
+
+def _padded(geometry: ConvGeometry, layer: Any, input_size: Sizes) -> ConvGeometry:
+    """Return the geometry with the layer's padding in numbers."""
+    pairs, extra = [], []
+    given = getattr(layer, "output_padding", None) or (None,) * geometry.spatial_ndim
+    for size, extent, step, more in zip(
+        input_size, geometry.effective_kernel_size, geometry.stride, given, strict=True
+    ):
+        if geometry.transposed:
+            cut = _transposed_cut(extent, step, layer.padding, more)
+            pairs.append((cut.low, max(cut.high, 0)))
+            extra.append(max(-cut.high, 0))
+            continue
+        extra.append(0)
+        if layer.padding == "same":
+            total = max((math.ceil(size / step) - 1) * step + extent - size, 0)
+            pairs.append((total // 2, total - total // 2))
+        else:
+            pairs.append((extent - 1 if layer.padding == "causal" else 0, 0))
+    return _replaced(geometry, pairs, extra)
+
+
+def _replaced(
+    geometry: ConvGeometry, pairs: Sequence[tuple[int, int]], extra: Sequence[int]
+) -> ConvGeometry:
+    return ConvGeometry(
+        geometry.in_channels,
+        geometry.out_channels,
+        geometry.kernel_size,
+        stride=geometry.stride,
+        padding=pairs,
+        dilation=geometry.dilation,
+        groups=geometry.groups,
+        transposed=geometry.transposed,
+        output_padding=extra,
+    )
+
+
+class _Cut(NamedTuple):
+    """Elements cut off a transposed output at its two ends; less than none are added."""
+
+    low: int
+    high: int
+
+
+def _transposed_cut(extent: int, step: int, padding: str, more: int | None) -> _Cut:
+    """Return what a layer cuts off the ``(n - 1) * step + extent`` elements of an axis.
+
+    Its output has, with ``valid``, ``output_padding`` elements more than these (by default so many
+    that no stride is cut short); with ``same``, ``n * step``, or with an ``output_padding``
+    ``(n - 1) * step + extent % 2 + output_padding``.
+    """
+    if padding == "valid":
+        return _Cut(0, -(max(step - extent, 0) if more is None else more))
+    total = extent - step if more is None else extent - extent % 2 - more
+    low = max(total, 0) // 2
+    return _Cut(low, total - low)

@@ -1,0 +1,188 @@
+"""Layers of Keras, read: what convfc computes of them is what Keras does, to the bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import torch
+from keras_readings import FORMATS, LAYERS, Layer, both, layer
+
+import convfc
+from convfc.errors import GeometryError, UnsupportedLayer, UnsupportedModel
+from convfc.frameworks import keras as room
+from convfc.frameworks.keras import read
+from convfc.registry import read_layer, room_of
+
+PROGRAM = pathlib.Path(__file__).with_name("keras_readings.py")
+
+
+@pytest.mark.parametrize("case", LAYERS, ids=str)
+def test_a_layer_is_what_keras_computes(case: Layer) -> None:
+    theirs, ours = both(case, "channels_last")
+    assert theirs.shape == ours.shape
+    assert (theirs == ours).all()
+    assert theirs.any(), "a comparison of zeros"
+
+
+OTHER_ORDER = [case for case in LAYERS if case.cls not in ("Conv1D", "Conv1DTranspose")]
+
+
+@pytest.mark.parametrize("case", OTHER_ORDER, ids=str)
+def test_channels_may_come_first(case: Layer) -> None:
+    theirs, ours = both(case, "channels_first")
+    assert theirs.shape == ours.shape
+    assert (theirs == ours).all()
+
+
+@pytest.mark.parametrize(("backend", "refused"), [("torch", 0), ("tensorflow", 7)])
+def test_every_backend_computes_the_same(backend: str, refused: int) -> None:
+    """Each in a process of its own: a backend cannot change."""
+    quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}
+    run = subprocess.run(  # noqa: S603 (our own interpreter)
+        [sys.executable, str(PROGRAM)],
+        env={**os.environ, **quiet, "KERAS_BACKEND": backend, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    said = json.loads(run.stdout)
+    assert said["backend"] == backend
+    assert said["different"] == []
+    assert len(said["refused"]) <= refused
+
+
+@pytest.mark.parametrize("data_format", FORMATS)
+def test_the_matrix_of_a_layer_is_keras_on_flattened_inputs(data_format: str) -> None:
+    case = layer("Conv2D", 4, (3, 2), size=(5, 4), strides=2, padding="same")
+    made, x = case.made(data_format), case.x()
+    if data_format == "channels_first":
+        x = np.ascontiguousarray(np.moveaxis(x, -1, 1))
+    A, b = convfc.conv_matrix(made, case.size), convfc.conv_offset(made, case.size)
+    theirs = keras.ops.convert_to_numpy(made(x)).reshape(len(x), -1)
+    assert (A @ x.reshape(len(x), -1).T + b[:, None] == theirs.T).all()
+    assert (convfc.conv_operator(made, case.size) @ x[0].ravel() + b == theirs[0]).all()
+
+
+def test_singular_values_of_a_layer_are_those_of_its_matrix() -> None:
+    case = layer("DepthwiseConv2D", 3, size=(5, 4), padding="same")
+    made = case.made()
+    found = convfc.singular_values(made, case.size)
+    A = convfc.conv_matrix(made, case.size, layout="dense").astype(np.float64)
+    exact = np.linalg.svd(A, compute_uv=False)
+    # Weyl: what rounding does to a matrix moves no singular value by more than its norm.
+    bound = found.residual + np.finfo(np.float64).eps * A.shape[0] * exact[0]
+    assert np.abs(found.values - exact[: len(found.values)]).max() <= bound
+
+
+def test_lora_is_part_of_the_filters() -> None:
+    made = layer("Conv2D", 4, 3, size=(5, 4)).made()
+    made.enable_lora(2, b_initializer="ones")
+    made.lora_kernel_a.assign(np.ones(made.lora_kernel_a.shape))
+    found = read_layer(made, input_size=(5, 4)).layer
+    before = keras.ops.convert_to_numpy(made._kernel.value)
+    assert (found.filters == np.moveaxis(before, -1, 0) + 2).all()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_every_dtype_is_read_exactly(dtype: str) -> None:
+    made = keras.layers.Conv2D(4, 3, dtype=dtype, data_format="channels_last")
+    made.build((None, 5, 4, 2))
+    found = read_layer(made, input_size=(5, 4)).layer
+    theirs = keras.ops.convert_to_numpy(keras.ops.cast(made.kernel, "float32"))
+    assert (found.filters.astype(np.float32) == np.moveaxis(theirs, -1, 0)).all()
+    assert found.filters.dtype == (np.float32 if dtype == "bfloat16" else dtype)
+
+
+def test_an_activation_is_named_since_it_is_no_part_of_the_layer() -> None:
+    def name(activation: Any) -> str:
+        made = keras.layers.Conv1D(2, 3, activation=activation, name="first")
+        made.build((None, 9, 1))
+        return read_layer(made, input_size=(9,)).layer.name
+
+    assert name("relu") == "first, before its relu"
+    assert name(None) == name("linear") == "first"
+
+
+class Own(keras.layers.Conv2D):  # type: ignore[misc]
+    def call(self, inputs: Any) -> Any:
+        return -super().call(inputs)
+
+
+def unbuilt() -> Any:
+    return keras.layers.Conv2D(4, 3, name="it")
+
+
+def built(made: Any) -> Any:
+    made.build((None, 8, 8, 2))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (unbuilt, r"layer it: it has no weights yet; .* Remedy: call it once on an input"),
+        (lambda: built(Own(4, 3)), r"its class Own has a call of its own; .*keras\.layers\.Conv2D"),
+        (
+            lambda: built(keras.layers.SeparableConv2D(4, 3)),
+            r"it is two convolutions, one after the other; .* Remedy: make a DepthwiseConv and",
+        ),
+        (lambda: keras.layers.Dense(3), r"no CONV layer that can be read .* got Dense"),
+        (
+            lambda: keras.Sequential([keras.Input((8, 8, 2)), keras.layers.Conv2D(4, 3)]),
+            r"got Sequential\. Remedy: give one layer of the model, such as model\.get_layer",
+        ),
+    ],
+    ids=["unbuilt", "own call", "separable", "dense", "model"],
+)
+def test_what_cannot_be_read_is_refused(make: Any, text: str) -> None:
+    with pytest.raises(UnsupportedLayer, match=text):
+        read_layer(make(), input_size=(8, 8))
+
+
+def test_a_call_set_on_the_layer_itself_is_refused() -> None:
+    made = built(keras.layers.Conv2D(4, 3))
+    made.convolution_op = lambda inputs, kernel: inputs
+    with pytest.raises(UnsupportedLayer, match="has a convolution_op of its own"):
+        read_layer(made, input_size=(8, 8))
+
+
+def test_an_input_of_another_rank_is_refused() -> None:
+    with pytest.raises(GeometryError, match="input_size"):
+        read_layer(built(keras.layers.Conv2D(4, 3)), input_size=(8,))
+
+
+def test_an_early_keras_on_pytorch_is_refused_where_it_cuts_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = built(keras.layers.Conv2DTranspose(4, 3, strides=2, padding="same"))
+    monkeypatch.setattr(keras.config, "backend", lambda: "torch")
+    read.read_layer(made, (8, 8))
+    monkeypatch.setattr(keras, "__version__", "3.14.2")
+    with pytest.raises(UnsupportedLayer, match=r"as no other backend does.*'keras>=3\.15'"):
+        read.read_layer(made, (8, 8))
+    made.padding = "valid"
+    read.read_layer(made, (8, 8))
+
+
+def test_models_of_keras_are_refused_by_name() -> None:
+    model = keras.Sequential([keras.Input((8, 8, 2)), keras.layers.Conv2D(4, 3)])
+    for verb in (convfc.to_fc, convfc.to_conv, convfc.inspect):
+        with pytest.raises(UnsupportedModel, match="single layers of keras, and no models"):
+            verb(model)
+
+
+def test_rooms_own_their_own() -> None:
+    """Keras is imported here, and PyTorch's modules stay PyTorch's."""
+    assert room_of(torch.nn.ReLU()).__name__ == "convfc.frameworks.torch"
+    assert room_of(keras.layers.ReLU(), kind="layer") is room
+    assert read_layer(torch.nn.Conv1d(1, 1, 1), input_size=(3,)).order == "channels_first"
