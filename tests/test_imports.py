@@ -26,7 +26,7 @@ FLOORS = [
     {"operators"},
     {"frameworks"},
     {"convert"},
-    {"drawing", "reporting"},
+    {"drawing", "digits", "reporting"},
     {"methods", "paper", "explorer"},
     {"studies"},
     {"cli"},
@@ -48,6 +48,9 @@ FRAMEWORKS = {
     "mlxtend",
     "typer",
     "rich",
+    "anywidget",
+    "traitlets",
+    "PIL",
 }
 
 MODULES = sorted(path.relative_to(HOUSE) for path in HOUSE.rglob("*.py"))

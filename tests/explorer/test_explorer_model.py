@@ -237,7 +237,7 @@ def test_what_would_fill_the_memory_is_a_problem(
     assert model.ask("problems", wanted) == []
     (problem,) = model.ask("problems", wanted | given)
     assert problem["field"] == field
-    assert "more than the 4,000,000" in problem["message"]
+    assert "more than the 2,000,000" in problem["message"]
 
 
 def test_presets_are_convolutions_of_the_paper(facts: dict[str, Any]) -> None:

@@ -41,8 +41,11 @@ def explore(
         ),
     ] = None,
     image: Annotated[
-        pathlib.Path | None,
-        typer.Option(metavar="FILE", help="An image for the model; random numbers without one."),
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="An image for the model, or a digit from 0 to 9; random numbers without one.",
+        ),
     ] = None,
     run: Annotated[
         pathlib.Path | None,
@@ -77,7 +80,7 @@ def explore(
     if model is None and given:
         raise typer.BadParameter(f"{', '.join(given)} needs a MODULE:FACTORY")
     with errors_in_one_line(errors), ctrl_c_explained(errors, "Stopped."):
-        state = None
+        state: dict[str, Any] | None = None
         if run is not None:
             from convfc.paper.explore import run_state
 
@@ -86,6 +89,8 @@ def explore(
             with errors.status("running the model"):
                 sizes = None if input_ is None else shape(input_)
                 state = _model_state(model, arguments or [], weights, layer, sizes, image)
+        if state is not None:
+            console.print(Text(f"{state['title']}. {state['source']}"), soft_wrap=True)
         if html is not None:
             from convfc.explorer.page import write_page
 
@@ -101,7 +106,7 @@ def _model_state(
     weights: pathlib.Path | None,
     layer: str | None,
     sizes: tuple[int, ...] | None,
-    image: pathlib.Path | None,
+    image: str | None,
 ) -> dict[str, Any]:
     """Make the model, run it, and return the state of a layer in it."""
     from convfc.explorer.models import input_for, layer_in_model
@@ -112,15 +117,11 @@ def _model_state(
     made = make(factory, named_values(arguments))
     if weights is not None:
         load_weights(made, weights)
-    x = input_for(made, sizes, image)
+    x, said = input_for(made, sizes, int(image) if image in list("0123456789") else image)
     place, found, reaching = layer_in_model(made, layer, x)
     name = factory.rpartition(":")[2]
-    noise = f"random numbers {'×'.join(map(str, x.shape[1:]))}"
     return explorer_state(
-        found,
-        reaching,
-        title=f"{name}, {place}" if place else name,
-        source=noise if image is None else image.name,
+        found, reaching, title=f"{name}, {place}" if place else name, source=f"Input: {said}"
     )
 
 

@@ -2,11 +2,12 @@
 
 ============== ==================================================================================
 `state`        what the page shows, as JSON, from a layer and an input, and back
+`settings`     its part about the geometry, and how far the page goes
 `page`         the page as one file that makes no request
 `server`       the page on the loopback interface
 `widget`       the page in a notebook (needs anywidget; imported when asked for)
 `models`       a layer in a model, and what reaches it there
-`pictures`     image files as inputs (needs Pillow)
+`pictures`     arrays, image files and digits as inputs (files need Pillow)
 `static`       the page's module and stylesheet, made of the sources in `web`
 ============== ==================================================================================
 """
@@ -16,7 +17,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from convfc.arrays import Array
+from convfc.errors import ShapeError
+from convfc.explorer.pictures import Source
 from convfc.explorer.state import explorer_state
 from convfc.geometry import ConvGeometry
 
@@ -25,7 +27,7 @@ __all__ = ["explore", "explorer_state"]
 
 def explore(
     layer: Any = None,
-    x: Array | None = None,
+    x: Source | None = None,
     geometry: ConvGeometry | None = None,
     *,
     input_size: Sequence[int] | None = None,
@@ -40,14 +42,15 @@ def explore(
     Parameters
     ----------
     layer : object, optional
-        A CONV layer of PyTorch in any form, a `ConvLayer`, or, with a geometry, filters; of one or
-        two spatial axes. If not given, the page starts with the paper's experiment.
-    x : array, optional
-        An input in the layer's own order of axes, with or without a batch axis.
+        A CONV layer of a framework in any form, a `ConvLayer`, or, with a geometry, filters; of one
+        or two spatial axes. If not given, the page starts with the paper's experiment.
+    x : array, path or int, optional
+        An input in the layer's own order of axes, with or without a batch axis; the path of an
+        image file; or a handwritten digit 0 to 9.
     geometry : ConvGeometry, optional
         Of filters.
     input_size : sequence of int, optional
-        Spatial size, where there is no input.
+        Spatial size: what an image is made to fit, or where there is no input.
     filters : sequence of int, optional
         Show only these.
     title : str
@@ -64,7 +67,7 @@ def explore(
     MissingDependencyError
         If anywidget is not installed.
     ConvfcError
-        What `convfc.explorer.explorer_state` raises.
+        What `convfc.explorer.explorer_state` raises; also if there is an input and no layer.
 
     Examples
     --------
@@ -74,6 +77,14 @@ def explore(
     4
     """
     state: dict[str, Any] = {}
+    given = {"x": x, "geometry": geometry, "input_size": input_size, "filters": filters}
+    if layer is None and any(value is not None for value in given.values()):
+        raise ShapeError(
+            "there is no layer that it belongs to",
+            where=next(name for name, value in given.items() if value is not None),
+            expected="a layer, or filters with a geometry",
+            remedy="give the layer first; without any, the page starts with the experiment",
+        )
     if layer is not None:
         state = explorer_state(
             layer, x, geometry, input_size=input_size, filters=filters, title=title

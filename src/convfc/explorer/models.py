@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,13 +11,11 @@ from numpy.typing import NDArray
 
 from convfc.convert import inspect
 from convfc.errors import NothingToConvert, ShapeError
-from convfc.explorer.pictures import read_image
+from convfc.explorer.pictures import Source, as_input
+from convfc.geometry import ConvGeometry
 from convfc.registry import room_of
 
 __all__ = ["input_for", "layer_in_model", "layer_names"]
-
-LONGEST = 224
-"""Pixels of the longer side of an image whose size nobody has given."""
 
 
 def layer_names(model: Any) -> list[str]:
@@ -82,66 +79,76 @@ def layer_in_model(model: Any, name: str | None, x: Any) -> tuple[str, Any, Any]
 
 
 def input_for(
-    model: Any, sizes: Sequence[int] | None = None, image: pathlib.Path | None = None
-) -> NDArray[np.float32]:
-    """Return an input of a model: an image, or random numbers from 0 to 1.
+    model: Any, sizes: Sequence[int] | None = None, source: Source | None = None
+) -> tuple[NDArray[np.float32], str]:
+    """Return an input of a model, and what it is: an image, a digit, or random numbers from 0 to 1.
 
     Parameters
     ----------
     model : object
-        Its first CONV layer says how many channels there are, where no sizes are given.
+        Its first CONV layer says how many axes and channels there are, where no sizes do.
     sizes : sequence of int, optional
         Shape ``(c, *spatial)``, with or without a batch axis before.
-    image : pathlib.Path, optional
-        Fitted to the sizes; without them, made so small that no side is longer than 224.
+    source : path or int, optional
+        An image or a digit, see `convfc.explorer.pictures.as_input`; fitted to the sizes.
 
     Returns
     -------
-    numpy.ndarray, shape (1, c, *spatial)
+    x : numpy.ndarray, shape (1, c, *spatial)
+    said : str
 
     Raises
     ------
     ShapeError
-        If there is neither an image nor sizes, or an image for sizes that have not two axes.
+        If there is neither a source nor sizes, or if the source does not fit the sizes.
     DataError, MissingDependencyError
-        What `convfc.explorer.pictures.read_image` raises.
+        If it is no image, or the package that reads it is not installed.
 
     Examples
     --------
-    >>> input_for(None, (3, 8, 8)).shape
-    (1, 3, 8, 8)
+    >>> x, said = input_for(None, (3, 8, 8))
+    >>> x.shape, said
+    ((1, 3, 8, 8), 'random numbers, 3 × 8 × 8')
     """
-    if sizes is None and image is None:
+    if sizes is None and source is None:
         raise ShapeError(
             "the size of the model's input is not known",
             where="input",
             remedy="give --image photo.png, or --input 3,224,224",
         )
-    if image is None:
+    ndim = None if sizes is None else _axes(model, sizes)
+    if source is None:
         assert sizes is not None, "checked before"  # noqa: S101
-        shape = (1, *sizes) if len(sizes) < 4 else tuple(sizes)
-        return np.random.default_rng(0).random(shape).astype(np.float32)
-    if sizes is not None and len(sizes) not in (3, 4):
-        raise ShapeError(
-            "an image has two axes and its channels",
-            where="input",
-            expected="sizes such as 3,224,224",
-            got=tuple(sizes),
-        )
-    channels = _channels(model) if sizes is None else sizes[-3]
-    size = _small(image) if sizes is None else tuple(sizes[-2:])
-    pixels = np.moveaxis(read_image(image, channels, size), -1, 0)
-    return pixels[None].astype(np.float32)
+        shape = tuple(sizes)[-(ndim or 0) - 1 :]
+        noise = np.random.default_rng(0).random((1, *shape)).astype(np.float32)
+        return noise, f"random numbers, {' × '.join(map(str, shape))}"
+    if sizes is None or ndim is None:
+        first = _first(model)
+        geometry, size = ConvGeometry(first.in_channels, 1, (1,) * first.spatial_ndim), None
+    else:
+        channels, *size = tuple(sizes)[-ndim - 1 :]
+        geometry = ConvGeometry(channels, 1, (1,) * ndim)
+    picture = as_input(source, geometry, size)
+    x = np.moveaxis(picture.values, -1, 0)[None].astype(np.float32)
+    return x, picture.said
 
 
-def _channels(model: Any) -> int:
-    """Return the channels that the first CONV layer of a model reads."""
-    rows = [row for row in inspect(model) if row.geometry is not None]
-    return rows[0].geometry.in_channels if rows else 3  # type: ignore[union-attr]
+def _axes(model: Any, sizes: Sequence[int]) -> int:
+    """Return the number of spatial axes of sizes, with a batch axis or without."""
+    if len(sizes) in (2, 4):
+        return len(sizes) // 2
+    if len(sizes) == 3:  # (c, h, w), or (b, c, n)
+        return 2 if model is None else _first(model).spatial_ndim
+    raise ShapeError(
+        "the page shows one or two spatial axes",
+        where="input",
+        expected="sizes such as 3,224,224, or 1,3,224,224",
+        got=",".join(map(str, sizes)),
+        remedy="give channels and spatial sizes",
+    )
 
 
-def _small(image: pathlib.Path) -> tuple[int, int]:
-    """Return height and width of an image, made smaller where it is large."""
-    height, width, _ = read_image(image, 1).shape
-    scale = min(1.0, LONGEST / max(height, width))
-    return max(1, round(height * scale)), max(1, round(width * scale))
+def _first(model: Any) -> ConvGeometry:
+    """Return the geometry of a model's first CONV layer; of an image, if it is not known."""
+    known = (row.geometry for row in inspect(model) if row.geometry is not None)
+    return next(known, None) or ConvGeometry(3, 1, (1, 1))

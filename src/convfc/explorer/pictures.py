@@ -1,26 +1,105 @@
-"""Images as inputs of a layer: files, and the library's digits."""
+"""What can be an input of a layer: an array in any sensible layout, an image file, a digit."""
 
 from __future__ import annotations
 
+import os
 import pathlib
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from convfc.errors import DataError, MissingDependencyError
+from convfc.arrays import as_numpy
+from convfc.digits import digit
+from convfc.errors import DataError, MissingDependencyError, ShapeError
+from convfc.geometry import ConvGeometry
 
-__all__ = ["FORMATS", "read_image"]
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["FORMATS", "LONGEST", "Picture", "Source", "as_input", "read_image", "real_numbers"]
 
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 """Formats that are read; none of them can do anything but hold a picture."""
 
+LONGEST = 224
+"""Elements that an axis may have on the page."""
 
-def read_image(
-    path: pathlib.Path, channels: int, size: Sequence[int] | None = None
-) -> NDArray[np.float64]:
+_DEEP = 65535
+"""White in an image of 16 bits."""
+
+Source: TypeAlias = Any
+"""An array, the path of an image file, or a whole number: a handwritten digit of this kind."""
+
+
+class Picture(NamedTuple):
+    """An input ``(*spatial, c)``, what was done to get it, and the range of its values if known."""
+
+    values: NDArray[Any]
+    said: str = ""
+    span: tuple[float, float] | None = None
+
+
+def as_input(
+    source: Source,
+    geometry: ConvGeometry,
+    input_size: Sequence[int] | None = None,
+    *,
+    order: str = "channels_last",
+) -> Picture:
+    """Return what stands for an input as one input of a layer.
+
+    Parameters
+    ----------
+    source : array, path or int
+        An array of NumPy, PyTorch or JAX in the order of axes given, or in the other one where it
+        fits only so; with or without a batch axis, of which the first input is taken, and without
+        channels if there is one. The path of an image file, see `read_image`. Or a digit 0 to 9.
+    geometry : ConvGeometry
+        Of the layer.
+    input_size : sequence of int, optional
+        What an image or a digit is made to fit; an array has its own size.
+    order : {"channels_last", "channels_first"}
+
+    Raises
+    ------
+    ShapeError
+        If it does not fit the layer.
+    DataError
+        If it is no image, no digit, or not of real and finite numbers.
+    MissingDependencyError
+        If the package that reads it is not installed.
+
+    Examples
+    --------
+    >>> geometry = ConvGeometry(3, 8, (3, 3))
+    >>> as_input(np.zeros((2, 3, 6, 7)), geometry, order="channels_first").values.shape
+    (6, 7, 3)
+    >>> as_input(7, ConvGeometry(1, 8, (3, 3)), (14, 14)).said
+    'a handwritten 7, 28 × 28 to 14 × 14'
+    """
+    ndim, channels = geometry.spatial_ndim, geometry.in_channels
+    if isinstance(source, (str, os.PathLike)):
+        size = None if input_size is None else (*([1] * (2 - ndim)), *input_size)
+        found = read_image(pathlib.Path(source), channels, None if ndim == 1 else size)
+        return found if ndim == 2 else _middle_row(found, input_size)
+    if isinstance(source, (int, np.integer)) and not isinstance(source, bool):
+        return _digit(int(source), ndim, channels, input_size)
+    values = _one_of(real_numbers("x", source), geometry, order)
+    if input_size is not None and tuple(input_size) != values.shape[:-1]:
+        raise ShapeError(
+            "an array has its own size",
+            where="input_size",
+            expected=values.shape[:-1],
+            got=tuple(input_size),
+            remedy="leave input_size out, or resize the array yourself",
+        )
+    return Picture(values)
+
+
+def read_image(path: pathlib.Path, channels: int, size: Sequence[int] | None = None) -> Picture:
     """Return an image as numbers from 0 to 1.
 
     Parameters
@@ -28,19 +107,23 @@ def read_image(
     path : pathlib.Path
         One of `FORMATS`.
     channels : int
-        1 for grey values, 3 for red, green and blue; for another number grey values are repeated.
+        1 for grey values, 3 for red, green and blue.
     size : sequence of two int, optional
         Height and width; what the image has beyond this shape is cut off on both sides, and the
-        rest is made smaller or larger.
+        rest is made smaller or larger. If not given, an image is made so small that no side is
+        longer than `LONGEST`.
 
     Returns
     -------
-    numpy.ndarray, shape (height, width, channels)
+    Picture
+        Of shape ``(height, width, channels)``, float32; ``said`` tells what was done.
 
     Raises
     ------
     DataError
         If there is no such file, or it is no image that can be read.
+    ShapeError
+        For another number of channels.
     MissingDependencyError
         If Pillow is not installed.
 
@@ -51,6 +134,126 @@ def read_image(
     ...
     convfc.errors.DataError: nowhere.png: there is no such file. Remedy: check the path
     """
+    _check_channels(str(path), channels)
+    picture, said = _opened(path, channels)
+    width, height = picture.size
+    if size is None:
+        scale = min(1.0, LONGEST / max(height, width))
+        size = max(1, round(height * scale)), max(1, round(width * scale))
+    if (height, width) != tuple(size):
+        from PIL import ImageOps
+
+        high, wide = size
+        picture = ImageOps.fit(picture, (wide, high))
+        # Whole numbers: rounding to a pixel is no other shape.
+        cut = "" if abs(high * width - wide * height) <= max(height, width) else "cut and "
+        said.append(f"{cut}resized from {height} × {width} to {high} × {wide}")
+    values = np.asarray(picture, dtype=np.float32) / np.float32(255)
+    values = np.round(values, 4)  # 256 steps: more digits would only make the page longer
+    values = values.reshape(*values.shape[:2], channels)
+    return Picture(values, ", ".join([path.name, *said]), (0.0, 1.0))
+
+
+def real_numbers(name: str, values: Any) -> NDArray[Any]:
+    """Return an array of any library as NumPy's, of real and finite numbers.
+
+    Raises
+    ------
+    DataError
+        If a number is complex, infinite or not a number.
+
+    Examples
+    --------
+    >>> real_numbers("x", np.array([1.0, np.inf]))
+    Traceback (most recent call last):
+    ...
+    convfc.errors.DataError: x: a number that is not finite; got 1 of 2. Remedy: ...
+    """
+    if "bfloat16" in str(getattr(values, "dtype", "")):  # float32 holds every number of it
+        values = values.float() if hasattr(values, "float") else np.asarray(values, np.float32)
+    try:
+        array = as_numpy(values, name)
+    except (TypeError, ValueError):
+        array = np.empty(0, dtype=object)
+    if array.dtype.kind not in "biuf":
+        raise DataError(
+            "the page shows real numbers",
+            where=name,
+            expected="an array of them",
+            got=getattr(values, "dtype", type(values).__name__),
+            remedy="give an array; of complex numbers the real part, or the modulus",
+        )
+    wrong = array.size - int(np.isfinite(array).sum())
+    if wrong:
+        raise DataError(
+            "a number that is not finite",
+            where=name,
+            got=f"{wrong} of {array.size}",
+            remedy="replace infinities and NaN first, for instance with numpy.nan_to_num",
+        )
+    return array
+
+
+def _one_of(x: NDArray[Any], geometry: ConvGeometry, order: str) -> NDArray[Any]:
+    """Return one input as ``(*spatial, c)``, from a batch or none, channels at either end."""
+    ndim, channels = geometry.spatial_ndim, geometry.in_channels
+    if x.ndim == ndim and channels == 1:
+        return x[..., None]
+    one = x[0] if x.ndim == ndim + 2 and len(x) else x
+    for where in ("channels_first", "channels_last")[:: 1 if order == "channels_first" else -1]:
+        axis = 0 if where == "channels_first" else -1
+        if one.ndim == ndim + 1 and one.shape[axis] == channels and one.size:
+            return np.moveaxis(one, axis, -1)
+    sizes = ", ".join(["size"] * ndim)
+    axes = f"{channels}, {sizes}" if order == "channels_first" else f"{sizes}, {channels}"
+    raise ShapeError(
+        "the input does not fit the layer",
+        where="x",
+        expected=f"({axes}), with or without a batch axis before",
+        got=x.shape,
+        remedy="move its axes, or give the input that this layer has in its model",
+    )
+
+
+def _digit(kind: int, ndim: int, channels: int, size: Sequence[int] | None) -> Picture:
+    """Return a digit of any size: every pixel the nearest one, as the page does it."""
+    _check_channels(f"digit {kind}", channels)
+    image = digit(kind)[..., 0]
+    side = len(image)
+    high, wide = (1, *(size or (side,))) if ndim == 1 else (size or image.shape)
+    rows, columns = (((np.arange(n) + 0.5) * side / n).astype(int) for n in (high, wide))
+    values = np.round(image[np.ix_(rows, columns)], 2).reshape((high, wide)[2 - ndim :])
+    said = f"a handwritten {kind}" + (", its middle row" if ndim == 1 else "")
+    if (high, wide)[2 - ndim :] != image.shape[2 - ndim :]:
+        sizes = (" × ".join(map(str, shape[2 - ndim :])) for shape in (image.shape, (high, wide)))
+        said += f", {' to '.join(sizes)}"
+    return Picture(np.repeat(values[..., None], channels, axis=-1), said, (0.0, 1.0))
+
+
+def _middle_row(picture: Picture, size: Sequence[int] | None) -> Picture:
+    """Return a picture as an input of one axis."""
+    row = picture.values[len(picture.values) // 2]
+    said = f"{picture.said}, its middle row"
+    if size is not None and len(row) != size[0]:
+        said += f", {len(row)} to {size[0]}"
+        row = row[((np.arange(size[0]) + 0.5) * len(row) / size[0]).astype(int)]
+    return Picture(row, said, picture.span)
+
+
+def _check_channels(where: str, channels: int) -> None:
+    if channels not in (1, 3):
+        raise ShapeError(
+            f"an image is no input of {channels} channels",
+            where=where,
+            expected="a layer of 1 channel (grey values) or 3 (red, green, blue)",
+            got=channels,
+            remedy="give the array that reaches this layer; for a layer inside a model, "
+            "convfc explore MODULE:FACTORY --layer NAME --image FILE runs the model on the image",
+        )
+
+
+def _opened(path: pathlib.Path, channels: int) -> tuple[Image, list[str]]:
+    """Return an image as grey values or RGB of 8 bits, upright, and what it took."""
     try:
         from PIL import Image, ImageOps, UnidentifiedImageError
     except ImportError as error:
@@ -61,12 +264,27 @@ def read_image(
         ) from error
     if not path.is_file():
         raise DataError("there is no such file", where=str(path), remedy="check the path")
+    wanted = "RGB" if channels == 3 else "L"
+    said = []
     try:
         with warnings.catch_warnings():
-            # Of an image that is far larger than it says: not to be unpacked.
+            # Of an image that is far larger than its file lets think: not to be unpacked.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=FORMATS) as opened:
-                picture = ImageOps.exif_transpose(opened).convert("RGB" if channels == 3 else "L")
+                picture = ImageOps.exif_transpose(opened)
+        if picture.mode.startswith("I"):  # Pillow would cut these off at 255
+            picture = Image.fromarray((np.asarray(picture) / _DEEP * 255).round().astype(np.uint8))
+            said.append("16 bits to 8")
+        if picture.mode == "F":
+            raise ValueError("pixels that are no whole numbers have no white")
+        if picture.has_transparency_data:
+            under = Image.new("RGBA", picture.size, "white")
+            picture = Image.alpha_composite(under, picture.convert("RGBA")).convert("RGB")
+            said.append("laid on white")
+        grey = picture.mode in ("1", "L")
+        if grey != (wanted == "L"):
+            said.append("its grey values in all channels" if grey else "its grey values")
+        return picture.convert(wanted), said
     except (
         UnidentifiedImageError,
         Image.DecompressionBombError,
@@ -79,13 +297,5 @@ def read_image(
             f"it is no image that can be read ({type(error).__name__}: {error})",
             where=str(path),
             expected=", ".join(FORMATS),
-            remedy="save it as PNG",
+            remedy="save it as PNG, and not larger than a photograph",
         ) from error
-    if size is not None:
-        height, width = size
-        picture = ImageOps.fit(picture, (width, height))
-    values: NDArray[Any] = np.asarray(picture, dtype=np.float64) / 255
-    values = np.round(values, 4)  # 256 steps: more digits would only make the page longer
-    if channels == 3:
-        return values
-    return np.repeat(values[..., None], channels, axis=-1)

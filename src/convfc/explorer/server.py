@@ -7,6 +7,7 @@ point here is refused).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -64,6 +65,7 @@ class ExplorerServer(ThreadingHTTPServer):
             "/": ("text/html", text.encode()),
             "/explorer.js": ("text/javascript", asset("explorer.js").encode()),
             "/explorer.css": ("text/css", asset("explorer.css").encode()),
+            "/state.json": ("application/json", json.dumps(state, allow_nan=False).encode()),
             "/favicon.ico": ("image/x-icon", b""),
         }
         try:

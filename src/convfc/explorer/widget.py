@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from convfc.errors import ConvfcError, MissingDependencyError
 from convfc.explorer.page import asset
-from convfc.explorer.state import state_layer
+from convfc.explorer.settings import geometry_of_settings
+from convfc.explorer.state import check_selection, state_layer
 
 try:
     import anywidget
@@ -18,6 +21,8 @@ except ImportError as error:
     ) from error
 
 __all__ = ["ExplorerWidget"]
+
+_NOTHING = {"p": 0, "f": 0, "q": None, "element": None}
 
 
 class ExplorerWidget(anywidget.AnyWidget):
@@ -45,29 +50,45 @@ class ExplorerWidget(anywidget.AnyWidget):
     _css = asset("explorer.css")
 
     state = traitlets.Dict().tag(sync=True)
-    selection = traitlets.Dict({"p": 0, "f": 0, "q": None, "element": None}).tag(sync=True)
+    selection = traitlets.Dict(_NOTHING).tag(sync=True)
     height = traitlets.Int(0, min=0).tag(sync=True)
 
     @traitlets.validate("state")
     def _valid_state(self, proposal: Any) -> Any:
         if proposal["value"]:
-            try:
+            with _explained():
                 state_layer(proposal["value"])
-            except ConvfcError as error:
-                raise traitlets.TraitError(str(error)) from error
         return proposal["value"]
 
     @traitlets.validate("selection")
     def _valid_selection(self, proposal: Any) -> Any:
-        value = dict(proposal["value"])
-        unknown = set(value) - {"p", "f", "q", "element"}
-        for name, chosen in value.items():
-            whole = isinstance(chosen, int) and not isinstance(chosen, bool) and chosen >= 0
-            if name not in unknown and not whole and not (chosen is None and name in "q element"):
-                unknown.add(name)
-        if unknown:
-            raise traitlets.TraitError(
-                f"selection: no such selection; expected whole numbers p, f, q and element; got "
-                f"{', '.join(f'{name}={value[name]!r}' for name in sorted(unknown))}"
-            )
+        value = {**_NOTHING, **proposal["value"]}
+        with _explained():
+            check_selection(value, *self._known())
         return value
+
+    @traitlets.observe("state")
+    def _follow(self, change: Any) -> None:
+        """Select what a new state selects: the page does so, too."""
+        self.selection = {**_NOTHING, **(change["new"].get("selection") or {})}
+
+    def _known(self) -> tuple[Any, ...]:
+        """Return the geometry and the input size, if the page has told them."""
+        return geometry_of_settings(self.state["settings"])[:2] if self.state else ()
+
+    def __repr__(self) -> str:
+        """Say what is shown, and where."""
+        shown = (self.state.get("title") or "a layer") if self.state else "the experiment"
+        return (
+            f"<convfc explorer of {shown}: the last line of a notebook's cell shows it; outside of "
+            "notebooks, convfc explore opens the page>"
+        )
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Turn what convfc refuses into what traitlets expects."""
+    try:
+        yield
+    except ConvfcError as error:
+        raise traitlets.TraitError(str(error)) from error

