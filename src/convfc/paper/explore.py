@@ -35,11 +35,14 @@ def record_state(record: Record) -> dict[str, Any]:
     matrix = record.networks[record.dtype, optimizer, "cnn"].first_layer[-1]
     geometry = ConvGeometry.valid(1, matrix.shape[1], (4, 4), stride=2)
     settings = record.settings
-    digit = data.load(settings["data"], settings["seed"], settings["images"]).new[0]
-    return explorer_state(
+    some = data.load(settings["data"], settings["seed"], settings["images"]).new[:10]
+    digit = some[some.sum(axis=(1, 2, 3)).argmax()]  # much ink: many rows of M show something
+    state = explorer_state(
         np.asarray(matrix_to_filters(matrix, geometry)),
         np.round(digit, 4),
         geometry,
         title="The filters of the experiment, trained",
         source=f"run {settings['name']}, {optimizer}",
     )
+    state["input"]["range"] = [0, 1]
+    return state
