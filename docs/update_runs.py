@@ -17,6 +17,8 @@ DOCS = pathlib.Path(__file__).parent
 README = DOCS.parent / "README.md"
 KEPT = DOCS / "paper-run"
 STUDIES = DOCS / "studies"
+# The page beside a report stays with its run: here it would be a stale copy of the explorer.
+_EXPLORER = re.compile(r"^\[The explorer\]\(explorer\.html\).*\n\n", re.MULTILINE)
 _BLOCK = re.compile(r"(?<=<!-- paper-run:begin -->\n).*(?=<!-- paper-run:end -->)", re.DOTALL)
 
 
@@ -67,6 +69,8 @@ def take(run: pathlib.Path) -> pathlib.Path:
     for name in ("report.md", "results.json", "settings.json", "cost.json"):
         if (run / name).exists():
             shutil.copyfile(run / name, kept / name)
+    report = (kept / "report.md").read_text("utf-8")
+    (kept / "report.md").write_text(_EXPLORER.sub("", report), "utf-8")
     for picture in sorted((run / "figures").glob("*.png")):
         shutil.copyfile(picture, pictures / picture.name)
     return kept

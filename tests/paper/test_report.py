@@ -7,6 +7,7 @@ import html.parser
 import json
 import pathlib
 import re
+import runpy
 import shutil
 from typing import Any
 
@@ -15,12 +16,15 @@ import pytest
 from synthetic import DEAD, make_run, write_json
 
 from convfc.errors import RunError
+from convfc.explorer.state import state_layer
+from convfc.geometry import ConvGeometry
 from convfc.paper.findings import PAPER, command, find
 from convfc.paper.record import read_record
 from convfc.paper.report import report_text, write_report
 from convfc.paper.runs import Settings
 from convfc.reporting import number
 
+ROOT = pathlib.Path(__file__).parents[2]
 QUANTITIES = (
     "output_difference_mean",
     "output_difference_printed",
@@ -81,12 +85,41 @@ def test_page_loads_nothing(name: str, request: pytest.FixtureRequest) -> None:
     assert loading
     for tag, key, value in loading:
         if tag == "a":
-            assert value.startswith("https://arxiv.org/")
+            assert value.startswith("https://arxiv.org/") or value == "explorer.html"
         else:
             assert (tag, key) == ("img", "src")
             assert value.startswith("data:image/svg+xml;base64,")
     assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.elements}
     assert not re.search(r"@import|url\(", page.text)
+
+
+@pytest.mark.parametrize("name", ["run", "small"])
+def test_explorer_beside_the_report_shows_the_trained_layer(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue(name)
+    assert ("a", {"href": "explorer.html"}) in Page(folder).elements
+    page = (folder / "explorer.html").read_text(encoding="utf-8")
+    (written,) = re.findall(r'id="convfc-state">(.*?)</script>', page, flags=re.DOTALL)
+    layer, x = state_layer(json.loads(written))
+    walk = np.load(folder / "networks" / "float32-sgd-cnn" / "first_layer.npz")["weights"]
+    K = np.asarray(layer.matrix, dtype=np.float32)  # JSON holds float32's own few digits
+    assert np.array_equal(K, walk[-1])
+    assert layer.geometry == ConvGeometry(1, 128, (4, 4), stride=2)
+    assert x is not None
+    assert x.shape == (28, 28, 1)
+    assert 0 < x.max() <= 1
+
+
+def test_kept_copy_of_a_report_does_not_name_the_page(
+    run: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = runpy.run_path(str(ROOT / "docs" / "update_runs.py"))
+    monkeypatch.setitem(program["take"].__globals__, "KEPT", tmp_path / "kept")
+    kept = text_of(program["take"](run))
+    (line,) = set(text_of(run).splitlines()) - set(kept.splitlines())
+    assert "(explorer.html)" in line
+    assert not (tmp_path / "kept" / "explorer.html").exists()
 
 
 @pytest.mark.parametrize("name", ["run", "small"])

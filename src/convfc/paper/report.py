@@ -12,9 +12,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from convfc import drawing
+from convfc.explorer.page import write_page
 from convfc.geometry import ConvGeometry
 from convfc.im2col import matrix_to_filters
 from convfc.paper import data, diagrams, figures
+from convfc.paper.explore import record_state
 from convfc.paper.findings import find
 from convfc.paper.record import Record, read_record
 from convfc.paper.runs import LEARNING_RATES
@@ -36,8 +38,8 @@ def write_report(folder: pathlib.Path) -> pathlib.Path:
     Parameters
     ----------
     folder : pathlib.Path
-        The run's folder; ``figures/``, ``report.md`` and ``report.html`` are written there, each
-        file whole or not at all.
+        The run's folder; ``figures/``, ``report.md``, ``report.html`` and ``explorer.html``, which
+        shows the trained first layer, are written there, each file whole or not at all.
 
     Returns
     -------
@@ -55,6 +57,7 @@ def write_report(folder: pathlib.Path) -> pathlib.Path:
     with drawing.house_style():
         for name, figure in _drawn(record):
             drawing.save_figure(figure, record.folder / "figures", name)
+    write_page(record.folder / "explorer.html", record_state(record))
     return write_report_files(record.folder, report_text(record))
 
 
