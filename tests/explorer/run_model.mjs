@@ -16,7 +16,7 @@ const each = (count, what) => Array.from({ length: count }, (_, i) => what(i));
 const answers = {
   facts: () => ({
     version: VERSION, modes: geometry.MODES, perAxis: geometry.PER_AXIS, single: geometry.SINGLE,
-    padding: geometry.PADDING, flags: geometry.FLAGS, defaults: geometry.DEFAULTS,
+    padding: geometry.PADDING, most: geometry.MOST, flags: geometry.FLAGS, defaults: geometry.DEFAULTS,
     presets: PRESETS.map((preset) => ({ ...preset, state: stateOf(preset) })),
     digits: DIGITS.map(({ label, pixels }) => ({ label, pixels: [...pixels] })),
   }),

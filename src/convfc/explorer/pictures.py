@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
+from array_api_compat import is_array_api_obj
 from numpy.typing import NDArray
 
 from convfc.arrays import as_numpy
@@ -172,8 +173,8 @@ def real_numbers(name: str, values: Any) -> NDArray[Any]:
     if "bfloat16" in str(getattr(values, "dtype", "")):  # float32 holds every number of it
         values = values.float() if hasattr(values, "float") else np.asarray(values, np.float32)
     try:
-        array = as_numpy(values, name)
-    except (TypeError, ValueError):
+        array = as_numpy(values, name) if is_array_api_obj(values) else np.asarray(values)
+    except (TypeError, ValueError):  # no numbers at all, or lists of different lengths
         array = np.empty(0, dtype=object)
     if array.dtype.kind not in "biuf":
         raise DataError(

@@ -154,7 +154,7 @@ function keras(s) {
   body.push("y = layer(x)");
   if (s.flip) {
     const axes = s.kernel.map((_, axis) => axis);
-    body.push(...notes, `layer.set_weights([np.flip(layer.get_weights()[0], ${tuple(axes)}), *layer.get_weights()[1:]])`, "y = layer(x)");
+    body.push(...notes, `layer.kernel.assign(keras.ops.flip(layer.kernel, ${tuple(axes)}))`, "y = layer(x)");
   }
   if (s.transposed) {
     // Keras's "valid" output is (n - 1) stride + max(extent, stride): cut to ours.
