@@ -1,0 +1,196 @@
+"""The server: a fixed table of answers on the loopback interface, and nothing else."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from convfc import ConvGeometry
+from convfc.errors import RunError
+from convfc.explorer.page import asset
+from convfc.explorer.server import HOST, ExplorerServer
+from convfc.explorer.state import explorer_state
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+KINDS = {
+    "/": "text/html",
+    "/explorer.js": "text/javascript",
+    "/explorer.css": "text/css",
+    "/state.json": "application/json",
+    "/favicon.ico": "image/x-icon",
+}
+STATE = explorer_state(np.ones((2, 3, 1)), np.arange(7.0)[:, None], ConvGeometry(1, 2, (3,)))
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ExplorerServer]:
+    with ExplorerServer(STATE) as made:
+        thread = threading.Thread(target=made.serve_forever, daemon=True)
+        thread.start()
+        yield made
+        made.shutdown()
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def ask(
+    server: ExplorerServer, path: str, method: str = "GET", host: str | None = "own"
+) -> tuple[int, dict[str, str], bytes]:
+    """Send one request as it stands: a client would tidy the path and add a Host."""
+    port = server.server_address[1]
+    names = {"own": f"{HOST}:{port}", "localhost": f"localhost:{port}"}
+    connection = http.client.HTTPConnection(HOST, port, timeout=10)
+    connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
+    if host is not None:
+        connection.putheader("Host", names.get(host, host))
+    connection.endheaders()
+    answer = connection.getresponse()
+    body = answer.read()
+    connection.close()
+    return answer.status, {k.lower(): v for k, v in answer.getheaders()}, body
+
+
+@pytest.mark.parametrize("path", KINDS)
+def test_what_there_is_to_be_asked_for(server: ExplorerServer, path: str) -> None:
+    status, headers, body = ask(server, path)
+    assert status == 200
+    assert headers["content-type"] == f"{KINDS[path]}; charset=utf-8"
+    assert int(headers["content-length"]) == len(body)
+    assert sorted(server.answers) == sorted(KINDS)
+
+
+def test_answers_are_the_bundle_and_the_state(server: ExplorerServer) -> None:
+    assert ask(server, "/explorer.js")[2].decode() == asset("explorer.js")
+    assert ask(server, "/explorer.css")[2].decode() == asset("explorer.css")
+    assert json.loads(ask(server, "/state.json")[2]) == STATE
+    text = ask(server, "/?anything=1")[2].decode()
+    assert '<script type="module" src="explorer.js">' in text
+    assert '<link rel="stylesheet" href="explorer.css">' in text
+
+
+@pytest.mark.parametrize("path", ["/", "/explorer.js", "/nothing"])
+def test_head_is_get_without_its_body(server: ExplorerServer, path: str) -> None:
+    (status, headers, _), (again, without, body) = ask(server, path), ask(server, path, "HEAD")
+    assert (again, body) == (status, b"")
+    assert without["content-length"] == headers["content-length"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/explorer.html",
+        "/static/explorer.js",
+        "/explorer.js/",
+        "//etc/passwd",
+        "/../explorer.js",
+        "/..%2f..%2fetc%2fpasswd",
+        "/../../../../../../etc/passwd",
+        "/%65xplorer.js",
+        "/Explorer.js",
+        "/state.json/../state.py",
+        "/<script>alert(1)</script>",
+        "http://127.0.0.1/explorer.js",
+        "*",
+    ],
+)
+def test_nothing_else_is_there(server: ExplorerServer, path: str) -> None:
+    status, _, body = ask(server, path)
+    assert status == 404
+    assert b"root:" not in body
+    assert b"alert" not in body
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "CONNECT"])
+def test_there_is_nothing_but_reading(server: ExplorerServer, method: str) -> None:
+    assert ask(server, "/", method)[0] == 501
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "127.0.0.1", "127.0.0.1:1", "[::1]:80", "localhost.evil.example", None]
+)
+def test_a_page_of_another_name_is_refused(server: ExplorerServer, host: str | None) -> None:
+    status, _, body = ask(server, "/state.json", host=host)
+    assert status == 403
+    assert b"filters" not in body
+
+
+def test_this_machines_own_name_will_do(server: ExplorerServer) -> None:
+    assert ask(server, "/", host="localhost")[0] == 200
+
+
+@pytest.mark.parametrize(("path", "host"), [("/", "own"), ("/nothing", "own"), ("/", "evil")])
+def test_every_answer_has_the_headers_that_protect(
+    server: ExplorerServer, path: str, host: str
+) -> None:
+    _, headers, _ = ask(server, path, host=host)
+    rules = dict(rule.split(maxsplit=1) for rule in headers["content-security-policy"].split(";"))
+    assert rules == {
+        "default-src": "'none'",
+        "script-src": "'self'",
+        "style-src": "'self'",
+        "img-src": "data: blob:",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+        "frame-ancestors": "'none'",
+    }
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["referrer-policy"] == "no-referrer"
+    assert headers["cross-origin-opener-policy"] == "same-origin"
+    assert headers["cross-origin-resource-policy"] == "same-origin"
+    assert headers["cache-control"] == "no-store"
+    assert "access-control-allow-origin" not in headers
+    assert "Python" not in headers["server"]
+
+
+OPENED: list[str] = []
+WATCHING = threading.Event()
+
+
+def _note(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "open" and WATCHING.is_set():
+        OPENED.append(str(arguments[0]))
+
+
+def test_no_request_opens_a_file(server: ExplorerServer) -> None:
+    sys.addaudithook(_note)  # which stays; it listens only here
+    WATCHING.set()
+    try:
+        for path in (*KINDS, "/nothing", "/../../../../../../etc/passwd", "//etc/passwd"):
+            ask(server, path)
+        seen = list(OPENED)
+        with open(__file__, encoding="utf-8"):  # noqa: PTH123
+            pass
+    finally:
+        WATCHING.clear()
+    assert seen == []
+    assert [__file__] == OPENED, "the watch sees what is opened"
+
+
+def test_only_this_machine_can_ask(server: ExplorerServer) -> None:
+    assert server.server_address[0] == "127.0.0.1"
+    assert server.url == f"http://127.0.0.1:{server.server_address[1]}/"
+
+
+def test_a_port_in_use_is_explained() -> None:
+    with socket.socket() as taken:
+        taken.bind((HOST, 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(
+            RunError, match=rf"^port {port}: the port cannot be used \(.*\)\. Remedy: leave --port"
+        ):
+            ExplorerServer(port=port)
+
+
+def test_two_servers_do_not_share_a_port() -> None:
+    with ExplorerServer() as first, pytest.raises(RunError, match="cannot be used"):
+        ExplorerServer(port=first.server_address[1])
