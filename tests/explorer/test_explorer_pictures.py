@@ -1,0 +1,356 @@
+"""Image files, digits and arrays as inputs: what they become, and what is said of it."""
+
+from __future__ import annotations
+
+import io
+import struct
+import sys
+import zlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from model import running
+from PIL import Image
+from torch import nn
+
+from convfc import ConvGeometry
+from convfc.digits import digit, labelled_digits
+from convfc.errors import ConvfcError, DataError, MissingDependencyError, ShapeError
+from convfc.explorer import explorer_state
+from convfc.explorer.models import input_for, layer_in_model, layer_names
+from convfc.explorer.pictures import FORMATS, as_input, read_image
+
+if TYPE_CHECKING:
+    import pathlib
+    from collections.abc import Iterator
+
+    from model import Model
+
+GREY = ConvGeometry(1, 2, (3, 3))
+COLOUR = ConvGeometry(3, 2, (3, 3))
+PIXELS = np.random.default_rng(0).integers(0, 256, (12, 18, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[Model]:
+    yield from running()
+
+
+def saved(folder: pathlib.Path, pixels: Any, name: str = "photo.png", **options: Any) -> str:
+    Image.fromarray(pixels).save(folder / name, **options)
+    return str(folder / name)
+
+
+def shades(values: np.ndarray) -> np.ndarray:
+    """The 256 steps of an image that was read."""
+    return np.round(np.asarray(values, np.float64) * 255, 1)
+
+
+# --- images ---
+
+
+def test_a_picture_in_colour_is_its_pixels(tmp_path: pathlib.Path) -> None:
+    picture = as_input(saved(tmp_path, PIXELS), COLOUR)
+    assert (shades(picture.values) == PIXELS).all()
+    assert (picture.said, picture.span) == ("photo.png", (0.0, 1.0))
+    state = explorer_state(np.ones((2, 3, 3, 3)), saved(tmp_path, PIXELS), COLOUR)
+    assert (state["input"]["range"], state["source"]) == ([0.0, 1.0], "photo.png")
+
+
+def test_grey_and_colour_are_made_of_each_other_and_it_is_said(tmp_path: pathlib.Path) -> None:
+    grey = as_input(saved(tmp_path, PIXELS), GREY)
+    assert grey.said == "photo.png, its grey values"
+    luma = PIXELS @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, rounded to a step
+    assert np.abs(shades(grey.values)[..., 0] - luma).max() <= 1
+    colour = as_input(saved(tmp_path, PIXELS[..., 0]), COLOUR)
+    assert colour.said == "photo.png, its grey values in all channels"
+    assert (shades(colour.values) == PIXELS[..., :1]).all()
+    assert as_input(saved(tmp_path, PIXELS[..., 0]), GREY).said == "photo.png"
+
+
+def test_all_that_is_seen_through_is_white(tmp_path: pathlib.Path) -> None:
+    alpha = np.zeros((12, 18, 1), np.uint8)
+    alpha[:, :9] = 255
+    picture = as_input(saved(tmp_path, np.concatenate([PIXELS, alpha], axis=2)), COLOUR)
+    assert picture.said == "photo.png, laid on white"
+    assert (shades(picture.values)[:, :9] == PIXELS[:, :9]).all()
+    assert (picture.values[:, 9:] == 1).all()
+
+
+def test_sixteen_bits_keep_their_shades(tmp_path: pathlib.Path) -> None:
+    deep = np.linspace(0, 65535, 12 * 18).astype(np.uint16).reshape(12, 18)
+    picture = as_input(saved(tmp_path, deep), GREY)
+    assert "16 bits to 8" in picture.said
+    assert np.abs(shades(picture.values)[..., 0] - deep / 257).max() <= 0.6
+
+
+def test_a_photograph_lies_as_it_was_taken(tmp_path: pathlib.Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    path = saved(tmp_path, PIXELS, "turned.png", exif=exif)
+    assert (shades(as_input(path, COLOUR).values) == np.rot90(PIXELS, -1)).all()
+
+
+@pytest.mark.parametrize("kind", sorted(set(FORMATS) - {"PPM"}))
+def test_formats_are_known_by_their_content(tmp_path: pathlib.Path, kind: str) -> None:
+    Image.fromarray(PIXELS).save(tmp_path / "file.png", format=kind)
+    assert as_input(tmp_path / "file.png", COLOUR).values.shape == (12, 18, 3)
+
+
+def test_a_size_is_fitted_in_shape_and_then_in_size(tmp_path: pathlib.Path) -> None:
+    half = np.zeros((20, 40, 3), np.uint8)
+    half[:, 20:] = 200
+    path = saved(tmp_path, half)
+    cut = as_input(path, COLOUR, (20, 20))
+    assert cut.said == "photo.png, cut and resized from 20 × 40 to 20 × 20"
+    assert (shades(cut.values) == half[:, 10:30]).all()
+    small = as_input(path, COLOUR, (10, 20))
+    assert small.said == "photo.png, resized from 20 × 40 to 10 × 20"
+    assert small.values.shape == (10, 20, 3)
+
+
+@pytest.mark.parametrize(
+    ("shape", "made"), [((448, 300), (224, 150)), ((30, 900), (7, 224)), ((224, 5), (224, 5))]
+)
+def test_a_large_image_is_made_as_small_as_the_page_is(
+    tmp_path: pathlib.Path, shape: tuple[int, int], made: tuple[int, int]
+) -> None:
+    picture = as_input(saved(tmp_path, np.zeros(shape, np.uint8)), GREY)
+    assert picture.values.shape == (*made, 1)
+    assert ("resized" in picture.said) == (shape != made)
+
+
+def test_a_layer_of_one_axis_reads_the_middle_row(tmp_path: pathlib.Path) -> None:
+    line = ConvGeometry(1, 1, (3,))
+    picture = as_input(saved(tmp_path, PIXELS[..., 0]), line)
+    assert (shades(picture.values)[:, 0] == PIXELS[6, :, 0]).all()
+    assert picture.said == "photo.png, its middle row"
+    shorter = as_input(saved(tmp_path, PIXELS[..., 0]), line, (9,))
+    assert (shades(shorter.values)[:, 0] == PIXELS[6, 1::2, 0]).all()
+    assert shorter.said.endswith("its middle row, 18 to 9")
+
+
+def bomb() -> bytes:
+    """A PNG of a few bytes that says it is of 50000 x 50000 pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        body = kind + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 50000, 50000, 8, 0, 0, 0, 0))
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + head
+        + chunk(b"IDAT", zlib.compress(b"\0" * 100))
+        + chunk(b"IEND", b"")
+    )
+
+
+def half_of_a_picture() -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(PIXELS).save(file, "PNG")
+    return file.getvalue()[:400]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"no picture", "UnidentifiedImageError"),
+        (b"", "UnidentifiedImageError"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nquit\n", "UnidentifiedImageError"),
+        (bomb(), "DecompressionBomb"),
+        (half_of_a_picture(), "OSError"),
+    ],
+    ids=["text", "empty", "postscript", "bomb", "half"],
+)
+def test_what_is_no_picture_is_refused(tmp_path: pathlib.Path, content: bytes, words: str) -> None:
+    (tmp_path / "odd.png").write_bytes(content)
+    with pytest.raises(DataError, match=f"odd.png: it is no image that can be read .{words}") as e:
+        read_image(tmp_path / "odd.png", 3)
+    assert "Remedy: save it as PNG" in str(e.value)
+
+
+def test_floating_point_pixels_are_refused(tmp_path: pathlib.Path) -> None:
+    Image.fromarray(np.ones((3, 3), np.float32)).save(tmp_path / "f.tiff")
+    with pytest.raises(DataError, match="no whole numbers"):
+        read_image(tmp_path / "f.tiff", 1)
+
+
+def test_a_missing_file_and_a_folder_are_named(tmp_path: pathlib.Path) -> None:
+    for path in (tmp_path / "nowhere.png", tmp_path):
+        with pytest.raises(DataError, match=r"there is no such file\. Remedy: check the path"):
+            read_image(path, 1)
+
+
+def test_without_pillow_the_way_out_is_said(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = saved(tmp_path, PIXELS)
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'convfc\[explorer\]'"):
+        as_input(path, COLOUR)
+
+
+@pytest.mark.parametrize("source", ["photo.png", 3])
+@pytest.mark.parametrize("channels", [2, 4, 64])
+def test_an_image_is_no_input_of_other_channels(source: Any, channels: int) -> None:
+    with pytest.raises(ShapeError, match="--layer NAME --image FILE runs the model on the image"):
+        as_input(source, ConvGeometry(channels, 1, (3, 3)))
+
+
+# --- digits ---
+
+
+@pytest.mark.parametrize("kind", range(10))
+def test_a_digit_is_the_one_of_the_page(model: Model, kind: int) -> None:
+    there = model.ask("facts")["digits"][2 * kind]
+    assert there["label"] == kind
+    assert (np.round(digit(kind) * 255).astype(int).ravel() == there["pixels"]).all()
+
+
+@pytest.mark.parametrize(
+    "geometry", [GREY, COLOUR, ConvGeometry(1, 1, (3,)), ConvGeometry(3, 1, (3,))], ids=repr
+)
+@pytest.mark.parametrize("side", [None, 9, 28, 40])
+def test_a_digit_of_any_size_is_the_one_of_the_page(
+    model: Model, geometry: ConvGeometry, side: int | None
+) -> None:
+    ndim = geometry.spatial_ndim
+    size = None if side is None else (side, side - 2)[:ndim]
+    state = explorer_state(np.ones(geometry.filters_shape), 4, geometry, input_size=size)
+    there = model.ask("load", {**state, "input": {"digit": 8}})
+    assert there["input"]["values"] == state["input"]["values"]
+    assert state["source"].startswith("a handwritten 4")
+    assert ("to" in state["source"]) == (side in (9, 40) or (side == 28 and ndim == 2))
+
+
+@pytest.mark.parametrize("kind", [-1, 10, 1.5, "7", True, None])
+def test_there_are_ten_digits(kind: Any) -> None:
+    with pytest.raises(DataError, match="from 0 to 9"):
+        digit(kind)
+
+
+def test_digits_are_shared_by_the_experiment() -> None:
+    from convfc.paper import data
+
+    assert data.labelled_digits is labelled_digits
+
+
+# --- arrays ---
+
+
+@pytest.mark.parametrize(
+    ("shape", "order", "moved"),
+    [
+        ((3, 5, 6), "channels_first", True),
+        ((5, 6, 3), "channels_last", False),
+        ((5, 6, 3), "channels_first", False),  # fits in the other order only
+        ((3, 5, 6), "channels_last", True),
+        ((3, 6, 3), "channels_first", True),  # fits in both: the layer's own
+        ((3, 6, 3), "channels_last", False),
+    ],
+)
+@pytest.mark.parametrize("batch", [(), (1,), (4,)])
+def test_channels_are_where_the_layer_has_them(
+    shape: tuple[int, ...], order: str, moved: bool, batch: tuple[int, ...]
+) -> None:
+    x = np.arange(np.prod((*batch, *shape))).reshape(*batch, *shape)
+    one = x[0] if batch else x
+    expected = np.moveaxis(one, 0, -1) if moved else one
+    found = as_input(x, COLOUR, order=order).values
+    assert found.shape == expected.shape
+    assert (found == expected).all()
+
+
+def test_an_image_without_its_one_channel() -> None:
+    x = np.arange(30).reshape(5, 6)
+    assert (as_input(x, GREY).values == x[..., None]).all()
+    assert (as_input(torch.as_tensor(x), GREY, (5, 6)).values == x[..., None]).all()
+
+
+@pytest.mark.parametrize("x", [np.ones((5, 6)), np.ones((2, 2, 3, 5, 6)), np.ones((3, 0, 6)), [1]])
+def test_other_arrays_do_not_fit(x: Any) -> None:
+    with pytest.raises(ShapeError, match=r"does not fit the layer.*Remedy"):
+        as_input(x, COLOUR, order="channels_first")
+
+
+# --- models ---
+
+
+class Net(nn.Module):
+    """A layer that is not the first, one that is called twice, and one that is not called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1))
+        self.unused = nn.Conv2d(1, 1, 1)
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm(self.features(x - 1))
+        return self.features[2](x)
+
+
+def test_a_layer_is_shown_what_reaches_it() -> None:
+    net = Net().train()
+    x = torch.randint(-4, 5, (1, 3, 8, 9)).float()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    assert layer_names(net) == ["features.0", "features.2", "unused"]
+    place, layer, reaching = layer_in_model(net, None, x)
+    assert (place, layer) == ("features.0", net.features[0])
+    assert torch.equal(reaching, x - 1)
+    _, layer, reaching = layer_in_model(net, "features.2", x)
+    with torch.no_grad():
+        assert torch.equal(reaching, net.features[1](net.features[0](x - 1)))
+    assert net.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    assert not layer._forward_pre_hooks
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("features", "one of features.0, features.2, unused; got features"),
+        ("fc", "the model has no such CONV layer"),
+        ("unused", "does not call it"),
+    ],
+)
+def test_a_layer_that_cannot_be_shown_is_named(name: str, words: str) -> None:
+    with pytest.raises(ConvfcError, match=words):
+        layer_in_model(Net(), name, torch.zeros(1, 3, 8, 9))
+    with pytest.raises(ConvfcError, match="the model has no CONV layer"):
+        layer_in_model(nn.Linear(2, 2), None, torch.zeros(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "source", "shape", "said"),
+    [
+        ((3, 8, 9), None, (1, 3, 8, 9), "random numbers, 3 × 8 × 9"),
+        ((2, 3, 8, 9), None, (1, 3, 8, 9), "random numbers, 3 × 8 × 9"),
+        ((1, 20), None, (1, 1, 20), "random numbers, 1 × 20"),
+        ((1, 8, 9), 7, (1, 1, 8, 9), "a handwritten 7, 28 × 28 to 8 × 9"),
+        (None, 7, (1, 3, 28, 28), "a handwritten 7"),
+    ],
+)
+def test_inputs_of_models(
+    sizes: tuple[int, ...] | None, source: Any, shape: tuple[int, ...], said: str
+) -> None:
+    x, words = input_for(Net(), sizes, source)
+    assert (x.shape, x.dtype, words) == (shape, np.float32, said)
+    assert 0 <= x.min() < x.max() <= 1
+
+
+def test_sizes_of_a_model_of_one_axis_may_have_a_batch_axis() -> None:
+    x, _ = input_for(nn.Conv1d(2, 3, 3), (4, 2, 20))
+    assert x.shape == (1, 2, 20)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "words"),
+    [(None, "give --image photo.png, or --input"), ((1, 2, 3, 4, 5), "1,2,3,4,5")],
+)
+def test_sizes_that_do_not_help(sizes: tuple[int, ...] | None, words: str) -> None:
+    with pytest.raises(ShapeError, match=words):
+        input_for(Net(), sizes)
