@@ -228,6 +228,7 @@ COMPLEX = nn.Conv2d(3, 4, 3, dtype=torch.complex64)
         (nn.Conv1d(1, 4097, 2), None, {}, GeometryError, "filters: .*1 to 4096"),
         (nn.Conv2d(1024, 256, 3), None, {}, MemoryBudgetError, r"filters=range\(8\)"),
         (CONV, None, {"filters": [4]}, DataError, r"numbers from 0 to 3; got \[4\]"),
+        (CONV, None, {"filters": range(99)}, DataError, r"numbers from 0 to 3; got 0, ..., 98"),
         (CONV, None, {"filters": [-1]}, DataError, "numbers from 0 to 3"),
         (CONV, None, {"filters": []}, DataError, "numbers from 0 to 3"),
         (nn.Conv2d(4, 4, 3, groups=2), None, {"filters": [0]}, GeometryError, "groups=2"),

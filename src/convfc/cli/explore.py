@@ -47,6 +47,10 @@ def explore(
             help="An image for the model, or a digit from 0 to 9; random numbers without one.",
         ),
     ] = None,
+    filters: Annotated[
+        int | None,
+        typer.Option("--filters", min=1, metavar="N", help="Show only the first N of the layer."),
+    ] = None,
     run: Annotated[
         pathlib.Path | None,
         typer.Option(metavar="FOLDER", help="Show the first layer that this run has trained."),
@@ -76,6 +80,7 @@ def explore(
     if run is not None and model is not None:
         raise typer.BadParameter("give only one of MODULE:FACTORY and --run")
     of_model = {"--layer": layer, "--input": input_, "--image": image, "--weights": weights}
+    of_model |= {"--filters": filters}
     given = [name for name, value in of_model.items() if value is not None]
     if model is None and given:
         raise typer.BadParameter(f"{', '.join(given)} needs a MODULE:FACTORY")
@@ -88,7 +93,7 @@ def explore(
         elif model is not None:
             with errors.status("running the model"):
                 sizes = None if input_ is None else shape(input_)
-                state = _model_state(model, arguments or [], weights, layer, sizes, image)
+                state = _model_state(model, arguments or [], weights, layer, sizes, image, filters)
         if state is not None:
             console.print(Text(f"{state['title']}. {state['source']}"), soft_wrap=True)
         if html is not None:
@@ -107,6 +112,7 @@ def _model_state(
     layer: str | None,
     sizes: tuple[int, ...] | None,
     image: str | None,
+    filters: int | None,
 ) -> dict[str, Any]:
     """Make the model, run it, and return the state of a layer in it."""
     from convfc.explorer.models import input_for, layer_in_model
@@ -121,7 +127,11 @@ def _model_state(
     place, found, reaching = layer_in_model(made, layer, x)
     name = factory.rpartition(":")[2]
     return explorer_state(
-        found, reaching, title=f"{name}, {place}" if place else name, source=f"Input: {said}"
+        found,
+        reaching,
+        filters=None if filters is None else range(filters),
+        title=f"{name}, {place}" if place else name,
+        source=f"Input: {said}",
     )
 
 

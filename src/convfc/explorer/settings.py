@@ -98,7 +98,7 @@ def settings_of_geometry(
                 where="layer",
                 expected=f"at most {LARGEST:,}",
                 got=f"{count:,}",
-                remedy="show some of the filters with filters=range(8), or a smaller input",
+                remedy="show some of the filters (filters=range(8), --filters 8), or less input",
             )
     return settings
 

@@ -267,7 +267,7 @@ def _chosen(
             "there are no such filters",
             where="filters",
             expected=f"numbers from 0 to {len(weights) - 1}",
-            got=index,
+            got=index if len(index) < 9 else f"{index[0]}, ..., {index[-1]}",
             remedy="count from 0",
         )
     kept = replace(geometry, out_channels=len(index))
