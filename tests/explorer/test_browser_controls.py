@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from browser import Explorer
+from browser import MARGIN, Explorer
 
 from convfc import conv_as_matmul, conv_matrix, im2col
 
@@ -70,6 +70,53 @@ def agrees_with_python(explorer: Explorer) -> None:
             found[row, int(column)] = weight
     assert np.array_equal(found, matrix)
     assert explorer.cells("M") == (shown["rows"], len(shown["M"]) // shown["rows"])
+
+
+# The colours of cells in a grid's picture: near their corner, or in the middle of low ones.
+COLOURS = """([view, cells, high, wide, margin]) => {
+  const canvas = document.querySelector(`[data-view="${view}"] canvas.base`);
+  const { width, height } = canvas;
+  const { data } = canvas.getContext("2d").getImageData(0, 0, width, height);
+  const inside = (side) => (side < 8 ? side / 2 : 2.5);
+  return cells.map(([r, c]) => {
+    const x = Math.floor(margin + c * wide + inside(wide));
+    const y = Math.floor(margin + r * high + inside(high));
+    return `rgb(${data.slice(4 * (y * width + x), 4 * (y * width + x) + 3).join(", ")})`;
+  });
+}"""
+
+
+@pytest.mark.parametrize("preset", ["figure-3", "transposed", "experiment"])
+def test_cells_have_the_colours_of_the_numbers_of_convfc(explorer: Explorer, preset: str) -> None:
+    from convfc.explorer.state import state_layer
+
+    explorer.preset(preset)
+    explorer.ask("store.select({p: 0, f: 1})")
+    explorer.settled()
+    layer, x = state_layer(explorer.state)
+    x, filters = np.asarray(x)[None], np.asarray(layer.filters)
+    M = im2col(x, layer.geometry)[0]
+    Y = explorer.ask("[...store.Y]")  # compared with convfc's elsewhere
+    Y = np.array(Y).reshape(len(M), -1)
+    plane = Y[:, 1].reshape(explorer.ask("store.outputSize"))
+    K = filters.reshape(len(filters), -1).T
+    kinds = {
+        "M": (M, "input"),
+        "K": (K, "filters"),
+        "Y": (Y, "output"),
+        "output": (plane, "output"),
+    }
+    for view, (numbers, kind) in kinds.items():
+        assert explorer.cells(view) == numbers.shape, view
+        places = [(r, c) for r in range(0, len(numbers), 3) for c in range(numbers.shape[1])]
+        sides = explorer.side(view)
+        found = explorer.page.evaluate(COLOURS, [view, places, *sides, MARGIN])
+        expected = explorer.ask(
+            "argument[0].map((value) => explorer.palette.css(value, store.largest(argument[1])))",
+            [[float(numbers[place]) for place in places], kind],
+        )
+        assert len(set(expected)) > 1, view
+        assert found == expected, view
 
 
 @pytest.mark.parametrize("preset", PRESETS)

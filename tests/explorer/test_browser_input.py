@@ -52,6 +52,24 @@ def test_an_edited_weight_is_one_in_the_filter_and_in_k(
     assert explorer.picture("K", "base") != drawn["K"]
 
 
+def test_an_edited_weight_belongs_to_its_own_filter(explorer: Explorer) -> None:
+    explorer.edit("K", 5, 2, "9")
+    assert explorer.ask("store.filters.indexOf(9)") == 2 * 16 + 5
+    assert explorer.chosen("f", "q") == (2, 5)
+    explorer.edit("filters", 0, 1, "8")  # of the filter that is shown now
+    assert explorer.ask("store.filters.indexOf(8)") == 2 * 16 + 1
+
+
+def test_a_bias_is_edited_beside_its_filter(explorer: Explorer) -> None:
+    assert explorer.control("bias-value").is_hidden()
+    explorer.switch("bias")
+    explorer.click("K", 0, 1)
+    before = explorer.ask("store.value(0, 1)")
+    explorer.enter(bias__value=2.5)
+    assert explorer.ask("[...store.bias]") == [0, 2.5, 0, 0]
+    assert explorer.ask("store.value(0, 1)") == before + 2.5
+
+
 def test_escape_and_rubbish_change_nothing(open_page: Callable[..., Explorer]) -> None:
     explorer = open_page(address=FIGURE_2)
     explorer.edit("input", 1, 1, "55", end="Escape")

@@ -27,7 +27,7 @@ OUTSIDE = """() => [...document.querySelectorAll('.convfc-explorer *')].filter((
   const box = e.getBoundingClientRect();
   if (!box.width || !box.height || e.closest('.unseen, dialog, [role=alert]')) return false;
   for (let up = e.parentElement; up; up = up.parentElement) {
-    if (['auto', 'scroll', 'hidden'].includes(getComputedStyle(up).overflowX)) return false;
+    if (['auto', 'scroll'].includes(getComputedStyle(up).overflowX)) return false;
   }
   return box.left < -1 || box.right > innerWidth + 1;
 }).map((e) => `${e.localName}.${e.className} ${e.textContent.slice(0, 30)}`)"""

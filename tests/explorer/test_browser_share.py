@@ -40,6 +40,7 @@ def test_an_address_opens_the_same_state_on_a_new_page(open_page: Callable[..., 
     explorer.preset("dilated")
     explorer.enter(stride__0=2, filters=3)
     explorer.switch("bias")
+    explorer.enter(bias__value=-3)
     explorer.edit("input", 4, 4, "-7")
     explorer.edit("K", 2, 1, "0.25")
     explorer.click("output", 1, 2)
