@@ -173,7 +173,7 @@ def as_conv1d(
     Parameters
     ----------
     layer : object
-        A CONV layer of PyTorch in any form, a `ConvLayer`, or filters ``(f, *kernel, c / groups)``
+        A framework's CONV layer in any form, a `ConvLayer`, or filters ``(f, *kernel, c / groups)``
         with a geometry.
     input_size : sequence of int
         Spatial size of the input.

@@ -53,7 +53,7 @@ def conv_matrix(
     Parameters
     ----------
     layer : object
-        A CONV layer of PyTorch in any form, a `ConvLayer`, or filters ``(f, *kernel, c / groups)``
+        A framework's CONV layer in any form, a `ConvLayer`, or filters ``(f, *kernel, c / groups)``
         of NumPy, PyTorch or JAX with a geometry.
     input_size : sequence of int
         Spatial size of the input, one per axis.

@@ -141,7 +141,7 @@ def conv_operator(
     Parameters
     ----------
     layer : object
-        A CONV layer of PyTorch in any form, a `ConvLayer`, or filters ``(f, *kernel, c / groups)``
+        A framework's CONV layer in any form, a `ConvLayer`, or filters ``(f, *kernel, c / groups)``
         with a geometry. A copy of the filters is kept: the operator does not change with the layer.
     input_size : sequence of int
         Spatial size of the input.

@@ -37,7 +37,7 @@ def singular_values(
     Parameters
     ----------
     layer : object
-        A CONV layer of PyTorch in any form, a `ConvLayer`, or filters ``(f, *kernel, c / groups)``
+        A framework's CONV layer in any form, a `ConvLayer`, or filters ``(f, *kernel, c / groups)``
         with a geometry. The bias plays no part.
     input_size : sequence of int
         Spatial size of the input.
