@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pathlib
+import re
 import shutil
 import subprocess
 from typing import TYPE_CHECKING, Any
@@ -153,9 +154,14 @@ def test_the_strip_is_saved_as_png(open_page: Callable[..., Explorer], scheme: s
     assert (background.mean() < 128) == (scheme == "dark")
     share = (np.abs(pixels.astype(int) - background).sum(axis=2) > 60).mean()
     assert 0.02 < share < 0.9  # neither blank nor one colour
-    colour = explorer.ask("explorer.palette.window")
-    window = np.array([int(colour[at : at + 2], 16) for at in (1, 3, 5)])
-    assert (np.abs(pixels.astype(int) - window).sum(axis=2) < 30).sum() > 100  # what is selected
+    # What is selected, and the cells: the frame of the window, the ones in K.
+    window = explorer.ask("explorer.palette.window")
+    one = explorer.ask("explorer.palette.css(1, store.largest('filters'))")
+    for colour, least in (
+        ([int(window[at : at + 2], 16) for at in (1, 3, 5)], 100),
+        ([int(part) for part in re.findall(r"\d+", one)], 2000),
+    ):
+        assert (np.abs(pixels.astype(int) - colour).sum(axis=2) < 30).sum() > least, colour
 
 
 def test_the_strip_is_saved_as_svg_with_its_numbers(open_page: Callable[..., Explorer]) -> None:
