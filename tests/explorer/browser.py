@@ -77,11 +77,16 @@ def missing() -> str | None:
     return None
 
 
+def required() -> bool:
+    """Return whether a test in a browser may not be skipped here."""
+    return bool(os.environ.get(REQUIRED))
+
+
 def lacking(reason: str) -> NoReturn:
     """Skip the test, in words; fail it where the tests in a browser are required."""
     import pytest  # benchmarks and figures, which find the browser here, run without it
 
-    if os.environ.get(REQUIRED):
+    if required():
         pytest.fail(f"the tests in a browser are required ({REQUIRED}), but {reason}")
     pytest.skip(f"not tested in a browser: {reason}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from browser import ARGUMENTS, Explorer, Watch, find_browser, lacking, missing
+from browser import ARGUMENTS, Explorer, Watch, find_browser, lacking, missing, required
 
 if TYPE_CHECKING:
     import pathlib
@@ -26,6 +26,17 @@ poll();
 
 # Not the first visit: the guide would cover what a test wants to press.
 GUIDED = "localStorage.setItem('convfc-explorer-guide-seen', '1')"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip by a mark where there is no browser: the summary then has one line for each file."""
+    reason = missing()
+    if reason is None or required():
+        return
+    skipped = pytest.mark.skip(reason=f"not tested in a browser: {reason}")
+    for item in items:
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker(skipped)
 
 
 @pytest.fixture(scope="module")
