@@ -142,6 +142,14 @@ def test_arguments_of_the_factory_and_weights_from_a_file(place: Path) -> None:
     assert x.shape == (6, 6, 3)
 
 
+def test_some_of_the_filters() -> None:
+    layer, _ = pages("explored_net:Net", "--input", "1,9,8", "--filters", "2")
+    from explored_net import Net
+
+    first = Net().first.weight.detach()[:2].movedim(1, -1).numpy()
+    assert np.array_equal(np.asarray(layer.filters, np.float32), first)
+
+
 def test_a_digit_as_the_image() -> None:
     layer, x = pages("explored_net:Net", "--image", "7")
     assert x.shape == (28, 28, 1)
@@ -211,6 +219,7 @@ def test_what_cannot_be_shown_is_said_in_one_line(
     [
         (("explored_net:Net", "--run", "x"), "give only one of MODULE:FACTORY and --run"),
         (("--layer", "first"), "--layer needs a MODULE:FACTORY"),
+        (("--filters", "2", "--weights", "w"), "--weights, --filters needs a MODULE:FACTORY"),
         (("--run", "x", "--image", "3"), "--image needs a MODULE:FACTORY"),
         (("--port", "65536"), "Invalid value for '--port'"),
         (("explored_net:Net", "--input", "0,3"), "--input takes sizes such as 1,3,224,224"),

@@ -79,8 +79,8 @@ def explore(
     console, errors = Console(), Console(stderr=True)
     if run is not None and model is not None:
         raise typer.BadParameter("give only one of MODULE:FACTORY and --run")
-    of_model = {"--layer": layer, "--input": input_, "--image": image, "--weights": weights}
-    of_model |= {"--filters": filters}
+    of_model: dict[str, object] = {"--layer": layer, "--input": input_, "--image": image}
+    of_model |= {"--weights": weights, "--filters": filters}
     given = [name for name, value in of_model.items() if value is not None]
     if model is None and given:
         raise typer.BadParameter(f"{', '.join(given)} needs a MODULE:FACTORY")
