@@ -12,6 +12,7 @@ import sys
 import tempfile
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
@@ -23,7 +24,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "tests/explorer"))
 from browser import ARGUMENTS, find_browser  # (the tests know where a browser is)
 
 FIGURES = pathlib.Path(__file__).with_name("figures")
-COLOURS = 128
+COLOURS, COMMON = 256, 96
 WIDE = {"viewport": {"width": 1280, "height": 800}}
 PHONE = {
     "viewport": {"width": 390, "height": 844},
@@ -71,8 +72,17 @@ def taken(page: Page) -> Image.Image:
 
 
 def save(name: str, picture: Image.Image) -> None:
-    """Write a picture with few colours: flat areas and text do not need more."""
-    small = picture.quantize(COLOURS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    """Write a picture with a palette of its own: the commonest colours as they are, and others."""
+    colours, where, counts = np.unique(
+        np.asarray(picture).reshape(-1, 3), axis=0, return_inverse=True, return_counts=True
+    )
+    common = colours[np.argsort(-counts)[:COMMON]]
+    spread = picture.quantize(COLOURS - len(common), method=Image.Quantize.MAXCOVERAGE)
+    palette = np.vstack([common, np.reshape(spread.getpalette(), (-1, 3))]).astype(int)
+    # Pillow's own choice from a palette is coarse; each colour takes the nearest of it here.
+    nearest = np.abs(colours[:, None].astype(int) - palette).sum(axis=-1).argmin(axis=1)
+    small = Image.fromarray(nearest[where.ravel()].astype(np.uint8).reshape(picture.size[::-1]))
+    small.putpalette(palette.astype(np.uint8).tobytes())
     with replacing(FIGURES / f"{name}.png") as handle:
         small.save(handle, format="PNG", optimize=True)
 
