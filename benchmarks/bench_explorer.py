@@ -31,7 +31,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "tests/explorer"))
 
 from browser import ARGUMENTS, find_browser
 
-PACKAGES = ("playwright", "anywidget")
+PACKAGES = ("playwright",)
 TABS = ("arithmetic", "map", "matrix", "code")
 WINDOW = {"width": 1280, "height": 800}
 
