@@ -1,6 +1,6 @@
 """What a draw costs: 100 samples of the paper's CNN, against the same CNN with native dropout.
 
-The CNN of Section 5 (4 x 4 filters, stride 2, 128 of them, then an FC layer to 784 outputs), 128
+The CNN of Section 5 (4 x 4 filters, stride 2, 128 of them, then an FC layer to 784 outputs), 16
 images, float32. Native is the CNN with `nn.Dropout` behind its CONV layer. Every way is sampled by
 the same `convfc.methods.uncertainty.predict`, takes turns with the native one, and a ratio is the
 median of the ratios of the rounds. Each way is also given for the CONV layer alone (behind it the
@@ -36,7 +36,7 @@ from convfc.methods import uncertainty  # noqa: E402
 from convfc.paper.cost import take_turns  # noqa: E402
 
 PACKAGES = ("torch", "laplace-torch")
-IMAGES, SAMPLES = 128, 100
+IMAGES, SAMPLES = 16, 100
 MARK = 1.5
 """How many times native dropout's time the same dropout on the rows of M may take."""
 
@@ -55,7 +55,7 @@ HOME = "Gaussian, drawn and taken back to CONV"
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3, help="least calls of each way")
+    parser.add_argument("--rounds", type=int, default=2, help="least calls of each way")
     parser.add_argument("--samples", type=int, default=SAMPLES)
     parser.add_argument("--no-write", action="store_true", help="leave benchmarks/results/ alone")
     arguments = parser.parse_args()
