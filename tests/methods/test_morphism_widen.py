@@ -160,7 +160,7 @@ def test_morphs_can_be_stacked():
 
 
 def net2wider(w1: np.ndarray, b1: np.ndarray, w2: np.ndarray, g: np.ndarray) -> tuple:
-    """Eq. (3) to (5): the columns of U are those of W at g(j), the rows of V are shared out."""
+    """Net2WiderNet: the columns of U are those of W at g(j), the rows of V are shared out."""
     counts = np.bincount(g)
     return w1[g], b1[g], w2[:, g] / counts[g].astype(w2.dtype)
 

@@ -1,6 +1,6 @@
 """Which old unit each new unit copies, and how copies share what they have to say.
 
-Net2Net's random mapping (Chen, Goodfellow & Shlens 2015, Section 3.2, Eq. (3)): the first units are
+Net2Net's random mapping (Chen, Goodfellow & Shlens 2015, Net2WiderNet): the first units are
 the old ones, every other one is a copy of an old one drawn at random. Who reads them divides its
 weights by the number of copies (Eq. (4), (5)), or, to the same sum, takes a random share for each.
 """
@@ -29,7 +29,7 @@ class Copies:
     Parameters
     ----------
     index : Tensor of int64, shape (n',)
-        For each new unit the old one that it copies: g of Eq. (3).
+        For each new unit the old one that it copies: g of Net2WiderNet.
     fresh : Tensor of bool, shape (n',)
         Which are new; the others are the old ones, in their order.
     numerators, denominators : Tensor of float64, shape (n',)

@@ -37,7 +37,7 @@ class Calibration:
         Their mean confidence, and the share of them that is right; NaN in an empty bin.
     ece : float
         Expected calibration error: mean of ``|accuracy - confidence|`` over the images (Naeini et
-        al. 2015; Guo et al. 2017, arXiv:1706.04599, Eq. (5)).
+        al. 2015; Guo et al. 2017, arXiv:1706.04599).
     """
 
     edges: Numbers
