@@ -2,7 +2,7 @@
 
 Net2Net's random mapping (Chen, Goodfellow & Shlens 2015, Net2WiderNet): the first units are
 the old ones, every other one is a copy of an old one drawn at random. Who reads them divides its
-weights by the number of copies (Eq. (4), (5)), or, to the same sum, takes a random share for each.
+weights by the number of copies, or, to the same sum, takes a random share for each.
 """
 
 from __future__ import annotations

@@ -46,9 +46,9 @@ def widen(
 ) -> Morph:
     """Return a model that computes the same with more filters, or units, in a layer.
 
-    With ``how="copy"`` it is Net2WiderNet (Chen, Goodfellow & Shlens 2015,
-    arXiv:1511.05641): new units are copies of old ones, drawn at random, and who reads them divides its weights
-    by the number of copies. With ``how="zero"`` it is the width morphing of Wei et al. (2016): new
+    With ``how="copy"`` it is Net2WiderNet (Chen, Goodfellow & Shlens 2015, arXiv:1511.05641): new
+    units are copies of old ones, drawn at random, and who reads them divides its weights by the
+    number of copies. With ``how="zero"`` it is the width morphing of Wei et al. (2016): new
     units have random incoming weights and outgoing weights of zero.
 
     A layer whose output is added to others' (a residual branch, for instance) is widened together
