@@ -226,6 +226,7 @@ def test_without_the_switch_nothing_of_the_way_back_is_drawn(explorer: Explorer)
     plain = explorer.picture("M")
     explorer.switch("backward")
     assert explorer.picture("M") != plain
+    assert "feeds 4 output positions" in explorer.live()
     explorer.switch("backward", on=False)
     assert explorer.picture("M") == plain
     assert "feeds" not in explorer.live()

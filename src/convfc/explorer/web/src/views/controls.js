@@ -37,7 +37,10 @@ export class Controls {
       "backward",
       "backward pass",
       "Point at an input element: every entry of M that reads it and every output that it feeds light up",
-      (on) => explorer.store.show({ backward: on }),
+      (on) => {
+        explorer.store.show({ backward: on });
+        explorer.announce(); // what is fed, or no longer
+      },
     );
     this.start = this._group("Start from", el("div", { class: "presets" }, this.presets));
     this.start.classList.add("start");
