@@ -33,7 +33,7 @@ def wanted(model: Model) -> list[dict[str, Any]]:
     """Settings of every kind, those of the presets among them."""
     by_hand = [
         Case(ConvGeometry(1, 1, (2,), padding=5, padding_mode="circular"), (2,)),
-        Case(ConvGeometry(2, 2, (3,), padding=((1, 9),), padding_mode="circular"), (4,)),
+        Case(ConvGeometry(2, 2, (3,), padding=((2, 9),), padding_mode="circular"), (4,)),
         Case(ConvGeometry(1, 2, (2,), stride=3, transposed=True, output_padding=2), (3,)),
         Case(ConvGeometry(1, 2, (1, 1), stride=3, transposed=True, output_padding=(2, 1),
              padding=((0, 1), (0, 0))), (2, 2)),

@@ -90,6 +90,22 @@ def test_windows_are_drawn_where_they_read(model: Model) -> None:
     assert seen > 1000
 
 
+def test_windows_of_a_transposed_convolution_lie_on_the_spread_input(model: Model) -> None:
+    """Between two elements are stride - 1 zeros, and around all of them as many as are read."""
+    seen = 0
+    for case in drawn(cases(max_ndim=2, transposed=True), 100):
+        found = model.ask("map", settings_of(case.geometry, case.input_size))
+        for place, element in zip(found["padded"], found["coordinates"], strict=True):
+            spread = [divmod(i, step) for i, step in zip(place, case.geometry.stride, strict=True)]
+            hit = all(
+                rest == 0 and 0 <= i < n
+                for (i, rest), n in zip(spread, case.input_size, strict=True)
+            )
+            assert (element and element[:-1]) == ([i for i, _ in spread] if hit else None), case
+            seen += hit
+    assert seen > 1000
+
+
 # --- numbers ---
 
 

@@ -132,14 +132,14 @@ def test_a_layer_of_one_axis_reads_the_middle_row(tmp_path: pathlib.Path) -> Non
     assert shorter.said.endswith("its middle row, 18 to 9")
 
 
-def bomb() -> bytes:
-    """A PNG of a few bytes that says it is of 50000 x 50000 pixels."""
+def bomb(side: int) -> bytes:
+    """A PNG of a few bytes that says it is of so many pixels a side."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         body = kind + data
         return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
 
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 50000, 50000, 8, 0, 0, 0, 0))
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0))
     return (
         b"\x89PNG\r\n\x1a\n"
         + head
@@ -160,10 +160,11 @@ def half_of_a_picture() -> bytes:
         (b"no picture", "UnidentifiedImageError"),
         (b"", "UnidentifiedImageError"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nquit\n", "UnidentifiedImageError"),
-        (bomb(), "DecompressionBomb"),
+        (bomb(50000), "DecompressionBombError"),
+        (bomb(11000), "DecompressionBombWarning"),  # of which Pillow would only warn
         (half_of_a_picture(), "OSError"),
     ],
-    ids=["text", "empty", "postscript", "bomb", "half"],
+    ids=["text", "empty", "postscript", "bomb", "less-of-a-bomb", "half"],
 )
 def test_what_is_no_picture_is_refused(tmp_path: pathlib.Path, content: bytes, words: str) -> None:
     (tmp_path / "odd.png").write_bytes(content)
