@@ -16,6 +16,9 @@ import pytest
 from browser import lacking
 from PIL import Image
 
+from convfc import ConvGeometry
+from convfc.explorer.state import explorer_state
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -188,3 +191,27 @@ def test_large_matrices_are_images_in_the_svg(explorer: Explorer) -> None:
     assert hrefs
     assert all(href.startswith("data:image/png;base64,") for href in hrefs)
     assert any("169" in "".join(text.itertext()) for text in root.iter(f"{SVG}text"))
+
+
+@pytest.mark.parametrize("filters", [2, 40], ids=["numbers-fit", "numbers-are-too-many"])
+def test_an_address_says_what_is_selected_of_the_layer_that_a_page_holds(
+    open_page: Callable[..., Explorer], filters: int
+) -> None:
+    rng = np.random.default_rng(0)
+    geometry = ConvGeometry(3, filters, (5, 5), padding=1)
+    weights = np.round(rng.normal(size=geometry.filters_shape), 6)
+    state = explorer_state(weights, np.round(rng.normal(size=(9, 8, 3)), 6), geometry)
+    explorer = open_page(state)
+    explorer.click("output", 2, 3)
+    explorer.tab("map")
+    link = copied(explorer, "copy-link")
+    assert ("cut=1" in link) == (filters == 40)
+    other = open_page(state, address="#" + link.partition("#")[2])
+    assert other.selection == explorer.selection
+    assert other.chosen("p") == (2 * 6 + 3,)
+    for part in ("settings", "filters", "view"):
+        assert other.state[part] == explorer.state[part], part
+    assert other.state["input"]["values"] == state["input"]["values"]
+    # Other settings are another layer: the address has its way.
+    changed = open_page(state, address="#1;preset=dilated;at=3.1")
+    assert changed.settings["dilation"] == [2, 2]

@@ -94,7 +94,7 @@ export function fromAddress(address) {
   const tab = fields.get("tab");
   state.view = { tab: TABS.includes(tab) ? tab : TABS[0], backward: fields.get("back") === "1" };
   if (fields.has("cut")) notes.push("The numbers were too many for an address; these are the usual ones.");
-  return { state, notes };
+  return { state, notes, cut: fields.has("cut") };
 }
 
 function presetOf(id) {
