@@ -8,3 +8,6 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 # One worker per core: threads of several workers on one core would wait for each other.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# pytest reads these itself; as modules with doctests they would be one name for several files.
+collect_ignore_glob = ["*conftest.py"]
