@@ -19,7 +19,7 @@ from convfc.errors import ConvfcError, NothingToConvert, UnsupportedLayer
 from convfc.frameworks.torch.factors import linear_obstacle
 from convfc.frameworks.torch.layers import PatchConv
 from convfc.frameworks.torch.parts import as_parameter, plain_linear
-from convfc.frameworks.torch.rewrite import Where, copy_of, holders, replace, selector
+from convfc.frameworks.torch.rewrite import Where, copy_of, replace, selector
 from convfc.methods.uncertainty.dropout import ConcreteDropoutLinear, DropoutLinear
 from convfc.methods.uncertainty.gaussian import GaussianLinear
 from convfc.methods.uncertainty.randomness import RandomLinear, check_choice, seeded
@@ -103,9 +103,10 @@ def to_bayesian(model: nn.Module, method: Method, *, where: Where = None, **opti
             remedy="name the layers with where=",
         )
     new: dict[int, nn.Module] = {}
+    owners = _owners(fc_model)
     for name, layer in layers.items():
         for child in layer.children_fc if isinstance(layer, PatchConv) else [layer]:
-            _check_plain(name, child, fc_model)
+            _check_plain(name, child, owners)
             new[id(child)] = _random(child, method, options)
     return replace(fc_model, new)
 
@@ -249,7 +250,17 @@ def _drops_kernels(method: str, options: Mapping[str, Any]) -> bool:
     return bool(options.get("drop", usual) == "kernels")
 
 
-def _check_plain(name: str, linear: nn.Module, model: nn.Module) -> None:
+def _owners(model: nn.Module) -> dict[int, list[tuple[int, str]]]:
+    """Return who holds each parameter, all by their ids: once for a depthwise layer's hundreds."""
+    found: dict[int, list[tuple[int, str]]] = {}
+    for name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            holder = (id(module), f"{_place(name)} ({type(module).__name__})")
+            found.setdefault(id(parameter), []).append(holder)
+    return found
+
+
+def _check_plain(name: str, linear: nn.Module, owners: Mapping[int, list[tuple[int, str]]]) -> None:
     """Refuse what is no plain FC layer with a weight of its own."""
     blocked = linear_obstacle(linear) if isinstance(linear, nn.Linear) else None
     if not isinstance(linear, nn.Linear) or blocked is not None:
@@ -262,8 +273,7 @@ def _check_plain(name: str, linear: nn.Module, model: nn.Module) -> None:
             got=type(linear).__name__,
             remedy=blocked.remedy if blocked else "take the model back first, with convfc.to_conv",
         )
-    others = holders(model, but=[id(linear)])
-    shared = [others[id(p)] for p in linear.parameters() if id(p) in others]
+    shared = [who for p in linear.parameters() for key, who in owners[id(p)] if key != id(linear)]
     if shared:
         raise UnsupportedLayer(
             f"its weight is also a parameter of {shared[0]}: two layers would draw two weights "
