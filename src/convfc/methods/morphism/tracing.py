@@ -77,7 +77,7 @@ def _line(model: nn.Module) -> str:
     """Return the last line of the user's own code that `torch.fx` had come to."""
     try:
         fx.Tracer().trace(as_traced(deep_copy(model)))
-    except Exception as error:
+    except Exception as error:  # whatever a user's forward raises: only its place is wanted
         own = [
             frame
             for frame in traceback.extract_tb(error.__traceback__)
