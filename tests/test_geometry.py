@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax import lax
 from judges import torch_layer
-from strategies import cases
+from strategies import MODES, cases
 
 from convfc import ConvGeometry, conv_as_matmul
 from convfc.errors import GeometryError
@@ -253,3 +253,24 @@ def test_output_size_takes_any_sequence_of_integers(subject: Case):
     expected = subject.geometry.output_size(subject.input_size)
     for same_size in (list(subject.input_size), np.array(subject.input_size)):
         assert subject.geometry.output_size(same_size) == expected
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_without_padding_there_is_one_mode(mode):
+    plain = ConvGeometry(2, 3, (3, 2))
+    same = ConvGeometry(2, 3, (3, 2), padding=[(0, 0), (0, 0)], padding_mode=mode)
+    assert same == plain
+    padded = ConvGeometry(2, 3, (3, 2), padding=(0, 1), padding_mode=mode)
+    assert padded.padding_mode == mode
+    assert replace(padded, padding=(0, 0)) == plain
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_constructor_that_works_out_the_padding_keeps_the_mode(mode):
+    half = ConvGeometry.half(1, 1, (3,), padding_mode=mode)
+    assert half == ConvGeometry(1, 1, (3,), padding=1, padding_mode=mode)
+    full = ConvGeometry.full(1, 1, (3,), padding_mode=mode)
+    assert full == ConvGeometry(1, 1, (3,), padding=2, padding_mode=mode)
+    same = ConvGeometry.same(1, 1, (4,), input_size=(9,), padding_mode=mode)
+    assert same == ConvGeometry(1, 1, (4,), padding=[(1, 2)], padding_mode=mode)
+    assert ConvGeometry.valid(1, 1, (3,), padding_mode=mode).padding_mode == "zeros"

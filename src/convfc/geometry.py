@@ -53,7 +53,8 @@ class ConvGeometry:
         Number of equal parts into which channels and filters are split; ``groups=in_channels`` is
         a depthwise convolution.
     padding_mode : {"zeros", "reflect", "replicate", "circular"}
-        What the added elements hold, as PyTorch names it.
+        What the added elements hold, as PyTorch names it. Where nothing is added it is ``"zeros"``,
+        whatever is given: one function, one geometry.
     transposed : bool
         Whether this is the transposed convolution.
     output_padding : int or sequence of int
@@ -132,6 +133,9 @@ class ConvGeometry:
             object.__setattr__(self, name, value)
         self._check_groups()
         self._check_modes()
+        if not np.any(self.padding):
+            # Else a mode without effect could begin to pad where another padding is put in.
+            object.__setattr__(self, "padding_mode", "zeros")
 
     @classmethod
     def valid(
@@ -147,7 +151,7 @@ class ConvGeometry:
         (25, 25)
         """
         plain = cls(in_channels, out_channels, kernel_size, **rest)
-        return plain._padded([(0, 0)] * plain.spatial_ndim)
+        return plain._padded([(0, 0)] * plain.spatial_ndim, rest)
 
     @classmethod
     def half(
@@ -165,7 +169,8 @@ class ConvGeometry:
         (28, 28)
         """
         plain = cls(in_channels, out_channels, kernel_size, **rest)
-        return plain._padded([(extent // 2, extent // 2) for extent in plain.effective_kernel_size])
+        halves = [(extent // 2, extent // 2) for extent in plain.effective_kernel_size]
+        return plain._padded(halves, rest)
 
     @classmethod
     def full(
@@ -182,7 +187,8 @@ class ConvGeometry:
         (7, 7)
         """
         plain = cls(in_channels, out_channels, kernel_size, **rest)
-        return plain._padded([(extent - 1, extent - 1) for extent in plain.effective_kernel_size])
+        margins = [(extent - 1, extent - 1) for extent in plain.effective_kernel_size]
+        return plain._padded(margins, rest)
 
     @classmethod
     def same(
@@ -240,7 +246,7 @@ class ConvGeometry:
                 output_padding.append(0)
             less, more = max(total, 0) // 2, (max(total, 0) + 1) // 2
             pairs.append((less, more) if odd == "upper" else (more, less))
-        return plain._padded(pairs, output_padding)
+        return plain._padded(pairs, rest, output_padding=output_padding)
 
     @property
     def spatial_ndim(self) -> int:
@@ -366,12 +372,13 @@ class ConvGeometry:
         return (size + low + high - extent) // step + 1
 
     def _padded(
-        self, pairs: Sequence[tuple[int, int]], output_padding: Sequence[int] | None = None
+        self, pairs: Sequence[tuple[int, int]], given: dict[str, Any], **worked_out: Any
     ) -> ConvGeometry:
-        """Return this geometry with the padding that a constructor has worked out."""
-        worked_out: dict[str, Any] = {"padding": pairs}
-        if output_padding is not None:
-            worked_out["output_padding"] = output_padding
+        """Return this geometry with the padding that a constructor has worked out.
+
+        Its mode is the one that was ``given``: without padding this geometry has none.
+        """
+        worked_out["padding"] = pairs
         for name in worked_out:
             if np.any(getattr(self, name)):
                 raise GeometryError(
@@ -380,7 +387,8 @@ class ConvGeometry:
                     got=getattr(self, name),
                     remedy=f"leave {name} out, or call ConvGeometry(...) with it",
                 )
-        return replace(self, **worked_out)
+        mode = given.get("padding_mode", self.padding_mode)
+        return replace(self, padding_mode=mode, **worked_out)
 
     def _check_groups(self) -> None:
         for name in ("in_channels", "out_channels"):
