@@ -24,7 +24,10 @@ from convfc.frameworks.torch.parts import (
     Survey,
     as_parameter,
     carry_over,
+    in_a_transform,
     in_front,
+    no_new_parameter,
+    of_another_size,
     plain_linear,
     survey,
 )
@@ -37,6 +40,7 @@ from convfc.frameworks.torch.read import (
     own_class,
     weight_to_matrix,
 )
+from convfc.frameworks.torch.whole import joined_with_gradients, lay_together, weight_of
 
 __all__ = ["PatchConv", "is_conv_layer"]
 
@@ -109,6 +113,7 @@ class PatchConv(nn.Module):
             self.fc = plain_linear(as_parameter(blocks[0], weight, blocks[1]), bias)
         else:
             self.fc = nn.ModuleList(self._split(matrix, grad, weight, bias))
+            self._lay_together()
         self.fc.train(self.training)
 
     def _split(
@@ -124,6 +129,31 @@ class PatchConv(nn.Module):
         for part, g, b, bg in zip(parts, grads, biases, bias_grads, strict=True):
             own = None if b is None else as_parameter(b, bias, bg)  # type: ignore[arg-type]
             yield plain_linear(as_parameter(part, weight, g), own)
+
+    def _lay_together(self, *, shared: bool = False) -> None:
+        """Give the parameters of the groups one memory each, for weight and for bias."""
+        if not isinstance(self._modules.get("fc"), nn.ModuleList):
+            return
+        found = survey(self.fc)
+        lay_together(found.weights or [], shared=shared)
+        lay_together([bias for bias in found.biases if bias is not None], shared=shared)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        """Move or cast the parameters, each of which then has a memory of its own."""
+        super()._apply(*args, **kwargs)
+        self._lay_together()
+        return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the state of a copy or a pickle, in which each parameter has its own memory."""
+        super().__setstate__(state)
+        self._lay_together(shared=True)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; weight and bias are those of the FC children."""
+        if name in ("weight", "bias"):
+            raise no_new_parameter(name, "patch form", "its FC child: layer.fc")
+        super().__setattr__(name, value)
 
     def share_weight(self, other: PatchConv) -> None:
         """Use another layer's FC weight as one's own: two CONV layers that shared theirs."""
@@ -170,10 +200,13 @@ class PatchConv(nn.Module):
                 "convfc.to_conv",
             )
         if not self._is_block_diagonal():
-            return weights[0] if len(weights) == 1 else torch.cat(weights)
-        blocks = weights[0].unflatten(0, (self.groups, -1)).unflatten(2, (self.groups, -1))
-        own = torch.arange(self.groups, device=blocks.device)
-        inside = blocks.movedim(2, 1)[own, own]
+            return joined_with_gradients(weights)
+        return self._own_blocks(weights[0])
+
+    def _own_blocks(self, weight: Tensor) -> Tensor:
+        """Return the blocks on the diagonal of a block-diagonal weight, one below the other."""
+        blocks = weight.unflatten(0, (self.groups, -1)).unflatten(2, (self.groups, -1))
+        inside = blocks.diagonal(0, 0, 2).movedim(-1, 0)
         if torch.count_nonzero(blocks.detach()) != torch.count_nonzero(inside.detach()):
             raise UnsupportedLayer(
                 "the block-diagonal weight has entries off its blocks",
@@ -186,7 +219,7 @@ class PatchConv(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The weight in the CONV layer's layout; a view of the FC weight where there is one."""
+        """The weight in the CONV layer's layout: what is written into it reaches the FC weight."""
         return self._weight_and_bias()[0]
 
     @property
@@ -197,8 +230,21 @@ class PatchConv(nn.Module):
     def _weight_and_bias(self) -> tuple[Tensor, Tensor | None]:
         """Return both in the CONV layer's layout, from one look at the FC children."""
         found = survey(self.fc)
-        matrix = self._matrix(found.weights)
-        return self.to_weight(matrix), _whole(found.weights or [], found.biases)
+        self._matrix(found.weights)  # refuses what is no weight of a CONV layer
+        weights, biases = found.weights or [], found.biases
+
+        def there(whole: Tensor) -> Tensor:
+            return self.to_weight(self._own_blocks(whole) if self._is_block_diagonal() else whole)
+
+        def back(weight: Tensor) -> Tensor:
+            matrix = weight_to_matrix(weight, transposed=self.transposed, groups=self.groups)
+            own = self._is_block_diagonal()
+            return torch.block_diag(*matrix.chunk(self.groups)) if own else matrix
+
+        weight = weight_of(weights, there, back)
+        if len(biases) == 1 or any(bias is None for bias in biases):
+            return weight, _whole(weights, biases)
+        return weight, weight_of(biases, lambda whole: whole, lambda whole: whole)  # type: ignore[arg-type]
 
     def to_weight(self, matrix: Tensor) -> Tensor:
         """Return an FC weight ``(f, k)`` in the CONV layer's layout, as a view if possible."""
@@ -224,7 +270,7 @@ class PatchConv(nn.Module):
         whole = input if batched else input.unsqueeze(0)
         extra = self._extra(whole, output_size)
         found = survey(self.fc)
-        if found.hooked or found.whole or _in_a_transform(whole):
+        if found.hooked or found.whole or in_a_transform(whole):
             y = self._in_one_call(whole, extra)
         else:
             y = self._in_blocks(whole, extra, found)
@@ -257,9 +303,10 @@ class PatchConv(nn.Module):
             out = geometry.out_channels
             y = conv_by_module(x, self.rows, geometry, out, memory_format=memory_format)
         else:
-            weight = self._matrix(found.weights)
-            bias = _whole(found.weights, found.biases)
-            y = conv_by_blocks(x, weight, bias, geometry, memory_format=memory_format)
+            biases = found.biases
+            if any(bias is None for bias in biases):
+                biases = [_whole(found.weights, biases)]
+            y = conv_by_blocks(x, found.weights, biases, geometry, memory_format=memory_format)
         return y
 
     def rows(self, patches: Tensor) -> Tensor:
@@ -301,16 +348,20 @@ class PatchConv(nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        given = state_dict.get(f"{prefix}weight")
-        fits = given is not None and given.shape == self.weight_shape
-        if fits and self.holds_conv_weight():
-            matrix = weight_to_matrix(
-                state_dict.pop(f"{prefix}weight"), transposed=self.transposed, groups=self.groups
-            )
-            tensors = {"weight": matrix, "bias": state_dict.pop(f"{prefix}bias", None)}
-            for name, tensor in tensors.items():
-                if tensor is not None:
-                    state_dict.update(self._fc_entries(f"{prefix}fc.", name, tensor))
+        if self.holds_conv_weight():
+            messages = args[-1] if args else kwargs["error_msgs"]
+            for name, own in zip(("weight", "bias"), self._weight_and_bias(), strict=True):
+                if own is None or prefix + name not in state_dict:
+                    continue
+                tensor = state_dict.pop(prefix + name)
+                if tensor.shape != own.shape:
+                    messages.append(of_another_size(prefix + name, tensor, own))
+                    tensor = own.detach()  # what loading leaves as it is, is not missing
+                if name == "weight":
+                    tensor = weight_to_matrix(
+                        tensor, transposed=self.transposed, groups=self.groups
+                    )
+                state_dict.update(self._fc_entries(f"{prefix}fc.", name, tensor))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _fc_entries(self, prefix: str, name: str, tensor: Tensor) -> Iterable[tuple[str, Tensor]]:
@@ -387,16 +438,6 @@ def _whole(weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Tensor
         for weight, bias in zip(weights, biases, strict=True)
     ]
     return held[0] if len(held) == 1 else torch.cat(held)
-
-
-def _in_a_transform(x: Tensor) -> bool:
-    """Say whether PyTorch is tracing or transforming the call: then ordinary operations only."""
-    return (
-        type(x) not in (Tensor, nn.Parameter)
-        or torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._get_tracing_state() is not None
-    )
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

@@ -8,13 +8,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
+from convfc.errors import UnsupportedLayer
+
 __all__ = [
     "HOOKS",
     "Survey",
     "as_parameter",
     "carry_over",
+    "in_a_transform",
     "in_front",
     "is_hooked",
+    "no_new_parameter",
+    "of_another_size",
     "plain_linear",
     "survey",
 ]
@@ -95,6 +100,16 @@ def is_hooked(module: nn.Module) -> bool:
     )
 
 
+def in_a_transform(x: Tensor) -> bool:
+    """Say whether PyTorch is tracing or transforming a call: then ordinary operations only."""
+    return (
+        type(x) not in _PLAIN
+        or torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._get_tracing_state() is not None
+    )
+
+
 def carry_over(old: nn.Module, new: nn.Module) -> None:
     """Give a module everything of another but its weight, bias and what each form has of its own.
 
@@ -120,6 +135,24 @@ def in_front(state: Any, entries: dict[str, Any], prefix: str, replaced: str) ->
     rest = {key: value for key, value in own.items() if not key.startswith(replaced)}
     state.update({**entries, **{key: rest[key] for key in rest if key not in entries}})
     return state
+
+
+def of_another_size(key: str, given: Tensor, own: Tensor) -> str:
+    """Return PyTorch's words for a state dict's entry whose size is not the layer's."""
+    return (
+        f"size mismatch for {key}: copying a param with shape {given.shape} from checkpoint, "
+        f"the shape in current model is {own.shape}."
+    )
+
+
+def no_new_parameter(name: str, form: str, holder: str) -> UnsupportedLayer:
+    """Return why a layer's weight or bias cannot be another tensor, and the way out."""
+    return UnsupportedLayer(
+        f"a layer in {form} has its {name} in {holder}, so that another tensor cannot be it",
+        where=name,
+        remedy=f"write the numbers into it: with torch.no_grad(): layer.{name}.copy_(value). "
+        "torch.func.functional_call takes dict(model.named_parameters()), not the state dict",
+    )
 
 
 def as_parameter(value: Tensor, like: Tensor, grad: Tensor | None = None) -> nn.Parameter:

@@ -2,20 +2,29 @@
 
 PyTorch's parametrization mechanism folds the matrix to the layer's weight at every call, so the
 native convolution does the arithmetic and no patch matrix is ever built. It serves tools that look
-at weights only: Muon, low rank, pruning, singular values.
+at weights only: Muon, low rank, pruning, singular values. ``layer.weight`` shows the matrix in the
+CONV layer's layout; the native convolution is given a copy in the memory format that it had.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from convfc.frameworks.torch.forward.formats import channels_last, in_format, is_channels_last
-from convfc.frameworks.torch.parts import as_parameter, in_front
+from convfc.frameworks.torch.parts import (
+    as_parameter,
+    in_front,
+    no_new_parameter,
+    of_another_size,
+)
 from convfc.frameworks.torch.read import matrix_to_weight, own_class, weight_to_matrix
+from convfc.frameworks.torch.whole import Written, weight_of
 
 __all__ = ["FilterMatrix", "from_weight_form", "is_weight_form", "steps_of", "to_weight_form"]
 
@@ -45,13 +54,20 @@ class FilterMatrix(nn.Module):
         super().__init__()
         self.transposed, self.groups = transposed, groups
         self.weight_shape = tuple(weight.shape)
-        self.memory_format = torch.contiguous_format
-        if is_channels_last(weight):
-            self.memory_format = channels_last(weight.dim() - 2)
+        self.channels_last = is_channels_last(weight)
 
     def forward(self, matrix: Tensor) -> Tensor:
-        """Fold the FC matrix ``(f, k)`` to the CONV weight, in the memory format it had."""
-        return in_format(self.unfold(matrix), self.memory_format)
+        """Fold the FC matrix ``(f, k)`` to the CONV weight: what is written there is written here.
+
+        With the matrix's gradient, if it has one.
+        """
+        return weight_of([matrix], self.unfold, self.right_inverse)
+
+    def native(self, weight: Tensor) -> Tensor:
+        """Return the CONV weight as the layer held it: plain, in the memory format it had."""
+        weight = weight.as_subclass(Tensor) if type(weight) is Written else weight
+        last = channels_last(weight.dim() - 2)
+        return in_format(weight, last if self.channels_last else torch.contiguous_format)
 
     def unfold(self, matrix: Tensor) -> Tensor:
         """Return the matrix in the CONV weight's layout, as a view if possible."""
@@ -131,9 +147,10 @@ def from_weight_form(conv: nn.Module) -> nn.Module:
     fold, matrix = steps[0], steps.original
     with torch.no_grad():
         computed: Any = conv.weight
-    weight = nn.Parameter(computed.detach().clone(), requires_grad=matrix.requires_grad)
+    own = fold.native(computed.detach()).clone()
+    weight = nn.Parameter(own, requires_grad=matrix.requires_grad)
     if matrix.grad is not None:
-        weight.grad = fold(matrix.grad)
+        weight.grad = fold.native(fold.unfold(matrix.grad)).clone()
     conv.__class__ = own_class(conv)
     # Not PyTorch's remove_parametrizations: it breaks the copies that share the class.
     del conv.parametrizations
@@ -149,7 +166,11 @@ def _parametrize(conv: nn.Module, fold: FilterMatrix, matrix: nn.Parameter) -> n
     # The class is new, made by PyTorch for this layer and its copies.
     cls: Any = type(conv)
     cls.state_dict, cls._load_from_state_dict = state_dict, _load_from_state_dict
-    cls.__reduce_ex__ = _reduce
+    cls.__reduce_ex__, cls.__setattr__ = _reduce, _setattr
+    if fold.transposed:
+        cls.forward = _transposed_forward
+    else:
+        cls._conv_forward = _conv_forward
     return conv
 
 
@@ -169,6 +190,34 @@ def _placeholder(shape: tuple[int, ...], dtype: torch.dtype) -> nn.Parameter:
     return nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad=False)
 
 
+def _conv_forward(self: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Run the native convolution, which chooses its kernel and memory format by the weight's."""
+    weight = steps_of(self)[0].native(weight)
+    y: Tensor = own_class(self)._conv_forward(self, input, weight, bias)  # type: ignore[operator]
+    return y
+
+
+def _transposed_forward(
+    self: Any, input: Tensor, output_size: Sequence[int] | None = None
+) -> Tensor:
+    """Run the native transposed convolution, as PyTorch's own forward does."""
+    ndim = len(self.kernel_size)
+    extra = self._output_padding(
+        input, output_size, self.stride, self.padding, self.kernel_size, ndim, self.dilation
+    )
+    weight = steps_of(self)[0].native(self.weight)
+    rest = (self.stride, self.padding, extra, self.groups, self.dilation)
+    y: Tensor = getattr(F, f"conv_transpose{ndim}d")(input, weight, self.bias, *rest)
+    return y
+
+
+def _setattr(self: Any, name: str, value: Any) -> None:
+    """Set an attribute; the weight is the FC matrix."""
+    if name == "weight":
+        raise no_new_parameter(name, "weight form", "its FC matrix")
+    super(type(self), self).__setattr__(name, value)
+
+
 def state_dict(self: Any, *args: Any, **kwargs: Any) -> Any:
     """Return the CONV layer's state; only what other parametrizations need is left as it is."""
     state = super(type(self), self).state_dict(*args, **kwargs)
@@ -177,7 +226,7 @@ def state_dict(self: Any, *args: Any, **kwargs: Any) -> Any:
     steps = steps_of(self)
     if matrix is None or len(steps) > 1:
         return state
-    entries = {f"{prefix}weight": steps[0].unfold(matrix)}
+    entries = {f"{prefix}weight": steps[0](matrix)}
     if f"{prefix}bias" in state:
         entries[f"{prefix}bias"] = state[f"{prefix}bias"]
     return in_front(state, entries, prefix, prefix + _ORIGINAL)
@@ -189,9 +238,14 @@ def _load_from_state_dict(
     """Take the state of the CONV layer; its weight is on the way to the parametrization's list."""
     fold = steps_of(self)[0]
     given = state_dict.get(f"{prefix}weight")
-    if given is not None and given.shape == fold.weight_shape:
-        matrix = fold.right_inverse(state_dict.pop(f"{prefix}weight"))
-        state_dict[prefix + _ORIGINAL] = matrix
+    if given is not None:
+        own = fold.unfold(steps_of(self).original.detach())
+        if given.shape != own.shape:
+            messages = args[-1] if args else kwargs["error_msgs"]
+            messages.append(of_another_size(f"{prefix}weight", given, own))
+            given = own  # what loading leaves as it is, is not missing
+        del state_dict[f"{prefix}weight"]
+        state_dict[prefix + _ORIGINAL] = fold.right_inverse(given)
     super(type(self), self)._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 

@@ -24,6 +24,7 @@ from convfc.frameworks.torch.forward.windows import (
     patches_by_plan,
     plan,
 )
+from convfc.frameworks.torch.whole import joined
 from convfc.geometry import ConvGeometry
 from convfc.stretch import Block, row_blocks
 
@@ -32,8 +33,8 @@ __all__ = ["conv_by_blocks", "conv_by_module", "patch_blocks"]
 
 def conv_by_blocks(
     x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
+    weight: Tensor | Sequence[Tensor],
+    bias: Tensor | Sequence[Tensor | None] | None,
     geometry: ConvGeometry,
     *,
     memory_format: torch.memory_format = torch.contiguous_format,
@@ -47,10 +48,11 @@ def conv_by_blocks(
     ----------
     x : Tensor, shape (N, C, *S)
         With any strides; channels-last memory is the fastest.
-    weight : Tensor, shape (f, k)
+    weight : Tensor, shape (f, k), or sequence of Tensor
         Its columns are taps in the order ``(*kernel, c)``; rows ``g * f / groups`` and on belong
-        to group g.
-    bias : Tensor, shape (f,), or None
+        to group g. A sequence holds such rows one after the other: where they lie so in memory,
+        nothing is copied.
+    bias : Tensor, shape (f,), or sequence of Tensor, or None
     geometry : ConvGeometry
     memory_format : torch.memory_format
         Of the result.
@@ -71,24 +73,27 @@ def conv_by_blocks(
     tensor([[[[ 8., 12.],
               [20., 24.]]]])
     """
-    inputs = (x, weight, bias)
-    if any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in inputs):
-        y = _by_whole_matrix(x, weight, bias, geometry)
+    weights = (weight,) if isinstance(weight, Tensor) else tuple(weight)
+    given = (bias,) if bias is None or isinstance(bias, Tensor) else bias
+    biases = tuple(part for part in given if part is not None)
+    if any(forward_ad.unpack_dual(t).tangent is not None for t in (x, *weights, *biases)):
+        y = _by_whole_matrix(x, weights, biases, geometry)
     else:
-        y = _Product.apply(*_zero_padded(x, geometry), weight, bias, memory_format)
+        zero_padded = _zero_padded(x, geometry)
+        y = _Product.apply(*zero_padded, memory_format, len(weights), *weights, *biases)
     return in_format(y, memory_format)
 
 
 def _by_whole_matrix(
-    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], geometry: ConvGeometry
 ) -> Tensor:
     """Compute the layer with ordinary operations only, which can be differentiated again."""
-    groups = geometry.groups
+    groups, weight = geometry.groups, torch.cat(list(weights))
     output_size = geometry.output_size(x.shape[2:])
     by_group = patch_matrix(x, geometry).unflatten(2, (groups, geometry.taps)).transpose(1, 2)
     y: Tensor = by_group @ weight.unflatten(0, (groups, -1)).transpose(1, 2)
     y = y.transpose(1, 2).flatten(2)
-    y = y if bias is None else y + bias
+    y = y + torch.cat(list(biases)) if biases else y
     y = y.transpose(1, 2)
     return y.reshape(len(x), geometry.out_channels, *output_size)
 
@@ -115,51 +120,59 @@ def _zero_padded(x: Tensor, geometry: ConvGeometry) -> tuple[Tensor, ConvGeometr
 
 
 class _Product(torch.autograd.Function):
-    """The layer; keeps x and the weight for the backward pass, and nothing of M."""
+    """The layer; keeps x and the weights for the backward pass, and nothing of M.
+
+    It takes each part of the weight by itself: PyTorch then sees if one was changed in between.
+    """
 
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
         geometry: ConvGeometry,
-        weight: Tensor,
-        bias: Tensor | None,
         memory_format: torch.memory_format,
+        parts: int,
+        *parameters: Tensor,
     ) -> Tensor:
-        ctx.save_for_backward(x, weight, bias)
-        ctx.geometry = geometry
+        ctx.save_for_backward(x, *parameters)
+        ctx.geometry, ctx.parts = geometry, parts
+        weights, biases = parameters[:parts], parameters[parts:]
         layer = Layer(geometry, x.shape[2:])
         run = layer.scattered if geometry.transposed else layer.gathered
-        return run(x, layer.filters(weight), bias, memory_format)
+        bias = joined(biases) if biases else None
+        return run(x, layer.filters(joined(weights)), bias, memory_format)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
-        x, weight, bias = ctx.saved_tensors
-        geometry = ctx.geometry
-        for_x, _, for_weight, for_bias, _ = ctx.needs_input_grad
+        x, *parameters = ctx.saved_tensors
+        geometry, parts = ctx.geometry, ctx.parts
+        for_x, _, _, _, *needed = ctx.needs_input_grad
         if torch.is_grad_enabled():
             # Aliases: a gradient must not flow on into what the inputs were computed from.
-            x, weight = x.view_as(x), weight.view_as(weight)
-            bias = None if bias is None else bias.view_as(bias)
-            y = _by_whole_matrix(x, weight, bias, geometry)
-            inputs = (x, None, weight, bias, None)
-            pairs = list(zip(inputs, ctx.needs_input_grad, strict=True))
-            wanted = [t for t, needed in pairs if needed]
-            grads = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
-            return tuple(next(grads) if needed else None for _, needed in pairs)
+            inputs = [t.view_as(t) for t in (x, *parameters)]
+            y = _by_whole_matrix(inputs[0], inputs[1 : parts + 1], inputs[parts + 1 :], geometry)
+            needs = (for_x, *needed)
+            wanted = [t for t, needs_it in zip(inputs, needs, strict=True) if needs_it]
+            found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
+            for_inputs = [next(found) if needs_it else None for needs_it in needs]
+            return for_inputs[0], None, None, None, *for_inputs[1:]
         layer = Layer(geometry, x.shape[2:])
-        dx = dweight = dbias = None
+        dx = None
+        gradients: list[Tensor | None] = [None] * len(parameters)
         if for_x:
             back = layer.gathered if geometry.transposed else layer.scattered
-            dx = back(dy, layer.filters(weight).conj(), None, _memory_format(x))
-        if for_weight:
+            filters = layer.filters(joined(parameters[:parts]))
+            dx = back(dy, filters.conj(), None, _memory_format(x))
+        if any(needed[:parts]):
             if geometry.transposed:
-                dweight = layer.weight(layer.product_of(dy, x)).conj().resolve_conj()
+                whole = layer.weight(layer.product_of(dy, x)).conj().resolve_conj()
             else:
-                dweight = layer.weight(layer.product_of(x, dy))
-        if for_bias:
-            dbias = dy.sum([0, *range(2, dy.ndim)])
-        return dx, None, dweight, dbias, None
+                whole = layer.weight(layer.product_of(x, dy))
+            gradients[:parts] = whole.split([len(part) for part in parameters[:parts]])
+        if any(needed[parts:]):
+            whole = dy.sum([0, *range(2, dy.ndim)])
+            gradients[parts:] = whole.split([len(part) for part in parameters[parts:]])
+        return dx, None, None, None, *gradients
 
 
 def patch_blocks(

@@ -115,27 +115,38 @@ def native_output_format(
     )
     if likely is torch.contiguous_format or not hasattr(torch._C, "_select_conv_backend"):
         return likely
-    x = x.real if x.is_complex() else x  # PyTorch convolves the parts
     filters, *kernel, per_group = geometry.filters_shape
     first = (filters, per_group)
+    padding = [min(pair) for pair in geometry.padding]
     if geometry.transposed:
         first = (geometry.in_channels, filters // geometry.groups)
-    weight = in_format(
-        torch.empty((*first, *kernel), dtype=x.dtype, device=x.device),
-        likely if weight_channels_last else torch.contiguous_format,
-    )
-    native_pads = geometry.padding_mode == "zeros"
-    backend = torch._C._select_conv_backend(
-        x,
-        weight,
-        None,
-        list(geometry.stride),
-        [min(pair) if native_pads else 0 for pair in geometry.padding],
-        list(geometry.dilation),
-        geometry.transposed,
-        list(geometry.output_padding),
-        geometry.groups,
-        None,
-    )
+    elif geometry.padding_mode != "zeros" or any(low != high for low, high in geometry.padding):
+        # PyTorch pads first, and then convolves what it has padded.
+        size = [n + sum(pair) for n, pair in zip(x.shape[2:], geometry.padding, strict=True)]
+        x, padding = _empty((*x.shape[:2], *size), x, likely), [0] * len(padding)
+    x = x.real if x.is_complex() else x  # PyTorch convolves the parts
+    weight = _empty((*first, *kernel), x, likely if weight_channels_last else None)
+    try:
+        backend = torch._C._select_conv_backend(
+            x,
+            weight,
+            None,
+            list(geometry.stride),
+            padding,
+            list(geometry.dilation),
+            geometry.transposed,
+            list(geometry.output_padding),
+            geometry.groups,
+            None,
+        )
+    except RuntimeError:  # a question about the format must not fail the layer
+        return likely
     chosen: torch.memory_format = torch._C._conv_determine_backend_memory_format(x, weight, backend)
     return chosen
+
+
+def _empty(
+    shape: tuple[int, ...], like: Tensor, memory_format: torch.memory_format | None
+) -> Tensor:
+    memory = torch.empty(shape, dtype=like.dtype, device=like.device)
+    return in_format(memory, memory_format or torch.contiguous_format)
