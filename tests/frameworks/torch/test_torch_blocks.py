@@ -19,7 +19,12 @@ from convfc import ConvGeometry, conv_as_matmul, im2col
 from convfc.errors import GeometryError
 from convfc.frameworks.torch.forward import blocks, products
 from convfc.frameworks.torch.forward.blocks import conv_by_blocks, conv_by_module, patch_blocks
-from convfc.frameworks.torch.forward.windows import patch_matrix
+from convfc.frameworks.torch.forward.windows import (
+    open_rules,
+    open_windows,
+    patch_matrix,
+    patches_by_plan,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -357,32 +362,6 @@ def test_vmap_is_the_loop(c: Case) -> None:
     assert torch.equal(found, torch.stack([patch_matrix(image, c.geometry) for image in x]))
 
 
-class Patches(torch.nn.Module):
-    """What a compiler is given."""
-
-    def __init__(self, geometry: ConvGeometry) -> None:
-        super().__init__()
-        self.geometry = geometry
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return patch_matrix(x, self.geometry)
-
-
-@pytest.mark.parametrize("c", [FEW[0], FEW[4], FEW[5], FEW[6]], ids=str)
-def test_compile_and_export(c: Case) -> None:
-    layer = Patches(c.geometry)
-    x = tensors(c)[0]
-    torch._dynamo.reset()
-    compiled = torch.compile(layer, backend="eager", fullgraph=True)
-    higher = torch.cat([x, x], dim=2)  # a second size, for which sizes are left open
-    for images in (x, torch.cat([x, x, x]), higher):
-        assert torch.equal(compiled(images), layer(images))
-    batch = torch.export.Dim("batch")
-    exported = torch.export.export(layer, (x,), dynamic_shapes=({0: batch},))
-    images = torch.cat([x, x, x])
-    assert torch.equal(exported.module()(images), layer(images))
-
-
 def high_water(call: Callable[[], Any]) -> int:
     """How far a call raises the resident set above where it was."""
     call()
@@ -419,3 +398,12 @@ def test_m_is_never_held() -> None:
     assert high_water(lambda: train(lambda: conv_by_module(x, fc, g, 4))) < matrix / 2
     # Had M been held, it would have been seen:
     assert high_water(lambda: train(lambda: patch_matrix(x, g) @ weight.t())) > matrix * 0.9
+
+
+@given(cases(max_ndim=3), seeds)
+def test_what_a_compiler_pads_by_itself_is_the_index_map(c: Case, seed: int) -> None:
+    g = c.geometry
+    x = tensors(c, seed=seed)[0]
+    whole, axes = open_windows(x, *open_rules(g))
+    assert tuple(axis.positions for axis in axes) == g.output_size(x.shape[2:])
+    assert torch.equal(patches_by_plan(whole, axes, g.groups), patch_matrix(x, g))

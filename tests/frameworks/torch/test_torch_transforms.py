@@ -8,6 +8,7 @@ import pytest
 import torch
 from conv_cases import CASES, ConvCase, integers
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 from torch.autograd import gradcheck, gradgradcheck
 
 import convfc
@@ -17,6 +18,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even k
 
 FORMS = ("patch", "weight")
 TRACED = CASES[:3] + CASES[8:10] + CASES[11:14] + CASES[17:20] + CASES[23:27:2]
+
+# A pointwise layer, 'same', the other modes, groups, windows side by side, transposed.
+OPEN = [CASES[i] for i in (2, 4, 7, 8, 11, 13, 18, 23, 26)]
 
 
 def network() -> nn.Sequential:
@@ -73,6 +77,44 @@ def test_export_with_any_batch(case: ConvCase, form: str) -> None:
     if form == "patch":
         assert any("linear" in name for name in names)
         assert not any("conv" in name for name in names)
+
+
+def other_sizes(case: ConvCase) -> list[Tensor]:
+    """Inputs that differ in every size that may be open, among them odd and even ones."""
+    return [
+        integers((batch, case.args[0], *[size + more for size in case.size]))
+        for batch, more in ((2, 3), (3, 4), (5, 8), (4, 5))
+    ]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("case", OPEN, ids=str)
+def test_export_with_every_size_open(case: ConvCase, form: str) -> None:
+    layer = case.layer()
+    inputs = other_sizes(case)
+    dims = dict.fromkeys((0, *range(2, inputs[0].dim())), torch.export.Dim.AUTO)
+    ranges = []
+    for model in (layer, convfc.to_fc(layer, form=form)):
+        program = torch.export.export(nn.Sequential(model), (inputs[1],), dynamic_shapes=(dims,))
+        ranges.append(sorted(map(str, program.range_constraints.values())))
+        for x in inputs:
+            assert torch.equal(program.module()(x), layer(x))
+    assert ranges[0] == ranges[1]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("case", OPEN, ids=str)
+def test_one_compilation_serves_every_size(case: ConvCase, form: str) -> None:
+    layer = case.layer()
+    counts = []
+    for model in (layer, convfc.to_fc(layer, form=form)):
+        torch._dynamo.reset()
+        counter = CompileCounter()
+        compiled = torch.compile(model, backend=counter, dynamic=True, fullgraph=True)
+        for x in other_sizes(case):
+            assert torch.equal(compiled(x), layer(x))
+        counts.append(counter.frame_count)
+    assert counts[1] <= counts[0]
 
 
 @pytest.mark.parametrize("form", FORMS)

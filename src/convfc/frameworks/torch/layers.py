@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from convfc.errors import ShapeError, UnsupportedLayer
+from convfc.errors import GeometryError, ShapeError, UnsupportedLayer
 from convfc.frameworks.torch.forward.blocks import conv_by_blocks, conv_by_module
 from convfc.frameworks.torch.forward.formats import (
     in_format,
@@ -19,7 +19,13 @@ from convfc.frameworks.torch.forward.formats import (
     likely_output_format,
     native_output_format,
 )
-from convfc.frameworks.torch.forward.windows import Axis, patches_by_plan, plan
+from convfc.frameworks.torch.forward.windows import (
+    Rule,
+    open_rules,
+    open_windows,
+    patches_by_plan,
+    plan,
+)
 from convfc.frameworks.torch.parts import (
     Survey,
     as_parameter,
@@ -276,16 +282,19 @@ class PatchConv(nn.Module):
             y = self._in_blocks(whole, extra, found)
         return y if batched else y.squeeze(0)
 
-    def _in_one_call(self, x: Tensor, extra: Sequence[int] | None) -> Tensor:
+    def _in_one_call(self, input: Tensor, extra: Sequence[int] | None) -> Tensor:
         """Call the FC layer once on all of M, with operations that PyTorch can trace."""
-        sizes = tuple(operator.index(size) for size in x.shape[2:])
-        axes = _constant_axes(attributes_of(self, extra), sizes)
+        x, attributes = input, attributes_of(self, extra)
+        if torch.compiler.is_compiling():
+            x, axes = open_windows(x, *_constant_rules(attributes))
+        else:
+            axes = plan(geometry_from(*attributes), tuple(map(operator.index, x.shape[2:])))
         rows = self.rows(patches_by_plan(x, axes, self.groups))
         y = rows.transpose(1, 2).unflatten(2, tuple([axis.positions for axis in axes]))
         return in_format(
             y,
             likely_output_format(
-                x, self.padding_mode, weight_channels_last=self.weight_channels_last
+                input, self.padding_mode, weight_channels_last=self.weight_channels_last
             ),
         )
 
@@ -297,7 +306,10 @@ class PatchConv(nn.Module):
             x = x.to(torch.get_autocast_dtype(device))
         geometry = geometry_of(self, x.shape[2:], extra)
         memory_format = native_output_format(
-            x, geometry, weight_channels_last=self.weight_channels_last
+            x,
+            geometry,
+            weight_channels_last=self.weight_channels_last,
+            padding_mode=self.padding_mode,
         )
         if autocast or found.weights is None or self._is_block_diagonal():
             out = geometry.out_channels
@@ -414,6 +426,19 @@ class PatchConv(nn.Module):
                 got=tuple(x.shape),
                 remedy="check the channels and the number of axes",
             )
+        # A compiler calls PyTorch's own padding, which refuses by itself.
+        if self.padding_mode == "circular" and not torch.compiler.is_compiling():
+            pairs = geometry_of(self, x.shape[-ndim:]).padding
+            for axis, (size, pair) in enumerate(zip(x.shape[-ndim:], pairs, strict=True)):
+                if max(pair) > size:
+                    raise GeometryError(
+                        "circular padding goes round the input more than once on "
+                        f"axis {axis}, which PyTorch does not do",
+                        where="padding",
+                        expected=f"at most {size} on each side",
+                        got=pair,
+                        remedy="use less padding, or a larger input",
+                    )
         return x.dim() == ndim + 2
 
 
@@ -441,6 +466,6 @@ def _whole(weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Tensor
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _constant_axes(attributes: tuple[Any, ...], input_size: tuple[int, ...]) -> tuple[Axis, ...]:
-    """Return what the windows read, which a compiler takes as a constant."""
-    return plan(geometry_from(*attributes), input_size)
+def _constant_rules(attributes: tuple[Any, ...]) -> tuple[str, tuple[Rule, ...]]:
+    """Return how a layer pads and reads, which a compiler takes as a constant."""
+    return open_rules(geometry_from(*attributes))

@@ -90,7 +90,11 @@ def likely_output_format(
 
 
 def native_output_format(
-    x: Tensor, geometry: ConvGeometry, *, weight_channels_last: bool
+    x: Tensor,
+    geometry: ConvGeometry,
+    *,
+    weight_channels_last: bool,
+    padding_mode: str | None = None,
 ) -> torch.memory_format:
     """Return the memory format that PyTorch's own layer gives its output.
 
@@ -103,6 +107,9 @@ def native_output_format(
     geometry : ConvGeometry
     weight_channels_last : bool
         Whether the CONV layer's weight was in channels-last format.
+    padding_mode : str, optional
+        Of the layer, which copies its input by it even where it adds nothing; by default that of
+        the geometry, which is then ``"zeros"``.
 
     Examples
     --------
@@ -110,9 +117,8 @@ def native_output_format(
     >>> native_output_format(x, ConvGeometry(3, 2, (3, 3)), weight_channels_last=False)
     torch.channels_last
     """
-    likely = likely_output_format(
-        x, geometry.padding_mode, weight_channels_last=weight_channels_last
-    )
+    mode = geometry.padding_mode if padding_mode is None else padding_mode
+    likely = likely_output_format(x, mode, weight_channels_last=weight_channels_last)
     if likely is torch.contiguous_format or not hasattr(torch._C, "_select_conv_backend"):
         return likely
     filters, *kernel, per_group = geometry.filters_shape

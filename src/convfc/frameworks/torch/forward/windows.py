@@ -1,7 +1,7 @@
 """The index map as strided views of PyTorch tensors: padding, windows, and the way back.
 
 What a window reads is asked of `convfc.indexmap`; here the answer becomes plain numbers and views.
-Two tiers: `patch_matrix` builds all of M with ordinary differentiable operations, which every
+Two tiers: `patches_by_plan` builds all of M with ordinary differentiable operations, which every
 tracer and transform follows; `gather` and `scatter` move one block of M, without gradients.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import operator
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -27,6 +26,8 @@ __all__ = [
     "Axis",
     "Scratch",
     "gather",
+    "open_rules",
+    "open_windows",
     "padded",
     "patch_matrix",
     "patches_by_plan",
@@ -101,10 +102,68 @@ def plan(geometry: ConvGeometry, input_size: tuple[int, ...]) -> tuple[Axis, ...
     return tuple(axes)
 
 
-# A compiler takes the answer as a constant; the sizes it depends on are constants to it as well.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _constant_plan(geometry: ConvGeometry, input_size: tuple[int, ...]) -> tuple[Axis, ...]:
-    return plan(geometry, input_size)
+class Rule(NamedTuple):
+    """How an axis of any size is padded and read, in plain numbers.
+
+    ``spread - 1`` zeros go between its elements, ``low`` and ``high`` elements around them.
+    """
+
+    spread: int
+    low: int
+    high: int
+    step: int
+    tap_step: int
+    taps: int
+
+
+def open_rules(geometry: ConvGeometry) -> tuple[str, tuple[Rule, ...]]:
+    """Return PyTorch's name of what is padded with, and how each axis is padded and read."""
+    rules = []
+    for axis, (low, high) in enumerate(geometry.padding):
+        step, spacing, taps = (
+            geometry.stride[axis],
+            geometry.dilation[axis],
+            geometry.kernel_size[axis],
+        )
+        if geometry.transposed:
+            # Windows move by one over the input with step - 1 zeros between its elements.
+            reach = geometry.effective_kernel_size[axis] - 1
+            margins = (reach - low, reach - high + geometry.output_padding[axis])
+            tap_step = spacing if geometry.flip else -spacing
+            rules.append(Rule(step, *margins, 1, tap_step, taps))
+        else:
+            tap_step = -spacing if geometry.flip else spacing
+            rules.append(Rule(1, low, high, step, tap_step, taps))
+    mode = geometry.padding_mode
+    return "constant" if mode == "zeros" else mode, tuple(rules)
+
+
+def open_windows(x: Tensor, mode: str, rules: Sequence[Rule]) -> tuple[Tensor, tuple[Axis, ...]]:
+    """Pad an input whose sizes a compiler leaves open, and return how windows read what is padded.
+
+    `plan` and `padded` look up indices for one size; this pads by PyTorch's own functions, which
+    take every size. Tests compare the two.
+
+    Examples
+    --------
+    >>> geometry = ConvGeometry(1, 1, (3,), stride=2, transposed=True)
+    >>> x, axes = open_windows(torch.ones(1, 1, 2), *open_rules(geometry))
+    >>> x, axes[0].positions
+    (tensor([[[0., 0., 1., 0., 1., 0., 0.]]]), 5)
+    """
+    widths: list[int] = []
+    for dim, rule in enumerate(rules, start=2):
+        if rule.spread > 1:
+            between = [0, 0] * (x.ndim - 1 - dim) + [0, rule.spread - 1]
+            x = F.pad(x.unsqueeze(dim + 1), between).flatten(dim, dim + 1)
+        # The zeros behind the last element are cut off again.
+        widths = [rule.low, rule.high - (rule.spread - 1), *widths]
+    x = F.pad(x, widths, mode=mode) if any(widths) else x
+    axes = []
+    for dim, rule in enumerate(rules, start=2):
+        axis = Axis((), (), True, rule.step, rule.tap_step, 1, rule.taps, x.shape[dim])
+        axes.append(axis._replace(positions=(axis.size - axis.extent) // axis.step + 1))
+    return x, tuple(axes)
 
 
 def padded(x: Tensor, axes: Sequence[Axis]) -> Tensor:
@@ -176,9 +235,7 @@ def patch_matrix(x: Tensor, geometry: ConvGeometry) -> Tensor:
              [3, 4, 6, 7],
              [4, 5, 7, 8]]])
     """
-    # operator.index: a size that a compiler has left open becomes a constant here.
-    axes = _constant_plan(geometry, tuple(operator.index(n) for n in x.shape[2:]))
-    return patches_by_plan(x, axes, geometry.groups)
+    return patches_by_plan(x, plan(geometry, tuple(x.shape[2:])), geometry.groups)
 
 
 def patches_by_plan(x: Tensor, axes: Sequence[Axis], groups: int) -> Tensor:
@@ -221,7 +278,8 @@ def _gathered(x: Tensor, axes: Sequence[Axis]) -> Tensor:
 
 def _axis_windows(x: Tensor, dim: int, axis: Axis) -> Tensor:
     """Append an axis with the taps of each position: windows side by side need no overlap."""
-    if axis.step != axis.extent or axis.spacing > 1:
+    # A compiler that has cut off a rest of this size would compile again for one without.
+    if axis.step != axis.extent or axis.spacing > 1 or torch.compiler.is_compiling():
         return x.unfold(dim, axis.extent, axis.step)[..., :: axis.spacing]
     if x.shape[dim] != axis.positions * axis.taps:
         x = x.narrow(dim, 0, axis.positions * axis.taps)
