@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from convfc.algorithm1 import conv_as_matmul
 from convfc.arrays import Array, check_shape, namespace, take_or_zero
 from convfc.geometry import ConvGeometry
-from convfc.im2col import conv_as_matmul
 from convfc.indexmap import AxisMap, IndexMap, index_map
 from convfc.layer import ConvLayer
 from convfc.registry import read_layer
