@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import operator
+import pydoc
 import re
 import tomllib
 from pathlib import Path
@@ -65,6 +67,21 @@ def test_every_document_is_in_the_index() -> None:
     linked = {(index.parent / link).resolve() for link in _links(index)}
     written = {page for page in PAGES if page.parent in (ROOT, index.parent)} - {index}
     assert written <= linked
+
+
+def test_every_help_that_a_page_names_is_there() -> None:
+    asked = {
+        name for page in PAGES for name in re.findall(r"`help\(convfc\.([\w.]+)\)`", _text(page))
+    }
+    assert {"algorithm1", "im2col", "index_map"} <= asked
+    assert [name for name in asked if not operator.attrgetter(name)(convfc).__doc__] == []
+
+
+def test_the_help_that_the_index_names_shows_the_steps_of_algorithm_1() -> None:
+    shown = pydoc.plain(pydoc.render_doc(convfc.algorithm1)).splitlines()
+    rows = [line.split("`")[1] for line in shown if line.startswith("    Step ")]
+    steps = ["im2col", "filters_to_matrix", "patch_product", "rows_to_output"]
+    assert rows == ["ConvGeometry.output_size", *steps]
 
 
 def _table_entries() -> dict[str, Path]:

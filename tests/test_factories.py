@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from fractions import Fraction
 from typing import TYPE_CHECKING
@@ -47,6 +48,20 @@ def test_functions_classes_and_objects(module: str) -> None:
     assert make(f"{module}:thing") is sys.modules[module].thing
 
 
+def test_a_file_by_its_path_leaves_the_search_path_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("by_path", "math"):
+        (tmp_path / f"{name}.py").write_text(SOURCE)
+    monkeypatch.delitem(sys.modules, "by_path", raising=False)
+    before = sys.path.copy()
+    assert make(f"{tmp_path}/by_path.py:Builder.small", {"size": 3}) == ("small", 3)
+    assert make("by_path:thing") is make(f"{tmp_path}/by_path.py:thing")
+    assert make(f"{tmp_path}/math.py:double") == ("small", 2)
+    assert make("math:pi") == math.pi
+    assert sys.path == before
+
+
 def test_what_the_factory_raises_is_passed_on(module: str) -> None:
     with pytest.raises(TypeError, match=r"^a mistake of its own$"):
         make(f"{module}:fails", {"size": 1})
@@ -60,7 +75,7 @@ def test_what_the_factory_raises_is_passed_on(module: str) -> None:
         (":sqrt", r"Remedy: write it as in torchvision.models:resnet18"),
         ("math:", r"not a module and a factory"),
         ("math:sq rt", r"not a module and a factory"),
-        ("nets/mine.py:Net", r"there is no module nets/mine.py; .* Remedy: .* python -m convfc"),
+        ("nets/mine.py:Net", r"there is no Python file nets/mine\.py; .* as in \./nets\.py:Net$"),
         ("mth:sqrt", r"^mth:sqrt: there is no module mth; .*got no mth"),
         ("os.pth:join", r"there is no module os.pth; .*got no os.pth"),
         ("math:sqrd", r"^math:sqrd: math has no sqrd; expected one like sqrt"),

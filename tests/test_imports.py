@@ -20,7 +20,7 @@ FLOORS = [
     {"geometry"},
     {"indexmap", "arrays"},
     {"stretch"},
-    {"im2col"},
+    {"algorithm1"},
     {"layer", "certificate", "inspection"},
     {"registry"},
     {"operators"},
@@ -120,8 +120,8 @@ def test_the_core_imports_numpy_scipy_and_array_api_compat_only(path: Path):
 
 def test_the_reader_of_imports_sees_imports():
     """It would be no test if the parser found nothing."""
-    assert "convfc.geometry.ConvGeometry" in imported(Path("im2col.py"))
-    assert {"geometry", "im2col", "indexmap"} <= units_imported(Path("__init__.py"))
+    assert "convfc.geometry.ConvGeometry" in imported(Path("algorithm1.py"))
+    assert {"geometry", "algorithm1", "indexmap"} <= units_imported(Path("__init__.py"))
 
 
 NEW_MODULES = """

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import pkgutil
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -17,7 +19,7 @@ CORE = [
     "rounding",
     "geometry",
     "indexmap",
-    "im2col",
+    "algorithm1",
     "layer",
     "certificate",
     "inspection",
@@ -31,6 +33,8 @@ CORE = [
     "operators.conv1d",
     "convert",
 ]
+HOUSE = Path(convfc.__file__).parent
+SRC = HOUSE.parent
 PUBLIC = [name for name in convfc.__all__ if name != "__version__"]
 SUBMODULES = {module.name for module in pkgutil.iter_modules(convfc.__path__)}
 
@@ -49,6 +53,37 @@ def test_all_is_the_public_set():
 def test_nothing_but_submodules_hides_beside_the_public_set():
     modules = {name for name, thing in vars(convfc).items() if isinstance(thing, ModuleType)}
     assert modules <= SUBMODULES
+
+
+PACKAGES = sorted(path.parent for path in HOUSE.rglob("__init__.py"))
+
+
+@pytest.mark.parametrize("folder", PACKAGES, ids=lambda f: ".".join(f.relative_to(SRC).parts))
+def test_no_name_of_a_package_hides_a_submodule(folder: Path):
+    """``help(package.name)`` shows what is there, whichever of the two was imported last."""
+    package = ".".join(folder.relative_to(SRC).parts)
+    hidden = bound(folder / "__init__.py", package) & {
+        m.name for m in pkgutil.iter_modules([folder])
+    }
+    assert not hidden, f"rename the modules {sorted(hidden)} of {package}, or what hides them"
+
+
+def bound(path: Path, package: str) -> set[str]:
+    """The names that a package's ``__init__`` makes: all but modules of the package itself."""
+    names = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ImportFrom) and node.module != package:
+            names |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names.add(node.name)
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            names |= {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+    return names
+
+
+def test_the_reader_of_names_sees_names():
+    """It would be no test if it found nothing."""
+    assert bound(HOUSE / "__init__.py", "convfc") == {*convfc.__all__, "__all__"}
 
 
 @pytest.mark.parametrize("name", CORE)

@@ -4,11 +4,7 @@ It implements Ma & Lu, *An Equivalence of Fully Connected Layer and Convolutiona
 arXiv:1712.01252). Importing it imports NumPy, SciPy and array-api-compat only.
 """
 
-from convfc.certificate import Certificate
-from convfc.convert import inspect, to_conv, to_fc, verify
-from convfc.explorer import explore
-from convfc.geometry import ConvGeometry
-from convfc.im2col import (
+from convfc.algorithm1 import (
     col2im,
     conv_as_matmul,
     filters_to_matrix,
@@ -17,6 +13,10 @@ from convfc.im2col import (
     patch_product,
     rows_to_output,
 )
+from convfc.certificate import Certificate
+from convfc.convert import inspect, to_conv, to_fc, verify
+from convfc.explorer import explore
+from convfc.geometry import ConvGeometry
 from convfc.indexmap import IndexMap, index_map
 from convfc.inspection import Inspection
 from convfc.layer import ConvLayer

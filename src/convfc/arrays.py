@@ -18,6 +18,7 @@ __all__ = [
     "Array",
     "accumulating_dtype",
     "as_numpy",
+    "check_input",
     "check_shape",
     "itemsize",
     "namespace",
@@ -102,9 +103,7 @@ def as_numpy(array: Array, name: str = "array") -> npt.NDArray[Any]:
 def check_shape(name: str, array: Array, expected: Sequence[int | str], remedy: str) -> None:
     """Raise ShapeError unless the array has the expected sizes; a string stands for any size."""
     sizes = tuple(array.shape)
-    if len(sizes) != len(expected) or any(
-        isinstance(e, int) and e != s for e, s in zip(expected, sizes, strict=True)
-    ):
+    if not _fits(sizes, expected):
         raise ShapeError(
             "wrong rank" if len(sizes) != len(expected) else "wrong size",
             where=name,
@@ -114,41 +113,118 @@ def check_shape(name: str, array: Array, expected: Sequence[int | str], remedy: 
         )
 
 
+def check_input(x: Array, expected: Sequence[int | str]) -> None:
+    """Raise ShapeError unless x has the expected sizes; the remedy is the line that gives it them.
+
+    Examples
+    --------
+    >>> check_input(np.ones((28, 28)), ("b", "height", "width", 1))
+    Traceback (most recent call last):
+    ...
+    convfc.errors.ShapeError: x: wrong rank; ... (b, *spatial, c): type x[None, ..., None]
+    """
+    sizes = tuple(x.shape)
+    if _fits(sizes, expected):
+        return
+    moved = _spelled(x, "np.moveaxis(x, {}, -1)", "x.movedim({}, -1)", "jnp.moveaxis(x, {}, -1)")
+    lines = {
+        "x[None]": (1, *sizes),
+        "x[None, ..., None]": (1, *sizes, 1),
+        "x[..., None]": (*sizes, 1),
+        moved.format(1): (*sizes[:1], *sizes[2:], *sizes[1:2]),
+        f"{moved.format(0)}[None]": (1, *sizes[1:], *sizes[:1]),
+    }
+    fitting = [f": type {line}" for line, made in lines.items() if _fits(made, expected)]
+    check_shape("x", x, expected, "".join(["use the layout (b, *spatial, c)", *fitting[:1]]))
+
+
+def _fits(sizes: Sequence[int], expected: Sequence[int | str]) -> bool:
+    return len(sizes) == len(expected) and all(
+        isinstance(e, str) or e == s for e, s in zip(expected, sizes, strict=True)
+    )
+
+
+def _spelled(array: Array, numpy: str, torch: str, jax: str) -> str:
+    """Return the words of the library that an array is of."""
+    if array_api_compat.is_torch_array(array):
+        return torch
+    return jax if array_api_compat.is_jax_array(array) else numpy
+
+
 def accumulating_dtype(xp: Any, **arrays: Array) -> Any:
     """Return the dtype in which sums of products of the arrays are kept.
 
-    Floating and complex dtypes must be the same and stay. Booleans and integers narrower than the
-    library's default integer are added up in the default integer, as its ``sum`` does, so that
-    8-bit images do not wrap.
+    Floating and complex dtypes must be the same and stay; beside them may stand booleans, and
+    integers every one of which they hold: up to 2**53 in float64, 2**24 in float32, 2**11 in
+    float16, 2**8 in bfloat16. Booleans and integers among themselves are added up in the library's
+    default integer or a wider one, as its ``sum`` does, so that 8-bit images do not wrap.
 
     Raises
     ------
     DtypeError
-        If the dtypes differ and are not all integer or boolean, or have no common integer.
+        If two floating dtypes differ, or an integer dtype has numbers that the result has not.
+
+    Examples
+    --------
+    >>> accumulating_dtype(np, images=np.zeros(2, np.uint8), filters=np.zeros(2, np.float32))
+    dtype('float32')
     """
     dtypes = [array.dtype for array in arrays.values()]
-    exact = [xp.isdtype(dtype, ("bool", "integral")) for dtype in dtypes]
-    if not all(exact):
-        if any(dtype != dtypes[0] for dtype in dtypes):
-            raise _mixed(arrays, "one dtype, or integers and booleans only")
-        return dtypes[0]
+    integers = [dtype for dtype in dtypes if xp.isdtype(dtype, "integral")]
+    floating = [dtype for dtype in dtypes if not xp.isdtype(dtype, ("bool", "integral"))]
     default = xp.__array_namespace_info__().default_dtypes()["integral"]
-    integers = [default if xp.isdtype(dtype, "bool") else dtype for dtype in dtypes]
-    wide = [dtype for dtype in integers if xp.iinfo(dtype).bits >= xp.iinfo(default).bits]
-    if any(dtype != wide[0] for dtype in wide) or (
-        wide and len(wide) < len(integers) and xp.isdtype(wide[0], "unsigned integer")
-    ):
-        raise _mixed(arrays, "integers that a common integer dtype holds")
-    return wide[0] if wide else default
+    if floating:
+        dtype = xp.result_type(*floating)
+    else:
+        dtype = max([default, *integers], key=lambda each: xp.iinfo(each).max)
+    if all(_joins(xp, each, dtype) for each in dtypes):
+        return dtype
+    raise _mixed(xp, arrays, dtype if floating else default, floating)
 
 
-def _mixed(arrays: dict[str, Array], expected: str) -> DtypeError:
+def _joins(xp: Any, dtype: Any, other: Any) -> bool:
+    """Say whether a dtype is another, or one of whole numbers all of which the other has."""
+    if dtype == other or xp.isdtype(dtype, "bool"):
+        return True
+    if not xp.isdtype(dtype, "integral"):
+        return False
+    low, high = xp.iinfo(dtype).min, xp.iinfo(dtype).max
+    if xp.isdtype(other, "integral"):
+        return bool(xp.iinfo(other).min <= low and high <= xp.iinfo(other).max)
+    return bool(high <= _largest(xp, other))
+
+
+def _largest(xp: Any, dtype: Any) -> int:
+    """Return the number up to which a floating or complex dtype has every integer."""
+    return int(2 / float(xp.finfo(dtype).eps))
+
+
+def _mixed(xp: Any, arrays: dict[str, Array], dtype: Any, floating: list[Any]) -> DtypeError:
+    """Return the error whose remedy is the lines after which the arrays have one dtype."""
+    if any(each != floating[0] for each in floating):
+        what, expected = "the dtypes differ", "one floating dtype"
+    elif floating:
+        what = "the dtypes differ, and convfc never rounds in silence"
+        expected = f"integers that {dtype} has, up to 2**{_largest(xp, dtype).bit_length() - 1}"
+    else:
+        what, expected = "the dtypes differ", "integers that a common integer dtype holds"
+    name = str(dtype).removeprefix("torch.")
+    cast = [
+        _spelled(
+            array,
+            f"{each}.astype(np.{name})",
+            f"{each}.to(torch.{name})",
+            f"{each}.astype(jnp.{name})",
+        )
+        for each, array in arrays.items()
+        if not _joins(xp, array.dtype, dtype)
+    ]
     return DtypeError(
-        "the dtypes differ, and convfc never rounds in silence",
+        what,
         where=" and ".join(arrays),
         expected=expected,
         got=", ".join(str(array.dtype) for array in arrays.values()),
-        remedy="cast one of them",
+        remedy=f"type {' and '.join(cast)}",
     )
 
 

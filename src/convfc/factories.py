@@ -1,4 +1,4 @@
-"""Loading what a command is told as ``module:factory``: ``torchvision.models:resnet18``."""
+"""Loading what a command is told: ``torchvision.models:resnet18``, or ``./nets.py:Net``."""
 
 from __future__ import annotations
 
@@ -6,13 +6,18 @@ import ast
 import difflib
 import functools
 import importlib
+import importlib.util
 import inspect
+import os
+import pathlib
+import sys
+import traceback
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from convfc.errors import FactoryError
 
-__all__ = ["make", "named_values"]
+__all__ = ["folder", "make", "named_values"]
 
 
 def make(spec: str, arguments: Mapping[str, Any] | None = None) -> Any:
@@ -21,16 +26,17 @@ def make(spec: str, arguments: Mapping[str, Any] | None = None) -> Any:
     Parameters
     ----------
     spec : str
-        ``module:factory``, the module by its name as in ``import``, not by a path. The factory may
-        be inside another object: ``module:Builder.small``.
+        ``module:factory``, the module by its name as in ``import``, or by the path of its file:
+        ``./nets.py:Net``. The factory may be inside another object: ``module:Builder.small``.
+        What the module imports is looked for in ``sys.path``, which stays as it is; see `folder`.
     arguments : mapping, optional
         Keyword arguments of the factory.
 
     Raises
     ------
     FactoryError
-        If there is no such module or factory, or it does not take these arguments. What the
-        factory itself raises is passed on.
+        If there is no such module or factory, the module cannot be imported, or the factory does
+        not take these arguments. What the factory itself raises is passed on.
 
     Examples
     --------
@@ -41,14 +47,14 @@ def make(spec: str, arguments: Mapping[str, Any] | None = None) -> Any:
     ...
     convfc.errors.FactoryError: fraction:Fraction: there is no module fraction; expected ...
     """
-    module_name, _, path = spec.partition(":")
+    module_name, _, path = spec.rpartition(":")
     if not module_name or not path or not path.replace(".", "").isidentifier():
         raise FactoryError(
             "this is not a module and a factory",
             where=spec or "the model",
             expected="module:factory",
             got=repr(spec),
-            remedy="write it as in torchvision.models:resnet18",
+            remedy="write it as in torchvision.models:resnet18, or ./nets.py:Net for a file",
         )
     thing: Any = _module(spec, module_name)
     for name in path.split("."):
@@ -67,6 +73,22 @@ def make(spec: str, arguments: Mapping[str, Any] | None = None) -> Any:
         return thing
     _check_arguments(spec, thing, arguments)
     return thing(**arguments)
+
+
+def folder(spec: str) -> pathlib.Path:
+    """Return the folder that a program puts first in ``sys.path`` before it calls `make`.
+
+    It is that of the file, or the current one: so ``nets:Net`` is found in the file nets.py there.
+
+    Examples
+    --------
+    >>> folder("models/nets.py:Net") == pathlib.Path.cwd() / "models"
+    True
+    >>> folder("nets:Net") == folder("torchvision.models:resnet18") == pathlib.Path.cwd()
+    True
+    """
+    name = spec.rpartition(":")[0]
+    return pathlib.Path(name).absolute().parent if _is_path(name) else pathlib.Path.cwd()
 
 
 def named_values(texts: Iterable[str]) -> dict[str, Any]:
@@ -100,12 +122,18 @@ def named_values(texts: Iterable[str]) -> dict[str, Any]:
     return found
 
 
+def _is_path(name: str) -> bool:
+    return name.endswith(".py") or name.startswith(".") or "/" in name or os.sep in name
+
+
 def _module(spec: str, name: str) -> Any:
     """Import a module; a module that it needs itself is another matter than one that is not."""
     try:
-        return importlib.import_module(name)
+        return _file(spec, pathlib.Path(name)) if _is_path(name) else importlib.import_module(name)
+    except FactoryError:
+        raise
     except ModuleNotFoundError as error:
-        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+        if error.name is None or _is_path(name) or not f"{name}.".startswith(f"{error.name}."):
             raise FactoryError(
                 f"{name} cannot be imported: it needs {error.name}, which is not installed",
                 where=spec,
@@ -116,8 +144,51 @@ def _module(spec: str, name: str) -> Any:
             where=spec,
             expected="a module that Python can import",
             got=f"no {error.name}",
-            remedy="install it where convfc is; for a file in this folder, use python -m convfc",
+            remedy="install it where convfc is, or name its file, as in ./nets.py:Net",
         ) from error
+    except (Exception, SystemExit) as error:  # whatever a user's file raises; some end the program
+        relative = isinstance(error, ImportError) and "relative import" in str(error)
+        raise FactoryError(
+            f"{name} cannot be imported, {type(error).__name__}: {' '.join(str(error).split())}",
+            where=spec,
+            got=_line(error),
+            remedy="name it by its package, as in package.nets:Net, from the folder that this is in"
+            if relative
+            else f"see it all with python {name if _is_path(name) else f'-m {name}'}",
+        ) from error
+
+
+def _file(spec: str, path: pathlib.Path) -> Any:
+    """Import a file by its path, as a module of its own name if no other has it."""
+    if path.suffix != ".py" or not path.is_file():
+        there = [each.name for each in path.absolute().parent.glob("*.py")]
+        similar = difflib.get_close_matches(f"{path.stem}.py", there, n=1)
+        raise FactoryError(
+            f"there is no Python file {path}",
+            where=spec,
+            expected=f"one like {', '.join(similar)}" if similar else "a file that ends in .py",
+            remedy="give its path from this folder, as in ./nets.py:Net",
+        )
+    place = str(path.resolve())
+    known = sys.modules.get(path.stem)
+    name = path.stem if known is None or getattr(known, "__file__", None) == place else place
+    if name not in sys.modules:
+        found = importlib.util.spec_from_file_location(name, place)
+        assert found is not None  # noqa: S101 (it ends in .py)
+        assert found.loader is not None  # noqa: S101
+        sys.modules[name] = importlib.util.module_from_spec(found)
+        try:
+            found.loader.exec_module(sys.modules[name])
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]
+
+
+def _line(error: BaseException) -> str | None:
+    """Return the line of a module at which importing it has failed."""
+    frames = [each for each in traceback.extract_tb(error.__traceback__) if each.name == "<module>"]
+    return f"line {frames[-1].lineno} of {frames[-1].filename}" if frames else None
 
 
 def _attribute(spec: str, owner: Any, name: str) -> Any:

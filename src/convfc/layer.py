@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from convfc.algorithm1 import conv_as_matmul, filters_to_matrix
 from convfc.arrays import Array, check_shape, namespace
 from convfc.geometry import ConvGeometry, checked
-from convfc.im2col import conv_as_matmul, filters_to_matrix
 
 __all__ = ["ConvLayer"]
 

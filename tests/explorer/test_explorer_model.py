@@ -14,8 +14,8 @@ from model import drawn, geometry_of, running, settings_of
 from strategies import cases
 
 from convfc import ConvGeometry, col2im, conv_as_matmul, conv_matrix, im2col, index_map
+from convfc.algorithm1 import filters_to_matrix
 from convfc.errors import ConvfcError
-from convfc.im2col import filters_to_matrix
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import typer
 from rich.console import Console
@@ -13,11 +14,13 @@ from rich.text import Text
 from convfc.errors import ConvfcError
 
 __all__ = [
+    "FROM",
     "WIDTH",
     "Factory",
     "FactoryArguments",
     "ctrl_c_explained",
     "errors_in_one_line",
+    "make_model",
     "shape",
 ]
 
@@ -27,11 +30,15 @@ _STOPPED = 130
 WIDTH = 160
 """Characters of a table in what is no terminal."""
 
+FROM = (
+    "a function or a class in a module, which may be a file in this folder (nets:Net for nets.py) "
+    "or anywhere (models/nets.py:Net)."
+)
+"""What MODULE:FACTORY can be, in the words of --help."""
+
 Factory: TypeAlias = Annotated[
     str,
-    typer.Argument(
-        metavar="MODULE:FACTORY", help="Where the model comes from: a function or a class."
-    ),
+    typer.Argument(metavar="MODULE:FACTORY", help=f"Where the model comes from: {FROM}"),
 ]
 FactoryArguments: TypeAlias = Annotated[
     list[str] | None,
@@ -39,6 +46,16 @@ FactoryArguments: TypeAlias = Annotated[
         "--arg", metavar="NAME=VALUE", help="An argument of the factory; may be repeated."
     ),
 ]
+
+
+def make_model(model: str, arguments: list[str] | None) -> Any:
+    """Make the model that a command was given, from the folder it was given in as well."""
+    from convfc.factories import folder, make, named_values
+
+    here = str(folder(model))
+    if sys.path[:1] != [here]:  # as python file.py has it, and flask, gunicorn and uvicorn
+        sys.path.insert(0, here)
+    return make(model, named_values(arguments or ()))
 
 
 def shape(text: str) -> tuple[int, ...]:

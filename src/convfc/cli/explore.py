@@ -10,7 +10,14 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from convfc.cli.common import FactoryArguments, ctrl_c_explained, errors_in_one_line, shape
+from convfc.cli.common import (
+    FROM,
+    FactoryArguments,
+    ctrl_c_explained,
+    errors_in_one_line,
+    make_model,
+    shape,
+)
 
 __all__ = ["explore"]
 
@@ -20,7 +27,7 @@ def explore(
         str | None,
         typer.Argument(
             metavar="[MODULE:FACTORY]",
-            help="Where a model comes from: a function or a class. The page's presets without it.",
+            help=f"Where a model comes from: {FROM} The page's presets without it.",
         ),
     ] = None,
     arguments: FactoryArguments = None,
@@ -117,10 +124,9 @@ def _model_state(
     """Make the model, run it, and return the state of a layer in it."""
     from convfc.explorer.models import input_for, layer_in_model
     from convfc.explorer.state import explorer_state
-    from convfc.factories import make, named_values
     from convfc.methods.spectrum.models import load_weights
 
-    made = make(factory, named_values(arguments))
+    made = make_model(factory, arguments)
     if weights is not None:
         load_weights(made, weights)
     x, said = input_for(made, sizes, int(image) if image in list("0123456789") else image)

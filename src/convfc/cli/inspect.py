@@ -9,7 +9,7 @@ import numpy as np
 import typer
 from rich.console import Console
 
-from convfc.cli.common import Factory, FactoryArguments, errors_in_one_line, shape
+from convfc.cli.common import Factory, FactoryArguments, errors_in_one_line, make_model, shape
 
 __all__ = ["inspect"]
 
@@ -36,16 +36,14 @@ def inspect(
 
     [bold]convfc inspect torchvision.models:resnet18 --input 1,3,224,224[/bold]
 
-    [bold]convfc inspect mypackage.nets:Net --arg channels=3 --json[/bold]
+    [bold]convfc inspect ./nets.py:Net --arg channels=3 --json[/bold]
     """
     console, shapes = Console(), [shape(text) for text in inputs or ()]
     with errors_in_one_line(Console(stderr=True)):
         import convfc
-        from convfc.factories import make, named_values
 
-        made = make(model, named_values(arguments or ()))
         zeros = tuple(np.zeros(shape, np.float32) for shape in shapes)
-        inspection = convfc.inspect(made, zeros or None)
+        inspection = convfc.inspect(make_model(model, arguments), zeros or None)
     if as_json:
         typer.echo(json.dumps(inspection.to_dict(), indent=2))
     elif console.is_terminal:

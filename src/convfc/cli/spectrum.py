@@ -18,6 +18,7 @@ from convfc.cli.common import (
     FactoryArguments,
     ctrl_c_explained,
     errors_in_one_line,
+    make_model,
     shape,
 )
 
@@ -87,7 +88,7 @@ def spectrum(
 
     [bold]convfc spectrum torchvision.models:resnet18 --input 3,224,224[/bold]
 
-    [bold]convfc spectrum mypackage:Net --input 1,28,28 --weights net.safetensors[/bold]
+    [bold]convfc spectrum ./nets.py:Net --input 1,28,28 --weights net.safetensors[/bold]
     """
     console, errors, shapes = Console(), Console(stderr=True), [shape(text) for text in inputs]
     if no_figure and figure is not None:
@@ -95,13 +96,12 @@ def spectrum(
     if figure is None and not (no_figure or as_json):
         figure = pathlib.Path(f"{model.rpartition(':')[2]}-spectrum.svg")
     with errors_in_one_line(errors), ctrl_c_explained(errors, "Stopped; nothing was written."):
-        from convfc.factories import make, named_values
         from convfc.methods.spectrum.figure import check_figure, save_spectra
         from convfc.methods.spectrum.models import layer_spectra, load_weights, spectra_table
 
         if figure is not None:
             check_figure(figure)
-        made = make(model, named_values(arguments or ()))
+        made = make_model(model, arguments)
         if weights is not None:
             load_weights(made, weights)
         with errors.status("running the model") as status:

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from convfc.arrays import Array, check_shape, namespace, take_or_zero
+from convfc.algorithm1 import conv_as_matmul
+from convfc.arrays import Array, check_input, check_shape, namespace, take_or_zero
 from convfc.geometry import ConvGeometry
-from convfc.im2col import conv_as_matmul
 from convfc.indexmap import AxisMap, IndexMap, index_map
 from convfc.layer import ConvLayer
 from convfc.registry import read_layer
@@ -98,7 +98,7 @@ class Conv1dForm:
         """
         xp = namespace(x=x)
         size = (*self.where.input_size, self.layer.geometry.in_channels)
-        check_shape("x", x, ("b", *size), "use the layout (b, *spatial, c)")
+        check_input(x, ("b", *size))
         return xp.reshape(pad(xp, x, self.where), (x.shape[0], self.length, size[-1]))
 
     def read_out(self, y: Array) -> Array:

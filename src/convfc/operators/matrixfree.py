@@ -20,10 +20,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse.linalg import LinearOperator
 
+from convfc.algorithm1 import conv_as_matmul
 from convfc.arrays import accumulating_dtype, as_numpy
 from convfc.errors import DtypeError
 from convfc.geometry import ConvGeometry
-from convfc.im2col import conv_as_matmul
 from convfc.indexmap import AxisMap, IndexMap, index_map
 from convfc.layer import ConvLayer
 from convfc.registry import Order, read_layer

@@ -34,17 +34,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convfc.errors import RunError
-from convfc.files import write_json
-from convfc.frameworks.keras.backend import choose_backend
-from convfc.geometry import ConvGeometry
-from convfc.im2col import (
+from convfc.algorithm1 import (
     conv_as_matmul,
     filters_to_matrix,
     im2col,
     patch_product,
     rows_to_output,
 )
+from convfc.errors import RunError
+from convfc.files import write_json
+from convfc.frameworks.keras.backend import choose_backend
+from convfc.geometry import ConvGeometry
 from convfc.paper import memory
 from convfc.paper.machine import describe_machine
 

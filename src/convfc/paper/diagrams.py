@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 from numpy.typing import NDArray
 
+from convfc.algorithm1 import filters_to_matrix, im2col, patch_product, rows_to_output
 from convfc.drawing import WIDTH
 from convfc.geometry import ConvGeometry
-from convfc.im2col import filters_to_matrix, im2col, patch_product, rows_to_output
 from convfc.paper.figures import COLOURS, LABELS
 
 __all__ = ["DrawnLayer", "describe_layers", "networks_figure", "stretch_figure"]

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from convfc.algorithm1 import matrix_to_filters
 from convfc.explorer.state import explorer_state
 from convfc.geometry import ConvGeometry
-from convfc.im2col import matrix_to_filters
 from convfc.paper import data
 from convfc.paper.record import Record, read_record
 

@@ -9,11 +9,11 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from convfc.algorithm1 import filters_to_matrix, im2col, matrix_to_filters
 from convfc.digits import IMAGE_SHAPE
 from convfc.errors import RunError
 from convfc.frameworks.keras.layers import Im2Col
 from convfc.geometry import ConvGeometry
-from convfc.im2col import filters_to_matrix, im2col, matrix_to_filters
 
 __all__ = [
     "GEOMETRY",

@@ -12,9 +12,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from convfc import drawing
+from convfc.algorithm1 import matrix_to_filters
 from convfc.explorer.page import write_page
 from convfc.geometry import ConvGeometry
-from convfc.im2col import matrix_to_filters
 from convfc.paper import data, diagrams, figures
 from convfc.paper.explore import record_state
 from convfc.paper.findings import find

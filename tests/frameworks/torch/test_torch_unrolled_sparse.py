@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import io
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -118,3 +121,71 @@ def test_what_a_tool_has_changed_in_sparse_weights() -> None:
         after[0][1].weight.values()[7] += 1
     with pytest.raises(UnsupportedLayer, match=r"0: .*matrix\["):
         convfc.to_conv(after)
+
+
+EXPORTS = {
+    "onnx": "torch.onnx.export(fc, (x,), 'model.onnx', dynamo=True)",
+    "export": "torch.export.export(fc, (x,)).run_decompositions()",
+}
+PROGRAM = """
+import sys, torch, convfc
+from torch import nn
+model, x = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU()).eval(), torch.randn(1, 1, 5, 5)
+fc = convfc.to_fc(model, form="unrolled", example=x, sparse=True, simplify={simplify})
+try:
+    {export}
+except Exception as error:
+    while error:
+        print(type(error).__name__, error)
+        error = error.__cause__
+"""
+
+
+@pytest.mark.parametrize(
+    ("export", "simplify"), [("onnx", False), ("onnx", True), ("export", False)]
+)
+def test_an_export_is_refused_where_pytorch_would_end_the_process(
+    export: str, simplify: bool, tmp_path: Path
+) -> None:
+    """In a process of its own, which PyTorch 2.14 aborts without the refusal."""
+    program = PROGRAM.format(simplify=simplify, export=EXPORTS[export])
+    run = subprocess.run(  # noqa: S603 (our own interpreter)
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert (
+        "Linear(in_features=25, out_features=18, bias=True): what PyTorch exports of sparse "
+        "weights, to ONNX or else, would end this process. Remedy: convert without sparse=True: "
+        "to_fc(model, form='unrolled', example=x)"
+    ) in run.stdout
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def test_dense_weights_in_the_place_of_sparse_ones_are_exported() -> None:
+    model, x = nn.Sequential(nn.Conv2d(1, 2, 3)).eval(), torch.randn(1, 1, 5, 5)
+    after = unroll(model, x)
+    after[0][1].weight = nn.Parameter(after[0][1].weight.detach().to_dense())
+    exported = torch.export.export(after, (x,)).run_decompositions()
+    assert torch.equal(exported.module()(x), after(x))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:FutureWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
+def test_the_refusal_counts_as_no_hook() -> None:
+    model, x = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU()).eval(), torch.randn(1, 1, 5, 5)
+    after = unroll(model, x)
+    mlp = convfc.to_fc(after, form="unrolled", example=x, simplify=True)
+    assert torch.equal(mlp[1].weight, after[0][1].weight.to_dense())
+    assert torch.equal(torch.jit.script(after)(x), after(x))
+    handle = after[0][1].register_forward_pre_hook(lambda module, args: None)
+    with pytest.raises(UnsupportedLayer, match="hooks run around its calls"):
+        convfc.to_fc(after, form="unrolled", example=x, simplify=True)
+    with pytest.raises(UnsupportedLayer, match="hooks stand on its FC part"):
+        convfc.to_conv(after)
+    handle.remove()
+    assert torch.equal(convfc.to_conv(after)[0].weight, model[0].weight)

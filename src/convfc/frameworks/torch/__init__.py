@@ -13,7 +13,7 @@
 `restore`      ``to_conv``; what a tool has left in an FC child's place is in `factors`
 `heads`        plain FC layers to CONV layers
 `certify`      ``verify``
-`inspect`      ``inspect``; how it sees what a model convolves is in `watch`
+`inspection`   ``inspect``; how it sees what a model convolves is in `watch`
 `matrix`       a layer as one matrix; its native maps, without one, are in `maps`
 `checkpoint`   weights from a file
 ============== ==================================================================================
@@ -24,7 +24,7 @@ from __future__ import annotations
 from torch import nn
 
 from convfc.frameworks.torch.certify.verify import verify
-from convfc.frameworks.torch.inspect import inspect
+from convfc.frameworks.torch.inspection import inspect
 from convfc.frameworks.torch.layers import PatchConv
 from convfc.frameworks.torch.matrix import read_layer
 from convfc.frameworks.torch.restore import to_conv

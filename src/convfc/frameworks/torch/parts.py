@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from convfc.errors import UnsupportedLayer
+from convfc.errors import UnsupportedLayer, UnsupportedModel
 
 __all__ = [
     "HOOKS",
     "Survey",
     "as_parameter",
     "carry_over",
+    "has_pre_hooks",
     "in_a_transform",
     "in_front",
     "is_hooked",
@@ -94,7 +95,7 @@ def is_hooked(module: nn.Module) -> bool:
     """
     return bool(
         module._forward_hooks
-        or module._forward_pre_hooks
+        or (module._forward_pre_hooks and has_pre_hooks(module))
         or module._backward_hooks
         or module._backward_pre_hooks
     )
@@ -170,4 +171,33 @@ def plain_linear(weight: nn.Parameter, bias: nn.Parameter | Tensor | None) -> nn
     linear = nn.Linear(columns, rows, bias=False, device="meta")
     linear.weight = weight
     linear.bias = bias  # type: ignore[assignment]
+    if weight.layout is not torch.strided:
+        linear.register_forward_pre_hook(_refuse_export)
     return linear
+
+
+def has_pre_hooks(module: nn.Module) -> bool:
+    """Say whether hooks of others stand before a module's forward.
+
+    Examples
+    --------
+    >>> has_pre_hooks(plain_linear(nn.Parameter(torch.eye(2).to_sparse()), None))
+    False
+    """
+    return any(hook is not _refuse_export for hook in module._forward_pre_hooks.values())
+
+
+def _refuse_export(linear: nn.Module, inputs: tuple[Tensor]) -> None:
+    """Stop `torch.export` of a sparse weight: what it makes ends the process when it is lowered."""
+    if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+        _refuse(linear)
+
+
+def _refuse(linear: nn.Module) -> None:
+    weight: Any = linear.weight
+    if torch.compiler.is_exporting() and weight.layout is not torch.strided:
+        raise UnsupportedModel(
+            "what PyTorch exports of sparse weights, to ONNX or else, would end this process",
+            where=f"{linear}",
+            remedy="convert without sparse=True: to_fc(model, form='unrolled', example=x)",
+        )

@@ -18,8 +18,8 @@ from typing import Any, get_args
 
 from torch import nn
 
+from convfc.frameworks.torch.simplify import emit
 from convfc.frameworks.torch.simplify.back import restore
-from convfc.frameworks.torch.simplify.emit import check_memory, emit
 from convfc.frameworks.torch.simplify.reading import MaxPool
 from convfc.frameworks.torch.simplify.record import (
     Branches,
@@ -30,10 +30,9 @@ from convfc.frameworks.torch.simplify.record import (
     record_of,
     remember,
 )
-from convfc.frameworks.torch.simplify.stages import Stage, stages
 from convfc.sizes import one_of
 
-__all__ = ["Simplified", "Stage", "record_of", "restore", "simplify", "stages"]
+__all__ = ["Simplified", "record_of", "restore", "simplify"]
 
 
 def simplify(
@@ -111,7 +110,7 @@ def simplify(
     options = Options(max_pool, branches, sparse)
     found = plan(model, example, options, memory)
     like = next((p for p in model.parameters() if p.is_floating_point()), example[0])
-    check_memory(found.final, like.dtype, sparse_weights=sparse, memory=memory)
-    module = emit(found.final, dtype=like.dtype, device=like.device, sparse_weights=sparse).module
-    attach(module, remember(model, example[0], like.dtype, options))
-    return module.train(model.training)
+    emit.check_memory(found.final, like.dtype, sparse_weights=sparse, memory=memory)
+    made = emit.emit(found.final, dtype=like.dtype, device=like.device, sparse_weights=sparse)
+    attach(made.module, remember(model, example[0], like.dtype, options))
+    return made.module.train(model.training)

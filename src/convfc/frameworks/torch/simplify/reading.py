@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from convfc.errors import ShapeError, UnsupportedModel
 from convfc.frameworks.torch.heads.tracing import trace
 from convfc.frameworks.torch.layers import is_conv_layer
+from convfc.frameworks.torch.parts import has_pre_hooks
 from convfc.frameworks.torch.read import Obstacle
 from convfc.frameworks.torch.simplify import calls
 from convfc.frameworks.torch.simplify.activations import (
@@ -56,7 +57,6 @@ __all__ = ["MaxPool", "read"]
 MaxPool: TypeAlias = Literal["keep", "relu"]
 
 _BATCH = "give the example in a batch, (n, c, *size)"
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
 def read(
@@ -398,7 +398,7 @@ def _traced(model: nn.Module, x: Tensor) -> fx.Graph | Obstacle:
 def _check(model: nn.Module) -> None:
     """Refuse what evaluation mode would silently change, and hooks."""
     for name, module in model.named_modules():
-        if any(getattr(module, hooks) for hooks in _HOOKS):
+        if module._forward_hooks or has_pre_hooks(module):
             raise refuse(
                 "hooks run around its calls, and may change what it computes",
                 name or "model",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tracemalloc
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -19,12 +18,12 @@ from strategies import cases, seeds
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from convfc import ConvGeometry, conv_as_matmul, im2col
+from convfc.algorithm1 import DEFAULT_MEMORY
 from convfc.errors import MemoryBudgetError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-DEFAULT_MEMORY = sys.modules["convfc.im2col"].DEFAULT_MEMORY
 MIB = 2**20
 
 

@@ -312,7 +312,7 @@ def test_a_forward_that_cannot_be_traced_is_refused_with_its_line():
     with pytest.raises(UnsupportedModel, match=r"torch.fx cannot trace") as refusal:
         widen(Asks(), "one", width=8, example=torch.ones(1, 3))
     assert re.match(
-        r".*test_morphism_widen_refused\.py, line \d+, if y\.sum\(\) > 0:", str(refusal.value)
+        r".*test_morphism_widening_refused\.py, line \d+, if y\.sum\(\) > 0:", str(refusal.value)
     )
     assert "Remedy: write this line without asking what is in a tensor" in str(refusal.value)
 

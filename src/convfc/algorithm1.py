@@ -25,6 +25,7 @@ from typing import Any
 from convfc.arrays import (
     Array,
     accumulating_dtype,
+    check_input,
     check_shape,
     itemsize,
     namespace,
@@ -242,7 +243,8 @@ def patch_product(patches: Array, matrix: Array, geometry: ConvGeometry) -> Arra
     Returns
     -------
     array, shape (b, L, f)
-        Integers and booleans are added up in the default integer, so that nothing wraps.
+        In the dtype of M and K; integers that it holds may stand beside a floating one. Integers
+        and booleans alone are added up in the default integer, so that nothing wraps.
 
     Raises
     ------
@@ -335,8 +337,9 @@ def conv_as_matmul(
     Returns
     -------
     array, shape (b, *output size, f)
-        In the dtype of the inputs; integers and booleans in the default integer, where small ones
-        cannot wrap.
+        In the dtype of the inputs; booleans, and integers that the dtype holds, may stand beside a
+        floating one: 8-bit images and float32 filters give float32. Integers and booleans alone
+        give the default integer, where small ones cannot wrap.
 
     Raises
     ------
@@ -386,8 +389,7 @@ def conv_as_matmul(
 def _input(x: Array, geometry: ConvGeometry) -> tuple[Any, IndexMap]:
     xp = namespace(x=x)
     sizes = [f"size {a}" for a in range(checked(geometry).spatial_ndim)]
-    remedy = "use the layout (b, *spatial, c); one image without its batch axis: x[None]"
-    check_shape("x", x, ("b", *sizes, geometry.in_channels), remedy)
+    check_input(x, ("b", *sizes, geometry.in_channels))
     return xp, index_map(geometry, tuple(x.shape[1:-1]))
 
 
