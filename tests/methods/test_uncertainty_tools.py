@@ -12,7 +12,6 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import convfc
-from convfc.frameworks.torch.forward import blocks
 from convfc.methods import uncertainty
 
 pytestmark = [
@@ -124,20 +123,19 @@ def test_bayesian_torch_takes_the_patch_form_and_keeps_every_hyper_parameter(kin
         assert (theirs - native).abs().max() > 0.01, "it keeps the padding mode now"
 
 
-def test_one_draw_for_all_rows_when_a_layer_of_another_library_asks_for_it(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "grad"])
+@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize("size", [16, 64, 200, 400])
+def test_a_layer_of_another_library_draws_once_for_all_images_of_a_call(
+    size: int, mode: str, grad: bool
 ):
-    """``wants_all_rows``: without it M comes in blocks, and every block would see a draw."""
-    monkeypatch.setattr(blocks, "BLOCK_BYTES", 64)
-    conv = nn.Conv2d(1, 4, 3, padding=1, padding_mode="circular")
-    bayes = flipped(convfc.to_fc(nn.Sequential(conv)), "Reparameterization")
-    x = torch.ones(3, 1, 6, 6)
-
-    def spread() -> float:
-        with torch.no_grad():
-            y = bayes(x)
-        return (y - y[:1, :, :1, :1]).abs().max().item()
-
-    assert spread() > 1e-3
-    bayes[0].fc.wants_all_rows = True
-    assert spread() <= 2 * 10 * 2.0**-24 * 10
+    """At 200 pixels and more M is larger than a block, and every block would see a draw."""
+    bayes = flipped(convfc.to_fc(nn.Sequential(nn.Conv2d(3, 8, 3))), "Reparameterization")
+    getattr(bayes, mode)()
+    x = torch.ones(2, 3, size, size)
+    with torch.set_grad_enabled(grad):
+        first, second = bayes(x), bayes(x)
+    # One draw gives one number at all positions, but for the rounding of 28 terms of size below 1.
+    spread = (first - first[:1, :, :1, :1]).abs().max().item()
+    assert spread <= 2 * 28 * 2.0**-24 * 28
+    assert (first - second).abs().max() > 1e-3, "the next call draws again"
