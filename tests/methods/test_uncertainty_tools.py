@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import copy
-import warnings
-from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
 
 import convfc
 from convfc.methods import uncertainty
@@ -19,58 +16,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning"),
     pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning"),
 ]
-
-
-def cnn(dtype: torch.dtype) -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(1, 4, 3, stride=2, padding=1), nn.ReLU(),
-        nn.Conv2d(4, 6, 3, dilation=2), nn.ReLU(),
-        nn.Flatten(), nn.Linear(6 * 3 * 3, 3),
-    ).to(dtype).eval()  # fmt: skip
-
-
-def posterior(model: nn.Module, dtype: torch.dtype) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # what laplace-torch imports
-        from laplace import Laplace
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn(24, 1, 13, 13, generator=generator).to(dtype)
-    y = torch.randint(0, 3, (24,), generator=generator)
-    found = Laplace(model, "classification", subset_of_weights="all", hessian_structure="kron")
-    found.fit(DataLoader(TensorDataset(x, y), batch_size=8))
-    return found
-
-
-def test_laplace_of_the_fc_form_is_laplace_of_the_cnn():
-    """laplace-torch knows Conv2d as well: it is the judge. Kronecker factors see only patches."""
-    x = torch.randn(5, 1, 13, 13, generator=torch.Generator().manual_seed(2))
-    variances = {}
-    for dtype in (torch.float32, torch.float64):
-        for name, model in (("cnn", cnn(dtype)), ("fc", convfc.to_fc(cnn(dtype)))):
-            found = posterior(model, dtype)
-            mean, variance = found._glm_predictive_distribution(x.to(dtype))
-            assert mean.shape == (5, 3)
-            variances[name, dtype] = variance.double()
-    rounding = (variances["cnn", torch.float32] - variances["cnn", torch.float64]).abs().max()
-    apart = (variances["cnn", torch.float64] - variances["fc", torch.float64]).abs().max()
-    assert rounding > 0
-    assert apart <= rounding, "in float64 they differ by less than rounding to float32 makes"
-    assert variances["fc", torch.float64].diagonal(dim1=1, dim2=2).min() > 0
-
-
-def test_a_laplace_draw_goes_home():
-    model = convfc.to_fc(cnn(torch.float64))
-    found = posterior(model, torch.float64)
-    drawn = copy.deepcopy(model)
-    # laplace-torch orders a sample as the parameters of the model.
-    vector = found.sample(1, generator=torch.Generator().manual_seed(3))[0]
-    nn.utils.vector_to_parameters(vector, drawn.parameters())
-    back = convfc.to_conv(drawn)
-    assert type(back[0]) is nn.Conv2d
-    assert not torch.equal(back[0].weight, cnn(torch.float64)[0].weight)
-    x = torch.randn(2, 1, 13, 13, dtype=torch.float64)
-    assert convfc.verify(back, drawn, x).holds
 
 
 def flipped(fc: nn.Module, kind: str) -> nn.Module:
