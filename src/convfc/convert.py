@@ -109,6 +109,13 @@ def to_fc(
 
     Notes
     -----
+    That the layers are equal, and what `verify` proves of it, is said of finite numbers. In the
+    patch form every weight is multiplied with every entry of its row of M, the zeros of the padding
+    included: a weight that is infinite or NaN gives NaN wherever its tap reads padding. Of
+    PyTorch's native kernels some do the same, and others leave the padding out (oneDNN's, which
+    compute most layers in float32); so does the unrolled form. `verify` does not hold of such
+    weights, in any form.
+
     An unrolled layer takes inputs of its one size, in batches of any size or none; at any other
     size PyTorch's own error is raised. Its weight has ``f L`` times ``c`` times the input's size
     numbers: 4 MiB for the layer of the example below, 450 GiB for the first one of a ResNet at
@@ -135,6 +142,13 @@ def to_fc(
     >>> images = torch.randint(-9, 10, (2, 1, 28, 28)).float()
     >>> bool(((fc(images) - cnn(images)).abs() < 1e-4).all())
     True
+
+    A weight that is no finite number, and the padding:
+
+    >>> padded = nn.Conv1d(1, 1, 3, padding=1, bias=False)
+    >>> _ = padded.weight.data.copy_(torch.tensor([[[torch.inf, 1.0, 1.0]]]))
+    >>> to_fc(padded)(torch.ones(1, 1, 4)).tolist()
+    [[[nan, inf, inf, inf]]]
 
     The whole layer as one matrix, for images of this size:
 
