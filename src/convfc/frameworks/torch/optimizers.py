@@ -70,7 +70,8 @@ def convert_optimizer_state(
     place_of = {id(p): place for place, p in enumerate(after.parameters())}
     names = {id(p): name for name, p in after.named_parameters()}
     groups: list[dict[str, Any]] = []
-    state = {key: copy.deepcopy(v) for key, v in given["state"].items() if key not in {*keys}}
+    counted = set(keys)
+    state = {key: copy.deepcopy(v) for key, v in given["state"].items() if key not in counted}
     count = 0
     for old in given["param_groups"]:
         sources, held = held[: len(old["params"])], held[len(old["params"]) :]
@@ -83,11 +84,11 @@ def convert_optimizer_state(
                 remedy="build its groups from model.parameters(), in that order",
             )
         targets: dict[int, tuple[Tensor, State]] = {}
-        for link in {id(link): link for link in map(links.__getitem__, map(id, sources))}.values():
+        for link in dict.fromkeys(links[id(p)] for p in sources):
             _check_all_are_in(link, sources, f"param_groups[{len(groups)}]")
             states = [given["state"].get(key_of[id(p)], {}) for p in link.sources]
-            for target, new in zip(link.targets, _carried(link, states), strict=True):
-                targets[place_of[id(target)]] = target, new
+            carried = zip(link.targets, _carried(link, states), strict=True)
+            targets |= {place_of[id(target)]: (target, new) for target, new in carried}
         ordered = [targets[place] for place in sorted(targets)]
         state |= {count + n: new for n, (_, new) in enumerate(ordered) if new}
         group = {key: copy.deepcopy(value) for key, value in old.items() if key != "params"}
