@@ -71,6 +71,8 @@ Way = tuple[Callable[[Tensor], Tensor], Inputs]
 class Swapped(nn.Linear):
     """An FC layer as a tool would put it in the place of the plain one: called as a module."""
 
+    takes_blocks = True
+
 
 def main() -> None:
     """Measure, print and write."""

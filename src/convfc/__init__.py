@@ -14,7 +14,7 @@ from convfc.algorithm1 import (
     rows_to_output,
 )
 from convfc.certificate import Certificate
-from convfc.convert import inspect, to_conv, to_fc, verify
+from convfc.convert import convert_optimizer_state, inspect, to_conv, to_fc, verify
 from convfc.explorer import explore
 from convfc.geometry import ConvGeometry
 from convfc.indexmap import IndexMap, index_map
@@ -45,6 +45,7 @@ __all__ = [
     "conv_matrix",
     "conv_offset",
     "conv_operator",
+    "convert_optimizer_state",
     "explore",
     "filters_to_matrix",
     "im2col",

@@ -1,4 +1,4 @@
-"""The four verbs on whole models: to_fc, to_conv, verify, inspect.
+"""The verbs on whole models: to_fc, to_conv, verify, inspect; and what an optimizer remembers.
 
 Each finds the framework that owns the model and hands over to that framework's room.
 """
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from convfc.certificate import Certificate
     from convfc.inspection import Inspection
 
-__all__ = ["inspect", "to_conv", "to_fc", "verify"]
+__all__ = ["convert_optimizer_state", "inspect", "to_conv", "to_fc", "verify"]
 
 
 def to_fc(
@@ -109,6 +109,13 @@ def to_fc(
 
     Notes
     -----
+    That the layers are equal, and what `verify` proves of it, is said of finite numbers. In the
+    patch form every weight is multiplied with every entry of its row of M, the zeros of the padding
+    included: a weight that is infinite or NaN gives NaN wherever its tap reads padding. Of
+    PyTorch's native kernels some do the same, and others leave the padding out (oneDNN's, which
+    compute most layers in float32); so does the unrolled form. `verify` does not hold of such
+    weights, in any form.
+
     An unrolled layer takes inputs of its one size, in batches of any size or none; at any other
     size PyTorch's own error is raised. Its weight has ``f L`` times ``c`` times the input's size
     numbers: 4 MiB for the layer of the example below, 450 GiB for the first one of a ResNet at
@@ -135,6 +142,13 @@ def to_fc(
     >>> images = torch.randint(-9, 10, (2, 1, 28, 28)).float()
     >>> bool(((fc(images) - cnn(images)).abs() < 1e-4).all())
     True
+
+    A weight that is no finite number, and the padding:
+
+    >>> padded = nn.Conv1d(1, 1, 3, padding=1, bias=False)
+    >>> _ = padded.weight.data.copy_(torch.tensor([[[torch.inf, 1.0, 1.0]]]))
+    >>> to_fc(padded)(torch.ones(1, 1, 4)).tolist()
+    [[[nan, inf, inf, inf]]]
 
     The whole layer as one matrix, for images of this size:
 
@@ -225,6 +239,60 @@ def to_conv(
     return room_of(model).to_conv(
         model, inplace=inplace, where=where, strict=strict, example=example, project=project
     )
+
+
+def convert_optimizer_state(optimizer: Any, before: Any, after: Any) -> dict[str, Any]:
+    """Return an optimizer's state for the same model in another form, to go on training there.
+
+    A checkpoint is a model and its optimizer. The state dict of the model loads into both forms as
+    it is; that of the optimizer holds moments in the layout of the parameters, which `to_fc` and
+    `to_conv` change. Here the moments follow: one number per weight moves with its weight, what is
+    kept once per parameter (a count of steps) stays.
+
+    Parameters
+    ----------
+    optimizer : torch.optim.Optimizer or dict
+        Of the first model; or its state dict, if that has one group of all ``before.parameters()``,
+        or names (of an optimizer that was given ``named_parameters()``).
+    before : torch.nn.Module
+        The model that the optimizer was built for.
+    after : torch.nn.Module
+        What `to_fc` or `to_conv` made of it, in patch or weight form or of CONV layers.
+
+    Returns
+    -------
+    dict
+        For ``load_state_dict`` of an optimizer for the second model, with the same groups; in each
+        of them the parameters stand in the order of ``after.parameters()``. Nothing in it is shared
+        with the first optimizer.
+
+    Raises
+    ------
+    UnsupportedOptimizer
+        If a state is neither a number nor of the shape of its parameter (factored moments, L-BFGS);
+        if the two models are not one model in two forms; for the unrolled form. The message names
+        what it is about.
+    UnsupportedModel
+        If no framework owns one of the models.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> cnn = nn.Sequential(nn.Conv2d(1, 8, 3, stride=2), nn.ReLU())
+    >>> optimizer = torch.optim.Adam(cnn.parameters())
+    >>> cnn(torch.randn(2, 1, 9, 9)).sum().backward()
+    >>> optimizer.step()
+    >>> fc = to_fc(cnn)
+    >>> goes_on = torch.optim.Adam(fc.parameters())
+    >>> goes_on.load_state_dict(convert_optimizer_state(optimizer, cnn, fc))
+    >>> goes_on.state[fc[0].fc.weight]["exp_avg"].shape
+    torch.Size([8, 9])
+    """
+    room = room_of(before, "before")
+    room_of(after, "after")
+    state: dict[str, Any] = room.convert_optimizer_state(optimizer, before, after)
+    return state
 
 
 def verify(before: Any, after: Any, x: Any, *, seed: int = 0) -> Certificate:

@@ -19,6 +19,7 @@ __all__ = [
     "UnsupportedLayer",
     "UnsupportedLayerWarning",
     "UnsupportedModel",
+    "UnsupportedOptimizer",
 ]
 
 
@@ -103,6 +104,10 @@ class UnsupportedModel(ConvfcError, TypeError):
 
 class UnsupportedLayer(ConvfcError, TypeError):
     """A layer that cannot be converted without changing what it computes."""
+
+
+class UnsupportedOptimizer(ConvfcError, TypeError):
+    """An optimizer's state that cannot be carried to the same model in another form."""
 
 
 class NothingToConvert(ConvfcError, ValueError):

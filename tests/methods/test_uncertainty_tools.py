@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import copy
-import warnings
-from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
 
 import convfc
-from convfc.frameworks.torch.forward import blocks
 from convfc.methods import uncertainty
 
 pytestmark = [
@@ -20,58 +16,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning"),
     pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning"),
 ]
-
-
-def cnn(dtype: torch.dtype) -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(1, 4, 3, stride=2, padding=1), nn.ReLU(),
-        nn.Conv2d(4, 6, 3, dilation=2), nn.ReLU(),
-        nn.Flatten(), nn.Linear(6 * 3 * 3, 3),
-    ).to(dtype).eval()  # fmt: skip
-
-
-def posterior(model: nn.Module, dtype: torch.dtype) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # what laplace-torch imports
-        from laplace import Laplace
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn(24, 1, 13, 13, generator=generator).to(dtype)
-    y = torch.randint(0, 3, (24,), generator=generator)
-    found = Laplace(model, "classification", subset_of_weights="all", hessian_structure="kron")
-    found.fit(DataLoader(TensorDataset(x, y), batch_size=8))
-    return found
-
-
-def test_laplace_of_the_fc_form_is_laplace_of_the_cnn():
-    """laplace-torch knows Conv2d as well: it is the judge. Kronecker factors see only patches."""
-    x = torch.randn(5, 1, 13, 13, generator=torch.Generator().manual_seed(2))
-    variances = {}
-    for dtype in (torch.float32, torch.float64):
-        for name, model in (("cnn", cnn(dtype)), ("fc", convfc.to_fc(cnn(dtype)))):
-            found = posterior(model, dtype)
-            mean, variance = found._glm_predictive_distribution(x.to(dtype))
-            assert mean.shape == (5, 3)
-            variances[name, dtype] = variance.double()
-    rounding = (variances["cnn", torch.float32] - variances["cnn", torch.float64]).abs().max()
-    apart = (variances["cnn", torch.float64] - variances["fc", torch.float64]).abs().max()
-    assert rounding > 0
-    assert apart <= rounding, "in float64 they differ by less than rounding to float32 makes"
-    assert variances["fc", torch.float64].diagonal(dim1=1, dim2=2).min() > 0
-
-
-def test_a_laplace_draw_goes_home():
-    model = convfc.to_fc(cnn(torch.float64))
-    found = posterior(model, torch.float64)
-    drawn = copy.deepcopy(model)
-    # laplace-torch orders a sample as the parameters of the model.
-    vector = found.sample(1, generator=torch.Generator().manual_seed(3))[0]
-    nn.utils.vector_to_parameters(vector, drawn.parameters())
-    back = convfc.to_conv(drawn)
-    assert type(back[0]) is nn.Conv2d
-    assert not torch.equal(back[0].weight, cnn(torch.float64)[0].weight)
-    x = torch.randn(2, 1, 13, 13, dtype=torch.float64)
-    assert convfc.verify(back, drawn, x).holds
 
 
 def flipped(fc: nn.Module, kind: str) -> nn.Module:
@@ -124,20 +68,19 @@ def test_bayesian_torch_takes_the_patch_form_and_keeps_every_hyper_parameter(kin
         assert (theirs - native).abs().max() > 0.01, "it keeps the padding mode now"
 
 
-def test_one_draw_for_all_rows_when_a_layer_of_another_library_asks_for_it(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "grad"])
+@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize("size", [16, 64, 200, 400])
+def test_a_layer_of_another_library_draws_once_for_all_images_of_a_call(
+    size: int, mode: str, grad: bool
 ):
-    """``wants_all_rows``: without it M comes in blocks, and every block would see a draw."""
-    monkeypatch.setattr(blocks, "BLOCK_BYTES", 64)
-    conv = nn.Conv2d(1, 4, 3, padding=1, padding_mode="circular")
-    bayes = flipped(convfc.to_fc(nn.Sequential(conv)), "Reparameterization")
-    x = torch.ones(3, 1, 6, 6)
-
-    def spread() -> float:
-        with torch.no_grad():
-            y = bayes(x)
-        return (y - y[:1, :, :1, :1]).abs().max().item()
-
-    assert spread() > 1e-3
-    bayes[0].fc.wants_all_rows = True
-    assert spread() <= 2 * 10 * 2.0**-24 * 10
+    """At 200 pixels and more M is larger than a block, and every block would see a draw."""
+    bayes = flipped(convfc.to_fc(nn.Sequential(nn.Conv2d(3, 8, 3))), "Reparameterization")
+    getattr(bayes, mode)()
+    x = torch.ones(2, 3, size, size)
+    with torch.set_grad_enabled(grad):
+        first, second = bayes(x), bayes(x)
+    # One draw gives one number at all positions, but for the rounding of 28 terms of size below 1.
+    spread = (first - first[:1, :, :1, :1]).abs().max().item()
+    assert spread <= 2 * 28 * 2.0**-24 * 28
+    assert (first - second).abs().max() > 1e-3, "the next call draws again"

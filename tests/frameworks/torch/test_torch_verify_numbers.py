@@ -147,3 +147,22 @@ def test_integers_depend_on_each_number_alone(largest: int, dtype: torch.dtype):
     assert set(parts.unique().tolist()) == set(range(-largest, largest + 1))
     changed = integers_of(numbers * 1.015625, largest) != integers  # at least one bit of bfloat16
     assert changed.float().mean() > 0.8 * (1 - 1 / (2 * largest))
+
+
+@pytest.mark.parametrize("value", [torch.inf, torch.nan], ids=str)
+@pytest.mark.parametrize("cls", [nn.Conv2d, nn.ConvTranspose2d])
+def test_a_weight_that_is_no_number_meets_the_zeros_of_padding_in_m(cls: type, value: float):
+    """``to_fc`` says so: 0 times it is NaN in the patch form; the unrolled form has no padding."""
+    conv = cls(1, 1, 3, padding=1, bias=False)
+    with torch.no_grad():
+        conv.weight[0, 0, 0, 0] = value
+    ones = torch.ones(2, 1, 4, 4)
+    reads = torch.zeros(4, 4, dtype=torch.bool)  # where the tap reads the image, not its padding
+    reads[(slice(1, 4) if cls is nn.Conv2d else slice(0, 3),) * 2] = True
+    patch = convfc.to_fc(conv)(ones)
+    assert torch.equal(patch.isnan(), ~reads.expand_as(patch) | torch.tensor(value).isnan())
+    unrolled = convfc.to_fc(conv, form="unrolled", example=ones)(ones)
+    assert torch.equal(unrolled.isfinite(), ~reads.expand_as(unrolled))
+    weight = convfc.to_fc(conv, form="weight")(ones)
+    assert torch.equal(weight.isnan(), conv(ones).isnan()), "it runs the native kernel"
+    assert not verify(conv, convfc.to_fc(conv), ones).holds

@@ -16,6 +16,7 @@
 `inspection`   ``inspect``; how it sees what a model convolves is in `watch`
 `matrix`       a layer as one matrix; its native maps, without one, are in `maps`
 `checkpoint`   weights from a file
+`optimizers`   ``convert_optimizer_state``
 ============== ==================================================================================
 """
 
@@ -27,10 +28,21 @@ from convfc.frameworks.torch.certify.verify import verify
 from convfc.frameworks.torch.inspection import inspect
 from convfc.frameworks.torch.layers import PatchConv
 from convfc.frameworks.torch.matrix import read_layer
+from convfc.frameworks.torch.optimizers import convert_optimizer_state
 from convfc.frameworks.torch.restore import to_conv
 from convfc.frameworks.torch.rewrite import to_fc
 
-__all__ = ["PatchConv", "inspect", "order_of", "owns", "read_layer", "to_conv", "to_fc", "verify"]
+__all__ = [
+    "PatchConv",
+    "convert_optimizer_state",
+    "inspect",
+    "order_of",
+    "owns",
+    "read_layer",
+    "to_conv",
+    "to_fc",
+    "verify",
+]
 
 
 def owns(model: object) -> bool:

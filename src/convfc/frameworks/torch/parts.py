@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from convfc.errors import UnsupportedLayer, UnsupportedModel
+from convfc.frameworks.torch.heads.operations import POINTWISE
 
 __all__ = [
     "HOOKS",
@@ -31,6 +32,9 @@ HOOKS = frozenset(name for name in _MODULE if "hook" in name)
 # What a layer in patch form has besides the attributes of the CONV layer.
 _OWN = {"fc", "native", "weight_shape", "weight_channels_last"}
 _PLAIN = (nn.Parameter, Tensor)  # a tensor while torch.func calls the model with its own
+# Of PEFT, those that change an nn.Linear by further products of every row. Others draw a rank or a
+# rotation for a whole call.
+_ADAPTERS = {("peft.tuners.lora.layer", "Linear"), ("peft.tuners.vera.layer", "Linear")}
 
 
 class Survey(NamedTuple):
@@ -38,8 +42,8 @@ class Survey(NamedTuple):
 
     ``weights`` is None unless every child is exactly an ``nn.Linear`` with plain weights, to which
     ``biases`` belong; ``hooked`` says whether calls of a child, or of a part of it, run hooks;
-    ``whole`` whether a part asks for all rows of M in one call, by a true ``wants_all_rows``: what
-    it draws at random, say, holds for a whole image.
+    ``whole`` whether a child must see all rows of M in one call: unless it is known to treat every
+    row alone, what it draws at random, or measures of its input, may hold for a whole image.
     """
 
     weights: list[Tensor] | None
@@ -63,24 +67,49 @@ def survey(fc: nn.Module) -> Survey:
     hooked, plain, whole = bool(_has_any_global_hook()), True, False
     for child in fc._modules.values() if type(fc) is nn.ModuleList else (fc,):
         assert child is not None, "a ModuleList holds modules"  # noqa: S101
-        state = vars(child)
-        parameters = state["_parameters"]
-        weight, bias = parameters.get("weight"), parameters.get("bias")
-        if (
-            type(child) is nn.Linear
-            and type(weight) in _PLAIN
-            and (bias is None or type(bias) in _PLAIN)
-            and "bias" in parameters
-            and "forward" not in state
-        ):
-            weights.append(weight)
-            biases.append(bias)
+        if _is_plain_linear(child):
+            parameters = child._parameters
+            weights.append(parameters["weight"])  # type: ignore[arg-type]
+            biases.append(parameters["bias"])
             hooked = hooked or is_hooked(child)
         else:
             plain = False
             hooked = hooked or any(map(is_hooked, child.modules()))
-            whole = whole or any(getattr(part, "wants_all_rows", False) for part in child.modules())
+            whole = whole or not _row_by_row(child)
     return Survey(weights if plain else None, biases, hooked, whole)
+
+
+def _is_plain_linear(module: nn.Module) -> bool:
+    """Say whether a module is exactly an ``nn.Linear`` with plain weights."""
+    if type(module) is not nn.Linear or "forward" in vars(module):
+        return False
+    parameters = module._parameters
+    bias = parameters.get("bias")
+    return (
+        type(parameters.get("weight")) in _PLAIN
+        and (bias is None or type(bias) in _PLAIN)
+        and "bias" in parameters
+    )
+
+
+def _row_by_row(module: nn.Module) -> bool:
+    """Say whether a module is known to treat every row alone, so that rows may come in blocks.
+
+    It may promise so itself, by a true ``takes_blocks``. Random numbers that are drawn for every
+    element, as `nn.Dropout` does, are the same in blocks.
+    """
+    promise = getattr(module, "takes_blocks", None)
+    if promise is not None:
+        return bool(promise)
+    kind = type(module)
+    if "forward" in vars(module):
+        return False
+    if kind in POINTWISE:
+        return True
+    adapter = (kind.__module__, kind.__name__) in _ADAPTERS and not vars(module).get("lora_variant")
+    if adapter or kind is nn.Sequential or kind.forward is nn.Module.forward:
+        return all(map(_row_by_row, module.children()))
+    return _is_plain_linear(module)
 
 
 def is_hooked(module: nn.Module) -> bool:

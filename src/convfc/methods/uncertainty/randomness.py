@@ -41,9 +41,9 @@ class RandomLinear(nn.Module):
         self.per = per
 
     @property
-    def wants_all_rows(self) -> bool:
-        """Whether M must come in one piece: a draw that holds for more than one row."""
-        return self.training and self.per != "patch"
+    def takes_blocks(self) -> bool:
+        """Whether M may come in blocks of rows: no draw holds for more than one row."""
+        return not self.training or self.per == "patch"
 
     def draw(self) -> tuple[Tensor, Tensor | None]:
         """Draw a weight ``(f, k)`` and a bias ``(f,)``: one sample of the FC layer itself."""

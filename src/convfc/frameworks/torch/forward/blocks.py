@@ -272,11 +272,11 @@ def conv_by_module(
     def rows(part: Tensor, block: Block) -> Tensor:
         return fc_call(_patches(part, axes, groups, block))
 
-    samples = max(1, limit // math.prod(output_size))
-    if samples >= len(x):
+    if len(x) * math.prod(output_size) <= limit:
         y = rows(whole, [(0, n) for n in (len(x), *output_size)])
         y = y.reshape(len(x), *output_size, out_channels).movedim(-1, 1)
         return in_format(y, memory_format)
+    samples = max(1, limit // math.prod(output_size))
     # Split first: the gradient of what a block reads is then no larger than its samples.
     parts = [
         (first * samples, part, block)
