@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from convfc.errors import NothingToConvert, UnsupportedLayer
@@ -36,6 +37,7 @@ from convfc.frameworks.torch.weights import from_weight_form, is_weight_form, st
 __all__ = ["to_conv"]
 
 
+@torch.inference_mode(mode=False)  # what is made here is to be trained
 def to_conv(
     model: nn.Module,
     *,

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeAlias
 
+import torch
 from torch import nn
 
 from convfc.errors import (
@@ -52,6 +53,7 @@ Where: TypeAlias = Callable[[str, nn.Module], bool] | str | Collection[str] | No
 """Which layers: a function of name and module, or names with ``*`` as in a shell; None is all."""
 
 
+@torch.inference_mode(mode=False)  # what is made here is to be trained
 def to_fc(
     model: nn.Module,
     *,
@@ -246,7 +248,7 @@ def refuse_or_list(left: Mapping[str, tuple[str, str]], why: str, *, strict: boo
         return
     if not strict:
         listed = "; ".join(f"{_place(name)} ({reason})" for name, (reason, _) in left.items())
-        warnings.warn(f"left as they are: {listed}", UnsupportedLayerWarning, stacklevel=4)
+        warnings.warn(f"left as they are: {listed}", UnsupportedLayerWarning, stacklevel=5)
         return
     name, (reason, remedy) = next(iter(left.items()))
     others = [_place(place) for place in left][1:]

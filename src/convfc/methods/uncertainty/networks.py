@@ -35,6 +35,7 @@ _LAYERS: Mapping[str, Callable[..., RandomLinear]] = {
 }
 
 
+@torch.inference_mode(mode=False)  # what is made here is to be trained
 def to_bayesian(model: nn.Module, method: Method, *, where: Where = None, **options: Any) -> Any:
     """Return a copy of a network whose CONV and FC layers have random weights.
 
@@ -138,6 +139,7 @@ def kl(model: nn.Module) -> Tensor:
     return torch.stack([part.to(parts[0]) for part in parts]).sum()
 
 
+@torch.inference_mode(mode=False)  # what is made here is to be trained
 def sample(model: nn.Module, seed: int = 0) -> Any:
     """Draw one network: a plain FC form, which `convfc.to_conv` takes back to CONV layers.
 
@@ -171,6 +173,7 @@ def sample(model: nn.Module, seed: int = 0) -> Any:
         return _plain(model, lambda layer: layer.draw())
 
 
+@torch.inference_mode(mode=False)  # what is made here is to be trained
 def mean_network(model: nn.Module) -> Any:
     """Return the network of the mean weights: a plain FC form, for `convfc.to_conv`.
 
