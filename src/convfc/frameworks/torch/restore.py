@@ -16,6 +16,7 @@ from convfc.frameworks.torch.factors import Chain, Product, by_groups, chain_of,
 from convfc.frameworks.torch.forward.formats import channels_last, in_format
 from convfc.frameworks.torch.heads.heads import find_heads
 from convfc.frameworks.torch.heads.operations import CONVS
+from convfc.frameworks.torch.held import exchange, held_fast
 from convfc.frameworks.torch.layers import PatchConv
 from convfc.frameworks.torch.parts import HOOKS, as_parameter, carry_over, is_hooked
 from convfc.frameworks.torch.read import Obstacle
@@ -25,7 +26,6 @@ from convfc.frameworks.torch.rewrite import (
     holders,
     places,
     refuse_or_list,
-    replace,
     selector,
     tied,
 )
@@ -99,6 +99,9 @@ def to_conv(
             left[name] = chain
         else:
             chains[name] = chain
+    moving = {id(layers[name]) for name in chains if not (inplace and is_weight_form(layers[name]))}
+    left |= held_fast(model, moving, copied=not inplace)
+    chains = {name: chain for name, chain in chains.items() if name not in left}
     left |= _shared_with_others(model, {name: layers[name] for name in chains})
     heads = None
     if linears:
@@ -126,7 +129,7 @@ def to_conv(
         key: roll_up(layer, name) if is_unrolled(layer) else build(layer, ready[key])
         for key, (name, layer) in old.items()
     }
-    model = replace(model, new)
+    model = exchange(model, new)
     return model if heads is None else heads.convert(model)
 
 

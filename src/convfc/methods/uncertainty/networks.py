@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from convfc.convert import to_fc
 from convfc.errors import ConvfcError, NothingToConvert, UnsupportedLayer
 from convfc.frameworks.torch.factors import linear_obstacle
+from convfc.frameworks.torch.held import check_held, exchange
 from convfc.frameworks.torch.layers import PatchConv
 from convfc.frameworks.torch.parts import as_parameter, plain_linear
-from convfc.frameworks.torch.rewrite import Where, copy_of, replace, selector
+from convfc.frameworks.torch.rewrite import Where, copy_of, selector
 from convfc.methods.uncertainty.dropout import ConcreteDropoutLinear, DropoutLinear
 from convfc.methods.uncertainty.gaussian import GaussianLinear
 from convfc.methods.uncertainty.randomness import RandomLinear, check_choice, seeded
@@ -109,7 +110,11 @@ def to_bayesian(model: nn.Module, method: Method, *, where: Where = None, **opti
         for child in layer.children_fc if isinstance(layer, PatchConv) else [layer]:
             _check_plain(name, child, owners)
             new[id(child)] = _random(child, method, options)
-    return replace(fc_model, new)
+    originals = dict(model.named_modules())
+    named = {id(part): name for name, part in fc_model.named_modules()}
+    same = {id(originals[named[key]]) for key in new if named[key] in originals}
+    check_held(model, same, copied=True)
+    return exchange(fc_model, new)
 
 
 def kl(model: nn.Module) -> Tensor:
@@ -322,7 +327,7 @@ def _plain(model: nn.Module, read: Callable[[Any], tuple[Tensor, Tensor | None]]
                 as_parameter(weight, trains), None if bias is None else as_parameter(bias, trains)
             )
             new[id(twins[id(layer)])] = linear.train(layer.training)
-    return replace(copied, new)
+    return exchange(copied, new)
 
 
 def _place(name: str) -> str:
