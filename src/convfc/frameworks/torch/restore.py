@@ -11,8 +11,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from convfc.errors import NothingToConvert, UnsupportedLayer
-from convfc.frameworks.torch.factors import Chain, Product, by_groups, chain_of, own_block
+from convfc.errors import NothingToConvert, UnsupportedLayer, UnsupportedLayerWarning
+from convfc.frameworks.torch.factors import (
+    Chain,
+    Product,
+    by_groups,
+    chain_of,
+    own_block,
+    quantises_activations,
+)
 from convfc.frameworks.torch.forward.formats import channels_last, in_format
 from convfc.frameworks.torch.heads.heads import find_heads
 from convfc.frameworks.torch.heads.operations import CONVS
@@ -119,6 +126,7 @@ def to_conv(
             remedy="use the model that is returned, without inplace=True",
         )
     old = {id(layer): (name, layer) for name, layer in layers.items() if id(layer) in ready}
+    _tell_of_activations({name: layers[name] for name in chains if name not in left})
     if not inplace:
         twins: dict[int, nn.Module] = {}
         model = copy_of(model, old.keys(), twins)
@@ -131,6 +139,22 @@ def to_conv(
     }
     model = exchange(model, new)
     return model if heads is None else heads.convert(model)
+
+
+def _tell_of_activations(layers: Mapping[str, nn.Module]) -> None:
+    """Warn of layers whose inputs were quantised, which no CONV layer does."""
+    names = [
+        name or "the model itself"
+        for name, layer in layers.items()
+        if any(map(quantises_activations, layer.modules()))
+    ]
+    if names:
+        warnings.warn(
+            f"{', '.join(names)}: only the rounded weights come back: the quantised Linear rounds "
+            "its input as well, which a CONV layer does not, so that outputs differ a little",
+            UnsupportedLayerWarning,
+            stacklevel=5,
+        )
 
 
 class _Builder:
