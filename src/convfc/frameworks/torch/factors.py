@@ -132,7 +132,7 @@ def quantises_activations(module: nn.Module) -> bool:
     """
     quantised = sys.modules.get("torch.ao.nn.quantized")
     if quantised is not None and isinstance(module, quantised.Linear):
-        return module._packed_params.dtype is not torch.float16  # type: ignore[union-attr]
+        return module._packed_params.dtype is not torch.float16
     weight = module._parameters.get("weight")
     return any(getattr(weight, name, None) is not None for name in _OF_ACTIVATIONS)
 

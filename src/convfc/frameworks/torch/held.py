@@ -27,8 +27,10 @@ from convfc.frameworks.torch.read import Obstacle
 
 __all__ = ["check_held", "exchange", "held_fast"]
 
-_CHANGES = (list, dict, set, deque, functools.partial, nn.Module, _WrappedHook)
-_CHANGES += (SimpleNamespace, UserDict, UserList)
+_CHANGES: tuple[type, ...] = (
+    *(list, dict, set, deque, functools.partial, UserDict, UserList, SimpleNamespace),
+    *(nn.Module, _WrappedHook),
+)
 """What is given other contents, and stays the object that it is."""
 
 _MADE_AGAIN = (tuple, frozenset, MethodType, weakref.ref)
@@ -166,7 +168,7 @@ def exchange(model: nn.Module, new: Mapping[int, nn.Module]) -> nn.Module:
             raise _refusal(_obstacle(model, hit, names, in_place=False), *names[:1])
     for holder in {id(hit.step.gives): hit.step.gives for hit in hits}.values():
         _give(holder, new)
-    dynamo = sys.modules.get("torch._dynamo.eval_frame")
+    dynamo: Any = sys.modules.get("torch._dynamo.eval_frame")
     for part in list(model.modules()) if dynamo is not None else ():
         if isinstance(part, dynamo.OptimizedModule) and part._orig_mod in new.values():
             part.__setstate__(part.__getstate__())  # compile the new one
@@ -264,7 +266,8 @@ def _attributes(holder: Any) -> Iterator[tuple[str, Any]]:
             and (type(value) is not OrderedDict or value)
         ):
             yield name, value
-    for name in _slots(type(holder)):
+    cls: Any = type(holder)
+    for name in _slots(cls):
         if hasattr(holder, name):
             yield name, getattr(holder, name)
 
@@ -406,7 +409,7 @@ def _give(holder: Any, new: Mapping[int, nn.Module]) -> None:
     elif isinstance(holder, functools.partial):
         keywords = {name: _exchanged(value, new) for name, value in holder.keywords.items()}
         func, args = _exchanged(holder.func, new), _exchanged(holder.args, new)
-        holder.__setstate__((func, args, keywords, vars(holder)))
+        holder.__setstate__((func, args, keywords, vars(holder)))  # type: ignore[attr-defined]
     for name, value in _attributes(holder):
         other = _exchanged(value, new)
         if other is value:
