@@ -96,8 +96,9 @@ def to_fc(
         If no framework owns the model.
     UnsupportedLayer
         If strict, for a layer with a forward of its own, an uninitialised one, a functional
-        convolution, TorchScript; unrolled, for a layer that the model does not call on the example,
-        or calls on inputs of two sizes. The message says where, and what to do.
+        convolution, TorchScript, a layer that a function holds fast (see Notes); unrolled, for a
+        layer that the model does not call on the example, or calls on inputs of two sizes. The
+        message says where, and what to do.
     NothingToConvert
         If ``where`` selects no CONV layer.
     MemoryBudgetError
@@ -115,6 +116,10 @@ def to_fc(
     PyTorch's native kernels some do the same, and others leave the padding out (oneDNN's, which
     compute most layers in float32); so does the unrolled form. `verify` does not hold of such
     weights, in any form.
+
+    Where attributes hold a layer as well (a list, a dict, a partial, a bound method, an object),
+    they are given the new one. What is closed in cannot be given it, such as the layer that a
+    lambda calls: a layer held so is refused.
 
     An unrolled layer takes inputs of its one size, in batches of any size or none; at any other
     size PyTorch's own error is raised. Its weight has ``f L`` times ``c`` times the input's size
@@ -192,7 +197,8 @@ def to_conv(
 
     Takes back what `to_fc` made, in any form or simplified, to the original classes and bit for
     bit, also after a tool has worked on the FC part: changed weights, a LoRA merged or not, a
-    factored ``Sequential(Linear, Linear)`` (two CONV layers), a quantised Linear (dequantised).
+    factored ``Sequential(Linear, Linear)`` (two CONV layers), a quantised Linear (dequantised; a
+    warning says where its input was quantised, too, which no CONV layer does).
 
     With ``example=``, plain ``nn.Linear`` layers that read a feature map become CONV layers too, a
     classifier's head behind ``Flatten`` included: a network trained on images of one size then runs

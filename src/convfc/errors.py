@@ -123,4 +123,4 @@ class NotConverged(ConvfcError, RuntimeError):
 
 
 class UnsupportedLayerWarning(UserWarning):
-    """Layers that were left as they are, because ``strict=False`` allowed it."""
+    """Layers that were left as they are, or that became less than what they were."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune, spectral_norm
 
 import convfc
-from convfc.errors import UnsupportedLayer
+from convfc.errors import UnsupportedLayer, UnsupportedLayerWarning
 from convfc.frameworks.torch import PatchConv
 from convfc.frameworks.torch.read import matrix_to_weight, weight_to_matrix
 
@@ -265,6 +265,8 @@ def test_a_model_of_peft_is_not_changed_in_place() -> None:
 
 # ------------------------------------------------------------------------------- quantised weights
 
+INPUT_TOO = "only the rounded weights come back: the quantised Linear rounds its input as well"
+
 
 @pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated")
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
@@ -273,13 +275,38 @@ def test_a_dynamically_quantised_linear_is_dequantised() -> None:
     tool = torch.ao.quantization.quantize_dynamic(fc, {nn.Linear}, dtype=torch.qint8)
     child = tool[0].fc
     assert isinstance(child, torch.ao.nn.quantized.dynamic.Linear)
-    back = convfc.to_conv(tool)[0]
+    with pytest.warns(UnsupportedLayerWarning, match=rf"^0: {INPUT_TOO}") as told:
+        back = convfc.to_conv(tool)[0]
+    assert [warning.filename for warning in told] == [__file__]
     assert type(back) is nn.Conv2d
     assert (back.weight.dtype, back.weight.requires_grad) == (torch.float32, False)
     matrix = weight_to_matrix(back.weight, transposed=False, groups=1)
     assert torch.equal(matrix, child.weight().dequantize())
     assert not torch.equal(matrix, fc[0].fc.weight)
     assert torch.equal(back.bias, fc[0].bias)
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated")
+def test_a_weight_of_float16_loses_nothing_on_the_way_back() -> None:
+    """Its input is not rounded: `torch.ao` calls it dynamic all the same. A warning would fail."""
+    fc = convfc.to_fc(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()))
+    tool = torch.ao.quantization.quantize_dynamic(fc, {nn.Linear}, dtype=torch.float16)
+    assert isinstance(tool[0].fc, torch.ao.nn.quantized.dynamic.Linear)
+    back = convfc.to_conv(tool)
+    assert torch.equal(back[0].weight, convfc.to_conv(fc)[0].weight.half().float())
+
+
+def test_only_the_layers_that_come_back_are_warned_of() -> None:
+    fc = convfc.to_fc(nn.Sequential(*(nn.Conv2d(3, 3, 3, groups=3) for _ in range(3))))
+    for layer in fc:
+        for child in layer.fc:
+            child.weight = nn.Parameter(Rounds(torch.ones(1, 9)), requires_grad=False)
+    fc[1].fc[0] = nn.Bilinear(1, 1, 1)
+    with pytest.warns(UnsupportedLayerWarning) as told:
+        convfc.to_conv(fc, strict=False)
+    listed, rounds = (str(warning.message) for warning in told)
+    assert listed.startswith("left as they are: 1 (its FC part is a Bilinear)")
+    assert rounds.startswith(f"0, 2: {INPUT_TOO}")
 
 
 def test_a_static_quantised_linear_is_dequantised() -> None:
@@ -289,7 +316,8 @@ def test_a_static_quantised_linear_is_dequantised() -> None:
         weight = torch.quantize_per_tensor(fc.fc.weight.detach(), 0.05, 0, torch.qint8)
         fc.fc = torch.ao.nn.quantized.Linear(27, 4, bias_=False)
     fc.fc.set_weight_bias(weight, None)
-    back = convfc.to_conv(fc)
+    with pytest.warns(UnsupportedLayerWarning, match=f"^the model itself: {INPUT_TOO}"):
+        back = convfc.to_conv(fc)
     assert torch.equal(
         weight_to_matrix(back.weight, transposed=False, groups=1), weight.dequantize()
     )
@@ -313,15 +341,27 @@ class Halves(Tensor):
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any, kwargs: Any = None) -> Any:
         if func is torch.ops.aten.detach.default:
-            return Halves(args[0].codes)
+            return type(args[0])(args[0].codes)
         if func in (torch.ops.aten.clone.default, torch.ops.aten._to_copy.default):
-            return Halves(args[0].codes.clone())
+            return type(args[0])(args[0].codes.clone())
         raise NotImplementedError(func)
 
     def __deepcopy__(self, memo: Any) -> Halves:
-        copied = nn.Parameter(Halves(self.codes.clone()), requires_grad=self.requires_grad)
+        copied = nn.Parameter(type(self)(self.codes.clone()), requires_grad=self.requires_grad)
         memo[id(self)] = copied
         return copied
+
+
+class Rounds(Halves):
+    """One that rounds inputs, too, as torchao's Int8Tensor says it."""
+
+    act_quant_kwargs = "symmetric"
+
+
+class Scales(Halves):
+    """One that scales inputs before every call, as SmoothQuant and AWQ do."""
+
+    act_pre_scale = 0.5
 
 
 def test_a_weight_of_a_tensor_class_is_dequantised() -> None:
@@ -388,6 +428,11 @@ class Odd(Tensor):
     pass
 
 
+def smoothed(child: nn.Linear) -> nn.Linear:
+    child.weight = nn.Parameter(Scales(torch.ones(4, 27)), requires_grad=False)
+    return child
+
+
 REFUSED = {
     "hook": (hooked, r"hooks stand on its FC part \(Linear\).*handle\.remove"),
     "hook-inside": (lambda c: nn.Sequential(hooked(c)), r"hooks stand on its FC part \(Linear\)"),
@@ -401,6 +446,7 @@ REFUSED = {
     "another-module": (lambda c: nn.Bilinear(27, 27, 4), "its FC part is a Bilinear"),
     "another-part": (lambda c: nn.Sequential(c, nn.LayerNorm(4)), "its FC part is a LayerNorm"),
     "tensor-class": (of_another_class, r"its weight is a Odd that dequantize\(\) leaves"),
+    "scaled-input": (smoothed, r"scales the input before every call \(act_pre_scale\).*no SmoothQ"),
     "sizes": (lambda c: nn.Linear(27, 5), "the sizes 27 -> 5, where 27 -> 4 is expected"),
     "sizes-inside": (
         lambda c: nn.Sequential(nn.Linear(27, 2), nn.Linear(3, 4)),

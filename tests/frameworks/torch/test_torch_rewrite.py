@@ -96,6 +96,42 @@ def test_a_model_without_conv_layers_stays_what_it_is() -> None:
     assert type(convfc.to_fc(model)[0]) is nn.Linear
 
 
+@pytest.mark.parametrize("inplace", [True, False])
+@pytest.mark.parametrize("form", [*FORMS, "unrolled"])
+def test_what_is_made_in_inference_mode_can_be_trained(form: str, inplace: bool) -> None:
+    model, x = network(), torch.randn(2, 3, 9, 9)
+    expected = network()(x)
+    options = {"example": x} if form == "unrolled" else {}
+    with torch.inference_mode():
+        after = convfc.to_fc(model, form=form, inplace=inplace, **options)
+        assert torch.is_inference_mode_enabled()
+    assert not any(p.is_inference() for p in after.parameters())
+    torch.testing.assert_close(after(x), expected)
+    torch.optim.SGD(after.parameters(), lr=0.1).step(lambda: after(x).sum().backward())
+    with torch.inference_mode():
+        back = convfc.to_conv(after, inplace=inplace, project=True) if form != "unrolled" else None
+    if back is not None:
+        torch.optim.SGD(back.parameters(), lr=0.1).step(lambda: back(x).sum().backward())
+        assert all(p.grad is not None for p in back.parameters())
+
+
+def test_a_model_made_in_inference_mode_is_converted_as_any_other() -> None:
+    with torch.inference_mode():
+        model = network()
+    x = torch.randn(2, 3, 9, 9)
+    for form in FORMS:
+        after = convfc.to_fc(model, form=form)
+        assert convfc.verify(model, after, x).holds
+        assert not any(p.is_inference() for p in after.parameters())
+
+
+def test_the_warning_points_to_the_users_line() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.LazyConv2d(4, 3))
+    with pytest.warns(UnsupportedLayerWarning, match="left as they are: 1 ") as told:
+        convfc.to_fc(model, strict=False)
+    assert [warning.filename for warning in told] == [__file__]
+
+
 def test_an_unknown_form_is_refused() -> None:
     with pytest.raises(ConvfcError, match="there is no such form; expected 'patch' or 'weight'"):
         convfc.to_fc(network(), form="toeplitz")

@@ -12,12 +12,13 @@ import opacus.grad_sample.grad_sample_module_fast_gradient_clipping as ghost
 import pytest
 import torch
 from opacus import PrivacyEngine
-from opacus.grad_sample import GradSampleModuleFastGradientClipping
+from opacus.grad_sample import GradSampleModule, GradSampleModuleFastGradientClipping
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import convfc
+from convfc.errors import UnsupportedLayer
 from convfc.rounding import UNIT_ROUNDOFF, gamma
 
 pytestmark = [
@@ -217,6 +218,22 @@ def test_a_hooked_fc_child_is_called_once_on_the_whole_patch_matrix(
         (name, BATCH, positions[name.split(".", maxsplit=1)[0]], getattr(part, columns))
         for name, part in linears.items()
     )
+
+
+@pytest.mark.parametrize("wrap", [GradSampleModule, GradSampleModuleFastGradientClipping])
+@pytest.mark.parametrize("form", ["patch", "unrolled"])
+def test_a_model_in_the_hands_of_opacus_says_how_to_get_it_out(form: str, wrap: type) -> None:
+    cnn = plain_cnn()
+    example = {"example": torch.zeros(1, 1, 8, 8)} if form == "unrolled" else {}
+    model = wrap(convfc.to_fc(cnn, form=form, **example))
+    for held in (model, model._module):
+        with pytest.raises(
+            UnsupportedLayer, match=r"0: hooks stand on.*what model\.to_standard_module\(\) returns"
+        ):
+            convfc.to_conv(held)
+    back = convfc.to_conv(model.to_standard_module())
+    assert [torch.equal(a, b) for a, b in zip(back.parameters(), cnn.parameters(), strict=True)]
+    assert [type(part) for part in back] == [type(part) for part in cnn]
 
 
 # Opacus reminds of it, always.

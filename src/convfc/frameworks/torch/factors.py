@@ -22,7 +22,15 @@ from convfc.frameworks.torch.heads.operations import POINTWISE
 from convfc.frameworks.torch.parts import as_parameter, is_hooked
 from convfc.frameworks.torch.read import Obstacle
 
-__all__ = ["Chain", "Product", "by_groups", "chain_of", "linear_obstacle", "own_block"]
+__all__ = [
+    "Chain",
+    "Product",
+    "by_groups",
+    "chain_of",
+    "linear_obstacle",
+    "own_block",
+    "quantises_activations",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +47,9 @@ class Product:
     bias: Tensor | None = None
 
 
+_OF_ACTIVATIONS = ("act_quant_kwargs", "activation_quantization", "input_quant_func")
+"""How weights of torchao call what they do to activations."""
+
 Chain: TypeAlias = list[Product | nn.Module]
 """Products and modules of `POINTWISE`, in the order of their application."""
 
@@ -47,10 +58,11 @@ def chain_of(module: nn.Module) -> Chain | Obstacle:  # noqa: PLR0911 (one per k
     """Read an FC child.
 
     A plain `nn.Linear` gives its own parameters. A quantised one gives its weight dequantised (what
-    it did to activations is dropped). An adapter of PEFT is folded in as PEFT's own ``merge`` does
-    it, in a copy: the active adapters, unless they are merged already or disabled; dropout inside
-    the adapter is dropped. An `nn.Sequential` gives the chain of its parts. A module with a method
-    ``as_plain`` is asked for the plain modules that compute the same, or for the obstacle.
+    it did to activations is dropped: see `quantises_activations`). An adapter of PEFT is folded in
+    as PEFT's own ``merge`` does it, in a copy: the active adapters, unless they are merged already
+    or disabled; dropout inside the adapter is dropped. An `nn.Sequential` gives the chain of its
+    parts. A module with a method ``as_plain`` is asked for the plain modules that compute the same,
+    or for the obstacle.
 
     Parameters
     ----------
@@ -84,6 +96,11 @@ def chain_of(module: nn.Module) -> Chain | Obstacle:  # noqa: PLR0911 (one per k
             return blocked
         if type(module.weight) is nn.Parameter:
             return [Product(module.weight, module.bias)]
+        if getattr(module.weight, "act_pre_scale", None) is not None:
+            return Obstacle(
+                "its quantised weight scales the input before every call (act_pre_scale)",
+                "quantise without it: no SmoothQuant and no AWQ",
+            )
         weight: Tensor = module.weight.dequantize()
         if type(weight) not in (Tensor, nn.Parameter):
             return Obstacle(
@@ -100,6 +117,24 @@ def chain_of(module: nn.Module) -> Chain | Obstacle:  # noqa: PLR0911 (one per k
         "merge or take out what the tool has put there, so that an nn.Linear, an nn.Sequential of "
         "nn.Linear, a quantised Linear or an adapter of PEFT remains",
     )
+
+
+def quantises_activations(module: nn.Module) -> bool:
+    """Say whether a quantised Linear rounds its input, too, which no chain of products does.
+
+    True of `torch.ao`'s, but for the dynamic one of float16, and where a weight of torchao says so;
+    False where the weight alone is quantised, and of any other module.
+
+    Examples
+    --------
+    >>> quantises_activations(nn.Linear(2, 2))
+    False
+    """
+    quantised = sys.modules.get("torch.ao.nn.quantized")
+    if quantised is not None and isinstance(module, quantised.Linear):
+        return module._packed_params.dtype is not torch.float16
+    weight = module._parameters.get("weight")
+    return any(getattr(weight, name, None) is not None for name in _OF_ACTIVATIONS)
 
 
 def linear_obstacle(module: nn.Module, *, quantised: bool = False) -> Obstacle | None:
@@ -272,7 +307,15 @@ def _hooks_obstacle(module: nn.Module) -> Obstacle | None:
     """Return that hooks stand on a module; a CONV layer has no FC layer to call them on."""
     if not is_hooked(module):
         return None
-    return Obstacle(
-        f"hooks stand on its FC part ({type(module).__name__})",
-        "remove the hooks (handle.remove()), or register them on the layer itself",
-    )
+    remedy = "remove the hooks (handle.remove()), or register them on the layer itself"
+    if any(map(_is_of_opacus, module._forward_hooks.values())):
+        remedy = (
+            "they are of Opacus: give to_conv what model.to_standard_module() returns, where model "
+            "is the GradSampleModule (or what make_private returned)"
+        )
+    return Obstacle(f"hooks stand on its FC part ({type(module).__name__})", remedy)
+
+
+def _is_of_opacus(hook: Any) -> bool:
+    owner = getattr(hook, "__self__", None)
+    return type(owner).__module__.partition(".")[0] == "opacus"

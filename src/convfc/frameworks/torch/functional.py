@@ -22,7 +22,13 @@ from torch import nn
 
 from convfc.frameworks.torch.read import is_conv
 
-__all__ = ["CONVOLUTIONS", "FUNCTION_REMEDY", "Finding", "functional_convolutions"]
+__all__ = [
+    "CONVOLUTIONS",
+    "FUNCTION_REMEDY",
+    "Finding",
+    "functional_convolutions",
+    "is_foreign",
+]
 
 _CONVOLVES = re.compile(r"conv\dd|conv_transpose\dd|conv_tbc|\w*convolution\w*")
 
@@ -204,7 +210,7 @@ class _Search:
         self._read[key] = (function, bound)  # kept, so that an id stays theirs
         closed = _closed_over(function)
         home = function.__globals__.get("__name__")
-        if _is_foreign(home) or _is_foreign(function.__module__):
+        if is_foreign(home) or is_foreign(function.__module__):
             wrapped = getattr(function, "__wrapped__", None)
             for thing in (wrapped, *closed.values()):
                 if isinstance(thing, (FunctionType, MethodType)):
@@ -240,7 +246,7 @@ def _convolution(thing: Any) -> str | None:
     if isinstance(thing, torch.jit.ScriptFunction):
         return f"{thing.name} (TorchScript)" if _OPERATOR.search(str(thing.inlined_graph)) else None
     if isinstance(thing, FunctionType) and thing.__name__ == "_conv_forward":
-        return "_conv_forward" if _is_foreign(thing.__module__) else None
+        return "_conv_forward" if is_foreign(thing.__module__) else None
     return None
 
 
@@ -260,7 +266,7 @@ def _wrapped(thing: Any) -> tuple[Any, ...]:
     return ()
 
 
-def _is_foreign(module: str | None) -> bool:
+def is_foreign(module: str | None) -> bool:
     """Say whether functions of a module are not read: they are no user's model."""
     return module is not None and module.partition(".")[0] in _FOREIGN
 

@@ -145,7 +145,7 @@ def carry_over(old: nn.Module, new: nn.Module) -> None:
 
     Hooks are shared, not copied, so that a handle that the user kept still removes its hook.
     """
-    not_carried = _MODULE | _OWN | {"parametrizations"}
+    not_carried = _MODULE | _OWN | {"parametrizations", "_compiled_call_impl"}
     for name, value in vars(old).items():
         if name in HOOKS or name not in not_carried:
             vars(new)[name] = value

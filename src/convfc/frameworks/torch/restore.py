@@ -8,13 +8,22 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
-from convfc.errors import NothingToConvert, UnsupportedLayer
-from convfc.frameworks.torch.factors import Chain, Product, by_groups, chain_of, own_block
+from convfc.errors import NothingToConvert, UnsupportedLayer, UnsupportedLayerWarning
+from convfc.frameworks.torch.factors import (
+    Chain,
+    Product,
+    by_groups,
+    chain_of,
+    own_block,
+    quantises_activations,
+)
 from convfc.frameworks.torch.forward.formats import channels_last, in_format
 from convfc.frameworks.torch.heads.heads import find_heads
 from convfc.frameworks.torch.heads.operations import CONVS
+from convfc.frameworks.torch.held import exchange, held_fast
 from convfc.frameworks.torch.layers import PatchConv
 from convfc.frameworks.torch.parts import HOOKS, as_parameter, carry_over, is_hooked
 from convfc.frameworks.torch.read import Obstacle
@@ -24,7 +33,6 @@ from convfc.frameworks.torch.rewrite import (
     holders,
     places,
     refuse_or_list,
-    replace,
     selector,
     tied,
 )
@@ -36,6 +44,7 @@ from convfc.frameworks.torch.weights import from_weight_form, is_weight_form, st
 __all__ = ["to_conv"]
 
 
+@torch.inference_mode(mode=False)  # what is made here is to be trained
 def to_conv(
     model: nn.Module,
     *,
@@ -97,6 +106,9 @@ def to_conv(
             left[name] = chain
         else:
             chains[name] = chain
+    moving = {id(layers[name]) for name in chains if not (inplace and is_weight_form(layers[name]))}
+    left |= held_fast(model, moving, copied=not inplace)
+    chains = {name: chain for name, chain in chains.items() if name not in left}
     left |= _shared_with_others(model, {name: layers[name] for name in chains})
     heads = None
     if linears:
@@ -114,6 +126,7 @@ def to_conv(
             remedy="use the model that is returned, without inplace=True",
         )
     old = {id(layer): (name, layer) for name, layer in layers.items() if id(layer) in ready}
+    _tell_of_activations({name: layers[name] for name in chains if name not in left})
     if not inplace:
         twins: dict[int, nn.Module] = {}
         model = copy_of(model, old.keys(), twins)
@@ -124,8 +137,24 @@ def to_conv(
         key: roll_up(layer, name) if is_unrolled(layer) else build(layer, ready[key])
         for key, (name, layer) in old.items()
     }
-    model = replace(model, new)
+    model = exchange(model, new)
     return model if heads is None else heads.convert(model)
+
+
+def _tell_of_activations(layers: Mapping[str, nn.Module]) -> None:
+    """Warn of layers whose inputs were quantised, which no CONV layer does."""
+    names = [
+        name or "the model itself"
+        for name, layer in layers.items()
+        if any(map(quantises_activations, layer.modules()))
+    ]
+    if names:
+        warnings.warn(
+            f"{', '.join(names)}: only the rounded weights come back: the quantised Linear rounds "
+            "its input as well, which a CONV layer does not, so that outputs differ a little",
+            UnsupportedLayerWarning,
+            stacklevel=5,
+        )
 
 
 class _Builder:

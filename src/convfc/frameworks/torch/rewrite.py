@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeAlias
 
+import torch
 from torch import nn
 
 from convfc.errors import (
@@ -15,6 +16,7 @@ from convfc.errors import (
     UnsupportedLayerWarning,
 )
 from convfc.frameworks.torch.functional import functional_convolutions
+from convfc.frameworks.torch.held import check_held, exchange, held_fast
 from convfc.frameworks.torch.layers import PatchConv
 from convfc.frameworks.torch.read import Obstacle, is_conv, obstacle
 from convfc.frameworks.torch.unrolled.back import Roller, unrolled_obstacle
@@ -42,7 +44,6 @@ __all__ = [
     "holders",
     "places",
     "refuse_or_list",
-    "replace",
     "selector",
     "tied",
     "to_fc",
@@ -52,6 +53,7 @@ Where: TypeAlias = Callable[[str, nn.Module], bool] | str | Collection[str] | No
 """Which layers: a function of name and module, or names with ``*`` as in a shell; None is all."""
 
 
+@torch.inference_mode(mode=False)  # what is made here is to be trained
 def to_fc(
     model: nn.Module,
     *,
@@ -106,6 +108,12 @@ def to_fc(
     for finding in functional_convolutions(model):
         if chosen(finding.place, model.get_submodule(finding.place)):
             left.setdefault(finding.place, (finding.what, finding.remedy))
+    moving = {
+        id(module)
+        for name, module in found.items()
+        if name not in left and not (inplace and form == "weight" and not is_unrolled(module))
+    }
+    left |= held_fast(model, moving, copied=not inplace)
     converted = {id(module) for name, module in found.items() if name not in left}
     for name, other in _held_elsewhere(model, converted).items():
         left[name] = tied("its weight", other)
@@ -136,7 +144,7 @@ def to_fc(
     if form == "unrolled":
         unroll = Unroller(sparse=sparse)
         new = {id(layer): unroll(layer, plans[id(layer)]) for layer in convertible}
-        return replace(model, new)
+        return exchange(model, new)
     return _convert(model, convertible, form, block_diagonal=block_diagonal)
 
 
@@ -166,36 +174,7 @@ def _convert(
         if converted is not found:
             new[id(found)] = converted
         first.setdefault(key, converted)
-    return replace(model, new)
-
-
-def replace(model: nn.Module, new: Mapping[int, nn.Module]) -> nn.Module:
-    """Swap modules, wherever they stand.
-
-    Parameters
-    ----------
-    model : nn.Module
-        It is changed.
-    new : mapping
-        From the ``id`` of an old module to the new one.
-
-    Returns
-    -------
-    nn.Module
-        The model; the new module if the model itself is replaced.
-
-    Examples
-    --------
-    >>> shared = nn.ReLU()
-    >>> model = replace(nn.Sequential(shared, nn.Tanh(), shared), {id(shared): nn.SiLU()})
-    >>> [type(part).__name__ for part in model]
-    ['SiLU', 'Tanh', 'SiLU']
-    """
-    for parent in list(model.modules()):
-        for name, child in parent._modules.items():
-            if child is not None and id(child) in new:
-                parent._modules[name] = new[id(child)]
-    return new.get(id(model), model)
+    return exchange(model, new)
 
 
 def places(model: nn.Module) -> dict[str, nn.Module]:
@@ -246,7 +225,7 @@ def refuse_or_list(left: Mapping[str, tuple[str, str]], why: str, *, strict: boo
         return
     if not strict:
         listed = "; ".join(f"{_place(name)} ({reason})" for name, (reason, _) in left.items())
-        warnings.warn(f"left as they are: {listed}", UnsupportedLayerWarning, stacklevel=4)
+        warnings.warn(f"left as they are: {listed}", UnsupportedLayerWarning, stacklevel=5)
         return
     name, (reason, remedy) = next(iter(left.items()))
     others = [_place(place) for place in left][1:]
@@ -263,8 +242,9 @@ def copy_of(model: nn.Module, wanted: Collection[int], twins: dict[int, nn.Modul
     Raises
     ------
     UnsupportedLayer
-        If the model cannot be copied.
+        If the model cannot be copied, or if the copy would go on using a wanted module itself.
     """
+    check_held(model, wanted, copied=True)
     memo: dict[int, Any] = {}
     try:
         copied = deep_copy(model, memo)

@@ -143,6 +143,7 @@ def identity_start(activation: nn.Module | None, like: nn.Module) -> nn.Module:
     return made.train(like.training).requires_grad_(weight.requires_grad)
 
 
+@torch.inference_mode(mode=False)  # what is made here is to be trained
 def morph_activation(
     model: nn.Module, name: str, *, example: Any, activation: nn.Module | None = None, seed: int = 0
 ) -> Morph:

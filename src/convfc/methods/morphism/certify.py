@@ -27,8 +27,8 @@ from convfc.certificate import Certificate, Comparison, ExactTest, LayerCertific
 from convfc.frameworks.torch.certify.measures import Call, cast, integers_of
 from convfc.frameworks.torch.certify.networks import Runner, compare_networks
 from convfc.frameworks.torch.certify.pairs import Pairs, form_of, has_own_weights
+from convfc.frameworks.torch.held import exchange
 from convfc.frameworks.torch.rewrite import places as all_places
-from convfc.frameworks.torch.rewrite import replace as replace_parts
 from convfc.frameworks.torch.simplify.calls import BY_MODE
 from convfc.frameworks.torch.simplify.running import evaluating
 from convfc.frameworks.torch.tensors import (
@@ -177,7 +177,7 @@ class _Runner(Runner):
             for change in self.changes
             if change.rebuild is not None
         }
-        return replace_parts(model, new)
+        return exchange(model, new)
 
 
 def _beside(

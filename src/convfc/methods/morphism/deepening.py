@@ -24,6 +24,7 @@ from convfc.sizes import Sizes, flag, integer
 __all__ = ["deepen"]
 
 
+@torch.inference_mode(mode=False)  # what is made here is to be trained
 def deepen(
     model: nn.Module,
     name: str,

@@ -36,6 +36,7 @@ __all__ = ["middle_channels", "morph_depth", "split", "starting"]
 Activation = nn.Module | str | None
 
 
+@torch.inference_mode(mode=False)  # what is made here is to be trained
 def morph_depth(
     model: nn.Module,
     name: str,

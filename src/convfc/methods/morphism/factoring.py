@@ -62,6 +62,7 @@ class Factored(Morph):
     __repr__ = __str__
 
 
+@torch.inference_mode(mode=False)  # what is made here is to be trained
 def factor(
     model: nn.Module,
     name: str = "",

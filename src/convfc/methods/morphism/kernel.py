@@ -34,6 +34,7 @@ _CHANGES = (
 )
 
 
+@torch.inference_mode(mode=False)  # what is made here is to be trained
 def morph_kernel(
     model: nn.Module,
     name: str,

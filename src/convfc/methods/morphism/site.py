@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from convfc.errors import ConvfcError, DtypeError, NothingToConvert, ShapeError, UnsupportedLayer
 from convfc.frameworks.torch.factors import linear_obstacle
+from convfc.frameworks.torch.held import exchange
 from convfc.frameworks.torch.layers import PatchConv
 from convfc.frameworks.torch.parts import HOOKS, is_hooked
 from convfc.frameworks.torch.read import Obstacle, is_conv, obstacle, own_class, own_forward
-from convfc.frameworks.torch.rewrite import copy_of, holders, places, replace, tied
+from convfc.frameworks.torch.rewrite import copy_of, holders, places, tied
 from convfc.frameworks.torch.tensors import dtype_name
 from convfc.frameworks.torch.unrolled.record import is_unrolled
 from convfc.frameworks.torch.unrolled.sparse import deep_copy
@@ -170,7 +171,7 @@ def morphed(
     twin = twins[id(site.part)]
     new = make(twin)
     new.training = site.part.training
-    model = replace(copied, {id(twin): new})
+    model = exchange(copied, {id(twin): new})
 
     def rebuild(layer: nn.Module) -> nn.Module:
         return make(deep_copy(layer))

@@ -72,6 +72,7 @@ class _Step(NamedTuple):
     channels: int
 
 
+@torch.inference_mode(mode=False)  # what is made here is to be trained
 def morph_subnet(
     model: nn.Module,
     name: str,

@@ -10,6 +10,7 @@ import math
 from fractions import Fraction
 from typing import Any, get_args
 
+import torch
 from torch import nn
 
 from convfc.errors import ConvfcError, UnsupportedLayer
@@ -32,6 +33,7 @@ _DONE = {
 }
 
 
+@torch.inference_mode(mode=False)  # what is made here is to be trained
 def widen(
     model: nn.Module,
     name: str,

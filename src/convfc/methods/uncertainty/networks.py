@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from convfc.convert import to_fc
 from convfc.errors import ConvfcError, NothingToConvert, UnsupportedLayer
 from convfc.frameworks.torch.factors import linear_obstacle
+from convfc.frameworks.torch.held import check_held, exchange
 from convfc.frameworks.torch.layers import PatchConv
 from convfc.frameworks.torch.parts import as_parameter, plain_linear
-from convfc.frameworks.torch.rewrite import Where, copy_of, replace, selector
+from convfc.frameworks.torch.rewrite import Where, copy_of, selector
 from convfc.methods.uncertainty.dropout import ConcreteDropoutLinear, DropoutLinear
 from convfc.methods.uncertainty.gaussian import GaussianLinear
 from convfc.methods.uncertainty.randomness import RandomLinear, check_choice, seeded
@@ -35,6 +36,7 @@ _LAYERS: Mapping[str, Callable[..., RandomLinear]] = {
 }
 
 
+@torch.inference_mode(mode=False)  # what is made here is to be trained
 def to_bayesian(model: nn.Module, method: Method, *, where: Where = None, **options: Any) -> Any:
     """Return a copy of a network whose CONV and FC layers have random weights.
 
@@ -108,7 +110,11 @@ def to_bayesian(model: nn.Module, method: Method, *, where: Where = None, **opti
         for child in layer.children_fc if isinstance(layer, PatchConv) else [layer]:
             _check_plain(name, child, owners)
             new[id(child)] = _random(child, method, options)
-    return replace(fc_model, new)
+    originals = dict(model.named_modules())
+    named = {id(part): name for name, part in fc_model.named_modules()}
+    same = {id(originals[named[key]]) for key in new if named[key] in originals}
+    check_held(model, same, copied=True)
+    return exchange(fc_model, new)
 
 
 def kl(model: nn.Module) -> Tensor:
@@ -138,6 +144,7 @@ def kl(model: nn.Module) -> Tensor:
     return torch.stack([part.to(parts[0]) for part in parts]).sum()
 
 
+@torch.inference_mode(mode=False)  # what is made here is to be trained
 def sample(model: nn.Module, seed: int = 0) -> Any:
     """Draw one network: a plain FC form, which `convfc.to_conv` takes back to CONV layers.
 
@@ -171,6 +178,7 @@ def sample(model: nn.Module, seed: int = 0) -> Any:
         return _plain(model, lambda layer: layer.draw())
 
 
+@torch.inference_mode(mode=False)  # what is made here is to be trained
 def mean_network(model: nn.Module) -> Any:
     """Return the network of the mean weights: a plain FC form, for `convfc.to_conv`.
 
@@ -319,7 +327,7 @@ def _plain(model: nn.Module, read: Callable[[Any], tuple[Tensor, Tensor | None]]
                 as_parameter(weight, trains), None if bias is None else as_parameter(bias, trains)
             )
             new[id(twins[id(layer)])] = linear.train(layer.training)
-    return replace(copied, new)
+    return exchange(copied, new)
 
 
 def _place(name: str) -> str:

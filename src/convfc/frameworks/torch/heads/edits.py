@@ -14,9 +14,9 @@ from torch import Tensor, fx, nn
 
 from convfc.frameworks.torch.heads.operations import CONVS, NORMS, POOLS
 from convfc.frameworks.torch.heads.tracing import dropouts_by_mode, graph_follows_mode
+from convfc.frameworks.torch.held import exchange, held_fast
 from convfc.frameworks.torch.parts import carry_over, is_hooked
 from convfc.frameworks.torch.read import Obstacle
-from convfc.frameworks.torch.rewrite import replace
 
 __all__ = [
     "Edit",
@@ -237,7 +237,10 @@ def forward_obstacle(
     >>> forward_obstacle(model, graph, edits, inplace=True).reason
     'the forward of the model (Net) has to change, and in place it cannot'
     """
-    _, one_by_one = _places(model, graph, edits)
+    everywhere, one_by_one = _places(model, graph, edits)
+    held = held_fast(model, set(map(id, everywhere)), copied=not inplace)
+    for name, blocked in held.items():
+        return blocked._replace(reason=f"{name}, which has to change with it: {blocked.reason}")
     if not one_by_one:
         return None
     what = f"the forward of the model ({type(model).__name__}) has to change"
@@ -293,7 +296,7 @@ def apply(model: nn.Module, graph: fx.Graph, edits: Mapping[fx.Node, Edit]) -> n
             node.target = _add(model, node.name, new)
         else:
             edit.function(node)
-    model = replace(
+    model = exchange(
         model, {id(module): edit.module(module, memo) for module, edit in everywhere.items()}
     )
     return _graph_module(model, graph) if one_by_one else model

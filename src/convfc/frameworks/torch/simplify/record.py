@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from convfc.errors import UnsupportedLayer
+from convfc.frameworks.torch.held import check_held
 from convfc.frameworks.torch.simplify.carry import Part, carry
 from convfc.frameworks.torch.simplify.emit import is_chain
 from convfc.frameworks.torch.simplify.ir import Program, Value
@@ -130,8 +131,9 @@ def remember(model: nn.Module, x: Tensor, dtype: torch.dtype, options: Options) 
     Raises
     ------
     UnsupportedLayer
-        If the network cannot be copied.
+        If the network cannot be copied, or if the copy would go on using the network's own parts.
     """
+    check_held(model, {id(part) for part in model.modules()}, copied=True)
     try:
         original = deep_copy(model)
     except (RuntimeError, TypeError) as error:
