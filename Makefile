@@ -10,13 +10,17 @@ BIN := $(VENV)/bin
 NO_DEPS := tests/requirements-no-deps.txt
 # The sources of the page that convfc explore opens.
 WEB := src/convfc/explorer/web
+# How long `make fuzz` draws layers, and the seed to begin with (by default a new one).
+MINUTES ?= 30
+SEED ?=
 .DEFAULT_GOAL := help
-.PHONY: help reproduce paper test check bench explorer clean
+.PHONY: help reproduce paper test fuzz check bench explorer clean
 
 help:
 	@echo "make reproduce  run the paper's experiment and write runs/default/report.html"
 	@echo "make paper      the same with the paper's 400 epochs, into runs/paper"
 	@echo "make test       run every test (installs PyTorch and TensorFlow as judges)"
+	@echo "make fuzz       compare random layers with PyTorch's for MINUTES=30; SEED= repeats a run"
 	@echo "make check      lint, format and type checks"
 	@echo "make bench      benchmarks against named peers"
 	@echo "make explorer   build the explorer's page anew, after a change of its sources (needs Node.js)"
@@ -33,6 +37,10 @@ paper: $(VENV)/.installed-paper
 test: $(VENV)/.installed-test
 	@echo "== pytest"
 	$(BIN)/python -m pytest -n auto
+
+fuzz: $(VENV)/.installed-test
+	@echo "== random layers in all forms, $(MINUTES) minutes"
+	PYTHONPATH=tests $(BIN)/python tests/frameworks/torch/drawn_layers.py --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 check: $(VENV)/.installed-dev
 	@echo "== ruff, mypy"

@@ -28,14 +28,16 @@ def _widest(mode: str, n: int) -> int:
 
 
 @st.composite
-def _ordinary_axis(draw: st.DrawFn, ndim: int, mode: str) -> dict[str, Any]:
+def _ordinary_axis(
+    draw: st.DrawFn, ndim: int, mode: str, padded: bool, unit_stride: bool
+) -> dict[str, Any]:
     n = draw(st.integers(1, LARGEST_INPUT[ndim]))
-    low = draw(st.integers(0, _widest(mode, n)))
-    high = draw(st.integers(0, _widest(mode, n)))
+    low = draw(st.integers(0, _widest(mode, n))) if padded else 0
+    high = draw(st.integers(0, _widest(mode, n))) if padded else 0
     d = draw(st.integers(1, 3))
     fits = (low + n + high - 1) // d + 1  # the largest kernel that fits the padded input
     k = draw(st.integers(1, min(LARGEST_KERNEL[ndim], fits)))
-    s = draw(st.integers(1, 3))
+    s = 1 if unit_stride else draw(st.integers(1, 3))
     return {"n": n, "padding": (low, high), "dilation": d, "kernel_size": k, "stride": s}
 
 
@@ -75,7 +77,11 @@ def cases(
     multiplier = draw(st.integers(1, 2))
     is_transposed = draw(st.booleans()) if transposed is None else transposed
     mode = "zeros" if is_transposed else draw(st.sampled_from(modes))
-    axis = _transposed_axis(ndim) if is_transposed else _ordinary_axis(ndim, mode)
+    # What is so on every axis at once has ways of its own, and is seldom drawn axis by axis.
+    padded, unit_stride = draw(st.booleans()), draw(st.booleans())
+    axis = (
+        _transposed_axis(ndim) if is_transposed else _ordinary_axis(ndim, mode, padded, unit_stride)
+    )
     axes = draw(st.lists(axis, min_size=ndim, max_size=ndim))
     values = {name: tuple(a[name] for a in axes) for name in axes[0]}
     input_size = values.pop("n")

@@ -184,7 +184,7 @@ def check_refused(layer: nn.Module, x: Tensor) -> None:
         except ConvfcError:
             continue
         except RuntimeError:
-            assert form == "weight", f"{form}: an error in PyTorch's words"  # noqa: PT017
+            assert form == "weight", f"{form}: an error in PyTorch's words"
             continue
         raise AssertionError(f"{form}: answers {tuple(y.shape)} where PyTorch refuses")
 
