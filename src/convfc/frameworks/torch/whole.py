@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from convfc.frameworks.torch.parts import in_a_transform
 
-__all__ = ["Written", "joined", "joined_with_gradients", "lay_together", "weight_of"]
+__all__ = ["Written", "joined", "joined_with_gradients", "lay_together", "split", "weight_of"]
 
 
 def lay_together(parts: Sequence[nn.Parameter], *, shared: bool = False) -> None:
@@ -27,7 +27,7 @@ def lay_together(parts: Sequence[nn.Parameter], *, shared: bool = False) -> None
         return
     if shared or all(part.untyped_storage().nbytes() == part.nbytes for part in parts):
         whole = torch.cat([part.detach() for part in parts])
-        for part, moved in zip(parts, _split(whole, parts), strict=True):
+        for part, moved in zip(parts, split(whole, parts), strict=True):
             part.data = moved
 
 
@@ -45,7 +45,7 @@ def joined(parts: Sequence[Tensor]) -> Tensor:
     if not _side_by_side(parts):
         return torch.cat([part.detach() for part in parts])
     first = parts[0].detach()
-    shape = (sum(map(len, parts)), *first.shape[1:])
+    shape = (len(parts) * first.shape[0], *first.shape[1:])
     return first.as_strided(shape, first.stride())
 
 
@@ -54,12 +54,12 @@ class _Joined(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *parts: Tensor) -> Tensor:
-        ctx.sizes = [len(part) for part in parts]
+        ctx.size = parts[0].shape[0]
         return joined(parts)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        return gradient.split(ctx.sizes)
+        return gradient.split(ctx.size)
 
 
 def joined_with_gradients(parts: Sequence[Tensor]) -> Tensor:
@@ -72,20 +72,21 @@ def joined_with_gradients(parts: Sequence[Tensor]) -> Tensor:
     return whole
 
 
-def _split(whole: Tensor, parts: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    return whole.split([len(part) for part in parts])
+def split(whole: Tensor, parts: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Return the slices of a whole that belong to its parts, which are all of one size."""
+    return whole.split(parts[0].shape[0])
 
 
 def _side_by_side(parts: Sequence[Tensor]) -> bool:
     """Say whether the parts lie one behind the other in one memory."""
     first, place = parts[0], parts[0].data_ptr()
-    room = first.untyped_storage().nbytes() - first.storage_offset() * first.itemsize
-    if not place or sum(part.nbytes for part in parts) > room:
+    size, room = first.nbytes, first.untyped_storage().nbytes()
+    if not place or len(parts) * size > room - first.storage_offset() * first.itemsize:
         return False  # as separate memories do that happen to be neighbours
     for part in parts:
         if part.data_ptr() != place or part.dtype != first.dtype or not part.is_contiguous():
             return False
-        place += part.nbytes
+        place += size
     return True
 
 
@@ -166,7 +167,7 @@ def _through(weight: Tensor, parts: Sequence[Tensor], back: Callable[[Tensor], T
 
     @torch.no_grad()
     def write(value: Tensor) -> None:
-        for part, new in zip(parts, _split(back(value), parts), strict=True):
+        for part, new in zip(parts, split(back(value), parts), strict=True):
             part.copy_(new)
 
     with torch.inference_mode(mode=False):  # whose tensors do not count what is written

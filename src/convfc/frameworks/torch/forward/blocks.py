@@ -24,7 +24,7 @@ from convfc.frameworks.torch.forward.windows import (
     patches_by_plan,
     plan,
 )
-from convfc.frameworks.torch.whole import joined
+from convfc.frameworks.torch.whole import joined, split
 from convfc.geometry import ConvGeometry
 from convfc.stretch import Block, row_blocks
 
@@ -168,10 +168,10 @@ class _Product(torch.autograd.Function):
                 whole = layer.weight(layer.product_of(dy, x)).conj().resolve_conj()
             else:
                 whole = layer.weight(layer.product_of(x, dy))
-            gradients[:parts] = whole.split([len(part) for part in parameters[:parts]])
+            gradients[:parts] = split(whole, parameters[:parts])
         if any(needed[parts:]):
             whole = dy.sum([0, *range(2, dy.ndim)])
-            gradients[parts:] = whole.split([len(part) for part in parameters[parts:]])
+            gradients[parts:] = split(whole, parameters[parts:])
         return dx, None, None, None, *gradients
 
 
