@@ -4,6 +4,7 @@
 `read`         what is one of PyTorch's CONV layers, and what it computes
 `tensors`      comparing tensors, and saying what they are
 `parts`        FC children, and what moves over from one layer to another
+`whole`        the weights of groups as one tensor, and what is written into it
 `layers`       the patch form, ``PatchConv``; how it computes is in `forward`
 `weights`      the weight form
 `unrolled`     the unrolled form
