@@ -181,8 +181,18 @@ def geometry_or_none(
         if output_size is None:
             return geometry
         if geometry.transposed:
-            least = given_extra((0,) * len(input_size)).output_size(input_size)
-            geometry = given_extra([n - m for n, m in zip(output_size, least, strict=True)])
+            # Not `output_size` of no output padding: without it there may be no output at all.
+            axes = zip(
+                input_size,
+                output_size,
+                geometry.stride,
+                geometry.padding,
+                geometry.effective_kernel_size,
+                strict=True,
+            )
+            geometry = given_extra(
+                [new - ((n - 1) * s - sum(p) + extent) for n, new, s, p, extent in axes]
+            )
         return geometry if geometry.output_size(input_size) == output_size else None
     except GeometryError:
         return None
