@@ -268,9 +268,8 @@ def main() -> int:
                 f"{minutes:5.1f} min: {counted.total() - counted[ODD]:,} layers, seed {number}",
                 flush=True,
             )
-    print(
-        f"{counted.total() - counted[ODD]:,} layers without a difference, seeds {first} to {number - 1}:"
-    )
+    layers = counted.total() - counted[ODD]
+    print(f"{layers:,} layers without a difference, seeds {first} to {number - 1}:")
     for kind, count in counted.most_common():
         print(f"  {count:9,} {kind}")
     return 0
