@@ -306,8 +306,9 @@ def verify(before: Any, after: Any, x: Any, *, seed: int = 0) -> Certificate:
 
     For every converted layer, on the input that it really receives: the differences of outputs and
     of gradients against the a-priori rounding bound (Higham, *Accuracy and Stability*, chapter 3),
-    the same in float64, and a test on integers that must agree to the bit. For the whole network:
-    the difference in its own dtype and in float64.
+    the same in float64, and a test on integers that must agree to the bit; and their geometries,
+    since one input may not show another stride. For the whole network: the difference in its own
+    dtype and in float64.
 
     In the unrolled form every entry of the matrix is compared with the weight that belongs there,
     and its gradient is folded to that of the weights. A simplified network, whose layers are

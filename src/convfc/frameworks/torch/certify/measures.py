@@ -15,7 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from convfc.certificate import Comparison, ExactTest, LayerCertificate, WeightComparison
-from convfc.frameworks.torch.certify.pairs import Pair, has_own_weights, is_linear_map
+from convfc.frameworks.torch.certify.pairs import (
+    Pair,
+    has_own_weights,
+    is_linear_map,
+    other_geometry,
+)
 from convfc.frameworks.torch.certify.unrolled import (
     UnrolledLayer,
     change_unrolled,
@@ -124,7 +129,7 @@ class _Measurement:
                 f"{_LAYER}: no test of weights and integers; in float64 the bound is that of "
                 f"{dtype_name(dtype)}, to which weights may have been rounded"
             )
-        entries = self._entries() if self.plain else []
+        geometry, entries = other_geometry(self.pair), self._entries() if self.plain else []
         m, k = ((), ()) if y is None else self._matrices(y)
         return LayerCertificate(
             name=self.pair.name,
@@ -137,7 +142,7 @@ class _Measurement:
             float64=double,
             weights=weights,
             exact=exact,
-            errors=tuple(dict.fromkeys((*self.errors, *entries))),
+            errors=tuple(dict.fromkeys((*geometry, *self.errors, *entries))),
             notes=tuple(self.notes),
         )
 
