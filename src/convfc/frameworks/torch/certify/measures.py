@@ -30,6 +30,7 @@ from convfc.frameworks.torch.tensors import (
     compare,
     describe,
     dtype_name,
+    not_finite,
     overflows,
     same_bits,
     strides_of,
@@ -116,7 +117,7 @@ class _Measurement:
         exact = ExactTest(why_not="not run")
         weights = self._weights() if self.plain else ()
         y = self._output(self.pair.before, "the first layer")
-        if y is not None and self._comparable(y):
+        if y is not None and self._comparable(y) and self._finite():
             dy = torch.empty_like(y).copy_(self._normal(y))
             sums, terms = self._sums(dy)
             own = double = self._compare(dtype, dy, sums, terms)
@@ -157,6 +158,15 @@ class _Measurement:
         if strides_of(other) != strides_of(y):
             self.notes.append(f"strides of its output: {y.stride()}, then {other.stride()}")
         return True
+
+    def _finite(self) -> bool:
+        """Say whether all that the bounds are made of is finite."""
+        found = not_finite("input", self.call.x)
+        for side in (self.pair.before, self.pair.after):
+            for name, parameter in side.named_parameters():
+                found = found or not_finite(name, parameter, "verify it with finite weights")
+        self.errors += [found] if found else []
+        return not found
 
     @torch.no_grad()
     def _output(self, layer: nn.Module, who: str) -> Tensor | None:
