@@ -73,7 +73,7 @@ def not_finite(name: str, t: Tensor, remedy: str = "give an input on which they 
     Examples
     --------
     >>> not_finite("input", torch.tensor([1.0, math.nan]))
-    'its input holds NaN, so there is no rounding bound to compare with; expected finite numbers: ...'
+    'its input holds NaN, so there is no rounding bound to compare with; expected finite ...'
     >>> not_finite("input", torch.ones(2))
     ''
     """
@@ -156,7 +156,7 @@ def words(error: Exception) -> str:
 def first_words(error: Exception) -> str:
     r"""Return the first paragraph of an exception's text, as one line of at most 300 characters.
 
-    TorchScript's messages end with what is said first elsewhere.
+    TorchScript's messages end with what is said first elsewhere; tables of overloads are left out.
 
     Examples
     --------
@@ -168,4 +168,6 @@ def first_words(error: Exception) -> str:
     text = str(error).strip()
     if "TorchScript" in text.partition("\n")[0]:
         text = text.rpartition("\nRuntimeError: ")[2]
-    return " ".join(text.partition("\n\n")[0].split())[:300]
+    for more in ("\n\n", ", but expected one of:"):
+        text = text.partition(more)[0]
+    return " ".join(text.split())[:300]
