@@ -184,9 +184,8 @@ def _as_seen(geometry: ConvGeometry) -> ConvGeometry:
     One tap has no distance to another; and a transposed layer of one tap that neither steps, pads
     nor cuts is the layer that is not transposed.
     """
-    apart = [
-        1 if k == 1 else d for k, d in zip(geometry.kernel_size, geometry.dilation, strict=True)
-    ]
+    axes = zip(geometry.kernel_size, geometry.dilation, strict=True)
+    apart = tuple(1 if taps == 1 else dilation for taps, dilation in axes)
     per_position = {*geometry.kernel_size, *geometry.stride} == {1}
     moved = any(map(any, geometry.padding)) or any(geometry.output_padding)
     transposed = geometry.transposed and (moved or not per_position)
