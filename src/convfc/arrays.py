@@ -76,7 +76,7 @@ def as_numpy(array: Array, name: str = "array") -> npt.NDArray[Any]:
     Raises
     ------
     DtypeError
-        If NumPy has no such dtype.
+        If NumPy has no such dtype, or the array is on PyTorch's meta device, without numbers.
 
     Examples
     --------
@@ -88,6 +88,13 @@ def as_numpy(array: Array, name: str = "array") -> npt.NDArray[Any]:
         found = np.asarray(array)
         if found.dtype.kind in "biufc":
             return found
+    elif array.is_meta:
+        raise DtypeError(
+            "an array on the meta device has a shape and no numbers",
+            where=name,
+            remedy="load the model's weights first, for instance with load_state_dict(..., "
+            "assign=True)",
+        )
     elif "bfloat16" not in str(array.dtype):
         plain: npt.NDArray[Any] = array.detach().cpu().resolve_conj().resolve_neg().numpy()
         return plain

@@ -9,7 +9,8 @@ one, so what is allowed is ``2 * gamma_n * B``. A larger difference proves that 
 the same function (or that one of them is not summed as a convolution is written: Winograd's and
 Fourier's algorithms obey other bounds); a smaller one says that rounding alone can be the reason.
 Each layer is therefore compared in four ways: in its own dtype, in float64, by the bits of its
-weights, and on small integers, where nothing is rounded and one other bit is another function.
+weights, and on small integers, where nothing is rounded and one other bit is another function. All
+four are made on one input; so a layer's geometry is compared, too, without what no input can show.
 
 **Measurement.** For a network as a whole there is no such bound. The difference of its outputs is
 reported as it is, and counts against the certificate only where the two networks, both in float64,

@@ -211,7 +211,7 @@ def to_conv(
     model : torch.nn.Module
     inplace, where, strict
         As for `to_fc`.
-    example : Tensor or tuple, optional
+    example : Tensor, array or tuple, optional
         An input of the size that the model was made for; a tuple holds several arguments.
     project : bool
         An unrolled layer goes back if its matrix is still that of a convolution: unchanged, scaled,
@@ -306,8 +306,9 @@ def verify(before: Any, after: Any, x: Any, *, seed: int = 0) -> Certificate:
 
     For every converted layer, on the input that it really receives: the differences of outputs and
     of gradients against the a-priori rounding bound (Higham, *Accuracy and Stability*, chapter 3),
-    the same in float64, and a test on integers that must agree to the bit. For the whole network:
-    the difference in its own dtype and in float64.
+    the same in float64, and a test on integers that must agree to the bit; and their geometries,
+    since one input may not show another stride. For the whole network: the difference in its own
+    dtype and in float64.
 
     In the unrolled form every entry of the matrix is compared with the weight that belongs there,
     and its gradient is folded to that of the weights. A simplified network, whose layers are
@@ -318,7 +319,7 @@ def verify(before: Any, after: Any, x: Any, *, seed: int = 0) -> Certificate:
     ----------
     before, after : torch.nn.Module
         Of the same framework, for instance a model and `to_fc` of it.
-    x : Tensor, tuple or dict
+    x : Tensor, array, tuple or dict
         An input; a tuple holds several arguments, a dict keyword arguments.
     seed : int
         Of the random cotangents.
@@ -332,7 +333,9 @@ def verify(before: Any, after: Any, x: Any, *, seed: int = 0) -> Certificate:
     Raises
     ------
     UnsupportedModel
-        If no framework owns one of the models.
+        If no framework owns one of the models, or it is on PyTorch's meta device.
+    ShapeError
+        If the first model does not run on ``x``.
 
     Examples
     --------

@@ -241,6 +241,18 @@ def test_without_theory_there_is_no_proof():
     assert "1: output; expected a rounding bound, got none in any dtype" in certificate.failures
 
 
+def test_without_finite_numbers_there_is_no_proof():
+    before = trained(mlp())
+    x = example("mlp")
+    x[0, 0] = torch.nan
+    certificate = morph_of(before, copy.deepcopy(before), x, "2").certificate
+    assert certificate.failures[0] == (
+        "2: its input holds NaN, so there is no rounding bound to compare with; expected finite "
+        "numbers: give an input on which they are"
+    )
+    assert certificate.layers[0].own == {}
+
+
 def test_a_layer_that_fails_is_a_finding():
     before = trained(mlp())
     after = copy.deepcopy(before)

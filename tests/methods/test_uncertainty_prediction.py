@@ -159,6 +159,11 @@ def test_progress_is_told_of_every_draw(capsys: pytest.CaptureFixture[str]):
 
 def test_refusals_of_predict():
     model = network()
+    takes = (
+        r"x: the model does not run on this input: .*; got \(7, 9\)\. Remedy: give an input that"
+    )
+    with pytest.raises(ShapeError, match=takes):
+        uncertainty.predict(nn.Sequential(nn.Dropout(), nn.Linear(4, 3)), torch.zeros(7, 9))
     with pytest.raises(ShapeError, match=r"x: no images; expected \(n, \.\.\.\) with n >= 1"):
         uncertainty.predict(model, images(0))
     for name in ("samples", "batch_size"):

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 import convfc
-from convfc.errors import UnsupportedLayer, UnsupportedLayerWarning
+from convfc.errors import ShapeError, UnsupportedLayer, UnsupportedLayerWarning
 from convfc.frameworks.torch import PatchConv
 
 CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -690,3 +690,25 @@ def test_heads_that_cannot_be_converted_are_refused_by_name(kind: str) -> None:
     with pytest.warns(UnsupportedLayerWarning, match="left as they are"):
         after = convfc.to_conv(model, example=example, strict=False)
     assert [type(part) for part in after.modules()] == [type(part) for part in model.modules()]
+
+
+def test_an_example_is_what_every_verb_takes() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(12, 2))
+    x = torch.ones(1, 2, 4, 4)
+    assert type(convfc.to_conv(model, example=x.numpy())[2]) is nn.Conv2d
+    message = (
+        r"example: the model does not run on this input: Given groups=1.* got \(1, 3, 4, 4\)\."
+    )
+    with pytest.raises(ShapeError, match=message) as caught:
+        convfc.to_conv(model, example=torch.ones(1, 3, 4, 4))
+    assert "While executing" not in str(caught.value)
+
+
+def test_a_dict_as_an_example_is_one_argument() -> None:
+    class Named(nn.Sequential):
+        def forward(self, batch: dict[str, Tensor]) -> Tensor:
+            return super().forward(batch["x"] * batch["scale"])
+
+    model = Named(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(12, 2))
+    batch = {"scale": torch.full((1, 2, 4, 4), 3.0), "x": torch.ones(1, 2, 4, 4).numpy()}
+    assert type(convfc.to_conv(model, example=batch)[2]) is nn.Conv2d

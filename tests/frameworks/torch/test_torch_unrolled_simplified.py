@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import convfc
-from convfc.errors import NotAConvolution, UnsupportedLayer
+from convfc.errors import NotAConvolution, ShapeError, UnsupportedLayer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -183,3 +183,64 @@ def test_it_goes_back_as_a_whole(options: dict[str, object], x: Tensor) -> None:
     (name,) = options
     with pytest.raises(UnsupportedLayer, match=f"{name}: a simplified network goes back"):
         convfc.to_conv(simplify(plain(), x), **options)
+
+
+class Constant(nn.Module):
+    """A network that cannot run in float64: its forward makes a tensor in float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(1, 2, 3)
+        self.last = nn.Conv1d(2, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.relu(self.conv(x) @ torch.ones(8, 2)))
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_a_network_without_float64_is_compared_in_its_own_dtype(options: dict[str, object]) -> None:
+    torch.manual_seed(0)
+    model, x = Constant().eval(), torch.randn(2, 1, 10)
+    after = simplify(model, x, **options)
+    certificate = convfc.verify(model, after, x)
+    assert certificate.holds, str(certificate)
+    assert len(certificate.layers) == 2
+    for layer in certificate.layers:
+        assert layer.own["output"].ratio <= 1
+        assert layer.float64 == {}
+    (output,) = certificate.network.outputs
+    assert output.float64 is None
+    first, note = certificate.notes
+    assert first == (
+        "in float64, the first network fails; expected an output, got RuntimeError: expected m1 "
+        "and m2 to have the same dtype, but got: double != float"
+    )
+    assert "made again from the first network in its own dtype, since that one cannot run" in note
+    with torch.no_grad():
+        after[1].weight[0, 0] += 1e-6
+    failures = convfc.verify(model, after, x).failures
+    assert any(re.match(r"network: 1\.weight at \[0, 0\]; expected", f) for f in failures)
+
+
+@pytest.mark.parametrize("kind", ["NaN", "an infinity"])
+def test_an_input_that_is_no_number_is_told(kind: str, x: Tensor) -> None:
+    after = simplify(plain(), x)
+    x[0, 0, 0, 0] = torch.nan if kind == "NaN" else torch.inf
+    certificate = convfc.verify(plain(), after, x)
+    assert len(certificate.layers) == len(convfc.verify(plain(), after, x.nan_to_num()).layers)
+    reason = f"its input, or a weight, holds {kind}, so there is no rounding bound to compare with"
+    told = f"{certificate.layers[0].name}: {reason}; expected finite numbers: give finite ones of "
+    assert certificate.failures[0] == told + "both"
+    assert not any("got none" in failure for failure in certificate.failures)
+
+
+def test_an_input_that_the_network_does_not_take_is_explained(x: Tensor) -> None:
+    model = plain()
+    after = simplify(model, x)
+    message = r"x: the model does not run on this input: Given groups=1.* got \(2, 2, 6, 6\)\. Rem"
+    with pytest.raises(ShapeError, match=message):
+        convfc.verify(model, after, x[:, :2])
+    message = r"example: the model does not run on two examples .*: Given groups=1.* 2 channels"
+    with pytest.raises(ShapeError, match=message + r" instead; got \(2, 2, 6, 6\)\. Remedy"):
+        simplify(model, x[:1, :2])
+    assert torch.equal(simplify(model, x.numpy())(x), after(x))

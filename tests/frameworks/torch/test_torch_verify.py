@@ -5,8 +5,11 @@ from __future__ import annotations
 import copy
 import random
 import warnings
+from collections.abc import Callable
+from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conv_cases import CASES, SMALL, ConvCase
@@ -15,9 +18,10 @@ from torch import Tensor, nn
 
 import convfc
 from convfc.certificate import Certificate
-from convfc.errors import UnsupportedLayer, UnsupportedModel
+from convfc.errors import DtypeError, ShapeError, UnsupportedLayer, UnsupportedModel
 from convfc.frameworks.torch.certify.pairs import find_pairs
 from convfc.frameworks.torch.certify.verify import verify
+from convfc.methods.spectrum import singular_values
 
 pytestmark = MARKS
 FORMS: dict[str, dict[str, Any]] = {
@@ -251,3 +255,96 @@ def test_pairs_of_nested_and_shared_layers():
         "twice",
         "same.place",
     ]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        lambda x: x.numpy(),
+        lambda x: (x.double().numpy(), torch.tensor(2.0)),
+        lambda x: {"x": x.numpy(), "scale": torch.tensor(2.0)},
+        lambda x: MappingProxyType({"x": x}),
+    ],
+    ids=["array", "tuple", "dict", "mapping"],
+)
+def test_an_input_is_what_inspect_takes_as_well(given: Callable[[Tensor], Any]):
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: Tensor, scale: Tensor | float = 1.0) -> Tensor:
+            return self.conv(x) * scale
+
+    model, x = Scaled(), given(torch.randn(2, 3, 6, 6))
+    assert_proven(verify(model, convfc.to_fc(model), x))
+    assert [row.input_size for row in convfc.inspect(model, x).rows] == [(6, 6)]
+
+
+DOES_NOT_RUN: dict[str, tuple[Any, str]] = {
+    "channels": (torch.zeros(1, 2, 6, 6), r"Given groups=1, .* got \(1, 2, 6, 6\)"),
+    "array": (np.zeros((1, 2, 6, 6)), r"Given groups=1, .* got \(1, 2, 6, 6\)"),
+    "axes": (torch.zeros(6), r"Expected 3D .* got \(6,\)"),
+    "arguments": ((torch.zeros(1, 3, 6, 6), 1), r".*takes 2 positional .* got \(1, 3, 6, 6\), int"),
+    "a name": ({"y": torch.zeros(1, 3, 6, 6)}, r".*unexpected keyword argument 'y'"),
+    "a word": ("image", r".*must be Tensor, not str|.*invalid combination .* got str"),
+    "numbers": (
+        [1, 2],
+        r"conv2d\(\) received an invalid combination of arguments - got \(list, .*\); ",
+    ),
+}
+
+
+@pytest.mark.parametrize(("x", "what"), DOES_NOT_RUN.values(), ids=DOES_NOT_RUN)
+def test_an_input_that_the_model_does_not_take_is_explained_by_every_verb(x: Any, what: str):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3))
+    fc = convfc.to_fc(model)
+    remedy = "Remedy: give an input that the model takes: a tuple for several arguments, a dict"
+    for where, run in {
+        "x": lambda: verify(model, fc, x),
+        "x ": lambda: convfc.inspect(model, x),
+        "example": lambda: convfc.to_fc(model, form="unrolled", example=x),
+    }.items():
+        message = f"^{where.strip()}: the model does not run on this input: {what}.*{remedy}"
+        with pytest.raises(ShapeError, match=message) as caught:
+            run()
+        assert isinstance(caught.value.__cause__, (RuntimeError, TypeError))
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [KeyError("k"), AssertionError(), AttributeError("shape")])
+def test_whatever_a_forward_raises_is_told(error: Exception):
+    class Raises(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            raise error
+
+    model = Raises(nn.Conv2d(3, 4, 3))
+    said = str(error) or "AssertionError"
+    with pytest.raises(ShapeError, match=f"does not run on this input: {said}; got"):
+        verify(model, model, torch.zeros(1, 3, 6, 6))
+
+
+def test_a_model_or_an_input_without_numbers_is_refused():
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3)), torch.zeros(1, 3, 6, 6)
+    empty = copy.deepcopy(model).to("meta")
+    for name, pair in {"before": (empty, model), "after": (model, empty)}.items():
+        message = (
+            f"{name}: the model is on the meta device, where 0.weight has a shape and no numbers.*"
+        )
+        with pytest.raises(UnsupportedModel, match=f"{message}to_empty.*load_state_dict"):
+            verify(*pair, x)
+    unrolled = convfc.to_fc(model, form="unrolled", example=x).to("meta")
+    simplified = convfc.to_fc(model, form="unrolled", example=x, simplify=True).to("meta")
+    for run in (
+        lambda: convfc.to_conv(unrolled),
+        lambda: convfc.to_conv(simplified),
+        lambda: convfc.to_fc(empty, form="unrolled", example=x.to("meta"), simplify=True),
+    ):
+        with pytest.raises(UnsupportedModel, match=r"^model: the model is on the meta device, whe"):
+            run()
+    assert convfc.to_conv(convfc.to_fc(empty))[0].weight.is_meta
+    with pytest.raises(DtypeError, match=r"^filters: an array on the meta device has a shape and"):
+        singular_values(empty[0], (6, 6))
+    message = r"x: an input on the meta device has a shape and no numbers; got \(1, 3, 6, 6\)"
+    with pytest.raises(ShapeError, match=message):
+        verify(model, model, x.to("meta"))

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from proofs import DTYPES, MARKS, assert_proven, only
-from torch import nn
+from torch import Tensor, nn
 
 import convfc
 from convfc.frameworks.torch.certify.measures import Call, integers_of, measure
@@ -86,12 +86,48 @@ def test_a_dtype_without_a_bound_is_decided_in_float64():
     assert overflowing.float64["output"].ratio == 0
 
 
-@pytest.mark.parametrize("value", [torch.inf, torch.nan], ids=str)
-def test_what_is_no_number_is_not_certified(value: float):
-    conv = nn.Conv2d(1, 1, 1)
-    certificate = verify(conv, convfc.to_fc(conv), torch.full((1, 1, 2, 2), value))
-    assert not certificate.holds
-    assert any("expected a rounding bound" in failure for failure in certificate.failures)
+NO_NUMBERS = {
+    "NaN": [torch.nan],
+    "an infinity": [torch.inf],
+    "NaN and an infinity": [-torch.inf, torch.nan],
+}
+WHY = "so there is no rounding bound to compare with; expected finite numbers:"
+GIVE = "give an input on which they are"
+
+
+@pytest.mark.parametrize("form", ["patch", "weight", "unrolled"])
+@pytest.mark.parametrize("kind", NO_NUMBERS)
+def test_what_is_no_number_is_not_certified(kind: str, form: str):
+    model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU(), nn.Conv2d(1, 2, 1))
+    x = torch.ones(1, 1, 2, 2)
+    after = convfc.to_fc(model, form=form, **({"example": x} if form == "unrolled" else {}))
+    x.view(-1)[: len(NO_NUMBERS[kind])] = torch.tensor(NO_NUMBERS[kind])
+    first = verify(model, after, x).layers[0]
+    assert first.failures == (f"0: its input holds {kind}, {WHY} {GIVE}",)
+    assert all(weight.same_bits for weight in first.weights)
+
+
+@pytest.mark.parametrize("form", ["patch", "weight", "unrolled"])
+def test_a_weight_that_is_no_number_is_named(form: str):
+    conv, x = nn.Conv2d(1, 2, 3), torch.ones(1, 1, 4, 4)
+    with torch.no_grad():
+        conv.bias[1] = torch.nan
+    after = convfc.to_fc(conv, form=form, **({"example": x} if form == "unrolled" else {}))
+    (reason,) = only(verify(conv, after, x)).failures
+    assert reason == f"the model: its bias holds NaN, {WHY} verify it with finite weights"
+
+
+def test_an_infinity_inside_a_network_is_named_where_it_is():
+    class Masked(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return self[1](self[0](x).masked_fill(x[:, :1] > 0, -torch.inf))
+
+    model = Masked(nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 1))
+    certificate = verify(model, convfc.to_fc(model), torch.ones(1, 1, 2, 2))
+    assert [layer.failures for layer in certificate.layers] == [
+        (),
+        (f"1: its input holds an infinity, {WHY} {GIVE}",),
+    ]
 
 
 def test_the_network_s_measure_is_its_own_rounding():

@@ -39,6 +39,7 @@ from convfc.frameworks.torch.rewrite import (
 from convfc.frameworks.torch.simplify import record_of
 from convfc.frameworks.torch.unrolled.back import Roller, simplified_back, unrolled_obstacle
 from convfc.frameworks.torch.unrolled.record import is_unrolled
+from convfc.frameworks.torch.watch import call_arguments, check_has_numbers
 from convfc.frameworks.torch.weights import from_weight_form, is_weight_form, steps_of
 
 __all__ = ["to_conv"]
@@ -75,6 +76,8 @@ def to_conv(
     map become CONV layers; see `heads`, also for what padding changes.
     """
     model, inplace = _without_peft(model, inplace=inplace)
+    if record_of(model) is not None or any(map(is_unrolled, model.modules())):
+        check_has_numbers(model, "model")
     if record_of(model) is not None:
         model = simplified_back(model, inplace=inplace, where=where, project=project)
         if example is None:
@@ -112,7 +115,8 @@ def to_conv(
     left |= _shared_with_others(model, {name: layers[name] for name in chains})
     heads = None
     if linears:
-        arguments = example if isinstance(example, tuple) else (example,)
+        given = example if isinstance(example, tuple) else (example,)
+        arguments, _ = call_arguments(model, given)
         names = {layer: name for name, layer in list(linears.items())[::-1]}
         names = dict(reversed(names.items()))  # the first name of each, in the model's order
         heads = find_heads(model, arguments, names, inplace=inplace)

@@ -13,6 +13,8 @@ __all__ = [
     "compare",
     "describe",
     "dtype_name",
+    "first_words",
+    "not_finite",
     "overflows",
     "same_bits",
     "strides_of",
@@ -65,6 +67,31 @@ def overflows(sums: Tensor, dtype: torch.dtype) -> bool:
     return bool(sums.numel()) and not float(sums.max()) <= torch.finfo(dtype).max / 2
 
 
+def not_finite(name: str, t: Tensor, remedy: str = "give an input on which they are") -> str:
+    """Say in words that a tensor holds what no bound can be made of; nothing if it does not.
+
+    Examples
+    --------
+    >>> not_finite("input", torch.tensor([1.0, math.nan]))
+    'its input holds NaN, so there is no rounding bound to compare with; expected finite ...'
+    >>> not_finite("input", torch.ones(2))
+    ''
+    """
+    if not (t.is_floating_point() or t.is_complex()):
+        return ""
+    numbers = (
+        t.detach() if t.layout is torch.strided else t.detach().to_sparse_coo().coalesce().values()
+    )
+    if bool(numbers.isfinite().all()):
+        return ""
+    kinds = {"NaN": numbers.isnan(), "an infinity": numbers.isinf()}
+    held = " and ".join(kind for kind, where in kinds.items() if bool(where.any()))
+    return (
+        f"its {name} holds {held}, so there is no rounding bound to compare with; expected finite "
+        f"numbers: {remedy}"
+    )
+
+
 def same_bits(ours: Tensor, theirs: Tensor) -> bool:
     """Say whether two tensors of one shape and dtype hold the same bits.
 
@@ -112,5 +139,35 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def words(error: Exception) -> str:
-    """Return an exception as one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    r"""Return an exception as one line: its class, and what is said first.
+
+    PyTorch's messages go on with dumps of graphs, with tables of overloads, and with advice.
+
+    Examples
+    --------
+    >>> words(RuntimeError("the sizes\ndiffer\n\nWhile executing %c : [num_users=1]"))
+    'RuntimeError: the sizes differ'
+    >>> words(AssertionError())
+    'AssertionError'
+    """
+    return ": ".join(filter(None, (type(error).__name__, first_words(error))))
+
+
+def first_words(error: Exception) -> str:
+    r"""Return the first paragraph of an exception's text, as one line of at most 300 characters.
+
+    TorchScript's messages end with what is said first elsewhere; tables of overloads are left out.
+
+    Examples
+    --------
+    >>> first_words(KeyError("size"))
+    "'size'"
+    >>> first_words(RuntimeError("The following ... TorchScript\nTraceback\nRuntimeError: no\n"))
+    'no'
+    """
+    text = str(error).strip()
+    if "TorchScript" in text.partition("\n")[0]:
+        text = text.rpartition("\nRuntimeError: ")[2]
+    for more in ("\n\n", ", but expected one of:"):
+        text = text.partition(more)[0]
+    return " ".join(text.split())[:300]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import random
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,14 +18,32 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
-from convfc.errors import ConvfcError, GeometryError, ShapeError, UnsupportedLayer
+from convfc.errors import (
+    ConvfcError,
+    GeometryError,
+    ShapeError,
+    UnsupportedLayer,
+    UnsupportedModel,
+)
 from convfc.frameworks.torch.functional import CONVOLUTIONS
 from convfc.frameworks.torch.read import geometry_from, geometry_of
+from convfc.frameworks.torch.tensors import first_words
 from convfc.frameworks.torch.unrolled.record import is_layer, record_of
 from convfc.geometry import ConvGeometry
 
-__all__ = ["Call", "Watch", "geometry_or_none", "layer_input", "unchanged", "watched_run"]
+__all__ = [
+    "Call",
+    "Watch",
+    "call_arguments",
+    "call_model",
+    "check_has_numbers",
+    "geometry_or_none",
+    "layer_input",
+    "unchanged",
+    "watched_run",
+]
 
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _TRANSPOSE = (*_CONV[:5], "output_padding", "groups", "dilation")
@@ -296,6 +314,54 @@ def _check_can_run(model: nn.Module, given: str) -> None:
 
 def _run(model: nn.Module, x: Any, where: str) -> None:
     """Call the model on an input; arrays become tensors as the model has them."""
+    args, kwargs = call_arguments(model, x)
+    call_model(model, args, kwargs, where)
+
+
+def check_has_numbers(model: nn.Module, where: str) -> None:
+    """Refuse a model on the meta device, whose tensors are shapes, before its numbers are read.
+
+    Parameters
+    ----------
+    model : nn.Module
+    where : str
+        The argument that gave the model, for messages.
+
+    Raises
+    ------
+    UnsupportedModel
+
+    Examples
+    --------
+    >>> check_has_numbers(nn.Linear(2, 3, device="meta"), "before")
+    Traceback (most recent call last):
+    convfc.errors.UnsupportedModel: before: the model is on the meta device, where weight has a ...
+    """
+    for place, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            raise UnsupportedModel(
+                f"the model is on the meta device, where {place} has a shape and no numbers",
+                where=where,
+                remedy="load its weights first: model.to_empty(device='cpu') and load_state_dict, "
+                "or load_state_dict(..., assign=True)",
+            )
+
+
+def call_arguments(model: nn.Module, x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return what a user gives as an input as the arguments of one call of a model.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Arrays of real numbers become tensors of its dtype, on its device.
+    x : Tensor, array, tuple or mapping
+        One input, or the positional or keyword arguments.
+
+    Examples
+    --------
+    >>> call_arguments(nn.Linear(2, 3), np.ones(2))
+    ((tensor([1., 1.]),), {})
+    """
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
 
     def tensor(value: Any) -> Any:
@@ -304,17 +370,54 @@ def _run(model: nn.Module, x: Any, where: str) -> None:
         made = torch.as_tensor(value, device=like.device)
         return made.to(like.dtype) if made.is_floating_point() else made
 
-    kwargs = {name: tensor(value) for name, value in x.items()} if isinstance(x, dict) else {}
-    args = () if isinstance(x, dict) else tuple(map(tensor, x if isinstance(x, tuple) else (x,)))
+    if isinstance(x, Mapping):
+        return (), {name: tree_map(tensor, value) for name, value in x.items()}
+    return tuple(tree_map(tensor, value) for value in (x if isinstance(x, tuple) else (x,))), {}
+
+
+def call_model(
+    call: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], where: str
+) -> Any:
+    """Return what a model returns; what it raises is said in words, with the way out.
+
+    Parameters
+    ----------
+    call : callable
+        A model, or what runs it.
+    args, kwargs
+        From `call_arguments`.
+    where : str
+        The argument that gave the input, for messages.
+
+    Raises
+    ------
+    ShapeError
+        If the model does not run on this input.
+
+    Examples
+    --------
+    >>> call_model(nn.Linear(2, 3), (torch.ones(1, 4),), {}, "x")
+    Traceback (most recent call last):
+    convfc.errors.ShapeError: x: the model does not run on this input: mat1 and mat2 shapes ...
+    """
     try:
-        model(*args, **kwargs)
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        return call(*args, **kwargs)
+    except (
+        RuntimeError,
+        TypeError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        AssertionError,
+    ) as error:
         if isinstance(error, ConvfcError):
             raise
-        given = {**dict(enumerate(args)), **kwargs}.values()
-        shapes = (tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__ for v in given)
+        shapes = (
+            tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__
+            for v in (*args, *kwargs.values())
+        )
         raise ShapeError(
-            f"the model does not run on this input: {error}",
+            f"the model does not run on this input: {first_words(error) or type(error).__name__}",
             where=where,
             got=", ".join(map(str, shapes)),
             remedy="give an input that the model takes: a tuple for several arguments, a dict for "

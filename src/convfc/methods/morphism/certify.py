@@ -35,6 +35,7 @@ from convfc.frameworks.torch.tensors import (
     compare,
     describe,
     dtype_name,
+    not_finite,
     overflows,
     same_bits,
     wide,
@@ -275,6 +276,10 @@ class _Measurement:
         ours, theirs = self._outputs(before, after, x)
         if describe(ours) != describe(theirs):
             self.errors.append(f"its output; expected {describe(ours)}, got {describe(theirs)}")
+            return theirs, {}
+        unbounded = not_finite("input", x)
+        if unbounded:
+            self.errors.append(unbounded)
             return theirs, {}
         sums = self._sums(before, after, x)
         bound = None

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from convfc.errors import ConvfcError, NothingToConvert, ShapeError
+from convfc.frameworks.torch.watch import call_model
 from convfc.methods.uncertainty.randomness import check_choice, drawing, seeded
 
 __all__ = ["Prediction", "predict"]
@@ -130,7 +131,7 @@ def predict(
     NothingToConvert
         If nothing in the network is random: two draws are the same bits.
     ShapeError
-        If there are no images, or the network does not return ``(n, C)``.
+        If there are no images, or the network does not take them or return ``(n, C)``.
     ConvfcError
         If a number is below one, or there is no such output.
 
@@ -185,7 +186,7 @@ def _one_draw(model: nn.Module, batches: tuple[Tensor, ...], seed: int) -> Tenso
     outputs = []
     for batch in batches:
         with seeded(seed, batch, *model.parameters()):
-            y = model(batch)
+            y = call_model(model, (batch,), {}, "x")
         if not isinstance(y, Tensor) or y.dim() != 2 or len(y) != len(batch):
             raise ShapeError(
                 "the network returns something else than one row of classes per image",

@@ -15,7 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from convfc.certificate import Comparison, ExactTest, LayerCertificate, WeightComparison
-from convfc.frameworks.torch.certify.pairs import Pair, has_own_weights, is_linear_map
+from convfc.frameworks.torch.certify.pairs import (
+    Pair,
+    has_own_weights,
+    is_linear_map,
+    other_geometry,
+)
 from convfc.frameworks.torch.certify.unrolled import (
     UnrolledLayer,
     change_unrolled,
@@ -25,6 +30,7 @@ from convfc.frameworks.torch.tensors import (
     compare,
     describe,
     dtype_name,
+    not_finite,
     overflows,
     same_bits,
     strides_of,
@@ -111,7 +117,7 @@ class _Measurement:
         exact = ExactTest(why_not="not run")
         weights = self._weights() if self.plain else ()
         y = self._output(self.pair.before, "the first layer")
-        if y is not None and self._comparable(y):
+        if y is not None and self._comparable(y) and self._finite():
             dy = torch.empty_like(y).copy_(self._normal(y))
             sums, terms = self._sums(dy)
             own = double = self._compare(dtype, dy, sums, terms)
@@ -124,7 +130,7 @@ class _Measurement:
                 f"{_LAYER}: no test of weights and integers; in float64 the bound is that of "
                 f"{dtype_name(dtype)}, to which weights may have been rounded"
             )
-        entries = self._entries() if self.plain else []
+        geometry, entries = other_geometry(self.pair), self._entries() if self.plain else []
         m, k = ((), ()) if y is None else self._matrices(y)
         return LayerCertificate(
             name=self.pair.name,
@@ -137,7 +143,7 @@ class _Measurement:
             float64=double,
             weights=weights,
             exact=exact,
-            errors=tuple(dict.fromkeys((*self.errors, *entries))),
+            errors=tuple(dict.fromkeys((*geometry, *self.errors, *entries))),
             notes=tuple(self.notes),
         )
 
@@ -152,6 +158,15 @@ class _Measurement:
         if strides_of(other) != strides_of(y):
             self.notes.append(f"strides of its output: {y.stride()}, then {other.stride()}")
         return True
+
+    def _finite(self) -> bool:
+        """Say whether all that the bounds are made of is finite."""
+        found = not_finite("input", self.call.x)
+        for side in (self.pair.before, self.pair.after):
+            for name, parameter in side.named_parameters():
+                found = found or not_finite(name, parameter, "verify it with finite weights")
+        self.errors += [found] if found else []
+        return not found
 
     @torch.no_grad()
     def _output(self, layer: nn.Module, who: str) -> Tensor | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from convfc.certificate import NetworkCertificate, OutputComparison
-from convfc.errors import UnsupportedModel
+from convfc.errors import ShapeError, UnsupportedModel
 from convfc.frameworks.torch.certify.measures import cast
 from convfc.frameworks.torch.certify.pairs import HeadConv, Pairs
 from convfc.frameworks.torch.tensors import (
@@ -26,6 +26,7 @@ from convfc.frameworks.torch.tensors import (
     words,
 )
 from convfc.frameworks.torch.unrolled.sparse import deep_copy
+from convfc.frameworks.torch.watch import call_arguments, call_model
 from convfc.rounding import UNIT_ROUNDOFF
 
 __all__ = ["Runner", "compare_networks"]
@@ -39,16 +40,13 @@ class Runner:
     Parameters
     ----------
     models : tuple of nn.Module
-    x : Tensor, tuple or mapping
+    x : Tensor, array, tuple or mapping
         One input, or the positional or keyword arguments of a call.
     """
 
     def __init__(self, models: tuple[nn.Module, ...], x: Any) -> None:
-        self.args: tuple[Any, ...] = x if isinstance(x, tuple) else (x,)
-        self.kwargs: dict[str, Any] = {}
-        if isinstance(x, Mapping):
-            self.args, self.kwargs = (), dict(x)
-        tensors = [t for t in pytree.tree_leaves(x) if isinstance(t, Tensor)]
+        self.args, self.kwargs = call_arguments(models[0], x)
+        tensors = [t for t in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(t, Tensor)]
         tensors += [t for model in models for t in (*model.parameters(), *model.buffers())]
         self.devices = {t.device for t in tensors if t.device.type not in ("cpu", "meta")}
         self._rewind: Callable[[], None] = self._random_state()
@@ -68,6 +66,12 @@ class Runner:
             To another dtype, of all numbers that are not integers.
         prepare : callable, optional
             Is given the copies of the model's parts by the ``id`` of the parts.
+
+        Raises
+        ------
+        ShapeError
+            If the model does not run on the input; with hooks of ``prepare``, what is raised comes
+            as it is, since they may have raised it.
         """
         twins: dict[int, Any] = {}
         try:
@@ -93,7 +97,9 @@ class Runner:
         args, kwargs = pytree.tree_map(own, (self.args, self.kwargs))
         self._rewind()
         with torch.no_grad():
-            return twin(*args, **kwargs)
+            if prepare is not None:
+                return twin(*args, **kwargs)
+            return call_model(twin, args, kwargs, "x")
 
     def dtypes(self, model: nn.Module) -> set[torch.dtype]:
         """Return the dtypes, of numbers that are not integers, of a model and of the input."""
@@ -223,7 +229,9 @@ def _tried(
     try:
         return _leaves(run(model, change))
     except Exception as error:
-        findings.append(f"{who} fails; expected an output, got {words(error)}")
+        cause = error.__cause__ if isinstance(error, ShapeError) else None
+        raised = cause if isinstance(cause, Exception) else error  # no remedy: the input is right
+        findings.append(f"{who} fails; expected an output, got {words(raised)}")
         return None
 
 

@@ -6,18 +6,30 @@ in whatever form, the walk stops and the place is a pair.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, replace
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from convfc.errors import GeometryError
 from convfc.frameworks.torch.certify.unrolled import UnrolledLayer
 from convfc.frameworks.torch.layers import PatchConv
-from convfc.frameworks.torch.read import is_conv, obstacle
+from convfc.frameworks.torch.read import geometry_of, is_conv, obstacle, own_forward
 from convfc.frameworks.torch.unrolled.record import is_layer, is_unrolled
 from convfc.frameworks.torch.weights import is_weight_form, steps_of
+from convfc.geometry import ConvGeometry
 
-__all__ = ["HeadConv", "Pair", "Pairs", "find_pairs", "form_of", "has_own_weights", "is_linear_map"]
+__all__ = [
+    "HeadConv",
+    "Pair",
+    "Pairs",
+    "find_pairs",
+    "form_of",
+    "has_own_weights",
+    "is_linear_map",
+    "other_geometry",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,6 +140,56 @@ def is_linear_map(module: nn.Module) -> bool:
     if type(module) is nn.Sequential:
         return len(module) > 0 and all(map(is_linear_map, module))
     return has_own_weights(module)
+
+
+def other_geometry(pair: Pair) -> Iterator[str]:
+    """Yield, in words, what the second layer's geometry has other than the first one's.
+
+    One input may not show it: where there is one output position, every stride computes the same.
+    What no input can show is no difference (see `_as_seen`). The layers' own geometries are
+    compared; an ``output_size`` changes the output padding of one call only.
+
+    Examples
+    --------
+    >>> list(other_geometry(Pair("0", nn.Conv2d(1, 1, 3), nn.Conv2d(1, 1, 3, stride=2))))
+    ['its stride; expected (1, 1), got (2, 2)']
+    >>> list(other_geometry(Pair("0", nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 1, dilation=2))))
+    []
+    """
+    ours, theirs = (_geometry(side) for side in (pair.before, pair.after))
+    if ours is None or theirs is None:
+        return
+    for one in fields(ConvGeometry):
+        mine, other = getattr(ours, one.name), getattr(theirs, one.name)
+        if mine != other:
+            yield f"its {one.name}; expected {mine}, got {other}"
+
+
+def _geometry(layer: nn.Module) -> ConvGeometry | None:
+    """Return the geometry of a layer that computes what its attributes say; else None."""
+    if isinstance(layer, UnrolledLayer):
+        return _as_seen(layer.record.geometry)
+    known = isinstance(layer, PatchConv) or is_weight_form(layer)
+    if not known and not (is_conv(layer) and own_forward(layer) is None):
+        return None
+    try:
+        return _as_seen(geometry_of(layer, ()))
+    except GeometryError:
+        return None  # no convolution has it: the layer fails when it is run, which is told
+
+
+def _as_seen(geometry: ConvGeometry) -> ConvGeometry:
+    """Return the geometry without what no input can show.
+
+    One tap has no distance to another; and a transposed layer of one tap that neither steps, pads
+    nor cuts is the layer that is not transposed.
+    """
+    axes = zip(geometry.kernel_size, geometry.dilation, strict=True)
+    apart = tuple(1 if taps == 1 else dilation for taps, dilation in axes)
+    per_position = {*geometry.kernel_size, *geometry.stride} == {1}
+    moved = any(map(any, geometry.padding)) or any(geometry.output_padding)
+    transposed = geometry.transposed and (moved or not per_position)
+    return replace(geometry, dilation=apart, transposed=transposed)
 
 
 def find_pairs(before: nn.Module, after: nn.Module) -> Pairs:

@@ -9,7 +9,7 @@ compute what the first network computes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from convfc.certificate import Comparison, ExactTest, LayerCertificate, NetworkCertificate
-from convfc.errors import ConvfcError
+from convfc.errors import ConvfcError, ShapeError
 from convfc.frameworks.torch.certify.measures import cast
 from convfc.frameworks.torch.certify.networks import Runner, compare_networks
 from convfc.frameworks.torch.certify.pairs import Pairs
@@ -27,6 +27,7 @@ from convfc.frameworks.torch.tensors import (
     compare,
     describe,
     dtype_name,
+    not_finite,
     overflows,
     same_bits,
     wide,
@@ -39,6 +40,7 @@ __all__ = [
     "certify_simplified",
     "made_again",
     "other_parts",
+    "runs_in_double",
     "simplified_record",
     "stage_certificates",
 ]
@@ -47,9 +49,10 @@ _NO_INTEGERS = "the weights of several layers are multiplied, with normalisation
 _NOTE = (
     "the simplified network's layers are products of layers: compared are the outputs of its "
     "stages, each on the first network's own values, and its numbers with those that it gets when "
-    "it is made again from the first network in float64, which is the one that the network's line "
-    "compares in float64; there is no test of gradients or integers"
+    "it is made again from the first network {how}; there is no test of gradients or integers"
 )
+_IN_DOUBLE = "in float64, which is the one that the network's line compares in float64"
+_OWN_DTYPE = "in its own dtype, since that one cannot run in float64"
 
 
 def simplified_record(before: nn.Module, after: nn.Module) -> Simplified | None:
@@ -77,24 +80,36 @@ def certify_simplified(
     """
     given = [*run.args, *run.kwargs.values()]
     x = given[0] if len(given) == 1 else None
-    layers, errors = stage_certificates(before, after, x)
+    # What has no float64, since it makes constants of its own dtype, is said of the network.
+    double = runs_in_double(before, run)
+    layers, errors = stage_certificates(before, after, x, double=double)
     record = record_of(after)
     assert record is not None, "asked before"  # noqa: S101
     exact = after
     if not errors and isinstance(x, Tensor):
         try:
-            exact = made_again(before, record, x)
+            exact = made_again(before, record, x, double=double)
             errors += other_parts(exact, after)
         except (ConvfcError, RuntimeError) as error:
             errors.append(f"it cannot be made again; expected a network, got {words(error)}")
     ours = run(before)
     network = compare_networks(before, after, ours, Pairs(), run, again=(exact, errors))
-    notes = (_NOTE, *(("compared in the other direction",) if backwards else ()))
+    note = _NOTE.format(how=_IN_DOUBLE if double else _OWN_DTYPE)
+    notes = (note, *(("compared in the other direction",) if backwards else ()))
     return layers, replace(network, notes=(*network.notes, *notes))
 
 
+def runs_in_double(model: nn.Module, run: Runner) -> bool:
+    """Say whether a network can be run in float64."""
+    try:
+        run(model, wide)
+    except ShapeError:
+        return False
+    return True
+
+
 def stage_certificates(
-    before: nn.Module, after: nn.Module, x: Any
+    before: nn.Module, after: nn.Module, x: Any, *, double: bool = True
 ) -> tuple[list[LayerCertificate], list[str]]:
     """Compare a network and what it was simplified to, stage by stage.
 
@@ -103,6 +118,8 @@ def stage_certificates(
     before, after : nn.Module
         They are run as they are, in evaluation mode.
     x : Tensor
+    double : bool
+        Whether the first network runs in float64, in which they are compared, too.
 
     Returns
     -------
@@ -114,29 +131,33 @@ def stage_certificates(
     dtype = x.dtype
     try:
         own = list(stages(before, after, x))
-        double = own
+        again: Sequence[Stage | None] = own
         if wide(x[:0]).dtype != dtype:
-            first, second = (cast(deep_copy(model), wide) for model in (before, after))
-            double = list(stages(first, second, wide(x)))
+            again = [None] * len(own)
+            if double:
+                first, second = (cast(deep_copy(model), wide) for model in (before, after))
+                again = list(stages(first, second, wide(x)))
     except (ConvfcError, RuntimeError) as error:
         return [], [f"its stages fail; expected outputs, got {words(error)}"]
-    pairs = zip(own, double, strict=True)
-    return [_certificate(one, again, dtype) for one, again in pairs], []
+    pairs = zip(own, again, strict=True)
+    return [_certificate(one, other, dtype) for one, other in pairs], []
 
 
-def _certificate(own: Stage, double: Stage, dtype: torch.dtype) -> LayerCertificate:
+def _certificate(own: Stage, double: Stage | None, dtype: torch.dtype) -> LayerCertificate:
     first, last = own.layers[:1], own.layers[1:][-1:]
     errors = [
         f"its output; expected {describe(stage.before)}, got {describe(stage.after)}"
         for stage in (own, double)
-        if describe(stage.before) != describe(stage.after)
+        if stage is not None and describe(stage.before) != describe(stage.after)
     ]
+    unbounded = not_finite("input, or a weight,", own.magnitude, "give finite ones of both")
+    errors += [unbounded] if unbounded else []
     return LayerCertificate(
         name=own.name,
         forms=("stage", "Linear " + " to ".join((*first, *last)) if first else "stage"),
         dtype=dtype_name(dtype),
         own={} if errors else {"output": _comparison(own, dtype)},
-        float64={} if errors else {"output": _comparison(double, dtype)},
+        float64={} if errors or double is None else {"output": _comparison(double, dtype)},
         exact=ExactTest(why_not=_NO_INTEGERS),
         errors=tuple(dict.fromkeys(errors)),
     )
@@ -152,19 +173,21 @@ def _comparison(stage: Stage, dtype: torch.dtype) -> Comparison:
     return Comparison("output", dtype_name(stage.before.dtype), stage.terms, **result)
 
 
-def made_again(before: nn.Module, record: Simplified, x: Tensor) -> nn.Module:
-    """Return what a network is simplified to, in float64.
+def made_again(
+    before: nn.Module, record: Simplified, x: Tensor, *, double: bool = True
+) -> nn.Module:
+    """Return what a network is simplified to in float64 or, where it has none, in its own dtype.
 
     Raises
     ------
     ConvfcError
         If it cannot be simplified.
     """
-    twin = cast(deep_copy(before), wide)
+    twin = deep_copy(before)
     options = record.options
     return simplify(
-        twin,
-        (wide(x),),
+        cast(twin, wide) if double else twin,
+        (wide(x) if double else x,),
         max_pool=options.max_pool,
         branches=options.branches,
         sparse=options.sparse,

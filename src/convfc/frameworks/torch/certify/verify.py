@@ -8,15 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_leaves
 
 from convfc.certificate import Certificate, LayerCertificate
-from convfc.errors import UnsupportedLayer, UnsupportedModel
+from convfc.errors import ShapeError, UnsupportedLayer, UnsupportedModel
 from convfc.frameworks.torch.certify.measures import Call, measure
 from convfc.frameworks.torch.certify.networks import Runner, compare_networks
 from convfc.frameworks.torch.certify.pairs import Pair, Pairs, find_pairs, has_own_weights
 from convfc.frameworks.torch.certify.simplified import certify_simplified, simplified_record
 from convfc.frameworks.torch.certify.unrolled import UnrolledLayer
 from convfc.frameworks.torch.read import geometry_of
+from convfc.frameworks.torch.watch import check_has_numbers
 
 __all__ = ["verify"]
 
@@ -35,7 +37,7 @@ def verify(before: nn.Module, after: nn.Module, x: Any, *, seed: int = 0) -> Cer
     ----------
     before, after : nn.Module
         In either direction: a CONV network and its FC form, or the other way round.
-    x : Tensor, tuple or mapping
+    x : Tensor, array, tuple or mapping
         One input, or the positional or keyword arguments of a call.
     seed : int
         Of the gradients and the integers that the layers are compared on.
@@ -47,9 +49,11 @@ def verify(before: nn.Module, after: nn.Module, x: Any, *, seed: int = 0) -> Cer
     Raises
     ------
     UnsupportedModel
-        If one of the two is no module.
+        If one of the two is no module, or has no numbers since it is on the meta device.
     UnsupportedLayer
         If a lazy layer has not been initialised yet.
+    ShapeError
+        If the first network does not run on ``x``.
 
     Examples
     --------
@@ -65,15 +69,24 @@ def verify(before: nn.Module, after: nn.Module, x: Any, *, seed: int = 0) -> Cer
     for name, model in (("before", before), ("after", after)):
         _check(name, model)
     run = Runner((before, after), x)
+    for value in tree_leaves((run.args, run.kwargs)):
+        if isinstance(value, Tensor) and value.is_meta:
+            raise ShapeError(
+                "an input on the meta device has a shape and no numbers",
+                where="x",
+                got=tuple(value.shape),
+                remedy="give real numbers: torch.randn(x.shape)",
+            )
     found = Pairs()
     with run.undisturbed():
+        output = run(before)
         if simplified_record(before, after) is not None:
             layers, network = certify_simplified(before, after, run)
         elif simplified_record(after, before) is not None:
             layers, network = certify_simplified(after, before, run, backwards=True)
         else:
             found = find_pairs(before, after)
-            layers, output = _measure_layers(before, found, run, seed)
+            layers = _measure_layers(before, found, run, seed)
             network = compare_networks(before, after, output, found, run)
     return Certificate(
         layers=tuple(layers),
@@ -87,7 +100,7 @@ def verify(before: nn.Module, after: nn.Module, x: Any, *, seed: int = 0) -> Cer
 
 def _measure_layers(
     model: nn.Module, found: Pairs, run: Runner, seed: int
-) -> tuple[list[LayerCertificate], Any]:
+) -> list[LayerCertificate]:
     """Run a copy of the first network; at each call of a layer, compare its pairs on the spot.
 
     So no more than one layer's input is held at a time.
@@ -111,11 +124,11 @@ def _measure_layers(
         for key, pairs in by_layer.items():
             twins[key].register_forward_pre_hook(compare_pairs(pairs), with_kwargs=True)
 
-    output = run(model, prepare=watch)
+    run(model, prepare=watch)
     for pair, certificates in measured.items():
         if not certificates:
             certificates.append(_measure_unreached(pair, seed))
-    return [certificate for pair in found.pairs for certificate in measured[pair]], output
+    return [certificate for pair in found.pairs for certificate in measured[pair]]
 
 
 def _input_and_rest(
@@ -157,7 +170,7 @@ def _measure_unreached(pair: Pair, seed: int) -> LayerCertificate:
 
 
 def _check(name: str, model: nn.Module) -> None:
-    """Refuse what is no network, or none yet."""
+    """Refuse what is no network, or none yet, or has no numbers to compare."""
     if not isinstance(model, nn.Module):
         raise UnsupportedModel(
             "no PyTorch model",
@@ -173,3 +186,4 @@ def _check(name: str, model: nn.Module) -> None:
                 where=f"{name}: {place}",
                 remedy="run the model once on an input",
             )
+    check_has_numbers(model, name)

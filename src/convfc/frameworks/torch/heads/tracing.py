@@ -13,6 +13,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from convfc.frameworks.torch.layers import PatchConv
 from convfc.frameworks.torch.read import Obstacle
+from convfc.frameworks.torch.watch import call_model
 
 __all__ = [
     "dropouts_by_mode",
@@ -129,7 +130,7 @@ def trace(model: nn.Module, example: tuple[Any, ...]) -> fx.Graph | Obstacle:
             leaves |= more  # called as they are, they need not be traced
         if isinstance(graph, fx.Graph):
             with torch.no_grad():
-                _Shapes(model, graph=graph).run(*example)
+                call_model(_Shapes(model, graph=graph).run, example, {}, "example")
     finally:
         for module, mode in modes.items():
             module.training = mode

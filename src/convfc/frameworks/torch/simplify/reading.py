@@ -51,6 +51,7 @@ from convfc.frameworks.torch.simplify.pooling import (
     pool_windows,
 )
 from convfc.frameworks.torch.simplify.running import as_traced, evaluating, run_nodes
+from convfc.frameworks.torch.tensors import first_words
 
 __all__ = ["MaxPool", "read"]
 
@@ -386,13 +387,15 @@ def _traced(model: nn.Module, x: Tensor) -> fx.Graph | Obstacle:
     """Trace a model, or say that it does not run on the example."""
     try:
         return trace(model, (x,))
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+    except ShapeError as error:
+        cause = error.__cause__
         raise ShapeError(
-            f"the model does not run on two examples of this shape: {error}",
+            "the model does not run on two examples of this shape: "
+            + (first_words(cause) if isinstance(cause, Exception) else ""),
             where="example",
             got=tuple(x.shape),
             remedy="give an input as the model is called with, in a batch of one or more",
-        ) from error
+        ) from cause
 
 
 def _check(model: nn.Module) -> None:

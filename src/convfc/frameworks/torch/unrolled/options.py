@@ -9,6 +9,7 @@ from torch import nn
 
 from convfc.errors import ConvfcError
 from convfc.frameworks.torch.simplify import simplify
+from convfc.frameworks.torch.watch import call_arguments, check_has_numbers
 from convfc.sizes import one_of
 
 __all__ = ["Branches", "Form", "MaxPool", "Options"]
@@ -108,7 +109,9 @@ class Options:
 
     def simplified(self, model: nn.Module) -> nn.Module:
         """Return the model as a plain network of FC layers; see `simplify`."""
-        example = self.example if isinstance(self.example, tuple) else (self.example,)
+        check_has_numbers(model, "model")
+        given = self.example if isinstance(self.example, tuple) else (self.example,)
+        example, _ = call_arguments(model, given)
         return simplify(
             model,
             example,
