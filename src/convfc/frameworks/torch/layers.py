@@ -146,13 +146,13 @@ class PatchConv(nn.Module):
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         """Move or cast the parameters, each of which then has a memory of its own."""
-        super()._apply(*args, **kwargs)
+        super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
         self._lay_together()
         return self
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take the state of a copy or a pickle, in which each parameter has its own memory."""
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._lay_together(shared=True)
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -193,7 +193,8 @@ def _placeholder(shape: tuple[int, ...], dtype: torch.dtype) -> nn.Parameter:
 def _conv_forward(self: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Run the native convolution, which chooses its kernel and memory format by the weight's."""
     weight = steps_of(self)[0].native(weight)
-    y: Tensor = own_class(self)._conv_forward(self, input, weight, bias)  # type: ignore[operator]
+    native: Any = own_class(self)
+    y: Tensor = native._conv_forward(self, input, weight, bias)
     return y
 
 

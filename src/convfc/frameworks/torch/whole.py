@@ -18,7 +18,7 @@ from convfc.frameworks.torch.parts import in_a_transform
 __all__ = ["Written", "joined", "joined_with_gradients", "lay_together", "split", "weight_of"]
 
 
-def lay_together(parts: Sequence[nn.Parameter], *, shared: bool = False) -> None:
+def lay_together(parts: Sequence[Tensor], *, shared: bool = False) -> None:
     """Move parameters into one memory, one behind the other, unless they share theirs.
 
     ``shared`` says that this matters not: after unpickling each has a copy of the memory of all.
@@ -74,7 +74,8 @@ def joined_with_gradients(parts: Sequence[Tensor]) -> Tensor:
 
 def split(whole: Tensor, parts: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Return the slices of a whole that belong to its parts, which are all of one size."""
-    return whole.split(parts[0].shape[0])
+    slices: tuple[Tensor, ...] = whole.split(parts[0].shape[0])
+    return slices
 
 
 def _side_by_side(parts: Sequence[Tensor]) -> bool:
@@ -109,7 +110,7 @@ class Written(Tensor):
         given = (args, kwargs or {})
         held = {id(t): t for t in pytree.tree_leaves(given) if isinstance(t, cls)}
         with torch._C.DisableTorchFunctionSubclass():
-            if func == Tensor.grad.__get__:
+            if func == vars(torch._C.TensorBase)["grad"].__get__:
                 return func(*args)
             plain = {key: t.as_subclass(Tensor) for key, t in held.items()}
             versions = {key: t._version for key, t in plain.items()}
