@@ -121,8 +121,10 @@ def to_fc(
     they are given the new one. What is closed in cannot be given it, such as the layer that a
     lambda calls: a layer held so is refused.
 
-    An unrolled layer takes inputs of its one size, in batches of any size or none; at any other
-    size PyTorch's own error is raised. Its weight has ``f L`` times ``c`` times the input's size
+    An unrolled layer takes inputs of its one size, in batches of any size or none; a simplified
+    network in batches of any size. Any other shape is refused with a `ShapeError`, one of as many
+    numbers (turned, channels last) as well; what `torch.jit` makes of the layer has no such check.
+    The weight of an unrolled layer has ``f L`` times ``c`` times the input's size
     numbers: 4 MiB for the layer of the example below, 450 GiB for the first one of a ResNet at
     224 x 224. The state dict is that of the ``nn.Linear``, not the CONV layer's. Training moves the
     entries of the matrix one by one, so that it is no convolution any more. Two layers that share a

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
+import re
+import warnings
 
 import numpy as np
 import pytest
@@ -322,10 +325,91 @@ def test_an_example_that_does_not_fit_is_an_error() -> None:
         unroll(network(), torch.zeros(1, 4, 9, 9))
 
 
-def test_an_input_of_another_size_is_pytorch_s_error() -> None:
-    after = unroll(network().eval(), torch.zeros(1, 3, 9, 9))
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        after(torch.zeros(1, 3, 9, 10))
+class Doubled(nn.Module):
+    """Simplified, it is a graph, not a sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(4, 3, 3, padding=1)
+        self.second = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x).relu()
+        return y + self.second(y).relu()
+
+
+def saved(model: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+COPIES = {
+    "itself": lambda model: model,
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda model: pickle.loads(pickle.dumps(model)),  # noqa: S301 (our own)
+    "torch.save": saved,
+    "fx": torch.fx.symbolic_trace,
+    "compile": lambda model: torch.compile(model, backend="eager"),
+}
+MADE_FOR = (1, 4, 6, 12)
+OTHERS = {
+    "turned": (1, 4, 12, 6),
+    "same number": (1, 4, 8, 9),
+    "NHWC": (1, 6, 12, 4),
+    "no batch": (4, 12, 6),
+    "flat": (1, 288),
+    "two batch axes": (1, *MADE_FOR),
+    "another number": (1, 4, 6, 13),
+}
+
+
+@torch.no_grad()  # a compiled model that breaks off warns of what it has tracked
+@pytest.mark.parametrize("how", COPIES)
+@pytest.mark.parametrize("simplify", [False, True], ids=["unrolled", "simplified"])
+@pytest.mark.parametrize("model", [nn.Sequential(nn.Conv2d(4, 3, 3), nn.ReLU()), Doubled()])
+def test_examples_of_another_shape_are_refused(model: nn.Module, simplify: bool, how: str) -> None:
+    after = unroll(model.eval(), torch.zeros(MADE_FOR), simplify=simplify)
+    after = COPIES[how](after)
+    sizes = r"\(n, 4, 6, 12\)" + ("" if simplify else r", or \(4, 6, 12\)")
+    for shape in OTHERS.values():
+        expected = (
+            f"x: the FC layer is the matrix for one input size only; expected {sizes}; "
+            rf"got {re.escape(str(shape))}\. Remedy: make another one: to_fc\(model, "
+        )
+        with pytest.raises(ShapeError, match=expected):
+            after(torch.zeros(shape))
+    for shape in (MADE_FOR, (5, 4, 6, 12), (0, 4, 6, 12)) + (((4, 6, 12),) * (not simplify)):
+        assert after(torch.zeros(shape)).shape == model(torch.zeros(shape)).shape
+
+
+@pytest.mark.parametrize("simplify", [False, True], ids=["unrolled", "simplified"])
+def test_the_refusal_is_in_no_tool_s_way(simplify: bool) -> None:
+    """It counts as no hook of the user's; it is exported and batched; compiled, it is left out."""
+    model, x = nn.Sequential(nn.Conv2d(4, 3, 3), nn.ReLU()).eval(), torch.randn(2, *MADE_FOR[1:])
+    after = unroll(model, x, simplify=simplify)
+    flatten = after[0] if simplify else after[0][0]
+    assert type(flatten) is nn.Flatten
+    any_batch = ({0: torch.export.Dim.AUTO},)
+    for strict in (False, True):
+        exported = torch.export.export(after, (x,), dynamic_shapes=any_batch, strict=strict)
+        assert torch.equal(exported.module()(x[[0, 0, 1]]), after(x[[0, 0, 1]]))
+    batches = integers((3, 2, 4, 6, 12)).float()
+    assert torch.vmap(after)(batches).shape == (3, *after(x).shape)
+    with pytest.raises(ShapeError, match=r"got \(2, 4, 12, 6\)"):
+        torch.vmap(after)(batches.mT)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit")
+        assert torch.equal(torch.jit.trace(after, (x,))(x), after(x))
+        assert torch.equal(torch.jit.script(after)(x), after(x))
+    assert torch.equal(unroll(after, x, simplify=True)(x), after(x))
+    back = convfc.to_conv(after)
+    assert not any(part._forward_pre_hooks for part in back.modules())
+    flatten.register_forward_pre_hook(lambda module, args: None)
+    if not simplify:
+        with pytest.raises(UnsupportedLayer, match="hooks stand on its Flatten or Unflatten"):
+            convfc.to_conv(after)
 
 
 def test_arrays_tuples_and_dicts_are_examples() -> None:

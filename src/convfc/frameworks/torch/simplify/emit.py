@@ -14,7 +14,7 @@ import torch
 from scipy import sparse
 from torch import Tensor, fx, nn
 
-from convfc.frameworks.torch.parts import plain_linear
+from convfc.frameworks.torch.parts import flatten_of, plain_linear
 from convfc.frameworks.torch.simplify.ir import (
     Affine,
     Input,
@@ -172,7 +172,7 @@ class _Build:
 
 
 def _sequential(program: Program, build: _Build) -> Emitted:
-    modules: list[nn.Module] = [nn.Flatten()] if len(program.input_shape) != 1 else []
+    modules = _beginning(program)
     parts: dict[Value, Mapping[Value | None, str]] = {}
     for value in topological(program.output):
         if isinstance(value, Affine):
@@ -198,8 +198,8 @@ def _graph(program: Program, build: _Build) -> Emitted:
         return graph.call_module(name, (source,)), name
 
     x = graph.placeholder("x")
-    if len(program.input_shape) != 1:
-        x, _ = call("flatten", nn.Flatten(), x)
+    for module in _beginning(program):
+        x, _ = call("flatten", module, x)
     nodes: dict[Value, fx.Node] = {program.input: x}
     for value in topological(program.output):
         if isinstance(value, Affine):
@@ -235,6 +235,12 @@ def _graph(program: Program, build: _Build) -> Emitted:
 
 def _own_modules(value: Any) -> list[nn.Module]:
     return [nn.ReLU()] if isinstance(value, Relu) else list(value.modules)
+
+
+def _beginning(program: Program) -> list[nn.Module]:
+    """Return what makes an input flat, and refuses what has another shape."""
+    shape = program.input_shape
+    return [flatten_of(shape, 1)] if len(shape) != 1 else []
 
 
 def _ending(program: Program) -> list[nn.Module]:

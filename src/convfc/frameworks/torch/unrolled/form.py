@@ -12,7 +12,7 @@ from convfc.errors import MemoryBudgetError
 from convfc.frameworks.torch.forward.formats import is_channels_last
 from convfc.frameworks.torch.layers import PatchConv
 from convfc.frameworks.torch.matrix import matrix_tensor, matrix_values
-from convfc.frameworks.torch.parts import carry_over, plain_linear
+from convfc.frameworks.torch.parts import carry_over, flatten_of, plain_linear
 from convfc.frameworks.torch.read import own_class
 from convfc.frameworks.torch.tensors import dtype_name
 from convfc.frameworks.torch.unrolled.entries import places_in
@@ -273,7 +273,7 @@ class Unroller:
             )
         ndim = len(size)
         whole = nn.Sequential(
-            nn.Flatten(-ndim - 1),
+            flatten_of((geometry.in_channels, *size), -ndim - 1),
             plain_linear(matrix, offset),
             nn.Unflatten(-1, (geometry.out_channels, *geometry.output_size(size))),
         )
