@@ -7,6 +7,7 @@ import io
 import pickle
 import re
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -238,6 +239,21 @@ class Untaken(nn.Sequential):
         return self[0](x)
 
 
+class WithHead(nn.Module):
+    """As GoogLeNet: the auxiliary head is called in training only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.head = nn.Sequential(nn.Conv2d(4, 2, 3), nn.Flatten())
+        self.out = nn.Linear(36, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.conv(x).relu()
+        scores = self.out(y.flatten(1))
+        return (scores, self.head(y)) if self.training else scores
+
+
 class Asked(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -289,8 +305,8 @@ def worked_on() -> nn.Module:
 
 REFUSED = {
     "two sizes": (lambda: Twice(0), r"first: it is called on inputs of the sizes \(5, 5\) and"),
-    "not called": (
-        lambda: Untaken(nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3)),
+    "none called": (
+        lambda: Untaken(nn.Identity(), nn.Conv2d(3, 3, 3)),
         "1: the model does not call it on the example",
     ),
     "output size": (Asked, "up: it is called with more than its input"),
@@ -302,6 +318,34 @@ REFUSED = {
     "changed by a tool": (worked_on, "0: PatchConv: a tool has changed its FC part"),
     "lazy": (lambda: nn.Sequential(nn.LazyConv2d(3, 3)), "0: LazyConv2d: its weight has no size"),
 }
+
+
+def test_what_the_model_does_not_call_on_the_example_is_left_and_told() -> None:
+    """It has no part in what is unrolled; a simplified network has nothing of it."""
+    model, x = WithHead().eval(), integers((2, 3, 5, 5)).float()
+    with torch.no_grad():
+        for number, parameter in enumerate(model.parameters()):
+            parameter.copy_(integers(parameter.shape, seed=number))
+    left = r"^left as they are: head\.0 \(the model does not call it on the example\)$"
+    for strict in (True, False):
+        with pytest.warns(UnsupportedLayerWarning, match=left):
+            after = unroll(model, x, strict=strict)
+        assert is_unrolled(after.conv)
+        assert type(after.head[0]) is nn.Conv2d
+        assert convfc.verify(model, after, x).holds
+        for ours, theirs in zip(after.train()(x), copy.deepcopy(model).train()(x), strict=True):
+            assert torch.equal(ours, theirs)
+        back = convfc.to_conv(after)
+        assert [type(part) for part in (back.conv, back.head[0])] == [nn.Conv2d] * 2
+    simple = unroll(model, x, simplify=True)
+    assert [type(part) for part in simple] == [nn.Flatten, nn.Linear, nn.ReLU, nn.Linear]
+    assert convfc.verify(model, simple, x).holds
+    assert torch.equal(convfc.to_conv(simple).head[0].weight, model.head[0].weight)
+    with pytest.raises(UnsupportedLayer, match=r"^head\.0: the model does not call it on the exam"):
+        unroll(model, x, where="head.*")
+    model.head[0].weight = model.conv.weight  # of 4 x 3 x 3 x 3
+    with pytest.raises(UnsupportedLayer, match=r"conv: its weight is also a parameter of head\.0"):
+        unroll(model, x)
 
 
 @pytest.mark.parametrize(("make", "message"), REFUSED.values(), ids=REFUSED)

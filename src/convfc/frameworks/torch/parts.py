@@ -253,7 +253,7 @@ def _refuse_shapes(flatten: nn.Module, inputs: tuple[Tensor]) -> None:
 
 
 def _refuse_shape(flatten: nn.Module, x: Tensor) -> None:
-    if not isinstance(x, Tensor) or torch.jit.is_tracing():
+    if not isinstance(x, Tensor) or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
         return  # `torch.fx` traces with an object that is no tensor
     shape: Any = flatten.example_shape
     start: Any = flatten.start_dim
