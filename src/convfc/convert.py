@@ -97,12 +97,14 @@ def to_fc(
     UnsupportedLayer
         If strict, for a layer with a forward of its own, an uninitialised one, a functional
         convolution, TorchScript, a layer that a function holds fast (see Notes); unrolled, for a
-        layer that the model does not call on the example, or calls on inputs of two sizes. The
-        message says where, and what to do.
+        layer that the model calls on inputs of two sizes, or if it calls none of them on the
+        example. The message says where, and what to do.
     NothingToConvert
         If ``where`` selects no CONV layer.
     MemoryBudgetError
-        If the unrolled layers do not fit, before any of them is built.
+        If the unrolled layers do not fit, before any of them is built. A simplified network is
+        refused by its layers' matrices, sparse and in float64, before any is built, and by what
+        its dense weights take at least before they are multiplied.
     ShapeError
         If the model does not run on the example.
     ConvfcError
@@ -121,14 +123,21 @@ def to_fc(
     they are given the new one. What is closed in cannot be given it, such as the layer that a
     lambda calls: a layer held so is refused.
 
-    An unrolled layer takes inputs of its one size, in batches of any size or none; at any other
-    size PyTorch's own error is raised. Its weight has ``f L`` times ``c`` times the input's size
+    An unrolled layer takes inputs of its one size, in batches of any size or none; a simplified
+    network in batches of any size. Any other shape is refused with a `ShapeError`, one of as many
+    numbers (turned, channels last) as well; what `torch.jit` makes of the layer has no such check.
+    The weight of an unrolled layer has ``f L`` times ``c`` times the input's size
     numbers: 4 MiB for the layer of the example below, 450 GiB for the first one of a ResNet at
     224 x 224. The state dict is that of the ``nn.Linear``, not the CONV layer's. Training moves the
     entries of the matrix one by one, so that it is no convolution any more. Two layers that share a
     parameter can be unrolled if they compute the same thing at the same size. A gradient that a
     parameter holds does not move over. Zeros are multiplied like other numbers: an infinity or a
     NaN in the input spreads to all outputs.
+
+    What the model does not call on the example, such as GoogLeNet's auxiliary heads in evaluation
+    mode, has no part in the function that is unrolled, and no size: it is no reason to refuse. It
+    stays as it is, and is listed in an `UnsupportedLayerWarning`; a simplified network has nothing
+    of it, and `to_conv` brings it back.
 
     With ``sparse=True`` PyTorch's CPU kernels run forward and backward in float32, float64,
     complex64 and complex128, batched or not; another dtype is refused. State dicts are saved and

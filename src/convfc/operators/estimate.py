@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeAlias, get_args
@@ -25,6 +25,7 @@ __all__ = [
     "available_memory",
     "check_fits",
     "check_layout",
+    "check_together",
     "matrix_estimate",
     "pattern_estimate",
 ]
@@ -198,6 +199,57 @@ def check_fits(
             got=estimate,
             remedy=remedy,
         )
+
+
+def check_together(
+    estimates: Mapping[str, MatrixEstimate],
+    memory: float | None = None,
+    *,
+    what: str,
+    remedy: str,
+    working: int = 0,
+) -> None:
+    """Raise MemoryBudgetError unless the matrices of several layers fit at once.
+
+    Parameters
+    ----------
+    estimates : mapping
+        By the layer's name; the message names the largest.
+    memory : int or float, optional
+        As for `check_fits`.
+    what : str
+        What the matrices are, for the message.
+    remedy : str
+    working : int
+        Bytes that building them takes besides.
+
+    Raises
+    ------
+    MemoryBudgetError
+        If they do not fit, or the memory is not a number of bytes.
+
+    Examples
+    --------
+    >>> two = {"a": MatrixEstimate((4, 4), 10, 140), "b": MatrixEstimate((4, 4), 9, 130)}
+    >>> check_together(two, 270, what="the matrices of the layers", remedy="take fewer layers")
+    >>> check_together(two, 269, what="the matrices of the layers", remedy="take fewer layers")
+    Traceback (most recent call last):
+    convfc.errors.MemoryBudgetError: a: the matrices of the layers do not fit; ...
+    """
+    check_fits(MatrixEstimate((1, 1), 0, 0), memory)  # is it an amount of memory?
+    allowed = available_memory() if memory is None else memory
+    needed = sum(estimate.bytes for estimate in estimates.values()) + working
+    if allowed is None or needed <= allowed:
+        return
+    largest = max(estimates, key=lambda name: estimates[name].bytes)
+    together = "it takes" if len(estimates) == 1 else f"all {len(estimates)} layers take"
+    raise MemoryBudgetError(
+        f"{what} do not fit",
+        where=largest or "the model itself",
+        expected=f"at most {int(allowed):,} bytes" + " that are free" * (memory is None),
+        got=f"{estimates[largest]}; {together} {needed:,} bytes while they are made",
+        remedy=remedy,
+    )
 
 
 def check_layout(layout: Layout) -> Layout:

@@ -22,7 +22,7 @@ from convfc.errors import (
     UnsupportedLayer,
     UnsupportedModel,
 )
-from convfc.frameworks.torch.simplify import simplify
+from convfc.frameworks.torch.simplify import record, simplify
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -317,5 +317,56 @@ def test_options_and_memory():
     with pytest.raises(MemoryBudgetError, match="sparse=True keeps the non-zeros only"):
         simplify(model, (x,), memory=500_000)
     assert simplify(model, (x,), memory=500_000, sparse=True)(x).shape == (1, 5)
-    with pytest.raises(MemoryBudgetError, match="the matrix does not fit"):
+    with pytest.raises(MemoryBudgetError, match="matrices that the network is made of do not fit"):
         simplify(model, (x,), memory=10_000, sparse=True)
+
+
+def convolved_twice() -> nn.Module:
+    return nn.Sequential(
+        *(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(4, 2, 3, padding=1), nn.Flatten(), nn.Linear(2 * 3 * 3, 5)),
+    ).eval()
+
+
+def test_a_large_network_is_refused_at_once() -> None:
+    """By the sizes alone: the entries of each layer, 12 bytes each, and where its rows begin."""
+    model, x = convolved_twice(), torch.zeros(1, 1, 6, 6)
+    taken = sum(12 * entries + 4 * (rows + 1) for entries, rows in [(4 * 256, 144), (8 * 49, 18)])
+    taken += 12 * 5 * 18
+    message = (
+        "^0: the matrices that the network is made of do not fit; expected at most "
+        rf"{taken - 1:,} bytes; got 144 x 36, 1,024 entries .*; all 3 layers take {taken:,} bytes "
+        "while they are made"
+    )
+    for options in ({}, {"sparse": True}, {"max_pool": "relu"}, {"branches": "carry"}):
+        with pytest.raises(MemoryBudgetError, match=message):
+            simplify(model, (x,), memory=taken - 1, **options)
+    vgg = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 3, padding=1))
+    with pytest.raises(MemoryBudgetError, match=r"^2: .* got 3,211,264 x 3,211,264, .* 20\.6 GiB"):
+        simplify(vgg, (torch.zeros(1, 3, 224, 224),), memory=2**33)
+
+
+def test_dense_weights_that_cannot_fit_are_refused_before_anything_is_multiplied(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, x = convolved_twice(), torch.zeros(1, 1, 6, 6)
+    seen: list[object] = []
+
+    def merge(*args: object, **options: object) -> None:
+        seen.append(options)
+        raise MemoryError("Unable to allocate 484. MiB")
+
+    monkeypatch.setattr(record, "merge", merge)
+    least = 4 * (144 * 36 + 5 * 18)  # float32: in front of the ReLU, and the output
+    message = (
+        f"the FC layers, with at least as many numbers as these, do not fit; .* {least:,} bytes"
+    )
+    with pytest.raises(MemoryBudgetError, match=message):
+        simplify(model, (x,), memory=least - 1)
+    assert not seen
+    for options in ({"memory": least}, {"memory": least - 1, "sparse": True}):
+        with pytest.raises(
+            MemoryBudgetError, match=r"memory ran out .* got Unable to allocate 484"
+        ):
+            simplify(model, (x,), **options)
+    assert len(seen) == 2

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
+import re
+import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -235,6 +239,21 @@ class Untaken(nn.Sequential):
         return self[0](x)
 
 
+class WithHead(nn.Module):
+    """As GoogLeNet: the auxiliary head is called in training only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.head = nn.Sequential(nn.Conv2d(4, 2, 3), nn.Flatten())
+        self.out = nn.Linear(36, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.conv(x).relu()
+        scores = self.out(y.flatten(1))
+        return (scores, self.head(y)) if self.training else scores
+
+
 class Asked(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -286,8 +305,8 @@ def worked_on() -> nn.Module:
 
 REFUSED = {
     "two sizes": (lambda: Twice(0), r"first: it is called on inputs of the sizes \(5, 5\) and"),
-    "not called": (
-        lambda: Untaken(nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3)),
+    "none called": (
+        lambda: Untaken(nn.Identity(), nn.Conv2d(3, 3, 3)),
         "1: the model does not call it on the example",
     ),
     "output size": (Asked, "up: it is called with more than its input"),
@@ -299,6 +318,34 @@ REFUSED = {
     "changed by a tool": (worked_on, "0: PatchConv: a tool has changed its FC part"),
     "lazy": (lambda: nn.Sequential(nn.LazyConv2d(3, 3)), "0: LazyConv2d: its weight has no size"),
 }
+
+
+def test_what_the_model_does_not_call_on_the_example_is_left_and_told() -> None:
+    """It has no part in what is unrolled; a simplified network has nothing of it."""
+    model, x = WithHead().eval(), integers((2, 3, 5, 5)).float()
+    with torch.no_grad():
+        for number, parameter in enumerate(model.parameters()):
+            parameter.copy_(integers(parameter.shape, seed=number))
+    left = r"^left as they are: head\.0 \(the model does not call it on the example\)$"
+    for strict in (True, False):
+        with pytest.warns(UnsupportedLayerWarning, match=left):
+            after = unroll(model, x, strict=strict)
+        assert is_unrolled(after.conv)
+        assert type(after.head[0]) is nn.Conv2d
+        assert convfc.verify(model, after, x).holds
+        for ours, theirs in zip(after.train()(x), copy.deepcopy(model).train()(x), strict=True):
+            assert torch.equal(ours, theirs)
+        back = convfc.to_conv(after)
+        assert [type(part) for part in (back.conv, back.head[0])] == [nn.Conv2d] * 2
+    simple = unroll(model, x, simplify=True)
+    assert [type(part) for part in simple] == [nn.Flatten, nn.Linear, nn.ReLU, nn.Linear]
+    assert convfc.verify(model, simple, x).holds
+    assert torch.equal(convfc.to_conv(simple).head[0].weight, model.head[0].weight)
+    with pytest.raises(UnsupportedLayer, match=r"^head\.0: the model does not call it on the exam"):
+        unroll(model, x, where="head.*")
+    model.head[0].weight = model.conv.weight  # of 4 x 3 x 3 x 3
+    with pytest.raises(UnsupportedLayer, match=r"conv: its weight is also a parameter of head\.0"):
+        unroll(model, x)
 
 
 @pytest.mark.parametrize(("make", "message"), REFUSED.values(), ids=REFUSED)
@@ -322,10 +369,91 @@ def test_an_example_that_does_not_fit_is_an_error() -> None:
         unroll(network(), torch.zeros(1, 4, 9, 9))
 
 
-def test_an_input_of_another_size_is_pytorch_s_error() -> None:
-    after = unroll(network().eval(), torch.zeros(1, 3, 9, 9))
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        after(torch.zeros(1, 3, 9, 10))
+class Doubled(nn.Module):
+    """Simplified, it is a graph, not a sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(4, 3, 3, padding=1)
+        self.second = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x).relu()
+        return y + self.second(y).relu()
+
+
+def saved(model: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+COPIES = {
+    "itself": lambda model: model,
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda model: pickle.loads(pickle.dumps(model)),  # noqa: S301 (our own)
+    "torch.save": saved,
+    "fx": torch.fx.symbolic_trace,
+    "compile": lambda model: torch.compile(model, backend="eager"),
+}
+MADE_FOR = (1, 4, 6, 12)
+OTHERS = {
+    "turned": (1, 4, 12, 6),
+    "same number": (1, 4, 8, 9),
+    "NHWC": (1, 6, 12, 4),
+    "no batch": (4, 12, 6),
+    "flat": (1, 288),
+    "two batch axes": (1, *MADE_FOR),
+    "another number": (1, 4, 6, 13),
+}
+
+
+@torch.no_grad()  # a compiled model that breaks off warns of what it has tracked
+@pytest.mark.parametrize("how", COPIES)
+@pytest.mark.parametrize("simplify", [False, True], ids=["unrolled", "simplified"])
+@pytest.mark.parametrize("model", [nn.Sequential(nn.Conv2d(4, 3, 3), nn.ReLU()), Doubled()])
+def test_examples_of_another_shape_are_refused(model: nn.Module, simplify: bool, how: str) -> None:
+    after = unroll(model.eval(), torch.zeros(MADE_FOR), simplify=simplify)
+    after = COPIES[how](after)
+    sizes = r"\(n, 4, 6, 12\)" + ("" if simplify else r", or \(4, 6, 12\)")
+    for shape in OTHERS.values():
+        expected = (
+            f"x: the FC layer is the matrix for one input size only; expected {sizes}; "
+            rf"got {re.escape(str(shape))}\. Remedy: make another one: to_fc\(model, "
+        )
+        with pytest.raises(ShapeError, match=expected):
+            after(torch.zeros(shape))
+    for shape in (MADE_FOR, (5, 4, 6, 12), (0, 4, 6, 12)) + (((4, 6, 12),) * (not simplify)):
+        assert after(torch.zeros(shape)).shape == model(torch.zeros(shape)).shape
+
+
+@pytest.mark.parametrize("simplify", [False, True], ids=["unrolled", "simplified"])
+def test_the_refusal_is_in_no_tool_s_way(simplify: bool) -> None:
+    """It counts as no hook of the user's; it is exported and batched; compiled, it is left out."""
+    model, x = nn.Sequential(nn.Conv2d(4, 3, 3), nn.ReLU()).eval(), torch.randn(2, *MADE_FOR[1:])
+    after = unroll(model, x, simplify=simplify)
+    flatten = after[0] if simplify else after[0][0]
+    assert type(flatten) is nn.Flatten
+    any_batch = ({0: torch.export.Dim.AUTO},)
+    for strict in (False, True):
+        exported = torch.export.export(after, (x,), dynamic_shapes=any_batch, strict=strict)
+        assert torch.equal(exported.module()(x[[0, 0, 1]]), after(x[[0, 0, 1]]))
+    batches = integers((3, 2, 4, 6, 12)).float()
+    assert torch.vmap(after)(batches).shape == (3, *after(x).shape)
+    with pytest.raises(ShapeError, match=r"got \(2, 4, 12, 6\)"):
+        torch.vmap(after)(batches.mT)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit")
+        assert torch.equal(torch.jit.trace(after, (x,))(x), after(x))
+        assert torch.equal(torch.jit.script(after)(x), after(x))
+    assert torch.equal(unroll(after, x, simplify=True)(x), after(x))
+    back = convfc.to_conv(after)
+    assert not any(part._forward_pre_hooks for part in back.modules())
+    flatten.register_forward_pre_hook(lambda module, args: None)
+    if not simplify:
+        with pytest.raises(UnsupportedLayer, match="hooks stand on its Flatten or Unflatten"):
+            convfc.to_conv(after)
 
 
 def test_arrays_tuples_and_dicts_are_examples() -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from convfc.errors import UnsupportedLayer, UnsupportedModel
+from convfc.errors import ShapeError, UnsupportedLayer, UnsupportedModel
 from convfc.frameworks.torch.heads.operations import POINTWISE
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Survey",
     "as_parameter",
     "carry_over",
+    "flatten_of",
     "has_pre_hooks",
     "in_a_transform",
     "in_front",
@@ -205,6 +206,34 @@ def plain_linear(weight: nn.Parameter, bias: nn.Parameter | Tensor | None) -> nn
     return linear
 
 
+def flatten_of(shape: tuple[int, ...], start_dim: int) -> nn.Flatten:
+    """Return exactly an ``nn.Flatten`` that refuses examples of another shape than this one.
+
+    What follows sees the number of elements only, which other shapes have, too. The hook is no
+    object of its own that holds the shape: `torch.jit.script` compiles functions.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Of one example.
+    start_dim : int
+        If it is negative, an example may come without a batch axis.
+
+    Examples
+    --------
+    >>> flatten = flatten_of((3, 4, 6), -3)
+    >>> flatten(torch.zeros(2, 3, 4, 6)).shape
+    torch.Size([2, 72])
+    >>> flatten(torch.zeros(2, 3, 6, 4))
+    Traceback (most recent call last):
+    convfc.errors.ShapeError: x: the FC layer is the matrix for one input size only; expected ...
+    """
+    flatten = nn.Flatten(start_dim)
+    vars(flatten)["example_shape"] = shape
+    flatten.register_forward_pre_hook(_refuse_shapes)
+    return flatten
+
+
 def has_pre_hooks(module: nn.Module) -> bool:
     """Say whether hooks of others stand before a module's forward.
 
@@ -213,7 +242,32 @@ def has_pre_hooks(module: nn.Module) -> bool:
     >>> has_pre_hooks(plain_linear(nn.Parameter(torch.eye(2).to_sparse()), None))
     False
     """
-    return any(hook is not _refuse_export for hook in module._forward_pre_hooks.values())
+    own = (_refuse_export, _refuse_shapes)
+    return any(hook not in own for hook in module._forward_pre_hooks.values())
+
+
+def _refuse_shapes(flatten: nn.Module, inputs: tuple[Tensor]) -> None:
+    """Stop examples of another shape; while `torch.jit` traces or runs, a shape is no number."""
+    if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+        _refuse_shape(flatten, inputs[0])
+
+
+def _refuse_shape(flatten: nn.Module, x: Tensor) -> None:
+    if not isinstance(x, Tensor) or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+        return  # `torch.fx` traces with an object that is no tensor
+    shape: Any = flatten.example_shape
+    start: Any = flatten.start_dim
+    axes = (1,) if start == 1 else (1, 0)
+    if x.shape[-len(shape) :] != shape or x.dim() - len(shape) not in axes:
+        sizes = ", ".join(map(str, shape))
+        raise ShapeError(
+            "the FC layer is the matrix for one input size only",
+            where="x",
+            expected=f"(n, {sizes})" + f", or ({sizes})" * (0 in axes),
+            got=tuple(x.shape),
+            remedy="make another one: to_fc(model, form='unrolled', example=x); form='patch' "
+            "takes every size",
+        )
 
 
 def _refuse_export(linear: nn.Module, inputs: tuple[Tensor]) -> None:

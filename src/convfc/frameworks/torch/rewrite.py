@@ -118,13 +118,16 @@ def to_fc(
     for name, other in _held_elsewhere(model, converted).items():
         left[name] = tied("its weight", other)
     plans: dict[int, Plan] = {}
+    idle: dict[str, tuple[str, str]] = {}
     if form == "unrolled" and not (left and strict):
         ready = {name: module for name, module in found.items() if name not in left}
-        plans, more = plan_layers(model, ready, example, sparse=sparse)
+        plans, more, idle = plan_layers(model, ready, example, sparse=sparse)
         ready = {name: module for name, module in ready.items() if id(module) in plans}
         left |= more | refusals(ready, plans, lambda parts: holders(model, but=parts))
+        left, idle = (left, idle) if ready and strict else (left | idle, {})
     refuse_or_list(left, "cannot be turned into an FC layer", strict=strict)
-    ready = {name: module for name, module in found.items() if name not in left}
+    refuse_or_list(idle, "", strict=False)
+    ready = {name: module for name, module in found.items() if name not in left | idle}
     if form == "unrolled":
         check_memory(ready, plans, sparse=sparse, memory=memory)
     convertible = list(ready.values())

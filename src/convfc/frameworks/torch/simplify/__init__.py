@@ -26,6 +26,7 @@ from convfc.frameworks.torch.simplify.record import (
     Options,
     Simplified,
     attach,
+    like,
     plan,
     record_of,
     remember,
@@ -72,7 +73,8 @@ def simplify(
     sparse : bool
         Whether the weights are sparse tensors (compressed rows); they are almost all zeros.
     memory : float, optional
-        Bytes that the weights may take; by default what the machine has free.
+        Bytes that the weights may take, and in float64 the matrices of all layers that they are
+        made of; by default what the machine has free.
 
     Returns
     -------
@@ -88,7 +90,8 @@ def simplify(
         If a part is neither affine nor an activation, or is in training mode where that makes a
         difference; the message names it.
     MemoryBudgetError
-        If a matrix does not fit.
+        If the matrices do not fit: told before the first is made, by the layers' sizes, and before
+        neighbours are multiplied, by what the dense weights take at least.
 
     Notes
     -----
@@ -108,9 +111,9 @@ def simplify(
     for name, value, kind in (("max_pool", max_pool, MaxPool), ("branches", branches, Branches)):
         one_of(name, value, get_args(kind), what="there is no such way", remedy=None)
     options = Options(max_pool, branches, sparse)
-    found = plan(model, example, options, memory)
-    like = next((p for p in model.parameters() if p.is_floating_point()), example[0])
-    emit.check_memory(found.final, like.dtype, sparse_weights=sparse, memory=memory)
-    made = emit.emit(found.final, dtype=like.dtype, device=like.device, sparse_weights=sparse)
-    attach(made.module, remember(model, example[0], like.dtype, options))
+    found = plan(model, example, options, memory, to_be_made=True)
+    one = like(model, example[0])
+    emit.check_memory(found.final, one.dtype, sparse_weights=sparse, memory=memory)
+    made = emit.emit(found.final, dtype=one.dtype, device=one.device, sparse_weights=sparse)
+    attach(made.module, remember(model, example[0], one.dtype, options))
     return made.module.train(model.training)

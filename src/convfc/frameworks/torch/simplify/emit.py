@@ -14,7 +14,7 @@ import torch
 from scipy import sparse
 from torch import Tensor, fx, nn
 
-from convfc.frameworks.torch.parts import plain_linear
+from convfc.frameworks.torch.parts import flatten_of, plain_linear
 from convfc.frameworks.torch.simplify.ir import (
     Affine,
     Input,
@@ -22,12 +22,13 @@ from convfc.frameworks.torch.simplify.ir import (
     Relu,
     Value,
     is_identity,
+    sources,
     topological,
     users_of,
 )
-from convfc.operators.estimate import MatrixEstimate, check_fits
+from convfc.operators.estimate import MatrixEstimate, check_fits, check_together
 
-__all__ = ["Emitted", "check_memory", "emit", "is_chain", "runs"]
+__all__ = ["Emitted", "check_least", "check_memory", "emit", "is_chain", "runs"]
 
 _REMEDY = (
     "sparse=True keeps the non-zeros only; a smaller example; or form='unrolled' with where= for "
@@ -122,6 +123,41 @@ def check_memory(
         check_fits(MatrixEstimate(largest, nonzeros, total), memory, _REMEDY)
 
 
+def check_least(program: Program, dtype: torch.dtype, memory: float | None) -> None:
+    """Refuse dense weights of which the least part does not fit, before anything is multiplied.
+
+    What an activation is given is never multiplied away: its matrix has at least as many columns
+    as the narrowest of the affine values that it may be multiplied with.
+
+    Raises
+    ------
+    MemoryBudgetError
+        If these matrices together take more than ``memory`` bytes.
+    """
+    least: dict[Value, int] = {}
+    mixing: set[Value] = set()  # a mere permutation may be undone by another one
+    estimates: dict[str, MatrixEstimate] = {}
+    order = topological(program.output)
+    for value in order:
+        if isinstance(value, Affine) and value.terms:
+            least[value] = min(least.get(source, source.size) for source in value.terms)
+            least[value] = min(least[value], *(source.size for source in value.terms))
+            if not mixing.isdisjoint(value.terms) or any(
+                matrix.nnz > value.size for matrix in value.terms.values()
+            ):
+                mixing.add(value)
+    kept = dict.fromkeys(s for v in order if not isinstance(v, Affine) for s in sources(v))
+    for value in [*kept, program.output]:
+        if value in mixing:
+            entries = value.size * least[value]
+            name = program.names.get(value, "max-pooling")
+            name += f" ({len(estimates)})" * (name in estimates)
+            shape = (value.size, least[value])
+            estimates[name] = MatrixEstimate(shape, entries, dtype.itemsize * entries)
+    what = "the FC layers, with at least as many numbers as these,"
+    check_together(estimates, memory, what=what, remedy=_REMEDY)
+
+
 def runs(emitted: nn.Module, names: str, x: Tensor) -> Tensor:
     """Run parts of a module, one after the other.
 
@@ -172,7 +208,7 @@ class _Build:
 
 
 def _sequential(program: Program, build: _Build) -> Emitted:
-    modules: list[nn.Module] = [nn.Flatten()] if len(program.input_shape) != 1 else []
+    modules = _beginning(program)
     parts: dict[Value, Mapping[Value | None, str]] = {}
     for value in topological(program.output):
         if isinstance(value, Affine):
@@ -198,8 +234,8 @@ def _graph(program: Program, build: _Build) -> Emitted:
         return graph.call_module(name, (source,)), name
 
     x = graph.placeholder("x")
-    if len(program.input_shape) != 1:
-        x, _ = call("flatten", nn.Flatten(), x)
+    for module in _beginning(program):
+        x, _ = call("flatten", module, x)
     nodes: dict[Value, fx.Node] = {program.input: x}
     for value in topological(program.output):
         if isinstance(value, Affine):
@@ -235,6 +271,12 @@ def _graph(program: Program, build: _Build) -> Emitted:
 
 def _own_modules(value: Any) -> list[nn.Module]:
     return [nn.ReLU()] if isinstance(value, Relu) else list(value.modules)
+
+
+def _beginning(program: Program) -> list[nn.Module]:
+    """Return what makes an input flat, and refuses what has another shape."""
+    shape = program.input_shape
+    return [flatten_of(shape, 1)] if len(shape) != 1 else []
 
 
 def _ending(program: Program) -> list[nn.Module]:

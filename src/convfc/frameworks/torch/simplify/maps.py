@@ -20,16 +20,19 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from convfc.errors import UnsupportedLayer
+from convfc.frameworks.torch.layers import is_conv_layer
 from convfc.frameworks.torch.matrix import read_layer
 from convfc.frameworks.torch.simplify.ir import Value, affine, linear
 from convfc.frameworks.torch.tensors import wide
 from convfc.layer import ConvLayer
-from convfc.operators.estimate import MatrixEstimate, check_fits
+from convfc.operators.estimate import MatrixEstimate, pattern_estimate
 from convfc.operators.matrix import conv_matrix, conv_offset
+from convfc.operators.pattern import matrix_pattern
 
 __all__ = [
     "Tracked",
     "conv_map",
+    "estimate",
     "in_double",
     "moved",
     "norm_map",
@@ -81,6 +84,34 @@ def numbers(t: Tensor) -> npt.NDArray[Any]:
     return array
 
 
+def estimate(module: nn.Module, x: Tensor) -> MatrixEstimate | None:
+    """Return how large the matrix of a layer will be that is called on a tensor; None without one.
+
+    Zeros of an ``nn.Linear`` are left out, so that those of an unrolled layer cost nothing.
+
+    Examples
+    --------
+    >>> print(estimate(nn.Conv1d(1, 2, 3), torch.zeros(1, 1, 5)))
+    6 x 5, 18 entries (60 %), 244 bytes
+    """
+    if is_conv_layer(module):
+        size = tuple(x.shape[-len(module.kernel_size) :])  # type: ignore[arg-type]
+        pattern = matrix_pattern(read_layer(module, size).geometry, size, "channels_first")
+        return pattern_estimate(pattern, _wide(module.weight))  # type: ignore[arg-type]
+    if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:
+        weight, rows = module.weight, math.prod(x.shape[1:-1])
+        dense = weight.layout is torch.strided
+        nonzeros = rows * int(torch.count_nonzero(weight) if dense else weight._nnz())
+        shape = (rows * module.out_features, rows * module.in_features)
+        index = 4  # bytes
+        return MatrixEstimate(shape, nonzeros, (_wide(weight).itemsize + index) * nonzeros)
+    return None
+
+
+def _wide(weight: Tensor) -> np.dtype[Any]:
+    return np.dtype(np.complex128 if weight.is_complex() else np.float64)
+
+
 def conv_map(module: nn.Module, x: Tracked, memory: float | None) -> Value:
     """Return what a CONV layer, in any form, makes of a value."""
     layer = read_layer(module, x.shape[1:])
@@ -92,13 +123,10 @@ def conv_map(module: nn.Module, x: Tracked, memory: float | None) -> Value:
     return affine({x.value: matrix}, offset, layer=module, input_size=tuple(size))
 
 
-def shared_linear_map(module: nn.Module, x: Tracked, memory: float | None) -> Value:
+def shared_linear_map(module: nn.Module, x: Tracked) -> Value:
     """Return what an ``nn.Linear`` makes of the last axis of a value."""
     weight: Any = module.weight
     matrix, rows = sparse.csr_array(numbers(weight)), math.prod(x.shape[:-1])
-    nonzeros = rows * matrix.nnz
-    shape = (rows * matrix.shape[0], rows * matrix.shape[1])
-    check_fits(MatrixEstimate(shape, nonzeros, 16 * nonzeros), memory)
     bias = np.zeros(matrix.shape[0]) if module.bias is None else numbers(module.bias)  # type: ignore[arg-type]
     whole = matrix if rows == 1 else sparse.kron(sparse.eye_array(rows), matrix, format="csr")
     return affine({x.value: whole}, np.tile(bias, rows), layer=module)

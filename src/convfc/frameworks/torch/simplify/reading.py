@@ -34,6 +34,7 @@ from convfc.frameworks.torch.simplify.ir import Input, Program, Value
 from convfc.frameworks.torch.simplify.maps import (
     Tracked,
     conv_map,
+    estimate,
     in_double,
     moved,
     norm_map,
@@ -52,6 +53,7 @@ from convfc.frameworks.torch.simplify.pooling import (
 )
 from convfc.frameworks.torch.simplify.running import as_traced, evaluating, run_nodes
 from convfc.frameworks.torch.tensors import first_words
+from convfc.operators.estimate import MatrixEstimate, check_together
 
 __all__ = ["MaxPool", "read"]
 
@@ -73,14 +75,14 @@ def read(
         The arguments of one call: one tensor ``(n, *shape)``.
     max_pool : {"keep", "relu"}
     memory : float, optional
-        Bytes that one layer's matrix may take.
+        Bytes that the matrices of all layers may take together; by default what is free.
 
     Raises
     ------
     UnsupportedModel, UnsupportedLayer
         If a part of it is neither affine nor an activation.
     MemoryBudgetError
-        If a matrix is too large.
+        If the matrices do not fit, before the first of them is made.
 
     Examples
     --------
@@ -113,6 +115,7 @@ def read(
             remedy="simplify the parts of the model by themselves",
         )
     with evaluating(model):
+        _check_memory(model, graph, x.clone(), memory)
         return _Reader(model, graph, (x,), max_pool, memory).program()
 
 
@@ -224,7 +227,7 @@ class _Reader:
                 raise refuse("a convolution of an example without a batch axis", place, _BATCH)
             return Tracked(conv_map(module, x, self.memory), out)
         if isinstance(module, nn.Linear) and cls.forward is nn.Linear.forward:
-            return Tracked(shared_linear_map(module, x, self.memory), out)
+            return Tracked(shared_linear_map(module, x), out)
         if isinstance(module, _BatchNorm) and cls.forward in calls.NORM_FORWARDS:
             if module.running_mean is None:
                 raise refuse("a BatchNorm without running statistics looks at the batch", place)
@@ -415,6 +418,30 @@ def _check(model: nn.Module) -> None:
                 where=name or "model",
                 remedy="call model.eval() first",
             )
+
+
+def _check_memory(model: nn.Module, graph: fx.Graph, x: Tensor, memory: float | None) -> None:
+    """Refuse a network whose layers' matrices do not fit together, by its sizes alone.
+
+    All of them are held, sparse and in float64, until they are multiplied and rounded.
+    """
+    estimates: dict[str, MatrixEstimate] = {}
+    run = run_nodes(model, graph, (x,))
+    for node, _, _ in run:
+        given = [run.real[source] for source in node.all_input_nodes]
+        if node.op == "call_module" and given and isinstance(given[0], Tensor):
+            found = estimate(model.get_submodule(str(node.target)), given[0])
+            if found is not None:
+                place = calls.place(node)
+                again = f", called as {node.name}" if place in estimates else ""
+                estimates[place + again] = found
+    check_together(
+        estimates,
+        memory,
+        what="the matrices that the network is made of",
+        remedy="a smaller example, or simplify a part of the network only; form='patch' and "
+        "form='weight' need no such matrices",
+    )
 
 
 def _words(example: Any) -> str:

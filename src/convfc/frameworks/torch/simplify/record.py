@@ -9,10 +9,10 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, fx, nn
 
-from convfc.errors import UnsupportedLayer
+from convfc.errors import MemoryBudgetError, UnsupportedLayer
 from convfc.frameworks.torch.held import check_held
 from convfc.frameworks.torch.simplify.carry import Part, carry
-from convfc.frameworks.torch.simplify.emit import is_chain
+from convfc.frameworks.torch.simplify.emit import check_least, is_chain
 from convfc.frameworks.torch.simplify.ir import Program, Value
 from convfc.frameworks.torch.simplify.merge import Merged, merge
 from convfc.frameworks.torch.simplify.reading import MaxPool, read
@@ -25,6 +25,7 @@ __all__ = [
     "Plan",
     "Simplified",
     "attach",
+    "like",
     "plan",
     "record_of",
     "remember",
@@ -88,9 +89,21 @@ class Simplified:
 
 
 def plan(
-    model: nn.Module, example: tuple[Any, ...], options: Options, memory: float | None = None
+    model: nn.Module,
+    example: tuple[Any, ...],
+    options: Options,
+    memory: float | None = None,
+    *,
+    to_be_made: bool = False,
 ) -> Plan:
     """Read and merge a network.
+
+    If the FC layers are to be made of it, those that cannot fit are refused before the merging.
+
+    Raises
+    ------
+    MemoryBudgetError
+        If the matrices do not fit.
 
     Examples
     --------
@@ -98,12 +111,35 @@ def plan(
     >>> found.final.output.size
     6
     """
-    original = read(model, example, max_pool=options.max_pool, memory=memory)
-    merged = merge(original, nonzeros=options.sparse, alternating=options.branches == "carry")
+    try:
+        original = read(model, example, max_pool=options.max_pool, memory=memory)
+        if to_be_made and not options.sparse:
+            check_least(original, like(model, example[0]).dtype, memory)
+        merged = merge(original, nonzeros=options.sparse, alternating=options.branches == "carry")
+    except MemoryError as error:
+        if isinstance(error, MemoryBudgetError):
+            raise
+        raise MemoryBudgetError(
+            "the memory ran out while matrices of layers were made and multiplied",
+            where="memory",
+            got=str(error) or None,
+            remedy="a smaller example, or leave out simplify=True",
+        ) from error
     if options.branches == "add" or is_chain(merged.program):
         return Plan(original, merged, merged.program, {})
     sequence = carry(merged.program)
     return Plan(original, merged, sequence.program, sequence.states)
+
+
+def like(model: nn.Module, x: Tensor) -> Tensor:
+    """Return what says dtype and device of the FC layers: a parameter of the model, or the input.
+
+    Examples
+    --------
+    >>> like(nn.ReLU(), torch.zeros(1)).dtype
+    torch.float32
+    """
+    return next((p for p in model.parameters() if p.is_floating_point()), x)
 
 
 def attach(module: nn.Module, record: Simplified) -> None:

@@ -8,11 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from convfc.errors import MemoryBudgetError
 from convfc.frameworks.torch.forward.formats import is_channels_last
 from convfc.frameworks.torch.layers import PatchConv
 from convfc.frameworks.torch.matrix import matrix_tensor, matrix_values
-from convfc.frameworks.torch.parts import carry_over, plain_linear
+from convfc.frameworks.torch.parts import carry_over, flatten_of, plain_linear
 from convfc.frameworks.torch.read import own_class
 from convfc.frameworks.torch.tensors import dtype_name
 from convfc.frameworks.torch.unrolled.entries import places_in
@@ -20,13 +19,7 @@ from convfc.frameworks.torch.unrolled.record import ATTRIBUTE, Unrolled
 from convfc.frameworks.torch.unrolled.sparse import multiplies
 from convfc.frameworks.torch.watch import unchanged, watched_run
 from convfc.geometry import ConvGeometry
-from convfc.operators.estimate import (
-    Layout,
-    MatrixEstimate,
-    available_memory,
-    check_fits,
-    pattern_estimate,
-)
+from convfc.operators.estimate import Layout, MatrixEstimate, check_together, pattern_estimate
 from convfc.operators.pattern import matrix_pattern
 
 __all__ = ["Plan", "Unroller", "check_memory", "plan_layers", "refusals"]
@@ -58,7 +51,7 @@ class Plan(NamedTuple):
 
 def plan_layers(
     model: nn.Module, layers: Mapping[str, nn.Module], example: Any, *, sparse: bool = False
-) -> tuple[dict[int, Plan], Refusals]:
+) -> tuple[dict[int, Plan], Refusals, Refusals]:
     """Run a model once on an example, and return what each layer was called on.
 
     Parameters
@@ -75,7 +68,8 @@ def plan_layers(
     Returns
     -------
     tuple
-        Plans by the ``id`` of the layer; and, by name, why others have none, and the way out.
+        Plans by the ``id`` of the layer; by name, why others have none, and the way out; and the
+        layers that are not called, which have no part in what the model does with the example.
 
     Raises
     ------
@@ -85,7 +79,7 @@ def plan_layers(
     Examples
     --------
     >>> conv = nn.Conv2d(1, 8, 4, stride=2)
-    >>> plans, _ = plan_layers(conv, {"": conv}, torch.zeros(1, 1, 28, 28))
+    >>> plans, *_ = plan_layers(conv, {"": conv}, torch.zeros(1, 1, 28, 28))
     >>> plans[id(conv)].input_size
     (28, 28)
     """
@@ -93,6 +87,7 @@ def plan_layers(
         calls = watched_run(model, example, "example").calls
     plans: dict[int, Plan] = {}
     refused: Refusals = {}
+    idle: Refusals = {}
     for name, layer in layers.items():
         found = calls.get(id(layer), [])
         sizes = list(dict.fromkeys(call.facts["input_size"] for call in found))
@@ -101,7 +96,7 @@ def plan_layers(
         extra -= {"fc", "parametrizations"}  # the forms' own
         if not found:
             reason = "the model does not call it on the example"
-            refused[name] = (reason, "give an example on which the model does, or use form='patch'")
+            idle[name] = (reason, "give an example on which the model does, or use form='patch'")
         elif len(sizes) > 1:
             reason = f"it is called on inputs of the sizes {sizes[0]} and {sizes[1]}"
             refused[name] = (f"{reason}, and one matrix is for one size", _PATCH)
@@ -117,7 +112,7 @@ def plan_layers(
             refused[name] = (reason, "leave out sparse=True, or convert the model to float32 first")
         else:
             plans[id(layer)] = Plan(geometry, sizes[0])
-    return plans, refused
+    return plans, refused, idle
 
 
 def refusals(
@@ -186,8 +181,6 @@ def check_memory(
     MemoryBudgetError
         The message names the largest layer.
     """
-    check_fits(MatrixEstimate((1, 1), 0, 0), memory)  # is it an amount of memory?
-    allowed = available_memory() if memory is None else memory
     layout: Layout = "csr" if sparse else "dense"
     estimates: dict[str, MatrixEstimate] = {}
     working = 0  # bytes that are needed for a moment: the entries of one layer and their places
@@ -200,20 +193,15 @@ def check_memory(
         estimates[name] = pattern_estimate(pattern, known, layout)
         if not sparse:
             working = max(working, pattern.nonzeros * (8 + dtype.itemsize))
-    needed = sum(estimate.bytes for estimate in estimates.values()) + working
-    if allowed is None or needed <= allowed:
-        return
-    largest = max(estimates, key=lambda name: estimates[name].bytes)
-    together = "it takes" if len(estimates) == 1 else f"all {len(estimates)} layers take"
-    raise MemoryBudgetError(
-        "the matrices of the unrolled layers do not fit",
-        where=largest or "the model itself",
-        expected=f"at most {int(allowed):,} bytes" + " that are free" * (memory is None),
-        got=f"{estimates[largest]}; {together} {needed:,} bytes while they are made",
+    check_together(
+        estimates,
+        memory,
+        what="the matrices of the unrolled layers",
         remedy=("" if sparse else "sparse=True keeps the entries and leaves out the zeros; ")
         + "form='patch' and form='weight' need no such matrix; convfc.conv_operator(layer, "
         "input_size) applies it without building it; or give a smaller example, or name fewer "
         "layers with where=",
+        working=working,
     )
 
 
@@ -228,7 +216,7 @@ class Unroller:
     Examples
     --------
     >>> conv = nn.Conv2d(1, 2, 3, padding=1)
-    >>> plans, _ = plan_layers(conv, {"": conv}, torch.zeros(1, 1, 4, 4))
+    >>> plans, *_ = plan_layers(conv, {"": conv}, torch.zeros(1, 1, 4, 4))
     >>> Unroller(sparse=False)(conv, plans[id(conv)])
     Sequential(
       (0): Flatten(start_dim=-3, end_dim=-1)
@@ -273,7 +261,7 @@ class Unroller:
             )
         ndim = len(size)
         whole = nn.Sequential(
-            nn.Flatten(-ndim - 1),
+            flatten_of((geometry.in_channels, *size), -ndim - 1),
             plain_linear(matrix, offset),
             nn.Unflatten(-1, (geometry.out_channels, *geometry.output_size(size))),
         )
