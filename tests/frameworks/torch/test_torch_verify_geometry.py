@@ -80,6 +80,10 @@ NO_INPUT_SHOWS: dict[str, tuple[nn.Module, nn.Module]] = {
         nn.Conv2d(2, 3, (1, 3), dilation=(3, 2)),
         nn.Conv2d(2, 3, (1, 3), dilation=(1, 2)),
     ),
+    "an output padding that only a dilation of no effect allows": (
+        nn.ConvTranspose2d(2, 3, (1, 3), dilation=(2, 1), output_padding=(1, 0)),
+        nn.ConvTranspose2d(2, 3, (1, 3), dilation=(3, 1), output_padding=(1, 0)),
+    ),
     "padding mode without padding": (
         nn.Conv2d(2, 3, 3),
         nn.Conv2d(2, 3, 3, padding_mode="reflect"),

@@ -7,7 +7,8 @@ in whatever form, the walk stops and the place is a pair.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -159,13 +160,12 @@ def other_geometry(pair: Pair) -> Iterator[str]:
     ours, theirs = (_geometry(side) for side in (pair.before, pair.after))
     if ours is None or theirs is None:
         return
-    for one in fields(ConvGeometry):
-        mine, other = getattr(ours, one.name), getattr(theirs, one.name)
-        if mine != other:
-            yield f"its {one.name}; expected {mine}, got {other}"
+    for name, mine in ours.items():
+        if mine != theirs[name]:
+            yield f"its {name}; expected {mine}, got {theirs[name]}"
 
 
-def _geometry(layer: nn.Module) -> ConvGeometry | None:
+def _geometry(layer: nn.Module) -> dict[str, Any] | None:
     """Return the geometry of a layer that computes what its attributes say; else None."""
     if isinstance(layer, UnrolledLayer):
         return _as_seen(layer.record.geometry)
@@ -178,8 +178,8 @@ def _geometry(layer: nn.Module) -> ConvGeometry | None:
         return None  # no convolution has it: the layer fails when it is run, which is told
 
 
-def _as_seen(geometry: ConvGeometry) -> ConvGeometry:
-    """Return the geometry without what no input can show.
+def _as_seen(geometry: ConvGeometry) -> dict[str, Any]:
+    """Return what a geometry consists of, by name, without what no input can show.
 
     One tap has no distance to another; and a transposed layer of one tap that neither steps, pads
     nor cuts is the layer that is not transposed.
@@ -189,7 +189,8 @@ def _as_seen(geometry: ConvGeometry) -> ConvGeometry:
     per_position = {*geometry.kernel_size, *geometry.stride} == {1}
     moved = any(map(any, geometry.padding)) or any(geometry.output_padding)
     transposed = geometry.transposed and (moved or not per_position)
-    return replace(geometry, dilation=apart, transposed=transposed)
+    # No geometry of these: an output padding may be as large as a dilation that is of no effect.
+    return {**vars(geometry), "dilation": apart, "transposed": transposed}
 
 
 def find_pairs(before: nn.Module, after: nn.Module) -> Pairs:
