@@ -164,7 +164,7 @@ def test_in_a_notebook_names_are_escaped() -> None:
         (ConvGeometry(1, 1, (3, 3), stride=(2, 1), padding=(0, 1)), "3×3 s2×1 p0×1"),
         (ConvGeometry(1, 1, (3, 3), padding=[(1, 2), (1, 2)]), "3×3 s1 p1.2"),
         (ConvGeometry(4, 4, (3, 3), groups=4, dilation=2), "3×3 s1 d2 g4"),
-        (ConvGeometry(1, 1, (1, 2, 3), padding_mode="circular"), "1×2×3 s1 circular"),
+        (ConvGeometry(1, 1, (1, 2, 3), padding=1, padding_mode="circular"), "1×2×3 s1 p1 circular"),
         (
             ConvGeometry(1, 1, (2, 2), stride=2, transposed=True, output_padding=(1, 0), flip=True),
             "T 2×2 s2 op1×0 flip",
