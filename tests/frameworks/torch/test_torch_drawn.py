@@ -69,6 +69,20 @@ def conv(
         memory="channels last",
     )
 )
+# A kernel of PyTorch's that does not keep channels last, chosen for what has been padded.
+@example(
+    conv(
+        nn.Conv2d,
+        2,
+        2,
+        3,
+        (3, 2, 9, 2),
+        padding=(0, 2),
+        dilation=2,
+        padding_mode="replicate",
+        memory="channels last",
+    )
+)
 @example(conv(nn.Conv2d, 3, 3, 2, (2, 3, 1, 1), padding="same", memory="channels last"))
 @example(conv(nn.Conv2d, 3, 3, 2, (2, 3, 1, 5), padding="same", memory="channels last"))
 # Without its output padding nothing would be left of the output.

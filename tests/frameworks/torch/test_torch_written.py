@@ -146,9 +146,12 @@ def test_a_moving_average_of_weights(case: ConvCase, form: str) -> None:
     assert torch.equal(average(case.x()), layer(case.x()))
 
 
+@pytest.mark.parametrize("after", AFTER, ids=AFTER_IDS)
 @pytest.mark.parametrize("case", GROUPED[:3], ids=str)
-def test_the_groups_lie_in_one_memory(case: ConvCase) -> None:
-    layer = convfc.to_fc(case.layer())
+def test_the_groups_lie_in_one_memory(
+    case: ConvCase, after: Callable[[nn.Module], nn.Module]
+) -> None:
+    layer = after(convfc.to_fc(case.layer()))
     weight = layer.state_dict()["weight"]
     assert type(weight) is Tensor
     assert weight.data_ptr() == layer.fc[0].weight.data_ptr() == layer.weight.data_ptr()
