@@ -72,13 +72,12 @@ def conv(
 # A kernel of PyTorch's that does not keep channels last, chosen for what has been padded.
 @example(
     conv(
-        nn.Conv2d,
+        nn.Conv3d,
         2,
         2,
-        3,
-        (3, 2, 9, 2),
-        padding=(0, 2),
-        dilation=2,
+        (1, 4, 2),
+        (2, 2, 3, 2, 3),
+        padding=(0, 2, 1),
         padding_mode="replicate",
         memory="channels last",
     )
