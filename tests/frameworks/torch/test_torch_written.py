@@ -131,6 +131,19 @@ def test_the_gradient_stands_where_the_weight_does(case: ConvCase, form: str) ->
     assert all(not grad.any() for grad in grads)
 
 
+@pytest.mark.parametrize("case", GROUPED, ids=str)
+def test_a_gradient_off_the_blocks_is_no_part_of_the_weight(case: ConvCase) -> None:
+    layer = case.layer()
+    converted = convfc.to_fc(layer, block_diagonal=True)
+    for one in (layer, converted):
+        one(case.x()).square().sum().backward()
+    assert converted.fc.weight.grad.count_nonzero() > layer.weight.grad.count_nonzero()
+    assert torch.equal(converted.weight.grad, layer.weight.grad)
+    assert list(converted.state_dict()) == list(layer.state_dict())
+    converted.state_dict()["weight"].mul_(2)
+    assert torch.equal(converted.weight, 2 * layer.weight)
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("case", GROUPED, ids=str)
 def test_a_moving_average_of_weights(case: ConvCase, form: str) -> None:

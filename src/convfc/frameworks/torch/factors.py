@@ -19,7 +19,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 from convfc.frameworks.torch.heads.operations import POINTWISE
-from convfc.frameworks.torch.parts import as_parameter, is_hooked
+from convfc.frameworks.torch.parts import as_parameter, diagonal_blocks, is_hooked
 from convfc.frameworks.torch.read import Obstacle
 
 __all__ = [
@@ -207,7 +207,7 @@ def own_block(product: Product, groups: int) -> Product | Obstacle:
         )
 
     def blocks(matrix: Tensor) -> Tensor:
-        return matrix.detach().reshape(apart)[own, :, own].flatten(0, 1)
+        return diagonal_blocks(matrix.detach(), groups)
 
     gradient = None if weight.grad is None else blocks(weight.grad)
     return Product(as_parameter(blocks(weight), weight, gradient), product.bias)

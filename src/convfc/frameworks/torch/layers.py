@@ -30,6 +30,7 @@ from convfc.frameworks.torch.parts import (
     Survey,
     as_parameter,
     carry_over,
+    diagonal_blocks,
     in_a_transform,
     in_front,
     no_new_parameter,
@@ -192,9 +193,10 @@ class PatchConv(nn.Module):
         UnsupportedLayer
             If a tool has put something else in their place, or has filled a block-diagonal weight.
         """
-        return self._matrix(survey(self.fc).weights)
+        return self._own(joined_with_gradients(self._plain(survey(self.fc).weights)))
 
-    def _matrix(self, weights: list[Tensor] | None) -> Tensor:
+    def _plain(self, weights: list[Tensor] | None) -> list[Tensor]:
+        """Return the weights of the FC children if they are the weight of a CONV layer."""
         if weights is None:
             found = ", ".join(sorted({type(fc).__name__ for fc in self.children_fc}))
             raise UnsupportedLayer(
@@ -205,23 +207,20 @@ class PatchConv(nn.Module):
                 remedy="read the weight from the tool's module, or take the model back with "
                 "convfc.to_conv",
             )
-        if not self._is_block_diagonal():
-            return joined_with_gradients(weights)
-        return self._own_blocks(weights[0])
+        if self._is_block_diagonal():
+            whole = weights[0].detach()
+            if torch.count_nonzero(whole) != torch.count_nonzero(self._own(whole)):
+                raise UnsupportedLayer(
+                    "the block-diagonal weight has entries off its blocks",
+                    where="fc",
+                    expected=f"{self.groups} blocks and zeros",
+                    remedy="set them to zero, or convert without block_diagonal=True",
+                )
+        return weights
 
-    def _own_blocks(self, weight: Tensor) -> Tensor:
-        """Return the blocks on the diagonal of a block-diagonal weight, one below the other."""
-        blocks = weight.unflatten(0, (self.groups, -1)).unflatten(2, (self.groups, -1))
-        inside = blocks.diagonal(0, 0, 2).movedim(-1, 0)
-        if torch.count_nonzero(blocks.detach()) != torch.count_nonzero(inside.detach()):
-            raise UnsupportedLayer(
-                "the block-diagonal weight has entries off its blocks",
-                where="fc",
-                expected=f"{self.groups} blocks and zeros",
-                remedy="set them to zero, or convert without block_diagonal=True",
-            )
-        stacked: Tensor = inside.flatten(0, 1)
-        return stacked
+    def _own(self, whole: Tensor) -> Tensor:
+        """Return ``(f, k)`` of what the FC children hold: of a block-diagonal one, its blocks."""
+        return diagonal_blocks(whole, self.groups) if self._is_block_diagonal() else whole
 
     @property
     def weight(self) -> Tensor:
@@ -236,11 +235,10 @@ class PatchConv(nn.Module):
     def _weight_and_bias(self) -> tuple[Tensor, Tensor | None]:
         """Return both in the CONV layer's layout, from one look at the FC children."""
         found = survey(self.fc)
-        self._matrix(found.weights)  # refuses what is no weight of a CONV layer
-        weights, biases = found.weights or [], found.biases
+        weights, biases = self._plain(found.weights), found.biases
 
         def there(whole: Tensor) -> Tensor:
-            return self.to_weight(self._own_blocks(whole) if self._is_block_diagonal() else whole)
+            return self.to_weight(self._own(whole))
 
         def back(weight: Tensor) -> Tensor:
             matrix = weight_to_matrix(weight, transposed=self.transposed, groups=self.groups)
@@ -360,20 +358,21 @@ class PatchConv(nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        if self.holds_conv_weight():
-            messages = args[-1] if args else kwargs["error_msgs"]
-            for name, own in zip(("weight", "bias"), self._weight_and_bias(), strict=True):
-                if own is None or prefix + name not in state_dict:
-                    continue
-                tensor = state_dict.pop(prefix + name)
-                if tensor.shape != own.shape:
-                    messages.append(of_another_size(prefix + name, tensor, own))
-                    tensor = own.detach()  # what loading leaves as it is, is not missing
-                if name == "weight":
-                    tensor = weight_to_matrix(
-                        tensor, transposed=self.transposed, groups=self.groups
-                    )
-                state_dict.update(self._fc_entries(f"{prefix}fc.", name, tensor))
+        messages = args[-1] if args else kwargs["error_msgs"]
+        try:
+            held = dict(zip(("weight", "bias"), self._weight_and_bias(), strict=True))
+        except UnsupportedLayer:  # a tool has changed the FC layer
+            held = {}
+        for name, own in held.items():
+            if own is None or prefix + name not in state_dict:
+                continue
+            tensor = state_dict.pop(prefix + name)
+            if tensor.shape != own.shape:
+                messages.append(of_another_size(prefix + name, tensor, own))
+                tensor = own.detach()  # what loading leaves as it is, is not missing
+            if name == "weight":
+                tensor = weight_to_matrix(tensor, transposed=self.transposed, groups=self.groups)
+            state_dict.update(self._fc_entries(f"{prefix}fc.", name, tensor))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _fc_entries(self, prefix: str, name: str, tensor: Tensor) -> Iterable[tuple[str, Tensor]]:
@@ -388,7 +387,7 @@ class PatchConv(nn.Module):
     def holds_conv_weight(self) -> bool:
         """Say whether the FC children hold the weight of a CONV layer, hooked or not."""
         try:
-            self.matrix()
+            self._plain(survey(self.fc).weights)
         except UnsupportedLayer:
             return False
         return True

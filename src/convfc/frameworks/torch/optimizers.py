@@ -19,6 +19,7 @@ from convfc.errors import UnsupportedOptimizer
 from convfc.frameworks.torch.certify.pairs import HeadConv, find_pairs, has_own_weights
 from convfc.frameworks.torch.certify.unrolled import UnrolledLayer
 from convfc.frameworks.torch.layers import PatchConv
+from convfc.frameworks.torch.parts import diagonal_blocks
 from convfc.frameworks.torch.read import matrix_to_weight, weight_to_matrix
 from convfc.frameworks.torch.simplify import record_of
 from convfc.frameworks.torch.weights import is_weight_form, steps_of
@@ -257,9 +258,7 @@ def _matrix(layer: nn.Module, moments: list[Tensor]) -> Tensor:
         if len(moments) == groups:
             return torch.cat(moments)
         # Off the blocks of a block-diagonal weight there is nothing that a CONV layer has.
-        blocks = moments[0].unflatten(1, (groups, -1)).unflatten(0, (groups, -1))
-        own: Tensor = blocks.diagonal(dim1=0, dim2=2).movedim(-1, 0).flatten(0, 1)
-        return own
+        return diagonal_blocks(moments[0], groups)
     if is_weight_form(layer):
         return moments[0]
     return weight_to_matrix(moments[0], transposed=bool(layer.transposed), groups=groups)

@@ -16,6 +16,7 @@ __all__ = [
     "Survey",
     "as_parameter",
     "carry_over",
+    "diagonal_blocks",
     "flatten_of",
     "has_pre_hooks",
     "in_a_transform",
@@ -166,6 +167,20 @@ def in_front(state: Any, entries: dict[str, Any], prefix: str, replaced: str) ->
     rest = {key: value for key, value in own.items() if not key.startswith(replaced)}
     state.update({**entries, **{key: rest[key] for key in rest if key not in entries}})
     return state
+
+
+def diagonal_blocks(matrix: Tensor, groups: int) -> Tensor:
+    """Return the blocks ``(f, k)`` on the diagonal of ``(f, groups * k)``, one below the other.
+
+    Examples
+    --------
+    >>> diagonal_blocks(torch.tensor([[1, 2, 0, 0], [0, 0, 3, 4]]), 2)
+    tensor([[1, 2],
+            [3, 4]])
+    """
+    blocks = matrix.unflatten(0, (groups, -1)).unflatten(2, (groups, -1))
+    own: Tensor = blocks.diagonal(0, 0, 2).movedim(-1, 0).flatten(0, 1)
+    return own
 
 
 def of_another_size(key: str, given: Tensor, own: Tensor) -> str:
