@@ -7,7 +7,6 @@ import { code } from "../../src/convfc/explorer/web/src/model/code.js";
 import { DIGITS } from "../../src/convfc/explorer/web/src/model/digits.js";
 import * as geometry from "../../src/convfc/explorer/web/src/model/geometry.js";
 import { indexMap } from "../../src/convfc/explorer/web/src/model/indexmap.js";
-import * as numbers from "../../src/convfc/explorer/web/src/model/numbers.js";
 import { PRESETS, stateOf } from "../../src/convfc/explorer/web/src/model/presets.js";
 import { Store, VERSION } from "../../src/convfc/explorer/web/src/model/store.js";
 
@@ -32,13 +31,14 @@ const answers = {
       elements: each(rows * columns, (i) => map.element(Math.floor(i / columns), i % columns)),
       coordinates: each(rows * columns, (i) => map.coordinates(Math.floor(i / columns), i % columns)),
       padded: each(rows * columns, (i) => map.paddedCoordinates(Math.floor(i / columns), i % columns)),
-      readers: each(geometry.product(map.inputShape), (flat) => map.readers(flat)),
-      counts: [...numbers.readCounts(map)],
+      readers: each(geometry.product(map.inputShape), (flat) => [...map.readers(flat)]),
+      readerCounts: each(geometry.product(map.inputShape), (flat) => map.readerCounts(flat)),
+      turn: each(columns, (q) => map.turn(q)),
     };
   },
 
   // Everything that is computed with numbers, of a store that holds them.
-  numbers(state, dY) {
+  numbers(state) {
     const store = new Store(state);
     const { map, settings } = store;
     const cells = each(map.rows * settings.filters, (i) => [Math.floor(i / settings.filters), i % settings.filters]);
@@ -50,7 +50,8 @@ const answers = {
       sums: cells.map(([p, f]) => store.arithmetic(p, f).sum),
       terms: cells.map(([p, f]) => store.arithmetic(p, f).terms.map(({ q, x, w, product }) => [q, x, w, product])),
       T: cells.map(([p, f]) => [...store.bigRow(p, f)]),
-      dx: [...numbers.backward(map, store.filters, dY)],
+      dX: [...store.dX],
+      dK: each(settings.filters, (f) => [...store.dK(f)]),
     };
   },
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 from cases import Case
 from hypothesis import strategies as st
+from judges import judge_torch, torch_layer
 from model import drawn, geometry_of, running, settings_of
 from strategies import cases
 
-from convfc import ConvGeometry, col2im, conv_as_matmul, conv_matrix, im2col, index_map
+from convfc import ConvGeometry, conv_as_matmul, conv_matrix, im2col, index_map
 from convfc.algorithm1 import filters_to_matrix
 from convfc.errors import ConvfcError
 
@@ -46,14 +49,27 @@ def facts(model: Model) -> dict[str, Any]:
     return found
 
 
+def forwards(geometry: ConvGeometry) -> ConvGeometry:
+    """Return the geometry whose windows are read forwards, as the page shows all of them."""
+    return replace(geometry, flip=geometry.transposed)
+
+
+def shown(filters: np.ndarray, geometry: ConvGeometry) -> np.ndarray:
+    """Return filters as the page shows them: turned where the geometry reads backwards."""
+    kernel = tuple(range(1, geometry.spatial_ndim + 1))
+    return np.flip(filters, kernel) if geometry.flip != geometry.transposed else filters
+
+
 # --- the map ---
 
 
 def test_the_index_map_is_the_one_of_convfc(model: Model) -> None:
     """Eq. (8), entry by entry, asked forwards, backwards and as a whole."""
     tried = BY_HAND + drawn(cases(max_ndim=2), MAPS)
+    turned = 0
     for case in tried:
-        where = index_map(case.geometry, case.input_size)
+        own = index_map(case.geometry, case.input_size)
+        where = index_map(forwards(case.geometry), case.input_size)
         found = model.ask("map", settings_of(case.geometry, case.input_size))
         rows, columns = where.shape
         flat = where.flat()
@@ -64,10 +80,16 @@ def test_the_index_map_is_the_one_of_convfc(model: Model) -> None:
         assert found["elements"] == found["flat"], case
         read = [where.element(p, q) for p in range(rows) for q in range(columns)]
         assert [c and tuple(c) for c in found["coordinates"]] == read, case
+        # Column q of the page is column turn[q] of the layer's own M.
+        assert np.array_equal(own.flat()[:, found["turn"]], flat), case
+        turned += found["turn"] != list(range(columns))
         shape = (*case.input_size, case.geometry.in_channels)
         readers = [where.readers(element) for element in np.ndindex(shape)]
         assert [[tuple(e) for e in entries] for entries in found["readers"]] == readers, case
-        assert found["counts"] == list(map(len, readers)), case
+        counts = [(len(entries), len({p for p, _ in entries})) for entries in readers]
+        found_counts = [(one["entries"], one["outputs"]) for one in found["readerCounts"]]
+        assert found_counts == counts, case
+    assert turned > MAPS // 5
 
 
 def test_windows_are_drawn_where_they_read(model: Model) -> None:
@@ -121,19 +143,19 @@ def state_of(case: Case, seed: int) -> tuple[dict[str, Any], tuple[np.ndarray, .
 
 
 def test_numbers_are_the_ones_of_convfc(model: Model) -> None:
-    """M, K, Y, a row of the one big matrix, and the way back; on integers, so exactly."""
+    """M, K, Y and a row of the one big matrix; on integers, so exactly."""
     for seed, case in enumerate(BY_HAND + drawn(cases(max_ndim=2), PRODUCTS)):
         geometry, size = case.geometry, case.input_size
         state, (x, filters, bias) = state_of(case, seed)
-        L, columns = index_map(geometry, size).shape
+        L = index_map(geometry, size).shape[0]
         f = geometry.out_channels
-        dY = np.random.default_rng(seed).integers(-4, 5, (L, f))
-        found = model.ask("numbers", state, dY.ravel().tolist())
-        M = im2col(x, geometry)[0]
+        found = model.ask("numbers", state)
+        M = im2col(x, forwards(geometry))[0]
         Y = conv_as_matmul(x, filters, geometry, bias).reshape(L, f)
+        K = filters_to_matrix(shown(filters, geometry), geometry)
         assert found["problems"] == [], case
         assert found["M"] == found["entries"] == M.ravel().tolist(), case
-        assert found["K"] == filters_to_matrix(filters, geometry).ravel().tolist(), case
+        assert found["K"] == K.ravel().tolist(), case
         assert found["Y"] == found["sums"] == Y.ravel().tolist(), case
         assert found["planes"] == Y.T.tolist(), case
         big = conv_matrix(filters, size, geometry, layout="dense")
@@ -144,14 +166,61 @@ def test_numbers_are_the_ones_of_convfc(model: Model) -> None:
             dense[[element for element, _ in sparse]] = [weight for _, weight in sparse]
             assert dense.tolist() == row.tolist(), case
             assert [x * w for _, x, w, _ in terms] == [product for *_, product in terms], case
-        # The adjoint: dx = col2im(dY K^T), each filter in the columns of its group.
-        K = filters_to_matrix(filters, geometry)
-        dM = np.zeros((L, columns), dtype=np.int64)
-        for i in range(f):
-            first = i // (f // geometry.groups) * geometry.taps
-            dM[:, first : first + geometry.taps] += np.outer(dY[:, i], K[:, i])
-        dx = col2im(dM[None], geometry, size)
-        assert found["dx"] == dx.ravel().tolist(), case
+
+
+def test_a_turned_filter_meets_a_plain_window(model: Model) -> None:
+    """Figure 2 with the filter flipped: M stays, K turns, Y is the true convolution's."""
+    geometry = ConvGeometry(1, 1, (3, 3), flip=True)
+    state = {"settings": settings_of(geometry, (3, 3)), "input": {"values": list(range(9))}}
+    found = model.ask("numbers", state | {"filters": [1, 0, -1, 2, 0, -2, 1, 0, 3]})
+    assert found["M"] == list(range(9))
+    assert found["K"] == [3, 0, 1, -2, 0, 2, -1, 0, 1]
+    assert [x for _, x, _, _ in found["terms"][0]] == list(range(9))
+    y = judge_torch(
+        np.arange(9.0).reshape(1, 3, 3, 1),
+        np.array([1.0, 0, -1, 2, 0, -2, 1, 0, 3]).reshape(1, 3, 3, 1),
+        geometry,
+    )
+    assert found["Y"] == y.ravel().tolist()
+
+
+@st.composite
+def gradients(draw: st.DrawFn) -> tuple[Case, dict[str, Any], np.ndarray]:
+    """A case, what the page says of dY, and dY."""
+    case = draw(cases(max_ndim=2))
+    size = (*index_map(case.geometry, case.input_size).output_size, case.geometry.out_channels)
+    start = draw(st.sampled_from(["one", "ones"]))
+    dY = np.ones(size) if start == "ones" else np.zeros(size)
+    if start == "one":
+        dY[(0,) * len(size)] = 1  # at the chosen output, which is the first
+    edits = []
+    for _ in range(draw(st.integers(0, 4))):
+        place = tuple(draw(st.integers(0, n - 1)) for n in size)
+        dY[place] = draw(st.integers(-5, 5))
+        edits = [edit for edit in edits if edit[0] != ",".join(map(str, place))]
+        edits.append([",".join(map(str, place)), dY[place]])
+    return case, {"start": start, "edits": edits}, dY
+
+
+def test_gradients_are_those_of_autograd(model: Model) -> None:
+    """dK = Mᵀ dY and dX = col2im(dY Kᵀ), on integers, so exactly."""
+    judged = 0
+    for seed, (case, dY, expected) in enumerate(drawn(gradients(), PRODUCTS)):
+        geometry = case.geometry
+        state, (x, filters, _) = state_of(case, seed)
+        at = [torch.tensor(a, dtype=torch.float64, requires_grad=True) for a in (x, filters)]
+        try:
+            y = torch_layer(*at, geometry)
+        except (RuntimeError, NotImplementedError):  # a padding that PyTorch does not know
+            continue
+        y.backward(torch.tensor(expected)[None])
+        dx, dfilters = (np.asarray(a.grad) for a in at)
+        found = model.ask("numbers", state | {"dY": dY, "selection": {"p": 0, "f": 0}})
+        assert found["dX"] == dx.ravel().tolist(), case
+        K = shown(dfilters, geometry).reshape(len(filters), -1)
+        assert found["dK"] == K.tolist(), case
+        judged += 1
+    assert judged > PRODUCTS // 2
 
 
 def test_a_state_goes_through_the_page_unchanged(model: Model) -> None:
@@ -299,8 +368,8 @@ def states(draw: st.DrawFn) -> dict[str, Any]:
     elif draw(st.booleans()):
         state["selection"]["element"] = draw(st.integers(0, 40))
     state["view"] = {
-        "tab": draw(st.sampled_from(["arithmetic", "map", "matrix", "code"])),
-        "backward": draw(st.booleans()),
+        "tab": draw(st.sampled_from(["arithmetic", "map", "matrix", "backward", "code"])),
+        "feeds": draw(st.booleans()),
     }
     return state
 

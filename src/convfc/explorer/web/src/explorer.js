@@ -14,6 +14,7 @@ import { Tabs } from "./views/tabs.js";
 import { ArithmeticView } from "./views/arithmetic.js";
 import { IndexMapView } from "./views/indexmap.js";
 import { BigMatrixView } from "./views/bigmatrix.js";
+import { BackwardView } from "./views/backward.js";
 import { CodeView } from "./views/code.js";
 import { Guide } from "./views/guide.js";
 import { download, png, svg } from "./views/export.js";
@@ -22,12 +23,18 @@ import { download, png, svg } from "./views/export.js";
 const ROW = 780;
 const BESIDE = 1120;
 
+/** Hosts that are the machine itself. */
+const LOOPBACK = /^(localhost|127\.\d+\.\d+\.\d+|\[::1\])$/;
+
 /** What a selection, a look, or a change of view does not touch is not drawn again. */
 const LIGHT = new Set(["selection", "hover"]);
 
 /** One explorer in an element: its store, its views, and the redrawing of them. */
 export class Explorer {
-  /** options: {state, page: whether it is alone on a page, onChange(kind)}. */
+  /**
+   * options: {state, own: the state of the layer that it was made for, page: whether it is alone on a
+   * page, onChange(kind), onLeave() and onArrive() around another start}.
+   */
   constructor(element, options = {}) {
     this.options = options;
     this.store = new Store(options.state ?? stateOf(PRESETS.find(({ id }) => id === "experiment")));
@@ -41,15 +48,17 @@ export class Explorer {
     this.stop = this.store.subscribe((kind) => this._changed(kind));
     this.resize = new ResizeObserver(() => this._resized());
     this.resize.observe(this.root);
+    this.root.addEventListener("keydown", (event) => this._key(event));
     this._resized();
     this.ready = new Promise((resolve) => requestAnimationFrame(() => resolve(this)));
   }
 
-  /** Load a preset; the tab and the backward view stay as they are. */
-  usePreset(preset) {
-    const { tab, backward } = this.store.view;
+  /** Load a preset, or another state to start from; the tab stays as it is. */
+  start(state) {
     this.transport.pause();
-    this.store.load({ ...stateOf(preset), view: { tab, backward } });
+    this.options.onLeave?.();
+    this.store.load({ ...state, view: { tab: this.store.view.tab } });
+    this.options.onArrive?.();
   }
 
   /** Draw the selection again, now; how many milliseconds it took. */
@@ -72,7 +81,10 @@ export class Explorer {
 
   copyLink() {
     const address = location.href.replace(/#.*$/, "") + toAddress(this.store);
-    return this.copy(address, "The link is copied.");
+    const own = location.protocol === "file:" || LOOPBACK.test(location.hostname);
+    const where = "The link is copied. It opens on this machine only";
+    const until = location.protocol === "file:" ? "." : ", while convfc explore runs.";
+    return this.copy(address, own ? where + until : "The link is copied.");
   }
 
   async save(kind) {
@@ -125,6 +137,7 @@ export class Explorer {
       arithmetic: new ArithmeticView(this),
       map: new IndexMapView(this),
       matrix: new BigMatrixView(this),
+      backward: new BackwardView(this),
       code: new CodeView(this),
     });
     this.guide = new Guide(this);
@@ -146,6 +159,17 @@ export class Explorer {
       this.live,
       this.toast,
     );
+  }
+
+  /** Ctrl+Z and Ctrl+Shift+Z, but for a text that is being typed. */
+  _key(event) {
+    const typing = event.target.matches("input:not([type=checkbox], [type=range])");
+    if (!(event.ctrlKey || event.metaKey) || event.altKey || typing) return;
+    const key = event.key.toLowerCase();
+    if (key !== "z" && key !== "y") return;
+    event.preventDefault();
+    if (key === "y" || event.shiftKey) this.store.redo();
+    else this.store.undo();
   }
 
   _changed(kind) {

@@ -2,7 +2,6 @@
 // else from the address alone, else from the paper's experiment, and keeps the address in step.
 
 import { fromAddress, toAddress } from "./model/address.js";
-import { complete } from "./model/geometry.js";
 import { mount } from "./explorer.js";
 
 const PATIENCE = 300; // milliseconds between a change and its address
@@ -12,42 +11,67 @@ export function startOnPage() {
   const element = document.getElementById("convfc-explorer");
   if (!element) return null;
   const written = document.getElementById("convfc-state")?.textContent.trim();
-  const own = written && written !== "null" ? JSON.parse(written) : null;
-  const given = asked(own);
+  const own = written && written !== "null" ? { ...JSON.parse(written), mark: markOf(written) } : null;
+  const asked = () => {
+    const found = fromAddress(location.hash, own);
+    return found.state ? found : { ...found, state: own };
+  };
+  const given = asked();
+  const visits = new Map(); // what each entry of the browser's history showed, exactly
+  let visit = 0;
   let timer = null;
+  let returning = false;
   const explorer = mount(element, {
     page: true,
+    own,
     state: given.state ?? undefined,
     onChange(kind) {
-      if (kind === "hover" || explorer.transport.playing) return;
+      if (kind === "hover" || returning || explorer.transport.playing) return;
       clearTimeout(timer);
       timer = setTimeout(keep, PATIENCE);
+    },
+    onLeave() {
+      // Another start is a new entry: Back comes to this one again, as it is now.
+      clearTimeout(timer);
+      history.replaceState({ visit }, "", toAddress(explorer.store));
+      visits.set(visit, explorer.store.snapshot());
+    },
+    onArrive() {
+      visit = Math.max(visit, ...visits.keys()) + 1;
+      history.pushState({ visit }, "", toAddress(explorer.store));
     },
   });
   const keep = () => {
     const address = toAddress(explorer.store);
-    if (address !== location.hash) history.replaceState(null, "", address);
+    if (address !== location.hash) history.replaceState({ visit }, "", address);
   };
+  const back = (change) => {
+    clearTimeout(timer);
+    returning = true;
+    change();
+    returning = false;
+  };
+  addEventListener("popstate", ({ state }) => {
+    const to = state?.visit ?? null;
+    if (to === null || !visits.has(to)) return; // an address that was typed: see hashchange
+    visits.set(visit, explorer.store.snapshot());
+    visit = to;
+    back(() => explorer.store.return(visits.get(to)));
+  });
   addEventListener("hashchange", () => {
-    const { state, notes } = asked(own);
+    if (location.hash === toAddress(explorer.store)) return;
+    const { state, notes } = asked();
     explorer.header.say(notes);
-    if (state) explorer.store.load(state);
+    if (state) back(() => explorer.store.load(state));
   });
   explorer.header.say(given.notes);
   explorer.ready.then(() => explorer.guide.offer());
   return explorer;
 }
 
-/** {state, notes}: what the address asks for, of the layer that the page was written with, if any. */
-function asked(own) {
-  const found = fromAddress(location.hash);
-  if (!own) return found;
-  if (!found.state) return { state: own, notes: found.notes };
-  const { settings, selection, view, ...numbers } = found.state;
-  if (JSON.stringify(complete(settings)) !== JSON.stringify(complete(own.settings))) return found;
-  // The same layer: numbers that are not in the address, or were too many for it, are the page's.
-  const edited = ["input", "filters", "bias"].filter((name) => numbers[name]);
-  const state = { ...own, selection, view };
-  for (const name of edited) state[name] = numbers[name];
-  return { state, notes: found.cut ? [] : found.notes };
+/** A short name for a state, by which an address says that it is of this page's layer. */
+function markOf(text) {
+  let hash = 2166136261;
+  for (let i = 0; i < text.length; i++) hash = Math.imul(hash ^ text.charCodeAt(i), 16777619);
+  return (hash >>> 0).toString(36);
 }

@@ -13,6 +13,7 @@ export function render({ model, el }) {
   const stated = Boolean(given && Object.keys(given).length);
   const explorer = mount(el, {
     state: stated ? given : undefined,
+    own: stated && !given.preset ? given : null,
     onChange(kind) {
       if (taking || kind === "hover") return;
       changed.add(kind === "selection" ? "selection" : "state");
@@ -26,7 +27,7 @@ export function render({ model, el }) {
   const send = () => {
     // What was typed but is no convolution stays on the page; Python sees the last that is one.
     if (changed.has("state")) model.set("state", store.toJSON());
-    model.set("selection", { ...store.selection });
+    model.set("selection", store.chosen);
     changed.clear();
     model.save_changes();
   };
@@ -45,7 +46,7 @@ export function render({ model, el }) {
   const onSelection = take(() => {
     const { p, f, q, element } = model.get("selection") ?? {};
     const patch = Object.entries({ p, f, q, element }).filter(([, value]) => value !== undefined);
-    store.select(Object.fromEntries(patch));
+    store.choose(Object.fromEntries(patch));
   });
   const onHeight = () => {
     const height = model.get("height");

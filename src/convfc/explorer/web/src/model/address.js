@@ -3,7 +3,7 @@
 
 import { DEFAULTS, complete, filtersShape, inputShape, problems, product } from "./geometry.js";
 import { PRESETS, stateOf } from "./presets.js";
-import { Store, TABS, VERSION } from "./store.js";
+import { GRADIENTS, Store, TABS, VERSION } from "./store.js";
 
 /** Characters that an address may have; beyond them the numbers stay at home. */
 const LONGEST = 6000;
@@ -27,16 +27,19 @@ export function toAddress(store) {
     const value = store.settings[long];
     if (JSON.stringify(value) !== JSON.stringify(usual[long])) parts.push(`${short}=${written(value)}`);
   }
-  const { p, f, q, element } = store.selection;
+  const { p, f, q, element } = store.chosen;
   parts.push(`at=${[p, f, ...(q === null ? [] : [q])].join(".")}`);
   if (q === null && element !== null) parts.push(`pixel=${element}`);
   if (store.view.tab !== TABS[0]) parts.push(`tab=${store.view.tab}`);
-  if (store.view.backward) parts.push("back=1");
+  if (store.view.feeds) parts.push("feeds=1");
+  const { start, edits } = store.dY;
+  if (start !== GRADIENTS[0]) parts.push(`dy=${start}`);
+  if (edits.size) parts.push(`e=${[...edits].map(([place, v]) => [...place.split(","), packed(v)].join("_")).join(",")}`);
+  if (store.given.mark) parts.push(`own=${store.given.mark}`);
   if (Math.max(store.input.length, store.filters.length) > MANY) return "#" + [...parts, "cut=1"].join(";");
   if (store.digit !== null && store.digit !== preset?.input?.digit) parts.push(`digit=${store.digit}`);
-  const state = preset ? stateOf(preset) : {};
-  const input = store.digit === null ? state.input : { digit: store.digit };
-  const fresh = new Store({ ...state, input, settings: store.settings });
+  const input = store.digit === null ? null : { digit: store.digit };
+  const fresh = new Store({ ...changedFrom(preset ? stateOf(preset) : {}, store.settings), ...(input && { input }) });
   const numbers = [];
   for (const [name, key] of [["input", "i"], ["filters", "w"], ["bias", "v"]]) {
     if (name === "bias" && !store.settings.bias) continue;
@@ -47,10 +50,10 @@ export function toAddress(store) {
 }
 
 /**
- * The state of an address: {state, notes}. Nothing is thrown: what cannot be read is left out, and a
- * note says so.
+ * The state of an address: {state, notes}; `own` is the state of the layer that the page was made for, if
+ * any. Nothing is thrown: what cannot be read is left out, and a note says so.
  */
-export function fromAddress(address) {
+export function fromAddress(address, own = null) {
   const notes = [];
   const [version, ...parts] = decoded(address.replace(/^#/, "")).split(";");
   if (version === "") return { state: null, notes };
@@ -60,23 +63,24 @@ export function fromAddress(address) {
   let state = {};
   if (preset !== undefined) {
     const found = presetOf(preset);
-    if (found) state = { ...stateOf(found), preset };
+    if (found) state = stateOf(found);
     else notes.push(`There is no preset “${preset.slice(0, 40)}”.`);
   }
-  const own = {};
+  const asked = {};
   for (const [short, text] of fields) {
     if (!(short in LONG)) continue;
     const value = read(LONG[short], text);
     if (value === undefined) notes.push(`“${short}=${text.slice(0, 40)}” is no ${LONG[short]}.`);
-    else own[LONG[short]] = value;
+    else asked[LONG[short]] = value;
   }
-  const settings = complete({ ...state.settings, ...own });
+  const settings = complete({ ...state.settings, ...asked });
   const wrong = problems(settings);
   if (wrong.length) {
     notes.push(...wrong.map((problem) => problem.message));
     return { state: null, notes };
   }
-  state.settings = settings;
+  const ours = own?.mark && fields.get("own") === own.mark;
+  state = changedFrom(ours ? own : state, settings);
   const sizes = { i: product(inputShape(settings)), w: product(filtersShape(settings)), v: settings.filters };
   for (const [key, name] of [["i", "input"], ["w", "filters"], ["v", "bias"]]) {
     if (!fields.has(key)) continue;
@@ -92,9 +96,18 @@ export function fromAddress(address) {
     else notes.push("The selection in the address is no pair of numbers.");
   }
   const tab = fields.get("tab");
-  state.view = { tab: TABS.includes(tab) ? tab : TABS[0], backward: fields.get("back") === "1" };
-  if (fields.has("cut")) notes.push("The numbers were too many for an address; these are the usual ones.");
-  return { state, notes, cut: fields.has("cut") };
+  state.view = { tab: TABS.includes(tab) ? tab : TABS[0], feeds: fields.get("feeds") === "1" };
+  const places = (fields.get("e") ?? "").split(",").filter(Boolean).map((text) => text.split("_").map(Number));
+  const start = GRADIENTS.includes(fields.get("dy")) ? fields.get("dy") : GRADIENTS[0];
+  state.dY = { start, edits: places.map((place) => [place.slice(0, -1).join(), place.at(-1)]) };
+  if (fields.has("cut") && !ours) notes.push("The numbers were too many for an address; these are the usual ones.");
+  return { state, notes };
+}
+
+/** A state with other settings than it was given with: what it was given with stays with it. */
+function changedFrom(given, settings) {
+  const { title, source, preset, mark, selection } = given;
+  return { title, source, preset, mark, selection, settings, given: { settings, ...given } };
 }
 
 function presetOf(id) {

@@ -164,7 +164,7 @@ function axisProblems(settings, axis) {
   const [low, high] = settings.padding[axis];
   const reach = extent(settings, axis);
   const extra = settings.outputPadding[axis];
-  const on = settings.axes > 1 ? ` on axis ${axis}` : "";
+  const on = settings.axes > 1 ? ` along the ${["rows", "columns"][axis]}` : "";
   if (settings.transposed) {
     const open = Math.max(settings.stride[axis], settings.dilation[axis]);
     if (extra && extra >= open) {
@@ -193,6 +193,7 @@ function whole(value, min, max) {
 }
 
 function notWhole(label, value, min, max) {
-  const given = value === undefined || Number.isNaN(value) ? "nothing that is a number" : value;
-  return `${label[0].toUpperCase()}${label.slice(1)} is a whole number from ${min} to ${max}; this is ${given}.`;
+  const none = value === undefined || value === null || Number.isNaN(value);
+  const given = none ? "Type a number." : `This is ${value}.`;
+  return `${label[0].toUpperCase()}${label.slice(1)} is a whole number from ${min} to ${max}. ${given}`;
 }

@@ -1,7 +1,15 @@
 // Algorithm 1 with the numbers: M, K, Y = M K, one dot product in full, a row of the one big matrix,
-// and the way back (col2im). All arrays are flat and row-major, in the layouts of convfc.
+// and the backward pass. All arrays are flat and row-major, in the layouts of convfc; weights are the
+// filters as the page shows them, turned where convfc reads windows backwards.
 
 import { filtersShape, product } from "./geometry.js";
+
+/** Weights in the order of the page's windows, from filters in convfc's, or back. */
+export function turnedFilters(map, filters) {
+  if (!map.turned) return filters;
+  const { taps: k } = map;
+  return Float64Array.from(filters, (_, i) => filters[i - (i % k) + map.turn(i % k)]);
+}
 
 /** The patch matrix (L, groups k); zeros of the padding are 0. */
 export function patchMatrix(map, input) {
@@ -14,101 +22,150 @@ export function patchMatrix(map, input) {
 }
 
 /** The filter matrix (k, f): one column per filter. */
-export function filterMatrix(settings, filters) {
+export function filterMatrix(settings, weights) {
   const f = settings.filters;
   const k = product(filtersShape(settings)) / f;
   const K = new Float64Array(k * f);
-  for (let i = 0; i < f; i++) for (let t = 0; t < k; t++) K[t * f + i] = filters[i * k + t];
+  for (let i = 0; i < f; i++) for (let t = 0; t < k; t++) K[t * f + i] = weights[i * k + t];
   return K;
+}
+
+/** The group of a filter. */
+export function groupOf(map, filter) {
+  return Math.floor(filter / (map.settings.filters / map.settings.groups));
 }
 
 /** The first column of M that a filter meets, and how many: the columns of its group. */
 export function columnsOf(map, filter) {
-  const group = Math.floor(filter / (map.settings.filters / map.settings.groups));
+  const group = groupOf(map, filter);
   return { group, first: group * map.taps, count: map.taps };
 }
 
 /** The output (L, f). */
-export function output(map, input, filters, bias) {
+export function output(map, input, weights, bias) {
   const { filters: f } = map.settings;
   const Y = new Float64Array(map.rows * f);
-  for (let p = 0; p < map.rows; p++) Y.set(outputRow(map, input, filters, bias, p), p * f);
+  for (let p = 0; p < map.rows; p++) {
+    const reads = map.reads(p);
+    for (let i = 0; i < f; i++) Y[p * f + i] = dot(map, reads, input, weights, bias, i);
+  }
   return Y;
 }
 
-/** Row p of the output: one number per filter; only those of some filters, if they are given. */
-export function outputRow(map, input, filters, bias, p, only = null) {
-  const row = map.row(p);
-  const y = new Float64Array(map.settings.filters);
-  if (only) for (const i of only) y[i] = dot(map, row, input, filters, bias, i);
-  else for (let i = 0; i < y.length; i++) y[i] = dot(map, row, input, filters, bias, i);
-  return y;
+/** Row p of the output: one number for each of some filters. */
+export function outputRow(map, input, weights, bias, p, filters) {
+  const reads = map.reads(p);
+  return Float64Array.from(filters, (i) => dot(map, reads, input, weights, bias, i));
 }
 
 /** Column `filter` of the output: one number per position. */
-export function outputPlane(map, input, filters, bias, filter) {
-  return Float64Array.from({ length: map.rows }, (_, p) => dot(map, map.row(p), input, filters, bias, filter));
+export function outputPlane(map, input, weights, bias, filter) {
+  return Float64Array.from({ length: map.rows }, (_, p) => dot(map, map.reads(p), input, weights, bias, filter));
 }
 
-function dot(map, row, input, filters, bias, filter) {
-  const { first, count } = columnsOf(map, filter);
+function dot(map, { count, tap, at }, input, weights, bias, filter) {
+  const { perGroup } = map;
+  const { channels } = map.settings;
+  const offset = groupOf(map, filter) * perGroup;
+  const start = filter * map.taps;
   let sum = 0;
-  for (let t = 0; t < count; t++) {
-    const from = row[first + t];
-    if (from >= 0) sum += input[from] * filters[filter * count + t];
+  for (let n = 0; n < count; n++) {
+    const x = at[n] * channels + offset;
+    const w = start + tap[n] * perGroup;
+    for (let d = 0; d < perGroup; d++) sum += input[x + d] * weights[w + d];
   }
   return bias ? sum + bias[filter] : sum;
 }
 
-/** One output, term by term: x and w, their products, and the sum. */
-export function outputAt(map, input, filters, bias, p, filter) {
+/** One output, term by term: x and w and their products, at most `most` of them; the rest as one number, and the sum. */
+export function outputAt(map, input, weights, bias, p, filter, most = Infinity) {
   const { first, count } = columnsOf(map, filter);
-  const row = map.row(p);
-  let sum = 0;
-  const terms = Array.from({ length: count }, (_, t) => {
-    const q = first + t;
-    const element = row[q];
+  const written = Math.min(count, most);
+  const row = map.row(p, Array.from({ length: written }, (_, t) => first + t));
+  let so = 0;
+  const terms = Array.from(row, (element, t) => {
     const x = element < 0 ? 0 : input[element];
-    const w = filters[filter * count + t];
-    sum += x * w;
-    return { q, tap: t, x, w, product: x * w, element };
+    const w = weights[filter * count + t];
+    so += x * w;
+    return { q: first + t, x, w, product: x * w, element };
   });
   const offset = bias ? bias[filter] : 0;
-  return { terms, bias: offset, sum: sum + offset };
+  const sum = written < count ? dot(map, map.reads(p), input, weights, bias, filter) : so + offset;
+  return { terms, count, rest: sum - offset - so, bias: offset, sum };
 }
 
 /** Row (p, filter) of the one big matrix T: element -> weight, ascending; weights of one element add. */
-export function unrolledRow(map, filters, p, filter) {
-  const { first, count } = columnsOf(map, filter);
-  const row = map.row(p);
+export function unrolledRow(map, weights, p, filter) {
   const found = new Map();
-  for (let t = 0; t < count; t++) {
-    const element = row[first + t];
-    if (element >= 0) found.set(element, (found.get(element) ?? 0) + filters[filter * count + t]);
-  }
+  eachRead(map, p, groupOf(map, filter), (element, t) => {
+    found.set(element, (found.get(element) ?? 0) + weights[filter * map.taps + t]);
+  });
   return new Map([...found].sort((a, b) => a[0] - b[0]));
 }
 
-/** The adjoint: what an output gradient (L, f) gives to the input; col2im of dY K^T. */
-export function backward(map, filters, dY) {
-  const { filters: f } = map.settings;
-  const dx = new Float64Array(product(map.inputShape));
-  for (let p = 0; p < map.rows; p++) {
-    const row = map.row(p);
-    for (let i = 0; i < f; i++) {
-      const { first, count } = columnsOf(map, i);
-      for (let t = 0; t < count; t++) {
-        const to = row[first + t];
-        if (to >= 0) dx[to] += dY[p * f + i] * filters[i * count + t];
-      }
-    }
-  }
-  return dx;
+/**
+ * The same row in so many equal parts of the input: of each part the weight that is furthest from 0,
+ * and NaN where T has no entry.
+ */
+export function unrolledBins(map, weights, p, filter, bins) {
+  const length = product(map.inputShape);
+  const found = new Float64Array(bins).fill(NaN);
+  eachRead(map, p, groupOf(map, filter), (element, t) => {
+    const bin = Math.floor((element * bins) / length);
+    const w = weights[filter * map.taps + t];
+    if (!(Math.abs(found[bin]) >= Math.abs(w))) found[bin] = w;
+  });
+  return found;
 }
 
-/** How many times each element is read, over all patches: the backward pass of ones. */
-export function readCounts(map) {
-  const counts = new Int32Array(product(map.inputShape));
-  for (let p = 0; p < map.rows; p++) for (const from of map.row(p)) if (from >= 0) counts[from]++;
-  return counts;
+/** Column `filter` of dK = Mᵀ dY, (k,), from the entries [p, dY(p, filter)] that are not 0. */
+export function filterGradient(map, input, dY, filter) {
+  const dK = new Float64Array(map.taps);
+  for (const [p, gradient] of dY) {
+    eachRead(map, p, groupOf(map, filter), (element, t) => {
+      dK[t] += gradient * input[element];
+    });
+  }
+  return dK;
+}
+
+/** dX = col2im(dY Kᵀ), as flat as the input, from the entries [p, filter, dY(p, filter)] that are not 0. */
+export function inputGradient(map, weights, dY) {
+  const dX = new Float64Array(product(map.inputShape));
+  for (const [p, filter, gradient] of dY) {
+    eachRead(map, p, groupOf(map, filter), (element, t) => {
+      dX[element] += gradient * weights[filter * map.taps + t];
+    });
+  }
+  return dX;
+}
+
+/** The same where dY is 1 everywhere: filters of a group are added before they are moved. */
+export function inputGradientOfOnes(map, weights) {
+  const { groups, filters } = map.settings;
+  const added = new Float64Array(groups * map.taps);
+  for (let i = 0; i < filters; i++) {
+    const to = groupOf(map, i) * map.taps;
+    for (let t = 0; t < map.taps; t++) added[to + t] += weights[i * map.taps + t];
+  }
+  const dX = new Float64Array(product(map.inputShape));
+  for (let p = 0; p < map.rows; p++) {
+    for (let group = 0; group < groups; group++) {
+      eachRead(map, p, group, (element, t) => {
+        dX[element] += added[group * map.taps + t];
+      });
+    }
+  }
+  return dX;
+}
+
+/** Call with every element that a group reads in the window at p, and the tap 0 to k - 1 that reads it. */
+function eachRead(map, p, group, take) {
+  const { perGroup } = map;
+  const { channels } = map.settings;
+  const { count, tap, at } = map.reads(p);
+  for (let n = 0; n < count; n++) {
+    const element = at[n] * channels + group * perGroup;
+    for (let d = 0; d < perGroup; d++) take(element + d, tap[n] * perGroup + d);
+  }
 }

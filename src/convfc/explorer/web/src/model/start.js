@@ -8,14 +8,6 @@ import { DIGITS } from "./digits.js";
 /** Side of a digit's picture. */
 export const SIDE = 28;
 
-/** Numbers of an input: values, or a digit that fits its size; null if there are none. */
-export function givenInput(input, settings) {
-  if (!input) return null;
-  if (input.values) return input.values;
-  if (Number.isInteger(input.digit)) return digitInput(input.digit, settings);
-  return null;
-}
-
 /** A digit of the library as an input of any size. */
 export function digitInput(index, settings) {
   return pictureInput(DIGITS[index % DIGITS.length].pixels, settings);
@@ -35,12 +27,6 @@ export function pictureInput(pixels, settings) {
     }
   }
   return values;
-}
-
-/** The values if they are as many as they have to be, else what `make` makes. */
-export function filled(length, values, make) {
-  if (values && values.length === length) return Float64Array.from(values);
-  return make(length);
 }
 
 /** Small whole numbers that differ from place to place: sums stay exact and can be checked by head. */
@@ -70,11 +56,16 @@ export function someFilters(settings) {
 /** Copy what two shapes have in common into the fresh numbers of the second. */
 export function cropped(values, before, after, fresh) {
   if (before.length !== after.length) return fresh;
-  for (let flat = 0; flat < fresh.length; flat++) {
-    const at = unravel(flat, after);
-    if (at.every((i, axis) => i < before[axis])) {
-      fresh[flat] = values[at.reduce((sum, i, axis) => sum * before[axis] + i, 0)];
+  const last = before.length - 1;
+  const common = before.map((n, axis) => Math.min(n, after[axis]));
+  const copy = (axis, from, to) => {
+    if (axis === last) {
+      const start = from * before[last];
+      fresh.set(values.subarray(start, start + common[last]), to * after[last]);
+      return;
     }
-  }
+    for (let i = 0; i < common[axis]; i++) copy(axis + 1, from * before[axis] + i, to * after[axis] + i);
+  };
+  copy(0, 0, 0);
   return fresh;
 }

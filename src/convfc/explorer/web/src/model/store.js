@@ -1,64 +1,154 @@
 // The one store of the page: settings, numbers, selection and view. Views read it and call it; nothing
 // else holds state. What follows from it (map, M, K, Y) is computed when it is asked for, and kept.
 
-import { complete, filtersShape, inputShape, problems, product } from "./geometry.js";
-import { indexMap } from "./indexmap.js";
+import { complete, problems, product } from "./geometry.js";
+import { indexMap, ravel } from "./indexmap.js";
+import { continued, edited, kept, numbersFor } from "./kept.js";
 import {
-  columnsOf, filterMatrix, output, outputAt, outputPlane, outputRow, patchMatrix, readCounts, unrolledRow,
+  columnsOf, filterGradient, filterMatrix, groupOf, inputGradient, inputGradientOfOnes, output, outputAt, outputPlane,
+  outputRow, patchMatrix, turnedFilters, unrolledBins, unrolledRow,
 } from "./numbers.js";
-import { cropped, digitInput, filled, givenInput, gradient, someFilters } from "./start.js";
-import { describe } from "./words.js";
+import { pictureInput } from "./start.js";
+import { changes, describe } from "./words.js";
 
 export { short } from "./words.js";
 
 export const VERSION = 1;
-export const TABS = ["arithmetic", "map", "matrix", "code"];
+export const TABS = ["arithmetic", "map", "matrix", "backward", "code"];
+
+/** What an output gradient dY starts as: 1 at the chosen output, or 1 everywhere. */
+export const GRADIENTS = ["one", "ones"];
 
 /** Entries above which M is not held whole: its cells are then worked out as they are drawn. */
 export const HELD = 1_000_000;
 
-/** Products above which Y is not computed whole, but by the rows and planes that are looked at. */
+/** Products that one picture may take; of what would take more, some are drawn, or none. */
 const PATIENCE = 20_000_000;
+
+/** The same of the output of one filter, which is seen in every view. */
+const PATIENCE_OF_A_PLANE = 60_000_000;
+
+/** Changes that can be undone, and milliseconds within which changes of one setting are one change. */
+const UNDONE = 100;
+const TOGETHER = 800;
+
+const KINDS = ["input", "filters", "bias"];
 
 export class Store {
   constructor(state = {}) {
     this.listeners = new Set();
+    this.past = [];
+    this.future = [];
     this.load(state);
   }
 
   // --- what there is -------------------------------------------------------------------------
 
-  /** Take a state {settings, input, filters, bias, selection, view, title}; what is missing is made. */
+  /**
+   * Take a state {settings, input, filters, bias, selection, view, title, source, preset, dY, given, mark};
+   * what is missing is made. `given` is what settings and numbers were before they were changed on a page,
+   * `mark` what an address calls the layer that they are of.
+   */
   load(state) {
-    this.title = state.title ?? "";
-    this.source = state.source ?? "";
-    this.preset = state.preset ?? null;
-    this.wanted = complete(state.settings ?? {});
+    this._remember();
+    const origin = state.given ?? state;
+    const start = complete(origin.settings ?? {});
+    const sound = !problems(start).length;
+    const settings = sound ? start : complete({});
+    this.given = {
+      title: state.title ?? "",
+      source: state.source ?? "",
+      preset: state.preset ?? null,
+      mark: state.mark ?? null,
+      settings,
+      kept: eachKind((kind) => kept(kind, sound ? origin[kind] : null, settings)),
+    };
+    this.wanted = complete(state.settings ?? settings);
     this.problems = problems(this.wanted);
-    this.settings = this.problems.length ? complete({}) : this.wanted;
-    this._numbers(state);
-    this.selection = { p: 0, f: 0, q: null, element: null, ...state.selection };
+    this.settings = this.problems.length ? settings : this.wanted;
+    this.kept = state.given
+      ? eachKind((kind) => continued(kind, this.given.kept[kind], state[kind], this.settings))
+      : this.given.kept;
     this.hover = null;
-    this.view = { tab: "arithmetic", backward: false, ...state.view };
+    this.view = { tab: "arithmetic", feeds: false, ...state.view };
     this._forget();
+    this.dY = { start: GRADIENTS[0], edits: new Map(), ...this._gradient(state.dY) };
+    this.selection = { p: 0, f: 0, q: null, element: null };
+    Object.assign(this.selection, this._ours(state.selection ?? {}));
     this._clampSelection();
     this._tell("load");
   }
 
   /** The state as plain JSON, for the address, for Python and to be loaded again. */
   toJSON() {
+    const { title, source, preset } = this.given;
     return {
       version: VERSION,
-      title: this.title,
-      source: this.source,
-      preset: this.preset,
-      settings: structuredClone(this.settings),
-      input: { values: Array.from(this.input), ...(this.range && { range: this.range }) },
-      filters: Array.from(this.filters),
-      bias: this.settings.bias ? Array.from(this.bias) : null,
-      selection: { ...this.selection },
+      title,
+      source,
+      preset,
+      ...this._written(this.settings, this.kept),
+      ...(this.changed && { given: this._written(this.given.settings, this.given.kept) }),
+      ...(this.dY.start !== GRADIENTS[0] || this.dY.edits.size
+        ? { dY: { start: this.dY.start, edits: [...this.dY.edits] } }
+        : {}),
+      selection: this.chosen,
       view: { ...this.view },
     };
+  }
+
+  get title() {
+    return this.given.title;
+  }
+
+  get source() {
+    return this.given.source;
+  }
+
+  get preset() {
+    return this.given.preset;
+  }
+
+  /** What on the page is not what was given, in words; empty if all of it is. */
+  get changes() {
+    return this._once("changes", () => changes(this));
+  }
+
+  get changed() {
+    return this.changes.length > 0;
+  }
+
+  /** The selection as Python and addresses have it: its column is one of convfc's M. */
+  get chosen() {
+    return this._ours(this.selection);
+  }
+
+  get input() {
+    return this._once("input", () => numbersFor("input", this.kept.input, this.settings));
+  }
+
+  /** In convfc's order. */
+  get filters() {
+    return this._once("filters", () => numbersFor("filters", this.kept.filters, this.settings));
+  }
+
+  get bias() {
+    return this._once("bias", () => numbersFor("bias", this.kept.bias, this.settings));
+  }
+
+  /** The filters in the order of the page's windows. */
+  get weights() {
+    return this._once("weights", () => turnedFilters(this.map, this.filters));
+  }
+
+  /** The digit that is the input, or null. */
+  get digit() {
+    return this.kept.input.source?.digit ?? null;
+  }
+
+  /** The least and the greatest number that the input's picture can have, if it is known. */
+  get range() {
+    return this.kept.input.source?.range ?? null;
   }
 
   get map() {
@@ -75,19 +165,19 @@ export class Store {
   }
 
   get K() {
-    return this._once("K", () => filterMatrix(this.settings, this.filters));
+    return this._once("K", () => filterMatrix(this.settings, this.weights));
   }
 
   /** Y, (L, f); null where it would take too long, see `value`, `outputRow` and `plane`. */
   get Y() {
     const { map, settings } = this;
-    const work = map.rows * map.taps * settings.filters;
-    return this._once("Y", () => (work > PATIENCE ? null : output(map, this.input, this.filters, this._bias())));
+    return this._once("Y", () => (map.work * settings.filters > PATIENCE ? null : output(...this._layer())));
   }
 
-  /** How many entries of M read each element of the input. */
-  get counts() {
-    return this._once("counts", () => readCounts(this.map));
+  /** How many outputs one picture may show where they are worked out as they are drawn. */
+  get affordable() {
+    const { map } = this;
+    return Math.max(1, Math.floor((PATIENCE * map.rows) / Math.max(1, map.work + map.rows * map.spatial)));
   }
 
   /** The number at (p, q) of M, whether M is held or not. */
@@ -97,24 +187,27 @@ export class Store {
     return from < 0 ? 0 : this.input[from];
   }
 
+  /** The numbers of row p of M in some columns. */
+  entries(p, columns) {
+    return Float64Array.from(this.map.row(p, columns), (from) => (from < 0 ? 0 : this.input[from]));
+  }
+
   /** The output of filter f at position p. */
   value(p, f) {
-    return this.Y ? this.Y[p * this.settings.filters + f] : this.outputRow(p)[f];
+    return this.Y ? this.Y[p * this.settings.filters + f] : this.outputRow(p, [f])[0];
   }
 
-  /** All outputs at position p: row p of Y; if Y is not held, only those that are asked for. */
-  outputRow(p, only = null) {
-    const f = this.settings.filters;
-    if (this.Y) return this.Y.subarray(p * f, (p + 1) * f);
-    if (only && only.length < f) return outputRow(this.map, this.input, this.filters, this._bias(), p, only);
-    return this._once(`row ${p}`, () => outputRow(this.map, this.input, this.filters, this._bias(), p));
+  /** The outputs of some filters at position p. */
+  outputRow(p, filters) {
+    return outputRow(...this._layer(), p, filters);
   }
 
-  /** The output of one filter at every position: a column of Y, a plane of the output. */
+  /** The output of one filter at every position, a plane of the output; null where it would take too long. */
   plane(f) {
     return this._once(`plane ${f}`, () => {
-      if (!this.Y) return outputPlane(this.map, this.input, this.filters, this._bias(), f);
-      return Float64Array.from({ length: this.map.rows }, (_, p) => this.Y[p * this.settings.filters + f]);
+      const { rows, work } = this.map;
+      if (this.Y) return Float64Array.from({ length: rows }, (_, p) => this.Y[p * this.settings.filters + f]);
+      return work > PATIENCE_OF_A_PLANE ? null : outputPlane(...this._layer(), f);
     });
   }
 
@@ -122,21 +215,90 @@ export class Store {
   largest(kind) {
     return this._once(`largest ${kind}`, () => {
       if (kind === "input" && this.range) return Math.max(...this.range.map(Math.abs));
-      const values = kind === "output" ? (this.Y ?? this.plane(0)) : this[kind];
-      const most = values.reduce((so, value) => Math.max(so, Math.abs(value)), 0) || 1;
+      const most = largest(kind === "output" ? (this.Y ?? this.plane(0) ?? this._some()) : this[kind]);
       // Many weights are as large as the largest: they stay readable if they end short of the darkest.
       return kind === "filters" ? 1.5 * most : most;
     });
   }
 
-  /** The selected output, or another one, term by term. */
-  arithmetic(p = this.shown.p, f = this.shown.f) {
-    return outputAt(this.map, this.input, this.filters, this._bias(), p, f);
+  /** The selected output, or another one, term by term: the first `most` of them. */
+  arithmetic(p = this.shown.p, f = this.shown.f, most = Infinity) {
+    return outputAt(...this._layer(), p, f, most);
   }
 
   /** The selected row of the one big matrix: element -> weight. */
   bigRow(p = this.shown.p, f = this.shown.f) {
-    return unrolledRow(this.map, this.filters, p, f);
+    return unrolledRow(this.map, this.weights, p, f);
+  }
+
+  /** One entry of the one big matrix: what filter f at position p multiplies an element with. */
+  bigEntry(p, f, element) {
+    const { map, settings } = this;
+    const { tap, at } = map.reads(p);
+    const d = (element % settings.channels) - groupOf(map, f) * map.perGroup;
+    if (d < 0 || d >= map.perGroup) return 0;
+    let sum = 0;
+    for (let n = 0; n < at.length; n++) {
+      if (at[n] === Math.floor(element / settings.channels))
+        sum += this.weights[f * map.taps + tap[n] * map.perGroup + d];
+    }
+    return sum;
+  }
+
+  /** A row of the one big matrix in so many equal parts; NaN where it has no entry. */
+  bigBins(p, f, bins) {
+    return unrolledBins(this.map, this.weights, p, f, bins);
+  }
+
+  // --- the backward pass -----------------------------------------------------------------------
+
+  /** dL/dY of filter f at position p. */
+  gradient(p, f) {
+    return this.dY.edits.get(this._place(p, f)) ?? this._started(p, f);
+  }
+
+  /** The entries [p, filter, dY] that are not 0; of one filter, if it is named. */
+  gradients(filter = null) {
+    return this._ofGradient(`dY ${filter}`, () => {
+      const { rows } = this.map;
+      const all = filter === null ? Array.from({ length: this.settings.filters }, (_, f) => f) : [filter];
+      const at = new Map();
+      const add = (p, f) => at.set(p * this.settings.filters + f, [p, f, this.gradient(p, f)]);
+      const { p, f } = this.selection;
+      if (this.dY.start === "ones") for (let o = 0; o < rows; o++) for (const i of all) add(o, i);
+      else if (all.includes(f)) add(p, f);
+      for (const place of this.dY.edits.keys()) {
+        const found = this._output(place);
+        if (found && all.includes(found[1])) add(...found);
+      }
+      return [...at.values()].filter(([, , value]) => value !== 0).sort((a, b) => a[0] - b[0] || a[1] - b[1]);
+    });
+  }
+
+  /** Column f of dK = Mᵀ dY; null where it would take too long. */
+  dK(f) {
+    return this._ofGradient(`dK ${f}`, () => {
+      if (this._heavy(1)) return null;
+      return filterGradient(this.map, this.input, this.gradients(f).map(([p, , value]) => [p, value]), f);
+    });
+  }
+
+  /** dX = col2im(dY Kᵀ); null where it would take too long. */
+  get dX() {
+    return this._ofGradient("dX", () => {
+      if (this._heavy(this.settings.groups)) return null;
+      if (this.dY.start === "one") return inputGradient(this.map, this.weights, this.gradients());
+      const others = [...this.dY.edits.keys()].map((place) => this._output(place)).filter(Boolean);
+      const rest = inputGradient(this.map, this.weights, others.map(([p, f]) => [p, f, this.gradient(p, f) - 1]));
+      return inputGradientOfOnes(this.map, this.weights).map((value, at) => value + rest[at]);
+    });
+  }
+
+  /** What dY starts as: one of GRADIENTS. What was changed by hand is dropped. */
+  startGradient(start) {
+    this._remember();
+    this.dY = { start, edits: new Map() };
+    this._numbersChanged();
   }
 
   // --- changes ---------------------------------------------------------------------------------
@@ -145,15 +307,16 @@ export class Store {
   set(patch) {
     this.wanted = complete({ ...this.wanted, ...patch });
     this.problems = problems(this.wanted);
-    if (!this.problems.length) {
-      const before = this.settings;
-      this.settings = this.wanted;
-      this._resize(before);
-      this.hover = null;
-      this._forget();
-      this._clampSelection();
+    if (!this.problems.length && JSON.stringify(this.wanted) !== JSON.stringify(this.settings)) {
+      this._remember(Object.keys(patch).join());
+      this._take(this.wanted);
     }
     this._tell("settings");
+  }
+
+  /** Select as Python does, with a column of convfc's M. */
+  choose(selection) {
+    this.select("q" in selection ? this._ours(selection) : selection);
   }
 
   /** Select: an output position p, a filter f, a column q, an input element; the rest follows. */
@@ -178,38 +341,74 @@ export class Store {
     return this.hover ?? this.selection;
   }
 
-  /** Move the output position by steps along an axis (the last one by default), within the output. */
+  /** Move the output position by steps along an axis (the last one by default), as far as the output goes. */
   step(by, axis = this.outputSize.length - 1) {
     const position = this.map.position(this.selection.p);
-    const at = position[axis] + by;
-    if (at < 0 || at >= this.outputSize[axis]) return false;
-    position[axis] = at;
-    this.select({ p: position.reduce((flat, i, a) => flat * this.outputSize[a] + i, 0) });
-    return true;
+    position[axis] = clamp(position[axis] + by, this.outputSize[axis]);
+    this.select({ p: ravel(position, this.outputSize) });
   }
 
-  /** Change one number: kind is "input", "filters" or "bias". */
+  /** Change one number: kind is "input", "filters", "bias" or "dY". */
   edit(kind, index, value) {
-    if (!Number.isFinite(value)) return false;
+    if (!Number.isFinite(value) || value === this.number(kind, index)) return false;
     if (kind === "bias" && !this.settings.bias) return false;
-    this[kind][index] = value;
-    if (kind === "input") this.digit = null;
+    this._remember();
+    if (kind === "dY") {
+      const { filters } = this.settings;
+      const [p, f] = [Math.floor(index / filters), index % filters];
+      const edits = new Map(this.dY.edits);
+      edits.set(this._place(p, f), value);
+      if (value === this._started(p, f)) edits.delete(this._place(p, f));
+      this.dY = { ...this.dY, edits };
+    } else this.kept = { ...this.kept, [kind]: edited(kind, this.kept[kind], this.settings, index, value) };
     this._numbersChanged();
     return true;
   }
 
-  /** Change many numbers of the input at once, as a drawing does. */
-  draw(values, digit = null) {
-    this.input.set(values);
-    this.digit = digit;
-    this.pictured = true;
-    this.range = null;
-    this._numbersChanged();
+  /** One number of "input", "filters", "bias" or "dY". */
+  number(kind, index) {
+    const { filters } = this.settings;
+    return kind === "dY" ? this.gradient(Math.floor(index / filters), index % filters) : this[kind][index];
   }
 
-  /** Take a digit of the library as the input. */
-  chooseDigit(index) {
-    this.draw(digitInput(index, this.settings), index);
+  /** Take a picture as the input: its numbers, what it is in words, and the settings that it comes with. */
+  draw(values, said, { range = null, settings = {} } = {}) {
+    this._remember();
+    this._take(complete({ ...this.settings, ...settings }));
+    const source = { shape: this.map.inputShape, values: Float64Array.from(values), range, said };
+    this._takeInput({ source, edits: new Map() });
+  }
+
+  /** Take a drawing of 28 x 28 grey values, or a digit of the library, as the input. */
+  drawPixels(pixels, said) {
+    this.draw(pictureInput(pixels, this.settings), said);
+  }
+
+  chooseDigit(digit) {
+    this._remember();
+    this._takeInput({ source: { digit, said: "a digit" }, edits: new Map() });
+  }
+
+  /** Everything as it was given: the layer, the preset, the state of an address. */
+  restore() {
+    this._remember();
+    this.return({ ...this.snapshot(), settings: this.given.settings, kept: this.given.kept });
+  }
+
+  get canUndo() {
+    return this.past.length > 0;
+  }
+
+  get canRedo() {
+    return this.future.length > 0;
+  }
+
+  undo() {
+    this._travel(this.past, this.future);
+  }
+
+  redo() {
+    this._travel(this.future, this.past);
   }
 
   show(view) {
@@ -230,28 +429,143 @@ export class Store {
 
   // --- inside ---------------------------------------------------------------------------------------
 
-  _bias() {
-    return this.settings.bias ? this.bias : null;
+  _layer() {
+    return [this.map, this.input, this.weights, this.settings.bias ? this.bias : null];
+  }
+
+  /** Outputs of the first filter here and there, for a scale of colours. */
+  _some() {
+    const count = Math.min(64, this.affordable);
+    const at = (i) => Math.floor(((i + 0.5) * this.map.rows) / count);
+    return Float64Array.from({ length: count }, (_, i) => this.value(at(i), 0));
   }
 
   _once(name, make) {
-    if (!(name in this._kept)) this._kept[name] = make();
-    return this._kept[name];
+    if (!(name in this._found)) this._found[name] = make();
+    return this._found[name];
   }
 
   _forget() {
-    this._kept = {};
+    this._found = {};
   }
 
   /** Numbers changed: what follows from them goes, what follows from the settings alone stays. */
   _numbersChanged() {
-    const { map, counts } = this._kept;
-    this._kept = { ...(map && { map }), ...(counts && { counts }) };
+    const { map } = this._found;
+    this._found = map ? { map } : {};
     this._tell("numbers");
   }
 
   _tell(kind) {
     for (const listener of this.listeners) listener(kind);
+  }
+
+  /** Settings and numbers as JSON. */
+  _written(settings, kept) {
+    const [input, filters, bias] = KINDS.map((kind) => Array.from(numbersFor(kind, kept[kind], settings)));
+    const range = kept.input.source?.range;
+    return {
+      settings: structuredClone(settings),
+      input: { values: input, ...(range && { range }) },
+      filters,
+      bias: settings.bias ? bias : null,
+    };
+  }
+
+  // --- what can be undone
+
+  /** Everything that can be undone, to be handed to `return`. */
+  snapshot() {
+    const { given, settings, kept, dY, selection } = this;
+    return { given, settings, kept, dY, selection: { ...selection } };
+  }
+
+  /** Keep what is there, before a change; changes of one setting right after each other are one. */
+  _remember(what = null) {
+    if (!this.settings) return; // the first state follows nothing
+    const now = Date.now();
+    const goesOn = what !== null && what === this.last?.what && now - this.last.at < TOGETHER;
+    this.last = { what, at: now };
+    this.future = [];
+    if (!goesOn) this.past = [...this.past, this.snapshot()].slice(-UNDONE);
+  }
+
+  _travel(from, to) {
+    if (!from.length) return;
+    to.push(this.snapshot());
+    this.last = null;
+    this.return(from.pop());
+  }
+
+  /** Go back to a snapshot. */
+  return({ given, settings, kept, dY, selection }) {
+    Object.assign(this, { given, kept, dY, selection });
+    this._take(settings);
+    this._tell("load");
+  }
+
+  /** Settings that are a convolution become the present ones. */
+  _take(settings) {
+    this.settings = this.wanted = settings;
+    this.problems = [];
+    this.hover = null;
+    this._forget();
+    this._clampSelection();
+  }
+
+  _takeInput(input) {
+    this.kept = { ...this.kept, input };
+    this._forget();
+    this._clampSelection();
+    this._tell("settings"); // sizes may have changed with it
+  }
+
+  // --- dY
+
+  _gradient(state) {
+    if (!GRADIENTS.includes(state?.start) || !Array.isArray(state.edits)) return {};
+    const sound = ([place, value]) => /^\d+(,\d+)*$/.test(place) && Number.isFinite(value);
+    return { start: state.start, edits: new Map(state.edits.filter(sound)) };
+  }
+
+  _started(p, f) {
+    return this.dY.start === "ones" || (p === this.selection.p && f === this.selection.f) ? 1 : 0;
+  }
+
+  /** A place of dY that stays what it is when sizes change, and the [p, f] of one; null if it is none now. */
+  _place(p, f) {
+    return [...this.map.position(p), f].join();
+  }
+
+  _output(place) {
+    const index = place.split(",").map(Number);
+    const shape = [...this.outputSize, this.settings.filters];
+    if (index.length !== shape.length || index.some((i, axis) => i >= shape[axis])) return null;
+    const f = index.pop();
+    return [ravel(index, this.outputSize), f];
+  }
+
+  /** Whether a pass over all of dY takes too long. */
+  _heavy(groups) {
+    return this.dY.start === "ones" && this.map.work * groups > PATIENCE_OF_A_PLANE;
+  }
+
+  /** What follows from dY: kept, and if dY is that of the selected output, while that is selected. */
+  _ofGradient(name, make) {
+    if (this.dY.start === "ones") return this._once(name, make);
+    const { p, f } = this.selection;
+    const { selected } = this._found;
+    if (selected?.p !== p || selected?.f !== f) this._found.selected = { p, f };
+    return (this._found.selected[name] ??= make());
+  }
+
+  // --- the selection
+
+  /** A selection of convfc's with its column among the page's, or back. */
+  _ours(selection) {
+    const q = selection.q ?? null;
+    const inside = Number.isInteger(q) && q >= 0 && q < this.map.columns;
+    return { ...selection, q: inside ? this.map.turn(q) : q };
   }
 
   /** A selection with a change, and what follows: a column or an element name each other. */
@@ -264,7 +578,7 @@ export class Store {
       next.q = clamp(q, map.columns);
     } else if (element !== undefined && element !== null) {
       next.element = clamp(element, product(map.inputShape));
-      const column = map.row(next.p).indexOf(next.element);
+      const column = map.columnReading(next.p, next.element);
       next.q = column < 0 ? null : column;
     } else if (q === null || element === null) {
       next.q = next.element = null;
@@ -302,31 +616,17 @@ export class Store {
       s.element = from < 0 ? null : from;
     } else if (s.element !== null && s.element >= product(this.map.inputShape)) s.element = null;
   }
+}
 
-  _numbers(state) {
-    const { settings } = this;
-    const fits = !this.problems.length;
-    const values = fits ? givenInput(state.input, settings) : null;
-    this.digit = Number.isInteger(state.input?.digit) && fits ? state.input.digit : null;
-    this.range = state.input?.range ?? null;
-    this.pictured = Boolean(values);
-    this.input = filled(product(inputShape(settings)), values, () => gradient(settings));
-    this.filters = filled(product(filtersShape(settings)), fits ? state.filters : null, () => someFilters(settings));
-    this.bias = filled(settings.filters, fits ? state.bias : null, (n) => new Float64Array(n));
-  }
+function eachKind(make) {
+  return Object.fromEntries(KINDS.map((kind) => [kind, make(kind)]));
+}
 
-  /** Keep what fits of the numbers when sizes change: pixels stay where they are, filters too. */
-  _resize(before) {
-    const after = this.settings;
-    const length = product(inputShape(after));
-    if (this.digit !== null) this.input = digitInput(this.digit, after);
-    else {
-      const around = this.pictured ? new Float64Array(length) : gradient(after);
-      this.input = cropped(this.input, inputShape(before), inputShape(after), around);
-    }
-    this.filters = cropped(this.filters, filtersShape(before), filtersShape(after), someFilters(after));
-    this.bias = cropped(this.bias, [before.filters], [after.filters], new Float64Array(after.filters));
-  }
+/** The largest modulus of numbers; of those that are finite, and never 0. */
+function largest(numbers) {
+  let most = 0;
+  for (const value of numbers) if (Number.isFinite(value)) most = Math.max(most, Math.abs(value));
+  return most || 1;
 }
 
 function same(a, b) {

@@ -1,7 +1,12 @@
 // The selection and numbers in words: for the live region, labels and tables.
 
+import { PER_AXIS, SINGLE } from "./geometry.js";
 import { unravel } from "./indexmap.js";
+import { differences } from "./kept.js";
 import { columnsOf } from "./numbers.js";
+
+/** Names of settings that have no label of their own. */
+const NAMES = { padding: "padding", mode: "padding mode", axes: "axes", flip: "flip", transposed: "transposed", bias: "bias" };
 
 /** What is selected, as a sentence. */
 export function describe(store) {
@@ -17,17 +22,16 @@ export function describe(store) {
   });
   const sum = short(store.value(selection.p, selection.f));
   const where = `Output ${place(position)}, filter ${selection.f}: window ${window.join(", ")}; sum ${sum}.`;
-  return store.view.backward && selection.element !== null ? `${where} ${readers(store, selection.element)}` : where;
+  return store.view.feeds && selection.element !== null ? `${where} ${readers(store, selection.element)}` : where;
 }
 
 /** How often an element of the input is read, as a sentence. */
 export function readers(store, element) {
   const index = unravel(element, store.map.inputShape);
   const channel = index.pop();
-  const pairs = store.map.readers(element);
-  const outputs = new Set(pairs.map(([p]) => p)).size;
+  const { entries, outputs } = store.map.readerCounts(element);
   const of = store.settings.channels > 1 ? `, channel ${channel}` : "";
-  return `Input ${place(index)}${of} feeds ${count(outputs, "output position")} through ${count(pairs.length, "entry", "entries")} of M.`;
+  return `Input ${place(index)}${of} feeds ${count(outputs, "output position")} through ${count(entries, "entry", "entries")} of M.`;
 }
 
 /** A position: "row 3, column 5", or "element 3" on one axis. */
@@ -40,8 +44,27 @@ export function count(n, one, many = `${one}s`) {
   return `${n} ${n === 1 ? one : many}`;
 }
 
+/** What of a store is not as it was given, each in a few words; empty if all of it is. */
+export function changes(store) {
+  const { given, settings } = store;
+  const found = Object.keys(given.settings)
+    .filter((name) => JSON.stringify(given.settings[name]) !== JSON.stringify(settings[name]))
+    .map((name) => NAMES[name] ?? (PER_AXIS[name] ?? SINGLE[name]).label);
+  const kinds = { input: "the input", filters: "the filters", bias: "the bias" };
+  for (const [kind, words] of Object.entries(kinds)) {
+    if (kind === "bias" && !settings.bias) continue;
+    const { other, edits, made } = differences(kind, store.kept[kind], given.kept[kind], settings);
+    if (other) found.push(`${words}: ${store.kept[kind].source?.said ?? "other numbers"}`);
+    if (edits) found.push(`${count(edits, "number")} of ${words}`);
+    if (made && !other) found.push(`${count(made, "number")} of ${words} made up`);
+  }
+  return found;
+}
+
 /** A number as it is shown: whole numbers as they are, others with a few digits, a true minus. */
 export function short(value, digits = 4) {
+  if (Number.isNaN(value)) return "–";
+  if (!Number.isFinite(value)) return value > 0 ? "∞" : "−∞";
   if (Object.is(value, -0)) value = 0;
   const text = Number.isInteger(value) && Math.abs(value) < 1e6 ? String(value) : String(Number(value.toPrecision(digits)));
   return text.replace("-", "−");

@@ -6,7 +6,7 @@ import { MARGIN } from "./grid.js";
 import { Panel } from "./panel.js";
 import { editCell } from "./editor.js";
 import { lit } from "./lit.js";
-import { columnsOf } from "../model/numbers.js";
+import { groupOf } from "../model/numbers.js";
 import { product } from "../model/geometry.js";
 import { count, short } from "../model/words.js";
 
@@ -29,7 +29,7 @@ export class BigMatrixView {
       hover: (r, c) => store.preview(r === null ? null : { ...row(r), element: c }),
       cursor: () => [store.shown.p * f() + store.shown.f, this._column()],
       say: (r, c) =>
-        `row ${r}, column ${c}: ${short(store.bigRow(Math.floor(r / f()), r % f()).get(c) ?? 0)}`,
+        `row ${r}, column ${c}: ${short(store.bigEntry(Math.floor(r / f()), r % f(), c))}`,
       cells: (grid, context) => this._cells(grid, context),
       overlay: (grid, context) => this._overlay(grid, context),
     });
@@ -89,7 +89,7 @@ export class BigMatrixView {
         rows,
         columns,
         largest: store.largest("filters"),
-        value: (r, c) => store.bigRow(Math.floor(r / filters), r % filters).get(c) ?? 0,
+        value: (r, c) => store.bigEntry(Math.floor(r / filters), r % filters, c),
       },
       `${rows} × ${columns}`,
     );
@@ -103,6 +103,7 @@ export class BigMatrixView {
         columns: 1,
         largest: store.largest("output"),
         value: (r) => store.value(Math.floor(r / filters), r % filters),
+        ...(!store.Y && { cells: store.affordable }),
       },
       `${rows}`,
     );
@@ -126,7 +127,7 @@ export class BigMatrixView {
     const { store } = this.explorer;
     for (const panel of [this.panel, this.x, this.y]) panel.grid.light();
     const { p, f } = store.shown;
-    const nonzeros = store.bigRow().size;
+    const nonzeros = new Set(store.map.reads(p).at).size * store.map.perGroup;
     const columns = this.panel.grid.source.columns;
     fill(
       this.words,
@@ -139,39 +140,41 @@ export class BigMatrixView {
     );
   }
 
+  /** The element that is looked at, else the first one that the window reads. */
   _column() {
     const { store } = this.explorer;
     const { element, p, f } = store.shown;
     if (element !== null) return element;
-    const { first, count: k } = columnsOf(store.map, f);
-    return Math.max(
-      0,
-      store.map
-        .row(p)
-        .subarray(first, first + k)
-        .find((from) => from >= 0) ?? 0,
-    );
+    const { count: found, at } = store.map.reads(p);
+    return found ? at[0] * store.settings.channels + groupOf(store.map, f) * store.map.perGroup : 0;
   }
 
-  /** The nonzeros of the visible rows, or of as many rows as there are pixels. */
+  /** The entries of the visible rows; of more than there are pixels, every nth row and column. */
   _cells(grid, context) {
     const { store, palette } = this.explorer;
     const { filters } = store.settings;
     const { r0, r1, c0, c1 } = grid.visible;
+    const { rows, columns } = grid.source;
     const [w, h] = grid.size;
     const largest = store.largest("filters");
-    const step = Math.max(1, 1 / h);
+    const across = Math.min(columns, Math.max(1, Math.floor(columns * w)));
+    const wide = (columns * w) / across;
     const numbers = w >= 22 && h >= 13;
     context.font = `${Math.min(12, h * 0.6)}px sans-serif`;
     context.textAlign = "center";
     context.textBaseline = "middle";
-    for (let at = r0; at <= r1; at += step) {
+    for (let at = r0; at <= Math.min(r1, rows - 1); at += Math.max(1, 1 / h)) {
       const r = Math.floor(at);
-      for (const [c, weight] of store.bigRow(Math.floor(r / filters), r % filters)) {
-        if (c < c0 || c > c1) continue;
-        const { x, y } = grid.box(r, c);
+      const line = store.bigBins(Math.floor(r / filters), r % filters, across);
+      const [first, last] = [c0, c1 + 1].map((c) => Math.floor((c * across) / columns));
+      const { y } = grid.box(r, 0);
+      for (let i = first; i < Math.min(last + 1, across); i++) {
+        const weight = line[i];
+        if (Number.isNaN(weight)) continue;
+        const x = grid.box(0, 0).x + i * wide;
         context.fillStyle = weight === 0 ? palette.line : palette.css(weight, largest);
-        context.fillRect(x, y, Math.max(w - (w > 5 ? 1 : 0), 1), Math.max(h - (h > 5 ? 1 : 0), 1));
+        const gap = wide > 5 ? 1 : 0;
+        context.fillRect(x, y, Math.max(wide - gap, 1), Math.max(h - (h > 5 ? 1 : 0), 1));
         if (!numbers) continue;
         context.fillStyle = weight === 0 ? palette.muted : palette.on(weight, largest);
         context.fillText(short(weight, 2), x + w / 2, y + h / 2);
@@ -188,7 +191,7 @@ export class BigMatrixView {
     const reading = lit(store);
     if (element !== null)
       grid.tint(context, [0, element, grid.source.rows - 1, element], palette.ink, 0.16);
-    if (reading) {
+    if (reading?.outputs.length) {
       for (const at of reading.outputs)
         grid.outline(context, [at * filters + f, element, at * filters + f, element], palette.lit, {
           width: 1.5,
@@ -205,12 +208,16 @@ export class BigMatrixView {
     if (h < 9) {
       context.fillStyle = palette.paper;
       context.fillRect(MARGIN, top, grid.width, high);
-      for (const [c, weight] of store.bigRow(p, f)) {
-        const { x } = grid.box(r, c);
+      const { columns } = grid.source;
+      const bins = Math.min(columns, Math.max(1, Math.floor(columns * w)));
+      const wide = (columns * w) / bins;
+      store.bigBins(p, f, bins).forEach((weight, i) => {
+        if (Number.isNaN(weight)) return;
+        const x = grid.box(0, 0).x + i * wide;
         context.fillStyle =
           weight === 0 ? palette.muted : palette.css(weight, store.largest("filters"));
-        context.fillRect(x + w / 2 - Math.max(w, 2.5) / 2, top, Math.max(w, 2.5), high);
-      }
+        context.fillRect(x + wide / 2 - Math.max(wide, 2.5) / 2, top, Math.max(wide, 2.5), high);
+      });
     }
     context.restore();
     context.strokeStyle = palette.window;
@@ -220,16 +227,20 @@ export class BigMatrixView {
 
   _overlayX(grid, context) {
     const { store, palette } = this.explorer;
-    const { first, count: k } = columnsOf(store.map, store.shown.f);
-    const row = store.map.row(store.shown.p);
+    const { shown, map } = store;
     const readable = grid.size[1] >= 13;
-    for (let t = 0; t < k && !lit(store); t++) {
-      const from = row[first + t];
-      if (from < 0) continue;
-      if (readable) grid.outline(context, [from, 0, from, 0], palette.window, { width: 2 });
-      else grid.tint(context, [from, 0], palette.window, 0.6);
+    const { at } = lit(store) ? { at: [] } : map.reads(shown.p);
+    const { channels } = store.settings;
+    const first = groupOf(map, shown.f) * map.perGroup;
+    // Elements of a pixel lie together: one tint for all channels of the group.
+    for (const cell of new Set(at)) {
+      const from = cell * channels + first;
+      if (!readable) grid.tint(context, [from, 0, from + map.perGroup - 1, 0], palette.window, 0.6);
+      else
+        for (let d = 0; d < map.perGroup; d++)
+          grid.outline(context, [from + d, 0, from + d, 0], palette.window, { width: 2 });
     }
-    const { element } = store.shown;
+    const { element } = shown;
     if (element !== null)
       grid.outline(context, [element, 0, element, 0], palette.ink, { width: 2 });
   }
@@ -239,7 +250,7 @@ export class BigMatrixView {
     const { p, f } = store.shown;
     const { filters } = store.settings;
     const reading = lit(store);
-    const rows = reading ? reading.outputs : [p];
+    const rows = reading?.outputs.length ? reading.outputs : [p];
     for (const at of rows)
       grid.outline(
         context,

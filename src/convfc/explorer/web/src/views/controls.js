@@ -1,9 +1,9 @@
-// The column of settings. Typed values are taken as they are; what is wrong with them is said
-// beside the control, and the last valid settings stay on show.
+// The column of settings. What is wrong with a typed value is said beside the control, and the last
+// valid settings stay on show.
 
-import { el, fill, focused, unique } from "./dom.js";
+import { el, fill, focused, typed, unique } from "./dom.js";
 import { MODES, PADDING, PER_AXIS, SINGLE } from "../model/geometry.js";
-import { PRESETS } from "../model/presets.js";
+import { PRESETS, stateOf } from "../model/presets.js";
 import { Pictures } from "./pictures.js";
 
 const FLAG_LABELS = {
@@ -27,18 +27,18 @@ export class Controls {
           class: "preset",
           data: { preset: preset.id },
           title: preset.text,
-          onclick: () => explorer.usePreset(preset),
+          onclick: () => explorer.start(stateOf(preset)),
         },
         el("span", {}, preset.title),
         preset.paper ? el("small", {}, preset.paper) : null,
       ),
     );
-    this.backward = this._check(
-      "backward",
-      "backward pass",
+    this.feeds = this._check(
+      "feeds",
+      "which outputs a pixel feeds",
       "Point at an input element: every entry of M that reads it and every output that it feeds light up",
       (on) => {
-        explorer.store.show({ backward: on });
+        explorer.store.show({ feeds: on });
         explorer.announce(); // what is fed, or no longer
       },
     );
@@ -70,7 +70,7 @@ export class Controls {
         this._flag("transposed"),
         this._perAxis("outputPadding"),
       ),
-      this._group("Show", this.backward.row),
+      this._group("Show", this.feeds.row),
     );
   }
 
@@ -87,7 +87,7 @@ export class Controls {
       node.hidden = wanted.axes === 1;
     for (const node of this.element.querySelectorAll("[data-of=heads]"))
       node.hidden = wanted.axes === 1;
-    this.backward.control.checked = store.view.backward;
+    this.feeds.control.checked = store.view.feeds;
     for (const preset of this.presets)
       preset.setAttribute("aria-pressed", String(preset.dataset.preset === store.preset));
     this._showProblems(store.problems);
@@ -163,9 +163,7 @@ export class Controls {
       inputmode: "numeric",
       "aria-label": label,
     });
-    control.addEventListener("input", () =>
-      write(control.value.trim() === "" ? NaN : Number(control.value)),
-    );
+    typed(control, write);
     control.addEventListener("blur", () => this.update());
     this.inputs.set(name, [control, read]);
     return control;

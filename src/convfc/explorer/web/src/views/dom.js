@@ -37,6 +37,8 @@ const PATHS = {
   fit: "M5 9V5h4M15 5h4v4M19 15v4h-4M9 19H5v-4",
   close: "M6 6l12 12M18 6 6 18",
   copy: "M9 9h10v10H9zM5 15V5h10",
+  undo: "M8 5 4 9l4 4M4 9h10a5 5 0 0 1 0 10H9",
+  redo: "M16 5l4 4-4 4M20 9H10a5 5 0 0 0 0 10h5",
   pen: "M5 19l1-4L16 5l3 3L9 18z",
   link: "M10 14a4 4 0 0 0 6 0l3-3a4 4 0 0 0-6-6l-1 1M14 10a4 4 0 0 0-6 0l-3 3a4 4 0 0 0 6 6l1-1",
   image: "M4 5h16v14H4zM4 16l5-5 4 4 3-3 4 4",
@@ -68,6 +70,37 @@ export function button(action, label, onclick, { symbol, text, title } = {}) {
     symbol ? icon(symbol) : null,
     text === undefined ? null : el("span", {}, text),
   );
+}
+
+/** Milliseconds after which a number that is being typed is taken. */
+const PAUSE = 600;
+
+/**
+ * Take what is typed into a control once it is meant: on Enter, on leaving, on a step of the arrow keys,
+ * or after a pause; never the first digit of two.
+ */
+export function typed(control, take) {
+  let timer = null;
+  let last = null;
+  const now = () => {
+    clearTimeout(timer);
+    timer = null;
+    if (control.value === last) return;
+    last = control.value;
+    take(control.value.trim() === "" ? NaN : Number(control.value));
+  };
+  control.addEventListener("focus", () => {
+    last = control.value;
+  });
+  control.addEventListener("input", () => {
+    clearTimeout(timer);
+    timer = setTimeout(now, PAUSE);
+  });
+  control.addEventListener("change", now);
+  control.addEventListener("keydown", (event) => {
+    if (event.key === "Enter") now();
+  });
+  return control;
 }
 
 /** Whether an element has the focus, also inside a shadow root. */

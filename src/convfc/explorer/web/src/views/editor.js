@@ -9,7 +9,7 @@ export function editCell(store, grid, r, c, target) {
   grid.reveal(r, c);
   const { x, y, w, h } = grid.box(r, c);
   if (target.why) return explain(grid, { x, y, w, h }, target.why);
-  const before = store[target.kind][target.index];
+  const before = store.number(target.kind, target.index);
   const input = el("input", {
     class: "cell-editor",
     name: "cell",
@@ -43,7 +43,7 @@ export function editCell(store, grid, r, c, target) {
       return false;
     }
     close(refocus);
-    if (value !== before) store.edit(target.kind, target.index, value);
+    store.edit(target.kind, target.index, value);
     return true;
   };
   input.addEventListener("keydown", (event) => {

@@ -1,7 +1,7 @@
 // The filters as what they are before they are stretched: small windows of weights, one for each
 // channel of a group, beside each other.
 
-import { el, fill, focused } from "./dom.js";
+import { el, fill, focused, typed } from "./dom.js";
 import { Panel } from "./panel.js";
 import { editCell } from "./editor.js";
 import { columnsOf } from "../model/numbers.js";
@@ -10,56 +10,50 @@ import { short } from "../model/words.js";
 /** Channels that are drawn beside each other; of more, the one of the selection. */
 const BESIDE = 4;
 
-/** The panel of the filter that is looked at. */
-export class FiltersView {
-  constructor(explorer) {
+/** What "turned" in a caption means. */
+const TURNED =
+  "Turned by 180°, in the order in which the window meets it; the layer has it the other way round.";
+
+/** One filter, or what has its shape, as windows of numbers. */
+export class KernelView {
+  /**
+   * options: {view, name, label, values(f) -> its k numbers, or null, largest(), edit(t), picked()}; taps
+   * are counted as the page shows them.
+   */
+  constructor(explorer, options) {
     this.explorer = explorer;
+    this.options = options;
     const { store } = explorer;
+    const choose = (how, r, c) => {
+      options.picked?.();
+      store[how]({ q: this._column(r, c) });
+    };
     this.panel = new Panel(explorer, {
-      view: "filters",
-      name: "filter",
-      label: "Filter",
-      pick: (r, c) => store.select({ q: this._column(r, c) }),
-      hover: (r, c) => store.preview(r === null ? null : { q: this._column(r, c) }),
-      edit: (r, c) =>
-        editCell(store, this.panel.grid, r, c, {
-          kind: "filters",
-          index: this._index(r, c),
-          label: `New weight of filter ${store.selection.f}, ${this._say(r, c)}`,
-        }),
+      view: options.view,
+      name: options.name,
+      label: options.label,
+      pick: (r, c) => choose("select", r, c),
+      hover: (r, c) => (r === null ? store.preview(null) : choose("preview", r, c)),
+      edit: options.edit && ((r, c) => editCell(store, this.panel.grid, r, c, this._target(r, c))),
       cursor: () => this.cursor(),
       say: (r, c) => this._say(r, c),
       decorate: (grid, context) => this._decorate(grid, context),
       overlay: (grid, context) => this._overlay(grid, context),
     });
     this.element = this.panel.element;
-    this.chips = el("div", { class: "chips", role: "group", "aria-label": "Filter" });
-    this.bias = el("input", { type: "number", step: "any", name: "bias-value" });
-    this.biasRow = el("label", { class: "bias-row" }, el("span", {}, "bias"), this.bias);
-    this.bias.addEventListener("input", () => {
-      if (this.bias.value !== "") store.edit("bias", store.selection.f, Number(this.bias.value));
-    });
-    this.panel.addExtra(this.chips, this.biasRow);
   }
 
   update() {
-    const { store } = this.explorer;
-    this._showFilter(store.selection.f);
-    this._showChips();
+    this._showFilter(this.explorer.store.selection.f);
   }
 
   light() {
-    const { store } = this.explorer;
-    const { f } = store.shown;
+    const { f } = this.explorer.store.shown;
     if (f !== this.drawn || this._channel() !== this.channel) {
       this._showFilter(f);
       this.panel.grid.draw();
     }
     this.panel.grid.light();
-    for (const chip of this.chips.children)
-      chip.setAttribute("aria-pressed", String(Number(chip.dataset.filter) === f));
-    this.biasRow.hidden = !store.settings.bias;
-    if (store.settings.bias && !focused(this.bias)) this.bias.value = store.bias[f];
   }
 
   cursor() {
@@ -73,23 +67,25 @@ export class FiltersView {
 
   _showFilter(f) {
     const { store } = this.explorer;
-    const { kernel } = store.settings;
+    const { kernel, filters } = store.settings;
     this.drawn = f;
     this.channel = this._channel();
     this.width = kernel.at(-1);
     this.beside = store.map.perGroup <= BESIDE ? store.map.perGroup : 1;
-    const rows = kernel.length > 1 ? kernel[0] : 1;
+    const values = this.options.values(f);
+    const turned = store.map.turned ? ", turned" : "";
     this.panel.show(
       {
-        rows,
+        rows: kernel.length > 1 ? kernel[0] : 1,
         columns: this.width * this.beside,
-        largest: store.largest("filters"),
-        value: (r, c) => store.filters[this._index(r, c)],
+        largest: this.options.largest(values),
+        value: (r, c) => values?.[this._tap(r, c)] ?? NaN,
       },
-      [...kernel, store.map.perGroup].join(" × "),
+      `${[...kernel, store.map.perGroup].join(" × ")}${turned}`,
     );
+    this.panel.shape.title = turned && TURNED;
     this.panel.caption.querySelector(".name").textContent =
-      store.settings.filters > 1 ? `filter ${f}` : "filter";
+      filters > 1 ? `${this.options.name} ${f}` : this.options.name;
   }
 
   /** The channel shown where they are not all beside each other. */
@@ -105,8 +101,9 @@ export class FiltersView {
     return (r * this.width + (c % this.width)) * perGroup + channel;
   }
 
-  _index(r, c) {
-    return this.drawn * this.explorer.store.map.taps + this._tap(r, c);
+  _target(r, c) {
+    const { kind, index } = this.options.edit(this.drawn, this._tap(r, c));
+    return { kind, index, label: `New number of ${this.options.name} ${this.drawn}, ${this._say(r, c)}` };
   }
 
   _column(r, c) {
@@ -115,9 +112,9 @@ export class FiltersView {
   }
 
   _say(r, c) {
-    const { store } = this.explorer;
     const of = this.beside > 1 ? `, channel ${Math.floor(c / this.width)}` : "";
-    return `row ${r}, column ${c % this.width}${of}: ${short(store.filters[this._index(r, c)])}`;
+    const value = this.panel.grid.source.value(r, c);
+    return `row ${r}, column ${c % this.width}${of}: ${short(value)}`;
   }
 
   _decorate(grid, context) {
@@ -143,6 +140,41 @@ export class FiltersView {
     if (q === null) return;
     const [r, c] = this.cursor();
     grid.outline(context, [r, c, r, c], palette.ink, { width: 2 });
+  }
+}
+
+/** The panel of the filter that is looked at. */
+export class FiltersView extends KernelView {
+  constructor(explorer) {
+    const { store } = explorer;
+    super(explorer, {
+      view: "filters",
+      name: "filter",
+      label: "Filter",
+      values: (f) => store.weights.subarray(f * store.map.taps, (f + 1) * store.map.taps),
+      largest: () => store.largest("filters"),
+      edit: (f, t) => ({ kind: "filters", index: f * store.map.taps + store.map.turn(t) }),
+    });
+    this.chips = el("div", { class: "chips", role: "group", "aria-label": "Filter" });
+    this.bias = el("input", { type: "number", step: "any", name: "bias-value" });
+    this.biasRow = el("label", { class: "bias-row" }, el("span", {}, "bias"), this.bias);
+    typed(this.bias, (value) => store.edit("bias", store.selection.f, value));
+    this.panel.addExtra(this.chips, this.biasRow);
+  }
+
+  update() {
+    super.update();
+    this._showChips();
+  }
+
+  light() {
+    super.light();
+    const { store } = this.explorer;
+    const { f } = store.shown;
+    for (const chip of this.chips.children)
+      chip.setAttribute("aria-pressed", String(Number(chip.dataset.filter) === f));
+    this.biasRow.hidden = !store.settings.bias;
+    if (store.settings.bias && !focused(this.bias)) this.bias.value = store.bias[f];
   }
 
   _showChips() {

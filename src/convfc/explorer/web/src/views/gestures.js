@@ -106,11 +106,15 @@ function key(grid, event) {
   };
   if (moves[event.key]) {
     const [dr, dc] = moves[event.key];
+    if (grid.options.move) {
+      grid.options.move(dr, dc, event.shiftKey);
+      return true;
+    }
     const to = [
       Math.min(Math.max(r + dr, 0), rows - 1),
       Math.min(Math.max(c + dc, 0), columns - 1),
     ];
-    (grid.options.move ?? grid.options.pick)(...to, Math.sign(dr), Math.sign(dc));
+    grid.options.pick(...to);
     return true;
   }
   if (event.key === "Enter" || event.key === "F2") {

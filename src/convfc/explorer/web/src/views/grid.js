@@ -16,7 +16,8 @@ const READABLE = 13;
 export class Grid {
   /**
    * options: {label, pick(r, c), hover(r, c) or hover(null), edit(r, c), cursor() -> [r, c], say(r, c),
-   * overlay(grid, context), decorate(grid, context), cells(grid, context) in place of numbers, move(r, c, dr, dc)}
+   * overlay(grid, context), decorate(grid, context), cells(grid, context) in place of numbers,
+   * move(dr, dc, withShift) in place of what arrows do}
    */
   constructor(options) {
     this.options = options;

@@ -1,8 +1,10 @@
 // The head of the page: what is shown, and what can be done with it.
 
 import { button, el, fill } from "./dom.js";
-import { complete } from "../model/geometry.js";
 import { PRESETS } from "../model/presets.js";
+
+/** The title of what has none. */
+const OWN = "A convolution of your own";
 
 /** Title, text, and the buttons of the page. */
 export class Header {
@@ -18,6 +20,15 @@ export class Header {
       ["auto", "light", "dark"].map((name) => el("option", { value: name }, name)),
     );
     this.theme.addEventListener("change", () => explorer.theme.choose(this.theme.value));
+    this.restore = el("button", {
+      type: "button",
+      data: { action: "restore" },
+      onclick: () => explorer.store.restore(),
+    });
+    this.undo = button("undo", "Undo (Ctrl+Z)", () => explorer.store.undo(), { symbol: "undo" });
+    this.redo = button("redo", "Redo (Ctrl+Shift+Z)", () => explorer.store.redo(), {
+      symbol: "redo",
+    });
     this.element = el(
       "header",
       { class: "top" },
@@ -30,6 +41,8 @@ export class Header {
       el(
         "div",
         { class: "actions" },
+        this.undo,
+        this.redo,
         button("guide", "Guide in five steps", () => explorer.guide.open(), {
           symbol: "guide",
           text: "Guide",
@@ -45,21 +58,22 @@ export class Header {
         el("label", { class: "theme" }, el("span", { class: "unseen" }, "Theme"), this.theme),
       ),
     );
-    this.intro = el("div", { class: "intro" }, this.title, this.text, this.note);
+    this.intro = el("div", { class: "intro" }, this.title, this.text, this.restore, this.note);
   }
 
   update() {
     const { store } = this.explorer;
     const preset = PRESETS.find(({ id }) => id === store.preset);
-    const changed =
-      preset && JSON.stringify(complete(preset.settings)) !== JSON.stringify(store.settings);
-    if (changed) {
-      this.title.textContent = "A convolution of your own";
-      this.text.textContent = `Changed from “${preset.title}”.`;
-    } else {
-      this.title.textContent = store.title || preset?.title || "A convolution of your own";
-      this.text.textContent = store.source || preset?.text || "";
-    }
+    const title = store.title || preset?.title;
+    const changed = Boolean(title) && store.changed;
+    this.title.textContent = title ? `${title}${changed ? ", changed here" : ""}` : OWN;
+    this.text.textContent = changed
+      ? `Other than given: ${store.changes.join("; ")}.`
+      : store.source || preset?.text || "";
+    this.restore.hidden = !changed;
+    this.restore.textContent = `Back to ${preset ? `“${title}”` : title}`;
+    this.undo.disabled = !store.canUndo;
+    this.redo.disabled = !store.canRedo;
     this.theme.value = this.explorer.theme.choice;
   }
 

@@ -92,6 +92,12 @@ export class IndexMapView {
         group * map.perGroup + channel,
       ]);
     }
+    if (map.turned) {
+      // Which weight of the layer the tap meets.
+      map.axes.forEach((a, i) =>
+        rows.push([`${t[i]} of the filter`, `${a.taps - 1} − ${t[i]}`, `${a.taps - 1} − ${tap[i]}`, a.taps - 1 - tap[i]]),
+      );
+    }
     fill(
       this.body,
       rows.map(([name, rule, here, result]) =>
@@ -138,21 +144,22 @@ export class IndexMapView {
     const element = store.shown.element ?? store.map.element(p, q);
     this.back.hidden = element < 0;
     if (element < 0) return;
-    const readers = store.map.readers(element);
-    const text = readers
-      .slice(0, LISTED)
-      .map(([row, column]) => `(${row}, ${column})`)
-      .join("  ");
-    const more = readers.length > LISTED ? ` and ${readers.length - LISTED} more` : "";
+    const { entries } = store.map.readerCounts(element);
+    const written = [];
+    for (const [row, column] of store.map.readers(element)) {
+      if (written.length === LISTED) break;
+      written.push(`(${row}, ${column})`);
+    }
+    const more = entries > LISTED ? ` and ${entries - LISTED} more` : "";
     fill(
       this.back,
       el(
         "strong",
         {},
-        `The way back: this element stands in ${count(readers.length, "entry", "entries")} of M`,
+        `The way back: this element stands in ${count(entries, "entry", "entries")} of M`,
       ),
       " ",
-      el("span", {}, text + more),
+      el("span", {}, written.join("  ") + more),
     );
   }
 }
@@ -160,17 +167,13 @@ export class IndexMapView {
 /** Rule, numbers and result of one axis. */
 function axisRule(settings, a, axis, o, t, [output, tap]) {
   // Of this axis alone: the entry is a zero as soon as one of the axes reads one.
-  const read = a.source[a.first + o * a.step + t * a.tapStep];
-  const kernel = settings.kernel[axis];
-  const dilation = settings.dilation[axis];
+  const read = a.source[o * a.step + t * a.tapStep];
   const stride = settings.stride[axis];
-  const backwards = a.tapStep < 0;
-  const step = dilation > 1 ? `${dilation} · ` : "";
-  const tapRule = backwards ? `${step}(${kernel - 1} − ${tap})` : `${step}${tap}`;
-  const tapHere = backwards ? `${step}(${kernel - 1} − ${t})` : `${step}${t}`;
+  const dilated = a.tapStep > 1 ? `${a.tapStep} · ` : "";
+  const [tapRule, tapHere] = [`${dilated}${tap}`, `${dilated}${t}`];
   const scale = a.step > 1 ? `${a.step} · ` : "";
   const shift = a.low === 0 ? "" : a.low > 0 ? ` − ${a.low}` : ` + ${-a.low}`;
-  const index = a.first + o * a.step + t * a.tapStep - a.low;
+  const index = o * a.step + t * a.tapStep - a.low;
   if (settings.transposed) {
     const [rule, here] = [`${output} + ${tapRule}${shift}`, `${o} + ${tapHere}${shift}`];
     const outcome =

@@ -1,14 +1,18 @@
 // The input: its numbers or its picture, with the padding around it (or, if transposed, the zeros
 // between its elements) as the convolution reads it, and the window on it.
 
-import { el, fill } from "./dom.js";
+import { el, fill, typed } from "./dom.js";
 import { packedRgb } from "./palette.js";
 import { hatch } from "./paint.js";
 import { Panel } from "./panel.js";
 import { editCell } from "./editor.js";
 import { lit } from "./lit.js";
 import { count, short } from "../model/words.js";
+import { ravel } from "../model/indexmap.js";
 import { columnsOf } from "../model/numbers.js";
+
+/** Cells in view up to which padding is hatched. */
+const HATCHED = 200_000;
 
 /** The panel of the input. */
 export class InputView {
@@ -20,7 +24,7 @@ export class InputView {
       label: "Input",
       pick: (r, c) => this._select("select", r, c),
       hover: (r, c) => (r === null ? explorer.store.preview(null) : this._select("preview", r, c)),
-      move: (r, c, dr, dc) => this._move(r, c, dr, dc),
+      move: (dr, dc, ofElement) => this._move(dr, dc, ofElement),
       edit: (r, c) => editCell(explorer.store, this.panel.grid, r, c, this._target(r, c)),
       cursor: () => this.cursor(),
       say: (r, c) => this._say(r, c),
@@ -60,23 +64,22 @@ export class InputView {
       value: (r, c) => this._value(r, c, shown),
       faint: (r, c) => !this._own(r, c),
     };
-    const heat = store.view.backward;
-    if (heat) {
-      const most = store.counts.reduce((a, b) => Math.max(a, b), 1);
-      source.value = (r, c) => (this._own(r, c) ? store.counts[this._element(r, c, shown)] : 0);
-      source.largest = 1.7 * most; // light enough for what is lit on it
-    } else if (channel === "rgb") source.pixel = this._rgb(input);
+    if (channel === "rgb") source.pixel = this._rgb(input);
     this.panel.show(source, [...settings.size, settings.channels].join(" × "));
-    this._showChannels(settings.channels, channel, heat);
+    this._showChannels(settings.channels, channel);
   }
 
   light() {
     this.panel.grid.light();
-    const reading = lit(this.store);
-    this.fed.hidden = !this.store.view.backward;
-    this.fed.textContent = reading
-      ? `read ${count(reading.entries.length, "time")}, feeds ${count(reading.outputs.length, "output")}`
-      : "shade: times read; point at an element";
+    const { shown, view, map } = this.store;
+    this.fed.hidden = !view.feeds;
+    if (!view.feeds) return;
+    if (shown.element === null) {
+      this.fed.textContent = "choose an element to see what it feeds";
+      return;
+    }
+    const { entries, outputs } = map.readerCounts(shown.element);
+    this.fed.textContent = `read ${count(entries, "time")}, feeds ${count(outputs, "output")}`;
   }
 
   /** Follow the selection into its channel. */
@@ -100,9 +103,8 @@ export class InputView {
     const { map } = this.store;
     const position = map.position(p);
     const ends = map.axes.map((a, i) => {
-      const from = a.first + position[i] * a.step;
-      const to = from + (a.taps - 1) * a.tapStep;
-      return [Math.min(from, to), Math.max(from, to)];
+      const from = position[i] * a.step;
+      return [from, from + (a.taps - 1) * a.tapStep];
     });
     if (ends.length === 1) ends.unshift([0, 0]);
     return [ends[0][0], ends[1][0], ends[0][1], ends[1][1]];
@@ -136,7 +138,7 @@ export class InputView {
     const { map } = this.store;
     const position = map.position(p);
     const { tap } = map.tap(q);
-    const cells = map.axes.map((a, i) => a.first + position[i] * a.step + tap[i] * a.tapStep);
+    const cells = map.axes.map((a, i) => position[i] * a.step + tap[i] * a.tapStep);
     return cells.length > 1 ? cells : [0, cells[0]];
   }
 
@@ -153,30 +155,37 @@ export class InputView {
 
   // --- what happens ------------------------------------------------------------------------
 
-  /** The window follows; in the backward view the window stays and the element alone is chosen. */
+  /** The window follows, unless the way back is shown: then the element alone is chosen. */
   _select(how, r, c) {
     const { store } = this;
     const element = this._element(r, c, this.channel === "rgb" ? 0 : this.channel);
-    if (store.view.backward) {
+    if (store.view.feeds) {
       if (element >= 0) store[how]({ element });
       return;
     }
     const cell = store.map.axes.length > 1 ? [r, c] : [c];
     const position = store.map.axes.map((a, i) => {
-      const middle = a.first + ((a.taps - 1) / 2) * a.tapStep;
+      const middle = ((a.taps - 1) / 2) * a.tapStep;
       return Math.min(Math.max(Math.round((cell[i] - middle) / a.step), 0), a.positions - 1);
     });
-    const p = position.reduce((flat, o, i) => flat * store.outputSize[i] + o, 0);
+    const p = ravel(position, store.outputSize);
     store[how](element >= 0 ? { p, element } : { p, q: null });
   }
 
-  _move(r, c, dr, dc) {
-    const { rows, columns } = this.panel.grid.source;
-    while (this._element(r, c, 0) < 0) {
-      [r, c] = [r + dr, c + dc];
-      if (r < 0 || c < 0 || r >= rows || c >= columns) return;
+  /** Arrows move the window; with Shift, or where only elements are chosen, the element. */
+  _move(dr, dc, ofElement) {
+    const { store } = this;
+    if (!ofElement && !store.view.feeds) {
+      if (dr && store.map.axes.length > 1) store.step(dr, 0);
+      else if (dc) store.step(dc);
+      return;
     }
-    this._select("select", r, c);
+    const { rows, columns } = this.panel.grid.source;
+    const [di, dj] = [Math.sign(dr), Math.sign(dc)];
+    let [r, c] = this.cursor();
+    do [r, c] = [r + di, c + dj];
+    while (r >= 0 && c >= 0 && r < rows && c < columns && this._element(r, c, 0) < 0);
+    if (r >= 0 && c >= 0 && r < rows && c < columns) this._select("select", r, c);
   }
 
   _target(r, c) {
@@ -221,6 +230,7 @@ export class InputView {
 
   _decorate(grid, context) {
     const { r0, r1, c0, c1 } = grid.visible;
+    if ((r1 - r0 + 1) * (c1 - c0 + 1) > HATCHED) return; // too small to be seen
     const cells = [];
     for (let r = r0; r <= r1; r++)
       for (let c = c0; c <= c1; c++) if (!this._own(r, c)) cells.push([r, c]);
@@ -232,7 +242,7 @@ export class InputView {
     const { shown, view, map } = store;
     const colour = this.explorer.palette.window;
     const box = this.window(shown.p);
-    const faint = view.backward && shown.element !== null;
+    const faint = view.feeds && shown.element !== null;
     const [w, h] = grid.size;
     const dilated = map.axes.some((a) => Math.abs(a.tapStep) > 1);
     if (!faint) {
@@ -256,8 +266,7 @@ export class InputView {
     return Array.from({ length: count }, (_, tap) => this.cellRead(p, tap * map.perGroup));
   }
 
-  _showChannels(channels, channel, heat) {
-    this.panel.caption.title = heat ? "How many entries of M read each element" : "";
+  _showChannels(channels, channel) {
     this.channels.hidden = channels === 1;
     if (channels === 1) return;
     const choose = (value) => () => this.store.show({ channel: value });
@@ -287,10 +296,8 @@ export class InputView {
       "aria-label": "Channel shown",
     });
     number.value = channel;
-    number.addEventListener("change", () =>
-      this.store.show({
-        channel: Math.min(Math.max(Math.trunc(Number(number.value)) || 0, 0), channels - 1),
-      }),
+    typed(number, (d) =>
+      this.store.show({ channel: Math.min(Math.max(Math.trunc(d) || 0, 0), channels - 1) }),
     );
     fill(
       this.channels,

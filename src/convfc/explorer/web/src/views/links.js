@@ -2,6 +2,7 @@
 // output.
 
 import { el } from "./dom.js";
+import { lit } from "./lit.js";
 import { drawFlights, flights, shareOf } from "./flight.js";
 
 /** The canvas behind the panels of the strip. */
@@ -18,7 +19,7 @@ export class Links {
    * it.
    */
   fly() {
-    if (this.explorer.narrow || this.calm.matches || this.explorer.store.view.backward) return;
+    if (this.explorer.narrow || this.calm.matches || lit(this.explorer.store)) return;
     cancelAnimationFrame(this.frame);
     this.light();
     const all = flights(this.strip, (...where) => this._place(...where), this.explorer.palette);
@@ -68,7 +69,7 @@ export class Links {
     const ratio = window.devicePixelRatio || 1;
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
     context.clearRect(0, 0, this.element.width, this.element.height);
-    if (store.view.backward && store.shown.element !== null) return;
+    if (lit(store)) return;
     const { input, M, Y, output } = this.strip;
     const { p, f } = store.shown;
     const from = this._place(input, ...input.window(p));

@@ -1,12 +1,21 @@
-// The way back: what lights up when an element of the input is looked at.
+// The way back: what lights up when a number of the input, of dK or of dX is looked at.
+
+/** Entries of M, and outputs, that are lit at most; of more, evenly chosen ones. */
+const MOST = 1500;
 
 /**
- * Every entry [p, q] of M that reads the element, and the output positions p that it feeds; null unless
- * the backward view is on and an element is looked at.
+ * What lights up with the number that is looked at: {element, entries, outputs, of} for an element of the
+ * input, whose readers are entries [p, q] of M and feed outputs p; {column} for a weight, which meets
+ * one column of M. Null unless that is what the page is asked to show.
  */
 export function lit(store) {
-  const { element } = store.shown;
-  if (!store.view.backward || element === null) return null;
-  const entries = store.map.readers(element);
-  return { element, entries, outputs: [...new Set(entries.map(([p]) => p))] };
+  const { element, q } = store.shown;
+  const { feeds, tab, of } = store.view;
+  const backward = tab === "backward";
+  if (element !== null && (feeds || (backward && of === "dX"))) {
+    const entries = [...store.map.readers(element, MOST)];
+    return { element, entries, outputs: [...new Set(entries.map(([p]) => p))] };
+  }
+  if (q !== null && backward && of === "dK") return { column: q, entries: [], outputs: [] };
+  return null;
 }

@@ -36,7 +36,7 @@ export class PatchView {
         columns,
         largest: store.largest("input"),
         value: (p, q) => store.entry(p, q),
-        ...(!store.M && { line: lines(store) }),
+        ...(!store.M && { line: (p, columns) => store.entries(p, columns) }),
       },
       `${rows} × ${columns}`,
     );
@@ -60,6 +60,11 @@ export class PatchView {
     const { first, count } = columnsOf(store.map, f);
     const reading = lit(store);
     if (count < store.map.columns) this._blocks(grid, context, first, count);
+    if (reading?.column !== undefined) {
+      const { column } = reading;
+      grid.lensColumn(context, column, [0, store.map.rows - 1], palette.lit);
+      return;
+    }
     if (reading) {
       for (const [row, column] of reading.entries)
         grid.outline(context, [row, column, row, column], palette.lit, { width: 1.5, least: 4 });
@@ -122,7 +127,7 @@ export class FilterMatrixView {
       edit: (t, f) =>
         editCell(store, this.panel.grid, t, f, {
           kind: "filters",
-          index: f * store.map.taps + t,
+          index: f * store.map.taps + store.map.turn(t),
           label: `New weight for row ${t}, column ${f} of K`,
         }),
       cursor: () => this.cursor(),
@@ -142,7 +147,7 @@ export class FilterMatrixView {
         largest: store.largest("filters"),
         value: (t, f) => store.K[t * filters + f],
       },
-      `${store.map.taps} × ${filters}`,
+      `${store.map.taps} × ${filters}${store.map.turned ? ", turned" : ""}`,
     );
   }
 
@@ -204,7 +209,7 @@ export class ProductView {
         columns: filters,
         largest: store.largest("output"),
         value: (p, f) => store.value(p, f),
-        line: (p, only) => store.outputRow(p, only),
+        ...(!store.Y && { line: (p, filters) => store.outputRow(p, filters), cells: store.affordable }),
       },
       `${store.map.rows} × ${filters}`,
     );
@@ -221,7 +226,7 @@ export class ProductView {
     const { p, f } = store.shown;
     const { filters } = store.settings;
     const reading = lit(store);
-    if (reading) {
+    if (reading?.outputs.length) {
       for (const row of reading.outputs)
         grid.outline(context, [row, f, row, f], palette.lit, { width: 1.5, least: 4 });
       return;
@@ -254,9 +259,4 @@ function marker(context, x, y, w, h, palette) {
   context.strokeStyle = palette.ink;
   context.lineWidth = 2;
   context.strokeRect(x, y, w, h);
-}
-
-/** Rows of M one by one, where M is not held. */
-function lines(store) {
-  return (p) => Float64Array.from(store.map.row(p), (from) => (from < 0 ? 0 : store.input[from]));
 }

@@ -1,7 +1,7 @@
 // The output: one plane per filter. The filter's hue frames its plane; small planes stand below
 // to choose.
 
-import { el, fill, focused } from "./dom.js";
+import { el, fill, focused, typed } from "./dom.js";
 import { Panel } from "./panel.js";
 import { lit } from "./lit.js";
 import { place, short } from "../model/words.js";
@@ -64,7 +64,13 @@ export class OutputView {
     const [rows, columns] = size.length > 1 ? size : [1, size[0]];
     const plane = store.plane(f);
     this.panel.show(
-      { rows, columns, largest: store.largest("output"), value: (r, c) => plane[r * columns + c] },
+      {
+        rows,
+        columns,
+        largest: store.largest("output"),
+        value: (r, c) => (plane ? plane[r * columns + c] : store.value(r * columns + c, f)),
+        ...(!plane && { cells: store.affordable }),
+      },
       [...size, store.settings.filters].join(" × "),
     );
     this.panel.grid.element.style.setProperty("--hue", palette.hue(f));
@@ -79,7 +85,7 @@ export class OutputView {
       dash: palette.dash(f),
     });
     const reading = lit(store);
-    if (reading) {
+    if (reading?.outputs.length) {
       for (const at of reading.outputs) {
         const [r, c] = this._cell(at);
         grid.tint(context, [r, c], palette.lit, 0.3);
@@ -111,9 +117,7 @@ export class OutputView {
       name: "filter",
       "aria-label": "Filter shown",
     });
-    this.number.addEventListener("input", () => {
-      if (this.number.value !== "") store.select({ f: Number(this.number.value) });
-    });
+    typed(this.number, (f) => Number.isNaN(f) || store.select({ f }));
     fill(
       this.planes,
       el("span", { class: "hint" }, "filter"),

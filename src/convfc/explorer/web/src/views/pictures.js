@@ -2,8 +2,12 @@
 
 import { button, el, fill } from "./dom.js";
 import { DIGITS } from "../model/digits.js";
-import { SIDE, pictureInput } from "../model/start.js";
+import { problems } from "../model/geometry.js";
+import { SIDE } from "../model/start.js";
 import { Pad } from "./pad.js";
+
+/** Side of an opened photograph, at least. */
+const PHOTO = 64;
 
 /** Digits, pad and file, below the settings of the input. */
 export class Pictures {
@@ -23,9 +27,7 @@ export class Pictures {
         thumbnail(pixels),
       ),
     );
-    this.pad = new Pad((pixels) =>
-      explorer.store.draw(pictureInput(pixels, explorer.store.settings)),
-    );
+    this.pad = new Pad((pixels) => explorer.store.drawPixels(pixels, "a drawing"));
     this.file = el("input", {
       type: "file",
       name: "picture",
@@ -65,29 +67,25 @@ export class Pictures {
   async _open(file) {
     if (!file) return;
     const { store } = this.explorer;
-    const [height, width] =
-      store.settings.axes > 1 ? store.settings.size : [1, store.settings.size[0]];
     try {
       const bitmap = await createImageBitmap(file);
-      const side = Math.min(bitmap.width / width, bitmap.height / height);
-      const [w, h] = [width * side, height * side];
+      const settings = this._roomFor(store.settings);
+      const { axes, size, channels } = settings;
+      const [height, width] = axes > 1 ? size : [1, size[0]];
+      const side = Math.min(bitmap.width / width, axes > 1 ? bitmap.height / height : Infinity);
+      const [w, h] = [width * side, axes > 1 ? height * side : 1];
       const canvas = el("canvas", { width, height });
       const context = canvas.getContext("2d");
       context.imageSmoothingQuality = "high";
-      context.drawImage(
-        bitmap,
-        (bitmap.width - w) / 2,
-        (bitmap.height - h) / 2,
-        w,
-        h,
-        0,
-        0,
-        width,
-        height,
-      );
-      store.draw(
-        fromPixels(context.getImageData(0, 0, width, height).data, store.settings.channels),
-      );
+      const corner = [(bitmap.width - w) / 2, (bitmap.height - h) / 2];
+      context.drawImage(bitmap, ...corner, w, h, 0, 0, width, height);
+      const { data } = context.getImageData(0, 0, width, height);
+      const said = [
+        file.name,
+        `${axes > 1 ? "cut and resized" : "its middle row, resized"} from ${bitmap.height} × ${bitmap.width} to ${size.join(" × ")}`,
+        channels === 3 ? "in colour" : "its grey values",
+      ];
+      store.draw(fromPixels(data, channels), said.join(", "), { range: [0, 1], settings });
       this.note.hidden = true;
     } catch {
       fill(
@@ -97,6 +95,18 @@ export class Pictures {
       this.note.hidden = false;
     }
     this.file.value = "";
+  }
+
+  /**
+   * The settings with an input on which one knows a photograph again, unless the filters are those of a
+   * layer, which has its own size and channels.
+   */
+  _roomFor(settings) {
+    const { given: start, preset } = this.explorer.store;
+    const given = (!preset && start.kept.filters.source) || settings.axes === 1;
+    const size = settings.size.map((n) => Math.max(n, PHOTO));
+    const larger = { ...settings, size, channels: settings.groups === 1 ? 3 : settings.channels };
+    return given || problems(larger).length ? settings : larger;
   }
 }
 

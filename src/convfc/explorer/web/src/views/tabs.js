@@ -1,4 +1,4 @@
-// The panel under the strip: four tabs, of which only the open one is kept up to date.
+// The panel under the strip: five tabs, of which only the open one is kept up to date.
 
 import { el, unique } from "./dom.js";
 import { TABS } from "../model/store.js";
@@ -7,12 +7,13 @@ const TITLES = {
   arithmetic: "Arithmetic",
   map: "Index map",
   matrix: "One big matrix",
+  backward: "Backward pass",
   code: "Code",
 };
 
 /** The tabs and their panels. */
 export class Tabs {
-  /** views: {arithmetic, map, matrix, code}, each {element, update(), light(), fit(width)?}. */
+  /** views: {arithmetic, map, matrix, backward, code}, each {element, update(), light(), fit(width)?}. */
   constructor(explorer, views) {
     this.explorer = explorer;
     this.views = views;
