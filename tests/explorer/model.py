@@ -6,8 +6,10 @@ import json
 import pathlib
 import shutil
 import subprocess
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from browser import lacking
 from hypothesis import given, settings
 
@@ -110,3 +112,14 @@ def geometry_of(settings: dict[str, Any]) -> tuple[ConvGeometry, tuple[int, ...]
     )
     geometry.output_size(settings["size"])
     return geometry, tuple(settings["size"])
+
+
+def forwards(geometry: ConvGeometry) -> ConvGeometry:
+    """Return the geometry whose windows are read forwards, as the page shows all of them."""
+    return replace(geometry, flip=geometry.transposed)
+
+
+def turned(filters: np.ndarray, geometry: ConvGeometry) -> np.ndarray:
+    """Return filters as the page shows them: turned where the geometry reads backwards."""
+    kernel = tuple(range(1, geometry.spatial_ndim + 1))
+    return np.flip(filters, kernel) if geometry.flip != geometry.transposed else filters

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from browser import MARGIN, Explorer
+from model import forwards, turned
 
 from convfc import conv_as_matmul, conv_matrix, im2col
 
@@ -59,7 +60,7 @@ def agrees_with_python(explorer: Explorer) -> None:
     if layer.bias is not None:
         y = y + layer.bias
     assert tuple(shown["size"]) == y.shape[1:-1]
-    assert shown["M"] == im2col(x, layer.geometry).ravel().tolist()
+    assert shown["M"] == im2col(x, forwards(layer.geometry)).ravel().tolist()
     assert shown["Y"] == y.ravel().tolist()
     matrix = conv_matrix(
         filters, x.shape[1:-1], layer.geometry, layout="dense", order="channels_last"
@@ -95,11 +96,11 @@ def test_cells_have_the_colours_of_the_numbers_of_convfc(explorer: Explorer, pre
     explorer.settled()
     layer, x = state_layer(explorer.state)
     x, filters = np.asarray(x)[None], np.asarray(layer.filters)
-    M = im2col(x, layer.geometry)[0]
+    M = im2col(x, forwards(layer.geometry))[0]
     Y = explorer.ask("[...store.Y]")  # compared with convfc's elsewhere
     Y = np.array(Y).reshape(len(M), -1)
     plane = Y[:, 1].reshape(explorer.ask("store.outputSize"))
-    K = filters.reshape(len(filters), -1).T
+    K = turned(filters, layer.geometry).reshape(len(filters), -1).T
     kinds = {
         "M": (M, "input"),
         "K": (K, "filters"),
@@ -161,7 +162,7 @@ def test_every_setting_has_a_control_and_every_change_is_followed_exactly(
         ("kernel-0", "40", "kernel", "reaches over 40", "5"),
         ("stride-1", "0", "stride", "from 1 to 64", "1"),
         ("size-0", "", "size", "whole number", "28"),
-        ("size-1", "2.5", "size", "this is 2.5", "28"),
+        ("size-1", "2.5", "size", "This is 2.5", "28"),
         ("groups", "3", "groups", "3 groups do not divide", "1"),
         ("outputPadding-0", "1", "outputPadding", "Only a transposed", "0"),
         ("filters", "-2", "filters", "from 1 to", "4"),
@@ -174,6 +175,7 @@ def test_what_cannot_be_is_explained_beside_the_control(
     control, note = explorer.control(name), explorer.problem(field)
     assert note.is_hidden()
     control.fill(value)
+    control.press("Enter")
     explorer.settled()
     assert said in note.inner_text()
     assert note.get_attribute("role") == "alert"
@@ -189,6 +191,7 @@ def test_what_cannot_be_is_explained_beside_the_control(
     )
     assert 0 <= below < 60
     control.fill(good)
+    control.press("Enter")
     explorer.settled()
     assert note.is_hidden()
     assert control.get_attribute("aria-invalid") is None

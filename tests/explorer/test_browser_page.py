@@ -138,9 +138,9 @@ def test_axe_finds_nothing(
     explorer.act("guide-close")
     for tab in explorer.panels():
         found[tab] = violations(page)
-    explorer.switch("backward")
+    explorer.switch("feeds")
     explorer.click("input", 9, 9)
-    found["backward"] = violations(page)
+    found["feeds"] = violations(page)
     explorer.enter(kernel__0=40)
     found["problem"] = violations(page)
     explorer.enter(kernel__0=4)

@@ -157,14 +157,15 @@ def test_the_index_map_writes_out_eq_8(explorer: Explorer) -> None:
 
 
 def test_the_index_map_says_of_each_axis_what_it_reads(explorer: Explorer) -> None:
-    """Row 10 of the transposed preset: on axis 0 element 1, on axis 1 a zero between elements."""
+    """Row 10 of the transposed preset: in rows element 1, in columns a zero between elements."""
     explorer.preset("transposed")
-    explorer.ask("store.select({p: 10, f: 0, q: 0})")
+    explorer.ask("store.select({p: 10, f: 0, q: 8})")
     explorer.tab("map")
     rows = explorer.view("map").locator("tbody tr")
     read = dict(row.split("\t", 1) for row in rows.all_inner_texts())
     assert read["i"].endswith("\t1")
     assert read["j"].endswith("between elements: 0")
+    assert read["i′ of the filter"].endswith("2 − 2\t0")  # it is turned: the last tap is the first
     assert "a zero" in explorer.view("map").inner_text()
     explorer.preset("dilated")
     explorer.ask("store.select({p: 4, f: 0, q: 1})")  # above the input, in its middle
@@ -193,14 +194,14 @@ def test_the_way_back_lights_all_that_an_input_feeds_and_nothing_else(
     explorer: Explorer, preset: str
 ) -> None:
     explorer.preset(preset)
-    explorer.switch("backward")
+    explorer.switch("feeds")
     rows, columns = explorer.cells("input")
     explorer.click("input", rows // 2, columns // 2)
     element = explorer.selection["element"]
     if element is None:  # a zero between the elements of a transposed input
         explorer.press("input", "ArrowRight")
         element = explorer.selection["element"]
-    readers = explorer.ask("store.map.readers(argument)", element)
+    readers = explorer.ask("[...store.map.readers(argument)]", element)
     assert readers
     shape = explorer.ask("[1, ...store.outputSize].slice(-2)")
     positions = {divmod(p, shape[1]) for p, _ in readers}
@@ -224,9 +225,9 @@ def test_the_way_back_lights_all_that_an_input_feeds_and_nothing_else(
 def test_without_the_switch_nothing_of_the_way_back_is_drawn(explorer: Explorer) -> None:
     explorer.click("input", 14, 14)
     plain = explorer.picture("M")
-    explorer.switch("backward")
+    explorer.switch("feeds")
     assert explorer.picture("M") != plain
     assert "feeds 4 output positions" in explorer.live()
-    explorer.switch("backward", on=False)
+    explorer.switch("feeds", on=False)
     assert explorer.picture("M") == plain
     assert "feeds" not in explorer.live()

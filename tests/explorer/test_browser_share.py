@@ -49,14 +49,14 @@ def test_an_address_opens_the_same_state_on_a_new_page(open_page: Callable[..., 
     explorer.edit("K", 2, 1, "0.25")
     explorer.click("output", 1, 2)
     explorer.tab("map")
-    explorer.switch("backward")
+    explorer.switch("feeds")
     link = copied(explorer, "copy-link")
     assert "#1;" in link
     other = open_page(address="#" + link.partition("#")[2])
     for part in ("settings", "filters", "bias", "selection"):
         assert other.state[part] == explorer.state[part], part
     assert other.state["input"]["values"] == explorer.state["input"]["values"]
-    assert other.ask("[store.view.tab, store.view.backward]") == ["map", True]
+    assert other.ask("[store.view.tab, store.view.feeds]") == ["map", True]
     for page in (explorer, other):  # each says its selection when there is a new one
         page.press("output", "ArrowRight")
     assert other.live() == explorer.live()

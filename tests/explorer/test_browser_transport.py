@@ -75,7 +75,7 @@ def test_who_asks_for_less_motion_sees_no_transition(
 
 def test_tabs_are_worked_with_arrow_keys(explorer: Explorer) -> None:
     explorer.tab("arithmetic")
-    names = ["arithmetic", "map", "matrix", "code"]
+    names = ["arithmetic", "map", "matrix", "backward", "code"]
     assert (
         explorer.page.evaluate(
             "() => [...document.querySelectorAll('[role=tab][data-tab]')].map((t) => t.dataset.tab)"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ import torch
 from cases import Case
 from hypothesis import strategies as st
 from judges import judge_torch, torch_layer
-from model import drawn, geometry_of, running, settings_of
+from model import drawn, forwards, geometry_of, running, settings_of, turned
 from strategies import cases
 
 from convfc import ConvGeometry, conv_as_matmul, conv_matrix, im2col, index_map
@@ -49,24 +48,13 @@ def facts(model: Model) -> dict[str, Any]:
     return found
 
 
-def forwards(geometry: ConvGeometry) -> ConvGeometry:
-    """Return the geometry whose windows are read forwards, as the page shows all of them."""
-    return replace(geometry, flip=geometry.transposed)
-
-
-def shown(filters: np.ndarray, geometry: ConvGeometry) -> np.ndarray:
-    """Return filters as the page shows them: turned where the geometry reads backwards."""
-    kernel = tuple(range(1, geometry.spatial_ndim + 1))
-    return np.flip(filters, kernel) if geometry.flip != geometry.transposed else filters
-
-
 # --- the map ---
 
 
 def test_the_index_map_is_the_one_of_convfc(model: Model) -> None:
     """Eq. (8), entry by entry, asked forwards, backwards and as a whole."""
     tried = BY_HAND + drawn(cases(max_ndim=2), MAPS)
-    turned = 0
+    others = 0
     for case in tried:
         own = index_map(case.geometry, case.input_size)
         where = index_map(forwards(case.geometry), case.input_size)
@@ -82,14 +70,14 @@ def test_the_index_map_is_the_one_of_convfc(model: Model) -> None:
         assert [c and tuple(c) for c in found["coordinates"]] == read, case
         # Column q of the page is column turn[q] of the layer's own M.
         assert np.array_equal(own.flat()[:, found["turn"]], flat), case
-        turned += found["turn"] != list(range(columns))
+        others += found["turn"] != list(range(columns))
         shape = (*case.input_size, case.geometry.in_channels)
         readers = [where.readers(element) for element in np.ndindex(shape)]
         assert [[tuple(e) for e in entries] for entries in found["readers"]] == readers, case
         counts = [(len(entries), len({p for p, _ in entries})) for entries in readers]
         found_counts = [(one["entries"], one["outputs"]) for one in found["readerCounts"]]
         assert found_counts == counts, case
-    assert turned > MAPS // 5
+    assert others > MAPS // 5
 
 
 def test_windows_are_drawn_where_they_read(model: Model) -> None:
@@ -152,7 +140,7 @@ def test_numbers_are_the_ones_of_convfc(model: Model) -> None:
         found = model.ask("numbers", state)
         M = im2col(x, forwards(geometry))[0]
         Y = conv_as_matmul(x, filters, geometry, bias).reshape(L, f)
-        K = filters_to_matrix(shown(filters, geometry), geometry)
+        K = filters_to_matrix(turned(filters, geometry), geometry)
         assert found["problems"] == [], case
         assert found["M"] == found["entries"] == M.ravel().tolist(), case
         assert found["K"] == K.ravel().tolist(), case
@@ -217,7 +205,7 @@ def test_gradients_are_those_of_autograd(model: Model) -> None:
         dx, dfilters = (np.asarray(a.grad) for a in at)
         found = model.ask("numbers", state | {"dY": dY, "selection": {"p": 0, "f": 0}})
         assert found["dX"] == dx.ravel().tolist(), case
-        K = shown(dfilters, geometry).reshape(len(filters), -1)
+        K = turned(dfilters, geometry).reshape(len(filters), -1)
         assert found["dK"] == K.tolist(), case
         judged += 1
     assert judged > PRODUCTS // 2

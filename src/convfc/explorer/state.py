@@ -2,7 +2,8 @@
 
 A state is a dict: ``version``, ``settings`` (see `settings`), ``input`` (``{"values": [...]}``),
 ``filters``, ``bias``, ``selection``, ``title`` and ``source``. Numbers are flat, in the layouts of
-convfc: input ``(*spatial, c)``, filters ``(f, *kernel, c / groups)``.
+convfc: input ``(*spatial, c)``, filters ``(f, *kernel, c / groups)``. Once somebody has changed
+something on a page, ``given`` holds the settings and numbers that title and source speak of.
 """
 
 from __future__ import annotations
@@ -125,6 +126,7 @@ def state_layer(state: Mapping[str, Any]) -> tuple[ConvLayer, NDArray[Any] | Non
     Returns
     -------
     layer : ConvLayer
+        Named as its title says; with "changed here" if it was changed on a page.
     x : ndarray or None
         None also for one of the page's own digits, whose numbers are on the page.
 
@@ -170,7 +172,11 @@ def state_layer(state: Mapping[str, Any]) -> tuple[ConvLayer, NDArray[Any] | Non
             x = _array("input.values", given.get("values"), (*size, geometry.in_channels))
     if state.get("selection") is not None:
         check_selection(_mapping(state, "selection"), geometry, size)
-    return ConvLayer(geometry, filters, bias, str(state.get("title", ""))), x
+    name = str(state.get("title", ""))
+    if state.get("given") is not None:
+        state_layer(_mapping(state, "given"))  # for what it refuses
+        name = f"{name}, changed here".removeprefix(", ")
+    return ConvLayer(geometry, filters, bias, name), x
 
 
 def check_selection(

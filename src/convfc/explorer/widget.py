@@ -32,7 +32,8 @@ class ExplorerWidget(anywidget.AnyWidget):
     ----------
     state : dict
         What the page shows: settings, numbers, selection; see `convfc.explorer.state`. Empty for
-        the page's own start. A state that is no convolution is refused with a `TraitError`.
+        the page's own start. Where it was changed on the page, ``state["given"]`` is what it was
+        before. A state that is no convolution is refused with a `TraitError`.
     selection : dict
         ``p`` (the row of M, the output position), ``f`` (the filter), ``q`` (the column of M) and
         ``element`` (of the input), the last two perhaps None.
@@ -79,6 +80,7 @@ class ExplorerWidget(anywidget.AnyWidget):
     def __repr__(self) -> str:
         """Say what is shown, and where."""
         shown = (self.state.get("title") or "a layer") if self.state else "the experiment"
+        shown += ", changed on the page" if self.state.get("given") else ""
         return (
             f"<convfc explorer of {shown}: the last line of a notebook's cell shows it; outside of "
             "notebooks, convfc explore opens the page>"

@@ -73,7 +73,7 @@ export class Store {
     this.view = { tab: "arithmetic", feeds: false, ...state.view };
     this._forget();
     this.dY = { start: GRADIENTS[0], edits: new Map(), ...this._gradient(state.dY) };
-    this.selection = { p: 0, f: 0, q: null, element: null };
+    this.selection = { p: 0, f: 0, q: null, element: null, of: null };
     Object.assign(this.selection, this._ours(state.selection ?? {}));
     this._clampSelection();
     this._tell("load");
@@ -120,7 +120,8 @@ export class Store {
 
   /** The selection as Python and addresses have it: its column is one of convfc's M. */
   get chosen() {
-    return this._ours(this.selection);
+    const { p, f, q, element } = this._ours(this.selection);
+    return { p, f, q, element };
   }
 
   get input() {
@@ -319,7 +320,10 @@ export class Store {
     this.select("q" in selection ? this._ours(selection) : selection);
   }
 
-  /** Select: an output position p, a filter f, a column q, an input element; the rest follows. */
+  /**
+   * Select: an output position p, a filter f, a column q, an input element; the rest follows. `of` is "dK"
+   * or "dX" where q or element were chosen for their gradient.
+   */
   select(patch) {
     const next = this._completed(this.selection, patch);
     this.hover = null;
@@ -569,9 +573,10 @@ export class Store {
   }
 
   /** A selection with a change, and what follows: a column or an element name each other. */
-  _completed(selection, { p, f, q, element }) {
+  _completed(selection, { p, f, q, element, of = null }) {
     const { map, settings } = this;
     const next = { ...selection };
+    if (q !== undefined || element !== undefined) next.of = of;
     if (p !== undefined) next.p = clamp(p, map.rows);
     if (f !== undefined) next.f = clamp(f, settings.filters);
     if (q !== undefined && q !== null) {
@@ -630,7 +635,7 @@ function largest(numbers) {
 }
 
 function same(a, b) {
-  return ["p", "f", "q", "element"].every((key) => a[key] === b[key]);
+  return ["p", "f", "q", "element", "of"].every((key) => a[key] === b[key]);
 }
 
 function clamp(value, count) {

@@ -63,26 +63,19 @@ export class BackwardView {
     });
     this.dK = new KernelView(explorer, {
       view: "dK",
-      name: "dK = Mᵀ dY",
+      name: (f) => (f === undefined ? "dK = Mᵀ dY" : `dK = Mᵀ dY, filter ${f},`),
       label: "dK, the gradient of the filter",
       values: (f) => store.dK(f),
       largest: (values) => scale(values),
-      picked: () => this._of("dK"),
+      of: "dK",
     });
     const element = (r, c) => ravel([...(store.settings.axes > 1 ? [r, c] : [c]), this.channel], store.map.inputShape);
     this.dX = new Panel(explorer, {
       view: "dX",
       name: "dX = col2im(dY Kᵀ)",
       label: "dX, the gradient of the input",
-      pick: (r, c) => {
-        this._of("dX");
-        store.select({ element: element(r, c) });
-      },
-      hover: (r, c) => {
-        if (r === null) return store.preview(null);
-        this._of("dX");
-        store.preview({ element: element(r, c) });
-      },
+      pick: (r, c) => store.select({ element: element(r, c), of: "dX" }),
+      hover: (r, c) => store.preview(r === null ? null : { element: element(r, c), of: "dX" }),
       cursor: () => this._cell() ?? [0, 0],
       say: (r, c) => `${place(unravel(element(r, c), store.map.inputShape).slice(0, -1))}: ${short(store.dX?.[element(r, c)] ?? NaN)}`,
       overlay: (grid, context) => {
@@ -90,8 +83,8 @@ export class BackwardView {
         if (cell) grid.outline(context, [...cell, ...cell], explorer.palette.ink, { width: 2 });
       },
     });
-    this.note = el("p", { class: "problem", role: "status" });
-    this.sum = new Sum((how, term) => store[how](term && term.look));
+    this.note = el("p", { class: "problem" });
+    this.sum = new Sum((how, term) => store[how](term?.look ?? null));
     this.element = el(
       "div",
       { data: { view: "backward" }, class: "backward" },
@@ -123,11 +116,6 @@ export class BackwardView {
     this.dK.light();
     for (const panel of [this.dY, this.dX]) panel.grid.light();
     this._write();
-  }
-
-  /** What is spelled out: a number of dK or one of dX. */
-  _of(of) {
-    if (this.explorer.store.view.of !== of) this.explorer.store.show({ of });
   }
 
   /** The channel of the element that is looked at, else the one that the input shows. */
@@ -202,8 +190,8 @@ export class BackwardView {
   /** Spell out the number of dK or dX that is looked at. */
   _write() {
     const { store } = this.explorer;
-    const { element } = store.shown;
-    const spelled = store.view.of === "dX" && element !== null ? this._ofInput(element) : this._ofFilter();
+    const { element, of } = store.shown;
+    const spelled = of === "dX" && element !== null ? this._ofInput(element) : this._ofFilter();
     this.sum.result.hidden = this.sum.terms.hidden = !spelled;
     if (spelled) this.sum.write(spelled);
   }
@@ -219,7 +207,7 @@ export class BackwardView {
     const gradients = store.gradients(f);
     const terms = gradients.slice(0, WRITTEN).map(([p, , w]) => {
       const x = store.entry(p, q);
-      return { x, w, product: x * w, zero: store.map.element(p, q) < 0, look: { p, q } };
+      return { x, w, product: x * w, zero: store.map.element(p, q) < 0, look: { p, q, of: "dK" } };
     });
     const zeros = store.map.rows - gradients.length;
     return {
@@ -259,7 +247,7 @@ export class BackwardView {
         all += 1;
         if (all > WRITTEN) continue;
         const x = store.weights[f * map.taps + (q % map.taps)];
-        terms.push({ x, w, product: x * w, look: { p, f, q } });
+        terms.push({ x, w, product: x * w, look: { p, f, q, of: "dX" } });
       }
     }
     return {

@@ -17,20 +17,17 @@ const TURNED =
 /** One filter, or what has its shape, as windows of numbers. */
 export class KernelView {
   /**
-   * options: {view, name, label, values(f) -> its k numbers, or null, largest(), edit(t), picked()}; taps
-   * are counted as the page shows them.
+   * options: {view, name(f?), label, values(f) -> its k numbers, or null, largest(values), edit(f, t), of}; taps
+   * are counted as the page shows them, `of` says what its numbers are to the selection.
    */
   constructor(explorer, options) {
     this.explorer = explorer;
     this.options = options;
     const { store } = explorer;
-    const choose = (how, r, c) => {
-      options.picked?.();
-      store[how]({ q: this._column(r, c) });
-    };
+    const choose = (how, r, c) => store[how]({ q: this._column(r, c), of: options.of });
     this.panel = new Panel(explorer, {
       view: options.view,
-      name: options.name,
+      name: options.name(),
       label: options.label,
       pick: (r, c) => choose("select", r, c),
       hover: (r, c) => (r === null ? store.preview(null) : choose("preview", r, c)),
@@ -84,8 +81,7 @@ export class KernelView {
       `${[...kernel, store.map.perGroup].join(" × ")}${turned}`,
     );
     this.panel.shape.title = turned && TURNED;
-    this.panel.caption.querySelector(".name").textContent =
-      filters > 1 ? `${this.options.name} ${f}` : this.options.name;
+    this.panel.name.textContent = filters > 1 ? this.options.name(f) : this.options.name();
   }
 
   /** The channel shown where they are not all beside each other. */
@@ -103,7 +99,7 @@ export class KernelView {
 
   _target(r, c) {
     const { kind, index } = this.options.edit(this.drawn, this._tap(r, c));
-    return { kind, index, label: `New number of ${this.options.name} ${this.drawn}, ${this._say(r, c)}` };
+    return { kind, index, label: `New weight of filter ${this.drawn}, ${this._say(r, c)}` };
   }
 
   _column(r, c) {
@@ -149,7 +145,7 @@ export class FiltersView extends KernelView {
     const { store } = explorer;
     super(explorer, {
       view: "filters",
-      name: "filter",
+      name: (f) => (f === undefined ? "filter" : `filter ${f}`),
       label: "Filter",
       values: (f) => store.weights.subarray(f * store.map.taps, (f + 1) * store.map.taps),
       largest: () => store.largest("filters"),

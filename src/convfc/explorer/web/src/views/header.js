@@ -68,7 +68,7 @@ export class Header {
     const changed = Boolean(title) && store.changed;
     this.title.textContent = title ? `${title}${changed ? ", changed here" : ""}` : OWN;
     this.text.textContent = changed
-      ? `Other than given: ${store.changes.join("; ")}.`
+      ? `Changed: ${store.changes.join("; ")}.`
       : store.source || preset?.text || "";
     this.restore.hidden = !changed;
     this.restore.textContent = `Back to ${preset ? `“${title}”` : title}`;

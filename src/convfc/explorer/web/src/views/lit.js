@@ -9,13 +9,11 @@ const MOST = 1500;
  * one column of M. Null unless that is what the page is asked to show.
  */
 export function lit(store) {
-  const { element, q } = store.shown;
-  const { feeds, tab, of } = store.view;
-  const backward = tab === "backward";
-  if (element !== null && (feeds || (backward && of === "dX"))) {
+  const { element, q, of } = store.shown;
+  if (element !== null && (store.view.feeds || of === "dX")) {
     const entries = [...store.map.readers(element, MOST)];
     return { element, entries, outputs: [...new Set(entries.map(([p]) => p))] };
   }
-  if (q !== null && backward && of === "dK") return { column: q, entries: [], outputs: [] };
+  if (q !== null && of === "dK") return { column: q, entries: [], outputs: [] };
   return null;
 }

@@ -15,13 +15,8 @@ export class Panel {
     this.grid = new Grid({ viewed: () => this._viewed(), ...options });
     const id = unique("caption");
     this.shape = el("span", { class: "shape" });
-    this.caption = el(
-      "h3",
-      { class: "caption", id },
-      el("span", { class: options.formula ? "name formula" : "name" }, options.name),
-      " ",
-      this.shape,
-    );
+    this.name = el("span", { class: options.formula ? "name formula" : "name" }, options.name);
+    this.caption = el("h3", { class: "caption", id }, this.name, " ", this.shape);
     this.out = button("zoom-out", `${options.label}: smaller`, () => this.grid.zoomBy(1 / 1.6), {
       symbol: "minus",
     });

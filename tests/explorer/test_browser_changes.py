@@ -1,0 +1,283 @@
+"""What was given stays: sizes typed over, changes named in the head, undone, and gone back from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from convfc import ConvGeometry
+from convfc.explorer.state import explorer_state, state_layer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from browser import Explorer
+
+PAUSE = 600
+"""Milliseconds after which a typed number is taken (web/src/views/dom.js)."""
+
+
+def trained() -> dict[str, Any]:
+    """A layer and a photograph, as a researcher gives them: no number occurs twice."""
+    rng = np.random.default_rng(0)
+    geometry = ConvGeometry(3, 16, (5, 5), stride=2, padding=2)
+    return explorer_state(
+        rng.normal(size=geometry.filters_shape),
+        rng.random((20, 24, 3)),
+        geometry,
+        title="net, conv1",
+        source="Input: photo.png",
+    )
+
+
+@pytest.fixture
+def layer(open_page: Callable[..., Explorer]) -> Explorer:
+    return open_page(trained())
+
+
+def numbers(explorer: Explorer) -> tuple[list[float], ...]:
+    state = explorer.state
+    return state["input"]["values"], state["filters"]
+
+
+def retype(explorer: Explorer, name: str, text: str, wait: int = 0) -> None:
+    """Select what is in a field and type over it, key by key."""
+    control = explorer.control(name)
+    control.click()
+    control.press("Control+a")
+    for key in text:
+        explorer.page.keyboard.press(key)
+        explorer.page.wait_for_timeout(wait)
+
+
+def head(explorer: Explorer) -> str:
+    return explorer.root.locator(".intro").inner_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("filters", "16"), ("size-0", "20"), ("kernel-1", "5"), ("channels", "3")]
+)
+@pytest.mark.parametrize("wait", [20, 2 * PAUSE], ids=["quickly", "slowly"])
+def test_a_number_typed_over_itself_changes_nothing(
+    layer: Explorer, name: str, text: str, wait: int
+) -> None:
+    """Slowly, the page takes "1" on the way to "16"; what was given comes back all the same."""
+    before = numbers(layer)
+    retype(layer, name, text, wait)
+    layer.control(name).press("Enter")
+    layer.settled()
+    assert numbers(layer) == before
+    assert "changed here" not in head(layer)
+    assert head(layer).startswith("net, conv1")
+    assert "given" not in layer.state
+
+
+@pytest.mark.parametrize("end", ["Enter", "Tab", "pause"])
+def test_a_typed_number_is_taken_when_it_is_meant(layer: Explorer, end: str) -> None:
+    taken = []
+    layer.ask("store.subscribe((kind) => kind === 'settings' && (window.taken ??= []).push(1))")
+    retype(layer, "filters", "12")
+    assert layer.settings["filters"] == 16
+    if end == "pause":
+        layer.page.wait_for_function(
+            "() => document.querySelector('.convfc-explorer').explorer.store.settings.filters < 16"
+        )
+    else:
+        layer.control("filters").press(end)
+    layer.settled()
+    assert layer.settings["filters"] == 12
+    taken = layer.page.evaluate("() => window.taken")
+    assert len(taken) == 1  # and never "1"
+
+
+def test_smaller_and_larger_again_gives_the_same_numbers_back(layer: Explorer) -> None:
+    before = numbers(layer)
+    layer.edit("K", 4, 2, "7")
+    layer.enter(filters=2).enter(size__0=6, size__1=7).enter(kernel__0=2).enter(axes=1)
+    assert layer.state["settings"]["axes"] == 1
+    layer.enter(axes=2).enter(filters=16, kernel__0=5, kernel__1=5, size__0=20, size__1=24)
+    layer.enter(stride__1=2, padding__1__low=2, padding__1__high=2)
+    image, filters = numbers(layer)
+    assert image == before[0]
+    changed = [at for at, value in enumerate(filters) if value != before[1][at]]
+    assert changed == [2 * 75 + 4]  # what was changed by hand is still there, and nothing else
+    assert filters[changed[0]] == 7
+
+
+def test_the_head_says_what_is_not_as_it_was_given(layer: Explorer) -> None:
+    back = layer.root.locator("[data-action=restore]")
+    assert "Input: photo.png" in head(layer)
+    assert back.is_hidden()
+    layer.enter(stride__0=1)
+    assert head(layer).startswith("net, conv1, changed here")
+    assert "Changed: stride" in head(layer)
+    assert "photo.png" not in head(layer).replace("Back to net, conv1", "")
+    layer.edit("K", 0, 0, "1").edit("K", 1, 0, "2")
+    assert "2 numbers of the filters" in head(layer)
+    layer.enter(filters=17)
+    assert "75 numbers of the filters made up" in head(layer)
+    layer.root.locator("[data-digit='4']").click()
+    layer.settled()
+    assert "the input: a digit" in head(layer)
+    assert back.inner_text() == "Back to net, conv1"
+    back.click()
+    layer.settled()
+    assert head(layer).startswith("net, conv1\n") or head(layer).startswith("net, conv1 ")
+    assert "Input: photo.png" in head(layer)
+    given = trained()
+    assert numbers(layer) == (given["input"]["values"], given["filters"])
+    assert layer.settings["stride"] == [2, 2]
+    layer.act("undo")
+    assert "the input: a digit" in head(layer)  # also this can be undone
+
+
+def test_a_number_changed_back_is_as_if_nothing_had_been(layer: Explorer) -> None:
+    value = layer.ask("store.filters[0]")
+    layer.edit("K", 0, 0, "3")
+    assert "changed here" in head(layer)
+    layer.edit("K", 0, 0, str(value))
+    assert "changed here" not in head(layer)
+
+
+def test_python_is_told_what_was_given_and_that_it_was_changed(layer: Explorer) -> None:
+    layer.enter(filters=20, size__0=18)
+    state = layer.state
+    found, x = state_layer(state)
+    assert found.name == "net, conv1, changed here"
+    assert np.shape(found.filters)[0] == 20
+    assert np.shape(x) == (18, 24, 3)
+    original = state_layer({**state, **state["given"], "given": None})[0]
+    assert original.name == "net, conv1"
+    assert np.asarray(original.filters).ravel().tolist() == trained()["filters"]
+    # Loaded again, as a notebook does, it still knows; and goes back.
+    layer.ask("store.load(argument)", state)
+    layer.settled()
+    assert "changed here" in head(layer)
+    layer.act("restore")
+    assert numbers(layer) == (trained()["input"]["values"], trained()["filters"])
+    assert "given" not in layer.state
+
+
+def test_a_preset_that_was_changed_says_so(explorer: Explorer) -> None:
+    assert head(explorer).startswith("The experiment")
+    explorer.root.locator("[data-digit='4']").click()
+    explorer.settled()
+    assert head(explorer).startswith("The experiment, changed here")
+    explorer.act("restore")
+    assert "changed" not in head(explorer)
+
+
+def test_every_change_is_undone_and_redone(explorer: Explorer) -> None:
+    undo, redo = (explorer.root.locator(f"[data-action={name}]") for name in ("undo", "redo"))
+    assert undo.is_disabled()
+    assert redo.is_disabled()
+    states = [explorer.state]
+    for change in (
+        lambda: explorer.enter(stride__0=3),
+        lambda: explorer.edit("input", 5, 5, "4"),
+        lambda: explorer.preset("dilated"),
+        lambda: explorer.switch("flip"),
+        lambda: explorer.root.locator("[data-digit='7']").click(),
+        lambda: explorer.edit("filters", 0, 0, "-8"),
+    ):
+        change()
+        explorer.settled()
+        states.append(explorer.state)
+    parts = ("settings", "input", "filters", "bias", "title", "preset")
+
+    def same(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
+        return all(found[part] == wanted[part] for part in parts)
+
+    explorer.grid("input").focus()
+    for state in states[-2::-1]:
+        explorer.page.keyboard.press("Control+z")
+        explorer.settled()
+        assert same(explorer.state, state)
+    assert undo.is_disabled()
+    for state in states[1:]:
+        redo.click()
+        explorer.settled()
+        assert same(explorer.state, state)
+    assert redo.is_disabled()
+    undo.click()
+    explorer.page.keyboard.press("Control+Shift+z")
+    explorer.settled()
+    assert same(explorer.state, states[-1])
+    undo.click()
+    explorer.enter(filters=3)
+    assert redo.is_disabled()  # what was undone is gone once something else is done
+    assert explorer.control("filters").input_value() == "3"
+    undo.click()
+    assert explorer.control("filters").input_value() == str(states[-2]["settings"]["filters"])
+
+
+def test_undo_in_a_text_field_is_the_fields_own(explorer: Explorer) -> None:
+    explorer.enter(stride__0=3)
+    explorer.control("kernel-0").click()
+    explorer.page.keyboard.press("Control+a")
+    explorer.page.keyboard.type("5")
+    explorer.page.keyboard.press("Control+z")
+    explorer.settled()
+    assert explorer.settings["stride"] == [3, 2]
+
+
+def test_back_goes_to_what_was_there_before_the_preset(open_page: Callable[..., Explorer]) -> None:
+    explorer = open_page(trained())
+    page = explorer.page
+    explorer.edit("K", 3, 3, "5")
+    own = explorer.state
+    explorer.preset("dilated")
+    explorer.enter(stride__0=2)
+    dilated = explorer.state
+    explorer.preset("signal")
+    signal = explorer.state
+
+    def arrives(title: str) -> dict[str, Any]:
+        page.wait_for_function(
+            "(title) => document.querySelector('.convfc-explorer').explorer.store.title === title",
+            arg=title,
+        )
+        explorer.settled()
+        return explorer.state
+
+    parts = ("settings", "input", "filters", "title", "preset")
+    page.go_back()
+    found = arrives("Dilated")
+    assert [found[part] for part in parts] == [dilated[part] for part in parts]
+    assert "preset=dilated" in page.url
+    page.go_back()
+    found = arrives("net, conv1")
+    assert [found[part] for part in parts] == [own[part] for part in parts]
+    assert "changed here" in head(explorer)
+    page.go_forward()
+    arrives("Dilated")
+    page.go_forward()
+    found = arrives("A signal")
+    assert [found[part] for part in parts] == [signal[part] for part in parts]
+
+
+def test_a_page_opened_anew_on_an_address_of_its_layer_keeps_the_layer(
+    open_page: Callable[..., Explorer],
+) -> None:
+    explorer = open_page(trained())
+    explorer.enter(filters=12, stride__0=1)
+    explorer.page.wait_for_function("() => location.hash.includes('f=12')")
+    explorer.page.reload()
+    from browser import Explorer as Opened
+
+    again = Opened(explorer.page).ready()
+    assert again.settings["filters"] == 12
+    assert again.state["filters"] == trained()["filters"][: 12 * 75]
+    assert head(again).startswith("net, conv1, changed here")
+    again.act("restore")
+    assert numbers(again) == (trained()["input"]["values"], trained()["filters"])
+
+
+def test_a_link_of_another_layer_is_not_taken_for_this_one(
+    open_page: Callable[..., Explorer],
+) -> None:
+    explorer = open_page(trained(), address="#1;c=3;f=16;k=5.5;n=20.24;own=other;cut=1")
+    assert "net, conv1" not in head(explorer)
+    assert "too many for an address" in head(explorer)
