@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
+from PIL import Image
+
+from convfc import ConvGeometry
+from convfc.explorer.state import explorer_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -200,15 +206,68 @@ def png(rows: list[list[int]]) -> bytes:
     )
 
 
-def test_an_image_is_opened_from_disk(explorer: Explorer) -> None:
-    picture = [[255 * (row >= 14)] * 28 for row in range(28)]
-    file = {"name": "half.png", "mimeType": "image/png", "buffer": png(picture)}
+def coloured(height: int, width: int) -> bytes:
+    """Return a picture whose left half is red and whose right half is blue, as a PNG file."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[:, : width // 2, 0] = pixels[:, width // 2 :, 2] = 255
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def opened(explorer: Explorer, name: str, data: bytes) -> str:
+    """Open a file on the page; return what the head says then."""
+    file = {"name": name, "mimeType": "image/png", "buffer": data}
     explorer.control("picture").set_input_files(files=[file])
-    explorer.page.wait_for_function(
-        "() => document.querySelector('.convfc-explorer').explorer.store.digit === null"
-    )
+    intro = explorer.root.locator(".intro")
+    intro.get_by_text(name).wait_for()
+    explorer.settled()
+    return intro.inner_text()
+
+
+def test_a_photo_is_opened_as_a_photo_and_named_in_the_head(explorer: Explorer) -> None:
+    head = opened(explorer, "photo.png", coloured(90, 120))
+    assert explorer.settings["size"] == [64, 64]
+    assert explorer.settings["channels"] == 3
+    pixels = np.array(explorer.ask("[...store.input]")).reshape(64, 64, 3)
+    assert pixels[:, :31].tolist() == np.full((64, 31, 3), [1, 0, 0]).tolist()
+    assert pixels[:, 33:].tolist() == np.full((64, 31, 3), [0, 0, 1]).tolist()
+    assert explorer.ask("explorer.strip.input.channel") == "rgb"
+    assert "The experiment, changed here" in head  # and not the experiment's picture any more
+    assert "photo.png, cut and resized from 90 × 120 to 64 × 64, in colour" in head
+    assert "paper trains" not in head
+    explorer.act("undo")  # one step, sizes and numbers together
+    assert explorer.settings["size"] == [28, 28]
+    assert explorer.ask("store.digit") == 5
+
+
+def test_a_photo_for_a_layer_is_made_to_fit_the_layer(open_page: Callable[..., Explorer]) -> None:
+    geometry = ConvGeometry(1, 2, (3, 3))
+    state = explorer_state(np.arange(18.0).reshape(2, 3, 3, 1), 7, geometry, title="net, conv1")
+    explorer = open_page(state)
+    head = opened(explorer, "half.png", png([[255 * (row >= 14)] * 28 for row in range(28)]))
+    assert "net, conv1, changed here" in head
+    assert "half.png, cut and resized from 28 × 28 to 28 × 28, its grey values" in head
     pixels = explorer.ask("[...store.input]")
     assert pixels == [float(row >= 14) for row in range(28) for _ in range(28)]
+    assert explorer.state["filters"] == state["filters"]
+
+
+def test_numbers_that_overflow_are_said_and_drawn(open_page: Callable[..., Explorer]) -> None:
+    explorer = open_page(address=FIGURE_2)
+    blank = explorer.picture("Y", "base")
+    explorer.edit("input", 0, 0, "1e308").edit("input", 1, 0, "1e308").edit("input", 2, 0, "1e308")
+    assert explorer.ask("store.value(0, 0)") == float("inf")
+    assert "= ∞" in explorer.view("arithmetic").inner_text()
+    assert "sum ∞" in explorer.live()
+    assert explorer.picture("Y", "base") != blank
+    cell = explorer.grid("Y").locator("[role=gridcell]")
+    assert cell.text_content() == "row 0, column 0: ∞"
+    for _ in explorer.panels():
+        explorer.settled()
+    explorer.edit("input", 0, 0, "1")
+    explorer.edit("input", 1, 0, "0")
+    assert explorer.ask("store.value(0, 0)") == 1e308
 
 
 def test_a_file_that_is_no_image_is_refused_in_words(explorer: Explorer) -> None:

@@ -231,3 +231,59 @@ def test_without_the_switch_nothing_of_the_way_back_is_drawn(explorer: Explorer)
     explorer.switch("feeds", on=False)
     assert explorer.picture("M") == plain
     assert "feeds" not in explorer.live()
+
+
+PRESETS = ("figure-2", "figure-3", "figure-6", "experiment", "depthwise", "dilated", "transposed")
+ARROWS = {"ArrowUp": (0, -1), "ArrowDown": (0, 1), "ArrowLeft": (-1, -1), "ArrowRight": (-1, 1)}
+
+
+@pytest.mark.parametrize("preset", [*PRESETS, "signal"])
+def test_an_arrow_moves_the_window_by_one_in_its_direction_or_stays_at_the_edge(
+    explorer: Explorer, preset: str
+) -> None:
+    explorer.preset(preset)
+    size = explorer.ask("store.outputSize")
+    starts = {0, explorer.ask("store.map.rows") - 1, explorer.ask("store.selection.p")}
+    elements = [None, explorer.ask("Math.floor(store.input.length / 2)")]
+    moved = 0
+    for p in starts:
+        for element in elements:
+            for key, (axis, by) in ARROWS.items():
+                explorer.ask("store.select(argument)", {"p": p, "element": element})
+                before = explorer.ask("store.map.position(store.selection.p)")
+                explorer.press("input", key)
+                expected = list(before)
+                if len(size) > 1 or axis == -1:
+                    expected[axis] = min(max(before[axis] + by, 0), size[axis] - 1)
+                assert explorer.ask("store.map.position(store.selection.p)") == expected, key
+                moved += expected != before
+    assert moved >= (0 if explorer.ask("store.map.rows") == 1 else 2 * len(size))
+
+
+def test_home_end_and_pages_move_the_window_to_the_edges(explorer: Explorer) -> None:
+    where = "store.map.position(store.selection.p)"
+    explorer.click("output", 5, 6)
+    for key, expected in (
+        ("End", [5, 12]),
+        ("Home", [5, 0]),
+        ("PageDown", [12, 0]),
+        ("PageUp", [2, 0]),
+        ("Control+End", [12, 12]),
+        ("Control+Home", [0, 0]),
+    ):
+        explorer.press("input", key)
+        assert explorer.ask(where) == expected, key
+
+
+def test_with_shift_an_arrow_moves_the_chosen_element(explorer: Explorer) -> None:
+    explorer.click("input", 12, 9)
+    assert explorer.selection["element"] == 12 * 28 + 9
+    explorer.press("input", "Shift+ArrowRight", "Shift+ArrowDown")
+    assert explorer.selection["element"] == 13 * 28 + 10
+    explorer.preset("transposed")  # over the zeros between the elements, to the next one
+    explorer.ask("store.select({p: 9, element: 5})")
+    explorer.press("input", "Shift+ArrowRight")
+    assert explorer.selection["element"] == 6
+    for _ in range(4):
+        explorer.press("input", "Shift+ArrowRight")
+    assert explorer.selection["element"] == 7  # at the edge it stays

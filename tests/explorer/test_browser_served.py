@@ -85,6 +85,19 @@ def test_the_policy_is_enforced(open_context: Callable[..., BrowserContext], add
         watch.check()
 
 
+def test_a_link_from_the_server_says_that_it_ends_with_it(
+    open_context: Callable[..., BrowserContext], address: str
+) -> None:
+    context = open_context(permissions=["clipboard-read", "clipboard-write"])
+    page = context.new_page()
+    page.goto(address)
+    explorer = Explorer(page).ready().act("guide-close").act("copy-link")
+    toast = explorer.root.locator(".toast")
+    toast.wait_for()
+    assert "on this machine only, while convfc explore runs" in toast.inner_text()
+    assert page.evaluate("() => navigator.clipboard.readText()").startswith(address)
+
+
 def written(tmp_path: pathlib.Path, *arguments: str) -> pathlib.Path:
     """Return the page that `convfc explore --html` has written."""
     out = tmp_path / "a copy with spaces & signs.html"

@@ -64,6 +64,13 @@ def test_an_address_opens_the_same_state_on_a_new_page(open_page: Callable[..., 
         assert other.picture(view, "base") == explorer.picture(view, "base"), view
 
 
+def test_a_link_says_where_it_opens(open_page: Callable[..., Explorer]) -> None:
+    explorer = open_page()
+    assert copied(explorer, "copy-link").startswith("file:")
+    said = explorer.root.locator(".toast").inner_text()
+    assert said == "The link is copied. It opens on this machine only."
+
+
 def test_the_address_of_the_page_keeps_step(open_page: Callable[..., Explorer]) -> None:
     explorer = open_page()
     explorer.preset("figure-6")
@@ -73,7 +80,7 @@ def test_the_address_of_the_page_keeps_step(open_page: Callable[..., Explorer]) 
     entries = explorer.page.evaluate("() => history.length")
     explorer.click("output", 1, 1)
     explorer.page.wait_for_function("() => location.hash.includes('at=8')")
-    assert explorer.page.evaluate("() => history.length") == entries  # Back leaves the page
+    assert explorer.page.evaluate("() => history.length") == entries  # only a start is an entry
 
 
 def test_an_address_typed_over_the_old_one_is_opened(open_page: Callable[..., Explorer]) -> None:

@@ -177,7 +177,7 @@ def gradients(draw: st.DrawFn) -> tuple[Case, dict[str, Any], np.ndarray]:
     """A case, what the page says of dY, and dY."""
     case = draw(cases(max_ndim=2))
     size = (*index_map(case.geometry, case.input_size).output_size, case.geometry.out_channels)
-    start = draw(st.sampled_from(["one", "ones"]))
+    start = draw(st.sampled_from(["one", "ones", "zeros"]))
     dY = np.ones(size) if start == "ones" else np.zeros(size)
     if start == "one":
         dY[(0,) * len(size)] = 1  # at the chosen output, which is the first

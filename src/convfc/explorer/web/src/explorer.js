@@ -184,14 +184,14 @@ export class Explorer {
         this.redraw();
       });
     } else this._update(kind);
-    if (kind !== "hover" && kind !== "view" && !this.transport.playing) this.announce();
+    if (!["hover", "view", "tab"].includes(kind) && !this.transport.playing) this.announce();
     this.options.onChange?.(kind);
   }
 
   /** Numbers, settings or view: everything that shows them. */
   _update(kind) {
     if (kind !== "settings" || !this.store.problems.length) {
-      this.strip.update();
+      if (kind !== "tab") this.strip.update();
       this.transport.update();
       this.tabs.update();
       this.header.update();

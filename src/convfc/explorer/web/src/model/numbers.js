@@ -7,8 +7,14 @@ import { filtersShape, product } from "./geometry.js";
 /** Weights in the order of the page's windows, from filters in convfc's, or back. */
 export function turnedFilters(map, filters) {
   if (!map.turned) return filters;
-  const { taps: k } = map;
-  return Float64Array.from(filters, (_, i) => filters[i - (i % k) + map.turn(i % k)]);
+  const { taps: k, perGroup } = map;
+  const turned = new Float64Array(filters.length);
+  for (let t = 0; t < k; t += perGroup) {
+    const from = map.turn(t);
+    for (let start = 0; start < filters.length; start += k)
+      for (let d = 0; d < perGroup; d++) turned[start + t + d] = filters[start + from + d];
+  }
+  return turned;
 }
 
 /** The patch matrix (L, groups k); zeros of the padding are 0. */

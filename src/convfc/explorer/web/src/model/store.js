@@ -16,8 +16,8 @@ export { short } from "./words.js";
 export const VERSION = 1;
 export const TABS = ["arithmetic", "map", "matrix", "backward", "code"];
 
-/** What an output gradient dY starts as: 1 at the chosen output, or 1 everywhere. */
-export const GRADIENTS = ["one", "ones"];
+/** What a gradient dY of the output is, but for what is changed in it: 1 at the chosen output, 1 everywhere, or 0. */
+export const GRADIENTS = ["one", "ones", "zeros"];
 
 /** Entries above which M is not held whole: its cells are then worked out as they are drawn. */
 export const HELD = 1_000_000;
@@ -26,7 +26,7 @@ export const HELD = 1_000_000;
 const PATIENCE = 20_000_000;
 
 /** The same of the output of one filter, which is seen in every view. */
-const PATIENCE_OF_A_PLANE = 60_000_000;
+const PATIENCE_OF_A_PLANE = 30_000_000;
 
 /** Changes that can be undone, and milliseconds within which changes of one setting are one change. */
 const UNDONE = 100;
@@ -267,7 +267,7 @@ export class Store {
       const add = (p, f) => at.set(p * this.settings.filters + f, [p, f, this.gradient(p, f)]);
       const { p, f } = this.selection;
       if (this.dY.start === "ones") for (let o = 0; o < rows; o++) for (const i of all) add(o, i);
-      else if (all.includes(f)) add(p, f);
+      else if (this.dY.start === "one" && all.includes(f)) add(p, f);
       for (const place of this.dY.edits.keys()) {
         const found = this._output(place);
         if (found && all.includes(found[1])) add(...found);
@@ -288,7 +288,7 @@ export class Store {
   get dX() {
     return this._ofGradient("dX", () => {
       if (this._heavy(this.settings.groups)) return null;
-      if (this.dY.start === "one") return inputGradient(this.map, this.weights, this.gradients());
+      if (this.dY.start !== "ones") return inputGradient(this.map, this.weights, this.gradients());
       const others = [...this.dY.edits.keys()].map((place) => this._output(place)).filter(Boolean);
       const rest = inputGradient(this.map, this.weights, others.map(([p, f]) => [p, f, this.gradient(p, f) - 1]));
       return inputGradientOfOnes(this.map, this.weights).map((value, at) => value + rest[at]);
@@ -361,9 +361,12 @@ export class Store {
       const { filters } = this.settings;
       const [p, f] = [Math.floor(index / filters), index % filters];
       const edits = new Map(this.dY.edits);
+      // A 1 that follows the choice would run away from under what is typed: it stays where it is.
+      const start = this.dY.start === "one" ? "zeros" : this.dY.start;
+      if (this.dY.start === "one") edits.set(this._place(this.selection.p, this.selection.f), 1);
       edits.set(this._place(p, f), value);
-      if (value === this._started(p, f)) edits.delete(this._place(p, f));
-      this.dY = { ...this.dY, edits };
+      if (value === (start === "ones" ? 1 : 0)) edits.delete(this._place(p, f));
+      this.dY = { start, edits };
     } else this.kept = { ...this.kept, [kind]: edited(kind, this.kept[kind], this.settings, index, value) };
     this._numbersChanged();
     return true;
@@ -415,9 +418,10 @@ export class Store {
     this._travel(this.future, this.past);
   }
 
+  /** Show another tab, another channel, what a pixel feeds. */
   show(view) {
     this.view = { ...this.view, ...view };
-    this._tell("view");
+    this._tell(Object.keys(view).join() === "tab" ? "tab" : "view");
   }
 
   /** Call a function with the kind of every change; returns how to stop. */
@@ -533,7 +537,9 @@ export class Store {
   }
 
   _started(p, f) {
-    return this.dY.start === "ones" || (p === this.selection.p && f === this.selection.f) ? 1 : 0;
+    const { start } = this.dY;
+    const chosen = start === "one" && p === this.selection.p && f === this.selection.f;
+    return chosen || start === "ones" ? 1 : 0;
   }
 
   /** A place of dY that stays what it is when sizes change, and the [p, f] of one; null if it is none now. */
@@ -556,7 +562,7 @@ export class Store {
 
   /** What follows from dY: kept, and if dY is that of the selected output, while that is selected. */
   _ofGradient(name, make) {
-    if (this.dY.start === "ones") return this._once(name, make);
+    if (this.dY.start !== "one") return this._once(name, make);
     const { p, f } = this.selection;
     const { selected } = this._found;
     if (selected?.p !== p || selected?.f !== f) this._found.selected = { p, f };

@@ -19,6 +19,7 @@ const ADDED = 2_000_000;
 const STARTS = {
   one: ["1 at the chosen output", "What one output asks of the weights and of the input"],
   ones: ["1 everywhere", "The gradient of the sum of all outputs"],
+  zeros: ["your own", "0 but for the numbers that you type"],
 };
 
 /** The tab “Backward pass”. */
@@ -239,7 +240,7 @@ export class BackwardView {
     const terms = [];
     let all = 0;
     const many = map.readerCounts(element).entries * perGroup > ADDED;
-    const readers = many ? [] : store.dY.start === "one" ? this._readersOfSome(element) : map.readers(element);
+    const readers = many ? [] : store.dY.start !== "ones" ? this._readersOfSome(element) : map.readers(element);
     for (const [p, q] of readers) {
       for (let f = group * perGroup; f < (group + 1) * perGroup; f++) {
         const w = store.gradient(p, f);

@@ -177,7 +177,7 @@ export class InputView {
     const { store } = this;
     if (!ofElement && !store.view.feeds) {
       if (dr && store.map.axes.length > 1) store.step(dr, 0);
-      else if (dc) store.step(dc);
+      if (dc) store.step(dc);
       return;
     }
     const { rows, columns } = this.panel.grid.source;
