@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from browser import Watch, lacking
+from notebooks import PATIENCE, ask, becomes, said, served
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from playwright.sync_api import BrowserContext, Locator, Page
+    from playwright.sync_api import BrowserContext, Page
 
-PATIENCE = 60
 NOTEBOOK = """
 import marimo
 
@@ -81,37 +75,9 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         lacking("the package marimo is not installed; remedy: pip install marimo")
     folder = tmp_path_factory.mktemp("notebook")
     (folder / "notebook.py").write_text(NOTEBOOK, encoding="utf-8")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "marimo", "run", "notebook.py", "--headless", "--no-token"]
-    command += ["--host", "127.0.0.1", "--port", str(port)]
-    server = subprocess.Popen(  # noqa: S603
-        command,
-        cwd=folder,
-        env={**os.environ, "HOME": str(folder), "MARIMO_SKIP_UPDATE_CHECK": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        answers(f"http://127.0.0.1:{port}/health", server)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        server.wait(PATIENCE)
-
-
-def answers(url: str, server: subprocess.Popen[bytes]) -> None:
-    """Wait until a server does."""
-    until = time.monotonic() + PATIENCE
-    while True:
-        try:
-            with urllib.request.urlopen(url):  # noqa: S310
-                return
-        except OSError:
-            assert server.poll() is None, "the notebook's server has ended"
-            assert time.monotonic() < until, "the notebook's server does not answer"
-            time.sleep(0.1)
+    command = ["marimo", "run", "notebook.py", "--headless", "--no-token", "--host", "127.0.0.1"]
+    with served(*command, folder=folder, health="/health", MARIMO_SKIP_UPDATE_CHECK="1") as running:
+        yield running
 
 
 @pytest.fixture
@@ -125,27 +91,6 @@ def notebook(open_context: Callable[..., BrowserContext], address: str) -> Itera
     page.locator(".convfc-explorer").wait_for()
     yield page
     watch.check()
-
-
-def ask(page: Page, expression: str) -> Any:
-    """Evaluate JavaScript that knows the `store` of the widget, wherever it stands."""
-    root = page.locator(".convfc-explorer")
-    return root.evaluate(f"(root) => {{ const {{ store }} = root.explorer; return {expression}; }}")
-
-
-def said(page: Page, text: str) -> Locator:
-    """Wait until Python has printed something."""
-    found = page.get_by_text(text)
-    found.wait_for()
-    return found
-
-
-def becomes(page: Page, expression: str, expected: Any) -> None:
-    """Wait until the widget has something in its store."""
-    until = time.monotonic() + PATIENCE
-    while ask(page, expression) != expected:
-        assert time.monotonic() < until, f"{expression} is {ask(page, expression)}"
-        page.wait_for_timeout(50)
 
 
 def test_the_widget_and_python_have_one_selection_and_one_state(notebook: Page) -> None:

@@ -11,8 +11,8 @@ export { problems, complete } from "./model/geometry.js";
 export { PRESETS, stateOf } from "./model/presets.js";
 export { code, LANGUAGES } from "./model/code.js";
 export { toAddress, fromAddress } from "./model/address.js";
-export { render };
 
+// For anywidget, which warns of a `render` that is exported by its own name.
 export default { render };
 
 startOnPage();

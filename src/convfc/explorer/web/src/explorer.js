@@ -175,13 +175,14 @@ export class Explorer {
   _changed(kind) {
     if (kind === "selection") {
       this.strip.input.follow();
-      if (this.flown !== this.store.selection.p && !this.transport.hurried) this.strip.links.fly();
+      const moved = this.flown !== this.store.selection.p;
+      if (moved && !this.transport.hurried && !this._away()) this.strip.links.fly();
     }
     this.flown = this.store.selection.p;
     if (LIGHT.has(kind)) {
       this.pending ??= requestAnimationFrame(() => {
         this.pending = null;
-        this.redraw();
+        if (!this._away()) this.redraw();
       });
     } else this._update(kind);
     if (!["hover", "view", "tab"].includes(kind) && !this.transport.playing) this.announce();
@@ -190,6 +191,7 @@ export class Explorer {
 
   /** Numbers, settings or view: everything that shows them. */
   _update(kind) {
+    if (this._away()) return;
     if (kind !== "settings" || !this.store.problems.length) {
       if (kind !== "tab") this.strip.update();
       this.transport.update();
@@ -211,6 +213,19 @@ export class Explorer {
     if (this.options.page)
       document.documentElement.style.background = getComputedStyle(this.root).backgroundColor;
     if (this.strip) this._update("theme");
+  }
+
+  /**
+   * Whether there is no room to draw in, as in an inactive tab or a cell that a notebook has taken
+   * out. Coming back is then a change of size, which draws everything, and it is told even of an
+   * absence shorter than a frame, because observing starts anew.
+   */
+  _away() {
+    if (this.root.clientWidth) return false;
+    this.width = 0;
+    this.resize.unobserve(this.root);
+    this.resize.observe(this.root);
+    return true;
   }
 
   _resized() {

@@ -39,20 +39,20 @@ export class Links {
   }
 
   fit() {
-    const parent = this.strip.element;
-    const ratio = window.devicePixelRatio || 1;
     this.element.hidden = this.explorer.narrow;
-    if (this.explorer.narrow) return;
-    this.element.width = Math.round(parent.clientWidth * ratio);
-    this.element.height = Math.round(parent.clientHeight * ratio);
     this.places = null;
   }
 
   /**
-   * Where the canvases are: measured once, as selecting must not make the browser lay out again.
+   * How large the strip is and where its canvases are: measured once everything in it is drawn,
+   * and not again before the next fit, as selecting must not make the browser lay out again.
    */
   _measure() {
-    const origin = this.strip.element.getBoundingClientRect();
+    const { element } = this.strip;
+    const ratio = window.devicePixelRatio || 1;
+    this.element.width = Math.round(element.clientWidth * ratio);
+    this.element.height = Math.round(element.clientHeight * ratio);
+    const origin = element.getBoundingClientRect();
     this.places = new Map(
       [this.strip.input, this.strip.M, this.strip.Y, this.strip.output].map((view) => {
         const box = view.panel.grid.overlay.getBoundingClientRect();

@@ -1,0 +1,212 @@
+"""The widget in the real JupyterLab: twice in one notebook, collapsed, in both of its themes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from browser import Explorer, Watch, lacking
+from notebooks import PATIENCE, becomes, served
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from playwright.sync_api import BrowserContext, Page
+
+CELLS = (
+    """\
+import numpy as np
+
+import convfc
+from convfc.layer import ConvLayer
+
+geometry = convfc.ConvGeometry(1, 2, (3, 3), padding=1)
+layer = ConvLayer(geometry, np.arange(18.0).reshape(geometry.filters_shape))
+x = np.arange(36.0).reshape(6, 6, 1)
+w = convfc.explore(layer, x)
+w""",
+    "second = convfc.explore(layer, x)\nsecond",
+)
+SERVER = (
+    "--no-browser",
+    "--allow-root",
+    "--ip=127.0.0.1",
+    "--IdentityProvider.token=",
+    "--LabApp.expose_app_in_browser=True",  # as `jupyterapp`, which has the menus' commands
+    "--LabApp.extension_manager=readonly",  # the other one asks for what could be installed
+)
+QUIET = '{"fetchNews": "false", "checkForUpdates": false}'  # neither asked for nor asked about
+IDLE = "() => globalThis.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel?.status"
+
+# What a cell with this code does, and what an expression is afterwards.
+PYTHON = """async ([code, value]) => {
+  const { kernel } = jupyterapp.shell.currentWidget.sessionContext.session;
+  const request = { code, user_expressions: { value } };
+  const { content } = await kernel.requestExecute(request).done;
+  if (content.status !== "ok") throw new Error(content.evalue);
+  return content.user_expressions.value.data["text/plain"];
+}"""
+
+# The mean grey of M, 0 to 255, in each widget; what lies behind its canvas is not in it.
+GREYS = """() => [...document.querySelectorAll(".convfc-explorer [data-view=M] canvas.base")].map(
+  (canvas) => {
+    const { width, height } = canvas;
+    const copy = document.createElement("canvas");
+    [copy.width, copy.height] = [width, height];
+    const context = copy.getContext("2d", { willReadFrequently: true });
+    context.drawImage(canvas, 0, 0);
+    const { data } = context.getImageData(10, 10, width - 20, height - 20);
+    const sum = data.reduce((so, value, at) => so + (at % 4 < 3 ? value : 0), 0);
+    return sum / (0.75 * data.length);
+  })"""
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of JupyterLab with a notebook, all its settings in a folder of its own."""
+    if importlib.util.find_spec("jupyterlab") is None:
+        lacking("the package jupyterlab is not installed; remedy: pip install jupyterlab")
+    folder = tmp_path_factory.mktemp("jupyter")
+    written: list[dict[str, Any]] = [
+        {
+            "cell_type": "code",
+            "id": f"cell-{number}",
+            "metadata": {},
+            "execution_count": None,
+            "outputs": [],
+            "source": source,
+        }
+        for number, source in enumerate(CELLS)
+    ]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook = {"nbformat": 4, "nbformat_minor": 5, "metadata": {"kernelspec": kernel}}
+    (folder / "notebook.ipynb").write_text(json.dumps({**notebook, "cells": written}), "utf-8")
+    places = {name: folder / ".jupyter" / name for name in ("config", "data", "runtime")}
+    quiet = places["config"] / "lab/user-settings/@jupyterlab/apputils-extension"
+    quiet.mkdir(parents=True)
+    (quiet / "notification.jupyterlab-settings").write_text(QUIET, "utf-8")
+    with served(
+        "jupyterlab",
+        *SERVER,
+        folder=folder,
+        health="/api",
+        IPYTHONDIR=str(folder / ".ipython"),
+        **{f"JUPYTER_{name.upper()}_DIR": str(place) for name, place in places.items()},
+    ) as running:
+        yield running
+
+
+@pytest.fixture
+def lab(open_context: Callable[..., BrowserContext], address: str) -> Iterator[Page]:
+    """The notebook in JupyterLab, all its cells run."""
+    context = open_context(viewport={"width": 1280, "height": 720}, reduced_motion="reduce")
+    context.set_default_timeout(PATIENCE * 1000)
+    page = context.new_page()
+    watch = Watch(page, own=[address, address.replace("http", "ws")], levels=("error",))
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.goto(f"{address}/lab/tree/notebook.ipynb?reset")
+    page.wait_for_function(f"{IDLE} === 'idle'")
+    command(page, "notebook:run-all-cells")
+    page.locator(".convfc-explorer").nth(1).wait_for()
+    Explorer(page).ready()
+    yield page
+    watch.check()
+    assert [text for text in said if "Deprecation" in text] == []
+
+
+def command(page: Page, name: str, **arguments: str) -> None:
+    """Do what an entry of a menu does."""
+    page.evaluate("([name, so]) => jupyterapp.commands.execute(name, so)", [name, arguments])
+
+
+def python(page: Page, code: str, value: str = "None") -> str:
+    """Run code in the notebook's Python; return what a value is then, as it is written."""
+    written: str = page.evaluate(PYTHON, [code, value])
+    return written
+
+
+def says(page: Page, value: str, expected: Any) -> None:
+    """Wait until a value in the notebook's Python is what is expected."""
+    until = time.monotonic() + PATIENCE
+    while (now := python(page, "", value)) != repr(expected):
+        assert time.monotonic() < until, f"{value} is {now}"
+        page.wait_for_timeout(50)
+
+
+def cells(page: Page) -> Any:
+    return page.evaluate("() => jupyterapp.shell.currentWidget.content.model.sharedModel.toJSON()")
+
+
+def test_both_widgets_are_shown_and_python_has_their_selection(lab: Page) -> None:
+    first = Explorer(lab)
+    assert lab.locator(".convfc-explorer").count() == 2
+    assert lab.locator("[data-view=guide]").count() == 2
+    assert lab.locator("[data-view=guide]:visible").count() == 0  # the notebook is not ours
+    # From the page to Python: the first widget's alone.
+    untouched = int(python(lab, "", "second.selection['p']"))
+    first.click("output", 2, 3)
+    says(lab, "w.selection['p']", 15)
+    says(lab, "second.selection['p']", untouched)
+    # From Python to the page.
+    python(lab, "w.selection = {'p': 20, 'f': 1}")
+    becomes(lab, "[store.selection.p, store.selection.f]", [20, 1])
+    python(lab, "w.state = {**w.state, 'settings': {**w.state['settings'], 'flip': True}}")
+    becomes(lab, "store.settings.flip", True)
+
+
+def test_keys_in_the_widget_do_not_work_the_notebook(lab: Page) -> None:
+    first = Explorer(lab)
+    before = cells(lab)
+    first.click("output", 2, 3)
+    # Above, below, cut, delete, Markdown, run and go on, if the notebook got them.
+    first.press("output", "a", "b", "x", "d", "d", "m", "Shift+Enter", "ArrowDown")
+    assert first.chosen("p") == (21,)
+    first.control("stride-0").press("2")
+    lab.wait_for_timeout(200)
+    assert cells(lab) == before
+
+
+def test_what_changes_while_the_output_is_collapsed_is_there_when_it_is_opened(lab: Page) -> None:
+    first = Explorer(lab)
+    before = first.picture("M", "base")
+    root = first.root.element_handle()
+    collapser = lab.locator(".jp-OutputCollapser").first
+    collapser.click()
+    lab.wait_for_function("(root) => !root.clientWidth", arg=root)
+    python(lab, "values = [float(n % 7) for n in range(36)]")
+    python(lab, "w.state = {**w.state, 'input': {'values': values}}")
+    python(lab, "w.selection = {'p': 9, 'f': 1}")
+    lab.wait_for_function(
+        "({ explorer }) => explorer.store.input[1] === 1 && explorer.store.selection.p === 9",
+        arg=root,
+    )
+    collapser.click()
+    lab.wait_for_function("(root) => root.clientWidth", arg=root)
+    first.settled()
+    views = ("input", "filters", "M", "K", "Y", "output")
+    shown = [first.picture(view, layer) for view in views for layer in ("base", "overlay")]
+    assert first.picture("M", "base") != before
+    first.ask("explorer._update('numbers')")
+    assert shown == [first.picture(view, layer) for view in views for layer in ("base", "overlay")]
+    assert "Y(9, 1)" in first.view("arithmetic").inner_text()
+
+
+def test_each_change_of_theme_changes_the_colours_of_the_grids(lab: Page) -> None:
+    (light, _) = lab.evaluate(GREYS)
+    for theme in ("dark", "light", "dark", "light"):
+        command(lab, "apputils:change-theme", theme=f"JupyterLab {theme.title()}")
+        lab.wait_for_function(
+            "(theme) => [...document.querySelectorAll('.convfc-explorer')].every((root) =>"
+            " root.dataset.scheme === theme && root.clientWidth)",
+            arg=theme,
+        )
+        Explorer(lab).settled()
+        greys = lab.evaluate(GREYS)
+        if theme == "light":
+            assert greys == [light, light]
+        else:
+            assert all(grey < light - 30 for grey in greys)
