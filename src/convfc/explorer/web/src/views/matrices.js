@@ -204,7 +204,10 @@ export class ProductView {
         columns: filters,
         largest: store.largest("output"),
         value: (p, f) => store.value(p, f),
-        line: (p, only) => store.outputRow(p, only),
+        line: (p, along) => {
+          const row = store.outputRow(p, along);
+          return along.map((f) => row[f]);
+        },
       },
       `${store.map.rows} × ${filters}`,
     );
@@ -258,5 +261,8 @@ function marker(context, x, y, w, h, palette) {
 
 /** Rows of M one by one, where M is not held. */
 function lines(store) {
-  return (p) => Float64Array.from(store.map.row(p), (from) => (from < 0 ? 0 : store.input[from]));
+  return (p, along) => {
+    const row = store.map.row(p);
+    return along.map((q) => (row[q] < 0 ? 0 : store.input[row[q]]));
+  };
 }
