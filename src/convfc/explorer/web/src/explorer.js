@@ -19,9 +19,8 @@ import { CodeView } from "./views/code.js";
 import { Guide } from "./views/guide.js";
 import { download, png, svg } from "./views/export.js";
 
-/** Widths from which the strip is a row, and from which the settings stand beside it. */
-const ROW = 780;
-const BESIDE = 1120;
+/** Settings beside the strip, the strip as a row above them, all in one column. */
+const LAYOUTS = ["wide", "middle", "narrow"];
 
 /** Hosts that are the machine itself. */
 const LOOPBACK = /^(localhost|127\.\d+\.\d+\.\d+|\[::1\])$/;
@@ -232,11 +231,14 @@ export class Explorer {
     const { clientWidth } = this.root;
     if (!clientWidth || clientWidth === this.width) return;
     this.width = clientWidth;
-    this.narrow = clientWidth < ROW;
-    const wide = clientWidth >= BESIDE;
-    this.root.dataset.width = this.narrow ? "narrow" : wide ? "wide" : "middle";
+    const { dataset } = this.root;
+    dataset.width = LAYOUTS.find((layout) => {
+      dataset.width = layout;
+      return this.strip.holds(layout);
+    });
+    this.narrow = dataset.width === "narrow";
     // Where to start from stands above the strip if there is no column beside it.
-    if (wide) this.controls.element.prepend(this.controls.start);
+    if (dataset.width === "wide") this.controls.element.prepend(this.controls.start);
     else this.header.intro.before(this.controls.start);
     this._update("size");
   }

@@ -159,7 +159,7 @@ export class BigMatrixView {
     const largest = store.largest("filters");
     const across = Math.min(columns, Math.max(1, Math.floor(columns * w)));
     const wide = (columns * w) / across;
-    const numbers = w >= 22 && h >= 13;
+    const numbers = numbered(grid);
     context.font = `${Math.min(12, h * 0.6)}px sans-serif`;
     context.textAlign = "center";
     context.textBaseline = "middle";
@@ -189,8 +189,11 @@ export class BigMatrixView {
     const r = p * filters + f;
     const [w, h] = grid.size;
     const reading = lit(store);
-    if (element !== null)
-      grid.tint(context, [0, element, grid.source.rows - 1, element], palette.ink, 0.16);
+    if (element !== null) {
+      const column = [0, element, grid.source.rows - 1, element];
+      if (numbered(grid)) grid.outline(context, column, palette.ink, { width: 1.5 });
+      else grid.tint(context, column, palette.ink, 0.16);
+    }
     if (reading?.outputs.length) {
       for (const at of reading.outputs)
         grid.outline(context, [at * filters + f, element, at * filters + f, element], palette.lit, {
@@ -259,4 +262,9 @@ export class BigMatrixView {
         { width: 2.5, least: 7 },
       );
   }
+}
+
+/** Whether the cells are large enough for their numbers, on which there is then no tint. */
+function numbered({ size: [w, h] }) {
+  return w >= 22 && h >= 13;
 }

@@ -3,7 +3,7 @@
 // costs little.
 
 import { el, unique } from "./dom.js";
-import { paintCells, paintNumbers } from "./paint.js";
+import { paintCells, paintNumbers, paintOver } from "./paint.js";
 import { listen } from "./gestures.js";
 
 /** Room around the cells, for outlines that run along the edge. */
@@ -48,7 +48,10 @@ export class Grid {
     this.stop();
   }
 
-  /** What is shown: {rows, columns, value(r, c), largest, pixel(r, c)?, line(r) -> numbers?}. */
+  /**
+   * What is shown: {rows, columns, value(r, c), largest, pixel(r, c)?, line(r, columns) -> their
+   * numbers?, cells: how many of them are worked out for a picture, at most?}.
+   */
   show(source, palette) {
     const before = this.source;
     this.source = source;
@@ -245,7 +248,7 @@ export class Grid {
     return { x, y, w, h };
   }
 
-  /** Tint cells. */
+  /** Tint cells; their numbers are written again above it. */
   tint(context, [r0, c0, r1 = r0, c1 = c0], colour, alpha = 0.2) {
     const { x, y, w, h } = this.box(r0, c0, r1, c1);
     context.save();
@@ -253,6 +256,8 @@ export class Grid {
     context.globalAlpha = alpha;
     context.fillStyle = colour;
     context.fillRect(x, y, Math.max(w, 1.5), Math.max(h, 1.5));
+    context.globalAlpha = 1;
+    paintOver(this, context, [r0, c0, r1, c1], { colour, alpha });
     context.restore();
   }
 

@@ -89,7 +89,7 @@ export class OutputView {
       for (const at of reading.outputs) {
         const [r, c] = this._cell(at);
         grid.tint(context, [r, c], palette.lit, 0.3);
-        grid.outline(context, [r, c, r, c], palette.lit, { width: 1.5 });
+        grid.outline(context, [r, c, r, c], palette.lit, { width: 2 });
       }
       return;
     }

@@ -4,23 +4,29 @@
 import { short } from "../model/words.js";
 
 /**
- * The visible cells, one pixel each, scaled up; where cells are smaller than a pixel, every nth.
+ * The visible cells, one pixel each, scaled up; where cells are smaller than a pixel, or more than
+ * `source.cells`, every nth.
  */
 export function paintCells(grid, context) {
   const { source, palette } = grid;
   const { r0, r1, c0, c1 } = grid.visible;
-  const rows = sampled(r0, r1, grid.height * grid.ratio);
-  const columns = sampled(c0, c1, grid.width * grid.ratio);
+  const [most, wide] = evaluated(
+    Math.min(r1 - r0 + 1, Math.max(1, Math.round(grid.height * grid.ratio))),
+    Math.min(c1 - c0 + 1, Math.max(1, Math.round(grid.width * grid.ratio))),
+    source.cells ?? Infinity,
+  );
+  const rows = sampled(r0, r1, most);
+  const columns = sampled(c0, c1, wide);
   const image = new ImageData(columns.count, rows.count);
   const pixels = new Uint32Array(image.data.buffer);
   const along = Array.from({ length: columns.count }, (_, j) => columns.index(j));
   for (let i = 0, at = 0; i < rows.count; i++) {
     const r = rows.index(i);
     const line = source.line?.(r, along);
-    for (const c of along) {
+    for (const [j, c] of along.entries()) {
       pixels[at] = source.pixel
         ? source.pixel(r, c)
-        : palette.packed(line ? line[c] : source.value(r, c), source.largest);
+        : palette.packed(line ? line[j] : source.value(r, c), source.largest);
       at++;
     }
   }
@@ -54,31 +60,45 @@ function line(context, x0, y0, x1, y1) {
 
 /** The visible numbers, if there is room for the longest of them. */
 export function paintNumbers(grid, context) {
-  const { source, palette } = grid;
-  const font = numberFont(grid, context);
+  grid.font = numberFont(grid, context);
+  paintOver(grid, context, [0, 0, grid.source.rows - 1, grid.source.columns - 1], null);
+}
+
+/**
+ * The visible numbers from (r0, c0) to (r1, c1), above a tint {colour, alpha} if there is one. A
+ * halo covers what is behind them and no ground to read on: the hatch, the number under the tint.
+ */
+export function paintOver(grid, context, [r0, c0, r1, c1], tint) {
+  const { source, palette, font, visible } = grid;
   if (!font) return;
-  const { r0, r1, c0, c1 } = grid.visible;
   const [w, h] = grid.size;
   context.font = font.css;
   context.textAlign = "center";
   context.textBaseline = "middle";
-  for (let r = r0; r <= r1; r++) {
-    for (let c = c0; c <= c1; c++) {
+  context.lineJoin = "round";
+  context.lineWidth = 3;
+  for (let r = Math.max(r0, visible.r0); r <= Math.min(r1, visible.r1); r++) {
+    for (let c = Math.max(c0, visible.c0); c <= Math.min(c1, visible.c1); c++) {
       const value = source.value(r, c);
       const { x, y } = grid.box(r, c);
-      context.fillStyle = source.pixel ? palette.ink : palette.on(value, source.largest);
-      context.globalAlpha = source.faint?.(r, c) ? 0.55 : 1;
-      context.fillText(short(value, font.digits), x + w / 2, y + h / 2 + 0.5);
+      const number = [short(value, font.digits), x + w / 2, y + h / 2 + 0.5];
+      const faint = source.faint?.(r, c);
+      if (tint || faint) {
+        context.strokeStyle = palette.css(value, source.largest, tint);
+        context.strokeText(...number);
+      }
+      context.fillStyle = palette.on(value, source.largest, tint, faint);
+      context.fillText(...number);
     }
   }
-  context.globalAlpha = 1;
 }
 
 /** Font and digits with which every visible number fits into its cell; null if there are none. */
 export function numberFont(grid, context) {
   const [w, h] = grid.size;
   const { r0, r1, c0, c1 } = grid.visible;
-  if (grid.source.pixel || w < 10 || h < 11 || (r1 - r0 + 1) * (c1 - c0 + 1) > 4000) return null;
+  const most = Math.min(4000, grid.source.cells ?? Infinity);
+  if (grid.source.pixel || w < 10 || h < 11 || (r1 - r0 + 1) * (c1 - c0 + 1) > most) return null;
   const texts = new Set();
   for (const digits of [3, 2]) {
     texts.clear();
@@ -86,7 +106,7 @@ export function numberFont(grid, context) {
       for (let c = c0; c <= c1; c++) texts.add(short(grid.source.value(r, c), digits));
     context.font = `10px ${FONT}`;
     const widest = [...texts].reduce(
-      (most, text) => Math.max(most, context.measureText(text).width),
+      (so, text) => Math.max(so, context.measureText(text).width),
       1,
     );
     const size = Math.min(13, h * 0.63, ((w - 4) / widest) * 10);
@@ -124,12 +144,18 @@ export function hatch(grid, context, cells) {
   context.restore();
 }
 
-/** Every cell from `first` to `last`, or as many of them as there are pixels. */
-function sampled(first, last, pixels) {
+/** So many rows and columns, or fewer in their proportions if these are too many cells. */
+function evaluated(rows, columns, cells) {
+  if (rows * columns <= cells) return [rows, columns];
+  const share = Math.sqrt(cells / (rows * columns));
+  const some = Math.min(Math.max(1, Math.floor(rows * share)), cells);
+  return [some, Math.min(Math.max(1, Math.floor(columns * share)), Math.floor(cells / some))];
+}
+
+/** So many cells from `first` to `last`, evenly. */
+function sampled(first, last, count) {
   const cells = last - first + 1;
-  const most = Math.max(1, Math.round(pixels));
-  if (cells <= most) return { count: cells, index: (i) => first + i };
-  return { count: most, index: (i) => first + Math.floor(((i + 0.5) * cells) / most) };
+  return { count, index: (i) => first + Math.floor(((i + 0.5) * cells) / count) };
 }
 
 let canvas = null;

@@ -36,6 +36,9 @@ const SCHEMES = {
 
 const DASHES = [[], [7, 3], [2.5, 2.5], [9, 3, 2.5, 3], [14, 4], [5, 2], [1.5, 3]];
 
+/** For numbers. Black is only for the few grounds where neither of the others can be read. */
+const INKS = ["#10161e", "#ffffff", "#000000"];
+
 /** Steps of the scale on each side of zero. */
 const STEPS = 255;
 
@@ -50,8 +53,15 @@ export function palette(scheme) {
     table,
     ([r, g, b]) => ((255 << 24) | (b << 16) | (g << 8) | r) >>> 0,
   );
-  const step = (value, largest) =>
-    Math.round(Math.min(Math.max(value / largest, -1), 1) * STEPS) + STEPS;
+  // What is infinite is at an end of the scale, what is no number is nothing: the paper.
+  const step = (value, largest) => {
+    const share = Number.isFinite(value) ? value / largest : Math.sign(value);
+    return Math.round(Math.min(Math.max(share || 0, -1), 1) * STEPS) + STEPS;
+  };
+  const behind = (value, largest, tint) => {
+    const colour = table[step(value, largest)];
+    return tint ? mixed(colour, parts(tint.colour), tint.alpha) : colour;
+  };
   return {
     ...colours,
     scheme,
@@ -59,10 +69,13 @@ export function palette(scheme) {
     hue: (f) => colours.hues[f % colours.hues.length],
     dash: (f) => DASHES[f % DASHES.length],
     packed: (value, largest) => packed[step(value, largest)],
-    css: (value, largest) => rgb(table[step(value, largest)]),
-    on: (value, largest) => {
-      const light = luminance(table[step(value, largest)]);
-      return light > 0.2 ? "#10161e" : "#ffffff"; // the one with more contrast
+    /** The colour of a cell, maybe under a tint {colour, alpha}. */
+    css: (value, largest, tint = null) => rgb(behind(value, largest, tint)),
+    /** The colour of a number on it, faint or not: with a contrast of 4.5 : 1 at least. */
+    on: (value, largest, tint = null, faint = false) => {
+      const ground = luminance(behind(value, largest, tint));
+      const inks = faint ? [colours.muted, ...INKS] : INKS;
+      return inks.find((ink) => contrast(luminance(parts(ink)), ground) >= 4.5);
     },
   };
 }
@@ -71,6 +84,18 @@ export function palette(scheme) {
 export function packedRgb(r, g, b) {
   const [x, y, z] = [r, g, b].map((v) => Math.round(Math.min(Math.max(v, 0), 1) * 255));
   return ((255 << 24) | (z << 16) | (y << 8) | x) >>> 0;
+}
+
+/** Red, green and blue of "#rrggbb" or "rgb(r, g, b)". */
+function parts(colour) {
+  if (colour.startsWith("#"))
+    return [1, 3, 5].map((at) => Number.parseInt(colour.slice(at, at + 2), 16));
+  return colour.match(/\d+/g).map(Number);
+}
+
+/** Contrast of two luminances, as WCAG defines it. */
+function contrast(a, b) {
+  return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
 }
 
 /** Relative luminance, as WCAG defines it. */

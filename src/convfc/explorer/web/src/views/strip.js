@@ -9,8 +9,16 @@ import { FilterMatrixView, PatchView, ProductView } from "./matrices.js";
 import { OutputView } from "./output.js";
 import { Links } from "./links.js";
 
-const SIGNS = 46 + 20 + 20 + 46 + 6 * 12; // between them, with gaps
+const SIGNS = 46 + 20 + 20 + 46 + 8 * 12; // between them, with gaps
+const EDGE = 18; // around them, left and right
 const LARGEST = 34; // side of a cell
+
+/** Least widths of the grids in a row: what their captions and buttons need, if not their cells. */
+const LEAST = { image: 116, M: 92, K: 68, Y: 68 };
+
+/** The narrowest strip that is a row, and the narrowest that is one with the settings beside it. */
+const ROW = 2 * LEAST.image + LEAST.M + LEAST.K + LEAST.Y + 5 * 2 * MARGIN + SIGNS + 2 * EDGE;
+const BESIDE = ROW + 120;
 
 /** All panels of the equation, side by side or one below the other. */
 export class Strip {
@@ -24,6 +32,8 @@ export class Strip {
     this.output = new OutputView(explorer);
     this.views = [this.input, this.filters, this.M, this.K, this.Y, this.output];
     this.links = new Links(explorer, this);
+    for (const { panel } of [this.M, this.K, this.Y])
+      panel.element.style.minWidth = `${LEAST[panel.options.view] + 2 * MARGIN}px`;
     this.element = el(
       "div",
       { class: "strip", role: "group", "aria-label": "The convolution as a product of matrices" },
@@ -61,9 +71,14 @@ export class Strip {
     this.fit();
   }
 
+  /** Whether this layout of the page, if it is the present one, leaves the strip enough width. */
+  holds(layout) {
+    return this.element.clientWidth >= { wide: BESIDE, middle: ROW, narrow: 0 }[layout];
+  }
+
   /** Which sizes everything gets in the room that there is. */
   fit() {
-    const width = this.element.clientWidth - 2 * 18;
+    const width = this.element.clientWidth - 2 * EDGE;
     if (width <= 0) return;
     if (this.explorer.narrow) this._fitColumn(width);
     else this._fitRow(width);
@@ -81,31 +96,38 @@ export class Strip {
     const height = Math.min(430, Math.max(330, 0.3 * width)); // of the matrices
     const k = map.taps;
     const f = settings.filters;
-    // Panels keep a least width for their captions even if their cells need less.
-    const need = (cell) => Math.max(92, map.columns * cell) + 2 * Math.max(76, f * cell);
-    const least = Math.min(Math.max(0.24 * room, 130), 230);
+    // Panels keep their least width even if their cells need less.
+    const need = (cell) =>
+      Math.max(LEAST.M, map.columns * cell) + 2 * Math.max(LEAST.K, f * cell);
+    const least = Math.min(Math.max(0.24 * room, LEAST.image), 230);
     const side = Math.max(least, Math.min(270, (room - need(LARGEST)) / 2));
-    const cell = largestThat((c) => need(c) <= room - 2 * side, LARGEST);
     this._image(this.input.panel, side, height * 0.72);
     this._image(this.output.panel, side, height * 0.72);
-    const { rows, columns } = this.filters.panel.grid.source;
-    const small = Math.min(side / columns, 92 / rows, 26);
-    this.filters.panel.fit(small, small);
-    const tall = tallness(map.rows, cell, height);
-    this.M.panel.fit(cell, tall);
+    this._image(this.filters.panel, side, 92, 26);
+    for (const views of [[this.input, this.filters], [this.output]]) {
+      const widest = Math.max(LEAST.image, ...views.map((view) => view.panel.grid.width));
+      views[0].element.parentElement.style.setProperty("--side", `${widest + 2 * MARGIN}px`);
+    }
+    // One width of cells for all three matrices, unless many filters then leave too little for M.
+    const product = room - 2 * side;
+    const cell = largestThat((c) => need(c) <= product, LARGEST);
+    const fair = Math.max(LEAST.M, Math.min(0.4 * product, map.columns * LARGEST));
+    const wideM = Math.max(fair, map.columns * cell);
+    const cellM = Math.min(wideM / map.columns, LARGEST);
+    const rest = (product - wideM) / 2;
     // K and Y may be wider where their captions leave room.
-    const wider = Math.max(cell, Math.min(76 / f, LARGEST));
-    this.K.panel.fit(wider, tallness(k, Math.max(cell, 14), height));
-    this.Y.panel.fit(wider, tall);
+    const cellK = Math.min(rest / f, Math.max(cell, Math.min(LEAST.K / f, LARGEST)));
+    const tall = tallness(map.rows, cellM, height);
+    this.M.panel.fit(cellM, tall);
+    this.K.panel.fit(cellK, tallness(k, Math.max(cellM, 14), height));
+    this.Y.panel.fit(cellK, tall);
   }
 
   _fitColumn(width) {
     const room = width - 2 * MARGIN;
     this._image(this.input.panel, room, 300);
     this._image(this.output.panel, room, 300);
-    const { rows, columns } = this.filters.panel.grid.source;
-    const small = Math.min(room / columns, 120 / rows, 30);
-    this.filters.panel.fit(small, small);
+    this._image(this.filters.panel, room, 120, 30);
     for (const view of [this.M, this.K, this.Y]) {
       const source = view.panel.grid.source;
       const cell = Math.min(room / source.columns, LARGEST);
@@ -117,10 +139,13 @@ export class Strip {
     }
   }
 
-  _image(panel, width, height) {
+  /** Square cells, but for a long line of them, which would be too thin to be seen. */
+  _image(panel, width, height, most = 46) {
     const { rows, columns } = panel.grid.source;
-    const cell = Math.min(width / columns, height / rows, 46);
-    panel.fit(cell, cell);
+    const [w, h] = [Math.min(width / columns, most), Math.min(height / rows, most)];
+    const cell = Math.min(w, h);
+    const seen = (count) => Math.max(cell, Math.min(24 / count, 20), Math.min(60 / count, 3));
+    panel.fit(Math.min(w, seen(columns)), Math.min(h, seen(rows)));
   }
 }
 
