@@ -139,13 +139,23 @@ export class Explorer {
       this.transport.element,
       this.tabs.element,
     );
+    // Tab meets first what leads past all settings, then the guide, which lies over the page.
     this.root.append(
+      this._skip(),
+      this.guide.element,
       this.header.element,
       el("div", { class: "body" }, this.controls.element, main),
-      this.guide.element,
       this.live,
       this.toast,
     );
+  }
+
+  _skip() {
+    const onclick = (event) => {
+      event.preventDefault(); // the address is for the state
+      this.strip.input.panel.grid.overlay.focus();
+    };
+    return el("a", { class: "skip", href: "#", onclick }, "Skip to the picture");
   }
 
   _changed(kind) {

@@ -1,7 +1,7 @@
 // The column of settings. Typed values are taken as they are; what is wrong with them is said
 // beside the control, and the last valid settings stay on show.
 
-import { el, fill, focused, unique } from "./dom.js";
+import { check, el, fill, focused, radioGroup, unique } from "./dom.js";
 import { MODES, PADDING, PER_AXIS, SINGLE } from "../model/geometry.js";
 import { PRESETS } from "../model/presets.js";
 import { Pictures } from "./pictures.js";
@@ -19,18 +19,22 @@ export class Controls {
     this.inputs = new Map(); // name -> [control, read from settings]
     this.notes = new Map(); // field -> where its problem is written
     this.pictures = new Pictures(explorer);
-    this.presets = PRESETS.map((preset) =>
-      el(
-        "button",
-        {
-          type: "button",
-          class: "preset",
-          data: { preset: preset.id },
-          title: preset.text,
-          onclick: () => explorer.usePreset(preset),
-        },
-        el("span", {}, preset.title),
-        preset.paper ? el("small", {}, preset.paper) : null,
+    // The arrow keys only move: to choose is to load another state, and to lose what was edited.
+    this.presets = radioGroup(
+      { class: "presets", "aria-label": "Start from" },
+      PRESETS.map((preset) =>
+        el(
+          "button",
+          {
+            type: "button",
+            class: "preset",
+            data: { preset: preset.id },
+            title: preset.text,
+            onclick: () => explorer.usePreset(preset),
+          },
+          el("span", {}, preset.title),
+          preset.paper ? el("small", {}, preset.paper) : null,
+        ),
       ),
     );
     this.backward = this._check(
@@ -42,7 +46,7 @@ export class Controls {
         explorer.announce(); // what is fed, or no longer
       },
     );
-    this.start = this._group("Start from", el("div", { class: "presets" }, this.presets));
+    this.start = this._group("Start from", this.presets);
     this.start.classList.add("start");
     this.element = el(
       "aside",
@@ -88,8 +92,7 @@ export class Controls {
     for (const node of this.element.querySelectorAll("[data-of=heads]"))
       node.hidden = wanted.axes === 1;
     this.backward.control.checked = store.view.backward;
-    for (const preset of this.presets)
-      preset.setAttribute("aria-pressed", String(preset.dataset.preset === store.preset));
+    check(this.presets, (preset) => preset.dataset.preset === store.preset);
     this._showProblems(store.problems);
     this.pictures.update();
   }

@@ -1,6 +1,6 @@
 // Where the input can come from: a digit of the library, a drawing, a file.
 
-import { button, el, fill } from "./dom.js";
+import { button, check, el, fill, radioGroup } from "./dom.js";
 import { DIGITS } from "../model/digits.js";
 import { SIDE, pictureInput } from "../model/start.js";
 import { Pad } from "./pad.js";
@@ -9,19 +9,23 @@ import { Pad } from "./pad.js";
 export class Pictures {
   constructor(explorer) {
     this.explorer = explorer;
-    this.digits = DIGITS.map(({ label, pixels }, index) =>
-      el(
-        "button",
-        {
-          type: "button",
-          class: "digit",
-          data: { digit: index },
-          "aria-label": `Digit ${label}, number ${index}`,
-          "aria-pressed": "false",
-          onclick: () => explorer.store.chooseDigit(index),
-        },
-        thumbnail(pixels),
+    // The arrow keys choose: a digit only changes the input, and is seen there at once.
+    this.digits = radioGroup(
+      { class: "digits", "aria-label": "A digit as the input" },
+      DIGITS.map(({ label, pixels }, index) =>
+        el(
+          "button",
+          {
+            type: "button",
+            class: "digit",
+            data: { digit: index },
+            "aria-label": `Digit ${label}, number ${index}`,
+            onclick: () => explorer.store.chooseDigit(index),
+          },
+          thumbnail(pixels),
+        ),
       ),
+      { follow: true },
     );
     this.pad = new Pad((pixels) =>
       explorer.store.draw(pictureInput(pixels, explorer.store.settings)),
@@ -39,11 +43,7 @@ export class Pictures {
     this.element = el(
       "div",
       { class: "pictures" },
-      el(
-        "div",
-        { class: "digits", role: "group", "aria-label": "A digit as the input" },
-        this.digits,
-      ),
+      this.digits,
       el(
         "div",
         { class: "row" },
@@ -57,9 +57,7 @@ export class Pictures {
 
   update() {
     const { digit } = this.explorer.store;
-    this.digits.forEach((chip, index) =>
-      chip.setAttribute("aria-pressed", String(index === digit)),
-    );
+    check(this.digits, (chip) => chip.dataset.digit === String(digit));
   }
 
   async _open(file) {
