@@ -8,6 +8,7 @@ import { DIGITS } from "../../src/convfc/explorer/web/src/model/digits.js";
 import * as geometry from "../../src/convfc/explorer/web/src/model/geometry.js";
 import { indexMap } from "../../src/convfc/explorer/web/src/model/indexmap.js";
 import { PRESETS, stateOf } from "../../src/convfc/explorer/web/src/model/presets.js";
+import { gradient, someFilters } from "../../src/convfc/explorer/web/src/model/start.js";
 import { Store, VERSION } from "../../src/convfc/explorer/web/src/model/store.js";
 
 const each = (count, what) => Array.from({ length: count }, (_, i) => what(i));
@@ -73,6 +74,21 @@ const answers = {
   },
 
   load: (state) => new Store(state).toJSON(),
+
+  // The numbers that settings start with, and how many milliseconds it takes to make them, at best.
+  start(settings) {
+    const [input, filters] = [gradient(settings), someFilters(settings)];
+    return { input: [...input], filters: [...filters], signed: filters.some((w) => Object.is(w, -0)) };
+  },
+  startTime(settings) {
+    const times = each(5, () => {
+      const start = performance.now();
+      gradient(settings);
+      someFilters(settings);
+      return performance.now() - start;
+    });
+    return Math.min(...times);
+  },
 };
 
 for await (const line of createInterface({ input: process.stdin })) {

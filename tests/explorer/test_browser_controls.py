@@ -124,7 +124,7 @@ def test_cells_have_the_colours_of_the_numbers_of_convfc(explorer: Explorer, pre
 def test_presets_are_the_convolutions_that_they_name(explorer: Explorer, preset: str) -> None:
     explorer.preset(preset)
     button = explorer.root.locator(f'[data-preset="{preset}"]')
-    assert button.get_attribute("aria-pressed") == "true"
+    assert button.get_attribute("aria-checked") == "true"
     assert explorer.ask("store.problems") == []
     agrees_with_python(explorer)
 

@@ -117,7 +117,7 @@ def test_digits_of_the_library_are_inputs(explorer: Explorer) -> None:
     assert explorer.ask("[...store.input]") != before
     assert explorer.picture("Y", "base") != product
     assert explorer.ask("store.digit") == 2
-    assert explorer.root.locator("[data-digit='2']").get_attribute("aria-pressed") == "true"
+    assert explorer.root.locator("[data-digit='2']").get_attribute("aria-checked") == "true"
 
 
 def corners(explorer: Explorer) -> tuple[float, float, float, float]:

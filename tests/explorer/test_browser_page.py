@@ -191,6 +191,10 @@ def test_tab_visits_everything_once_and_shows_where_it_is(explorer: Explorer) ->
     assert sum(place["role"] == "button" and place["where"] == "" for place in visited) <= 12
     names = [place["name"] for place in visited]
     assert names.index("position") > names.index("kernel-0")
+    assert names[0] == "Skip to the picture"
+    assert (
+        sum(place["role"] == "radio" for place in visited) == 2
+    )  # presets and digits, one stop each
 
 
 def test_everything_that_can_be_used_has_a_name(explorer: Explorer) -> None:

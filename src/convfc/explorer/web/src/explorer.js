@@ -151,18 +151,28 @@ export class Explorer {
       this.transport.element,
       this.tabs.element,
     );
+    // Tab meets first what leads past all settings, then the guide, which lies over the page.
     this.root.append(
+      this._skip(),
+      this.guide.element,
       this.header.element,
       el("div", { class: "body" }, this.controls.element, main),
-      this.guide.element,
       this.live,
       this.toast,
     );
   }
 
+  _skip() {
+    const onclick = (event) => {
+      event.preventDefault(); // the address is for the state
+      this.strip.input.panel.grid.overlay.focus();
+    };
+    return el("a", { class: "skip", href: "#", onclick }, "Skip to the picture");
+  }
+
   /** Ctrl+Z and Ctrl+Shift+Z, but for a text that is being typed. */
   _key(event) {
-    const typing = event.target.matches("input:not([type=checkbox], [type=range])");
+    const { typing } = event.target.dataset;
     if (!(event.ctrlKey || event.metaKey) || event.altKey || typing) return;
     const key = event.key.toLowerCase();
     if (key !== "z" && key !== "y") return;

@@ -2,6 +2,18 @@
 
 import { complete } from "./geometry.js";
 
+/** A picture: for each channel its rows, a number from 0 to 9 in each character. */
+function picture(...channels) {
+  const values = [];
+  channels[0].forEach((row, i) => {
+    for (let j = 0; j < row.length; j++)
+      for (const rows of channels) values.push(Number(rows[i][j]));
+  });
+  return { values };
+}
+
+const rows = (count, row) => new Array(count).fill(row);
+
 const FIGURE_2 = { input: [1, 0, 2, 3, 1, 0, 0, 2, 1], filter: [1, 0, -1, 2, 0, -2, 1, 0, -1] };
 
 /** {id, title, text, settings, input, filters, at}; input is {values} or {digit}, `at` the output shown first. */
@@ -20,8 +32,14 @@ export const PRESETS = [
     at: 5,
     title: "Three filters",
     paper: "Figure 3",
-    text: "Three filters slide over an input with three channels; each makes a plane of the output.",
+    text: "Three filters slide over an input with three channels: for vertical edges, for horizontal edges, for the sum. Each makes a plane of the output.",
     settings: { axes: 2, size: [6, 6], channels: 3, filters: 3, kernel: [3, 3] },
+    // A standing bar, a lying bar, and a box where they cross.
+    input: picture(
+      rows(6, "009900"),
+      [...rows(2, "000000"), ...rows(2, "999999"), ...rows(2, "000000")],
+      [...rows(2, "000000"), ...rows(2, "009900"), ...rows(2, "000000")],
+    ),
   },
   {
     id: "figure-6",
@@ -47,6 +65,12 @@ export const PRESETS = [
     title: "Depthwise",
     text: "As many groups as channels: every filter reads one channel, and M falls into blocks.",
     settings: { axes: 2, size: [7, 7], channels: 3, filters: 3, kernel: [3, 3], groups: 3, padding: [[1, 1], [1, 1]] },
+    // For its own filter, in this order, each channel has something: vertical edges, horizontal ones, a cross.
+    input: picture(
+      rows(7, "0099900"),
+      [...rows(2, "0000000"), ...rows(3, "9999999"), ...rows(2, "0000000")],
+      [...rows(3, "0009000"), "9999999", ...rows(3, "0009000")],
+    ),
   },
   {
     id: "dilated",
@@ -54,13 +78,16 @@ export const PRESETS = [
     title: "Dilated",
     text: "Taps two apart: a 3 × 3 kernel looks at a 5 × 5 neighbourhood.",
     settings: { axes: 2, size: [9, 9], channels: 1, filters: 2, kernel: [3, 3], dilation: [2, 2], padding: [[2, 2], [2, 2]] },
+    input: picture([...rows(2, "000000000"), ...rows(5, "009999900"), ...rows(2, "000000000")]),
   },
   {
     id: "transposed",
     at: 9,
     title: "Transposed",
-    text: "The adjoint: the input is spread apart with zeros, and the output is larger than the input.",
+    text: "The adjoint: the input is spread apart with zeros, and the output is larger than the input. One filter repeats each number, the other fills in the means between them.",
     settings: { axes: 2, size: [4, 4], channels: 1, filters: 2, kernel: [3, 3], stride: [2, 2], padding: [[1, 1], [1, 1]], outputPadding: [1, 1], transposed: true },
+    input: picture(["0440", "4884", "4884", "0440"]),
+    filters: [0, 0, 0, 0, 1, 1, 0, 1, 1, 0.25, 0.5, 0.25, 0.5, 1, 0.5, 0.25, 0.5, 0.25],
   },
   {
     id: "signal",
@@ -68,6 +95,8 @@ export const PRESETS = [
     title: "A signal",
     text: "One axis: a moving difference and a moving mean of twelve numbers.",
     settings: { axes: 1, size: [12], channels: 1, filters: 2, kernel: [3], padding: [[1, 1]] },
+    input: picture(["039996300630"]),
+    filters: [-1, 0, 1, 1 / 3, 1 / 3, 1 / 3],
   },
 ];
 

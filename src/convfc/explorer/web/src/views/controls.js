@@ -1,7 +1,7 @@
 // The column of settings. What is wrong with a typed value is said beside the control, and the last
 // valid settings stay on show.
 
-import { el, fill, focused, typed, unique } from "./dom.js";
+import { check, el, fill, focused, radioGroup, typed, unique } from "./dom.js";
 import { MODES, PADDING, PER_AXIS, SINGLE } from "../model/geometry.js";
 import { PRESETS, stateOf } from "../model/presets.js";
 import { Pictures } from "./pictures.js";
@@ -19,20 +19,13 @@ export class Controls {
     this.inputs = new Map(); // name -> [control, read from settings]
     this.notes = new Map(); // field -> where its problem is written
     this.pictures = new Pictures(explorer);
-    this.presets = PRESETS.map((preset) =>
-      el(
-        "button",
-        {
-          type: "button",
-          class: "preset",
-          data: { preset: preset.id },
-          title: preset.text,
-          onclick: () => explorer.start(stateOf(preset)),
-        },
-        el("span", {}, preset.title),
-        preset.paper ? el("small", {}, preset.paper) : null,
-      ),
+    // The arrow keys only move: to choose is to load another state, and to lose what was edited.
+    const { own } = explorer.options;
+    const tiles = PRESETS.map((preset) =>
+      this._start(preset.id, preset.paper, stateOf(preset), preset.text),
     );
+    if (own) tiles.unshift(this._start("own", "your layer", own));
+    this.presets = radioGroup({ class: "presets", "aria-label": "Start from" }, tiles);
     this.feeds = this._check(
       "feeds",
       "which outputs a pixel feeds",
@@ -42,7 +35,7 @@ export class Controls {
         explorer.announce(); // what is fed, or no longer
       },
     );
-    this.start = this._group("Start from", el("div", { class: "presets" }, this.presets));
+    this.start = this._group("Start from", this.presets);
     this.start.classList.add("start");
     this.element = el(
       "aside",
@@ -75,7 +68,8 @@ export class Controls {
   }
 
   update() {
-    const { store } = this.explorer;
+    const { explorer } = this;
+    const { store } = explorer;
     const { wanted } = store;
     for (const [control, value] of this.inputs.values()) {
       const now = value(wanted);
@@ -88,8 +82,9 @@ export class Controls {
     for (const node of this.element.querySelectorAll("[data-of=heads]"))
       node.hidden = wanted.axes === 1;
     this.feeds.control.checked = store.view.feeds;
-    for (const preset of this.presets)
-      preset.setAttribute("aria-pressed", String(preset.dataset.preset === store.preset));
+    const { own } = explorer.options;
+    const start = store.preset ?? (own && store.given.mark === (own.mark ?? null) ? "own" : null);
+    check(this.presets, (tile) => tile.dataset.preset === start);
     this._showProblems(store.problems);
     this.pictures.update();
   }
@@ -117,6 +112,22 @@ export class Controls {
         }
       }
     }
+  }
+
+  /** A tile to start from. */
+  _start(id, small, state, text = state.source) {
+    return el(
+      "button",
+      {
+        type: "button",
+        class: "preset",
+        data: { preset: id },
+        title: text || null,
+        onclick: () => this.explorer.start(state),
+      },
+      el("span", {}, state.title || "A layer"),
+      small ? el("small", {}, small) : null,
+    );
   }
 
   // --- parts -------------------------------------------------------------------------------

@@ -84,7 +84,7 @@ export function typed(control, take) {
   let last = null;
   const now = () => {
     clearTimeout(timer);
-    timer = null;
+    delete control.dataset.typing;
     if (control.value === last) return;
     last = control.value;
     take(control.value.trim() === "" ? NaN : Number(control.value));
@@ -94,6 +94,7 @@ export function typed(control, take) {
   });
   control.addEventListener("input", () => {
     clearTimeout(timer);
+    control.dataset.typing = "1";
     timer = setTimeout(now, PAUSE);
   });
   control.addEventListener("change", now);
@@ -106,6 +107,53 @@ export function typed(control, take) {
 /** Whether an element has the focus, also inside a shadow root. */
 export function focused(element) {
   return element.getRootNode().activeElement === element;
+}
+
+/**
+ * A radio group that is one tab stop. Arrows, Home and End move the focus among its children, and a
+ * click, Space or Enter chooses one; if `follow` is set, the one with the focus is chosen at once.
+ */
+export function radioGroup(attributes, radios, { follow = false } = {}) {
+  const group = el("div", { role: "radiogroup", ...attributes }, radios);
+  group.addEventListener("keydown", (event) => {
+    const all = [...group.children];
+    const at = all.indexOf(event.target);
+    const to = {
+      ArrowRight: at + 1,
+      ArrowDown: at + 1,
+      ArrowLeft: at - 1,
+      ArrowUp: at - 1,
+      Home: 0,
+      End: all.length - 1,
+    }[event.key];
+    if (to === undefined || event.altKey || event.ctrlKey || event.metaKey) return;
+    event.preventDefault();
+    const next = all[(to + all.length) % all.length];
+    next.focus();
+    stopAt(group, next);
+    if (follow) next.click();
+  });
+  group.addEventListener("focusout", (event) => {
+    if (!group.contains(event.relatedTarget)) stopAt(group, checked(group));
+  });
+  return group;
+}
+
+/** Check the child of a radio group that `chosen` is true of, or none; Tab then enters there. */
+export function check(group, chosen) {
+  for (const radio of group.children) {
+    radio.setAttribute("role", "radio");
+    radio.setAttribute("aria-checked", String(chosen(radio)));
+  }
+  stopAt(group, [...group.children].find(focused) ?? checked(group));
+}
+
+function checked(group) {
+  return group.querySelector("[aria-checked=true]") ?? group.firstElementChild;
+}
+
+function stopAt(group, stop) {
+  for (const radio of group.children) radio.tabIndex = radio === stop ? 0 : -1;
 }
 
 let last = 0;

@@ -73,8 +73,15 @@ export class Guide {
       el("div", { class: "row" }, this.dots, this.back, this.next),
     );
     this.element.hidden = true;
-    this.element.addEventListener("keydown", (event) => {
-      if (event.key === "Escape") this.close();
+    this.element.addEventListener("focusin", (event) => {
+      if (!this.element.contains(event.relatedTarget)) this.returnTo = event.relatedTarget;
+    });
+    // From anywhere, on a page of its own even where nothing has the focus. A cell's editor keeps its
+    // Escape for itself; that of a dialog closes the dialog only.
+    const around = explorer.options.page ? document : explorer.root;
+    around.addEventListener("keydown", (event) => {
+      if (event.key !== "Escape" || event.defaultPrevented || this.element.hidden) return;
+      if (!explorer.root.querySelector("dialog[open]")) this.close();
     });
   }
 
@@ -86,16 +93,16 @@ export class Guide {
   }
 
   open() {
-    this.returnTo = this.explorer.root.getRootNode().activeElement;
     this._go(0);
   }
 
+  /** Close it; if it has the focus, that goes back to where it came from. */
   close() {
+    const inside = this.element.contains(this.element.getRootNode().activeElement);
     this._mark(null);
     this.step = null;
     this.element.hidden = true;
-    this.returnTo?.focus?.();
-    this.returnTo = null;
+    if (inside) this.returnTo?.focus();
   }
 
   _go(step, focus = true) {

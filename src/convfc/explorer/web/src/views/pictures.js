@@ -1,6 +1,6 @@
 // Where the input can come from: a digit of the library, a drawing, a file.
 
-import { button, el, fill } from "./dom.js";
+import { button, check, el, fill, radioGroup } from "./dom.js";
 import { DIGITS } from "../model/digits.js";
 import { problems } from "../model/geometry.js";
 import { SIDE } from "../model/start.js";
@@ -13,19 +13,23 @@ const PHOTO = 64;
 export class Pictures {
   constructor(explorer) {
     this.explorer = explorer;
-    this.digits = DIGITS.map(({ label, pixels }, index) =>
-      el(
-        "button",
-        {
-          type: "button",
-          class: "digit",
-          data: { digit: index },
-          "aria-label": `Digit ${label}, number ${index}`,
-          "aria-pressed": "false",
-          onclick: () => explorer.store.chooseDigit(index),
-        },
-        thumbnail(pixels),
+    // The arrow keys choose: a digit only changes the input, and is seen there at once.
+    this.digits = radioGroup(
+      { class: "digits", "aria-label": "A digit as the input" },
+      DIGITS.map(({ label, pixels }, index) =>
+        el(
+          "button",
+          {
+            type: "button",
+            class: "digit",
+            data: { digit: index },
+            "aria-label": `Digit ${label}, number ${index}`,
+            onclick: () => explorer.store.chooseDigit(index),
+          },
+          thumbnail(pixels),
+        ),
       ),
+      { follow: true },
     );
     this.pad = new Pad((pixels) => explorer.store.drawPixels(pixels, "a drawing"));
     this.file = el("input", {
@@ -41,11 +45,7 @@ export class Pictures {
     this.element = el(
       "div",
       { class: "pictures" },
-      el(
-        "div",
-        { class: "digits", role: "group", "aria-label": "A digit as the input" },
-        this.digits,
-      ),
+      this.digits,
       el(
         "div",
         { class: "row" },
@@ -59,9 +59,7 @@ export class Pictures {
 
   update() {
     const { digit } = this.explorer.store;
-    this.digits.forEach((chip, index) =>
-      chip.setAttribute("aria-pressed", String(index === digit)),
-    );
+    check(this.digits, (chip) => chip.dataset.digit === String(digit));
   }
 
   async _open(file) {

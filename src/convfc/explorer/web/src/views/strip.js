@@ -164,7 +164,7 @@ function largestThat(passes, most) {
     if (passes(middle)) low = middle;
     else high = middle;
   }
-  return Math.max(low, 0.05);
+  return low;
 }
 
 function step(word) {

@@ -1,0 +1,221 @@
+"""What the text of each preset says is so, in the numbers that the page holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from convfc import ConvGeometry, conv_matrix, im2col
+from convfc.explorer.state import state_layer
+
+if TYPE_CHECKING:
+    from browser import Explorer
+
+PRESETS = (
+    "figure-2",
+    "figure-3",
+    "figure-6",
+    "experiment",
+    "depthwise",
+    "dilated",
+    "transposed",
+    "signal",
+)
+
+
+@dataclass
+class Shown:
+    """What the page shows of a preset: its text, its numbers as arrays, its settings."""
+
+    text: str
+    x: np.ndarray
+    filters: np.ndarray
+    M: np.ndarray
+    planes: np.ndarray  # (*output, f)
+    settings: dict[str, Any]
+
+    def windows(self, group: int = 0) -> np.ndarray:
+        """Return what a group reads at each position: (L, *kernel, channels of the group)."""
+        shape = (*self.settings["kernel"], self.filters.shape[-1])
+        columns = np.prod(shape)
+        return self.M[:, group * columns : (group + 1) * columns].reshape(-1, *shape)
+
+
+def show(explorer: Explorer, preset: str) -> Shown:
+    explorer.preset(preset)
+    layer, x = state_layer(explorer.state)
+    x = np.asarray(x, dtype=float)
+    filters = np.asarray(explorer.ask("[...store.filters]")).reshape(layer.filters.shape)
+    planes = np.array(explorer.ask("[...store.Y]"))
+    return Shown(
+        explorer.root.locator(".intro .text").inner_text(),
+        x,
+        filters,
+        im2col(x[None], layer.geometry)[0],
+        planes.reshape(*explorer.ask("store.outputSize"), -1),
+        explorer.settings,
+    )
+
+
+def flat(shown: Shown, f: int) -> np.ndarray:
+    """Return the plane of a filter, one number per row of M."""
+    return shown.planes[..., f].ravel()
+
+
+def finds_edges(plane: np.ndarray, windows: np.ndarray, axis: int) -> None:
+    """Nothing where a window is the same along the axis, most where all of it changes."""
+    change = windows.take(-1, axis) - windows.take(0, axis)
+    still = (windows == windows.take([0], axis)).all((1, 2))
+    assert (plane[still] == 0).all()
+    rises, falls = (change > 0).all(1), (change < 0).all(1)
+    largest = np.abs(plane) == np.abs(plane).max()
+    assert (rises | falls)[largest].all()
+    assert (plane[rises] > 0).all()
+    assert (plane[falls] < 0).all()
+    assert rises.any()
+    assert falls.any()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_no_two_filters_are_equal_and_each_finds_something(explorer: Explorer, preset: str) -> None:
+    shown = show(explorer, preset)
+    weights = shown.filters.reshape(len(shown.filters), -1)
+    assert len({tuple(row) for row in weights}) == len(weights)
+    for f in range(len(weights)):
+        plane = flat(shown, f)
+        if preset in {"figure-6", "experiment"}:  # around a digit there is nothing to be found
+            plane = plane[shown.M.any(axis=1)]
+        _, counts = np.unique(plane, return_counts=True)
+        assert counts.max() <= max(1, plane.size / 2), f
+
+
+def test_figure_2_is_nine_products_and_one_sum_until_it_is_flipped(explorer: Explorer) -> None:
+    shown = show(explorer, "figure-2")
+    assert "A 3 × 3 patch meets a 3 × 3 filter: nine products, one sum." in shown.text
+    x, w = shown.x.ravel(), shown.filters.ravel()
+    terms = explorer.ask("store.arithmetic(0, 0).terms.map(({product}) => product)")
+    assert terms == (x * w).tolist()
+    assert len(terms) == 9
+    assert shown.planes.tolist() == [[[sum(terms)]]]
+    assert "Flip it to see what Eq. (3) means." in shown.text
+    explorer.switch("flip")
+    flipped = explorer.ask("store.value(0, 0)")
+    assert flipped == (x[::-1] * w).sum() != sum(terms)  # the filter runs against the patch
+
+
+def test_figure_3_is_three_channels_and_a_plane_for_each_of_three_filters(
+    explorer: Explorer,
+) -> None:
+    shown = show(explorer, "figure-3")
+    assert "Three filters slide over an input with three channels" in shown.text
+    assert "Each makes a plane of the output." in shown.text
+    assert shown.x.shape == (6, 6, 3)
+    assert shown.filters.shape == (3, 3, 3, 3)
+    assert shown.planes.shape == (4, 4, 3)
+    assert len({channel.tobytes() for channel in np.moveaxis(shown.x, -1, 0)}) == 3
+    assert "for vertical edges, for horizontal edges, for the sum" in shown.text
+    windows = shown.windows().sum(-1)
+    finds_edges(flat(shown, 0), windows, axis=2)
+    finds_edges(flat(shown, 1), windows, axis=1)
+    assert (flat(shown, 2) == windows.sum((1, 2))).all()
+
+
+def test_figure_6_reads_each_pixel_once(explorer: Explorer) -> None:
+    shown = show(explorer, "figure-6")
+    assert "Stride and kernel are both 4, so patches do not overlap" in shown.text
+    assert shown.settings["stride"] == shown.settings["kernel"] == [4, 4]
+    assert explorer.ask("[...store.counts]") == [1] * 28 * 28
+    assert "28 × 28 pixels become 49 rows of 16" in shown.text
+    assert shown.x.shape == (28, 28, 1)
+    assert shown.M.shape == (49, 16)
+    finds_edges(flat(shown, 0), shown.windows().sum(-1), axis=2)
+
+
+def test_the_experiment_has_169_rows_of_16_and_four_filters(explorer: Explorer) -> None:
+    shown = show(explorer, "experiment")
+    assert "4 × 4 windows at stride 2: 169 rows of 16." in shown.text
+    assert (shown.settings["kernel"], shown.settings["stride"]) == ([4, 4], [2, 2])
+    assert shown.M.shape == (169, 16)
+    assert "The paper trains 128 filters; here are four." in shown.text
+    assert shown.filters.shape == (4, 4, 4, 1)
+    assert shown.planes.shape == (13, 13, 4)
+
+
+def test_depthwise_reads_one_channel_with_each_filter(explorer: Explorer) -> None:
+    shown = show(explorer, "depthwise")
+    assert "As many groups as channels: every filter reads one channel" in shown.text
+    assert "M falls into blocks" in shown.text
+    assert shown.settings["groups"] == shown.x.shape[-1] == 3
+    for f in range(3):
+        terms = explorer.ask("store.arithmetic(24, argument).terms", f)
+        assert {term["element"] % 3 for term in terms} == {f}
+        assert [term["q"] for term in terms] == list(range(9 * f, 9 * f + 9))
+        # The other channels are nothing to it.
+        y = shown.windows(f).reshape(-1, 9) @ shown.filters[f].ravel()
+        assert (y == flat(shown, f)).all()
+    finds_edges(flat(shown, 0), shown.windows(0).sum(-1), axis=2)
+    finds_edges(flat(shown, 1), shown.windows(1).sum(-1), axis=1)
+    cross = shown.planes[..., 2]
+    assert (cross[2:5, 2:5] == cross.max()).all()  # where its arms meet
+    assert (cross == cross.max()).sum() == 9
+
+
+def test_dilated_taps_are_two_apart(explorer: Explorer) -> None:
+    shown = show(explorer, "dilated")
+    assert "Taps two apart: a 3 × 3 kernel looks at a 5 × 5 neighbourhood." in shown.text
+    assert shown.settings["kernel"] == [3, 3]
+    middle = 4 * 9 + 4
+    read = {
+        divmod(term["element"], 9) for term in explorer.ask(f"store.arithmetic({middle}, 0).terms")
+    }
+    assert read == {(i, j) for i in (2, 4, 6) for j in (2, 4, 6)}
+    assert max(read) == (min(read)[0] + 5 - 1, min(read)[1] + 5 - 1)
+    finds_edges(flat(shown, 0), shown.windows().sum(-1), axis=2)
+    finds_edges(flat(shown, 1), shown.windows().sum(-1), axis=1)
+
+
+def test_transposed_is_the_adjoint_and_fills_in_between(explorer: Explorer) -> None:
+    shown = show(explorer, "transposed")
+    assert "The adjoint" in shown.text
+    forward = ConvGeometry(2, 1, (3, 3), stride=2, padding=1)
+    filters = shown.filters.transpose(3, 1, 2, 0)
+    matrix = conv_matrix(filters, (8, 8), forward, layout="dense", order="channels_last")
+    rows = explorer.ask(
+        "Array.from({length: 128}, (_, r) => [...store.bigRow(Math.floor(r / 2), r % 2)])"
+    )
+    found = np.zeros((128, 16))
+    for row, entries in enumerate(rows):
+        for element, weight in entries:
+            found[row, int(element)] = weight
+    assert (found == np.asarray(matrix).T).all()
+    assert "the input is spread apart with zeros" in shown.text
+    for source in explorer.ask("store.map.axes.map(({source}) => [...source])"):
+        places = [at for at, element in enumerate(source) if element >= 0]
+        assert [source[at] for at in places] == [0, 1, 2, 3]
+        assert np.diff(places).tolist() == [2, 2, 2]  # one zero between two elements
+    assert "the output is larger than the input" in shown.text
+    x = shown.x[..., 0]
+    assert (x.shape, shown.planes.shape) == ((4, 4), (8, 8, 2))
+    assert "One filter repeats each number" in shown.text
+    assert (shown.planes[..., 0] == x.repeat(2, 0).repeat(2, 1)).all()
+    assert "the other fills in the means between them" in shown.text
+    between = shown.planes[:7, :7, 1]
+    assert (between[::2, ::2] == x).all()
+    assert (between[1::2, ::2] == (x[1:] + x[:-1]) / 2).all()
+    assert (between[::2, 1::2] == (x[:, 1:] + x[:, :-1]) / 2).all()
+    corners = x[1:, 1:] + x[1:, :-1] + x[:-1, 1:] + x[:-1, :-1]
+    assert (between[1::2, 1::2] == corners / 4).all()
+
+
+def test_a_signal_has_its_moving_difference_and_its_moving_mean(explorer: Explorer) -> None:
+    shown = show(explorer, "signal")
+    text = "One axis: a moving difference and a moving mean of twelve numbers."
+    assert shown.text == text
+    assert shown.x.shape == (12, 1)
+    padded = np.pad(shown.x[:, 0], 1)
+    assert (shown.planes[:, 0] == padded[2:] - padded[:-2]).all()
+    mean = np.lib.stride_tricks.sliding_window_view(padded, 3).mean(1)
+    assert (shown.planes[:, 1] == mean).all()  # exactly: the sums are multiples of three
