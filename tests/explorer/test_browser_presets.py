@@ -115,7 +115,10 @@ def test_figure_3_is_three_channels_and_a_plane_for_each_of_three_filters(
     assert shown.x.shape == (6, 6, 3)
     assert shown.filters.shape == (3, 3, 3, 3)
     assert shown.planes.shape == (4, 4, 3)
-    assert len({channel.tobytes() for channel in np.moveaxis(shown.x, -1, 0)}) == 3
+    standing, lying, box = np.moveaxis(shown.x, -1, 0)
+    assert (standing == [[0, 0, 9, 9, 0, 0]]).all()
+    assert (lying == standing.T).all()
+    assert (box == np.minimum(standing, lying)).all()
     assert "for vertical edges, for horizontal edges, for the sum" in shown.text
     windows = shown.windows().sum(-1)
     finds_edges(flat(shown, 0), windows, axis=2)
@@ -175,6 +178,8 @@ def test_dilated_taps_are_two_apart(explorer: Explorer) -> None:
     assert max(read) == (min(read)[0] + 5 - 1, min(read)[1] + 5 - 1)
     finds_edges(flat(shown, 0), shown.windows().sum(-1), axis=2)
     finds_edges(flat(shown, 1), shown.windows().sum(-1), axis=1)
+    assert (shown.planes[:, 4, 0] == 0).all()  # the box in the middle has equal sides
+    assert (shown.planes[..., 1] == shown.planes[..., 0].T).all()
 
 
 def test_transposed_is_the_adjoint_and_fills_in_between(explorer: Explorer) -> None:
