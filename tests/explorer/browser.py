@@ -140,7 +140,9 @@ class Explorer:
     def ready(self) -> Explorer:
         """Wait until it stands there."""
         self.root.wait_for()
-        self.page.evaluate("() => document.querySelector('.convfc-explorer').explorer.ready")
+        self.page.evaluate(  # null: the explorer itself, as JSON, takes longer than the page
+            "() => document.querySelector('.convfc-explorer').explorer.ready.then(() => null)"
+        )
         return self.settled()
 
     def settled(self) -> Explorer:

@@ -116,7 +116,7 @@ def test_dy_is_where_the_chosen_output_is(explorer: Explorer) -> None:
     explorer.tab("backward")
     explorer.click("dY", 2, 5)
     assert explorer.chosen("p") == (2 * 13 + 5,)
-    assert explorer.ask("store.gradients()") == [[2 * 13 + 5, 0, 1]]
+    assert explorer.ask("[...store.gradients()]") == [[2 * 13 + 5, 0, 1]]
     patch = explorer.ask("[...store.entries(store.selection.p, [...Array(16).keys()])]")
     assert explorer.ask("[...store.dK(0)]") == patch  # of one output, dK is its patch
 
@@ -128,7 +128,7 @@ def test_changed_gradients_go_with_the_address_and_are_undone(
     explorer.edit("dY", 2, 3, "2.5")
     explorer.page.wait_for_function("() => location.hash.includes('e=2_3_0_2.5')")
     other = open_page(address=explorer.page.evaluate("() => location.hash"))
-    assert other.ask("store.gradients()") == explorer.ask("store.gradients()")
+    assert other.ask("[...store.gradients()]") == explorer.ask("[...store.gradients()]")
     assert other.ask("[store.gradient(11, 0), store.gradient(11, 1)]") == [2.5, 1]
     assert "changed" not in other.root.locator(".intro").inner_text()
     explorer.act("undo")
@@ -137,7 +137,7 @@ def test_changed_gradients_go_with_the_address_and_are_undone(
     other.enter(padding__0__low=1)
     assert other.ask("store.gradient(2 * 4 + 3, 0)") == 2.5
     other.enter(size__1=3)
-    assert other.ask("store.gradients().every(([, , value]) => value === 1)")
+    assert other.ask("[...store.gradients()].every(([, , value]) => value === 1)")
 
 
 def test_what_a_pixel_feeds_keeps_the_image_and_ends_with_the_preset(explorer: Explorer) -> None:

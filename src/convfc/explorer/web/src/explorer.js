@@ -202,7 +202,7 @@ export class Explorer {
   _update(kind) {
     if (this._away()) return;
     if (kind !== "settings" || !this.store.problems.length) {
-      if (kind !== "tab") this.strip.update();
+      if (kind !== "tab" && kind !== "gradient") this.strip.update();
       this.transport.update();
       this.tabs.update();
       this.header.update();

@@ -109,6 +109,9 @@ export function unrolledRow(map, weights, p, filter) {
   return new Map([...found].sort((a, b) => a[0] - b[0]));
 }
 
+/** Weights of a row of T that are looked at for a picture of it; of more, every nth channel's. */
+const SEEN = 30_000;
+
 /**
  * The same row in so many equal parts of the input: of each part the weight that is furthest from 0,
  * and NaN where T has no entry.
@@ -116,18 +119,29 @@ export function unrolledRow(map, weights, p, filter) {
 export function unrolledBins(map, weights, p, filter, bins) {
   const length = product(map.inputShape);
   const found = new Float64Array(bins).fill(NaN);
-  eachRead(map, p, groupOf(map, filter), (element, t) => {
-    const bin = Math.floor((element * bins) / length);
-    const w = weights[filter * map.taps + t];
-    if (!(Math.abs(found[bin]) >= Math.abs(w))) found[bin] = w;
-  });
+  const { perGroup } = map;
+  if (bins === length) {
+    // An element that is read more than once has the sum of its weights.
+    for (const [element, w] of unrolledRow(map, weights, p, filter)) found[element] = w;
+    return found;
+  }
+  const { count, tap, at } = map.reads(p);
+  const step = Math.max(1, Math.ceil((count * perGroup) / SEEN));
+  const offset = groupOf(map, filter) * perGroup;
+  for (let n = 0; n < count; n++) {
+    for (let d = 0; d < perGroup; d += step) {
+      const bin = Math.floor(((at[n] * map.settings.channels + offset + d) * bins) / length);
+      const w = weights[filter * map.taps + tap[n] * perGroup + d];
+      if (!(Math.abs(found[bin]) >= Math.abs(w))) found[bin] = w;
+    }
+  }
   return found;
 }
 
-/** Column `filter` of dK = Mᵀ dY, (k,), from the entries [p, dY(p, filter)] that are not 0. */
+/** Column `filter` of dK = Mᵀ dY, (k,), from its entries [p, filter, dY(p, filter)] of dY that are not 0. */
 export function filterGradient(map, input, dY, filter) {
   const dK = new Float64Array(map.taps);
-  for (const [p, gradient] of dY) {
+  for (const [p, , gradient] of dY) {
     eachRead(map, p, groupOf(map, filter), (element, t) => {
       dK[t] += gradient * input[element];
     });

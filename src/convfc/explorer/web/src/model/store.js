@@ -258,29 +258,38 @@ export class Store {
     return this.dY.edits.get(this._place(p, f)) ?? this._started(p, f);
   }
 
-  /** The entries [p, filter, dY] that are not 0; of one filter, if it is named. */
-  gradients(filter = null) {
-    return this._ofGradient(`dY ${filter}`, () => {
-      const { rows } = this.map;
+  /** The largest modulus of dY. */
+  get largestGradient() {
+    return largest([this.dY.start === "zeros" ? 0 : 1, ...this.dY.edits.values()]);
+  }
+
+  /** The entries [p, filter, dY] that are not 0, ascending; of one filter, if it is named. */
+  *gradients(filter = null) {
+    const { start, edits } = this.dY;
+    if (start === "ones") {
       const all = filter === null ? Array.from({ length: this.settings.filters }, (_, f) => f) : [filter];
-      const at = new Map();
-      const add = (p, f) => at.set(p * this.settings.filters + f, [p, f, this.gradient(p, f)]);
-      const { p, f } = this.selection;
-      if (this.dY.start === "ones") for (let o = 0; o < rows; o++) for (const i of all) add(o, i);
-      else if (this.dY.start === "one" && all.includes(f)) add(p, f);
-      for (const place of this.dY.edits.keys()) {
-        const found = this._output(place);
-        if (found && all.includes(found[1])) add(...found);
+      for (let p = 0; p < this.map.rows; p++) {
+        for (const f of all) {
+          const value = edits.size ? this.gradient(p, f) : 1;
+          if (value !== 0) yield [p, f, value];
+        }
       }
-      return [...at.values()].filter(([, , value]) => value !== 0).sort((a, b) => a[0] - b[0] || a[1] - b[1]);
-    });
+      return;
+    }
+    const places = [...edits.keys()].map((place) => this._output(place)).filter(Boolean);
+    if (start === "one") places.push([this.selection.p, this.selection.f]);
+    places.sort((a, b) => a[0] - b[0] || a[1] - b[1]);
+    for (const [p, f] of places) {
+      const value = this.gradient(p, f);
+      if (value !== 0 && (filter === null || f === filter)) yield [p, f, value];
+    }
   }
 
   /** Column f of dK = Mᵀ dY; null where it would take too long. */
   dK(f) {
     return this._ofGradient(`dK ${f}`, () => {
       if (this._heavy(1)) return null;
-      return filterGradient(this.map, this.input, this.gradients(f).map(([p, , value]) => [p, value]), f);
+      return filterGradient(this.map, this.input, this.gradients(f), f);
     });
   }
 
@@ -298,8 +307,7 @@ export class Store {
   /** What dY starts as: one of GRADIENTS. What was changed by hand is dropped. */
   startGradient(start) {
     this._remember();
-    this.dY = { start, edits: new Map() };
-    this._numbersChanged();
+    this._takeGradient({ start, edits: new Map() });
   }
 
   // --- changes ---------------------------------------------------------------------------------
@@ -366,8 +374,10 @@ export class Store {
       if (this.dY.start === "one") edits.set(this._place(this.selection.p, this.selection.f), 1);
       edits.set(this._place(p, f), value);
       if (value === (start === "ones" ? 1 : 0)) edits.delete(this._place(p, f));
-      this.dY = { start, edits };
-    } else this.kept = { ...this.kept, [kind]: edited(kind, this.kept[kind], this.settings, index, value) };
+      this._takeGradient({ start, edits });
+      return true;
+    }
+    this.kept = { ...this.kept, [kind]: edited(kind, this.kept[kind], this.settings, index, value) };
     this._numbersChanged();
     return true;
   }
@@ -529,6 +539,13 @@ export class Store {
   }
 
   // --- dY
+
+  /** Another dY: what follows from it goes, all else stays. */
+  _takeGradient(dY) {
+    this.dY = dY;
+    this._found = Object.fromEntries(Object.entries(this._found).filter(([name]) => !/^(dK|dX|selected)/.test(name)));
+    this._tell("gradient");
+  }
 
   _gradient(state) {
     if (!GRADIENTS.includes(state?.start) || !Array.isArray(state.edits)) return {};

@@ -141,7 +141,7 @@ export class BackwardView {
       {
         rows,
         columns,
-        largest: scale(store.gradients(this.filter).map(([, , value]) => value)),
+        largest: store.largestGradient,
         value: (r, c) => store.gradient(r * columns + c, this.filter),
       },
       filters > 1 ? `filter ${this.filter}` : "",
@@ -205,7 +205,7 @@ export class BackwardView {
     if (!dK) return null;
     const { first } = columnsOf(store.map, f);
     const q = store.shown.q ?? first;
-    const gradients = store.gradients(f);
+    const gradients = [...store.gradients(f)];
     const terms = gradients.slice(0, WRITTEN).map(([p, , w]) => {
       const x = store.entry(p, q);
       return { x, w, product: x * w, zero: store.map.element(p, q) < 0, look: { p, q, of: "dK" } };
@@ -270,7 +270,7 @@ export class BackwardView {
   /** The entries that read an element at those outputs alone where dY is not 0. */
   _readersOfSome(element) {
     const { store } = this.explorer;
-    const positions = new Set(store.gradients().map(([p]) => p));
+    const positions = new Set([...store.gradients()].map(([p]) => p));
     const found = [];
     for (const p of positions) {
       const { tap, at } = store.map.reads(p);

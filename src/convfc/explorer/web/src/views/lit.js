@@ -1,7 +1,7 @@
 // The way back: what lights up when a number of the input, of dK or of dX is looked at.
 
 /** Entries of M, and outputs, that are lit at most; of more, evenly chosen ones. */
-const MOST = 1500;
+const MOST = 500;
 
 /**
  * What lights up with the number that is looked at: {element, entries, outputs, of} for an element of the
