@@ -64,7 +64,7 @@ def test_every_tab_is_there_at_once(open_page: Callable[..., Explorer], name: st
     assert explorer.root.locator("p.note").is_hidden()  # it is this convolution that is shown
     changes = [{"tab": tab} for tab in ("arithmetic", "map", "matrix", "backward", "code")]
     changes += [{"tab": "map", "q": 0}, {"tab": "matrix", "q": 0}, {"tab": "backward", "q": 0}]
-    changes += [{"tab": "backward", "start": "ones"}, {"tab": "matrix", "feeds": True, "q": 0}]
+    changes += [{"tab": "backward", "start": "ones"}, {"tab": "arithmetic", "feeds": True, "q": 0}]
     for change in changes:
         taken = explorer.page.evaluate(TIMED, change)
         assert taken < SOON, change

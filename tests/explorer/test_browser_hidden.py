@@ -24,7 +24,8 @@ CHANGES = {
     "number": "store.edit('input', 200, 3.5)",
     "theme": "explorer.theme.choose('dark')",
     "tab": "store.show({ tab: 'matrix' })",
-    "backward": "store.show({ backward: true })",
+    "feeds": "store.show({ feeds: true })",
+    "gradient": "(store.show({ tab: 'backward' }), store.startGradient('ones'))",
     "preset": "root.querySelector('[data-preset=figure-2]').click()",
 }
 

@@ -142,9 +142,10 @@ export class Store {
     return this._once("weights", () => turnedFilters(this.map, this.filters));
   }
 
-  /** The digit that is the input, or null. */
+  /** The digit of the library that is the input, or null. */
   get digit() {
-    return this.kept.input.source?.digit ?? null;
+    const { source, edits } = this.kept.input;
+    return edits.size ? null : (source?.digit ?? null);
   }
 
   /** The least and the greatest number that the input's picture can have, if it is known. */
@@ -277,7 +278,8 @@ export class Store {
       return;
     }
     const places = [...edits.keys()].map((place) => this._output(place)).filter(Boolean);
-    if (start === "one") places.push([this.selection.p, this.selection.f]);
+    const { p: chosen, f: of } = this.selection;
+    if (start === "one" && !edits.has(this._place(chosen, of))) places.push([chosen, of]);
     places.sort((a, b) => a[0] - b[0] || a[1] - b[1]);
     for (const [p, f] of places) {
       const value = this.gradient(p, f);
