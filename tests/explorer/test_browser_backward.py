@@ -34,9 +34,13 @@ def judged(explorer: Explorer, dY: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def written(explorer: Explorer) -> list[tuple[float, float, float]]:
     """Return the products that the tab spells out."""
-    items = explorer.view("backward").locator("li[data-term]").evaluate_all(
-        "all => all.map((li) => ['.x', '.w', '.product'].map((part) =>"
-        " Number(li.querySelector(part).textContent.replace('−', '-'))))"
+    items = (
+        explorer.view("backward")
+        .locator("li[data-term]")
+        .evaluate_all(
+            "all => all.map((li) => ['.x', '.w', '.product'].map((part) =>"
+            " Number(li.querySelector(part).textContent.replace('−', '-'))))"
+        )
     )
     return [(x, w, product) for x, w, product in items]
 

@@ -1,4 +1,4 @@
-"""The largest settings that the page allows: nothing walks all of M, and every tab opens at once."""
+"""The largest settings allowed: nothing walks all of M, and every tab opens at once."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_every_tab_is_there_at_once(open_page: Callable[..., Explorer], name: st
 def test_what_is_too_much_is_drawn_in_part_and_stays_exact(
     open_page: Callable[..., Explorer],
 ) -> None:
-    """One element read 4096 times by every output: each output is the sum of the filter times it."""
+    """One element is read by all taps: each output is it times the sum of the filter."""
     explorer = open_page(address=f"#1;{LARGEST['610-million-products']}")
     weights = explorer.ask("[0, 1, 2].map((f) => store.filters.slice(4096 * f, 4096 * (f + 1))"
                            ".reduce((sum, w) => sum + w, 0) * store.input[0])")  # fmt: skip

@@ -112,7 +112,7 @@ def test_the_head_says_what_is_not_as_it_was_given(layer: Explorer) -> None:
     assert back.is_hidden()
     layer.enter(stride__0=1)
     assert head(layer).startswith("net, conv1, changed here")
-    assert "Changed: stride" in head(layer)
+    assert "Changed: stride 2 × 2 → 1 × 2" in head(layer)
     assert "photo.png" not in head(layer).replace("Back to net, conv1", "")
     layer.edit("K", 0, 0, "1").edit("K", 1, 0, "2")
     assert "2 numbers of the filters" in head(layer)

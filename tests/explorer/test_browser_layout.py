@@ -72,6 +72,7 @@ SMALL = """() => [...document.querySelectorAll('.convfc-explorer :is(button, sel
   .filter(([, box]) => box.height && Math.min(box.width, box.height) < 24)
   .map(([name, box]) => `${name} ${box.width} x ${box.height}`)"""
 
+
 # Two more buttons with an icon in the header.
 def start(explorer: Explorer, state: str) -> Explorer:
     """Show one of the states: a preset, or settings."""

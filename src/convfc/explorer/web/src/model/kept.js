@@ -19,7 +19,14 @@ const KINDS = {
         ? new Float64Array(product(inputShape(settings)))
         : gradient(settings),
   },
-  filters: { shape: filtersShape, made: someFilters },
+  filters: {
+    shape: filtersShape,
+    // Beside trained weights, which are small, made-up ones are as large as the largest of them.
+    made: (settings, source) => {
+      const scale = source ? Math.min(1, largest(source.values)) : 1;
+      return scale === 1 ? someFilters(settings) : someFilters(settings).map((w) => w * scale);
+    },
+  },
   bias: { shape: ({ filters }) => [filters], made: ({ filters }) => new Float64Array(filters) },
 };
 
@@ -86,6 +93,13 @@ export function differences(kind, now, given, settings) {
     edits: [...now.edits.keys()].filter((place) => flatOf(place, shape) >= 0).length,
     made: source?.values ? product(shape) - (common ? product(common) : 0) : 0,
   };
+}
+
+/** The largest modulus of numbers; of those that are finite, and never 0. */
+export function largest(numbers) {
+  let most = 0;
+  for (const value of numbers) if (Number.isFinite(value)) most = Math.max(most, Math.abs(value));
+  return most || 1;
 }
 
 /** The flat index of a place; -1 outside the shape. */

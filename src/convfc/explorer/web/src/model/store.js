@@ -3,7 +3,7 @@
 
 import { complete, problems, product } from "./geometry.js";
 import { indexMap, ravel } from "./indexmap.js";
-import { continued, edited, kept, numbersFor } from "./kept.js";
+import { continued, edited, kept, largest, numbersFor } from "./kept.js";
 import {
   columnsOf, filterGradient, filterMatrix, groupOf, inputGradient, inputGradientOfOnes, output, outputAt, outputPlane,
   outputRow, patchMatrix, turnedFilters, unrolledBins, unrolledRow,
@@ -650,13 +650,6 @@ export class Store {
 
 function eachKind(make) {
   return Object.fromEntries(KINDS.map((kind) => [kind, make(kind)]));
-}
-
-/** The largest modulus of numbers; of those that are finite, and never 0. */
-function largest(numbers) {
-  let most = 0;
-  for (const value of numbers) if (Number.isFinite(value)) most = Math.max(most, Math.abs(value));
-  return most || 1;
 }
 
 function same(a, b) {

@@ -49,7 +49,10 @@ export function changes(store) {
   const { given, settings } = store;
   const found = Object.keys(given.settings)
     .filter((name) => JSON.stringify(given.settings[name]) !== JSON.stringify(settings[name]))
-    .map((name) => NAMES[name] ?? (PER_AXIS[name] ?? SINGLE[name]).label);
+    .map((name) => {
+      const label = NAMES[name] ?? (PER_AXIS[name] ?? SINGLE[name]).label;
+      return `${label} ${plain(given.settings[name])} → ${plain(settings[name])}`;
+    });
   const kinds = { input: "the input", filters: "the filters", bias: "the bias" };
   for (const [kind, words] of Object.entries(kinds)) {
     if (kind === "bias" && !settings.bias) continue;
@@ -59,6 +62,12 @@ export function changes(store) {
     if (made && !other) found.push(`${count(made, "number")} of ${words} made up`);
   }
   return found;
+}
+
+/** The value of a setting as people write it. */
+function plain(value) {
+  if (Array.isArray(value)) return value.map((v) => (Array.isArray(v) ? v.join("+") : v)).join(" × ");
+  return typeof value === "boolean" ? (value ? "on" : "off") : String(value);
 }
 
 /** A number as it is shown: whole numbers as they are, others with a few digits, a true minus. */

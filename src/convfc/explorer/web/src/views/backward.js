@@ -22,7 +22,7 @@ const STARTS = {
   zeros: ["your own", "0 but for the numbers that you type"],
 };
 
-/** The tab “Backward pass”. */
+/** The tab “Backward”. */
 export class BackwardView {
   constructor(explorer) {
     this.explorer = explorer;

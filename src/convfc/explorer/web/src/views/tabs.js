@@ -7,7 +7,7 @@ const TITLES = {
   arithmetic: "Arithmetic",
   map: "Index map",
   matrix: "One big matrix",
-  backward: "Backward pass",
+  backward: "Backward",
   code: "Code",
 };
 
