@@ -281,3 +281,49 @@ def test_a_link_of_another_layer_is_not_taken_for_this_one(
     explorer = open_page(trained(), address="#1;c=3;f=16;k=5.5;n=20.24;own=other;cut=1")
     assert "net, conv1" not in head(explorer)
     assert "too many for an address" in head(explorer)
+
+
+def test_the_layer_of_the_page_is_the_first_to_start_from(
+    open_page: Callable[..., Explorer],
+) -> None:
+    explorer = open_page(trained())
+    tiles = explorer.root.locator("[data-preset]")
+    assert tiles.first.inner_text().split("\n") == ["net, conv1", "your layer"]
+    assert tiles.first.get_attribute("aria-checked") == "true"
+    explorer.preset("dilated")
+    assert tiles.first.get_attribute("aria-checked") == "false"
+    explorer.preset("own")
+    assert numbers(explorer) == (trained()["input"]["values"], trained()["filters"])
+    assert head(explorer).startswith("net, conv1")
+    assert tiles.first.get_attribute("aria-checked") == "true"
+
+
+def test_a_page_without_a_layer_has_no_such_tile(explorer: Explorer) -> None:
+    assert explorer.root.locator("[data-preset=own]").count() == 0
+
+
+def test_made_up_filters_do_not_wash_out_the_given_ones(layer: Explorer) -> None:
+    """Beside small weights, made-up ones are no larger than the largest of them."""
+    state = trained()
+    state["filters"] = (np.array(state["filters"]) / 100).tolist()
+    layer.ask("store.load(argument)", state)
+    before = layer.picture("filters", "base")
+    largest = layer.ask("store.largest('filters')")
+    layer.enter(filters=18)
+    assert layer.ask("store.largest('filters')") == pytest.approx(largest)
+    assert layer.picture("filters", "base") == before
+
+
+def test_a_number_field_that_is_not_being_typed_in_leaves_ctrl_z_to_the_page(
+    layer: Explorer,
+) -> None:
+    retype(layer, "filters", "12")
+    layer.page.keyboard.press("Enter")
+    layer.settled()
+    assert layer.settings["filters"] == 12
+    layer.page.keyboard.press("Control+z")  # the focus is still in the field
+    layer.settled()
+    assert layer.settings["filters"] == 16
+    layer.page.keyboard.press("Control+Shift+z")
+    layer.settled()
+    assert layer.settings["filters"] == 12

@@ -210,3 +210,29 @@ def test_each_change_of_theme_changes_the_colours_of_the_grids(lab: Page) -> Non
             assert greys == [light, light]
         else:
             assert all(grey < light - 30 for grey in greys)
+
+
+def test_what_is_retyped_in_the_widget_leaves_pythons_numbers_alone(lab: Page) -> None:
+    first = Explorer(lab)
+    before = python(lab, "", "[w.state['filters'], w.state['input']]")
+    control = first.control("size-0")
+    control.click()
+    control.press("Control+a")
+    lab.keyboard.type("12", delay=900)  # so slowly that "1" is taken on the way
+    control.press("Enter")
+    says(lab, "w.state['settings']['size']", [12, 6])
+    says(lab, "w.state['given']['settings']['size']", [6, 6])
+    assert "changed on the page" in python(lab, "", "w")
+    lab.wait_for_timeout(1000)  # what follows at once is one change with it
+    control.press("Control+a")
+    lab.keyboard.type("6", delay=50)
+    control.press("Enter")
+    says(lab, "w.state['settings']['size']", [6, 6])
+    assert python(lab, "", "[w.state['filters'], w.state['input']]") == before
+    says(lab, "'given' in w.state", False)
+    cells_before = cells(lab)
+    first.grid("output").press("Control+z")  # undoes here, and not in the notebook
+    says(lab, "w.state['settings']['size']", [12, 6])
+    first.act("restore")
+    says(lab, "w.state['settings']['size']", [6, 6])
+    assert cells(lab) == cells_before

@@ -354,3 +354,26 @@ def test_the_page_goes_as_far_as_python_lets_it(model: Model) -> None:
     assert facts["version"] == VERSION
     wanted = settings_of(ConvGeometry(1, 1, (2, 2)), (6, 6))
     assert set(facts["defaults"]) == set(wanted)
+
+
+def test_a_layer_without_a_name_is_titled_by_its_kind_and_sizes() -> None:
+    geometry = ConvGeometry(2, 4, (3,))
+    assert explorer_state(np.zeros((4, 3, 2)), None, geometry)["title"] == (
+        "CONV layer, 2 to 4 channels, kernel 3"
+    )
+    layer = torch.nn.ConvTranspose2d(1, 5, (2, 4))
+    assert explorer_state(layer, filters=[0, 2])["title"] == (
+        "ConvTranspose2d, 1 to 2 channels, kernel 2 × 4"
+    )
+
+
+def test_a_state_that_was_changed_names_its_layer_so_and_what_was_given_is_checked() -> None:
+    geometry = ConvGeometry(1, 2, (3,))
+    state = explorer_state(np.arange(6).reshape(2, 3, 1), np.arange(5)[:, None], geometry)
+    given = {name: state[name] for name in ("settings", "input", "filters", "bias")}
+    changed = {**state, "filters": [0] * 6, "given": given}
+    layer, _ = state_layer(changed)
+    assert layer.name == "CONV layer, 1 to 2 channels, kernel 3, changed here"
+    assert state_layer(given)[0].filters.ravel().tolist() == list(range(6))
+    with pytest.raises(DataError, match=r"filters: these are not the numbers of its settings"):
+        state_layer({**changed, "given": {**given, "filters": [1, 2]}})

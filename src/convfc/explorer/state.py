@@ -63,7 +63,8 @@ def explorer_state(
     filters : sequence of int, optional
         Show only these; of a layer with groups, all or none.
     title, source : str
-        What the page says that it shows, and where it comes from.
+        What the page says that it shows, and where it comes from. If there is no title, it is the
+        layer's name, or its kind and sizes.
 
     Returns
     -------
@@ -105,7 +106,7 @@ def explorer_state(
     middle = int(np.ravel_multi_index([n // 2 for n in output], output))
     return {
         "version": VERSION,
-        "title": title or found.name,
+        "title": title or found.name or _described(layer, shown),
         "source": source or ("" if picture is None else picture.said),
         "settings": settings,
         "input": None if picture is None else _input(picture),
@@ -249,6 +250,14 @@ def _size(
         max(_USUAL, extent, *(side + 1 for side in pair))
         for extent, pair in zip(geometry.effective_kernel_size, geometry.padding, strict=True)
     )
+
+
+def _described(layer: Any, geometry: ConvGeometry) -> str:
+    """Return a title for a layer without a name: its kind, if it says one, and its sizes."""
+    named = not isinstance(layer, ConvLayer) and not hasattr(layer, "shape")
+    kernel = " × ".join(map(str, geometry.kernel_size))
+    channels = f"{geometry.in_channels} to {geometry.out_channels} channels"
+    return f"{type(layer).__name__ if named else 'CONV layer'}, {channels}, kernel {kernel}"
 
 
 def _input(picture: Picture) -> dict[str, Any]:

@@ -125,7 +125,7 @@ export class Controls {
         title: text || null,
         onclick: () => this.explorer.start(state),
       },
-      el("span", {}, state.title || "A layer"),
+      el("span", {}, state.title || "CONV layer"),
       small ? el("small", {}, small) : null,
     );
   }

@@ -64,7 +64,8 @@ export class Header {
   update() {
     const { store } = this.explorer;
     const preset = PRESETS.find(({ id }) => id === store.preset);
-    const title = store.title || preset?.title;
+    const given = store.given.kept.filters.source && "CONV layer";
+    const title = store.title || preset?.title || given || "";
     const changed = Boolean(title) && store.changed;
     this.title.textContent = title ? `${title}${changed ? ", changed here" : ""}` : OWN;
     this.text.textContent = changed
