@@ -23,8 +23,9 @@ const KINDS = {
     shape: filtersShape,
     // Beside trained weights, which are small, made-up ones are as large as the largest of them.
     made: (settings, source) => {
-      const scale = source ? Math.min(1, largest(source.values)) : 1;
-      return scale === 1 ? someFilters(settings) : someFilters(settings).map((w) => w * scale);
+      const made = someFilters(settings);
+      const scale = source ? Math.min(1, largest(source.values) / largest(made)) : 1;
+      return scale === 1 ? made : made.map((w) => w * scale);
     },
   },
   bias: { shape: ({ filters }) => [filters], made: ({ filters }) => new Float64Array(filters) },
