@@ -211,3 +211,13 @@ def test_a_transposed_layers_arithmetic_is_in_the_windows_order(explorer: Explor
     assert window == rows
     terms = explorer.view("arithmetic").locator(".terms .x").all_inner_texts()
     assert [float(term) for term in terms] == rows
+
+
+def test_a_typed_gradient_does_not_follow_the_choice(explorer: Explorer) -> None:
+    explorer.tab("backward")
+    explorer.edit("dY", 2, 5, "3")
+    explorer.click("dY", 4, 4)
+    assert explorer.ask("[...store.gradients()]") == [[2 * 13 + 5, 0, 3]]
+    assert explorer.root.locator("[data-start=zeros]").get_attribute("aria-pressed") == "true"
+    explorer.root.locator("[data-start=one]").click()
+    assert explorer.ask("[...store.gradients()]") == [[4 * 13 + 4, 0, 1]]

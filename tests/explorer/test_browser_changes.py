@@ -327,3 +327,11 @@ def test_a_number_field_that_is_not_being_typed_in_leaves_ctrl_z_to_the_page(
     layer.page.keyboard.press("Control+Shift+z")
     layer.settled()
     assert layer.settings["filters"] == 12
+
+
+def test_escape_puts_back_what_was_there(layer: Explorer) -> None:
+    retype(layer, "filters", "3")
+    layer.page.keyboard.press("Escape")
+    layer.page.wait_for_timeout(2 * PAUSE)
+    assert layer.settings["filters"] == 16
+    assert layer.control("filters").input_value() == "16"

@@ -22,6 +22,9 @@ import { download, png, svg } from "./views/export.js";
 /** Settings beside the strip, the strip as a row above them, all in one column. */
 const LAYOUTS = ["wide", "middle", "narrow"];
 
+/** Milliseconds to read a letter of what is said. */
+const READING = 60;
+
 /** Hosts that are the machine itself. */
 const LOOPBACK = /^(localhost|127\.\d+\.\d+\.\d+|\[::1\])$/;
 
@@ -100,9 +103,12 @@ export class Explorer {
     this.toast.textContent = text;
     this.toast.hidden = false;
     clearTimeout(this.toastTimer);
-    this.toastTimer = setTimeout(() => {
-      this.toast.hidden = true;
-    }, 2200);
+    this.toastTimer = setTimeout(
+      () => {
+        this.toast.hidden = true;
+      },
+      1000 + READING * text.length,
+    );
   }
 
   /** Say what is selected in the live region, once things have come to rest. */

@@ -36,6 +36,9 @@ function numpy(s) {
     `filters = rng.integers(-9, 10, ${filters})`,
     ...(s.bias ? [`bias = rng.integers(-9, 10, ${s.filters})`] : []),
     "",
+    ...(s.flip !== s.transposed
+      ? ["# The page shows plain windows and the filter turned; here it is the other way round."]
+      : []),
     "M = im2col(x, geometry)                       # one row per output position",
     "K = filters_to_matrix(filters, geometry)      # one column per filter",
     `rows = patch_product(M, K, geometry)${s.bias ? " + bias" : ""}`,

@@ -77,7 +77,7 @@ const PAUSE = 600;
 
 /**
  * Take what is typed into a control once it is meant: on Enter, on leaving, on a step of the arrow keys,
- * or after a pause; never the first digit of two.
+ * or after a pause; never the first digit of two. Escape puts back what was there.
  */
 export function typed(control, take) {
   let timer = null;
@@ -100,6 +100,10 @@ export function typed(control, take) {
   control.addEventListener("change", now);
   control.addEventListener("keydown", (event) => {
     if (event.key === "Enter") now();
+    if (event.key !== "Escape" || !control.dataset.typing) return;
+    event.preventDefault(); // it ends the typing alone, not the guide
+    control.value = last;
+    now();
   });
   return control;
 }
