@@ -27,6 +27,18 @@ ARGUMENTS = (
     "--disable-component-update",
     "--disable-sync",
 )
+PRESETS = (
+    "figure-2",
+    "figure-3",
+    "figure-6",
+    "experiment",
+    "depthwise",
+    "dilated",
+    "transposed",
+    "signal",
+)
+"""What the page has to start from, in its order."""
+
 WEB = pathlib.Path(__file__).parents[2] / "src/convfc/explorer/web"
 MARGIN = 5
 """CSS pixels between the edge of a grid's canvas and its cells (web/src/views/grid.js)."""

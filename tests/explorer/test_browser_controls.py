@@ -6,24 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from browser import MARGIN, Explorer
+from browser import MARGIN, PRESETS, Explorer
 from model import forwards, turned
 
 from convfc import conv_as_matmul, conv_matrix, im2col
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-PRESETS = (
-    "figure-2",
-    "figure-3",
-    "figure-6",
-    "experiment",
-    "depthwise",
-    "dilated",
-    "transposed",
-    "signal",
-)
 
 # Names of controls and what is put into them, one after the other; each step is a convolution.
 CHANGES: list[dict[str, Any]] = [

@@ -258,6 +258,7 @@ def test_numbers_that_overflow_are_said_and_drawn(open_page: Callable[..., Explo
     blank = explorer.picture("Y", "base")
     explorer.edit("input", 0, 0, "1e308").edit("input", 1, 0, "1e308").edit("input", 2, 0, "1e308")
     assert explorer.ask("store.value(0, 0)") == float("inf")
+    assert explorer.ask("Number.isFinite(store.largest('output'))")
     assert "= ∞" in explorer.view("arithmetic").inner_text()
     assert "sum ∞" in explorer.live()
     assert explorer.picture("Y", "base") != blank

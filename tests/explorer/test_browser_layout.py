@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from browser import PRESETS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from browser import Explorer
 
-PRESETS = ("figure-2", "figure-3", "figure-6", "experiment", "depthwise", "dilated", "transposed")
 OTHERS: dict[str, dict[str, Any]] = {
     "the paper's 128 filters": {
         "size": [28, 28],
@@ -28,7 +29,6 @@ OTHERS: dict[str, dict[str, Any]] = {
         "padding": [[3, 3], [3, 3]],
     },
     "64 channels": {"size": [14, 14], "channels": 64, "filters": 64, "kernel": [3, 3]},
-    "a signal": {"axes": 1, "size": [12], "filters": 2, "kernel": [3], "padding": [[1, 1]]},
     "a long signal": {"axes": 1, "size": [224], "filters": 8, "kernel": [64]},
     "one column": {"size": [200, 1], "filters": 5, "kernel": [9, 1]},
     "one weight": {"size": [20, 20], "filters": 1, "kernel": [1, 1]},
@@ -44,7 +44,9 @@ FAULTS = """(width) => {
   if (wide > width) found.push(`the page is ${wide} wide`);
   const { strip, tabs } = explorer;
   const { panel, x, y } = tabs.views.matrix;
-  for (const { grid, options } of [...strip.views.map((view) => view.panel), panel, x, y]) {
+  const { dY, dK, dX } = tabs.views.backward;
+  const others = [panel, x, y, dY, dK.panel, dX];
+  for (const { grid, options } of [...strip.views.map((view) => view.panel), ...others]) {
     if (!grid.element.offsetParent) continue; // in a tab that is closed
     const { rows, columns } = grid.source;
     for (const [side, count] of [[grid.width, columns], [grid.height, rows]])
@@ -73,7 +75,6 @@ SMALL = """() => [...document.querySelectorAll('.convfc-explorer :is(button, sel
   .map(([name, box]) => `${name} ${box.width} x ${box.height}`)"""
 
 
-# Two more buttons with an icon in the header.
 def start(explorer: Explorer, state: str) -> Explorer:
     """Show one of the states: a preset, or settings."""
     if state in PRESETS:
@@ -90,11 +91,12 @@ def resize(explorer: Explorer, width: int, height: int = 800) -> Explorer:
 @pytest.mark.parametrize("state", STATES)
 def test_every_grid_can_be_seen_at_every_width(explorer: Explorer, state: str) -> None:
     """The states share the widths among them: together they visit all of them."""
-    start(explorer, state).tab("matrix")
+    start(explorer, state)
     first = NARROWEST + STEP * STATES.index(state)
     layouts = set()
-    for width in [NARROWEST, *range(first, WIDEST + 1, STEP * len(STATES))]:
-        resize(explorer, width)
+    tabs = itertools.cycle(("matrix", "backward"))
+    for width in [NARROWEST, NARROWEST, *range(first, WIDEST + 1, STEP * len(STATES))]:
+        resize(explorer, width).tab(next(tabs))
         assert explorer.page.evaluate(FAULTS, width) == [], width
         layouts.add(explorer.ask("explorer.root.dataset.width"))
     assert layouts == {"narrow", "middle", "wide"}

@@ -7,23 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from browser import PRESETS
 
 from convfc import ConvGeometry, conv_matrix, im2col
 from convfc.explorer.state import state_layer
 
 if TYPE_CHECKING:
     from browser import Explorer
-
-PRESETS = (
-    "figure-2",
-    "figure-3",
-    "figure-6",
-    "experiment",
-    "depthwise",
-    "dilated",
-    "transposed",
-    "signal",
-)
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from browser import PRESETS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -233,11 +234,10 @@ def test_without_the_switch_nothing_of_the_way_back_is_drawn(explorer: Explorer)
     assert "feeds" not in explorer.live()
 
 
-PRESETS = ("figure-2", "figure-3", "figure-6", "experiment", "depthwise", "dilated", "transposed")
 ARROWS = {"ArrowUp": (0, -1), "ArrowDown": (0, 1), "ArrowLeft": (-1, -1), "ArrowRight": (-1, 1)}
 
 
-@pytest.mark.parametrize("preset", [*PRESETS, "signal"])
+@pytest.mark.parametrize("preset", PRESETS)
 def test_an_arrow_moves_the_window_by_one_in_its_direction_or_stays_at_the_edge(
     explorer: Explorer, preset: str
 ) -> None:

@@ -107,6 +107,22 @@ def test_a_wrong_selection_is_refused_and_changes_nothing(
     assert widget.selection == before
 
 
+def test_other_settings_may_leave_no_room_for_the_selection_that_was_there(
+    state: dict[str, Any],
+) -> None:
+    state["selection"] = {"p": 4, "f": 1, "q": 2, "element": None}
+    widget = ExplorerWidget(state=state)
+    wider = {**widget.state, "settings": {**state["settings"], "stride": [3]}}  # two rows of M
+    widget.state = wider
+    assert widget.selection == widget.state["selection"] == NOTHING
+    widget.selection = {"p": 1}
+    same = {**widget.state, "settings": {**state["settings"], "stride": [2]}}
+    widget.state = same
+    assert widget.state == same  # there is room: it is as it was given
+    with pytest.raises(TraitError, match=r"selection\.p: there is no such row of M"):
+        widget.state = {**wider, "selection": {"p": 3}}  # asked for
+
+
 def broken(state: dict[str, Any], *path: str, value: Any) -> dict[str, Any]:
     changed = copy.deepcopy(state)
     place = changed

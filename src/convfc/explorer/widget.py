@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from convfc.errors import ConvfcError, MissingDependencyError
+from convfc.errors import ConvfcError, DataError, MissingDependencyError
 from convfc.explorer.page import asset
 from convfc.explorer.settings import geometry_of_settings
 from convfc.explorer.state import check_selection, state_layer
@@ -56,10 +56,12 @@ class ExplorerWidget(anywidget.AnyWidget):
 
     @traitlets.validate("state")
     def _valid_state(self, proposal: Any) -> Any:
-        if proposal["value"]:
+        value = proposal["value"]
+        if value:
             with _explained():
-                state_layer(proposal["value"])
-        return proposal["value"]
+                value = self._within(value)
+                state_layer(value)
+        return value
 
     @traitlets.validate("selection")
     def _valid_selection(self, proposal: Any) -> Any:
@@ -72,6 +74,20 @@ class ExplorerWidget(anywidget.AnyWidget):
     def _follow(self, change: Any) -> None:
         """Select what a new state selects: the page does so, too."""
         self.selection = {**_NOTHING, **(change["new"].get("selection") or {})}
+
+    def _within(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Return a state without a selection that it has from the present one and has no room for.
+
+        ``widget.state = {**widget.state, "settings": ...}`` is about the settings.
+        """
+        selection, settings = state.get("selection"), state.get("settings")
+        if not selection or not settings or selection != self.state.get("selection"):
+            return state
+        try:
+            check_selection(selection, *geometry_of_settings(settings)[:2])
+        except DataError:
+            return {**state, "selection": _NOTHING}
+        return state
 
     def _known(self) -> tuple[Any, ...]:
         """Return the geometry and the input size, if the page has told them."""

@@ -16,6 +16,10 @@ const WRITTEN = 200;
 /** Products up to which those of one number of dX are looked through. */
 const ADDED = 2_000_000;
 
+/** Side of a picture and of its cells, at most. */
+const SIDE = 230;
+const CELL = 34;
+
 const STARTS = {
   one: ["1 at the chosen output", "What one output asks of the weights and of the input"],
   ones: ["1 everywhere", "The gradient of the sum of all outputs"],
@@ -147,8 +151,7 @@ export class BackwardView {
       filters > 1 ? `filter ${this.filter}` : "",
     );
     this.dK.update();
-    const { rows: r, columns: c } = this.dK.panel.grid.source;
-    this.dK.panel.fit(...square(r, c));
+    this.dK.panel.fitPicture(SIDE, SIDE, CELL);
     const { dX } = store;
     const [high, wide] = twoOf(size, 1);
     this._fit(
@@ -168,7 +171,7 @@ export class BackwardView {
 
   _fit(panel, source, shape) {
     panel.show(source, shape);
-    panel.fit(...square(source.rows, source.columns));
+    panel.fitPicture(SIDE, SIDE, CELL);
   }
 
   /** The drawn cell of the element that is looked at. */
@@ -302,12 +305,6 @@ function others(all, terms, sum) {
 /** The end of a scale of colours. */
 function scale(values) {
   return (values ?? []).reduce((most, value) => Math.max(most, Math.abs(value) || 0), 0) || 1;
-}
-
-/** Width and height of a cell of a picture. */
-function square(rows, columns) {
-  const side = Math.min(34, 230 / columns, 230 / rows);
-  return [side, side];
 }
 
 /** One index per axis as row and column. */

@@ -50,6 +50,15 @@ export class Panel {
     this.grid.redraw();
   }
 
+  /** Square cells within a box, but for a long line of them, which would be too thin to be seen. */
+  fitPicture(width, height, most = 46) {
+    const { rows, columns } = this.grid.source;
+    const [w, h] = [Math.min(width / columns, most), Math.min(height / rows, most)];
+    const cell = Math.min(w, h);
+    const seen = (count) => Math.max(cell, Math.min(24 / count, 20), Math.min(60 / count, 3));
+    this.fit(Math.min(w, seen(columns)), Math.min(h, seen(rows)));
+  }
+
   addExtra(...children) {
     fill(this.extra, ...children);
   }

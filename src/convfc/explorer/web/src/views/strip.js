@@ -101,9 +101,9 @@ export class Strip {
       Math.max(LEAST.M, map.columns * cell) + 2 * Math.max(LEAST.K, f * cell);
     const least = Math.min(Math.max(0.24 * room, LEAST.image), 230);
     const side = Math.max(least, Math.min(270, (room - need(LARGEST)) / 2));
-    this._image(this.input.panel, side, height * 0.72);
-    this._image(this.output.panel, side, height * 0.72);
-    this._image(this.filters.panel, side, 92, 26);
+    this.input.panel.fitPicture(side, height * 0.72);
+    this.output.panel.fitPicture(side, height * 0.72);
+    this.filters.panel.fitPicture(side, 92, 26);
     for (const views of [[this.input, this.filters], [this.output]]) {
       const widest = Math.max(LEAST.image, ...views.map((view) => view.panel.grid.width));
       views[0].element.parentElement.style.setProperty("--side", `${widest + 2 * MARGIN}px`);
@@ -125,9 +125,9 @@ export class Strip {
 
   _fitColumn(width) {
     const room = width - 2 * MARGIN;
-    this._image(this.input.panel, room, 300);
-    this._image(this.output.panel, room, 300);
-    this._image(this.filters.panel, room, 120, 30);
+    this.input.panel.fitPicture(room, 300);
+    this.output.panel.fitPicture(room, 300);
+    this.filters.panel.fitPicture(room, 120, 30);
     for (const view of [this.M, this.K, this.Y]) {
       const source = view.panel.grid.source;
       const cell = Math.min(room / source.columns, LARGEST);
@@ -137,15 +137,6 @@ export class Strip {
         tallness(source.rows, Math.max(cell, 14), readable ? source.rows * 22 : 260),
       );
     }
-  }
-
-  /** Square cells, but for a long line of them, which would be too thin to be seen. */
-  _image(panel, width, height, most = 46) {
-    const { rows, columns } = panel.grid.source;
-    const [w, h] = [Math.min(width / columns, most), Math.min(height / rows, most)];
-    const cell = Math.min(w, h);
-    const seen = (count) => Math.max(cell, Math.min(24 / count, 20), Math.min(60 / count, 3));
-    panel.fit(Math.min(w, seen(columns)), Math.min(h, seen(rows)));
   }
 }
 
