@@ -75,6 +75,7 @@ def test_what_stands_there_is_the_gradient_of_autograd(explorer: Explorer, prese
         assert explorer.ask("[...store.dK(store.selection.f)]") == dK[f].ravel().tolist()
         # One number of dK, with its products: column q of M with column f of dY.
         explorer.click("dK", 1, 1)
+        assert "dK at row" in explorer.live()
         q, first = explorer.chosen("q")[0], explorer.ask("store.map.taps")
         assert total(explorer) == pytest.approx(dK[f].ravel()[q % first])
         assert sum(product for *_, product in written(explorer)) == pytest.approx(total(explorer))
@@ -83,6 +84,7 @@ def test_what_stands_there_is_the_gradient_of_autograd(explorer: Explorer, prese
         # One number of dX: the weights that met it, each with the dY of their output.
         explorer.click("dX", 1, 1)
         element = explorer.selection["element"]
+        assert f"dX at input {element}: " in explorer.live()
         assert total(explorer) == pytest.approx(dX.ravel()[element])
         products = written(explorer)
         assert sum(product for *_, product in products) == pytest.approx(total(explorer))

@@ -335,3 +335,22 @@ def test_escape_puts_back_what_was_there(layer: Explorer) -> None:
     layer.page.wait_for_timeout(2 * PAUSE)
     assert layer.settings["filters"] == 16
     assert layer.control("filters").input_value() == "16"
+
+
+def test_what_is_wrong_is_undone_first_and_alone(layer: Explorer) -> None:
+    layer.enter(stride__0=1)
+    retype(layer, "kernel-0", "99")
+    layer.page.keyboard.press("Enter")
+    layer.settled()
+    assert layer.problem("kernel").is_visible()
+    layer.page.keyboard.press("Control+z")
+    layer.settled()
+    assert layer.problem("kernel").is_hidden()
+    assert layer.control("kernel-0").input_value() == "5"
+    assert layer.settings["stride"] == [1, 2]
+    retype(layer, "kernel-0", "99")  # the same once more is said once more
+    layer.page.keyboard.press("Enter")
+    layer.settled()
+    assert layer.problem("kernel").is_visible()
+    layer.act("undo").act("undo")
+    assert layer.settings["stride"] == [2, 2]

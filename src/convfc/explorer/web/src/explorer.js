@@ -211,8 +211,8 @@ export class Explorer {
       if (kind !== "tab" && kind !== "gradient") this.strip.update();
       this.transport.update();
       this.tabs.update();
-      this.header.update();
     }
+    this.header.update();
     this.controls.update();
     this.redraw();
   }

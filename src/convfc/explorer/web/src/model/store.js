@@ -70,7 +70,8 @@ export class Store {
       ? eachKind((kind) => continued(kind, this.given.kept[kind], state[kind], this.settings))
       : this.given.kept;
     this.hover = null;
-    this.view = { tab: "arithmetic", feeds: false, ...state.view };
+    this.view = { tab: TABS[0], feeds: false, ...state.view };
+    if (!TABS.includes(this.view.tab)) this.view.tab = TABS[0];
     this._forget();
     this.dY = { start: GRADIENTS[0], edits: new Map(), ...this._gradient(state.dY) };
     this.selection = { p: 0, f: 0, q: null, element: null, of: null };
@@ -415,7 +416,7 @@ export class Store {
   }
 
   get canUndo() {
-    return this.past.length > 0;
+    return this.past.length + this.problems.length > 0;
   }
 
   get canRedo() {
@@ -423,7 +424,10 @@ export class Store {
   }
 
   undo() {
-    this._travel(this.past, this.future);
+    if (!this.problems.length) return this._travel(this.past, this.future);
+    // What is wrong has not been taken: it alone goes.
+    this._take(this.settings);
+    this._tell("settings");
   }
 
   redo() {

@@ -22,7 +22,12 @@ export function describe(store) {
   });
   const sum = short(store.value(selection.p, selection.f));
   const where = `Output ${place(position)}, filter ${selection.f}: window ${window.join(", ")}; sum ${sum}.`;
-  return store.view.feeds && selection.element !== null ? `${where} ${readers(store, selection.element)}` : where;
+  const { of, q, element } = selection;
+  if (of === "dX" && element !== null && store.dX) return `${where} dX at input ${element}: ${short(store.dX[element])}.`;
+  if (of === "dK" && q !== null && store.dK(selection.f)) {
+    return `${where} dK at row ${q - first}: ${short(store.dK(selection.f)[q - first])}.`;
+  }
+  return store.view.feeds && element !== null ? `${where} ${readers(store, element)}` : where;
 }
 
 /** How often an element of the input is read, as a sentence. */

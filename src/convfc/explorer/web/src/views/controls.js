@@ -1,7 +1,7 @@
 // The column of settings. What is wrong with a typed value is said beside the control, and the last
 // valid settings stay on show.
 
-import { check, el, fill, focused, radioGroup, typed, unique } from "./dom.js";
+import { check, el, fill, put, radioGroup, typed, unique } from "./dom.js";
 import { MODES, PADDING, PER_AXIS, SINGLE } from "../model/geometry.js";
 import { PRESETS, stateOf } from "../model/presets.js";
 import { Pictures } from "./pictures.js";
@@ -74,8 +74,7 @@ export class Controls {
     for (const [control, value] of this.inputs.values()) {
       const now = value(wanted);
       if (control.type === "checkbox") control.checked = now;
-      else if (!focused(control) && !Number.isNaN(now) && now !== undefined)
-        control.value = String(now);
+      else if (!Number.isNaN(now) && now !== undefined) put(control, now);
     }
     for (const node of this.element.querySelectorAll("[data-axis='1']"))
       node.hidden = wanted.axes === 1;

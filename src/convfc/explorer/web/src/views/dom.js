@@ -81,17 +81,15 @@ const PAUSE = 600;
  */
 export function typed(control, take) {
   let timer = null;
-  let last = null;
-  const now = () => {
+  const end = () => {
     clearTimeout(timer);
     delete control.dataset.typing;
-    if (control.value === last) return;
-    last = control.value;
+  };
+  const now = () => {
+    if (!control.dataset.typing) return;
+    end();
     take(control.value.trim() === "" ? NaN : Number(control.value));
   };
-  control.addEventListener("focus", () => {
-    last = control.value;
-  });
   control.addEventListener("input", () => {
     clearTimeout(timer);
     control.dataset.typing = "1";
@@ -102,10 +100,16 @@ export function typed(control, take) {
     if (event.key === "Enter") now();
     if (event.key !== "Escape" || !control.dataset.typing) return;
     event.preventDefault(); // it ends the typing alone, not the guide
-    control.value = last;
-    now();
+    end();
+    control.value = control.defaultValue;
   });
   return control;
+}
+
+/** Show a value in a control, unless somebody is typing in it. */
+export function put(control, value) {
+  if (control.dataset.typing) return;
+  control.value = control.defaultValue = String(value);
 }
 
 /** Whether an element has the focus, also inside a shadow root. */

@@ -1,7 +1,7 @@
 // The filters as what they are before they are stretched: small windows of weights, one for each
 // channel of a group, beside each other.
 
-import { el, fill, focused, typed } from "./dom.js";
+import { el, fill, put, typed } from "./dom.js";
 import { Panel } from "./panel.js";
 import { editCell } from "./editor.js";
 import { columnsOf } from "../model/numbers.js";
@@ -170,7 +170,7 @@ export class FiltersView extends KernelView {
     for (const chip of this.chips.children)
       chip.setAttribute("aria-pressed", String(Number(chip.dataset.filter) === f));
     this.biasRow.hidden = !store.settings.bias;
-    if (store.settings.bias && !focused(this.bias)) this.bias.value = store.bias[f];
+    if (store.settings.bias) put(this.bias, store.bias[f]);
   }
 
   _showChips() {

@@ -1,7 +1,7 @@
 // The input: its numbers or its picture, with the padding around it (or, if transposed, the zeros
 // between its elements) as the convolution reads it, and the window on it.
 
-import { el, fill, typed } from "./dom.js";
+import { el, fill, put, typed } from "./dom.js";
 import { packedRgb } from "./palette.js";
 import { hatch } from "./paint.js";
 import { Panel } from "./panel.js";
@@ -295,7 +295,7 @@ export class InputView {
       name: "channel",
       "aria-label": "Channel shown",
     });
-    number.value = channel;
+    put(number, channel);
     typed(number, (d) =>
       this.store.show({ channel: Math.min(Math.max(Math.trunc(d) || 0, 0), channels - 1) }),
     );

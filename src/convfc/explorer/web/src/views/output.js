@@ -1,7 +1,7 @@
 // The output: one plane per filter. The filter's hue frames its plane; small planes stand below
 // to choose.
 
-import { el, fill, focused, typed } from "./dom.js";
+import { el, fill, put, typed } from "./dom.js";
 import { Panel } from "./panel.js";
 import { lit } from "./lit.js";
 import { place, short } from "../model/words.js";
@@ -49,7 +49,7 @@ export class OutputView {
       if (chip.dataset.filter)
         chip.setAttribute("aria-pressed", String(Number(chip.dataset.filter) === store.shown.f));
     }
-    if (this.number && !focused(this.number)) this.number.value = store.shown.f;
+    if (this.number) put(this.number, store.shown.f);
   }
 
   _cell(p) {
