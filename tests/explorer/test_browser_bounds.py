@@ -100,3 +100,16 @@ def test_every_reader_of_an_element_is_counted(open_page: Callable[..., Explorer
     )
     assert all(listed == counted for listed, counted, _ in found)
     assert all(0 < few <= 9 for *_, few in found)
+
+
+def test_a_picture_of_the_one_big_matrix_looks_at_few_weights(
+    open_page: Callable[..., Explorer],
+) -> None:
+    """Every row of it has 262,144; all of them would take three times as long as is allowed here."""
+    explorer = open_page(address=f"#1;{LARGEST['a-long-signal']}")
+    taken = explorer.ask(
+        "Math.min(...[0, 1, 2].map((f) => { const start = performance.now();"
+        " for (let p = 0; p < 300; p++) store.bigBins(p, f, 900);"
+        " return performance.now() - start; }))"
+    )
+    assert taken < 150

@@ -354,3 +354,18 @@ def test_what_is_wrong_is_undone_first_and_alone(layer: Explorer) -> None:
     assert layer.problem("kernel").is_visible()
     layer.act("undo").act("undo")
     assert layer.settings["stride"] == [2, 2]
+
+
+def test_steps_of_one_setting_right_after_each_other_are_one_change(layer: Explorer) -> None:
+    layer.enter(stride__0=3)
+    layer.page.wait_for_timeout(1000)
+    control = layer.control("stride-0")
+    control.click()
+    for _ in range(3):
+        control.press("ArrowUp")
+    layer.settled()
+    assert layer.settings["stride"] == [6, 2]
+    layer.act("undo")
+    assert layer.settings["stride"] == [3, 2]
+    layer.act("undo")
+    assert layer.settings["stride"] == [2, 2]
