@@ -49,6 +49,7 @@ export class BackwardView {
       ),
     );
     const output = (r, c) => ravel(store.outputSize.length > 1 ? [r, c] : [c], store.outputSize);
+    const where = (r, c) => place(store.map.position(output(r, c)));
     this.dY = new Panel(explorer, {
       view: "dY",
       name: "dY = ∂L/∂Y",
@@ -59,11 +60,10 @@ export class BackwardView {
         editCell(store, this.dY.grid, r, c, {
           kind: "dY",
           index: output(r, c) * store.settings.filters + this.filter,
-          label: `New number of dY at ${place(store.map.position(output(r, c)))}, filter ${this.filter}`,
+          label: `New number of dY at ${where(r, c)}, filter ${this.filter}`,
         }),
       cursor: () => twoOf(store.map.position(store.shown.p)),
-      say: (r, c) =>
-        `${place(store.map.position(output(r, c)))}: ${short(store.gradient(output(r, c), this.filter))}`,
+      say: (r, c) => `${where(r, c)}: ${short(store.gradient(output(r, c), this.filter))}`,
       overlay: (grid, context) => this._overlayY(grid, context),
     });
     this.dK = new KernelView(explorer, {
@@ -74,7 +74,10 @@ export class BackwardView {
       largest: (values) => scale(values),
       of: "dK",
     });
-    const element = (r, c) => ravel([...(store.settings.axes > 1 ? [r, c] : [c]), this.channel], store.map.inputShape);
+    const element = (r, c) => {
+      const at = store.settings.axes > 1 ? [r, c] : [c];
+      return ravel([...at, this.channel], store.map.inputShape);
+    };
     this.dX = new Panel(explorer, {
       view: "dX",
       name: "dX = col2im(dY Kᵀ)",
@@ -82,7 +85,10 @@ export class BackwardView {
       pick: (r, c) => store.select({ element: element(r, c), of: "dX" }),
       hover: (r, c) => store.preview(r === null ? null : { element: element(r, c), of: "dX" }),
       cursor: () => this._cell() ?? [0, 0],
-      say: (r, c) => `${place(unravel(element(r, c), store.map.inputShape).slice(0, -1))}: ${short(store.dX?.[element(r, c)] ?? NaN)}`,
+      say: (r, c) => {
+        const at = place(store.settings.axes > 1 ? [r, c] : [c]);
+        return `${at}: ${short(store.dX?.[element(r, c)] ?? NaN)}`;
+      },
       overlay: (grid, context) => {
         const cell = this._cell();
         if (cell) grid.outline(context, [...cell, ...cell], explorer.palette.ink, { width: 2 });
@@ -93,7 +99,12 @@ export class BackwardView {
     this.element = el(
       "div",
       { data: { view: "backward" }, class: "backward" },
-      el("p", { class: "row" }, el("span", { class: "hint" }, "The gradient of the output is"), this.starts),
+      el(
+        "div",
+        { class: "row" },
+        el("span", { class: "hint" }, "The gradient of the output is"),
+        this.starts,
+      ),
       el("div", { class: "gradients" }, this.dY.element, this.dK.element, this.dX.element),
       this.note,
       this.sum.result,
@@ -123,13 +134,12 @@ export class BackwardView {
     this._write();
   }
 
-  /** The channel of the element that is looked at, else the one that the input shows. */
+  /** The channel that the input shows; where it shows all, that of the element that is looked at. */
   _channel() {
     const { store, strip } = this.explorer;
-    const { element } = store.shown;
-    if (element !== null) return element % store.settings.channels;
     const { channel } = strip.input;
-    return channel === "rgb" ? 0 : channel;
+    if (channel !== "rgb") return channel;
+    return (store.shown.element ?? 0) % store.settings.channels;
   }
 
   _show() {
@@ -178,7 +188,8 @@ export class BackwardView {
   _cell() {
     const { store } = this.explorer;
     const { element } = store.shown;
-    return element === null ? null : twoOf(unravel(element, store.map.inputShape).slice(0, -1));
+    const other = element !== null && element % store.settings.channels !== this.channel;
+    return element === null || other ? null : twoOf(unravel(element, store.map.inputShape).slice(0, -1));
   }
 
   _overlayY(grid, context) {
