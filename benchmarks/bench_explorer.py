@@ -32,7 +32,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "tests/explorer"))
 from browser import ARGUMENTS, find_browser
 
 PACKAGES = ("playwright",)
-TABS = ("arithmetic", "map", "matrix", "code")
+TABS = ("arithmetic", "map", "matrix", "backward", "code")
 WINDOW = {"width": 1280, "height": 800}
 
 # Opened as soon as there is an explorer; `window.ready` is the time at which it had drawn.

@@ -227,8 +227,10 @@ def test_back_goes_to_what_was_there_before_the_preset(open_page: Callable[..., 
     explorer = open_page(trained())
     page = explorer.page
     explorer.edit("K", 3, 3, "5")
+    explorer.tab("map")
     own = explorer.state
     explorer.preset("dilated")
+    explorer.tab("code")  # stays open, and does not make the address be read instead
     explorer.enter(stride__0=2)
     dilated = explorer.state
     explorer.preset("signal")
@@ -256,6 +258,26 @@ def test_back_goes_to_what_was_there_before_the_preset(open_page: Callable[..., 
     page.go_forward()
     found = arrives("A signal")
     assert [found[part] for part in parts] == [signal[part] for part in parts]
+
+
+def test_back_beyond_a_reload_goes_by_the_addresses(open_page: Callable[..., Explorer]) -> None:
+    explorer = open_page()
+    page = explorer.page
+    explorer.preset("dilated").preset("signal")
+    page.wait_for_function("() => location.hash.includes('signal')")
+    page.reload()
+    explorer.ready()
+    explorer.preset("figure-2")
+    for title in ("A signal", "Dilated", "The experiment"):
+        page.go_back()
+        page.wait_for_function(
+            "(title) => document.querySelector('.title').textContent === title", arg=title
+        )
+    for title in ("Dilated", "A signal", "One patch, one filter"):
+        page.go_forward()
+        page.wait_for_function(
+            "(title) => document.querySelector('.title').textContent === title", arg=title
+        )
 
 
 def test_a_page_opened_anew_on_an_address_of_its_layer_keeps_the_layer(

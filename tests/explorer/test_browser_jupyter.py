@@ -156,6 +156,12 @@ def test_both_widgets_are_shown_and_python_has_their_selection(lab: Page) -> Non
     becomes(lab, "[store.selection.p, store.selection.f]", [20, 1])
     python(lab, "w.state = {**w.state, 'settings': {**w.state['settings'], 'flip': True}}")
     becomes(lab, "store.settings.flip", True)
+    # What Python gave last is the first to start from.
+    python(lab, "w.state = convfc.explorer.explorer_state(layer, 7 * x, title='seven times')")
+    becomes(lab, "store.title", "seven times")
+    first.preset("dilated").preset("own")
+    assert first.root.locator("[data-preset=own]").inner_text().startswith("seven times")
+    says(lab, "w.state['input']['values'][1]", 7)
 
 
 def test_keys_in_the_widget_do_not_work_the_notebook(lab: Page) -> None:

@@ -17,10 +17,13 @@ export function startOnPage() {
     return found.state ? found : { ...found, state: own };
   };
   const given = asked();
-  const visits = new Map(); // what each entry of the browser's history showed, exactly
-  let visit = 0;
+  // What each entry of the browser's history showed, exactly; those of an earlier load have only addresses.
+  const visits = new Map();
+  const load = Date.now();
+  let visit = history.state?.visit ?? `${load}.0`;
   let timer = null;
   let returning = false;
+  let returned = null; // the address of an entry that was gone back to
   const explorer = mount(element, {
     page: true,
     own,
@@ -37,7 +40,7 @@ export function startOnPage() {
       visits.set(visit, explorer.store.snapshot());
     },
     onArrive() {
-      visit = Math.max(visit, ...visits.keys()) + 1;
+      visit = `${load}.${visits.size}`;
       history.pushState({ visit }, "", toAddress(explorer.store));
     },
   });
@@ -52,14 +55,16 @@ export function startOnPage() {
     returning = false;
   };
   addEventListener("popstate", ({ state }) => {
-    const to = state?.visit ?? null;
-    if (to === null || !visits.has(to)) return; // an address that was typed: see hashchange
     visits.set(visit, explorer.store.snapshot());
-    visit = to;
-    back(() => explorer.store.return(visits.get(to)));
+    visit = state?.visit ?? `${load}.${visits.size}`;
+    if (!visits.has(visit)) return; // there is only its address: see hashchange
+    returned = location.hash;
+    back(() => explorer.store.return(visits.get(visit)));
   });
   addEventListener("hashchange", () => {
-    if (location.hash === toAddress(explorer.store)) return;
+    const known = location.hash === returned;
+    returned = null;
+    if (known || location.hash === toAddress(explorer.store)) return;
     const { state, notes } = asked();
     explorer.header.say(notes);
     if (state) back(() => explorer.store.load(state));

@@ -41,7 +41,9 @@ export function render({ model, el }) {
   };
   const onState = take(() => {
     const state = model.get("state");
-    if (state && JSON.stringify(state) !== JSON.stringify(store.toJSON())) store.load(state);
+    if (!state || JSON.stringify(state) === JSON.stringify(store.toJSON())) return;
+    if (!state.preset && state.settings) explorer.controls.offer(state);
+    store.load(state);
   });
   const onSelection = take(() => {
     const { p, f, q, element } = model.get("selection") ?? {};

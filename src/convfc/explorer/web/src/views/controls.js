@@ -20,12 +20,11 @@ export class Controls {
     this.notes = new Map(); // field -> where its problem is written
     this.pictures = new Pictures(explorer);
     // The arrow keys only move: to choose is to load another state, and to lose what was edited.
-    const { own } = explorer.options;
-    const tiles = PRESETS.map((preset) =>
-      this._start(preset.id, preset.paper, stateOf(preset), preset.text),
+    this.presets = radioGroup(
+      { class: "presets", "aria-label": "Start from" },
+      PRESETS.map((preset) => this._start(preset.id, preset.paper, stateOf(preset), preset.text)),
     );
-    if (own) tiles.unshift(this._start("own", "your layer", own));
-    this.presets = radioGroup({ class: "presets", "aria-label": "Start from" }, tiles);
+    if (explorer.options.own) this.offer(explorer.options.own);
     this.feeds = this._check(
       "feeds",
       "which outputs a pixel feeds",
@@ -81,8 +80,8 @@ export class Controls {
     for (const node of this.element.querySelectorAll("[data-of=heads]"))
       node.hidden = wanted.axes === 1;
     this.feeds.control.checked = store.view.feeds;
-    const { own } = explorer.options;
-    const start = store.preset ?? (own && store.given.mark === (own.mark ?? null) ? "own" : null);
+    const ours = this.own && store.given.mark === (this.own.mark ?? null);
+    const start = store.preset ?? (ours ? "own" : null);
     check(this.presets, (tile) => tile.dataset.preset === start);
     this._showProblems(store.problems);
     this.pictures.update();
@@ -111,6 +110,15 @@ export class Controls {
         }
       }
     }
+  }
+
+  /** Offer the layer that the page was made for as the first to start from. */
+  offer(own) {
+    this.own = own;
+    const tile = this._start("own", "your layer", own);
+    const before = this.presets.querySelector("[data-preset=own]");
+    if (before) before.replaceWith(tile);
+    else this.presets.prepend(tile);
   }
 
   /** A tile to start from. */
