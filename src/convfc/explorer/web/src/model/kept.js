@@ -40,7 +40,7 @@ export function kept(kind, given, settings) {
 }
 
 function sourceOf(kind, given, settings) {
-  if (Number.isInteger(given?.digit)) return { digit: given.digit, said: "a digit" };
+  if (Number.isInteger(given?.digit) && given.digit >= 0) return { digit: given.digit, said: "a digit" };
   const values = kind === "input" ? given?.values : given;
   const shape = KINDS[kind].shape(settings);
   if (!values || values.length !== product(shape)) return null;
