@@ -105,7 +105,7 @@ def test_every_reader_of_an_element_is_counted(open_page: Callable[..., Explorer
 def test_a_picture_of_the_one_big_matrix_looks_at_few_weights(
     open_page: Callable[..., Explorer],
 ) -> None:
-    """Every row of it has 262,144; all of them would take three times as long as is allowed here."""
+    """Every row of it has 262,144; all of them would take several times as long as this."""
     explorer = open_page(address=f"#1;{LARGEST['a-long-signal']}")
     taken = explorer.ask(
         "Math.min(...[0, 1, 2].map((f) => { const start = performance.now();"

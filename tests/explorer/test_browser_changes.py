@@ -97,6 +97,8 @@ def test_smaller_and_larger_again_gives_the_same_numbers_back(layer: Explorer) -
     layer.edit("K", 4, 2, "7")
     layer.enter(filters=2).enter(size__0=6, size__1=7).enter(kernel__0=2).enter(axes=1)
     assert layer.state["settings"]["axes"] == 1
+    assert "axes 2 → 1" in head(layer)
+    assert "kernel" not in head(layer)  # that it has one number now goes without saying
     layer.enter(axes=2).enter(filters=16, kernel__0=5, kernel__1=5, size__0=20, size__1=24)
     layer.enter(stride__1=2, padding__1__low=2, padding__1__high=2)
     image, filters = numbers(layer)

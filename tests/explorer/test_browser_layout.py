@@ -5,8 +5,12 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 from browser import PRESETS
+
+from convfc import ConvGeometry
+from convfc.explorer.state import explorer_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -146,6 +150,28 @@ def test_the_page_of_any_device_can_be_pressed(
     explorer.act("last")
     assert "of 50176" in explorer.view("transport").inner_text().replace("\n", " ")
     assert explorer.page.evaluate(FAULTS, width) == []
+
+
+@pytest.mark.parametrize("width", [320, 820, 1280])
+def test_a_layer_with_a_long_name_is_no_wider(
+    open_page: Callable[..., Explorer], width: int
+) -> None:
+    name = "backbone.encoder.stages_with_a_long_name.2.blocks." * 3
+    geometry = ConvGeometry(1, 1, (3, 3))
+    state = explorer_state(np.ones((1, 3, 3, 1)), 3, geometry, title=name)
+    explorer = open_page(state, viewport={"width": width, "height": 800})
+    explorer.enter(stride__0=2)
+    assert explorer.page.evaluate(FAULTS, width) == []
+    outside = (
+        "(() => { const { right } = explorer.controls.presets.getBoundingClientRect();"
+        " return [...document.querySelectorAll('.title, .presets, [data-action=restore]')].filter("
+        "(one) => one.getBoundingClientRect().right > innerWidth + 20 || one.scrollWidth >"
+        " one.clientWidth + 1 && getComputedStyle(one).overflowX === 'visible').length; })()"
+    )
+    assert explorer.ask(outside) == 0
+    tile = explorer.root.locator("[data-preset=own]").bounding_box()
+    assert tile is not None
+    assert tile["width"] <= 240
 
 
 # --- forced colours --------------------------------------------------------------------------

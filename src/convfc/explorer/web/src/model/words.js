@@ -52,7 +52,10 @@ export function count(n, one, many = `${one}s`) {
 /** What of a store is not as it was given, each in a few words; empty if all of it is. */
 export function changes(store) {
   const { given, settings } = store;
+  // With another number of axes all that is said per axis is another, too.
+  const axes = given.settings.axes !== settings.axes;
   const found = Object.keys(given.settings)
+    .filter((name) => !axes || !Array.isArray(settings[name]))
     .filter((name) => JSON.stringify(given.settings[name]) !== JSON.stringify(settings[name]))
     .map((name) => {
       const label = NAMES[name] ?? (PER_AXIS[name] ?? SINGLE[name]).label;

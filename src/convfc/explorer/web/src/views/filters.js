@@ -170,7 +170,7 @@ export class FiltersView extends KernelView {
     for (const chip of this.chips.children)
       chip.setAttribute("aria-pressed", String(Number(chip.dataset.filter) === f));
     this.biasRow.hidden = !store.settings.bias;
-    if (store.settings.bias) put(this.bias, store.bias[f]);
+    if (store.settings.bias) put(this.bias, Number(store.bias[f].toPrecision(6)));
   }
 
   _showChips() {
