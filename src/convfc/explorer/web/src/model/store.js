@@ -28,6 +28,9 @@ const PATIENCE = 20_000_000;
 /** The same of the output of one filter, which is seen in every view. */
 const PATIENCE_OF_A_PLANE = 30_000_000;
 
+/** Numbers of planes that are kept. */
+const PLANES = 4_000_000;
+
 /** Changes that can be undone, and milliseconds within which changes of one setting are one change. */
 const UNDONE = 100;
 const TOGETHER = 800;
@@ -207,11 +210,15 @@ export class Store {
 
   /** The output of one filter at every position, a plane of the output; null where it would take too long. */
   plane(f) {
-    return this._once(`plane ${f}`, () => {
-      const { rows, work } = this.map;
-      if (this.Y) return Float64Array.from({ length: rows }, (_, p) => this.Y[p * this.settings.filters + f]);
-      return work > PATIENCE_OF_A_PLANE ? null : outputPlane(...this._layer(), f);
-    });
+    const { rows, work } = this.map;
+    if (!this.Y && work > PATIENCE_OF_A_PLANE) return null;
+    const planes = this._once("planes", () => new Map());
+    if (!planes.has(f)) {
+      if (planes.size * rows > PLANES) planes.clear();
+      const own = (_, p) => this.Y[p * this.settings.filters + f];
+      planes.set(f, this.Y ? Float64Array.from({ length: rows }, own) : outputPlane(...this._layer(), f));
+    }
+    return planes.get(f);
   }
 
   /** The end of the scale of colours of "input", "filters" or "output". */
