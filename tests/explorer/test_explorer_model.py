@@ -386,7 +386,8 @@ RUBBISH = [
     "#1;pixel=9999999", "#1;at=0.0;pixel=9999999", "#1;digit=99", "#1;i=1,2,3", "#1;w=,,",
     "#1;i=Infinity", "#1;b=2", "#1;tab=__proto__", "#1;%", "#1;%E0%A4%A", "#1;preset=%00",
     "#1;c=4096;f=4096;k=64.64;n=224.224", "#1;t=1;o=9.9", "#1;c=6;g=4",
-    "#1;dy=__proto__", "#1;e=_,__,1_,a_b_c_d,9_9_9_9,1_1_0_NaN", "#1;own=x;cut=1", "#1;tab=backward;dy=ones;e=1_1_0_Infinity",
+    "#1;dy=__proto__", "#1;e=_,__,1_,a_b_c_d,9_9_9_9,1_1_0_NaN", "#1;own=x;cut=1",
+    "#1;tab=backward;dy=ones;e=1_1_0_Infinity",
 ]  # fmt: skip
 
 
