@@ -33,4 +33,4 @@ def _short(text: str, most: int) -> str:
     if len(text) <= most:
         return text
     half = most // 2 - 20
-    return f"{text[:half]} ... {text[-half:]} ({len(text):,} characters)"
+    return f"{text[:half]} … {text[-half:]} ({len(text):,} characters)"
