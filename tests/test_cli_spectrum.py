@@ -168,14 +168,26 @@ def test_weights_that_are_other_numbers_are_refused(
     assert result.stderr.count("\n") == 1
 
 
-def test_a_count_that_does_not_fit_is_refused() -> None:
-    """The only number of a kind of its own that would change: nothing else changes either."""
+@pytest.mark.parametrize(
+    ("own", "given"),
+    [
+        (torch.zeros(1, dtype=torch.int8), torch.tensor([300])),
+        (torch.zeros(1, dtype=torch.int64), torch.tensor([2**63], dtype=torch.uint64)),
+        (torch.zeros(1), torch.zeros(1, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)),
+    ],
+    ids=["too-large", "sign", "packed"],
+)
+def test_numbers_that_their_dtype_would_change_are_refused(
+    own: torch.Tensor, given: torch.Tensor
+) -> None:
+    """Counts that the model's dtype does not hold, and two numbers in each element."""
     net = torch.nn.Module()
-    net.register_buffer("count", torch.zeros(1, dtype=torch.int8))
-    save_file({"count": torch.tensor([300])}, "count.safetensors")
-    with pytest.raises(DtypeError, match=r"got count int64 instead of int8\. Remedy"):
-        models.load_weights(net, pathlib.Path("count.safetensors"))
-    assert net.count.item() == 0
+    net.register_buffer("own", own)
+    save_file({"own": given}, "own.safetensors")
+    kinds = (str(t.dtype).removeprefix("torch.") for t in (given, own))
+    with pytest.raises(DtypeError, match=rf"got own {' instead of '.join(kinds)}\. Remedy"):
+        models.load_weights(net, pathlib.Path("own.safetensors"))
+    assert net.own.item() == 0
 
 
 @pytest.mark.parametrize("name", ["out.png", "out.SVG"])

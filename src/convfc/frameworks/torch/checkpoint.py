@@ -99,12 +99,14 @@ def _cast(own: Mapping[str, Tensor], given: Mapping[str, Tensor], path: pathlib.
     changed: dict[tuple[str, str], list[str]] = {}
     refused: list[str] = []
     for name in sorted(own):
-        before, after = given[name], own[name]
-        names = dtype_name(before.dtype), dtype_name(after.dtype)
-        if before.is_floating_point() and after.is_floating_point():
-            if before.dtype != after.dtype:
-                changed.setdefault(names, []).append(name)
-        elif before.dtype != after.dtype and not _same_numbers(before, after.dtype):
+        before, after = given[name], own[name].dtype
+        if before.dtype == after:
+            continue
+        names = dtype_name(before.dtype), dtype_name(after)
+        same = _kind(before.dtype) == _kind(after)
+        if same and after.is_floating_point:
+            changed.setdefault(names, []).append(name)
+        elif not same or before.tolist() != before.to(after).tolist():  # counts of other widths
             refused.append(f"{name} {names[0]} instead of {names[1]}")
     if refused:
         raise DtypeError(
@@ -122,12 +124,10 @@ def _cast(own: Mapping[str, Tensor], given: Mapping[str, Tensor], path: pathlib.
     )
 
 
-def _same_numbers(tensor: Tensor, dtype: torch.dtype) -> bool:
-    """Return whether a dtype of the same kind holds each number: counts may be of any width."""
-    before, after = (
-        (one.is_floating_point, one.is_complex, one == torch.bool) for one in (tensor.dtype, dtype)
-    )
-    return before == after and torch.equal(tensor.to(dtype).to(tensor.dtype), tensor)
+def _kind(dtype: torch.dtype) -> tuple[bool, ...]:
+    """Return what tells kinds of numbers apart; one kind holds two numbers in each element."""
+    packed = dtype_name(dtype).endswith("_x2")
+    return dtype.is_floating_point, dtype.is_complex, dtype == torch.bool, packed
 
 
 def _some(names: list[str]) -> str:
