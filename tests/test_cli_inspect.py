@@ -28,6 +28,11 @@ class Net(nn.Module):
 
     def forward(self, x, y):
         return self.first(x) + self.second(y)
+
+def hostile():
+    net = nn.Sequential()
+    net.add_module("\\x1b]0;owned\\x07\\n[/red]", nn.Conv2d(1, 1, 1))
+    return net
 """
 
 
@@ -116,3 +121,16 @@ def test_help_has_an_example() -> None:
     assert "convfc inspect torchvision.models:resnet18 --input 1,3,224,224" in shown
     for option in ("--input", "--arg", "--json"):
         assert option in shown
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize(
+    "command", [("inspect",), ("spectrum", "--no-figure"), ("explore", "--html", "{place}/o.html")]
+)
+def test_a_name_is_no_command_to_the_terminal(place: Path, command: tuple[str, ...]) -> None:
+    options = [option.format(place=place) for option in command[1:]]
+    arguments = [command[0], "own_net:hostile", "--input", "1,1,4,4", *options]
+    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert r"\x1b]0;owned\x07\n[/red]" in result.stdout
+    assert "\x1b" not in result.stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pathlib
 import sys
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
 from convfc.cli import app
+from convfc.errors import DtypeError
 from convfc.methods import spectrum
 from convfc.methods.spectrum import models
 
@@ -107,6 +109,87 @@ def test_weights_come_from_a_file(place: Path) -> None:
     assert double["norm"] == 2 * plain["norm"]  # exact: a power of 2
 
 
+def saved(kinds: dict[str, torch.dtype]) -> None:
+    """Save the network's tensors, those that end in these names as these dtypes."""
+    import spectral_net
+
+    tensors = spectral_net.Net().state_dict()
+    for end, dtype in kinds.items():
+        tensors |= {name: t.to(dtype) for name, t in tensors.items() if name.endswith(end)}
+    save_file(tensors, "kinds.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("kinds", "text"),
+    [
+        ({"weight": torch.float16}, "cast from float16 to float32: first.weight, last.weight, "),
+        ({"first.bias": torch.bfloat16}, "cast from bfloat16 to float32: first.bias\n"),
+        (
+            {"first.bias": torch.float64, "last.bias": torch.float16},
+            "cast from float64 to float32: first.bias; cast from float16 to float32: last.bias\n",
+        ),
+        ({"tracked": torch.int32}, ""),
+        ({}, ""),
+    ],
+    ids=["half", "bfloat16", "two", "counter", "same"],
+)
+def test_weights_that_are_cast_are_said(kinds: dict[str, torch.dtype], text: str) -> None:
+    saved(kinds)
+    options = ("--input", "1,8,8", "--json", "--weights", "kinds.safetensors")
+    result = call("spectral_net:Net", *options)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["layers"]
+    said = f"Weights: kinds.safetensors: {text}" if text else ""
+    assert result.stderr.startswith(said)
+    assert result.stderr.count("\n") == bool(text)
+
+
+@pytest.mark.parametrize(
+    ("end", "dtype", "text"),
+    [
+        ("first.weight", torch.int32, "got first.weight int32 instead of float32. Remedy: save"),
+        ("first.bias", torch.int8, "got first.bias int8 instead of float32. Remedy: save"),
+        ("first.bias", torch.bool, "got first.bias bool instead of float32. Remedy: save"),
+        ("first.bias", torch.complex64, "got first.bias complex64 instead of float32. Remedy"),
+        ("weight", torch.uint8, "got first.weight uint8 instead of float32, last.weight uint8 "),
+        ("tracked", torch.float32, "got norm.num_batches_tracked float32 instead of int64. Rem"),
+        ("tracked", torch.bool, "got norm.num_batches_tracked bool instead of int64. Remedy"),
+    ],
+)
+def test_weights_that_are_other_numbers_are_refused(
+    end: str, dtype: torch.dtype, text: str
+) -> None:
+    saved({end: dtype})
+    result = call("spectral_net:Net", "--input", "1,8,8", "--weights", "kinds.safetensors")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("Error: kinds.safetensors: these are not the model's kinds")
+    assert "; expected floating-point numbers for floating-point numbers, and all" in result.stderr
+    assert text in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("own", "given"),
+    [
+        (torch.zeros(1, dtype=torch.int8), torch.tensor([300])),
+        (torch.zeros(1, dtype=torch.int64), torch.tensor([2**63], dtype=torch.uint64)),
+        (torch.zeros(1), torch.zeros(1, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)),
+    ],
+    ids=["too-large", "sign", "packed"],
+)
+def test_numbers_that_their_dtype_would_change_are_refused(
+    own: torch.Tensor, given: torch.Tensor
+) -> None:
+    """Counts that the model's dtype does not hold, and two numbers in each element."""
+    net = torch.nn.Module()
+    net.register_buffer("own", own)
+    save_file({"own": given}, "own.safetensors")
+    kinds = (str(t.dtype).removeprefix("torch.") for t in (given, own))
+    with pytest.raises(DtypeError, match=rf"got own {' instead of '.join(kinds)}\. Remedy"):
+        models.load_weights(net, pathlib.Path("own.safetensors"))
+    assert net.own.item() == 0
+
+
 @pytest.mark.parametrize("name", ["out.png", "out.SVG"])
 def test_the_figure_where_it_is_asked_for(place: Path, name: str) -> None:
     result = call("spectral_net:Net", "--input", "1,8,8", "--figure", name)
@@ -131,13 +214,20 @@ def test_the_figure_where_it_is_asked_for(place: Path, name: str) -> None:
             "missing: first.bias, first.weight, last.bias and 9 more; "
             "unknown to the model: extra; of another shape: last.weight (2, 3) instead of (2, 96)",
         ),
+        (
+            ("spectral_net:Net", "--weights", "names.safetensors"),
+            r"unknown to the model: \x1b]0;owned\x07, "
+            f"{'z' * 180} … {'z' * 180} (2,000,000 characters). Remedy: give",
+        ),
     ],
-    ids=["factory", "layer", "input", "pdf", "folder", "no-file", "format", "tensors"],
+    ids=["factory", "layer", "input", "pdf", "folder", "no-file", "format", "tensors", "names"],
 )
 def test_errors_are_one_line(place: Path, arguments: tuple[str, ...], text: str) -> None:
     (place / "text.safetensors").write_text("this is text")
     tensors = {"last.weight": torch.zeros(2, 3), "extra": torch.zeros(1)}
     save_file(tensors, place / "other.safetensors")
+    names = ("\x1b]0;owned\x07", "z" * 2_000_000)
+    save_file({name: torch.zeros(1) for name in names}, place / "names.safetensors")
     result = call(*arguments, "--input", "1,8,8")
     assert (result.exit_code, result.stdout) == (1, "")
     assert text in result.stderr

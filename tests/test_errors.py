@@ -58,6 +58,19 @@ def test_the_message_joins_what_where_expected_got_remedy(parts: dict, message: 
     assert str(ConvfcError("it broke", **parts)) == message
 
 
+COMMAND = "\x1b]0;owned\x07\n"
+
+
+@pytest.mark.parametrize("part", ["what", "where", "expected", "got", "remedy"])
+def test_what_came_from_a_file_is_no_command_to_a_terminal(part: str):
+    error = ConvfcError(**{"what": "it broke", part: f"{COMMAND}{'a' * 2_000_000}"})
+    assert str(error).isprintable()
+    assert r"\x1b]0;owned\x07\n" in str(error)
+    assert "(2,000,0" in str(error)
+    assert len(str(error)) < 1000
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)  # noqa: S301 (our own bytes)
+
+
 @pytest.mark.parametrize("name", ["ConvfcError", *BUILTIN])
 def test_exceptions_survive_the_trip_between_processes(name: str):
     exception = getattr(errors, name)("it broke", where="stride", got=0)

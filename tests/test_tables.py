@@ -105,3 +105,15 @@ def test_html_has_every_column_that_says_something() -> None:
     assert re.findall(r"<th[^>]*>(\w+)</th>", text) == ["layer", "size", "numbers", "more"]
     assert text.count("<tr>") == 4
     assert text.count("text-align:right") == 4
+
+
+@pytest.mark.parametrize("draw", [TextTable.text, rich_text], ids=["plain", "rich"])
+def test_no_text_is_a_command_to_a_terminal(draw) -> None:
+    command = "\x1b]0;owned\x07"
+    table = TextTable((Column("layer", (f"{command}\n= twice", "a" * 2_000_000)),), (command,))
+    text = draw(table, 500)
+    assert text.replace("\n", "").isprintable()
+    assert text.count(r"\x1b]0;owned\x07") == 2
+    assert "= twice" in [line.strip() for line in text.splitlines()]
+    assert "a (2,000,000 characters)" in text
+    assert len(text) < 5000

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from convfc.printable import printable
+
 __all__ = [
     "ConvfcError",
     "DataError",
@@ -24,7 +26,7 @@ __all__ = [
 
 
 class ConvfcError(Exception):
-    """Base of every exception that convfc raises on purpose.
+    """Base of every exception that convfc raises on purpose; its message is one line.
 
     Parameters
     ----------
@@ -59,7 +61,7 @@ class ConvfcError(Exception):
             message += f"; got {got}"
         if remedy is not None:
             message += f". Remedy: {remedy}"
-        super().__init__(message)
+        super().__init__(printable(message))  # it may name what a file holds
 
 
 class GeometryError(ConvfcError, ValueError):

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from convfc.geometry import ConvGeometry
+from convfc.printable import printable
 from convfc.sizes import Sizes
 from convfc.tables import Column, TextTable
 
@@ -359,7 +360,7 @@ def _axes(values: Sequence[object]) -> str:
 
 
 def _place(row: LayerRow) -> str:
-    names = "\n= ".join(name or "(itself)" for name in row.names)
+    names = "\n= ".join(printable(name) or "(itself)" for name in row.names)
     return f"{names}#{row.call}" if row.call else names
 
 

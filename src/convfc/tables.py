@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
+from convfc.printable import printable
+
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
 
@@ -46,7 +48,8 @@ class Column:
     ----------
     title : str
     cells : tuple of str
-        Empty ones are blank; a column of them alone is not shown.
+        Empty ones are blank; a column of them alone is not shown. The lines of each are made
+        `printable`.
     right : bool
         Whether it is aligned to the right.
     spare : int
@@ -58,6 +61,9 @@ class Column:
     cells: tuple[str, ...]
     right: bool = False
     spare: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "cells", _printable(self.cells))
 
     @property
     def width(self) -> int:
@@ -73,6 +79,7 @@ class TextTable:
     ----------
     columns : tuple of Column
     notes : tuple of str
+        Made `printable`, too.
 
     Examples
     --------
@@ -88,6 +95,9 @@ class TextTable:
 
     columns: tuple[Column, ...]
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "notes", _printable(self.notes))
 
     def fitted(self, width: int) -> TextTable:
         """Return the table as it fits: long names go on in another line, then columns are left out.
@@ -163,6 +173,11 @@ class TextTable:
     def _rows(self) -> list[tuple[str, ...]]:
         """Return the titles and the cells, row by row."""
         return list(zip(*((c.title, *c.cells) for c in self.columns), strict=True))
+
+
+def _printable(texts: tuple[str, ...]) -> tuple[str, ...]:
+    """Return texts with every line printable; that they have lines is the table's own layout."""
+    return tuple("\n".join(map(printable, text.split("\n"))) for text in texts)
 
 
 def _lines(columns: tuple[Column, ...], row: tuple[str, ...]) -> Iterator[str]:

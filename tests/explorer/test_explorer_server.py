@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import socket
+import struct
 import sys
 import threading
 from typing import TYPE_CHECKING, Any
@@ -200,3 +202,94 @@ def test_a_port_in_use_is_explained() -> None:
 def test_two_servers_do_not_share_a_port() -> None:
     with ExplorerServer() as first, pytest.raises(RunError, match="cannot be used"):
         ExplorerServer(port=first.server_address[1])
+
+
+class Noting(ExplorerServer):
+    """Says when a request has ended in an error."""
+
+    def __init__(self) -> None:
+        super().__init__(STATE)
+        self.failed = threading.Event()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        super().handle_error(request, client_address)
+        self.failed.set()
+
+
+@contextlib.contextmanager
+def running(server: ExplorerServer) -> Iterator[ExplorerServer]:
+    with server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join(10)
+
+
+@contextlib.contextmanager
+def asking(server: ExplorerServer, text: str) -> Iterator[socket.socket]:
+    """A line to the server with these words sent."""
+    with socket.create_connection(server.server_address[:2], timeout=10) as line:
+        line.sendall(text.encode())
+        yield line
+
+
+def whole(server: ExplorerServer) -> str:
+    return f"GET / HTTP/1.0\r\nHost: {HOST}:{server.server_address[1]}\r\n\r\n"
+
+
+@pytest.mark.parametrize("reset", [True, False], ids=["reset", "closed"])
+def test_a_tab_that_is_closed_is_no_error(reset: bool, capfd: pytest.CaptureFixture[str]) -> None:
+    """In the middle of an answer that is too long to be on its way as a whole."""
+    server = Noting()
+    with running(server):
+        server.answers["/"] = ("text/html", b"x" * 50_000_000)
+        with asking(server, whole(server)) as line:
+            assert line.recv(9) == b"HTTP/1.0 "
+            if reset:  # which sends a reset in the place of an end
+                line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        assert server.failed.wait(10)
+        assert ask(server, "/state.json")[0] == 200
+    assert capfd.readouterr() == ("", "")
+
+
+def test_any_other_error_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    server = Noting()
+    with running(server):
+        server.answers["/"] = ("text/html", None)  # type: ignore[assignment]
+        with asking(server, whole(server)) as line:
+            assert line.makefile("rb").read() == b""
+        assert server.failed.wait(10)
+        assert ask(server, "/state.json")[0] == 200
+    said = "Error: TypeError: object of type 'NoneType' has no len()\n"
+    assert capfd.readouterr() == ("", said)
+
+
+@pytest.mark.parametrize("half", ["", "GET / HT", "GET / HTTP/1.0\r\nHost: 127."], ids=repr)
+def test_half_a_request_does_not_keep_its_thread(
+    half: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with running(ExplorerServer(STATE)) as server:
+        monkeypatch.setattr(server.RequestHandlerClass, "timeout", 0.2)
+        with asking(server, half) as line:
+            assert line.recv(1) == b""
+        for thread in threading.enumerate():
+            if "process_request_thread" in thread.name:
+                thread.join(5)
+                assert not thread.is_alive()
+        assert ask(server, "/state.json")[0] == 200
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_request_has_seconds_and_not_minutes(server: ExplorerServer) -> None:
+    assert 5 <= server.RequestHandlerClass.timeout <= 30
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not keep the port")
+def test_a_server_that_was_stopped_is_started_on_its_port_at_once() -> None:
+    with running(ExplorerServer(STATE)) as server:
+        port = server.server_address[1]
+        with asking(server, whole(server)) as line:  # the server is the first to close: it waits
+            assert line.makefile("rb").read()
+    with running(ExplorerServer(STATE, port)) as again:
+        assert ask(again, "/state.json")[0] == 200

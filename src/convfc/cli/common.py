@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import pathlib
 import sys
 from collections.abc import Iterator
 from typing import Annotated, Any, TypeAlias
@@ -12,14 +13,17 @@ from rich.console import Console
 from rich.text import Text
 
 from convfc.errors import ConvfcError
+from convfc.printable import printable
 
 __all__ = [
     "FROM",
     "WIDTH",
     "Factory",
     "FactoryArguments",
+    "Weights",
     "ctrl_c_explained",
     "errors_in_one_line",
+    "load_weights",
     "make_model",
     "shape",
 ]
@@ -47,6 +51,11 @@ FactoryArguments: TypeAlias = Annotated[
     ),
 ]
 
+Weights: TypeAlias = Annotated[
+    pathlib.Path | None,
+    typer.Option("--weights", metavar="FILE", help="Take the weights from this safetensors file."),
+]
+
 
 def make_model(model: str, arguments: list[str] | None) -> Any:
     """Make the model that a command was given, from the folder it was given in as well."""
@@ -56,6 +65,15 @@ def make_model(model: str, arguments: list[str] | None) -> Any:
     if sys.path[:1] != [here]:  # as python file.py has it, and flask, gunicorn and uvicorn
         sys.path.insert(0, here)
     return make(model, named_values(arguments or ()))
+
+
+def load_weights(made: Any, path: pathlib.Path, errors: Console) -> None:
+    """Give a model the weights of a file, and say which of them became other numbers."""
+    from convfc.methods.spectrum import models
+
+    cast = models.load_weights(made, path)
+    if cast:
+        errors.print(Text(printable(f"Weights: {path}: {cast}")), soft_wrap=True)
 
 
 def shape(text: str) -> tuple[int, ...]:

@@ -13,11 +13,14 @@ from rich.text import Text
 from convfc.cli.common import (
     FROM,
     FactoryArguments,
+    Weights,
     ctrl_c_explained,
     errors_in_one_line,
+    load_weights,
     make_model,
     shape,
 )
+from convfc.printable import printable
 
 __all__ = ["explore"]
 
@@ -31,10 +34,7 @@ def explore(
         ),
     ] = None,
     arguments: FactoryArguments = None,
-    weights: Annotated[
-        pathlib.Path | None,
-        typer.Option(metavar="FILE", help="Take the weights from this safetensors file."),
-    ] = None,
+    weights: Weights = None,
     layer: Annotated[
         str | None,
         typer.Option("--layer", metavar="NAME", help="The first CONV layer if not given."),
@@ -100,9 +100,11 @@ def explore(
         elif model is not None:
             with errors.status("running the model"):
                 sizes = None if input_ is None else shape(input_)
-                state = _model_state(model, arguments or [], weights, layer, sizes, image, filters)
+                state = _model_state(
+                    errors, model, arguments or [], weights, layer, sizes, image, filters
+                )
         if state is not None:
-            console.print(Text(f"{state['title']}. {state['source']}"), soft_wrap=True)
+            console.print(Text(printable(f"{state['title']}. {state['source']}")), soft_wrap=True)
         if html is not None:
             from convfc.explorer.page import write_page
 
@@ -113,6 +115,7 @@ def explore(
 
 
 def _model_state(
+    errors: Console,
     factory: str,
     arguments: list[str],
     weights: pathlib.Path | None,
@@ -124,11 +127,10 @@ def _model_state(
     """Make the model, run it, and return the state of a layer in it."""
     from convfc.explorer.models import input_for, layer_in_model
     from convfc.explorer.state import explorer_state
-    from convfc.methods.spectrum.models import load_weights
 
     made = make_model(factory, arguments)
     if weights is not None:
-        load_weights(made, weights)
+        load_weights(made, weights, errors)
     x, said = input_for(made, sizes, int(image) if image in list("0123456789") else image)
     place, found, reaching = layer_in_model(made, layer, x)
     name = factory.rpartition(":")[2]

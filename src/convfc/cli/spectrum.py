@@ -16,11 +16,14 @@ from convfc.cli.common import (
     WIDTH,
     Factory,
     FactoryArguments,
+    Weights,
     ctrl_c_explained,
     errors_in_one_line,
+    load_weights,
     make_model,
     shape,
 )
+from convfc.printable import printable
 
 __all__ = ["spectrum"]
 
@@ -45,10 +48,7 @@ def spectrum(
         ),
     ],
     arguments: FactoryArguments = None,
-    weights: Annotated[
-        pathlib.Path | None,
-        typer.Option(metavar="FILE", help="Take the weights from this safetensors file."),
-    ] = None,
+    weights: Weights = None,
     layers: Annotated[
         list[str] | None,
         typer.Option(
@@ -97,13 +97,13 @@ def spectrum(
         figure = pathlib.Path(f"{model.rpartition(':')[2]}-spectrum.svg")
     with errors_in_one_line(errors), ctrl_c_explained(errors, "Stopped; nothing was written."):
         from convfc.methods.spectrum.figure import check_figure, save_spectra
-        from convfc.methods.spectrum.models import layer_spectra, load_weights, spectra_table
+        from convfc.methods.spectrum.models import layer_spectra, spectra_table
 
         if figure is not None:
             check_figure(figure)
         made = make_model(model, arguments)
         if weights is not None:
-            load_weights(made, weights)
+            load_weights(made, weights, errors)
         with errors.status("running the model") as status:
             spectra = layer_spectra(
                 made,
@@ -113,7 +113,9 @@ def spectrum(
                 boundary=boundary.value,
                 smallest=smallest,
                 tolerance=tolerance,
-                progress=lambda done, count, name: status.update(f"{name} ({done + 1} of {count})"),
+                progress=lambda done, count, name: status.update(
+                    Text(f"{printable(name)} ({done + 1} of {count})")
+                ),
             )
         if figure is not None:
             save_spectra(spectra, figure, f"{model}, {' and '.join(inputs)}")

@@ -8,6 +8,8 @@ point here is refused).
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,6 +17,7 @@ from typing import Any
 
 from convfc.errors import RunError
 from convfc.explorer.page import asset, document, policy
+from convfc.printable import printable
 
 __all__ = ["HOST", "ExplorerServer"]
 
@@ -53,7 +56,10 @@ class ExplorerServer(ThreadingHTTPServer):
     """
 
     daemon_threads = True
-    allow_reuse_address = False
+    # After Ctrl-C the system keeps the port for a minute, for what is late; another server on it is
+    # still refused. On Windows the same word would let two servers share it.
+    allow_reuse_address = os.name != "nt"
+    allow_reuse_port = False
 
     def __init__(self, state: Mapping[str, Any] | None = None, port: int = 0) -> None:
         text = document(
@@ -77,6 +83,12 @@ class ExplorerServer(ThreadingHTTPServer):
                 remedy="leave --port out for a free one",
             ) from error
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say in one line what went wrong; that a tab was closed or reloaded is no error."""
+        error = sys.exception()
+        if not isinstance(error, ConnectionError):
+            sys.stderr.write(f"Error: {type(error).__name__}: {printable(error)}\n")
+
     @property
     def url(self) -> str:
         """Where the page is."""
@@ -89,6 +101,8 @@ class _Handler(BaseHTTPRequestHandler):
     server: ExplorerServer
     server_version = "convfc"
     sys_version = ""
+    timeout = 10
+    """Seconds that a request may keep its thread waiting."""
 
     def do_GET(self) -> None:
         """Answer with the body."""

@@ -22,6 +22,7 @@ from convfc.inspection import Inspection, LayerRow, short_geometry
 from convfc.methods.spectrum.singular import singular_values
 from convfc.methods.spectrum.values import SingularValues
 from convfc.methods.spectrum.ways import TOLERANCE
+from convfc.printable import printable
 from convfc.registry import room_of
 from convfc.sizes import Sizes
 from convfc.tables import Column, TextTable
@@ -265,10 +266,15 @@ def _rows(inspection: Inspection, patterns: Sequence[str]) -> Iterator[LayerRow]
         )
 
 
-def load_weights(model: Any, path: pathlib.Path) -> None:
+def load_weights(model: Any, path: pathlib.Path) -> str:
     """Load the weights of a model from a safetensors file.
 
     Other formats are not read: loading them may run code.
+
+    Returns
+    -------
+    str
+        Which floating-point numbers were cast to the model's, as a sentence; empty if none.
 
     Raises
     ------
@@ -276,6 +282,8 @@ def load_weights(model: Any, path: pathlib.Path) -> None:
         If no framework owns the model.
     DataError
         If there is no such file, if it is in another format, or its tensors are not the model's.
+    DtypeError
+        If they hold other numbers: integers instead of floating-point ones, for instance.
 
     Examples
     --------
@@ -286,7 +294,9 @@ def load_weights(model: Any, path: pathlib.Path) -> None:
     convfc.errors.DataError: no.safetensors: there is no such file. Remedy: check the path
     """
     room = room_of(model)
-    importlib.import_module(f"{room.__name__}.checkpoint").load_weights(model, path)
+    checkpoint = importlib.import_module(f"{room.__name__}.checkpoint")
+    cast: str = checkpoint.load_weights(model, path)
+    return cast
 
 
 def spectra_table(spectra: Sequence[LayerSpectrum]) -> TextTable:
@@ -315,7 +325,7 @@ def spectra_table(spectra: Sequence[LayerSpectrum]) -> TextTable:
         return layer.circular if layer.circular is not None and layer.circular.complete else None
 
     columns = (
-        column("layer", lambda s: s.name),
+        column("layer", lambda s: printable(s.name)),
         column("geometry", lambda s: short_geometry(s.geometry)),
         column("in", lambda s: "×".join(map(str, s.input_size)), spare=3),
         column("A", lambda s: "×".join(map(str, s.shape)), spare=4),
