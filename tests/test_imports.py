@@ -15,7 +15,7 @@ HOUSE = Path(convfc.__file__).parent
 
 # The floors of the house, from the ground up; a module imports from its own floor or below.
 FLOORS = [
-    {"printable", "errors", "tables", "rounding"},
+    {"printable", "errors", "extras", "tables", "rounding"},
     {"sizes", "factories", "files"},
     {"geometry"},
     {"indexmap", "arrays"},

@@ -1,8 +1,11 @@
 """convfc: convolutional layers as the fully connected layers they are equal to.
 
 It implements Ma & Lu, *An Equivalence of Fully Connected Layer and Convolutional Layer* (2017,
-arXiv:1712.01252). Importing it imports NumPy, SciPy and array-api-compat only.
+arXiv:1712.01252). Importing it imports NumPy and array-api-compat only; SciPy comes with the first
+use of what needs it.
 """
+
+import typing as _typing
 
 from convfc.algorithm1 import (
     col2im,
@@ -20,15 +23,33 @@ from convfc.geometry import ConvGeometry
 from convfc.indexmap import IndexMap, index_map
 from convfc.inspection import Inspection
 from convfc.layer import ConvLayer
-from convfc.methods.spectrum import singular_values
-from convfc.operators import (
-    as_conv1d,
-    conv_matrix,
-    conv_offset,
-    conv_operator,
-    matrix_estimate,
-    nearest_conv,
-)
+
+if _typing.TYPE_CHECKING:
+    from convfc.methods.spectrum import singular_values
+    from convfc.operators import (
+        as_conv1d,
+        conv_matrix,
+        conv_offset,
+        conv_operator,
+        matrix_estimate,
+        nearest_conv,
+    )
+else:
+
+    def __getattr__(name: str) -> object:
+        """Import what SciPy comes with when it is asked for: that takes longer than all above."""
+        import importlib
+        import sys
+
+        if name not in (*__all__, "methods", "operators"):
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        spectrum = name in ("methods", "singular_values")
+        room = importlib.import_module(f"convfc.{'methods.spectrum' if spectrum else 'operators'}")
+        return getattr(room, name) if name in __all__ else sys.modules[f"convfc.{name}"]
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__, "methods", "operators"})
+
 
 __version__ = "0.1.0"
 

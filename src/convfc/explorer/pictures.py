@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from convfc.arrays import as_numpy
 from convfc.digits import digit
-from convfc.errors import DataError, MissingDependencyError, ShapeError
+from convfc.errors import DataError, ShapeError
+from convfc.extras import needing
 from convfc.geometry import ConvGeometry
 
 if TYPE_CHECKING:
@@ -255,14 +256,8 @@ def _check_channels(where: str, channels: int) -> None:
 
 def _opened(path: pathlib.Path, channels: int) -> tuple[Image, list[str]]:
     """Return an image as grey values or RGB of 8 bits, upright, and what it took."""
-    try:
+    with needing(where=str(path)):
         from PIL import Image, ImageOps, UnidentifiedImageError
-    except ImportError as error:
-        raise MissingDependencyError(
-            "Pillow, which reads images, is not installed",
-            where=str(path),
-            remedy="pip install 'convfc[explorer]'",
-        ) from error
     if not path.is_file():
         raise DataError("there is no such file", where=str(path), remedy="check the path")
     wanted = "RGB" if channels == 3 else "L"

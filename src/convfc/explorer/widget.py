@@ -6,19 +6,15 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from convfc.errors import ConvfcError, DataError, MissingDependencyError
+from convfc.errors import ConvfcError, DataError
 from convfc.explorer.page import asset
 from convfc.explorer.settings import geometry_of_settings
 from convfc.explorer.state import check_selection, state_layer
+from convfc.extras import needing
 
-try:
+with needing(otherwise="convfc explore, which needs no notebook"):
     import anywidget
     import traitlets
-except ImportError as error:
-    raise MissingDependencyError(
-        f"the package {error.name}, which shows the page in a notebook, is not installed",
-        remedy="pip install 'convfc[explorer]'; or convfc explore, which needs no notebook",
-    ) from error
 
 __all__ = ["ExplorerWidget"]
 

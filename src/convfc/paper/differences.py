@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import keras
 import numpy as np
 from numpy.typing import NDArray
+
+from convfc.extras import needing
+
+with needing("paper"):
+    import keras
 
 from convfc.paper import networks
 from convfc.paper.data import Digits

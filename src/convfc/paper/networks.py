@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import keras
 import numpy as np
 from numpy.typing import NDArray
+
+from convfc.extras import needing
+
+with needing("paper"):
+    import keras
 
 from convfc.algorithm1 import filters_to_matrix, im2col, matrix_to_filters
 from convfc.digits import IMAGE_SHAPE

@@ -9,7 +9,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
+
+from convfc.extras import needing
+
+with needing("paper"):
+    from matplotlib.figure import Figure
 
 from convfc import drawing
 from convfc.algorithm1 import matrix_to_filters

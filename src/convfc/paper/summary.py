@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich.table import Table
+from convfc.extras import needing
+
+with needing():
+    from rich.table import Table
 
 from convfc.paper.findings import PAPER, PAPER_EPOCHS
 

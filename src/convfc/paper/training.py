@@ -11,9 +11,13 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-import keras
 import numpy as np
 from numpy.typing import NDArray
+
+from convfc.extras import needing
+
+with needing("paper"):
+    import keras
 
 from convfc.errors import RunError
 from convfc.paper import networks

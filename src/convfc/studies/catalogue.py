@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from convfc.errors import MissingDependencyError
+from convfc.extras import needing
 
 if TYPE_CHECKING:
     from convfc.studies.runner import Study
@@ -37,17 +37,10 @@ def load_study(name: str) -> tuple[Study, type[StudySettings]]:
         A package that it needs is not installed; raised before anything is written.
     """
     for module in PACKAGES[name]:
-        try:
-            with warnings.catch_warnings():
-                # laplace-torch imports what PyTorch calls deprecated; it is not ours to mend.
-                warnings.simplefilter("ignore", category=FutureWarning)
-                warnings.simplefilter("ignore", category=DeprecationWarning)
-                importlib.import_module(module)
-        except ImportError as error:
-            raise MissingDependencyError(
-                f"the package {error.name or module} is not installed",
-                where=f"study {name}",
-                remedy="pip install 'convfc[study]'",
-            ) from error
+        with needing("study", where=f"study {name}"), warnings.catch_warnings():
+            # laplace-torch imports what PyTorch calls deprecated; it is not ours to mend.
+            warnings.simplefilter("ignore", category=FutureWarning)
+            warnings.simplefilter("ignore", category=DeprecationWarning)
+            importlib.import_module(module)
     room = importlib.import_module(f"convfc.studies.{name}")
     return room.STUDY, room.SETTINGS

@@ -13,8 +13,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from matplotlib.figure import Figure
+
+from convfc.extras import needing
+
+with needing("study"):
+    import torch
+    from matplotlib.figure import Figure
 
 from convfc import drawing
 from convfc.files import full_disk_explained, write_json

@@ -12,9 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
+
+from convfc.extras import needing
+
+with needing("study"):
+    import torch
+    from torch import Tensor, nn
+    from torch.nn import functional
 
 from convfc.studies.data import Images
 from convfc.studies.folder import Array

@@ -8,19 +8,13 @@ import os
 import sys
 from collections.abc import Iterator
 
-from convfc.errors import DtypeError, MissingDependencyError, RunError
+from convfc.errors import DtypeError, RunError
+from convfc.extras import missing
 
 __all__ = ["BACKENDS", "DTYPES", "choose_backend", "precision"]
 
 BACKENDS = ("jax", "torch", "tensorflow")
 DTYPES = ("float32", "float64")
-
-_INSTALL = {
-    "keras": "pip install 'convfc[paper]'",
-    "jax": "pip install 'convfc[paper]'",
-    "torch": "pip install torch",
-    "tensorflow": "pip install tensorflow",
-}
 
 
 def choose_backend(name: str) -> None:
@@ -42,11 +36,7 @@ def choose_backend(name: str) -> None:
         raise RunError("unknown backend", where="backend", expected=" or ".join(BACKENDS), got=name)
     for package in ("keras", name):
         if sys.modules.get(package) is None and importlib.util.find_spec(package) is None:
-            raise MissingDependencyError(
-                f"{package} is not installed, and the backend {name} needs it",
-                where="backend",
-                remedy=_INSTALL[package],
-            )
+            raise missing(package, where=f"backend {name}")
     if "keras" not in sys.modules:
         os.environ["KERAS_BACKEND"] = name
         # TensorFlow greets every start with lines about the machine's processor and missing GPU.

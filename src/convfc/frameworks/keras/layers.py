@@ -7,8 +7,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import keras
 import numpy as np
+
+from convfc.extras import needing
+
+with needing():
+    import keras
 
 from convfc.errors import ShapeError
 from convfc.geometry import ConvGeometry

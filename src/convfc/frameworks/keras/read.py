@@ -11,8 +11,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import array_api_compat
-import keras
 import numpy as np
+
+from convfc.extras import needing
+
+with needing():
+    import keras
 
 from convfc.arrays import Array
 from convfc.errors import UnsupportedLayer

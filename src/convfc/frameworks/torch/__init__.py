@@ -24,7 +24,10 @@
 
 from __future__ import annotations
 
-from torch import nn
+from convfc.extras import needing
+
+with needing():
+    from torch import nn
 
 from convfc.frameworks.torch.certify.verify import verify
 from convfc.frameworks.torch.inspection import inspect

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from convfc.errors import DataError, DtypeError, MissingDependencyError
+from convfc.errors import DataError, DtypeError
+from convfc.extras import needing
 from convfc.frameworks.torch.tensors import dtype_name
 from convfc.printable import printable
 
@@ -49,14 +50,9 @@ def load_weights(model: nn.Module, path: pathlib.Path) -> str:
     ...
     convfc.errors.DataError: no.safetensors: there is no such file. Remedy: check the path
     """
-    try:
+    with needing(where=str(path)):
         from safetensors import SafetensorError
         from safetensors.torch import load_file
-    except ImportError as error:
-        raise MissingDependencyError(
-            "reading weights needs the package safetensors, which is not installed",
-            remedy="pip install 'convfc[torch]'",
-        ) from error
     if not path.is_file():
         raise DataError("there is no such file", where=str(path), remedy="check the path")
     try:

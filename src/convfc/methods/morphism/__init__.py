@@ -20,14 +20,17 @@ Sources: Net2Net (Chen, Goodfellow & Shlens 2015, arXiv 1511.05641) and Network 
 Rui & Chen 2016, arXiv 1603.01670).
 """
 
-from convfc.methods.morphism.activation import IdentityStart, morph_activation
-from convfc.methods.morphism.deepening import deepen
-from convfc.methods.morphism.depth import morph_depth
-from convfc.methods.morphism.factoring import Factored, factor
-from convfc.methods.morphism.kernel import morph_kernel
-from convfc.methods.morphism.morph import Change, Morph, finish
-from convfc.methods.morphism.subnet import ParallelSum, morph_subnet
-from convfc.methods.morphism.widening import widen
+from convfc.extras import needing
+
+with needing():
+    from convfc.methods.morphism.activation import IdentityStart, morph_activation
+    from convfc.methods.morphism.deepening import deepen
+    from convfc.methods.morphism.depth import morph_depth
+    from convfc.methods.morphism.factoring import Factored, factor
+    from convfc.methods.morphism.kernel import morph_kernel
+    from convfc.methods.morphism.morph import Change, Morph, finish
+    from convfc.methods.morphism.subnet import ParallelSum, morph_subnet
+    from convfc.methods.morphism.widening import widen
 
 __all__ = [
     "Change",

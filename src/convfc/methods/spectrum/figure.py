@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from convfc.errors import MissingDependencyError, RunError
+from convfc.errors import RunError
+from convfc.extras import needing
 from convfc.methods.spectrum.models import LayerSpectrum
 from convfc.methods.spectrum.values import Values
 
@@ -62,13 +63,8 @@ def check_figure(path: pathlib.Path) -> None:
             where=str(path.parent),
             remedy="make it first, or write the figure somewhere else",
         )
-    try:
+    with needing(where=str(path), otherwise="--no-figure for the table alone"):
         import matplotlib as _  # noqa: F401
-    except ImportError as error:
-        raise MissingDependencyError(
-            "drawing needs the package matplotlib, which is not installed",
-            remedy="pip install 'convfc[spectrum]', or --no-figure for the table alone",
-        ) from error
 
 
 def save_spectra(spectra: Sequence[LayerSpectrum], path: pathlib.Path, title: str) -> None:

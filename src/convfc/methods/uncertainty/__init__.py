@@ -16,25 +16,28 @@ bayesian-torch: they work on the patch form as it is; ``docs/uncertainty.md`` sh
 
 from typing import Any
 
-from convfc.methods.uncertainty.dropout import ConcreteDropoutLinear, DropoutLinear
-from convfc.methods.uncertainty.gaussian import GaussianLinear
-from convfc.methods.uncertainty.networks import (
-    kl,
-    learned_rates,
-    mean_network,
-    sample,
-    to_bayesian,
-)
-from convfc.methods.uncertainty.prediction import Prediction, predict
-from convfc.methods.uncertainty.randomness import RandomLinear
-from convfc.methods.uncertainty.scores import (
-    Calibration,
-    accuracy,
-    brier_score,
-    calibration,
-    negative_log_likelihood,
-    out_of_distribution_auroc,
-)
+from convfc.extras import needing
+
+with needing():
+    from convfc.methods.uncertainty.dropout import ConcreteDropoutLinear, DropoutLinear
+    from convfc.methods.uncertainty.gaussian import GaussianLinear
+    from convfc.methods.uncertainty.networks import (
+        kl,
+        learned_rates,
+        mean_network,
+        sample,
+        to_bayesian,
+    )
+    from convfc.methods.uncertainty.prediction import Prediction, predict
+    from convfc.methods.uncertainty.randomness import RandomLinear
+    from convfc.methods.uncertainty.scores import (
+        Calibration,
+        accuracy,
+        brier_score,
+        calibration,
+        negative_log_likelihood,
+        out_of_distribution_auroc,
+    )
 
 __all__ = [
     "Calibration",

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from matplotlib.figure import Figure
+
+from convfc.extras import needing
+
+with needing():
+    from matplotlib.figure import Figure
 
 from convfc.drawing import INK, WIDTH
 from convfc.errors import NothingToConvert

@@ -7,6 +7,9 @@
 ============== ==================================================================================
 """
 
-from convfc.studies.morphism.study import SETTINGS, STUDY
+from convfc.extras import needing
+
+with needing("study"):
+    from convfc.studies.morphism.study import SETTINGS, STUDY
 
 __all__ = ["SETTINGS", "STUDY"]

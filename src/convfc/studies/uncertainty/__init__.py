@@ -9,6 +9,9 @@
 ============== ==================================================================================
 """
 
-from convfc.studies.uncertainty.study import SETTINGS, STUDY
+from convfc.extras import needing
+
+with needing("study"):
+    from convfc.studies.uncertainty.study import SETTINGS, STUDY
 
 __all__ = ["SETTINGS", "STUDY"]
