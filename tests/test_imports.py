@@ -1,4 +1,4 @@
-"""Importing convfc costs NumPy and SciPy only, and the modules lean on each other one way: down."""
+"""Importing convfc costs NumPy only, and the modules lean on each other one way: down."""
 
 from __future__ import annotations
 
@@ -125,24 +125,46 @@ def test_the_reader_of_imports_sees_imports():
 
 
 NEW_MODULES = """
-import sys
-import numpy, scipy.sparse.linalg, array_api_compat  # with what is beneath them
+import contextlib, sys
+import numpy, array_api_compat  # with what is beneath them
 before = set(sys.modules)
 import convfc
+if sys.argv[1:]:
+    from convfc.__main__ import main
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(None):
+        main()
 print("\\n".join(sorted({name.partition(".")[0] for name in set(sys.modules) - before})))
 """
 
 
-def test_import_convfc_imports_no_framework():
+def new_modules(*arguments: str) -> set[str]:
+    """What ``import convfc`` imports, and then the command; not what Python itself brings."""
     run = subprocess.run(  # noqa: S603 (our own interpreter)
-        [sys.executable, "-W", "error", "-c", NEW_MODULES],
+        [sys.executable, "-W", "error", "-c", NEW_MODULES, *arguments],
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
     )
     assert run.returncode == 0, run.stderr
-    roots = set(run.stdout.split())
-    assert "convfc" in roots
-    assert not roots & FRAMEWORKS
-    assert roots - sys.stdlib_module_names <= CORE_DEPENDENCIES | {"convfc"}
+    return set(run.stdout.split()) - sys.stdlib_module_names
+
+
+def test_import_convfc_imports_no_framework_and_leaves_scipy_for_later():
+    assert new_modules() - {"numpy", "array_api_compat"} == {"convfc"}
+
+
+@pytest.mark.parametrize("command", ["", "reproduce", "explore", "inspect", "spectrum"])
+def test_help_imports_what_prints_it_and_no_more(command: str):
+    roots = new_modules(*command.split(), "--help")
+    assert {"convfc", "typer"} <= roots
+    assert not roots & (FRAMEWORKS - {"typer", "rich"} | {"scipy"})
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["conv_matrix", "singular_values", "operators.ConvOperator", "methods.spectrum.layer_spectra"],
+)
+def test_what_is_left_for_later_comes_when_it_is_asked_for(name: str):
+    program = f"import sys, convfc; assert 'scipy' not in sys.modules; convfc.{name}"
+    subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, timeout=120)  # noqa: S603

@@ -43,16 +43,27 @@ def test_all_is_the_public_set():
     """What a user sees with ``dir`` and is no submodule is listed, and the other way round."""
     names = {
         name
-        for name, thing in vars(convfc).items()
-        if not name.startswith("_") and not isinstance(thing, ModuleType)
+        for name in dir(convfc)
+        if not name.startswith("_") and not isinstance(getattr(convfc, name), ModuleType)
     }
     assert names == set(PUBLIC)
     assert convfc.__all__ == sorted(convfc.__all__)
 
 
 def test_nothing_but_submodules_hides_beside_the_public_set():
-    modules = {name for name, thing in vars(convfc).items() if isinstance(thing, ModuleType)}
-    assert modules <= SUBMODULES
+    seen = {name for name in dir(convfc) if not name.startswith("_")}
+    assert {name for name in seen if isinstance(getattr(convfc, name), ModuleType)} <= SUBMODULES
+
+
+def test_import_star_gives_the_public_set():
+    names: dict[str, object] = {}
+    exec("from convfc import *", names)  # noqa: S102 (it cannot stand in a function)
+    assert names.keys() - {"__builtins__"} == set(convfc.__all__)
+
+
+def test_a_name_that_there_is_not_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'convfc' has no attribute 'conv_matrx'"):
+        _ = convfc.conv_matrx
 
 
 PACKAGES = sorted(path.parent for path in HOUSE.rglob("__init__.py"))
@@ -71,7 +82,9 @@ def test_no_name_of_a_package_hides_a_submodule(folder: Path):
 def bound(path: Path, package: str) -> set[str]:
     """The names that a package's ``__init__`` makes: all but modules of the package itself."""
     names = set()
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    body += [each for node in body if isinstance(node, (ast.If, ast.With)) for each in node.body]
+    for node in body:
         if isinstance(node, ast.ImportFrom) and node.module != package:
             names |= {alias.asname or alias.name for alias in node.names}
         elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):

@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from convfc.errors import FactoryError
+from convfc.errors import FactoryError, MissingDependencyError
 from convfc.extras import PIP
 
 __all__ = ["folder", "make", "named_values"]
@@ -38,6 +38,8 @@ def make(spec: str, arguments: Mapping[str, Any] | None = None) -> Any:
     FactoryError
         If there is no such module or factory, the module cannot be imported, or the factory does
         not take these arguments. What the factory itself raises is passed on.
+    MissingDependencyError
+        If the module needs a part of convfc whose extra is not installed.
 
     Examples
     --------
@@ -131,7 +133,7 @@ def _module(spec: str, name: str) -> Any:
     """Import a module; a module that it needs itself is another matter than one that is not."""
     try:
         return _file(spec, pathlib.Path(name)) if _is_path(name) else importlib.import_module(name)
-    except FactoryError:
+    except (FactoryError, MissingDependencyError):
         raise
     except ModuleNotFoundError as error:
         pip = f"pip install {PIP[error.name]}" if error.name and error.name in PIP else None
