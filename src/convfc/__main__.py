@@ -14,7 +14,12 @@ def main() -> None:
     except MissingDependencyError as error:
         sys.stderr.write(f"Error: {error}\n")
         sys.exit(1)
-    app(prog_name="convfc")
+    from rich.console import Console
+
+    from convfc.cli.common import errors_in_one_line
+
+    with errors_in_one_line(Console(stderr=True)):
+        app(prog_name="convfc")
 
 
 if __name__ == "__main__":

@@ -3,50 +3,51 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
+import os
 import pathlib
+import stat
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from convfc.errors import RunError
-
-__all__ = ["full_disk_explained", "read_arrays", "replacing", "write_arrays", "write_json"]
+__all__ = ["read_arrays", "replacing", "write_arrays", "write_json"]
 
 Array = NDArray[np.floating[Any]]
-
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
-@contextlib.contextmanager
-def full_disk_explained(folder: pathlib.Path) -> Iterator[None]:
-    """Turn the system's error for a full disk into a RunError that says how to go on."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        raise RunError(
-            f"the disk is full ({error.strerror})",
-            where=str(folder),
-            remedy="free some space (1 GB is plenty) and continue with --resume",
-        ) from error
 
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[IO[bytes]]:
-    """Open a temporary file beside the path, and rename it to the path when all is written."""
-    unfinished = path.with_name(path.name + ".tmp")
+    """Open a temporary file beside the path, and rename it to the path when all is written.
+
+    A link stays, and what it points to is replaced. What is no file, such as ``/dev/stdout``, is
+    written to. An error of the system names the path.
+    """
+    place, replaced = pathlib.Path(os.path.realpath(path)), _is_file_or_missing(path)
+    written = place.with_name(place.name + ".tmp") if replaced else path
     try:
-        with unfinished.open("wb") as handle:
+        with written.open("wb") as handle:
             yield handle
-        unfinished.replace(path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
+        if replaced:
+            written.replace(place)
+    except BaseException as error:
+        # The system names the temporary file, and of a full disk none at all.
+        if isinstance(error, OSError) and error.filename in (None, str(written)):
+            error.filename, error.filename2 = str(path), None
+        if replaced:
+            with contextlib.suppress(OSError):
+                written.unlink()
         raise
+
+
+def _is_file_or_missing(path: pathlib.Path) -> bool:
+    """Say whether a file can come here; a path that cannot be is the system's error."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except FileNotFoundError:
+        return True
 
 
 def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import pathlib
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from convfc.errors import ConvfcError
+from convfc.errors import ConvfcError, RunError
 from convfc.printable import printable
 
 __all__ = [
@@ -27,6 +28,8 @@ __all__ = [
     "make_model",
     "shape",
 ]
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 _STOPPED = 130
 """The exit code of a program that Ctrl-C ended."""
@@ -88,13 +91,43 @@ def shape(text: str) -> tuple[int, ...]:
 
 
 @contextlib.contextmanager
-def errors_in_one_line(errors: Console) -> Iterator[None]:
-    """Show an error of convfc without its traceback, and end with exit code 1."""
+def errors_in_one_line(
+    errors: Console, elsewhere: str | None = None, full: str = "free some space"
+) -> Iterator[None]:
+    """Show an error of convfc or of the system without its traceback, and end with exit code 1.
+
+    Parameters
+    ----------
+    errors : Console
+    elsewhere : str, optional
+        How the command writes to another place.
+    full : str
+        How it goes on after a full disk.
+    """
     try:
         yield
     except ConvfcError as error:
-        errors.print(Text(f"Error: {error}", style="red"), soft_wrap=True)
-        raise typer.Exit(1) from None
+        shown = error
+    except OSError as error:
+        if error.errno == errno.EPIPE:  # a reader that has seen enough: no failure
+            raise
+        shown = _explained(error, elsewhere, full)
+    else:
+        return
+    errors.print(Text(f"Error: {shown}", style="red"), soft_wrap=True)
+    raise SystemExit(1)
+
+
+def _explained(error: OSError, elsewhere: str | None, full: str) -> RunError:
+    """Return an error of the system as one of convfc, with a way out."""
+    if error.filename is None or elsewhere is None:  # only what is printed has no name
+        elsewhere = "send the output somewhere else"
+    if error.errno in _FULL:
+        what, remedy = "the disk is full", f"{full}, or {elsewhere}"
+    else:
+        what, remedy = "it cannot be used", elsewhere
+    where = None if error.filename is None else str(error.filename)
+    return RunError(f"{what} ({error.strerror or error})", where=where, remedy=remedy)
 
 
 @contextlib.contextmanager

@@ -91,7 +91,8 @@ def explore(
     given = [name for name, value in of_model.items() if value is not None]
     if model is None and given:
         raise typer.BadParameter(f"{', '.join(given)} needs a MODULE:FACTORY")
-    with errors_in_one_line(errors), ctrl_c_explained(errors, "Stopped."):
+    elsewhere = "write it somewhere else with --html, or leave --html out"
+    with errors_in_one_line(errors, elsewhere), ctrl_c_explained(errors, "Stopped."):
         state: dict[str, Any] | None = None
         if run is not None:
             from convfc.paper.explore import run_state

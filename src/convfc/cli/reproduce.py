@@ -58,6 +58,11 @@ class Study(StrEnum):
 
 _PAPER_ONLY = ("paper", "optimizer", "backend", "dtype", "data", "cost", "companion")
 _STUDIES_ONLY = ("images", "samples", "seeds")
+_REMEDIES = (
+    "choose another --runs-dir or --name",
+    "free some space (1 GB is plenty) and continue with --resume",
+)
+"""Where the system refuses a file of a run, and where the disk is full."""
 
 
 def reproduce(
@@ -93,9 +98,9 @@ def reproduce(
             min=0, metavar="N", help="Decides images, first weights and order of batches."
         ),
     ] = 0,
-    runs_dir: Annotated[
-        pathlib.Path, typer.Option(help="Where runs are kept.", file_okay=False)
-    ] = pathlib.Path("runs"),
+    runs_dir: Annotated[pathlib.Path, typer.Option(help="Where runs are kept.")] = pathlib.Path(
+        "runs"
+    ),
     name: Annotated[
         str | None,
         typer.Option(help="The run's folder in there; named after the settings if not given."),
@@ -152,7 +157,7 @@ def reproduce(
     if study is not None:
         _refuse(given & set(_PAPER_ONLY), "the paper's experiment, which --study replaces")
         numbers = {"epochs": epochs, "seed": seed, "images": images, "samples": samples}
-        with errors_in_one_line(errors), ctrl_c_explained(errors):
+        with errors_in_one_line(errors, *_REMEDIES), ctrl_c_explained(errors):
             _run_study(
                 console, study.value, {**numbers, "seeds": seeds}, name, runs_dir, resume, overwrite
             )
@@ -162,7 +167,7 @@ def reproduce(
         raise typer.BadParameter("--paper means 400 epochs; give only one of --paper and --epochs")
     count = 400 if paper else epochs or 40
     optimizers = [o.value for o in Optimizer if o in (optimizer or list(Optimizer))]
-    with errors_in_one_line(errors), ctrl_c_explained(errors):
+    with errors_in_one_line(errors, *_REMEDIES), ctrl_c_explained(errors):
         from convfc.paper.runs import Settings, default_name
 
         with_companion = companion and dtype == Dtype.float32 and Optimizer.adam in optimizers

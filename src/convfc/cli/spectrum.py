@@ -95,7 +95,9 @@ def spectrum(
         raise typer.BadParameter("give only one of --figure and --no-figure")
     if figure is None and not (no_figure or as_json):
         figure = pathlib.Path(f"{model.rpartition(':')[2]}-spectrum.svg")
-    with errors_in_one_line(errors), ctrl_c_explained(errors, "Stopped; nothing was written."):
+    elsewhere = "draw to another file with --figure, or nothing with --no-figure"
+    stopped = "Stopped; nothing was written."
+    with errors_in_one_line(errors, elsewhere), ctrl_c_explained(errors, stopped):
         from convfc.methods.spectrum.figure import check_figure, save_spectra
         from convfc.methods.spectrum.models import layer_spectra, spectra_table
 
@@ -117,15 +119,15 @@ def spectrum(
                     Text(f"{printable(name)} ({done + 1} of {count})")
                 ),
             )
+        # What was computed is shown first: it is not lost with a figure that cannot be written.
+        if as_json:
+            found = {"model": model, "layers": [layer.to_dict() for layer in spectra]}
+            typer.echo(json.dumps(found, indent=2))
+        elif console.is_terminal:
+            console.print(spectra_table(spectra))
+        else:
+            typer.echo(spectra_table(spectra).text(WIDTH))
         if figure is not None:
             save_spectra(spectra, figure, f"{model}, {' and '.join(inputs)}")
-    if as_json:
-        typer.echo(json.dumps({"model": model, "layers": [s.to_dict() for s in spectra]}, indent=2))
-        return
-    table = spectra_table(spectra)
-    if console.is_terminal:
-        console.print(table)
-    else:
-        typer.echo(table.text(WIDTH))
-    if figure is not None:
-        console.print(Text(f"Figure: {figure}"), soft_wrap=True)
+            if not as_json:
+                console.print(Text(f"Figure: {figure}"), soft_wrap=True)

@@ -8,7 +8,7 @@ import platform
 from typing import TYPE_CHECKING, Any
 
 from convfc.errors import RunError
-from convfc.files import full_disk_explained, write_json
+from convfc.files import write_json
 from convfc.frameworks.keras.backend import choose_backend, precision
 from convfc.paper import data
 from convfc.paper.machine import describe_machine
@@ -51,24 +51,25 @@ def run_experiment(
     Raises
     ------
     RunError
-        The disk is full, a checkpoint is damaged, or Keras runs on another backend already.
+        A checkpoint is damaged, or Keras runs on another backend already.
     DataError, MissingDependencyError
         The images or a package cannot be had.
+    OSError
+        A file cannot be written, as on a full disk; what was written before it stays.
     """
     choose_backend(settings.backend)
-    with full_disk_explained(run.path):
-        if run.finished:
-            display.note(f"{run.path} is finished: only the report is drawn again")
-        else:
-            digits = data.load(settings.data, settings.seed, settings.images)
-            results = _train_and_compare(run, settings, digits, display, checkpoint_seconds)
-            if cost and not (run.path / "cost.json").exists():
-                _measure_cost(run, display)
-            write_json(run.results_path, results)
-        display.note("drawing the figures and the report")
-        from convfc.paper.report import write_report
+    if run.finished:
+        display.note(f"{run.path} is finished: only the report is drawn again")
+    else:
+        digits = data.load(settings.data, settings.seed, settings.images)
+        results = _train_and_compare(run, settings, digits, display, checkpoint_seconds)
+        if cost and not (run.path / "cost.json").exists():
+            _measure_cost(run, display)
+        write_json(run.results_path, results)
+    display.note("drawing the figures and the report")
+    from convfc.paper.report import write_report
 
-        return write_report(run.path)
+    return write_report(run.path)
 
 
 def _measure_cost(run: RunFolder, display: Display) -> None:

@@ -12,6 +12,7 @@ import csv
 import json
 import os
 import pathlib
+import re
 import shutil
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -38,6 +39,7 @@ __all__ = [
 Array = NDArray[np.floating[Any]]
 
 OPTIMIZERS = ("sgd", "adam")
+_DEVICE = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³]) *", re.IGNORECASE)
 LEARNING_RATES = {"sgd": 0.01, "adam": 0.001}
 
 
@@ -293,19 +295,14 @@ class RunFolder:
         Raises
         ------
         RunError
-            The name leaves the runs folder; or the folder exists and neither ``resume`` nor
-            ``overwrite`` is asked for, or is no run, or was started with other settings.
+            The name leaves the runs folder, or is not one on every system; or the folder exists and
+            neither ``resume`` nor ``overwrite`` is asked for, or is no run, or was started with
+            other settings.
+        OSError
+            The folder cannot be made, read or written.
         """
-        name = settings.name
-        if name in ("", ".", "..") or any(c in name for c in "/\\:\0"):
-            raise RunError(
-                "not a folder's name",
-                where="name",
-                expected="one name without separators",
-                got=repr(name),
-                remedy="use letters, digits, - and _; --runs-dir says where runs are kept",
-            )
-        run = cls(runs / name)
+        _check_name(settings.name)
+        run = cls(runs / settings.name)
         if resume and overwrite:
             raise RunError("resume and overwrite exclude each other", remedy="give only one")
         if run._occupied() and overwrite:
@@ -349,6 +346,12 @@ class RunFolder:
     def _remove(self) -> None:
         """Remove the folder, if it is a run; renamed first, so that no half run stays."""
         self._settings()
+        if self.path.is_symlink():
+            raise RunError(
+                "a link to a run, which --overwrite does not follow",
+                where=str(self.path),
+                remedy="remove the link, or what it points to; or choose another --name",
+            )
         condemned = self.path.with_name(f"{self.path.name}.removed-{os.getpid()}")
         self.path.rename(condemned)
         shutil.rmtree(condemned)
@@ -374,6 +377,26 @@ class RunFolder:
                 expected=", ".join(f"{key}={found.get(key)}" for key in differing),
                 got=", ".join(f"{key}={wanted.get(key)}" for key in differing),
                 remedy="repeat the first settings, or start a new run with --name",
+            )
+
+
+def _check_name(name: str) -> None:
+    """Raise if a name does not stand for one folder, on every system and in every command line."""
+    broken = {
+        "one name without separators": name in ("", ".", "..") or any(c in name for c in "/\\:"),
+        "printable characters only": not name.isprintable(),
+        "no - at its beginning": name.startswith("-"),
+        "no dot or space at its end": name.endswith((".", " ")),
+        "no name that Windows keeps for a device": _DEVICE.fullmatch(name.partition(".")[0]),
+    }
+    for rule, is_broken in broken.items():
+        if is_broken:
+            raise RunError(
+                "not a folder's name",
+                where="name",
+                expected=rule,
+                got=repr(name),
+                remedy="use letters, digits, - and _; --runs-dir says where runs are kept",
             )
 
 

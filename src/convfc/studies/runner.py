@@ -21,7 +21,7 @@ with needing("study"):
     from matplotlib.figure import Figure
 
 from convfc import drawing
-from convfc.files import full_disk_explained, write_json
+from convfc.files import write_json
 from convfc.paper.machine import describe_machine
 from convfc.reporting import render, write_report_files
 from convfc.studies.folder import Array, PartFile, Result, StudyFolder
@@ -174,24 +174,25 @@ def run_study(
     Raises
     ------
     RunError
-        The disk is full, or the file of a finished part is damaged.
+        The file of a finished part is damaged.
     DataError, MissingDependencyError
         The images or a package cannot be had.
+    OSError
+        A file cannot be written, as on a full disk; what was written before it stays.
     """
-    with full_disk_explained(run.path):
-        if run.finished:
-            display.note(f"{run.path} is finished: only the report is drawn again")
-        else:
-            found = _run_parts(study, run, settings, display, checkpoint_seconds)
-            results = study.results(settings, found) | {
-                "settings": settings.as_json(),
-                "seconds": {name: dict(result.seconds) for name, result in found.items()},
-                "versions": _versions(study),
-                "machine": describe_machine(),
-            }
-            write_json(run.results_path, results)
-        display.note("drawing the figures and the report")
-        return write_report(study, run)
+    if run.finished:
+        display.note(f"{run.path} is finished: only the report is drawn again")
+    else:
+        found = _run_parts(study, run, settings, display, checkpoint_seconds)
+        results = study.results(settings, found) | {
+            "settings": settings.as_json(),
+            "seconds": {name: dict(result.seconds) for name, result in found.items()},
+            "versions": _versions(study),
+            "machine": describe_machine(),
+        }
+        write_json(run.results_path, results)
+    display.note("drawing the figures and the report")
+    return write_report(study, run)
 
 
 def write_report(study: Study, run: StudyFolder) -> pathlib.Path:

@@ -73,7 +73,9 @@ def save_spectra(spectra: Sequence[LayerSpectrum], path: pathlib.Path, title: st
     Raises
     ------
     MissingDependencyError, RunError
-        As `check_figure`; RunError also if the file cannot be written.
+        As `check_figure`.
+    OSError
+        If the file cannot be written.
     """
     check_figure(path)
     from convfc.drawing import house_style
@@ -83,15 +85,8 @@ def save_spectra(spectra: Sequence[LayerSpectrum], path: pathlib.Path, title: st
     metadata = {"png": {"Software": "convfc"}, "svg": {"Creator": "convfc", "Date": None}}[kind]
     with house_style():
         figure = draw_spectra(spectra, title)
-        try:
-            with replacing(path) as handle:
-                figure.savefig(handle, format=kind, metadata=metadata)
-        except OSError as error:
-            raise RunError(
-                f"the figure cannot be written ({error.strerror})",
-                where=str(path),
-                remedy="write it somewhere else with --figure",
-            ) from error
+        with replacing(path) as handle:
+            figure.savefig(handle, format=kind, metadata=metadata)
 
 
 def draw_spectra(spectra: Sequence[LayerSpectrum], title: str) -> Figure:
