@@ -182,8 +182,15 @@ def test_a_disk_that_takes_nothing(
 ) -> None:
     before = contents(place)
     refuse_to_write(monkeypatch, error)
-    result = call(*command(place / "out.svg"))
+    arguments = command(place / "out.svg")
+    result = call(*arguments)
     one_line(result, f"Error: {place / 'out.svg'}", f"({os.strerror(error)}). Remedy: ")
+    ways = {
+        "explore": "--html",
+        "spectrum": "--figure",
+        "reproduce": "another --runs-dir or --name",
+    }
+    assert ways[arguments[0]] in result.stderr
     assert (": the disk is full (" in result.stderr) == (error == errno.ENOSPC)
     assert ".tmp" not in result.stderr
     assert contents(place) == before
@@ -260,7 +267,7 @@ def test_a_reader_that_has_seen_enough_hears_nothing() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     try:
-        assert printed_to(writer, "inspect", "flat_net:net") == (1, "")
+        assert printed_to(writer, *SPECTRUM, "--no-figure") == (1, "")
     finally:
         os.close(writer)
 
