@@ -18,7 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from convfc.paper.runs import Epoch
+from convfc.paper.trained import Epoch
 
 __all__ = ["Bars", "Display", "Lines", "display_for"]
 
