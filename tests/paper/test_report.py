@@ -23,7 +23,7 @@ from convfc.paper.record import read_record
 from convfc.paper.report import report_text, write_report
 from convfc.paper.runs import RunFolder, Settings
 from convfc.paper.trained import Epoch, NetworkFolder
-from convfc.reporting import number
+from convfc.reporting import number, write_report_files
 
 ROOT = pathlib.Path(__file__).parents[2]
 QUANTITIES = (
@@ -335,3 +335,51 @@ def test_damaged_files_are_named(small: pathlib.Path, tmp_path: pathlib.Path) ->
     run.write_results(run.results())
     with pytest.raises(RunError, match=r"sgd-cnn: .*do not belong together"):
         read_record(folder)
+
+
+def forged(folder: pathlib.Path, evil: str) -> pathlib.Path:
+    """Write a run from somebody else, with texts that Markdown takes for something."""
+    make_run(folder, optimizers=["sgd"], epochs=1, companion=False)
+    run = RunFolder(folder)
+    texts = {"data": evil, "seed": [evil], "machine": evil, "backend": evil}
+    run.write_results(run.results() | texts | {"versions": {evil: evil}})
+    return folder
+
+
+SECRET = b"<svg xmlns='http://www.w3.org/2000/svg'><text>mine alone</text></svg>"
+
+
+@pytest.mark.parametrize(
+    "evil",
+    [
+        "![x](../secret.png)",
+        "![x](figures/../../secret.png)",
+        "\n\n![x]\n\n[x]: ../secret.png",
+        "`` ` ``![x](../secret.png)",
+        "\\![x](../secret.png)\\",
+        "[x](javascript:alert(1)) <https://evil.example> <img src=x>",
+        "&#33;&#91;x](../secret.png) | cell | **bold** _slanted_",
+    ],
+)
+def test_texts_of_a_strange_run_are_shown_as_they_are(tmp_path: pathlib.Path, evil: str) -> None:
+    (tmp_path / "secret.svg").write_bytes(SECRET)
+    folder = forged(tmp_path / "run", evil)
+    page = write_report(folder).read_text("utf-8")
+    cells = re.findall(r"<td[^>]*>Backend</td>\s*<td[^>]*>(.*?)</td>", page)
+    assert [html.unescape(cell) for cell in cells] == [" ".join(evil.split())]
+    assert "<" not in cells[0]
+    images = re.findall(r"<img [^>]*", page)
+    drawn = (folder / "figures").glob("*.svg")
+    assert len(images) == len(list(drawn))
+
+
+@pytest.mark.parametrize("source", ["../secret.png", "/etc/x.png", "figures/link.png", "x.png"])
+def test_page_shows_no_image_from_elsewhere(tmp_path: pathlib.Path, source: str) -> None:
+    (tmp_path / "secret.svg").write_bytes(SECRET)
+    folder = tmp_path / "run"
+    (folder / "figures").mkdir(parents=True)
+    (folder / "x.svg").write_bytes(SECRET)
+    (folder / "figures" / "link.svg").symlink_to(tmp_path / "secret.svg")
+    with pytest.raises(RunError, match="is not in its folder of figures"):
+        write_report_files(folder, f"# Title\n\n![x]({source})\n")
+    assert not (folder / "report.html").exists()

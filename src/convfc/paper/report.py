@@ -6,6 +6,7 @@ import importlib.resources
 import pathlib
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from convfc.paper.findings import find
 from convfc.paper.record import Record, read_record
 from convfc.paper.runs import LEARNING_RATES
 from convfc.paper.stored import readable, removing, require_folder
-from convfc.reporting import render, write_report_files
+from convfc.reporting import escaped, render, write_report_files
 
 __all__ = ["report_text", "write_report"]
 
@@ -118,6 +119,12 @@ def report_text(record: Record) -> str:
         Markdown; the figures are named as files below ``figures/``.
     """
     path = record.folder / "results.json"
+    record = replace(
+        record,
+        settings=escaped(record.settings),
+        results=escaped(record.results),
+        cost=escaped(record.cost),
+    )
     # Its numbers may be sealed and yet not what this report is made of.
     with readable(path, removing([path], "what is trained stays")):
         images = record.settings["images"]

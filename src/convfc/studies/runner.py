@@ -20,7 +20,7 @@ from convfc import drawing
 from convfc.files import full_disk_explained
 from convfc.paper.machine import describe_machine
 from convfc.paper.stored import require_folder
-from convfc.reporting import render, write_report_files
+from convfc.reporting import escaped, render, write_report_files
 from convfc.studies.folder import Array, PartFile, Result, StudyFolder
 from convfc.studies.settings import StudySettings
 from convfc.tables import TextTable
@@ -201,7 +201,7 @@ def write_report(study: Study, run: StudyFolder) -> pathlib.Path:
     with drawing.house_style():
         for name, figure in study.figures(results, lambda name: run.part(name).load()):
             drawing.save_figure(figure, run.path / "figures", name)
-    return write_report_files(run.path, render(study.template, study.findings(results)))
+    return write_report_files(run.path, render(study.template, study.findings(escaped(results))))
 
 
 def _run_parts(
