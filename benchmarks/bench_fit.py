@@ -63,7 +63,8 @@ def main() -> None:
 def our_epochs(network: str, optimizer: str, epochs: int) -> list[float]:
     """Train as the experiment does, into a folder of its own; return seconds per epoch."""
     from convfc.paper import data, networks
-    from convfc.paper.runs import NetworkFolder, Task
+    from convfc.paper.runs import Task
+    from convfc.paper.trained import NetworkFolder
     from convfc.paper.training import train
 
     ends: list[float] = []

@@ -51,12 +51,12 @@ def with_block(readme: str, block: str) -> str:
 
 def study_report(folder: pathlib.Path) -> str:
     """Return the report of a kept study, written from its ``results.json``."""
-    from convfc.reporting import render
+    from convfc.reporting import escaped, render
     from convfc.studies.catalogue import load_study
 
     results = json.loads((folder / "results.json").read_text("utf-8"))
     study, _ = load_study(results["settings"]["study"])
-    return render(study.template, study.findings(results))
+    return render(study.template, study.findings(escaped(results)))
 
 
 def take(run: pathlib.Path) -> pathlib.Path:

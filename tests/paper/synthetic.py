@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from convfc.paper.runs import Settings
+from convfc.paper.runs import RunFolder, Settings
+from convfc.paper.trained import Epoch, NetworkFolder
 
 DEAD = {
     "outputs": 784,
@@ -87,21 +88,17 @@ def make_run(
         seed=3,
     )
     write_json(folder / "settings.json", settings.as_json())
-    write_json(folder / "results.json", results)
     if cost:
         write_json(folder / "cost.json", synthetic_cost())
+    RunFolder(folder).write_results(results)
     return folder
 
 
 def write_network(
     folder: pathlib.Path, name: str, walk: np.ndarray[Any, Any], losses: np.ndarray[Any, Any]
 ) -> None:
-    place = folder / "networks" / name
-    place.mkdir(parents=True)
-    np.savez(place / "first_layer.npz", weights=walk)
-    lines = [f"{n},{loss!r},{loss + 0.01!r},0.5" for n, loss in enumerate(losses.tolist(), 1)]
-    text = "\n".join(["epoch,loss,val_loss,seconds", *lines]) + "\n"
-    (place / "history.csv").write_text(text, encoding="utf-8")
+    history = [Epoch(n, loss, loss + 0.01, 0.5) for n, loss in enumerate(losses.tolist(), 1)]
+    NetworkFolder(folder / "networks" / name).finish(history, list(walk), {"first": walk[-1]})
 
 
 def write_json(path: pathlib.Path, content: object) -> None:

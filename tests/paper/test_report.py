@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from synthetic import DEAD, make_run, write_json
+from synthetic import DEAD, make_run
 
 from convfc.errors import RunError
 from convfc.explorer.state import state_layer
@@ -21,8 +21,9 @@ from convfc.geometry import ConvGeometry
 from convfc.paper.findings import PAPER, command, find
 from convfc.paper.record import read_record
 from convfc.paper.report import report_text, write_report
-from convfc.paper.runs import Settings
-from convfc.reporting import number
+from convfc.paper.runs import RunFolder, Settings
+from convfc.paper.trained import Epoch, NetworkFolder
+from convfc.reporting import number, write_report_files
 
 ROOT = pathlib.Path(__file__).parents[2]
 QUANTITIES = (
@@ -46,9 +47,9 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A run without any optional part: SGD alone, no control, float64 or cost; and its report."""
     folder = tmp_path_factory.mktemp("report") / "small"
     make_run(folder, optimizers=["sgd"], epochs=1, control=False, companion=False, cost=False)
-    results = json.loads((folder / "results.json").read_text())
+    results = RunFolder(folder).results()
     del results["dead_outputs"]
-    write_json(folder / "results.json", results)
+    RunFolder(folder).write_results(results)
     write_report(folder)
     return folder
 
@@ -260,9 +261,8 @@ def test_loss_is_judged_by_constant_answers(
 ) -> None:
     folder = tmp_path / "run"
     shutil.copytree(small, folder)
-    results = json.loads((folder / "results.json").read_text())
-    results["dead_outputs"] = {"sgd": DEAD | {"val_loss": loss}}
-    write_json(folder / "results.json", results)
+    results = RunFolder(folder).results() | {"dead_outputs": {"sgd": DEAD | {"val_loss": loss}}}
+    RunFolder(folder).write_results(results)
     text = report_text(read_record(folder))
     assert f"The CNN's validation loss is {loss}, {verdict}" in text
     assert table_row(text, "always answering the mean training image")[-1] == "0.07"
@@ -330,15 +330,56 @@ def test_unfinished_run_is_refused(small: pathlib.Path, tmp_path: pathlib.Path) 
 def test_damaged_files_are_named(small: pathlib.Path, tmp_path: pathlib.Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(small, folder)
-    network = folder / "networks" / "float32-sgd-cnn"
-    np.savez(network / "first_layer.npz", weights=np.zeros((5, 16, 128)))
-    with pytest.raises(RunError, match=r"sgd-cnn: .*do not belong together.*\(2, taps, filters\)"):
+    run, network = RunFolder(folder), NetworkFolder(folder / "networks" / "float32-sgd-cnn")
+    network.finish([Epoch(1, 0.5, 0.5, 1.0)], [np.zeros((16, 128))] * 5, {})
+    run.write_results(run.results())
+    with pytest.raises(RunError, match=r"sgd-cnn: .*do not belong together"):
         read_record(folder)
-    (network / "first_layer.npz").write_bytes(b"not a zip file")
-    with pytest.raises(RunError, match="sgd-cnn: not readable as a trained network"):
-        read_record(folder)
-    shutil.rmtree(folder / "networks")
-    shutil.copytree(small / "networks", folder / "networks")
-    (folder / "settings.json").write_text("{")
-    with pytest.raises(RunError, match=r"settings\.json: not readable as JSON"):
-        read_record(folder)
+
+
+def forged(folder: pathlib.Path, evil: str) -> pathlib.Path:
+    """Write a run from somebody else, with texts that Markdown takes for something."""
+    make_run(folder, optimizers=["sgd"], epochs=1, companion=False)
+    run = RunFolder(folder)
+    texts = {"data": evil, "seed": [evil], "machine": evil, "backend": evil}
+    run.write_results(run.results() | texts | {"versions": {evil: evil}})
+    return folder
+
+
+SECRET = b"<svg xmlns='http://www.w3.org/2000/svg'><text>mine alone</text></svg>"
+
+
+@pytest.mark.parametrize(
+    "evil",
+    [
+        "![x](../secret.png)",
+        "![x](figures/../../secret.png)",
+        "\n\n![x]\n\n[x]: ../secret.png",
+        "`` ` ``![x](../secret.png)",
+        "\\![x](../secret.png)\\",
+        "[x](javascript:alert(1)) <https://evil.example> <img src=x>",
+        "&#33;&#91;x](../secret.png) | cell | **bold** _slanted_",
+    ],
+)
+def test_texts_of_a_strange_run_are_shown_as_they_are(tmp_path: pathlib.Path, evil: str) -> None:
+    (tmp_path / "secret.svg").write_bytes(SECRET)
+    folder = forged(tmp_path / "run", evil)
+    page = write_report(folder).read_text("utf-8")
+    cells = re.findall(r"<td[^>]*>Backend</td>\s*<td[^>]*>(.*?)</td>", page)
+    assert [html.unescape(cell) for cell in cells] == [" ".join(evil.split())]
+    assert "<" not in cells[0]
+    images = re.findall(r"<img [^>]*", page)
+    drawn = (folder / "figures").glob("*.svg")
+    assert len(images) == len(list(drawn))
+
+
+@pytest.mark.parametrize("source", ["../secret.png", "/etc/x.png", "figures/link.png", "x.png"])
+def test_page_shows_no_image_from_elsewhere(tmp_path: pathlib.Path, source: str) -> None:
+    (tmp_path / "secret.svg").write_bytes(SECRET)
+    folder = tmp_path / "run"
+    (folder / "figures").mkdir(parents=True)
+    (folder / "x.svg").write_bytes(SECRET)
+    (folder / "figures" / "link.svg").symlink_to(tmp_path / "secret.svg")
+    with pytest.raises(RunError, match="is not in its folder of figures"):
+        write_report_files(folder, f"# Title\n\n![x]({source})\n")
+    assert not (folder / "report.html").exists()

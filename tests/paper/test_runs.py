@@ -14,7 +14,8 @@ import pytest
 from convfc import files
 from convfc.errors import RunError
 from convfc.files import replacing, write_arrays, write_json
-from convfc.paper.runs import Epoch, NetworkFolder, RunFolder, Settings, State, Task, default_name
+from convfc.paper.runs import RunFolder, Settings, Task, default_name
+from convfc.paper.trained import Epoch, NetworkFolder, State
 
 if TYPE_CHECKING:
     import pathlib
@@ -197,7 +198,9 @@ def test_finished_network_keeps_nothing_of_its_training(tmp_path: pathlib.Path) 
     last = state(3)
     folder.finish(last.history, last.trajectory, {"first": last.trajectory[-1]})
     assert folder.finished
-    assert contents(folder.path) == ["first_layer.npz", "history.csv", "weights.npz"]
+    assert contents(folder.path) == [
+        "first_layer.npz", "history.csv", "sha256.json", "weights.npz",
+    ]  # fmt: skip
     assert folder.history() == last.history
     np.testing.assert_array_equal(folder.trajectory(), np.stack(last.trajectory), strict=True)
 

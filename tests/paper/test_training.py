@@ -17,14 +17,15 @@ import pytest
 
 from convfc.errors import RunError
 from convfc.paper import data, networks
-from convfc.paper.runs import NetworkFolder, Task
+from convfc.paper.runs import Task
+from convfc.paper.trained import NetworkFolder
 from convfc.paper.training import Batches, train
 
 if TYPE_CHECKING:
     import pathlib
     from collections.abc import Callable
 
-    from convfc.paper.runs import Epoch
+    from convfc.paper.trained import Epoch
 
 IMAGES, BATCH = 48, 20
 
@@ -175,7 +176,7 @@ def test_ctrl_c_and_resume_give_the_same_bits(
     assert started == [2]
     assert_same(folder, whole(optimizer, "cnn"))
     names = sorted(path.name for path in folder.path.iterdir())
-    assert names == ["first_layer.npz", "history.csv", "weights.npz"]
+    assert names == ["first_layer.npz", "history.csv", "sha256.json", "weights.npz"]
 
 
 def test_ctrl_c_is_not_lost_where_keras_drops_it(
@@ -211,7 +212,8 @@ def test_ctrl_c_is_not_lost_where_keras_drops_it(
 KILLED = """
     import pathlib, sys, time
     from convfc.paper import data, networks
-    from convfc.paper.runs import NetworkFolder, Task
+    from convfc.paper.runs import Task
+    from convfc.paper.trained import NetworkFolder
     from convfc.paper.training import train
 
     def slowly(line):

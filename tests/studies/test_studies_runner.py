@@ -19,7 +19,7 @@ from standin_study import PARTS, STUDY, Settings, run
 from torch import nn
 
 from convfc.errors import RunError
-from convfc.studies import training
+from convfc.studies import runner, training
 from convfc.studies.data import load_digits
 from convfc.studies.folder import PartFile, Result, StudyFolder
 from convfc.studies.runner import Part, seed_of
@@ -166,10 +166,35 @@ def test_a_damaged_part_is_refused_by_name(
     if (file, kind) == ("drawn.json", "missing"):  # no mark: a part that is not finished
         assert "drawn: starts" in run(tmp_path)[1]
         return
-    with pytest.raises(RunError, match=rf"{file}: the file is damaged .*remove drawn\.json there"):
+    with pytest.raises(RunError, match=rf"{file}: the file is damaged .*remove \S+drawn\.json, "):
         run(tmp_path)
     (place.path / "parts" / "drawn.json").unlink()
     assert_same_run(run(tmp_path)[0], whole)
+
+
+@pytest.mark.parametrize("file", ["drawn.npz", "drawn.json"])
+def test_a_damaged_part_of_a_finished_run_is_computed_again_once_removed(
+    whole: StudyFolder, tmp_path: pathlib.Path, file: str
+) -> None:
+    place, _ = run(tmp_path)
+    damage(place.path / "parts" / file, "changed")
+    with pytest.raises(RunError, match=rf"{file}: the file is damaged") as caught:
+        run(tmp_path)
+    part = place.path / "parts" / "drawn.json"
+    assert f"remove {part} and {place.results_path}, and continue" in str(caught.value)
+    part.unlink()
+    place.results_path.unlink()
+    assert_same_run(run(tmp_path)[0], whole)
+
+
+def test_a_study_is_not_finished_with_other_versions(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, _ = run(tmp_path)
+    place.results_path.unlink()
+    monkeypatch.setattr(runner, "_versions", lambda study: {"python": "1", "torch": "0.1"})
+    with pytest.raises(RunError, match=r"with other versions; .*; got .*torch 0\.1.*--name"):
+        run(tmp_path)
 
 
 def test_a_finished_run_is_only_reported_again(tmp_path: pathlib.Path) -> None:
@@ -230,7 +255,7 @@ def test_seconds_are_no_part_of_what_must_be_the_same(tmp_path: pathlib.Path) ->
     assert file.load().numbers == {"a": 1}
     assert file.load().seconds == {"training": 3.5}
     stored = json.loads((tmp_path / "timed.json").read_text())
-    assert set(stored) == {"numbers", "seconds", "sha256"}
+    assert set(stored) == {"numbers", "seconds", "format", "files", "sha256"}
 
 
 def test_seeds_depend_on_every_name() -> None:

@@ -14,7 +14,8 @@ with needing("paper"):
 
 from convfc.paper import networks
 from convfc.paper.data import Digits
-from convfc.paper.runs import NetworkFolder, RunFolder, Settings, Task
+from convfc.paper.runs import RunFolder, Settings, Task
+from convfc.paper.trained import NetworkFolder
 
 __all__ = ["compare", "dead_outputs", "run_results"]
 

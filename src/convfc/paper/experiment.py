@@ -8,7 +8,6 @@ import platform
 from typing import TYPE_CHECKING, Any
 
 from convfc.errors import RunError
-from convfc.files import write_json
 from convfc.frameworks.keras.backend import choose_backend, precision
 from convfc.paper import data
 from convfc.paper.machine import describe_machine
@@ -51,7 +50,7 @@ def run_experiment(
     Raises
     ------
     RunError
-        A checkpoint is damaged, or Keras runs on another backend already.
+        A file of the run is damaged, or Keras runs on another backend already.
     DataError, MissingDependencyError
         The images or a package cannot be had.
     OSError
@@ -65,7 +64,7 @@ def run_experiment(
         results = _train_and_compare(run, settings, digits, display, checkpoint_seconds)
         if cost and not (run.path / "cost.json").exists():
             _measure_cost(run, display)
-        write_json(run.results_path, results)
+        run.write_results(results)
     display.note("drawing the figures and the report")
     from convfc.paper.report import write_report
 
@@ -93,10 +92,15 @@ def _train_and_compare(
     from convfc.paper import networks
     from convfc.paper.differences import dead_outputs, run_results
 
-    tasks = settings.tasks
+    tasks, versions = settings.tasks, _versions(settings.backend)
+    run.check_versions(versions)
     for task in tasks:
         run.network(task).clean()
     finished = {task: epochs for task, epochs in tasks.items() if run.network(task).finished}
+    # What is damaged is said before hours of training, not after them.
+    run.cost()
+    for task in finished:
+        run.network(task).check()
     display.plan(_named(tasks), _named(finished))
     initial = networks.initial_weights(settings.seed)
     results: dict[str, Any] = {}
@@ -132,7 +136,7 @@ def _train_and_compare(
         "data": digits.description,
         "seconds": sum(seconds.values()),
         "seconds_per_network": seconds,
-        "versions": _versions(settings.backend),
+        "versions": versions,
         "machine": describe_machine(),
     }
 

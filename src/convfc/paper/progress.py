@@ -21,7 +21,7 @@ with needing():
         TimeRemainingColumn,
     )
 
-from convfc.paper.runs import Epoch
+from convfc.paper.trained import Epoch
 
 __all__ = ["Bars", "Display", "Lines", "display_for"]
 

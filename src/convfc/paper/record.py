@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
-import zipfile
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convfc.errors import RunError
-from convfc.paper.runs import NetworkFolder
+from convfc.paper.runs import SETTINGS_REMEDY, RunFolder
+from convfc.paper.stored import read_json, readable, removing, require_folder
+from convfc.paper.trained import NetworkFolder
 
 __all__ = ["Record", "Trained", "read_record"]
 
-_REDO = "run the experiment again into a new folder, or finish it with --resume"
+_NETWORK = re.compile(r"networks/(\w+)-(\w+)-(\w+)/sha256\.json")
 
 
 @dataclass(frozen=True)
@@ -118,53 +119,41 @@ def read_record(folder: pathlib.Path) -> Record:
     RunError
         The folder is not a finished run, or a file of it cannot be read.
     """
-    folder = pathlib.Path(folder)
-    networks = {}
-    for place in sorted((folder / "networks").glob("*-*-*")):
-        dtype, optimizer, network = place.name.split("-", 2)
-        networks[dtype, optimizer, network] = _read_network(place)
-    if not networks:
-        raise RunError("no trained network", where=str(folder / "networks"), remedy=_REDO)
-    cost = folder / "cost.json"
-    return Record(
-        folder=folder,
-        settings=_read_json(folder / "settings.json"),
-        results=_read_json(folder / "results.json"),
-        networks=networks,
-        cost=_read_json(cost) if cost.exists() else None,
-    )
-
-
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    run = RunFolder(pathlib.Path(folder))
+    if not run.finished:
+        trained = next(run.path.glob("networks/*"), None)
         raise RunError(
-            "the run is not finished: no such file", where=str(path), remedy=_REDO
-        ) from None
-    except ValueError as error:
-        raise RunError(f"not readable as JSON ({error})", where=str(path), remedy=_REDO) from error
-    if not isinstance(content, dict):
-        raise RunError("not a JSON object", where=str(path), got=content, remedy=_REDO)
-    return content
-
-
-def _read_network(place: pathlib.Path) -> Trained:
-    stored = NetworkFolder(place)
-    try:
-        history, first_layer = stored.history(), stored.trajectory()
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise RunError(
-            f"not readable as a trained network ({error})", where=str(place), remedy=_REDO
-        ) from error
-    if first_layer.ndim != 3 or len(first_layer) != len(history) + 1:
-        raise RunError(
-            "first_layer.npz and history.csv do not belong together",
-            where=str(place),
-            expected=f"weights of shape ({len(history) + 1}, taps, filters)",
-            got=first_layer.shape,
-            remedy=_REDO,
+            "the run is not finished: no such file" if trained else "no trained network",
+            where=str(run.results_path if trained else run.path / "networks"),
+            remedy="finish the run with convfc reproduce --resume, or start one",
         )
+    sealed = run.sealed_results()
+    with sealed.reading("settings.json", SETTINGS_REMEDY) as path:
+        settings = read_json(path, SETTINGS_REMEDY)
+    places = run.path / "networks"
+    require_folder(places, removing([places, run.results_path], "the networks are trained again"))
+    networks = {}
+    for match in filter(None, map(_NETWORK.fullmatch, sealed.files)):
+        dtype, optimizer, network = match.groups()
+        place = NetworkFolder(places / f"{dtype}-{optimizer}-{network}")
+        with sealed.reading(match[0], place.remedy):
+            networks[dtype, optimizer, network] = _read_network(place)
+    record = Record(run.path, settings, sealed.content, networks, run.cost(sealed))
+    with readable(run.results_path, sealed.remedy):
+        if not record.optimizers():
+            raise ValueError("it names no pair of networks that can be compared")
+    return record
+
+
+def _read_network(stored: NetworkFolder) -> Trained:
+    history, first_layer = stored.history(), stored.trajectory()
+    with readable(stored.path, stored.remedy):
+        if (
+            first_layer.ndim != 3
+            or first_layer.dtype.kind != "f"
+            or len(first_layer) != len(history) + 1
+        ):
+            raise ValueError("first_layer.npz and history.csv do not belong together")
     return Trained(
         epoch=np.array([line.epoch for line in history]),
         loss=np.array([line.loss for line in history]),

@@ -6,6 +6,7 @@ import importlib.resources
 import pathlib
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,8 @@ from convfc.paper.explore import record_state
 from convfc.paper.findings import find
 from convfc.paper.record import Record, read_record
 from convfc.paper.runs import LEARNING_RATES
-from convfc.reporting import render, write_report_files
+from convfc.paper.stored import readable, removing, require_folder
+from convfc.reporting import escaped, render, write_report_files
 
 __all__ = ["report_text", "write_report"]
 
@@ -58,6 +60,7 @@ def write_report(folder: pathlib.Path) -> pathlib.Path:
         The digit of Figure 6, or a package, cannot be had.
     """
     record = read_record(folder)
+    require_folder(record.folder / "figures")
     with drawing.house_style():
         for name, figure in _drawn(record):
             drawing.save_figure(figure, record.folder / "figures", name)
@@ -119,10 +122,19 @@ def report_text(record: Record) -> str:
     str
         Markdown; the figures are named as files below ``figures/``.
     """
-    images = record.settings["images"]
-    quantities = {key: title.format(images=images) for key, title in _QUANTITIES.items()}
-    values = find(record) | {"quantities": quantities, "rates": LEARNING_RATES}
-    return render(_template("report.md.j2"), values)
+    path = record.folder / "results.json"
+    record = replace(
+        record,
+        settings=escaped(record.settings),
+        results=escaped(record.results),
+        cost=escaped(record.cost),
+    )
+    # Its numbers may be sealed and yet not what this report is made of.
+    with readable(path, removing([path], "what is trained stays")):
+        images = record.settings["images"]
+        quantities = {key: title.format(images=images) for key, title in _QUANTITIES.items()}
+        values = find(record) | {"quantities": quantities, "rates": LEARNING_RATES}
+        return render(_template("report.md.j2"), values)
 
 
 def _template(name: str) -> str:

@@ -1,46 +1,48 @@
 """The folder of a run: its settings, its networks, and the checkpoints from which it resumes.
 
 Whatever happens to the process, the folder stays valid: every file is written under a temporary
-name and renamed, a checkpoint is a folder that is renamed as a whole, and ``weights.npz``, written
-last, is what marks a network as finished.
+name and renamed, a checkpoint is a folder that is renamed as a whole, and ``sha256.json``, written
+last, is what marks a network as finished and holds the fingerprints of its files.
 """
 
 from __future__ import annotations
 
-import contextlib
-import csv
-import json
 import os
 import pathlib
 import re
 import shutil
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, Self
 
-import numpy as np
-from numpy.typing import NDArray
-
 from convfc.errors import RunError
-from convfc.files import read_arrays, replacing, write_arrays, write_json
+from convfc.files import write_json
+from convfc.paper.stored import (
+    Sealed,
+    read_json,
+    read_sealed,
+    readable,
+    removing,
+    write_sealed,
+)
+from convfc.paper.trained import SEAL, NetworkFolder
 
 __all__ = [
-    "Epoch",
-    "NetworkFolder",
+    "SETTINGS_REMEDY",
     "RunFolder",
     "RunSettings",
     "Settings",
-    "State",
     "Task",
     "default_name",
 ]
 
-Array = NDArray[np.floating[Any]]
-
 OPTIMIZERS = ("sgd", "adam")
 _DEVICE = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³]) *", re.IGNORECASE)
 LEARNING_RATES = {"sgd": 0.01, "adam": 0.001}
+
+SETTINGS_REMEDY = (
+    "choose another --name or --runs-dir, or remove the whole folder if nothing in it is needed"
+)
 
 
 @dataclass(frozen=True)
@@ -156,114 +158,6 @@ def default_name(settings: Settings) -> str:
     return "-".join(part for part in parts if part)
 
 
-@dataclass(frozen=True)
-class Epoch:
-    """One line of ``history.csv``; epochs count from 1."""
-
-    epoch: int
-    loss: float
-    val_loss: float
-    seconds: float
-
-
-@dataclass(frozen=True)
-class State:
-    """A network in the midst of its training.
-
-    Attributes
-    ----------
-    variables : sequence of ndarray
-        All variables of the model and its optimizer, in Keras's order.
-    history : sequence of Epoch
-        The epochs so far.
-    trajectory : sequence of ndarray
-        The first layer's weights before training and after each epoch, each ``(16, 128)``.
-    """
-
-    variables: Sequence[Array]
-    history: Sequence[Epoch]
-    trajectory: Sequence[Array]
-
-
-class NetworkFolder:
-    """The folder of one network: its checkpoint while it trains, its files when it is finished."""
-
-    def __init__(self, path: pathlib.Path) -> None:
-        self.path = path
-
-    @property
-    def finished(self) -> bool:
-        """Whether the network is trained to its last epoch."""
-        return (self.path / "weights.npz").exists()
-
-    def save_checkpoint(self, state: State) -> None:
-        """Write a checkpoint; it replaces the former one only when it is whole."""
-        name = f"checkpoint-{len(state.history):06d}"
-        unfinished = self.path / f"{name}.tmp"
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        try:
-            variables = {f"variable_{n:03d}": value for n, value in enumerate(state.variables)}
-            write_arrays(unfinished / "state.npz", variables)
-            self._write_course(unfinished, state.history, state.trajectory)
-            unfinished.rename(self.path / name)
-        except BaseException:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            raise
-        for former in self._checkpoints():
-            if former.name != name:
-                shutil.rmtree(former)
-
-    def load_checkpoint(self) -> State | None:
-        """Return the newest whole checkpoint, or None when there is none."""
-        for path in sorted(self._checkpoints(), reverse=True):
-            with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile):
-                stored = read_arrays(path / "state.npz")
-                variables = [stored[key] for key in sorted(stored)]
-                trajectory = read_arrays(path / "first_layer.npz")["weights"]
-                return State(variables, read_history(path / "history.csv"), list(trajectory))
-        return None
-
-    def finish(
-        self, history: Sequence[Epoch], trajectory: Sequence[Array], weights: Mapping[str, Array]
-    ) -> None:
-        """Write the files of a finished network, and remove what only its training needed."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._write_course(self.path, history, trajectory)
-        write_arrays(self.path / "weights.npz", weights)
-        self.clean()
-
-    def clean(self) -> None:
-        """Remove what a killed process may have left: unfinished files, outdated checkpoints."""
-        for path in self.path.glob("*.tmp"):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        if self.finished:
-            for path in self._checkpoints():
-                shutil.rmtree(path)
-
-    def history(self) -> list[Epoch]:
-        """Return the loss history of a finished network."""
-        return read_history(self.path / "history.csv")
-
-    def trajectory(self) -> Array:
-        """Return the first layer's weights of a finished network, ``(epochs + 1, 16, 128)``."""
-        return read_arrays(self.path / "first_layer.npz")["weights"]
-
-    def weights(self) -> dict[str, Array]:
-        """Return the final weights: ``first`` (16, 128) and ``second`` (21632, 784)."""
-        return read_arrays(self.path / "weights.npz")
-
-    def _checkpoints(self) -> list[pathlib.Path]:
-        return [path for path in self.path.glob("checkpoint-*") if path.suffix != ".tmp"]
-
-    @staticmethod
-    def _write_course(
-        folder: pathlib.Path, history: Sequence[Epoch], trajectory: Sequence[Array]
-    ) -> None:
-        write_history(folder / "history.csv", history)
-        write_arrays(folder / "first_layer.npz", {"weights": np.stack(trajectory)})
-
-
 class RunFolder:
     """The folder of a run, below the runs folder."""
 
@@ -330,10 +224,51 @@ class RunFolder:
         """Whether every network is trained and compared."""
         return self.results_path.exists()
 
+    def check_versions(self, versions: Mapping[str, str]) -> None:
+        """Raise if the run was begun with packages of other versions, which round otherwise."""
+        path = self.path / "versions.json"
+        wanted = {name: version for name, version in versions.items() if name != "python"}
+        if not os.path.lexists(path):
+            write_sealed(path, {"versions": wanted}, [])
+        remedy = removing([path], "what is installed now is taken for it")
+        with readable(path, remedy):
+            found = dict(read_sealed(path, remedy).content["versions"])
+        differing = [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)]
+        if differing:
+            raise RunError(
+                "the run was begun with other versions",
+                where=str(self.path),
+                expected=", ".join(f"{name} {found.get(name)}" for name in differing),
+                got=", ".join(f"{name} {wanted.get(name)}" for name in differing),
+                remedy="install these again, or start a new run with --name: one run with several "
+                "would compare their roundings",
+            )
+
+    def write_results(self, results: Mapping[str, Any]) -> None:
+        """Write ``results.json``, which seals what it was computed from."""
+        files = [self.path / "settings.json", self.path / "cost.json"]
+        files += sorted(self.path.glob(f"networks/*/{SEAL}"))
+        write_sealed(self.results_path, results, [file for file in files if file.exists()])
+
+    def sealed_results(self) -> Sealed:
+        """Return ``results.json`` of a finished run, with the fingerprints of other files."""
+        remedy = removing([self.results_path], "what is trained stays")
+        return read_sealed(self.results_path, remedy)
+
     def results(self) -> dict[str, Any]:
-        """Return ``results.json`` of a finished run."""
-        found: dict[str, Any] = json.loads(self.results_path.read_text("utf-8"))
-        return found
+        """Return what ``results.json`` of a finished run says."""
+        return self.sealed_results().content
+
+    def cost(self, sealed: Sealed | None = None) -> dict[str, Any] | None:
+        """Return ``cost.json``, as ``results.json`` sealed it; None if there were no costs."""
+        path = self.path / "cost.json"
+        remedy = removing([path, self.results_path], "the costs are measured again")
+        if sealed is None:
+            return read_json(path, remedy) if path.exists() else None
+        if path.name not in sealed.files:
+            return None
+        with sealed.reading(path.name, remedy):
+            return read_json(path, remedy)
 
     def network(self, task: Task) -> NetworkFolder:
         """Return the folder of one network."""
@@ -357,18 +292,24 @@ class RunFolder:
         shutil.rmtree(condemned)
 
     def _settings(self) -> dict[str, Any]:
-        try:
-            found: dict[str, Any] = json.loads((self.path / "settings.json").read_text("utf-8"))
-        except (OSError, ValueError) as error:
+        path = self.path / "settings.json"
+        if not path.exists():
             raise RunError(
-                f"the folder is no run of convfc: settings.json cannot be read ({error})",
+                "the folder is no run of convfc: it has no settings.json",
                 where=str(self.path),
                 remedy="choose another --name or --runs-dir",
-            ) from error
-        return found
+            )
+        return read_json(path, SETTINGS_REMEDY)
 
     def _check_settings(self, settings: RunSettings) -> None:
         found, wanted = self._settings(), settings.as_json()
+        same_kind = found.get("study") == wanted.get("study")
+        if same_kind and found.keys() != wanted.keys():
+            raise RunError(
+                "the settings are those of another version of convfc",
+                where=str(self.path / "settings.json"),
+                remedy=SETTINGS_REMEDY,
+            )
         differing = [key for key in {**wanted, **found} if found.get(key) != wanted.get(key)]
         if differing:
             raise RunError(
@@ -398,20 +339,3 @@ def _check_name(name: str) -> None:
                 got=repr(name),
                 remedy="use letters, digits, - and _; --runs-dir says where runs are kept",
             )
-
-
-def write_history(path: pathlib.Path, history: Sequence[Epoch]) -> None:
-    """Write the history as CSV, its numbers with all their digits."""
-    with replacing(path) as handle:
-        lines = [["epoch", "loss", "val_loss", "seconds"]]
-        lines += [[repr(value) for value in asdict(epoch).values()] for epoch in history]
-        handle.write("".join(",".join(line) + "\n" for line in lines).encode())
-
-
-def read_history(path: pathlib.Path) -> list[Epoch]:
-    """Return the history that :func:`write_history` wrote."""
-    with path.open(newline="", encoding="utf-8") as handle:
-        return [
-            Epoch(int(r["epoch"]), float(r["loss"]), float(r["val_loss"]), float(r["seconds"]))
-            for r in csv.DictReader(handle)
-        ]

@@ -22,7 +22,8 @@ with needing("paper"):
 from convfc.errors import RunError
 from convfc.paper import networks
 from convfc.paper.data import Digits
-from convfc.paper.runs import LEARNING_RATES, Epoch, NetworkFolder, State, Task
+from convfc.paper.runs import LEARNING_RATES, Task
+from convfc.paper.trained import Epoch, NetworkFolder, State
 
 __all__ = ["Batches", "train"]
 

@@ -4,6 +4,6 @@ from convfc.extras import needing
 
 with needing():
     from convfc.reporting.page import write_report_files
-    from convfc.reporting.text import listed, number, render, times
+    from convfc.reporting.text import escaped, listed, number, render, times
 
-__all__ = ["listed", "number", "render", "times", "write_report_files"]
+__all__ = ["escaped", "listed", "number", "render", "times", "write_report_files"]

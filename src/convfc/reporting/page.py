@@ -14,6 +14,7 @@ from markdown_it import MarkdownIt
 from markdown_it.renderer import RendererHTML
 from markdown_it.token import Token
 
+from convfc.errors import RunError
 from convfc.files import replacing
 
 __all__ = ["write_report_files"]
@@ -33,11 +34,30 @@ def write_report_files(folder: pathlib.Path, text: str) -> pathlib.Path:
     -------
     pathlib.Path
         ``report.html``, with its figures inside.
+
+    Raises
+    ------
+    RunError
+        The text shows an image from elsewhere than ``figures/``.
     """
     for name, content in (("report.md", text), ("report.html", _page(text, folder))):
         with replacing(folder / name) as handle:
             handle.write(content.encode())
     return folder / "report.html"
+
+
+def _drawing(folder: pathlib.Path, source: str) -> pathlib.Path:
+    """Return the drawing that the page shows where Markdown shows its pixels."""
+    path = (folder / source).with_suffix(".svg")
+    # Links are followed first: the report of somebody else's run shall not show what is mine.
+    if path.resolve().parent != folder.resolve() / "figures":
+        raise RunError(
+            "an image of the report is not in its folder of figures",
+            where=str(path),
+            expected=f"a file in {folder / 'figures'}",
+            remedy="remove what the report should not show, such as a link, and write it again",
+        )
+    return path
 
 
 def _page(markdown: str, folder: pathlib.Path) -> str:
@@ -47,8 +67,7 @@ def _page(markdown: str, folder: pathlib.Path) -> str:
     def image(
         renderer: RendererHTML, tokens: Sequence[Token], index: int, options: Any, env: Any
     ) -> str:
-        # The page shows the drawing where Markdown shows its pixels.
-        drawing = (folder / str(tokens[index].attrs["src"])).with_suffix(".svg").read_bytes()
+        drawing = _drawing(folder, str(tokens[index].attrs["src"])).read_bytes()
         tokens[index].attrs["src"] = (
             f"data:image/svg+xml;base64,{base64.b64encode(drawing).decode()}"
         )

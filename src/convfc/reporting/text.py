@@ -2,12 +2,41 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import jinja2
 
-__all__ = ["listed", "number", "render", "times"]
+__all__ = ["escaped", "listed", "number", "render", "times"]
+
+# An underscore inside a word, as in x86_64, means nothing to Markdown.
+_MARKS = re.compile(r"[\\`*\[\]<>|&]|(?<!\w)_|_(?!\w)")
+
+
+def escaped(value: Any) -> Any:
+    """Return what a file holds with all its texts such that Markdown shows them as they are.
+
+    A file may come from somebody else, and a text in it shall be neither an image nor a link.
+
+    Parameters
+    ----------
+    value : object
+        What JSON can hold; keys are escaped as well.
+
+    Examples
+    --------
+    >>> escaped({"machine": ["Linux x86_64", "![a](../b.png)"]})
+    {'machine': ['Linux x86_64', '!&#91;a&#93;(../b.png)']}
+    """
+    if isinstance(value, str):
+        # As entities: a backslash would be one more character where a list is shown.
+        return _MARKS.sub(lambda mark: f"&#{ord(mark[0])};", " ".join(value.split()))
+    if isinstance(value, Mapping):
+        return {escaped(key): escaped(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [escaped(each) for each in value]
+    return value
 
 
 def render(template: str, values: Mapping[str, Any]) -> str:

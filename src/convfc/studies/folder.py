@@ -7,10 +7,7 @@ holds the fingerprints of both files, so that a damaged one is refused and never
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import pathlib
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,8 +15,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 from convfc.errors import RunError
-from convfc.files import read_arrays, write_arrays, write_json
+from convfc.files import read_arrays, write_arrays
 from convfc.paper.runs import RunFolder
+from convfc.paper.stored import read_sealed, readable, removing, write_sealed
 
 __all__ = ["PartFile", "Result", "StudyFolder"]
 
@@ -63,8 +61,7 @@ class PartFile:
         self._numbers.parent.mkdir(parents=True, exist_ok=True)
         write_arrays(self._arrays, result.arrays)
         content = {"numbers": dict(result.numbers), "seconds": dict(result.seconds)}
-        prints = {"numbers": _print_of(content), "arrays": _print_of_file(self._arrays)}
-        write_json(self._numbers, content | {"sha256": prints})
+        write_sealed(self._numbers, content, [self._arrays])
         self.clean()
 
     def load(self) -> Result:
@@ -75,16 +72,11 @@ class PartFile:
         RunError
             A file of it is damaged or missing.
         """
-        with self._readable(self._numbers):
-            content = json.loads(self._numbers.read_text("utf-8"))
-            prints = content.pop("sha256")
-            if prints["numbers"] != _print_of(content):
-                raise ValueError("its numbers are not those that were written")
-        with self._readable(self._arrays):
-            if prints["arrays"] != _print_of_file(self._arrays):
-                raise ValueError("its bytes are not those that were written")
-            arrays = read_arrays(self._arrays)
-        return Result(content["numbers"], arrays, content["seconds"])
+        marks = [self._numbers, self._numbers.parent.parent / "results.json"]
+        sealed = read_sealed(self._numbers, removing(marks, "this part is computed again"))
+        with sealed.reading(self._arrays.name) as path:
+            arrays = read_arrays(path)
+        return Result(sealed.content["numbers"], arrays, sealed.content["seconds"])
 
     def save_checkpoint(self, arrays: Mapping[str, Array]) -> None:
         """Write a checkpoint in the place of the former one."""
@@ -93,8 +85,8 @@ class PartFile:
 
     def load_checkpoint(self) -> dict[str, Array] | None:
         """Return the checkpoint; None if there is none, or only a damaged one."""
-        with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            return dict(read_arrays(self._checkpoint))
+        with contextlib.suppress(RunError), readable(self._checkpoint, ""):
+            return read_arrays(self._checkpoint)
         return None
 
     def clean(self) -> None:
@@ -105,26 +97,6 @@ class PartFile:
         if self.finished:
             self._checkpoint.unlink(missing_ok=True)
 
-    @contextlib.contextmanager
-    def _readable(self, path: pathlib.Path) -> Any:
-        """Turn whatever a damaged file does to its reader into an error with its name."""
-        try:
-            yield
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            zipfile.BadZipFile,
-        ) as error:
-            raise RunError(
-                f"the file is damaged ({error})",
-                where=str(path),
-                remedy=f"remove {self._numbers.name} there, and continue with --resume: this part "
-                "is computed again",
-            ) from error
-
 
 class StudyFolder(RunFolder):
     """The folder of a run of a study."""
@@ -132,12 +104,3 @@ class StudyFolder(RunFolder):
     def part(self, name: str) -> PartFile:
         """Return the files of one part."""
         return PartFile(self.path / "parts", name)
-
-
-def _print_of(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _print_of_file(path: pathlib.Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()

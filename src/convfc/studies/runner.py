@@ -21,9 +21,9 @@ with needing("study"):
     from matplotlib.figure import Figure
 
 from convfc import drawing
-from convfc.files import write_json
 from convfc.paper.machine import describe_machine
-from convfc.reporting import render, write_report_files
+from convfc.paper.stored import require_folder
+from convfc.reporting import escaped, render, write_report_files
 from convfc.studies.folder import Array, PartFile, Result, StudyFolder
 from convfc.studies.settings import StudySettings
 from convfc.tables import TextTable
@@ -174,7 +174,8 @@ def run_study(
     Raises
     ------
     RunError
-        The file of a finished part is damaged.
+        The file of a finished part is damaged, or the study was begun with packages of other
+        versions.
     DataError, MissingDependencyError
         The images or a package cannot be had.
     OSError
@@ -183,14 +184,16 @@ def run_study(
     if run.finished:
         display.note(f"{run.path} is finished: only the report is drawn again")
     else:
+        versions = _versions(study)
+        run.check_versions(versions)
         found = _run_parts(study, run, settings, display, checkpoint_seconds)
         results = study.results(settings, found) | {
             "settings": settings.as_json(),
             "seconds": {name: dict(result.seconds) for name, result in found.items()},
-            "versions": _versions(study),
+            "versions": versions,
             "machine": describe_machine(),
         }
-        write_json(run.results_path, results)
+        run.write_results(results)
     display.note("drawing the figures and the report")
     return write_report(study, run)
 
@@ -198,10 +201,11 @@ def run_study(
 def write_report(study: Study, run: StudyFolder) -> pathlib.Path:
     """Draw the figures of a finished run and write its report; return ``report.html``."""
     results = run.results()
+    require_folder(run.path / "figures")
     with drawing.house_style():
         for name, figure in study.figures(results, lambda name: run.part(name).load()):
             drawing.save_figure(figure, run.path / "figures", name)
-    return write_report_files(run.path, render(study.template, study.findings(results)))
+    return write_report_files(run.path, render(study.template, study.findings(escaped(results))))
 
 
 def _run_parts(

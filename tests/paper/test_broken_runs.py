@@ -1,0 +1,342 @@
+"""A broken run ends in one line that says which file and what to remove, and loses nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import re
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from synthetic import make_run
+from typer.testing import CliRunner, Result
+
+from convfc.cli import app
+from convfc.errors import RunError
+from convfc.paper import stored
+from convfc.paper.record import read_record
+from convfc.paper.runs import RunFolder
+from convfc.paper.trained import Epoch, NetworkFolder, State
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CNN = "networks/float32-sgd-cnn"
+SETTINGS, RESULTS, COST, SEAL = "settings.json", "results.json", "cost.json", f"{CNN}/sha256.json"
+HISTORY, LAYER, WEIGHTS = (f"{CNN}/{n}" for n in ("history.csv", "first_layer.npz", "weights.npz"))
+FILES = (SETTINGS, RESULTS, COST, SEAL, HISTORY, LAYER, WEIGHTS)
+KINDS = ("missing", "empty", "half", "flipped", "type", "nan", "version")
+
+
+def resume(folder: pathlib.Path) -> Result:
+    options = f"--epochs 1 --optimizer sgd --no-cost --name {folder.name} --resume"
+    return CliRunner().invoke(
+        app, ["reproduce", "--runs-dir", str(folder.parent), *options.split()]
+    )
+
+
+def explore(folder: pathlib.Path) -> Result:
+    return CliRunner().invoke(
+        app, ["explore", "--run", str(folder), "--html", str(folder.parent / "page.html")]
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A finished run of the real experiment; its costs are made up."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    outcome = resume(folder)
+    assert outcome.exit_code == 0, outcome.output
+    made_up = make_run(folder.parent / "other", optimizers=["sgd"], epochs=1)
+    shutil.copyfile(made_up / COST, folder / COST)
+    run = RunFolder(folder)
+    run.write_results(run.results())
+    return folder
+
+
+@pytest.fixture
+def copied(whole: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
+    """The run once more, its files linked: they are 200 MB, and who damages one replaces it."""
+    return pathlib.Path(shutil.copytree(whole, tmp_path / "run", copy_function=os.link))
+
+
+def replaced(path: pathlib.Path, content: bytes) -> None:
+    path.unlink()
+    path.write_bytes(content)
+
+
+def damage(path: pathlib.Path, kind: str) -> None:
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    number = re.search(rb": \d\.", whole)  # of JSON a digit, so that it is still JSON
+    flipped[number.end() if number else len(whole) // 2] ^= 1
+    contents = {"empty": b"", "half": whole[: len(whole) // 2], "flipped": bytes(flipped)}
+    if kind in contents:
+        replaced(path, contents[kind])
+        return
+    path.unlink()
+    if kind == "type":
+        path.mkdir()
+    elif kind in {"nan", "version"}:
+        {".json": damage_json, ".csv": damage_csv, ".npz": damage_npz}[path.suffix](
+            path, whole, kind
+        )
+
+
+def damage_json(path: pathlib.Path, whole: bytes, kind: str) -> None:
+    content = json.loads(whole)
+    if kind == "nan":
+        path.write_text(re.sub(r": [\d.]+(?=,?\n)", ": NaN", whole.decode(), count=1))
+    elif "format" in content:
+        del content["sha256"]
+        content["format"] += 1
+        path.write_text(json.dumps(content | {"sha256": stored._print_of(content)}))
+    else:
+        path.write_text(json.dumps(dict(list(content.items())[1:])))
+
+
+def damage_csv(path: pathlib.Path, whole: bytes, kind: str) -> None:
+    text = whole.decode()
+    lines = text.splitlines()
+    path.write_text(f"{lines[0]}\n1,nan,nan,0.5\n" if kind == "nan" else text.replace("loss", "l"))
+
+
+def damage_npz(path: pathlib.Path, whole: bytes, kind: str) -> None:
+    del whole
+    if kind == "nan":
+        np.savez(path, weights=np.full((2, 16, 128), np.nan), first=np.full((16, 128), np.nan))
+    else:
+        np.savez(path, K=np.zeros((16, 128), np.float32))
+
+
+def state_of(folder: pathlib.Path) -> dict[str, tuple[int, int, int]]:
+    found = {str(p.relative_to(folder)): p.lstat() for p in folder.rglob("*") if p != folder}
+    return {name: (s.st_ino, s.st_size, s.st_mtime_ns) for name, s in found.items()}
+
+
+def assert_refused(
+    command: Callable[[pathlib.Path], Result], folder: pathlib.Path, *texts: str
+) -> str:
+    """One line, exit code 1, and the folder as it was; return what the remedy says."""
+    before = state_of(folder)
+    outcome = command(folder)
+    assert outcome.exit_code == 1, outcome.output
+    assert isinstance(outcome.exception, SystemExit), repr(outcome.exception)
+    assert outcome.stderr.startswith("Error: ")
+    assert outcome.stderr.count("\n") == 1
+    assert len(outcome.stderr) < 700
+    for text in texts:
+        assert text in outcome.stderr
+    assert state_of(folder) == before
+    return outcome.stderr.partition("Remedy: ")[2].strip()
+
+
+CASES = [
+    pytest.param(command, finished, file, kind, id=f"{command.__name__}-{state}-{name}-{kind}")
+    for command, finished, state in (
+        (explore, True, "finished"),
+        (resume, True, "finished"),
+        (resume, False, "unfinished"),
+    )
+    for file in FILES
+    for kind in KINDS
+    if (name := pathlib.PurePath(file).name)
+    # A finished run needs the last weights no more, an unfinished one has no results, and what is
+    # missing there is made. Costs that nothing sealed yet are only known to be JSON.
+    and not (finished and file == WEIGHTS)
+    and not (file == RESULTS and (not finished or (command is resume and kind == "missing")))
+    and not (not finished and (file, kind) in {(SEAL, "missing"), (COST, "missing")})
+    and not (not finished and file == COST and kind in {"flipped", "version"})
+]
+
+
+@pytest.mark.parametrize(("command", "finished", "file", "kind"), CASES)
+def test_damage_is_refused_in_one_line(
+    copied: pathlib.Path,
+    command: Callable[[pathlib.Path], Result],
+    finished: bool,
+    file: str,
+    kind: str,
+) -> None:
+    if not finished:
+        (copied / RESULTS).unlink()
+    damage(copied / file, kind)
+    named = copied if file == SETTINGS and kind in {"missing", "flipped"} else copied / file
+    remedy = assert_refused(command, copied, str(named))
+    remedies = ("remove ", "choose another --name", "finish the run with", "repeat the first sett")
+    assert remedy.startswith(remedies)
+
+
+def test_damage_is_said_before_the_training_not_after_it(copied: pathlib.Path) -> None:
+    (copied / RESULTS).unlink()
+    (copied / "networks" / "float32-sgd-fc" / "sha256.json").unlink()
+    damage(copied / WEIGHTS, "half")
+    assert_refused(resume, copied, WEIGHTS)
+
+
+DEEP = b"[" * 100_000
+
+
+def encrypted(path: pathlib.Path) -> bytes:
+    """Return a zip file whose members say that they are encrypted."""
+    whole = bytearray(path.read_bytes())
+    for mark, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        whole[whole.index(mark) + place] |= 1
+    return bytes(whole)
+
+
+@pytest.mark.parametrize("command", [explore, resume])
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [(SETTINGS, b"[]"), (SETTINGS, b"null"), (SETTINGS, b"5"), (SETTINGS, DEEP)]
+    + [(RESULTS, content) for content in (b"{}", b"[]", DEEP, b'{"a": Infinity}', b"\xff\xfe")]
+    + [(LAYER, bytes(3000)), (LAYER, b"encrypted"), (SEAL, b"{}"), (SEAL, DEEP), (COST, DEEP)],
+    ids=lambda value: repr(value[:12]) if isinstance(value, bytes) else pathlib.Path(value).name,
+)
+def test_what_is_no_such_file_is_refused_in_one_line(
+    copied: pathlib.Path, command: Callable[[pathlib.Path], Result], file: str, content: bytes
+) -> None:
+    path = copied / file
+    replaced(path, encrypted(path) if content == b"encrypted" else content)
+    assert_refused(command, copied, str(path), "Remedy: ")
+
+
+@pytest.mark.parametrize(
+    ("weights", "text"),
+    [
+        (np.full((2, 16, 128), np.nan), "not finite"),
+        (np.zeros((2, 16, 128), complex), "do not belong together"),
+        (np.zeros((3, 16, 128)), "do not belong together"),
+        (np.zeros((2, 16)), "do not belong together"),
+    ],
+    ids=["nan", "complex", "epochs", "axes"],
+)
+def test_sealed_weights_without_meaning_are_refused(
+    copied: pathlib.Path, weights: np.ndarray[Any, Any], text: str
+) -> None:
+    run, path = RunFolder(copied), copied / CNN
+    history = (path / "history.csv").read_bytes()
+    shutil.rmtree(path)
+    path.mkdir()
+    (path / "history.csv").write_bytes(history)
+    np.savez(path / "first_layer.npz", weights=weights)
+    stored.write_sealed(path / "sha256.json", {}, list(path.iterdir()))
+    run.write_results(run.results())
+    assert_refused(explore, copied, CNN, text)
+
+
+@pytest.mark.parametrize("command", [explore, resume])
+def test_sealed_results_of_something_else_are_refused(
+    copied: pathlib.Path, command: Callable[[pathlib.Path], Result]
+) -> None:
+    RunFolder(copied).write_results({"dtype": "float16"})
+    assert_refused(command, copied, RESULTS, "Remedy: remove ")
+
+
+def removed(remedy: str) -> list[pathlib.Path]:
+    """Remove what a remedy names."""
+    names = remedy.removeprefix("remove ").partition(", and continue with --resume")[0]
+    paths = [pathlib.Path(name) for name in names.split(" and ")]
+    for path in paths:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return paths
+
+
+@pytest.mark.parametrize("files", [(RESULTS, COST, LAYER), (WEIGHTS,)], ids=["all", "weights"])
+def test_what_the_remedies_name_can_be_removed_and_resume_goes_on(
+    copied: pathlib.Path, whole: pathlib.Path, files: tuple[str, ...]
+) -> None:
+    if RESULTS not in files:
+        (copied / RESULTS).unlink()
+    for file in files:
+        damage(copied / file, "half")
+    gone = [path for _ in files for path in removed(assert_refused(resume, copied))]
+    assert set(gone) == {copied / CNN, *(copied / f for f in files if f in {RESULTS, COST})}
+    outcome = resume(copied)
+    assert outcome.exit_code == 0, outcome.output
+    assert outcome.stdout.count(": starts") == 1
+    found, expected = (RunFolder(folder).results() for folder in (copied, whole))
+    assert [found[key] for key in ("sgd", "dead_outputs")] == [
+        expected[key] for key in ("sgd", "dead_outputs")
+    ]
+    weights = [(folder / WEIGHTS).read_bytes() for folder in (copied, whole)]
+    assert weights[0] == weights[1]
+    assert explore(copied).exit_code == 0
+
+
+@pytest.mark.parametrize("finished", [True, False], ids=["finished", "unfinished"])
+@pytest.mark.parametrize("name", ["figures", CNN, "networks"])
+def test_a_file_in_the_place_of_a_folder(
+    copied: pathlib.Path,
+    name: str,
+    finished: bool,
+) -> None:
+    place = copied / name
+    shutil.rmtree(place)
+    place.touch()
+    if name == "figures":
+        assert_refused(resume, copied, f"{place}: there is a file in the place of a folder")
+        place.unlink()
+        assert resume(copied).exit_code == 0
+    elif finished:
+        remedy = assert_refused(resume, copied, str(place))
+        assert removed(remedy) == [place, copied / RESULTS]
+    else:
+        (copied / RESULTS).unlink()
+        remedy = assert_refused(resume, copied, f"{place}: there is a file in the place of a fold")
+        assert remedy == "move this file away, and continue with --resume"
+
+
+def test_a_damaged_checkpoint_costs_time_at_most(tmp_path: pathlib.Path) -> None:
+    folder = NetworkFolder(tmp_path / "n")
+    state = State([np.zeros(3)], [Epoch(1, 0.5, 0.5, 1.0)], [np.zeros((16, 128))] * 2)
+    for file in ("state.npz", "history.csv", "first_layer.npz", "sha256.json"):
+        for kind in ("missing", "empty", "half", "flipped", "type", "nan", "version"):
+            folder.save_checkpoint(state)
+            damage(folder.path / "checkpoint-000001" / file, kind)
+            assert folder.load_checkpoint() is None
+            shutil.rmtree(folder.path)
+    folder.path.mkdir()
+    (folder.path / "checkpoint-000000").touch()  # a file, which the next checkpoint removes
+    assert folder.load_checkpoint() is None
+    folder.save_checkpoint(state)
+    assert [path.name for path in folder.path.iterdir()] == ["checkpoint-000001"]
+
+
+def test_a_run_is_not_finished_with_other_versions(copied: pathlib.Path) -> None:
+    versions = json.loads((copied / "versions.json").read_text())["versions"]
+    (copied / "versions.json").unlink()
+    stored.write_sealed(
+        copied / "versions.json", {"versions": versions | {"keras": "2.0", "numpy": "1.0"}}, []
+    )
+    assert resume(copied).exit_code == 0  # only drawn again
+    (copied / RESULTS).unlink()
+    assert_refused(
+        resume, copied, "expected numpy 1.0, keras 2.0; got numpy ", "start a new run with --name"
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        (PermissionError(13, "Permission denied"), r"\(Permission denied\).*the right to read it$"),
+        (MemoryError(), r"\(MemoryError\)\. Remedy: free some memory$"),
+    ],
+    ids=["denied", "memory"],
+)
+def test_nobody_is_told_to_remove_a_file_that_may_be_whole(error: Exception, remedy: str) -> None:
+    path = pathlib.Path("a.json")
+    with (
+        pytest.raises(RunError, match=rf"a\.json: the file cannot be read {remedy}"),
+        stored.readable(path, "remove it"),
+    ):
+        raise error
+
+
+def test_a_run_is_read_as_it_was_written(whole: pathlib.Path) -> None:
+    record = read_record(whole)
+    assert {network for _, _, network in record.networks} == {"cnn", "fc", "control"}
+    assert record.cost is not None
