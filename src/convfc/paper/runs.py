@@ -233,16 +233,14 @@ class RunFolder:
         remedy = removing([path], "what is installed now is taken for it")
         with readable(path, remedy):
             found = dict(read_sealed(path, remedy).content["versions"])
-        differing = [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)]
-        if differing:
-            raise RunError(
-                "the run was begun with other versions",
-                where=str(self.path),
-                expected=", ".join(f"{name} {found.get(name)}" for name in differing),
-                got=", ".join(f"{name} {wanted.get(name)}" for name in differing),
-                remedy="install these again, or start a new run with --name: one run with several "
-                "would compare their roundings",
-            )
+        self._check_same(
+            found,
+            wanted,
+            "the run was begun with other versions",
+            "install these again, or start a new run with --name: one run with several would "
+            "compare their roundings",
+            sign=" ",
+        )
 
     def write_results(self, results: Mapping[str, Any]) -> None:
         """Write ``results.json``, which seals what it was computed from."""
@@ -310,14 +308,30 @@ class RunFolder:
                 where=str(self.path / "settings.json"),
                 remedy=SETTINGS_REMEDY,
             )
+        self._check_same(
+            found,
+            wanted,
+            "the run was started with other settings",
+            "repeat the first settings, or start a new run with --name",
+        )
+
+    def _check_same(
+        self,
+        found: Mapping[str, Any],
+        wanted: Mapping[str, Any],
+        what: str,
+        remedy: str,
+        sign: str = "=",
+    ) -> None:
+        """Raise with what differs between the run that is there and the one that is asked for."""
         differing = [key for key in {**wanted, **found} if found.get(key) != wanted.get(key)]
         if differing:
             raise RunError(
-                "the run was started with other settings",
+                what,
                 where=str(self.path),
-                expected=", ".join(f"{key}={found.get(key)}" for key in differing),
-                got=", ".join(f"{key}={wanted.get(key)}" for key in differing),
-                remedy="repeat the first settings, or start a new run with --name",
+                expected=", ".join(f"{key}{sign}{found.get(key)}" for key in differing),
+                got=", ".join(f"{key}{sign}{wanted.get(key)}" for key in differing),
+                remedy=remedy,
             )
 
 

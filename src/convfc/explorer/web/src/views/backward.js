@@ -145,6 +145,7 @@ export class BackwardView {
   _show() {
     const { store } = this.explorer;
     const { p, f } = store.selection;
+    this.said = null; // the same number may have another value now
     this.filter = store.shown.f;
     this.channel = this._channel();
     this.key = [p, store.dY.start === "one" && f, this.filter, this.channel].join();
@@ -205,7 +206,10 @@ export class BackwardView {
   /** Spell out the number of dK or dX that is looked at. */
   _write() {
     const { store } = this.explorer;
-    const { element, of } = store.shown;
+    const { element, of, q, f } = store.shown;
+    const said = [of, element, q, f].join();
+    if (said === this.said) return;
+    this.said = said;
     const spelled = of === "dX" && element !== null ? this._ofInput(element) : this._ofFilter();
     this.sum.result.hidden = this.sum.terms.hidden = !spelled;
     if (spelled) this.sum.write(spelled);
