@@ -154,16 +154,15 @@ export class BigMatrixView {
     const { store, palette } = this.explorer;
     const { filters } = store.settings;
     const { r0, r1, c0, c1 } = grid.visible;
-    const { rows, columns } = grid.source;
+    const { columns } = grid.source;
     const [w, h] = grid.size;
     const largest = store.largest("filters");
-    const across = Math.min(columns, Math.max(1, Math.floor(columns * w)));
-    const wide = (columns * w) / across;
+    const [across, wide] = parts(grid);
     const numbers = numbered(grid);
     context.font = `${Math.min(12, h * 0.6)}px sans-serif`;
     context.textAlign = "center";
     context.textBaseline = "middle";
-    for (let at = r0; at <= Math.min(r1, rows - 1); at += Math.max(1, 1 / h)) {
+    for (let at = r0; at <= r1; at += Math.max(1, 1 / h)) {
       const r = Math.floor(at);
       const line = store.bigBins(Math.floor(r / filters), r % filters, across);
       const [first, last] = [c0, c1 + 1].map((c) => Math.floor((c * across) / columns));
@@ -187,7 +186,7 @@ export class BigMatrixView {
     const { p, f, element } = store.shown;
     const { filters } = store.settings;
     const r = p * filters + f;
-    const [w, h] = grid.size;
+    const [, h] = grid.size;
     const reading = lit(store);
     if (element !== null) {
       const column = [0, element, grid.source.rows - 1, element];
@@ -211,10 +210,8 @@ export class BigMatrixView {
     if (h < 9) {
       context.fillStyle = palette.paper;
       context.fillRect(MARGIN, top, grid.width, high);
-      const { columns } = grid.source;
-      const bins = Math.min(columns, Math.max(1, Math.floor(columns * w)));
-      const wide = (columns * w) / bins;
-      store.bigBins(p, f, bins).forEach((weight, i) => {
+      const [across, wide] = parts(grid);
+      store.bigBins(p, f, across).forEach((weight, i) => {
         if (Number.isNaN(weight)) return;
         const x = grid.box(0, 0).x + i * wide;
         context.fillStyle =
@@ -262,6 +259,12 @@ export class BigMatrixView {
         { width: 2.5, least: 7 },
       );
   }
+}
+
+/** In how many parts a row is drawn, a column each or a pixel, and how wide they are. */
+function parts({ source: { columns }, size: [w] }) {
+  const across = Math.min(columns, Math.max(1, Math.floor(columns * w)));
+  return [across, (columns * w) / across];
 }
 
 /** Whether the cells are large enough for their numbers, on which there is then no tint. */

@@ -67,8 +67,7 @@ export class Controls {
   }
 
   update() {
-    const { explorer } = this;
-    const { store } = explorer;
+    const { store } = this.explorer;
     const { wanted } = store;
     for (const [control, value] of this.inputs.values()) {
       const now = value(wanted);
