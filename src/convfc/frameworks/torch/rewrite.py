@@ -12,13 +12,16 @@ from torch import nn
 
 from convfc.errors import (
     NothingToConvert,
+    Refusal,
     UnsupportedLayer,
     UnsupportedLayerWarning,
 )
+from convfc.frameworks.torch.forms import Form, form_of
 from convfc.frameworks.torch.functional import functional_convolutions
 from convfc.frameworks.torch.held import check_held, exchange, held_fast
 from convfc.frameworks.torch.layers import PatchConv
-from convfc.frameworks.torch.read import Obstacle, is_conv, obstacle
+from convfc.frameworks.torch.read import obstacle
+from convfc.frameworks.torch.running import deep_copy
 from convfc.frameworks.torch.unrolled.back import Roller, unrolled_obstacle
 from convfc.frameworks.torch.unrolled.form import (
     Plan,
@@ -27,15 +30,8 @@ from convfc.frameworks.torch.unrolled.form import (
     plan_layers,
     refusals,
 )
-from convfc.frameworks.torch.unrolled.options import Branches, Form, MaxPool, Options
-from convfc.frameworks.torch.unrolled.record import is_unrolled
-from convfc.frameworks.torch.unrolled.sparse import deep_copy
-from convfc.frameworks.torch.weights import (
-    from_weight_form,
-    is_weight_form,
-    steps_of,
-    to_weight_form,
-)
+from convfc.frameworks.torch.unrolled.options import Branches, MaxPool, Options
+from convfc.frameworks.torch.weights import from_weight_form, steps_of, to_weight_form
 
 __all__ = [
     "Form",
@@ -87,10 +83,11 @@ def to_fc(
     if simplify:
         return options.simplified(model)
     chosen = selector(where)
+    wanted = {"native", "patch", "weight", "unrolled"} - ({form} - {"weight"})  # shared ones: again
     found = {
         name: module
         for name, module in places(model).items()
-        if (is_conv(module) or _in_another_form(module, form)) and chosen(name, module)
+        if form_of(module) in wanted and chosen(name, module)
     }
     if where is not None and not found:
         raise NothingToConvert(
@@ -100,25 +97,25 @@ def to_fc(
             got=where if isinstance(where, str) else None,
             remedy="convfc.inspect(model) lists the CONV layers with their names",
         )
-    left: dict[str, tuple[str, str]] = {}
+    left: dict[str, Refusal] = {}
     for name, module in found.items():
         blocked = _obstacle(module)
         if blocked is not None:
             left[name] = blocked._replace(reason=f"{type(module).__name__}: {blocked.reason}")
-    for finding in functional_convolutions(model):
-        if chosen(finding.place, model.get_submodule(finding.place)):
-            left.setdefault(finding.place, (finding.what, finding.remedy))
+    for _, finding in functional_convolutions(model):
+        if chosen(finding.where, model.get_submodule(finding.where)):
+            left.setdefault(finding.where, finding)
     moving = {
         id(module)
         for name, module in found.items()
-        if name not in left and not (inplace and form == "weight" and not is_unrolled(module))
+        if name not in left and not (inplace and form == "weight" and form_of(module) != "unrolled")
     }
     left |= held_fast(model, moving, copied=not inplace)
     converted = {id(module) for name, module in found.items() if name not in left}
     for name, other in _held_elsewhere(model, converted).items():
         left[name] = tied("its weight", other)
     plans: dict[int, Plan] = {}
-    idle: dict[str, tuple[str, str]] = {}
+    idle: dict[str, Refusal] = {}
     if form == "unrolled" and not (left and strict):
         ready = {name: module for name, module in found.items() if name not in left}
         plans, more, idle = plan_layers(model, ready, example, sparse=sparse)
@@ -131,7 +128,7 @@ def to_fc(
     if form == "unrolled":
         check_memory(ready, plans, sparse=sparse, memory=memory)
     convertible = list(ready.values())
-    replaced = form != "weight" or any(map(is_unrolled, convertible))
+    replaced = form != "weight" or any(form_of(layer) == "unrolled" for layer in convertible)
     if inplace and replaced and any(module is model for module in convertible):
         raise UnsupportedLayer(
             "the model is itself the CONV layer, which cannot become another object",
@@ -160,8 +157,8 @@ def _convert(
     weights = []  # held, so that no id is used twice
     roll_up = Roller()
     for found in {id(module): module for module in convertible}.values():
-        module = roll_up(found) if is_unrolled(found) else found
-        if is_weight_form(module):
+        module = roll_up(found) if form_of(found) == "unrolled" else found
+        if form_of(module) == "weight":
             from_weight_form(module)
         weight = module._parameters["weight"]
         weights.append(weight)
@@ -208,7 +205,7 @@ def selector(where: Where) -> Callable[[str, nn.Module], bool]:
     return lambda name, module: any(fnmatch.fnmatchcase(name, p) for p in patterns)
 
 
-def refuse_or_list(left: Mapping[str, tuple[str, str]], why: str, *, strict: bool) -> None:
+def refuse_or_list(left: Mapping[str, Refusal], why: str, *, strict: bool) -> None:
     """Raise for the places that cannot be converted or, if not strict, list them in a warning.
 
     Parameters
@@ -227,16 +224,14 @@ def refuse_or_list(left: Mapping[str, tuple[str, str]], why: str, *, strict: boo
     if not left:
         return
     if not strict:
-        listed = "; ".join(f"{_place(name)} ({reason})" for name, (reason, _) in left.items())
+        listed = "; ".join(f"{_place(name)} ({reason})" for name, (reason, *_) in left.items())
         warnings.warn(f"left as they are: {listed}", UnsupportedLayerWarning, stacklevel=5)
         return
-    name, (reason, remedy) = next(iter(left.items()))
+    name, first = next(iter(left.items()))
     others = [_place(place) for place in left][1:]
-    raise UnsupportedLayer(
-        f"{reason}; it {why}" + (f" (nor can {_some(others)})" if others else ""),
-        where=_place(name),
-        remedy=f"{remedy}; or leave it as it is with strict=False",
-    ) from getattr(left[name], "cause", None)
+    raise first._replace(
+        where=_place(name), remedy=f"{first.remedy}; or leave it as it is with strict=False"
+    ).error(UnsupportedLayer, f"it {why}" + (f" (nor can {_some(others)})" if others else ""))
 
 
 def copy_of(model: nn.Module, wanted: Collection[int], twins: dict[int, nn.Module]) -> nn.Module:
@@ -244,19 +239,14 @@ def copy_of(model: nn.Module, wanted: Collection[int], twins: dict[int, nn.Modul
 
     Raises
     ------
+    UnsupportedModel
+        If the model cannot be copied.
     UnsupportedLayer
-        If the model cannot be copied, or if the copy would go on using a wanted module itself.
+        If the copy would go on using a wanted module itself.
     """
     check_held(model, wanted, copied=True)
     memo: dict[int, Any] = {}
-    try:
-        copied = deep_copy(model, memo)
-    except (RuntimeError, TypeError) as error:
-        raise UnsupportedLayer(
-            f"the model cannot be copied ({error})",
-            where=type(model).__name__,
-            remedy="convert it itself, with inplace=True",
-        ) from error
+    copied = deep_copy(model, memo, "convert it itself, with inplace=True")
     twins.update({key: memo[key] for key in wanted})
     return copied
 
@@ -279,9 +269,9 @@ def holders(model: nn.Module, *, but: Collection[int]) -> dict[int, str]:
     }
 
 
-def tied(who: str, holder: str) -> tuple[str, str]:
+def tied(who: str, holder: str) -> Refusal:
     """Return why a weight that something else holds cannot be converted, and the way out."""
-    return (
+    return Refusal(
         f"{who} is also a parameter of {holder}, which stays as it is",
         "convert both or neither (where=), or untie them",
     )
@@ -298,29 +288,26 @@ def _held_elsewhere(model: nn.Module, converted: Collection[int]) -> dict[str, s
     return {name: staying[key] for name, key in weights.items() if key in staying}
 
 
-def _in_another_form(module: nn.Module, form: Form) -> bool:
-    if isinstance(module, PatchConv):
-        return form == "unrolled"
-    if is_unrolled(module):
-        return form != "unrolled"
-    return is_weight_form(module) and form != "weight"
-
-
-def _obstacle(module: nn.Module) -> Obstacle | None:
+def _obstacle(module: nn.Module) -> Refusal | None:
     """Return why a CONV layer in whatever form cannot become one in another."""
-    if is_unrolled(module):
+    form = form_of(module)
+    if form == "unrolled":
         return unrolled_obstacle(module)
     if isinstance(module, PatchConv):
         if module.is_plain() and module.holds_conv_weight():
             return None
-        return Obstacle(
+        return Refusal(
             "a tool has changed its FC part", "take the model back first, with convfc.to_conv"
         )
-    return None if is_weight_form(module) else obstacle(module)
+    return None if form == "weight" else obstacle(module)
 
 
 def _conv_places(model: nn.Module) -> list[str]:
-    return [_place(name) for name, module in places(model).items() if is_conv(module)]
+    return [
+        _place(name)
+        for name, module in places(model).items()
+        if form_of(module) in ("native", "weight")
+    ]
 
 
 def _place(name: str) -> str:

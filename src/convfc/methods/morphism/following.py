@@ -10,9 +10,8 @@ from torch import fx, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from convfc.frameworks.torch.heads.tracing import trace
-from convfc.frameworks.torch.simplify.running import as_traced
-from convfc.frameworks.torch.unrolled.sparse import deep_copy
+from convfc.frameworks.torch.graph import as_traced, trace
+from convfc.frameworks.torch.running import deep_copy
 from convfc.methods.morphism.site import Site
 
 __all__ = ["Following", "following", "idempotent_copy"]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from convfc.frameworks.torch.unrolled.sparse import deep_copy
+from convfc.frameworks.torch.running import deep_copy
 from convfc.methods.morphism.channels import Axis
 from convfc.methods.morphism.fclayer import Columns, Growth, Rows, grow_channels
 from convfc.methods.morphism.mapping import Copies

@@ -8,8 +8,8 @@ from typing import Any, Literal, TypeAlias, get_args
 from torch import nn
 
 from convfc.errors import ConvfcError
+from convfc.frameworks.torch.running import call_arguments, check_has_numbers
 from convfc.frameworks.torch.simplify import simplify
-from convfc.frameworks.torch.watch import call_arguments, check_has_numbers
 from convfc.sizes import one_of
 
 __all__ = ["Branches", "Form", "MaxPool", "Options"]
