@@ -6,12 +6,19 @@ import math
 import sys
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, get_args
 
 import torch
 from torch import nn
 
-from convfc.errors import NothingToConvert, Refusal, UnsupportedLayer, UnsupportedLayerWarning
+from convfc.errors import (
+    NotAConvolution,
+    NothingToConvert,
+    Refusal,
+    UnsupportedLayer,
+    UnsupportedLayerWarning,
+)
 from convfc.frameworks.torch.factors import (
     Chain,
     Product,
@@ -26,7 +33,8 @@ from convfc.frameworks.torch.heads.heads import find_heads
 from convfc.frameworks.torch.held import exchange, held_fast
 from convfc.frameworks.torch.layers import PatchConv
 from convfc.frameworks.torch.parts import HOOKS, as_parameter, carry_over, is_hooked
-from convfc.frameworks.torch.rewrite import (
+from convfc.frameworks.torch.places import (
+    Shared,
     Where,
     copy_of,
     holders,
@@ -36,12 +44,10 @@ from convfc.frameworks.torch.rewrite import (
     tied,
 )
 from convfc.frameworks.torch.running import call_arguments, check_has_numbers
-from convfc.frameworks.torch.simplify import record_of
-from convfc.frameworks.torch.unrolled.back import Roller, simplified_back, unrolled_obstacle
+from convfc.frameworks.torch.simplify import record_of, restore
+from convfc.frameworks.torch.unrolled.back import Roller, no_convolution, unrolled_obstacle
 from convfc.frameworks.torch.vocabulary import CONVS
 from convfc.frameworks.torch.weights import from_weight_form, steps_of
-
-__all__ = ["to_conv"]
 
 
 @torch.inference_mode(mode=False)  # what is made here is to be trained
@@ -78,7 +84,7 @@ def to_conv(
     if record_of(model) is not None or any(form_of(part) == "unrolled" for part in model.modules()):
         check_has_numbers(model, "model")
     if record_of(model) is not None:
-        model = simplified_back(model, inplace=inplace, where=where, project=project)
+        model = _simplified_back(model, inplace=inplace, where=where, project=project)
         if example is None:
             return model
         inplace = True
@@ -146,6 +152,28 @@ def to_conv(
     return model if heads is None else heads.convert(model)
 
 
+def _simplified_back(model: nn.Module, *, inplace: bool, where: Any, project: bool) -> nn.Module:
+    """Return the CONV network that a simplified network was: all of it, as a new object.
+
+    Raises
+    ------
+    UnsupportedLayer
+        If options ask for something else, or its numbers are those of no CONV network any more.
+    """
+    for name, given in (("inplace", inplace), ("where", where is not None)):
+        if given:
+            raise UnsupportedLayer(
+                "a simplified network goes back as a whole, and becomes another object",
+                where=name,
+                remedy=f"leave out {name}=",
+            )
+    try:
+        return restore(model, project=project)
+    except NotAConvolution as error:
+        refused = no_convolution(error)
+        raise refused.error(UnsupportedLayer, "it cannot become a CONV layer") from error
+
+
 def _tell_of_activations(layers: Mapping[str, nn.Module]) -> None:
     """Warn of layers whose inputs were quantised, which no CONV layer does."""
     names = [
@@ -166,8 +194,7 @@ class _Builder:
     """Builds CONV layers; what two layers share, a layer or a parameter, stays shared."""
 
     def __init__(self) -> None:
-        self.parameters: dict[Any, nn.Parameter] = {}
-        self.held: list[Any] = []  # so that no id in a key is used twice
+        self.shared = Shared()
 
     def __call__(self, layer: nn.Module, chain: Chain) -> nn.Module:
         """Return the CONV layer or, of a longer chain, the `nn.Sequential`."""
@@ -191,15 +218,14 @@ class _Builder:
         matrix, alone = steps.original, len(steps) == 1
         conv = from_weight_form(layer)
         if alone:
-            self.held.append(matrix)
-            key = (id(matrix), steps[0].weight_shape, conv.transposed, conv.groups)
-            conv.weight = self.parameters.setdefault(key, conv.weight)  # type: ignore[arg-type]
+            weight, key = conv.weight, (steps[0].weight_shape, conv.transposed, conv.groups)
+            conv.weight = self.shared([matrix], key, lambda: weight)
         return conv
 
     def _weight(self, layer: PatchConv, product: Product) -> nn.Parameter:
         """Return the CONV weight of a product, one for all layers with the same FC weight."""
-        key = (*_sources(layer, "weight"), layer.weight_shape, layer.transposed)
-        if key not in self.parameters:
+
+        def make() -> nn.Parameter:
             gradient = product.weight.grad
             weight = as_parameter(
                 layer.to_weight(product.weight.detach()),
@@ -209,8 +235,10 @@ class _Builder:
             if layer.weight_channels_last:
                 form = channels_last(layer.spatial_ndim)
                 weight.data = in_format(weight.data, form)
-            self.parameters[key] = weight
-        return self.parameters[key]
+            return weight
+
+        key = ("weight", layer.weight_shape, layer.transposed)
+        return self.shared(_sources(layer, "weight"), key, make)
 
     def _bias(self, layer: PatchConv, product: Product) -> nn.Parameter | None:
         """Return the bias of a product: the very parameter, if one FC child has it."""
@@ -219,10 +247,8 @@ class _Builder:
             return None
         if len(layer.children_fc) == 1 and type(bias) is nn.Parameter:
             return bias
-        key = (*_sources(layer, "bias"),)
-        if key not in self.parameters:
-            self.parameters[key] = as_parameter(bias, bias, bias.grad)
-        return self.parameters[key]
+        make = partial(as_parameter, bias, bias, bias.grad)
+        return self.shared(_sources(layer, "bias"), "bias", make)
 
 
 def _read(layer: nn.Module, *, project: bool) -> Chain | Refusal:
@@ -340,11 +366,11 @@ def _point(layer: PatchConv, product: Product) -> nn.Module:
     return point
 
 
-def _sources(layer: PatchConv, name: str) -> tuple[int, ...]:
+def _sources(layer: PatchConv, name: str) -> list[Any]:
     """Return what identifies a parameter that its FC children may share with another layer's."""
     parts = [fc._parameters.get(name) for fc in layer.children_fc if isinstance(fc, nn.Linear)]
     own = len(parts) == len(layer.children_fc) and all(type(p) is nn.Parameter for p in parts)
-    return tuple(map(id, parts)) if own else (id(layer),)
+    return parts if own else [layer]
 
 
 def _check_there_is_something(

@@ -11,10 +11,8 @@ from torch import Tensor, nn
 from convfc.convert import to_conv, to_fc
 from convfc.errors import GeometryError, UnsupportedLayer
 from convfc.frameworks.torch.forms import form_of
-from convfc.frameworks.torch.parts import as_parameter, plain_linear
-from convfc.frameworks.torch.read import geometry_of
-from convfc.methods.morphism.morph import Morph
-from convfc.methods.morphism.site import (
+from convfc.frameworks.torch.morphism.morph import Morph
+from convfc.frameworks.torch.morphism.site import (
     Site,
     chained,
     check_share,
@@ -22,7 +20,9 @@ from convfc.methods.morphism.site import (
     generator_of,
     morphed,
 )
-from convfc.methods.morphism.taps import Taps, read
+from convfc.frameworks.torch.morphism.taps import Taps, read
+from convfc.frameworks.torch.parts import as_parameter, plain_linear
+from convfc.frameworks.torch.read import geometry_of
 from convfc.sizes import integer
 
 __all__ = ["Factored", "factor"]

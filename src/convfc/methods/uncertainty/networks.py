@@ -20,7 +20,7 @@ from convfc.frameworks.torch.factors import linear_obstacle
 from convfc.frameworks.torch.held import check_held, exchange
 from convfc.frameworks.torch.layers import PatchConv
 from convfc.frameworks.torch.parts import as_parameter, plain_linear
-from convfc.frameworks.torch.rewrite import Where, copy_of, selector
+from convfc.frameworks.torch.places import Where, copy_of, selector
 from convfc.frameworks.torch.running import random_numbers
 from convfc.methods.uncertainty.dropout import ConcreteDropoutLinear, DropoutLinear
 from convfc.methods.uncertainty.gaussian import GaussianLinear

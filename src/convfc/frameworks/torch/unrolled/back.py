@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convfc.errors import NotAConvolution, Refusal, UnsupportedLayer, UnsupportedLayerWarning
+from convfc.errors import NotAConvolution, Refusal, UnsupportedLayerWarning
 from convfc.frameworks.torch.factors import Product, chain_of
 from convfc.frameworks.torch.forms import ATTRIBUTE, Unrolled, linear_of, unrolled_of
 from convfc.frameworks.torch.forward.formats import channels_last, in_format
 from convfc.frameworks.torch.matrix import matrix_values
 from convfc.frameworks.torch.parts import as_parameter, carry_over, is_hooked
-from convfc.frameworks.torch.simplify import restore
+from convfc.frameworks.torch.places import Shared
 from convfc.frameworks.torch.unrolled.entries import (
     first_wrong,
     fold,
@@ -25,14 +25,6 @@ from convfc.frameworks.torch.unrolled.entries import (
     with_unread,
 )
 from convfc.operators.nearest import nearest_conv
-
-__all__ = [
-    "Roller",
-    "bias_of",
-    "product_of",
-    "simplified_back",
-    "unrolled_obstacle",
-]
 
 _REMEDY = (
     "to_conv(..., project=True) takes the closest convolution; form='patch' has a weight that is a "
@@ -117,12 +109,12 @@ def unrolled_obstacle(layer: nn.Module, *, project: bool = False) -> Refusal | N
     try:
         _filters(product.weight, record)
     except NotAConvolution as error:
-        return _no_convolution(error)
+        return no_convolution(error)
     if product.bias is not None:
         bias, wrong = bias_of(product.bias, record)
         if wrong is not None:
             filter_, position = wrong
-            return _no_convolution(
+            return no_convolution(
                 NotAConvolution(
                     "the bias of a filter differs from position to position",
                     where=f"bias[{filter_ * record.positions + position}]",
@@ -168,19 +160,17 @@ class Roller:
 
     def __init__(self, *, project: bool = False) -> None:
         self.project = project
-        self.made: dict[Any, nn.Parameter] = {}
-        self.held: list[Any] = []  # so that no id in a key is used twice
+        self.shared = Shared()
 
     def __call__(self, layer: nn.Module, name: str = "") -> nn.Module:
         """Return the CONV layer of an unrolled one that `unrolled_obstacle` lets pass."""
         record, product = unrolled_of(layer), product_of(layer)
         assert record is not None  # noqa: S101
         assert isinstance(product, Product), product  # noqa: S101
-        self.held.append(product)
         conv: Any = record.native.__new__(record.native)
         nn.Module.__init__(conv)
-        weight = self._shared(
-            product.weight,
+        weight = self.shared(
+            [product.weight],
             ("weight", record.geometry),
             lambda: self._weight(product.weight, record, name),
         )
@@ -188,7 +178,7 @@ class Roller:
         bias = None
         if product.bias is not None:
             given = product.bias
-            bias = self._shared(given, ("bias",), lambda: self._bias(given, record, name))
+            bias = self.shared([given], "bias", lambda: self._bias(given, record, name))
         conv.register_parameter("bias", bias)
         parts = layer._modules
         layer._modules = {}
@@ -198,12 +188,6 @@ class Roller:
         vars(conv).update(record.attributes)
         native: nn.Module = conv
         return native
-
-    def _shared(self, source: Tensor, key: Any, make: Any) -> nn.Parameter:
-        whole = (id(source), *key)
-        if whole not in self.made:
-            self.made[whole] = make()
-        return self.made[whole]
 
     def _weight(self, matrix: Tensor, record: Unrolled, name: str) -> nn.Parameter:
         filters, distance = _filters(matrix, record, project=self.project)
@@ -230,29 +214,7 @@ class Roller:
         return as_parameter(bias, vector, gradient)
 
 
-def simplified_back(model: nn.Module, *, inplace: bool, where: Any, project: bool) -> nn.Module:
-    """Return the CONV network that a simplified network was: all of it, as a new object.
-
-    Raises
-    ------
-    UnsupportedLayer
-        If options ask for something else, or its numbers are those of no CONV network any more.
-    """
-    for name, given in (("inplace", inplace), ("where", where is not None)):
-        if given:
-            raise UnsupportedLayer(
-                "a simplified network goes back as a whole, and becomes another object",
-                where=name,
-                remedy=f"leave out {name}=",
-            )
-    try:
-        return restore(model, project=project)
-    except NotAConvolution as error:
-        refused = _no_convolution(error)
-        raise refused.error(UnsupportedLayer, "it cannot become a CONV layer") from error
-
-
-def _no_convolution(error: NotAConvolution) -> Refusal:
+def no_convolution(error: NotAConvolution) -> Refusal:
     """Return what an exception says, with a better remedy than its own."""
     what = str(error).partition(". Remedy:")[0]
     return Refusal(f"its matrix is no convolution's: {what}", _REMEDY, cause=error)

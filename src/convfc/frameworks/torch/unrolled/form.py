@@ -14,6 +14,7 @@ from convfc.frameworks.torch.forward.formats import is_channels_last
 from convfc.frameworks.torch.layers import PatchConv
 from convfc.frameworks.torch.matrix import matrix_tensor, matrix_values
 from convfc.frameworks.torch.parts import carry_over, flatten_of, plain_linear
+from convfc.frameworks.torch.places import Shared
 from convfc.frameworks.torch.read import own_class
 from convfc.frameworks.torch.running import unchanged
 from convfc.frameworks.torch.tensors import dtype_name, multiplies
@@ -22,8 +23,6 @@ from convfc.frameworks.torch.watch import watched_run
 from convfc.geometry import ConvGeometry
 from convfc.operators.estimate import Layout, MatrixEstimate, check_together, pattern_estimate
 from convfc.operators.pattern import matrix_pattern
-
-__all__ = ["Plan", "Unroller", "check_memory", "plan_layers", "refusals"]
 
 Refusals = dict[str, Refusal]
 
@@ -232,15 +231,13 @@ class Unroller:
 
     def __init__(self, *, sparse: bool) -> None:
         self.sparse = sparse
-        self.made: dict[Any, nn.Parameter] = {}
-        self.held: list[Any] = []  # so that no id in a key is used twice
+        self.shared = Shared()
 
     def __call__(self, layer: nn.Module, plan: Plan) -> nn.Sequential:
         """Return the unrolled layer of a native one, or of one in patch form.
 
         Its parameters are new; hooks and other attributes move over.
         """
-        self.held.append(layer)
         weight = _weight(layer)
         bias: Any = layer.bias
         geometry, size = plan
@@ -286,12 +283,13 @@ class Unroller:
     def _parameter(self, layer: nn.Module, name: str, plan: Plan, make: Any) -> nn.Parameter:
         """Return the parameter of the FC layer, one for all layers with the same CONV parameter."""
         sources = [p for key, p in layer.named_parameters() if _role(key) == name]
-        key = (name, tuple(map(id, sources)), plan)
-        if key not in self.made:
-            trains = any(source.requires_grad for source in sources)
+        trains = any(source.requires_grad for source in sources)
+
+        def made() -> nn.Parameter:
             with torch.no_grad():
-                self.made[key] = nn.Parameter(make(), requires_grad=trains)
-        return self.made[key]
+                return nn.Parameter(make(), requires_grad=trains)
+
+        return self.shared(sources, (name, plan), made)
 
 
 def _weight(layer: nn.Module) -> Tensor:

@@ -25,13 +25,13 @@ from convfc.errors import (
 from convfc.frameworks.torch.factors import linear_obstacle
 from convfc.frameworks.torch.forms import form_of
 from convfc.frameworks.torch.held import exchange
+from convfc.frameworks.torch.morphism.morph import Change, Morph, finish
 from convfc.frameworks.torch.parts import HOOKS, is_hooked
+from convfc.frameworks.torch.places import copy_of, holders, places, tied
 from convfc.frameworks.torch.read import obstacle, own_class, own_forward
-from convfc.frameworks.torch.rewrite import copy_of, holders, places, tied
 from convfc.frameworks.torch.running import deep_copy, unchanged
 from convfc.frameworks.torch.tensors import dtype_name
 from convfc.frameworks.torch.watch import watched_run
-from convfc.methods.morphism.morph import Change, Morph, finish
 
 __all__ = ["Site", "chained", "find_layer", "find_part", "generator_of", "morphed"]
 

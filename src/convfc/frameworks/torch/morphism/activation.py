@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from convfc.errors import UnsupportedLayer
 from convfc.frameworks.torch.forms import form_of
+from convfc.frameworks.torch.morphism.magnitude import Caller, Sums, magnitude
+from convfc.frameworks.torch.morphism.morph import Morph
+from convfc.frameworks.torch.morphism.site import Site, chained, find_layer, find_part, morphed
 from convfc.frameworks.torch.vocabulary import POINTWISE
-from convfc.methods.morphism.magnitude import Caller, Sums, magnitude
-from convfc.methods.morphism.morph import Morph
-from convfc.methods.morphism.site import Site, chained, find_layer, find_part, morphed
 
 __all__ = ["IdentityStart", "identity_start", "morph_activation"]
 

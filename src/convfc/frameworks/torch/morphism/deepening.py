@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from convfc.errors import GeometryError, ShapeError
 from convfc.frameworks.torch.forms import form_of
+from convfc.frameworks.torch.morphism.activation import identity_start
+from convfc.frameworks.torch.morphism.following import Following, following
+from convfc.frameworks.torch.morphism.morph import Morph
+from convfc.frameworks.torch.morphism.site import Site, find_layer, find_part, morphed
+from convfc.frameworks.torch.morphism.taps import kernel_sizes, read
 from convfc.frameworks.torch.parts import plain_linear
 from convfc.frameworks.torch.vocabulary import CONVS, NORMS
-from convfc.methods.morphism.activation import identity_start
-from convfc.methods.morphism.following import Following, following
-from convfc.methods.morphism.morph import Morph
-from convfc.methods.morphism.site import Site, find_layer, find_part, morphed
-from convfc.methods.morphism.taps import kernel_sizes, read
 from convfc.sizes import Sizes, flag, integer
 
 __all__ = ["deepen"]

@@ -28,7 +28,8 @@ from convfc.frameworks.torch.certify.measures import Call, cast, integers_of
 from convfc.frameworks.torch.certify.networks import Runner, compare_networks
 from convfc.frameworks.torch.certify.pairs import Pairs, has_own_weights, word_for
 from convfc.frameworks.torch.held import exchange
-from convfc.frameworks.torch.rewrite import places as all_places
+from convfc.frameworks.torch.morphism.magnitude import Sums, magnitude
+from convfc.frameworks.torch.places import places as all_places
 from convfc.frameworks.torch.running import deep_copy, evaluating, random_numbers
 from convfc.frameworks.torch.simplify.calls import BY_MODE
 from convfc.frameworks.torch.tensors import (
@@ -41,7 +42,6 @@ from convfc.frameworks.torch.tensors import (
     wide,
     words,
 )
-from convfc.methods.morphism.magnitude import Sums, magnitude
 from convfc.rounding import exact_limit, rounding_bound
 
 __all__ = ["Change", "certify"]

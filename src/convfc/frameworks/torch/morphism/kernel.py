@@ -10,9 +10,15 @@ from torch import nn
 
 from convfc.errors import GeometryError
 from convfc.frameworks.torch.forms import form_of
-from convfc.methods.morphism.morph import Morph
-from convfc.methods.morphism.site import chained, check_share, find_layer, generator_of, morphed
-from convfc.methods.morphism.taps import (
+from convfc.frameworks.torch.morphism.morph import Morph
+from convfc.frameworks.torch.morphism.site import (
+    chained,
+    check_share,
+    find_layer,
+    generator_of,
+    morphed,
+)
+from convfc.frameworks.torch.morphism.taps import (
     Taps,
     build,
     check_room,

@@ -15,13 +15,13 @@ from torch import nn
 
 from convfc.errors import ConvfcError, UnsupportedLayer
 from convfc.frameworks.torch.graph import as_traced
-from convfc.frameworks.torch.rewrite import copy_of, holders, tied
-from convfc.methods.morphism.mapping import How, Split, draw_copies
-from convfc.methods.morphism.morph import Morph, finish
-from convfc.methods.morphism.plan import Plan, has_theory
-from convfc.methods.morphism.reading import Layer, Reading, read
-from convfc.methods.morphism.site import find_layer, generator_of
-from convfc.methods.morphism.tracing import traced
+from convfc.frameworks.torch.morphism.mapping import How, Split, draw_copies
+from convfc.frameworks.torch.morphism.morph import Morph, finish
+from convfc.frameworks.torch.morphism.plan import Plan, has_theory
+from convfc.frameworks.torch.morphism.reading import Layer, Reading, read
+from convfc.frameworks.torch.morphism.site import find_layer, generator_of
+from convfc.frameworks.torch.morphism.tracing import traced
+from convfc.frameworks.torch.places import copy_of, holders, tied
 from convfc.sizes import one_of
 
 __all__ = ["widen"]

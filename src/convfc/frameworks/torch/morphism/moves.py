@@ -14,9 +14,9 @@ from torch.utils._pytree import tree_leaves
 from convfc.errors import Refusal
 from convfc.frameworks.torch.graph import shape_of
 from convfc.frameworks.torch.heads.calls import asks_batch, reduced_axes
+from convfc.frameworks.torch.morphism import operations
+from convfc.frameworks.torch.morphism.channels import Axes, Axis, Spaces, reshaped
 from convfc.frameworks.torch.simplify import calls
-from convfc.methods.morphism import operations
-from convfc.methods.morphism.channels import Axes, Axis, Spaces, reshaped
 
 __all__ = ["ELSEWHERE", "UNKNOWN", "Follower"]
 
