@@ -5,6 +5,7 @@ from __future__ import annotations
 from convfc.printable import printable
 
 __all__ = [
+    "ArgumentError",
     "ConvfcError",
     "DataError",
     "DtypeError",
@@ -62,6 +63,10 @@ class ConvfcError(Exception):
         if remedy is not None:
             message += f". Remedy: {remedy}"
         super().__init__(printable(message))  # it may name what a file holds
+
+
+class ArgumentError(ConvfcError, ValueError):
+    """A value that an argument cannot have, alone or beside the other arguments."""
 
 
 class GeometryError(ConvfcError, ValueError):

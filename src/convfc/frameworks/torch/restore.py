@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from convfc.errors import NothingToConvert, UnsupportedLayer, UnsupportedLayerWarning
+from convfc.errors import ArgumentError, NothingToConvert, UnsupportedLayer, UnsupportedLayerWarning
 from convfc.frameworks.torch.factors import (
     Chain,
     Product,
@@ -124,7 +124,7 @@ def to_conv(
     refuse_or_list(left, "cannot become a CONV layer", strict=strict)
     ready = {id(layers[name]): chain for name, chain in chains.items() if name not in left}
     if inplace and not is_weight_form(model) and id(model) in ready:
-        raise UnsupportedLayer(
+        raise ArgumentError(
             "the model is itself the FC layer, which cannot become another object",
             where="inplace",
             remedy="use the model that is returned, without inplace=True",
@@ -393,7 +393,7 @@ def _without_peft(model: nn.Module, *, inplace: bool) -> tuple[nn.Module, bool]:
         return model, inplace
     where = type(model).__name__
     if inplace:
-        raise UnsupportedLayer(
+        raise ArgumentError(
             "a model of PEFT cannot become the model inside it in place",
             where=where,
             remedy="give to_conv what its merge_and_unload() returns, or leave out inplace=True",

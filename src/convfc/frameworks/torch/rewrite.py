@@ -10,11 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from convfc.errors import (
-    NothingToConvert,
-    UnsupportedLayer,
-    UnsupportedLayerWarning,
-)
+from convfc.errors import ArgumentError, NothingToConvert, UnsupportedLayer, UnsupportedLayerWarning
 from convfc.frameworks.torch.functional import functional_convolutions
 from convfc.frameworks.torch.held import check_held, exchange, held_fast
 from convfc.frameworks.torch.layers import PatchConv
@@ -133,7 +129,7 @@ def to_fc(
     convertible = list(ready.values())
     replaced = form != "weight" or any(map(is_unrolled, convertible))
     if inplace and replaced and any(module is model for module in convertible):
-        raise UnsupportedLayer(
+        raise ArgumentError(
             "the model is itself the CONV layer, which cannot become another object",
             where="inplace",
             remedy="use the model that is returned, without inplace=True",

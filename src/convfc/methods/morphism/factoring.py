@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from convfc.convert import to_conv, to_fc
-from convfc.errors import GeometryError, UnsupportedLayer
+from convfc.errors import ArgumentError
 from convfc.frameworks.torch.parts import as_parameter, plain_linear
 from convfc.frameworks.torch.read import geometry_of, is_conv
 from convfc.methods.morphism.morph import Morph
@@ -107,7 +107,7 @@ def factor(
         If no part has this name.
     UnsupportedLayer
         If the part is no layer that can be morphed, or if a model comes without an example.
-    GeometryError
+    ArgumentError
         If neither rank nor energy is given, or both, or a rank that K does not have.
 
     Examples
@@ -126,7 +126,7 @@ def factor(
     (False, True, True, 1168)
     """
     if (rank is None) == (energy is None):
-        raise GeometryError(
+        raise ArgumentError(
             "a factorisation is asked for by its rank or by the energy it keeps",
             where="rank, energy",
             expected="one of the two",
@@ -163,7 +163,7 @@ def _rank(values: list[Tensor], rank: int | None, energy: float | None) -> int:
     if rank is not None:
         r = integer("rank", rank, least=1)
         if r > most:
-            raise GeometryError(
+            raise ArgumentError(
                 "the filter matrix has no such rank",
                 where="rank",
                 expected=f"{most} at most",
@@ -238,7 +238,7 @@ def _example(model: nn.Module, seed: int) -> Tensor:
     """Return random numbers that a layer alone takes."""
     weight = getattr(model, "weight", None)
     if not isinstance(weight, Tensor) or not (is_conv(model) or isinstance(model, nn.Linear)):
-        raise UnsupportedLayer(
+        raise ArgumentError(
             "a model is tried on an example",
             where="example",
             expected="an input of the model",

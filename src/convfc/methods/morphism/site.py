@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convfc.errors import ConvfcError, DtypeError, NothingToConvert, ShapeError, UnsupportedLayer
+from convfc.errors import ArgumentError, DtypeError, NothingToConvert, ShapeError, UnsupportedLayer
 from convfc.frameworks.torch.factors import linear_obstacle
 from convfc.frameworks.torch.held import exchange
 from convfc.frameworks.torch.layers import PatchConv
@@ -304,7 +304,7 @@ def check_share(name: str, value: object, *, least: float = 0.0, most: float) ->
 
     Raises
     ------
-    ConvfcError
+    ArgumentError
         If it is none.
 
     Examples
@@ -313,7 +313,7 @@ def check_share(name: str, value: object, *, least: float = 0.0, most: float) ->
     0.9
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
-        raise ConvfcError(
+        raise ArgumentError(
             "a number out of its range",
             where=name,
             expected=f"a number from {least:g} to {most:g}",

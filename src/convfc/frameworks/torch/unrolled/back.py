@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convfc.errors import NotAConvolution, UnsupportedLayer, UnsupportedLayerWarning
+from convfc.errors import ArgumentError, NotAConvolution, UnsupportedLayer, UnsupportedLayerWarning
 from convfc.frameworks.torch.factors import Product, chain_of
 from convfc.frameworks.torch.forward.formats import channels_last, in_format
 from convfc.frameworks.torch.matrix import matrix_values
@@ -254,7 +254,7 @@ def simplified_back(model: nn.Module, *, inplace: bool, where: Any, project: boo
     """
     for name, given in (("inplace", inplace), ("where", where is not None)):
         if given:
-            raise UnsupportedLayer(
+            raise ArgumentError(
                 "a simplified network goes back as a whole, and becomes another object",
                 where=name,
                 remedy=f"leave out {name}=",

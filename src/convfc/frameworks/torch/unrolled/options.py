@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from torch import nn
 
-from convfc.errors import ConvfcError
+from convfc.errors import ArgumentError
 from convfc.frameworks.torch.simplify import simplify
 from convfc.frameworks.torch.watch import call_arguments, check_has_numbers
 from convfc.sizes import one_of
@@ -40,7 +40,7 @@ class Options:
     --------
     >>> Options(form="weight", block_diagonal=True).check()
     Traceback (most recent call last):
-    convfc.errors.ConvfcError: block_diagonal: only the patch form has a Linear that could be ...
+    convfc.errors.ArgumentError: block_diagonal: only the patch form has a Linear that could be ...
     """
 
     form: Form = "patch"
@@ -60,7 +60,7 @@ class Options:
 
         Raises
         ------
-        ConvfcError
+        ArgumentError
             The message names the option.
         """
         for name, (choices, remedy) in _CHOICES.items():
@@ -72,7 +72,7 @@ class Options:
                 remedy=remedy,
             )
         if self.block_diagonal and self.form != "patch":
-            raise ConvfcError(
+            raise ArgumentError(
                 "only the patch form has a Linear that could be block-diagonal",
                 where="block_diagonal",
                 expected="form='patch'",
@@ -80,9 +80,11 @@ class Options:
                 remedy="leave it out: the other forms hold the groups in one matrix already",
             )
         if self.form != "unrolled":
-            self._only("the unrolled form", _DEFAULTS | _OF_SIMPLIFY, "form='unrolled'")
+            self._only(
+                "the unrolled form", _DEFAULTS | _OF_SIMPLIFY, "form='unrolled'", " and example=x"
+            )
         elif self.example is None:
-            raise ConvfcError(
+            raise ArgumentError(
                 "the matrix of a layer is for one input size",
                 where="example",
                 expected="an input of the model, of the size that it is to be unrolled for",
@@ -94,17 +96,17 @@ class Options:
         else:
             self._only("a conversion layer by layer", _WHOLE, "simplify=False")
 
-    def _only(self, what: str, defaults: dict[str, Any], expected: str) -> None:
+    def _only(self, what: str, defaults: dict[str, Any], expected: str, beside: str = "") -> None:
         """Raise for the first option that is not at its default."""
         for name, default in defaults.items():
             value = getattr(self, name)
             if value is not default and not (isinstance(value, str) and value == default):
-                raise ConvfcError(
+                raise ArgumentError(
                     f"only {what} has this option",
                     where=name,
                     expected=expected,
                     got=f"form={self.form!r}, simplify={self.simplify}",
-                    remedy="leave one of the two out",
+                    remedy=f"give {expected}{beside}, or leave {name} out",
                 )
 
     def simplified(self, model: nn.Module) -> nn.Module:
