@@ -13,8 +13,8 @@ from morphism_layers import train_a_step as trains
 from torch import fx, nn
 
 from convfc.errors import ArgumentError, UnsupportedLayer
+from convfc.frameworks.torch.morphism.magnitude import Sums, magnitude
 from convfc.methods.morphism import IdentityStart, morph_activation
-from convfc.methods.morphism.magnitude import Sums, magnitude
 from convfc.rounding import rounding_bound
 
 pytestmark = [

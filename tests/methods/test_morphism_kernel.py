@@ -13,8 +13,8 @@ from morphism_layers import train_a_step as trains
 from torch import nn
 
 from convfc.errors import ArgumentError, GeometryError, UnsupportedLayer
+from convfc.frameworks.torch.morphism.taps import grown, read
 from convfc.methods.morphism import morph_kernel
-from convfc.methods.morphism.taps import grown, read
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),

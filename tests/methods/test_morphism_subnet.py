@@ -14,8 +14,8 @@ from morphism_layers import train_a_step as trains
 from torch import fx, nn
 
 from convfc.errors import ArgumentError
+from convfc.frameworks.torch.morphism.magnitude import Sums, magnitude
 from convfc.methods.morphism import ParallelSum, morph_subnet
-from convfc.methods.morphism.magnitude import Sums, magnitude
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),

@@ -10,9 +10,9 @@ import torch
 from morphism_models import CASES, NETWORKS, example, integers, mlp, trained, whole
 from torch import Tensor, nn
 
+from convfc.frameworks.torch.morphism.mapping import draw_copies
 from convfc.frameworks.torch.tensors import same_bits
 from convfc.methods.morphism import Morph, widen
-from convfc.methods.morphism.mapping import draw_copies
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -19,7 +19,7 @@ from convfc.errors import (
     UnsupportedModel,
 )
 from convfc.frameworks.torch import PatchConv
-from convfc.frameworks.torch.weights import is_weight_form
+from convfc.frameworks.torch.forms import form_of
 
 FORMS = ("patch", "weight")
 
@@ -32,7 +32,7 @@ def network() -> nn.Sequential:
 
 
 def is_converted(module: nn.Module) -> bool:
-    return isinstance(module, PatchConv) or is_weight_form(module)
+    return form_of(module) in ("patch", "weight")
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -248,7 +248,7 @@ def test_the_forms_convert_into_each_other() -> None:
     weight = convfc.to_fc(model, form="weight")
     patch = convfc.to_fc(weight)
     assert isinstance(patch[0], PatchConv)
-    assert is_weight_form(weight[0])
+    assert form_of(weight[0]) == "weight"
     assert torch.equal(patch[0].weight, model[0].weight)
 
 
@@ -355,11 +355,11 @@ def test_a_tools_parametrization_goes_on_top_of_the_weight_form() -> None:
     weight = after[0].weight.detach().clone()
     parametrize.register_parametrization(after[0], "weight", Halved())
     assert torch.equal(after[0].weight, weight / 2)
-    assert is_weight_form(after[0])
+    assert form_of(after[0]) == "weight"
 
 
 def test_a_model_that_cannot_be_copied_says_so() -> None:
     model = network()
     model.note = (i for i in ())
-    with pytest.raises(UnsupportedLayer, match=r"cannot be copied.*inplace=True"):
+    with pytest.raises(UnsupportedModel, match=r"cannot be copied.*inplace=True"):
         convfc.to_fc(model)

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
-from convfc.frameworks.torch.heads.operations import POINTWISE
+from convfc.errors import Refusal
 from convfc.frameworks.torch.parts import as_parameter, diagonal_blocks, is_hooked
-from convfc.frameworks.torch.read import Obstacle
+from convfc.frameworks.torch.vocabulary import POINTWISE
 
 __all__ = [
     "Chain",
@@ -54,7 +54,7 @@ Chain: TypeAlias = list[Product | nn.Module]
 """Products and modules of `POINTWISE`, in the order of their application."""
 
 
-def chain_of(module: nn.Module) -> Chain | Obstacle:  # noqa: PLR0911 (one per kind of child)
+def chain_of(module: nn.Module) -> Chain | Refusal:  # noqa: PLR0911 (one per kind of child)
     """Read an FC child.
 
     A plain `nn.Linear` gives its own parameters. A quantised one gives its weight dequantised (what
@@ -70,7 +70,7 @@ def chain_of(module: nn.Module) -> Chain | Obstacle:  # noqa: PLR0911 (one per k
 
     Returns
     -------
-    Chain or Obstacle
+    Chain or Refusal
         The latter says why the module cannot be written as a chain, and the way out.
 
     Examples
@@ -82,7 +82,7 @@ def chain_of(module: nn.Module) -> Chain | Obstacle:  # noqa: PLR0911 (one per k
     """
     if callable(as_plain := getattr(module, "as_plain", None)):
         plain = as_plain()
-        return plain if isinstance(plain, Obstacle) else _hooks_obstacle(module) or chain_of(plain)
+        return plain if isinstance(plain, Refusal) else _hooks_obstacle(module) or chain_of(plain)
     tuners = sys.modules.get("peft.tuners.tuners_utils")
     if tuners is not None and isinstance(module, tuners.BaseTunerLayer):
         return _adapted(module)
@@ -97,13 +97,13 @@ def chain_of(module: nn.Module) -> Chain | Obstacle:  # noqa: PLR0911 (one per k
         if type(module.weight) is nn.Parameter:
             return [Product(module.weight, module.bias)]
         if getattr(module.weight, "act_pre_scale", None) is not None:
-            return Obstacle(
+            return Refusal(
                 "its quantised weight scales the input before every call (act_pre_scale)",
                 "quantise without it: no SmoothQuant and no AWQ",
             )
         weight: Tensor = module.weight.dequantize()
         if type(weight) not in (Tensor, nn.Parameter):
-            return Obstacle(
+            return Refusal(
                 f"its weight is a {type(module.weight).__name__} that dequantize() leaves as it is",
                 "make it a plain tensor first",
             )
@@ -112,7 +112,7 @@ def chain_of(module: nn.Module) -> Chain | Obstacle:  # noqa: PLR0911 (one per k
         return _hooks_obstacle(module) or _joined(list(module))
     if type(module) in POINTWISE and "forward" not in vars(module):
         return _hooks_obstacle(module) or ([] if type(module) is nn.Identity else [module])
-    return Obstacle(
+    return Refusal(
         f"its FC part is a {type(module).__name__}",
         "merge or take out what the tool has put there, so that an nn.Linear, an nn.Sequential of "
         "nn.Linear, a quantised Linear or an adapter of PEFT remains",
@@ -137,7 +137,7 @@ def quantises_activations(module: nn.Module) -> bool:
     return any(getattr(weight, name, None) is not None for name in _OF_ACTIVATIONS)
 
 
-def linear_obstacle(module: nn.Module, *, quantised: bool = False) -> Obstacle | None:
+def linear_obstacle(module: nn.Module, *, quantised: bool = False) -> Refusal | None:
     """Return why an `nn.Linear` is not what its parameters say; None if it is.
 
     Parameters
@@ -155,32 +155,32 @@ def linear_obstacle(module: nn.Module, *, quantised: bool = False) -> Obstacle |
     """
     name = type(module).__name__
     if isinstance(module, LazyModuleMixin):
-        return Obstacle("its weight has no size yet", "run the model once on an input")
+        return Refusal("its weight has no size yet", "run the model once on an input")
     if parametrize.is_parametrized(module):
         names = ", ".join(module.parametrizations)  # type: ignore[arg-type]
-        return Obstacle(
+        return Refusal(
             f"its {names} is computed by a parametrization",
             "torch.nn.utils.parametrize.remove_parametrizations first",
         )
     if type(module).forward is not nn.Linear.forward or "forward" in vars(module):
-        return Obstacle(
+        return Refusal(
             f"it is a {name} with a forward of its own", "put the nn.Linear that it equals in place"
         )
     if module._parameters.get("weight") is None or "bias" not in module._parameters:
-        return Obstacle(
+        return Refusal(
             "its weight or bias is computed before every call",
             "make it permanent first (torch.nn.utils.prune.remove, remove_weight_norm, "
             "remove_spectral_norm)",
         )
     if type(module.weight) is not nn.Parameter and not quantised:
-        return Obstacle(
+        return Refusal(
             f"its weight is a {type(module.weight).__name__}, not a plain parameter",
             "make it a plain parameter first",
         )
     return _hooks_obstacle(module)
 
 
-def own_block(product: Product, groups: int) -> Product | Obstacle:
+def own_block(product: Product, groups: int) -> Product | Refusal:
     """Return the blocks ``(f, k)`` of a block-diagonal weight ``(f, groups * k)``.
 
     Examples
@@ -200,7 +200,7 @@ def own_block(product: Product, groups: int) -> Product | Obstacle:
     wrong = outside.reshape(weight.shape).nonzero()
     if len(wrong):
         first = wrong[0].tolist()
-        return Obstacle(
+        return Refusal(
             f"its block-diagonal weight is {weight[tuple(first)].item()} at {first}, off the "
             f"{groups} blocks; {len(wrong)} such entries are not zero",
             "set them to zero, or convert with one Linear per group (block_diagonal=False)",
@@ -213,7 +213,7 @@ def own_block(product: Product, groups: int) -> Product | Obstacle:
     return Product(as_parameter(blocks(weight), weight, gradient), product.bias)
 
 
-def by_groups(chains: Sequence[Chain]) -> Chain | Obstacle:
+def by_groups(chains: Sequence[Chain]) -> Chain | Refusal:
     """Join the chains of the groups of one layer into one chain of grouped products.
 
     The weights are stacked, one group after the other. Where groups have factors of unequal rank,
@@ -235,7 +235,7 @@ def by_groups(chains: Sequence[Chain]) -> Chain | Obstacle:
         elif not products and len({repr(step) for step in steps}) == 1:
             joined.append(steps[0])
     if any(len(chain) != len(joined) for chain in chains):
-        return Obstacle(
+        return Refusal(
             "the FC parts of its groups are not of one kind",
             "give every group the same kind of layers (their ranks may differ)",
         )
@@ -271,31 +271,31 @@ def _stack(parts: Sequence[Tensor], size: tuple[int, ...]) -> nn.Parameter:
     return parameter
 
 
-def _joined(parts: Sequence[nn.Module]) -> Chain | Obstacle:
+def _joined(parts: Sequence[nn.Module]) -> Chain | Refusal:
     """Return the chain of several modules called one after the other."""
     chain: Chain = []
     for part in parts:
         steps = chain_of(part)
-        if isinstance(steps, Obstacle):
+        if isinstance(steps, Refusal):
             return steps
         chain += steps
     return chain
 
 
-def _adapted(module: Any) -> Chain | Obstacle:
+def _adapted(module: Any) -> Chain | Refusal:
     """Read an adapter layer of PEFT: its base layer, with the adapters that are in effect."""
     blocked = _hooks_obstacle(module)
     if blocked is not None:
         return blocked
     name = f"{type(module).__module__.split('.')[2]} adapter of PEFT"
     if module.disable_adapters and module.merged:
-        return Obstacle(f"it has a disabled, merged {name}", "call unmerge() on the adapter")
+        return Refusal(f"it has a disabled, merged {name}", "call unmerge() on the adapter")
     if not (module.disable_adapters or module.merged):
         module = copy.deepcopy(module)
         try:
             module.merge()
         except (NotImplementedError, AttributeError, RuntimeError, ValueError, TypeError) as error:
-            return Obstacle(
+            return Refusal(
                 f"its {name} cannot be merged into a weight ({type(error).__name__}: {error})",
                 "take the adapter out with unload(), or use a tuner whose effect is a change of "
                 "the weight",
@@ -303,7 +303,7 @@ def _adapted(module: Any) -> Chain | Obstacle:
     return chain_of(module.base_layer)
 
 
-def _hooks_obstacle(module: nn.Module) -> Obstacle | None:
+def _hooks_obstacle(module: nn.Module) -> Refusal | None:
     """Return that hooks stand on a module; a CONV layer has no FC layer to call them on."""
     if not is_hooked(module):
         return None
@@ -313,7 +313,7 @@ def _hooks_obstacle(module: nn.Module) -> Obstacle | None:
             "they are of Opacus: give to_conv what model.to_standard_module() returns, where model "
             "is the GradSampleModule (or what make_private returned)"
         )
-    return Obstacle(f"hooks stand on its FC part ({type(module).__name__})", remedy)
+    return Refusal(f"hooks stand on its FC part ({type(module).__name__})", remedy)
 
 
 def _is_of_opacus(hook: Any) -> bool:

@@ -15,17 +15,17 @@ import sys
 from collections.abc import Iterator
 from pathlib import PurePath
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 
-from convfc.frameworks.torch.read import is_conv
+from convfc.errors import Refusal
+from convfc.frameworks.torch.forms import form_of
 
 __all__ = [
     "CONVOLUTIONS",
     "FUNCTION_REMEDY",
-    "Finding",
     "functional_convolutions",
     "is_foreign",
 ]
@@ -68,20 +68,7 @@ class _Name(str):
     __slots__ = ()
 
 
-class Finding(NamedTuple):
-    """A convolution that is out of reach: where, what, and the way out.
-
-    ``place`` is the qualified name of the module that computes it, "" for the model itself;
-    ``kind`` is "function", "TorchScript" or "quantised".
-    """
-
-    place: str
-    what: str
-    remedy: str
-    kind: str = "function"
-
-
-def functional_convolutions(model: nn.Module) -> list[Finding]:
+def functional_convolutions(model: nn.Module) -> list[tuple[str, Refusal]]:
     """Find the convolutions of a model that are no call of one of PyTorch's CONV layers.
 
     These are the functions of `torch` and `torch.nn.functional` in the forward of a module, or in
@@ -96,8 +83,9 @@ def functional_convolutions(model: nn.Module) -> list[Finding]:
 
     Returns
     -------
-    list of Finding
-        One per module, in the model's order.
+    list of tuple
+        "function", "TorchScript" or "quantised", and where, why and the way out; one per module,
+        in the model's order.
 
     Examples
     --------
@@ -105,13 +93,13 @@ def functional_convolutions(model: nn.Module) -> list[Finding]:
     >>> class Blur(nn.Module):
     ...     def forward(self, x):
     ...         return F.conv2d(x, torch.ones(1, 1, 3, 3) / 9)
-    >>> (finding,) = functional_convolutions(nn.Sequential(nn.Conv2d(3, 1, 1), Blur()))
-    >>> finding.place, finding.what
+    >>> ((kind, finding),) = functional_convolutions(nn.Sequential(nn.Conv2d(3, 1, 1), Blur()))
+    >>> finding.where, finding.reason
     ('1', 'its forward reaches conv2d as a function (Blur.forward, ...)')
     """
     modules: dict[str, nn.Module] = dict(model.named_modules())
     places = {id(module): place for place, module in modules.items()}
-    found: dict[str, Finding] = {}
+    found: dict[str, tuple[str, Refusal]] = {}
     calls: dict[str, list[str]] = {}
     scripted: list[str] = []
     for place, module in modules.items():
@@ -121,17 +109,17 @@ def functional_convolutions(model: nn.Module) -> list[Finding]:
             scripted.append(place)
             if _script_convolves(module):
                 what = "it is TorchScript with convolutions inside"
-                found[place] = Finding(place, what, _SCRIPT_REMEDY, "TorchScript")
+                found[place] = "TorchScript", Refusal(what, _SCRIPT_REMEDY, place)
         elif _is_quantised(module):
             what = f"it is a quantised layer ({type(module).__module__})"
-            found[place] = Finding(place, what, _QUANTISED_REMEDY, "quantised")
-        elif not is_conv(module):
+            found[place] = "quantised", Refusal(what, _QUANTISED_REMEDY, place)
+        elif form_of(module) not in ("native", "weight"):
             for owner, hits in _Search(module).hits.items():
                 known = calls.setdefault(places.get(owner, place), [])
                 known.extend(hit for hit in hits if hit not in known)
     for place, hits in calls.items():
         what = f"its forward reaches {' and '.join(hits)}"
-        found[place] = Finding(place, what, FUNCTION_REMEDY)
+        found[place] = "function", Refusal(what, FUNCTION_REMEDY, place)
     return [found[place] for place in modules if place in found]
 
 
@@ -192,7 +180,7 @@ class _Search:
 
     def _hit(self, name: str, bound: Any, reader: CodeType | None) -> None:
         """Note it for the module whose method it is in; of helpers, for the one that called."""
-        own = isinstance(bound, nn.Module) and not is_conv(bound)
+        own = isinstance(bound, nn.Module) and form_of(bound) not in ("native", "weight")
         owner = bound if own else self.module
         hit = f"{name} as a function"
         if reader is not None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from convfc.errors import ShapeError, UnsupportedLayer, UnsupportedModel
-from convfc.frameworks.torch.heads.operations import POINTWISE
+from convfc.frameworks.torch.vocabulary import POINTWISE
 
 __all__ = [
     "HOOKS",

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from convfc.convert import to_conv, to_fc
 from convfc.errors import ArgumentError
-from convfc.frameworks.torch.parts import as_parameter, plain_linear
-from convfc.frameworks.torch.read import geometry_of, is_conv
-from convfc.methods.morphism.morph import Morph
-from convfc.methods.morphism.site import (
+from convfc.frameworks.torch.forms import form_of
+from convfc.frameworks.torch.morphism.morph import Morph
+from convfc.frameworks.torch.morphism.site import (
     Site,
     chained,
     check_share,
@@ -21,7 +20,9 @@ from convfc.methods.morphism.site import (
     generator_of,
     morphed,
 )
-from convfc.methods.morphism.taps import Taps, read
+from convfc.frameworks.torch.morphism.taps import Taps, read
+from convfc.frameworks.torch.parts import as_parameter, plain_linear
+from convfc.frameworks.torch.read import geometry_of
 from convfc.sizes import integer
 
 __all__ = ["Factored", "factor"]
@@ -185,7 +186,7 @@ def _smallest(squares: Tensor, share: float) -> int:
 
 def _two_layers(layer: nn.Module, rank: int) -> nn.Module:
     """Return the layer as two, by way of its FC form."""
-    if not is_conv(layer):
+    if form_of(layer) != "native":
         return chained(layer, *_factors(layer, rank))
     fc: Any = to_fc(layer)
     grouped = isinstance(fc.fc, nn.ModuleList)
@@ -237,7 +238,9 @@ def _multiplications(site: Site, taps: Taps, rank: int) -> tuple[int, int]:
 def _example(model: nn.Module, seed: int) -> Tensor:
     """Return random numbers that a layer alone takes."""
     weight = getattr(model, "weight", None)
-    if not isinstance(weight, Tensor) or not (is_conv(model) or isinstance(model, nn.Linear)):
+    if not isinstance(weight, Tensor) or not (
+        form_of(model) == "native" or isinstance(model, nn.Linear)
+    ):
         raise ArgumentError(
             "a model is tried on an example",
             where="example",
@@ -246,7 +249,7 @@ def _example(model: nn.Module, seed: int) -> Tensor:
             remedy="give example=, or the layer alone",
         )
     size: tuple[int, ...] = (2, weight.shape[-1])
-    if is_conv(model):
+    if form_of(model) == "native":
         geometry = geometry_of(model, (1,) * (weight.dim() - 2))
         spatial = [
             d * (k - 1) + 3 + 2 * max(pair)

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.distributions import RelaxedBernoulli
 from torch.nn import functional
 
-from convfc.frameworks.torch.read import Obstacle
+from convfc.errors import Refusal
 from convfc.methods.uncertainty.randomness import Per, RandomLinear, check_choice, check_number
 
 __all__ = ["ConcreteDropoutLinear", "Drop", "DropoutLinear"]
@@ -136,7 +136,7 @@ class DropoutLinear(RandomLinear):
         divergence: Tensor = self.length_scale**2 / (2 * (1 - p)) * square - units * entropy
         return divergence
 
-    def as_plain(self) -> nn.Module | Obstacle:
+    def as_plain(self) -> nn.Module | Refusal:
         """Return Linear and Dropout, where these two draw from the same distribution."""
         if self.drop != "kernels" or self.per != "patch":
             return super().as_plain()

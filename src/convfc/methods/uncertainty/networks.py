@@ -20,10 +20,11 @@ from convfc.frameworks.torch.factors import linear_obstacle
 from convfc.frameworks.torch.held import check_held, exchange
 from convfc.frameworks.torch.layers import PatchConv
 from convfc.frameworks.torch.parts import as_parameter, plain_linear
-from convfc.frameworks.torch.rewrite import Where, copy_of, selector
+from convfc.frameworks.torch.places import Where, copy_of, selector
+from convfc.frameworks.torch.running import random_numbers
 from convfc.methods.uncertainty.dropout import ConcreteDropoutLinear, DropoutLinear
 from convfc.methods.uncertainty.gaussian import GaussianLinear
-from convfc.methods.uncertainty.randomness import RandomLinear, check_choice, seeded
+from convfc.methods.uncertainty.randomness import RandomLinear, check_choice
 
 __all__ = ["Method", "kl", "learned_rates", "mean_network", "sample", "to_bayesian"]
 
@@ -174,7 +175,7 @@ def sample(model: nn.Module, seed: int = 0) -> Any:
     >>> type(drawn[0].fc) is nn.Linear, type(convfc.to_conv(drawn)[0]) is nn.Conv2d
     (True, True)
     """
-    with seeded(seed, *model.parameters()):
+    with random_numbers(model.parameters(), seed):
         return _plain(model, lambda layer: layer.draw())
 
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from convfc.errors import ArgumentError, NothingToConvert, ShapeError
-from convfc.frameworks.torch.watch import call_model
-from convfc.methods.uncertainty.randomness import check_choice, drawing, seeded
+from convfc.frameworks.torch.running import call_model, in_mode, random_numbers
+from convfc.methods.uncertainty.randomness import check_choice, draws
 
 __all__ = ["Prediction", "predict"]
 
@@ -156,7 +156,7 @@ def predict(
     entropy: Any = 0.0
     kept: list[Tensor] = []
     first: Tensor | None = None
-    with drawing(model), torch.no_grad():
+    with in_mode(model, draws), torch.no_grad():
         for number in range(samples):
             drawn = _one_draw(model, x.split(batch_size), seed + number)
             if number == 1 and first is not None and torch.equal(first, drawn):
@@ -185,7 +185,7 @@ def _one_draw(model: nn.Module, batches: tuple[Tensor, ...], seed: int) -> Tenso
     """Run all batches, each from the same seed; return ``(n, C)`` on the CPU."""
     outputs = []
     for batch in batches:
-        with seeded(seed, batch, *model.parameters()):
+        with random_numbers((batch, *model.parameters()), seed):
             y = call_model(model, (batch,), {}, "x")
         if not isinstance(y, Tensor) or y.dim() != 2 or len(y) != len(batch):
             raise ShapeError(

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator
 from typing import Literal, TypeAlias, get_args
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from convfc.errors import ArgumentError
-from convfc.frameworks.torch.read import Obstacle
+from convfc.errors import ArgumentError, Refusal
 from convfc.sizes import one_of
 
-__all__ = ["Per", "RandomLinear", "check_choice", "check_number", "drawing", "seeded"]
+__all__ = ["Per", "RandomLinear", "check_choice", "check_number", "draws"]
 
 Per: TypeAlias = Literal["patch", "image", "call"]
 """For whom one draw of the weight holds: one row of M, all rows of one image, all of a call."""
@@ -57,9 +53,9 @@ class RandomLinear(nn.Module):
         """Return the Kullback-Leibler divergence from the prior, in nats; a scalar."""
         raise NotImplementedError
 
-    def as_plain(self) -> nn.Module | Obstacle:
+    def as_plain(self) -> nn.Module | Refusal:
         """Return what `convfc.to_conv` is to make CONV layers of."""
-        return Obstacle(
+        return Refusal(
             f"its FC part is random ({type(self).__name__})",
             "take one draw first, with convfc.methods.uncertainty.sample, or the mean, with "
             "mean_network",
@@ -74,47 +70,9 @@ class RandomLinear(nn.Module):
         return (width,)
 
 
-@contextlib.contextmanager
-def drawing(model: nn.Module) -> Iterator[None]:
-    """Put a model in evaluation mode, but for what draws: random FC layers and dropout.
-
-    Examples
-    --------
-    >>> model = nn.Sequential(nn.BatchNorm1d(2), nn.Dropout(), nn.Linear(2, 2))
-    >>> with drawing(model):
-    ...     [part.training for part in model]
-    [False, True, False]
-    >>> [part.training for part in model]
-    [True, True, True]
-    """
-    modes = [(part, part.training) for part in model.modules()]
-    try:
-        for part, _ in modes:
-            part.training = isinstance(part, (RandomLinear, _DropoutNd))
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
-
-
-@contextlib.contextmanager
-def seeded(seed: int, *tensors: Tensor) -> Iterator[None]:
-    """Draw from this seed inside, and leave the global generators as they were.
-
-    Examples
-    --------
-    >>> with seeded(0):
-    ...     first = torch.rand(1)
-    >>> with seeded(0):
-    ...     bool(torch.rand(1) == first)
-    True
-    """
-    kinds = {t.device.type for t in tensors} - {"cpu", "meta"}
-    device_type = next(iter(kinds), "cuda")
-    devices = [t.device for t in tensors if t.device.type == device_type]
-    with torch.random.fork_rng(devices=devices, device_type=device_type):
-        torch.manual_seed(seed)
-        yield
+def draws(module: nn.Module) -> bool:
+    """Say whether a module draws in training mode: a random FC layer, or dropout."""
+    return isinstance(module, (RandomLinear, _DropoutNd))
 
 
 def check_choice(name: str, value: object, choices: object) -> None:

@@ -26,10 +26,13 @@ from convfc.frameworks.torch.certify.unrolled import (
     change_unrolled,
 )
 from convfc.frameworks.torch.layers import PatchConv
+from convfc.frameworks.torch.running import deep_copy
 from convfc.frameworks.torch.tensors import (
+    change_sparse,
     compare,
     describe,
     dtype_name,
+    is_sparse,
     not_finite,
     overflows,
     same_bits,
@@ -37,7 +40,6 @@ from convfc.frameworks.torch.tensors import (
     wide,
     words,
 )
-from convfc.frameworks.torch.unrolled.sparse import change_sparse, deep_copy, is_sparse
 from convfc.rounding import exact_limit, rounding_bound
 
 __all__ = ["Call", "cast", "integers_of", "measure"]

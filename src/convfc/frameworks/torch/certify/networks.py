@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import random
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,9 +12,16 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from convfc.certificate import NetworkCertificate, OutputComparison
-from convfc.errors import ShapeError, UnsupportedModel
+from convfc.errors import ShapeError
 from convfc.frameworks.torch.certify.measures import cast
 from convfc.frameworks.torch.certify.pairs import HeadConv, Pairs
+from convfc.frameworks.torch.running import (
+    RandomState,
+    call_arguments,
+    call_model,
+    deep_copy,
+    random_numbers,
+)
 from convfc.frameworks.torch.tensors import (
     compare,
     describe,
@@ -25,8 +31,6 @@ from convfc.frameworks.torch.tensors import (
     wide,
     words,
 )
-from convfc.frameworks.torch.unrolled.sparse import deep_copy
-from convfc.frameworks.torch.watch import call_arguments, call_model
 from convfc.rounding import UNIT_ROUNDOFF
 
 __all__ = ["Runner", "compare_networks"]
@@ -46,10 +50,10 @@ class Runner:
 
     def __init__(self, models: tuple[nn.Module, ...], x: Any) -> None:
         self.args, self.kwargs = call_arguments(models[0], x)
-        tensors = [t for t in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(t, Tensor)]
-        tensors += [t for model in models for t in (*model.parameters(), *model.buffers())]
-        self.devices = {t.device for t in tensors if t.device.type not in ("cpu", "meta")}
-        self._rewind: Callable[[], None] = self._random_state()
+        given = [t for t in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(t, Tensor)]
+        own = [t for model in models for t in (*model.parameters(), *model.buffers())]
+        self.tensors = [*given, *own]
+        self.random = RandomState(self.tensors)
 
     def __call__(
         self,
@@ -74,14 +78,7 @@ class Runner:
             as it is, since they may have raised it.
         """
         twins: dict[int, Any] = {}
-        try:
-            twin = deep_copy(model, twins)
-        except (RuntimeError, TypeError) as error:
-            raise UnsupportedModel(
-                f"the model cannot be copied ({words(error)})",
-                where=type(model).__name__,
-                remedy="keep no tensors of a graph in its attributes",
-            ) from error
+        twin = deep_copy(model, twins)
         if change is not None:
             cast(twin, change)
         if prepare is not None:
@@ -95,7 +92,7 @@ class Runner:
             return value if change is None or not floating else change(value)
 
         args, kwargs = pytree.tree_map(own, (self.args, self.kwargs))
-        self._rewind()
+        self.random.restore()
         with torch.no_grad():
             if prepare is not None:
                 return twin(*args, **kwargs)
@@ -116,33 +113,13 @@ class Runner:
         The networks give their warnings when their owner runs them.
         """
         with contextlib.ExitStack() as stack:
-            stack.callback(self._random_state())
+            stack.enter_context(random_numbers(self.tensors))
             stack.enter_context(torch.inference_mode(mode=False))
             stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")
-            for device_type in {"cpu", *(device.type for device in self.devices)}:
+            for device_type in {"cpu", *(device.type for device in self.random.devices)}:
                 stack.enter_context(torch.autocast(device_type, enabled=False))
             yield
-
-    @contextlib.contextmanager
-    def same_random_numbers_after(self) -> Iterator[None]:
-        """Put the random number generators back to where they are now."""
-        restore = self._random_state()
-        yield
-        restore()
-
-    def _random_state(self) -> Callable[[], None]:
-        """Return a function that puts every random number generator back to its present state."""
-        python, cpu = random.getstate(), torch.get_rng_state()
-        states = [(d, torch.get_device_module(d).get_rng_state(d)) for d in self.devices]
-
-        def restore() -> None:
-            random.setstate(python)
-            torch.set_rng_state(cpu)
-            for device, state in states:
-                torch.get_device_module(device).set_rng_state(state, device)
-
-        return restore
 
 
 def compare_networks(

@@ -15,10 +15,10 @@ from torch.nn.utils import parametrize
 
 from convfc.errors import GeometryError
 from convfc.frameworks.torch.certify.unrolled import UnrolledLayer
+from convfc.frameworks.torch.forms import form_of
 from convfc.frameworks.torch.layers import PatchConv
-from convfc.frameworks.torch.read import geometry_of, is_conv, obstacle, own_forward
-from convfc.frameworks.torch.unrolled.record import is_layer, is_unrolled
-from convfc.frameworks.torch.weights import is_weight_form, steps_of
+from convfc.frameworks.torch.read import geometry_of, obstacle, own_forward
+from convfc.frameworks.torch.weights import steps_of
 from convfc.geometry import ConvGeometry
 
 __all__ = [
@@ -53,7 +53,7 @@ class Pair:
     @property
     def forms(self) -> tuple[str, str]:
         """What the layer is before and after, in one word each."""
-        return form_of(self.before), form_of(self.after)
+        return word_for(self.before), word_for(self.after)
 
 
 @dataclass
@@ -95,21 +95,18 @@ class HeadConv(nn.Module):
         return y.reshape(*x.shape[:-1], y.shape[1])
 
 
-def form_of(module: nn.Module) -> str:
-    """Say in one word what a layer is.
+def word_for(module: nn.Module) -> str:
+    """Say in one word what a layer is, for a certificate.
 
     Examples
     --------
-    >>> form_of(nn.Conv2d(3, 8, 3)), form_of(nn.Linear(3, 8))
+    >>> word_for(nn.Conv2d(3, 8, 3)), word_for(nn.Linear(3, 8))
     ('conv', 'Linear')
     """
     if isinstance(module, UnrolledLayer):
         return "unrolled"
-    if isinstance(module, PatchConv):
-        return "patch"
-    if is_weight_form(module):
-        return "weight"
-    return "conv" if is_conv(module) or isinstance(module, HeadConv) else type(module).__name__
+    form = "native" if isinstance(module, HeadConv) else form_of(module)
+    return "conv" if form == "native" else form or type(module).__name__
 
 
 def has_own_weights(module: nn.Module) -> bool:
@@ -122,9 +119,10 @@ def has_own_weights(module: nn.Module) -> bool:
     """
     if isinstance(module, PatchConv):
         return module.holds_conv_weight()
-    if is_weight_form(module):
+    form = form_of(module)
+    if form == "weight":
         return len(steps_of(module)) == 1
-    if is_conv(module):
+    if form == "native":
         return obstacle(module) is None
     if isinstance(module, HeadConv):
         return has_own_weights(module.conv)
@@ -169,8 +167,8 @@ def _geometry(layer: nn.Module) -> dict[str, Any] | None:
     """Return the geometry of a layer that computes what its attributes say; else None."""
     if isinstance(layer, UnrolledLayer):
         return _as_seen(layer.record.geometry)
-    known = isinstance(layer, PatchConv) or is_weight_form(layer)
-    if not known and not (is_conv(layer) and own_forward(layer) is None):
+    form = form_of(layer)
+    if form not in ("patch", "weight") and not (form == "native" and own_forward(layer) is None):
         return None
     try:
         return _as_seen(geometry_of(layer, ()))
@@ -220,7 +218,7 @@ def find_pairs(before: nn.Module, after: nn.Module) -> Pairs:
 def _walk(
     before: nn.Module, after: nn.Module, name: str, found: Pairs, seen: set[tuple[int, int]]
 ) -> None:
-    layers = [module for module in (before, after) if is_layer(module)]
+    layers = [module for module in (before, after) if form_of(module)]
     if layers:
         if not any(map(_is_known, layers)):
             found.unconverted.append(name)
@@ -240,19 +238,21 @@ def _walk(
         alone = ours.get(key, theirs.get(key))
         assert alone is not None, "one of the two has it"  # noqa: S101
         for inner, module in alone.named_modules(prefix=place, remove_duplicate=False):
-            if is_layer(module):
+            if form_of(module):
                 found.missing.append(inner)
 
 
 def _pair(name: str, before: nn.Module, after: nn.Module) -> Pair:
     """Return the pair of a place; a head that became a CONV layer is called as it was."""
-    if type(before) is nn.Linear and is_conv(after):
+    if type(before) is nn.Linear and form_of(after) in ("native", "weight"):
         return Pair(name, before, HeadConv(after))
-    first, second = (UnrolledLayer(side) if is_unrolled(side) else side for side in (before, after))
-    return Pair(name, first, second, before)
+    return Pair(name, _callable(before), _callable(after), before)
+
+
+def _callable(layer: nn.Module) -> nn.Module:
+    return UnrolledLayer(layer) if form_of(layer) == "unrolled" else layer
 
 
 def _is_known(module: nn.Module) -> bool:
-    if is_unrolled(module):
-        return True
-    return isinstance(module, PatchConv) or is_weight_form(module) or obstacle(module) is None
+    form = form_of(module)
+    return form is not None and (form != "native" or obstacle(module) is None)

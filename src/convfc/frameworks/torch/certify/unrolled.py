@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from convfc.frameworks.torch.forms import Unrolled, form_of, linear_of, unrolled_of
 from convfc.frameworks.torch.matrix import matrix_tensor, matrix_values
+from convfc.frameworks.torch.tensors import is_sparse
 from convfc.frameworks.torch.unrolled.back import bias_of
 from convfc.frameworks.torch.unrolled.entries import (
     Held,
@@ -27,8 +29,6 @@ from convfc.frameworks.torch.unrolled.entries import (
     likely_filters,
     values_in,
 )
-from convfc.frameworks.torch.unrolled.record import Unrolled, is_unrolled, linear_of, record_of
-from convfc.frameworks.torch.unrolled.sparse import is_sparse
 
 __all__ = ["UnrolledLayer", "change_unrolled"]
 
@@ -51,7 +51,7 @@ class UnrolledLayer(nn.Module):
     @property
     def record(self) -> Unrolled:
         """What the layer was."""
-        record = record_of(self.layer)
+        record = unrolled_of(self.layer)
         assert record is not None, "made of unrolled layers only"  # noqa: S101
         return record
 
@@ -148,7 +148,7 @@ def change_unrolled(module: nn.Module, change: Change) -> Callable[[], None]:
     made: dict[int, nn.Parameter] = {}
     places: list[tuple[Any, int]] = []
     for part in module.modules():
-        layer = UnrolledLayer(part) if is_unrolled(part) else None
+        layer = UnrolledLayer(part) if form_of(part) == "unrolled" else None
         if layer is None or not layer.is_plain():
             continue
         matrix = layer.linear.weight

@@ -18,7 +18,7 @@ from convfc.frameworks.torch.certify.pairs import Pair, Pairs, find_pairs, has_o
 from convfc.frameworks.torch.certify.simplified import certify_simplified, simplified_record
 from convfc.frameworks.torch.certify.unrolled import UnrolledLayer
 from convfc.frameworks.torch.read import geometry_of
-from convfc.frameworks.torch.watch import check_has_numbers
+from convfc.frameworks.torch.running import check_has_numbers, random_numbers
 
 __all__ = ["verify"]
 
@@ -113,7 +113,7 @@ def _measure_layers(
     def compare_pairs(pairs: list[Pair]) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             x, rest, named = _input_and_rest(args, kwargs)
-            with run.same_random_numbers_after():
+            with random_numbers(run.tensors):
                 for pair in pairs:
                     call = Call(x.detach(), rest, named, number=len(measured[pair]))
                     measured[pair].append(measure(pair, call, seed=seed))

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, fx, nn
 
-from convfc.frameworks.torch.heads.operations import CONVS, NORMS, POOLS
-from convfc.frameworks.torch.heads.tracing import dropouts_by_mode, graph_follows_mode
+from convfc.errors import Refusal
+from convfc.frameworks.torch.graph import dropouts_by_mode, graph_follows_mode
 from convfc.frameworks.torch.held import exchange, held_fast
 from convfc.frameworks.torch.parts import carry_over, is_hooked
-from convfc.frameworks.torch.read import Obstacle
+from convfc.frameworks.torch.vocabulary import CONVS, NORMS, POOLS
 
 __all__ = [
     "Edit",
@@ -212,7 +212,7 @@ class OverChannels(Edit):
 
 def forward_obstacle(
     model: nn.Module, graph: fx.Graph, edits: Mapping[fx.Node, Edit], *, inplace: bool
-) -> Obstacle | None:
+) -> Refusal | None:
     """Return why the edits cannot be made where forward itself has to change; None if they can.
 
     Parameters
@@ -246,16 +246,16 @@ def forward_obstacle(
     what = f"the forward of the model ({type(model).__name__}) has to change"
     instead = "let it call nn.Flatten and nn.AdaptiveAvgPool modules, and it can stay as it is"
     if inplace:
-        return Obstacle(
+        return Refusal(
             f"{what}, and in place it cannot",
             f"take the model that is returned without inplace=True, or {instead}",
         )
     if not graph_follows_mode(graph):
-        return Obstacle(f"{what}, and it takes another way in training", instead)
+        return Refusal(f"{what}, and it takes another way in training", instead)
     calls = [f"{node.target}." for node in graph.nodes if node.op == "call_module"]
     for name, module in model.named_modules():
         if is_hooked(module) and not f"{name}.".startswith(tuple(calls)):
-            return Obstacle(
+            return Refusal(
                 f"{what}, and hooks on {name or 'it'} would not be called any more",
                 f"remove the hooks, or {instead}",
             )

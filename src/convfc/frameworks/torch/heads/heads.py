@@ -26,7 +26,9 @@ from typing import Any, NamedTuple
 
 from torch import fx, nn
 
+from convfc.errors import Refusal
 from convfc.frameworks.torch.factors import linear_obstacle
+from convfc.frameworks.torch.graph import shape_of, trace
 from convfc.frameworks.torch.heads.calls import (
     asks_batch,
     axis_of,
@@ -45,7 +47,8 @@ from convfc.frameworks.torch.heads.edits import (
     apply,
     forward_obstacle,
 )
-from convfc.frameworks.torch.heads.operations import (
+from convfc.frameworks.torch.parts import is_hooked
+from convfc.frameworks.torch.vocabulary import (
     ADAPTIVE,
     CONCATENATIONS,
     POINTWISE,
@@ -54,13 +57,10 @@ from convfc.frameworks.torch.heads.operations import (
     RESHAPES,
     SOFTMAXES,
 )
-from convfc.frameworks.torch.heads.tracing import shape_of, trace
-from convfc.frameworks.torch.parts import is_hooked
-from convfc.frameworks.torch.read import Obstacle
 
 __all__ = ["Heads", "find_heads"]
 
-NO_MAP = Obstacle(
+NO_MAP = Refusal(
     "on the example it is not called on a flattened feature map (n, c, *size), nor behind one",
     "select the layers of the head with where=",
 )
@@ -73,14 +73,14 @@ class Head:
 
     edits: dict[fx.Node, Edit] = field(default_factory=dict)
     linears: dict[nn.Module, str] = field(default_factory=dict)
-    obstacle: Obstacle | None = None
+    obstacle: Refusal | None = None
 
 
 class Heads(NamedTuple):
     """What `find_heads` found: the layers by name, and the changes that convert them."""
 
     converted: list[str]
-    refused: dict[str, Obstacle]
+    refused: dict[str, Refusal]
     graph: fx.Graph | None
     edits: dict[fx.Node, Edit]
 
@@ -125,7 +125,7 @@ def find_heads(
     """
     own = {name: linear_obstacle(module) for module, name in selected.items()}
     graph = trace(model, example)
-    if isinstance(graph, Obstacle):
+    if isinstance(graph, Refusal):
         return Heads([], {name: own[name] or graph for name in own}, None, {})
     heads = _Walk(model, graph, selected).heads_found()
     edits = {node: edit for head in heads if not head.obstacle for node, edit in head.edits.items()}
@@ -188,7 +188,7 @@ class _Walk:
             return
         head = Head(obstacle=self._hooks(node))
         if kind in RESHAPES:
-            edit: Edit | Obstacle | None = Keep()
+            edit: Edit | Refusal | None = Keep()
             source, order = self._unpermuted(node, source, head)
             _, channels, *size = shape_of(source) or before
             value = Value(channels, tuple(size), order)
@@ -213,7 +213,7 @@ class _Walk:
             if axes is None or axes[0] != 0 or earlier is None:
                 return source, tuple(axis - 1 for axis in order[1:])
             if not all(user is node or asks_batch(user) for user in source.users):
-                head.obstacle = Obstacle(f"{self._name(source)} is used elsewhere too", LEAVE_OUT)
+                head.obstacle = Refusal(f"{self._name(source)} is used elsewhere too", LEAVE_OUT)
             head.edits[source] = Keep()
             order = tuple(axes[axis] for axis in order)
             node, source = source, earlier
@@ -232,7 +232,7 @@ class _Walk:
         """Give the adaptive poolings before a head fixed windows, as far as one way leads there."""
         while True:
             edit = self._pool(node)
-            if isinstance(edit, Obstacle):
+            if isinstance(edit, Refusal):
                 head.obstacle = edit
             elif edit is not None:
                 head.edits[node] = edit
@@ -243,7 +243,7 @@ class _Walk:
 
     def _pool(  # noqa: PLR0911 (a reason each)
         self, node: fx.Node
-    ) -> Edit | Obstacle | None:
+    ) -> Edit | Refusal | None:
         """Return what an adaptive pooling becomes; None of anything else."""
         kind, before = self._kind(node), shape_of(source_of(node))
         if kind not in ADAPTIVE or before is None:
@@ -255,14 +255,14 @@ class _Walk:
                 return None
             pooled: tuple[int, ...] = (1,) * len(size)
         elif after is None:
-            return Obstacle(f"{self._name(node)} returns indices too", LEAVE_OUT)
+            return Refusal(f"{self._name(node)} returns indices too", LEAVE_OUT)
         else:
             pooled = after[2:]
         hooks = self._hooks(node)
         if hooks is not None:
             return hooks
         if any(n % m for n, m in zip(size, pooled, strict=True)):
-            return Obstacle(
+            return Refusal(
                 f"{self._name(node)} pools a map of {size} into {pooled}, with windows of unequal "
                 "sizes",
                 f"give an example whose map there is a multiple of {pooled}, or {LEAVE_OUT}",
@@ -283,7 +283,7 @@ class _Walk:
             first.obstacle = first.obstacle or other.obstacle
             self.heads |= {n: first for n, head in self.heads.items() if head is other}
         step = self._step(node, inside, first)
-        if isinstance(step, Obstacle):
+        if isinstance(step, Refusal):
             first.obstacle = first.obstacle or step
             return
         value, edit = step
@@ -293,7 +293,7 @@ class _Walk:
 
     def _step(  # noqa: PLR0911 (one per kind of call)
         self, node: fx.Node, inside: list[fx.Node], head: Head
-    ) -> tuple[Value, Edit | None] | Obstacle:
+    ) -> tuple[Value, Edit | None] | Refusal:
         """Return what a call gives when its inputs are maps, and the change that it needs."""
         kind, module = self._kind(node), self._module(node)
         values = [self.values[source] for source in inside]
@@ -308,14 +308,14 @@ class _Walk:
         features = all(len(shape_of(source) or ()) == 2 for source in inside)
         if features and isinstance(module, nn.Linear):
             if module not in self.selected:
-                return Obstacle(
+                return Refusal(
                     f"where= leaves out {self._name(node)}, which is in the same head",
                     "select both or neither",
                 )
             blocked = linear_obstacle(module)
             if blocked is not None:
                 reason = f"{self._name(node)} is in the same head, and {blocked.reason}"
-                return Obstacle(reason, blocked.remedy)
+                return Refusal(reason, blocked.remedy)
             return Value.single(module.out_features, len(value.size)), Filters(value)
         if features and self._is_pointwise(node, values):
             return value, None
@@ -334,7 +334,7 @@ class _Walk:
                 return Value.single(
                     channels, len(value.size)
                 ), None if axis == 1 else OverChannels()
-        return Obstacle(
+        return Refusal(
             f"{self._name(node)} in the same head does not do the same at every position of a map",
             LEAVE_OUT,
         )
@@ -349,7 +349,7 @@ class _Walk:
         outside = [shape_of(n) for n in node.all_input_nodes if n not in self.values]
         return len(set(values)) == 1 and all(shape in (None, ()) for shape in outside)
 
-    def _shared(self, head: Head, edits: Mapping[fx.Node, Edit]) -> Obstacle | None:
+    def _shared(self, head: Head, edits: Mapping[fx.Node, Edit]) -> Refusal | None:
         """Return what keeps a head from being converted because something else uses its layers."""
         calls: dict[nn.Module, set[Edit | None]] = {}
         for node in self.graph.nodes:
@@ -359,26 +359,26 @@ class _Walk:
             elif node.op == "get_attr":
                 owner, _, _ = str(node.target).rpartition(".")
                 if self.model.get_submodule(owner) in head.linears:
-                    return Obstacle(f"forward uses {node.target} without a call", LEAVE_OUT)
+                    return Refusal(f"forward uses {node.target} without a call", LEAVE_OUT)
         for module, name in head.linears.items():
             same = calls[module]
             if len(same) > 1:
-                return Obstacle(f"{name} is called on something else too", LEAVE_OUT)
+                return Refusal(f"{name} is called on something else too", LEAVE_OUT)
             for place, other in self.model.named_modules():
                 shares = any(part is module.weight for part in other._parameters.values())
                 if shares and calls.get(other) != same:
-                    return Obstacle(
+                    return Refusal(
                         f"the weight of {name} is that of {place} too, which stays as it is",
                         LEAVE_OUT,
                     )
         return None
 
-    def _hooks(self, node: fx.Node) -> Obstacle | None:
+    def _hooks(self, node: fx.Node) -> Refusal | None:
         """Return that hooks stand on the module of a call: they would get other shapes."""
         module = self._module(node)
         if module is None or not is_hooked(module):
             return None
-        return Obstacle(f"hooks stand on {self._name(node)}", "remove the hooks (handle.remove())")
+        return Refusal(f"hooks stand on {self._name(node)}", "remove the hooks (handle.remove())")
 
     def _kind(self, node: fx.Node) -> Any:
         """Return what is called: the type of a module, a function, the name of a method."""

@@ -14,8 +14,8 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from convfc.frameworks.torch.heads.operations import POOLS
 from convfc.frameworks.torch.simplify.ir import Value, affine
+from convfc.frameworks.torch.vocabulary import POOLS
 
 __all__ = [
     "ABS",

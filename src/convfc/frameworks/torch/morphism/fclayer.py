@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import init
 
+from convfc.frameworks.torch.forms import form_of
 from convfc.frameworks.torch.forward.formats import channels_last, in_format, is_channels_last
-from convfc.frameworks.torch.read import is_conv, matrix_to_weight, weight_to_matrix
+from convfc.frameworks.torch.read import matrix_to_weight, weight_to_matrix
 from convfc.frameworks.torch.tensors import wide
 
 __all__ = ["Columns", "Growth", "Rows", "grow_channels"]
@@ -124,7 +125,7 @@ class Growth:
     def __call__(self, layer: nn.Module) -> nn.Module:
         """Grow a layer, and return it."""
         some: Any = layer
-        conv = is_conv(layer)
+        conv = form_of(layer) == "native"
         transposed, groups = bool(conv and some.transposed), int(some.groups) if conv else 1
         old: Tensor = some.weight
         matrix = self._matrix(old, transposed, groups)
@@ -157,7 +158,7 @@ class Growth:
             return 1
         some: Any = layer
         old: Tensor = some.weight
-        conv = is_conv(layer)
+        conv = form_of(layer) == "native"
         transposed, groups = bool(conv and some.transposed), int(some.groups) if conv else 1
         matrix = self._matrix(torch.ones_like(old), transposed, groups, grown=False)
         down = matrix.new_ones(groups, matrix.shape[-1])

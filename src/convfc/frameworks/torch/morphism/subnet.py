@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from convfc.errors import ArgumentError
-from convfc.methods.morphism.depth import middle_channels, split, starting
-from convfc.methods.morphism.magnitude import Caller, Sums, magnitude
-from convfc.methods.morphism.morph import Morph
-from convfc.methods.morphism.site import Site, chained, find_layer, generator_of, morphed
-from convfc.methods.morphism.taps import (
+from convfc.frameworks.torch.morphism.depth import middle_channels, split, starting
+from convfc.frameworks.torch.morphism.magnitude import Caller, Sums, magnitude
+from convfc.frameworks.torch.morphism.morph import Morph
+from convfc.frameworks.torch.morphism.site import Site, chained, find_layer, generator_of, morphed
+from convfc.frameworks.torch.morphism.taps import (
     Taps,
     build,
     check_room,

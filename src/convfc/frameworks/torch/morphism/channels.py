@@ -19,7 +19,9 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-__all__ = ["Axes", "Axis", "Pin", "Segment", "Spaces", "reshaped"]
+from convfc.errors import Refusal
+
+__all__ = ["Axes", "Axis", "Segment", "Spaces", "reshaped"]
 
 
 class Segment(NamedTuple):
@@ -27,14 +29,6 @@ class Segment(NamedTuple):
 
     space: int
     repeat: int = 1
-
-
-class Pin(NamedTuple):
-    """Why the units of a space cannot become more: where, why, and the way out."""
-
-    place: str
-    reason: str
-    remedy: str
 
 
 Axis: TypeAlias = tuple[Segment, ...]
@@ -50,7 +44,7 @@ class Spaces:
     --------
     >>> spaces = Spaces()
     >>> one, other = spaces.new(4), spaces.new(4)
-    >>> spaces.unify(one, other, Pin("add", "", ""))
+    >>> spaces.unify(one, other, Refusal("they are added", ""))
     >>> spaces.root(one[0].space) == spaces.root(other[0].space)
     True
     """
@@ -59,9 +53,9 @@ class Spaces:
         self._parents: list[int] = []
         self._sizes: list[int] = []
         self._blocks: list[int] = []
-        self._pins: list[list[Pin]] = []
+        self._pins: list[list[Refusal]] = []
 
-    def new(self, size: int, pin: Pin | None = None) -> Axis:
+    def new(self, size: int, pin: Refusal | None = None) -> Axis:
         """Return an axis that is a new space."""
         self._parents.append(len(self._parents))
         self._sizes.append(size)
@@ -84,7 +78,7 @@ class Spaces:
         """Return into how many blocks, which grow alike, layers with groups divide a space."""
         return self._blocks[self.root(space)]
 
-    def pins(self, space: int) -> Sequence[Pin]:
+    def pins(self, space: int) -> Sequence[Refusal]:
         """Return why a space cannot grow; nothing if it can."""
         return self._pins[self.root(space)]
 
@@ -92,12 +86,12 @@ class Spaces:
         """Return how long an axis is."""
         return sum(self.size(segment.space) * segment.repeat for segment in axis)
 
-    def pin(self, axis: Axis | None, pin: Pin) -> None:
+    def pin(self, axis: Axis | None, pin: Refusal) -> None:
         """Note that the spaces of an axis cannot grow."""
         for segment in axis or ():
             self._pins[self.root(segment.space)].append(pin)
 
-    def divide(self, axis: Axis, groups: int, pin: Pin) -> None:
+    def divide(self, axis: Axis, groups: int, pin: Refusal) -> None:
         """Note that a layer gives each group an equal part of an axis."""
         segment = axis[0]
         blocks = math.lcm(self.blocks(segment.space), groups)
@@ -106,7 +100,7 @@ class Spaces:
         else:
             self._blocks[self.root(segment.space)] = blocks
 
-    def unify(self, one: Axis, other: Axis, pin: Pin) -> None:
+    def unify(self, one: Axis, other: Axis, pin: Refusal) -> None:
         """Note that two axes hold the same units; pin both if they are not made alike."""
         shapes = [[(self.size(s.space), s.repeat) for s in axis] for axis in (one, other)]
         if shapes[0] != shapes[1]:
@@ -122,7 +116,7 @@ class Spaces:
             self.divide(
                 (Segment(first),),
                 self._blocks[second],
-                Pin(pin.place, "groups divide its units in two ways", pin.remedy),
+                pin._replace(reason="groups divide its units in two ways"),
             )
 
     def grown(self, axis: Axis, space: int, units: Tensor) -> Tensor:

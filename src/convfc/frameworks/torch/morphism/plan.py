@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from convfc.frameworks.torch.unrolled.sparse import deep_copy
-from convfc.methods.morphism.channels import Axis
-from convfc.methods.morphism.fclayer import Columns, Growth, Rows, grow_channels
-from convfc.methods.morphism.mapping import Copies
-from convfc.methods.morphism.morph import Change
-from convfc.methods.morphism.reading import Layer, Reading
+from convfc.frameworks.torch.morphism.channels import Axis
+from convfc.frameworks.torch.morphism.fclayer import Columns, Growth, Rows, grow_channels
+from convfc.frameworks.torch.morphism.mapping import Copies
+from convfc.frameworks.torch.morphism.morph import Change
+from convfc.frameworks.torch.morphism.reading import Layer, Reading
+from convfc.frameworks.torch.running import deep_copy
 
 __all__ = ["Plan", "has_theory"]
 

@@ -9,10 +9,16 @@ import torch
 from torch import nn
 
 from convfc.errors import ArgumentError, UnsupportedLayer
-from convfc.frameworks.torch.read import is_conv
-from convfc.methods.morphism.morph import Morph
-from convfc.methods.morphism.site import chained, check_share, find_layer, generator_of, morphed
-from convfc.methods.morphism.taps import (
+from convfc.frameworks.torch.forms import form_of
+from convfc.frameworks.torch.morphism.morph import Morph
+from convfc.frameworks.torch.morphism.site import (
+    chained,
+    check_share,
+    find_layer,
+    generator_of,
+    morphed,
+)
+from convfc.frameworks.torch.morphism.taps import (
     Taps,
     build,
     check_room,
@@ -94,7 +100,7 @@ def morph_kernel(
     (True, True)
     """
     site = find_layer(model, name, example)
-    if not is_conv(site.part):
+    if form_of(site.part) != "native":
         raise UnsupportedLayer(
             "an FC layer has no kernel",
             where=site.where,
@@ -137,7 +143,7 @@ def _noisy(old: Taps, new: Taps, at: Sizes, noise: float, seed: int) -> Taps:
 def _remade(layer: nn.Module, taps: Taps) -> nn.Module:
     """Give a layer its new numbers; it stays the same object, with pads around it if need be."""
     parts = build(taps, layer)
-    (fresh,) = (part for part in parts if is_conv(part))
+    (fresh,) = (part for part in parts if form_of(part) == "native")
     for attribute in _CHANGES:
         setattr(layer, attribute, getattr(fresh, attribute))
     layer.weight = fresh.weight

@@ -1,6 +1,6 @@
-"""What an unrolled layer remembers: the CONV layer that it was, beside plain PyTorch classes.
+"""What form a module is a CONV layer in: PyTorch's own, patch, weight or unrolled form.
 
-The layer itself is an ``nn.Sequential`` of ``nn.Flatten``, ``nn.Linear`` and ``nn.Unflatten`` and
+An unrolled layer is an ``nn.Sequential`` of ``nn.Flatten``, ``nn.Linear`` and ``nn.Unflatten`` and
 nothing else. The record is one of its attributes, no part of its state: it is copied and pickled
 with it, and tools that look at modules, parameters and buffers do not see it.
 """
@@ -9,17 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
-from convfc.frameworks.torch.layers import is_conv_layer
+from convfc.frameworks.torch.layers import PatchConv
 from convfc.frameworks.torch.read import matrix_to_weight, weight_to_matrix
+from convfc.frameworks.torch.weights import is_weight_form
 from convfc.geometry import ConvGeometry
 from convfc.operators.pattern import MatrixPattern, matrix_pattern
 
-__all__ = ["ATTRIBUTE", "Unrolled", "is_layer", "is_unrolled", "linear_of", "record_of"]
-
+Form: TypeAlias = Literal["patch", "weight", "unrolled"]
+"""What `convfc.to_fc` makes of a CONV layer."""
 ATTRIBUTE = "unrolled"
 """Where the record stands, in ``vars`` of the ``nn.Sequential``."""
 
@@ -79,43 +81,28 @@ class Unrolled:
         )
 
 
-def record_of(module: nn.Module) -> Unrolled | None:
-    """Return the record of an unrolled layer; None if it is none.
+def form_of(module: nn.Module) -> Literal["native"] | Form | None:
+    """Return the form in which a module is a CONV layer; None if it is none.
+
+    A subclass of PyTorch's CONV layers, and a lazy one, is native, whatever its forward computes.
 
     Examples
     --------
-    >>> record_of(nn.Sequential(nn.Flatten(), nn.Linear(4, 2))) is None
-    True
+    >>> conv = nn.Conv2d(3, 8, 3)
+    >>> form_of(conv), form_of(PatchConv(conv)), form_of(nn.Linear(3, 8))
+    ('native', 'patch', None)
     """
+    if isinstance(module, PatchConv):
+        return "patch"
+    if isinstance(module, _ConvNd):
+        return "weight" if is_weight_form(module) else "native"
+    return None if unrolled_of(module) is None else "unrolled"
+
+
+def unrolled_of(module: nn.Module) -> Unrolled | None:
+    """Return the record of an unrolled layer; None of anything else."""
     record = vars(module).get(ATTRIBUTE)
     return record if type(module) is nn.Sequential and isinstance(record, Unrolled) else None
-
-
-def is_unrolled(module: nn.Module) -> bool:
-    """Say whether a module is a CONV layer in unrolled form.
-
-    Examples
-    --------
-    >>> from convfc import to_fc
-    >>> import torch
-    >>> model = nn.Sequential(nn.Conv2d(1, 2, 3))
-    >>> is_unrolled(to_fc(model, form="unrolled", example=torch.zeros(1, 1, 5, 5))[0])
-    True
-    >>> is_unrolled(model)
-    False
-    """
-    return record_of(module) is not None
-
-
-def is_layer(module: nn.Module) -> bool:
-    """Say whether a module is a CONV layer in any form: native, patch, weight or unrolled.
-
-    Examples
-    --------
-    >>> is_layer(nn.Conv2d(3, 8, 3)), is_layer(nn.Linear(3, 8))
-    (True, False)
-    """
-    return is_conv_layer(module) or is_unrolled(module)
 
 
 def linear_of(layer: nn.Module) -> nn.Module | None:

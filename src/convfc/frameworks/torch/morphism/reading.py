@@ -17,16 +17,16 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import Parameter
 from torch.utils._pytree import tree_leaves
 
+from convfc.errors import Refusal
 from convfc.frameworks.torch.certify.pairs import has_own_weights
+from convfc.frameworks.torch.forms import form_of
+from convfc.frameworks.torch.graph import shape_of
 from convfc.frameworks.torch.heads.calls import reordered_axes
-from convfc.frameworks.torch.heads.tracing import shape_of
-from convfc.frameworks.torch.layers import PatchConv, is_conv_layer
-from convfc.frameworks.torch.read import is_conv, obstacle
+from convfc.frameworks.torch.morphism import operations
+from convfc.frameworks.torch.morphism.channels import Axes, Axis, Segment, Spaces
+from convfc.frameworks.torch.morphism.moves import ELSEWHERE, Follower
+from convfc.frameworks.torch.read import obstacle
 from convfc.frameworks.torch.simplify import calls
-from convfc.frameworks.torch.weights import is_weight_form
-from convfc.methods.morphism import operations
-from convfc.methods.morphism.channels import Axes, Axis, Pin, Segment, Spaces
-from convfc.methods.morphism.moves import ELSEWHERE, Follower
 
 __all__ = ["Layer", "Reading", "read"]
 
@@ -134,10 +134,10 @@ class _Reader(Follower):
         for leaf in tree_leaves(node.args):
             self.pin_all(
                 leaf,
-                Pin(
-                    "the output of the model",
+                Refusal(
                     "the model returns them, so that their number is a part of what it computes",
                     "widen a layer before it, or add a layer behind it",
+                    "the output of the model",
                 ),
             )
 
@@ -161,7 +161,7 @@ class _Reader(Follower):
         if not isinstance(x, fx.Node) or x not in self.axes:
             return self.unknown(node)
         axes = self.axes[x]
-        if is_conv_layer(module) or isinstance(module, nn.Linear):
+        if form_of(module) in ("native", "patch", "weight") or isinstance(module, nn.Linear):
             return self._weights(node, module, axes)
         if isinstance(module, (_BatchNorm, _InstanceNorm)) or (
             isinstance(module, nn.PReLU) and module.weight.numel() > 1
@@ -190,10 +190,10 @@ class _Reader(Follower):
     def _weights(self, node: fx.Node, module: nn.Module, axes: Axes) -> Axes | None:
         """Return what a CONV or FC layer makes, and note who it reads from."""
         weight = module._parameters.get("weight")
-        if isinstance(module, PatchConv) or is_weight_form(module):
+        if form_of(module) in ("patch", "weight"):
             return self.lost(node, "it is an FC form of a CONV layer", _BACK)
         if not has_own_weights(module) or type(weight) is not Parameter:
-            why = obstacle(module) if is_conv(module) else None
+            why = obstacle(module) if form_of(module) == "native" else None
             return self.lost(node, *(why or ("it is no plain layer", _PLAIN)))
         spatial = max(weight.dim() - 2, 0)
         at = len(axes) - 1 - spatial
@@ -311,7 +311,7 @@ class _Reader(Follower):
             result.append(found[0] if found else None)
         return tuple(result)
 
-    def _unify(self, one: Axis | None, other: Axis | None, pin: Pin) -> None:
+    def _unify(self, one: Axis | None, other: Axis | None, pin: Refusal) -> None:
         if one is not None and other is not None:
             self.spaces.unify(one, other, pin)
         elif one is not None or other is not None:

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from convfc.errors import ArgumentError, UnsupportedLayer
-from convfc.frameworks.torch.heads.operations import POINTWISE
-from convfc.frameworks.torch.read import is_conv
-from convfc.methods.morphism.magnitude import Caller, Sums, magnitude
-from convfc.methods.morphism.morph import Morph
-from convfc.methods.morphism.site import Site, chained, find_layer, find_part, morphed
+from convfc.frameworks.torch.forms import form_of
+from convfc.frameworks.torch.morphism.magnitude import Caller, Sums, magnitude
+from convfc.frameworks.torch.morphism.morph import Morph
+from convfc.frameworks.torch.morphism.site import Site, chained, find_layer, find_part, morphed
+from convfc.frameworks.torch.vocabulary import POINTWISE
 
 __all__ = ["IdentityStart", "identity_start", "morph_activation"]
 
@@ -194,7 +194,7 @@ def morph_activation(
     PReLU(num_parameters=1)
     """
     part = find_part(model, name, example).part
-    if is_conv(part) or isinstance(part, nn.Linear):
+    if form_of(part) == "native" or isinstance(part, nn.Linear):
         site = find_layer(model, name, example)
         return _inserted(site, activation, seed)
     if activation is not None:

@@ -9,7 +9,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
-from convfc.frameworks.torch.heads.operations import (
+from convfc.frameworks.torch.vocabulary import (
     CONCATENATIONS,
     POINTWISE,
     POINTWISE_FUNCTIONS,

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from convfc.errors import ArgumentError, ShapeError
-from convfc.frameworks.torch.heads.operations import CONVS, NORMS
+from convfc.frameworks.torch.forms import form_of
+from convfc.frameworks.torch.morphism.activation import identity_start
+from convfc.frameworks.torch.morphism.following import Following, following
+from convfc.frameworks.torch.morphism.morph import Morph
+from convfc.frameworks.torch.morphism.site import Site, find_layer, find_part, morphed
+from convfc.frameworks.torch.morphism.taps import kernel_sizes, read
 from convfc.frameworks.torch.parts import plain_linear
-from convfc.frameworks.torch.read import is_conv
-from convfc.methods.morphism.activation import identity_start
-from convfc.methods.morphism.following import Following, following
-from convfc.methods.morphism.morph import Morph
-from convfc.methods.morphism.site import Site, find_layer, find_part, morphed
-from convfc.methods.morphism.taps import kernel_sizes, read
+from convfc.frameworks.torch.vocabulary import CONVS, NORMS
 from convfc.sizes import Sizes, flag, integer
 
 __all__ = ["deepen"]
@@ -209,13 +209,18 @@ def _kernel(site: Site, given: Any) -> Sizes:
 
 def _check_groups(site: Site, groups: int) -> None:
     count, channels = integer("groups", groups, least=1), len(read(site.part).filters)
-    if channels % count or (count > 1 and not is_conv(site.part)):
+    conv = form_of(site.part) == "native"
+    if channels % count or (count > 1 and not conv):
         raise ArgumentError(
             "the channels cannot be shared out among so many groups",
             where="groups",
-            expected=f"a divisor of {channels}" if is_conv(site.part) else "1 for an FC layer",
+            expected=f"a divisor of {channels}"
+            if form_of(site.part) == "native"
+            else "1 for an FC layer",
             got=count,
-            remedy=f"give {math.gcd(count, channels)}" if is_conv(site.part) else "leave it out",
+            remedy=f"give {math.gcd(count, channels)}"
+            if form_of(site.part) == "native"
+            else "leave it out",
         )
 
 

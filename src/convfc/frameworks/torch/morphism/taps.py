@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from convfc.errors import ArgumentError, GeometryError
+from convfc.frameworks.torch.forms import form_of
 from convfc.frameworks.torch.forward.formats import channels_last, in_format, is_channels_last
 from convfc.frameworks.torch.parts import plain_linear
 from convfc.frameworks.torch.read import (
     geometry_of,
-    is_conv,
     matrix_to_weight,
     native_class,
     weight_to_matrix,
@@ -94,7 +94,7 @@ def read(layer: nn.Module) -> Taps:
     bias: Any = layer.bias
     bias = None if bias is None else bias.detach().double().cpu()
     weight = weight.double().cpu()
-    if not is_conv(layer):
+    if form_of(layer) != "native":
         return Taps(weight, bias)
     # For padding="same" the size does not matter: it asks for stride 1.
     geometry = geometry_of(layer, (1,) * (weight.dim() - 2))
@@ -142,7 +142,7 @@ def build(taps: Taps, like: nn.Module) -> list[nn.Module]:
     [ZeroPad1d((1, 2)), Conv1d(1, 1, kernel_size=(3,), stride=(1,))]
     """
     weight, bias = _parameters(taps, like)
-    if not is_conv(like):
+    if form_of(like) != "native":
         return [plain_linear(weight, bias).train(like.training)]
     sizes: Any = {"stride": taps.stride, "dilation": taps.dilation, "groups": taps.groups}
     before: list[nn.Module] = []
@@ -265,7 +265,7 @@ def _parameters(taps: Taps, like: nn.Module) -> tuple[nn.Parameter, nn.Parameter
     """Return weight and bias in PyTorch's layout, with dtype, device and format of a layer."""
     old: Tensor = like.weight  # type: ignore[assignment]
     matrix = taps.filters.flatten(1)
-    if is_conv(like):
+    if form_of(like) == "native":
         inner = taps.filters.shape[-1]
         shape = (
             (inner * taps.groups, len(matrix) // taps.groups, *taps.kernel)

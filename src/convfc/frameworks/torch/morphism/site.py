@@ -14,19 +14,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convfc.errors import ArgumentError, DtypeError, NothingToConvert, ShapeError, UnsupportedLayer
+from convfc.errors import (
+    ArgumentError,
+    DtypeError,
+    NothingToConvert,
+    Refusal,
+    ShapeError,
+    UnsupportedLayer,
+)
 from convfc.frameworks.torch.factors import linear_obstacle
+from convfc.frameworks.torch.forms import form_of
 from convfc.frameworks.torch.held import exchange
-from convfc.frameworks.torch.layers import PatchConv
+from convfc.frameworks.torch.morphism.morph import Change, Morph, finish
 from convfc.frameworks.torch.parts import HOOKS, is_hooked
-from convfc.frameworks.torch.read import Obstacle, is_conv, obstacle, own_class, own_forward
-from convfc.frameworks.torch.rewrite import copy_of, holders, places, tied
+from convfc.frameworks.torch.places import copy_of, holders, places, tied
+from convfc.frameworks.torch.read import obstacle, own_class, own_forward
+from convfc.frameworks.torch.running import deep_copy, unchanged
 from convfc.frameworks.torch.tensors import dtype_name
-from convfc.frameworks.torch.unrolled.record import is_unrolled
-from convfc.frameworks.torch.unrolled.sparse import deep_copy
-from convfc.frameworks.torch.watch import unchanged, watched_run
-from convfc.frameworks.torch.weights import is_weight_form
-from convfc.methods.morphism.morph import Change, Morph, finish
+from convfc.frameworks.torch.watch import watched_run
 
 __all__ = ["Site", "chained", "find_layer", "find_part", "generator_of", "morphed"]
 
@@ -97,11 +102,9 @@ def find_layer(model: nn.Module, name: str, example: Any) -> Site:
     part = _lookup(model, name)
     blocked = _layer_obstacle(model, name, part)
     if blocked is not None:
-        raise UnsupportedLayer(
-            f"{own_class(part).__name__}: {blocked.reason}; it cannot be morphed",
-            where=name or "the model itself",
-            remedy=blocked.remedy,
-        )
+        raise blocked._replace(
+            reason=f"{own_class(part).__name__}: {blocked.reason}", where=name or "the model itself"
+        ).error(UnsupportedLayer, "it cannot be morphed")
     weight: Tensor = part.weight  # type: ignore[assignment]
     if not weight.is_floating_point():
         raise DtypeError(
@@ -217,7 +220,11 @@ def generator_of(seed: int) -> torch.Generator:
 def _lookup(model: nn.Module, name: str) -> nn.Module:
     found = places(model)
     if name not in found:
-        layers = [n for n, part in found.items() if is_conv(part) or isinstance(part, nn.Linear)]
+        layers = [
+            n
+            for n, part in found.items()
+            if form_of(part) == "native" or isinstance(part, nn.Linear)
+        ]
         raise NothingToConvert(
             "the model has no such part",
             where=name,
@@ -227,34 +234,34 @@ def _lookup(model: nn.Module, name: str) -> nn.Module:
     return found[name]
 
 
-def _layer_obstacle(model: nn.Module, name: str, part: nn.Module) -> Obstacle | None:
+def _layer_obstacle(model: nn.Module, name: str, part: nn.Module) -> Refusal | None:
     """Return why a part is no layer that can be replaced; None if it is one."""
     parents = [name[:end] for end, letter in enumerate(name) if letter == "."]
     above = [model, *map(model.get_submodule, parents)] if name else []
-    if any(isinstance(one, PatchConv) or is_weight_form(one) for one in (part, *above)):
-        return Obstacle("it is an FC form of a CONV layer", _BACK)
-    if any(map(is_unrolled, (part, *above))):
-        return Obstacle("it is an unrolled CONV layer", _BACK)
-    if is_conv(part):
+    if any(form_of(one) in ("patch", "weight") for one in (part, *above)):
+        return Refusal("it is an FC form of a CONV layer", _BACK)
+    if any(form_of(one) == "unrolled" for one in (part, *above)):
+        return Refusal("it is an unrolled CONV layer", _BACK)
+    if form_of(part) == "native":
         blocked = obstacle(part)
         if blocked is not None and own_forward(part) == blocked:
             blocked = blocked._replace(remedy="put the layer of torch.nn that it equals in place")
     elif isinstance(part, nn.Linear):
         blocked = _linear_obstacle(part)
     else:
-        return Obstacle(
+        return Refusal(
             "it is no CONV or FC layer", "name a layer of torch.nn: a Conv, ConvTranspose or Linear"
         )
     if blocked is None:
         held = holders(model, but={id(part)})
         shared = [held[id(p)] for p in part.parameters(recurse=False) if id(p) in held]
         if shared:
-            reason, _ = tied("its weight or bias", shared[0])
-            return Obstacle(reason, "untie them: give the layer a copy of the parameter")
+            reason, *_ = tied("its weight or bias", shared[0])
+            return Refusal(reason, "untie them: give the layer a copy of the parameter")
     return blocked
 
 
-def _linear_obstacle(part: nn.Linear) -> Obstacle | None:
+def _linear_obstacle(part: nn.Linear) -> Refusal | None:
     """Return why an `nn.Linear` is not what its parameters say; its hooks are no obstacle here."""
     state = vars(part)
     kept = {name: state[name] for name in HOOKS}

@@ -28,8 +28,8 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from convfc.frameworks.torch.certify.measures import cast
 from convfc.frameworks.torch.certify.pairs import has_own_weights
+from convfc.frameworks.torch.running import deep_copy
 from convfc.frameworks.torch.tensors import wide
-from convfc.frameworks.torch.unrolled.sparse import deep_copy
 
 __all__ = ["Caller", "Sums", "magnitude"]
 

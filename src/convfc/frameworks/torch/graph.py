@@ -11,16 +11,10 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 from torch.nn.modules.lazy import LazyModuleMixin
 
+from convfc.errors import Refusal
+from convfc.frameworks.torch.forms import form_of
 from convfc.frameworks.torch.layers import PatchConv
-from convfc.frameworks.torch.read import Obstacle
-from convfc.frameworks.torch.watch import call_model
-
-__all__ = [
-    "dropouts_by_mode",
-    "graph_follows_mode",
-    "shape_of",
-    "trace",
-]
+from convfc.frameworks.torch.running import call_model, in_mode
 
 DROPOUTS: dict[Any, Callable[..., nn.Module]] = {
     functional.dropout: nn.Dropout,
@@ -85,7 +79,23 @@ def shape_of(node: Any) -> tuple[int, ...] | None:
     return node.meta.get("shape") if isinstance(node, fx.Node) else None
 
 
-def trace(model: nn.Module, example: tuple[Any, ...]) -> fx.Graph | Obstacle:
+def as_traced(model: nn.Module) -> nn.Module:
+    """Return a model as `torch.fx` is to see it: one layer alone is a call, not its own forward.
+
+    Examples
+    --------
+    >>> as_traced(nn.ReLU())
+    Sequential(
+      (0): ReLU()
+    )
+    """
+    alone = form_of(model) in ("native", "patch", "weight") or (
+        type(model).__module__.startswith("torch.nn") and not isinstance(model, nn.Sequential)
+    )
+    return nn.Sequential(model).train(model.training) if alone else model
+
+
+def trace(model: nn.Module, example: tuple[Any, ...]) -> fx.Graph | Refusal:
     """Return the graph of a model's forward, with every value's shape on the example.
 
     The example is run in evaluation mode, without gradients and without hooks; afterwards the
@@ -99,7 +109,7 @@ def trace(model: nn.Module, example: tuple[Any, ...]) -> fx.Graph | Obstacle:
 
     Returns
     -------
-    fx.Graph or Obstacle
+    fx.Graph or Refusal
         The latter if `torch.fx` cannot trace the forward, because it asks what is in a tensor, or
         if a part of the model is uninitialised.
 
@@ -116,10 +126,9 @@ def trace(model: nn.Module, example: tuple[Any, ...]) -> fx.Graph | Obstacle:
     """
     for name, module in model.named_modules():
         if isinstance(module, LazyModuleMixin):
-            return Obstacle(f"{name or 'it'} has no size yet", "run the model once on an input")
-    modes = {module: module.training for module in model.modules()}
+            return Refusal(f"{name or 'it'} has no size yet", "run the model once on an input")
     leaves: frozenset[str] = frozenset()
-    try:
+    with in_mode(model, lambda part: part.training):  # as it is; it is put back at the end
         while True:
             training, failed_training = _trace(model.train(), leaves)
             graph, failed = _trace(model.eval(), leaves)
@@ -131,9 +140,6 @@ def trace(model: nn.Module, example: tuple[Any, ...]) -> fx.Graph | Obstacle:
         if isinstance(graph, fx.Graph):
             with torch.no_grad():
                 call_model(_Shapes(model, graph=graph).run, example, {}, "example")
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     return graph
 
 
@@ -150,25 +156,25 @@ def dropouts_by_mode(graph: fx.Graph) -> dict[fx.Node, nn.Module]:
     return {node: node.meta["dropout"] for node in graph.nodes if "dropout" in node.meta}
 
 
-def _trace(model: nn.Module, leaves: frozenset[str]) -> tuple[fx.Graph | Obstacle, str]:
+def _trace(model: nn.Module, leaves: frozenset[str]) -> tuple[fx.Graph | Refusal, str]:
     """Trace a model in the mode that it is in; if that fails, say in which part."""
     tracer = _Tracer(leaves)
     try:
         return tracer.trace(model), ""
     except (fx.proxy.TraceError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        return Obstacle(
+        return Refusal(
             f"torch.fx cannot trace the forward of the model ({type(model).__name__}): {error}",
             "convert the part that holds the head by itself, with the feature map that it "
             "receives as example=",
         ), tracer.failed
 
 
-def _compare_modes(graph: fx.Graph | Obstacle, training: fx.Graph | Obstacle) -> set[str]:
+def _compare_modes(graph: fx.Graph | Refusal, training: fx.Graph | Refusal) -> set[str]:
     """Note on the nodes what training does otherwise; return in which parts of the model."""
-    if isinstance(graph, Obstacle):
+    if isinstance(graph, Refusal):
         return set()
     nodes = list(graph.nodes)
-    others = [] if isinstance(training, Obstacle) else list(training.nodes)
+    others = [] if isinstance(training, Refusal) else list(training.nodes)
     parts: set[str] = set()
     for node, other in zip_longest(nodes, others):
         if node is None or other is None or _what(node) != _what(other):

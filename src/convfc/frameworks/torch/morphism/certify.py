@@ -26,11 +26,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from convfc.certificate import Certificate, Comparison, ExactTest, LayerCertificate
 from convfc.frameworks.torch.certify.measures import Call, cast, integers_of
 from convfc.frameworks.torch.certify.networks import Runner, compare_networks
-from convfc.frameworks.torch.certify.pairs import Pairs, form_of, has_own_weights
+from convfc.frameworks.torch.certify.pairs import Pairs, has_own_weights, word_for
 from convfc.frameworks.torch.held import exchange
-from convfc.frameworks.torch.rewrite import places as all_places
+from convfc.frameworks.torch.morphism.magnitude import Sums, magnitude
+from convfc.frameworks.torch.places import places as all_places
+from convfc.frameworks.torch.running import deep_copy, evaluating, random_numbers
 from convfc.frameworks.torch.simplify.calls import BY_MODE
-from convfc.frameworks.torch.simplify.running import evaluating
 from convfc.frameworks.torch.tensors import (
     compare,
     describe,
@@ -41,8 +42,6 @@ from convfc.frameworks.torch.tensors import (
     wide,
     words,
 )
-from convfc.frameworks.torch.unrolled.sparse import deep_copy
-from convfc.methods.morphism.magnitude import Sums, magnitude
 from convfc.rounding import exact_limit, rounding_bound
 
 __all__ = ["Change", "certify"]
@@ -208,7 +207,7 @@ def _measured(
                 return
             found = made[id(change)]
             call = Call(args[0].detach(), args[1:], kwargs, number=len(found))
-            with run.same_random_numbers_after():
+            with random_numbers(run.tensors):
                 found.append(_Measurement(change, call, seed).certificate())
 
         return hook
@@ -228,7 +227,7 @@ def _measured(
 
 
 def _forms(change: Change) -> tuple[str, str]:
-    return form_of(change.before), change.form or form_of(change.after)
+    return word_for(change.before), change.form or word_for(change.after)
 
 
 class _Measurement:

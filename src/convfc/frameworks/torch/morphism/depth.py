@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from convfc.errors import ArgumentError
-from convfc.methods.morphism.activation import identity_start
-from convfc.methods.morphism.morph import Morph
-from convfc.methods.morphism.products import Factors, factorised
-from convfc.methods.morphism.site import chained, find_layer, generator_of, morphed
-from convfc.methods.morphism.taps import (
+from convfc.frameworks.torch.morphism.activation import identity_start
+from convfc.frameworks.torch.morphism.morph import Morph
+from convfc.frameworks.torch.morphism.products import Factors, factorised
+from convfc.frameworks.torch.morphism.site import chained, find_layer, generator_of, morphed
+from convfc.frameworks.torch.morphism.taps import (
     Taps,
     build,
     check_room,

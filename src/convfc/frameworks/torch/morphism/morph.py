@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from convfc.certificate import Certificate
-from convfc.methods.morphism.certify import Change, certify
+from convfc.frameworks.torch.morphism.certify import Change, certify
 
 __all__ = ["Change", "Morph", "finish"]
 

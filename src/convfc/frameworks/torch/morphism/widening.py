@@ -14,14 +14,14 @@ import torch
 from torch import nn
 
 from convfc.errors import ArgumentError, UnsupportedLayer
-from convfc.frameworks.torch.rewrite import copy_of, holders, tied
-from convfc.frameworks.torch.simplify.running import as_traced
-from convfc.methods.morphism.mapping import How, Split, draw_copies
-from convfc.methods.morphism.morph import Morph, finish
-from convfc.methods.morphism.plan import Plan, has_theory
-from convfc.methods.morphism.reading import Layer, Reading, read
-from convfc.methods.morphism.site import find_layer, generator_of
-from convfc.methods.morphism.tracing import traced
+from convfc.frameworks.torch.graph import as_traced
+from convfc.frameworks.torch.morphism.mapping import How, Split, draw_copies
+from convfc.frameworks.torch.morphism.morph import Morph, finish
+from convfc.frameworks.torch.morphism.plan import Plan, has_theory
+from convfc.frameworks.torch.morphism.reading import Layer, Reading, read
+from convfc.frameworks.torch.morphism.site import find_layer, generator_of
+from convfc.frameworks.torch.morphism.tracing import traced
+from convfc.frameworks.torch.places import copy_of, holders, tied
 from convfc.sizes import one_of
 
 __all__ = ["widen"]
@@ -156,7 +156,7 @@ def _space(reading: Reading, layer: Layer, name: str) -> tuple[int, int]:
     """Return the space of a layer's outputs, if it can grow, and how many filters a unit has."""
     for pin in [pin for segment in layer.outputs for pin in reading.spaces.pins(segment.space)]:
         raise UnsupportedLayer(
-            f"its units cannot become more, because of {pin.place}: {pin.reason}",
+            f"its units cannot become more, because of {pin.where}: {pin.reason}",
             where=name or "the model itself",
             remedy=pin.remedy,
         )
@@ -232,7 +232,7 @@ def _check_tied(model: nn.Module, growing: list[Layer]) -> None:
         held = holders(model, but={id(one.module)})
         for parameter in one.module.parameters(recurse=False):
             if id(parameter) in held:
-                reason, _ = tied("one of its parameters", held[id(parameter)])
+                reason, *_ = tied("one of its parameters", held[id(parameter)])
                 raise UnsupportedLayer(
                     reason, where=one.name, remedy="untie them: give it a copy of the parameter"
                 )

@@ -10,10 +10,9 @@ from torch import fx, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from convfc.frameworks.torch.heads.tracing import trace
-from convfc.frameworks.torch.simplify.running import as_traced
-from convfc.frameworks.torch.unrolled.sparse import deep_copy
-from convfc.methods.morphism.site import Site
+from convfc.frameworks.torch.graph import as_traced, trace
+from convfc.frameworks.torch.morphism.site import Site
+from convfc.frameworks.torch.running import deep_copy
 
 __all__ = ["Following", "following", "idempotent_copy"]
 
@@ -42,7 +41,7 @@ def following(site: Site) -> Following:
 
     Examples
     --------
-    >>> from convfc.methods.morphism.site import find_layer
+    >>> from convfc.frameworks.torch.morphism.site import find_layer
     >>> model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.ReLU())
     >>> following(find_layer(model, "0", torch.ones(4, 2)))
     Following(last=BatchNorm1d(3, ...), activation=ReLU())

@@ -11,11 +11,12 @@ from typing import Any
 from torch import fx, nn
 from torch.utils._pytree import tree_leaves
 
+from convfc.errors import Refusal
+from convfc.frameworks.torch.graph import shape_of
 from convfc.frameworks.torch.heads.calls import asks_batch, reduced_axes
-from convfc.frameworks.torch.heads.tracing import shape_of
+from convfc.frameworks.torch.morphism import operations
+from convfc.frameworks.torch.morphism.channels import Axes, Axis, Spaces, reshaped
 from convfc.frameworks.torch.simplify import calls
-from convfc.methods.morphism import operations
-from convfc.methods.morphism.channels import Axes, Axis, Pin, Spaces, reshaped
 
 __all__ = ["ELSEWHERE", "UNKNOWN", "Follower"]
 
@@ -176,17 +177,17 @@ class Follower:
             self.pin_all(source, self.pin(node, why, remedy))
         return None
 
-    def pin_all(self, value: Any, pin: Pin) -> None:
+    def pin_all(self, value: Any, pin: Refusal) -> None:
         """Pin all units of a value."""
         for axis in self.axes.get(value, ()) if isinstance(value, fx.Node) else ():
             self.spaces.pin(axis, pin)
 
-    def pin(self, node: fx.Node, why: str, remedy: str) -> Pin:
+    def pin(self, node: fx.Node, why: str, remedy: str) -> Refusal:
         """Return a reason with its place: which module or call."""
         what = calls.words(node)
         if node.op == "call_module":
             what = type(self.model.get_submodule(str(node.target))).__name__
-        return Pin(f"{what} at {calls.place(node)}", why, remedy)
+        return Refusal(why, remedy, f"{what} at {calls.place(node)}")
 
 
 def _only_reshapes(node: fx.Node) -> bool:

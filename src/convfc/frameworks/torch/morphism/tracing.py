@@ -9,11 +9,9 @@ from typing import Any
 
 from torch import fx, nn
 
-from convfc.errors import UnsupportedModel
-from convfc.frameworks.torch.heads.tracing import graph_follows_mode, trace
-from convfc.frameworks.torch.read import Obstacle
-from convfc.frameworks.torch.simplify.running import as_traced
-from convfc.frameworks.torch.unrolled.sparse import deep_copy
+from convfc.errors import Refusal, UnsupportedModel
+from convfc.frameworks.torch.graph import as_traced, graph_follows_mode, trace
+from convfc.frameworks.torch.running import deep_copy
 
 __all__ = ["traced"]
 
@@ -49,7 +47,7 @@ def traced(model: nn.Module, example: Any) -> fx.Graph:
         args = (*bound.args, *bound.kwargs.values())
     # A copy, as torch.fx may leave attributes behind.
     graph = trace(as_traced(deep_copy(model)), args)
-    if isinstance(graph, Obstacle):
+    if isinstance(graph, Refusal):
         raise UnsupportedModel(
             graph.reason,
             where=_line(model),
