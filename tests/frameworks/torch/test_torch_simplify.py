@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from simplified_models import NETWORKS, exactly, lenet, mobile, resnet, trained
 from torch import Tensor, fx, nn
 
+from convfc.frameworks.torch.certify.simplified import stages
 from convfc.frameworks.torch.simplify import simplify
-from convfc.frameworks.torch.simplify.stages import stages
 from convfc.rounding import rounding_bound
 
 pytestmark = [

@@ -13,8 +13,8 @@ from simplified_models import NETWORKS, exactly, lenet, mobile, resnet, trained
 from torch import nn
 
 from convfc.errors import NotAConvolution, UnsupportedLayer, UnsupportedModel
+from convfc.frameworks.torch.certify.simplified import stages
 from convfc.frameworks.torch.simplify import record_of, restore, simplify
-from convfc.frameworks.torch.simplify.stages import stages
 from convfc.rounding import UNIT_ROUNDOFF, gamma
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -22,7 +22,7 @@ from convfc.errors import (
     UnsupportedLayer,
     UnsupportedModel,
 )
-from convfc.frameworks.torch.simplify import record, simplify
+from convfc.frameworks.torch.simplify import simplified, simplify
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -245,10 +245,9 @@ REFUSED: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
         view_of_what_is_changed,
         "an in-place operation changes a tensor",
     ),
-    "bilinear": (
-        lambda m, x: F.interpolate(x, scale_factor=2, mode="bilinear"),
-        r"interpolate\(\) is not known",
-    ),
+    "constant_written": (lambda m, x: torch.zeros_like(x).add_(x), "writes .* into a constant"),
+    "where": (lambda m, x: torch.where(x > 0, x, 1.0), "do not meet where its condition changes"),
+    "condition": (lambda m, x: x + (x > 0), r"add\(\) computes with a condition"),
 }
 
 
@@ -273,8 +272,10 @@ def test_refusals_name_the_place_and_the_way_out():
     hooked[3].register_forward_hook(lambda *_: None)
     with pytest.raises(UnsupportedLayer, match="3: hooks run around its calls"):
         simplify(hooked, (x,))
-    with pytest.raises(UnsupportedModel, match=r"torch\.fx cannot trace"):
+    with pytest.raises(UnsupportedLayer, match="the forward asks what is in a tensor"):
         simplify(Call(lambda m, x: x if x.sum() > 0 else -x), (x.expand(1, 3, 12, 12),))
+    with pytest.raises(UnsupportedModel, match="the model itself: its forward cannot be followed"):
+        simplify(Call(lambda m, x: x + x.detach().numpy().max()), (x.expand(1, 3, 12, 12),))
     with pytest.raises(UnsupportedModel, match="it does not return one tensor"):
         simplify(exactly(Call(lambda m, x: (x, x))), (integers((1, 3, 4, 4)),))
     with pytest.raises(ShapeError, match=r"example: .* expected one tensor \(n, c, \*size\)"):
@@ -283,7 +284,9 @@ def test_refusals_name_the_place_and_the_way_out():
         simplify(lenet().eval(), (x, 1))
     with pytest.raises(ShapeError, match="does not run on two examples of this shape"):
         simplify(lenet().eval(), (x[..., :3],))
-    with pytest.raises(UnsupportedLayer, match=r"0: .* without a batch axis; .* \(n, c, \*size\)"):
+    with pytest.raises(
+        UnsupportedLayer, match=r"itself: .* without a batch axis; .* \(n, c, \*size\)"
+    ):
         simplify(nn.Conv2d(2, 2, 1), (x[0].repeat(2, 1, 1),))
     with pytest.raises(ShapeError, match="an empty batch"):
         simplify(lenet().eval(), (x[:0],))
@@ -356,7 +359,7 @@ def test_dense_weights_that_cannot_fit_are_refused_before_anything_is_multiplied
         seen.append(options)
         raise MemoryError("Unable to allocate 484. MiB")
 
-    monkeypatch.setattr(record, "merge", merge)
+    monkeypatch.setattr(simplified, "merge", merge)
     least = 4 * (144 * 36 + 5 * 18)  # float32: in front of the ReLU, and the output
     message = (
         f"the FC layers, with at least as many numbers as these, do not fit; .* {least:,} bytes"

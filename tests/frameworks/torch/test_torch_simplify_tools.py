@@ -20,8 +20,8 @@ from simplified_models import NETWORKS, exactly, trained
 from torch import Tensor, nn
 from torchvision import models
 
+from convfc.frameworks.torch.certify.simplified import stages
 from convfc.frameworks.torch.simplify import restore, simplify
-from convfc.frameworks.torch.simplify.stages import stages
 from convfc.rounding import rounding_bound
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_network")

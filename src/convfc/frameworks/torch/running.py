@@ -35,7 +35,9 @@ def deep_copy(
     """
     memo = {} if copies is None else copies
     for parameter in model.parameters():
-        if is_sparse(parameter):  # PyTorch cannot copy these by itself
+        if id(parameter) not in memo and is_sparse(
+            parameter
+        ):  # PyTorch cannot copy these by itself
             memo[id(parameter)] = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
     try:
         return copy.deepcopy(model, memo)

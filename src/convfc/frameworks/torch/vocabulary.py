@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 __all__ = [
     "ADAPTIVE",
@@ -103,3 +105,9 @@ POINTWISE_FUNCTIONS = frozenset(
         *("clone", "detach", "contiguous", "to", "type", "float", "double", "half", "bfloat16"),
     ]
 )
+BY_MODE = (_BatchNorm, _DropoutNd, nn.RReLU)
+"""Modules that compute something else in training."""
+QUESTIONS = frozenset(
+    ["size", "dim", "ndimension", "numel", "stride", "is_contiguous", "get_device"]
+)
+"""Methods that answer without looking at the numbers."""

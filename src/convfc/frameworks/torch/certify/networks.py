@@ -54,6 +54,7 @@ class Runner:
         own = [t for model in models for t in (*model.parameters(), *model.buffers())]
         self.tensors = [*given, *own]
         self.random = RandomState(self.tensors)
+        self.shared: set[int] = set()  # models whose copies share their parameters, by id
 
     def __call__(
         self,
@@ -78,8 +79,10 @@ class Runner:
             as it is, since they may have raised it.
         """
         twins: dict[int, Any] = {}
+        if id(model) in self.shared:
+            twins |= {id(parameter): parameter for parameter in model.parameters()}
         twin = deep_copy(model, twins)
-        if change is not None:
+        if change is not None and id(model) not in self.shared:
             cast(twin, change)
         if prepare is not None:
             prepare(twins)

@@ -1,29 +1,53 @@
 """A simplified network in a certificate: stage by stage, since its layers are products of layers.
 
-Nothing in it stands for one CONV layer. So it is compared where both networks have the same value:
-each stage on the input that it really receives, against the a-priori bound of its products
-(`stages`). And it is made again from the first network, in float64: the two have to be the same
-modules, with the same numbers once these are rounded to its dtype, and the one in float64 has to
-compute what the first network computes.
+Nothing in it stands for one CONV layer. So the first network is read once, in float64, as it was
+when it was simplified. What is made of that has to be the same modules as the second network, with
+the same numbers once these are rounded to its dtype, and has to compute what the first network
+computes. And the two networks are compared where both have the same value, stage by stage.
+
+A stage ends where the FC layers give a value that the first network computes, too: in front of an
+activation, or at the output. It begins at the values of that kind before it. The first network runs
+once; each stage of the other network is given the first one's own values, so that errors of one
+stage do not reach the next.
+
+What rounding may do: both sides are sums of products of the same numbers, in another order of
+multiplying. With B the product of moduli ``|A_k| ... |A_1| |x|`` (offsets included, layer by layer
+as the first network has them), each of them is within ``gamma_n B`` of the exact value (Higham,
+*Accuracy and Stability of Numerical Algorithms*, chapter 3), where n is the longest chain of
+roundings. ReLU carries no error on that is larger than the one it is given.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional
 
 from convfc.certificate import Comparison, ExactTest, LayerCertificate, NetworkCertificate
-from convfc.errors import ConvfcError, ShapeError
+from convfc.errors import ConvfcError, ShapeError, UnsupportedModel
 from convfc.frameworks.torch.certify.measures import cast
 from convfc.frameworks.torch.certify.networks import Runner, compare_networks
 from convfc.frameworks.torch.certify.pairs import Pairs
 from convfc.frameworks.torch.running import deep_copy
-from convfc.frameworks.torch.simplify import Simplified, record_of, simplify
-from convfc.frameworks.torch.simplify.stages import Stage, stages
+from convfc.frameworks.torch.simplify import Simplified, record_of
+from convfc.frameworks.torch.simplify.emit import emit
+from convfc.frameworks.torch.simplify.simplified import Plan, made_of, plan
+from convfc.frameworks.torch.simplify.trace import trace
+from convfc.frameworks.torch.simplify.values import (
+    Affine,
+    Input,
+    Value,
+    is_identity,
+    numbers,
+    sources,
+)
+from convfc.frameworks.torch.simplify.values import topological as ordered
 from convfc.frameworks.torch.tensors import (
     compare,
     describe,
@@ -36,15 +60,7 @@ from convfc.frameworks.torch.tensors import (
 )
 from convfc.rounding import rounding_bound
 
-__all__ = [
-    "certify_simplified",
-    "made_again",
-    "other_parts",
-    "runs_in_double",
-    "simplified_record",
-    "stage_certificates",
-]
-
+_BLOCK = 2**21  # numbers of a weight that are compared, or multiplied by in float64, at a time
 _NO_INTEGERS = "the weights of several layers are multiplied, with normalisation among them"
 _NOTE = (
     "the simplified network's layers are products of layers: compared are the outputs of its "
@@ -61,82 +77,56 @@ def simplified_record(before: nn.Module, after: nn.Module) -> Simplified | None:
 
 
 def certify_simplified(
-    before: nn.Module, after: nn.Module, run: Runner, *, backwards: bool = False
+    before: nn.Module, after: nn.Module, run: Runner, output: Any = None
 ) -> tuple[list[LayerCertificate], NetworkCertificate]:
     """Compare a network and what it was simplified to: stages, numbers, outputs.
 
-    Parameters
-    ----------
-    before, after : nn.Module
-    run : Runner
-        Of both networks.
-    backwards : bool
-        Whether they were given the other way round; a note says so.
-
-    Returns
-    -------
-    tuple
-        A certificate per stage, and the network's.
+    The first network's output is not given if they came the other way round, and a note says so.
     """
-    given = [*run.args, *run.kwargs.values()]
-    x = given[0] if len(given) == 1 else None
-    # What has no float64, since it makes constants of its own dtype, is said of the network.
-    double = runs_in_double(before, run)
-    layers, errors = stage_certificates(before, after, x, double=double)
     record = record_of(after)
     assert record is not None, "asked before"  # noqa: S101
-    exact = after
-    if not errors and isinstance(x, Tensor):
+    given = [*run.args, *run.kwargs.values()]
+    x = given[0] if len(given) == 1 else None
+    layers: list[LayerCertificate] = []
+    errors: list[str] = []
+    exact, double = after, True
+    if not isinstance(x, Tensor):
+        errors.append("its input; expected one tensor, which a simplified network takes, got more")
+    else:
+        first, example = cast(deep_copy(before), wide), wide(x)
         try:
-            exact = made_again(before, record, x, double=double)
+            try:
+                found = plan(first, (example[:1],), record.options)
+            except ShapeError:
+                # It makes constants of its own dtype, which is said of the network.
+                first, example, double = before, x, False
+                found = plan(first, (example[:1],), record.options)
+            layers, errors = _stage_certificates(found, (before, first), after, x)
+            # Sparse, since its zeros would take most of the memory.
+            exact = made_of(found, first, example, replace(record.options, sparse=True))
+            run.shared |= {id(exact), id(after)}
             errors += other_parts(exact, after)
         except (ConvfcError, RuntimeError) as error:
             errors.append(f"it cannot be made again; expected a network, got {words(error)}")
-    ours = run(before)
+    ours = run(before) if output is None else output
     network = compare_networks(before, after, ours, Pairs(), run, again=(exact, errors))
     note = _NOTE.format(how=_IN_DOUBLE if double else _OWN_DTYPE)
-    notes = (note, *(("compared in the other direction",) if backwards else ()))
+    notes = (note, *(("compared in the other direction",) if output is None else ()))
     return layers, replace(network, notes=(*network.notes, *notes))
 
 
-def runs_in_double(model: nn.Module, run: Runner) -> bool:
-    """Say whether a network can be run in float64."""
-    try:
-        run(model, wide)
-    except ShapeError:
-        return False
-    return True
-
-
-def stage_certificates(
-    before: nn.Module, after: nn.Module, x: Any, *, double: bool = True
+def _stage_certificates(
+    found: Plan, before: tuple[nn.Module, nn.Module], after: nn.Module, x: Tensor
 ) -> tuple[list[LayerCertificate], list[str]]:
-    """Compare a network and what it was simplified to, stage by stage.
-
-    Parameters
-    ----------
-    before, after : nn.Module
-        They are run as they are, in evaluation mode.
-    x : Tensor
-    double : bool
-        Whether the first network runs in float64, in which they are compared, too.
-
-    Returns
-    -------
-    tuple
-        A certificate per stage; and errors, in words.
-    """
-    if not isinstance(x, Tensor):
-        return [], ["its input; expected one tensor, which a simplified network takes, got more"]
+    """Return a certificate per stage, and errors; the first network is given in float64, too."""
     dtype = x.dtype
     try:
-        own = list(stages(before, after, x))
+        own = list(_stages(found, before[0], after, x))
         again: Sequence[Stage | None] = own
         if wide(x[:0]).dtype != dtype:
             again = [None] * len(own)
-            if double:
-                first, second = (cast(deep_copy(model), wide) for model in (before, after))
-                again = list(stages(first, second, wide(x)))
+            if before[1] is not before[0]:
+                again = list(_stages(found, before[1], after, wide(x)))
     except (ConvfcError, RuntimeError) as error:
         return [], [f"its stages fail; expected outputs, got {words(error)}"]
     pairs = zip(own, again, strict=True)
@@ -173,27 +163,6 @@ def _comparison(stage: Stage, dtype: torch.dtype) -> Comparison:
     return Comparison("output", dtype_name(stage.before.dtype), stage.terms, **result)
 
 
-def made_again(
-    before: nn.Module, record: Simplified, x: Tensor, *, double: bool = True
-) -> nn.Module:
-    """Return what a network is simplified to in float64 or, where it has none, in its own dtype.
-
-    Raises
-    ------
-    ConvfcError
-        If it cannot be simplified.
-    """
-    twin = deep_copy(before)
-    options = record.options
-    return simplify(
-        cast(twin, wide) if double else twin,
-        (wide(x) if double else x,),
-        max_pool=options.max_pool,
-        branches=options.branches,
-        sparse=options.sparse,
-    ).train(before.training)
-
-
 def other_parts(again: nn.Module, after: nn.Module) -> Iterator[str]:
     """Yield, in words, what a simplified network has other than when it is made again."""
     ours, theirs = (
@@ -205,19 +174,278 @@ def other_parts(again: nn.Module, after: nn.Module) -> Iterator[str]:
             yield f"{name}; expected {ours.get(name, 'none')}, got {theirs.get(name, 'none')}"
     if isinstance(again, fx.GraphModule) and getattr(after, "code", None) != again.code:
         yield "its forward; expected that of the same network made again, got another"
-    numbers, found = (
-        {name: p.detach().to_dense() for name, p in model.named_parameters()}
-        for model in (again, after)
-    )
+    numbers, found = (dict(model.named_parameters()) for model in (again, after))
     for name in numbers | found:
-        mine, other = numbers.get(name), found.get(name)
+        mine: Tensor | None = numbers.get(name)
+        other: Tensor | None = found.get(name)
         if mine is not None and other is not None:
-            mine = mine.to(other.dtype)
+            mine = mine.detach().to(other.dtype)
         if mine is None or other is None or describe(mine) != describe(other):
             yield f"{name}; expected {describe(mine)}, got {describe(other)}"
-        elif not same_bits(mine, other):
-            result = compare(mine, other, None)
-            yield (
-                f"{name} at {list(result['index'])}; expected {result['before']}, got "
-                f"{result['after']}"
+            continue
+        for first, last in _row_blocks(other):
+            rows, others = _rows(mine, first, last), _rows(other.detach(), first, last)
+            if not same_bits(rows, others):
+                result = compare(rows, others, None)
+                row, *rest = result["index"]
+                place = [first + row, *rest]
+                yield f"{name} at {place}; expected {result['before']}, got {result['after']}"
+                break
+
+
+def _row_blocks(t: Tensor) -> Iterator[tuple[int, int]]:
+    """Yield where blocks of rows begin and end that stay in the processor's cache."""
+    step = max(1, _BLOCK * len(t) // max(1, t.numel()))
+    for first in range(0, len(t), step):
+        yield first, min(first + step, len(t))
+
+
+def _rows(t: Tensor, first: int, last: int) -> Tensor:
+    """Return some rows of a tensor, dense."""
+    if t.layout is not torch.sparse_csr:
+        return t[first:last]
+    starts = t.crow_indices()[first : last + 1]
+    index = slice(int(starts[0]), int(starts[-1]))
+    rows = torch.sparse_csr_tensor(
+        starts - starts[0], t.col_indices()[index], t.values()[index], (last - first, t.shape[1])
+    )
+    return rows.to_dense()
+
+
+# Stages -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """One stage of two networks: values of shape (n, size), with B and n of the rounding bound."""
+
+    # The layer or call of the first network at whose output the two are compared.
+    name: str
+    # The FC layers of the simplified network that compute it.
+    layers: tuple[str, ...]
+    before: Tensor
+    after: Tensor
+    magnitude: Tensor
+    terms: int
+
+
+def stages(before: nn.Module, after: nn.Module, x: Tensor) -> Iterator[Stage]:
+    """Run a network and its simplified form, whose numbers may have changed, stage by stage.
+
+    The network is run in evaluation mode, without hooks.
+    """
+    record = record_of(after)
+    if record is None:
+        raise UnsupportedModel(
+            "it has no record of the network that it was",
+            where="after",
+            expected="what to_fc(model, form='unrolled', simplify=True) returns",
+            got=type(after).__name__,
+        )
+    yield from _stages(plan(before, (x[:1],), record.options), before, after, x)
+
+
+def _stages(found: Plan, before: nn.Module, after: nn.Module, x: Tensor) -> Iterator[Stage]:
+    record = record_of(after)
+    program = found.original
+    run = trace(before, x, numbers=True)
+    if record is None or (program.signature, program.input_shape) != (
+        record.signature,
+        record.shape,
+    ):
+        raise _another("the same calls of PyTorch's functions, on the same shape of input")
+    if run.signature != program.signature:
+        raise _another("the same calls of PyTorch's functions")
+    real = {value: run.tensors[i].flatten(1) for value, i in program.tensors.items()}
+    yield from _Comparison(found, real, program.places, after).stages()
+
+
+def _another(expected: str) -> UnsupportedModel:
+    return UnsupportedModel(
+        "the simplified network was made of another one",
+        where="before",
+        expected=expected,
+        remedy="give the network that was simplified, or a copy with other numbers",
+    )
+
+
+class _Comparison:
+    """The stages of one pair of networks."""
+
+    def __init__(
+        self,
+        found: Plan,
+        real: Mapping[Value, Tensor],
+        places: Mapping[Value, str],
+        after: nn.Module,
+    ) -> None:
+        self.found, self.raw, self.after, self.places = found, real, after, places
+        self.after_dtype = next((p.dtype for p in after.parameters()), None)
+        meta = torch.device("meta")
+        self.parts = emit(found.final, dtype=torch.float32, device=meta).parts
+        self.real = {
+            value: known
+            for value in ordered(found.final.output)
+            if (known := self._known(value)) is not None
+        }
+
+    def stages(self) -> Iterator[Stage]:
+        """Compare every affine value of the simplified network that the original one computes."""
+        targets = [
+            value
+            for value in ordered(self.found.final.output)
+            if isinstance(value, Affine) and self._target(value) is not None
+        ]
+        for value in targets:
+            goal = self._target(value)
+            assert goal is not None  # noqa: S101 (asked above)
+            expected, origins, name = goal
+            used: dict[Value, None] = {}
+            layers: dict[str, None] = {}
+            got = self._run(value, used, layers)
+            stops = {raw for stop in used for raw in self._origins(stop)}
+            sums = [self._magnitude(raw, stops) for raw in origins]
+            magnitude = np.concatenate([b for b, _ in sums], axis=1)
+            terms = max(self._terms(value, used), *(n for _, n in sums))
+            yield Stage(name, tuple(layers), expected, got, torch.from_numpy(magnitude), terms)
+
+    def _known(self, value: Value) -> Tensor | None:
+        """Return what a value of the simplified network is in the original one, if it is there."""
+        if value in self.found.states:
+            pieces = []
+            for part, where in self.found.states[value].items():
+                known = self.raw.get(self.found.merged.before[part])
+                if known is None:
+                    return None
+                pieces += [known.relu(), (-known).relu()] if where.pair else [known]
+            return torch.cat(pieces, 1)
+        raw = self.found.merged.before.get(value)
+        return None if raw is None else self.raw.get(raw)
+
+    def _origins(self, value: Value) -> list[Value]:
+        """Return the values of the original network that a value holds."""
+        held = self.found.states.get(value, {value: None})
+        return [self.found.merged.before[part] for part in held]
+
+    def _target(self, value: Affine) -> tuple[Tensor, list[Value], str] | None:
+        """Return what an affine value should be, the values that it holds, and the place."""
+        raw = self.found.merged.before.get(value)
+        if not self.found.states:
+            known = None if raw is None else self.raw.get(raw)
+            if raw is None or known is None:
+                return None
+            return known, [raw], self.places[raw]
+        if value is self.found.final.output:
+            raw = self.found.merged.before[self.found.merged.program.output]
+            return self.raw[raw], [raw], self.places[raw]
+        state = next(s for s in self.found.states if sources(s) == [value])
+        pieces: list[Tensor] = []
+        origins: list[Value] = []
+        earlier = self._parts_before(value)
+        for part, where in self.found.states[state].items():
+            inner = part if part in earlier or where.pair or not sources(part) else None
+            if inner is None:
+                inner = part if isinstance(part, Affine) else sources(part)[0]
+            origin = self.found.merged.before[inner]
+            known = self.raw.get(origin)
+            if known is None:
+                return None
+            pieces += [known, -known] if where.pair else [known]
+            origins += [origin] * (1 + where.pair)
+        return torch.cat(pieces, 1), origins, self.places[origins[0]]
+
+    def _parts_before(self, value: Affine) -> set[Value]:
+        """Return what the state that an affine value is made of holds."""
+        (state,) = value.terms
+        return set(self.found.states[state])
+
+    def _run(self, value: Value, used: dict[Value, None], layers: dict[str, None]) -> Tensor:
+        """Compute a value by the simplified network's modules, from values of the original."""
+        parts = self.parts.get(value, {})
+        if not isinstance(value, Affine):
+            return self._module(parts[None], self._source(sources(value)[0], used, layers), layers)
+        total: Tensor | None = None
+        for source in sorted(value.terms, key=lambda s: is_identity(value.terms[s])):
+            term = self._source(source, used, layers)
+            if source in parts:
+                term = self._module(parts[source], term, layers)
+            total = term if total is None else total + term
+        if total is None:  # a constant, computed from the input
+            start = self.found.final.input
+            total = self._module(parts[start], self._source(start, used, layers), layers)
+        return total
+
+    def _source(self, value: Value, used: dict[Value, None], layers: dict[str, None]) -> Tensor:
+        if value in self.real:
+            used[value] = None
+            return self.real[value]
+        return self._run(value, used, layers)
+
+    def _module(self, names: str, x: Tensor, layers: dict[str, None]) -> Tensor:
+        try:
+            modules = [self.after.get_submodule(name) for name in names.split()]
+        except AttributeError as error:
+            raise UnsupportedModel(
+                f"its parts are not those that it was made with: {error}",
+                where="after",
+                remedy="verify it before a tool changes its parts",
+            ) from error
+        layers.update(
+            dict.fromkeys(
+                name
+                for name, module in zip(names.split(), modules, strict=True)
+                if isinstance(module, nn.Linear)
             )
+        )
+        for module in modules:
+            with torch.no_grad():
+                x = module(x) if x.dtype == self.after_dtype else _in_double(module, x)
+        return x
+
+    def _magnitude(self, raw: Value, stops: set[Value]) -> tuple[npt.NDArray[Any], int]:
+        """Return B of a value of the original network, shape (n, size), and its roundings."""
+        found: dict[Value, tuple[npt.NDArray[Any], int]] = {}
+        batch = len(next(iter(self.raw.values())))
+        for value in ordered(raw, stops):
+            if value in stops or isinstance(value, Input):
+                found[value] = np.abs(numbers(self.raw[value])), 0
+            elif isinstance(value, Affine):
+                total = np.tile(value.offset_modulus, (batch, 1))
+                for source, matrix in value.terms.items():
+                    total = total + (abs(matrix) @ found[source][0].T).T
+                longest = max((found[source][1] for source in value.terms), default=0)
+                found[value] = total, longest + _longest_sum(value) + value.roundings
+            else:
+                found[value] = found[sources(value)[0]]
+        return found[raw]
+
+    def _terms(self, value: Value, used: Mapping[Value, None]) -> int:
+        """Return how many roundings the simplified network's value has, at most."""
+        found: dict[Value, int] = {}
+        for one in ordered(value, used):
+            if one in used:
+                found[one] = 0
+            else:
+                below = max((found[source] for source in sources(one)), default=0)
+                # Each entry has been rounded to the dtype, on top of its rounding in float64.
+                found[one] = below + (_longest_sum(one) + 2 if isinstance(one, Affine) else 0)
+        return found[value]
+
+
+def _in_double(module: nn.Module, x: Tensor) -> Tensor:
+    """Call a module in float64; no copy of its weight is made."""
+    if type(module) is not nn.Linear:
+        return cast(deep_copy(module), wide)(x)  # type: ignore[no-any-return]
+    parts = []
+    for first, last in _row_blocks(module.weight):
+        bias = None if module.bias is None else wide(module.bias[first:last])
+        parts.append(functional.linear(x, wide(_rows(module.weight, first, last)), bias))
+    return torch.cat(parts, 1)
+
+
+def _longest_sum(value: Affine) -> int:
+    """Return the most terms that an element is the sum of, its offset included."""
+    counts = np.zeros(value.size, np.int64)
+    for matrix in value.terms.values():
+        counts += np.diff(matrix.indptr)
+    return int(counts.max(initial=0)) + bool(value.offset_modulus.any())

@@ -81,9 +81,9 @@ def verify(before: nn.Module, after: nn.Module, x: Any, *, seed: int = 0) -> Cer
     with run.undisturbed():
         output = run(before)
         if simplified_record(before, after) is not None:
-            layers, network = certify_simplified(before, after, run)
+            layers, network = certify_simplified(before, after, run, output)
         elif simplified_record(after, before) is not None:
-            layers, network = certify_simplified(after, before, run, backwards=True)
+            layers, network = certify_simplified(after, before, run)
         else:
             found = find_pairs(before, after)
             layers = _measure_layers(before, found, run, seed)

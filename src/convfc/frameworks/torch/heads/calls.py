@@ -8,7 +8,24 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-__all__ = ["asks_batch", "axis_of", "reduced_axes", "reordered_axes", "source_of"]
+
+def argument(node: fx.Node, index: int, name: str) -> Any:
+    """Return an argument of a call, given by its place or by its name."""
+    return node.args[index] if len(node.args) > index else node.kwargs.get(name)
+
+
+def place(node: fx.Node) -> str:
+    """Return where a call stands: a module's name, or the module in whose forward it is."""
+    if node.op == "call_module":
+        return str(node.target)
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    return str(stack[-1][0]) if stack and stack[-1][0] else "the model's own forward"
+
+
+def words(node: fx.Node) -> str:
+    """Return what a call calls, for messages."""
+    target = node.target
+    return f"{target if isinstance(target, str) else getattr(target, '__name__', target)}()"
 
 
 def source_of(node: fx.Node) -> fx.Node | None:

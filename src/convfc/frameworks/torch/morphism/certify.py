@@ -31,7 +31,6 @@ from convfc.frameworks.torch.held import exchange
 from convfc.frameworks.torch.morphism.magnitude import Sums, magnitude
 from convfc.frameworks.torch.places import places as all_places
 from convfc.frameworks.torch.running import deep_copy, evaluating, random_numbers
-from convfc.frameworks.torch.simplify.calls import BY_MODE
 from convfc.frameworks.torch.tensors import (
     compare,
     describe,
@@ -42,6 +41,7 @@ from convfc.frameworks.torch.tensors import (
     wide,
     words,
 )
+from convfc.frameworks.torch.vocabulary import BY_MODE
 from convfc.rounding import exact_limit, rounding_bound
 
 __all__ = ["Change", "certify"]

@@ -13,10 +13,11 @@ from torch.utils._pytree import tree_leaves
 
 from convfc.errors import Refusal
 from convfc.frameworks.torch.graph import shape_of
+from convfc.frameworks.torch.heads import calls
 from convfc.frameworks.torch.heads.calls import asks_batch, reduced_axes
 from convfc.frameworks.torch.morphism import operations
 from convfc.frameworks.torch.morphism.channels import Axes, Axis, Spaces, reshaped
-from convfc.frameworks.torch.simplify import calls
+from convfc.frameworks.torch.vocabulary import QUESTIONS
 
 __all__ = ["ELSEWHERE", "UNKNOWN", "Follower"]
 
@@ -139,7 +140,7 @@ class Follower:
             return
         if node.target == "size" or (node.target is getattr and node.args[1] == "shape"):
             self._sizes(node, self.axes[sources[0]])
-        elif node.target is not getattr and node.target not in calls.QUESTIONS:
+        elif node.target is not getattr and node.target not in QUESTIONS:
             self.unknown(node)
 
     def _sizes(self, node: fx.Node, axes: Axes) -> None:

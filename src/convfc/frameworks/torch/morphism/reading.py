@@ -21,12 +21,12 @@ from convfc.errors import Refusal
 from convfc.frameworks.torch.certify.pairs import has_own_weights
 from convfc.frameworks.torch.forms import form_of
 from convfc.frameworks.torch.graph import shape_of
+from convfc.frameworks.torch.heads import calls
 from convfc.frameworks.torch.heads.calls import reordered_axes
 from convfc.frameworks.torch.morphism import operations
 from convfc.frameworks.torch.morphism.channels import Axes, Axis, Segment, Spaces
 from convfc.frameworks.torch.morphism.moves import ELSEWHERE, Follower
 from convfc.frameworks.torch.read import obstacle
-from convfc.frameworks.torch.simplify import calls
 
 __all__ = ["Layer", "Reading", "read"]
 

@@ -15,7 +15,7 @@ from scipy import sparse
 from torch import Tensor, fx, nn
 
 from convfc.frameworks.torch.parts import flatten_of, plain_linear
-from convfc.frameworks.torch.simplify.ir import (
+from convfc.frameworks.torch.simplify.values import (
     Affine,
     Input,
     Program,
@@ -28,8 +28,6 @@ from convfc.frameworks.torch.simplify.ir import (
 )
 from convfc.operators.estimate import MatrixEstimate, check_fits, check_together
 
-__all__ = ["Emitted", "check_least", "check_memory", "emit", "is_chain", "runs"]
-
 _REMEDY = (
     "sparse=True keeps the non-zeros only; a smaller example; or form='unrolled' with where= for "
     "some layers (the bytes are those of all FC layers together, the sizes those of the largest)"
@@ -38,15 +36,7 @@ _REMEDY = (
 
 @dataclass(frozen=True, eq=False)
 class Emitted:
-    """A module, and which of its parts compute which value.
-
-    Attributes
-    ----------
-    module : nn.Module
-    parts : mapping of Value to mapping of (Value or None) to str
-        For an affine value, the name of the ``nn.Linear`` of each source that it is multiplied by
-        one; for any other value, under None, the names of its modules, apart by spaces.
-    """
+    """A module, and which of its parts compute which value."""
 
     module: nn.Module
     parts: Mapping[Value, Mapping[Value | None, str]]
@@ -55,41 +45,13 @@ class Emitted:
 def emit(
     program: Program, *, dtype: torch.dtype, device: torch.device, sparse_weights: bool = False
 ) -> Emitted:
-    """Build the module of a program.
-
-    Parameters
-    ----------
-    program : Program
-    dtype : torch.dtype
-        The numbers of the matrices are rounded to it, once.
-    device : torch.device
-    sparse_weights : bool
-        Whether each weight is a sparse tensor, in compressed rows.
-
-    Examples
-    --------
-    >>> from convfc.frameworks.torch.simplify.ir import relu
-    >>> x = Input(2)
-    >>> program = Program(x, relu(x), (1, 2), (2,), {})
-    >>> emit(program, dtype=torch.float32, device=torch.device("cpu")).module
-    Sequential(
-      (0): Flatten(start_dim=1, end_dim=-1)
-      (1): ReLU()
-    )
-    """
+    """Build the module of a program."""
     build = _Build(dtype, device, sparse_weights)
     return _sequential(program, build) if is_chain(program) else _graph(program, build)
 
 
 def is_chain(program: Program) -> bool:
-    """Say whether a program is one sequence: no value is used twice, none is a sum of two.
-
-    Examples
-    --------
-    >>> x = Input(2)
-    >>> is_chain(Program(x, x, (2,), (2,), {}))
-    True
-    """
+    """Say whether a program is one sequence: no value is used twice, none is a sum of two."""
     users = users_of(program.output)
     return all(
         len(used) <= 1
@@ -102,13 +64,7 @@ def is_chain(program: Program) -> bool:
 def check_memory(
     program: Program, dtype: torch.dtype, *, sparse_weights: bool, memory: float | None
 ) -> None:
-    """Refuse weights that do not fit in memory, before the first of them is made.
-
-    Raises
-    ------
-    MemoryBudgetError
-        If all of them together take more than ``memory`` bytes.
-    """
+    """Refuse weights that do not fit in memory, before the first of them is made."""
     largest, total, nonzeros = (0, 0), 0, 0
     for value in topological(program.output):
         for matrix in value.terms.values() if isinstance(value, Affine) else ():
@@ -128,11 +84,6 @@ def check_least(program: Program, dtype: torch.dtype, memory: float | None) -> N
 
     What an activation is given is never multiplied away: its matrix has at least as many columns
     as the narrowest of the affine values that it may be multiplied with.
-
-    Raises
-    ------
-    MemoryBudgetError
-        If these matrices together take more than ``memory`` bytes.
     """
     least: dict[Value, int] = {}
     mixing: set[Value] = set()  # a mere permutation may be undone by another one
@@ -150,25 +101,12 @@ def check_least(program: Program, dtype: torch.dtype, memory: float | None) -> N
     for value in [*kept, program.output]:
         if value in mixing:
             entries = value.size * least[value]
-            name = program.names.get(value, "max-pooling")
+            name = program.places.get(value, "max-pooling")
             name += f" ({len(estimates)})" * (name in estimates)
             shape = (value.size, least[value])
             estimates[name] = MatrixEstimate(shape, entries, dtype.itemsize * entries)
     what = "the FC layers, with at least as many numbers as these,"
     check_together(estimates, memory, what=what, remedy=_REMEDY)
-
-
-def runs(emitted: nn.Module, names: str, x: Tensor) -> Tensor:
-    """Run parts of a module, one after the other.
-
-    Examples
-    --------
-    >>> runs(nn.Sequential(nn.ReLU()), "0", torch.tensor([-1.0, 1.0]))
-    tensor([0., 1.])
-    """
-    for name in names.split():
-        x = emitted.get_submodule(name)(x)
-    return x
 
 
 @dataclass(frozen=True)
@@ -181,6 +119,10 @@ class _Build:
 
     def linear(self, matrix: Any, offset: npt.NDArray[Any] | None) -> nn.Linear:
         """Return the FC layer of a matrix and an offset."""
+        if self.device.type == "meta":  # asked for its parts only
+            return plain_linear(
+                nn.Parameter(torch.empty(matrix.shape, dtype=self.dtype, device=self.device)), None
+            )
         values = torch.from_numpy(matrix.data).to(self.device, self.dtype)
         if self.sparse_weights:
             weight = self._rows(matrix, values)

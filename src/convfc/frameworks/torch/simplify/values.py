@@ -8,31 +8,17 @@ there, and once more when they become the weights of an ``nn.Linear``.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from scipy import sparse
-from torch import nn
+from torch import Tensor, nn
 
-__all__ = [
-    "Affine",
-    "Input",
-    "Opaque",
-    "Program",
-    "Relu",
-    "Value",
-    "affine",
-    "is_identity",
-    "linear",
-    "relu",
-    "sources",
-    "times",
-    "topological",
-    "users_of",
-]
+from convfc.frameworks.torch.tensors import wide
 
 _DENSE = 2**26  # entries: half a gigabyte
 
@@ -44,14 +30,11 @@ Vector: TypeAlias = npt.NDArray[Any]
 class Value:
     """A vector of the network, for one example.
 
-    Attributes
-    ----------
-    size : int
-    nonnegative : bool
-        Whether it is known to have no negative element.
+    It is compared by what it is, not by its numbers.
     """
 
     size: int
+    # Whether it is known to have no negative element.
     nonnegative: bool = field(default=False, kw_only=True)
 
 
@@ -62,29 +45,18 @@ class Input(Value):
 
 @dataclass(eq=False)
 class Affine(Value):
-    """The sum over j of A_j x_j, plus an offset.
-
-    Attributes
-    ----------
-    terms : mapping of Value to sparse array
-        The matrices A_j by their x_j.
-    offset : array, shape (size,)
-    layer : object
-        The affine layer of the original network that it is, if it is a single one.
-    offset_modulus : array, shape (size,)
-        What the moduli of the offset's own parts add up to; more than ``|offset|`` where the
-        original network adds and takes off again, as a BatchNorm does.
-    roundings : int
-        How many more roundings than a sum of products has: of the original layer's other steps.
-    input_size : tuple of int
-        Spatial size of the input of a CONV layer.
-    """
+    """The sum over j of A_j x_j, plus an offset; ``terms`` has the A_j by their x_j."""
 
     terms: Mapping[Value, Matrix]
     offset: Vector
+    # The affine layer of the original network that it is, if it is a single one.
     layer: Any = None
+    # What the moduli of the offset's own parts add up to; more than |offset| where the original
+    # network adds and takes off again, as a BatchNorm does.
     offset_modulus: Vector = None  # type: ignore[assignment]
+    # How many more roundings than a sum of products has: of the original layer's other steps.
     roundings: int = 0
+    # Spatial size of the input of a CONV layer.
     input_size: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -101,15 +73,9 @@ class Relu(Value):
 
 @dataclass(eq=False)
 class Opaque(Value):
-    """Modules that are neither: they stay as they are, on the flat vector.
+    """Modules that are neither: they stay as they are, one after the other, on the flat vector.
 
-    Attributes
-    ----------
-    source : Value
-    modules : tuple of nn.Module
-        Run one after the other.
-    name : str
-        Their place in the original network.
+    ``name`` is their place in the original network.
     """
 
     source: Value
@@ -119,23 +85,19 @@ class Opaque(Value):
 
 @dataclass(eq=False)
 class Program:
-    """A whole network as values.
+    """A whole network as values; the shapes are those of one example.
 
-    Attributes
-    ----------
-    input : Input
-    output : Value
-    input_shape, output_shape : tuple of int
-        Of one example.
-    names : mapping of Value to str
-        The nodes of the original network's graph that have these values.
+    ``places`` says where the original network has a value, and ``tensors`` which one of its trace
+    it is. ``signature`` is the trace's.
     """
 
     input: Input
     output: Value
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
-    names: Mapping[Value, str]
+    places: Mapping[Value, str] = field(default_factory=dict)
+    tensors: Mapping[Value, int] = field(default_factory=dict)
+    signature: tuple[tuple[str, str], ...] = ()
 
 
 def affine(
@@ -150,13 +112,6 @@ def affine(
 
     Whether it can be negative is worked out from the numbers unless it is given, or they are a
     layer's: what a network looks like must not depend on the numbers that it has learnt.
-
-    Examples
-    --------
-    >>> from scipy import sparse
-    >>> x = Input(2)
-    >>> affine({x: sparse.eye_array(2, format="csr")}, np.zeros(2)) is x
-    True
     """
     if layer is None and len(terms) == 1 and not offset.any():
         ((source, matrix),) = terms.items()
@@ -175,38 +130,44 @@ def _no_negative(numbers: Vector) -> bool:
 
 
 def linear(source: Value, matrix: Matrix, **rest: Any) -> Value:
-    """Return a matrix times a value.
-
-    Examples
-    --------
-    >>> from scipy import sparse
-    >>> linear(Input(2), sparse.csr_array([[1.0, 1.0]])).size
-    1
-    """
+    """Return a matrix times a value."""
     return affine({source: matrix}, np.zeros(matrix.shape[0], matrix.dtype), **rest)
 
 
 def relu(source: Value) -> Value:
-    """Return the ReLU of a value; the value itself if it has no negative element.
-
-    Examples
-    --------
-    >>> once = relu(Input(2))
-    >>> relu(once) is once
-    True
-    """
+    """Return the ReLU of a value; the value itself if it has no negative element."""
     return source if source.nonnegative else Relu(source.size, source, nonnegative=True)
 
 
-def is_identity(matrix: Matrix) -> bool:
-    """Say whether a matrix is the identity.
+def total(values: Sequence[Value]) -> Value:
+    """Return the sum of values of one size."""
+    eye = identity(values[0].size)
+    terms: dict[Value, Any] = {}
+    for value in values:
+        terms[value] = terms[value] + eye if value in terms else eye
+    return affine(terms, np.zeros(values[0].size))
 
-    Examples
-    --------
-    >>> from scipy import sparse
-    >>> is_identity(sparse.eye_array(3, format="csr")), is_identity(sparse.csr_array((3, 3)))
-    (True, False)
-    """
+
+def identity(n: int) -> Matrix:
+    """Return the identity."""
+    return sparse.eye_array(n, format="csr")
+
+
+def diagonal(entries: Vector) -> Matrix:
+    """Return a diagonal matrix."""
+    return sparse.diags_array(entries, format="csr")
+
+
+def numbers(t: Tensor) -> Vector:
+    """Return a tensor as float64 or complex128."""
+    t = t.detach().cpu()
+    t = t if t.layout is torch.strided else t.to_dense()
+    array: Vector = wide(t).resolve_conj().numpy()
+    return array
+
+
+def is_identity(matrix: Matrix) -> bool:
+    """Say whether a matrix is the identity."""
     n, columns = matrix.shape
     return bool(
         n == columns == matrix.nnz
@@ -217,14 +178,7 @@ def is_identity(matrix: Matrix) -> bool:
 
 
 def times(left: Matrix, right: Matrix) -> Matrix:
-    """Return the product of two matrices, by the way that is faster for them.
-
-    Examples
-    --------
-    >>> from scipy import sparse
-    >>> times(sparse.csr_array([[2.0, 0.0]]), sparse.csr_array([[0.0], [1.0]])).toarray()
-    array([[0.]])
-    """
+    """Return the product of two matrices, by the way that is faster for them."""
     if is_identity(left):
         return right
     if is_identity(right):
@@ -241,28 +195,14 @@ def times(left: Matrix, right: Matrix) -> Matrix:
 
 
 def sources(value: Value) -> list[Value]:
-    """Return the values that a value is made of.
-
-    Examples
-    --------
-    >>> x = Input(2)
-    >>> sources(relu(x)) == [x]
-    True
-    """
+    """Return the values that a value is made of."""
     if isinstance(value, Affine):
         return list(value.terms)
     return [value.source] if isinstance(value, (Relu, Opaque)) else []
 
 
 def topological(output: Value, stops: Collection[Value] = ()) -> list[Value]:
-    """Return every value that an output needs, each behind its sources; of a stop, no sources.
-
-    Examples
-    --------
-    >>> x = Input(2)
-    >>> topological(relu(x))[0] is x
-    True
-    """
+    """Return every value that an output needs, each behind its sources; of a stop, no sources."""
     order: dict[Value, None] = {}
     open_: set[Value] = set()
     stack = [output]
@@ -279,14 +219,7 @@ def topological(output: Value, stops: Collection[Value] = ()) -> list[Value]:
 
 
 def users_of(output: Value) -> dict[Value, list[Value]]:
-    """Return by value the values that are made of it.
-
-    Examples
-    --------
-    >>> x = Input(2)
-    >>> len(users_of(relu(x))[x])
-    1
-    """
+    """Return by value the values that are made of it."""
     users: dict[Value, list[Value]] = {value: [] for value in topological(output)}
     for value in users:
         for source in sources(value):

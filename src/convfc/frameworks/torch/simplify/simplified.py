@@ -1,0 +1,367 @@
+"""A whole CONV network as a plain MLP, and what the MLP remembers of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from convfc.errors import MemoryBudgetError, ShapeError, UnsupportedModel
+from convfc.frameworks.torch.held import check_held
+from convfc.frameworks.torch.parts import has_pre_hooks
+from convfc.frameworks.torch.running import deep_copy
+from convfc.frameworks.torch.simplify import emit
+from convfc.frameworks.torch.simplify.merge import Merged, Part, as_sequence, merge
+from convfc.frameworks.torch.simplify.operations import (
+    OPERATIONS,
+    Condition,
+    Step,
+    Tracked,
+    estimate,
+)
+from convfc.frameworks.torch.simplify.trace import Call, Ref, Trace, refuse, trace
+from convfc.frameworks.torch.simplify.values import Input, Program, Value
+from convfc.frameworks.torch.vocabulary import BY_MODE
+from convfc.operators.estimate import MatrixEstimate, check_together
+from convfc.sizes import one_of
+
+MaxPool: TypeAlias = Literal["keep", "relu"]
+Branches: TypeAlias = Literal["add", "carry"]
+
+ATTRIBUTE = "simplified"
+_KEPT = "_user_preserved_attributes"  # in a GraphModule's meta: what its copies get, too
+
+
+def simplify(
+    model: nn.Module,
+    example: tuple[Any, ...],
+    *,
+    max_pool: MaxPool = "keep",
+    branches: Branches = "add",
+    sparse: bool = False,
+    memory: float | None = None,
+) -> nn.Module:
+    """Return a CONV network as a plain MLP that computes the same function.
+
+    CONV layers (all of them), ``nn.Linear``, BatchNorm, average and global pooling, padding,
+    flattening, permuting, concatenation, slicing, sums and products with constants are matrices;
+    neighbouring ones are multiplied. ReLU stays; ReLU6, Hardtanh, LeakyReLU, PReLU, Hardsigmoid,
+    ``clamp`` and ``abs`` are written with ReLU. Dropout and Identity are gone. Sigmoid, Tanh, GELU
+    and their like stay as modules. What it computes is the model in evaluation mode.
+
+    Products are computed in float64 and rounded to the model's dtype once; where nothing is
+    multiplied, the weights have the same bits.
+
+    Parameters
+    ----------
+    model : nn.Module
+        It is not changed. Its forward may be written in any way as long as it does not ask what is
+        in a tensor.
+    example : tuple
+        The arguments of one call: one tensor ``(n, *shape)``, n >= 1. The result is for this
+        shape, and any n.
+    max_pool : {"keep", "relu"}
+        Whether max-pooling stays a module, between ``Unflatten`` and ``Flatten``, or is written
+        with ReLU: max(a, b) = a + relu(b - a), for each window as a tree of pairs.
+    branches : {"add", "carry"}
+        ``"add"``: if the network branches, the result is a `torch.fx.GraphModule` of the modules,
+        and additions. ``"carry"``: always one ``nn.Sequential``; what is needed behind a ReLU is
+        carried through it, unchanged if it cannot be negative, else as relu(v) - relu(-v).
+    sparse : bool
+        Whether the weights are sparse tensors (compressed rows); they are almost all zeros.
+    memory : float, optional
+        Bytes that the weights may take, and in float64 the matrices of all layers that they are
+        made of; by default what the machine has free.
+
+    Returns
+    -------
+    nn.Module
+        Its FC layers are exactly ``nn.Linear``, its ReLUs ``nn.ReLU``. It takes what the model
+        takes: it begins with an ``nn.Flatten`` unless the example is ``(n, features)``, and ends
+        with an ``nn.Unflatten`` unless the output is. A tool that reads ``Linear`` and ``ReLU``
+        only is given a model for flat inputs, ``nn.Sequential(nn.Unflatten(1, shape), model)``.
+
+    Raises
+    ------
+    UnsupportedLayer, UnsupportedModel
+        If a part is neither affine nor an activation, or is in training mode where that makes a
+        difference; the message names it.
+    MemoryBudgetError
+        If the matrices do not fit: told before the first is made, by the layers' sizes, and before
+        neighbours are multiplied, by what the dense weights take at least.
+
+    Notes
+    -----
+    An infinity or a NaN in the input spreads further than in the original, since 0 * inf is NaN.
+
+    Examples
+    --------
+    >>> import torch
+    >>> cnn = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten())
+    >>> x = torch.randint(-9, 10, (2, 1, 6, 6)).float()
+    >>> mlp = simplify(nn.Sequential(*cnn, nn.Linear(16, 10)), (x,))
+    >>> [type(part).__name__ for part in mlp]
+    ['Flatten', 'Linear', 'ReLU', 'Linear']
+    >>> mlp[1].weight.shape, mlp[3].weight.shape
+    (torch.Size([64, 36]), torch.Size([10, 64]))
+    """
+    for name, value, kind in (("max_pool", max_pool, MaxPool), ("branches", branches, Branches)):
+        one_of(name, value, get_args(kind), what="there is no such way", remedy=None)
+    options = Options(max_pool, branches, sparse)
+    found = plan(model, example, options, memory, to_be_made=True)
+    made = made_of(found, model, example[0], options, memory)
+    attach(made, remember(model, example[0], found.original, options))
+    return made.train(model.training)
+
+
+def made_of(
+    found: Plan, model: nn.Module, x: Tensor, options: Options, memory: float | None = None
+) -> nn.Module:
+    """Return the plain MLP of a network that was read, of its dtype, on its device."""
+    one = like(model, x)
+    emit.check_memory(found.final, one.dtype, sparse_weights=options.sparse, memory=memory)
+    made = emit.emit(found.final, dtype=one.dtype, device=one.device, sparse_weights=options.sparse)
+    return made.module
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a network is simplified."""
+
+    max_pool: MaxPool = "keep"
+    branches: Branches = "add"
+    sparse: bool = False
+
+
+class Plan(NamedTuple):
+    """A network as values: as it was, merged, and, where it had to be, in one sequence.
+
+    ``states`` says what the values of the sequence hold; it is empty where nothing is carried.
+    """
+
+    original: Program
+    merged: Merged
+    final: Program
+    states: Mapping[Value, Mapping[Value, Part]]
+
+
+@dataclass(frozen=True, eq=False)
+class Simplified:
+    """The original network, and how it was simplified; it stands in ``vars(model)``.
+
+    It is no part of the module: it has no parameters there, and follows no ``to()``. What each
+    layer is made of is not kept but worked out again, by `plan`.
+    """
+
+    original: nn.Module
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    options: Options
+    signature: tuple[tuple[str, str], ...] = ()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Simplified:
+        """Return it: copies of a network share it, as nothing changes it."""
+        return self
+
+    def plan(self) -> Plan:
+        """Return the values again that the FC layers were made of."""
+        parameter = next(self.original.parameters(), torch.empty(0))
+        x = torch.zeros(1, *self.shape, dtype=self.dtype, device=parameter.device)
+        return plan(self.original, (x,), self.options)
+
+
+def plan(
+    model: nn.Module,
+    example: tuple[Any, ...],
+    options: Options,
+    memory: float | None = None,
+    *,
+    to_be_made: bool = False,
+) -> Plan:
+    """Read and merge a network.
+
+    If the FC layers are to be made of it, those that cannot fit are refused before the merging.
+    """
+    try:
+        original = read(model, example, max_pool=options.max_pool, memory=memory)
+        if to_be_made and not options.sparse:
+            emit.check_least(original, like(model, example[0]).dtype, memory)
+        merged = merge(original, nonzeros=options.sparse, alternating=options.branches == "carry")
+    except MemoryError as error:
+        if isinstance(error, MemoryBudgetError):
+            raise
+        raise MemoryBudgetError(
+            "the memory ran out while matrices of layers were made and multiplied",
+            where="memory",
+            got=str(error) or None,
+            remedy="a smaller example, or leave out simplify=True",
+        ) from error
+    if options.branches == "add" or emit.is_chain(merged.program):
+        return Plan(original, merged, merged.program, {})
+    sequence = as_sequence(merged.program)
+    return Plan(original, merged, sequence.program, sequence.states)
+
+
+def like(model: nn.Module, x: Tensor) -> Tensor:
+    """Return what says dtype and device of the FC layers: a parameter of the model, or an input."""
+    return next((p for p in model.parameters() if p.is_floating_point()), x)
+
+
+def attach(module: nn.Module, record: Simplified) -> None:
+    """Give a module its record; copies of it and what is loaded from a file have it, too."""
+    vars(module)[ATTRIBUTE] = record
+    if isinstance(module, fx.GraphModule):
+        module.meta[_KEPT] = {ATTRIBUTE: record}
+
+
+def record_of(module: nn.Module) -> Simplified | None:
+    """Return the record of a simplified network; None of any other."""
+    record = vars(module).get(ATTRIBUTE)
+    return record if isinstance(record, Simplified) else None
+
+
+def remember(model: nn.Module, x: Tensor, read: Program, options: Options) -> Simplified:
+    """Return the record of a network that was read."""
+    check_held(model, {id(part) for part in model.modules()}, copied=True)
+    original = deep_copy(model)
+    dtype = like(model, x).dtype
+    return Simplified(original, read.input_shape, dtype, options, read.signature)
+
+
+# Reading ------------------------------------------------------------------------------------------
+
+
+def read(
+    model: nn.Module, example: tuple[Any, ...], *, max_pool: MaxPool, memory: float | None = None
+) -> Program:
+    """Read what a model computes in evaluation mode on inputs of the example's size.
+
+    Matrices that do not fit together are refused before the first of them is made.
+    """
+    if len(example) != 1 or not isinstance(example[0], Tensor) or example[0].dim() < 2:
+        raise ShapeError(
+            "the sizes of the FC layers follow from one input",
+            where="example",
+            expected="one tensor (n, c, *size), or (n, features)",
+            got=_words(example),
+            remedy="give an input as the model is called with, in a batch of one or more",
+        )
+    if not len(example[0]):
+        raise ShapeError(
+            "an empty batch shows nothing", where="example", got=_words(example), expected="n >= 1"
+        )
+    _check(model)
+    # Two examples: what mixes them, or counts them, cannot hide.
+    found = trace(model, example[0].detach()[[0, 0]])
+    _check_memory(found, memory)
+    return _program(found, max_pool, memory)
+
+
+def _program(found: Trace, max_pool: str, memory: float | None) -> Program:
+    """Follow the calls of a trace with values."""
+    x = found.tensors[0]
+    start = Input(x[0].numel())
+    values: dict[int, Any] = {0: Tracked(start, tuple(x.shape[1:]))}
+    places: dict[Value, str] = {start: "the input"}
+    tensors: dict[Value, int] = {start: 0}
+    for call in found.calls:
+
+        def value(one: Any, call: Call = call) -> Any:
+            if not isinstance(one, Ref):
+                return one
+            if values[one.number] is None:
+                raise refuse(f"{call.words} asks for more than the first result", call.place)
+            if isinstance(values[one.number], Condition) and call.name != "where":
+                raise refuse(f"{call.words} computes with a condition", call.place)
+            return values[one.number]
+
+        args, kwargs = call.arguments(value)
+        refs = _refs(call.result)
+        given = next(found.tensors[one.number] for one in _refs((call.args, call.kwargs)))
+        real = tree_map(lambda one: found.tensors[one.number], call.result)
+        step = Step(call, given, real, max_pool, memory)
+        if call.name not in OPERATIONS:
+            raise refuse(f"{call.words} is not known to be affine or an activation", call.place)
+        call.check_constants()
+        results = tree_leaves(OPERATIONS[call.name](step, *args, **kwargs))
+        for ref, result in zip(refs, results, strict=True):
+            like = found.tensors[ref.number]
+            values[ref.number] = made = (
+                Tracked(result, tuple(like.shape[1:])) if isinstance(result, Value) else result
+            )
+            if isinstance(made, Tracked):
+                _check_result(call, like, made)
+                places.setdefault(made.value, call.label)
+                tensors.setdefault(made.value, ref.number)
+    end = values.get(found.output.number) if isinstance(found.output, Ref) else None
+    if not isinstance(end, Tracked):
+        raise UnsupportedModel(
+            "it does not return one tensor that depends on its input",
+            where="model",
+            expected="one tensor",
+            got=type(found.output).__name__,
+            remedy="wrap it in a module that returns the one tensor",
+        )
+    shapes = tuple(x.shape[1:]), end.shape
+    return Program(start, end.value, *shapes, places, tensors, found.signature)
+
+
+def _refs(tree: Any) -> list[Ref]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Ref)]
+
+
+def _check_result(call: Call, like: Tensor, result: Tracked) -> None:
+    """Compare a value with what PyTorch returned."""
+    shape = tuple(like.shape)
+    if shape[:1] != (2,) or shape[1:] != result.shape or like[0].numel() != result.value.size:
+        raise refuse(f"{call.words} does not treat each example of a batch by itself", call.place)
+
+
+def _check(model: nn.Module) -> None:
+    """Refuse what evaluation mode would silently change, and hooks."""
+    for name, module in model.named_modules():
+        if module._forward_hooks or has_pre_hooks(module):
+            raise refuse(
+                "hooks run around its calls, and may change what it computes",
+                name or "model",
+                "remove them (torch.nn.utils.remove_weight_norm, remove_spectral_norm, "
+                "prune.remove, or handle.remove())",
+            )
+        if module.training and isinstance(module, BY_MODE):
+            raise UnsupportedModel(
+                f"a {type(module).__name__} in training mode computes something else for every "
+                "batch; what is simplified is the model in evaluation mode",
+                where=name or "model",
+                remedy="call model.eval() first",
+            )
+
+
+def _check_memory(found: Trace, memory: float | None) -> None:
+    """Refuse a network whose layers' matrices do not fit together, by its sizes alone.
+
+    All of them are held, sparse and in float64, until they are multiplied and rounded.
+    """
+    estimates: dict[str, MatrixEstimate] = {}
+    for call in found.calls:
+        first = _refs((call.args, call.kwargs))[0]
+        size = estimate(call, found.tensors[first.number])
+        if size is not None:
+            place = call.place
+            again = f", called as {len(estimates)}" if place in estimates else ""
+            estimates[place + again] = size
+    check_together(
+        estimates,
+        memory,
+        what="the matrices that the network is made of",
+        remedy="a smaller example, or simplify a part of the network only; form='patch' and "
+        "form='weight' need no such matrices",
+    )
+
+
+def _words(example: Any) -> str:
+    kinds = [tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in example]
+    return ", ".join(map(str, kinds)) or "nothing"
