@@ -123,6 +123,13 @@ def used_after_a_change(m: Any, x: Tensor) -> Tensor:
     return y + z
 
 
+def alias_of_what_is_changed(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    alias = y.detach()
+    y.relu_()
+    return alias + 2 * y
+
+
 def view_of_what_is_changed(m: Any, x: Tensor) -> Tensor:
     y = m.conv(x)
     view = y[:, 1:]
@@ -177,6 +184,7 @@ CALLS: dict[str, Callable[[Any, Tensor], Any]] = {
     "dropout": lambda m, x: F.dropout(m.conv(x), training=m.training),
     "contiguous": lambda m, x: x.permute(0, 2, 3, 1).contiguous().to(x.dtype).clone(),
     "inplace_seen_later": used_after_a_change,
+    "inplace_seen_by_an_alias": alias_of_what_is_changed,
     "inplace_sum": lambda m, x: operator.iadd(m.conv(x), x),
     "softmax": lambda m, x: torch.softmax(x.mean((2, 3)) * 0, dim=1),
 }
