@@ -16,11 +16,10 @@ from torch import nn
 
 from convfc import ConvGeometry, ConvLayer, conv_matrix
 from convfc.errors import (
+    ArgumentError,
     DtypeError,
-    GeometryError,
     MemoryBudgetError,
     NotConverged,
-    OutOfRangeError,
 )
 from convfc.methods import spectrum
 from convfc.methods.spectrum import fourier
@@ -265,13 +264,13 @@ BIG = ConvGeometry(8, 8, (3, 3), padding=1)
 @pytest.mark.parametrize(
     ("arguments", "options", "error", "text"),
     [
-        ((ONES, (5,), None, "periodic", GEOMETRY), {}, GeometryError, "boundary: there is no such"),
-        ((ONES, (5,), None, None, GEOMETRY), {"which": "all"}, GeometryError, "which: there is no"),
-        ((ONES, (5,), 4, None, GEOMETRY), {}, OutOfRangeError, "k: .*expected 3 at most"),
-        ((ONES, (5,), 0, None, GEOMETRY), {}, GeometryError, "k: a size is too small"),
-        ((ONES, (5,), 1, None, GEOMETRY), {"tolerance": -1}, GeometryError, "tolerance: "),
+        ((ONES, (5,), None, "periodic", GEOMETRY), {}, ArgumentError, "boundary: there is no such"),
+        ((ONES, (5,), None, None, GEOMETRY), {"which": "all"}, ArgumentError, "which: there is no"),
+        ((ONES, (5,), 4, None, GEOMETRY), {}, ArgumentError, "k: .*expected 3 at most"),
+        ((ONES, (5,), 0, None, GEOMETRY), {}, ArgumentError, "k: a size is too small"),
+        ((ONES, (5,), 1, None, GEOMETRY), {"tolerance": -1}, ArgumentError, "tolerance: "),
         ((ONES * np.nan, (5,), 1, None, GEOMETRY), {}, DtypeError, "NaN or infinity"),
-        ((ONES, (5,)), {}, GeometryError, "filters alone do not say"),
+        ((ONES, (5,)), {}, ArgumentError, "filters alone do not say"),
         (
             (np.ones((8, 3, 3, 8)), (64, 64), None, None, BIG),
             {},

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from convfc.errors import ShapeError
+from convfc.errors import ArgumentError
 from convfc.explorer.pictures import Source
 from convfc.explorer.state import explorer_state
 from convfc.geometry import ConvGeometry
@@ -66,8 +66,10 @@ def explore(
     ------
     MissingDependencyError
         If anywidget is not installed.
+    ArgumentError
+        If there is an input and no layer.
     ConvfcError
-        What `convfc.explorer.explorer_state` raises; also if there is an input and no layer.
+        What `convfc.explorer.explorer_state` raises.
 
     Examples
     --------
@@ -79,7 +81,7 @@ def explore(
     state: dict[str, Any] = {}
     given = {"x": x, "geometry": geometry, "input_size": input_size, "filters": filters}
     if layer is None and any(value is not None for value in given.values()):
-        raise ShapeError(
+        raise ArgumentError(
             "there is no layer that it belongs to",
             where=next(name for name, value in given.items() if value is not None),
             expected="a layer, or filters with a geometry",

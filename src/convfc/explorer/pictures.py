@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from convfc.arrays import as_numpy
 from convfc.digits import digit
-from convfc.errors import DataError, ShapeError
+from convfc.errors import ArgumentError, DataError, ShapeError
 from convfc.extras import needing
 from convfc.geometry import ConvGeometry
 
@@ -67,10 +67,12 @@ def as_input(
 
     Raises
     ------
+    ArgumentError
+        If it is no digit, or an array beside an input size.
     ShapeError
         If it does not fit the layer.
     DataError
-        If it is no image, no digit, or not of real and finite numbers.
+        If it is no image, or not of real and finite numbers.
     MissingDependencyError
         If the package that reads it is not installed.
 
@@ -91,7 +93,7 @@ def as_input(
         return _digit(int(source), ndim, channels, input_size)
     values = _one_of(real_numbers("x", source), geometry, order)
     if input_size is not None and tuple(input_size) != values.shape[:-1]:
-        raise ShapeError(
+        raise ArgumentError(
             "an array has its own size",
             where="input_size",
             expected=values.shape[:-1],

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convfc.errors import DataError, GeometryError
+from convfc.errors import ArgumentError, DataError
 from convfc.explorer.pictures import Picture, Source, as_input, real_numbers
 from convfc.explorer.settings import check_axes, geometry_of_settings, settings_of_geometry
 from convfc.geometry import ConvGeometry
@@ -270,7 +270,7 @@ def _chosen(
 ) -> tuple[Any, Any, ConvGeometry]:
     """Keep some filters."""
     if geometry.groups > 1:
-        raise GeometryError(
+        raise ArgumentError(
             "filters of a layer with groups belong together",
             where="filters",
             got=f"groups={geometry.groups}",
@@ -278,7 +278,7 @@ def _chosen(
         )
     index = [filters] if isinstance(filters, int) else list(filters)
     if not index or min(index) < 0 or max(index) >= len(weights):
-        raise DataError(
+        raise ArgumentError(
             "there are no such filters",
             where="filters",
             expected=f"numbers from 0 to {len(weights) - 1}",

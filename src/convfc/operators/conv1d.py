@@ -186,8 +186,10 @@ def as_conv1d(
 
     Raises
     ------
+    ArgumentError
+        If the geometry is missing.
     GeometryError
-        If the geometry is missing, or does not fit the input size.
+        If it does not fit the input size.
     UnsupportedModel, UnsupportedLayer
         If this is no layer that convfc knows.
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 
 from convfc.arrays import accumulating_dtype, itemsize, namespace
-from convfc.errors import GeometryError, MemoryBudgetError, ShapeError
+from convfc.errors import ArgumentError, MemoryBudgetError
 from convfc.geometry import ConvGeometry
 from convfc.operators.pattern import MatrixPattern, matrix_pattern
 from convfc.registry import read_layer
@@ -98,10 +98,10 @@ def matrix_estimate(
 
     Raises
     ------
+    ArgumentError
+        If a geometry is missing, or there is no such layout.
     GeometryError
-        If a geometry is missing, or does not fit the input size.
-    ShapeError
-        If there is no such layout.
+        If it does not fit the input size.
     UnsupportedModel, UnsupportedLayer
         If this is no layer that convfc knows.
 
@@ -117,7 +117,7 @@ def matrix_estimate(
     """
     if isinstance(layer, ConvGeometry):
         if geometry is not None:
-            raise GeometryError(
+            raise ArgumentError(
                 "two geometries were given",
                 where="geometry",
                 got=geometry,
@@ -266,7 +266,6 @@ def check_layout(layout: Layout) -> Layout:
         get_args(Layout),
         what="there is no such layout",
         remedy="'csr' keeps the entries that the geometry has, 'dense' the zeros, too",
-        error=ShapeError,
     )
     return layout
 

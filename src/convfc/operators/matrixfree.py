@@ -157,8 +157,10 @@ def conv_operator(
 
     Raises
     ------
+    ArgumentError
+        If the geometry is missing.
     GeometryError
-        If the geometry is missing, or does not fit the input size.
+        If it does not fit the input size.
     UnsupportedModel, UnsupportedLayer
         If this is no layer that convfc knows.
     DtypeError

@@ -399,7 +399,7 @@ def matrix_pattern(
     ------
     GeometryError
         If the geometry does not fit the input size.
-    ShapeError
+    ArgumentError
         If there is no such order.
 
     Examples

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 
-from convfc.errors import DtypeError, RunError
+from convfc.errors import ArgumentError, RunError
 from convfc.extras import missing
 
 __all__ = ["BACKENDS", "DTYPES", "choose_backend", "precision"]
@@ -27,13 +27,17 @@ def choose_backend(name: str) -> None:
 
     Raises
     ------
+    ArgumentError
+        The name is none of the three.
     RunError
-        The name is none of the three, or Keras is already imported with another backend.
+        Keras is already imported with another backend.
     MissingDependencyError
         Keras or the backend is not installed.
     """
     if name not in BACKENDS:
-        raise RunError("unknown backend", where="backend", expected=" or ".join(BACKENDS), got=name)
+        raise ArgumentError(
+            "unknown backend", where="backend", expected=" or ".join(BACKENDS), got=name
+        )
     for package in ("keras", name):
         if sys.modules.get(package) is None and importlib.util.find_spec(package) is None:
             raise missing(package, where=f"backend {name}")
@@ -67,11 +71,11 @@ def precision(dtype: str) -> Iterator[None]:
 
     Raises
     ------
-    DtypeError
+    ArgumentError
         The dtype is neither of the two.
     """
     if dtype not in DTYPES:
-        raise DtypeError(
+        raise ArgumentError(
             "unknown precision", where="dtype", expected=" or ".join(DTYPES), got=dtype
         )
     import keras

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from torch import nn
 
-from convfc.errors import ConvfcError, NothingToConvert, Refusal, UnsupportedLayer
+from convfc.errors import ArgumentError, NothingToConvert, Refusal
 from convfc.frameworks.torch.forms import Form, form_of
 from convfc.frameworks.torch.functional import functional_convolutions
 from convfc.frameworks.torch.held import exchange, held_fast
@@ -69,7 +69,7 @@ def _check_options(options: Mapping[str, Any]) -> None:
             remedy=remedy,
         )
     if options["block_diagonal"] and form != "patch":
-        raise ConvfcError(
+        raise ArgumentError(
             "only the patch form has a Linear that could be block-diagonal",
             where="block_diagonal",
             expected="form='patch'",
@@ -80,7 +80,7 @@ def _check_options(options: Mapping[str, Any]) -> None:
     if form != "unrolled":
         what, defaults, expected = "the unrolled form", _UNROLLED | _SIMPLIFY, "form='unrolled'"
     elif options["example"] is None:
-        raise ConvfcError(
+        raise ArgumentError(
             "the matrix of a layer is for one input size",
             where="example",
             expected="an input of the model, of the size that it is to be unrolled for",
@@ -89,15 +89,16 @@ def _check_options(options: Mapping[str, Any]) -> None:
         )
     elif not options["simplify"]:
         what, defaults, expected = "a simplified network", _SIMPLIFY, "simplify=True"
+    example = " and example=x" if form != "unrolled" else ""
     for name, default in defaults.items():
         value = options[name]
         if value is not default and not (isinstance(value, str) and value == default):
-            raise ConvfcError(
+            raise ArgumentError(
                 f"only {what} has this option",
                 where=name,
                 expected=expected,
                 got=f"form={form!r}, simplify={options['simplify']}",
-                remedy="leave one of the two out",
+                remedy=f"give {expected}{example}, or leave {name} out",
             )
 
 
@@ -174,7 +175,7 @@ def to_fc(
     convertible = list(ready.values())
     replaced = form != "weight" or any(form_of(layer) == "unrolled" for layer in convertible)
     if inplace and replaced and any(module is model for module in convertible):
-        raise UnsupportedLayer(
+        raise ArgumentError(
             "the model is itself the CONV layer, which cannot become another object",
             where="inplace",
             remedy="use the model that is returned, without inplace=True",

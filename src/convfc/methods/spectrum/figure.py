@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from convfc.errors import RunError
+from convfc.errors import ArgumentError, RunError
 from convfc.extras import needing
 from convfc.methods.spectrum.models import LayerSpectrum
 from convfc.methods.spectrum.values import Values
@@ -47,10 +47,10 @@ def check_figure(path: pathlib.Path) -> None:
     >>> check_figure(pathlib.Path("spectrum.pdf"))
     Traceback (most recent call last):
     ...
-    convfc.errors.RunError: spectrum.pdf: figures are PNG or SVG; expected .png or .svg; got .pdf...
+    convfc.errors.ArgumentError: spectrum.pdf: figures are PNG or SVG; expected .png or .svg; ...
     """
     if path.suffix.lower() not in ENDINGS:
-        raise RunError(
+        raise ArgumentError(
             "figures are PNG or SVG",
             where=str(path),
             expected=" or ".join(ENDINGS),
@@ -72,7 +72,7 @@ def save_spectra(spectra: Sequence[LayerSpectrum], path: pathlib.Path, title: st
 
     Raises
     ------
-    MissingDependencyError, RunError
+    MissingDependencyError, ArgumentError, RunError
         As `check_figure`.
     OSError
         If the file cannot be written.

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from convfc.methods.spectrum.values import SingularValues
 from convfc.methods.spectrum.ways import TOLERANCE
 from convfc.printable import printable
 from convfc.registry import room_of
-from convfc.sizes import Sizes
+from convfc.sizes import Sizes, one_of
 from convfc.tables import Column, TextTable
 
 __all__ = ["Boundaries", "LayerSpectrum", "layer_spectra", "load_weights", "spectra_table"]
@@ -170,6 +170,8 @@ def layer_spectra(
 
     Raises
     ------
+    ArgumentError
+        If there is no such boundary, or k is below one.
     ShapeError
         If the model does not run on the input.
     NothingToConvert
@@ -182,6 +184,13 @@ def layer_spectra(
     >>> [(layer.name, layer.own.method) for layer in layer_spectra(model, torch.zeros(1, 8, 8))]
     [('0', 'dense'), ('1', 'kernel')]
     """
+    one_of(
+        "boundary",
+        boundary,
+        get_args(Boundaries),
+        what="there is no such boundary",
+        remedy="leave it out for both",
+    )
     rows = list(_rows(_inspected(model, x), layers))
     found = []
     for number, row in enumerate(rows):

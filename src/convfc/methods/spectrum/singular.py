@@ -69,10 +69,10 @@ def singular_values(
         If all values are wanted of an operator that is not periodic, and too large for LAPACK.
     NotConverged
         If an iteration does not reach the tolerance.
-    OutOfRangeError
-        If there are fewer than k values.
+    ArgumentError
+        If there are fewer than k values, or there is no such boundary.
     GeometryError, UnsupportedModel, UnsupportedLayer
-        If this is no layer that convfc knows, or no boundary, or it does not fit the input size.
+        If this is no layer that convfc knows, or it does not fit the input size.
 
     Notes
     -----

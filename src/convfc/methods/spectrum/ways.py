@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 
 from convfc.arrays import as_numpy
-from convfc.errors import DtypeError, GeometryError, MemoryBudgetError, OutOfRangeError
+from convfc.errors import ArgumentError, DtypeError, MemoryBudgetError
 from convfc.geometry import ConvGeometry
 from convfc.indexmap import index_map
 from convfc.layer import ConvLayer
@@ -211,14 +211,13 @@ def _filters(layer: ConvLayer) -> Filters:
 
 
 def _check(boundary: object, which: object, tolerance: float) -> None:
-    """Raise GeometryError for a name that there is not, and a tolerance that ends nothing."""
+    """Raise an `ArgumentError` for a name that there is not, and a tolerance that ends nothing."""
     one_of(
         "boundary",
         boundary,
         (None, *get_args(Boundary)),
         what="there is no such boundary",
         remedy="the padding of the layer itself is boundary=None",
-        error=GeometryError,
     )
     one_of(
         "which",
@@ -226,10 +225,9 @@ def _check(boundary: object, which: object, tolerance: float) -> None:
         get_args(Which),
         what="there is no such which",
         remedy="leave it out for the largest",
-        error=GeometryError,
     )
     if not 0 <= tolerance < 1:
-        raise GeometryError(
+        raise ArgumentError(
             "this is no tolerance",
             where="tolerance",
             expected="a number from 0 to 1",
@@ -240,7 +238,7 @@ def _check(boundary: object, which: object, tolerance: float) -> None:
 
 def _check_count(k: int | None, shape: tuple[int, int]) -> None:
     if k is not None and integer("k", k, least=1) > min(shape):
-        raise OutOfRangeError(
+        raise ArgumentError(
             "the layer has fewer singular values",
             where="k",
             expected=f"{min(shape)} at most, the smaller side of {shape[0]} × {shape[1]}",

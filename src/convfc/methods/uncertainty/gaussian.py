@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Normal, kl_divergence
 from torch.nn import functional
 
-from convfc.errors import ConvfcError
+from convfc.errors import ArgumentError
 from convfc.methods.uncertainty.randomness import Per, RandomLinear, check_number
 
 __all__ = ["GaussianLinear"]
@@ -67,7 +67,7 @@ class GaussianLinear(RandomLinear):
         if not isinstance(prior, Distribution):
             check_number("prior", prior)
         elif prior.batch_shape or prior.event_shape:
-            raise ConvfcError(
+            raise ArgumentError(
                 "a prior of more than one weight",
                 where="prior",
                 expected="a distribution of a single number",

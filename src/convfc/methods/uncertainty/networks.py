@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from convfc.convert import to_fc
-from convfc.errors import ConvfcError, NothingToConvert, UnsupportedLayer
+from convfc.errors import ArgumentError, NothingToConvert, UnsupportedLayer
 from convfc.frameworks.torch.factors import linear_obstacle
 from convfc.frameworks.torch.held import check_held, exchange
 from convfc.frameworks.torch.layers import PatchConv
@@ -68,7 +68,7 @@ def to_bayesian(model: nn.Module, method: Method, *, where: Where = None, **opti
 
     Raises
     ------
-    ConvfcError
+    ArgumentError
         If there is no such method or option, or a number is out of range.
     UnsupportedLayer
         If a layer cannot be converted (see `convfc.to_fc`), or something else than a plain
@@ -301,7 +301,7 @@ def _random(linear: nn.Module, method: str, options: Mapping[str, Any]) -> Rando
         wrong = sorted(set(options) - set(known))
         if not wrong:
             raise
-        raise ConvfcError(
+        raise ArgumentError(
             f"{method} has no option {', '.join(wrong)}",
             where="to_bayesian",
             expected=f"some of {', '.join(known)}",

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias, get_args
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from convfc.errors import ConvfcError, Refusal
+from convfc.errors import ArgumentError, Refusal
 from convfc.sizes import one_of
 
 __all__ = ["Per", "RandomLinear", "check_choice", "check_number", "draws"]
@@ -76,7 +76,7 @@ def draws(module: nn.Module) -> bool:
 
 
 def check_choice(name: str, value: object, choices: object) -> None:
-    """Raise a `ConvfcError` if a value is none of a `typing.Literal`'s."""
+    """Raise an `ArgumentError` if a value is none of a `typing.Literal`'s."""
     one_of(name, value, get_args(choices), what="no such choice", remedy=None)
 
 
@@ -87,11 +87,11 @@ def check_number(
 
     Raises
     ------
-    ConvfcError
+    ArgumentError
     """
     if not (above < value if open_ else above <= value) or not value < below:
         sign = "above" if open_ else "at least"
         limit = "" if math.isinf(below) else f" and below {below:g}"
-        raise ConvfcError(
+        raise ArgumentError(
             "a number out of range", where=name, expected=f"{sign} {above:g}{limit}", got=value
         )
