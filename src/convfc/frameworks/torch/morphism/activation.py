@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convfc.errors import UnsupportedLayer
+from convfc.errors import ArgumentError, UnsupportedLayer
 from convfc.frameworks.torch.forms import form_of
 from convfc.frameworks.torch.morphism.magnitude import Caller, Sums, magnitude
 from convfc.frameworks.torch.morphism.morph import Morph
 from convfc.frameworks.torch.morphism.site import Site, chained, find_layer, find_part, morphed
-from convfc.frameworks.torch.vocabulary import POINTWISE
+from convfc.frameworks.torch.vocabulary import is_pointwise
 
 __all__ = ["IdentityStart", "identity_start", "morph_activation"]
 
@@ -119,7 +119,7 @@ def identity_start(activation: nn.Module | None, like: nn.Module) -> nn.Module:
 
     Raises
     ------
-    UnsupportedLayer
+    ArgumentError
         If it is no function of single elements, as far as convfc knows.
 
     Examples
@@ -175,8 +175,9 @@ def morph_activation(
     NothingToConvert
         If no part has this name.
     UnsupportedLayer
-        If the part is neither a layer that can be morphed nor an activation, or if the activation
-        is no function of single elements.
+        If the part is neither a layer that can be morphed nor an activation.
+    ArgumentError
+        If the activation is no function of single elements.
 
     Examples
     --------
@@ -197,7 +198,7 @@ def morph_activation(
         site = find_layer(model, name, example)
         return _inserted(site, activation, seed)
     if activation is not None:
-        raise UnsupportedLayer(
+        raise ArgumentError(
             "an activation is made parametric, not exchanged for another",
             where=name or "the model itself",
             expected="activation=None",
@@ -258,9 +259,9 @@ def _is_identity(activation: nn.Module) -> bool:
 
 
 def _check_activation(activation: nn.Module) -> None:
-    if type(activation) in POINTWISE:
+    if is_pointwise(activation):
         return
-    raise UnsupportedLayer(
+    raise ArgumentError(
         f"{type(activation).__name__} does not start as the identity and is no activation of "
         "torch.nn that does the same to every element",
         where="activation",

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convfc.errors import GeometryError, ShapeError
+from convfc.errors import ArgumentError, ShapeError
 from convfc.frameworks.torch.forms import form_of
 from convfc.frameworks.torch.morphism.activation import identity_start
 from convfc.frameworks.torch.morphism.following import Following, following
@@ -78,7 +78,7 @@ def deepen(
         If no part has this name.
     UnsupportedLayer
         If the part is no layer that can be morphed, or the activation none.
-    GeometryError
+    ArgumentError
         If the kernel is even, or the groups do not divide the channels.
     ShapeError
         If BatchNorm does not take what the layer returns on the example.
@@ -197,7 +197,7 @@ def _kernel(site: Site, given: Any) -> Sizes:
         return (3,) * len(taps.kernel)
     kernel = kernel_sizes(given, taps, "kernel_size")
     if any(k % 2 == 0 for k in kernel):
-        raise GeometryError(
+        raise ArgumentError(
             "an even kernel has no middle",
             where="kernel_size",
             expected="odd numbers",
@@ -211,7 +211,7 @@ def _check_groups(site: Site, groups: int) -> None:
     count, channels = integer("groups", groups, least=1), len(read(site.part).filters)
     conv = form_of(site.part) == "native"
     if channels % count or (count > 1 and not conv):
-        raise GeometryError(
+        raise ArgumentError(
             "the channels cannot be shared out among so many groups",
             where="groups",
             expected=f"a divisor of {channels}"

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convfc.errors import GeometryError
+from convfc.errors import ArgumentError
 from convfc.frameworks.torch.morphism.activation import identity_start
 from convfc.frameworks.torch.morphism.morph import Morph
 from convfc.frameworks.torch.morphism.products import Factors, factorised
@@ -88,7 +88,7 @@ def morph_depth(
         If no part has this name.
     UnsupportedLayer
         If the part is no layer that can be morphed.
-    GeometryError
+    ArgumentError
         If the kernels are too small, or the channels too few; it says how many are needed.
 
     Notes
@@ -209,7 +209,7 @@ def middle_channels(channels: int | None, taps: Taps, where: str) -> int:
 
     Raises
     ------
-    GeometryError
+    ArgumentError
         If they are no multiple of the groups.
 
     Examples
@@ -221,7 +221,7 @@ def middle_channels(channels: int | None, taps: Taps, where: str) -> int:
         return len(taps.filters)
     count = integer("channels", channels, least=1)
     if count % taps.groups:
-        raise GeometryError(
+        raise ArgumentError(
             "the channels between the two layers cannot be shared out among the groups",
             where=where,
             expected=f"a multiple of {taps.groups}",
@@ -251,7 +251,7 @@ def _kernels(taps: Taps, given: tuple[Any, Any] | None) -> tuple[Sizes, Sizes]:
     if given is None:
         return taps.kernel, (1,) * len(taps.kernel)
     if not isinstance(given, (tuple, list)) or len(given) != 2:
-        raise GeometryError(
+        raise ArgumentError(
             "two layers have two kernels",
             where="kernel_sizes",
             expected="a pair, such as (3, 1) or ((3, 3), (1, 1))",
@@ -263,7 +263,7 @@ def _kernels(taps: Taps, given: tuple[Any, Any] | None) -> tuple[Sizes, Sizes]:
     )
     for k, a, b in zip(taps.kernel, first, second, strict=True):
         if a + b - 1 < k:
-            raise GeometryError(
+            raise ArgumentError(
                 "the composition of two so small kernels does not cover the layer's",
                 where="kernel_sizes",
                 expected=f"K1 + K2 - 1 of {k} or more",
@@ -277,7 +277,7 @@ def starting(activation: Activation, layer: nn.Module) -> nn.Module:
     """Return the activation between the two layers."""
     if isinstance(activation, str):
         if activation != "prelu":
-            raise GeometryError(
+            raise ArgumentError(
                 "there is no such activation",
                 where="activation",
                 expected="'prelu', None or a module",

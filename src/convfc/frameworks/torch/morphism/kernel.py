@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from convfc.errors import GeometryError
+from convfc.errors import ArgumentError, UnsupportedLayer
 from convfc.frameworks.torch.forms import form_of
 from convfc.frameworks.torch.morphism.morph import Morph
 from convfc.frameworks.torch.morphism.site import (
@@ -83,9 +83,10 @@ def morph_kernel(
         If no part has this name.
     UnsupportedLayer
         If the part is no layer that can be morphed.
+    ArgumentError
+        If the kernel is smaller.
     GeometryError
-        If the kernel is smaller, or if the input is too small for the padding that a padding mode
-        would have to make. An FC layer has no kernel.
+        If the input is too small for the padding that a padding mode would have to make.
 
     Examples
     --------
@@ -100,7 +101,7 @@ def morph_kernel(
     """
     site = find_layer(model, name, example)
     if form_of(site.part) != "native":
-        raise GeometryError(
+        raise UnsupportedLayer(
             "an FC layer has no kernel",
             where=site.where,
             remedy="name a CONV layer; what a Linear can be given is width or depth",
@@ -108,7 +109,7 @@ def morph_kernel(
     taps = read(site.part)
     kernel = kernel_sizes(kernel_size, taps, "kernel_size")
     if any(new < old for new, old in zip(kernel, taps.kernel, strict=True)):
-        raise GeometryError(
+        raise ArgumentError(
             "a kernel cannot become smaller without losing taps",
             where="kernel_size",
             expected=f"at least {taps.kernel}",

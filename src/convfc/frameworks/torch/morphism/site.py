@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from convfc.errors import (
-    ConvfcError,
+    ArgumentError,
     DtypeError,
     NothingToConvert,
     Refusal,
@@ -311,7 +311,7 @@ def check_share(name: str, value: object, *, least: float = 0.0, most: float) ->
 
     Raises
     ------
-    ConvfcError
+    ArgumentError
         If it is none.
 
     Examples
@@ -320,7 +320,7 @@ def check_share(name: str, value: object, *, least: float = 0.0, most: float) ->
     0.9
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
-        raise ConvfcError(
+        raise ArgumentError(
             "a number out of its range",
             where=name,
             expected=f"a number from {least:g} to {most:g}",

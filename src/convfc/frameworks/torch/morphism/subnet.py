@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from convfc.errors import GeometryError
+from convfc.errors import ArgumentError
 from convfc.frameworks.torch.morphism.depth import middle_channels, split, starting
 from convfc.frameworks.torch.morphism.magnitude import Caller, Sums, magnitude
 from convfc.frameworks.torch.morphism.morph import Morph
@@ -117,7 +117,7 @@ def morph_subnet(
         If no part has this name.
     UnsupportedLayer
         If the part is no layer that can be morphed.
-    GeometryError
+    ArgumentError
         If a chain is not one, if its kernels are too small or its channels too few.
 
     Examples
@@ -139,7 +139,7 @@ def morph_subnet(
     site = find_layer(model, name, example)
     taps = read(site.part)
     if (layers is None) == (branches is None):
-        raise GeometryError(
+        raise ArgumentError(
             "a sub-network is either a chain or branches",
             where="layers, branches",
             expected="one of the two",
@@ -195,10 +195,10 @@ def _chain(
     """
     try:
         steps = _peeled(layer, taps, chain, seed, site.where, front=True)
-    except GeometryError as error:
+    except ArgumentError as error:
         try:
             steps = _peeled(layer, taps, chain, seed, site.where, front=False)
-        except GeometryError:
+        except ArgumentError:
             raise error from None
     check_room(steps[0], site.inputs, site.where)
     made: list[nn.Module] = []
@@ -275,8 +275,8 @@ def _steps(chain: Any, taps: Taps, name: str, where: str) -> list[_Step]:
     ]
     good = bool(pairs) and None not in pairs
     if not good or pairs[-1][1] is not None or any(pair[1] is None for pair in pairs[:-1]):
-        raise GeometryError(
-            "no chain of layers",
+        raise ArgumentError(
+            "this is no chain of layers",
             where=name,
             expected="pairs (kernel, channels), the last one with None for the layer's filters",
             got=repr(chain),
@@ -294,7 +294,7 @@ def _steps(chain: Any, taps: Taps, name: str, where: str) -> list[_Step]:
 def _check_reach(chains: Sequence[Sequence[_Step]], taps: Taps) -> None:
     reaches = [_reach(chain) for chain in chains]
     if not any(_covers(reach, taps.kernel) for reach in reaches):
-        raise GeometryError(
+        raise ArgumentError(
             "no chain of kernels reaches over the layer's kernel",
             where="layers or branches",
             expected=f"K1 + K2 - 1 and so on of at least {taps.kernel} in one of them",
@@ -302,8 +302,8 @@ def _check_reach(chains: Sequence[Sequence[_Step]], taps: Taps) -> None:
             remedy="take larger kernels, or more layers",
         )
     if len(chains) > _PARTS // 2:
-        raise GeometryError(
-            "so many branches",
+        raise ArgumentError(
+            "too many branches",
             where="branches",
             expected=f"{_PARTS // 2} at most",
             got=len(chains),

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from convfc.errors import GeometryError
+from convfc.errors import ArgumentError, GeometryError
 from convfc.frameworks.torch.forms import form_of
 from convfc.frameworks.torch.forward.formats import channels_last, in_format, is_channels_last
 from convfc.frameworks.torch.parts import plain_linear
@@ -132,7 +132,7 @@ def build(taps: Taps, like: nn.Module) -> list[nn.Module]:
 
     Raises
     ------
-    GeometryError
+    ArgumentError
         If a transposed layer with a bias would have to add to its output on one side.
 
     Examples
@@ -238,7 +238,7 @@ def kernel_sizes(value: Any, taps: Taps, name: str) -> Sizes:
 
     Raises
     ------
-    GeometryError
+    ArgumentError
         If it is no size, or not one per axis; of an FC layer, if it is not 1.
 
     Examples
@@ -251,7 +251,7 @@ def kernel_sizes(value: Any, taps: Taps, name: str) -> Sizes:
     if taps.kernel:
         return per_axis(name, value, len(taps.kernel), least=1)
     if value not in (1, ()):
-        raise GeometryError(
+        raise ArgumentError(
             "an FC layer has no kernel",
             where=name,
             expected="1, or ()",
@@ -310,7 +310,7 @@ def _cropping(taps: Taps, behind: list[nn.Module]) -> dict[str, Any]:
             extra.append(0)
             rest.append((least - low, least - high))
     if taps.bias is not None and any(n > 0 for pair in rest for n in pair):
-        raise GeometryError(
+        raise ArgumentError(
             "zeros would have to be added behind a transposed layer with a bias",
             where="padding",
             remedy="take larger kernels",
