@@ -21,7 +21,7 @@ from convfc.frameworks.torch.vocabulary import (
 )
 
 POSITIVE = ("log", "sqrt", "rsqrt", "pow")
-X = torch.linspace(-3.0, 4.0, 48, dtype=torch.float64).reshape(2, 4, 6)
+X = torch.linspace(-3.0, 8.0, 48, dtype=torch.float64).reshape(2, 4, 6)
 OTHER = torch.linspace(0.5, 2.0, 48, dtype=torch.float64).reshape(2, 4, 6)
 # What a function or method is given behind its first argument; and modules, where that is another.
 ARGUMENTS: dict[str, tuple[Any, ...]] = {
