@@ -20,8 +20,14 @@ from convfc import ConvGeometry
 from convfc.digits import digit, labelled_digits
 from convfc.errors import ArgumentError, ConvfcError, DataError, MissingDependencyError, ShapeError
 from convfc.explorer import explorer_state
-from convfc.explorer.models import input_for, layer_in_model, layer_names
-from convfc.explorer.pictures import FORMATS, as_input, read_image
+from convfc.explorer.inputs import (
+    FORMATS,
+    as_input,
+    input_for,
+    layer_in_model,
+    layer_names,
+    read_image,
+)
 
 if TYPE_CHECKING:
     import pathlib
