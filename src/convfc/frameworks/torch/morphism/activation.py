@@ -20,7 +20,7 @@ from convfc.frameworks.torch.forms import form_of
 from convfc.frameworks.torch.morphism.magnitude import Caller, Sums, magnitude
 from convfc.frameworks.torch.morphism.morph import Morph
 from convfc.frameworks.torch.morphism.site import Site, chained, find_layer, find_part, morphed
-from convfc.frameworks.torch.vocabulary import POINTWISE
+from convfc.frameworks.torch.vocabulary import is_pointwise
 
 __all__ = ["IdentityStart", "identity_start", "morph_activation"]
 
@@ -259,7 +259,7 @@ def _is_identity(activation: nn.Module) -> bool:
 
 
 def _check_activation(activation: nn.Module) -> None:
-    if type(activation) in POINTWISE:
+    if is_pointwise(activation):
         return
     raise ArgumentError(
         f"{type(activation).__name__} does not start as the identity and is no activation of "

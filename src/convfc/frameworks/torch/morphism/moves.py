@@ -12,11 +12,11 @@ from torch import fx, nn
 from torch.utils._pytree import tree_leaves
 
 from convfc.errors import Refusal
-from convfc.frameworks.torch.graph import shape_of
-from convfc.frameworks.torch.heads.calls import asks_batch, reduced_axes
+from convfc.frameworks.torch.graph import asks_batch, shape_of
 from convfc.frameworks.torch.morphism import operations
 from convfc.frameworks.torch.morphism.channels import Axes, Axis, Spaces, reshaped
 from convfc.frameworks.torch.simplify import calls
+from convfc.frameworks.torch.vocabulary import Call
 
 __all__ = ["ELSEWHERE", "UNKNOWN", "Follower"]
 
@@ -46,7 +46,7 @@ class Follower:
 
     def reduction(self, node: fx.Node, axes: Axes, shape: tuple[int, ...]) -> Axes | None:
         """Follow a mean, a sum or a maximum along axes."""
-        gone = reduced_axes(node, len(axes)) or set(range(len(axes)))
+        gone = Call.of(node, self.model).axes(len(axes)) or set(range(len(axes)))
         why = "it takes one value of all of them, in which a copy would count twice"
         left = self.along(node, axes, gone, why)
         if len(shape) == len(axes):
@@ -167,7 +167,7 @@ class Follower:
     def unknown(self, node: fx.Node) -> Axes | None:
         """Pin all units that something is given which is in no table."""
         module = self.model.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if isinstance(module, operations.NORMS) or node.target in operations.NORM_FUNCTIONS:
+        if (node.target if module is None else type(module)) in operations.NORMS:
             return self.lost(node, "it normalises over several of them", UNKNOWN)
         return self.lost(node, "it is not known to leave each of them to itself", UNKNOWN)
 

@@ -5,82 +5,56 @@ from __future__ import annotations
 import operator
 from typing import Any
 
-import torch
 from torch import fx, nn
-from torch.nn import functional
 
-from convfc.frameworks.torch.vocabulary import (
-    CONCATENATIONS,
-    POINTWISE,
-    POINTWISE_FUNCTIONS,
-    REDUCTIONS,
-    SOFTMAXES,
-)
+from convfc.frameworks.torch.vocabulary import OPERATIONS, POINTWISE
 
 __all__ = [
     "CONCATENATIONS",
     "ELEMENTWISE",
-    "ELEMENTWISE_FUNCTIONS",
     "EXPANSIONS",
     "FLATTENS",
     "NORMS",
-    "NORM_FUNCTIONS",
     "NUMBERS",
     "REDUCED",
     "RESHAPES",
     "RESIZES",
     "SOFTMAXES",
     "TRAILING",
-    "TRAILING_FUNCTIONS",
     "arguments",
     "is_stochastic_depth",
 ]
 
-_POOLS = "AvgPool MaxPool LPPool AdaptiveAvgPool AdaptiveMaxPool"
-_PADS = "ZeroPad ConstantPad ReflectionPad ReplicationPad CircularPad"
-_POOL_FUNCTIONS = "avg_pool max_pool lp_pool adaptive_avg_pool adaptive_max_pool"
 
-TRAILING: dict[Any, int] = {
-    getattr(nn, f"{name}{axes}d"): axes
-    for name in f"{_POOLS} {_PADS}".split()
-    for axes in (1, 2, 3)
-    if hasattr(nn, f"{name}{axes}d")
-}
-"""Modules that work on so many trailing axes, the same for all units."""
+def _spellings(*kinds: str) -> frozenset[Any]:
+    """Return all spellings of the operations of these names or kinds."""
+    return frozenset(
+        spelling
+        for operation in OPERATIONS.values()
+        if operation.kind in kinds or operation.name in kinds
+        for spelling in (*operation.modules, *operation.functions, *operation.methods)
+    )
 
-TRAILING_FUNCTIONS: dict[Any, int] = {
-    getattr(home, f"{name}{axes}d"): axes
-    for name in _POOL_FUNCTIONS.split()
-    for axes in (1, 2, 3)
-    for home in (torch, functional)
-    if hasattr(home, f"{name}{axes}d")
+
+TRAILING = {
+    spelling: operation.axes
+    for operation in OPERATIONS.values()
+    if operation.kind in ("pooling", "adaptive pooling", "padding") and operation.axes
+    for spelling in (*operation.modules, *operation.functions)
 }
-RESIZES = (
-    *(nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d),
-    *(functional.interpolate, functional.upsample),
-)
+"""What works on so many trailing axes, the same for all units."""
+RESIZES = _spellings("resizing")
 """They work on all axes behind the second."""
-
-ELEMENTWISE = POINTWISE | {nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.FeatureAlphaDropout}
-ELEMENTWISE_FUNCTIONS = POINTWISE_FUNCTIONS | {
-    *(functional.dropout1d, functional.dropout2d, functional.dropout3d),
-    *(functional.feature_alpha_dropout, functional.relu_, functional.hardtanh_, functional.elu_),
-    *(functional.leaky_relu_, torch.relu_, torch.maximum, torch.minimum, torch.pow, operator.pow),
-    *(torch.sqrt, torch.square, torch.clone, torch.erf, torch.sin, torch.cos, "pow", "sqrt"),
-    *("square", "maximum", "minimum", "rsqrt", torch.rsqrt, "type_as", "cpu", "cuda"),
-}
-FLATTENS = (nn.Flatten, torch.flatten, "flatten")
-RESHAPES = (*FLATTENS, nn.Unflatten, torch.unflatten, torch.reshape, "unflatten", "reshape", "view")
-EXPANSIONS = ("expand", "expand_as")
-REDUCED = frozenset([*REDUCTIONS, torch.sum, torch.amin, "sum", "amin"])
+ELEMENTWISE = _spellings(*POINTWISE, "dropout of channels")
+FLATTENS = _spellings("flatten")
+RESHAPES = _spellings("flatten", "reshape", "unflatten")
+EXPANSIONS = _spellings("expansion")
+REDUCED = _spellings("reduction")
 """One value of all along an axis; copies of a unit would count more than once."""
-
-NORMS = (nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm, nn.CrossMapLRN2d, nn.RMSNorm)
-NORM_FUNCTIONS = (
-    *(functional.group_norm, functional.layer_norm, functional.local_response_norm),
-    *(functional.rms_norm, functional.normalize),
-)
+NORMS = _spellings("normalisation")
 """They normalise over several units."""
+CONCATENATIONS = _spellings("concatenation")
+SOFTMAXES = _spellings("distribution")
 
 NUMBERS = frozenset(
     [

@@ -21,12 +21,12 @@ from convfc.errors import Refusal
 from convfc.frameworks.torch.certify.pairs import has_own_weights
 from convfc.frameworks.torch.forms import form_of
 from convfc.frameworks.torch.graph import shape_of
-from convfc.frameworks.torch.heads.calls import reordered_axes
 from convfc.frameworks.torch.morphism import operations
 from convfc.frameworks.torch.morphism.channels import Axes, Axis, Segment, Spaces
 from convfc.frameworks.torch.morphism.moves import ELSEWHERE, Follower
 from convfc.frameworks.torch.read import obstacle
 from convfc.frameworks.torch.simplify import calls
+from convfc.frameworks.torch.vocabulary import Call
 
 __all__ = ["Layer", "Reading", "read"]
 
@@ -76,12 +76,12 @@ def read(model: nn.Module, graph: fx.Graph) -> Reading:
     ----------
     model : nn.Module
     graph : fx.Graph
-        Of `convfc.frameworks.torch.heads.tracing.trace`.
+        Of `convfc.frameworks.torch.graph.trace`.
 
     Examples
     --------
     >>> import torch
-    >>> from convfc.frameworks.torch.heads.tracing import trace
+    >>> from convfc.frameworks.torch.graph import trace
     >>> model = nn.Sequential(nn.Conv1d(1, 2, 3), nn.Flatten(), nn.Linear(6, 4))
     >>> reading = read(model, trace(model, (torch.ones(1, 1, 5),)))
     >>> [(layer.name, layer.inputs, layer.outputs) for layer in reading.layers.values()]
@@ -256,7 +256,7 @@ class _Reader(Follower):
         kind = node.target
         if kind in operations.CONCATENATIONS:
             return self._concatenation(node, shape)
-        if kind in operations.ELEMENTWISE_FUNCTIONS or kind == "expand_as":
+        if kind in operations.ELEMENTWISE or kind == "expand_as":
             return self._elementwise(node, given, shape)
         if operations.is_stochastic_depth(kind):
             return self.axes[given[0]]
@@ -267,8 +267,8 @@ class _Reader(Follower):
     ) -> Axes | None:
         """Follow a function of one value."""
         kind, axes = node.target, self.axes[x]
-        if kind in operations.TRAILING_FUNCTIONS:
-            return self.trailing(node, axes, operations.TRAILING_FUNCTIONS[kind])
+        if kind in operations.TRAILING:
+            return self.trailing(node, axes, operations.TRAILING[kind])
         if kind in operations.RESIZES:
             return self.trailing(node, axes, len(shape) - 2)
         if kind is nn.functional.pad:
@@ -282,7 +282,7 @@ class _Reader(Follower):
             dim = calls.argument(node, 1, "dim")
             where = {dim % len(axes)} if isinstance(dim, int) else set(range(len(axes)))
             return self.along(node, axes, where, _SHARES)
-        order = reordered_axes(node, len(axes))
+        order = Call.of(node, self.model).order(len(axes))
         if order is not None:
             return tuple(axes[axis] for axis in order)
         if kind == "expand":
