@@ -16,6 +16,7 @@ from convfc.cli import app
 from convfc.errors import DtypeError
 from convfc.frameworks.torch import checkpoint
 from convfc.methods import spectrum
+from convfc.methods.spectrum import models
 
 if TYPE_CHECKING:
     from pathlib import Path
