@@ -10,7 +10,7 @@ import torch
 from morphism_models import CASES, NETWORKS, example, integers, mlp, trained, whole
 from torch import Tensor, nn
 
-from convfc.frameworks.torch.morphism.mapping import draw_copies
+from convfc.frameworks.torch.morphism.widening import draw_copies
 from convfc.frameworks.torch.tensors import same_bits
 from convfc.methods.morphism import Morph, widen
 
