@@ -25,12 +25,6 @@ CORE = [
     "inspection",
     "registry",
     "operators",
-    "operators.matrix",
-    "operators.estimate",
-    "operators.pattern",
-    "operators.matrixfree",
-    "operators.nearest",
-    "operators.conv1d",
     "convert",
 ]
 HOUSE = Path(convfc.__file__).parent

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from convfc.printable import printable
 
 __all__ = [
+    "ArgumentError",
     "ConvfcError",
     "DataError",
     "DtypeError",
@@ -88,6 +89,10 @@ class Refusal(NamedTuple):
         made = kind(what, where=self.where or None, remedy=self.remedy)
         made.__cause__ = self.cause
         return made
+
+
+class ArgumentError(ConvfcError, ValueError):
+    """A value that an argument cannot have, alone or beside the other arguments."""
 
 
 class GeometryError(ConvfcError, ValueError):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from convfc import files
-from convfc.errors import RunError
+from convfc.errors import ArgumentError, RunError
 from convfc.files import replacing, write_arrays, write_json
 from convfc.paper.runs import RunFolder, Settings, Task, default_name
 from convfc.paper.trained import Epoch, NetworkFolder, State
@@ -115,7 +115,7 @@ def test_folder_killed_at_its_birth_is_started_anew(tmp_path: pathlib.Path) -> N
 
 
 def test_resume_and_overwrite_exclude_each_other(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(RunError, match="resume and overwrite exclude each other"):
+    with pytest.raises(ArgumentError, match="resume and overwrite exclude each other"):
         RunFolder.open(tmp_path, SETTINGS, resume=True, overwrite=True)
 
 
@@ -125,12 +125,12 @@ def test_resume_and_overwrite_exclude_each_other(tmp_path: pathlib.Path) -> None
         ({"epochs": 0}, "epochs: nothing to train; expected 1 or more; got 0"),
         ({"optimizers": ("sgd", "lbfgs")}, "expected sgd or adam; got lbfgs"),
         ({"optimizers": ()}, "expected sgd or adam; got none"),
-        ({"seed": -1}, "seed: no seed; expected 0 or more; got -1"),
+        ({"seed": -1}, "seed: a negative seed; expected 0 or more; got -1"),
     ],
     ids=["epochs", "optimizer", "no-optimizer", "seed"],
 )
 def test_settings_without_meaning_are_refused(wrong: dict[str, object], message: str) -> None:
-    with pytest.raises(RunError, match=message):
+    with pytest.raises(ArgumentError, match=message):
         Settings(**wrong)  # type: ignore[arg-type]
 
 

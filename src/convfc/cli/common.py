@@ -16,19 +16,6 @@ from rich.text import Text
 from convfc.errors import ConvfcError, RunError
 from convfc.printable import printable
 
-__all__ = [
-    "FROM",
-    "WIDTH",
-    "Factory",
-    "FactoryArguments",
-    "Weights",
-    "ctrl_c_explained",
-    "errors_in_one_line",
-    "load_weights",
-    "make_model",
-    "shape",
-]
-
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 _STOPPED = 130
@@ -96,13 +83,8 @@ def errors_in_one_line(
 ) -> Iterator[None]:
     """Show an error of convfc or of the system without its traceback, and end with exit code 1.
 
-    Parameters
-    ----------
-    errors : Console
-    elsewhere : str, optional
-        How the command writes to another place.
-    full : str
-        How it goes on after a full disk.
+    ``elsewhere`` says how the command writes to another place, ``full`` how it goes on after a full
+    disk.
     """
     try:
         yield

@@ -15,7 +15,7 @@ with needing("paper"):
 
 from convfc.algorithm1 import filters_to_matrix, im2col, matrix_to_filters
 from convfc.digits import IMAGE_SHAPE
-from convfc.errors import RunError
+from convfc.errors import ArgumentError
 from convfc.frameworks.keras.layers import Im2Col
 from convfc.geometry import ConvGeometry
 
@@ -83,11 +83,11 @@ def build(network: str, weights: Weights) -> keras.Model:
 
     Raises
     ------
-    RunError
+    ArgumentError
         There is no network of this name.
     """
     if network not in NETWORKS:
-        raise RunError(
+        raise ArgumentError(
             "unknown network", where="network", expected=" or ".join(NETWORKS), got=network
         )
     model = NETWORKS[network]()

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, Self
 
-from convfc.errors import RunError
+from convfc.errors import ArgumentError, RunError
 from convfc.files import write_json
 from convfc.paper.stored import (
     Sealed,
@@ -102,18 +102,20 @@ class Settings:
     def __post_init__(self) -> None:
         wrong = set(self.optimizers) - set(OPTIMIZERS)
         if wrong or not self.optimizers:
-            raise RunError(
+            raise ArgumentError(
                 "unknown optimizer",
                 where="optimizer",
                 expected=" or ".join(OPTIMIZERS),
                 got=", ".join(sorted(wrong)) or "none",
             )
         if self.epochs < 1:
-            raise RunError(
+            raise ArgumentError(
                 "nothing to train", where="epochs", expected="1 or more", got=self.epochs
             )
         if self.seed < 0:
-            raise RunError("no seed", where="seed", expected="0 or more", got=self.seed)
+            raise ArgumentError(
+                "a negative seed", where="seed", expected="0 or more", got=self.seed
+            )
 
     @property
     def tasks(self) -> dict[Task, int]:
@@ -198,7 +200,7 @@ class RunFolder:
         _check_name(settings.name)
         run = cls(runs / settings.name)
         if resume and overwrite:
-            raise RunError("resume and overwrite exclude each other", remedy="give only one")
+            raise ArgumentError("resume and overwrite exclude each other", remedy="give only one")
         if run._occupied() and overwrite:
             run._remove()
         if run._occupied():

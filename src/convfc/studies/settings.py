@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Self
 
-from convfc.errors import RunError
+from convfc.errors import ArgumentError
 
 __all__ = ["StudySettings"]
 
@@ -40,14 +40,14 @@ class StudySettings:
         for field in fields(self):
             value, least = getattr(self, field.name), 0 if field.name == "seed" else 1
             if field.type == "int" and value < least:
-                raise RunError(
+                raise ArgumentError(
                     "a number too small",
                     where=field.name,
                     expected=f"{least} or more",
                     got=value,
                 )
         if self.images % 3 or self.images > 3000:
-            raise RunError(
+            raise ArgumentError(
                 "not a number of digits to learn from",
                 where="images",
                 expected="a multiple of 3 up to 3000",

@@ -184,6 +184,22 @@ def test_layers_that_share_a_weight_go_on_sharing_it(form: str) -> None:
     assert not torch.count_nonzero(after[1](x) - after[1].bias[:, None, None])
 
 
+@pytest.mark.parametrize("first", [*FORMS, "unrolled"])
+@pytest.mark.parametrize("second", [*FORMS, "unrolled"])
+def test_layers_that_share_a_weight_share_it_from_form_to_form(first: str, second: str) -> None:
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1))
+    model[1].weight = model[0].weight
+    x = torch.randn(1, 4, 5, 5)
+    after = model
+    for form in (first, second):
+        after = convfc.to_fc(after, form=form, example=x if form == "unrolled" else None)
+        assert len([p for p in after.parameters() if p.dim() == 2]) == 1, form
+    torch.testing.assert_close(after(x), model(x))
+    back = convfc.to_conv(after)
+    assert back[0].weight is back[1].weight
+    assert torch.equal(back[0].weight, model[0].weight)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_a_weight_shared_with_a_layer_that_stays_is_refused(form: str) -> None:
     model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3))

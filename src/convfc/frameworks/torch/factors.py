@@ -20,7 +20,7 @@ from torch.nn.utils import parametrize
 
 from convfc.errors import Refusal
 from convfc.frameworks.torch.parts import as_parameter, diagonal_blocks, is_hooked
-from convfc.frameworks.torch.vocabulary import POINTWISE
+from convfc.frameworks.torch.vocabulary import is_pointwise
 
 __all__ = [
     "Chain",
@@ -51,7 +51,7 @@ _OF_ACTIVATIONS = ("act_quant_kwargs", "activation_quantization", "input_quant_f
 """How weights of torchao call what they do to activations."""
 
 Chain: TypeAlias = list[Product | nn.Module]
-"""Products and modules of `POINTWISE`, in the order of their application."""
+"""Products and pointwise modules, in the order of their application."""
 
 
 def chain_of(module: nn.Module) -> Chain | Refusal:  # noqa: PLR0911 (one per kind of child)
@@ -110,7 +110,7 @@ def chain_of(module: nn.Module) -> Chain | Refusal:  # noqa: PLR0911 (one per ki
         return [Product(weight.detach(), module.bias)]
     if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
         return _hooks_obstacle(module) or _joined(list(module))
-    if type(module) in POINTWISE and "forward" not in vars(module):
+    if is_pointwise(module):
         return _hooks_obstacle(module) or ([] if type(module) is nn.Identity else [module])
     return Refusal(
         f"its FC part is a {type(module).__name__}",

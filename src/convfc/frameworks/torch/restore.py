@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from convfc.errors import (
+    ArgumentError,
     NotAConvolution,
     NothingToConvert,
     Refusal,
@@ -29,7 +30,7 @@ from convfc.frameworks.torch.factors import (
 )
 from convfc.frameworks.torch.forms import Form, form_of
 from convfc.frameworks.torch.forward.formats import channels_last, in_format
-from convfc.frameworks.torch.heads.heads import find_heads
+from convfc.frameworks.torch.heads import find_heads
 from convfc.frameworks.torch.held import exchange, held_fast
 from convfc.frameworks.torch.layers import PatchConv
 from convfc.frameworks.torch.parts import HOOKS, as_parameter, carry_over, is_hooked
@@ -131,7 +132,7 @@ def to_conv(
     refuse_or_list(left, "cannot become a CONV layer", strict=strict)
     ready = {id(layers[name]): chain for name, chain in chains.items() if name not in left}
     if inplace and form_of(model) != "weight" and id(model) in ready:
-        raise UnsupportedLayer(
+        raise ArgumentError(
             "the model is itself the FC layer, which cannot become another object",
             where="inplace",
             remedy="use the model that is returned, without inplace=True",
@@ -162,7 +163,7 @@ def _simplified_back(model: nn.Module, *, inplace: bool, where: Any, project: bo
     """
     for name, given in (("inplace", inplace), ("where", where is not None)):
         if given:
-            raise UnsupportedLayer(
+            raise ArgumentError(
                 "a simplified network goes back as a whole, and becomes another object",
                 where=name,
                 remedy=f"leave out {name}=",
@@ -413,7 +414,7 @@ def _without_peft(model: nn.Module, *, inplace: bool) -> tuple[nn.Module, bool]:
         return model, inplace
     where = type(model).__name__
     if inplace:
-        raise UnsupportedLayer(
+        raise ArgumentError(
             "a model of PEFT cannot become the model inside it in place",
             where=where,
             remedy="give to_conv what its merge_and_unload() returns, or leave out inplace=True",

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from torch import nn
 
-from convfc.errors import ConvfcError, NothingToConvert, Refusal, UnsupportedLayer
+from convfc.errors import ArgumentError, NothingToConvert, Refusal
 from convfc.frameworks.torch.forms import Form, form_of
 from convfc.frameworks.torch.functional import functional_convolutions
 from convfc.frameworks.torch.held import exchange, held_fast
@@ -69,7 +69,7 @@ def _check_options(options: Mapping[str, Any]) -> None:
             remedy=remedy,
         )
     if options["block_diagonal"] and form != "patch":
-        raise ConvfcError(
+        raise ArgumentError(
             "only the patch form has a Linear that could be block-diagonal",
             where="block_diagonal",
             expected="form='patch'",
@@ -80,7 +80,7 @@ def _check_options(options: Mapping[str, Any]) -> None:
     if form != "unrolled":
         what, defaults, expected = "the unrolled form", _UNROLLED | _SIMPLIFY, "form='unrolled'"
     elif options["example"] is None:
-        raise ConvfcError(
+        raise ArgumentError(
             "the matrix of a layer is for one input size",
             where="example",
             expected="an input of the model, of the size that it is to be unrolled for",
@@ -89,15 +89,16 @@ def _check_options(options: Mapping[str, Any]) -> None:
         )
     elif not options["simplify"]:
         what, defaults, expected = "a simplified network", _SIMPLIFY, "simplify=True"
+    example = " and example=x" if form != "unrolled" else ""
     for name, default in defaults.items():
         value = options[name]
         if value is not default and not (isinstance(value, str) and value == default):
-            raise ConvfcError(
+            raise ArgumentError(
                 f"only {what} has this option",
                 where=name,
                 expected=expected,
                 got=f"form={form!r}, simplify={options['simplify']}",
-                remedy="leave one of the two out",
+                remedy=f"give {expected}{example}, or leave {name} out",
             )
 
 
@@ -127,7 +128,7 @@ def to_fc(
             model, arguments, max_pool=max_pool, branches=branches, sparse=sparse, memory=memory
         )
     chosen = selector(where)
-    wanted = {"native", "patch", "weight", "unrolled"} - ({form} - {"weight"})  # shared ones: again
+    wanted = {"native", "weight", "patch" if form == "unrolled" else "unrolled"}
     found = {
         name: module
         for name, module in places(model).items()
@@ -174,7 +175,7 @@ def to_fc(
     convertible = list(ready.values())
     replaced = form != "weight" or any(form_of(layer) == "unrolled" for layer in convertible)
     if inplace and replaced and any(module is model for module in convertible):
-        raise UnsupportedLayer(
+        raise ArgumentError(
             "the model is itself the CONV layer, which cannot become another object",
             where="inplace",
             remedy="use the model that is returned, without inplace=True",
@@ -200,22 +201,29 @@ def _convert(
     shared, roll_up = Shared(), Roller()
     for found in {id(module): module for module in convertible}.values():
         module = roll_up(found) if form_of(found) == "unrolled" else found
+        source: object = module._parameters.get("weight")
         if form_of(module) == "weight":
+            steps = steps_of(module)
+            source = steps.original if len(steps) == 1 else module
             from_weight_form(module)
-        weight, key = module._parameters["weight"], (module.transposed, module.groups)
+        key = (module.weight.shape, module.transposed, module.groups)
         if form == "weight":
-            first = shared([weight], key, partial(to_weight_form, module))
+            first = shared([source], key, partial(to_weight_form, module))
             if first is not module:
                 to_weight_form(module, steps_of(first).original)
             converted = module
         else:
             converted = PatchConv(module, block_diagonal=block_diagonal)
-            first = shared([weight], key, partial(PatchConv.train, converted, converted.training))
+            first = shared([source], key, partial(_itself, converted))
             if first is not converted:
                 converted.share_weight(first)
         if converted is not found:
             new[id(found)] = converted
     return exchange(model, new)
+
+
+def _itself(layer: PatchConv) -> PatchConv:
+    return layer
 
 
 def _held_elsewhere(model: nn.Module, converted: Collection[int]) -> dict[str, str]:

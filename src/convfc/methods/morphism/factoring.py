@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from convfc.convert import to_conv, to_fc
-from convfc.errors import GeometryError, UnsupportedLayer
+from convfc.errors import ArgumentError
 from convfc.frameworks.torch.forms import form_of
 from convfc.frameworks.torch.morphism.target import (
     Kernel,
@@ -103,10 +103,10 @@ def factor(
     Raises
     ------
     NothingToConvert, UnsupportedLayer
-        If no part has this name, or it is no layer that can be morphed; or if a model comes without
-        an example.
-    GeometryError
-        If neither rank nor energy is given, or both, or a rank that K does not have.
+        If no part has this name, or it is no layer that can be morphed.
+    ArgumentError
+        If neither rank nor energy is given, or both, or a rank that K does not have; or if a model
+        comes without an example.
 
     Examples
     --------
@@ -124,7 +124,7 @@ def factor(
     (False, True, True, 1168)
     """
     if (rank is None) == (energy is None):
-        raise GeometryError(
+        raise ArgumentError(
             "a factorisation is asked for by its rank or by the energy it keeps",
             where="rank, energy",
             expected="one of the two",
@@ -161,7 +161,7 @@ def _rank(values: list[Tensor], rank: int | None, energy: float | None) -> int:
     if rank is not None:
         r = integer("rank", rank, least=1)
         if r > most:
-            raise GeometryError(
+            raise ArgumentError(
                 "the filter matrix has no such rank",
                 where="rank",
                 expected=f"{most} at most",
@@ -238,7 +238,7 @@ def _example(model: nn.Module, seed: int) -> Tensor:
     if not isinstance(weight, Tensor) or not (
         form_of(model) == "native" or isinstance(model, nn.Linear)
     ):
-        raise UnsupportedLayer(
+        raise ArgumentError(
             "a model is tried on an example",
             where="example",
             expected="an input of the model",

@@ -15,11 +15,9 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from convfc.errors import ConvfcError, NothingToConvert, ShapeError
+from convfc.errors import ArgumentError, NothingToConvert, ShapeError
 from convfc.frameworks.torch.running import call_model, in_mode, random_numbers
-from convfc.methods.uncertainty.randomness import check_choice, draws
-
-__all__ = ["Prediction", "predict"]
+from convfc.methods.uncertainty.layers import check_choice, draws
 
 Output: TypeAlias = Literal["logits", "probabilities", "log_probabilities"]
 Progress: TypeAlias = Callable[[int, int], None]
@@ -132,7 +130,7 @@ def predict(
         If nothing in the network is random: two draws are the same bits.
     ShapeError
         If there are no images, or the network does not take them or return ``(n, C)``.
-    ConvfcError
+    ArgumentError
         If a number is below one, or there is no such output.
 
     Examples
@@ -148,7 +146,7 @@ def predict(
     check_choice("output", output, Output)
     for name, value in (("samples", samples), ("batch_size", batch_size)):
         if value < 1:
-            raise ConvfcError("a count below one", where=name, expected="1 or more", got=value)
+            raise ArgumentError("a count below one", where=name, expected="1 or more", got=value)
     if len(x) == 0:
         raise ShapeError("no images", where="x", expected="(n, ...) with n >= 1", got=(*x.shape,))
     show = _Bar() if progress is True else progress or _silent

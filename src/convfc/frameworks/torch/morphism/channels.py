@@ -17,13 +17,12 @@ from __future__ import annotations
 import math
 import operator
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import Parameter
@@ -32,101 +31,33 @@ from torch.utils._pytree import tree_leaves
 from convfc.errors import Refusal, UnsupportedModel
 from convfc.frameworks.torch.certify.pairs import has_own_weights
 from convfc.frameworks.torch.forms import form_of
-from convfc.frameworks.torch.graph import as_traced, graph_follows_mode, shape_of
-from convfc.frameworks.torch.heads.calls import asks_batch, reduced_axes, reordered_axes
+from convfc.frameworks.torch.graph import (
+    as_traced,
+    asks_batch,
+    graph_follows_mode,
+    shape_of,
+)
 from convfc.frameworks.torch.morphism.target import graph_of
 from convfc.frameworks.torch.read import obstacle
 from convfc.frameworks.torch.running import deep_copy
 from convfc.frameworks.torch.simplify import calls
-from convfc.frameworks.torch.vocabulary import (
-    CONCATENATIONS,
-    POINTWISE,
-    POINTWISE_FUNCTIONS,
-    REDUCTIONS,
-    SOFTMAXES,
-)
+from convfc.frameworks.torch.vocabulary import POINTWISE, Call, by_operation, operation_of
 
 ELSEWHERE = "widen a layer whose units do not get there"
 UNKNOWN = f"put an operation there that works on each channel by itself, or {ELSEWHERE}"
 _DYNAMIC = "let it follow the sizes: x.flatten(1), or x.view(x.size(0), -1)"
-_SHARES = "it divides by a sum over them"
 _BACK = "take the model back first, with convfc.to_conv"
 _PLAIN = "make its weight a plain parameter first, or put a layer of torch.nn there"
 _FIXED = "put a CONV or FC layer of its own between the two"
-_CONSTANT = "_tensor_constant"  # what torch.fx calls a tensor that a forward makes
-
-
-# What PyTorch's modules, functions and methods do to units
-
-_POOLS = "AvgPool MaxPool LPPool AdaptiveAvgPool AdaptiveMaxPool"
-_PADS = "ZeroPad ConstantPad ReflectionPad ReplicationPad CircularPad"
-_POOL_FUNCTIONS = "avg_pool max_pool lp_pool adaptive_avg_pool adaptive_max_pool"
-
-_TRAILING: dict[Any, int] = {
-    getattr(nn, f"{name}{axes}d"): axes
-    for name in f"{_POOLS} {_PADS}".split()
-    for axes in (1, 2, 3)
-    if hasattr(nn, f"{name}{axes}d")
-}
-"""Modules that work on so many trailing axes, the same for all units."""
-
-_TRAILING_FUNCTIONS: dict[Any, int] = {
-    getattr(home, f"{name}{axes}d"): axes
-    for name in _POOL_FUNCTIONS.split()
-    for axes in (1, 2, 3)
-    for home in (torch, functional)
-    if hasattr(home, f"{name}{axes}d")
-}
-_RESIZES = (
-    *(nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d),
-    *(functional.interpolate, functional.upsample),
-)
-"""They work on all axes behind the second."""
-
-_ELEMENTWISE = POINTWISE | {nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.FeatureAlphaDropout}
-_ELEMENTWISE_FUNCTIONS = POINTWISE_FUNCTIONS | {
-    *(functional.dropout1d, functional.dropout2d, functional.dropout3d),
-    *(functional.feature_alpha_dropout, functional.relu_, functional.hardtanh_, functional.elu_),
-    *(functional.leaky_relu_, torch.relu_, torch.maximum, torch.minimum, torch.pow, operator.pow),
-    *(torch.sqrt, torch.square, torch.clone, torch.erf, torch.sin, torch.cos, "pow", "sqrt"),
-    *("square", "maximum", "minimum", "rsqrt", torch.rsqrt, "type_as", "cpu", "cuda"),
-}
-_FLATTENS = (nn.Flatten, torch.flatten, "flatten")
-_RESHAPES = (
-    *_FLATTENS,
-    nn.Unflatten,
-    torch.unflatten,
-    torch.reshape,
-    "unflatten",
-    "reshape",
-    "view",
-)
-_EXPANSIONS = ("expand", "expand_as")
-_REDUCED = frozenset([*REDUCTIONS, torch.sum, torch.amin, "sum", "amin"])
-"""One value of all along an axis; copies of a unit would count more than once."""
-
-_NORMS = (nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm, nn.CrossMapLRN2d, nn.RMSNorm)
-_NORM_FUNCTIONS = (
-    *(functional.group_norm, functional.layer_norm, functional.local_response_norm),
-    *(functional.rms_norm, functional.normalize),
-)
-"""They normalise over several units."""
-
+_RESHAPES = ("flatten", "reshape", "unflatten")
+# What a forward computes sizes with.
 _NUMBERS = frozenset(
     [
         *(operator.add, operator.sub, operator.mul, operator.floordiv, operator.truediv),
         *(operator.mod, operator.neg, operator.getitem, int, max, min),
     ]
 )
-"""What a forward computes sizes with."""
-
-
-def _is_stochastic_depth(thing: Any) -> bool:
-    """Say whether a module or function is torchvision's, which drops whole residual branches."""
-    what = type(thing) if isinstance(thing, nn.Module) else thing
-    home = str(getattr(what, "__module__", ""))
-    name = getattr(what, "__name__", "")
-    return home.startswith("torchvision.ops") and name in ("StochasticDepth", "stochastic_depth")
+_CONSTANT = "_tensor_constant"  # what torch.fx calls a tensor that a forward makes
 
 
 # Spaces
@@ -413,7 +344,7 @@ class _Reader:
             else:
                 axes = self._node(node, shape)
                 if axes is not None and not self._fits(axes, shape):
-                    axes = self._unknown(node)
+                    axes = self.unknown(Call.of(node, self.model))
                 self.axes[node] = (None,) * len(shape) if axes is None else axes
         return self.found
 
@@ -430,13 +361,15 @@ class _Reader:
             return None
         if node.op == "get_attr":
             return self._parameter(node, shape)
-        if node.op == "call_module":
-            return self._module(node, self.model.get_submodule(str(node.target)), shape)
-        return self._call(node, shape)
+        call = Call.of(node, self.model)
+        if call.module is not None:
+            return self._module(call, call.module, shape)
+        given = [one for one in node.all_input_nodes if one in self.axes]
+        return follow(call, self, given, shape) if given else None
 
     def _end(self, node: fx.Node) -> None:
         for leaf in tree_leaves(node.args):
-            self._pin_all(
+            self.pin_all(
                 leaf,
                 Refusal(
                     "the model returns them, so that their number is a part of what it computes",
@@ -454,51 +387,33 @@ class _Reader:
             )
         return self.found.parameters[name]
 
-    # Modules
+    # Layers
 
-    def _module(  # noqa: PLR0911 (one for each kind)
-        self, node: fx.Node, module: nn.Module, shape: tuple[int, ...]
-    ) -> Axes | None:
+    def _module(self, call: Call, module: nn.Module, shape: tuple[int, ...]) -> Axes | None:
         """Follow a module."""
-        cls = type(module)
-        x = node.args[0] if node.args else None
+        x = call.node.args[0] if call.node.args else None
         if not isinstance(x, fx.Node) or x not in self.axes:
-            return self._unknown(node)
-        axes = self.axes[x]
+            return self.unknown(call)
         if form_of(module) in ("native", "patch", "weight") or isinstance(module, nn.Linear):
-            return self._weights(node, module, axes)
+            return self._weights(call.node, module, self.axes[x])
         if isinstance(module, (_BatchNorm, _InstanceNorm)) or (
             isinstance(module, nn.PReLU) and module.weight.numel() > 1
         ):
-            return self._per_channel(node, module, axes)
-        if cls is nn.PReLU or cls in _ELEMENTWISE or _is_stochastic_depth(module):
-            return axes
-        trailing = {
-            nn.LayerNorm: len(getattr(module, "normalized_shape", ())),
-            **_TRAILING,
-        }
-        if cls in trailing:
-            return self._trailing(node, axes, trailing[cls])
-        if cls in _RESIZES:
-            return self._trailing(node, axes, len(shape) - 2)
-        if cls in _RESHAPES:
-            return self._reshape(node, x, shape, ())
-        if cls in SOFTMAXES and isinstance(module.dim, int):
-            return self._along(node, axes, {module.dim % len(axes)}, _SHARES)
-        return self._unknown(node)
+            return self._per_channel(call, module, self.axes[x])
+        return follow(call, self, [x], shape)
 
     def _weights(self, node: fx.Node, module: nn.Module, axes: Axes) -> Axes | None:
         """Return what a CONV or FC layer makes, and note who it reads from."""
         weight = module._parameters.get("weight")
         if form_of(module) in ("patch", "weight"):
-            return self._lost(node, "it is an FC form of a CONV layer", _BACK)
+            return self.lost(node, "it is an FC form of a CONV layer", _BACK)
         if not has_own_weights(module) or type(weight) is not Parameter:
             why = obstacle(module) if form_of(module) == "native" else None
-            return self._lost(node, *(why or ("it is no plain layer", _PLAIN)))
+            return self.lost(node, *(why or ("it is no plain layer", _PLAIN)))
         spatial = max(weight.dim() - 2, 0)
         at = len(axes) - 1 - spatial
         for axis in axes[at + 1 :]:
-            self.spaces.pin(axis, self._pin(node, "it sums over neighbouring ones", ELSEWHERE))
+            self.spaces.pin(axis, self.pin(node, "it sums over neighbouring ones", ELSEWHERE))
         if id(module) in self.found.layers:
             made = self._again(node, self.found.layers[id(module)], axes[at])
         else:
@@ -522,211 +437,56 @@ class _Reader:
             why = f"its {groups} groups do not divide them into whole units"
             for axis in (read, made):
                 if axis is not None:
-                    self.spaces.divide(axis, groups, self._pin(node, why, ELSEWHERE))
+                    self.spaces.divide(axis, groups, self.pin(node, why, ELSEWHERE))
         return Layer(name, module, read, made, "dense")
 
     def _again(self, node: fx.Node, layer: Layer, read: Axis | None) -> Axis:
         """Note another call of a layer: it has to read the same kind of units."""
         why = "the layer is called several times, on units that are not alike"
-        self._unify(layer.inputs, read, self._pin(node, why, "give each call a layer of its own"))
+        self.unify(layer.inputs, read, self.pin(node, why, "give each call a layer of its own"))
         return layer.outputs
 
-    def _per_channel(self, node: fx.Node, module: nn.Module, axes: Axes) -> Axes | None:
+    def _per_channel(self, call: Call, module: nn.Module, axes: Axes) -> Axes | None:
         """Follow what has one parameter, or running statistic, per channel."""
         if len(axes) < 2 or (
             isinstance(module, _InstanceNorm) and len(axes) == module._get_no_batch_dim()
         ):
-            return self._unknown(node)
+            return self.unknown(call)
         axis = axes[1]
         if id(module) in self.found.layers:
-            self._again(node, self.found.layers[id(module)], axis)
+            self._again(call.node, self.found.layers[id(module)], axis)
         elif axis is not None:
-            self.found.layers[id(module)] = Layer(str(node.target), module, axis, axis, "channels")
+            name = str(call.node.target)
+            self.found.layers[id(module)] = Layer(name, module, axis, axis, "channels")
         others = {k for k in range(len(axes)) if k != 1}
-        self._along(node, axes, others, "it looks at several of them")
+        self.along(call.node, axes, others, "it looks at several of them")
         return axes
 
-    # Functions and methods
-
-    def _call(self, node: fx.Node, shape: tuple[int, ...]) -> Axes | None:
-        """Follow a function or a method."""
-        given = [one for one in node.all_input_nodes if one in self.axes]
-        if not given:
-            return None
-        kind = node.target
-        if kind in CONCATENATIONS:
-            return self._concatenation(node, shape)
-        if kind in _ELEMENTWISE_FUNCTIONS or kind == "expand_as":
-            return self._elementwise(node, given, shape)
-        if _is_stochastic_depth(kind):
-            return self.axes[given[0]]
-        return self._of_one(node, given[0], shape) if len(given) == 1 else self._unknown(node)
-
-    def _of_one(  # noqa: PLR0911 (one for each kind)
-        self, node: fx.Node, x: fx.Node, shape: tuple[int, ...]
-    ) -> Axes | None:
-        """Follow a function of one value."""
-        kind, axes = node.target, self.axes[x]
-        if kind in _TRAILING_FUNCTIONS:
-            return self._trailing(node, axes, _TRAILING_FUNCTIONS[kind])
-        if kind in _RESIZES:
-            return self._trailing(node, axes, len(shape) - 2)
-        if kind is nn.functional.pad:
-            return self._trailing(node, axes, len(calls.argument(node, 1, "pad")) // 2)
-        if kind in _RESHAPES:
-            flat = kind in _FLATTENS
-            return self._reshape(
-                node, x, shape, () if flat else (*node.args[1:], *node.kwargs.values())
-            )
-        if kind in _REDUCED:
-            return self._reduction(node, axes, shape)
-        if kind in SOFTMAXES:
-            dim = calls.argument(node, 1, "dim")
-            where = {dim % len(axes)} if isinstance(dim, int) else set(range(len(axes)))
-            return self._along(node, axes, where, _SHARES)
-        order = reordered_axes(node, len(axes))
-        if order is not None:
-            return tuple(axes[axis] for axis in order)
-        if kind == "expand":
-            return self._expand(node, axes, shape)
-        return self._indexed(node, axes) if kind is operator.getitem else self._squeezed(node, axes)
-
-    def _elementwise(self, node: fx.Node, given: list[fx.Node], shape: tuple[int, ...]) -> Axes:
-        """Unite the units of values that are added, multiplied or the like, axis by axis."""
-        result: list[Axis | None] = []
-        why = "they are combined with values whose number cannot change, or that are made otherwise"
-        pin = self._pin(node, why, _FIXED)
-        for behind in range(len(shape), 0, -1):
-            found: list[Axis | None] = []
-            for one in given:
-                sizes = shape_of(one)
-                if sizes is None or len(sizes) < behind:
-                    continue
-                axis = self.axes[one][-behind]
-                if sizes[-behind] == shape[-behind] > 1 or (axis and shape[-behind] == 1):
-                    found.append(axis)
-                else:
-                    alone = "a single one stands for many there"
-                    self.spaces.pin(axis, self._pin(node, alone, ELSEWHERE))
-            for axis in found[1:]:
-                self._unify(found[0], axis, pin)
-            result.append(found[0] if found else None)
-        return tuple(result)
-
-    def _unify(self, one: Axis | None, other: Axis | None, pin: Refusal) -> None:
+    def unify(self, one: Axis | None, other: Axis | None, pin: Refusal) -> None:
+        """Note that two axes hold the same units, if both hold units."""
         if one is not None and other is not None:
             self.spaces.unify(one, other, pin)
         elif one is not None or other is not None:
             self.spaces.pin(one or other, pin)
 
-    def _concatenation(self, node: fx.Node, shape: tuple[int, ...]) -> Axes | None:
-        """Follow a concatenation: the segments of all parts, one behind the other."""
-        parts = calls.argument(node, 0, "tensors")
-        dim = node.kwargs.get("axis", calls.argument(node, 1, "dim") or 0)
-        if not isinstance(dim, int) or not all(one in self.axes for one in parts):
-            return self._unknown(node)
-        dim %= len(shape)
-        fixed = self._pin(node, "they are beside values whose number cannot change", _FIXED)
-        units = any(self.axes[one][dim] is not None for one in parts)
-        joined: list[Segment] = []
-        result: list[Axis | None] = list(self.axes[parts[0]])
-        for one in parts:
-            axes, sizes = self.axes[one], shape_of(one) or ()
-            axis = axes[dim]
-            joined += self.spaces.new(sizes[dim], fixed) if axis is None else axis
-            for k, other in enumerate(axes):
-                if k != dim:
-                    self._unify(result[k], other, fixed)
-        result[dim] = tuple(joined) if units else None
-        return tuple(result)
+    def along(self, node: fx.Node, axes: Axes, where: set[int], why: str) -> Axes:
+        """Pin the units on the axes along which something works, and keep the others."""
+        for k in where:
+            self.spaces.pin(axes[k], self.pin(node, why, UNKNOWN))
+        return tuple(None if k in where else axis for k, axis in enumerate(axes))
 
-    # Single operations
+    def trailing(self, node: fx.Node, axes: Axes, count: int) -> Axes:
+        """Follow what works on so many last axes, in each unit by itself."""
+        why = "it works along the axis that they are on"
+        return self.along(node, axes, set(range(len(axes) - count, len(axes))), why)
 
-    def _reduction(self, node: fx.Node, axes: Axes, shape: tuple[int, ...]) -> Axes | None:
-        """Follow a mean, a sum or a maximum along axes."""
-        gone = reduced_axes(node, len(axes)) or set(range(len(axes)))
-        why = "it takes one value of all of them, in which a copy would count twice"
-        left = self._along(node, axes, gone, why)
-        if len(shape) == len(axes):
-            return left
-        return tuple(axis for k, axis in enumerate(axes) if k not in gone)
-
-    def _reshape(
-        self, node: fx.Node, x: fx.Node, shape: tuple[int, ...], sizes: tuple[Any, ...]
-    ) -> Axes:
-        """Follow a reshape; a size that is written down is one that cannot change."""
-        axes, lost = reshaped(self.axes[x], shape_of(x) or (), shape)
-        for axis in lost:
-            self.spaces.pin(axis, self._pin(node, "it divides them over several axes", UNKNOWN))
-        self._written(node, axes, sizes)
-        return axes
-
-    def _expand(self, node: fx.Node, axes: Axes, shape: tuple[int, ...]) -> Axes:
-        """Follow an expansion to sizes that are given."""
-        result: Axes = (*[None] * (len(shape) - len(axes)), *axes)
-        self._written(node, result, node.args[1:])
-        return result
-
-    def _written(self, node: fx.Node, axes: Axes, sizes: tuple[Any, ...]) -> None:
+    def written(self, node: fx.Node, axes: Axes, sizes: Sequence[Any]) -> Axes:
         """Pin the units whose number is given as a number."""
         for axis, size in zip(axes, tree_leaves(sizes), strict=False):
             if axis is not None and isinstance(size, int) and size > 0:
                 why = f"their number, {size}, is written down there"
-                self.spaces.pin(axis, self._pin(node, why, _DYNAMIC))
-
-    def _indexed(self, node: fx.Node, axes: Axes) -> Axes | None:
-        """Follow ``x[:, :, 0]``: whole axes stay, of the others the units are lost."""
-        index: Any = node.args[1]
-        index = index if isinstance(index, tuple) else (index,)
-        if any(isinstance(one, fx.Node) for one in index):
-            return self._unknown(node)
-        named = sum(one is not None and one is not Ellipsis for one in index)
-        result: list[Axis | None] = []
-        left = list(axes)
-        for one in (*index, *([] if Ellipsis in index else [Ellipsis])):
-            if one is None:
-                result.append(None)
-            elif one is Ellipsis:
-                result += [left.pop(0) for _ in range(len(axes) - named)]
-            else:
-                axis = left.pop(0)
-                if one != slice(None):
-                    self.spaces.pin(axis, self._pin(node, "it picks some of them", UNKNOWN))
-                    axis = None
-                if isinstance(one, slice):
-                    result.append(axis)
-                elif not isinstance(one, int):
-                    return self._unknown(node)
-        return tuple(result)
-
-    def _squeezed(self, node: fx.Node, axes: Axes) -> Axes | None:
-        """Follow squeeze and unsqueeze."""
-        dim: Any = calls.argument(node, 1, "dim")
-        name = getattr(node.target, "__name__", node.target)
-        if name == "unsqueeze" and isinstance(dim, int):
-            at = dim % (len(axes) + 1)
-            return (*axes[:at], None, *axes[at:])
-        source = shape_of(node.args[0])
-        if name != "squeeze" or source is None:
-            return self._unknown(node)
-        dims = dim if isinstance(dim, (tuple, list)) else [dim]
-        asked = {d % len(axes) for d in dims if isinstance(d, int)} or set(range(len(axes)))
-        gone = {k for k in asked if source[k] == 1}
-        for k in gone:
-            reason = "it takes the axis away that they are on"
-            self.spaces.pin(axes[k], self._pin(node, reason, ELSEWHERE))
-        return tuple(axis for k, axis in enumerate(axes) if k not in gone)
-
-    def _trailing(self, node: fx.Node, axes: Axes, count: int) -> Axes:
-        """Follow what works on so many last axes, in each unit by itself."""
-        why = "it works along the axis that they are on"
-        return self._along(node, axes, set(range(len(axes) - count, len(axes))), why)
-
-    def _along(self, node: fx.Node, axes: Axes, where: set[int], why: str) -> Axes:
-        """Pin the units on the axes along which something works, and keep the others."""
-        for k in where:
-            self.spaces.pin(axes[k], self._pin(node, why, UNKNOWN))
-        return tuple(None if k in where else axis for k, axis in enumerate(axes))
+                self.spaces.pin(axis, self.pin(node, why, _DYNAMIC))
+        return axes
 
     # What is not followed
 
@@ -738,15 +498,15 @@ class _Reader:
         if node.target == "size" or (node.target is getattr and node.args[1] == "shape"):
             self._sizes(node, self.axes[sources[0]])
         elif node.target is not getattr and node.target not in calls.QUESTIONS:
-            self._unknown(node)
+            self.unknown(Call.of(node, self.model))
 
     def _sizes(self, node: fx.Node, axes: Axes) -> None:
         """Pin units whose number a forward computes with, unless it reshapes only."""
-        asked = calls.argument(node, 1, "dim") if node.target == "size" else None
+        asked = (*node.args[1:], *node.kwargs.values(), None)[0] if node.target == "size" else None
         for axis, users in self._asked(node, asked, axes):
             if axis is not None and not all(map(_only_reshapes, users)):
                 why = "the forward computes with their number"
-                self.spaces.pin(axis, self._pin(node, why, ELSEWHERE))
+                self.spaces.pin(axis, self.pin(node, why, ELSEWHERE))
 
     def _asked(
         self, node: fx.Node, dim: Any, axes: Axes
@@ -762,25 +522,24 @@ class _Reader:
             found += [(axis, users) for axis in picked]
         return found
 
-    def _unknown(self, node: fx.Node) -> Axes | None:
-        """Pin all units that something is given which is in no table."""
-        module = self.model.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if isinstance(module, _NORMS) or node.target in _NORM_FUNCTIONS:
-            return self._lost(node, "it normalises over several of them", UNKNOWN)
-        return self._lost(node, "it is not known to leave each of them to itself", UNKNOWN)
+    def unknown(self, call: Call) -> Axes | None:
+        """Pin all units that something is given which is not known to leave each to itself."""
+        if call.kind == "normalisation":
+            return self.lost(call.node, "it normalises over several of them", UNKNOWN)
+        return self.lost(call.node, "it is not known to leave each of them to itself", UNKNOWN)
 
-    def _lost(self, node: fx.Node, why: str, remedy: str) -> Axes | None:
+    def lost(self, node: fx.Node, why: str, remedy: str) -> Axes | None:
         """Pin all units that something is given."""
         for source in node.all_input_nodes:
-            self._pin_all(source, self._pin(node, why, remedy))
+            self.pin_all(source, self.pin(node, why, remedy))
         return None
 
-    def _pin_all(self, value: Any, pin: Refusal) -> None:
+    def pin_all(self, value: Any, pin: Refusal) -> None:
         """Pin all units of a value."""
         for axis in self.axes.get(value, ()) if isinstance(value, fx.Node) else ():
             self.spaces.pin(axis, pin)
 
-    def _pin(self, node: fx.Node, why: str, remedy: str) -> Refusal:
+    def pin(self, node: fx.Node, why: str, remedy: str) -> Refusal:
         """Return a reason with its place: which module or call."""
         what = calls.words(node)
         if node.op == "call_module":
@@ -790,7 +549,203 @@ class _Reader:
 
 def _only_reshapes(node: fx.Node) -> bool:
     """Say whether a size goes nowhere but into the shape of a value."""
-    if node.target in (*_RESHAPES, *_EXPANSIONS):
-        return True
+    if node.op in ("call_function", "call_method"):
+        operation = operation_of(node.target)
+        if operation and (operation.name in _RESHAPES or operation.kind == "expansion"):
+            return True
     numbers = node.target in _NUMBERS and shape_of(node) is None
     return numbers and all(map(_only_reshapes, node.users))
+
+
+# What each operation does to the units of the values that it is given
+
+
+@by_operation
+def follow(
+    call: Call, reader: _Reader, given: list[fx.Node], shape: tuple[int, ...]
+) -> Axes | None:
+    """Return the axes of what a call returns; None if the units that it is given are lost."""
+    what = call.node.target if call.module is None else type(call.module)
+    home, name = str(getattr(what, "__module__", "")), getattr(what, "__name__", "")
+    if home.startswith("torchvision.ops") and name in ("StochasticDepth", "stochastic_depth"):
+        return reader.axes[given[0]]  # whole residual branches are dropped
+    return reader.unknown(call)
+
+
+@follow.register(*POINTWISE, "dropout of channels", "expand_as")
+def _elementwise(
+    call: Call, reader: _Reader, given: list[fx.Node], shape: tuple[int, ...]
+) -> Axes | None:
+    """Unite the units of values that are added, multiplied or the like, axis by axis."""
+    result: list[Axis | None] = []
+    why = "they are combined with values whose number cannot change, or that are made otherwise"
+    pin = reader.pin(call.node, why, _FIXED)
+    for behind in range(len(shape), 0, -1):
+        found: list[Axis | None] = []
+        for one in given:
+            sizes = shape_of(one)
+            if sizes is None or len(sizes) < behind:
+                continue
+            axis = reader.axes[one][-behind]
+            if sizes[-behind] == shape[-behind] > 1 or (axis and shape[-behind] == 1):
+                found.append(axis)
+            else:
+                alone = "a single one stands for many there"
+                reader.spaces.pin(axis, reader.pin(call.node, alone, ELSEWHERE))
+        for axis in found[1:]:
+            reader.unify(found[0], axis, pin)
+        result.append(found[0] if found else None)
+    return tuple(result)
+
+
+@follow.register("concatenation")
+def _concatenation(
+    call: Call, reader: _Reader, given: list[fx.Node], shape: tuple[int, ...]
+) -> Axes | None:
+    """Follow a concatenation: the segments of all parts, one behind the other."""
+    parts, dim = call["tensors"], call["dim"]
+    if not isinstance(dim, int) or not all(one in reader.axes for one in parts):
+        return reader.unknown(call)
+    dim %= len(shape)
+    fixed = reader.pin(call.node, "they are beside values whose number cannot change", _FIXED)
+    units = any(reader.axes[one][dim] is not None for one in parts)
+    joined: list[Segment] = []
+    result: list[Axis | None] = list(reader.axes[parts[0]])
+    for one in parts:
+        axes, sizes = reader.axes[one], shape_of(one) or ()
+        axis = axes[dim]
+        joined += reader.spaces.new(sizes[dim], fixed) if axis is None else axis
+        for k, other in enumerate(axes):
+            if k != dim:
+                reader.unify(result[k], other, fixed)
+    result[dim] = tuple(joined) if units else None
+    return tuple(result)
+
+
+_OfOne: TypeAlias = Callable[[Call, "_Reader", Axes, tuple[int, ...]], Axes | None]
+
+
+def _of_one(*names: str) -> Callable[[_OfOne], _OfOne]:
+    """Register what operations of one value do, given the axes of this value."""
+
+    def enter(rule: _OfOne) -> _OfOne:
+        def whole(
+            call: Call, reader: _Reader, given: list[fx.Node], shape: tuple[int, ...]
+        ) -> Axes | None:
+            if len(given) > 1:
+                return reader.unknown(call)
+            return rule(call, reader, reader.axes[given[0]], shape)
+
+        follow.register(*names)(whole)
+        return rule
+
+    return enter
+
+
+@_of_one("activation per channel")
+def _prelu(call: Call, reader: _Reader, axes: Axes, shape: tuple[int, ...]) -> Axes | None:
+    return axes  # one slope for all: a slope per channel is a layer
+
+
+@_of_one("pooling", "adaptive pooling", "padding", "resizing")
+def _spatial(call: Call, reader: _Reader, axes: Axes, shape: tuple[int, ...]) -> Axes | None:
+    """Follow what works on so many trailing axes, the same for all units."""
+    if call.operation is None:
+        return reader.unknown(call)
+    count = call.operation.axes or len(shape) - 2
+    if call.name == "pad":
+        count = len(call["pad"]) // 2
+    return reader.trailing(call.node, axes, count)
+
+
+@_of_one("layer_norm")
+def _layer_norm(call: Call, reader: _Reader, axes: Axes, shape: tuple[int, ...]) -> Axes | None:
+    if call.module is None:
+        return reader.unknown(call)
+    return reader.trailing(call.node, axes, len(call["normalized_shape"]))
+
+
+@_of_one(*_RESHAPES)
+def _reshape(call: Call, reader: _Reader, axes: Axes, shape: tuple[int, ...]) -> Axes | None:
+    """Follow a reshape; a size that is written down is one that cannot change."""
+    node = call.node
+    after, lost = reshaped(axes, shape_of(node.args[0]) or (), shape)
+    for axis in lost:
+        reader.spaces.pin(axis, reader.pin(node, "it divides them over several axes", UNKNOWN))
+    sizes = () if call.name == "flatten" else (*node.args[1:], *node.kwargs.values())
+    return reader.written(node, after, sizes)
+
+
+@_of_one("expand")
+def _expand(call: Call, reader: _Reader, axes: Axes, shape: tuple[int, ...]) -> Axes | None:
+    """Follow an expansion to sizes that are given."""
+    result: Axes = (*[None] * (len(shape) - len(axes)), *axes)
+    return reader.written(call.node, result, call.node.args[1:])
+
+
+@_of_one("reduction")
+def _reduction(call: Call, reader: _Reader, axes: Axes, shape: tuple[int, ...]) -> Axes | None:
+    """Follow a mean, a sum or a maximum along axes."""
+    gone = call.axes(len(axes)) or set(range(len(axes)))
+    why = "it takes one value of all of them, in which a copy would count twice"
+    left = reader.along(call.node, axes, gone, why)
+    if len(shape) == len(axes):
+        return left
+    return tuple(axis for k, axis in enumerate(axes) if k not in gone)
+
+
+@_of_one("distribution")
+def _distribution(call: Call, reader: _Reader, axes: Axes, shape: tuple[int, ...]) -> Axes | None:
+    """Follow a softmax along an axis; PyTorch chooses one if none is given."""
+    where = call.axes(len(axes)) or set(range(len(axes)))
+    return reader.along(call.node, axes, where, "it divides by a sum over them")
+
+
+@_of_one("permutation")
+def _permutation(call: Call, reader: _Reader, axes: Axes, shape: tuple[int, ...]) -> Axes | None:
+    order = call.order(len(axes))
+    return reader.unknown(call) if order is None else tuple(axes[axis] for axis in order)
+
+
+@_of_one("indexing")
+def _indexing(call: Call, reader: _Reader, axes: Axes, shape: tuple[int, ...]) -> Axes | None:
+    """Follow ``x[:, :, 0]``: whole axes stay, of the others the units are lost."""
+    index: Any = call.node.args[1]
+    index = index if isinstance(index, tuple) else (index,)
+    if any(isinstance(one, fx.Node) for one in index):
+        return reader.unknown(call)
+    named = sum(one is not None and one is not Ellipsis for one in index)
+    result: list[Axis | None] = []
+    left = list(axes)
+    for one in (*index, *([] if Ellipsis in index else [Ellipsis])):
+        if one is None:
+            result.append(None)
+        elif one is Ellipsis:
+            result += [left.pop(0) for _ in range(len(axes) - named)]
+        else:
+            axis = left.pop(0)
+            if one != slice(None):
+                pin = reader.pin(call.node, "it picks some of them", UNKNOWN)
+                reader.spaces.pin(axis, pin)
+                axis = None
+            if isinstance(one, slice):
+                result.append(axis)
+            elif not isinstance(one, int):
+                return reader.unknown(call)
+    return tuple(result)
+
+
+@_of_one("squeeze")
+def _squeeze(call: Call, reader: _Reader, axes: Axes, shape: tuple[int, ...]) -> Axes | None:
+    sizes = shape_of(call.node.args[0]) or ()
+    gone = {k for k in call.axes(len(axes)) or range(len(axes)) if sizes[k] == 1}
+    for k in gone:
+        why = "it takes the axis away that they are on"
+        reader.spaces.pin(axes[k], reader.pin(call.node, why, ELSEWHERE))
+    return tuple(axis for k, axis in enumerate(axes) if k not in gone)
+
+
+@_of_one("unsqueeze")
+def _unsqueeze(call: Call, reader: _Reader, axes: Axes, shape: tuple[int, ...]) -> Axes | None:
+    (at,) = call.axes(len(axes) + 1)
+    return (*axes[:at], None, *axes[at:])

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from convfc.errors import GeometryError
+from convfc.errors import ArgumentError
 from convfc.sizes import Sizes
 
 
@@ -113,7 +113,7 @@ def factorised(
 
     Raises
     ------
-    GeometryError
+    ArgumentError
         If no exact solution is found.
     """
     f, *kernel, c = groups[0].shape
@@ -330,7 +330,7 @@ def _too_few(
     sizes: tuple[int, int],
     groups: int,
     where: str,
-) -> GeometryError:
+) -> ArgumentError:
     """Return the refusal, with the number of channels that is needed and one that suffices."""
     f, c = sizes
     ways = _sizes(old, kernels)
@@ -343,7 +343,7 @@ def _too_few(
         inner * math.prod(size) for way in ways for inner, size in ((c, way.first), (f, way.second))
     )
     least = f"{max(needed, channels + 1) * groups} or more"
-    return GeometryError(
+    return ArgumentError(
         "so few channels between the two layers do not hold every such kernel",
         where=where,
         expected=least

@@ -11,16 +11,14 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from convfc.errors import GeometryError, ShapeError, UnsupportedLayer
+from convfc.errors import ArgumentError, ShapeError, UnsupportedLayer
 from convfc.frameworks.torch.forms import form_of
 from convfc.frameworks.torch.graph import as_traced
 from convfc.frameworks.torch.morphism.magnitude import Caller, Sums, magnitude
@@ -38,7 +36,7 @@ from convfc.frameworks.torch.morphism.target import (
     replaced,
 )
 from convfc.frameworks.torch.parts import plain_linear
-from convfc.frameworks.torch.vocabulary import CONVS, NORMS, POINTWISE
+from convfc.frameworks.torch.vocabulary import CONVS, NORMS, Call, is_pointwise
 from convfc.sizes import Sizes, flag, integer
 
 # Activations
@@ -175,8 +173,9 @@ def morph_activation(
     NothingToConvert
         If no part has this name.
     UnsupportedLayer
-        If the part is neither a layer that can be morphed nor an activation, or if the activation
-        is no function of single elements.
+        If the part is neither a layer that can be morphed nor an activation.
+    ArgumentError
+        If the activation is no function of single elements.
 
     Examples
     --------
@@ -197,7 +196,7 @@ def morph_activation(
         return _inserted(find_layer(model, name, example), activation, seed)
     target = find_part(model, name, example)
     if activation is not None:
-        raise UnsupportedLayer(
+        raise ArgumentError(
             "an activation is made parametric, not exchanged for another",
             where=target.where,
             expected="activation=None",
@@ -256,9 +255,9 @@ def _is_identity(activation: nn.Module) -> bool:
 
 
 def _check_activation(activation: nn.Module) -> None:
-    if type(activation) in POINTWISE:
+    if is_pointwise(activation):
         return
-    raise UnsupportedLayer(
+    raise ArgumentError(
         f"{type(activation).__name__} does not start as the identity and is no activation of "
         "torch.nn that does the same to every element",
         where="activation",
@@ -327,7 +326,7 @@ def deepen(
         If no part has this name.
     UnsupportedLayer
         If the part is no layer that can be morphed, or the activation none.
-    GeometryError
+    ArgumentError
         If the kernel is even, or the groups do not divide the channels.
     ShapeError
         If BatchNorm does not take what the layer returns on the example.
@@ -448,7 +447,7 @@ def _odd_kernel(target: Target, given: Any) -> Sizes:
         return (3,) * len(own.size)
     size = read_size(given, own, "kernel_size")
     if any(k % 2 == 0 for k in size):
-        raise GeometryError(
+        raise ArgumentError(
             "an even kernel has no middle",
             where="kernel_size",
             expected="odd numbers",
@@ -462,7 +461,7 @@ def _check_groups(target: Target, groups: int, channels: int) -> None:
     count = integer("groups", groups, least=1)
     conv = form_of(target.part) == "native"
     if channels % count or (count > 1 and not conv):
-        raise GeometryError(
+        raise ArgumentError(
             "the channels cannot be shared out among so many groups",
             where="groups",
             expected=f"a divisor of {channels}" if conv else "1 for an FC layer",
@@ -487,24 +486,25 @@ def _what_follows(target: Target) -> tuple[nn.Module, nn.Module | None]:
     if not isinstance(graph, fx.Graph):
         return target.part, _next_in_sequential(target)
     model = as_traced(target.model)
-    parts = {
-        node: model.get_submodule(str(node.target))
-        for node in graph.nodes
-        if node.op == "call_module"
-    }
+    calls = {node: Call.of(node, model) for node in graph.nodes}
     last = target.part
     while True:
-        nexts = [_only_user(node) for node, part in parts.items() if part is last]
-        behind = {id(parts.get(node)): parts.get(node) for node in nexts if node is not None}
-        if None in nexts or not nexts:
+        nexts = [_only_user(node) for node, call in calls.items() if call.module is last]
+        found = [calls[node] for node in nexts if node is not None]
+        if not found or len(found) < len(nexts):
             return last, None
-        (first, *others) = behind.values()
-        if not others and isinstance(first, _BatchNorm) and first.weight is not None:
+        first = found[0].module
+        alone = all(call.module is first for call in found)
+        if alone and isinstance(first, _BatchNorm) and first.weight is not None:
             last = first
             continue
-        found = [_activation(node, parts.get(node)) for node in nexts if node is not None]
-        same = {repr(one) for one in found}
-        return last, found[0] if len(same) == 1 else None
+        activations = [_idempotent(call) for call in found]
+        return last, activations[0] if len(set(map(repr, activations))) == 1 else None
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    users = list(node.users)
+    return users[0] if len(users) == 1 else None
 
 
 def _next_in_sequential(target: Target) -> nn.Module | None:
@@ -519,49 +519,15 @@ def _next_in_sequential(target: Target) -> nn.Module | None:
         return None
     parent, key = holding[0]
     behind = list(parent._modules.values())[list(parent._modules).index(key) + 1 :]
-    return _idempotent_copy(behind[0]) if behind and behind[0] is not None else None
+    return _idempotent(behind[0]) if behind else None
 
 
-def _idempotent_copy(activation: nn.Module) -> nn.Module | None:
-    """Return a fresh copy of an activation with ``phi(phi(x)) == phi(x)``, not in place; or None.
-
-    Examples
-    --------
-    >>> _idempotent_copy(nn.ReLU(inplace=True)), _idempotent_copy(nn.Sigmoid())
-    (ReLU(), None)
-    """
-    if type(activation) in (nn.ReLU, nn.ReLU6):
-        return type(activation)()
-    if type(activation) is nn.Hardtanh:
-        return nn.Hardtanh(activation.min_val, activation.max_val)
-    return None
-
-
-def _only_user(node: fx.Node) -> fx.Node | None:
-    users = list(node.users)
-    return users[0] if len(users) == 1 else None
-
-
-def _activation(node: fx.Node, part: nn.Module | None) -> nn.Module | None:
-    """Return the idempotent activation that a node calls, as a module of its own."""
-    if part is not None:
-        return _idempotent_copy(part)
-    if node.op == "call_method":
-        return nn.ReLU() if node.target in ("relu", "relu_") else None
-    make = _FUNCTIONS.get(node.target) if node.op == "call_function" else None
-    return None if make is None else make(*node.args[1:], **node.kwargs)
-
-
-def _hardtanh(min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> nn.Module:
-    return nn.Hardtanh(min_val, max_val)
-
-
-_FUNCTIONS: dict[Any, Callable[..., nn.Module]] = {
-    functional.relu: lambda inplace=False: nn.ReLU(),
-    functional.relu_: nn.ReLU,
-    torch.relu: nn.ReLU,
-    torch.relu_: nn.ReLU,
-    functional.relu6: lambda inplace=False: nn.ReLU6(),
-    functional.hardtanh: _hardtanh,
-    functional.hardtanh_: _hardtanh,
-}
+def _idempotent(what: Call | nn.Module | None) -> nn.Module | None:
+    """Return a fresh activation like this, not in place, if ``phi(phi(x)) == phi(x)``; or None."""
+    if isinstance(what, Call):
+        known = what.name in ("relu", "relu6", "hardtanh")
+        what = what.module or (what.as_module() if known else None)
+    for kind in (nn.ReLU, nn.ReLU6):
+        if type(what) is kind:
+            return kind()
+    return nn.Hardtanh(what.min_val, what.max_val) if type(what) is nn.Hardtanh else None

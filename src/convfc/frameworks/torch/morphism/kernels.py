@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from convfc.errors import GeometryError
+from convfc.errors import ArgumentError, UnsupportedLayer
 from convfc.frameworks.torch.forms import form_of
 from convfc.frameworks.torch.morphism.composition import Factors, factorised
 from convfc.frameworks.torch.morphism.identity import identity_start
@@ -102,9 +102,10 @@ def morph_kernel(
     ------
     NothingToConvert, UnsupportedLayer
         If no part has this name, or it is no layer that can be morphed.
+    ArgumentError
+        If the kernel is smaller.
     GeometryError
-        If the kernel is smaller, or if the input is too small for the padding that a padding mode
-        would have to make. An FC layer has no kernel.
+        If the input is too small for the padding that a padding mode would have to make.
 
     Examples
     --------
@@ -119,7 +120,7 @@ def morph_kernel(
     """
     target = find_layer(model, name, example)
     if form_of(target.part) != "native":
-        raise GeometryError(
+        raise UnsupportedLayer(
             "an FC layer has no kernel",
             where=target.where,
             remedy="name a CONV layer; what a Linear can be given is width or depth",
@@ -127,7 +128,7 @@ def morph_kernel(
     old = kernel_of(target.part)
     size = read_size(kernel_size, old, "kernel_size")
     if not _covers(size, old.size):
-        raise GeometryError(
+        raise ArgumentError(
             "a kernel cannot become smaller without losing taps",
             where="kernel_size",
             expected=f"at least {old.size}",
@@ -216,7 +217,7 @@ def morph_depth(
     ------
     NothingToConvert, UnsupportedLayer
         If no part has this name, or it is no layer that can be morphed.
-    GeometryError
+    ArgumentError
         If the kernels are too small, or the channels too few; it says how many are needed.
 
     Notes
@@ -334,7 +335,7 @@ def _middle_channels(channels: int | None, kernel: Kernel, where: str) -> int:
         return len(kernel.filters)
     count = integer("channels", channels, least=1)
     if count % kernel.groups:
-        raise GeometryError(
+        raise ArgumentError(
             "the channels between the two layers cannot be shared out among the groups",
             where=where,
             expected=f"a multiple of {kernel.groups}",
@@ -349,7 +350,7 @@ def _two_sizes(kernel: Kernel, given: tuple[Any, Any] | None) -> tuple[Sizes, Si
     if given is None:
         return kernel.size, (1,) * len(kernel.size)
     if not isinstance(given, (tuple, list)) or len(given) != 2:
-        raise GeometryError(
+        raise ArgumentError(
             "two layers have two kernels",
             where="kernel_sizes",
             expected="a pair, such as (3, 1) or ((3, 3), (1, 1))",
@@ -361,7 +362,7 @@ def _two_sizes(kernel: Kernel, given: tuple[Any, Any] | None) -> tuple[Sizes, Si
     )
     for k, a, b in zip(kernel.size, first, second, strict=True):
         if a + b - 1 < k:
-            raise GeometryError(
+            raise ArgumentError(
                 "the composition of two so small kernels does not cover the layer's",
                 where="kernel_sizes",
                 expected=f"K1 + K2 - 1 of {k} or more",
@@ -375,7 +376,7 @@ def _starting(activation: Activation, layer: nn.Module) -> nn.Module:
     """Return the activation between two layers."""
     if isinstance(activation, str):
         if activation != "prelu":
-            raise GeometryError(
+            raise ArgumentError(
                 "there is no such activation",
                 where="activation",
                 expected="'prelu', None or a module",
@@ -470,7 +471,7 @@ def morph_subnet(
     ------
     NothingToConvert, UnsupportedLayer
         If no part has this name, or it is no layer that can be morphed.
-    GeometryError
+    ArgumentError
         If a chain is not one, if its kernels are too small or its channels too few.
 
     Examples
@@ -492,7 +493,7 @@ def morph_subnet(
     target = find_layer(model, name, example)
     kernel = kernel_of(target.part)
     if (layers is None) == (branches is None):
-        raise GeometryError(
+        raise ArgumentError(
             "a sub-network is either a chain or branches",
             where="layers, branches",
             expected="one of the two",
@@ -544,10 +545,10 @@ def _chain(
     """
     try:
         kernels = _peeled(layer, kernel, chain, seed, target.where, front=True)
-    except GeometryError as error:
+    except ArgumentError as error:
         try:
             kernels = _peeled(layer, kernel, chain, seed, target.where, front=False)
-        except GeometryError:
+        except ArgumentError:
             raise error from None
     check_room(kernels[0], target)
     made: list[nn.Module] = []
@@ -618,8 +619,8 @@ def _steps(chain: Any, kernel: Kernel, name: str, where: str) -> list[_Step]:
     ]
     good = bool(pairs) and None not in pairs
     if not good or pairs[-1][1] is not None or any(pair[1] is None for pair in pairs[:-1]):
-        raise GeometryError(
-            "no chain of layers",
+        raise ArgumentError(
+            "this is no chain of layers",
             where=name,
             expected="pairs (kernel, channels), the last one with None for the layer's filters",
             got=repr(chain),
@@ -636,7 +637,7 @@ def _steps(chain: Any, kernel: Kernel, name: str, where: str) -> list[_Step]:
 def _check_reach(chains: Sequence[Sequence[_Step]], kernel: Kernel) -> None:
     reaches = [_reach(chain) for chain in chains]
     if not any(_covers(reach, kernel.size) for reach in reaches):
-        raise GeometryError(
+        raise ArgumentError(
             "no chain of kernels reaches over the layer's kernel",
             where="layers or branches",
             expected=f"K1 + K2 - 1 and so on of at least {kernel.size} in one of them",
@@ -644,8 +645,8 @@ def _check_reach(chains: Sequence[Sequence[_Step]], kernel: Kernel) -> None:
             remedy="take larger kernels, or more layers",
         )
     if len(chains) > _PARTS // 2:
-        raise GeometryError(
-            "so many branches",
+        raise ArgumentError(
+            "too many branches",
             where="branches",
             expected=f"{_PARTS // 2} at most",
             got=len(chains),

@@ -24,7 +24,7 @@ from torch import Tensor, fx, nn
 
 from convfc.certificate import Certificate
 from convfc.errors import (
-    ConvfcError,
+    ArgumentError,
     DtypeError,
     GeometryError,
     NothingToConvert,
@@ -302,7 +302,7 @@ def generator_of(seed: int) -> torch.Generator:
 def check_share(name: str, value: object, *, least: float = 0.0, most: float) -> float:
     """Return a real number within bounds, or refuse it."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
-        raise ConvfcError(
+        raise ArgumentError(
             "a number out of its range",
             where=name,
             expected=f"a number from {least:g} to {most:g}",
@@ -538,7 +538,7 @@ def read_size(value: Any, kernel: Kernel, name: str) -> Sizes:
     if kernel.size:
         return per_axis(name, value, len(kernel.size), least=1)
     if value not in (1, ()):
-        raise GeometryError(
+        raise ArgumentError(
             "an FC layer has no kernel",
             where=name,
             expected="1, or ()",
@@ -605,7 +605,7 @@ def _cropping(kernel: Kernel, behind: list[nn.Module]) -> dict[str, Any]:
             extra.append(0)
             rest.append((least - low, least - high))
     if kernel.bias is not None and any(n > 0 for pair in rest for n in pair):
-        raise GeometryError(
+        raise ArgumentError(
             "zeros would have to be added behind a transposed layer with a bias",
             where="padding",
             remedy="take larger kernels",

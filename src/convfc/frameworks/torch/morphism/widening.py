@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import init
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from convfc.errors import ConvfcError, UnsupportedLayer
+from convfc.errors import ArgumentError, UnsupportedLayer
 from convfc.frameworks.torch.forms import form_of
 from convfc.frameworks.torch.morphism.certify import Change
 from convfc.frameworks.torch.morphism.channels import (
@@ -117,7 +117,7 @@ def widen(
         the place and the way out.
     UnsupportedModel
         If `torch.fx` cannot trace the model, or traces something else in training.
-    ConvfcError
+    ArgumentError
         If an argument has no such value.
 
     Examples
@@ -196,8 +196,10 @@ def _wanted(now: int, width: int | None, factor: float | None, unit: int, name: 
         return math.ceil(exact / unit) * unit
     assert width is not None, "checked before"  # noqa: S101
     if width < now or width % unit:
-        raise ConvfcError(
-            "no such width" if width % unit else "a layer can only become wider",
+        raise ArgumentError(
+            "this width does not fit the groups"
+            if width % unit
+            else "a layer can only become wider",
             where=f"{name}, width",
             expected=f"{now} or more" + (f", a multiple of {unit}" if unit > 1 else ""),
             got=width,
@@ -214,7 +216,7 @@ def _check_options(
     one_of("how", how, get_args(How), what="there is no such way", remedy="leave it out to copy")
     one_of("split", split, get_args(Split), what="there is no such split", remedy="leave it out")
     if how == "zero" and (split != "equal" or noise):
-        raise ConvfcError(
+        raise ArgumentError(
             "new units without outgoing weights have no copies to tell apart",
             where="noise" if noise else "split",
             expected="how='copy'",
@@ -222,7 +224,7 @@ def _check_options(
             remedy="leave it out",
         )
     if (width is None) == (factor is None):
-        raise ConvfcError(
+        raise ArgumentError(
             "the new width is one number",
             where="width",
             expected="one of width= and factor=",
@@ -230,13 +232,13 @@ def _check_options(
             remedy="give width=32, or factor=2",
         )
     if width is not None and (isinstance(width, bool) or not isinstance(width, int)):
-        raise ConvfcError(
+        raise ArgumentError(
             "a width is an integer", where="width", got=repr(width), remedy="round it"
         )
     for what, value, least in (("factor", 1 if factor is None else factor, 1), ("noise", noise, 0)):
         if not isinstance(value, (int, float)) or not least <= value < math.inf:
-            raise ConvfcError(
-                "no such number",
+            raise ArgumentError(
+                "a number out of its range",
                 where=what,
                 expected=f"a number, {least} or more",
                 got=repr(value),

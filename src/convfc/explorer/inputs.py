@@ -1,7 +1,8 @@
-"""What can be an input of a layer: an array in any sensible layout, an image file, a digit."""
+"""What can be an input of a layer: an array, an image file, a digit, or what its model gives it."""
 
 from __future__ import annotations
 
+import importlib
 import os
 import pathlib
 import warnings
@@ -13,15 +14,16 @@ from array_api_compat import is_array_api_obj
 from numpy.typing import NDArray
 
 from convfc.arrays import as_numpy
+from convfc.convert import inspect
 from convfc.digits import digit
-from convfc.errors import DataError, ShapeError
+from convfc.errors import ArgumentError, DataError, NothingToConvert, ShapeError
 from convfc.extras import needing
 from convfc.geometry import ConvGeometry
+from convfc.registry import room_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["FORMATS", "LONGEST", "Picture", "Source", "as_input", "read_image", "real_numbers"]
 
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 """Formats that are read; none of them can do anything but hold a picture."""
@@ -51,36 +53,10 @@ def as_input(
     *,
     order: str = "channels_last",
 ) -> Picture:
-    """Return what stands for an input as one input of a layer.
+    """Return an array, the image of a path, or a digit 0 to 9 as one input of a layer.
 
-    Parameters
-    ----------
-    source : array, path or int
-        An array of NumPy, PyTorch or JAX in the order of axes given, or in the other one where it
-        fits only so; with or without a batch axis, of which the first input is taken, and without
-        channels if there is one. The path of an image file, see `read_image`. Or a digit 0 to 9.
-    geometry : ConvGeometry
-        Of the layer.
-    input_size : sequence of int, optional
-        What an image or a digit is made to fit; an array has its own size.
-    order : {"channels_last", "channels_first"}
-
-    Raises
-    ------
-    ShapeError
-        If it does not fit the layer.
-    DataError
-        If it is no image, no digit, or not of real and finite numbers.
-    MissingDependencyError
-        If the package that reads it is not installed.
-
-    Examples
-    --------
-    >>> geometry = ConvGeometry(3, 8, (3, 3))
-    >>> as_input(np.zeros((2, 3, 6, 7)), geometry, order="channels_first").values.shape
-    (6, 7, 3)
-    >>> as_input(7, ConvGeometry(1, 8, (3, 3)), (14, 14)).said
-    'a handwritten 7, 28 × 28 to 14 × 14'
+    An array may have the other order of axes where it fits only so, a batch axis, of which the
+    first input is taken, and no channels if there is one. Images and digits are made to fit a size.
     """
     ndim, channels = geometry.spatial_ndim, geometry.in_channels
     if isinstance(source, (str, os.PathLike)):
@@ -91,7 +67,7 @@ def as_input(
         return _digit(int(source), ndim, channels, input_size)
     values = _one_of(real_numbers("x", source), geometry, order)
     if input_size is not None and tuple(input_size) != values.shape[:-1]:
-        raise ShapeError(
+        raise ArgumentError(
             "an array has its own size",
             where="input_size",
             expected=values.shape[:-1],
@@ -102,39 +78,10 @@ def as_input(
 
 
 def read_image(path: pathlib.Path, channels: int, size: Sequence[int] | None = None) -> Picture:
-    """Return an image as numbers from 0 to 1.
+    """Return an image ``(height, width, channels)``, float32 from 0 to 1, grey or RGB.
 
-    Parameters
-    ----------
-    path : pathlib.Path
-        One of `FORMATS`.
-    channels : int
-        1 for grey values, 3 for red, green and blue.
-    size : sequence of two int, optional
-        Height and width; what the image has beyond this shape is cut off on both sides, and the
-        rest is made smaller or larger. If not given, an image is made so small that no side is
-        longer than `LONGEST`.
-
-    Returns
-    -------
-    Picture
-        Of shape ``(height, width, channels)``, float32; ``said`` tells what was done.
-
-    Raises
-    ------
-    DataError
-        If there is no such file, or it is no image that can be read.
-    ShapeError
-        For another number of channels.
-    MissingDependencyError
-        If Pillow is not installed.
-
-    Examples
-    --------
-    >>> read_image(pathlib.Path("nowhere.png"), 1)
-    Traceback (most recent call last):
-    ...
-    convfc.errors.DataError: nowhere.png: there is no such file. Remedy: check the path
+    What it has beyond the shape of a size is cut off on both sides, and the rest is made smaller or
+    larger; without one no side is longer than `LONGEST`.
     """
     _check_channels(str(path), channels)
     picture, said = _opened(path, channels)
@@ -157,20 +104,7 @@ def read_image(path: pathlib.Path, channels: int, size: Sequence[int] | None = N
 
 
 def real_numbers(name: str, values: Any) -> NDArray[Any]:
-    """Return an array of any library as NumPy's, of real and finite numbers.
-
-    Raises
-    ------
-    DataError
-        If a number is complex, infinite or not a number.
-
-    Examples
-    --------
-    >>> real_numbers("x", np.array([1.0, np.inf]))
-    Traceback (most recent call last):
-    ...
-    convfc.errors.DataError: x: a number that is not finite; got 1 of 2. Remedy: ...
-    """
+    """Return an array of any library as NumPy's, of real and finite numbers."""
     if "bfloat16" in str(getattr(values, "dtype", "")):  # float32 holds every number of it
         values = values.float() if hasattr(values, "float") else np.asarray(values, np.float32)
     try:
@@ -295,3 +229,82 @@ def _opened(path: pathlib.Path, channels: int) -> tuple[Image, list[str]]:
             expected=", ".join(FORMATS),
             remedy="save it as PNG, and not larger than a photograph",
         ) from error
+
+
+def layer_names(model: Any) -> list[str]:
+    """Return the places of a model's CONV layers, in its order."""
+    rows = [row for row in inspect(model) if row.form in ("native", "patch", "weight")]
+    return list(dict.fromkeys(row.names[0] if row.names else row.name for row in rows))
+
+
+def layer_in_model(model: Any, name: str | None, x: Any) -> tuple[str, Any, Any]:
+    """Return a layer's place, the layer, and what it is called with when the model is run.
+
+    Without a name it is the first CONV layer.
+    """
+    names = layer_names(model)
+    place = (names[0] if names else None) if name is None else name
+    if place not in names:
+        raise NothingToConvert(
+            "the model has no such CONV layer" if names else "the model has no CONV layer",
+            where="layer",
+            expected=f"one of {', '.join(names)}" if names else None,
+            got=name,
+            remedy="convfc inspect lists the layers of a model",
+        )
+    room = room_of(model)
+    running = importlib.import_module(f"{room.__name__}.running")
+    return place, model.get_submodule(place), running.layer_input(model, place, x)
+
+
+def input_for(
+    model: Any, sizes: Sequence[int] | None = None, source: Source | None = None
+) -> tuple[NDArray[np.float32], str]:
+    """Return an input ``(1, c, *spatial)`` of a model, and what it is.
+
+    That is an image or a digit fitted to the sizes, or random numbers from 0 to 1. Sizes are those
+    of ``(c, *spatial)``, with or without a batch axis before; without any, the first CONV layer
+    says how many axes and channels there are.
+    """
+    if sizes is None and source is None:
+        raise ShapeError(
+            "the size of the model's input is not known",
+            where="input",
+            remedy="give --image photo.png, or --input 3,224,224",
+        )
+    ndim = None if sizes is None else _axes(model, sizes)
+    if source is None:
+        assert sizes is not None, "checked before"  # noqa: S101
+        shape = tuple(sizes)[-(ndim or 0) - 1 :]
+        noise = np.random.default_rng(0).random((1, *shape)).astype(np.float32)
+        return noise, f"random numbers, {' × '.join(map(str, shape))}"
+    if sizes is None or ndim is None:
+        first = _first(model)
+        geometry, size = ConvGeometry(first.in_channels, 1, (1,) * first.spatial_ndim), None
+    else:
+        channels, *size = tuple(sizes)[-ndim - 1 :]
+        geometry = ConvGeometry(channels, 1, (1,) * ndim)
+    picture = as_input(source, geometry, size)
+    x = np.moveaxis(picture.values, -1, 0)[None].astype(np.float32)
+    return x, picture.said
+
+
+def _axes(model: Any, sizes: Sequence[int]) -> int:
+    """Return the number of spatial axes of sizes, with a batch axis or without."""
+    if len(sizes) in (2, 4):
+        return len(sizes) // 2
+    if len(sizes) == 3:  # (c, h, w), or (b, c, n)
+        return 2 if model is None else _first(model).spatial_ndim
+    raise ShapeError(
+        "the page shows one or two spatial axes",
+        where="input",
+        expected="sizes such as 3,224,224, or 1,3,224,224",
+        got=",".join(map(str, sizes)),
+        remedy="give channels and spatial sizes",
+    )
+
+
+def _first(model: Any) -> ConvGeometry:
+    """Return the geometry of a model's first CONV layer; of an image, if it is not known."""
+    known = (row.geometry for row in inspect(model) if row.geometry is not None)
+    return next(known, None) or ConvGeometry(3, 1, (1, 1))
