@@ -134,10 +134,10 @@ class Everything(nn.Module):
             functional.softmax(x, dim=1),
             x.softmax(1),
             x.mean((1, 2)),
-            torch.mean(x, axis=(1, 2)),  # type: ignore[call-overload]
+            torch.mean(x, dim=(1, 2)),
             x.amax(dim=(-2, -1)),
             torch.cat([x, x], 1),
-            torch.concatenate(tensors=[x, x], axis=1),  # type: ignore[call-overload]
+            torch.concatenate(tensors=[x, x], dim=1),
             x.permute(0, 2, 1),
             torch.permute(x, (0, -1, 1)),
             x.transpose(1, 2),
