@@ -603,11 +603,13 @@ def _concatenation(
     call: Call, reader: _Reader, given: list[fx.Node], shape: tuple[int, ...]
 ) -> Axes | None:
     """Follow a concatenation: the segments of all parts, one behind the other."""
-    parts, dim = call["tensors"], call["dim"]
+    node = call.node
+    parts: Any = node.args[0] if node.args else node.kwargs["tensors"]
+    dim = node.kwargs.get("axis", call["dim"])
     if not isinstance(dim, int) or not all(one in reader.axes for one in parts):
         return reader.unknown(call)
     dim %= len(shape)
-    fixed = reader.pin(call.node, "they are beside values whose number cannot change", _FIXED)
+    fixed = reader.pin(node, "they are beside values whose number cannot change", _FIXED)
     units = any(reader.axes[one][dim] is not None for one in parts)
     joined: list[Segment] = []
     result: list[Axis | None] = list(reader.axes[parts[0]])

@@ -142,7 +142,7 @@ def widen(
         raise UnsupportedLayer(
             "the model's forward does not call it as a layer of torch.nn",
             where=name,
-            remedy="call it as layer(x), and let it be exactly a class of torch.nn",
+            remedy="call it as layer(x), and let its forward be that of a class of torch.nn",
         )
     space, repeat = _space(graph, layer, name)
     size, blocks = graph.spaces.size(space), graph.spaces.blocks(space)
