@@ -28,8 +28,6 @@ from torch import Tensor
 from convfc.errors import ArgumentError
 from convfc.sizes import Sizes
 
-__all__ = ["Factors", "composed", "factorised"]
-
 
 class Factors(NamedTuple):
     """Two kernels whose composition is a third: first A, ``(C, *K1, c)``, then B, ``(f, *K2, C)``.
