@@ -27,8 +27,8 @@ FLOORS = [
     {"frameworks"},
     {"convert"},
     {"drawing", "digits", "reporting"},
-    {"methods", "paper", "explorer"},
-    {"studies"},
+    {"methods", "runs", "explorer"},
+    {"paper", "studies"},
     {"cli"},
     {"__init__", "__main__"},
 ]

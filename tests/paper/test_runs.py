@@ -6,6 +6,10 @@ import dataclasses
 import errno
 import json
 import os
+import signal
+import subprocess
+import sys
+import textwrap
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,8 +18,10 @@ import pytest
 from convfc import files
 from convfc.errors import RunError
 from convfc.files import replacing, write_arrays, write_json
-from convfc.paper.runs import RunFolder, Settings, Task, default_name
-from convfc.paper.trained import Epoch, NetworkFolder, State
+from convfc.paper.experiment import PaperSettings as Settings
+from convfc.paper.experiment import parts
+from convfc.runs import folder
+from convfc.runs.folder import PartFiles, Result, RunFolder
 
 if TYPE_CHECKING:
     import pathlib
@@ -27,28 +33,33 @@ def contents(path: pathlib.Path) -> list[str]:
     return sorted(str(p.relative_to(path)) for p in path.rglob("*") if p.is_file())
 
 
-def state(epochs: int) -> State:
+def opened(runs: pathlib.Path, settings: Settings = SETTINGS, **options: bool) -> RunFolder:
+    """Open a run, and leave it again."""
+    with RunFolder.open(runs, settings, **options) as run:
+        return run
+
+
+def state(epochs: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(epochs)
-    history = [Epoch(n + 1, 1 / 3 / (n + 1), rng.random(), 0.1) for n in range(epochs)]
-    trajectory = [rng.random((16, 128)).astype("float32") for _ in range(epochs + 1)]
-    variables = [np.float32(rng.random((3, 2))), np.int64(7), rng.random(12)]
-    return State([np.asarray(v) for v in variables], history, trajectory)
+    return {
+        "loss": np.array([1 / 3 / (n + 1) for n in range(epochs)]),
+        "first_layer": rng.random((epochs + 1, 16, 128)).astype("float32"),
+        "variable_000": np.float32(rng.random((3, 2))),
+        "variable_001": np.array(7),
+        "variable_002": rng.random(12),
+    }
 
 
-def assert_same(found: State | None, expected: State) -> None:
+def assert_same(found: dict[str, np.ndarray] | None, expected: dict[str, np.ndarray]) -> None:
     assert found is not None
-    assert found.history == expected.history
-    for one, other in (
-        (found.variables, expected.variables),
-        (found.trajectory, expected.trajectory),
-    ):
-        for a, b in zip(one, other, strict=True):
-            np.testing.assert_array_equal(a, b, strict=True)
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array, strict=True)
 
 
 def test_default_run_trains_all_networks_and_float64_last() -> None:
-    tasks = Settings().tasks
-    assert [task.name for task in tasks] == [
+    trained = {part.name: part.steps for part in parts(Settings()) if part.steps}
+    assert list(trained) == [
         "float32-sgd-cnn",
         "float32-sgd-fc",
         "float32-sgd-control",
@@ -58,43 +69,44 @@ def test_default_run_trains_all_networks_and_float64_last() -> None:
         "float64-adam-cnn",
         "float64-adam-fc",
     ]
-    assert list(tasks.values()) == [40] * 6 + [10] * 2
+    assert list(trained.values()) == [40] * 6 + [10] * 2
 
 
 def test_new_folder_holds_its_settings(tmp_path: pathlib.Path) -> None:
-    run = RunFolder.open(tmp_path / "runs", SETTINGS)
+    run = opened(tmp_path / "runs")
     assert contents(tmp_path) == ["runs/default/settings.json"]
-    assert json.loads((run.path / "settings.json").read_text()) == SETTINGS.as_json()
+    stored = json.loads((run.path / "settings.json").read_text())
+    assert stored == {**SETTINGS.as_json(), **{k: stored[k] for k in ("format", "files", "sha256")}}
     assert SETTINGS.as_json()["learning_rates"] == {"sgd": 0.01, "adam": 0.001}
 
 
 def test_existing_folder_needs_a_decision(tmp_path: pathlib.Path) -> None:
-    RunFolder.open(tmp_path, SETTINGS)
+    opened(tmp_path)
     with pytest.raises(RunError, match=r"the folder exists\. Remedy: --resume .* --overwrite"):
-        RunFolder.open(tmp_path, SETTINGS)
+        opened(tmp_path)
 
 
 def test_resume_continues_an_equal_run_and_starts_a_missing_one(tmp_path: pathlib.Path) -> None:
-    run = RunFolder.open(tmp_path, SETTINGS, resume=True)
+    run = opened(tmp_path, resume=True)
     (run.path / "mark").touch()
-    again = RunFolder.open(tmp_path, SETTINGS, resume=True)
+    again = opened(tmp_path, resume=True)
     assert (again.path / "mark").exists()
 
 
 def test_resume_with_other_settings_names_them(tmp_path: pathlib.Path) -> None:
-    RunFolder.open(tmp_path, SETTINGS)
+    opened(tmp_path)
     other = dataclasses.replace(SETTINGS, epochs=5, backend="torch")
     with pytest.raises(RunError) as caught:
-        RunFolder.open(tmp_path, other, resume=True)
+        opened(tmp_path, other, resume=True)
     assert "expected epochs=4, backend=jax; got epochs=5, backend=torch" in str(caught.value)
 
 
 def test_overwrite_removes_the_former_run_only(tmp_path: pathlib.Path) -> None:
-    run = RunFolder.open(tmp_path, SETTINGS)
+    run = opened(tmp_path)
     (run.path / "results.json").touch()
     (tmp_path / "neighbour").touch()
     other = dataclasses.replace(SETTINGS, epochs=5)
-    assert not RunFolder.open(tmp_path, other, overwrite=True).finished
+    assert not opened(tmp_path, other, overwrite=True).finished
     assert contents(tmp_path) == ["default/settings.json", "neighbour"]
 
 
@@ -103,29 +115,29 @@ def test_folder_that_is_no_run_is_left_alone(tmp_path: pathlib.Path, option: str
     (tmp_path / "default").mkdir()
     (tmp_path / "default" / "thesis.tex").touch()
     with pytest.raises(RunError, match=r"the folder is no run of convfc.*choose another --name"):
-        RunFolder.open(tmp_path, SETTINGS, **{option: True})
+        opened(tmp_path, **{option: True})
     assert contents(tmp_path) == ["default/thesis.tex"]
 
 
 def test_folder_killed_at_its_birth_is_started_anew(tmp_path: pathlib.Path) -> None:
     (tmp_path / "default").mkdir()
     (tmp_path / "default" / "settings.json.tmp").write_text('{"na')
-    run = RunFolder.open(tmp_path, SETTINGS)
+    run = opened(tmp_path)
     assert contents(run.path) == ["settings.json"]
 
 
 def test_resume_and_overwrite_exclude_each_other(tmp_path: pathlib.Path) -> None:
     with pytest.raises(RunError, match="resume and overwrite exclude each other"):
-        RunFolder.open(tmp_path, SETTINGS, resume=True, overwrite=True)
+        opened(tmp_path, resume=True, overwrite=True)
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"epochs": 0}, "epochs: nothing to train; expected 1 or more; got 0"),
+        ({"epochs": 0}, "epochs: a number too small; expected 1 or more; got 0"),
         ({"optimizers": ("sgd", "lbfgs")}, "expected sgd or adam; got lbfgs"),
         ({"optimizers": ()}, "expected sgd or adam; got none"),
-        ({"seed": -1}, "seed: no seed; expected 0 or more; got -1"),
+        ({"seed": -1}, "seed: a number too small; expected 0 or more; got -1"),
     ],
     ids=["epochs", "optimizer", "no-optimizer", "seed"],
 )
@@ -147,35 +159,24 @@ def test_different_settings_have_different_names() -> None:
         Settings(data="mnist"),
         Settings(float64_epochs=0),
     ]
-    assert len({default_name(settings) for settings in variants}) == len(variants)
+    assert len({settings.default_name() for settings in variants}) == len(variants)
 
 
 def test_checkpoint_gives_back_its_state(tmp_path: pathlib.Path) -> None:
-    folder = NetworkFolder(tmp_path / "n")
-    assert folder.load_checkpoint() is None
+    files = PartFiles(tmp_path, "n")
+    assert files.load_checkpoint() is None
     for epochs in (2, 3):
-        folder.save_checkpoint(state(epochs))
-        assert_same(folder.load_checkpoint(), state(epochs))
-        assert [path.name for path in folder.path.iterdir()] == [f"checkpoint-{epochs:06d}"]
-    assert not folder.finished
-
-
-def test_damaged_checkpoint_gives_way_to_an_older_one(tmp_path: pathlib.Path) -> None:
-    folder = NetworkFolder(tmp_path / "n")
-    folder.save_checkpoint(state(2))
-    (folder.path / "checkpoint-000002").rename(tmp_path / "kept")
-    folder.save_checkpoint(state(3))
-    (tmp_path / "kept").rename(folder.path / "checkpoint-000002")
-    newest = folder.path / "checkpoint-000003" / "state.npz"
-    newest.write_bytes(newest.read_bytes()[:200])
-    assert_same(folder.load_checkpoint(), state(2))
+        files.save_checkpoint(state(epochs))
+        assert_same(files.load_checkpoint(), state(epochs))
+        assert contents(tmp_path) == ["n.checkpoint.npz"]
+    assert not files.finished
 
 
 def test_checkpoint_that_fails_leaves_the_former_one(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = NetworkFolder(tmp_path / "n")
-    folder.save_checkpoint(state(2))
+    part = PartFiles(tmp_path, "n")
+    part.save_checkpoint(state(2))
 
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -183,33 +184,42 @@ def test_checkpoint_that_fails_leaves_the_former_one(
     with monkeypatch.context() as patch:
         patch.setattr(files.np, "savez", full)
         with pytest.raises(OSError, match="No space left") as caught:
-            folder.save_checkpoint(state(3))
-    unfinished = folder.path / "checkpoint-000003.tmp"
-    assert caught.value.filename == str(unfinished / "state.npz")
-    assert [path.name for path in folder.path.iterdir()] == ["checkpoint-000002"]
-    assert_same(folder.load_checkpoint(), state(2))
+            part.save_checkpoint(state(3))
+    assert caught.value.filename == str(part.checkpoint)
+    assert contents(tmp_path) == ["n.checkpoint.npz"]
+    assert_same(part.load_checkpoint(), state(2))
 
 
 def test_finished_network_keeps_nothing_of_its_training(tmp_path: pathlib.Path) -> None:
-    folder = NetworkFolder(tmp_path / "n")
-    folder.save_checkpoint(state(2))
-    (folder.path / "weights.npz.tmp").touch()
-    (folder.path / "checkpoint-000003.tmp").mkdir()
+    part = PartFiles(tmp_path, "n")
+    part.save_checkpoint(state(2))
+    for name in ("n.json", "n.npz", "n.weights.npz", "n.checkpoint.npz"):
+        (tmp_path / f"{name}.tmp").touch()
     last = state(3)
-    folder.finish(last.history, last.trajectory, {"first": last.trajectory[-1]})
-    assert folder.finished
-    assert contents(folder.path) == [
-        "first_layer.npz", "history.csv", "sha256.json", "weights.npz",
-    ]  # fmt: skip
-    assert folder.history() == last.history
-    np.testing.assert_array_equal(folder.trajectory(), np.stack(last.trajectory), strict=True)
+    numbers, arrays = {"loss": last["loss"].tolist()}, {"first_layer": last["first_layer"]}
+    part.save(Result(numbers, arrays, {"training": 2.5}, {"first": last["first_layer"][-1]}))
+    assert part.finished
+    assert contents(tmp_path) == ["n.json", "n.npz", "n.weights.npz"]
+    assert part.load().numbers == numbers
+    assert part.load().seconds == {"training": 2.5}
+    assert_same(dict(part.load().arrays), arrays)
+    assert_same(part.weights(), {"first": last["first_layer"][-1]})
 
 
-def test_history_is_readable_csv_with_all_digits(tmp_path: pathlib.Path) -> None:
-    folder = NetworkFolder(tmp_path)
-    folder.finish([Epoch(1, 0.1 + 0.2, 1e-17, 2.5)], [np.zeros((16, 128))], {})
-    text = (tmp_path / "history.csv").read_text()
-    assert text == "epoch,loss,val_loss,seconds\n1,0.30000000000000004,1e-17,2.5\n"
+def test_losses_are_readable_json_with_all_digits(tmp_path: pathlib.Path) -> None:
+    PartFiles(tmp_path, "n").save(Result({"loss": [0.1 + 0.2, 1e-17]}))
+    text = (tmp_path / "n.json").read_text()
+    assert "0.30000000000000004,\n" in text
+    assert "1e-17\n" in text
+    assert contents(tmp_path) == ["n.json"]
+
+
+@pytest.mark.parametrize("kind", ["arrays", "weights", "numbers"])
+def test_what_has_diverged_is_not_taken_for_a_result(tmp_path: pathlib.Path, kind: str) -> None:
+    value: object = float("nan") if kind == "numbers" else np.array([1, np.inf])
+    with pytest.raises(RunError, match=r"no finite number .*with these the training has diverged"):
+        PartFiles(tmp_path, "n").save(Result(**{kind: {"a": value}}))
+    assert not PartFiles(tmp_path, "n").finished
 
 
 def test_file_that_fails_half_way_is_not_there(tmp_path: pathlib.Path) -> None:
@@ -271,14 +281,112 @@ def test_a_folder_in_the_way_costs_no_other_file(tmp_path: pathlib.Path) -> None
 
 
 def test_a_link_to_a_run_is_not_overwritten(tmp_path: pathlib.Path) -> None:
-    RunFolder.open(tmp_path / "elsewhere", SETTINGS)
+    opened(tmp_path / "elsewhere", SETTINGS)
     (tmp_path / "default").symlink_to("elsewhere/default")
     with pytest.raises(RunError, match=r"default: a link to a run.*Remedy: remove the link"):
-        RunFolder.open(tmp_path, SETTINGS, overwrite=True)
-    assert RunFolder.open(tmp_path, SETTINGS, resume=True).path.is_symlink()
+        opened(tmp_path, overwrite=True)
+    assert opened(tmp_path, resume=True).path.is_symlink()
     assert contents(tmp_path) == ["elsewhere/default/settings.json"]
 
 
-def test_task_names_its_folder(tmp_path: pathlib.Path) -> None:
-    path = RunFolder(tmp_path).network(Task("float32", "adam", "cnn")).path
-    assert path == tmp_path / "networks" / "float32-adam-cnn"
+def old_run(place: pathlib.Path) -> None:
+    """What an earlier version has left: settings without a format, networks in folders."""
+    (place / "networks").mkdir(parents=True)
+    (place / "settings.json").write_text(json.dumps({"name": "default", "epochs": 4}))
+
+
+def test_a_folder_of_another_version_is_one_line_and_can_be_overwritten(
+    tmp_path: pathlib.Path,
+) -> None:
+    old_run(tmp_path / "default")
+    with pytest.raises(RunError) as caught:
+        opened(tmp_path, resume=True)
+    settings = tmp_path / "default" / "settings.json"
+    assert str(caught.value).startswith(f"{settings}: the file is of another version of convfc; ")
+    assert "Remedy: choose another --name or --runs-dir, or remove the whole" in str(caught.value)
+    assert contents(tmp_path) == ["default/settings.json"]
+    run = opened(tmp_path, overwrite=True)
+    assert [path.name for path in run.path.iterdir()] == ["settings.json"]
+
+
+HOLDING = """
+    import pathlib, sys, time
+    from convfc.paper.experiment import PaperSettings
+    from convfc.runs.folder import RunFolder
+
+    with RunFolder.open(pathlib.Path(sys.argv[1]), PaperSettings(epochs=4, float64_epochs=1)):
+        print("open", flush=True)
+        time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("place", ["default", "link"])
+def test_another_process_is_kept_out_until_it_ends(tmp_path: pathlib.Path, place: str) -> None:
+    (tmp_path / "link").symlink_to("default")
+    program = textwrap.dedent(HOLDING)
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    settings = dataclasses.replace(SETTINGS, name=place)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "open\n"
+            for option in ("resume", "overwrite")[: 1 if place == "link" else 2]:
+                with pytest.raises(RunError) as caught:
+                    opened(tmp_path, settings, **{option: True})
+                assert f"{place}: another process is at work on this run; got process " in str(
+                    caught.value
+                )
+                assert f"process {process.pid} on " in str(caught.value)
+                assert "and continue with --resume; or choose another --name" in str(caught.value)
+        finally:
+            process.kill()
+    assert process.returncode == -signal.SIGKILL
+    # What the killed process has left keeps nobody out, and goes with the next one.
+    assert contents(tmp_path / "default") == [".lock", "settings.json"]
+    if place == "default":
+        opened(tmp_path, resume=True)
+        assert contents(tmp_path / "default") == ["settings.json"]
+
+
+def test_a_lock_is_that_of_the_file_with_its_name(tmp_path: pathlib.Path) -> None:
+    """Who opened the file before its name was taken away has locked nothing."""
+    other: list[int] = []
+    take = folder._lock
+
+    def removed_in_between(opened_file: int) -> None:
+        take(opened_file)
+        if not other:
+            other.append(opened_file)
+            (tmp_path / ".lock").unlink()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(folder, "_lock", removed_in_between)
+        with folder.locked(tmp_path):
+            patch.undo()
+            with (
+                pytest.raises(RunError, match="another process is at work"),
+                folder.locked(tmp_path),
+            ):
+                pass
+    assert other
+    assert contents(tmp_path) == []
+
+
+def test_a_file_system_without_locks_is_worked_on(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(opened_file: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(folder, "_lock", refused)
+    assert contents(opened(tmp_path).path) == ["settings.json"]
+
+
+def test_a_refused_folder_is_left_as_it_was(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "default").mkdir()
+    (tmp_path / "default" / "thesis.tex").touch()
+    before = (tmp_path / "default").stat().st_mtime_ns
+    for options in ({}, {"resume": True}, {"overwrite": True}):
+        with pytest.raises(RunError):
+            opened(tmp_path, **options)
+    assert (tmp_path / "default").stat().st_mtime_ns == before
