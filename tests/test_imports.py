@@ -26,7 +26,7 @@ FLOORS = [
     {"operators"},
     {"frameworks"},
     {"convert"},
-    {"drawing", "digits", "reporting"},
+    {"drawing", "digits"},
     {"methods", "runs", "explorer"},
     {"paper", "studies"},
     {"cli"},

@@ -21,9 +21,9 @@ from convfc.geometry import ConvGeometry
 from convfc.paper.experiment import PaperSettings as Settings
 from convfc.paper.findings import PAPER, find, read_record
 from convfc.paper.study import STUDY
-from convfc.reporting import number, write_report_files
 from convfc.runs import study
 from convfc.runs.folder import Result, RunFolder
+from convfc.runs.reporting import number, write_report_files
 
 ROOT = pathlib.Path(__file__).parents[2]
 QUANTITIES = (

@@ -146,7 +146,6 @@ class FinishedRun:
 
     folder: RunFolder
     results: Mapping[str, Any]
-    sealed: Sealed | None = None
 
     @property
     def remedy(self) -> str:
@@ -156,7 +155,7 @@ class FinishedRun:
     def load(self, name: str) -> Result:
         """Return the result of a part."""
         part = self.folder.part(name)
-        sealed = self.sealed or read_sealed(self.folder.results_path, self.remedy)
+        sealed = read_sealed(self.folder.results_path, self.remedy)
         with sealed.reading(f"parts/{name}.json", part.remedy):
             return part.load()
 
@@ -241,12 +240,13 @@ class RunFolder:
                 where=str(self.results_path if begun else self.path),
                 remedy="finish the run with convfc reproduce --resume, or start one",
             )
+        self._settings()  # first: of another version it says so with the remedy that helps
         sealed = read_sealed(self.results_path, FinishedRun(self, {}).remedy)
         with sealed.reading("settings.json", _OTHER_PLACE):
-            self._settings()
+            pass
         places = self.path / "parts"
         require_folder(places, removing([places, self.results_path], "all is computed again"))
-        return FinishedRun(self, sealed.content, sealed)
+        return FinishedRun(self, sealed.content)
 
     def _occupied(self) -> bool:
         """Whether the folder holds more than a lock and the beginnings of a settings file."""

@@ -19,9 +19,9 @@ with needing():
     from matplotlib.figure import Figure
 
 from convfc import drawing
-from convfc.reporting import escaped, render, write_report_files
 from convfc.runs.folder import FinishedRun, PartFiles, Result, RunFolder
 from convfc.runs.machine import describe_machine, versions_of
+from convfc.runs.reporting import escaped, render, write_report_files
 from convfc.runs.sealed import Array, readable, require_folder
 
 if TYPE_CHECKING:

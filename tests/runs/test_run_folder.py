@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -17,9 +16,7 @@ import pytest
 
 from convfc import files
 from convfc.errors import RunError
-from convfc.files import replacing, write_arrays, write_json
 from convfc.paper.experiment import PaperSettings as Settings
-from convfc.paper.experiment import parts
 from convfc.runs import folder
 from convfc.runs.folder import PartFiles, Result, RunFolder
 
@@ -55,21 +52,6 @@ def assert_same(found: dict[str, np.ndarray] | None, expected: dict[str, np.ndar
     assert found.keys() == expected.keys()
     for name, array in expected.items():
         np.testing.assert_array_equal(found[name], array, strict=True)
-
-
-def test_default_run_trains_all_networks_and_float64_last() -> None:
-    trained = {part.name: part.steps for part in parts(Settings()) if part.steps}
-    assert list(trained) == [
-        "float32-sgd-cnn",
-        "float32-sgd-fc",
-        "float32-sgd-control",
-        "float32-adam-cnn",
-        "float32-adam-fc",
-        "float32-adam-control",
-        "float64-adam-cnn",
-        "float64-adam-fc",
-    ]
-    assert list(trained.values()) == [40] * 6 + [10] * 2
 
 
 def test_new_folder_holds_its_settings(tmp_path: pathlib.Path) -> None:
@@ -131,37 +113,6 @@ def test_resume_and_overwrite_exclude_each_other(tmp_path: pathlib.Path) -> None
         opened(tmp_path, resume=True, overwrite=True)
 
 
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"epochs": 0}, "epochs: a number too small; expected 1 or more; got 0"),
-        ({"optimizers": ("sgd", "lbfgs")}, "expected sgd or adam; got lbfgs"),
-        ({"optimizers": ()}, "expected sgd or adam; got none"),
-        ({"seed": -1}, "seed: a number too small; expected 0 or more; got -1"),
-    ],
-    ids=["epochs", "optimizer", "no-optimizer", "seed"],
-)
-def test_settings_without_meaning_are_refused(wrong: dict[str, object], message: str) -> None:
-    with pytest.raises(RunError, match=message):
-        Settings(**wrong)  # type: ignore[arg-type]
-
-
-def test_different_settings_have_different_names() -> None:
-    variants = [
-        Settings(),
-        Settings(epochs=400),
-        Settings(epochs=7),
-        Settings(optimizers=("sgd",)),
-        Settings(optimizers=("adam",)),
-        Settings(dtype="float64", float64_epochs=0),
-        Settings(backend="torch"),
-        Settings(seed=1),
-        Settings(data="mnist"),
-        Settings(float64_epochs=0),
-    ]
-    assert len({settings.default_name() for settings in variants}) == len(variants)
-
-
 def test_checkpoint_gives_back_its_state(tmp_path: pathlib.Path) -> None:
     files = PartFiles(tmp_path, "n")
     assert files.load_checkpoint() is None
@@ -220,64 +171,6 @@ def test_what_has_diverged_is_not_taken_for_a_result(tmp_path: pathlib.Path, kin
     with pytest.raises(RunError, match=r"no finite number .*with these the training has diverged"):
         PartFiles(tmp_path, "n").save(Result(**{kind: {"a": value}}))
     assert not PartFiles(tmp_path, "n").finished
-
-
-def test_file_that_fails_half_way_is_not_there(tmp_path: pathlib.Path) -> None:
-    path = tmp_path / "a.json"
-    write_json(path, {"old": 1})
-
-    def write_half() -> None:
-        with replacing(path) as handle:
-            handle.write(b'{"new"')
-            raise ValueError("half way")
-
-    with pytest.raises(ValueError, match="half way"):
-        write_half()
-    assert contents(tmp_path) == ["a.json"]
-    assert json.loads(path.read_text()) == {"old": 1}
-
-
-def test_arrays_are_stored_without_pickle(tmp_path: pathlib.Path) -> None:
-    write_arrays(tmp_path / "a.npz", {"x": np.arange(3.0)})
-    with np.load(tmp_path / "a.npz", allow_pickle=False) as stored:
-        np.testing.assert_array_equal(stored["x"], np.arange(3.0), strict=True)
-
-
-def write(path: pathlib.Path) -> None:
-    with replacing(path) as handle:
-        handle.write(b"new")
-
-
-@pytest.mark.parametrize("old", ["old", None])
-def test_a_link_stays_and_its_file_is_written(tmp_path: pathlib.Path, old: str | None) -> None:
-    (tmp_path / "link").symlink_to("target")
-    if old:
-        (tmp_path / "target").write_text(old)
-    write(tmp_path / "link")
-    assert contents(tmp_path) == ["link", "target"]
-    assert (tmp_path / "link").is_symlink()
-    assert (tmp_path / "target").read_text() == "new"
-
-
-def test_what_is_no_file_is_written_to(tmp_path: pathlib.Path) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
-    try:
-        write(tmp_path / "pipe")
-        assert os.read(reader, 9) == b"new"
-    finally:
-        os.close(reader)
-    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
-    assert (tmp_path / "pipe").is_fifo()
-
-
-def test_a_folder_in_the_way_costs_no_other_file(tmp_path: pathlib.Path) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out.tmp").touch()
-    with pytest.raises(IsADirectoryError) as caught:
-        write(tmp_path / "out")
-    assert caught.value.filename == str(tmp_path / "out")
-    assert contents(tmp_path) == ["out.tmp"]
 
 
 def test_a_link_to_a_run_is_not_overwritten(tmp_path: pathlib.Path) -> None:
