@@ -353,9 +353,10 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
     path = folder / LOCK
     opened = _take_lock(path)
     try:
-        os.truncate(opened, 0)
-        os.lseek(opened, 0, os.SEEK_SET)
-        os.write(opened, f"process {os.getpid()} on {platform.node()}".encode())
+        with contextlib.suppress(OSError):  # a full disk: a lock without a name is one, too
+            os.truncate(opened, 0)
+            os.lseek(opened, 0, os.SEEK_SET)
+            os.write(opened, f"process {os.getpid()} on {platform.node()}".encode())
         yield
     finally:
         # First the name, then the lock: who opens it in between sees that its name is gone.
