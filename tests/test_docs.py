@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import operator
 import pydoc
 import re
@@ -16,7 +15,6 @@ from markdown_it import MarkdownIt
 import convfc
 
 ROOT = Path(__file__).parents[1]
-PACKAGE = ROOT / "src" / "convfc"
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 PAGES += [page for room in ("docs", "benchmarks") for page in sorted((ROOT / room).rglob("*.md"))]
 ERRATA = ROOT / "docs" / "errata.md"
@@ -108,57 +106,6 @@ def test_every_erratum_has_a_demonstration(number: str, page: Path) -> None:
     examples = section.split("\n>>> ")[1:]
     shown = [e for e in examples if not e.splitlines()[-1].startswith(("...", ">>>"))]
     assert shown, "no example with a result"
-
-
-def _house() -> list[str]:
-    """The rows of CONTRIBUTING's table of the house, from the ground up."""
-    section = _text(ROOT / "CONTRIBUTING.md").split("## The house")[1].split("\n### ")[0]
-    return re.findall(r"^\| `([\w/.]+)` \|", section, flags=re.MULTILINE)
-
-
-def _row(parts: tuple[str, ...]) -> int:
-    """The row of a module given by its parts below convfc: a file, or the room that it is in.
-
-    What is in no row is a name of ``convfc/__init__.py``, which stands above them all.
-    """
-    names = [f"{parts[0]}.py", f"{parts[0]}/"]
-    house = _house()
-    return next((row for row, entry in enumerate(house) if entry in names), len(house))
-
-
-def test_the_house_in_contributing_is_the_house_that_stands() -> None:
-    files = {path.name for path in PACKAGE.glob("*.py")} - {"__init__.py"}
-    rooms = {f"{path.parent.name}/" for path in PACKAGE.glob("*/__init__.py")}
-    assert sorted(_house()) == sorted(files | rooms)
-
-
-def _imports(path: Path) -> set[tuple[str, ...]]:
-    """What a file imports of convfc, inside functions too, each as its parts below convfc."""
-    found = set()
-    for node in ast.walk(ast.parse(_text(path))):
-        if isinstance(node, ast.ImportFrom) and node.module == "convfc":
-            found |= {f"convfc.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports in the house are absolute"
-            found.add(str(node.module))
-        elif isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-    return {tuple(name.split(".")[1:]) for name in found if name.startswith("convfc.")}
-
-
-MODULES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
-
-
-@pytest.mark.parametrize("path", MODULES, ids=_relative)
-def test_imports_go_up_the_table_of_the_house(path: Path) -> None:
-    own = path.relative_to(PACKAGE).with_suffix("").parts
-    in_room = len(own) > 1
-    wrong = [
-        ".".join(parts)
-        for parts in _imports(path)
-        if _row(parts) > _row(own) or (_row(parts) == _row(own) and not in_room)
-    ]
-    assert wrong == []
 
 
 def test_citation_names_the_paper_and_the_version() -> None:

@@ -11,6 +11,7 @@ from convfc import ConvGeometry, errors
 from convfc.errors import ConvfcError, GeometryError
 
 BUILTIN = {
+    "ArgumentError": ValueError,
     "GeometryError": ValueError,
     "ShapeError": ValueError,
     "DtypeError": TypeError,

@@ -1,10 +1,12 @@
-"""Importing convfc costs NumPy only, and the modules lean on each other one way: down."""
+"""Importing convfc costs NumPy only, and what leans on what: no circle anywhere in the house."""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,32 +14,10 @@ import pytest
 import convfc
 
 HOUSE = Path(convfc.__file__).parent
-
-# The floors of the house, from the ground up; a module imports from its own floor or below.
-FLOORS = [
-    {"printable", "errors", "extras", "tables", "rounding"},
-    {"sizes", "factories", "files"},
-    {"geometry"},
-    {"indexmap", "arrays"},
-    {"stretch"},
-    {"algorithm1"},
-    {"layer", "certificate", "inspection"},
-    {"registry"},
-    {"operators"},
-    {"frameworks"},
-    {"convert"},
-    {"drawing", "digits"},
-    {"methods", "runs", "explorer"},
-    {"paper", "studies"},
-    {"cli"},
-    {"__init__", "__main__"},
-]
-FLOOR = {unit: number for number, units in enumerate(FLOORS) for unit in units}
-CORE = {unit for units in FLOORS[: FLOOR["frameworks"]] for unit in units}
-CORE |= {"convert", "__init__"}
+CONTRIBUTING = Path(__file__).parents[1] / "CONTRIBUTING.md"
 CORE_DEPENDENCIES = {"numpy", "scipy", "array_api_compat"}
 # Imported when rich asks a table how it looks: then rich is there.
-WHEN_ASKED = {"tables": {"rich"}}
+WHEN_ASKED = {"tables.py": {"rich"}}
 FRAMEWORKS = {
     "torch",
     "jax",
@@ -52,17 +32,28 @@ FRAMEWORKS = {
     "traitlets",
     "PIL",
 }
-
 MODULES = sorted(path.relative_to(HOUSE) for path in HOUSE.rglob("*.py"))
+FOLDERS = sorted({path.parent for path in MODULES}, key=str)
 
 
-def unit_of(path: Path) -> str:
-    """The floor plan's name of a module: its folder or, in the house itself, its file."""
-    return path.parts[0].removesuffix(".py")
+def rows() -> list[str]:
+    """The plan of the house, which stands in CONTRIBUTING alone: its rows, from the ground up."""
+    section = CONTRIBUTING.read_text("utf-8").split("## The house")[1].split("\n### ")[0]
+    return re.findall(r"^\| `([\w/.]+)` \|", section, flags=re.MULTILINE)
+
+
+ROWS = rows()
+CORE = {*ROWS[: ROWS.index("frameworks/")], "convert.py", "__init__.py"}
+
+
+def unit_of(path: Path, folder: Path = Path()) -> str:
+    """What stands in a folder and holds a module: the module itself, or a room, as "room/"."""
+    first, *rest = path.relative_to(folder).parts
+    return f"{first}/" if rest else first
 
 
 def imported(path: Path) -> set[str]:
-    """Every module that a file imports, anywhere in it, by its full name."""
+    """Every module, or name of one, that a file imports, anywhere in it, by its full name."""
     package = ("convfc", *path.parts[:-1])
     names = set()
     for node in ast.walk(ast.parse((HOUSE / path).read_text(encoding="utf-8"))):
@@ -75,40 +66,59 @@ def imported(path: Path) -> set[str]:
     return names
 
 
-def units_imported(path: Path) -> set[str]:
-    """The parts of the house that a file imports; a name of the package itself is ``__init__``."""
-    units = set()
+@cache
+def modules_imported(path: Path) -> set[Path]:
+    """The modules of the house that a file imports; of a name, the module that has it."""
+    found = set()
     for name in imported(path):
-        parts = name.split(".")
-        if parts[0] == "convfc":
-            units.add(parts[1] if len(parts) > 1 and parts[1] in FLOOR else "__init__")
-    return units
+        first, *parts = name.split(".")
+        if first == "convfc":
+            ways = ["/".join(parts[:depth]) for depth in range(len(parts), -1, -1)]
+            files = (Path(file) for way in ways for file in (f"{way}.py", f"./{way}/__init__.py"))
+            found.add(next(file for file in files if (HOUSE / file).is_file()))
+    return found - {path}
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """What is left of a graph when all that leans on nothing has been taken away, in turns."""
+    while leaves := {unit for unit, below in graph.items() if not below & graph.keys()}:
+        graph = {unit: below for unit, below in graph.items() if unit not in leaves}
+    return sorted(graph)
+
+
+def test_the_house_in_contributing_is_the_house_that_stands():
+    files = {path.name for path in MODULES if len(path.parts) == 1} - {"__init__.py"}
+    rooms = {f"{path.parts[0]}/" for path in MODULES if path.name == "__init__.py"} - {
+        "__init__.py/"
+    }
+    assert sorted(ROWS) == sorted(files | rooms)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=str)
-def test_every_module_has_its_floor(path: Path):
-    assert unit_of(path) in FLOOR, f"put {unit_of(path)} on one of the FLOORS of this test"
-
-
-@pytest.mark.parametrize("path", MODULES, ids=str)
-def test_imports_point_down(path: Path):
+def test_imports_go_up_the_table_of_the_house(path: Path):
     here = unit_of(path)
-    # `from convfc import im2col` may ask for the package's public names from the upper floors only.
-    public_names_allowed = FLOOR[here] > FLOOR["frameworks"]
-    for unit in units_imported(path) - {here}:
-        if unit == "__init__" and public_names_allowed:
-            continue
-        assert FLOOR[unit] <= FLOOR[here], f"{path} imports {unit}, which is above it"
+    if here == "__init__.py":
+        return  # it stands above them all
+    own = ROWS.index(here)
+    for other in map(unit_of, modules_imported(path)):
+        if other == "__init__.py":
+            # `from convfc import im2col`: the package's public names, from the upper rows only.
+            assert own > ROWS.index("frameworks/"), f"{path} imports convfc itself"
+        elif other != here:
+            assert ROWS.index(other) < own, f"{path} imports {other}, which is below it"
 
 
-def test_no_two_parts_import_each_other():
+@pytest.mark.parametrize("folder", FOLDERS, ids=str)
+def test_no_circle_among_what_stands_in_one_folder(folder: Path):
+    """Among rooms, and among the files of a room: `__init__.py` is the face of the others."""
     graph: dict[str, set[str]] = {}
     for path in MODULES:
-        here = unit_of(path)
-        graph.setdefault(here, set()).update(units_imported(path) - {here, "__init__"})
-    while leaves := {unit for unit, below in graph.items() if not below}:
-        graph = {unit: below - leaves for unit, below in graph.items() if unit not in leaves}
-    assert not graph, f"a circle of imports: {sorted(graph)}"
+        if path.is_relative_to(folder) and unit_of(path, folder) != "__init__.py":
+            here = unit_of(path, folder)
+            inside = (other for other in modules_imported(path) if other.is_relative_to(folder))
+            units = {unit_of(other, folder) for other in inside}
+            graph.setdefault(here, set()).update(units - {here, "__init__.py"})
+    assert not circle(graph), f"a circle of imports: {circle(graph)}"
 
 
 @pytest.mark.parametrize("path", [path for path in MODULES if unit_of(path) in CORE], ids=str)
@@ -118,10 +128,12 @@ def test_the_core_imports_numpy_scipy_and_array_api_compat_only(path: Path):
     assert roots - sys.stdlib_module_names <= allowed
 
 
-def test_the_reader_of_imports_sees_imports():
+def test_the_reader_of_imports_sees_imports_and_circles():
     """It would be no test if the parser found nothing."""
     assert "convfc.geometry.ConvGeometry" in imported(Path("algorithm1.py"))
-    assert {"geometry", "algorithm1", "indexmap"} <= units_imported(Path("__init__.py"))
+    assert {Path("geometry.py"), Path("indexmap.py")} <= modules_imported(Path("algorithm1.py"))
+    assert Path("__init__.py") in modules_imported(Path("cli/inspect.py"))
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == ["a", "b", "c"]
 
 
 NEW_MODULES = """

@@ -107,7 +107,7 @@ def to_fc(
         its dense weights take at least before they are multiplied.
     ShapeError
         If the model does not run on the example.
-    ConvfcError
+    ArgumentError
         If an option is not one of this form; the message names it.
 
     Notes

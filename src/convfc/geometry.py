@@ -15,6 +15,7 @@ from convfc.sizes import (
     PerAxis,
     Sizes,
     flag,
+    geometry_errors,
     input_sizes,
     integer,
     padding_pairs,
@@ -116,19 +117,20 @@ class ConvGeometry:
                 remedy="give a tuple, such as (3,) in 1-D or (3, 3) in 2-D",
             )
         ndim = len(kernel_size)
-        values: dict[str, Any] = {
-            "in_channels": integer("in_channels", in_channels, least=1),
-            "out_channels": integer("out_channels", out_channels, least=1),
-            "kernel_size": per_axis("kernel_size", kernel_size, ndim, least=1),
-            "stride": per_axis("stride", stride, ndim, least=1),
-            "padding": padding_pairs(padding, ndim),
-            "dilation": per_axis("dilation", dilation, ndim, least=1),
-            "groups": integer("groups", groups, least=1),
-            "padding_mode": padding_mode,
-            "transposed": flag("transposed", transposed),
-            "output_padding": per_axis("output_padding", output_padding, ndim, least=0),
-            "flip": flag("flip", flip),
-        }
+        with geometry_errors():
+            values: dict[str, Any] = {
+                "in_channels": integer("in_channels", in_channels, least=1),
+                "out_channels": integer("out_channels", out_channels, least=1),
+                "kernel_size": per_axis("kernel_size", kernel_size, ndim, least=1),
+                "stride": per_axis("stride", stride, ndim, least=1),
+                "padding": padding_pairs(padding, ndim),
+                "dilation": per_axis("dilation", dilation, ndim, least=1),
+                "groups": integer("groups", groups, least=1),
+                "padding_mode": padding_mode,
+                "transposed": flag("transposed", transposed),
+                "output_padding": per_axis("output_padding", output_padding, ndim, least=0),
+                "flip": flag("flip", flip),
+            }
         for name, value in values.items():
             object.__setattr__(self, name, value)
         self._check_groups()

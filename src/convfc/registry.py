@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 import array_api_compat
 
 from convfc.arrays import Array
-from convfc.errors import GeometryError, ShapeError, UnsupportedModel
+from convfc.errors import ArgumentError, UnsupportedModel
 from convfc.geometry import ConvGeometry
 from convfc.layer import ConvLayer
 from convfc.sizes import one_of
@@ -121,7 +121,7 @@ def read_layer(
 
     Raises
     ------
-    GeometryError
+    ArgumentError
         If a geometry is missing, or given beside a layer that has one.
     UnsupportedModel, UnsupportedLayer
         If this is no layer that convfc knows.
@@ -137,7 +137,7 @@ def read_layer(
     if geometry is not None and not isinstance(layer, ConvLayer) and _is_array(layer):
         return Reading(ConvLayer(geometry, layer, bias), wanted or "channels_last", None)
     if geometry is not None or bias is not None:
-        raise GeometryError(
+        raise ArgumentError(
             "only filters are given a geometry and a bias; a layer has its own",
             where="geometry" if geometry is not None else "bias",
             expected="an array of filters (f, *kernel, c/groups)",
@@ -147,7 +147,7 @@ def read_layer(
     if isinstance(layer, ConvLayer):
         return Reading(layer, wanted or "channels_last", None)
     if _is_array(layer):
-        raise GeometryError(
+        raise ArgumentError(
             "filters alone do not say how they are moved",
             where="geometry",
             expected="a ConvGeometry beside the filters",
@@ -177,7 +177,6 @@ def check_order(order: Order) -> Order:
         get_args(Order),
         what="there is no such order of axes",
         remedy="'channels_first' is PyTorch and ONNX, 'channels_last' is Keras",
-        error=ShapeError,
     )
     return order
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
 import numpy as np
 
-from convfc.errors import ConvfcError, GeometryError
+from convfc.errors import ArgumentError, GeometryError
 
 __all__ = [
     "Padding",
     "PerAxis",
     "Sizes",
     "flag",
+    "geometry_errors",
     "input_sizes",
     "integer",
     "one_of",
@@ -25,6 +27,15 @@ __all__ = [
 Sizes: TypeAlias = tuple[int, ...]
 PerAxis: TypeAlias = int | Sequence[int]
 Padding: TypeAlias = int | Sequence[int] | Sequence[tuple[int, int]]
+
+
+@contextlib.contextmanager
+def geometry_errors() -> Iterator[None]:
+    """Raise as a `GeometryError` what is wrong with numbers that describe a geometry."""
+    try:
+        yield
+    except ArgumentError as error:
+        raise GeometryError(str(error)) from None
 
 
 def integer(name: str, value: object, *, least: int) -> int:
@@ -40,7 +51,7 @@ def integer(name: str, value: object, *, least: int) -> int:
             raise TypeError  # True is an int to Python, never a size to a user
         number = operator.index(value)  # type: ignore[arg-type]  # raises TypeError itself
     except TypeError:
-        raise GeometryError(
+        raise ArgumentError(
             "a size is not an integer",
             where=name,
             expected=f"an integer, {least} or more",
@@ -48,7 +59,7 @@ def integer(name: str, value: object, *, least: int) -> int:
             remedy="round it yourself, the way you mean it",
         ) from None
     if number < least:
-        raise GeometryError(
+        raise ArgumentError(
             "a size is too small",
             where=name,
             expected=f"{least} or more",
@@ -71,7 +82,7 @@ def per_axis(name: str, value: PerAxis, ndim: int, *, least: int) -> Sizes:
     if not isinstance(value, Sequence):
         return (integer(name, value, least=least),) * ndim
     if isinstance(value, str) or len(value) != ndim:
-        raise GeometryError(
+        raise ArgumentError(
             f"the kernel has {ndim} spatial axes",
             where=name,
             expected=f"{ndim} numbers",
@@ -90,7 +101,7 @@ def flag(name: str, value: object) -> bool:
     True
     """
     if not isinstance(value, (bool, np.bool_)):
-        raise GeometryError(
+        raise ArgumentError(
             "this is a yes or a no",
             where=name,
             expected="True or False",
@@ -107,7 +118,6 @@ def one_of(
     *,
     what: str,
     remedy: str | None,
-    error: type[ConvfcError] = ConvfcError,
 ) -> None:
     """Raise unless a value is one of those that there are.
 
@@ -119,18 +129,16 @@ def one_of(
     choices : sequence
     what, remedy : str
         Of the message.
-    error : type
-        What is raised.
 
     Examples
     --------
-    >>> one_of("side", "left", ("upper", "lower"), what="there is no such side", remedy="turn it")
+    >>> one_of("side", "left", ("upper", "lower"), what="there is no such side", remedy=None)
     Traceback (most recent call last):
     ...
-    convfc.errors.ConvfcError: side: there is no such side; expected 'upper' or 'lower'; ...
+    convfc.errors.ArgumentError: side: there is no such side; expected 'upper' or 'lower'; ...
     """
     if value not in choices:
-        raise error(
+        raise ArgumentError(
             what,
             where=name,
             expected=" or ".join(map(repr, choices)),
@@ -139,6 +147,7 @@ def one_of(
         )
 
 
+@geometry_errors()
 def input_sizes(input_size: Sequence[int], ndim: int) -> Sizes:
     """Return the spatial size of an input: one whole number per axis, of any sequence.
 
@@ -150,7 +159,7 @@ def input_sizes(input_size: Sequence[int], ndim: int) -> Sizes:
     try:
         sizes: PerAxis = tuple(input_size)
     except TypeError:
-        raise GeometryError(
+        raise ArgumentError(
             "an input has one size per spatial axis",
             where="input_size",
             expected=f"{ndim} numbers",
@@ -169,7 +178,7 @@ def padding_pairs(padding: Padding, ndim: int) -> tuple[tuple[int, int], ...]:
     (((1, 1), (2, 2)), ((0, 1),))
     """
     if isinstance(padding, str):
-        raise GeometryError(
+        raise ArgumentError(
             "padding inside convfc is always explicit",
             where="padding",
             expected="a number, one per axis, or one (low, high) per axis",
@@ -180,7 +189,7 @@ def padding_pairs(padding: Padding, ndim: int) -> tuple[tuple[int, int], ...]:
         if len(padding) != ndim or not all(
             isinstance(pair, Sequence) and len(pair) == 2 for pair in padding
         ):
-            raise GeometryError(
+            raise ArgumentError(
                 f"the kernel has {ndim} spatial axes",
                 where="padding",
                 expected=f"{ndim} pairs (low, high)",

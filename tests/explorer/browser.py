@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from playwright.sync_api import ConsoleMessage, Locator, Page, Request
+    from playwright.sync_api import ConsoleMessage, Error, Locator, Page, Request
 
 REQUIRED = "CONVFC_REQUIRE_BROWSER"
 """Set in continuous integration: where there is no browser, a test then fails."""
@@ -112,19 +112,26 @@ class Watch:
     """The only addresses (scheme and host) that it may ask."""
     levels: Sequence[str] = ("error", "warning")
     """What must not be said on the console."""
+    script: str = ""
+    """Uncaught errors count with this address on their stack: others are the notebook's own."""
     faults: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.page.add_init_script(BROKEN_POLICY)
         self.page.on("console", self._console)
-        self.page.on("pageerror", lambda error: self.faults.append(f"uncaught: {error}"))
+        self.page.on("pageerror", self._uncaught)
         self.page.on("request", self._request)
         self.page.on("requestfailed", lambda request: self.faults.append(f"lost: {request.url}"))
 
     def _console(self, message: ConsoleMessage) -> None:
         if message.type in self.levels:
             self.faults.append(f"console {message.type}: {message.text}")
+
+    def _uncaught(self, error: Error) -> None:
+        stack = error.stack or ""
+        if self.script in stack:
+            self.faults.append(f"uncaught: {error}\n{stack}")
 
     def _request(self, request: Request) -> None:
         url = urlsplit(request.url)

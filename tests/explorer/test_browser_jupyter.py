@@ -105,7 +105,12 @@ def lab(open_context: Callable[..., BrowserContext], address: str) -> Iterator[P
     context = open_context(viewport={"width": 1280, "height": 720}, reduced_motion="reduce")
     context.set_default_timeout(PATIENCE * 1000)
     page = context.new_page()
-    watch = Watch(page, own=[address, address.replace("http", "ws")], levels=("error",))
+    watch = Watch(
+        page,
+        own=[address, address.replace("http", "ws")],
+        levels=("error",),
+        script="blob:",  # where a notebook runs a widget's module
+    )
     said: list[str] = []
     page.on("console", lambda message: said.append(message.text))
     page.goto(f"{address}/lab/tree/notebook.ipynb?reset")

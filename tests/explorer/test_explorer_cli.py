@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
 from convfc.cli import app
-from convfc.explorer.server import ExplorerServer
+from convfc.explorer.page import ExplorerServer
 from convfc.explorer.state import state_layer
 
 if TYPE_CHECKING:

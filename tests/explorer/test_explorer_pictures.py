@@ -18,10 +18,16 @@ from torch import nn
 
 from convfc import ConvGeometry
 from convfc.digits import digit, labelled_digits
-from convfc.errors import ConvfcError, DataError, MissingDependencyError, ShapeError
+from convfc.errors import ArgumentError, ConvfcError, DataError, MissingDependencyError, ShapeError
 from convfc.explorer import explorer_state
-from convfc.explorer.models import input_for, layer_in_model, layer_names
-from convfc.explorer.pictures import FORMATS, as_input, read_image
+from convfc.explorer.inputs import (
+    FORMATS,
+    as_input,
+    input_for,
+    layer_in_model,
+    layer_names,
+    read_image,
+)
 
 if TYPE_CHECKING:
     import pathlib
@@ -231,7 +237,7 @@ def test_a_digit_of_any_size_is_the_one_of_the_page(
 
 @pytest.mark.parametrize("kind", [-1, 10, 1.5, "7", True, None])
 def test_there_are_ten_digits(kind: Any) -> None:
-    with pytest.raises(DataError, match="from 0 to 9"):
+    with pytest.raises(ArgumentError, match="from 0 to 9"):
         digit(kind)
 
 

@@ -21,6 +21,7 @@ from torch import nn
 import convfc
 from convfc import ConvGeometry, ConvLayer
 from convfc.errors import (
+    ArgumentError,
     ConvfcError,
     DataError,
     GeometryError,
@@ -29,9 +30,16 @@ from convfc.errors import (
     UnsupportedModel,
 )
 from convfc.explorer import explorer_state
-from convfc.explorer import settings as settings_module
-from convfc.explorer.settings import LARGEST, LIMITS, PADDING, settings_of_geometry
-from convfc.explorer.state import VERSION, check_selection, state_layer
+from convfc.explorer import state as state_module
+from convfc.explorer.state import (
+    LARGEST,
+    LIMITS,
+    PADDING,
+    VERSION,
+    check_selection,
+    settings_of_geometry,
+    state_layer,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -210,11 +218,11 @@ COMPLEX = nn.Conv2d(3, 4, 3, dtype=torch.complex64)
         (nn.Conv3d(1, 1, 2), None, {}, GeometryError, "one or two spatial axes; got 3"),
         (nn.Linear(2, 2), None, {}, ConvfcError, "Linear"),
         ("conv1", None, {}, UnsupportedModel, "layer"),
-        (np.ones((1, 2, 1)), None, {}, GeometryError, "filters alone"),
+        (np.ones((1, 2, 1)), None, {}, ArgumentError, "filters alone"),
         (CONV, np.ones((4, 5, 6)), {}, ShapeError, r"expected \(3, size, size\)"),
         (CONV, np.ones((0, 3, 5, 6)), {}, ShapeError, "does not fit the layer"),
         (CONV, np.ones((3, 2, 2)), {}, GeometryError, "larger than the padded input"),
-        (CONV, X, {"input_size": (9, 9)}, ShapeError, "an array has its own size"),
+        (CONV, X, {"input_size": (9, 9)}, ArgumentError, "an array has its own size"),
         (CONV, None, {"input_size": (9,)}, GeometryError, "input_size"),
         (CONV, X * 1j, {}, DataError, "x: the page shows real numbers"),
         (CONV, np.where(X > 5, np.nan, X), {}, DataError, r"x: .* not finite; got \d+ of 90"),
@@ -227,11 +235,11 @@ COMPLEX = nn.Conv2d(3, 4, 3, dtype=torch.complex64)
         (nn.Conv1d(1, 1, 2, padding=225), None, {"input_size": (9,)}, GeometryError, "padding: .*"),
         (nn.Conv1d(1, 4097, 2), None, {}, GeometryError, "filters: .*1 to 4096"),
         (nn.Conv2d(1024, 256, 3), None, {}, MemoryBudgetError, r"filters=range\(8\)"),
-        (CONV, None, {"filters": [4]}, DataError, r"numbers from 0 to 3; got \[4\]"),
-        (CONV, None, {"filters": range(99)}, DataError, r"numbers from 0 to 3; got 0, ..., 98"),
-        (CONV, None, {"filters": [-1]}, DataError, "numbers from 0 to 3"),
-        (CONV, None, {"filters": []}, DataError, "numbers from 0 to 3"),
-        (nn.Conv2d(4, 4, 3, groups=2), None, {"filters": [0]}, GeometryError, "groups=2"),
+        (CONV, None, {"filters": [4]}, ArgumentError, r"numbers from 0 to 3; got \[4\]"),
+        (CONV, None, {"filters": range(99)}, ArgumentError, r"numbers from 0 to 3; got 0, ..., 98"),
+        (CONV, None, {"filters": [-1]}, ArgumentError, "numbers from 0 to 3"),
+        (CONV, None, {"filters": []}, ArgumentError, "numbers from 0 to 3"),
+        (nn.Conv2d(4, 4, 3, groups=2), None, {"filters": [0]}, ArgumentError, "groups=2"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_shown_is_refused(
@@ -245,7 +253,7 @@ def test_what_cannot_be_shown_is_refused(
 
 def test_the_last_number_that_the_page_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     geometry = ConvGeometry(1, 2, (3,))
-    monkeypatch.setattr(settings_module, "LARGEST", 9 + 6)
+    monkeypatch.setattr(state_module, "LARGEST", 9 + 6)
     assert settings_of_geometry(geometry, (9,), bias=False)["size"] == [9]
     with pytest.raises(MemoryBudgetError, match="at most 15; got 16"):
         settings_of_geometry(geometry, (10,), bias=False)
@@ -285,7 +293,7 @@ def test_numbers_that_are_none_are_refused(state: dict[str, Any], field: str, od
         ("kernel", [9, 9], GeometryError, "kernel is larger"),
         ("groups", 3, GeometryError, "groups do not divide"),
         ("axes", 1, GeometryError, "settings.axes: .*expected 2; got 1"),
-        ("bias", 1, GeometryError, "settings.bias: this is a yes or a no"),
+        ("bias", 1, ArgumentError, "settings.bias: this is a yes or a no"),
         ("size", [5], GeometryError, "input_size"),
         ("stride", [1, 65], GeometryError, "expected 1 to 64"),
         ("colour", 3, DataError, "settings.colour: there is no such field"),

@@ -14,7 +14,7 @@ from traitlets import TraitError
 
 import convfc
 from convfc import ConvGeometry
-from convfc.errors import MissingDependencyError, ShapeError
+from convfc.errors import ArgumentError, MissingDependencyError
 from convfc.explorer.page import asset
 from convfc.explorer.state import explorer_state, state_layer
 from convfc.explorer.widget import ExplorerWidget
@@ -49,9 +49,9 @@ def test_explore_without_a_layer_starts_with_the_page() -> None:
 
 
 def test_explore_with_an_input_and_no_layer_is_refused() -> None:
-    with pytest.raises(ShapeError, match=r"^x: there is no layer that it belongs to"):
+    with pytest.raises(ArgumentError, match=r"^x: there is no layer that it belongs to"):
         convfc.explore(x=np.ones(5))
-    with pytest.raises(ShapeError, match=r"^filters: there is no layer"):
+    with pytest.raises(ArgumentError, match=r"^filters: there is no layer"):
         convfc.explore(filters=[1])
 
 
@@ -170,7 +170,7 @@ def test_without_anywidget_the_way_out_is_said(monkeypatch: pytest.MonkeyPatch) 
 
 def test_reading_a_layer_does_not_import_what_shows_it() -> None:
     program = (
-        "import sys, convfc, convfc.explorer.state, convfc.explorer.server\n"
+        "import sys, convfc, convfc.explorer.state, convfc.explorer.page\n"
         "print({'anywidget', 'ipywidgets', 'traitlets', 'PIL'} & set(sys.modules) or 'none')"
     )
     run = subprocess.run(  # noqa: S603 (our own interpreter)

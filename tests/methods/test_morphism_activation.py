@@ -12,9 +12,9 @@ from morphism_layers import LayerCase, assert_unchanged, filled, layers, numbers
 from morphism_layers import train_a_step as trains
 from torch import fx, nn
 
-from convfc.errors import UnsupportedLayer
+from convfc.errors import ArgumentError, UnsupportedLayer
+from convfc.frameworks.torch.morphism.magnitude import Sums, magnitude
 from convfc.methods.morphism import IdentityStart, morph_activation
-from convfc.methods.morphism.magnitude import Sums, magnitude
 from convfc.rounding import rounding_bound
 
 pytestmark = [
@@ -110,5 +110,6 @@ def test_a_graph_goes_through_it() -> None:
 )
 def test_what_is_no_activation_is_refused(name: str, activation: Any, text: str) -> None:
     model = nn.Sequential(nn.Conv1d(1, 1, 1), nn.MaxPool1d(2), nn.ReLU())
-    with pytest.raises(UnsupportedLayer, match=text):
+    error = UnsupportedLayer if activation is None else ArgumentError
+    with pytest.raises(error, match=text):
         morph_activation(model, name, example=torch.ones(1, 1, 4), activation=activation)

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from morphism_models import NETWORKS, example, mlp, trained
 from torch import Tensor, nn
 
+from convfc.frameworks.torch.morphism.magnitude import Sums, magnitude
 from convfc.frameworks.torch.tensors import same_bits
 from convfc.methods.morphism import Change, Morph, finish, widen
-from convfc.methods.morphism.magnitude import Sums, magnitude
 from convfc.rounding import UNIT_ROUNDOFF, gamma, rounding_bound
 
 pytestmark = pytest.mark.usefixtures("one_thread")

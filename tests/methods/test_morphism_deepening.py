@@ -14,7 +14,7 @@ from morphism_models import trained
 from torch import Tensor, nn
 from torch.nn import functional
 
-from convfc.errors import GeometryError, ShapeError, UnsupportedLayer
+from convfc.errors import ArgumentError, ShapeError
 from convfc.methods.morphism import IdentityStart, deepen, morph_depth
 
 pytestmark = [
@@ -171,7 +171,7 @@ def test_another_activation_may_stand_there_if_it_starts_as_the_identity() -> No
     morph = deepen(model, "0", example=x, activation=nn.GELU())
     assert type(morph.model[0][1]) is IdentityStart
     assert morph.certificate.holds
-    with pytest.raises(UnsupportedLayer, match="activation: Softmax does not start as the ident"):
+    with pytest.raises(ArgumentError, match="activation: Softmax does not start as the ident"):
         deepen(model, "0", example=x, activation=nn.Softmax(dim=1))
 
 
@@ -204,10 +204,10 @@ def test_the_global_generator_stays() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "text"),
     [
-        ({"kernel_size": 4}, GeometryError, r"an even kernel has no middle; .* got \(4, 4\)"),
-        ({"groups": 3}, GeometryError, "groups: the channels cannot be shared .* a divisor of 4"),
-        ({"groups": 0}, GeometryError, "groups: a size is too small"),
-        ({"batch_norm": 1}, GeometryError, "batch_norm: this is a yes or a no"),
+        ({"kernel_size": 4}, ArgumentError, r"an even kernel has no middle; .* got \(4, 4\)"),
+        ({"groups": 3}, ArgumentError, "groups: the channels cannot be shared .* a divisor of 4"),
+        ({"groups": 0}, ArgumentError, "groups: a size is too small"),
+        ({"batch_norm": 1}, ArgumentError, "batch_norm: this is a yes or a no"),
     ],
     ids=str,
 )
@@ -219,7 +219,7 @@ def test_what_is_no_identity_layer_is_refused(options: Any, error: Any, text: st
 def test_batch_norm_needs_a_batch_and_an_fc_layer_has_no_groups() -> None:
     with pytest.raises(ShapeError, match=r"BatchNorm needs a batch .* expected 4 axes; got \(4, 3"):
         deepen(nn.Conv2d(1, 4, 3), "", example=torch.ones(1, 5, 5), batch_norm=True)
-    with pytest.raises(GeometryError, match=r"groups: .* expected 1 for an FC layer; got 2"):
+    with pytest.raises(ArgumentError, match=r"groups: .* expected 1 for an FC layer; got 2"):
         deepen(nn.Linear(2, 4), "", example=torch.ones(1, 2), groups=2)
-    with pytest.raises(GeometryError, match="kernel_size: an FC layer has no kernel"):
+    with pytest.raises(ArgumentError, match="kernel_size: an FC layer has no kernel"):
         deepen(nn.Linear(2, 4), "", example=torch.ones(1, 2), kernel_size=3)

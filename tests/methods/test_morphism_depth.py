@@ -15,10 +15,10 @@ from morphism_layers import LayerCase, assert_unchanged, filled, layers, numbers
 from morphism_layers import train_a_step as trains
 from torch import Tensor, nn
 
-from convfc.errors import GeometryError
+from convfc.errors import ArgumentError, GeometryError
+from convfc.frameworks.torch.morphism.composition import composed, factorised
 from convfc.frameworks.torch.read import weight_to_matrix
 from convfc.methods.morphism import IdentityStart, morph_depth
-from convfc.methods.morphism.products import composed, factorised
 from convfc.rounding import UNIT_ROUNDOFF, rounding_bound
 
 pytestmark = [
@@ -77,7 +77,7 @@ def test_every_layer_is_two(case: LayerCase, more: int, turned: bool, seed: int)
         morph = morph_depth(
             layer, "", example=x, kernel_sizes=kernels, channels=channels, seed=seed
         )
-    except GeometryError as error:
+    except ArgumentError as error:
         assert "padding_mode" in str(error)  # noqa: PT017 (of the few that have no room)
         assert layer.padding_mode in ("reflect", "circular")
         return
@@ -198,7 +198,7 @@ def test_too_few_channels_are_refused_with_how_many_it_takes(
 ) -> None:
     conv, x = filled(nn.Conv2d(3, 4, 3)), numbers((1, 3, 8, 8), 1).float()
     options: Any = {"example": x, "kernel_sizes": kernels}
-    with pytest.raises(GeometryError, match=f"expected {least} or more; {enough} always do"):
+    with pytest.raises(ArgumentError, match=f"expected {least} or more; {enough} always do"):
         morph_depth(conv, "", channels=channels, **options)
     assert morph_depth(conv, "", channels=least, **options).certificate.holds
     assert morph_depth(conv, "", channels=enough, **options).certificate.holds
@@ -206,14 +206,14 @@ def test_too_few_channels_are_refused_with_how_many_it_takes(
 
 def test_a_point_needs_as_many_channels_as_the_rank() -> None:
     conv, x = filled(nn.Conv2d(3, 4, 3)).double(), numbers((1, 3, 8, 8), 1)
-    with pytest.raises(GeometryError, match="expected 4 or more; got 3"):
+    with pytest.raises(ArgumentError, match="expected 4 or more; got 3"):
         morph_depth(conv, "", example=x, channels=3)
     with torch.no_grad():  # of rank 2, exactly
         conv.weight.copy_(
             (numbers((4, 2), 3, whole=True) @ numbers((2, 27), 4, whole=True)).reshape(4, 3, 3, 3)
         )
     assert morph_depth(conv, "", example=x, channels=2).certificate.holds
-    with pytest.raises(GeometryError, match="got 1"):
+    with pytest.raises(ArgumentError, match="got 1"):
         morph_depth(conv, "", example=x, channels=1)
 
 
@@ -235,7 +235,7 @@ def test_numbers_that_suffice_may_not_make_the_rank_on_two_axes() -> None:
     generator = torch.Generator().manual_seed(0)
     kernel = numbers((1, 4, 4, 1), 1)
     options: Any = {"generator": generator, "dtype": torch.float64, "where": "layer"}
-    with pytest.raises(GeometryError, match="layer: so few channels"):
+    with pytest.raises(ArgumentError, match="layer: so few channels"):
         factorised([kernel], ((2, 2), (3, 3)), (0, 0), 2, **options)
     found = factorised([kernel], ((2, 2), (3, 3)), (0, 0), 4, **options)
     sums = composed(found.second.abs(), found.first.abs())
@@ -325,7 +325,7 @@ def test_narrow_dtypes_hold_in_float64(dtype: torch.dtype) -> None:
 )
 def test_what_is_no_pair_of_layers_is_refused(options: Any, text: str) -> None:
     conv = nn.Conv2d(2, 4, 3, groups=2)
-    with pytest.raises(GeometryError, match=text):
+    with pytest.raises(ArgumentError, match=text):
         morph_depth(conv, "", example=torch.ones(1, 2, 6, 6), **options)
 
 

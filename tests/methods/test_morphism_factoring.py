@@ -15,7 +15,7 @@ from morphism_layers import train_a_step as trains
 from torch import Tensor, nn
 
 import convfc
-from convfc.errors import ConvfcError, GeometryError, UnsupportedLayer
+from convfc.errors import ArgumentError
 from convfc.frameworks.torch.read import weight_to_matrix
 from convfc.methods.morphism import factor
 from convfc.rounding import UNIT_ROUNDOFF, rounding_bound
@@ -158,16 +158,16 @@ def test_in_a_model_everything_else_stays() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "text"),
     [
-        ({}, GeometryError, "rank, energy: .* expected one of the two; got none"),
-        ({"rank": 1, "energy": 0.5}, GeometryError, "expected one of the two; got both"),
-        ({"rank": 5}, GeometryError, "rank: the filter matrix has no such rank; expected 4 at mo"),
-        ({"rank": 0}, GeometryError, "rank: a size is too small"),
+        ({}, ArgumentError, "rank, energy: .* expected one of the two; got none"),
+        ({"rank": 1, "energy": 0.5}, ArgumentError, "expected one of the two; got both"),
+        ({"rank": 5}, ArgumentError, "rank: the filter matrix has no such rank; expected 4 at mo"),
+        ({"rank": 0}, ArgumentError, "rank: a size is too small"),
         (
             {"energy": 1.5},
-            ConvfcError,
+            ArgumentError,
             "energy: a number out of its range; .* from 0 to 1; got 1.5",
         ),
-        ({"energy": "all"}, ConvfcError, "energy: a number out of its range"),
+        ({"energy": "all"}, ArgumentError, "energy: a number out of its range"),
     ],
     ids=str,
 )
@@ -177,5 +177,5 @@ def test_what_is_no_rank_is_refused(options: Any, error: Any, text: str) -> None
 
 
 def test_a_model_needs_an_example() -> None:
-    with pytest.raises(UnsupportedLayer, match="example: a model is tried on an example"):
+    with pytest.raises(ArgumentError, match="example: a model is tried on an example"):
         factor(nn.Sequential(nn.Linear(2, 2)), "0", rank=1)

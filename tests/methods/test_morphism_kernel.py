@@ -12,9 +12,9 @@ from morphism_layers import LayerCase, assert_unchanged, filled, layers, numbers
 from morphism_layers import train_a_step as trains
 from torch import nn
 
-from convfc.errors import ConvfcError, GeometryError
+from convfc.errors import ArgumentError, GeometryError, UnsupportedLayer
+from convfc.frameworks.torch.morphism.target import kernel_of, resized
 from convfc.methods.morphism import morph_kernel
-from convfc.methods.morphism.taps import grown, read
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -30,7 +30,7 @@ def test_a_larger_kernel_is_the_same_function_on_integers(case: LayerCase, more:
     kernel = tuple(k + n for k, n in zip(layer.kernel_size, more, strict=False))
     try:
         morph = morph_kernel(layer, "", example=x, kernel_size=kernel)
-    except GeometryError as error:
+    except ArgumentError as error:
         assert "cannot pad an axis by as much" in str(error)  # noqa: PT017
         return
     assert torch.equal(morph.model(x), layer(x))
@@ -89,13 +89,13 @@ def test_a_transposed_layer_crops_more(
 
 @given(case=layers(linear=False), at=st.integers(0, 2))
 def test_what_grows_and_is_cut_again_is_as_before(case: LayerCase, at: int) -> None:
-    taps = read(case.layer)
-    kernel = tuple(k + 2 for k in taps.kernel)
-    larger = grown(taps, kernel, (at,) * len(kernel))
-    back = grown(larger, taps.kernel, (-at,) * len(kernel))
-    assert torch.equal(back.filters, taps.filters)
-    assert back.pads == taps.pads
-    assert int((larger.filters != 0).sum()) == int((taps.filters != 0).sum())
+    kernel = kernel_of(case.layer)
+    size = tuple(k + 2 for k in kernel.size)
+    larger = resized(kernel, size, (at,) * len(size))
+    back = resized(larger, kernel.size, (-at,) * len(size))
+    assert torch.equal(back.filters, kernel.filters)
+    assert back.pads == kernel.pads
+    assert int((larger.filters != 0).sum()) == int((kernel.filters != 0).sum())
 
 
 def test_the_layer_stays_the_same_object_with_all_that_it_has() -> None:
@@ -155,9 +155,9 @@ def test_a_shared_layer_grows_at_all_its_places() -> None:
 @pytest.mark.parametrize(
     ("kernel", "error", "text"),
     [
-        (2, GeometryError, r"kernel_size: a kernel cannot become smaller .* at least \(3, 3\)"),
-        ((3, 3, 3), GeometryError, "kernel_size: the kernel has 2 spatial axes"),
-        (4.5, GeometryError, "kernel_size: a size is not an integer"),
+        (2, ArgumentError, r"kernel_size: a kernel cannot become smaller .* at least \(3, 3\)"),
+        ((3, 3, 3), ArgumentError, "kernel_size: the kernel has 2 spatial axes"),
+        (4.5, ArgumentError, "kernel_size: a size is not an integer"),
     ],
     ids=str,
 )
@@ -167,9 +167,9 @@ def test_what_is_no_larger_kernel_is_refused(kernel: Any, error: Any, text: str)
 
 
 def test_an_fc_layer_and_too_much_noise_are_refused() -> None:
-    with pytest.raises(GeometryError, match="an FC layer has no kernel"):
+    with pytest.raises(UnsupportedLayer, match="an FC layer has no kernel"):
         morph_kernel(nn.Linear(2, 2), "", example=torch.ones(1, 2), kernel_size=3)
-    with pytest.raises(ConvfcError, match=r"noise: a number out of its range; .* from 0 to 1"):
+    with pytest.raises(ArgumentError, match=r"noise: a number out of its range; .* from 0 to 1"):
         morph_kernel(nn.Conv1d(1, 1, 1), "", example=torch.ones(1, 1, 5), kernel_size=3, noise=-0.1)
 
 

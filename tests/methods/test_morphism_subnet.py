@@ -13,9 +13,9 @@ from morphism_layers import LayerCase, assert_unchanged, filled, layers, numbers
 from morphism_layers import train_a_step as trains
 from torch import fx, nn
 
-from convfc.errors import GeometryError
+from convfc.errors import ArgumentError
+from convfc.frameworks.torch.morphism.magnitude import Sums, magnitude
 from convfc.methods.morphism import ParallelSum, morph_subnet
-from convfc.methods.morphism.magnitude import Sums, magnitude
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -46,7 +46,7 @@ def test_branches_add_up_to_the_layer_on_integers(case: LayerCase, reaches: Any)
     branches = branches[1:] + branches[:1]  # the one that reaches everything comes last
     try:
         morph = morph_subnet(layer, "", example=x, branches=branches)
-    except GeometryError as error:
+    except ArgumentError as error:
         assert "cannot pad an axis by as much" in str(error)  # noqa: PT017
         return
     assert torch.equal(morph.model(x), layer(x))
@@ -168,19 +168,22 @@ def test_the_bound_of_a_sum_is_the_sum_of_the_bounds() -> None:
     [
         ({}, "layers, branches: a sub-network is either a chain or branches; .* got none"),
         ({"layers": CHAINS[0], "branches": CHAINS}, "one of the two; got both"),
-        ({"layers": []}, "layers: no chain of layers; expected pairs"),
-        ({"layers": 3}, "layers: no chain of layers"),
+        ({"layers": []}, "layers: this is no chain of layers; expected pairs"),
+        ({"layers": 3}, "layers: this is no chain of layers"),
         ({"layers": [(3, 4)]}, "the last one with None for the layer's filters"),
-        ({"branches": [[(3, None)], [(1, None), (1, None)]]}, r"branches\[1\]: no chain of layers"),
+        (
+            {"branches": [[(3, None)], [(1, None), (1, None)]]},
+            r"branches\[1\]: this is no chain of layers",
+        ),
         ({"branches": [[(3, None)], [(0, None)]]}, r"branches\[1\]\[0\]: a size is too small"),
         ({"branches": []}, r"no chain of kernels reaches .* at least \(3,\) .* got none"),
         ({"branches": [[(2, None)], [(1, 4), (2, None)]]}, r"got \(2,\) and \(2,\)"),
-        ({"branches": [[(3, None)]] * 33}, "branches: so many branches; expected 32 at most"),
+        ({"branches": [[(3, None)]] * 33}, "branches: too many branches; expected 32 at most"),
         ({"layers": [(2, 1), (2, None)]}, "so few channels between .* expected 3 or more; 4 alw"),
         ({"layers": [(3, 2.5), (1, None)]}, "channels: a size is not an integer"),
     ],
     ids=str,
 )
 def test_what_is_no_sub_network_is_refused(options: Any, text: str) -> None:
-    with pytest.raises(GeometryError, match=text):
+    with pytest.raises(ArgumentError, match=text):
         morph_subnet(nn.Conv1d(2, 2, 3), "", example=torch.ones(1, 2, 8), **options)

@@ -10,7 +10,7 @@ from morphism_models import trained
 from torch import Tensor, nn
 from torch.nn import functional
 
-from convfc.errors import ConvfcError, UnsupportedLayer
+from convfc.errors import ArgumentError, UnsupportedLayer
 from convfc.methods.morphism import widen
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -58,7 +58,7 @@ def test_groups_of_two_kinds_divide_the_units_together(name: str):
     """Layers of 2 and of 3 groups read the same units, and their outputs are added."""
     model = trained(pair(lambda a, b: a + b, 6, 6, 6, groups=2))
     for width in (8, 9):
-        with pytest.raises(ConvfcError, match="expected 6 or more, a multiple of 6"):
+        with pytest.raises(ArgumentError, match="expected 6 or more, a multiple of 6"):
             widen(model, name, width=width, example=LINE)
     morph = widen(model, name, width=12, example=LINE)
     assert morph.certificate.holds, str(morph.certificate)

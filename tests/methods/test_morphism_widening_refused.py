@@ -14,6 +14,7 @@ from torch.nn.utils import parametrizations, prune
 
 import convfc
 from convfc.errors import (
+    ArgumentError,
     ConvfcError,
     DtypeError,
     NothingToConvert,
@@ -353,10 +354,16 @@ def test_an_example_that_does_not_run_is_refused():
         ({"width": 4}, "0, width: a layer can only become wider; expected 5 or more; got 4"),
         ({"width": 8.0}, "width: a width is an integer; got 8.0"),
         ({"width": True}, "width: a width is an integer; got True"),
-        ({"factor": 0.5}, "factor: no such number; expected a number, 1 or more; got 0.5"),
-        ({"factor": "2"}, "factor: no such number; .*got '2'"),
-        ({"factor": float("nan")}, "factor: no such number"),
-        ({"width": 8, "noise": -1}, "noise: no such number; expected a number, 0 or more; got -1"),
+        (
+            {"factor": 0.5},
+            "factor: a number out of its range; .* 1 or more; got 0.5",
+        ),
+        ({"factor": "2"}, "factor: a number out of its range; .*got '2'"),
+        ({"factor": float("nan")}, "factor: a number out of its range"),
+        (
+            {"width": 8, "noise": -1},
+            "noise: a number out of its range; .* 0 or more; got -1",
+        ),
         ({"width": 8, "how": "clone"}, "how: there is no such way; expected 'copy' or 'zero'"),
         ({"width": 8, "split": "even"}, "split: there is no such split; expected 'equal' or"),
         ({"width": 8, "how": "zero", "noise": 0.1}, "noise: .*no copies to tell apart"),
@@ -365,17 +372,21 @@ def test_an_example_that_does_not_run_is_refused():
     ids=str,
 )
 def test_options_without_meaning_are_refused(options: dict, message: str):
-    with pytest.raises(ConvfcError, match=message):
+    with pytest.raises(ArgumentError, match=message):
         widen(mlp(), "0", example=example("mlp"), **options)
 
 
 def test_a_width_that_groups_do_not_divide_is_refused_and_a_factor_is_rounded_up():
     model, x = trained(NETWORKS["separable"].make()), example("separable")
     with pytest.raises(
-        ConvfcError, match="6, width: no such width; expected 6 or more, a multiple of 2"
+        ArgumentError,
+        match=r"6, width: this width does .* expected 6 or more, a multiple of 2",
     ):
         widen(model, "6", width=9, example=x)
-    with pytest.raises(ConvfcError, match=r"3, width: no such width; .* a multiple of 4; got 10"):
+    with pytest.raises(
+        ArgumentError,
+        match=r"3, width: this width .* a multiple of 4; got 10",
+    ):
         widen(model, "3", width=10, example=x)
     assert widen(model, "6", factor=1.1, example=x).model[6].out_channels == 8
     assert widen(mlp(), "0", factor=1.2, example=example("mlp")).model[0].out_features == 6

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import convfc
-from convfc.errors import ConvfcError, UnsupportedLayer
+from convfc.errors import ArgumentError, UnsupportedLayer
 from convfc.frameworks.torch.forward import blocks
 from convfc.frameworks.torch.read import matrix_to_weight
 from convfc.methods import uncertainty
@@ -310,7 +310,7 @@ def test_concrete_masks_are_almost_bernoulli_and_gone_in_evaluation_mode():
     ids=str,
 )
 def test_refused_numbers_of_dropout(options: dict[str, Any], text: str):
-    with pytest.raises(ConvfcError, match=text):
+    with pytest.raises(ArgumentError, match=text):
         DropoutLinear(nn.Linear(2, 2), **options)
 
 
@@ -323,5 +323,5 @@ def test_refused_numbers_of_dropout(options: dict[str, Any], text: str):
     ids=str,
 )
 def test_refused_numbers_of_concrete_dropout(options: dict[str, Any], text: str):
-    with pytest.raises(ConvfcError, match=text):
+    with pytest.raises(ArgumentError, match=text):
         ConcreteDropoutLinear(nn.Linear(2, 2), **options)

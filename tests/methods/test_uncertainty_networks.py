@@ -11,7 +11,7 @@ import torchvision
 from torch import Tensor, nn
 
 import convfc
-from convfc.errors import ConvfcError, NothingToConvert, UnsupportedLayer, UnsupportedModel
+from convfc.errors import ArgumentError, NothingToConvert, UnsupportedLayer, UnsupportedModel
 from convfc.methods import uncertainty
 from convfc.methods.uncertainty import (
     ConcreteDropoutLinear,
@@ -184,10 +184,10 @@ def test_what_a_tool_left_is_refused():
 
 
 def test_no_such_method_option_or_layer():
-    with pytest.raises(ConvfcError, match=r"method: no such choice; expected 'dropout' or .*got "
+    with pytest.raises(ArgumentError, match=r"method: no such choice; expected 'dropout' or .*got "
                        r"'laplace'"):  # fmt: skip
         uncertainty.to_bayesian(lenet(), "laplace")
-    with pytest.raises(ConvfcError, match=r"gaussian has no option rate; expected some of prior, "
+    with pytest.raises(ArgumentError, match=r"gaussian has no option rate; expected some of prior, "
                        r"initial_std, per"):  # fmt: skip
         uncertainty.to_bayesian(lenet(), "gaussian", rate=0.5)
     with pytest.raises(NothingToConvert, match=r"where: no layer is chosen"):

@@ -15,7 +15,7 @@ from scipy import special, stats
 from sklearn import metrics
 from torch import Tensor, nn
 
-from convfc.errors import ConvfcError, NothingToConvert, ShapeError
+from convfc.errors import ArgumentError, NothingToConvert, ShapeError
 from convfc.methods import uncertainty
 from convfc.methods.uncertainty.prediction import Prediction
 
@@ -167,9 +167,9 @@ def test_refusals_of_predict():
     with pytest.raises(ShapeError, match=r"x: no images; expected \(n, \.\.\.\) with n >= 1"):
         uncertainty.predict(model, images(0))
     for name in ("samples", "batch_size"):
-        with pytest.raises(ConvfcError, match=rf"{name}: a count below one; expected 1 or more"):
+        with pytest.raises(ArgumentError, match=rf"{name}: a count below one; expected 1 or more"):
             uncertainty.predict(model, images(), **{name: 0})
-    with pytest.raises(ConvfcError, match=r"output: no such choice"):
+    with pytest.raises(ArgumentError, match=r"output: no such choice"):
         uncertainty.predict(model, images(), output="scores")
     with pytest.raises(ShapeError, match=r"As: the network returns something else.*shape \(7, C\); "
                        r"got \(7, 3, 1\).*Remedy: wrap it"):  # fmt: skip
@@ -254,7 +254,7 @@ def test_refusals_of_scores(p: Any, labels: Any, text: str):
 
 
 def test_refusals_of_bins_and_auroc():
-    with pytest.raises(ConvfcError, match=r"bins: a count below one; expected 1 or more; got 0"):
+    with pytest.raises(ArgumentError, match=r"bins: a count below one; expected 1 or more; got 0"):
         uncertainty.calibration([[0.5, 0.5]], [0], bins=0)
     with pytest.raises(ShapeError, match=r"outside: no vector of scores; expected \(n,\)"):
         uncertainty.out_of_distribution_auroc([0.1], [])

@@ -17,7 +17,7 @@ from strategies import cases
 from torch import nn
 
 from convfc import ConvGeometry
-from convfc.errors import GeometryError, MemoryBudgetError, ShapeError
+from convfc.errors import ArgumentError, GeometryError, MemoryBudgetError
 from convfc.operators.estimate import (
     MatrixEstimate,
     available_memory,
@@ -107,9 +107,9 @@ def test_it_reads_well(estimate: MatrixEstimate, text: str):
 def test_what_is_no_estimate_is_refused():
     geometry = ConvGeometry(1, 1, (2,))
     wrong: Any = "coo"
-    with pytest.raises(ShapeError, match="layout: there is no such layout"):
+    with pytest.raises(ArgumentError, match="layout: there is no such layout"):
         matrix_estimate(geometry, (4,), layout=wrong)
-    with pytest.raises(GeometryError, match="geometry: two geometries were given"):
+    with pytest.raises(ArgumentError, match="geometry: two geometries were given"):
         matrix_estimate(geometry, (4,), geometry)
     with pytest.raises(GeometryError, match="the kernel is larger than the padded input"):
         matrix_estimate(geometry, (1,))

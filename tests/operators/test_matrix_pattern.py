@@ -13,7 +13,7 @@ from hypothesis import given
 from strategies import cases, seeds
 
 from convfc import ConvGeometry
-from convfc.errors import ShapeError
+from convfc.errors import ArgumentError, ShapeError
 from convfc.operators import pattern as pattern_module
 from convfc.operators.matrix import conv_matrix
 from convfc.operators.pattern import MatrixPattern, matrix_pattern
@@ -178,7 +178,7 @@ def test_arrays_of_the_wrong_shape_are_refused():
         pattern.values(np.ones((3, 3, 3, 4)))
     with pytest.raises(ShapeError, match=r"values: wrong size.*one value per stored entry"):
         pattern.fold(np.ones(pattern.nonzeros + 1))
-    with pytest.raises(ShapeError, match="order: there is no such order"):
+    with pytest.raises(ArgumentError, match="order: there is no such order"):
         of(CASES[6], "channels_middle")
 
 

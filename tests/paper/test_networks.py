@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from convfc.errors import RunError
+from convfc.errors import ArgumentError
 from convfc.frameworks.keras.layers import Im2Col
 from convfc.paper import keras_networks as networks
 
@@ -84,5 +84,5 @@ def test_first_weights_are_he_uniform_and_the_seeds() -> None:
 
 
 def test_unknown_network_is_refused(integers: networks.Weights) -> None:
-    with pytest.raises(RunError, match="expected cnn or fc or control; got rnn"):
+    with pytest.raises(ArgumentError, match="expected cnn or fc or control; got rnn"):
         networks.build("rnn", integers)

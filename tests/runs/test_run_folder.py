@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from convfc import files
-from convfc.errors import RunError
+from convfc.errors import ArgumentError, RunError
 from convfc.paper.experiment import PaperSettings as Settings
 from convfc.runs import folder
 from convfc.runs.folder import PartFiles, Result, RunFolder
@@ -109,7 +109,7 @@ def test_folder_killed_at_its_birth_is_started_anew(tmp_path: pathlib.Path) -> N
 
 
 def test_resume_and_overwrite_exclude_each_other(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(RunError, match="resume and overwrite exclude each other"):
+    with pytest.raises(ArgumentError, match="resume and overwrite exclude each other"):
         opened(tmp_path, resume=True, overwrite=True)
 
 

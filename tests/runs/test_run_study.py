@@ -18,7 +18,7 @@ import torch
 from standin_study import PARTS, STUDY, Settings, run
 from torch import nn
 
-from convfc.errors import RunError
+from convfc.errors import ArgumentError, RunError
 from convfc.runs import study as engine
 from convfc.runs.folder import PartFiles, Result, RunFolder
 from convfc.runs.study import Part, seed_of
@@ -286,7 +286,7 @@ def test_seeds_depend_on_every_name() -> None:
     ids=["epochs", "seed", "images-100", "images-3003"],
 )
 def test_settings_without_meaning_are_refused(wrong: dict[str, int], message: str) -> None:
-    with pytest.raises(RunError, match=message):
+    with pytest.raises(ArgumentError, match=message):
         Settings.named(**wrong)
 
 

@@ -2,12 +2,9 @@
 
 ============== ==================================================================================
 `state`        what the page shows, as JSON, from a layer and an input, and back
-`settings`     its part about the geometry, and how far the page goes
-`page`         the page as one file that makes no request
-`server`       the page on the loopback interface
+`page`         the page as one file that makes no request, and on the loopback interface
 `widget`       the page in a notebook (needs anywidget; imported when asked for)
-`models`       a layer in a model, and what reaches it there
-`pictures`     arrays, image files and digits as inputs (files need Pillow)
+`inputs`       arrays, image files (needs Pillow), digits, and what reaches a layer in its model
 `static`       the page's module and stylesheet, made of the sources in `web`
 ============== ==================================================================================
 """
@@ -17,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from convfc.errors import ShapeError
-from convfc.explorer.pictures import Source
+from convfc.errors import ArgumentError
+from convfc.explorer.inputs import Source
 from convfc.explorer.state import explorer_state
 from convfc.geometry import ConvGeometry
 
@@ -66,8 +63,10 @@ def explore(
     ------
     MissingDependencyError
         If anywidget is not installed.
+    ArgumentError
+        If there is an input and no layer.
     ConvfcError
-        What `convfc.explorer.explorer_state` raises; also if there is an input and no layer.
+        What `convfc.explorer.explorer_state` raises.
 
     Examples
     --------
@@ -79,7 +78,7 @@ def explore(
     state: dict[str, Any] = {}
     given = {"x": x, "geometry": geometry, "input_size": input_size, "filters": filters}
     if layer is None and any(value is not None for value in given.values()):
-        raise ShapeError(
+        raise ArgumentError(
             "there is no layer that it belongs to",
             where=next(name for name, value in given.items() if value is not None),
             expected="a layer, or filters with a geometry",

@@ -28,8 +28,6 @@ from convfc.layer import ConvLayer
 from convfc.registry import read_layer
 from convfc.stretch import pad
 
-__all__ = ["Conv1dForm", "as_conv1d"]
-
 
 @dataclass(frozen=True, eq=False)
 class Conv1dForm:
@@ -186,8 +184,10 @@ def as_conv1d(
 
     Raises
     ------
+    ArgumentError
+        If the geometry is missing.
     GeometryError
-        If the geometry is missing, or does not fit the input size.
+        If it does not fit the input size.
     UnsupportedModel, UnsupportedLayer
         If this is no layer that convfc knows.
 

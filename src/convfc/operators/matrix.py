@@ -21,14 +21,12 @@ import numpy.typing as npt
 from scipy import sparse
 
 from convfc.arrays import Array, accumulating_dtype, as_numpy, namespace
-from convfc.errors import DtypeError
+from convfc.errors import ArgumentError, DtypeError
 from convfc.geometry import ConvGeometry
 from convfc.operators.estimate import Layout, check_fits, check_layout, pattern_estimate
 from convfc.operators.pattern import MatrixPattern, matrix_pattern
 from convfc.registry import ROOMS, Order, read_layer
 from convfc.sizes import one_of
-
-__all__ = ["Library", "conv_matrix", "conv_offset"]
 
 Library: TypeAlias = Literal["scipy", "torch"]
 """Whose arrays a matrix is made of."""
@@ -87,8 +85,10 @@ def conv_matrix(
     DtypeError
         If SciPy has no sparse matrix of the dtype (float16, bfloat16), or ``library="torch"`` is
         asked for filters of another library.
-    GeometryError, ShapeError
-        If a geometry is missing or does not fit, or there is no such layout or order.
+    ArgumentError
+        If a geometry is missing, or there is no such layout, library or order.
+    GeometryError
+        If the geometry does not fit the input size.
     UnsupportedModel, UnsupportedLayer
         If this is no layer that convfc knows.
 
@@ -172,7 +172,7 @@ def conv_offset(
     ------
     DtypeError
         If NumPy has no such dtype, or ``library="torch"`` is asked for arrays of another library.
-    GeometryError, ShapeError, UnsupportedModel, UnsupportedLayer
+    ArgumentError, GeometryError, UnsupportedModel, UnsupportedLayer
         As for `conv_matrix`.
 
     Examples
@@ -235,14 +235,13 @@ def _check_library(library: Library) -> None:
         get_args(Library),
         what="no matrix is made of this library's arrays",
         remedy="leave it out for SciPy's",
-        error=DtypeError,
     )
 
 
 def _torch_room(array: Array) -> ModuleType:
     """Return what makes tensors of PyTorch, after checking that these are some."""
     if not array_api_compat.is_torch_array(array):
-        raise DtypeError(
+        raise ArgumentError(
             "a matrix of PyTorch is made of PyTorch's filters",
             where="library",
             expected="a layer of PyTorch, or torch tensors with a geometry",

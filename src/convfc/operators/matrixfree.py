@@ -29,8 +29,6 @@ from convfc.layer import ConvLayer
 from convfc.registry import Order, read_layer
 from convfc.stretch import row_blocks
 
-__all__ = ["ConvOperator", "LinearMap", "conv_operator"]
-
 LinearMap: TypeAlias = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
 """From a batch of inputs to one of outputs, or back."""
 
@@ -157,8 +155,10 @@ def conv_operator(
 
     Raises
     ------
+    ArgumentError
+        If the geometry is missing.
     GeometryError
-        If the geometry is missing, or does not fit the input size.
+        If it does not fit the input size.
     UnsupportedModel, UnsupportedLayer
         If this is no layer that convfc knows.
     DtypeError

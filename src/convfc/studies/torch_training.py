@@ -22,7 +22,7 @@ with needing("study"):
     from torch import Tensor, nn
     from torch.nn import functional
 
-from convfc.errors import RunError
+from convfc.errors import ArgumentError
 from convfc.runs.sealed import Array
 from convfc.runs.study import Settings, Work, seed_of
 from convfc.studies.images import Images
@@ -48,7 +48,7 @@ class StudySettings(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.images % 3 or self.images > 3000:
-            raise RunError(
+            raise ArgumentError(
                 "not a number of digits to learn from",
                 where="images",
                 expected="a multiple of 3 up to 3000",

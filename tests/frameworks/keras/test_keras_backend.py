@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import pytest
 
-from convfc.errors import DtypeError, MissingDependencyError, RunError
+from convfc.errors import ArgumentError, MissingDependencyError, RunError
 from convfc.frameworks.keras import backend
 from convfc.frameworks.keras.backend import BACKENDS, choose_backend, precision
 
@@ -45,7 +45,7 @@ def test_the_chosen_backend_is_the_one_that_runs() -> None:
 
 
 def test_unknown_backend_is_refused() -> None:
-    with pytest.raises(RunError, match="expected jax or torch or tensorflow; got numpy"):
+    with pytest.raises(ArgumentError, match="expected jax or torch or tensorflow; got numpy"):
         choose_backend("numpy")
 
 
@@ -88,7 +88,7 @@ def test_precision_ends_after_an_error() -> None:
 
 def test_unknown_precision_is_refused() -> None:
     with (
-        pytest.raises(DtypeError, match="expected float32 or float64; got float16"),
+        pytest.raises(ArgumentError, match="expected float32 or float64; got float16"),
         precision("float16"),
     ):
         pass

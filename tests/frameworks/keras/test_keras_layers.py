@@ -10,7 +10,7 @@ import pytest
 from cases import CASES, Case
 
 from convfc import ConvGeometry, im2col
-from convfc.errors import ShapeError
+from convfc.errors import ArgumentError, ShapeError
 from convfc.frameworks.keras.layers import Im2Col
 
 if TYPE_CHECKING:
@@ -91,5 +91,5 @@ def test_input_that_does_not_fit_is_refused(shape: tuple[int | None, ...], got: 
 
 
 def test_unknown_layout_is_refused() -> None:
-    with pytest.raises(ShapeError, match=r"data_format: unknown layout; .* got channels_middle"):
+    with pytest.raises(ArgumentError, match=r"data_format: unknown layout; .* got channels_middle"):
         Im2Col(ConvGeometry.valid(2, 4, (3, 3)), data_format="channels_middle")

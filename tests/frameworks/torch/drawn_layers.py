@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 import convfc
 from convfc.errors import ConvfcError
-from convfc.frameworks.torch.certify.unrolled import UnrolledLayer
+from convfc.frameworks.torch.certify.pairs import UnrolledLayer
 from convfc.frameworks.torch.tensors import strides_of
 
 MODES = ("zeros", "reflect", "replicate", "circular")

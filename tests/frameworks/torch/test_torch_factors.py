@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune, spectral_norm
 
 import convfc
-from convfc.errors import UnsupportedLayer, UnsupportedLayerWarning
+from convfc.errors import ArgumentError, UnsupportedLayer, UnsupportedLayerWarning
 from convfc.frameworks.torch import PatchConv
 from convfc.frameworks.torch.read import matrix_to_weight, weight_to_matrix
 
@@ -259,7 +259,7 @@ def test_hooks_on_an_adapter_are_refused() -> None:
 
 def test_a_model_of_peft_is_not_changed_in_place() -> None:
     _, model = adapted(peft.LoraConfig(**LORA, target_modules=CHILD))
-    with pytest.raises(UnsupportedLayer, match=r"cannot become the model inside it.*unload"):
+    with pytest.raises(ArgumentError, match=r"cannot become the model inside it.*unload"):
         convfc.to_conv(model, inplace=True)
 
 

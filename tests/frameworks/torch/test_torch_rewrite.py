@@ -19,7 +19,7 @@ from convfc.errors import (
     UnsupportedModel,
 )
 from convfc.frameworks.torch import PatchConv
-from convfc.frameworks.torch.weights import is_weight_form
+from convfc.frameworks.torch.forms import form_of
 
 FORMS = ("patch", "weight")
 
@@ -32,7 +32,7 @@ def network() -> nn.Sequential:
 
 
 def is_converted(module: nn.Module) -> bool:
-    return isinstance(module, PatchConv) or is_weight_form(module)
+    return form_of(module) in ("patch", "weight")
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -184,6 +184,22 @@ def test_layers_that_share_a_weight_go_on_sharing_it(form: str) -> None:
     assert not torch.count_nonzero(after[1](x) - after[1].bias[:, None, None])
 
 
+@pytest.mark.parametrize("first", [*FORMS, "unrolled"])
+@pytest.mark.parametrize("second", [*FORMS, "unrolled"])
+def test_layers_that_share_a_weight_share_it_from_form_to_form(first: str, second: str) -> None:
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1))
+    model[1].weight = model[0].weight
+    x = torch.randn(1, 4, 5, 5)
+    after = model
+    for form in (first, second):
+        after = convfc.to_fc(after, form=form, example=x if form == "unrolled" else None)
+        assert len([p for p in after.parameters() if p.dim() == 2]) == 1, form
+    torch.testing.assert_close(after(x), model(x))
+    back = convfc.to_conv(after)
+    assert back[0].weight is back[1].weight
+    assert torch.equal(back[0].weight, model[0].weight)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_a_weight_shared_with_a_layer_that_stays_is_refused(form: str) -> None:
     model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3))
@@ -248,7 +264,7 @@ def test_the_forms_convert_into_each_other() -> None:
     weight = convfc.to_fc(model, form="weight")
     patch = convfc.to_fc(weight)
     assert isinstance(patch[0], PatchConv)
-    assert is_weight_form(weight[0])
+    assert form_of(weight[0]) == "weight"
     assert torch.equal(patch[0].weight, model[0].weight)
 
 
@@ -355,11 +371,11 @@ def test_a_tools_parametrization_goes_on_top_of_the_weight_form() -> None:
     weight = after[0].weight.detach().clone()
     parametrize.register_parametrization(after[0], "weight", Halved())
     assert torch.equal(after[0].weight, weight / 2)
-    assert is_weight_form(after[0])
+    assert form_of(after[0]) == "weight"
 
 
 def test_a_model_that_cannot_be_copied_says_so() -> None:
     model = network()
     model.note = (i for i in ())
-    with pytest.raises(UnsupportedLayer, match=r"cannot be copied.*inplace=True"):
+    with pytest.raises(UnsupportedModel, match=r"cannot be copied.*inplace=True"):
         convfc.to_fc(model)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import convfc
 from convfc.errors import (
-    ConvfcError,
+    ArgumentError,
     MemoryBudgetError,
     NothingToConvert,
     ShapeError,
@@ -162,7 +162,7 @@ def test_a_copy_leaves_the_model_alone_and_in_place_changes_it() -> None:
 
 
 def test_a_bare_layer_cannot_change_in_place() -> None:
-    with pytest.raises(UnsupportedLayer, match="the model is itself the CONV layer"):
+    with pytest.raises(ArgumentError, match="the model is itself the CONV layer"):
         unroll(nn.Conv2d(3, 4, 3), torch.zeros(1, 3, 5, 5), inplace=True)
 
 
@@ -504,7 +504,7 @@ OPTIONS = {
 
 @pytest.mark.parametrize(("options", "message"), OPTIONS.values(), ids=OPTIONS)
 def test_options_that_do_not_apply_are_refused_by_name(options, message: str) -> None:
-    with pytest.raises(ConvfcError, match=message):
+    with pytest.raises(ArgumentError, match=message):
         convfc.to_fc(network(), **options)
 
 

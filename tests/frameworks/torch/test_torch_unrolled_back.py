@@ -11,7 +11,7 @@ from conv_cases import CASES, CHANNELS_LAST, HYPER_PARAMETERS, ConvCase, integer
 from torch import Tensor, nn
 
 import convfc
-from convfc.errors import NotAConvolution, UnsupportedLayer, UnsupportedLayerWarning
+from convfc.errors import ArgumentError, NotAConvolution, UnsupportedLayer, UnsupportedLayerWarning
 from convfc.rounding import rounding_bound
 
 pytestmark = [
@@ -250,7 +250,7 @@ def test_in_place_and_where() -> None:
     assert convfc.to_conv(after, inplace=True) is after
     assert [type(part) for part in after] == [nn.Conv2d, nn.Conv2d]
     alone = unroll(model[0], x)
-    with pytest.raises(UnsupportedLayer, match="the model is itself the FC layer"):
+    with pytest.raises(ArgumentError, match="the model is itself the FC layer"):
         convfc.to_conv(alone, inplace=True)
 
 

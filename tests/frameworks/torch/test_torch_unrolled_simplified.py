@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import convfc
-from convfc.errors import NotAConvolution, ShapeError, UnsupportedLayer
+from convfc.errors import ArgumentError, NotAConvolution, ShapeError, UnsupportedLayer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -188,7 +188,7 @@ def test_what_is_no_cnn_any_more_is_refused(x: Tensor) -> None:
 @pytest.mark.parametrize("options", [{"inplace": True}, {"where": "1"}], ids=str)
 def test_it_goes_back_as_a_whole(options: dict[str, object], x: Tensor) -> None:
     (name,) = options
-    with pytest.raises(UnsupportedLayer, match=f"{name}: a simplified network goes back"):
+    with pytest.raises(ArgumentError, match=f"{name}: a simplified network goes back"):
         convfc.to_conv(simplify(plain(), x), **options)
 
 

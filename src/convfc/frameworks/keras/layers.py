@@ -14,11 +14,9 @@ from convfc.extras import needing
 with needing():
     import keras
 
-from convfc.errors import ShapeError
+from convfc.errors import ArgumentError, ShapeError
 from convfc.geometry import ConvGeometry
 from convfc.indexmap import index_map
-
-__all__ = ["Im2Col"]
 
 
 @keras.saving.register_keras_serializable(package="convfc")
@@ -67,7 +65,7 @@ class Im2Col(keras.layers.Layer):  # type: ignore[misc]
         self.geometry = geometry
         self.data_format = keras.config.image_data_format() if data_format is None else data_format
         if self.data_format not in ("channels_last", "channels_first"):
-            raise ShapeError(
+            raise ArgumentError(
                 "unknown layout",
                 where="data_format",
                 expected="channels_last or channels_first",

@@ -18,30 +18,14 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
-from convfc.frameworks.torch.heads.operations import POINTWISE
+from convfc.errors import Refusal
 from convfc.frameworks.torch.parts import as_parameter, diagonal_blocks, is_hooked
-from convfc.frameworks.torch.read import Obstacle
-
-__all__ = [
-    "Chain",
-    "Product",
-    "by_groups",
-    "chain_of",
-    "linear_obstacle",
-    "own_block",
-    "quantises_activations",
-]
+from convfc.frameworks.torch.vocabulary import is_pointwise
 
 
 @dataclass(frozen=True, eq=False)
 class Product:
-    """``x @ weight.T + bias``, the FC layer of a weight ``(f, k)`` and a bias ``(f,)`` or None.
-
-    Examples
-    --------
-    >>> Product(torch.ones(2, 3)).weight.shape
-    torch.Size([2, 3])
-    """
+    """``x @ weight.T + bias``, the FC layer of a weight ``(f, k)`` and a bias ``(f,)`` or None."""
 
     weight: Tensor
     bias: Tensor | None = None
@@ -51,11 +35,11 @@ _OF_ACTIVATIONS = ("act_quant_kwargs", "activation_quantization", "input_quant_f
 """How weights of torchao call what they do to activations."""
 
 Chain: TypeAlias = list[Product | nn.Module]
-"""Products and modules of `POINTWISE`, in the order of their application."""
+"""Products and pointwise modules, in the order of their application."""
 
 
-def chain_of(module: nn.Module) -> Chain | Obstacle:  # noqa: PLR0911 (one per kind of child)
-    """Read an FC child.
+def chain_of(module: nn.Module) -> Chain | Refusal:  # noqa: PLR0911 (one per kind of child)
+    """Read an FC child as a chain, or say why it is none.
 
     A plain `nn.Linear` gives its own parameters. A quantised one gives its weight dequantised (what
     it did to activations is dropped: see `quantises_activations`). An adapter of PEFT is folded in
@@ -63,26 +47,10 @@ def chain_of(module: nn.Module) -> Chain | Obstacle:  # noqa: PLR0911 (one per k
     or disabled; dropout inside the adapter is dropped. An `nn.Sequential` gives the chain of its
     parts. A module with a method ``as_plain`` is asked for the plain modules that compute the same,
     or for the obstacle.
-
-    Parameters
-    ----------
-    module : nn.Module
-
-    Returns
-    -------
-    Chain or Obstacle
-        The latter says why the module cannot be written as a chain, and the way out.
-
-    Examples
-    --------
-    >>> [step.weight.shape for step in chain_of(nn.Sequential(nn.Linear(9, 2), nn.Linear(2, 4)))]
-    [torch.Size([2, 9]), torch.Size([4, 2])]
-    >>> chain_of(nn.Bilinear(2, 2, 2)).reason
-    'its FC part is a Bilinear'
     """
     if callable(as_plain := getattr(module, "as_plain", None)):
         plain = as_plain()
-        return plain if isinstance(plain, Obstacle) else _hooks_obstacle(module) or chain_of(plain)
+        return plain if isinstance(plain, Refusal) else _hooks_obstacle(module) or chain_of(plain)
     tuners = sys.modules.get("peft.tuners.tuners_utils")
     if tuners is not None and isinstance(module, tuners.BaseTunerLayer):
         return _adapted(module)
@@ -97,22 +65,22 @@ def chain_of(module: nn.Module) -> Chain | Obstacle:  # noqa: PLR0911 (one per k
         if type(module.weight) is nn.Parameter:
             return [Product(module.weight, module.bias)]
         if getattr(module.weight, "act_pre_scale", None) is not None:
-            return Obstacle(
+            return Refusal(
                 "its quantised weight scales the input before every call (act_pre_scale)",
                 "quantise without it: no SmoothQuant and no AWQ",
             )
         weight: Tensor = module.weight.dequantize()
         if type(weight) not in (Tensor, nn.Parameter):
-            return Obstacle(
+            return Refusal(
                 f"its weight is a {type(module.weight).__name__} that dequantize() leaves as it is",
                 "make it a plain tensor first",
             )
         return [Product(weight.detach(), module.bias)]
     if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
         return _hooks_obstacle(module) or _joined(list(module))
-    if type(module) in POINTWISE and "forward" not in vars(module):
+    if is_pointwise(module):
         return _hooks_obstacle(module) or ([] if type(module) is nn.Identity else [module])
-    return Obstacle(
+    return Refusal(
         f"its FC part is a {type(module).__name__}",
         "merge or take out what the tool has put there, so that an nn.Linear, an nn.Sequential of "
         "nn.Linear, a quantised Linear or an adapter of PEFT remains",
@@ -122,13 +90,7 @@ def chain_of(module: nn.Module) -> Chain | Obstacle:  # noqa: PLR0911 (one per k
 def quantises_activations(module: nn.Module) -> bool:
     """Say whether a quantised Linear rounds its input, too, which no chain of products does.
 
-    True of `torch.ao`'s, but for the dynamic one of float16, and where a weight of torchao says so;
-    False where the weight alone is quantised, and of any other module.
-
-    Examples
-    --------
-    >>> quantises_activations(nn.Linear(2, 2))
-    False
+    That is `torch.ao`'s, but for the dynamic one of float16, and where a weight of torchao says so.
     """
     quantised = sys.modules.get("torch.ao.nn.quantized")
     if quantised is not None and isinstance(module, quantised.Linear):
@@ -137,60 +99,40 @@ def quantises_activations(module: nn.Module) -> bool:
     return any(getattr(weight, name, None) is not None for name in _OF_ACTIVATIONS)
 
 
-def linear_obstacle(module: nn.Module, *, quantised: bool = False) -> Obstacle | None:
+def linear_obstacle(module: nn.Module, *, quantised: bool = False) -> Refusal | None:
     """Return why an `nn.Linear` is not what its parameters say; None if it is.
 
-    Parameters
-    ----------
-    module : nn.Module
-        An `nn.Linear` or of a subclass.
-    quantised : bool
-        Whether the weight may be a tensor of another class than plain parameters.
-
-    Examples
-    --------
-    >>> from torch.nn.utils.parametrizations import orthogonal
-    >>> linear_obstacle(nn.Linear(2, 2)), linear_obstacle(orthogonal(nn.Linear(2, 2))).reason
-    (None, 'its weight is computed by a parametrization')
+    Where ``quantised`` holds, the weight may be a tensor of another class than plain parameters.
     """
     name = type(module).__name__
     if isinstance(module, LazyModuleMixin):
-        return Obstacle("its weight has no size yet", "run the model once on an input")
+        return Refusal("its weight has no size yet", "run the model once on an input")
     if parametrize.is_parametrized(module):
         names = ", ".join(module.parametrizations)  # type: ignore[arg-type]
-        return Obstacle(
+        return Refusal(
             f"its {names} is computed by a parametrization",
             "torch.nn.utils.parametrize.remove_parametrizations first",
         )
     if type(module).forward is not nn.Linear.forward or "forward" in vars(module):
-        return Obstacle(
+        return Refusal(
             f"it is a {name} with a forward of its own", "put the nn.Linear that it equals in place"
         )
     if module._parameters.get("weight") is None or "bias" not in module._parameters:
-        return Obstacle(
+        return Refusal(
             "its weight or bias is computed before every call",
             "make it permanent first (torch.nn.utils.prune.remove, remove_weight_norm, "
             "remove_spectral_norm)",
         )
     if type(module.weight) is not nn.Parameter and not quantised:
-        return Obstacle(
+        return Refusal(
             f"its weight is a {type(module.weight).__name__}, not a plain parameter",
             "make it a plain parameter first",
         )
     return _hooks_obstacle(module)
 
 
-def own_block(product: Product, groups: int) -> Product | Obstacle:
-    """Return the blocks ``(f, k)`` of a block-diagonal weight ``(f, groups * k)``.
-
-    Examples
-    --------
-    >>> blocks = own_block(Product(torch.block_diag(torch.ones(1, 2), torch.ones(1, 2))), 2)
-    >>> blocks.weight.shape
-    torch.Size([2, 2])
-    >>> own_block(Product(torch.ones(2, 4)), 2).reason
-    'its block-diagonal weight is 1.0 at [0, 2], off the 2 blocks; 4 such entries are not zero'
-    """
+def own_block(product: Product, groups: int) -> Product | Refusal:
+    """Return the blocks ``(f, k)`` of a block-diagonal weight ``(f, groups * k)``."""
     weight = product.weight
     rows, columns = weight.shape
     apart = (groups, rows // groups, groups, columns // groups)
@@ -200,7 +142,7 @@ def own_block(product: Product, groups: int) -> Product | Obstacle:
     wrong = outside.reshape(weight.shape).nonzero()
     if len(wrong):
         first = wrong[0].tolist()
-        return Obstacle(
+        return Refusal(
             f"its block-diagonal weight is {weight[tuple(first)].item()} at {first}, off the "
             f"{groups} blocks; {len(wrong)} such entries are not zero",
             "set them to zero, or convert with one Linear per group (block_diagonal=False)",
@@ -213,17 +155,11 @@ def own_block(product: Product, groups: int) -> Product | Obstacle:
     return Product(as_parameter(blocks(weight), weight, gradient), product.bias)
 
 
-def by_groups(chains: Sequence[Chain]) -> Chain | Obstacle:
+def by_groups(chains: Sequence[Chain]) -> Chain | Refusal:
     """Join the chains of the groups of one layer into one chain of grouped products.
 
     The weights are stacked, one group after the other. Where groups have factors of unequal rank,
     the thinner ones are filled up with zeros, and likewise where only some have a bias.
-
-    Examples
-    --------
-    >>> chains = [chain_of(nn.Sequential(nn.Linear(9, r), nn.Linear(r, 4))) for r in (1, 3)]
-    >>> [step.weight.shape for step in by_groups(chains)]
-    [torch.Size([6, 9]), torch.Size([8, 3])]
     """
     if len(chains) == 1:
         return chains[0]
@@ -235,7 +171,7 @@ def by_groups(chains: Sequence[Chain]) -> Chain | Obstacle:
         elif not products and len({repr(step) for step in steps}) == 1:
             joined.append(steps[0])
     if any(len(chain) != len(joined) for chain in chains):
-        return Obstacle(
+        return Refusal(
             "the FC parts of its groups are not of one kind",
             "give every group the same kind of layers (their ranks may differ)",
         )
@@ -271,31 +207,31 @@ def _stack(parts: Sequence[Tensor], size: tuple[int, ...]) -> nn.Parameter:
     return parameter
 
 
-def _joined(parts: Sequence[nn.Module]) -> Chain | Obstacle:
+def _joined(parts: Sequence[nn.Module]) -> Chain | Refusal:
     """Return the chain of several modules called one after the other."""
     chain: Chain = []
     for part in parts:
         steps = chain_of(part)
-        if isinstance(steps, Obstacle):
+        if isinstance(steps, Refusal):
             return steps
         chain += steps
     return chain
 
 
-def _adapted(module: Any) -> Chain | Obstacle:
+def _adapted(module: Any) -> Chain | Refusal:
     """Read an adapter layer of PEFT: its base layer, with the adapters that are in effect."""
     blocked = _hooks_obstacle(module)
     if blocked is not None:
         return blocked
     name = f"{type(module).__module__.split('.')[2]} adapter of PEFT"
     if module.disable_adapters and module.merged:
-        return Obstacle(f"it has a disabled, merged {name}", "call unmerge() on the adapter")
+        return Refusal(f"it has a disabled, merged {name}", "call unmerge() on the adapter")
     if not (module.disable_adapters or module.merged):
         module = copy.deepcopy(module)
         try:
             module.merge()
         except (NotImplementedError, AttributeError, RuntimeError, ValueError, TypeError) as error:
-            return Obstacle(
+            return Refusal(
                 f"its {name} cannot be merged into a weight ({type(error).__name__}: {error})",
                 "take the adapter out with unload(), or use a tuner whose effect is a change of "
                 "the weight",
@@ -303,7 +239,7 @@ def _adapted(module: Any) -> Chain | Obstacle:
     return chain_of(module.base_layer)
 
 
-def _hooks_obstacle(module: nn.Module) -> Obstacle | None:
+def _hooks_obstacle(module: nn.Module) -> Refusal | None:
     """Return that hooks stand on a module; a CONV layer has no FC layer to call them on."""
     if not is_hooked(module):
         return None
@@ -313,7 +249,7 @@ def _hooks_obstacle(module: nn.Module) -> Obstacle | None:
             "they are of Opacus: give to_conv what model.to_standard_module() returns, where model "
             "is the GradSampleModule (or what make_private returned)"
         )
-    return Obstacle(f"hooks stand on its FC part ({type(module).__name__})", remedy)
+    return Refusal(f"hooks stand on its FC part ({type(module).__name__})", remedy)
 
 
 def _is_of_opacus(hook: Any) -> bool:

@@ -15,20 +15,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import PurePath
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 
-from convfc.frameworks.torch.read import is_conv
-
-__all__ = [
-    "CONVOLUTIONS",
-    "FUNCTION_REMEDY",
-    "Finding",
-    "functional_convolutions",
-    "is_foreign",
-]
+from convfc.errors import Refusal
+from convfc.frameworks.torch.forms import form_of
 
 _CONVOLVES = re.compile(r"conv\dd|conv_transpose\dd|conv_tbc|\w*convolution\w*")
 
@@ -53,11 +46,8 @@ _TRANSPARENT = {"PUSH_NULL", "SWAP", "POP_TOP", "EXTENDED_ARG", "NOP", "CACHE", 
 """Instructions inside a chain of loads that change nothing about it."""
 
 _STORES = {
-    "STORE_FAST",
-    "STORE_DEREF",
-    "STORE_NAME",
-    "STORE_FAST_LOAD_FAST",
-    "STORE_FAST_STORE_FAST",
+    *("STORE_FAST", "STORE_DEREF", "STORE_NAME"),
+    *("STORE_FAST_LOAD_FAST", "STORE_FAST_STORE_FAST"),
 }
 _UNKNOWN = object()
 
@@ -68,20 +58,7 @@ class _Name(str):
     __slots__ = ()
 
 
-class Finding(NamedTuple):
-    """A convolution that is out of reach: where, what, and the way out.
-
-    ``place`` is the qualified name of the module that computes it, "" for the model itself;
-    ``kind`` is "function", "TorchScript" or "quantised".
-    """
-
-    place: str
-    what: str
-    remedy: str
-    kind: str = "function"
-
-
-def functional_convolutions(model: nn.Module) -> list[Finding]:
+def functional_convolutions(model: nn.Module) -> list[tuple[str, Refusal]]:
     """Find the convolutions of a model that are no call of one of PyTorch's CONV layers.
 
     These are the functions of `torch` and `torch.nn.functional` in the forward of a module, or in
@@ -90,28 +67,12 @@ def functional_convolutions(model: nn.Module) -> list[Finding]:
     layers are left to `obstacle`. What a forward only looks up while it runs (``getattr`` with a
     computed name) cannot be seen here; `inspect` with an input sees that, too.
 
-    Parameters
-    ----------
-    model : nn.Module
-
-    Returns
-    -------
-    list of Finding
-        One per module, in the model's order.
-
-    Examples
-    --------
-    >>> import torch.nn.functional as F
-    >>> class Blur(nn.Module):
-    ...     def forward(self, x):
-    ...         return F.conv2d(x, torch.ones(1, 1, 3, 3) / 9)
-    >>> (finding,) = functional_convolutions(nn.Sequential(nn.Conv2d(3, 1, 1), Blur()))
-    >>> finding.place, finding.what
-    ('1', 'its forward reaches conv2d as a function (Blur.forward, ...)')
+    Each comes with its kind: "function", "TorchScript" or "quantised"; one per module, in the
+    model's order.
     """
     modules: dict[str, nn.Module] = dict(model.named_modules())
     places = {id(module): place for place, module in modules.items()}
-    found: dict[str, Finding] = {}
+    found: dict[str, tuple[str, Refusal]] = {}
     calls: dict[str, list[str]] = {}
     scripted: list[str] = []
     for place, module in modules.items():
@@ -121,17 +82,17 @@ def functional_convolutions(model: nn.Module) -> list[Finding]:
             scripted.append(place)
             if _script_convolves(module):
                 what = "it is TorchScript with convolutions inside"
-                found[place] = Finding(place, what, _SCRIPT_REMEDY, "TorchScript")
+                found[place] = "TorchScript", Refusal(what, _SCRIPT_REMEDY, place)
         elif _is_quantised(module):
             what = f"it is a quantised layer ({type(module).__module__})"
-            found[place] = Finding(place, what, _QUANTISED_REMEDY, "quantised")
-        elif not is_conv(module):
+            found[place] = "quantised", Refusal(what, _QUANTISED_REMEDY, place)
+        elif form_of(module) not in ("native", "weight"):
             for owner, hits in _Search(module).hits.items():
                 known = calls.setdefault(places.get(owner, place), [])
                 known.extend(hit for hit in hits if hit not in known)
     for place, hits in calls.items():
         what = f"its forward reaches {' and '.join(hits)}"
-        found[place] = Finding(place, what, FUNCTION_REMEDY)
+        found[place] = "function", Refusal(what, FUNCTION_REMEDY, place)
     return [found[place] for place in modules if place in found]
 
 
@@ -192,7 +153,7 @@ class _Search:
 
     def _hit(self, name: str, bound: Any, reader: CodeType | None) -> None:
         """Note it for the module whose method it is in; of helpers, for the one that called."""
-        own = isinstance(bound, nn.Module) and not is_conv(bound)
+        own = isinstance(bound, nn.Module) and form_of(bound) not in ("native", "weight")
         owner = bound if own else self.module
         hit = f"{name} as a function"
         if reader is not None:

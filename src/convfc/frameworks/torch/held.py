@@ -21,9 +21,8 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.nn.modules.module import _WrappedHook
 
-from convfc.errors import UnsupportedLayer
+from convfc.errors import Refusal, UnsupportedLayer
 from convfc.frameworks.torch.functional import is_foreign
-from convfc.frameworks.torch.read import Obstacle
 
 __all__ = ["check_held", "exchange", "held_fast"]
 
@@ -71,7 +70,7 @@ class _Hit(NamedTuple):
     part: nn.Module
 
 
-def held_fast(model: nn.Module, parts: Collection[int], *, copied: bool) -> dict[str, Obstacle]:
+def held_fast(model: nn.Module, parts: Collection[int], *, copied: bool) -> dict[str, Refusal]:
     """Return the parts that cannot be exchanged because of what else holds them, and the way out.
 
     Parameters
@@ -99,7 +98,7 @@ def held_fast(model: nn.Module, parts: Collection[int], *, copied: bool) -> dict
     >>> print(held_fast(model, {id(relu)}, copied=True)["0"].reason)
     first holds it as well, inside the function <lambda>, which would go on calling the old one
     """
-    found: dict[str, Obstacle] = {}
+    found: dict[str, Refusal] = {}
     names: dict[int, list[str]] = {}
     if not parts:
         return found
@@ -124,7 +123,9 @@ def check_held(model: nn.Module, parts: Collection[int], *, copied: bool) -> Non
         The message names the part and what holds it.
     """
     for name, blocked in held_fast(model, parts, copied=copied).items():
-        raise _refusal(blocked, name)
+        raise blocked._replace(where=name or "the model itself").error(
+            UnsupportedLayer, "it cannot be exchanged"
+        )
 
 
 def exchange(model: nn.Module, new: Mapping[int, nn.Module]) -> nn.Module:
@@ -165,7 +166,9 @@ def exchange(model: nn.Module, new: Mapping[int, nn.Module]) -> nn.Module:
     for hit in hits:
         if hit.step.gives is None:
             names = [name for name, part in model.named_modules() if part is hit.part]
-            raise _refusal(_obstacle(model, hit, names, in_place=False), *names[:1])
+            blocked = _obstacle(model, hit, names, in_place=False)
+            where = next(filter(None, names), "the model itself")
+            raise blocked._replace(where=where).error(UnsupportedLayer, "it cannot be exchanged")
     for holder in {id(hit.step.gives): hit.step.gives for hit in hits}.values():
         _give(holder, new)
     dynamo: Any = sys.modules.get("torch._dynamo.eval_frame")
@@ -420,7 +423,7 @@ def _give(holder: Any, new: Mapping[int, nn.Module]) -> None:
             object.__setattr__(holder, name, other)
 
 
-def _obstacle(model: nn.Module, hit: _Hit, names: list[str], *, in_place: bool) -> Obstacle:
+def _obstacle(model: nn.Module, hit: _Hit, names: list[str], *, in_place: bool) -> Refusal:
     """Return in words what holds a part fast."""
     steps: list[_Step] = []
     step: _Step | None = hit.step
@@ -435,7 +438,7 @@ def _obstacle(model: nn.Module, hit: _Hit, names: list[str], *, in_place: bool) 
         remedy += ", or change the model itself, with inplace=True"
     words, path = _words(inside), _path(model, steps, inside)
     holds = f"{path} holds it as well, inside {words}," if path else f"{words} holds it as well,"
-    return Obstacle(f"{holds} which would go on calling the old one", remedy)
+    return Refusal(f"{holds} which would go on calling the old one", remedy)
 
 
 def _path(model: nn.Module, steps: list[_Step], inside: Any) -> str:
@@ -464,11 +467,3 @@ def _words(holder: Any) -> str:
         case weakref.ref():
             return "a weak reference"
     return f"a {type(holder).__name__}"
-
-
-def _refusal(blocked: Obstacle, name: str = "") -> UnsupportedLayer:
-    return UnsupportedLayer(
-        f"{blocked.reason}; it cannot be exchanged",
-        where=name or "the model itself",
-        remedy=blocked.remedy,
-    )

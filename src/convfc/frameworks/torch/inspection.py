@@ -13,12 +13,12 @@ from typing import Any
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from convfc.frameworks.torch.forms import form_of, unrolled_of
 from convfc.frameworks.torch.functional import FUNCTION_REMEDY, functional_convolutions
 from convfc.frameworks.torch.layers import PatchConv
-from convfc.frameworks.torch.read import geometry_of, is_conv, obstacle, own_class
-from convfc.frameworks.torch.unrolled.record import is_layer, record_of
-from convfc.frameworks.torch.watch import Call, Watch, geometry_or_none, unchanged, watched_run
-from convfc.frameworks.torch.weights import is_weight_form
+from convfc.frameworks.torch.read import geometry_of, obstacle, own_class
+from convfc.frameworks.torch.running import unchanged
+from convfc.frameworks.torch.watch import Call, Watch, geometry_or_none, watched_run
 from convfc.inspection import Inspection, LayerRow
 
 __all__ = ["inspect"]
@@ -74,7 +74,7 @@ def _rows(
     model: nn.Module, watch: Watch, *, was_run: bool
 ) -> tuple[list[LayerRow], dict[int, int]]:
     """Return the rows in the model's order, and the sizes of their parameters by id."""
-    findings = {finding.place: finding for finding in functional_convolutions(model)}
+    findings = {found.where: (kind, found) for kind, found in functional_convolutions(model)}
     names: dict[int, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         names.setdefault(id(module), []).append(name)
@@ -82,20 +82,20 @@ def _rows(
     rows: list[LayerRow] = []
     parameters: dict[int, int] = {}
     for place, module in model.named_modules():
-        found, places = findings.get(place), tuple(names[id(module)])
+        (kind, found), places = findings.get(place, ("", None)), tuple(names[id(module)])
         calls = watch.calls.get(id(module)) or watch.functional.get(id(module), [])
         counted = _sizes(module)
-        if is_layer(module):
+        if form_of(module):
             row = _layer_row(module, places)
-        elif found is not None and found.kind != "function":
-            row = LayerRow(places, found.kind, "other", parameters=sum(counted.values()))
+        elif found is not None and kind != "function":
+            row = LayerRow(places, kind, "other", parameters=sum(counted.values()))
         elif found is not None or calls:
             row = LayerRow(places, "function", "functional")
             counted = {id(t): own[id(t)] for c in calls for t in c.tensors if id(t) in own}
         else:
             continue
         if found is not None:
-            row = replace(row, reason=found.what, remedy=found.remedy)
+            row = replace(row, reason=found.reason, remedy=found.remedy)
         elif row.form == "functional":
             used = " and ".join(dict.fromkeys(call.kind for call in calls))
             row = replace(row, reason=f"its forward calls {used}", remedy=FUNCTION_REMEDY)
@@ -106,23 +106,19 @@ def _rows(
 
 def _layer_row(module: nn.Module, places: tuple[str, ...]) -> LayerRow:
     """Return what is known of a layer that is not called."""
-    record = record_of(module)
+    record = unrolled_of(module)
     if record is not None:
         size, sizes = record.input_size, _sizes(module)
         row = LayerRow(places, record.native.__name__, "unrolled", record.geometry)
         output = record.geometry.output_size(size)
         return replace(row, parameters=sum(sizes.values()), input_size=size, output_size=output)
-    blocked = obstacle(module) if is_conv(module) and not is_weight_form(module) else None
-    form = "native"
-    if isinstance(module, PatchConv):
-        form = "patch"
-    elif is_weight_form(module):
-        form = "weight"
+    form = form_of(module)
+    blocked = obstacle(module) if form == "native" else None
     sizes, lazy = _sizes(module), any(map(is_lazy, module.parameters()))
     return LayerRow(
         places,
         module.native.__name__ if isinstance(module, PatchConv) else own_class(module).__name__,
-        form,
+        form or "native",
         None if lazy else geometry_or_none(partial(geometry_of, module, ())),
         None if lazy else sum(sizes.values()),
         "" if blocked is None else f"{type(module).__name__}: {blocked.reason}",

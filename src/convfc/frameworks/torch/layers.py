@@ -42,14 +42,13 @@ from convfc.frameworks.torch.read import (
     attributes_of,
     geometry_from,
     geometry_of,
-    is_conv,
     matrix_to_weight,
     own_class,
     weight_to_matrix,
 )
 from convfc.frameworks.torch.whole import joined_with_gradients, lay_together, weight_of
 
-__all__ = ["PatchConv", "is_conv_layer"]
+__all__ = ["PatchConv"]
 
 
 class PatchConv(nn.Module):
@@ -439,18 +438,6 @@ class PatchConv(nn.Module):
                         remedy="use less padding, or a larger input",
                     )
         return x.dim() == ndim + 2
-
-
-def is_conv_layer(module: nn.Module) -> bool:
-    """Say whether a module is a CONV layer in any form: PyTorch's own, weight or patch form.
-
-    Examples
-    --------
-    >>> conv = nn.Conv2d(3, 8, 3)
-    >>> is_conv_layer(conv), is_conv_layer(PatchConv(conv)), is_conv_layer(nn.Linear(3, 8))
-    (True, True, False)
-    """
-    return is_conv(module) or isinstance(module, PatchConv)
 
 
 def _whole(weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Tensor | None:

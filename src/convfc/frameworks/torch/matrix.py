@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convfc.errors import UnsupportedLayer
-from convfc.frameworks.torch.layers import PatchConv, is_conv_layer
-from convfc.frameworks.torch.read import CONV_CLASSES, Obstacle, conv_layer, obstacle, own_forward
+from convfc.errors import Refusal, UnsupportedLayer
+from convfc.frameworks.torch.forms import form_of
+from convfc.frameworks.torch.layers import PatchConv
+from convfc.frameworks.torch.read import CONV_CLASSES, conv_layer, obstacle, own_forward
 from convfc.layer import ConvLayer
 from convfc.operators.estimate import Layout
 from convfc.operators.pattern import MatrixPattern
@@ -227,11 +228,11 @@ def _one_by_one(
     return torch.stack([function.apply(one, pattern) for one in batch.movedim(in_dim, 0)]), 0
 
 
-def _unreadable(module: nn.Module) -> Obstacle | None:
+def _unreadable(module: nn.Module) -> Refusal | None:
     if isinstance(module, PatchConv):
         return None
-    if not is_conv_layer(module):
-        return Obstacle("it is no CONV layer", "give one layer of the model, such as model.conv1")
+    if form_of(module) not in ("native", "patch", "weight"):
+        return Refusal("it is no CONV layer", "give one layer of the model, such as model.conv1")
     if not isinstance(module, CONV_CLASSES):
         return obstacle(module)
     return own_forward(module)

@@ -16,13 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from convfc.errors import UnsupportedOptimizer
-from convfc.frameworks.torch.certify.pairs import HeadConv, find_pairs, has_own_weights
-from convfc.frameworks.torch.certify.unrolled import UnrolledLayer
+from convfc.frameworks.torch.certify.pairs import (
+    HeadConv,
+    UnrolledLayer,
+    find_pairs,
+    has_own_weights,
+)
+from convfc.frameworks.torch.forms import form_of
 from convfc.frameworks.torch.layers import PatchConv
 from convfc.frameworks.torch.parts import diagonal_blocks
 from convfc.frameworks.torch.read import matrix_to_weight, weight_to_matrix
 from convfc.frameworks.torch.simplify import record_of
-from convfc.frameworks.torch.weights import is_weight_form, steps_of
+from convfc.frameworks.torch.weights import steps_of
 
 __all__ = ["convert_optimizer_state"]
 
@@ -236,7 +241,7 @@ def _parameters(layer: nn.Module) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...
     if isinstance(layer, HeadConv):
         layer = layer.conv
     parts = layer.children_fc if isinstance(layer, PatchConv) else [layer]
-    if is_weight_form(layer):
+    if form_of(layer) == "weight":
         weights = [steps_of(layer).original]
     else:
         weights = [part._parameters["weight"] for part in parts]
@@ -259,7 +264,7 @@ def _matrix(layer: nn.Module, moments: list[Tensor]) -> Tensor:
             return torch.cat(moments)
         # Off the blocks of a block-diagonal weight there is nothing that a CONV layer has.
         return diagonal_blocks(moments[0], groups)
-    if is_weight_form(layer):
+    if form_of(layer) == "weight":
         return moments[0]
     return weight_to_matrix(moments[0], transposed=bool(layer.transposed), groups=groups)
 
@@ -270,7 +275,7 @@ def _from_matrix(layer: nn.Module, matrix: Tensor) -> list[Tensor]:
     if isinstance(layer, PatchConv):
         parts = list(matrix.chunk(groups))
         return parts if len(layer.children_fc) == groups else [torch.block_diag(*parts)]
-    if is_weight_form(layer):
+    if form_of(layer) == "weight":
         return [matrix]
     shape: Any = layer.weight.shape
     return [matrix_to_weight(matrix, shape, transposed=bool(layer.transposed), groups=groups)]

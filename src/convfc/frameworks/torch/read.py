@@ -8,25 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
-from convfc.errors import GeometryError
+from convfc.errors import GeometryError, Refusal
 from convfc.geometry import ConvGeometry
 from convfc.layer import ConvLayer
 
 __all__ = [
     "CONV_CLASSES",
-    "Obstacle",
     "attributes_of",
     "conv_layer",
     "geometry_from",
     "geometry_of",
-    "is_conv",
     "matrix_to_weight",
     "native_class",
     "obstacle",
@@ -44,24 +41,6 @@ CONV_CLASSES: tuple[type[nn.Module], ...] = (
     nn.ConvTranspose3d,
 )
 """PyTorch's CONV layers, whose forwards convfc knows."""
-
-
-class Obstacle(NamedTuple):
-    """Why a CONV layer cannot be converted, and the way out."""
-
-    reason: str
-    remedy: str
-
-
-def is_conv(module: nn.Module) -> bool:
-    """Say whether a module is one of PyTorch's CONV layers, subclasses and lazy ones included.
-
-    Examples
-    --------
-    >>> is_conv(nn.Conv2d(3, 8, 3)), is_conv(nn.Linear(3, 8))
-    (True, False)
-    """
-    return isinstance(module, _ConvNd)
 
 
 def own_class(module: nn.Module) -> type[nn.Module]:
@@ -83,7 +62,7 @@ def native_class(module: nn.Module) -> type[nn.Module]:
     return next(cls for cls in CONV_CLASSES if isinstance(module, cls))
 
 
-def obstacle(module: nn.Module) -> Obstacle | None:
+def obstacle(module: nn.Module) -> Refusal | None:
     """Return why a CONV layer cannot be converted; None if it can.
 
     Only a layer that computes exactly what PyTorch's own forward computes, from a weight that is a
@@ -97,17 +76,17 @@ def obstacle(module: nn.Module) -> Obstacle | None:
     'its weight has no size yet'
     """
     if isinstance(module, LazyModuleMixin):
-        return Obstacle(
+        return Refusal(
             "its weight has no size yet", "run the model once on an input, which makes the layer"
         )
     if not isinstance(module, CONV_CLASSES):
-        return Obstacle("its forward is its own", "build it from torch.nn's CONV layers")
+        return Refusal("its forward is its own", "build it from torch.nn's CONV layers")
     if "fc" in module._modules or "fc" in vars(module):
-        return Obstacle("it has a part named fc already", "rename that part")
+        return Refusal("it has a part named fc already", "rename that part")
     return own_forward(module) or _own_weight(module)
 
 
-def own_forward(module: nn.Module) -> Obstacle | None:
+def own_forward(module: nn.Module) -> Refusal | None:
     """Return what a layer does in another way than PyTorch's own; None if nothing.
 
     Examples
@@ -122,7 +101,7 @@ def own_forward(module: nn.Module) -> Obstacle | None:
         if getattr(cls, name, None) is not getattr(native, name, None) or name in vars(module)
     ]
     if overridden:
-        return Obstacle(
+        return Refusal(
             f"its class {cls.__name__} has a {overridden[0]} of its own",
             f"replace it by the nn.{native.__name__} that computes the same, if there is one, or "
             "leave it out with where=",
@@ -130,24 +109,24 @@ def own_forward(module: nn.Module) -> Obstacle | None:
     return None
 
 
-def _own_weight(module: nn.Module) -> Obstacle | None:
+def _own_weight(module: nn.Module) -> Refusal | None:
     """Return why the weight of a layer is not simply its parameter."""
     if parametrize.is_parametrized(module):
         names = ", ".join(module.parametrizations)  # type: ignore[arg-type]
-        return Obstacle(
+        return Refusal(
             f"its {names} is computed by a parametrization",
             "torch.nn.utils.parametrize.remove_parametrizations first, and parametrize the FC "
             "child afterwards",
         )
     weight = module._parameters.get("weight")
     if weight is None:
-        return Obstacle(
+        return Refusal(
             "its weight is not a parameter but computed before every call",
             "make it permanent first (torch.nn.utils.prune.remove, remove_weight_norm, "
             "remove_spectral_norm)",
         )
     if type(weight) is not nn.Parameter:
-        return Obstacle(
+        return Refusal(
             f"its weight is a {type(weight).__name__}, not a plain parameter",
             "convert the model first and let the tool work on the FC child afterwards",
         )

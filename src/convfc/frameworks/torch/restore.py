@@ -6,12 +6,20 @@ import math
 import sys
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from functools import partial
+from typing import Any, get_args
 
 import torch
 from torch import nn
 
-from convfc.errors import NothingToConvert, UnsupportedLayer, UnsupportedLayerWarning
+from convfc.errors import (
+    ArgumentError,
+    NotAConvolution,
+    NothingToConvert,
+    Refusal,
+    UnsupportedLayer,
+    UnsupportedLayerWarning,
+)
 from convfc.frameworks.torch.factors import (
     Chain,
     Product,
@@ -20,14 +28,14 @@ from convfc.frameworks.torch.factors import (
     own_block,
     quantises_activations,
 )
+from convfc.frameworks.torch.forms import Form, form_of
 from convfc.frameworks.torch.forward.formats import channels_last, in_format
-from convfc.frameworks.torch.heads.heads import find_heads
-from convfc.frameworks.torch.heads.operations import CONVS
+from convfc.frameworks.torch.heads import find_heads
 from convfc.frameworks.torch.held import exchange, held_fast
 from convfc.frameworks.torch.layers import PatchConv
 from convfc.frameworks.torch.parts import HOOKS, as_parameter, carry_over, is_hooked
-from convfc.frameworks.torch.read import Obstacle
-from convfc.frameworks.torch.rewrite import (
+from convfc.frameworks.torch.places import (
+    Shared,
     Where,
     copy_of,
     holders,
@@ -36,13 +44,11 @@ from convfc.frameworks.torch.rewrite import (
     selector,
     tied,
 )
-from convfc.frameworks.torch.simplify import record_of
-from convfc.frameworks.torch.unrolled.back import Roller, simplified_back, unrolled_obstacle
-from convfc.frameworks.torch.unrolled.record import is_unrolled
-from convfc.frameworks.torch.watch import call_arguments, check_has_numbers
-from convfc.frameworks.torch.weights import from_weight_form, is_weight_form, steps_of
-
-__all__ = ["to_conv"]
+from convfc.frameworks.torch.running import call_arguments, check_has_numbers
+from convfc.frameworks.torch.simplify import record_of, restore
+from convfc.frameworks.torch.unrolled.back import Roller, no_convolution, unrolled_obstacle
+from convfc.frameworks.torch.vocabulary import CONVS
+from convfc.frameworks.torch.weights import from_weight_form, steps_of
 
 
 @torch.inference_mode(mode=False)  # what is made here is to be trained
@@ -76,20 +82,20 @@ def to_conv(
     map become CONV layers; see `heads`, also for what padding changes.
     """
     model, inplace = _without_peft(model, inplace=inplace)
-    if record_of(model) is not None or any(map(is_unrolled, model.modules())):
+    if record_of(model) is not None or any(form_of(part) == "unrolled" for part in model.modules()):
         check_has_numbers(model, "model")
     if record_of(model) is not None:
-        model = simplified_back(model, inplace=inplace, where=where, project=project)
+        model = _simplified_back(model, inplace=inplace, where=where, project=project)
         if example is None:
             return model
         inplace = True
     chosen, everything = selector(where), places(model)
     if example is not None and any(
-        is_unrolled(part) and chosen(name, part) for name, part in everything.items()
+        form_of(part) == "unrolled" and chosen(name, part) for name, part in everything.items()
     ):  # the heads are looked for in the network of CONV layers
         model = to_conv(model, inplace=inplace, where=where, strict=strict, project=project)
         inplace, everything = True, places(model)
-    forms = {name: part for name, part in everything.items() if _is_form(part)}
+    forms = {name: part for name, part in everything.items() if form_of(part) in get_args(Form)}
     layers = {name: layer for name, layer in forms.items() if chosen(name, layer)}
     inside = tuple(f"{name}." if name else "" for name in forms)
     linears: dict[str, nn.Module] = {
@@ -102,14 +108,16 @@ def to_conv(
     }
     _check_there_is_something(layers, linears, forms, where, example)
     chains: dict[str, Chain] = {}
-    left: dict[str, tuple[str, str]] = {}
+    left: dict[str, Refusal] = {}
     for name, layer in layers.items():
         chain = _read(layer, project=project)
-        if isinstance(chain, Obstacle):
+        if isinstance(chain, Refusal):
             left[name] = chain
         else:
             chains[name] = chain
-    moving = {id(layers[name]) for name in chains if not (inplace and is_weight_form(layers[name]))}
+    moving = {
+        id(layers[name]) for name in chains if not (inplace and form_of(layers[name]) == "weight")
+    }
     left |= held_fast(model, moving, copied=not inplace)
     chains = {name: chain for name, chain in chains.items() if name not in left}
     left |= _shared_with_others(model, {name: layers[name] for name in chains})
@@ -123,8 +131,8 @@ def to_conv(
         left |= heads.refused
     refuse_or_list(left, "cannot become a CONV layer", strict=strict)
     ready = {id(layers[name]): chain for name, chain in chains.items() if name not in left}
-    if inplace and not is_weight_form(model) and id(model) in ready:
-        raise UnsupportedLayer(
+    if inplace and form_of(model) != "weight" and id(model) in ready:
+        raise ArgumentError(
             "the model is itself the FC layer, which cannot become another object",
             where="inplace",
             remedy="use the model that is returned, without inplace=True",
@@ -138,11 +146,33 @@ def to_conv(
         ready = {key: _read(twin, project=project) for key, (_, twin) in old.items()}  # type: ignore[misc]
     build, roll_up = _Builder(), Roller(project=project)
     new = {
-        key: roll_up(layer, name) if is_unrolled(layer) else build(layer, ready[key])
+        key: roll_up(layer, name) if form_of(layer) == "unrolled" else build(layer, ready[key])
         for key, (name, layer) in old.items()
     }
     model = exchange(model, new)
     return model if heads is None else heads.convert(model)
+
+
+def _simplified_back(model: nn.Module, *, inplace: bool, where: Any, project: bool) -> nn.Module:
+    """Return the CONV network that a simplified network was: all of it, as a new object.
+
+    Raises
+    ------
+    UnsupportedLayer
+        If options ask for something else, or its numbers are those of no CONV network any more.
+    """
+    for name, given in (("inplace", inplace), ("where", where is not None)):
+        if given:
+            raise ArgumentError(
+                "a simplified network goes back as a whole, and becomes another object",
+                where=name,
+                remedy=f"leave out {name}=",
+            )
+    try:
+        return restore(model, project=project)
+    except NotAConvolution as error:
+        refused = no_convolution(error)
+        raise refused.error(UnsupportedLayer, "it cannot become a CONV layer") from error
 
 
 def _tell_of_activations(layers: Mapping[str, nn.Module]) -> None:
@@ -165,8 +195,7 @@ class _Builder:
     """Builds CONV layers; what two layers share, a layer or a parameter, stays shared."""
 
     def __init__(self) -> None:
-        self.parameters: dict[Any, nn.Parameter] = {}
-        self.held: list[Any] = []  # so that no id in a key is used twice
+        self.shared = Shared()
 
     def __call__(self, layer: nn.Module, chain: Chain) -> nn.Module:
         """Return the CONV layer or, of a longer chain, the `nn.Sequential`."""
@@ -190,15 +219,14 @@ class _Builder:
         matrix, alone = steps.original, len(steps) == 1
         conv = from_weight_form(layer)
         if alone:
-            self.held.append(matrix)
-            key = (id(matrix), steps[0].weight_shape, conv.transposed, conv.groups)
-            conv.weight = self.parameters.setdefault(key, conv.weight)  # type: ignore[arg-type]
+            weight, key = conv.weight, (steps[0].weight_shape, conv.transposed, conv.groups)
+            conv.weight = self.shared([matrix], key, lambda: weight)
         return conv
 
     def _weight(self, layer: PatchConv, product: Product) -> nn.Parameter:
         """Return the CONV weight of a product, one for all layers with the same FC weight."""
-        key = (*_sources(layer, "weight"), layer.weight_shape, layer.transposed)
-        if key not in self.parameters:
+
+        def make() -> nn.Parameter:
             gradient = product.weight.grad
             weight = as_parameter(
                 layer.to_weight(product.weight.detach()),
@@ -208,8 +236,10 @@ class _Builder:
             if layer.weight_channels_last:
                 form = channels_last(layer.spatial_ndim)
                 weight.data = in_format(weight.data, form)
-            self.parameters[key] = weight
-        return self.parameters[key]
+            return weight
+
+        key = ("weight", layer.weight_shape, layer.transposed)
+        return self.shared(_sources(layer, "weight"), key, make)
 
     def _bias(self, layer: PatchConv, product: Product) -> nn.Parameter | None:
         """Return the bias of a product: the very parameter, if one FC child has it."""
@@ -218,52 +248,45 @@ class _Builder:
             return None
         if len(layer.children_fc) == 1 and type(bias) is nn.Parameter:
             return bias
-        key = (*_sources(layer, "bias"),)
-        if key not in self.parameters:
-            self.parameters[key] = as_parameter(bias, bias, bias.grad)
-        return self.parameters[key]
+        make = partial(as_parameter, bias, bias, bias.grad)
+        return self.shared(_sources(layer, "bias"), "bias", make)
 
 
-def _is_form(part: nn.Module) -> bool:
-    """Say whether a module is a layer in patch, weight or unrolled form."""
-    return isinstance(part, PatchConv) or is_weight_form(part) or is_unrolled(part)
-
-
-def _read(layer: nn.Module, *, project: bool) -> Chain | Obstacle:
+def _read(layer: nn.Module, *, project: bool) -> Chain | Refusal:
     """Return what a layer in any form is made of, or what stands in the way."""
-    if is_unrolled(layer):
+    if form_of(layer) == "unrolled":
         return unrolled_obstacle(layer, project=project) or []
     return _chain(layer)
 
 
-def _chain(layer: nn.Module) -> Chain | Obstacle:
+def _chain(layer: nn.Module) -> Chain | Refusal:
     """Read a layer, and check that it is as large as the CONV layer; of a weight form, nothing."""
     if not isinstance(layer, PatchConv):
         return _weight_form_obstacle(layer) or []
     chains = []
     for child in layer.children_fc:
         chain = chain_of(child)
-        if isinstance(chain, Obstacle):
+        if isinstance(chain, Refusal):
             return chain
         chains.append(chain)
     if layer.groups > 1 and not isinstance(layer.fc, nn.ModuleList):
         if [type(step) for step in chains[0]] != [Product]:
-            return Obstacle(
+            return Refusal(
                 "its block-diagonal FC part is no single nn.Linear any more",
                 "convert with one Linear per group (block_diagonal=False) before factoring",
             )
         sizes = _misfit(chains[0], layer, columns=layer.groups)
         joined = sizes or own_block(chains[0][0], layer.groups)  # type: ignore[arg-type]
-        return joined if isinstance(joined, Obstacle) else [joined]
+        return joined if isinstance(joined, Refusal) else [joined]
     if len(chains) != layer.groups:
-        return Obstacle(
+        return Refusal(
             f"it has {len(chains)} FC parts for {layer.groups} groups", "give every group one"
         )
     misfits = (_misfit(chain, layer, rows=layer.groups) for chain in chains)
     return next(filter(None, misfits), None) or by_groups(chains)
 
 
-def _misfit(chain: Chain, layer: PatchConv, *, rows: int = 1, columns: int = 1) -> Obstacle | None:
+def _misfit(chain: Chain, layer: PatchConv, *, rows: int = 1, columns: int = 1) -> Refusal | None:
     """Return why a chain does not go from one patch to one output position; None if it does.
 
     ``rows`` and ``columns`` say over how many groups the outputs and the inputs are spread.
@@ -277,35 +300,33 @@ def _misfit(chain: Chain, layer: PatchConv, *, rows: int = 1, columns: int = 1) 
     ]
     fits = sizes[:1] == want[:1] and sizes[-1:] == want[1:] and sizes[1:-1:2] == sizes[2:-1:2]
     if not fits:
-        return Obstacle(
+        return Refusal(
             f"its FC part has the sizes {' -> '.join(map(str, sizes)) or 'of its input'}, where "
             f"{want[0]} -> {want[1]} is expected",
             "give it an FC part that reads one patch and returns one number per filter",
         )
     if not isinstance(chain[0], Product):
-        return Obstacle(
+        return Refusal(
             f"its FC part begins with a {type(chain[0]).__name__}, before the first nn.Linear",
             "move it in front of the layer, if it leaves the zeros of the padding zero",
         )
     return None
 
 
-def _weight_form_obstacle(layer: nn.Module) -> Obstacle | None:
+def _weight_form_obstacle(layer: nn.Module) -> Refusal | None:
     """Return why a layer in weight form cannot get its weight back; None if it can."""
     steps = steps_of(layer)
     if "original" not in steps._parameters:
-        return Obstacle(
+        return Refusal(
             "its FC matrix is computed before every call",
             "make it permanent first (torch.nn.utils.prune.remove on parametrizations.weight)",
         )
     if is_hooked(steps) or any(map(is_hooked, steps)):
-        return Obstacle("hooks stand on its parametrization", "remove the hooks (handle.remove())")
+        return Refusal("hooks stand on its parametrization", "remove the hooks (handle.remove())")
     return None
 
 
-def _shared_with_others(
-    model: nn.Module, layers: Mapping[str, nn.Module]
-) -> dict[str, tuple[str, str]]:
+def _shared_with_others(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, Refusal]:
     """Return the layers whose FC weight is also a parameter of something that stays as it is."""
     inside = {id(part) for layer in layers.values() for part in layer.modules()}
     staying = holders(model, but=inside)
@@ -313,7 +334,7 @@ def _shared_with_others(
         name: tied("its FC weight", staying[id(weight)])
         for name, layer in layers.items()
         for weight in layer.parameters()
-        if (weight.dim() == 2 or is_unrolled(layer)) and id(weight) in staying
+        if (weight.dim() == 2 or form_of(layer) == "unrolled") and id(weight) in staying
     }
 
 
@@ -346,11 +367,11 @@ def _point(layer: PatchConv, product: Product) -> nn.Module:
     return point
 
 
-def _sources(layer: PatchConv, name: str) -> tuple[int, ...]:
+def _sources(layer: PatchConv, name: str) -> list[Any]:
     """Return what identifies a parameter that its FC children may share with another layer's."""
     parts = [fc._parameters.get(name) for fc in layer.children_fc if isinstance(fc, nn.Linear)]
     own = len(parts) == len(layer.children_fc) and all(type(p) is nn.Parameter for p in parts)
-    return tuple(map(id, parts)) if own else (id(layer),)
+    return parts if own else [layer]
 
 
 def _check_there_is_something(
@@ -393,7 +414,7 @@ def _without_peft(model: nn.Module, *, inplace: bool) -> tuple[nn.Module, bool]:
         return model, inplace
     where = type(model).__name__
     if inplace:
-        raise UnsupportedLayer(
+        raise ArgumentError(
             "a model of PEFT cannot become the model inside it in place",
             where=where,
             remedy="give to_conv what its merge_and_unload() returns, or leave out inplace=True",

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-import fnmatch
-import warnings
-from collections.abc import Callable, Collection, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Collection, Mapping
+from functools import partial
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import nn
 
-from convfc.errors import (
-    NothingToConvert,
-    UnsupportedLayer,
-    UnsupportedLayerWarning,
-)
+from convfc.errors import ArgumentError, NothingToConvert, Refusal
+from convfc.frameworks.torch.forms import Form, form_of
 from convfc.frameworks.torch.functional import functional_convolutions
-from convfc.frameworks.torch.held import check_held, exchange, held_fast
+from convfc.frameworks.torch.held import exchange, held_fast
 from convfc.frameworks.torch.layers import PatchConv
-from convfc.frameworks.torch.read import Obstacle, is_conv, obstacle
+from convfc.frameworks.torch.places import (
+    Shared,
+    Where,
+    copy_of,
+    holders,
+    place_in_words,
+    places,
+    refuse_or_list,
+    selector,
+    some_of,
+    tied,
+)
+from convfc.frameworks.torch.read import obstacle
+from convfc.frameworks.torch.running import call_arguments, check_has_numbers
+from convfc.frameworks.torch.simplify import simplify as simplified
 from convfc.frameworks.torch.unrolled.back import Roller, unrolled_obstacle
 from convfc.frameworks.torch.unrolled.form import (
     Plan,
@@ -27,30 +37,69 @@ from convfc.frameworks.torch.unrolled.form import (
     plan_layers,
     refusals,
 )
-from convfc.frameworks.torch.unrolled.options import Branches, Form, MaxPool, Options
-from convfc.frameworks.torch.unrolled.record import is_unrolled
-from convfc.frameworks.torch.unrolled.sparse import deep_copy
-from convfc.frameworks.torch.weights import (
-    from_weight_form,
-    is_weight_form,
-    steps_of,
-    to_weight_form,
-)
+from convfc.frameworks.torch.weights import from_weight_form, steps_of, to_weight_form
+from convfc.sizes import one_of
 
-__all__ = [
-    "Form",
-    "Where",
-    "copy_of",
-    "holders",
-    "places",
-    "refuse_or_list",
-    "selector",
-    "tied",
-    "to_fc",
-]
+MaxPool: TypeAlias = Literal["keep", "relu"]
+Branches: TypeAlias = Literal["add", "carry"]
 
-Where: TypeAlias = Callable[[str, nn.Module], bool] | str | Collection[str] | None
-"""Which layers: a function of name and module, or names with ``*`` as in a shell; None is all."""
+_CHOICES = {
+    "form": (
+        Form,
+        "'patch' puts an nn.Linear in the layer's place, 'weight' keeps the layer and makes its "
+        "parameter 2-D, 'unrolled' makes one nn.Linear of the layer's whole matrix",
+    ),
+    "max_pool": (MaxPool, "'keep' leaves max-pooling as it is, 'relu' writes it with ReLU"),
+    "branches": (Branches, "'add' joins branches by additions, 'carry' carries them through"),
+}
+_UNROLLED: dict[str, Any] = {"example": None, "simplify": False, "sparse": False, "memory": None}
+_SIMPLIFY: dict[str, Any] = {"max_pool": "keep", "branches": "add"}
+_WHOLE: dict[str, Any] = {"inplace": False, "where": None, "strict": True}
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Raise for an option that has no such value, or is not one of this form, by its name."""
+    form: str = options["form"]
+    for name, (choices, remedy) in _CHOICES.items():
+        one_of(
+            name,
+            options[name],
+            get_args(choices),
+            what=f"there is no such {name}",
+            remedy=remedy,
+        )
+    if options["block_diagonal"] and form != "patch":
+        raise ArgumentError(
+            "only the patch form has a Linear that could be block-diagonal",
+            where="block_diagonal",
+            expected="form='patch'",
+            got=f"form={form!r}",
+            remedy="leave it out: the other forms hold the groups in one matrix already",
+        )
+    what, defaults, expected = "a conversion layer by layer", _WHOLE, "simplify=False"
+    if form != "unrolled":
+        what, defaults, expected = "the unrolled form", _UNROLLED | _SIMPLIFY, "form='unrolled'"
+    elif options["example"] is None:
+        raise ArgumentError(
+            "the matrix of a layer is for one input size",
+            where="example",
+            expected="an input of the model, of the size that it is to be unrolled for",
+            got=None,
+            remedy="to_fc(model, form='unrolled', example=x); a tuple holds several arguments",
+        )
+    elif not options["simplify"]:
+        what, defaults, expected = "a simplified network", _SIMPLIFY, "simplify=True"
+    example = " and example=x" if form != "unrolled" else ""
+    for name, default in defaults.items():
+        value = options[name]
+        if value is not default and not (isinstance(value, str) and value == default):
+            raise ArgumentError(
+                f"only {what} has this option",
+                where=name,
+                expected=expected,
+                got=f"form={form!r}, simplify={options['simplify']}",
+                remedy=f"give {expected}{example}, or leave {name} out",
+            )
 
 
 @torch.inference_mode(mode=False)  # what is made here is to be trained
@@ -70,55 +119,48 @@ def to_fc(
     memory: float | None = None,
 ) -> nn.Module:
     """Return the model with its CONV layers as FC layers; see `convfc.to_fc`."""
-    options = Options(
-        form,
-        inplace,
-        where,
-        strict,
-        block_diagonal,
-        example,
-        simplify,
-        max_pool,
-        branches,
-        sparse,
-        memory,
-    )
-    options.check()
+    _check_options({name: value for name, value in locals().items() if name != "model"})
     if simplify:
-        return options.simplified(model)
+        check_has_numbers(model, "model")
+        given = example if isinstance(example, tuple) else (example,)
+        arguments, _ = call_arguments(model, given)
+        return simplified(
+            model, arguments, max_pool=max_pool, branches=branches, sparse=sparse, memory=memory
+        )
     chosen = selector(where)
+    wanted = {"native", "weight", "patch" if form == "unrolled" else "unrolled"}
     found = {
         name: module
         for name, module in places(model).items()
-        if (is_conv(module) or _in_another_form(module, form)) and chosen(name, module)
+        if form_of(module) in wanted and chosen(name, module)
     }
     if where is not None and not found:
         raise NothingToConvert(
             "where= selects no CONV layer",
             where="where",
-            expected="at least one of " + (_some(_conv_places(model)) or "no CONV layers"),
+            expected="at least one of " + (some_of(_conv_places(model)) or "no CONV layers"),
             got=where if isinstance(where, str) else None,
             remedy="convfc.inspect(model) lists the CONV layers with their names",
         )
-    left: dict[str, tuple[str, str]] = {}
+    left: dict[str, Refusal] = {}
     for name, module in found.items():
         blocked = _obstacle(module)
         if blocked is not None:
             left[name] = blocked._replace(reason=f"{type(module).__name__}: {blocked.reason}")
-    for finding in functional_convolutions(model):
-        if chosen(finding.place, model.get_submodule(finding.place)):
-            left.setdefault(finding.place, (finding.what, finding.remedy))
+    for _, finding in functional_convolutions(model):
+        if chosen(finding.where, model.get_submodule(finding.where)):
+            left.setdefault(finding.where, finding)
     moving = {
         id(module)
         for name, module in found.items()
-        if name not in left and not (inplace and form == "weight" and not is_unrolled(module))
+        if name not in left and not (inplace and form == "weight" and form_of(module) != "unrolled")
     }
     left |= held_fast(model, moving, copied=not inplace)
     converted = {id(module) for name, module in found.items() if name not in left}
     for name, other in _held_elsewhere(model, converted).items():
         left[name] = tied("its weight", other)
     plans: dict[int, Plan] = {}
-    idle: dict[str, tuple[str, str]] = {}
+    idle: dict[str, Refusal] = {}
     if form == "unrolled" and not (left and strict):
         ready = {name: module for name, module in found.items() if name not in left}
         plans, more, idle = plan_layers(model, ready, example, sparse=sparse)
@@ -131,9 +173,9 @@ def to_fc(
     if form == "unrolled":
         check_memory(ready, plans, sparse=sparse, memory=memory)
     convertible = list(ready.values())
-    replaced = form != "weight" or any(map(is_unrolled, convertible))
+    replaced = form != "weight" or any(form_of(layer) == "unrolled" for layer in convertible)
     if inplace and replaced and any(module is model for module in convertible):
-        raise UnsupportedLayer(
+        raise ArgumentError(
             "the model is itself the CONV layer, which cannot become another object",
             where="inplace",
             remedy="use the model that is returned, without inplace=True",
@@ -156,135 +198,32 @@ def _convert(
 ) -> nn.Module:
     """Convert these layers of the model itself; layers that share a parameter go on sharing it."""
     new: dict[int, nn.Module] = {}
-    first: dict[tuple[Any, ...], nn.Module] = {}
-    weights = []  # held, so that no id is used twice
-    roll_up = Roller()
+    shared, roll_up = Shared(), Roller()
     for found in {id(module): module for module in convertible}.values():
-        module = roll_up(found) if is_unrolled(found) else found
-        if is_weight_form(module):
+        module = roll_up(found) if form_of(found) == "unrolled" else found
+        source: object = module._parameters.get("weight")
+        if form_of(module) == "weight":
+            steps = steps_of(module)
+            source = steps.original if len(steps) == 1 else module
             from_weight_form(module)
-        weight = module._parameters["weight"]
-        weights.append(weight)
-        key = (id(weight), module.transposed, module.groups)
-        twin = first.get(key)
+        key = (module.weight.shape, module.transposed, module.groups)
         if form == "weight":
-            shared = None if twin is None else steps_of(twin).original
-            converted = to_weight_form(module, shared)
+            first = shared([source], key, partial(to_weight_form, module))
+            if first is not module:
+                to_weight_form(module, steps_of(first).original)
+            converted = module
         else:
             converted = PatchConv(module, block_diagonal=block_diagonal)
-            if isinstance(twin, PatchConv):
-                converted.share_weight(twin)
+            first = shared([source], key, partial(_itself, converted))
+            if first is not converted:
+                converted.share_weight(first)
         if converted is not found:
             new[id(found)] = converted
-        first.setdefault(key, converted)
     return exchange(model, new)
 
 
-def places(model: nn.Module) -> dict[str, nn.Module]:
-    """Return every place of a model that holds a module: a shared one stands at several.
-
-    Examples
-    --------
-    >>> layer = nn.ReLU()
-    >>> list(places(nn.Sequential(layer, layer)))
-    ['', '0', '1']
-    """
-    return dict(model.named_modules(remove_duplicate=False))
-
-
-def selector(where: Where) -> Callable[[str, nn.Module], bool]:
-    """Return ``where`` as a function of a name and a module.
-
-    Examples
-    --------
-    >>> selector("layer4.*")("layer4.0.conv1", nn.ReLU())
-    True
-    """
-    if where is None:
-        return lambda name, module: True
-    if callable(where):
-        return where
-    patterns = [where] if isinstance(where, str) else list(where)
-    return lambda name, module: any(fnmatch.fnmatchcase(name, p) for p in patterns)
-
-
-def refuse_or_list(left: Mapping[str, tuple[str, str]], why: str, *, strict: bool) -> None:
-    """Raise for the places that cannot be converted or, if not strict, list them in a warning.
-
-    Parameters
-    ----------
-    left : mapping
-        From a place to the reason and the remedy.
-    why : str
-        The verb of the message.
-    strict : bool
-
-    Raises
-    ------
-    UnsupportedLayer
-        If strict and there is such a place.
-    """
-    if not left:
-        return
-    if not strict:
-        listed = "; ".join(f"{_place(name)} ({reason})" for name, (reason, _) in left.items())
-        warnings.warn(f"left as they are: {listed}", UnsupportedLayerWarning, stacklevel=5)
-        return
-    name, (reason, remedy) = next(iter(left.items()))
-    others = [_place(place) for place in left][1:]
-    raise UnsupportedLayer(
-        f"{reason}; it {why}" + (f" (nor can {_some(others)})" if others else ""),
-        where=_place(name),
-        remedy=f"{remedy}; or leave it as it is with strict=False",
-    ) from getattr(left[name], "cause", None)
-
-
-def copy_of(model: nn.Module, wanted: Collection[int], twins: dict[int, nn.Module]) -> nn.Module:
-    """Return a deep copy of a model; ``twins`` receives the copies of the wanted modules by id.
-
-    Raises
-    ------
-    UnsupportedLayer
-        If the model cannot be copied, or if the copy would go on using a wanted module itself.
-    """
-    check_held(model, wanted, copied=True)
-    memo: dict[int, Any] = {}
-    try:
-        copied = deep_copy(model, memo)
-    except (RuntimeError, TypeError) as error:
-        raise UnsupportedLayer(
-            f"the model cannot be copied ({error})",
-            where=type(model).__name__,
-            remedy="convert it itself, with inplace=True",
-        ) from error
-    twins.update({key: memo[key] for key in wanted})
-    return copied
-
-
-def holders(model: nn.Module, *, but: Collection[int]) -> dict[int, str]:
-    """Return who holds each parameter, by its ``id``, but for these modules, by theirs.
-
-    Examples
-    --------
-    >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU())
-    >>> list(holders(model, but=()).values())
-    ['0 (Linear)']
-    """
-    return {
-        id(parameter): f"{_place(name)} ({type(module).__name__})"
-        for name, module in places(model).items()
-        if id(module) not in but
-        for parameter in module._parameters.values()
-        if parameter is not None
-    }
-
-
-def tied(who: str, holder: str) -> tuple[str, str]:
-    """Return why a weight that something else holds cannot be converted, and the way out."""
-    return (
-        f"{who} is also a parameter of {holder}, which stays as it is",
-        "convert both or neither (where=), or untie them",
-    )
+def _itself(layer: PatchConv) -> PatchConv:
+    return layer
 
 
 def _held_elsewhere(model: nn.Module, converted: Collection[int]) -> dict[str, str]:
@@ -298,36 +237,23 @@ def _held_elsewhere(model: nn.Module, converted: Collection[int]) -> dict[str, s
     return {name: staying[key] for name, key in weights.items() if key in staying}
 
 
-def _in_another_form(module: nn.Module, form: Form) -> bool:
-    if isinstance(module, PatchConv):
-        return form == "unrolled"
-    if is_unrolled(module):
-        return form != "unrolled"
-    return is_weight_form(module) and form != "weight"
-
-
-def _obstacle(module: nn.Module) -> Obstacle | None:
+def _obstacle(module: nn.Module) -> Refusal | None:
     """Return why a CONV layer in whatever form cannot become one in another."""
-    if is_unrolled(module):
+    form = form_of(module)
+    if form == "unrolled":
         return unrolled_obstacle(module)
     if isinstance(module, PatchConv):
         if module.is_plain() and module.holds_conv_weight():
             return None
-        return Obstacle(
+        return Refusal(
             "a tool has changed its FC part", "take the model back first, with convfc.to_conv"
         )
-    return None if is_weight_form(module) else obstacle(module)
+    return None if form == "weight" else obstacle(module)
 
 
 def _conv_places(model: nn.Module) -> list[str]:
-    return [_place(name) for name, module in places(model).items() if is_conv(module)]
-
-
-def _place(name: str) -> str:
-    return name or "the model itself"
-
-
-def _some(names: Collection[str], most: int = 10) -> str:
-    """Return the first names of a list in words."""
-    shown = ", ".join(list(names)[:most])
-    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
+    return [
+        place_in_words(name)
+        for name, module in places(model).items()
+        if form_of(module) in ("native", "weight")
+    ]

@@ -7,43 +7,22 @@ the convolutions among them.
 from __future__ import annotations
 
 import contextlib
-import random
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map
 
 from convfc.errors import (
-    ConvfcError,
     GeometryError,
-    ShapeError,
-    UnsupportedLayer,
-    UnsupportedModel,
 )
+from convfc.frameworks.torch.forms import form_of, unrolled_of
 from convfc.frameworks.torch.functional import CONVOLUTIONS
 from convfc.frameworks.torch.read import geometry_from, geometry_of
-from convfc.frameworks.torch.tensors import first_words
-from convfc.frameworks.torch.unrolled.record import is_layer, record_of
+from convfc.frameworks.torch.running import check_can_run, run_on
 from convfc.geometry import ConvGeometry
-
-__all__ = [
-    "Call",
-    "Watch",
-    "call_arguments",
-    "call_model",
-    "check_has_numbers",
-    "geometry_or_none",
-    "layer_input",
-    "unchanged",
-    "watched_run",
-]
 
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _TRANSPOSE = (*_CONV[:5], "output_padding", "groups", "dilation")
@@ -111,7 +90,7 @@ class Watch(TorchFunctionMode):
     def _leaves(self, module: nn.Module, args: Any, output: Any) -> None:
         """Note the call; of a CONV layer with a forward of its own, what that has convolved."""
         _, given, convolved = self._running.pop()
-        if not is_layer(module):
+        if form_of(module) is None:
             self.functional.setdefault(id(module), []).extend(convolved)
         elif isinstance(output, Tensor):  # not an exception
             call = _layer_call(module, given, output)
@@ -122,7 +101,7 @@ class Watch(TorchFunctionMode):
 def _layer_call(module: nn.Module, given: Sequence[Any], output: Tensor) -> Call:
     """Return a call of a CONV layer; without geometry if it did not do what its attributes say."""
     x = next((value for value in given if isinstance(value, Tensor)), output)
-    record = record_of(module)
+    record = unrolled_of(module)
     ndim = len(module.kernel_size) if record is None else len(record.input_size)  # type: ignore[arg-type]
     batch, size, new_size = _batch(x, ndim), tuple(x.shape[-ndim:]), tuple(output.shape[-ndim:])
     if record is None:
@@ -218,7 +197,7 @@ def geometry_or_none(
 
 def _watched(model: nn.Module) -> Iterator[nn.Module]:
     """Yield every module that can be hooked, but what is inside a layer: that is its own affair."""
-    layers = filter(is_layer, model.modules())
+    layers = (part for part in model.modules() if form_of(part))
     inside = {id(part) for layer in layers for part in layer.modules() if part is not layer}
     for module in model.modules():
         if id(module) not in inside and not isinstance(module, torch.jit.ScriptModule):
@@ -251,208 +230,8 @@ def watched_run(model: nn.Module, x: Any, where: str = "x") -> Watch:
     >>> [call.facts["input_size"] for call in calls[id(conv)]]
     [(28, 28)]
     """
-    _check_can_run(model, where)
+    check_can_run(model, where)
     watch = Watch()
     with watch.over(model):
-        _run(model, x, where)
+        run_on(model, x, where)
     return watch
-
-
-def layer_input(model: nn.Module, name: str, x: Any) -> Tensor:
-    """Run a model once, in evaluation mode, and return what a part of it is first called with.
-
-    Parameters
-    ----------
-    model : nn.Module
-        It is left as it was.
-    name : str
-        The part's place; empty for the model itself.
-    x : Tensor, array, tuple or dict
-        As for `watched_run`.
-
-    Raises
-    ------
-    UnsupportedLayer, ShapeError
-        As `watched_run`; and if the part is not called with a tensor.
-
-    Examples
-    --------
-    >>> model = nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(1, 8, 3))
-    >>> layer_input(model, "1", torch.zeros(1, 1, 28, 28)).shape
-    torch.Size([1, 1, 14, 14])
-    """
-    seen: list[Any] = []
-    with unchanged(model):
-        _check_can_run(model, "x")
-        hook = model.get_submodule(name).register_forward_pre_hook(
-            lambda _, args, kwargs: seen.extend([*args, *kwargs.values()][:1]), with_kwargs=True
-        )
-        try:
-            _run(model, x, "x")
-        finally:
-            hook.remove()
-    if not seen or not isinstance(seen[0], Tensor):
-        raise UnsupportedLayer(
-            "the model does not call it with a tensor on this input",
-            where=name or "the model itself",
-            remedy="choose another layer; convfc inspect lists those that are called",
-        )
-    return seen[0].detach()
-
-
-def _check_can_run(model: nn.Module, given: str) -> None:
-    for name, module in model.named_modules():
-        tensors = (*module._parameters.values(), *module._buffers.values())
-        if any(map(is_lazy, tensors)):
-            raise UnsupportedLayer(
-                "it is lazy, and running the model would give it weights",
-                where=name or "the model itself",
-                remedy="run the model yourself once"
-                + ("; or inspect it without an input" if given == "x" else ""),
-            )
-
-
-def _run(model: nn.Module, x: Any, where: str) -> None:
-    """Call the model on an input; arrays become tensors as the model has them."""
-    args, kwargs = call_arguments(model, x)
-    call_model(model, args, kwargs, where)
-
-
-def check_has_numbers(model: nn.Module, where: str) -> None:
-    """Refuse a model on the meta device, whose tensors are shapes, before its numbers are read.
-
-    Parameters
-    ----------
-    model : nn.Module
-    where : str
-        The argument that gave the model, for messages.
-
-    Raises
-    ------
-    UnsupportedModel
-
-    Examples
-    --------
-    >>> check_has_numbers(nn.Linear(2, 3, device="meta"), "before")
-    Traceback (most recent call last):
-    convfc.errors.UnsupportedModel: before: the model is on the meta device, where weight has a ...
-    """
-    for place, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_meta:
-            raise UnsupportedModel(
-                f"the model is on the meta device, where {place} has a shape and no numbers",
-                where=where,
-                remedy="load its weights first: model.to_empty(device='cpu') and load_state_dict, "
-                "or load_state_dict(..., assign=True)",
-            )
-
-
-def call_arguments(model: nn.Module, x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return what a user gives as an input as the arguments of one call of a model.
-
-    Parameters
-    ----------
-    model : nn.Module
-        Arrays of real numbers become tensors of its dtype, on its device.
-    x : Tensor, array, tuple or mapping
-        One input, or the positional or keyword arguments.
-
-    Examples
-    --------
-    >>> call_arguments(nn.Linear(2, 3), np.ones(2))
-    ((tensor([1., 1.]),), {})
-    """
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
-
-    def tensor(value: Any) -> Any:
-        if not isinstance(value, np.ndarray):
-            return value
-        made = torch.as_tensor(value, device=like.device)
-        return made.to(like.dtype) if made.is_floating_point() else made
-
-    if isinstance(x, Mapping):
-        return (), {name: tree_map(tensor, value) for name, value in x.items()}
-    return tuple(tree_map(tensor, value) for value in (x if isinstance(x, tuple) else (x,))), {}
-
-
-def call_model(
-    call: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], where: str
-) -> Any:
-    """Return what a model returns; what it raises is said in words, with the way out.
-
-    Parameters
-    ----------
-    call : callable
-        A model, or what runs it.
-    args, kwargs
-        From `call_arguments`.
-    where : str
-        The argument that gave the input, for messages.
-
-    Raises
-    ------
-    ShapeError
-        If the model does not run on this input.
-
-    Examples
-    --------
-    >>> call_model(nn.Linear(2, 3), (torch.ones(1, 4),), {}, "x")
-    Traceback (most recent call last):
-    convfc.errors.ShapeError: x: the model does not run on this input: mat1 and mat2 shapes ...
-    """
-    try:
-        return call(*args, **kwargs)
-    except (
-        RuntimeError,
-        TypeError,
-        ValueError,
-        LookupError,
-        AttributeError,
-        AssertionError,
-    ) as error:
-        if isinstance(error, ConvfcError):
-            raise
-        shapes = (
-            tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__
-            for v in (*args, *kwargs.values())
-        )
-        raise ShapeError(
-            f"the model does not run on this input: {first_words(error) or type(error).__name__}",
-            where=where,
-            got=", ".join(map(str, shapes)),
-            remedy="give an input that the model takes: a tuple for several arguments, a dict for "
-            "keyword arguments",
-        ) from error
-
-
-@contextlib.contextmanager
-def unchanged(model: nn.Module) -> Iterator[None]:
-    """Let a model be run or asked in a block, in evaluation mode, and leave it as it was.
-
-    Its buffers are copies meanwhile; what forward keeps elsewhere is not known here.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [(module._buffers, dict(module._buffers)) for module in model.modules()]
-    devices = {t.device for t in (*model.parameters(), *model.buffers())}
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
-        if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
-            # A compiled forward calls no functions of torch that a mode could see.
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.enter_context(torch.random.fork_rng(devices=()))
-        for device in devices:
-            if device.type not in ("cpu", "meta"):
-                fork = torch.random.fork_rng([device], device_type=device.type)
-                stack.enter_context(fork)
-        stack.callback(random.setstate, random.getstate())
-        copies: dict[int, Tensor] = {}
-        for registry, kept in buffers:
-            for name, tensor in kept.items():
-                stack.callback(registry.__setitem__, name, tensor)
-                if tensor is not None and not is_lazy(tensor):
-                    copies.setdefault(id(tensor), tensor.clone())
-                    registry[name] = copies[id(tensor)]
-        for module, mode in modes:
-            stack.callback(setattr, module, "training", mode)
-            module.training = False
-        yield

@@ -15,17 +15,20 @@ import torch
 from torch import Tensor, nn
 
 from convfc.convert import to_fc
-from convfc.errors import ConvfcError, NothingToConvert, UnsupportedLayer
+from convfc.errors import ArgumentError, NothingToConvert, UnsupportedLayer
 from convfc.frameworks.torch.factors import linear_obstacle
 from convfc.frameworks.torch.held import check_held, exchange
 from convfc.frameworks.torch.layers import PatchConv
 from convfc.frameworks.torch.parts import as_parameter, plain_linear
-from convfc.frameworks.torch.rewrite import Where, copy_of, selector
-from convfc.methods.uncertainty.dropout import ConcreteDropoutLinear, DropoutLinear
-from convfc.methods.uncertainty.gaussian import GaussianLinear
-from convfc.methods.uncertainty.randomness import RandomLinear, check_choice, seeded
-
-__all__ = ["Method", "kl", "learned_rates", "mean_network", "sample", "to_bayesian"]
+from convfc.frameworks.torch.places import Where, copy_of, selector
+from convfc.frameworks.torch.running import random_numbers
+from convfc.methods.uncertainty.layers import (
+    ConcreteDropoutLinear,
+    DropoutLinear,
+    GaussianLinear,
+    RandomLinear,
+    check_choice,
+)
 
 Method: TypeAlias = Literal["dropout", "concrete", "gaussian"]
 
@@ -67,7 +70,7 @@ def to_bayesian(model: nn.Module, method: Method, *, where: Where = None, **opti
 
     Raises
     ------
-    ConvfcError
+    ArgumentError
         If there is no such method or option, or a number is out of range.
     UnsupportedLayer
         If a layer cannot be converted (see `convfc.to_fc`), or something else than a plain
@@ -174,7 +177,7 @@ def sample(model: nn.Module, seed: int = 0) -> Any:
     >>> type(drawn[0].fc) is nn.Linear, type(convfc.to_conv(drawn)[0]) is nn.Conv2d
     (True, True)
     """
-    with seeded(seed, *model.parameters()):
+    with random_numbers(model.parameters(), seed):
         return _plain(model, lambda layer: layer.draw())
 
 
@@ -217,18 +220,7 @@ def learned_rates(model: nn.Module) -> dict[str, float]:
 
 
 def random_layers(model: nn.Module) -> dict[str, RandomLinear]:
-    """Return the random layers of a network by place, each once.
-
-    Raises
-    ------
-    NothingToConvert
-        If there is none.
-
-    Examples
-    --------
-    >>> list(random_layers(to_bayesian(nn.Sequential(nn.Conv2d(1, 2, 3)), "gaussian")))
-    ['0.fc']
-    """
+    """Return the random layers of a network by place, each once."""
     found = {name: part for name, part in model.named_modules() if isinstance(part, RandomLinear)}
     if not found:
         raise NothingToConvert(
@@ -300,7 +292,7 @@ def _random(linear: nn.Module, method: str, options: Mapping[str, Any]) -> Rando
         wrong = sorted(set(options) - set(known))
         if not wrong:
             raise
-        raise ConvfcError(
+        raise ArgumentError(
             f"{method} has no option {', '.join(wrong)}",
             where="to_bayesian",
             expected=f"some of {', '.join(known)}",

@@ -15,11 +15,9 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from convfc.errors import ConvfcError, NothingToConvert, ShapeError
-from convfc.frameworks.torch.watch import call_model
-from convfc.methods.uncertainty.randomness import check_choice, drawing, seeded
-
-__all__ = ["Prediction", "predict"]
+from convfc.errors import ArgumentError, NothingToConvert, ShapeError
+from convfc.frameworks.torch.running import call_model, in_mode, random_numbers
+from convfc.methods.uncertainty.layers import check_choice, draws
 
 Output: TypeAlias = Literal["logits", "probabilities", "log_probabilities"]
 Progress: TypeAlias = Callable[[int, int], None]
@@ -132,7 +130,7 @@ def predict(
         If nothing in the network is random: two draws are the same bits.
     ShapeError
         If there are no images, or the network does not take them or return ``(n, C)``.
-    ConvfcError
+    ArgumentError
         If a number is below one, or there is no such output.
 
     Examples
@@ -148,7 +146,7 @@ def predict(
     check_choice("output", output, Output)
     for name, value in (("samples", samples), ("batch_size", batch_size)):
         if value < 1:
-            raise ConvfcError("a count below one", where=name, expected="1 or more", got=value)
+            raise ArgumentError("a count below one", where=name, expected="1 or more", got=value)
     if len(x) == 0:
         raise ShapeError("no images", where="x", expected="(n, ...) with n >= 1", got=(*x.shape,))
     show = _Bar() if progress is True else progress or _silent
@@ -156,7 +154,7 @@ def predict(
     entropy: Any = 0.0
     kept: list[Tensor] = []
     first: Tensor | None = None
-    with drawing(model), torch.no_grad():
+    with in_mode(model, draws), torch.no_grad():
         for number in range(samples):
             drawn = _one_draw(model, x.split(batch_size), seed + number)
             if number == 1 and first is not None and torch.equal(first, drawn):
@@ -185,7 +183,7 @@ def _one_draw(model: nn.Module, batches: tuple[Tensor, ...], seed: int) -> Tenso
     """Run all batches, each from the same seed; return ``(n, C)`` on the CPU."""
     outputs = []
     for batch in batches:
-        with seeded(seed, batch, *model.parameters()):
+        with random_numbers((batch, *model.parameters()), seed):
             y = call_model(model, (batch,), {}, "x")
         if not isinstance(y, Tensor) or y.dim() != 2 or len(y) != len(batch):
             raise ShapeError(

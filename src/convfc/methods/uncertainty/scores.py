@@ -9,16 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import rankdata
 
-from convfc.errors import ConvfcError, ShapeError
-
-__all__ = [
-    "Calibration",
-    "accuracy",
-    "brier_score",
-    "calibration",
-    "negative_log_likelihood",
-    "out_of_distribution_auroc",
-]
+from convfc.errors import ArgumentError, ShapeError
 
 Numbers = NDArray[np.float64]
 
@@ -119,7 +110,7 @@ def calibration(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> 
     ------
     ShapeError
         If the two do not belong together.
-    ConvfcError
+    ArgumentError
         If there are no bins.
 
     Examples
@@ -129,7 +120,7 @@ def calibration(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> 
     ([1, 2], 0.4)
     """
     if bins < 1:
-        raise ConvfcError("a count below one", where="bins", expected="1 or more", got=bins)
+        raise ArgumentError("a count below one", where="bins", expected="1 or more", got=bins)
     p, y = _checked(probabilities, labels)
     confidence, right = p.max(axis=1), p.argmax(axis=1) == y
     edges = np.linspace(0, 1, bins + 1)

@@ -22,13 +22,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from convfc.errors import NotAConvolution, UnsupportedLayer
-from convfc.frameworks.torch.read import is_conv
+from convfc.frameworks.torch.forms import form_of
+from convfc.frameworks.torch.running import deep_copy
 from convfc.frameworks.torch.simplify.emit import emit
 from convfc.frameworks.torch.simplify.ir import Affine, Value, topological
 from convfc.frameworks.torch.simplify.maps import numbers
 from convfc.frameworks.torch.simplify.record import Plan, Simplified, record_of
 from convfc.frameworks.torch.simplify.solving import family_of, least_squares
-from convfc.frameworks.torch.unrolled.sparse import deep_copy
 from convfc.rounding import UNIT_ROUNDOFF, gamma
 
 __all__ = ["restore"]
@@ -312,7 +312,9 @@ class _Way:
 
     def _own_of(self, layer: Any) -> nn.Module | None:
         """Return the result's own layer, if it is one with a bias that can be set."""
-        known = isinstance(layer, (nn.Linear, _BatchNorm)) or (layer is not None and is_conv(layer))
+        known = isinstance(layer, (nn.Linear, _BatchNorm)) or (
+            layer is not None and form_of(layer) in ("native", "weight")
+        )
         return layer if known and "bias" in layer._parameters else None
 
     def _check_single(self, layer: Any, one: _Changed) -> None:

@@ -14,7 +14,6 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from convfc.frameworks.torch.heads.operations import POOLS
 from convfc.frameworks.torch.simplify.ir import Value, affine
 
 __all__ = [
@@ -202,7 +201,7 @@ def is_nearest(node: fx.Node) -> bool:
 
 
 _POOL_FUNCTIONS = {
-    **{function: cls for (kind, _), (cls, function) in POOLS.items() if kind == "max"},
+    **{getattr(functional, f"max_pool{axes}"): getattr(nn, f"MaxPool{axes}") for axes in _AXES},
     **{getattr(torch, f"max_pool{axes}"): getattr(nn, f"MaxPool{axes}") for axes in _AXES},
 }
 _ADAPTIVE_FUNCTIONS = {

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from convfc.errors import UnsupportedLayer
-from convfc.frameworks.torch.layers import is_conv_layer
+from convfc.frameworks.torch.forms import form_of
 from convfc.frameworks.torch.matrix import read_layer
 from convfc.frameworks.torch.simplify.ir import Value, affine, linear
 from convfc.frameworks.torch.tensors import wide
@@ -94,7 +94,7 @@ def estimate(module: nn.Module, x: Tensor) -> MatrixEstimate | None:
     >>> print(estimate(nn.Conv1d(1, 2, 3), torch.zeros(1, 1, 5)))
     6 x 5, 18 entries (60 %), 244 bytes
     """
-    if is_conv_layer(module):
+    if form_of(module) in ("native", "patch", "weight"):
         size = tuple(x.shape[-len(module.kernel_size) :])  # type: ignore[arg-type]
         pattern = matrix_pattern(read_layer(module, size).geometry, size, "channels_first")
         return pattern_estimate(pattern, _wide(module.weight))  # type: ignore[arg-type]

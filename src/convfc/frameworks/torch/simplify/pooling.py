@@ -20,7 +20,7 @@ from convfc.frameworks.torch.simplify.ir import Opaque, Relu, Value, affine, lin
 from convfc.frameworks.torch.simplify.maps import Tracked
 from convfc.geometry import ConvGeometry
 from convfc.indexmap import index_map
-from convfc.sizes import per_axis
+from convfc.sizes import geometry_errors, per_axis
 
 __all__ = ["adaptive_windows", "max_pool_kept", "max_pool_relu", "pool_windows"]
 
@@ -43,10 +43,11 @@ def pool_windows(module: Any, size: Sequence[int], out: Sequence[int]) -> list[W
     [[(0, 1), (1, 2, 3)]]
     """
     n = len(size)
-    kernel = per_axis("kernel_size", module.kernel_size, n, least=1)
-    stride = per_axis("stride", module.stride, n, least=1)
-    low = per_axis("padding", module.padding, n, least=0)
-    dilation = per_axis("dilation", module.dilation, n, least=1)
+    with geometry_errors():
+        kernel = per_axis("kernel_size", module.kernel_size, n, least=1)
+        stride = per_axis("stride", module.stride, n, least=1)
+        low = per_axis("padding", module.padding, n, least=0)
+        dilation = per_axis("dilation", module.dilation, n, least=1)
     high = [
         max(0, (o - 1) * s + d * (k - 1) + 1 - i - p)
         for i, o, k, s, p, d in zip(size, out, kernel, stride, low, dilation, strict=True)

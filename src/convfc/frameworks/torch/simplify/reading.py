@@ -16,11 +16,11 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
-from convfc.errors import ShapeError, UnsupportedModel
-from convfc.frameworks.torch.heads.tracing import trace
-from convfc.frameworks.torch.layers import is_conv_layer
+from convfc.errors import Refusal, ShapeError, UnsupportedModel
+from convfc.frameworks.torch.forms import form_of
+from convfc.frameworks.torch.graph import as_traced, trace
 from convfc.frameworks.torch.parts import has_pre_hooks
-from convfc.frameworks.torch.read import Obstacle
+from convfc.frameworks.torch.running import evaluating
 from convfc.frameworks.torch.simplify import calls
 from convfc.frameworks.torch.simplify.activations import (
     FUNCTIONS,
@@ -51,7 +51,7 @@ from convfc.frameworks.torch.simplify.pooling import (
     max_pool_relu,
     pool_windows,
 )
-from convfc.frameworks.torch.simplify.running import as_traced, evaluating, run_nodes
+from convfc.frameworks.torch.simplify.running import run_nodes
 from convfc.frameworks.torch.tensors import first_words
 from convfc.operators.estimate import MatrixEstimate, check_together
 
@@ -107,7 +107,7 @@ def read(
     _check(model)
     model = as_traced(model)
     graph = _traced(model, x)
-    if isinstance(graph, Obstacle):
+    if isinstance(graph, Refusal):
         raise UnsupportedModel(
             graph.reason,
             where="model",
@@ -222,7 +222,7 @@ class _Reader:
         if not isinstance(real, Tensor):
             raise refuse(f"{cls.__name__} returns more than a tensor", place)
         out = tuple(real.shape[1:])
-        if is_conv_layer(module):
+        if form_of(module) in ("native", "patch", "weight"):
             if real.dim() != 2 + len(module.kernel_size):  # type: ignore[arg-type]
                 raise refuse("a convolution of an example without a batch axis", place, _BATCH)
             return Tracked(conv_map(module, x, self.memory), out)
@@ -386,7 +386,7 @@ def add(one: Value, other: Value) -> Value:
     return calls.total([one, other])
 
 
-def _traced(model: nn.Module, x: Tensor) -> fx.Graph | Obstacle:
+def _traced(model: nn.Module, x: Tensor) -> fx.Graph | Refusal:
     """Trace a model, or say that it does not run on the example."""
     try:
         return trace(model, (x,))

@@ -9,14 +9,14 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, fx, nn
 
-from convfc.errors import MemoryBudgetError, UnsupportedLayer
+from convfc.errors import MemoryBudgetError
 from convfc.frameworks.torch.held import check_held
+from convfc.frameworks.torch.running import deep_copy
 from convfc.frameworks.torch.simplify.carry import Part, carry
 from convfc.frameworks.torch.simplify.emit import check_least, is_chain
 from convfc.frameworks.torch.simplify.ir import Program, Value
 from convfc.frameworks.torch.simplify.merge import Merged, merge
 from convfc.frameworks.torch.simplify.reading import MaxPool, read
-from convfc.frameworks.torch.unrolled.sparse import deep_copy
 
 __all__ = [
     "ATTRIBUTE",
@@ -166,16 +166,11 @@ def remember(model: nn.Module, x: Tensor, dtype: torch.dtype, options: Options) 
 
     Raises
     ------
+    UnsupportedModel
+        If the network cannot be copied.
     UnsupportedLayer
-        If the network cannot be copied, or if the copy would go on using the network's own parts.
+        If the copy would go on using the network's own parts.
     """
     check_held(model, {id(part) for part in model.modules()}, copied=True)
-    try:
-        original = deep_copy(model)
-    except (RuntimeError, TypeError) as error:
-        raise UnsupportedLayer(
-            f"the model cannot be copied ({error}), and the way back needs it",
-            where=type(model).__name__,
-            remedy="take out what cannot be copied, such as tensors that are no parameters",
-        ) from error
+    original = deep_copy(model)
     return Simplified(original, tuple(x.shape[1:]), dtype, options)

@@ -3,54 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
-
-from convfc.frameworks.torch.layers import is_conv_layer
-
-__all__ = ["as_traced", "evaluating", "run_nodes"]
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model in evaluation mode for a while, without gradients.
-
-    Examples
-    --------
-    >>> model = nn.Dropout()
-    >>> with evaluating(model):
-    ...     model.training
-    False
-    >>> model.training
-    True
-    """
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.inference_mode(False), torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-def as_traced(model: nn.Module) -> nn.Module:
-    """Return a model as `torch.fx` is to see it: one layer alone is a call, not its own forward.
-
-    Examples
-    --------
-    >>> as_traced(nn.ReLU())
-    Sequential(
-      (0): ReLU()
-    )
-    """
-    alone = is_conv_layer(model) or (
-        type(model).__module__.startswith("torch.nn") and not isinstance(model, nn.Sequential)
-    )
-    return nn.Sequential(model).train(model.training) if alone else model
 
 
 class run_nodes:  # noqa: N801 (called as a function)
@@ -72,7 +27,7 @@ class run_nodes:  # noqa: N801 (called as a function)
 
     Examples
     --------
-    >>> from convfc.frameworks.torch.heads.tracing import trace
+    >>> from convfc.frameworks.torch.graph import trace
     >>> model = nn.Sequential(nn.Flatten())
     >>> graph = trace(model, (torch.ones(1, 2, 3),))
     >>> [node.name for node, result, changed in run_nodes(model, graph, (torch.ones(1, 2, 3),))]

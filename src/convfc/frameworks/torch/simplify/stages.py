@@ -23,16 +23,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from convfc.errors import UnsupportedModel
-from convfc.frameworks.torch.heads.tracing import trace
-from convfc.frameworks.torch.read import Obstacle
+from convfc.errors import Refusal, UnsupportedModel
+from convfc.frameworks.torch.graph import as_traced, trace
+from convfc.frameworks.torch.running import evaluating
 from convfc.frameworks.torch.simplify import calls
 from convfc.frameworks.torch.simplify.emit import emit, runs
 from convfc.frameworks.torch.simplify.ir import Affine, Input, Value, is_identity, sources
 from convfc.frameworks.torch.simplify.ir import topological as ordered
 from convfc.frameworks.torch.simplify.maps import numbers
 from convfc.frameworks.torch.simplify.record import Plan, record_of
-from convfc.frameworks.torch.simplify.running import as_traced, evaluating, run_nodes
+from convfc.frameworks.torch.simplify.running import run_nodes
 
 __all__ = ["Stage", "stages"]
 
@@ -111,9 +111,9 @@ def _values(
     """Run the original network; return its values, flat, and the layers behind which they are."""
     model = as_traced(model)
     graph = trace(model, (x,))
-    named = {} if isinstance(graph, Obstacle) else {node.name: node for node in graph.nodes}
+    named = {} if isinstance(graph, Refusal) else {node.name: node for node in graph.nodes}
     values = {name: value for value, name in found.original.names.items()}
-    if isinstance(graph, Obstacle) or not values.keys() <= named.keys():
+    if isinstance(graph, Refusal) or not values.keys() <= named.keys():
         raise _another(f"calls named {', '.join(list(values)[:3])} and so on")
     real: dict[Value, Tensor] = {}
     places: dict[Value, str] = {}

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convfc.errors import NotAConvolution, UnsupportedLayer, UnsupportedLayerWarning
+from convfc.errors import NotAConvolution, Refusal, UnsupportedLayerWarning
 from convfc.frameworks.torch.factors import Product, chain_of
+from convfc.frameworks.torch.forms import ATTRIBUTE, Unrolled, linear_of, unrolled_of
 from convfc.frameworks.torch.forward.formats import channels_last, in_format
 from convfc.frameworks.torch.matrix import matrix_values
 from convfc.frameworks.torch.parts import as_parameter, carry_over, is_hooked
-from convfc.frameworks.torch.read import Obstacle
-from convfc.frameworks.torch.simplify import restore
+from convfc.frameworks.torch.places import Shared
 from convfc.frameworks.torch.unrolled.entries import (
     first_wrong,
     fold,
@@ -24,17 +24,7 @@ from convfc.frameworks.torch.unrolled.entries import (
     values_in,
     with_unread,
 )
-from convfc.frameworks.torch.unrolled.record import ATTRIBUTE, Unrolled, linear_of, record_of
 from convfc.operators.nearest import nearest_conv
-
-__all__ = [
-    "Misfit",
-    "Roller",
-    "bias_of",
-    "product_of",
-    "simplified_back",
-    "unrolled_obstacle",
-]
 
 _REMEDY = (
     "to_conv(..., project=True) takes the closest convolution; form='patch' has a weight that is a "
@@ -42,41 +32,29 @@ _REMEDY = (
 )
 
 
-class Misfit(Obstacle):
-    """An obstacle that is a matrix, or a vector, which no convolution has."""
-
-    def __new__(cls, error: NotAConvolution) -> Misfit:
-        """Make it of the exception, which is kept as the cause of what is raised."""
-        made = super().__new__(cls, _what(error), _REMEDY)
-        made.cause = error
-        return made
-
-    cause: NotAConvolution
-
-
-def product_of(layer: nn.Module) -> Product | Obstacle:
+def product_of(layer: nn.Module) -> Product | Refusal:
     """Return the one matrix and vector that an unrolled layer multiplies by and adds.
 
     A product of factors is multiplied out, an adapter of PEFT merged, a quantised weight
     dequantised, as far as `factors` knows them.
     """
-    record = record_of(layer)
+    record = unrolled_of(layer)
     assert record is not None, "asked of unrolled layers only"  # noqa: S101
     linear = linear_of(layer)
     if linear is None:
         parts = ", ".join(type(part).__name__ for part in layer._modules.values())
-        return Obstacle(
+        return Refusal(
             f"its parts are {parts or 'gone'}, not Flatten, an FC layer and Unflatten",
             "put the three back",
         )
     if any(is_hooked(part) for part in layer.children() if part is not linear):
-        return Obstacle("hooks stand on its Flatten or Unflatten", "remove the hooks")
+        return Refusal("hooks stand on its Flatten or Unflatten", "remove the hooks")
     chain = chain_of(linear)
-    if isinstance(chain, Obstacle):
+    if isinstance(chain, Refusal):
         return chain
     products = [step for step in chain if isinstance(step, Product)]
     if len(products) != len(chain) or not products:
-        return Obstacle(
+        return Refusal(
             "its FC part is no product of matrices",
             "take out what stands between the nn.Linear layers; a CONV layer has nothing there",
         )
@@ -85,7 +63,7 @@ def product_of(layer: nn.Module) -> Product | Obstacle:
         whole = _multiplied(products)
     shape = tuple(whole.weight.shape)
     if shape != record.pattern.shape:
-        return Obstacle(
+        return Refusal(
             f"its FC part has the sizes {shape}, where {record.pattern.shape} is expected",
             "give it an FC layer of the size that it had",
         )
@@ -119,24 +97,24 @@ def bias_of(vector: Tensor, record: Unrolled) -> tuple[Tensor, tuple[int, int] |
     return first[:, 0].clone(), divmod(index, record.positions)
 
 
-def unrolled_obstacle(layer: nn.Module, *, project: bool = False) -> Obstacle | None:
+def unrolled_obstacle(layer: nn.Module, *, project: bool = False) -> Refusal | None:
     """Return why an unrolled layer cannot become a CONV layer; None if it can."""
     product = product_of(layer)
-    if isinstance(product, Obstacle):
+    if isinstance(product, Refusal):
         return product
-    record = record_of(layer)
+    record = unrolled_of(layer)
     assert record is not None, "asked of unrolled layers only"  # noqa: S101
     if project:
         return None
     try:
         _filters(product.weight, record)
     except NotAConvolution as error:
-        return Misfit(error)
+        return no_convolution(error)
     if product.bias is not None:
         bias, wrong = bias_of(product.bias, record)
         if wrong is not None:
             filter_, position = wrong
-            return Misfit(
+            return no_convolution(
                 NotAConvolution(
                     "the bias of a filter differs from position to position",
                     where=f"bias[{filter_ * record.positions + position}]",
@@ -182,19 +160,17 @@ class Roller:
 
     def __init__(self, *, project: bool = False) -> None:
         self.project = project
-        self.made: dict[Any, nn.Parameter] = {}
-        self.held: list[Any] = []  # so that no id in a key is used twice
+        self.shared = Shared()
 
     def __call__(self, layer: nn.Module, name: str = "") -> nn.Module:
         """Return the CONV layer of an unrolled one that `unrolled_obstacle` lets pass."""
-        record, product = record_of(layer), product_of(layer)
+        record, product = unrolled_of(layer), product_of(layer)
         assert record is not None  # noqa: S101
         assert isinstance(product, Product), product  # noqa: S101
-        self.held.append(product)
         conv: Any = record.native.__new__(record.native)
         nn.Module.__init__(conv)
-        weight = self._shared(
-            product.weight,
+        weight = self.shared(
+            [product.weight],
             ("weight", record.geometry),
             lambda: self._weight(product.weight, record, name),
         )
@@ -202,7 +178,7 @@ class Roller:
         bias = None
         if product.bias is not None:
             given = product.bias
-            bias = self._shared(given, ("bias",), lambda: self._bias(given, record, name))
+            bias = self.shared([given], "bias", lambda: self._bias(given, record, name))
         conv.register_parameter("bias", bias)
         parts = layer._modules
         layer._modules = {}
@@ -212,12 +188,6 @@ class Roller:
         vars(conv).update(record.attributes)
         native: nn.Module = conv
         return native
-
-    def _shared(self, source: Tensor, key: Any, make: Any) -> nn.Parameter:
-        whole = (id(source), *key)
-        if whole not in self.made:
-            self.made[whole] = make()
-        return self.made[whole]
 
     def _weight(self, matrix: Tensor, record: Unrolled, name: str) -> nn.Parameter:
         filters, distance = _filters(matrix, record, project=self.project)
@@ -244,33 +214,10 @@ class Roller:
         return as_parameter(bias, vector, gradient)
 
 
-def simplified_back(model: nn.Module, *, inplace: bool, where: Any, project: bool) -> nn.Module:
-    """Return the CONV network that a simplified network was: all of it, as a new object.
-
-    Raises
-    ------
-    UnsupportedLayer
-        If options ask for something else, or its numbers are those of no CONV network any more.
-    """
-    for name, given in (("inplace", inplace), ("where", where is not None)):
-        if given:
-            raise UnsupportedLayer(
-                "a simplified network goes back as a whole, and becomes another object",
-                where=name,
-                remedy=f"leave out {name}=",
-            )
-    try:
-        return restore(model, project=project)
-    except NotAConvolution as error:
-        raise UnsupportedLayer(
-            f"{_what(error)}; it cannot become a CONV layer",
-            remedy=_REMEDY,
-        ) from error
-
-
-def _what(error: NotAConvolution) -> str:
-    """Return what an exception says, without its remedy: there is a better one here."""
-    return f"its matrix is no convolution's: {str(error).partition('. Remedy:')[0]}"
+def no_convolution(error: NotAConvolution) -> Refusal:
+    """Return what an exception says, with a better remedy than its own."""
+    what = str(error).partition(". Remedy:")[0]
+    return Refusal(f"its matrix is no convolution's: {what}", _REMEDY, cause=error)
 
 
 def _warn(name: str, what: str) -> None:

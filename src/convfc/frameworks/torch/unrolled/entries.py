@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from convfc.frameworks.torch.matrix import matrix_values
-from convfc.frameworks.torch.unrolled.sparse import is_sparse
-from convfc.operators.entries import Stray, read_entries
+from convfc.frameworks.torch.tensors import is_sparse
+from convfc.operators.nearest import Sets, Stray, read_entries
 from convfc.operators.pattern import MatrixPattern
-from convfc.operators.sets import Sets
 
 __all__ = [
     "Held",

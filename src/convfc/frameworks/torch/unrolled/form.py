@@ -8,23 +8,23 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from convfc.errors import Refusal
+from convfc.frameworks.torch.forms import ATTRIBUTE, Unrolled
 from convfc.frameworks.torch.forward.formats import is_channels_last
 from convfc.frameworks.torch.layers import PatchConv
 from convfc.frameworks.torch.matrix import matrix_tensor, matrix_values
 from convfc.frameworks.torch.parts import carry_over, flatten_of, plain_linear
+from convfc.frameworks.torch.places import Shared
 from convfc.frameworks.torch.read import own_class
-from convfc.frameworks.torch.tensors import dtype_name
+from convfc.frameworks.torch.running import unchanged
+from convfc.frameworks.torch.tensors import dtype_name, multiplies
 from convfc.frameworks.torch.unrolled.entries import places_in
-from convfc.frameworks.torch.unrolled.record import ATTRIBUTE, Unrolled
-from convfc.frameworks.torch.unrolled.sparse import multiplies
-from convfc.frameworks.torch.watch import unchanged, watched_run
+from convfc.frameworks.torch.watch import watched_run
 from convfc.geometry import ConvGeometry
 from convfc.operators.estimate import Layout, MatrixEstimate, check_together, pattern_estimate
 from convfc.operators.pattern import matrix_pattern
 
-__all__ = ["Plan", "Unroller", "check_memory", "plan_layers", "refusals"]
-
-Refusals = dict[str, tuple[str, str]]
+Refusals = dict[str, Refusal]
 
 _READ_BY_FORWARD = (
     "in_channels",
@@ -96,20 +96,24 @@ def plan_layers(
         extra -= {"fc", "parametrizations"}  # the forms' own
         if not found:
             reason = "the model does not call it on the example"
-            idle[name] = (reason, "give an example on which the model does, or use form='patch'")
+            idle[name] = Refusal(
+                reason, "give an example on which the model does, or use form='patch'"
+            )
         elif len(sizes) > 1:
             reason = f"it is called on inputs of the sizes {sizes[0]} and {sizes[1]}"
-            refused[name] = (f"{reason}, and one matrix is for one size", _PATCH)
+            refused[name] = Refusal(f"{reason}, and one matrix is for one size", _PATCH)
         elif geometry is None or any(call.arguments > 1 for call in found):
             reason = "it is called with more than its input, such as an output_size"
-            refused[name] = (reason, "use form='patch', which takes it")
+            refused[name] = Refusal(reason, "use form='patch', which takes it")
         elif extra:
             reason = f"it has parts of its own ({', '.join(sorted(extra))})"
-            refused[name] = (reason, "an nn.Sequential would call them; take them out first")
+            refused[name] = Refusal(reason, "an nn.Sequential would call them; take them out first")
         elif sparse and not multiplies(_weight(layer).dtype, _weight(layer).device):
             dtype, device = dtype_name(_weight(layer).dtype), _weight(layer).device
             reason = f"PyTorch multiplies by no sparse weight of {dtype} on {device}"
-            refused[name] = (reason, "leave out sparse=True, or convert the model to float32 first")
+            refused[name] = Refusal(
+                reason, "leave out sparse=True, or convert the model to float32 first"
+            )
         else:
             plans[id(layer)] = Plan(geometry, sizes[0])
     return plans, refused, idle
@@ -151,7 +155,7 @@ def refusals(
                 if other is not None:
                     does = "stays as it is" if id(parameter) in staying else "has another matrix"
                     reason = f"its {_role(key)} is also a parameter of {other}, which {does}"
-                    more[name] = (reason, "untie the two first, or use form='patch'")
+                    more[name] = Refusal(reason, "untie the two first, or use form='patch'")
         if not more:
             return found
         found |= more
@@ -227,15 +231,13 @@ class Unroller:
 
     def __init__(self, *, sparse: bool) -> None:
         self.sparse = sparse
-        self.made: dict[Any, nn.Parameter] = {}
-        self.held: list[Any] = []  # so that no id in a key is used twice
+        self.shared = Shared()
 
     def __call__(self, layer: nn.Module, plan: Plan) -> nn.Sequential:
         """Return the unrolled layer of a native one, or of one in patch form.
 
         Its parameters are new; hooks and other attributes move over.
         """
-        self.held.append(layer)
         weight = _weight(layer)
         bias: Any = layer.bias
         geometry, size = plan
@@ -281,12 +283,13 @@ class Unroller:
     def _parameter(self, layer: nn.Module, name: str, plan: Plan, make: Any) -> nn.Parameter:
         """Return the parameter of the FC layer, one for all layers with the same CONV parameter."""
         sources = [p for key, p in layer.named_parameters() if _role(key) == name]
-        key = (name, tuple(map(id, sources)), plan)
-        if key not in self.made:
-            trains = any(source.requires_grad for source in sources)
+        trains = any(source.requires_grad for source in sources)
+
+        def made() -> nn.Parameter:
             with torch.no_grad():
-                self.made[key] = nn.Parameter(make(), requires_grad=trains)
-        return self.made[key]
+                return nn.Parameter(make(), requires_grad=trains)
+
+        return self.shared(sources, (name, plan), made)
 
 
 def _weight(layer: nn.Module) -> Tensor:

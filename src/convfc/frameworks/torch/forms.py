@@ -1,0 +1,119 @@
+"""What form a module is a CONV layer in: PyTorch's own, patch, weight or unrolled form.
+
+An unrolled layer is an ``nn.Sequential`` of ``nn.Flatten``, ``nn.Linear`` and ``nn.Unflatten`` and
+nothing else. The record is one of its attributes, no part of its state: it is copied and pickled
+with it, and tools that look at modules, parameters and buffers do not see it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from convfc.frameworks.torch.layers import PatchConv
+from convfc.frameworks.torch.read import matrix_to_weight, weight_to_matrix
+from convfc.frameworks.torch.weights import is_weight_form
+from convfc.geometry import ConvGeometry
+from convfc.operators.pattern import MatrixPattern, matrix_pattern
+
+Form: TypeAlias = Literal["patch", "weight", "unrolled"]
+"""What `convfc.to_fc` makes of a CONV layer."""
+ATTRIBUTE = "unrolled"
+"""Where the record stands, in ``vars`` of the ``nn.Sequential``."""
+
+
+@dataclass(frozen=True, eq=False)
+class Unrolled:
+    """The CONV layer that an unrolled layer was.
+
+    Attributes
+    ----------
+    native : type
+        Its class.
+    attributes : mapping
+        What its forward reads: stride, padding and so on, as they were.
+    geometry : ConvGeometry
+        The same in convfc's terms.
+    input_size : tuple of int
+        The one spatial size that the matrix is for.
+    weight : Tensor
+        The weight as it was. The matrix is read first; it says nothing of a tap that only ever
+        reads padding, and less than everything of taps that always read one element together.
+    weight_channels_last : bool
+        Whether the weight was in channels-last format.
+    """
+
+    native: type[nn.Module]
+    attributes: Mapping[str, Any]
+    geometry: ConvGeometry
+    input_size: tuple[int, ...]
+    weight: Tensor
+    weight_channels_last: bool
+
+    @property
+    def pattern(self) -> MatrixPattern:
+        """Where the matrix has entries, and which weight each of them holds."""
+        return matrix_pattern(self.geometry, self.input_size, "channels_first")
+
+    @property
+    def positions(self) -> int:
+        """Number of output positions."""
+        return self.pattern.where.shape[0]
+
+    def filters_of(self, weight: Tensor) -> Tensor:
+        """Return a CONV weight as filters ``(f, *kernel, c / groups)``."""
+        geometry = self.geometry
+        matrix = weight_to_matrix(weight, transposed=geometry.transposed, groups=geometry.groups)
+        return matrix.reshape(geometry.filters_shape)
+
+    def weight_of(self, filters: Tensor) -> Tensor:
+        """Return filters in the CONV layer's layout: `filters_of` read backwards."""
+        geometry = self.geometry
+        return matrix_to_weight(
+            filters.flatten(1),
+            self.weight.shape,
+            transposed=geometry.transposed,
+            groups=geometry.groups,
+        )
+
+
+def form_of(module: nn.Module) -> Literal["native"] | Form | None:
+    """Return the form in which a module is a CONV layer; None if it is none.
+
+    A subclass of PyTorch's CONV layers, and a lazy one, is native, whatever its forward computes.
+
+    Examples
+    --------
+    >>> conv = nn.Conv2d(3, 8, 3)
+    >>> form_of(conv), form_of(PatchConv(conv)), form_of(nn.Linear(3, 8))
+    ('native', 'patch', None)
+    """
+    if isinstance(module, PatchConv):
+        return "patch"
+    if isinstance(module, _ConvNd):
+        return "weight" if is_weight_form(module) else "native"
+    return None if unrolled_of(module) is None else "unrolled"
+
+
+def unrolled_of(module: nn.Module) -> Unrolled | None:
+    """Return the record of an unrolled layer; None of anything else."""
+    record = vars(module).get(ATTRIBUTE)
+    return record if type(module) is nn.Sequential and isinstance(record, Unrolled) else None
+
+
+def linear_of(layer: nn.Module) -> nn.Module | None:
+    """Return what stands between ``nn.Flatten`` and ``nn.Unflatten``; None if the three do not.
+
+    Examples
+    --------
+    >>> linear_of(nn.Sequential(nn.Flatten(), nn.Linear(4, 2), nn.Unflatten(-1, (2, 1))))
+    Linear(in_features=4, out_features=2, bias=True)
+    """
+    parts = list(layer._modules.values())
+    if len(parts) != 3 or (type(parts[0]), type(parts[2])) != (nn.Flatten, nn.Unflatten):
+        return None
+    return parts[1]

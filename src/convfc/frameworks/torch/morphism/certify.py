@@ -1,0 +1,258 @@
+"""The certificate of a morph: each changed layer on its own input, and the networks as wholes.
+
+A changed layer is compared with the layer that it was made from, on the input which that one really
+receives: in its own dtype and, made again from the old layer's numbers, in float64, element by
+element against ``2 * gamma_n * B``. B and n are those of the longer of the two chains (see
+`magnitude`). On integers, which the new layer's weights divide, there is no rounding and all has to
+be the same.
+
+Both networks run in evaluation mode, where morphs hold. In training, batch normalisation uses the
+statistics of the batch, and a dropout draws for each unit by itself, also for two that are copies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from convfc.certificate import Certificate, LayerCertificate
+from convfc.frameworks.torch.certify.engine import LARGEST, Call, Numbers, Run, Side, Sides, Sums
+from convfc.frameworks.torch.certify.networks import Runner, compare_networks, measure_calls
+from convfc.frameworks.torch.certify.pairs import Pairs, cast, matrices_of, word_for
+from convfc.frameworks.torch.held import exchange
+from convfc.frameworks.torch.morphism.magnitude import Sums as Sum
+from convfc.frameworks.torch.morphism.magnitude import magnitude
+from convfc.frameworks.torch.places import places as all_places
+from convfc.frameworks.torch.running import deep_copy, evaluating
+from convfc.frameworks.torch.simplify.calls import BY_MODE
+from convfc.frameworks.torch.tensors import same_bits, wide
+
+_MODE = (
+    "compared in evaluation mode; in training, BatchNorm uses the statistics of the batch and "
+    "Dropout draws for every unit, copy or not"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """One layer, or chain of layers, before and after a morph.
+
+    Parameters
+    ----------
+    name : str
+        Its place in the model before; empty for a model that is the layer itself.
+    before, after : nn.Module
+        Parts of the two models, where they stand.
+    spread_input, spread_output : callable, optional
+        What the new layer's input is, given the old layer's input; and what its output has to be,
+        given the old layer's output. None: the same.
+    rebuild : callable, optional
+        Makes the new layer again, from an old layer with other numbers or another dtype.
+    keep_output : callable, optional
+        Which part of the new layer's output is compared, if there is more in it than was before.
+    divides : Tensor or int
+        By what ``rebuild`` divides the old layer's weight; a tensor that broadcasts with it.
+    form : str
+        What the layer has become, in a word; what it is by default.
+    why_no_integers : str
+        Why there is no test on integers, if there is none.
+    """
+
+    name: str
+    before: nn.Module
+    after: nn.Module
+    spread_input: Callable[[Tensor], Tensor] | None = None
+    spread_output: Callable[[Tensor], Tensor] | None = None
+    rebuild: Callable[[nn.Module], nn.Module] | None = None
+    keep_output: Callable[[Tensor], Tensor] | None = None
+    divides: Tensor | int = 1
+    form: str = ""
+    why_no_integers: str = ""
+
+    @property
+    def called(self) -> nn.Module:
+        """The part of the model before."""
+        return self.before
+
+    @property
+    def forms(self) -> tuple[str, str]:
+        """What it is before and after, in one word each."""
+        return word_for(self.before), self.form or word_for(self.after)
+
+    def again(self, before: nn.Module) -> nn.Module:
+        """Return the new layer as it is made of this old one, in evaluation mode."""
+        if self.rebuild is None:
+            return cast(deep_copy(self.after), wide).eval()
+        return self.rebuild(before).eval()
+
+    def on(self, call: Call) -> Sides:
+        """Return the two layers on one input of the old one, to be measured."""
+        return _Changed(self, call)
+
+
+def certify(
+    before: nn.Module,
+    after: nn.Module,
+    example: Any,
+    changes: Sequence[Change],
+    *,
+    seed: int = 0,
+    others: Mapping[str, str] = MappingProxyType({}),
+    held: Collection[str] = (),
+) -> Certificate:
+    """Compare a model with what a morph has made of it.
+
+    Parameters
+    ----------
+    before, after : nn.Module
+        They are run as copies, in evaluation mode.
+    example : Tensor, tuple or mapping
+        One input, or the positional or keyword arguments of a call.
+    changes : sequence of Change
+    seed : int
+        Of the integers.
+    others : mapping
+        Places of parts that have changed and cannot be compared by themselves, with the reasons.
+    held : collection of str
+        Names of parameters and buffers that have changed and belong to no layer.
+
+    Returns
+    -------
+    Certificate
+        Of every change, at every call; and of the networks as wholes.
+    """
+    run = _Runner(before, after, example, changes)
+    with ExitStack() as stack:
+        stack.enter_context(evaluating(before))
+        stack.enter_context(evaluating(after))
+        stack.enter_context(run.undisturbed())
+        output, measured = measure_calls(before, changes, run, seed)
+        changed = {id(before.get_submodule(name)) for name in others}
+        changed |= {id(change.before) for change in changes}
+        around = {name.rpartition(".")[0] for name in held}
+        places = {name for name, part in all_places(before).items() if id(part) in changed}
+        found = Pairs(places=places | around)
+        network = compare_networks(before, after, output, found, run)
+    not_called = "it is not called with a tensor; expected a call on this input, got none"
+    layers = [
+        certificate
+        for change, calls in zip(changes, measured, strict=True)
+        for certificate in calls
+        or [LayerCertificate(change.name, change.forms, errors=(not_called,))]
+    ]
+    errors = [*network.errors, *_beside(before, after, held, places)]
+    notes = [*network.notes, *(f"{name}: not compared, as {why}" for name, why in others.items())]
+    notes += [f"{name}: compared as a part of the network only" for name in held]
+    if any(isinstance(part, BY_MODE) and part.training for part in before.modules()):
+        notes.append(_MODE)
+    network = replace(network, errors=tuple(errors), notes=tuple(notes))
+    return Certificate(tuple(layers), network, framework=f"torch {torch.__version__}", seed=seed)
+
+
+class _Runner(Runner):
+    """Runs the second network, when it is asked for in float64, with its layers made in float64.
+
+    Their weights may have been rounded to their own dtype, which is no property of the morph.
+    """
+
+    def __init__(
+        self, before: nn.Module, after: nn.Module, example: Any, changes: Sequence[Change]
+    ) -> None:
+        super().__init__((before, after), example)
+        self.after, self.changes = after, changes
+
+    def copy(self, model: nn.Module, numbers: Numbers | None, copies: dict[int, Any]) -> nn.Module:
+        copied = super().copy(model, numbers, copies)
+        if model is not self.after or numbers is not wide:
+            return copied
+        new = {
+            id(copies[id(change.after)]): change.again(cast(deep_copy(change.before), wide))
+            for change in self.changes
+            if change.rebuild is not None
+        }
+        return exchange(copied, new)
+
+
+def _beside(
+    before: nn.Module, after: nn.Module, held: Collection[str], places: Collection[str]
+) -> Iterator[str]:
+    """Compare what stands beside a changed parameter, in the same module and below, bit by bit."""
+    for name in {name.rpartition(".")[0] for name in held}:
+        ours, theirs = (
+            dict(m.get_submodule(name).state_dict(prefix=name and name + "."))
+            for m in (before, after)
+        )
+        for key, value in ours.items():
+            inside = any(key.startswith(f"{place}.") for place in places)
+            if key not in held and not inside and not same_bits(value, theirs[key]):
+                yield f"{key}; expected the same bits, got others"
+
+
+class _Changed(Sides):
+    """The two layers of a change on one input of the old one; gradients are not compared."""
+
+    failing = "its comparison fails; expected outputs"
+
+    def __init__(self, change: Change, call: Call) -> None:
+        self.change, self.call = change, call
+        self.name, self.forms, self.errors = change.name, change.forms, []
+        self.parts = self.now = change.before, change.after
+        self.remade = change.rebuild is not None
+        self.why_no_integers = change.why_no_integers
+        if any(isinstance(module, _BatchNorm) for part in self.parts for module in part.modules()):
+            self.why_no_integers = "normalisation divides by a square root"
+        if not self.remade:
+            self.why_no_integers = "there is no way to make the layer again from integers"
+
+    def made(self, numbers: Numbers | None, divides: Tensor | int = 1) -> tuple[Side, Side]:
+        change = self.change
+        if numbers is not None:
+            before = cast(deep_copy(change.before), numbers)
+            weight = before._parameters.get("weight")
+            if weight is not None:
+                weight.data.mul_(torch.as_tensor(divides, device=weight.device).to(weight.dtype))
+            self.now = before, change.again(before)
+        before, after = self.now
+        return (
+            lambda x: Run(_mapped(change.spread_output, self.call(before, x))),
+            lambda x: Run(
+                _mapped(change.keep_output, self.call(after, _mapped(change.spread_input, x)))
+            ),
+        )
+
+    def sums(self, x: Tensor, dy: Tensor | None = None) -> Sums:
+        """Return the larger B of both sides, and the larger n."""
+        change, (before, after), call = self.change, self.now, self.call.__call__
+        ours = magnitude(before, Sum(wide(x).abs()), call)
+        theirs = magnitude(after, Sum(wide(_mapped(change.spread_input, x)).abs()), call)
+        if ours is None or theirs is None:
+            return {}
+        values = _mapped(change.spread_output, ours.values)
+        others = _mapped(change.keep_output, theirs.values)
+        return {"output": (torch.maximum(values, others), max(ours.terms, theirs.terms))}
+
+    def integers(self, longest: int, limit: float) -> Iterable[int]:
+        return LARGEST, 64, 16, 4, 1  # what a chain of layers makes of them is to be seen
+
+    def on_integers(self, numbers: Numbers, x: Tensor, limit: float) -> tuple[Side, Side] | None:
+        made = self.made(numbers, self.change.divides)
+        values, _ = self.sums(x).get("output", (None, 0))
+        whole = all(bool((p == p.round()).all()) for p in self.now[1].parameters())
+        if values is None or not (whole or self.change.keep_output is not None):
+            self.why_no_integers = "its weights, made of integers, are no integers"
+            return None
+        return made if not values.numel() or values.max() <= limit else None
+
+    def matrices(self, y: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return matrices_of(self.change.after, y)
+
+
+def _mapped(function: Callable[[Tensor], Tensor] | None, t: Tensor) -> Tensor:
+    return t if function is None else function(t)

@@ -1,0 +1,159 @@
+"""How large the sums in a chain of layers are, and how many roundings a result has gone through.
+
+A layer's computed output is within ``gamma_n * B`` of the exact one, where B is the layer on
+moduli (see `convfc.rounding`). The bound composes. Let a value h be computed as g, with
+``|g - h| <= gamma_n * B`` and ``|h| <= B``. A layer of m terms with weights W and bias b makes of
+it a value that is computed within ``gamma_(n+m) * (|W| B + |b|)``, as its own error is at most
+``gamma_m * (|W| (1 + gamma_n) B + |b|)``, and ``gamma_m + gamma_n + gamma_m * gamma_n`` is at most
+``gamma_(n+m)`` (Higham 2002, Lemma 3.3). A function with ``|phi(s) - phi(t)| <= |s - t|`` and
+``phi(0) = 0`` that rounds nothing, such as ReLU, leaves both n and B as they are. So B is the whole
+chain on moduli, and n the sum over its layers.
+
+A weight that was itself rounded when it was made (a share of another one, for instance) is one more
+factor ``1 + delta``, and so is the storing of a result in fewer digits than it was summed in: each
+layer of weights counts these two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import singledispatch
+from typing import NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.dropout import _DropoutNd
+
+from convfc.frameworks.torch.certify.pairs import cast, has_own_weights
+from convfc.frameworks.torch.running import deep_copy
+from convfc.frameworks.torch.tensors import wide
+
+__all__ = ["Caller", "Sums", "magnitude"]
+
+Caller: TypeAlias = Callable[[nn.Module, Tensor], Tensor]
+"""Calls a layer's forward on an input."""
+
+# (x - mean) / sqrt(var + eps) * weight + bias, in whichever order, and what its parts are made of.
+_NORM_TERMS = 8
+_MADE_AND_STORED = 2
+
+
+class Sums(NamedTuple):
+    """B of each element of a value, in float64, and n: how many roundings it has gone through."""
+
+    values: Tensor
+    terms: int = 0
+
+
+def _forward(layer: nn.Module, x: Tensor) -> Tensor:
+    y: Tensor = layer.forward(x)
+    return y
+
+
+@singledispatch
+def magnitude(module: nn.Module, sums: Sums, call: Caller = _forward) -> Sums | None:
+    """Return B and n of what a module in evaluation mode makes of a value with these B and n.
+
+    Other modules are taught with ``@magnitude.register``.
+
+    Parameters
+    ----------
+    module : nn.Module
+        It is not changed.
+    sums : Sums
+        Of its input; for an exact input, its moduli and no rounding.
+    call : callable, optional
+        How a layer of weights is called.
+
+    Returns
+    -------
+    Sums or None
+        None if theory says nothing of this module.
+
+    Examples
+    --------
+    >>> layer = nn.Linear(2, 1)
+    >>> _ = nn.init.constant_(layer.weight, -2.0), nn.init.constant_(layer.bias, 1.0)
+    >>> magnitude(nn.Sequential(layer, nn.ReLU()), Sums(torch.ones(1, 2)))
+    Sums(values=tensor([[5.]], dtype=torch.float64), terms=5)
+    >>> magnitude(nn.Softmax(dim=1), Sums(torch.ones(1, 2))) is None
+    True
+    """
+    return None
+
+
+@magnitude.register
+def _(module: nn.Sequential, sums: Sums, call: Caller = _forward) -> Sums | None:
+    result: Sums | None = sums
+    for part in module:
+        result = None if result is None else magnitude(part, result, call)
+    return result
+
+
+@magnitude.register(_ConvNd)
+@magnitude.register(nn.Linear)
+def _(module: nn.Module, sums: Sums, call: Caller = _forward) -> Sums | None:
+    if not has_own_weights(module):
+        return None
+    layer = cast(deep_copy(module), lambda t: wide(t.detach()).abs())
+    with torch.no_grad():
+        values = call(layer, wide(sums.values))
+        # On ones, the same layer counts.
+        counts = call(cast(layer, torch.ones_like), torch.ones_like(wide(sums.values)))
+    return Sums(values, sums.terms + int(counts.max() if counts.numel() else 0) + _MADE_AND_STORED)
+
+
+@magnitude.register(_BatchNorm)
+def _(module: _BatchNorm, sums: Sums, call: Caller = _forward) -> Sums | None:
+    if module.running_mean is None or module.running_var is None:
+        return None
+    shape = (1, -1, *[1] * (sums.values.dim() - 2))
+    scale = (wide(module.running_var) + module.eps).rsqrt()
+    if module.weight is not None:
+        scale = scale * wide(module.weight.detach()).abs()
+    values = (wide(sums.values) + wide(module.running_mean).abs().view(shape)) * scale.view(shape)
+    if module.bias is not None:
+        values = values + wide(module.bias.detach()).abs().view(shape)
+    return Sums(values, sums.terms + _NORM_TERMS)
+
+
+@magnitude.register(nn.PReLU)
+def _(module: nn.PReLU, sums: Sums, call: Caller = _forward) -> Sums | None:
+    values = wide(sums.values)
+    slopes = wide(module.weight.detach()).abs().clamp(min=1)
+    if slopes.numel() > 1:
+        slopes = slopes.view(-1, *[1] * (values.dim() - 2))
+    return Sums(values * slopes, sums.terms + 1)
+
+
+@magnitude.register(nn.Identity)
+@magnitude.register(nn.ReLU)
+@magnitude.register(nn.ReLU6)
+@magnitude.register(_DropoutNd)
+def _(module: nn.Module, sums: Sums, call: Caller = _forward) -> Sums | None:
+    return sums
+
+
+@magnitude.register(nn.Hardtanh)
+def _(module: nn.Hardtanh, sums: Sums, call: Caller = _forward) -> Sums | None:
+    return sums if module.min_val <= 0 <= module.max_val else None
+
+
+@magnitude.register(nn.Flatten)
+@magnitude.register(nn.Unflatten)
+@magnitude.register(nn.ZeroPad1d)
+@magnitude.register(nn.ZeroPad2d)
+@magnitude.register(nn.ZeroPad3d)
+@magnitude.register(nn.CircularPad1d)
+@magnitude.register(nn.CircularPad2d)
+@magnitude.register(nn.CircularPad3d)
+@magnitude.register(nn.ReflectionPad1d)
+@magnitude.register(nn.ReflectionPad2d)
+@magnitude.register(nn.ReflectionPad3d)
+@magnitude.register(nn.ReplicationPad1d)
+@magnitude.register(nn.ReplicationPad2d)
+@magnitude.register(nn.ReplicationPad3d)
+def _(module: nn.Module, sums: Sums, call: Caller = _forward) -> Sums | None:
+    return Sums(_forward(module, wide(sums.values)), sums.terms)

@@ -1,0 +1,152 @@
+"""The places of a model that hold modules: chosen, refused, copied, and what they share."""
+
+from __future__ import annotations
+
+import fnmatch
+import warnings
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
+from typing import Any, TypeAlias, TypeVar
+
+from torch import nn
+
+from convfc.errors import Refusal, UnsupportedLayer, UnsupportedLayerWarning
+from convfc.frameworks.torch.held import check_held
+from convfc.frameworks.torch.running import deep_copy
+
+_Made = TypeVar("_Made")
+
+Where: TypeAlias = Callable[[str, nn.Module], bool] | str | Collection[str] | None
+"""Which layers: a function of name and module, or names with ``*`` as in a shell; None is all."""
+
+
+def places(model: nn.Module) -> dict[str, nn.Module]:
+    """Return every place of a model that holds a module: a shared one stands at several.
+
+    Examples
+    --------
+    >>> layer = nn.ReLU()
+    >>> list(places(nn.Sequential(layer, layer)))
+    ['', '0', '1']
+    """
+    return dict(model.named_modules(remove_duplicate=False))
+
+
+def selector(where: Where) -> Callable[[str, nn.Module], bool]:
+    """Return ``where`` as a function of a name and a module.
+
+    Examples
+    --------
+    >>> selector("layer4.*")("layer4.0.conv1", nn.ReLU())
+    True
+    """
+    if where is None:
+        return lambda name, module: True
+    if callable(where):
+        return where
+    patterns = [where] if isinstance(where, str) else list(where)
+    return lambda name, module: any(fnmatch.fnmatchcase(name, p) for p in patterns)
+
+
+def refuse_or_list(left: Mapping[str, Refusal], consequence: str, *, strict: bool) -> None:
+    """Raise for the places that cannot be converted or, if not strict, list them in a warning.
+
+    Raises
+    ------
+    UnsupportedLayer
+        If strict and there is such a place.
+    """
+    if not left:
+        return
+    if not strict:
+        listed = "; ".join(
+            f"{place_in_words(name)} ({reason})" for name, (reason, *_) in left.items()
+        )
+        warnings.warn(f"left as they are: {listed}", UnsupportedLayerWarning, stacklevel=5)
+        return
+    name, first = next(iter(left.items()))
+    others = [place_in_words(place) for place in left][1:]
+    raise first._replace(
+        where=place_in_words(name), remedy=f"{first.remedy}; or leave it as it is with strict=False"
+    ).error(
+        UnsupportedLayer, f"it {consequence}" + (f" (nor can {some_of(others)})" if others else "")
+    )
+
+
+def copy_of(model: nn.Module, wanted: Collection[int], twins: dict[int, nn.Module]) -> nn.Module:
+    """Return a deep copy of a model; ``twins`` receives the copies of the wanted modules by id.
+
+    Raises
+    ------
+    UnsupportedModel
+        If the model cannot be copied.
+    UnsupportedLayer
+        If the copy would go on using a wanted module itself.
+    """
+    check_held(model, wanted, copied=True)
+    memo: dict[int, Any] = {}
+    copied = deep_copy(model, memo, "convert it itself, with inplace=True")
+    twins.update({key: memo[key] for key in wanted})
+    return copied
+
+
+def holders(model: nn.Module, *, but: Collection[int]) -> dict[int, str]:
+    """Return who holds each parameter, by its ``id``, but for these modules, by theirs.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU())
+    >>> list(holders(model, but=()).values())
+    ['0 (Linear)']
+    """
+    return {
+        id(parameter): f"{place_in_words(name)} ({type(module).__name__})"
+        for name, module in places(model).items()
+        if id(module) not in but
+        for parameter in module._parameters.values()
+        if parameter is not None
+    }
+
+
+def tied(who: str, holder: str) -> Refusal:
+    """Return why a weight that something else holds cannot be converted, and the way out."""
+    return Refusal(
+        f"{who} is also a parameter of {holder}, which stays as it is",
+        "convert both or neither (where=), or untie them",
+    )
+
+
+class Shared:
+    """What is made anew, once for all that it is made of: what shared a source goes on sharing.
+
+    Examples
+    --------
+    >>> shared, source = Shared(), object()
+    >>> shared([source], "weight", list) is shared([source], "weight", list)
+    True
+    """
+
+    def __init__(self) -> None:
+        # The sources are kept with what was made, so that no other object gets one of their ids.
+        self._made: dict[Hashable, tuple[tuple[object, ...], Any]] = {}
+
+    def __call__(
+        self, sources: Iterable[object], key: Hashable, make: Callable[[], _Made]
+    ) -> _Made:
+        """Return what was made of these very sources under this key, or make it."""
+        sources = tuple(sources)
+        whole = (*map(id, sources), key)
+        if whole not in self._made:
+            self._made[whole] = sources, make()
+        made: _Made = self._made[whole][1]
+        return made
+
+
+def place_in_words(name: str) -> str:
+    """Return a name as messages have it."""
+    return name or "the model itself"
+
+
+def some_of(names: Collection[str], most: int = 10) -> str:
+    """Return the first names of a list in words."""
+    shown = ", ".join(list(names)[:most])
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,299 @@
+"""Running a user's model, which is left as it was: copies, modes, random numbers, calls."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import random
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_map
+
+from convfc.errors import ConvfcError, ShapeError, UnsupportedLayer, UnsupportedModel
+from convfc.frameworks.torch.tensors import first_words, is_sparse, words
+
+_Module = TypeVar("_Module", bound=nn.Module)
+
+
+def deep_copy(
+    model: _Module,
+    copies: dict[int, Any] | None = None,
+    remedy: str = "keep no tensors of a graph in its attributes",
+) -> _Module:
+    """Return a deep copy of a module; ``copies`` receives that of everything inside, by ``id``.
+
+    Raises
+    ------
+    UnsupportedModel
+        If Python or PyTorch cannot copy it.
+    """
+    memo = {} if copies is None else copies
+    for parameter in model.parameters():
+        if is_sparse(parameter):  # PyTorch cannot copy these by itself
+            memo[id(parameter)] = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+    try:
+        return copy.deepcopy(model, memo)
+    except (RuntimeError, TypeError) as error:
+        raise UnsupportedModel(
+            f"the model cannot be copied ({words(error)})",
+            where=type(model).__name__,
+            remedy=remedy,
+        ) from error
+
+
+@contextlib.contextmanager
+def in_mode(model: nn.Module, training: Callable[[nn.Module], bool]) -> Iterator[None]:
+    """Put every part of a model in training mode or not, as the function says, and back."""
+    modes = [(part, part.training) for part in model.modules()]
+    try:
+        for part, _ in modes:
+            part.training = training(part)
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+@contextlib.contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Put models in evaluation mode for a while, without gradients."""
+    with contextlib.ExitStack() as stack:
+        for model in models:
+            stack.enter_context(in_mode(model, lambda _: False))
+        stack.enter_context(torch.inference_mode(mode=False))
+        stack.enter_context(torch.no_grad())
+        yield
+
+
+class RandomState:
+    """The state of every random number generator that a call on these tensors may draw from."""
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        self.devices = {t.device for t in tensors if t.device.type not in ("cpu", "meta")}
+        self._python, self._cpu = random.getstate(), torch.get_rng_state()
+        self._others = [(d, torch.get_device_module(d).get_rng_state(d)) for d in self.devices]
+
+    def restore(self) -> None:
+        """Put the generators back."""
+        random.setstate(self._python)
+        torch.set_rng_state(self._cpu)
+        for device, state in self._others:
+            torch.get_device_module(device).set_rng_state(state, device)
+
+
+@contextlib.contextmanager
+def random_numbers(tensors: Iterable[Tensor], seed: int | None = None) -> Iterator[RandomState]:
+    """Draw inside, from a seed if one is given, and leave the generators as they were.
+
+    Examples
+    --------
+    >>> with random_numbers([], seed=0):
+    ...     first = torch.rand(1)
+    >>> with random_numbers([], seed=0):
+    ...     bool(torch.rand(1) == first)
+    True
+    """
+    state = RandomState(tensors)
+    try:
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield state
+    finally:
+        state.restore()
+
+
+@contextlib.contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Let a model be run or asked in a block, in evaluation mode, and leave it as it was.
+
+    Its buffers are copies meanwhile; what forward keeps elsewhere is not known here.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
+            # A compiled forward calls no functions of torch that a mode could see.
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(random_numbers((*model.parameters(), *model.buffers())))
+        copies: dict[int, Tensor] = {}
+        for registry in [module._buffers for module in model.modules()]:
+            for name, tensor in list(registry.items()):
+                stack.callback(registry.__setitem__, name, tensor)
+                if tensor is not None and not is_lazy(tensor):
+                    registry[name] = copies.setdefault(id(tensor), tensor.clone())
+        stack.enter_context(in_mode(model, lambda _: False))
+        yield
+
+
+def check_can_run(model: nn.Module, given: str) -> None:
+    """Refuse a model with lazy parts, whose weights a run would make."""
+    for name, module in model.named_modules():
+        tensors = (*module._parameters.values(), *module._buffers.values())
+        if any(map(is_lazy, tensors)):
+            raise UnsupportedLayer(
+                "it is lazy, and running the model would give it weights",
+                where=name or "the model itself",
+                remedy="run the model yourself once"
+                + ("; or inspect it without an input" if given == "x" else ""),
+            )
+
+
+def run_on(model: nn.Module, x: Any, where: str) -> None:
+    """Call the model on an input; arrays become tensors as the model has them."""
+    args, kwargs = call_arguments(model, x)
+    call_model(model, args, kwargs, where)
+
+
+def layer_input(model: nn.Module, name: str, x: Any) -> Tensor:
+    """Run a model once, in evaluation mode, and return what a part of it is first called with.
+
+    Parameters
+    ----------
+    model : nn.Module
+        It is left as it was.
+    name : str
+        The part's place; empty for the model itself.
+    x : Tensor, array, tuple or dict
+        As for `run_on`.
+
+    Raises
+    ------
+    UnsupportedLayer, ShapeError
+        If a part is lazy, if the model does not run on this input, or does not call the part with
+        a tensor.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(1, 8, 3))
+    >>> layer_input(model, "1", torch.zeros(1, 1, 28, 28)).shape
+    torch.Size([1, 1, 14, 14])
+    """
+    seen: list[Any] = []
+    with unchanged(model):
+        check_can_run(model, "x")
+        hook = model.get_submodule(name).register_forward_pre_hook(
+            lambda _, args, kwargs: seen.extend([*args, *kwargs.values()][:1]), with_kwargs=True
+        )
+        try:
+            run_on(model, x, "x")
+        finally:
+            hook.remove()
+    if not seen or not isinstance(seen[0], Tensor):
+        raise UnsupportedLayer(
+            "the model does not call it with a tensor on this input",
+            where=name or "the model itself",
+            remedy="choose another layer; convfc inspect lists those that are called",
+        )
+    return seen[0].detach()
+
+
+def check_has_numbers(model: nn.Module, where: str) -> None:
+    """Refuse a model on the meta device, whose tensors are shapes, before its numbers are read.
+
+    Parameters
+    ----------
+    model : nn.Module
+    where : str
+        The argument that gave the model, for messages.
+
+    Raises
+    ------
+    UnsupportedModel
+
+    Examples
+    --------
+    >>> check_has_numbers(nn.Linear(2, 3, device="meta"), "before")
+    Traceback (most recent call last):
+    convfc.errors.UnsupportedModel: before: the model is on the meta device, where weight has a ...
+    """
+    for place, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            raise UnsupportedModel(
+                f"the model is on the meta device, where {place} has a shape and no numbers",
+                where=where,
+                remedy="load its weights first: model.to_empty(device='cpu') and load_state_dict, "
+                "or load_state_dict(..., assign=True)",
+            )
+
+
+def call_arguments(model: nn.Module, x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return what a user gives as an input as the arguments of one call of a model.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Arrays of real numbers become tensors of its dtype, on its device.
+    x : Tensor, array, tuple or mapping
+        One input, or the positional or keyword arguments.
+
+    Examples
+    --------
+    >>> call_arguments(nn.Linear(2, 3), np.ones(2))
+    ((tensor([1., 1.]),), {})
+    """
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+
+    def tensor(value: Any) -> Any:
+        if not isinstance(value, np.ndarray):
+            return value
+        made = torch.as_tensor(value, device=like.device)
+        return made.to(like.dtype) if made.is_floating_point() else made
+
+    if isinstance(x, Mapping):
+        return (), {name: tree_map(tensor, value) for name, value in x.items()}
+    return tuple(tree_map(tensor, value) for value in (x if isinstance(x, tuple) else (x,))), {}
+
+
+def call_model(
+    call: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], where: str
+) -> Any:
+    """Return what a model returns; what it raises is said in words, with the way out.
+
+    Parameters
+    ----------
+    call : callable
+        A model, or what runs it.
+    args, kwargs
+        From `call_arguments`.
+    where : str
+        The argument that gave the input, for messages.
+
+    Raises
+    ------
+    ShapeError
+        If the model does not run on this input.
+
+    Examples
+    --------
+    >>> call_model(nn.Linear(2, 3), (torch.ones(1, 4),), {}, "x")
+    Traceback (most recent call last):
+    convfc.errors.ShapeError: x: the model does not run on this input: mat1 and mat2 shapes ...
+    """
+    try:
+        return call(*args, **kwargs)
+    except (
+        RuntimeError,
+        TypeError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        AssertionError,
+    ) as error:
+        if isinstance(error, ConvfcError):
+            raise
+        shapes = (
+            tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__
+            for v in (*args, *kwargs.values())
+        )
+        raise ShapeError(
+            f"the model does not run on this input: {first_words(error) or type(error).__name__}",
+            where=where,
+            got=", ".join(map(str, shapes)),
+            remedy="give an input that the model takes: a tuple for several arguments, a dict for "
+            "keyword arguments",
+        ) from error

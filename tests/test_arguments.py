@@ -1,0 +1,202 @@
+"""A wrong argument of any public function is an `ArgumentError` that names the argument."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import convfc
+from convfc.errors import ArgumentError
+from convfc.methods import morphism, spectrum, uncertainty
+
+CONV = nn.Conv2d(2, 4, 3, padding=1)
+FILTERS = np.ones((4, 3, 3, 2))
+LINEAR = nn.Linear(3, 2)
+X = torch.ones(1, 2, 6, 6)
+NETWORK = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2))
+
+
+def network(of: Callable[..., Any], name: str, **arguments: Any) -> Callable[[], Any]:
+    """Return the call of a morph on a layer of the network."""
+    return lambda: of(NETWORK, name, example=X, **arguments)
+
+
+def unrolled(**arguments: Any) -> Callable[[], Any]:
+    return lambda: convfc.to_fc(CONV, **arguments)
+
+
+WRONG: dict[str, list[tuple[Callable[[], Any], str]]] = {
+    "as_conv1d": [(lambda: convfc.as_conv1d(FILTERS, (6, 6)), "geometry: filters alone")],
+    "conv_matrix": [
+        (lambda: convfc.conv_matrix(CONV, (6, 6), layout="coo"), "layout: there is no such"),
+        (lambda: convfc.conv_matrix(CONV, (6, 6), order="last"), "order: there is no such"),
+        (lambda: convfc.conv_matrix(CONV, (6, 6), GEOMETRY), "geometry: only filters are given"),
+    ],
+    "conv_offset": [(lambda: convfc.conv_offset(CONV, (6, 6), library="jax"), "library: no")],
+    "conv_operator": [(lambda: convfc.conv_operator(CONV, (6, 6), order="last"), "order: there")],
+    "explore": [(lambda: convfc.explore(x=X), "x: there is no layer that it belongs to")],
+    "matrix_estimate": [
+        (lambda: convfc.matrix_estimate(CONV, (6, 6), layout="coo"), "layout: there is no such"),
+    ],
+    "nearest_conv": [
+        (
+            lambda: convfc.nearest_conv(np.ones((4, 6)), GEOMETRY, (6,), order="last"),
+            "order: there is no such",
+        )
+    ],
+    "singular_values": [
+        (lambda: convfc.singular_values(CONV, (6, 6), k=0), "k: a size is too small"),
+        (lambda: convfc.singular_values(CONV, (6, 6), k=145), "k: the layer has fewer"),
+        (lambda: convfc.singular_values(CONV, (6, 6), tolerance=2.0), "tolerance: this is no"),
+        (lambda: convfc.singular_values(CONV, (6, 6), which="all"), "which: there is no such"),
+    ],
+    "spectral_norm": [
+        (lambda: spectrum.spectral_norm(CONV, (6, 6), boundary="zero"), "boundary: there is no"),
+    ],
+    "condition_number": [
+        (lambda: spectrum.condition_number(CONV, (6, 6), boundary=1), "boundary: there is no"),
+    ],
+    "effective_rank": [
+        (lambda: spectrum.effective_rank(CONV, (6, 6), boundary=1), "boundary: there is no"),
+    ],
+    "layer_spectra": [
+        (lambda: spectrum.layer_spectra(NETWORK, X, boundary=1), "boundary: there"),
+        (lambda: spectrum.layer_spectra(NETWORK, X, k=0), "k: a size is too small"),
+    ],
+    "to_fc": [
+        (unrolled(form="fc"), "form: there is no such form"),
+        (unrolled(inplace=True), "inplace: the model is itself the CONV layer"),
+        (unrolled(form="weight", block_diagonal=True), "block_diagonal: only the patch form"),
+        (unrolled(form="unrolled"), "example: the matrix of a layer is for one input size"),
+        (
+            unrolled(simplify=True),
+            r"simplify: .* got form='patch', simplify=True\. Remedy: give form='unrolled' and "
+            r"example=x, or leave simplify out$",
+        ),
+        (
+            unrolled(form="unrolled", example=X, max_pool="relu"),
+            r"max_pool: .*Remedy: give simplify=True, or leave max_pool out$",
+        ),
+        (
+            unrolled(form="unrolled", example=X, simplify=True, inplace=True),
+            r"inplace: .*Remedy: give simplify=False, or leave inplace out$",
+        ),
+        (
+            unrolled(form="unrolled", example=X, simplify=True, branches="cut"),
+            "branches: there is no such branches",
+        ),
+    ],
+    "to_conv": [
+        (
+            lambda: convfc.to_conv(convfc.to_fc(CONV), inplace=True),
+            "inplace: the model is itself the FC layer",
+        ),
+        (
+            lambda: convfc.to_conv(
+                convfc.to_fc(NETWORK, form="unrolled", simplify=True, example=X), inplace=True
+            ),
+            "inplace: a simplified network goes back as a whole",
+        ),
+    ],
+    "deepen": [
+        (network(morphism.deepen, "0", batch_norm=1), "batch_norm: this is a yes or a no"),
+        (network(morphism.deepen, "0", kernel_size=2), "kernel_size: an even kernel"),
+        (network(morphism.deepen, "0", groups=3), "groups: the channels cannot be shared"),
+        (network(morphism.deepen, "0", activation=nn.Softmax(1)), "activation: Softmax"),
+    ],
+    "factor": [
+        (network(morphism.factor, "0"), "rank, energy: a factorisation"),
+        (network(morphism.factor, "0", rank=2.5), "rank: a size is not an integer"),
+        (network(morphism.factor, "0", rank=5), "rank: the filter matrix has no such rank"),
+        (network(morphism.factor, "0", energy=2), "energy: a number out of its range"),
+        (lambda: morphism.factor(NETWORK, "0", rank=1), "example: a model is tried"),
+    ],
+    "morph_activation": [
+        (network(morphism.morph_activation, "0", activation=nn.Softmax(1)), "activation: Softmax"),
+        (network(morphism.morph_activation, "1", activation=nn.GELU()), "an activation is made"),
+    ],
+    "morph_depth": [
+        (network(morphism.morph_depth, "0", activation="relu"), "activation: there is no such"),
+        (network(morphism.morph_depth, "0", channels=1), "0: so few channels between"),
+        (network(morphism.morph_depth, "0", kernel_sizes=3), "kernel_sizes: two layers have two"),
+        (network(morphism.morph_depth, "0", kernel_sizes=(1, 1)), "kernel_sizes: the composition"),
+        (network(morphism.morph_depth, "3", kernel_sizes=(3, 1)), r"kernel_sizes.* has no kernel"),
+    ],
+    "morph_kernel": [
+        (network(morphism.morph_kernel, "0", kernel_size=1), "kernel_size: a kernel cannot"),
+        (network(morphism.morph_kernel, "0", kernel_size=5, noise=-1), "noise: a number out"),
+    ],
+    "morph_subnet": [
+        (network(morphism.morph_subnet, "0"), "layers, branches|a sub-network is either"),
+        (network(morphism.morph_subnet, "0", layers=3), "layers: this is no chain of layers"),
+        (network(morphism.morph_subnet, "0", branches=[[(1, None)]]), "no chain of kernels"),
+        (network(morphism.morph_subnet, "0", branches=[[(3, None)]] * 33), "too many branches"),
+    ],
+    "widen": [
+        (network(morphism.widen, "0"), "width: the new width is one number"),
+        (network(morphism.widen, "0", width=2.5), "width: a width is an integer"),
+        (network(morphism.widen, "0", width=2), "0, width: a layer can only become wider"),
+        (network(morphism.widen, "0", factor=0.5), "factor: a number out of its range"),
+        (network(morphism.widen, "0", width=8, how="clone"), "how: there is no such way"),
+        (network(morphism.widen, "0", width=8, how="zero", noise=0.1), "noise: new units without"),
+    ],
+    "to_bayesian": [
+        (lambda: uncertainty.to_bayesian(NETWORK, "laplace"), "method: no such choice"),
+        (lambda: uncertainty.to_bayesian(NETWORK, "dropout", prior=1.0), "dropout has no option"),
+    ],
+    "DropoutLinear": [(lambda: uncertainty.DropoutLinear(LINEAR, rate=2.0), "rate: a number out")],
+    "ConcreteDropoutLinear": [
+        (lambda: uncertainty.ConcreteDropoutLinear(LINEAR, rate=2.0), "rate: a number"),
+    ],
+    "GaussianLinear": [
+        (lambda: uncertainty.GaussianLinear(LINEAR, initial_std=0.0), "initial_std: a number out"),
+    ],
+    "predict": [
+        (lambda: uncertainty.predict(NETWORK, X, samples=0), "samples: a count below one"),
+        (lambda: uncertainty.predict(NETWORK, X, output="odds"), "output: no such choice"),
+    ],
+    "calibration": [
+        (lambda: uncertainty.calibration([[0.9, 0.1]], [0], bins=0), "bins: a count below one"),
+    ],
+}
+GEOMETRY = convfc.ConvGeometry(1, 1, (3,))
+ELSEWHERE = {
+    "arrays and geometries, which have errors of their own": {
+        *("ConvGeometry", "ConvLayer", "IndexMap", "col2im", "conv_as_matmul", "im2col"),
+        *("filters_to_matrix", "matrix_to_filters", "patch_product", "rows_to_output", "index_map"),
+        *("accuracy", "brier_score", "negative_log_likelihood", "out_of_distribution_auroc"),
+    },
+    "models and layers alone": {
+        *("convert_optimizer_state", "inspect", "verify", "kl", "learned_rates", "mean_network"),
+        *("sample", "finish"),
+    },
+    "results, which nobody but convfc makes": {
+        *("Certificate", "Inspection", "Calibration", "Prediction", "LayerSpectrum", "Morph"),
+        *("SingularValues", "Change", "Factored", "IdentityStart", "ParallelSum", "RandomLinear"),
+        "reliability_figure",
+    },
+}
+CALLS = {
+    f"{name}-{number}": call for name, calls in WRONG.items() for number, call in enumerate(calls)
+}
+
+
+@pytest.mark.parametrize(("call", "message"), CALLS.values(), ids=CALLS)
+def test_a_wrong_argument_is_an_argument_error(call: Callable[[], Any], message: str):
+    with pytest.raises(ArgumentError, match=message) as caught:
+        call()
+    assert type(caught.value) is ArgumentError
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)  # noqa: S301 (ours)
+
+
+def test_every_public_function_is_called_with_a_wrong_argument():
+    faces = (convfc, morphism, spectrum, uncertainty)
+    public = {name for face in faces for name in face.__all__ if not name.startswith("_")}
+    assert public == WRONG.keys() | set().union(*ELSEWHERE.values())
+    assert not WRONG.keys() & set().union(*ELSEWHERE.values())
