@@ -30,6 +30,7 @@ from convfc.frameworks.torch.certify.engine import LARGEST, Call, Numbers, Run, 
 from convfc.frameworks.torch.forms import Unrolled, form_of, linear_of, unrolled_of
 from convfc.frameworks.torch.layers import PatchConv
 from convfc.frameworks.torch.matrix import matrix_tensor, matrix_values
+from convfc.frameworks.torch.parts import diagonal_blocks
 from convfc.frameworks.torch.read import geometry_of, obstacle, own_forward
 from convfc.frameworks.torch.running import deep_copy
 from convfc.frameworks.torch.tensors import (
@@ -502,26 +503,19 @@ def _in_conv_layout(
         given: dict[int, Any] = dict(zip(map(id, parameters), gradients, strict=True))
         linear = layer.linear
         return layer.folded(given[id(linear.weight)], given.get(id(linear.bias)))
-    own = [parameter.clone() for parameter in parameters]
+    own = [parameter.data for parameter in parameters]
     for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.copy_(torch.zeros_like(parameter) if gradient is None else gradient)
-    if isinstance(layer, PatchConv):
-        _clear_off_blocks(layer)
+        parameter.data = torch.zeros_like(parameter) if gradient is None else gradient
+    if isinstance(layer, PatchConv) and layer.groups > 1 and len(layer.children_fc) == 1:
+        # Off the blocks of a block-diagonal matrix there is nothing that a CONV layer has.
+        matrix: Any = layer.fc.weight
+        blocks = diagonal_blocks(matrix.detach(), layer.groups)
+        matrix.data = torch.block_diag(*blocks.chunk(layer.groups))
     weight, bias = (getattr(layer, name) for name in ("weight", "bias"))
-    found = weight.detach().clone(), None if bias is None else bias.detach().clone()
+    found = weight.detach(), None if bias is None else bias.detach()
     for parameter, numbers in zip(parameters, own, strict=True):
-        parameter.copy_(numbers)
+        parameter.data = numbers
     return found
-
-
-def _clear_off_blocks(layer: PatchConv) -> None:
-    """Drop the gradient of a block-diagonal weight's zeros: the CONV layer has no such weights."""
-    if layer.groups == 1 or isinstance(layer.fc, nn.ModuleList):
-        return
-    weight: Tensor = layer.fc.weight  # type: ignore[assignment]
-    rows, columns = (size // layer.groups for size in weight.shape)
-    block = weight.new_ones(rows, columns)
-    weight.mul_(torch.block_diag(*[block] * layer.groups))
 
 
 def _absolute(t: Tensor) -> Tensor:

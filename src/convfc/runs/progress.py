@@ -1,9 +1,9 @@
-"""Show how far an experiment is: bars on a terminal, plain lines elsewhere."""
+"""Show how far a run is: bars on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -21,29 +21,21 @@ with needing():
         TimeRemainingColumn,
     )
 
-from convfc.paper.trained import Epoch
-
-__all__ = ["Bars", "Display", "Lines", "display_for"]
-
 _LINE_EVERY = 10
 _MANY = 12
 """More bars than these do not fit a small terminal: then only the one at work is shown."""
 
 
 class Display(Protocol):
-    """What an experiment tells while it runs.
+    """What a run tells of its parts, each with its steps: epochs, or what else it counts."""
 
-    It consists of networks, or of other parts, each with its steps: epochs, or what else it counts.
-    """
-
-    def plan(self, steps: Mapping[str, int], finished: Mapping[str, int]) -> None:
-        """Announce all parts with their steps, and those that are finished already."""
+    def plan(
+        self, steps: Mapping[str, int], finished: Collection[str], weights: Mapping[str, int]
+    ) -> None:
+        """Announce all parts with their steps and how long these are, and which are finished."""
 
     def start(self, name: str, done: int) -> None:
         """Say that a part begins, or continues behind the steps that are done."""
-
-    def epoch(self, name: str, line: Epoch) -> None:
-        """Say that a network has trained one epoch more."""
 
     def step(self, name: str, done: int, told: str) -> None:
         """Say how many steps of a part are done, with a few words or numbers on them."""
@@ -56,17 +48,9 @@ class Display(Protocol):
 
 
 class Lines:
-    """Plain lines: for files, pipes and continuous integration.
+    """Plain lines, for files, pipes and continuous integration; ``unit`` is what steps are."""
 
-    Parameters
-    ----------
-    console : rich.console.Console
-        Where to.
-    parts, unit : str
-        What the parts and their steps are called.
-    """
-
-    def __init__(self, console: Console, parts: str = "networks", unit: str = "epoch") -> None:
+    def __init__(self, console: Console, parts: str, unit: str) -> None:
         self._console = console
         self._parts, self._unit = parts, unit
         self._steps: dict[str, int] = {}
@@ -84,28 +68,31 @@ class Lines:
     ) -> None:
         del kind, error, trace
 
-    def plan(self, steps: Mapping[str, int], finished: Mapping[str, int]) -> None:
+    def plan(
+        self, steps: Mapping[str, int], finished: Collection[str], weights: Mapping[str, int]
+    ) -> None:
         """Announce the parts; name those that are finished."""
+        del weights
         self._steps = dict(steps)
         total = sum(steps.values())
         self.note(f"{len(steps)} {self._parts}, {total} {self._unit}s in all")
-        for name in finished:
-            self.note(f"{name}: finished earlier")
+        for name in steps:
+            if name in finished:
+                self.note(f"{name}: finished earlier")
 
     def start(self, name: str, done: int) -> None:
         """Announce a part."""
         self._began, self._from = time.monotonic(), done
         self.note(f"{name}: " + (f"continues after {self._unit} {done}" if done else "starts"))
 
-    def epoch(self, name: str, line: Epoch) -> None:
-        """Show the losses of an epoch, now and then."""
-        losses = f"loss {line.loss:.6f}, validation loss {line.val_loss:.6f}"
-        self._show(name, line.epoch, losses, line.seconds)
-
     def step(self, name: str, done: int, told: str) -> None:
-        """Show what is told of a step, now and then."""
-        new = max(1, done - self._from)
-        self._show(name, done, told, (time.monotonic() - self._began) / new)
+        """Keep what is told of a step, and show every tenth of them."""
+        count = f"{self._unit} {done}/{self._steps[name]}"
+        self._told[name] = f"{count}, {told}" if told else count
+        if done % _LINE_EVERY == 0 and done < self._steps[name]:
+            seconds = (time.monotonic() - self._began) / max(1, done - self._from)
+            left = (self._steps[name] - done) * seconds
+            self.note(f"{name}: {self._told[name]}, about {left:.0f} s left")
 
     def end(self, name: str) -> None:
         """Show what was told last of a part."""
@@ -116,27 +103,11 @@ class Lines:
         """Show a line."""
         self._console.print(text, soft_wrap=True, markup=False, highlight=False)
 
-    def _show(self, name: str, done: int, told: str, seconds: float) -> None:
-        """Keep what is told of a step, and show every tenth of them."""
-        count = f"{self._unit} {done}/{self._steps[name]}"
-        self._told[name] = f"{count}, {told}" if told else count
-        if done % _LINE_EVERY == 0 and done < self._steps[name]:
-            left = (self._steps[name] - done) * seconds
-            self.note(f"{name}: {self._told[name]}, about {left:.0f} s left")
-
 
 class Bars:
-    """One bar per part with its numbers, and one for the whole, each with its remaining time.
+    """One bar per part with its numbers, and one for the whole, each with its remaining time."""
 
-    Parameters
-    ----------
-    console : rich.console.Console
-        Where to.
-    parts : str
-        What the parts are called.
-    """
-
-    def __init__(self, console: Console, parts: str = "networks") -> None:
+    def __init__(self, console: Console, parts: str) -> None:
         self._console = console
         self._parts = parts
         self._bars = Progress(
@@ -153,6 +124,7 @@ class Bars:
         )
         self._tasks: dict[str, TaskID] = {}
         self._done: dict[str, int] = {}
+        self._weights: Mapping[str, int] = {}
         self._all = TaskID(0)
 
     def __enter__(self) -> Self:
@@ -167,10 +139,13 @@ class Bars:
     ) -> None:
         self._bars.stop()
 
-    def plan(self, steps: Mapping[str, int], finished: Mapping[str, int]) -> None:
+    def plan(
+        self, steps: Mapping[str, int], finished: Collection[str], weights: Mapping[str, int]
+    ) -> None:
         """Draw all bars, finished ones full."""
-        total = sum(weight(name) * count for name, count in steps.items())
-        done = sum(weight(name) * count for name, count in finished.items())
+        self._weights = weights
+        total = sum(weights[name] * count for name, count in steps.items())
+        done = sum(weights[name] * count for name, count in steps.items() if name in finished)
         self._all = self._bars.add_task(
             f"[bold]all {self._parts}", total=total, told="", completed=done
         )
@@ -181,7 +156,7 @@ class Bars:
                 total=count,
                 start=False,
                 told="",
-                completed=finished.get(name, 0),
+                completed=count if name in finished else 0,
                 visible=len(steps) <= _MANY,
             )
 
@@ -189,15 +164,13 @@ class Bars:
         """Start a part's bar and its clock."""
         self._bars.start_task(self._tasks[name])
         self._bars.update(self._tasks[name], visible=True)
-        self._advance(name, done, "")
-
-    def epoch(self, name: str, line: Epoch) -> None:
-        """Advance a network's bar and the whole."""
-        self.step(name, line.epoch, f"loss {line.loss:.5f}  validation {line.val_loss:.5f}")
+        self.step(name, done, "")
 
     def step(self, name: str, done: int, told: str) -> None:
         """Advance a part's bar and the whole."""
-        self._advance(name, done, told)
+        self._bars.update(self._tasks[name], completed=done, told=told)
+        self._bars.advance(self._all, self._weights[name] * (done - self._done.get(name, 0)))
+        self._done[name] = done
 
     def end(self, name: str) -> None:
         """Stop a part's clock."""
@@ -208,17 +181,7 @@ class Bars:
         """Show a line above the bars."""
         self._console.print(text, soft_wrap=True, markup=False, highlight=False)
 
-    def _advance(self, name: str, done: int, told: str) -> None:
-        self._bars.update(self._tasks[name], completed=done, told=told)
-        self._bars.advance(self._all, weight(name) * (done - self._done.get(name, 0)))
-        self._done[name] = done
 
-
-def weight(name: str) -> int:
-    """Return about how many float32 epochs one epoch of this network costs, for the whole's ETA."""
-    return 2 if name.startswith("float64") else 1
-
-
-def display_for(console: Console, parts: str = "networks", unit: str = "epoch") -> Bars | Lines:
+def display_for(console: Console, parts: str, unit: str) -> Bars | Lines:
     """Return bars for a terminal, lines for anything else."""
     return Bars(console, parts) if console.is_terminal else Lines(console, parts, unit)

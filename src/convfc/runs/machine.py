@@ -1,15 +1,47 @@
-"""How much memory a call takes at its highest: the resident set's high-water mark, on Linux."""
+"""What numbers were measured on, with which versions, and how much memory a call takes."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import gc
+import importlib.metadata
+import os
 import pathlib
-from collections.abc import Callable
+import platform
+import sys
+from collections.abc import Callable, Iterable
 from typing import Any
 
-__all__ = ["has_high_water_mark", "peak_of"]
+
+def describe_machine() -> dict[str, Any]:
+    """Return processor, cores that this process may use, and system; no names."""
+    processor = platform.processor() or platform.machine()
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                processor = line.partition(":")[2].strip()
+                break
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "processor": processor,
+        "cores": cores,
+        "system": f"{platform.system()} {platform.machine()}",
+        "byte_order": sys.byteorder,
+    }
+
+
+def versions_of(packages: Iterable[str]) -> dict[str, str]:
+    """Return the versions of Python, of these packages, and of convfc."""
+    versions = {"python": platform.python_version()}
+    for package in (*packages, "convfc"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions
+
 
 _RESET = pathlib.Path("/proc/self/clear_refs")
 _STATUS = pathlib.Path("/proc/self/status")
@@ -21,8 +53,6 @@ def peak_of(call: Callable[[], Any]) -> tuple[Any, int | None]:
     What it returns is counted, too. Memory that the process has freed before, and the system has
     back, hides nothing. None stands where there is no high-water mark that can be reset.
 
-    Examples
-    --------
     >>> result, peak = peak_of(lambda: 7)
     >>> result
     7

@@ -1,7 +1,8 @@
-"""The networks of Section 5, Figure 8, and the control: three ways to compute one function."""
+"""The networks of Section 5, Figure 8, and the control, and how far two of them are apart."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,22 +19,8 @@ from convfc.digits import IMAGE_SHAPE
 from convfc.errors import ArgumentError
 from convfc.frameworks.keras.layers import Im2Col
 from convfc.geometry import ConvGeometry
-
-__all__ = [
-    "GEOMETRY",
-    "NETWORKS",
-    "Weights",
-    "build",
-    "cnn",
-    "control",
-    "fc",
-    "first_layer_output",
-    "initial_weights",
-    "network_input",
-    "place_weights",
-    "read_first",
-    "read_weights",
-]
+from convfc.paper.data import Digits
+from convfc.runs.folder import Result
 
 Array = NDArray[np.floating[Any]]
 
@@ -46,14 +33,10 @@ _PIXELS = int(np.prod(IMAGE_SHAPE))
 
 @dataclass(frozen=True)
 class Weights:
-    """The weights of any of the three networks, in one form.
+    """The weights of any of the three networks: K, ``(16, 128)``, and the last layer's kernel.
 
-    Attributes
-    ----------
-    first : ndarray
-        The filter matrix K, ``(16, 128)``: of the FC network the Dense kernel itself.
-    second : ndarray
-        The kernel of the last layer, ``(21632, 784)``.
+    K is the filter matrix, of the FC network the Dense kernel itself; the last layer's is
+    ``(21632, 784)``.
     """
 
     first: Array
@@ -79,13 +62,7 @@ NETWORKS = {"cnn": cnn, "fc": fc, "control": control}
 
 
 def build(network: str, weights: Weights) -> keras.Model:
-    """Return the network of this name, holding these weights, in Keras's current precision.
-
-    Raises
-    ------
-    ArgumentError
-        There is no network of this name.
-    """
+    """Return the network of this name, holding these weights, in Keras's current precision."""
     if network not in NETWORKS:
         raise ArgumentError(
             "unknown network", where="network", expected=" or ".join(NETWORKS), got=network
@@ -100,11 +77,6 @@ def initial_weights(seed: int) -> Weights:
 
     NumPy draws them, in float32, so that every backend and both precisions start at the same
     numbers.
-
-    Parameters
-    ----------
-    seed : int
-        Seed of the draw.
     """
     generator = np.random.default_rng([seed, 0x4E])
     filters = _he_uniform(generator, GEOMETRY.filters_shape, GEOMETRY.taps)
@@ -142,15 +114,8 @@ def network_input(network: str, images: Array) -> Array:
 def first_layer_output(network: str, first: Array, images: Array) -> Array:
     """Return the first layer's own output before ReLU, ``(n, 169, 128)``: the paper's V or U.
 
-    Parameters
-    ----------
-    network : str
-        Which network's first layer computes it: the native CONV layer, Dense on the M of
-        Algorithm 1, or Dense behind the Keras layer.
-    first : ndarray
-        Its weights as the filter matrix K, ``(16, 128)``.
-    images : ndarray
-        ``(n, 28, 28, 1)``; cast to the precision of the weights.
+    The layer itself computes it: the native CONV layer, Dense on the M of Algorithm 1, or Dense
+    behind the Keras layer. Images are cast to the precision of its weights, the filter matrix K.
     """
     model = keras.Sequential(_head(network))
     layer = model.get_layer("first")
@@ -158,6 +123,73 @@ def first_layer_output(network: str, first: Array, images: Array) -> Array:
     inputs = network_input(network, images.astype(first.dtype))
     output = keras.ops.convert_to_numpy(model(inputs))
     return np.asarray(output).reshape(len(images), _POSITIONS, GEOMETRY.out_channels)
+
+
+def compare(
+    networks: Mapping[str, Result], pair: tuple[str, str], digits: Digits
+) -> dict[str, float]:
+    """Return how far apart two trained networks are.
+
+    V and U are the outputs of the first layers on the new images, before ReLU, computed by the
+    layers themselves in the precision of the run; their difference is summed in float64.
+    ``output_difference_mean`` is the mean over the images of ``||V_n - U_n||_F``, as the authors'
+    program computes it; ``output_difference_printed`` is ``||V - U||_F / n`` of the whole, as the
+    paper prints it.
+    """
+    first = [networks[name].arrays["first_layer"][-1] for name in pair]
+    v, u = (
+        first_layer_output(name, weights, digits.new)
+        for name, weights in zip(pair, first, strict=True)
+    )
+    difference = v.astype(np.float64) - u
+    losses = [
+        np.array([networks[name].numbers[kind] for kind in ("loss", "val_loss")], np.float64)
+        for name in pair
+    ]
+    return {
+        "output_difference_mean": float(np.linalg.norm(difference, axis=(1, 2)).mean()),
+        "output_difference_printed": float(np.linalg.norm(difference.ravel()) / len(difference)),
+        "weight_difference": float(np.linalg.norm(first[0].astype(np.float64) - first[1])),
+        "max_loss_difference": float(np.abs(losses[0] - losses[1]).max()),
+    }
+
+
+def dead_outputs(
+    network: str, initial: Weights, final: Weights, digits: Digits
+) -> dict[str, float]:
+    """Return how many final ReLUs are zero on every validation image, and what that costs.
+
+    A final ReLU that is zero on all images has no gradient, so it stays zero. Where no image has
+    ink that is right; elsewhere its pixel is lost, and it is ``wrongly_dead``. ``val_loss_of_dead``
+    is the part of ``val_loss`` that the dead outputs cause; the losses of two constant answers, 0
+    and the mean training image, stand beside it.
+    """
+    dtype = final.first.dtype
+    images = digits.validation.astype(dtype)
+    inputs = network_input(network, images)
+    targets = images.reshape(len(images), -1).astype(np.float64)
+
+    outputs = []
+    for state in (initial, final):
+        model = build(network, state)
+        prediction = keras.ops.convert_to_numpy(model(inputs))
+        outputs.append(prediction.reshape(targets.shape).astype(np.float64))
+        del model
+        keras.utils.clear_session()
+    dead_at_start, dead_at_end = ((output == 0).all(axis=0) for output in outputs)
+    inked = (targets != 0).any(axis=0)
+    squares = (outputs[1] - targets) ** 2
+    mean_image = digits.training.astype(np.float64).mean(axis=0).ravel()
+    return {
+        "outputs": int(targets.shape[1]),
+        "dead_at_start": int(dead_at_start.sum()),
+        "dead_at_end": int(dead_at_end.sum()),
+        "wrongly_dead": int((dead_at_end & inked).sum()),
+        "val_loss": float(squares.mean()),
+        "val_loss_of_dead": float(squares[:, dead_at_end].sum() / squares.size),
+        "val_loss_of_zeros": float((targets**2).mean()),
+        "val_loss_of_mean_image": float(((targets - mean_image) ** 2).mean()),
+    }
 
 
 def _head(network: str) -> list[Any]:

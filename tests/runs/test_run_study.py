@@ -19,57 +19,68 @@ from standin_study import PARTS, STUDY, Settings, run
 from torch import nn
 
 from convfc.errors import ArgumentError, RunError
-from convfc.studies import runner, training
-from convfc.studies.data import load_digits
-from convfc.studies.folder import PartFile, Result, StudyFolder
-from convfc.studies.runner import Part, seed_of
+from convfc.runs import study as engine
+from convfc.runs.folder import PartFiles, Result, RunFolder
+from convfc.runs.study import Part, seed_of
+from convfc.studies import torch_training
+from convfc.studies.images import load_digits
 
 if TYPE_CHECKING:
     import pathlib
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """A run that nothing interrupted."""
     return run(tmp_path_factory.mktemp("whole"))[0]
 
 
-def assert_same_run(found: StudyFolder, expected: StudyFolder) -> None:
+def assert_same_run(found: RunFolder, expected: RunFolder) -> None:
     for name in PARTS:
         one, other = found.part(name).load(), expected.part(name).load()
         assert one.numbers == other.numbers
         assert one.arrays.keys() == other.arrays.keys()
         for key, array in one.arrays.items():
             np.testing.assert_array_equal(array, other.arrays[key], strict=True)
-    assert found.results()["total"] == expected.results()["total"]
+        weights, others = found.part(name).weights(), expected.part(name).weights()
+        assert weights.keys() == others.keys()
+        for key, array in weights.items():
+            np.testing.assert_array_equal(array, others[key], strict=True)
+    assert found.read().results["total"] == expected.read().results["total"]
     names = sorted(path.name for path in (found.path / "parts").iterdir())
-    assert names == sorted(f"{name}.{kind}" for name in PARTS for kind in ("json", "npz"))
+    assert names == sorted(
+        [*(f"{name}.json" for name in PARTS), "drawn.npz", "trained.npz", "trained.weights.npz"]
+    )
 
 
-def test_run_has_results_report_and_figures(whole: StudyFolder) -> None:
+def test_run_has_results_report_and_figures(whole: RunFolder) -> None:
     total = sum(float(a.sum()) for n in PARTS[:2] for a in whole.part(n).load().arrays.values())
-    assert whole.results()["total"] == total
-    assert whole.results()["settings"] == Settings(name="run").as_json()
-    assert whole.results()["settings"]["threads"] == 1
-    assert {"python", "numpy", "torch", "mlxtend", "convfc"} == set(whole.results()["versions"])
-    assert whole.results()["seconds"]["drawn"] == {"drawing": 1.0}
+    total += sum(float(a.sum()) for a in whole.part("trained").weights().values())
+    assert whole.read().results["total"] == total
+    assert whole.read().results["settings"] == Settings(name="run").as_json()
+    assert whole.read().results["settings"]["threads"] == 1
+    assert {"python", "numpy", "torch", "mlxtend", "convfc"} == set(
+        whole.read().results["versions"]
+    )
+    assert whole.read().results["seconds"]["drawn"] == {"drawing": 1.0}
     assert f"The total is {total}." in (whole.path / "report.md").read_text()
     assert "data:image/svg+xml;base64," in (whole.path / "report.html").read_text()
     for kind in ("png", "svg"):
         assert (whole.path / "figures" / f"figure-drawn.{kind}").stat().st_size > 0
 
 
-def test_the_training_learns_and_keeps_its_curves(whole: StudyFolder) -> None:
+def test_the_training_learns_and_keeps_its_curves(whole: RunFolder) -> None:
     curves = whole.part("trained").load().arrays
     assert curves["loss"].shape == (4,)
     assert curves["norm"].shape == (5,)
     assert curves["loss"][-1] < curves["loss"][0]
-    assert curves["norm"][-1] == float(torch.from_numpy(curves["1.weight"]).norm())
+    weight = whole.part("trained").weights()["1.weight"]
+    assert curves["norm"][-1] == float(torch.from_numpy(weight).norm())
 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_after_an_exception_in_any_part_it_goes_on_to_the_same_bits(
-    whole: StudyFolder, tmp_path: pathlib.Path, part: str, monkeypatch: pytest.MonkeyPatch
+    whole: RunFolder, tmp_path: pathlib.Path, part: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def breaking(given: Part) -> Part:
         def stopped(work: Any) -> Result:
@@ -90,9 +101,9 @@ def test_after_an_exception_in_any_part_it_goes_on_to_the_same_bits(
 
 @pytest.mark.parametrize("epoch", [1, 2, 3])
 def test_a_training_stopped_after_an_epoch_goes_on_to_the_same_bits(
-    whole: StudyFolder, tmp_path: pathlib.Path, epoch: int, monkeypatch: pytest.MonkeyPatch
+    whole: RunFolder, tmp_path: pathlib.Path, epoch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one_epoch, calls = training._epoch, []
+    one_epoch, calls = torch_training._epoch, []
 
     def stopping(*arguments: Any) -> float:
         if len(calls) == epoch:
@@ -101,7 +112,7 @@ def test_a_training_stopped_after_an_epoch_goes_on_to_the_same_bits(
         return one_epoch(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "_epoch", stopping)
+        patch.setattr(torch_training, "_epoch", stopping)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path)
     place, told = run(tmp_path)
@@ -110,7 +121,7 @@ def test_a_training_stopped_after_an_epoch_goes_on_to_the_same_bits(
 
 
 def test_a_killed_process_goes_on_to_the_same_bits(
-    whole: StudyFolder, tmp_path: pathlib.Path
+    whole: RunFolder, tmp_path: pathlib.Path
 ) -> None:
     process = subprocess.Popen(  # noqa: S603
         [sys.executable, standin_study.__file__, str(tmp_path)],
@@ -118,9 +129,10 @@ def test_a_killed_process_goes_on_to_the_same_bits(
     )
     checkpoint = tmp_path / "run" / "parts" / "trained.checkpoint.npz"
     try:
-        until = time.monotonic() + 120
-        while not checkpoint.exists() and time.monotonic() < until:
-            assert process.poll() is None
+        deadline = time.monotonic() + 240
+        while not checkpoint.exists():
+            assert process.poll() is None, "the study ended before it could be killed"
+            assert time.monotonic() < deadline, "no checkpoint within 240 s"
             time.sleep(0.01)
     finally:
         process.send_signal(signal.SIGKILL)
@@ -134,9 +146,9 @@ def test_a_killed_process_goes_on_to_the_same_bits(
     assert_same_run(place, whole)
 
 
-def test_a_damaged_checkpoint_only_costs_time(whole: StudyFolder, tmp_path: pathlib.Path) -> None:
-    place = StudyFolder.open(tmp_path, Settings(name="run"))
-    place.part("trained").save_checkpoint({"done": np.array(2)})
+def test_a_damaged_checkpoint_only_costs_time(whole: RunFolder, tmp_path: pathlib.Path) -> None:
+    with RunFolder.open(tmp_path, Settings(name="run")) as place:
+        place.part("trained").save_checkpoint({"done": np.array(2)})
     checkpoint = place.path / "parts" / "trained.checkpoint.npz"
     checkpoint.write_bytes(checkpoint.read_bytes()[:50])
     _, told = run(tmp_path)
@@ -158,7 +170,7 @@ def damage(path: pathlib.Path, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["changed", "cut", "missing"])
 @pytest.mark.parametrize("file", ["drawn.npz", "drawn.json"])
 def test_a_damaged_part_is_refused_by_name(
-    whole: StudyFolder, tmp_path: pathlib.Path, file: str, kind: str
+    whole: RunFolder, tmp_path: pathlib.Path, file: str, kind: str
 ) -> None:
     place, _ = run(tmp_path)
     place.results_path.unlink()
@@ -174,7 +186,7 @@ def test_a_damaged_part_is_refused_by_name(
 
 @pytest.mark.parametrize("file", ["drawn.npz", "drawn.json"])
 def test_a_damaged_part_of_a_finished_run_is_computed_again_once_removed(
-    whole: StudyFolder, tmp_path: pathlib.Path, file: str
+    whole: RunFolder, tmp_path: pathlib.Path, file: str
 ) -> None:
     place, _ = run(tmp_path)
     damage(place.path / "parts" / file, "changed")
@@ -192,7 +204,7 @@ def test_a_study_is_not_finished_with_other_versions(
 ) -> None:
     place, _ = run(tmp_path)
     place.results_path.unlink()
-    monkeypatch.setattr(runner, "_versions", lambda study: {"python": "1", "torch": "0.1"})
+    monkeypatch.setattr(engine, "versions_of", lambda packages: {"python": "1", "torch": "0.1"})
     with pytest.raises(RunError, match=r"with other versions; .*; got .*torch 0\.1.*--name"):
         run(tmp_path)
 
@@ -206,14 +218,14 @@ def test_a_finished_run_is_only_reported_again(tmp_path: pathlib.Path) -> None:
     assert (place.path / "report.html").exists()
 
 
-def test_other_settings_are_refused(whole: StudyFolder) -> None:
+def test_other_settings_are_refused(whole: RunFolder) -> None:
     with pytest.raises(RunError, match=r"other settings; expected seed=0; got seed=1\. Remedy"):
         run(whole.path.parent, seed=1)
 
 
-def test_another_seed_finds_something_else(whole: StudyFolder, tmp_path: pathlib.Path) -> None:
+def test_another_seed_finds_something_else(whole: RunFolder, tmp_path: pathlib.Path) -> None:
     place, _ = run(tmp_path, seed=1)
-    assert place.results()["total"] != whole.results()["total"]
+    assert place.read().results["total"] != whole.read().results["total"]
     one, other = (run.part("drawn").load().arrays["all"] for run in (place, whole))
     assert not np.array_equal(one, other)
 
@@ -250,7 +262,7 @@ def test_the_users_random_numbers_and_threads_are_left_alone(tmp_path: pathlib.P
 
 
 def test_seconds_are_no_part_of_what_must_be_the_same(tmp_path: pathlib.Path) -> None:
-    file = PartFile(tmp_path, "timed")
+    file = PartFiles(tmp_path, "timed")
     file.save(Result({"a": 1}, {}, {"training": 3.5}))
     assert file.load().numbers == {"a": 1}
     assert file.load().seconds == {"training": 3.5}
@@ -302,7 +314,7 @@ def test_every_epoch_has_every_image_once_in_an_order_of_its_own(tmp_path: pathl
             watched.append(net.training)
             return {}
 
-        training.train(model, images, work, epochs=2, loss=looking, watch=watch)
+        torch_training.train(model, images, work, epochs=2, loss=looking, watch=watch)
         assert watched == [False] * 3
         return Result({"total": 0.0})
 

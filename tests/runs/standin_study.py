@@ -16,12 +16,11 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from torch import nn
 
-from convfc.paper.progress import Lines
-from convfc.studies.data import load_digits
-from convfc.studies.folder import Result, StudyFolder
-from convfc.studies.runner import Part, Study, Work, run_study
-from convfc.studies.settings import StudySettings
-from convfc.studies.training import train, weights_of
+from convfc.runs.folder import FinishedRun, Result, RunFolder
+from convfc.runs.progress import Lines
+from convfc.runs.study import Part, Study, Work, run_study
+from convfc.studies.images import load_digits
+from convfc.studies.torch_training import StudySettings, seeded_torch, train, weights_of
 from convfc.tables import Column, TextTable
 
 PARTS = ("drawn", "trained", "summed")
@@ -32,7 +31,6 @@ class Settings(StudySettings):
     study: ClassVar[str] = "standin"
     epochs: int = 4
     images: int = 300
-    threads: int = 1
 
 
 def network() -> nn.Module:
@@ -55,13 +53,14 @@ def trained(work: Work) -> Result:
         return {"norm": float(net[1].weight.detach().norm())}
 
     images = load_digits(work.settings.images, work.settings.seed).training
-    curves, seconds = train(model, images, work, epochs=work.steps, watch=watch, told="norm")
-    return Result({}, curves | weights_of(model), {"training": seconds})
+    curves, seconds = train(model, images, work, epochs=work.part.steps, watch=watch, told="norm")
+    return Result({}, curves, {"training": seconds}, weights_of(model))
 
 
 def summed(work: Work) -> Result:
     work.start()
     total = sum(float(a.sum()) for result in work.results.values() for a in result.arrays.values())
+    total += sum(float(a.sum()) for a in work.weights("trained").values())
     return Result({"total": total, "random": torch.rand(1).item()})
 
 
@@ -73,31 +72,31 @@ def parts(settings: Settings) -> list[Part]:
     ]
 
 
-def figures(results: Mapping[str, Any], load: Any) -> Iterator[tuple[str, Figure]]:
+def figures(run: FinishedRun) -> Iterator[tuple[str, Figure]]:
     figure = Figure(figsize=(2, 2))
-    figure.subplots().plot(load("drawn").arrays["all"])
+    figure.subplots().plot(run.load("drawn").arrays["all"])
     yield "figure-drawn", figure
 
 
 STUDY = Study(
-    name="standin",
-    packages=("mlxtend",),
+    settings=Settings,
+    packages=lambda settings: ("numpy", "torch", "mlxtend"),
     parts=parts,
     results=lambda settings, found: {"total": found["summed"].numbers["total"]},
     figures=figures,
-    findings=lambda results: {"total": results["total"]},
+    findings=lambda run: {"total": run.results["total"]},
     template="# A study\n\n![drawn](figures/figure-drawn.png)\n\nThe total is {{ total }}.\n",
     summary=lambda results: TextTable((Column("total", (str(results["total"]),)),)),
+    surroundings=seeded_torch,
 )
-SETTINGS = Settings
 
 
 def run(folder: pathlib.Path, *, study: Study = STUDY, **given: int | None) -> tuple[Any, str]:
     """Run or resume it with a checkpoint after every epoch; return the folder and what was told."""
     settings = Settings.named("run", **given)
     console = Console(file=io.StringIO(), width=200)
-    place = StudyFolder.open(folder, settings, resume=True)
-    run_study(study, place, settings, Lines(console, "parts", "step"), checkpoint_seconds=0)
+    with RunFolder.open(folder, settings, resume=True) as place:
+        run_study(study, place, settings, Lines(console, "parts", "step"), checkpoint_seconds=0)
     return place, console.file.getvalue()  # type: ignore[attr-defined]
 
 

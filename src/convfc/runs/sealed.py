@@ -1,7 +1,8 @@
-"""Reading what a run has stored: whatever is wrong with a file is one error that says its name.
+"""The files of a run: whatever is wrong with one is one error that says its name and a remedy.
 
 A sealed file is JSON that holds the fingerprints of its own content and of files beside it. Written
 last, it is the mark that these are whole, and the proof, when they are read, that they still are.
+Arrays that nothing seals, those of a checkpoint, hold a fingerprint of their own.
 """
 
 from __future__ import annotations
@@ -16,21 +17,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+import numpy as np
+from numpy.typing import NDArray
+
 from convfc.errors import RunError
-from convfc.files import write_json
+from convfc.files import read_arrays, write_arrays, write_json
 
-__all__ = [
-    "Sealed",
-    "read_json",
-    "read_sealed",
-    "readable",
-    "removing",
-    "require_folder",
-    "write_sealed",
-]
+FORMAT = 2
+"""Of all files of a run together; another number is another version of convfc."""
 
-FORMAT = 1
-"""Of all sealed files together; another number is another version of convfc."""
+Array = NDArray[Any]
 
 
 @contextlib.contextmanager
@@ -65,13 +61,7 @@ def _reason(error: Exception) -> str:
 
 
 def read_json(path: pathlib.Path, remedy: str) -> dict[str, Any]:
-    """Return a JSON object whose numbers are all finite.
-
-    Raises
-    ------
-    RunError
-        The file is missing, or is anything else.
-    """
+    """Return a JSON object whose numbers are all finite; everything else is a RunError."""
     with readable(path, remedy):
         content = json.loads(path.read_text("utf-8"), parse_constant=_refuse)
         if not isinstance(content, dict):
@@ -85,18 +75,7 @@ def _refuse(constant: str) -> NoReturn:
 
 @dataclass(frozen=True)
 class Sealed:
-    """A sealed file that was read and is whole.
-
-    Attributes
-    ----------
-    path : pathlib.Path
-    content : dict
-        What it was written with.
-    files : mapping
-        Fingerprints of other files, by their path from its folder.
-    remedy : str
-        Of the errors about them.
-    """
+    """A sealed file that is whole; ``files`` are fingerprints by the path from its folder."""
 
     path: pathlib.Path
     content: dict[str, Any]
@@ -116,34 +95,16 @@ class Sealed:
 def write_sealed(
     path: pathlib.Path, content: Mapping[str, Any], files: Iterable[pathlib.Path]
 ) -> None:
-    """Write a sealed file, for files that are in its folder or below.
-
-    Raises
-    ------
-    RunError
-        There is a number in it that is not finite.
-    """
+    """Write a sealed file, for files that are in its folder or below."""
     prints = {file.relative_to(path.parent).as_posix(): _print_of_file(file) for file in files}
     sealed = {**content, "format": FORMAT, "files": prints}
-    try:
+    with _diverged(path):
         own = _print_of(sealed)
-    except ValueError as error:
-        raise RunError(
-            f"a result is no finite number ({error})",
-            where=str(path),
-            remedy="choose other settings: with these the training has diverged",
-        ) from error
     write_json(path, sealed | {"sha256": own})
 
 
 def read_sealed(path: pathlib.Path, remedy: str) -> Sealed:
-    """Return a sealed file.
-
-    Raises
-    ------
-    RunError
-        It is missing, damaged, or of another version.
-    """
+    """Return a sealed file; one that is missing, damaged or of another version is a RunError."""
     content = read_json(path, remedy)
     if content.get("format") != FORMAT:
         raise RunError(
@@ -158,6 +119,65 @@ def read_sealed(path: pathlib.Path, remedy: str) -> Sealed:
             raise ValueError("its numbers are not those that were written")
         del content["format"]
         return Sealed(path, content, dict(content.pop("files")), remedy)
+
+
+@contextlib.contextmanager
+def _diverged(path: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise RunError(
+            f"a result is no finite number ({error})",
+            where=str(path),
+            remedy="choose other settings: with these the training has diverged",
+        ) from error
+
+
+def write_finite(path: pathlib.Path, arrays: Mapping[str, Array]) -> None:
+    """Write arrays, which a sealed file is about to seal."""
+    with _diverged(path):
+        _require_finite(arrays)
+    write_arrays(path, arrays)
+
+
+def read_finite(sealed: Sealed, name: str) -> dict[str, Array]:
+    """Return the arrays of a file that was sealed."""
+    with sealed.reading(name) as path:
+        arrays = read_arrays(path)
+        _require_finite(arrays)
+        return arrays
+
+
+def _require_finite(arrays: Mapping[str, Array]) -> None:
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise ValueError(f"{name}: some of its numbers are not finite")
+
+
+def write_checkpoint(path: pathlib.Path, arrays: Mapping[str, Array]) -> None:
+    """Write arrays in the place of the former checkpoint, with their fingerprint among them."""
+    write_arrays(path, {**arrays, _SEAL: np.array(_print_of_arrays(arrays))})
+
+
+def read_checkpoint(path: pathlib.Path) -> dict[str, Array] | None:
+    """Return a checkpoint; None if there is none, or one that is damaged or of another version."""
+    with contextlib.suppress(RunError), readable(path, ""):
+        arrays = read_arrays(path)
+        if str(arrays.pop(_SEAL)) == _print_of_arrays(arrays):
+            return arrays
+    return None
+
+
+_SEAL = "sha256"
+
+
+def _print_of_arrays(arrays: Mapping[str, Array]) -> str:
+    digest = hashlib.sha256(f"format {FORMAT}".encode())
+    for name, array in sorted(arrays.items()):
+        whole = np.ascontiguousarray(array)
+        digest.update(f"{name} {whole.dtype.str} {np.shape(array)}".encode())
+        digest.update(whole.data)
+    return digest.hexdigest()
 
 
 def removing(paths: Iterable[pathlib.Path], then: str) -> str:

