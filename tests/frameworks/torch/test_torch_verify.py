@@ -285,6 +285,7 @@ DOES_NOT_RUN: dict[str, tuple[Any, str]] = {
     "channels": (torch.zeros(1, 2, 6, 6), r"Given groups=1, .* got \(1, 2, 6, 6\)"),
     "array": (np.zeros((1, 2, 6, 6)), r"Given groups=1, .* got \(1, 2, 6, 6\)"),
     "axes": (torch.zeros(6), r"Expected 3D .* got \(6,\)"),
+    "rows": (torch.zeros(3, 3), r"Expected 3D .* got \(3, 3\)"),
     "arguments": ((torch.zeros(1, 3, 6, 6), 1), r".*takes 2 positional .* got \(1, 3, 6, 6\), int"),
     "a name": ({"y": torch.zeros(1, 3, 6, 6)}, r".*unexpected keyword argument 'y'"),
     "a word": ("image", r".*must be Tensor, not str|.*invalid combination .* got str"),

@@ -16,8 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from convfc.errors import UnsupportedOptimizer
-from convfc.frameworks.torch.certify.pairs import HeadConv, find_pairs, has_own_weights
-from convfc.frameworks.torch.certify.unrolled import UnrolledLayer
+from convfc.frameworks.torch.certify.pairs import (
+    HeadConv,
+    UnrolledLayer,
+    find_pairs,
+    has_own_weights,
+)
 from convfc.frameworks.torch.forms import form_of
 from convfc.frameworks.torch.layers import PatchConv
 from convfc.frameworks.torch.parts import diagonal_blocks

@@ -18,9 +18,8 @@ from torch import Tensor, fx, nn
 
 from convfc.certificate import Comparison, ExactTest, LayerCertificate, NetworkCertificate
 from convfc.errors import ConvfcError, ShapeError
-from convfc.frameworks.torch.certify.measures import cast
 from convfc.frameworks.torch.certify.networks import Runner, compare_networks
-from convfc.frameworks.torch.certify.pairs import Pairs
+from convfc.frameworks.torch.certify.pairs import Pairs, cast
 from convfc.frameworks.torch.running import deep_copy
 from convfc.frameworks.torch.simplify import Simplified, record_of, simplify
 from convfc.frameworks.torch.simplify.stages import Stage, stages

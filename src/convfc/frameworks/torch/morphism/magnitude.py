@@ -26,8 +26,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.dropout import _DropoutNd
 
-from convfc.frameworks.torch.certify.measures import cast
-from convfc.frameworks.torch.certify.pairs import has_own_weights
+from convfc.frameworks.torch.certify.pairs import cast, has_own_weights
 from convfc.frameworks.torch.running import deep_copy
 from convfc.frameworks.torch.tensors import wide
 
