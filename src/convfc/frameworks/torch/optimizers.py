@@ -29,8 +29,6 @@ from convfc.frameworks.torch.read import matrix_to_weight, weight_to_matrix
 from convfc.frameworks.torch.simplify import record_of
 from convfc.frameworks.torch.weights import steps_of
 
-__all__ = ["convert_optimizer_state"]
-
 State: TypeAlias = Mapping[str, Any]
 Carry: TypeAlias = Callable[[list[Tensor]], list[Tensor]]
 
@@ -239,7 +237,7 @@ def _layer_links(name: str, before: nn.Module, after: nn.Module) -> list[_Link]:
 def _parameters(layer: nn.Module) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Return the parameters that hold a layer's weight and its bias: of every group, if split."""
     if isinstance(layer, HeadConv):
-        layer = layer.conv
+        layer = layer.layer
     parts = layer.children_fc if isinstance(layer, PatchConv) else [layer]
     if form_of(layer) == "weight":
         weights = [steps_of(layer).original]
