@@ -2,7 +2,7 @@
 
 **Proof.** The output of a CONV layer is a sum of products, and so is each of its three gradients.
 For such sums theory bounds the rounding error a priori, element by element, by ``gamma_n * B`` (see
-`convfc.rounding`). B is the same sum over moduli: ``|M||K| + |b|`` for the output and, with the
+`convfc.rounding`). B is the same sum over absolute values: ``|M||K| + |b|`` for the output and, with the
 gradient dy of the output, ``|dy||K|`` for the input, ``|M|^T|dy|`` for the weight and the sum of
 ``|dy|`` for the bias. Two *computed* values are compared, each within ``gamma_n * B`` of the exact
 one, so what is allowed is ``2 * gamma_n * B``. A larger difference proves that the layers are not
