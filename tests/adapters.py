@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from conv_cases import HYPER_PARAMETERS, integers
 from torch import Tensor, nn
-from torch.nn.utils import prune
+from torch.nn.utils import prune, skip_init
 from torch.nn.utils.parametrizations import weight_norm
 
 import convfc
@@ -286,7 +286,9 @@ class TorchAdapter(Adapter):
         if g.transposed:
             rest["output_padding"] = g.output_padding
         cls = getattr(nn, f"Conv{'Transpose' * g.transposed}{g.spatial_ndim}d")
-        return nn.Sequential(cls(g.in_channels, g.out_channels, g.kernel_size, **rest))
+        # Without random numbers, which other tests may draw.
+        layer = skip_init(cls, g.in_channels, g.out_channels, g.kernel_size, **rest)
+        return nn.Sequential(layer)
 
     def fill(self, model: Any, filters: np.ndarray, bias: np.ndarray | None) -> Any:
         layer = model[0]

@@ -17,7 +17,7 @@ from adapters import Adapter, Form, Refusal, adapters
 from cases import Case, case
 
 import convfc
-from convfc.errors import ConvfcError, ShapeError
+from convfc.errors import ArgumentError, ConvfcError, ShapeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -58,9 +58,9 @@ LAYERS = [
     case((3, 4), (3, 2), transposed=True, c=3, stride=(2, 3), padding=1, output_padding=(1, 2)),
     case((3, 2, 2), (2, 2, 2), transposed=True, c=2, f=2, groups=2, stride=2, output_padding=1),
 ]
-FEW = [PLAIN, TURNED, *LAYERS[12:17:2]]
-LAYERS += FEW[:2]
-WITHOUT_BIAS = LAYERS[3:20:16]
+FEW = [PLAIN, TURNED, LAYERS[12], LAYERS[14], LAYERS[16]]
+LAYERS += [PLAIN, TURNED]
+WITHOUT_BIAS = [LAYERS[3], LAYERS[19]]
 
 
 def setting(**changes: Any) -> Callable[[ConvGeometry], ConvGeometry]:
@@ -217,7 +217,7 @@ def test_the_framework_s_layer_is_the_definition(adapter: Adapter, case: Case) -
 # Law 1: on integers the form computes what the layer computes, to the bit.
 
 
-@pytest.mark.parametrize(("subject", "dtype"), exactly(LAYERS) + with_dtypes(FEW[:4]))
+@pytest.mark.parametrize(("subject", "dtype"), exactly(LAYERS) + with_dtypes(FEW[:3]))
 def test_equal_on_integers(subject: Subject, dtype: str) -> None:
     adapter = subject.adapter
     model, converted, x = subject.pair(subject.integers(dtype), dtype)
@@ -334,7 +334,7 @@ def test_gradients_come_back_with_the_layer(subject: Subject) -> None:
 # Law 3: what has not changed comes back bit for bit.
 
 
-@pytest.mark.parametrize(("subject", "dtype"), exactly(LAYERS) + with_dtypes(FEW[:4]))
+@pytest.mark.parametrize(("subject", "dtype"), exactly(LAYERS) + with_dtypes(FEW[:3]))
 def test_it_comes_back_bit_for_bit(subject: Subject, dtype: str) -> None:
     adapter = subject.adapter
     model, converted, x = subject.pair(subject.reals(), dtype)
@@ -668,9 +668,9 @@ def test_a_form_for_one_size_asks_for_an_example(adapter: Adapter, form: Form) -
     model = Subject(adapter, form, PLAIN).model(Subject(adapter, form, PLAIN).reals())
     kept = adapter.snapshot(model)
     if form.example:
-        with pytest.raises(ConvfcError, match=r"^example: .*; expected an input.*\. Remedy: "):
+        with pytest.raises(ArgumentError, match=r"^example: .*; expected an input.*\. Remedy: "):
             convfc.to_fc(model, **form.options)
     else:
-        with pytest.raises(ConvfcError, match=r"^example: only the unrolled form"):
+        with pytest.raises(ArgumentError, match=r"^example: only the unrolled form.*\. Remedy: "):
             convfc.to_fc(model, **form.options, example=adapter.example(model, np.zeros(1)))
     assert adapter.snapshot(model) == kept

@@ -243,8 +243,9 @@ def test_there_are_ten_digits(kind: Any) -> None:
 
 def test_digits_are_shared_by_the_experiment() -> None:
     from convfc.paper import data
+    from convfc.studies import images
 
-    assert data.labelled_digits is labelled_digits
+    assert data.labelled_digits is images.labelled_digits is labelled_digits
 
 
 # --- arrays ---

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import pathlib
 import sys
 from collections.abc import Iterator
@@ -58,10 +59,14 @@ def make_model(model: str, arguments: list[str] | None) -> Any:
 
 
 def load_weights(made: Any, path: pathlib.Path, errors: Console) -> None:
-    """Give a model the weights of a file, and say which of them became other numbers."""
-    from convfc.methods.spectrum import models
+    """Give a model the weights of a safetensors file, and say which of them became other numbers.
 
-    cast = models.load_weights(made, path)
+    Other formats are not read: loading them may run code.
+    """
+    from convfc.registry import room_of
+
+    checkpoint = importlib.import_module(f"{room_of(made).__name__}.checkpoint")
+    cast = checkpoint.load_weights(made, path)
     if cast:
         errors.print(Text(printable(f"Weights: {path}: {cast}")), soft_wrap=True)
 

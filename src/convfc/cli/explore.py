@@ -93,7 +93,7 @@ def explore(
     with errors_in_one_line(errors, elsewhere), ctrl_c_explained(errors, "Stopped."):
         state: dict[str, Any] | None = None
         if run is not None:
-            from convfc.paper.explore import run_state
+            from convfc.paper.study import run_state
 
             state = run_state(run)
         elif model is not None:

@@ -21,7 +21,7 @@ from convfc.frameworks.torch.vocabulary import (
 )
 
 POSITIVE = ("log", "sqrt", "rsqrt", "pow")
-X = torch.linspace(-3.0, 4.0, 48, dtype=torch.float64).reshape(2, 4, 6)
+X = torch.linspace(-3.0, 8.0, 48, dtype=torch.float64).reshape(2, 4, 6)
 OTHER = torch.linspace(0.5, 2.0, 48, dtype=torch.float64).reshape(2, 4, 6)
 # What a function or method is given behind its first argument; and modules, where that is another.
 ARGUMENTS: dict[str, tuple[Any, ...]] = {
@@ -134,10 +134,10 @@ class Everything(nn.Module):
             functional.softmax(x, dim=1),
             x.softmax(1),
             x.mean((1, 2)),
-            torch.mean(x, axis=(1, 2)),  # type: ignore[call-overload]
+            torch.mean(x, dim=(1, 2)),
             x.amax(dim=(-2, -1)),
             torch.cat([x, x], 1),
-            torch.concatenate(tensors=[x, x], axis=1),  # type: ignore[call-overload]
+            torch.concatenate(tensors=[x, x], dim=1),
             x.permute(0, 2, 1),
             torch.permute(x, (0, -1, 1)),
             x.transpose(1, 2),

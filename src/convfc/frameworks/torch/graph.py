@@ -14,12 +14,16 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from convfc.errors import Refusal
 from convfc.frameworks.torch.forms import form_of
 from convfc.frameworks.torch.layers import PatchConv
+from convfc.frameworks.torch.read import own_forward
 from convfc.frameworks.torch.running import call_model, in_mode
 from convfc.frameworks.torch.vocabulary import Call
 
 
 class _Tracer(fx.Tracer):
-    """PyTorch's own modules are calls, and so is the patch form; hooks do not see the tracing."""
+    """PyTorch's own modules are calls, and so is the patch form; hooks do not see the tracing.
+
+    A layer of weights may be of a subclass whose forward is PyTorch's own.
+    """
 
     def __init__(self, leaves: frozenset[str] = frozenset()) -> None:
         super().__init__()
@@ -29,6 +33,8 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return (
             isinstance(m, PatchConv)
+            or (form_of(m) == "native" and own_forward(m) is None)
+            or (isinstance(m, nn.Linear) and type(m).forward is nn.Linear.forward)
             or module_qualified_name in self.leaves
             or super().is_leaf_module(m, module_qualified_name)
         )

@@ -543,8 +543,7 @@ def _edit_function(node: fx.Node, edit: Edit) -> None:
         if len(node.args) > 1:
             node.args = (node.args[0], 1, *node.args[2:])
         else:
-            rest = {name: one for name, one in node.kwargs.items() if name != "axis"}
-            node.kwargs = {**rest, "dim": 1}
+            node.kwargs = {**node.kwargs, "dim": 1}
         return
     instead = node.all_input_nodes[0]
     if isinstance(edit, Pool):

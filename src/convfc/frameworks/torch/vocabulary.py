@@ -209,24 +209,22 @@ class Call:
         function: Any = node.target
         if node.op == "call_method" or function in vars(operator).values():
             function = next(iter(self.operation.functions), None)
-        # NumPy's name of an axis is taken by PyTorch, too.
-        kwargs = {"dim" if name == "axis" else name: one for name, one in node.kwargs.items()}
         if not callable(function):
-            return kwargs
+            return dict(node.kwargs)
         # x.view(2, 3) is the same as x.view((2, 3)).
         for args in (node.args, (*node.args[:1], node.args[1:])):
             with suppress(RuntimeError):  # overloads which fx cannot tell apart
                 found = normalize_function(
-                    function, args, kwargs, normalize_to_only_use_kwargs=True
+                    function, args, node.kwargs, normalize_to_only_use_kwargs=True
                 )
                 if found is not None:
                     return found.kwargs
             for signature in get_signature_for_torch_op(function) or ():
                 with suppress(TypeError):  # they give the same names to their arguments
-                    bound = signature.bind(*args, **kwargs)
+                    bound = signature.bind(*args, **node.kwargs)
                     bound.apply_defaults()
                     return dict(bound.arguments)
-        return kwargs
+        return dict(node.kwargs)
 
     def as_module(self) -> nn.Module | None:
         """Return a new module that does the same as a function or method; None if there is none."""

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import json
 import math
-import pathlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +17,6 @@ from convfc.geometry import ConvGeometry
 from convfc.inspection import Inspection, LayerRow, short_geometry
 from convfc.methods.spectrum.singular import TOLERANCE, SingularValues, condition, singular_values
 from convfc.printable import printable
-from convfc.registry import room_of
 from convfc.sizes import Sizes, one_of
 from convfc.tables import Column, TextTable
 
@@ -262,17 +259,6 @@ def _rows(inspection: Inspection, patterns: Sequence[str]) -> Iterator[LayerRow]
             got=", ".join(row.name for row in inspection) or "no CONV layers",
             remedy="the names are those of convfc inspect; * stands for any characters",
         )
-
-
-def load_weights(model: Any, path: pathlib.Path) -> str:
-    """Load the weights of a model from a safetensors file.
-
-    Other formats are not read: loading them may run code.
-    """
-    room = room_of(model)
-    checkpoint = importlib.import_module(f"{room.__name__}.checkpoint")
-    cast: str = checkpoint.load_weights(model, path)
-    return cast
 
 
 def spectra_table(spectra: Sequence[LayerSpectrum]) -> TextTable:

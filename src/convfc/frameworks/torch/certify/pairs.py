@@ -234,7 +234,8 @@ def has_own_weights(module: nn.Module) -> bool:
         return has_own_weights(module.layer)
     if isinstance(module, UnrolledLayer):
         return module.is_plain()
-    return type(module) is nn.Linear and not parametrize.is_parametrized(module)
+    own = isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
+    return own and not parametrize.is_parametrized(module)
 
 
 def is_linear_map(module: nn.Module) -> bool:
