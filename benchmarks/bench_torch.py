@@ -44,9 +44,8 @@ from torch.nn import functional as F  # noqa: E402 (its usual name)
 import convfc  # noqa: E402
 from convfc.files import write_json  # noqa: E402
 from convfc.paper.cost import take_turns  # noqa: E402
-from convfc.paper.machine import describe_machine  # noqa: E402
-from convfc.paper.memory import peak_of  # noqa: E402
 from convfc.rounding import UNIT_ROUNDOFF, gamma  # noqa: E402
+from convfc.runs.machine import describe_machine, peak_of  # noqa: E402
 
 FORMATS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
 PACKAGES = ("torch", "unfoldNd", "einconv")

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from convfc.files import replacing
-from convfc.paper.machine import describe_machine
+from convfc.runs.machine import describe_machine
 
 CORES = 2
 RESULTS = pathlib.Path(__file__).with_name("results")

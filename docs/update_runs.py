@@ -51,24 +51,24 @@ def with_block(readme: str, block: str) -> str:
 
 def study_report(folder: pathlib.Path) -> str:
     """Return the report of a kept study, written from its ``results.json``."""
-    from convfc.reporting import escaped, render
+    from convfc.runs.folder import FinishedRun, RunFolder
+    from convfc.runs.study import report_text
     from convfc.studies.catalogue import load_study
 
     results = json.loads((folder / "results.json").read_text("utf-8"))
-    study, _ = load_study(results["settings"]["study"])
-    return render(study.template, study.findings(escaped(results)))
+    study = load_study(results["settings"]["study"])
+    return report_text(study, FinishedRun(RunFolder(folder), results))
 
 
 def take(run: pathlib.Path) -> pathlib.Path:
     """Copy the report, the pictures and the numbers of a run, and return where to."""
-    study = json.loads((run / "settings.json").read_text("utf-8")).get("study")
-    kept = STUDIES / study if study else KEPT
+    study = json.loads((run / "settings.json").read_text("utf-8"))["study"]
+    kept = KEPT if study == "paper" else STUDIES / study
     pictures = kept / "figures"
     shutil.rmtree(kept, ignore_errors=True)
     pictures.mkdir(parents=True)
-    for name in ("report.md", "results.json", "settings.json", "cost.json"):
-        if (run / name).exists():
-            shutil.copyfile(run / name, kept / name)
+    for name in ("report.md", "results.json", "settings.json"):
+        shutil.copyfile(run / name, kept / name)
     report = (kept / "report.md").read_text("utf-8")
     (kept / "report.md").write_text(_EXPLORER.sub("", report), "utf-8")
     for picture in sorted((run / "figures").glob("*.png")):

@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 
 from convfc.cli import app
 from convfc.errors import DtypeError
+from convfc.frameworks.torch import checkpoint
 from convfc.methods import spectrum
 from convfc.methods.spectrum import models
 
@@ -186,7 +187,7 @@ def test_numbers_that_their_dtype_would_change_are_refused(
     save_file({"own": given}, "own.safetensors")
     kinds = (str(t.dtype).removeprefix("torch.") for t in (given, own))
     with pytest.raises(DtypeError, match=rf"got own {' instead of '.join(kinds)}\. Remedy"):
-        models.load_weights(net, pathlib.Path("own.safetensors"))
+        checkpoint.load_weights(net, pathlib.Path("own.safetensors"))
     assert net.own.item() == 0
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from convfc.reporting import number
+from convfc.runs.reporting import number
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")

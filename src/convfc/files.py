@@ -13,8 +13,6 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["read_arrays", "replacing", "write_arrays", "write_json"]
-
 Array = NDArray[np.floating[Any]]
 
 

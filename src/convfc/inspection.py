@@ -86,17 +86,17 @@ class LayerRow:
         return not self.reason
 
     @property
-    def filter_matrix_shape(self) -> tuple[int, int] | None:
-        """Shape ``(k, f)`` of K."""
-        return None if self.geometry is None else self.geometry.filter_matrix_shape
-
-    @property
     def patch_matrix_shape(self) -> tuple[int, int, int] | None:
         """Shape ``(b, L, groups * k)`` of M."""
         if self.geometry is None or self.batch is None or self.output_size is None:
             return None
         positions = math.prod(self.output_size)
         return (self.batch, positions, self.geometry.groups * self.geometry.taps)
+
+    @property
+    def filter_matrix_shape(self) -> tuple[int, int] | None:
+        """Shape ``(k, f)`` of K."""
+        return None if self.geometry is None else self.geometry.filter_matrix_shape
 
     @property
     def unrolled_shape(self) -> tuple[int, int] | None:
@@ -141,17 +141,9 @@ class LayerRow:
 
     def to_dict(self) -> dict[str, Any]:
         """Return every field and derived number, as `json` writes them."""
-        derived = (
-            "convertible",
-            "patch_matrix_shape",
-            "filter_matrix_shape",
-            "unrolled_shape",
-            "multiplications",
-            "native_multiplications",
-            "patch_matrix_bytes",
-        )
+        derived = [name for name, of in vars(LayerRow).items() if isinstance(of, property)]
         found: dict[str, Any] = _json(
-            asdict(self) | {name: getattr(self, name) for name in derived}
+            asdict(self) | {name: getattr(self, name) for name in derived if name != "name"}
         )
         return found
 

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
 from convfc.cli import app
-from convfc.explorer.server import ExplorerServer
+from convfc.explorer.page import ExplorerServer
 from convfc.explorer.state import state_layer
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ def test_what_a_run_has_trained(place: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.syspath_prepend(TESTS / "paper")
     run = importlib.import_module("synthetic").make_run(place / "run", cost=False)
     layer, x = pages("--run", str(run))
-    walk = np.load(run / "networks" / "float32-sgd-cnn" / "first_layer.npz")["weights"]
+    walk = np.load(run / "parts" / "float32-sgd-cnn.npz")["first_layer"]
     assert np.array_equal(np.asarray(layer.matrix, np.float32), walk[-1])
     assert x.shape == (28, 28, 1)
     assert shown()["source"] == "run run, sgd"

@@ -453,7 +453,7 @@ def test_what_an_address_has_wrong_is_said(model: Model) -> None:
 
 
 def test_digits_of_the_page_are_digits_of_the_library(facts: dict[str, Any]) -> None:
-    from convfc.paper.data import labelled_digits
+    from convfc.digits import labelled_digits
 
     images, labels = labelled_digits()
     pixels = np.round(images[..., 0] * 255).astype(int).reshape(len(images), -1)

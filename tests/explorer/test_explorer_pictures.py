@@ -20,8 +20,14 @@ from convfc import ConvGeometry
 from convfc.digits import digit, labelled_digits
 from convfc.errors import ArgumentError, ConvfcError, DataError, MissingDependencyError, ShapeError
 from convfc.explorer import explorer_state
-from convfc.explorer.models import input_for, layer_in_model, layer_names
-from convfc.explorer.pictures import FORMATS, as_input, read_image
+from convfc.explorer.inputs import (
+    FORMATS,
+    as_input,
+    input_for,
+    layer_in_model,
+    layer_names,
+    read_image,
+)
 
 if TYPE_CHECKING:
     import pathlib
@@ -237,8 +243,9 @@ def test_there_are_ten_digits(kind: Any) -> None:
 
 def test_digits_are_shared_by_the_experiment() -> None:
     from convfc.paper import data
+    from convfc.studies import images
 
-    assert data.labelled_digits is labelled_digits
+    assert data.labelled_digits is images.labelled_digits is labelled_digits
 
 
 # --- arrays ---

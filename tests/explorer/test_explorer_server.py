@@ -16,8 +16,7 @@ import pytest
 
 from convfc import ConvGeometry
 from convfc.errors import RunError
-from convfc.explorer.page import asset
-from convfc.explorer.server import HOST, ExplorerServer
+from convfc.explorer.page import HOST, ExplorerServer, asset
 from convfc.explorer.state import explorer_state
 
 if TYPE_CHECKING:

@@ -30,9 +30,16 @@ from convfc.errors import (
     UnsupportedModel,
 )
 from convfc.explorer import explorer_state
-from convfc.explorer import settings as settings_module
-from convfc.explorer.settings import LARGEST, LIMITS, PADDING, settings_of_geometry
-from convfc.explorer.state import VERSION, check_selection, state_layer
+from convfc.explorer import state as state_module
+from convfc.explorer.state import (
+    LARGEST,
+    LIMITS,
+    PADDING,
+    VERSION,
+    check_selection,
+    settings_of_geometry,
+    state_layer,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -246,7 +253,7 @@ def test_what_cannot_be_shown_is_refused(
 
 def test_the_last_number_that_the_page_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     geometry = ConvGeometry(1, 2, (3,))
-    monkeypatch.setattr(settings_module, "LARGEST", 9 + 6)
+    monkeypatch.setattr(state_module, "LARGEST", 9 + 6)
     assert settings_of_geometry(geometry, (9,), bias=False)["size"] == [9]
     with pytest.raises(MemoryBudgetError, match="at most 15; got 16"):
         settings_of_geometry(geometry, (10,), bias=False)

@@ -170,7 +170,7 @@ def test_without_anywidget_the_way_out_is_said(monkeypatch: pytest.MonkeyPatch) 
 
 def test_reading_a_layer_does_not_import_what_shows_it() -> None:
     program = (
-        "import sys, convfc, convfc.explorer.state, convfc.explorer.server\n"
+        "import sys, convfc, convfc.explorer.state, convfc.explorer.page\n"
         "print({'anywidget', 'ipywidgets', 'traitlets', 'PIL'} & set(sys.modules) or 'none')"
     )
     run = subprocess.run(  # noqa: S603 (our own interpreter)

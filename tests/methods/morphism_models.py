@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from convfc.frameworks.torch.certify.measures import integers_of
+from convfc.frameworks.torch.certify.engine import integers_of
 
 
 def trained(model: nn.Module, seed: int = 0) -> nn.Module:

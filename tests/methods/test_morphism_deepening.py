@@ -14,7 +14,7 @@ from morphism_models import trained
 from torch import Tensor, nn
 from torch.nn import functional
 
-from convfc.errors import ArgumentError, GeometryError, ShapeError
+from convfc.errors import ArgumentError, ShapeError
 from convfc.methods.morphism import IdentityStart, deepen, morph_depth
 
 pytestmark = [
@@ -221,5 +221,5 @@ def test_batch_norm_needs_a_batch_and_an_fc_layer_has_no_groups() -> None:
         deepen(nn.Conv2d(1, 4, 3), "", example=torch.ones(1, 5, 5), batch_norm=True)
     with pytest.raises(ArgumentError, match=r"groups: .* expected 1 for an FC layer; got 2"):
         deepen(nn.Linear(2, 4), "", example=torch.ones(1, 2), groups=2)
-    with pytest.raises(GeometryError, match="kernel_size: an FC layer has no kernel"):
+    with pytest.raises(ArgumentError, match="kernel_size: an FC layer has no kernel"):
         deepen(nn.Linear(2, 4), "", example=torch.ones(1, 2), kernel_size=3)

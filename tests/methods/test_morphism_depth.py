@@ -16,7 +16,7 @@ from morphism_layers import train_a_step as trains
 from torch import Tensor, nn
 
 from convfc.errors import ArgumentError, GeometryError
-from convfc.frameworks.torch.morphism.products import composed, factorised
+from convfc.frameworks.torch.morphism.composition import composed, factorised
 from convfc.frameworks.torch.read import weight_to_matrix
 from convfc.methods.morphism import IdentityStart, morph_depth
 from convfc.rounding import UNIT_ROUNDOFF, rounding_bound

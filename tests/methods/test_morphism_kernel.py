@@ -13,7 +13,7 @@ from morphism_layers import train_a_step as trains
 from torch import nn
 
 from convfc.errors import ArgumentError, GeometryError, UnsupportedLayer
-from convfc.frameworks.torch.morphism.taps import grown, read
+from convfc.frameworks.torch.morphism.target import kernel_of, resized
 from convfc.methods.morphism import morph_kernel
 
 pytestmark = [
@@ -89,13 +89,13 @@ def test_a_transposed_layer_crops_more(
 
 @given(case=layers(linear=False), at=st.integers(0, 2))
 def test_what_grows_and_is_cut_again_is_as_before(case: LayerCase, at: int) -> None:
-    taps = read(case.layer)
-    kernel = tuple(k + 2 for k in taps.kernel)
-    larger = grown(taps, kernel, (at,) * len(kernel))
-    back = grown(larger, taps.kernel, (-at,) * len(kernel))
-    assert torch.equal(back.filters, taps.filters)
-    assert back.pads == taps.pads
-    assert int((larger.filters != 0).sum()) == int((taps.filters != 0).sum())
+    kernel = kernel_of(case.layer)
+    size = tuple(k + 2 for k in kernel.size)
+    larger = resized(kernel, size, (at,) * len(size))
+    back = resized(larger, kernel.size, (-at,) * len(size))
+    assert torch.equal(back.filters, kernel.filters)
+    assert back.pads == kernel.pads
+    assert int((larger.filters != 0).sum()) == int((kernel.filters != 0).sum())
 
 
 def test_the_layer_stays_the_same_object_with_all_that_it_has() -> None:

@@ -10,7 +10,7 @@ import torch
 from morphism_models import CASES, NETWORKS, example, integers, mlp, trained, whole
 from torch import Tensor, nn
 
-from convfc.frameworks.torch.morphism.mapping import draw_copies
+from convfc.frameworks.torch.morphism.widening import draw_copies
 from convfc.frameworks.torch.tensors import same_bits
 from convfc.methods.morphism import Morph, widen
 
@@ -377,3 +377,21 @@ def test_keyword_arguments_and_several_arguments():
     assert_proven(morph)
     assert morph.changed == ("one", "two", "head")
     assert copy.deepcopy(morph.model)(x, y=y).shape == (2, 1)
+
+
+class OwnConv(nn.Conv1d):
+    """A class of the user's, with PyTorch's forward."""
+
+
+class OwnLinear(nn.Linear):
+    """A class of the user's, with PyTorch's forward."""
+
+
+@pytest.mark.parametrize("name", ["0", "3"])
+def test_a_subclass_with_the_forward_of_its_class_is_widened(name: str):
+    layers = OwnConv(1, 4, 3), nn.ReLU(), nn.Flatten(), OwnLinear(24, 5), nn.ReLU(), OwnLinear(5, 2)
+    model, x = trained(nn.Sequential(*layers)), integers((2, 1, 8)).float()
+    morph = widen(model, name, width=7, example=x)
+    assert morph.certificate.holds, str(morph.certificate)
+    assert [type(part) for part in morph.model] == [type(part) for part in model]
+    assert morph.model.get_submodule(name).weight.shape[0] == 7

@@ -116,6 +116,21 @@ def test_a_reader_that_is_forgotten_is_seen():
     assert not torch.equal(morph.model(x), clean)
 
 
+def test_a_plain_subclass_of_a_layer_is_widened_as_the_layer_is():
+    """r3d_18 has CONV layers of a class of torchvision's own, which adds no forward."""
+    with torch.random.fork_rng():
+        model = trained(models.video.r3d_18(weights=None))
+    assert type(model.layer1[0].conv1[0]) is not nn.Conv3d
+    x = images((1, 3, 4, 16, 16))
+    for layer in ("layer1.0.conv1.0", "layer2.0.conv2.0"):
+        filters = model.get_submodule(layer).out_channels
+        morph = widen(model, layer, width=filters + 8, example=x)
+        assert morph.certificate.holds, str(morph.certificate)
+        new = morph.model.get_submodule(layer)
+        assert type(new) is type(model.get_submodule(layer))
+        assert new.out_channels == filters + 8
+
+
 def test_what_torchvision_has_that_cannot_be_widened():
     with pytest.raises(UnsupportedLayer, match=r"fc: .* the output of the model"):
         widen(build("resnet18"), "fc", width=1200, example=images((1, 3, 32, 32)))

@@ -22,8 +22,8 @@ from convfc.errors import (
     NotConverged,
 )
 from convfc.methods import spectrum
-from convfc.methods.spectrum import fourier
-from convfc.methods.spectrum.structure import operator_shape, periodic_axes
+from convfc.methods.spectrum import algorithms
+from convfc.methods.spectrum.algorithms import operator_shape, periodic_axes
 
 CIRCULAR = [
     case((6,), (3,)),
@@ -235,14 +235,14 @@ def test_threads_and_batches_change_nothing(monkeypatch: pytest.MonkeyPatch) -> 
     )
     arguments = (filters, (12, 10), None, "circular", geometry)
     whole = spectrum.singular_values(*arguments, threads=1)
-    monkeypatch.setattr(fourier, "_BATCH", 1)  # one frequency at a time
+    monkeypatch.setattr(algorithms, "_BATCH", 1)  # one frequency at a time
     parts = spectrum.singular_values(*arguments, threads=3)
     assert apart(parts.values, whole.values) <= parts.residual + whole.residual
 
 
 def test_every_frequency_counts_once() -> None:
     for sizes in ([5], [6], [4, 3], [2, 2, 2]):
-        numbers, times = fourier.frequencies(sizes, paired=True)
+        numbers, times = algorithms.frequencies(sizes, paired=True)
         assert times.sum() == math.prod(sizes)
         assert len(numbers) == (math.prod(sizes) + np.count_nonzero(times == 1)) // 2
 

@@ -11,7 +11,7 @@ from torch import nn
 from convfc import conv_matrix
 from convfc.errors import NotConverged
 from convfc.methods import spectrum
-from convfc.methods.spectrum import iterative, ways
+from convfc.methods.spectrum import algorithms, singular
 from convfc.operators.matrixfree import conv_operator
 
 LAYERS = {
@@ -24,7 +24,7 @@ LAYERS = {
 
 @pytest.fixture(autouse=True)
 def small_matrices_are_not_decomposed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ways, "DENSE_LIMIT", 0)
+    monkeypatch.setattr(singular, "DENSE_LIMIT", 0)
 
 
 def layer_of(name: str, dtype: torch.dtype) -> tuple[nn.Module, tuple[int, ...]]:
@@ -47,7 +47,7 @@ def test_the_largest_are_within_their_residual(name: str, dtype: torch.dtype) ->
     values = judged(layer, size)
     found = spectrum.singular_values(layer, size, 3)
     assert (found.method, found.measured, len(found.values)) == ("lanczos", True, 3)
-    assert 0 < found.residual <= 2 * ways.TOLERANCE
+    assert 0 < found.residual <= 2 * singular.TOLERANCE
     off = np.abs(found.values - values[:3]).max() / values[0]
     assert off <= found.residual + len(values) * EPS
 
@@ -69,8 +69,8 @@ def test_the_smallest_without_a_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, size = nn.Conv1d(2, 4, 3, padding=1, dtype=torch.float64), (40,)
     with torch.no_grad():
         layer.weight.copy_(torch.linspace(-1, 1, 24, dtype=torch.float64).sin().reshape(4, 2, 3))
-    monkeypatch.setattr(ways, "_factors_bytes", lambda *_: float("inf"))
-    monkeypatch.setattr(ways, "_dense", lambda *_: None)
+    monkeypatch.setattr(singular, "_factors_bytes", lambda *_: float("inf"))
+    monkeypatch.setattr(singular, "_dense", lambda *_: None)
     values = judged(layer, size)
     found = spectrum.singular_values(layer, size, 1, which="smallest")
     assert (found.method, found.measured) == ("lanczos", True)
@@ -79,7 +79,7 @@ def test_the_smallest_without_a_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_does_not_converge_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, size = layer_of("zeros", torch.float64)
-    monkeypatch.setattr(iterative, "_ITERATIONS", 1)
+    monkeypatch.setattr(algorithms, "_ITERATIONS", 1)
     with pytest.raises(NotConverged, match=r"were found in 1 restarts of ARPACK.*Remedy"):
         spectrum.singular_values(layer, size, 5, tolerance=1e-12)
 
@@ -90,7 +90,7 @@ def test_a_residual_is_that_of_explicit_vectors() -> None:
     operator = conv_operator(layer, size)
     vectors = np.linalg.qr(np.random.default_rng(0).normal(size=(operator.shape[1], 2)))[0]
     matrix = conv_matrix(layer, size, layout="dense")
-    found = iterative._values(operator, vectors)
+    found = algorithms._values(operator, vectors)
     u, s, vh = np.linalg.svd(matrix @ vectors, full_matrices=False)
     residual = matrix.T @ u - vectors @ vh.T * s
     assert np.abs(found.values - s).max() <= 1e3 * EPS * s[0]
@@ -114,8 +114,8 @@ def test_power_iteration_in_pytorch_agrees() -> None:
         x = x / x.norm()
     reached = nn.functional.conv2d(x, layer.weight, None, 2, 2).norm().item()
     found = spectrum.spectral_norm(layer, size)
-    assert reached * (1 - 1e-12) <= found * (1 + ways.TOLERANCE)
-    assert found == pytest.approx(reached, rel=ways.TOLERANCE)
+    assert reached * (1 - 1e-12) <= found * (1 + singular.TOLERANCE)
+    assert found == pytest.approx(reached, rel=singular.TOLERANCE)
 
 
 def test_a_stride_that_does_not_divide_is_circular_without_a_matrix() -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from convfc.paper.runs import RunFolder, Settings
-from convfc.paper.trained import Epoch, NetworkFolder
+from convfc.paper.experiment import PaperSettings
+from convfc.runs.folder import Result, RunFolder
+from convfc.runs.sealed import write_sealed
 
 DEAD = {
     "outputs": 784,
@@ -37,6 +37,8 @@ def make_run(
 ) -> pathlib.Path:
     """Write a finished run with ``epochs`` epochs; what is left out is absent, not empty."""
     random = np.random.default_rng(7)
+    run = RunFolder(folder)
+    folder.mkdir(parents=True)
     start = random.uniform(-0.6, 0.6, (16, 128)).astype(np.float32)
     results: dict[str, Any] = {
         "epochs": epochs,
@@ -45,6 +47,8 @@ def make_run(
         "seed": 3,
         "versions": {"python": "3.11.7", "keras": "3.15.0"},
         "machine": {"processor": "some CPU", "cores": 2, "system": "Linux x86_64"},
+        "seconds": {},
+        "cost": synthetic_cost() if cost else None,
         "dead_outputs": {optimizer: dict(DEAD) for optimizer in optimizers},
     }
     trained = [("float32", optimizer, epochs) for optimizer in optimizers]
@@ -63,7 +67,9 @@ def make_run(
         for network, moves in pairs.items():
             walk = np.concatenate([start[None], start + np.cumsum(moves, axis=0)])
             losses = 0.1 * np.exp(-np.arange(1, length + 1) / 5) + 0.05
-            write_network(folder, f"{dtype}-{optimizer}-{network}", walk.astype(dtype), losses)
+            name = f"{dtype}-{optimizer}-{network}"
+            write_network(run, name, walk.astype(dtype), losses)
+            results["seconds"][name] = {"training": 0.5 * length}
         pair_results = {
             name: {
                 "output_difference_mean": float(random.uniform(1, 9) * noise),
@@ -80,29 +86,23 @@ def make_run(
         if control:
             pair_results["control"] = dict.fromkeys(pair_results["fc"], control_difference)
         results[optimizer] = pair_results
-    settings = Settings(
+    settings = PaperSettings(
         name=folder.name,
         epochs=epochs,
         float64_epochs=max(1, epochs // 4) if companion else 0,
         optimizers=tuple(optimizers),
         seed=3,
     )
-    write_json(folder / "settings.json", settings.as_json())
-    if cost:
-        write_json(folder / "cost.json", synthetic_cost())
-    RunFolder(folder).write_results(results)
+    write_sealed(folder / "settings.json", settings.as_json(), [])
+    run.write_results(results | {"settings": settings.as_json()})
     return folder
 
 
 def write_network(
-    folder: pathlib.Path, name: str, walk: np.ndarray[Any, Any], losses: np.ndarray[Any, Any]
+    run: RunFolder, name: str, walk: np.ndarray[Any, Any], losses: np.ndarray[Any, Any]
 ) -> None:
-    history = [Epoch(n, loss, loss + 0.01, 0.5) for n, loss in enumerate(losses.tolist(), 1)]
-    NetworkFolder(folder / "networks" / name).finish(history, list(walk), {"first": walk[-1]})
-
-
-def write_json(path: pathlib.Path, content: object) -> None:
-    path.write_text(json.dumps(content, indent=2), encoding="utf-8")
+    numbers = {"loss": losses.tolist(), "val_loss": (losses + 0.01).tolist()}
+    run.part(name).save(Result(numbers, {"first_layer": walk}))
 
 
 def synthetic_cost() -> dict[str, Any]:

@@ -11,23 +11,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from synthetic import make_run
+from synthetic import synthetic_cost
 from typer.testing import CliRunner, Result
 
 from convfc.cli import app
 from convfc.errors import RunError
-from convfc.paper import stored
-from convfc.paper.record import read_record
-from convfc.paper.runs import RunFolder
-from convfc.paper.trained import Epoch, NetworkFolder, State
+from convfc.paper.findings import read_record
+from convfc.runs import sealed
+from convfc.runs.folder import PartFiles, RunFolder
+from convfc.runs.folder import Result as Found
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-CNN = "networks/float32-sgd-cnn"
-SETTINGS, RESULTS, COST, SEAL = "settings.json", "results.json", "cost.json", f"{CNN}/sha256.json"
-HISTORY, LAYER, WEIGHTS = (f"{CNN}/{n}" for n in ("history.csv", "first_layer.npz", "weights.npz"))
-FILES = (SETTINGS, RESULTS, COST, SEAL, HISTORY, LAYER, WEIGHTS)
+CNN = "parts/float32-sgd-cnn"
+SETTINGS, RESULTS, COST = "settings.json", "results.json", "parts/cost.json"
+LOSSES, LAYER, WEIGHTS = (f"{CNN}.{kind}" for kind in ("json", "npz", "weights.npz"))
+COMPARED = "parts/float32-sgd-compared.json"
+FILES = (SETTINGS, RESULTS, COST, COMPARED, LOSSES, LAYER, WEIGHTS)
 KINDS = ("missing", "empty", "half", "flipped", "type", "nan", "version")
 
 
@@ -50,11 +51,15 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("whole") / "run"
     outcome = resume(folder)
     assert outcome.exit_code == 0, outcome.output
-    made_up = make_run(folder.parent / "other", optimizers=["sgd"], epochs=1)
-    shutil.copyfile(made_up / COST, folder / COST)
-    run = RunFolder(folder)
-    run.write_results(run.results())
+    run, cost = RunFolder(folder), synthetic_cost()
+    results = run.read().results
+    run.part("cost").save(Found(cost))
+    run.write_results({**results, "cost": cost, "seconds": {**results["seconds"], "cost": {}}})
     return folder
+
+
+def results_of(folder: pathlib.Path) -> dict[str, Any]:
+    return dict(RunFolder(folder).read().results)
 
 
 @pytest.fixture
@@ -81,33 +86,23 @@ def damage(path: pathlib.Path, kind: str) -> None:
     if kind == "type":
         path.mkdir()
     elif kind in {"nan", "version"}:
-        {".json": damage_json, ".csv": damage_csv, ".npz": damage_npz}[path.suffix](
-            path, whole, kind
-        )
+        {".json": damage_json, ".npz": damage_npz}[path.suffix](path, whole, kind)
 
 
 def damage_json(path: pathlib.Path, whole: bytes, kind: str) -> None:
     content = json.loads(whole)
     if kind == "nan":
         path.write_text(re.sub(r": [\d.]+(?=,?\n)", ": NaN", whole.decode(), count=1))
-    elif "format" in content:
+    else:
         del content["sha256"]
         content["format"] += 1
-        path.write_text(json.dumps(content | {"sha256": stored._print_of(content)}))
-    else:
-        path.write_text(json.dumps(dict(list(content.items())[1:])))
-
-
-def damage_csv(path: pathlib.Path, whole: bytes, kind: str) -> None:
-    text = whole.decode()
-    lines = text.splitlines()
-    path.write_text(f"{lines[0]}\n1,nan,nan,0.5\n" if kind == "nan" else text.replace("loss", "l"))
+        path.write_text(json.dumps(content | {"sha256": sealed._print_of(content)}))
 
 
 def damage_npz(path: pathlib.Path, whole: bytes, kind: str) -> None:
     del whole
     if kind == "nan":
-        np.savez(path, weights=np.full((2, 16, 128), np.nan), first=np.full((16, 128), np.nan))
+        np.savez(path, first_layer=np.full((2, 16, 128), np.nan), first=np.full((16, 128), np.nan))
     else:
         np.savez(path, K=np.zeros((16, 128), np.float32))
 
@@ -144,12 +139,11 @@ CASES = [
     for file in FILES
     for kind in KINDS
     if (name := pathlib.PurePath(file).name)
-    # A finished run needs the last weights no more, an unfinished one has no results, and what is
-    # missing there is made. Costs that nothing sealed yet are only known to be JSON.
-    and not (finished and file == WEIGHTS)
+    # A finished run needs no more than the networks and the results, an unfinished one has no
+    # results, and what is missing there is made.
+    and not (finished and file in {WEIGHTS, COST, COMPARED})
     and not (file == RESULTS and (not finished or (command is resume and kind == "missing")))
-    and not (not finished and (file, kind) in {(SEAL, "missing"), (COST, "missing")})
-    and not (not finished and file == COST and kind in {"flipped", "version"})
+    and not (not finished and (file, kind) in {(f, "missing") for f in (LOSSES, COST, COMPARED)})
 ]
 
 
@@ -164,7 +158,7 @@ def test_damage_is_refused_in_one_line(
     if not finished:
         (copied / RESULTS).unlink()
     damage(copied / file, kind)
-    named = copied if file == SETTINGS and kind in {"missing", "flipped"} else copied / file
+    named = copied if (file, kind) == (SETTINGS, "missing") else copied / file
     remedy = assert_refused(command, copied, str(named))
     remedies = ("remove ", "choose another --name", "finish the run with", "repeat the first sett")
     assert remedy.startswith(remedies)
@@ -172,7 +166,7 @@ def test_damage_is_refused_in_one_line(
 
 def test_damage_is_said_before_the_training_not_after_it(copied: pathlib.Path) -> None:
     (copied / RESULTS).unlink()
-    (copied / "networks" / "float32-sgd-fc" / "sha256.json").unlink()
+    (copied / "parts" / "float32-sgd-fc.json").unlink()
     damage(copied / WEIGHTS, "half")
     assert_refused(resume, copied, WEIGHTS)
 
@@ -193,7 +187,7 @@ def encrypted(path: pathlib.Path) -> bytes:
     ("file", "content"),
     [(SETTINGS, b"[]"), (SETTINGS, b"null"), (SETTINGS, b"5"), (SETTINGS, DEEP)]
     + [(RESULTS, content) for content in (b"{}", b"[]", DEEP, b'{"a": Infinity}', b"\xff\xfe")]
-    + [(LAYER, bytes(3000)), (LAYER, b"encrypted"), (SEAL, b"{}"), (SEAL, DEEP), (COST, DEEP)],
+    + [(LAYER, bytes(3000)), (LAYER, b"encrypted"), (LOSSES, b"{}"), (LOSSES, DEEP)],
     ids=lambda value: repr(value[:12]) if isinstance(value, bytes) else pathlib.Path(value).name,
 )
 def test_what_is_no_such_file_is_refused_in_one_line(
@@ -217,14 +211,13 @@ def test_what_is_no_such_file_is_refused_in_one_line(
 def test_sealed_weights_without_meaning_are_refused(
     copied: pathlib.Path, weights: np.ndarray[Any, Any], text: str
 ) -> None:
-    run, path = RunFolder(copied), copied / CNN
-    history = (path / "history.csv").read_bytes()
-    shutil.rmtree(path)
-    path.mkdir()
-    (path / "history.csv").write_bytes(history)
-    np.savez(path / "first_layer.npz", weights=weights)
-    stored.write_sealed(path / "sha256.json", {}, list(path.iterdir()))
-    run.write_results(run.results())
+    run, results = RunFolder(copied), results_of(copied)
+    for file in (LOSSES, LAYER):  # they are linked
+        (copied / file).unlink()
+    np.savez(copied / LAYER, first_layer=weights)
+    content = {"numbers": {"loss": [0.5], "val_loss": [0.5]}, "seconds": {}}
+    sealed.write_sealed(copied / LOSSES, content, [copied / LAYER])
+    run.write_results(results)
     assert_refused(explore, copied, CNN, text)
 
 
@@ -245,7 +238,11 @@ def removed(remedy: str) -> list[pathlib.Path]:
     return paths
 
 
-@pytest.mark.parametrize("files", [(RESULTS, COST, LAYER), (WEIGHTS,)], ids=["all", "weights"])
+@pytest.mark.parametrize(
+    "files",
+    [(RESULTS, COST, LAYER), (LAYER,), (WEIGHTS,)],
+    ids=["all", "layer", "weights"],
+)
 def test_what_the_remedies_name_can_be_removed_and_resume_goes_on(
     copied: pathlib.Path, whole: pathlib.Path, files: tuple[str, ...]
 ) -> None:
@@ -254,11 +251,11 @@ def test_what_the_remedies_name_can_be_removed_and_resume_goes_on(
     for file in files:
         damage(copied / file, "half")
     gone = [path for _ in files for path in removed(assert_refused(resume, copied))]
-    assert set(gone) == {copied / CNN, *(copied / f for f in files if f in {RESULTS, COST})}
+    assert set(gone) == {copied / LOSSES, *(copied / f for f in files if f in {RESULTS, COST})}
     outcome = resume(copied)
     assert outcome.exit_code == 0, outcome.output
     assert outcome.stdout.count(": starts") == 1
-    found, expected = (RunFolder(folder).results() for folder in (copied, whole))
+    found, expected = (results_of(folder) for folder in (copied, whole))
     assert [found[key] for key in ("sgd", "dead_outputs")] == [
         expected[key] for key in ("sgd", "dead_outputs")
     ]
@@ -268,7 +265,7 @@ def test_what_the_remedies_name_can_be_removed_and_resume_goes_on(
 
 
 @pytest.mark.parametrize("finished", [True, False], ids=["finished", "unfinished"])
-@pytest.mark.parametrize("name", ["figures", CNN, "networks"])
+@pytest.mark.parametrize("name", ["figures", "parts"])
 def test_a_file_in_the_place_of_a_folder(
     copied: pathlib.Path,
     name: str,
@@ -291,25 +288,33 @@ def test_a_file_in_the_place_of_a_folder(
 
 
 def test_a_damaged_checkpoint_costs_time_at_most(tmp_path: pathlib.Path) -> None:
-    folder = NetworkFolder(tmp_path / "n")
-    state = State([np.zeros(3)], [Epoch(1, 0.5, 0.5, 1.0)], [np.zeros((16, 128))] * 2)
-    for file in ("state.npz", "history.csv", "first_layer.npz", "sha256.json"):
-        for kind in ("missing", "empty", "half", "flipped", "type", "nan", "version"):
-            folder.save_checkpoint(state)
-            damage(folder.path / "checkpoint-000001" / file, kind)
-            assert folder.load_checkpoint() is None
-            shutil.rmtree(folder.path)
-    folder.path.mkdir()
-    (folder.path / "checkpoint-000000").touch()  # a file, which the next checkpoint removes
-    assert folder.load_checkpoint() is None
-    folder.save_checkpoint(state)
-    assert [path.name for path in folder.path.iterdir()] == ["checkpoint-000001"]
+    files, state = PartFiles(tmp_path, "n"), {"first": np.zeros(3), "first_layer": np.ones((2, 3))}
+    for kind in ("missing", "empty", "half", "flipped", "type", "nan", "version"):
+        files.save_checkpoint(state)
+        assert files.load_checkpoint() is not None
+        damage(files.checkpoint, kind)
+        assert files.load_checkpoint() is None
+        if kind == "type":
+            files.checkpoint.rmdir()
+    files.save_checkpoint(state)
+    assert [path.name for path in tmp_path.iterdir()] == ["n.checkpoint.npz"]
+
+
+def test_a_checkpoint_of_another_version_costs_time_at_most(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = PartFiles(tmp_path, "n")
+    with monkeypatch.context() as patch:
+        patch.setattr(sealed, "FORMAT", sealed.FORMAT + 1)
+        files.save_checkpoint({"first": np.zeros(3)})
+        assert files.load_checkpoint() is not None
+    assert files.load_checkpoint() is None
 
 
 def test_a_run_is_not_finished_with_other_versions(copied: pathlib.Path) -> None:
     versions = json.loads((copied / "versions.json").read_text())["versions"]
     (copied / "versions.json").unlink()
-    stored.write_sealed(
+    sealed.write_sealed(
         copied / "versions.json", {"versions": versions | {"keras": "2.0", "numpy": "1.0"}}, []
     )
     assert resume(copied).exit_code == 0  # only drawn again
@@ -331,9 +336,17 @@ def test_nobody_is_told_to_remove_a_file_that_may_be_whole(error: Exception, rem
     path = pathlib.Path("a.json")
     with (
         pytest.raises(RunError, match=rf"a\.json: the file cannot be read {remedy}"),
-        stored.readable(path, "remove it"),
+        sealed.readable(path, "remove it"),
     ):
         raise error
+
+
+def test_a_run_of_a_study_has_no_filters_to_show(copied: pathlib.Path) -> None:
+    results = results_of(copied)
+    settings = results["settings"] | {"study": "morphism"}
+    RunFolder(copied).write_results(results | {"settings": settings})
+    remedy = assert_refused(explore, copied, f"{copied}: a run of the study morphism; expected one")
+    assert remedy == "give another run, or start one with convfc reproduce"
 
 
 def test_a_run_is_read_as_it_was_written(whole: pathlib.Path) -> None:

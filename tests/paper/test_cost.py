@@ -15,7 +15,8 @@ import pytest
 
 from convfc import ConvGeometry
 from convfc.errors import RunError
-from convfc.paper import cost, memory
+from convfc.paper import cost
+from convfc.runs import machine
 
 MEGABYTE = 2**20
 TINY = {
@@ -129,7 +130,7 @@ for _ in range(2):  # memory that the first call freed hides nothing of the seco
 """
 
 
-@pytest.mark.skipif(not memory.has_high_water_mark(), reason="no resettable VmHWM on this system")
+@pytest.mark.skipif(not machine.has_high_water_mark(), reason="no resettable VmHWM on this system")
 @pytest.mark.parametrize("megabytes", [8, 64])
 def test_the_peak_is_what_a_call_takes_at_its_highest(megabytes: int) -> None:
     # In a process of its own, as the costs are measured: other tests leave threads and pages here.
@@ -144,8 +145,8 @@ def test_the_peak_is_what_a_call_takes_at_its_highest(megabytes: int) -> None:
 def test_without_a_high_water_mark_numpy_is_traced_and_the_native_way_left_out(
     monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
 ) -> None:
-    monkeypatch.setattr(memory, "_RESET", tmp_path / "no" / "clear_refs")
-    assert not memory.has_high_water_mark()
+    monkeypatch.setattr(machine, "_RESET", tmp_path / "no" / "clear_refs")
+    assert not machine.has_high_water_mark()
 
     def call() -> np.ndarray:
         np.ones(8 * MEGABYTE, np.uint8)
@@ -157,7 +158,7 @@ def test_without_a_high_water_mark_numpy_is_traced_and_the_native_way_left_out(
     assert 8 * MEGABYTE <= peak < 9 * MEGABYTE
 
 
-@pytest.mark.skipif(not memory.has_high_water_mark(), reason="no resettable VmHWM on this system")
+@pytest.mark.skipif(not machine.has_high_water_mark(), reason="no resettable VmHWM on this system")
 def test_the_product_holds_m_and_row_blocks_do_not() -> None:
     layer = {"batch": 4, "image": 64, "channels": 16, "filters": 4, "kernel": 5, "stride": 1}
     row = cost._measure_layer(layer, rounds=1, seconds=0.0)
@@ -177,13 +178,10 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return TINY
 
 
-def test_write_cost_measures_in_a_process_of_its_own(
-    tmp_path: pathlib.Path, tiny: dict[str, Any]
-) -> None:
+def test_costs_are_measured_in_a_process_of_its_own(tiny: dict[str, Any]) -> None:
     lines: list[str] = []
-    cost.write_cost(tmp_path, quick=True, progress=lines.append)
-    assert [path.name for path in tmp_path.iterdir()] == ["cost.json"]
-    found = json.loads((tmp_path / "cost.json").read_text(encoding="utf-8"))
+    found = cost.measure_cost(quick=True, progress=lines.append)
+    assert json.loads(json.dumps(found)) == found
     assert lines == [
         "cost of the product form: image 6 (1 of 4)",
         "cost of the product form: image 9 (2 of 4)",
@@ -202,19 +200,18 @@ def test_write_cost_measures_in_a_process_of_its_own(
     assert re.search("resident set|tracemalloc", found["memory_method"])
 
 
-def test_a_failed_measurement_says_why_and_leaves_no_file(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, tiny: dict[str, Any]
+def test_a_failed_measurement_says_why(
+    monkeypatch: pytest.MonkeyPatch, tiny: dict[str, Any]
 ) -> None:
     # A kernel of 10 on an image of 8: the layer does not exist.
     monkeypatch.setattr(cost, "QUICK", {**tiny, "series": {"kernel": [10]}})
     message = r"measuring the cost .* failed; .*got exit code 1: .*GeometryError: .*kernel"
     with pytest.raises(RunError, match=message):
-        cost.write_cost(tmp_path, quick=True)
-    assert list(tmp_path.iterdir()) == []
+        cost.measure_cost(quick=True)
 
 
 def test_an_interruption_ends_the_measuring_process(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, tiny: dict[str, Any]
+    monkeypatch: pytest.MonkeyPatch, tiny: dict[str, Any]
 ) -> None:
     started = []
     popen = cost.subprocess.Popen
@@ -228,6 +225,5 @@ def test_an_interruption_ends_the_measuring_process(
 
     monkeypatch.setattr(cost.subprocess, "Popen", remember)
     with pytest.raises(KeyboardInterrupt, match="image 6"):
-        cost.write_cost(tmp_path, quick=True, progress=interrupt)
+        cost.measure_cost(quick=True, progress=interrupt)
     assert started[0].poll() is not None
-    assert list(tmp_path.iterdir()) == []

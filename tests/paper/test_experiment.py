@@ -10,18 +10,27 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from convfc.paper import data, networks
-from convfc.paper.differences import compare, dead_outputs
-from convfc.paper.experiment import run_experiment
-from convfc.paper.progress import Bars, Lines, display_for
-from convfc.paper.runs import RunFolder, Settings, Task
-from convfc.paper.summary import summary_table
-from convfc.paper.trained import Epoch, NetworkFolder
+from convfc.errors import ArgumentError
+from convfc.paper import data
+from convfc.paper import keras_networks as networks
+from convfc.paper.experiment import PaperSettings, parts
+from convfc.paper.findings import summary_table
+from convfc.paper.keras_networks import compare, dead_outputs
+from convfc.paper.study import STUDY
+from convfc.runs.folder import Result, RunFolder
+from convfc.runs.progress import Lines
+from convfc.runs.study import run_study
 
 if TYPE_CHECKING:
     import pathlib
 
-SETTINGS = Settings(epochs=2, float64_epochs=1, images=40, batch_size=16)
+SETTINGS = PaperSettings(epochs=2, float64_epochs=1, images=40, batch_size=16, cost=False)
+NETWORKS = {
+    f"{dtype}-{optimizer}-{network}": epochs
+    for dtype, (epochs, optimizers, networks_) in SETTINGS.precisions.items()
+    for optimizer in optimizers
+    for network in networks_
+}
 NUMBERS = {
     "output_difference_mean",
     "output_difference_printed",
@@ -32,10 +41,10 @@ NUMBERS = {
 
 def run_it(folder: pathlib.Path) -> tuple[RunFolder, str]:
     console = Console(file=io.StringIO(), width=100)
-    run = RunFolder.open(folder, SETTINGS, resume=True)
-    report = run_experiment(run, SETTINGS, Lines(console), cost=False)
+    with RunFolder.open(folder, SETTINGS, resume=True) as run:
+        report = run_study(STUDY, run, SETTINGS, Lines(console, *STUDY.words))
     assert report == run.path / "report.html"
-    console.print(summary_table(run.results()))
+    console.print(summary_table(run.read().results))
     return run, console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -45,7 +54,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, str]:
 
 
 def test_results_have_every_number_of_the_paper(finished: tuple[RunFolder, str]) -> None:
-    results = finished[0].results()
+    results = finished[0].read().results
     for optimizer in ("sgd", "adam"):
         assert set(results[optimizer]) == {"fc", "control"}
         assert set(results[optimizer]["fc"]) == NUMBERS
@@ -58,16 +67,20 @@ def test_results_have_every_number_of_the_paper(finished: tuple[RunFolder, str])
     assert results["machine"]["cores"] >= 1
 
 
-def test_differences_are_those_of_weights_and_losses(tmp_path: pathlib.Path) -> None:
-    run, count = RunFolder(tmp_path), 40
+def test_differences_are_those_of_weights_and_losses() -> None:
+    count = 40
     digits = data.load(count=count)
     rng = np.random.default_rng(0)
     weights = [rng.standard_normal((16, 128)).astype("float32") for _ in range(2)]
-    pair = (Task("float32", "adam", "cnn"), Task("float32", "adam", "fc"))
-    histories = [Epoch(1, 0.5, 0.5, 1.0), Epoch(2, 0.25, 0.5, 1.0)], [Epoch(1, 0.5, 0.25, 9.0)] * 2
-    for task, first, history in zip(pair, weights, histories, strict=True):
-        run.network(task).finish(history, [first], {"first": first})
-    numbers = compare(run, pair, digits)
+    losses = (
+        {"loss": [0.5, 0.25], "val_loss": [0.5, 0.5]},
+        {"loss": [0.5] * 2, "val_loss": [0.25] * 2},
+    )
+    pair = {
+        name: Result(numbers, {"first_layer": first[None]})
+        for name, numbers, first in zip(("cnn", "fc"), losses, weights, strict=True)
+    }
+    numbers = compare(pair, ("cnn", "fc"), digits)
 
     assert numbers["max_loss_difference"] == 0.25
     exact = [first.astype(np.float64) for first in weights]
@@ -87,7 +100,7 @@ def test_differences_are_those_of_weights_and_losses(tmp_path: pathlib.Path) -> 
 
 def test_companion_starts_where_the_run_started(finished: tuple[RunFolder, str]) -> None:
     starts = [
-        finished[0].network(Task(dtype, "adam", "cnn")).trajectory()[0]
+        finished[0].part(f"{dtype}-adam-cnn").load().arrays["first_layer"][0]
         for dtype in ("float32", "float64")
     ]
     assert [start.dtype.name for start in starts] == ["float32", "float64"]
@@ -98,9 +111,9 @@ def test_report_is_drawn_and_progress_told(finished: tuple[RunFolder, str]) -> N
     run, told = finished
     assert (run.path / "report.html").stat().st_size > 0
     assert (run.path / "report.md").stat().st_size > 0
-    for task in SETTINGS.tasks:
-        assert f"{task.name}: starts" in told
-        assert f"{task.name}: done, epoch {SETTINGS.tasks[task]}/" in told
+    for name, epochs in NETWORKS.items():
+        assert f"{name}: starts" in told
+        assert f"{name}: done, epoch {epochs}/" in told
     assert "0.536" in told
     assert "control − FC" in told
 
@@ -118,29 +131,28 @@ def test_finished_run_is_only_reported_again(finished: tuple[RunFolder, str]) ->
 
 def test_lost_network_is_trained_again_and_no_other(finished: tuple[RunFolder, str]) -> None:
     run, _ = finished
-    results = run.results()
-    lost = run.network(Task("float32", "sgd", "fc")).path / "weights.npz"
-    weights = lost.read_bytes()
-    (lost.parent / "sha256.json").unlink()
+    results = run.read().results
+    lost = run.part("float32-sgd-fc")
+    weights = lost.weights()
+    lost.path.unlink()
     run.results_path.unlink()
     _, told = run_it(run.path.parent)
     assert told.count(": starts") == 1
     assert told.count(": finished earlier") == 7
-    assert lost.read_bytes() == weights
+    for name, array in lost.weights().items():
+        np.testing.assert_array_equal(array, weights[name], strict=True)
     for key in ("sgd", "adam", "float64", "dead_outputs"):
-        assert json.dumps(run.results()[key]) == json.dumps(results[key])
+        assert json.dumps(run.read().results[key]) == json.dumps(results[key])
 
 
-def test_dead_outputs_are_counted(tmp_path: pathlib.Path) -> None:
+def test_dead_outputs_are_counted() -> None:
     """The second layer is given such that only output 1, the sum of layer 1, is alive."""
     digits = data.load(count=30)
     first = np.abs(networks.initial_weights(0).first)
     second = np.zeros((21632, 784), np.float32)
     initial = networks.Weights(first, second + 1)
     second[:, 1] = 1
-    folder = NetworkFolder(tmp_path)
-    folder.finish([], [first], {"first": first, "second": second})
-    found = dead_outputs(folder, "cnn", initial, digits)
+    found = dead_outputs("cnn", initial, networks.Weights(first, second), digits)
     targets = digits.validation.reshape(30, 784)
     inked = targets.any(axis=0)
     assert found["outputs"] == 784
@@ -160,68 +172,47 @@ def test_dead_outputs_are_counted(tmp_path: pathlib.Path) -> None:
     assert found["val_loss_of_mean_image"] == pytest.approx(spread, rel=8 * unit)
 
 
-def test_terminal_shows_bars_with_losses_and_remaining_time() -> None:
-    screen = io.StringIO()
-    console = Console(file=screen, force_terminal=True, width=140)
-    with display_for(console) as bars:
-        assert isinstance(bars, Bars)
-        bars.plan({"float32-sgd-cnn": 4, "float32-sgd-fc": 4}, {"float32-sgd-cnn": 4})
-        bars.start("float32-sgd-fc", 1)
-        for epoch in (2, 3, 4):
-            bars.epoch("float32-sgd-fc", Epoch(epoch, 0.125, 0.25, 1.0))
-        bars.end("float32-sgd-fc")
-        bars.note("and now the report")
-    shown = screen.getvalue()
-    for text in ("all networks", "float32-sgd-fc", "8/8", "4/4", "loss 0.12500", "validation 0.25"):
-        assert text in shown
-    assert "and now the report" in shown
-
-
-def test_pipe_shows_a_line_every_ten_epochs() -> None:
-    lines = display_for(Console(file=io.StringIO()))
-    assert isinstance(lines, Lines)
-    told: list[str] = []
-    lines.note = told.append  # type: ignore[method-assign]
-    lines.plan({"n": 25}, {})
-    lines.start("n", 0)
-    for epoch in range(1, 26):
-        lines.epoch("n", Epoch(epoch, 0.5, 0.25, 2.0))
-    lines.end("n")
-    assert told[2:4] == [
-        "n: epoch 10/25, loss 0.500000, validation loss 0.250000, about 30 s left",
-        "n: epoch 20/25, loss 0.500000, validation loss 0.250000, about 10 s left",
+def test_default_run_trains_all_networks_and_float64_last() -> None:
+    trained = {part.name: part.steps for part in parts(PaperSettings()) if part.steps}
+    assert list(trained) == [
+        "float32-sgd-cnn",
+        "float32-sgd-fc",
+        "float32-sgd-control",
+        "float32-adam-cnn",
+        "float32-adam-fc",
+        "float32-adam-control",
+        "float64-adam-cnn",
+        "float64-adam-fc",
     ]
-    assert len(told) == 5
+    assert list(trained.values()) == [40] * 6 + [10] * 2
 
 
-def test_pipe_names_parts_and_steps_as_it_is_told_to() -> None:
-    lines = display_for(Console(file=io.StringIO()), "parts", "step")
-    told: list[str] = []
-    lines.note = told.append  # type: ignore[method-assign]
-    lines.plan({"drawn": 1, "trained": 25}, {"drawn": 1})
-    lines.start("trained", 5)
-    for step in range(6, 26):
-        lines.step("trained", step, f"loss {step}")
-    lines.end("trained")
-    assert told[:3] == [
-        "2 parts, 26 steps in all", "drawn: finished earlier", "trained: continues after step 5",
-    ]  # fmt: skip
-    assert told[3].startswith("trained: step 10/25, loss 10, about ")
-    assert told[4].startswith("trained: step 20/25, loss 20, about ")
-    assert told[5].startswith("trained: done, step 25/25, loss 25, ")
-    assert len(told) == 6
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"epochs": 0}, "epochs: a number too small; expected 1 or more; got 0"),
+        ({"optimizers": ("sgd", "lbfgs")}, "expected sgd or adam; got lbfgs"),
+        ({"optimizers": ()}, "expected sgd or adam; got none"),
+        ({"seed": -1}, "seed: a number too small; expected 0 or more; got -1"),
+    ],
+    ids=["epochs", "optimizer", "no-optimizer", "seed"],
+)
+def test_settings_without_meaning_are_refused(wrong: dict[str, object], message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        PaperSettings(**wrong)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("parts", "shown"), [(3, {0, 1, 2}), (13, {1})], ids=["few", "many"])
-def test_of_many_bars_only_the_one_at_work_is_shown(parts: int, shown: set[int]) -> None:
-    console = Console(file=io.StringIO(), force_terminal=True, width=140)
-    bars = Bars(console, "parts")
-    bars.plan({f"part-{n}": 4 for n in range(parts)}, {})
-    bars.start("part-1", 1)
-    bars.step("part-1", 3, "half way")
-    everything, *rows = bars._bars.tasks
-    assert {n for n, row in enumerate(rows) if row.visible} == shown
-    assert (everything.description, everything.completed) == ("[bold]all parts", 3)
-    assert (rows[1].completed, rows[1].fields["told"]) == (3, "half way")
-    bars.end("part-1")
-    assert rows[1].visible is (parts == 3)
+def test_different_settings_have_different_names() -> None:
+    variants = [
+        PaperSettings(),
+        PaperSettings(epochs=400),
+        PaperSettings(epochs=7),
+        PaperSettings(optimizers=("sgd",)),
+        PaperSettings(optimizers=("adam",)),
+        PaperSettings(dtype="float64", float64_epochs=0),
+        PaperSettings(backend="torch"),
+        PaperSettings(seed=1),
+        PaperSettings(data="mnist"),
+        PaperSettings(float64_epochs=0),
+    ]
+    assert len({settings.default_name() for settings in variants}) == len(variants)

@@ -17,8 +17,8 @@ from synthetic import make_run, synthetic_cost
 
 from convfc import drawing
 from convfc.frameworks.keras.backend import choose_backend
-from convfc.paper import diagrams, figures
-from convfc.paper.record import Record, read_record
+from convfc.paper import figures
+from convfc.paper.findings import Record, read_record
 
 
 @pytest.fixture(scope="module")
@@ -37,14 +37,14 @@ DIGIT = np.arange(28 * 28, dtype=np.float64).reshape(28, 28) % 251
 FILTER = (np.arange(16, dtype=np.float64) - 7).reshape(1, 4, 4, 1)
 
 DRAWINGS: dict[str, Callable[[Record], Figure]] = {
-    "stretch": lambda record: diagrams.stretch_figure(DIGIT, FILTER),
-    "networks": lambda record: diagrams.networks_figure({"cnn": [LAYER], "control": [LAYER] * 2}),
+    "stretch": lambda record: figures.stretch_figure(DIGIT, FILTER),
+    "networks": lambda record: figures.networks_figure({"cnn": [LAYER], "control": [LAYER] * 2}),
     "losses": lambda record: figures.loss_figure(record, "adam"),
     "histograms": lambda record: figures.histogram_figure(record, ("sgd", "adam")),
     "difference": figures.difference_figure,
     "cost": lambda record: figures.cost_figure(record.cost or {}),
 }
-LAYER = diagrams.DrawnLayer("first", "Dense", (None, 169, 16), (None, 169, 128), 2048)
+LAYER = figures.DrawnLayer("first", "Dense", (None, 169, 16), (None, 169, 128), 2048)
 
 
 @pytest.mark.parametrize("name", DRAWINGS)
@@ -77,7 +77,7 @@ def test_the_users_own_settings_change_nothing(record: Record, tmp_path: pathlib
 def test_stretch_shows_the_patches_as_rows_of_m_and_their_product() -> None:
     shown = {
         axes.get_title(): np.asarray(axes.images[0].get_array())
-        for axes in diagrams.stretch_figure(DIGIT, FILTER).axes
+        for axes in figures.stretch_figure(DIGIT, FILTER).axes
     }
     rows = [
         DIGIT[up : up + 4, left : left + 4].ravel()
@@ -92,7 +92,7 @@ def test_stretch_shows_the_patches_as_rows_of_m_and_their_product() -> None:
 
 
 def test_stretch_marks_the_same_patch_everywhere() -> None:
-    panels = {axes.get_title(): axes for axes in diagrams.stretch_figure(DIGIT, FILTER).axes}
+    panels = {axes.get_title(): axes for axes in figures.stretch_figure(DIGIT, FILTER).axes}
     marks = {
         title: {patch.get_edgecolor(): patch.get_xy() for patch in panels[title].patches}
         for title in ("input 28×28, stride 4", "M 49×16", "output 7×7")
@@ -117,9 +117,9 @@ def test_layers_are_read_from_the_models() -> None:
             keras.layers.ReLU(name="re_lu_17"),
         ]
     )
-    assert diagrams.describe_layers(model) == [
-        diagrams.DrawnLayer("first", "Conv2D", (None, 4, 4, 1), (None, 3, 3, 3), 12),
-        diagrams.DrawnLayer("re_lu", "ReLU", (None, 3, 3, 3), (None, 3, 3, 3), 0),
+    assert figures.describe_layers(model) == [
+        figures.DrawnLayer("first", "Conv2D", (None, 4, 4, 1), (None, 3, 3, 3), 12),
+        figures.DrawnLayer("re_lu", "ReLU", (None, 3, 3, 3), (None, 3, 3, 3), 0),
     ]
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from convfc.errors import ArgumentError
 from convfc.frameworks.keras.layers import Im2Col
-from convfc.paper import networks
+from convfc.paper import keras_networks as networks
 
 SHAPES = {
     "cnn": [(13, 13, 128), (13, 13, 128), (21632,), (784,), (784,), (28, 28, 1)],

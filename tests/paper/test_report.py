@@ -18,12 +18,12 @@ from synthetic import DEAD, make_run
 from convfc.errors import RunError
 from convfc.explorer.state import state_layer
 from convfc.geometry import ConvGeometry
-from convfc.paper.findings import PAPER, command, find
-from convfc.paper.record import read_record
-from convfc.paper.report import report_text, write_report
-from convfc.paper.runs import RunFolder, Settings
-from convfc.paper.trained import Epoch, NetworkFolder
-from convfc.reporting import number, write_report_files
+from convfc.paper.experiment import PaperSettings as Settings
+from convfc.paper.findings import PAPER, find, read_record
+from convfc.paper.study import STUDY
+from convfc.runs import study
+from convfc.runs.folder import Result, RunFolder
+from convfc.runs.reporting import number, write_report_files
 
 ROOT = pathlib.Path(__file__).parents[2]
 QUANTITIES = (
@@ -32,6 +32,18 @@ QUANTITIES = (
     "weight_difference",
     "max_loss_difference",
 )
+
+
+def write_report(folder: pathlib.Path) -> pathlib.Path:
+    return study.write_report(STUDY, RunFolder(folder))
+
+
+def text_from(folder: pathlib.Path) -> str:
+    return study.report_text(STUDY, RunFolder(folder).read())
+
+
+def results_of(folder: pathlib.Path) -> dict[str, Any]:
+    return dict(RunFolder(folder).read().results)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +59,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A run without any optional part: SGD alone, no control, float64 or cost; and its report."""
     folder = tmp_path_factory.mktemp("report") / "small"
     make_run(folder, optimizers=["sgd"], epochs=1, control=False, companion=False, cost=False)
-    results = RunFolder(folder).results()
+    results = results_of(folder)
     del results["dead_outputs"]
     RunFolder(folder).write_results(results)
     write_report(folder)
@@ -103,7 +115,7 @@ def test_explorer_beside_the_report_shows_the_trained_layer(
     page = (folder / "explorer.html").read_text(encoding="utf-8")
     (written,) = re.findall(r'id="convfc-state">(.*?)</script>', page, flags=re.DOTALL)
     layer, x = state_layer(json.loads(written))
-    walk = np.load(folder / "networks" / "float32-sgd-cnn" / "first_layer.npz")["weights"]
+    walk = np.load(folder / "parts" / "float32-sgd-cnn.npz")["first_layer"]
     K = np.asarray(layer.matrix, dtype=np.float32)  # JSON holds float32's own few digits
     assert np.array_equal(K, walk[-1])
     assert layer.geometry == ConvGeometry(1, 128, (4, 4), stride=2)
@@ -197,7 +209,7 @@ def test_control_of_zero_and_fine_float64_decide_the_question(run: pathlib.Path)
 
 def test_control_that_is_not_zero_changes_the_text(tmp_path: pathlib.Path) -> None:
     folder = make_run(tmp_path / "run", control_difference=1e-3, cost=False)
-    text = report_text(read_record(folder))
+    text = text_from(folder)
     largest = find(read_record(folder))["control"]["largest"]
     assert "exactly 0 in every number" not in text
     assert "**The control is not exactly 0 here.**" in text
@@ -209,7 +221,7 @@ def test_control_that_is_not_zero_changes_the_text(tmp_path: pathlib.Path) -> No
 
 def test_gap_that_stays_in_float64_changes_the_text(tmp_path: pathlib.Path) -> None:
     folder = make_run(tmp_path / "run", float64_rounding=2.0**-24, cost=False)
-    text = report_text(read_record(folder))
+    text = text_from(folder)
     assert "so rounding alone does not explain the gap" in text
     assert "no such small gap in float64" in text
     assert "It is the order of rounding, enlarged" not in text
@@ -261,9 +273,9 @@ def test_loss_is_judged_by_constant_answers(
 ) -> None:
     folder = tmp_path / "run"
     shutil.copytree(small, folder)
-    results = RunFolder(folder).results() | {"dead_outputs": {"sgd": DEAD | {"val_loss": loss}}}
+    results = results_of(folder) | {"dead_outputs": {"sgd": DEAD | {"val_loss": loss}}}
     RunFolder(folder).write_results(results)
-    text = report_text(read_record(folder))
+    text = text_from(folder)
     assert f"The CNN's validation loss is {loss}, {verdict}" in text
     assert table_row(text, "always answering the mean training image")[-1] == "0.07"
     share = round(100 * DEAD["val_loss_of_dead"] / loss)
@@ -309,9 +321,9 @@ def test_command_repeats_the_settings(
 
     from convfc.cli import app, reproduce
 
-    assert command(settings.as_json()) == words
+    assert Settings.command(settings.as_json()) == words
     asked: list[Settings] = []
-    monkeypatch.setattr(reproduce, "_reproduce", lambda console, found, *rest: asked.append(found))
+    monkeypatch.setattr(reproduce, "_run", lambda console, which, found, *rest: asked.append(found))
     outcome = CliRunner().invoke(app, [*words.split()[1:], "--name", "a-run"])
     assert outcome.exit_code == 0, outcome.output
     assert asked == [settings]
@@ -323,17 +335,18 @@ def test_unfinished_run_is_refused(small: pathlib.Path, tmp_path: pathlib.Path) 
     (folder / "results.json").unlink()
     with pytest.raises(RunError, match=r"results\.json: the run is not finished.*--resume"):
         write_report(folder)
-    with pytest.raises(RunError, match=r"networks: no trained network"):
+    with pytest.raises(RunError, match=r": there is no run\. Remedy: finish the run"):
         write_report(tmp_path)
 
 
 def test_damaged_files_are_named(small: pathlib.Path, tmp_path: pathlib.Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(small, folder)
-    run, network = RunFolder(folder), NetworkFolder(folder / "networks" / "float32-sgd-cnn")
-    network.finish([Epoch(1, 0.5, 0.5, 1.0)], [np.zeros((16, 128))] * 5, {})
-    run.write_results(run.results())
-    with pytest.raises(RunError, match=r"sgd-cnn: .*do not belong together"):
+    run, results = RunFolder(folder), results_of(folder)
+    five = Result({"loss": [0.5], "val_loss": [0.5]}, {"first_layer": np.zeros((5, 16, 128))})
+    run.part("float32-sgd-cnn").save(five)
+    run.write_results(results)
+    with pytest.raises(RunError, match=r"sgd-cnn\.json: .*do not belong together"):
         read_record(folder)
 
 
@@ -342,7 +355,7 @@ def forged(folder: pathlib.Path, evil: str) -> pathlib.Path:
     make_run(folder, optimizers=["sgd"], epochs=1, companion=False)
     run = RunFolder(folder)
     texts = {"data": evil, "seed": [evil], "machine": evil, "backend": evil}
-    run.write_results(run.results() | texts | {"versions": {evil: evil}})
+    run.write_results(results_of(folder) | texts | {"versions": {evil: evil}})
     return folder
 
 

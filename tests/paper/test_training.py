@@ -16,18 +16,54 @@ import numpy as np
 import pytest
 
 from convfc.errors import RunError
-from convfc.paper import data, networks
-from convfc.paper.runs import Task
-from convfc.paper.trained import NetworkFolder
-from convfc.paper.training import Batches, train
+from convfc.paper import data
+from convfc.paper import keras_networks as networks
+from convfc.paper.experiment import LEARNING_RATES, PaperSettings
+from convfc.paper.keras_training import Batches, train
+from convfc.runs.folder import PartFiles, RunFolder
+from convfc.runs.study import Part, Work
 
 if TYPE_CHECKING:
     import pathlib
     from collections.abc import Callable
 
-    from convfc.paper.trained import Epoch
-
 IMAGES, BATCH = 48, 20
+
+
+class Watched:
+    """A display that stops the training after an epoch, and knows where it started."""
+
+    def __init__(self, stop: int = 99) -> None:
+        self.started: list[int] = []
+        self.epochs: list[int] = []
+        self._stop = stop
+
+    def start(self, name: str, done: int) -> None:
+        self.started.append(done)
+
+    def step(self, name: str, done: int, told: str) -> None:
+        self.epochs.append(done)
+        if done == self._stop:
+            raise KeyboardInterrupt
+
+
+def learn(
+    place: pathlib.Path,
+    name: str,
+    digits: data.Digits,
+    initial: networks.Weights,
+    watched: Watched | None = None,
+    *,
+    epochs: int = 3,
+    pause: float = 30.0,
+) -> PartFiles:
+    """Train a network of this name to the end, or until it is stopped."""
+    settings = PaperSettings(batch_size=BATCH)
+    part, run = Part(name, train, steps=epochs), RunFolder(place)
+    work = Work(settings, part, 0, {}, run, watched or Watched(), pause)  # type: ignore[arg-type]
+    rate = LEARNING_RATES[work.part.name.split("-")[1]]
+    work.files.save(train(work, digits, initial, rate))
+    return work.files
 
 
 @pytest.fixture(scope="module")
@@ -43,29 +79,26 @@ def initial() -> networks.Weights:
 @pytest.fixture(scope="module")
 def whole(
     tmp_path_factory: pytest.TempPathFactory, digits: data.Digits, initial: networks.Weights
-) -> Callable[[str, str], NetworkFolder]:
+) -> Callable[[str, str], PartFiles]:
     """Networks trained for three epochs without interruption, each trained once."""
     place = tmp_path_factory.mktemp("whole")
 
-    def trained(optimizer: str, network: str) -> NetworkFolder:
-        task = Task("float32", optimizer, network)
-        folder = NetworkFolder(place / task.name)
-        if not folder.finished:
-            train(task, digits, initial, folder, epochs=3, batch_size=BATCH)
-        return folder
+    def trained(optimizer: str, network: str) -> PartFiles:
+        name = f"float32-{optimizer}-{network}"
+        files = RunFolder(place).part(name)
+        return files if files.finished else learn(place, name, digits, initial)
 
     return trained
 
 
-def assert_same(folder: NetworkFolder, other: NetworkFolder) -> None:
+def assert_same(one: PartFiles, other: PartFiles) -> None:
     for name in ("first", "second"):
-        np.testing.assert_array_equal(folder.weights()[name], other.weights()[name], strict=True)
-    np.testing.assert_array_equal(folder.trajectory(), other.trajectory(), strict=True)
-    assert losses(folder) == losses(other)
-
-
-def losses(folder: NetworkFolder) -> list[tuple[int, float, float]]:
-    return [(line.epoch, line.loss, line.val_loss) for line in folder.history()]
+        np.testing.assert_array_equal(one.weights()[name], other.weights()[name], strict=True)
+    found, expected = one.load(), other.load()
+    np.testing.assert_array_equal(
+        found.arrays["first_layer"], expected.arrays["first_layer"], strict=True
+    )
+    assert found.numbers == expected.numbers
 
 
 def test_each_epoch_holds_every_image_once_in_an_order_of_its_own() -> None:
@@ -108,15 +141,14 @@ def test_fit_sees_the_batches_in_their_order(
         return original(self, index)
 
     monkeypatch.setattr(Batches, "__getitem__", watched)
-    folder = NetworkFolder(tmp_path / "n")
-    train(Task("float32", "sgd", "cnn"), digits, initial, folder, epochs=2, batch_size=BATCH)
+    learn(tmp_path, "float32-sgd-cnn", digits, initial, epochs=2)
     # Keras may look at the first batch beforehand and fetch ahead, but the rest comes in order.
     order = list(dict.fromkeys(seen))
     assert order == sorted(order) == list(range(6))
 
 
 def test_loss_is_the_mean_squared_error_of_the_digits(
-    whole: Callable[[str, str], NetworkFolder], digits: data.Digits
+    whole: Callable[[str, str], PartFiles], digits: data.Digits
 ) -> None:
     folder = whole("sgd", "cnn")
     model = networks.build("cnn", networks.Weights(**folder.weights()))
@@ -126,29 +158,29 @@ def test_loss_is_the_mean_squared_error_of_the_digits(
     terms = 784 + IMAGES + 3
     unit = np.finfo(np.float32).eps / 2
     bound = 2 * terms * unit / (1 - terms * unit) * exact
-    assert abs(folder.history()[-1].val_loss - exact) <= bound
+    assert abs(folder.load().numbers["val_loss"][-1] - exact) <= bound
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_control_is_the_fc_network_to_the_bit(
-    whole: Callable[[str, str], NetworkFolder], optimizer: str
+    whole: Callable[[str, str], PartFiles], optimizer: str
 ) -> None:
     assert_same(whole(optimizer, "control"), whole(optimizer, "fc"))
 
 
 def test_training_changes_the_weights_and_lowers_the_loss(
-    whole: Callable[[str, str], NetworkFolder], initial: networks.Weights
+    whole: Callable[[str, str], PartFiles], initial: networks.Weights
 ) -> None:
     folder = whole("adam", "cnn")
-    trajectory = folder.trajectory()
+    result = folder.load()
+    trajectory = result.arrays["first_layer"]
     assert trajectory.shape == (4, 16, 128)
     np.testing.assert_array_equal(trajectory[0], initial.first)
     np.testing.assert_array_equal(trajectory[-1], folder.weights()["first"])
     assert all(np.any(a != b) for a, b in itertools.pairwise(trajectory))
-    history = folder.history()
-    assert [line.epoch for line in history] == [1, 2, 3]
-    assert history[-1].loss < history[0].loss
-    assert all(line.seconds > 0 for line in history)
+    assert [len(result.numbers[kind]) for kind in ("loss", "val_loss")] == [3, 3]
+    assert result.numbers["loss"][-1] < result.numbers["loss"][0]
+    assert result.seconds["training"] > 0
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
@@ -156,27 +188,19 @@ def test_ctrl_c_and_resume_give_the_same_bits(
     tmp_path: pathlib.Path,
     digits: data.Digits,
     initial: networks.Weights,
-    whole: Callable[[str, str], NetworkFolder],
+    whole: Callable[[str, str], PartFiles],
     optimizer: str,
 ) -> None:
-    task = Task("float32", optimizer, "cnn")
-    folder = NetworkFolder(tmp_path / task.name)
-
-    def stop(line: Epoch) -> None:
-        if line.epoch == 2:
-            raise KeyboardInterrupt
-
-    options = {"epochs": 3, "batch_size": BATCH, "checkpoint_seconds": 0}
+    name, stopped, again = f"float32-{optimizer}-cnn", Watched(stop=2), Watched()
     with pytest.raises(KeyboardInterrupt):
-        train(task, digits, initial, folder, on_epoch=stop, **options)
-    assert not folder.finished
-    assert [path.name for path in folder.path.iterdir()] == ["checkpoint-000002"]
-    started: list[int] = []
-    train(task, digits, initial, folder, on_start=started.append, **options)
-    assert started == [2]
-    assert_same(folder, whole(optimizer, "cnn"))
-    names = sorted(path.name for path in folder.path.iterdir())
-    assert names == ["first_layer.npz", "history.csv", "sha256.json", "weights.npz"]
+        learn(tmp_path, name, digits, initial, stopped, pause=0)
+    folder = tmp_path / "parts"
+    assert [path.name for path in folder.iterdir()] == [f"{name}.checkpoint.npz"]
+    files = learn(tmp_path, name, digits, initial, again, pause=0)
+    assert again.started == [2]
+    assert_same(files, whole(optimizer, "cnn"))
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == [f"{name}.json", f"{name}.npz", f"{name}.weights.npz"]
 
 
 def test_ctrl_c_is_not_lost_where_keras_drops_it(
@@ -194,34 +218,38 @@ def test_ctrl_c_is_not_lost_where_keras_drops_it(
         return original(self, *args, **options)
 
     monkeypatch.setattr(keras.Model, "evaluate", interrupted)
-    folder = NetworkFolder(tmp_path / "n")
-    epochs: list[Epoch] = []
-    task = Task("float32", "sgd", "fc")
+    watched = Watched()
     # A shell's job in the background ignores Ctrl-C, and so would these tests in one.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
-            train(task, digits, initial, folder, epochs=2, batch_size=BATCH, on_epoch=epochs.append)
+            learn(tmp_path, "float32-sgd-fc", digits, initial, watched, epochs=2)
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
-    assert epochs == []
-    assert not folder.finished
+    assert watched.epochs == []
+    assert not RunFolder(tmp_path).part("float32-sgd-fc").finished
 
 
 KILLED = """
     import pathlib, sys, time
-    from convfc.paper import data, networks
-    from convfc.paper.runs import Task
-    from convfc.paper.trained import NetworkFolder
-    from convfc.paper.training import train
+    from convfc.paper import data, keras_networks
+    from convfc.paper.experiment import PaperSettings
+    from convfc.paper.keras_training import train
+    from convfc.runs.folder import RunFolder
+    from convfc.runs.study import Part, Work
 
-    def slowly(line):
-        time.sleep(60 if line.epoch == 2 else 0)
+    class Slow:
+        def start(self, name, done):
+            pass
 
-    train(Task("float32", "adam", "fc"), data.load(count={images}), networks.initial_weights(0),
-          NetworkFolder(pathlib.Path(sys.argv[1])), epochs=3, batch_size={batch},
-          checkpoint_seconds=0, on_epoch=slowly)
+        def step(self, name, done, told):
+            time.sleep(60 if done == 2 else 0)
+
+    part = Part("float32-adam-fc", train, steps=3)
+    settings, run = PaperSettings(batch_size={batch}), RunFolder(pathlib.Path(sys.argv[1]))
+    work = Work(settings, part, 0, dict(), run, Slow(), 0)
+    train(work, data.load(count={images}), keras_networks.initial_weights(0), {rate})
 """
 
 
@@ -229,14 +257,17 @@ def test_kill_and_resume_give_the_same_bits(
     tmp_path: pathlib.Path,
     digits: data.Digits,
     initial: networks.Weights,
-    whole: Callable[[str, str], NetworkFolder],
+    whole: Callable[[str, str], PartFiles],
 ) -> None:
-    folder = NetworkFolder(tmp_path / "killed")
-    program = textwrap.dedent(KILLED.format(images=IMAGES, batch=BATCH))
-    process = subprocess.Popen([sys.executable, "-c", program, str(folder.path)])  # noqa: S603
+    name = "float32-adam-fc"
+    files = RunFolder(tmp_path).part(name)
+    program = textwrap.dedent(
+        KILLED.format(images=IMAGES, batch=BATCH, rate=LEARNING_RATES["adam"])
+    )
+    process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)])  # noqa: S603
     try:
         deadline = time.monotonic() + 240
-        while not (folder.path / "checkpoint-000002").exists():
+        while (saved := files.load_checkpoint()) is None or saved["loss"].size < 2:
             assert process.poll() is None, "the training ended before it could be killed"
             assert time.monotonic() < deadline, "no checkpoint within 240 s"
             time.sleep(0.05)
@@ -244,38 +275,18 @@ def test_kill_and_resume_give_the_same_bits(
         process.kill()
         process.wait()
     assert process.returncode == -signal.SIGKILL
-    assert not folder.finished
-    started: list[int] = []
-    train(
-        Task("float32", "adam", "fc"),
-        digits,
-        initial,
-        folder,
-        epochs=3,
-        batch_size=BATCH,
-        on_start=started.append,
-    )
-    assert started == [2]
-    assert_same(folder, whole("adam", "fc"))
+    assert not files.finished
+    watched = Watched()
+    assert_same(learn(tmp_path, name, digits, initial, watched), whole("adam", "fc"))
+    assert watched.started == [2]
 
 
 def test_checkpoint_of_another_network_is_refused(
     tmp_path: pathlib.Path, digits: data.Digits, initial: networks.Weights
 ) -> None:
-    def stop(line: Epoch) -> None:
-        raise KeyboardInterrupt
-
-    folder = NetworkFolder(tmp_path / "mixed")
-    options = {"epochs": 2, "batch_size": BATCH}
     with pytest.raises(KeyboardInterrupt):
-        train(
-            Task("float32", "sgd", "fc"),
-            digits,
-            initial,
-            folder,
-            checkpoint_seconds=0,
-            on_epoch=stop,
-            **options,
-        )
-    with pytest.raises(RunError, match=r"belongs to another network.*Remedy: remove this folder"):
-        train(Task("float32", "adam", "fc"), digits, initial, folder, **options)
+        learn(tmp_path, "float32-sgd-fc", digits, initial, Watched(stop=1), pause=0)
+    run, name = RunFolder(tmp_path), "float32-adam-fc"
+    run.part("float32-sgd-fc").checkpoint.rename(run.part(name).checkpoint)
+    with pytest.raises(RunError, match=r"belongs to another network.*Remedy: remove this file"):
+        learn(tmp_path, name, digits, initial)

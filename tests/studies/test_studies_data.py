@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from matplotlib.ft2font import FT2Font
 
+from convfc.digits import labelled_digits
 from convfc.errors import DataError
-from convfc.paper.data import labelled_digits
-from convfc.studies import data
-from convfc.studies.data import FONTS, LETTERS, Images
+from convfc.studies import images as data
+from convfc.studies.images import FONTS, LETTERS, Images
 
 
 @pytest.fixture(scope="module")

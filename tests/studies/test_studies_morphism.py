@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
+import pathlib
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from convfc.reporting import render
-from convfc.studies.morphism import STUDY
-from convfc.studies.morphism.findings import find, summary
-from convfc.studies.morphism.parts import Settings, student_of, teacher
+from convfc.runs.folder import FinishedRun, RunFolder
+from convfc.runs.study import report_text
+from convfc.studies.morphism.report import summary
+from convfc.studies.morphism.study import STUDY, student_of, teacher
+from convfc.studies.morphism.study import MorphismSettings as Settings
 
 EPOCHS = 4
 
@@ -60,7 +62,7 @@ def made_up(
 
 
 def text_of(results: dict[str, Any]) -> str:
-    return render(STUDY.template, find(results))
+    return report_text(STUDY, FinishedRun(RunFolder(pathlib.Path("run")), results))
 
 
 def test_a_student_that_is_better_is_called_so() -> None:
@@ -173,7 +175,7 @@ def test_one_seed_has_no_spread() -> None:
 
 def test_command_repeats_the_settings() -> None:
     words = "convfc reproduce --study morphism --epochs 4 --seeds 3"
-    assert find(made_up())["command"] == words
+    assert Settings.command(made_up()["settings"]) == words
 
 
 def test_summary_has_every_network() -> None:

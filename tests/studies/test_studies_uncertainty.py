@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING, Any
+import pathlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,26 +13,24 @@ from rich.console import Console
 from torch import nn
 
 from convfc.methods import uncertainty
-from convfc.paper.progress import Lines
-from convfc.reporting import render
-from convfc.studies.data import Images
-from convfc.studies.folder import PartFile, Result
-from convfc.studies.runner import Work
-from convfc.studies.uncertainty import STUDY, parts
-from convfc.studies.uncertainty.findings import find, sorted_out, summary
+from convfc.runs.folder import FinishedRun, Result, RunFolder
+from convfc.runs.progress import Lines
+from convfc.runs.study import Part, Work, report_text
+from convfc.studies.images import Images
+from convfc.studies.uncertainty import study as parts
 from convfc.studies.uncertainty.methods import (
+    ANGLES,
+    MEASURES,
     METHODS,
-    Settings,
     groups_of,
     lenet,
     loss_of,
+    score_table,
     untrained,
 )
-from convfc.studies.uncertainty.parts import ANGLES
-from convfc.studies.uncertainty.scores import MEASURES, score_table
-
-if TYPE_CHECKING:
-    import pathlib
+from convfc.studies.uncertainty.methods import UncertaintySettings as Settings
+from convfc.studies.uncertainty.report import sorted_out, summary
+from convfc.studies.uncertainty.study import STUDY
 
 TITLES = [method.title for key, method in METHODS.items() if key != "plain"]
 
@@ -84,7 +83,7 @@ def made_up(gain: int = 1, **changed: Any) -> dict[str, Any]:
 
 
 def text_of(results: dict[str, Any]) -> str:
-    return render(STUDY.template, find(results))
+    return report_text(STUDY, FinishedRun(RunFolder(pathlib.Path("run")), results))
 
 
 @pytest.mark.parametrize("measure", MEASURES)
@@ -176,10 +175,10 @@ def test_rates_are_told_with_their_way() -> None:
 
 
 def test_command_repeats_the_settings() -> None:
-    assert find(made_up())["command"] == "convfc reproduce --study uncertainty"
+    assert Settings.command(made_up()["settings"]) == "convfc reproduce --study uncertainty"
     other = Settings.named(seed=3, samples=7, epochs=2, images=30)
     words = "convfc reproduce --study uncertainty --epochs 2 --seed 3 --images 30 --samples 7"
-    assert find(made_up(settings=other.as_json()))["command"] == words
+    assert Settings.command(other.as_json()) == words
 
 
 def test_summary_has_a_row_for_each_method() -> None:
@@ -302,9 +301,11 @@ def test_learned_rates_take_longer_steps_and_nothing_is_left_out() -> None:
 
 def work_on(folder: pathlib.Path, name: str, results: dict[str, Result]) -> Work:
     settings = Settings.named(images=30, samples=2)
-    display = Lines(Console(file=io.StringIO()))
-    display.plan({name: 3}, {})
-    return Work(settings, results, 5, name, 3, PartFile(folder, name), display, 0.0)
+    display, run = Lines(Console(file=io.StringIO()), "parts", "step"), RunFolder(folder)
+    display.plan({name: 3}, set(), {name: 1})
+    for key, result in results.items():
+        run.part(key).save(result)
+    return Work(settings, Part(name, parts._predict_laplace, steps=3), 5, results, run, display, 0)
 
 
 def test_draws_of_laplace_resume_to_the_same_bits(
@@ -319,18 +320,18 @@ def test_draws_of_laplace_resume_to_the_same_bits(
     monkeypatch.setattr(parts, "questions", lambda settings: few)
     monkeypatch.setattr(parts, "_LAPLACE_BATCH", 4)
     weights = lenet(0).state_dict().items()
-    plain = {"plain": Result(arrays={f"model.{n}": v.numpy() for n, v in weights})}
+    plain = {"plain": Result(weights={n: v.numpy() for n, v in weights})}
     with torch.random.fork_rng(devices=[]):
         whole = parts._predict_laplace(work_on(tmp_path / "whole", "predict-laplace", plain))
         torch.manual_seed(1)
-        save = Work.save
+        step = Work.step
 
-        def stopping(work: Work, arrays: Any) -> None:
-            save(work, arrays)
+        def stopping(work: Work, done: int, told: str = "", state: Any = None) -> None:
+            step(work, done, told, state)
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(Work, "save", stopping)
+            patch.setattr(Work, "step", stopping)
             with pytest.raises(KeyboardInterrupt):
                 parts._predict_laplace(work_on(tmp_path / "again", "predict-laplace", plain))
         work = work_on(tmp_path / "again", "predict-laplace", plain)

@@ -12,8 +12,6 @@ from convfc.cli.inspect import inspect
 from convfc.cli.reproduce import reproduce
 from convfc.cli.spectrum import spectrum
 
-__all__ = ["app"]
-
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,

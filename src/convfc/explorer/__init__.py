@@ -2,12 +2,9 @@
 
 ============== ==================================================================================
 `state`        what the page shows, as JSON, from a layer and an input, and back
-`settings`     its part about the geometry, and how far the page goes
-`page`         the page as one file that makes no request
-`server`       the page on the loopback interface
+`page`         the page as one file that makes no request, and on the loopback interface
 `widget`       the page in a notebook (needs anywidget; imported when asked for)
-`models`       a layer in a model, and what reaches it there
-`pictures`     arrays, image files and digits as inputs (files need Pillow)
+`inputs`       arrays, image files (needs Pillow), digits, and what reaches a layer in its model
 `static`       the page's module and stylesheet, made of the sources in `web`
 ============== ==================================================================================
 """
@@ -18,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from convfc.errors import ArgumentError
-from convfc.explorer.pictures import Source
+from convfc.explorer.inputs import Source
 from convfc.explorer.state import explorer_state
 from convfc.geometry import ConvGeometry
 

@@ -1,4 +1,9 @@
-"""The explorer as one HTML file: module, stylesheet and state inside, and nothing from anywhere."""
+"""The explorer as one HTML file that asks for nothing else, and on the loopback interface.
+
+The server has a fixed set of answers in memory. No request names a file: what there is to be asked
+for is made when it starts. Only this machine can ask, and only by the name that it was told (a page
+of another host that makes its name point here is refused).
+"""
 
 from __future__ import annotations
 
@@ -8,13 +13,17 @@ import hashlib
 import html
 import importlib.resources
 import json
+import os
 import pathlib
+import sys
 from collections.abc import Mapping
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from convfc.errors import RunError
 from convfc.files import replacing
-
-__all__ = ["asset", "document", "page", "policy", "write_page"]
+from convfc.printable import printable
 
 _DOCUMENT = """<!doctype html>
 <html lang="en">
@@ -37,13 +46,7 @@ _DOCUMENT = """<!doctype html>
 
 @functools.cache
 def asset(name: str) -> str:
-    """Return a file of the bundle: ``explorer.js`` or ``explorer.css``.
-
-    Examples
-    --------
-    >>> len(asset("explorer.js")) + len(asset("explorer.css")) < 300_000
-    True
-    """
+    """Return a file of the bundle: ``explorer.js`` or ``explorer.css``."""
     folder = importlib.resources.files("convfc.explorer") / "static"
     return (folder / name).read_text(encoding="utf-8")
 
@@ -53,18 +56,6 @@ def page(state: Mapping[str, Any] | None = None) -> str:
 
     Its Content-Security-Policy allows the module and the stylesheet inside, by their hashes, and
     pictures that it makes itself; nothing else.
-
-    Parameters
-    ----------
-    state : mapping, optional
-        From `convfc.explorer.state.explorer_state`; if not given, it opens with the paper's
-        experiment, or with what its address says.
-
-    Examples
-    --------
-    >>> text = page()
-    >>> "default-src 'none'" in text, "http-equiv" in text
-    (True, True)
     """
     script, style = asset("explorer.js"), asset("explorer.css")
     # In a script element nothing ends it but its own end tag.
@@ -108,3 +99,102 @@ def write_page(path: pathlib.Path, state: Mapping[str, Any] | None = None) -> No
 
 def _hash(text: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+HOST = "127.0.0.1"
+
+_HEADERS = {
+    "Content-Security-Policy": policy(script="'self'", style="'self'") + "; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+
+class ExplorerServer(ThreadingHTTPServer):
+    """Serves the page of one state until it is stopped."""
+
+    daemon_threads = True
+    # After Ctrl-C the system keeps the port for a minute, for what is late; another server on it is
+    # still refused. On Windows the same word would let two servers share it.
+    allow_reuse_address = os.name != "nt"
+    allow_reuse_port = False
+
+    def __init__(self, state: Mapping[str, Any] | None = None, port: int = 0) -> None:
+        text = document(
+            state,
+            style='<link rel="stylesheet" href="explorer.css">',
+            script='<script type="module" src="explorer.js"></script>',
+        )
+        self.answers = {
+            "/": ("text/html", text.encode()),
+            "/explorer.js": ("text/javascript", asset("explorer.js").encode()),
+            "/explorer.css": ("text/css", asset("explorer.css").encode()),
+            "/state.json": ("application/json", json.dumps(state, allow_nan=False).encode()),
+            "/favicon.ico": ("image/x-icon", b""),
+        }
+        try:
+            super().__init__((HOST, port), _Handler)
+        except OSError as error:
+            raise RunError(
+                f"the port cannot be used ({error.strerror})",
+                where=f"port {port}",
+                remedy="leave --port out for a free one",
+            ) from error
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say in one line what went wrong; that a tab was closed or reloaded is no error."""
+        error = sys.exception()
+        if not isinstance(error, ConnectionError):
+            sys.stderr.write(f"Error: {type(error).__name__}: {printable(error)}\n")
+
+    @property
+    def url(self) -> str:
+        """Where the page is."""
+        return f"http://{HOST}:{self.server_address[1]}/"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """Answers from the table of its server."""
+
+    server: ExplorerServer
+    server_version = "convfc"
+    sys_version = ""
+    timeout = 10
+    """Seconds that a request may keep its thread waiting."""
+
+    def do_GET(self) -> None:
+        """Answer with the body."""
+        self._answer(body=True)
+
+    def do_HEAD(self) -> None:
+        """Answer without it."""
+        self._answer(body=False)
+
+    def _answer(self, *, body: bool) -> None:
+        port = self.server.server_address[1]
+        if self.headers.get("Host") not in {f"{HOST}:{port}", f"localhost:{port}"}:
+            self.send_error(HTTPStatus.FORBIDDEN, "Ask for it by its address")
+            return
+        found = self.server.answers.get(self.path.partition("?")[0])
+        if found is None:
+            self.send_error(HTTPStatus.NOT_FOUND)
+            return
+        kind, content = found
+        self.send_response(HTTPStatus.OK)
+        self.send_header("Content-Type", f"{kind}; charset=utf-8")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+
+    def end_headers(self) -> None:
+        """Send the headers that every answer has, errors too."""
+        for name, value in _HEADERS.items():
+            self.send_header(name, value)
+        super().end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing: the terminal is the user's."""

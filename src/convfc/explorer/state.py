@@ -1,9 +1,12 @@
 """The state of the page as JSON, from a layer and an input, and back.
 
-A state is a dict: ``version``, ``settings`` (see `settings`), ``input`` (``{"values": [...]}``),
-``filters``, ``bias``, ``selection``, ``title`` and ``source``. Numbers are flat, in the layouts of
-convfc: input ``(*spatial, c)``, filters ``(f, *kernel, c / groups)``. Once somebody has changed
-something on a page, ``given`` holds the settings and numbers that title and source speak of.
+A state is a dict: ``version``, ``settings``, ``input`` (``{"values": [...]}``), ``filters``,
+``bias``, ``selection``, ``title`` and ``source``. Numbers are flat, in the layouts of convfc: input
+``(*spatial, c)``, filters ``(f, *kernel, c / groups)``. Once somebody has changed something on a
+page, ``given`` holds the settings and numbers that title and source speak of.
+
+The settings are a `ConvGeometry` and an input size in the words of the page. The page keeps the
+same rules (``web/src/model/geometry.js``); the tests compare the two.
 """
 
 from __future__ import annotations
@@ -16,15 +19,140 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convfc.errors import ArgumentError, DataError
-from convfc.explorer.pictures import Picture, Source, as_input, real_numbers
-from convfc.explorer.settings import check_axes, geometry_of_settings, settings_of_geometry
+from convfc.errors import ArgumentError, DataError, GeometryError, MemoryBudgetError
+from convfc.explorer.inputs import LONGEST, Picture, Source, as_input, real_numbers
 from convfc.geometry import ConvGeometry
 from convfc.layer import ConvLayer
 from convfc.registry import Reading, read_layer
-from convfc.sizes import Sizes, input_sizes
+from convfc.sizes import Sizes, flag, input_sizes
 
-__all__ = ["VERSION", "check_selection", "explorer_state", "state_layer"]
+LIMITS = {
+    "size": (1, LONGEST),
+    "kernel": (1, 64),
+    "stride": (1, 64),
+    "dilation": (1, 64),
+    "outputPadding": (0, 63),
+    "channels": (1, 4096),
+    "filters": (1, 4096),
+    "groups": (1, 4096),
+}
+"""The least and the most of a setting, per axis where there is one for each."""
+
+PADDING = (0, 224)
+"""The same of the padding on a side."""
+
+LARGEST = 2_000_000
+"""Numbers that the page holds: of input and filters together, and of one filter's output.
+
+As JSON some 20 MB, which a browser still reads at once.
+"""
+
+_NAMES = {
+    "channels": "in_channels",
+    "filters": "out_channels",
+    "kernel": "kernel_size",
+    "stride": "stride",
+    "padding": "padding",
+    "mode": "padding_mode",
+    "dilation": "dilation",
+    "groups": "groups",
+    "transposed": "transposed",
+    "outputPadding": "output_padding",
+    "flip": "flip",
+}
+"""The page's settings, and what `ConvGeometry` calls them."""
+
+
+def settings_of_geometry(
+    geometry: ConvGeometry, input_size: Sequence[int], *, bias: bool
+) -> dict[str, Any]:
+    """Return the settings of the page for a geometry, or refuse what is beyond its limits."""
+    check_axes(geometry)
+    size = input_sizes(input_size, geometry.spatial_ndim)
+    output = geometry.output_size(size)
+    given = {theirs: _plain(getattr(geometry, ours)) for theirs, ours in _NAMES.items()}
+    settings = {"axes": len(size), "size": list(size), **given, "bias": bias}
+    for name, (least, most) in LIMITS.items():
+        values = settings[name] if isinstance(settings[name], list) else [settings[name]]
+        _check_limits(name, values, least, most)
+    _check_limits("padding", [side for pair in geometry.padding for side in pair], *PADDING)
+    for what, count in (
+        ("input and filters have", _given(geometry, size)),
+        ("the output of one filter has", math.prod(output)),
+    ):
+        if count > LARGEST:
+            raise MemoryBudgetError(
+                f"{what} more numbers than the page holds",
+                where="layer",
+                expected=f"at most {LARGEST:,}",
+                got=f"{count:,}",
+                remedy="show some of the filters (filters=range(8), --filters 8), or less input",
+            )
+    return settings
+
+
+def check_axes(geometry: ConvGeometry) -> None:
+    """Raise if the page cannot show as many axes."""
+    if geometry.spatial_ndim > 2:
+        raise GeometryError(
+            "the page shows one or two spatial axes",
+            where="layer",
+            got=geometry.spatial_ndim,
+            remedy="show a slice of it, such as filters[:, 0] with a geometry of two axes; "
+            "convfc.index_map and convfc.im2col take any number of axes",
+        )
+
+
+def geometry_of_settings(settings: Mapping[str, Any]) -> tuple[ConvGeometry, Sizes, bool]:
+    """Return the geometry, the input size, and whether there is a bias, of the page's settings."""
+    names = {"axes", "size", "bias", *_NAMES}
+    for wrong, what in ((names - set(settings), "a field is missing"),
+                        (set(settings) - names, "there is no such field")):  # fmt: skip
+        if wrong:
+            raise DataError(
+                what,
+                where=f"settings.{min(wrong)}",
+                expected=", ".join(sorted(names)),
+                remedy="take the settings from explorer_state, or from the widget's .state",
+            )
+    given = {ours: settings[theirs] for theirs, ours in _NAMES.items()}
+    sizes = [given.pop(name) for name in ("in_channels", "out_channels", "kernel_size")]
+    geometry = ConvGeometry(*sizes, **given)
+    size = input_sizes(settings["size"], geometry.spatial_ndim)
+    if settings["axes"] != geometry.spatial_ndim:
+        raise GeometryError(
+            "the kernel has another number of axes",
+            where="settings.axes",
+            expected=geometry.spatial_ndim,
+            got=settings["axes"],
+            remedy="give one kernel size per axis",
+        )
+    bias = flag("settings.bias", settings["bias"])
+    settings_of_geometry(geometry, size, bias=bias)  # for what it refuses
+    return geometry, size, bias
+
+
+def _plain(value: Any) -> Any:
+    """Return tuples as lists, as JSON has them."""
+    return [_plain(v) for v in value] if isinstance(value, tuple) else value
+
+
+def _check_limits(name: str, values: Sequence[int], least: int, most: int) -> None:
+    for value in values:
+        if not least <= value <= most:
+            size = name == "size"
+            raise GeometryError(
+                "the page does not go so far",
+                where=name,
+                expected=f"{least} to {most}",
+                got=value,
+                remedy="make the input smaller" if size else "show fewer of them, or a part",
+            )
+
+
+def _given(geometry: ConvGeometry, size: Sizes) -> int:
+    return math.prod(size) * geometry.in_channels + math.prod(geometry.filters_shape)
+
 
 VERSION = 1
 """Of the JSON; the page knows the same one (web/src/model/store.js)."""
@@ -117,34 +245,9 @@ def explorer_state(
 
 
 def state_layer(state: Mapping[str, Any]) -> tuple[ConvLayer, NDArray[Any] | None]:
-    """Return the layer of a state, and its input ``(*spatial, c)``, if it has one.
+    """Return the layer of a state, named as its title says, and its input ``(*spatial, c)``.
 
-    Parameters
-    ----------
-    state : mapping
-        From the page, from the widget, or from `explorer_state`.
-
-    Returns
-    -------
-    layer : ConvLayer
-        Named as its title says; with "changed here" if it was changed on a page.
-    x : ndarray or None
-        None also for one of the page's own digits, whose numbers are on the page.
-
-    Raises
-    ------
-    DataError
-        If it is no state: the message names the field.
-    GeometryError, MemoryBudgetError
-        If its settings are no convolution, or none that the page can show.
-
-    Examples
-    --------
-    >>> geometry = ConvGeometry(1, 2, (3,))
-    >>> state = explorer_state(np.arange(6).reshape(2, 3, 1), np.arange(5)[:, None], geometry)
-    >>> layer, x = state_layer(state)
-    >>> layer.geometry == geometry, x.ravel().tolist()
-    (True, [0, 1, 2, 3, 4])
+    There is no input if the state has none, or one of the page's own digits.
     """
     if state.get("version", VERSION) != VERSION:
         raise DataError(
@@ -183,27 +286,7 @@ def state_layer(state: Mapping[str, Any]) -> tuple[ConvLayer, NDArray[Any] | Non
 def check_selection(
     selection: Mapping[str, Any], geometry: ConvGeometry | None = None, size: Sizes = ()
 ) -> None:
-    """Raise unless a selection names rows, filters, columns and elements that there can be.
-
-    Parameters
-    ----------
-    selection : mapping
-        ``p`` and ``f`` are whole numbers; ``q`` and ``element`` are, or None.
-    geometry, size : ConvGeometry and tuple of int, optional
-        Of the layer, if it is known.
-
-    Raises
-    ------
-    DataError
-        The message names the part.
-
-    Examples
-    --------
-    >>> check_selection({"p": 3, "f": 9}, ConvGeometry(1, 4, (3,)), (8,))
-    Traceback (most recent call last):
-    ...
-    convfc.errors.DataError: selection.f: there is no such filter; expected 0 to 3; got 9. ...
-    """
+    """Raise unless a selection names rows, filters, columns and elements that there can be."""
     words = {"p": "row of M", "f": "filter", "q": "column of M", "element": "input element"}
     ends = dict.fromkeys(words, math.inf)
     if geometry is not None:

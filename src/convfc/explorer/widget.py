@@ -8,15 +8,13 @@ from typing import Any
 
 from convfc.errors import ConvfcError, DataError
 from convfc.explorer.page import asset
-from convfc.explorer.settings import geometry_of_settings
-from convfc.explorer.state import check_selection, state_layer
+from convfc.explorer.state import check_selection, geometry_of_settings, state_layer
 from convfc.extras import needing
 
 with needing(otherwise="convfc explore, which needs no notebook"):
     import anywidget
     import traitlets
 
-__all__ = ["ExplorerWidget"]
 
 _NOTHING = {"p": 0, "f": 0, "q": None, "element": None}
 

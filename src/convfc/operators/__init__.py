@@ -5,9 +5,7 @@
 `estimate`     how large the matrix would be, and whether it fits
 `pattern`      where the matrix has entries, and which weight each of them holds
 `matrixfree`   the same map as a SciPy operator that holds nothing but the filters
-`nearest`      the way back: the closest convolution to a matrix
-`entries`      any matrix, dense or sparse, read in the pattern
-`sets`         the few numbers that the matrix of a convolution is made of, and their algebra
+`nearest`      the way back: the closest convolution to a matrix, dense or sparse
 `conv1d`       an N-dimensional convolution as one 1-D convolution
 ============== ==================================================================================
 """

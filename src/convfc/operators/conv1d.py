@@ -28,8 +28,6 @@ from convfc.layer import ConvLayer
 from convfc.registry import read_layer
 from convfc.stretch import pad
 
-__all__ = ["Conv1dForm", "as_conv1d"]
-
 
 @dataclass(frozen=True, eq=False)
 class Conv1dForm:

@@ -19,17 +19,6 @@ from convfc.operators.pattern import MatrixPattern, matrix_pattern
 from convfc.registry import read_layer
 from convfc.sizes import one_of
 
-__all__ = [
-    "Layout",
-    "MatrixEstimate",
-    "available_memory",
-    "check_fits",
-    "check_layout",
-    "check_together",
-    "matrix_estimate",
-    "pattern_estimate",
-]
-
 Layout: TypeAlias = Literal["csr", "dense"]
 """How a matrix is stored: compressed sparse rows, or every entry."""
 
@@ -134,14 +123,7 @@ def matrix_estimate(
 
 
 def pattern_estimate(pattern: MatrixPattern, dtype: Any, layout: Layout = "csr") -> MatrixEstimate:
-    """Return the size of the matrix that has a pattern.
-
-    Examples
-    --------
-    >>> pattern = matrix_pattern(ConvGeometry(1, 1, (3,), padding=1), (4,), "channels_last")
-    >>> pattern_estimate(pattern, np.float64)
-    MatrixEstimate(shape=(4, 4), nonzeros=10, bytes=140)
-    """
+    """Return the size of the matrix that has a pattern."""
     size = itemsize(dtype)
     if check_layout(layout) == "dense":
         needed = math.prod(pattern.shape) * size
@@ -156,26 +138,7 @@ def check_fits(
 ) -> None:
     """Raise MemoryBudgetError unless a matrix fits, before anything is built.
 
-    Parameters
-    ----------
-    estimate : MatrixEstimate
-    memory : int or float, optional
-        Bytes that it may take; by default what the machine has free now, or any number where the
-        system does not say.
-    remedy : str
-        What to do instead.
-
-    Raises
-    ------
-    MemoryBudgetError
-        If the matrix is larger, or the memory is not a number of bytes.
-
-    Examples
-    --------
-    >>> check_fits(MatrixEstimate((4, 4), 10, 140), memory=1000)
-    >>> check_fits(MatrixEstimate((4, 4), 10, 140), memory=100)
-    Traceback (most recent call last):
-    convfc.errors.MemoryBudgetError: memory: the matrix does not fit; ...
+    Without a number of bytes it may take what the machine has free now, if the system says so.
     """
     if memory is None:
         allowed, whose = available_memory(), "that the machine has free"
@@ -209,32 +172,9 @@ def check_together(
     remedy: str,
     working: int = 0,
 ) -> None:
-    """Raise MemoryBudgetError unless the matrices of several layers fit at once.
+    """Raise MemoryBudgetError unless the matrices of several layers, by name, fit at once.
 
-    Parameters
-    ----------
-    estimates : mapping
-        By the layer's name; the message names the largest.
-    memory : int or float, optional
-        As for `check_fits`.
-    what : str
-        What the matrices are, for the message.
-    remedy : str
-    working : int
-        Bytes that building them takes besides.
-
-    Raises
-    ------
-    MemoryBudgetError
-        If they do not fit, or the memory is not a number of bytes.
-
-    Examples
-    --------
-    >>> two = {"a": MatrixEstimate((4, 4), 10, 140), "b": MatrixEstimate((4, 4), 9, 130)}
-    >>> check_together(two, 270, what="the matrices of the layers", remedy="take fewer layers")
-    >>> check_together(two, 269, what="the matrices of the layers", remedy="take fewer layers")
-    Traceback (most recent call last):
-    convfc.errors.MemoryBudgetError: a: the matrices of the layers do not fit; ...
+    ``working`` are the bytes that building them takes besides.
     """
     check_fits(MatrixEstimate((1, 1), 0, 0), memory)  # is it an amount of memory?
     allowed = available_memory() if memory is None else memory
@@ -253,13 +193,7 @@ def check_together(
 
 
 def check_layout(layout: Layout) -> Layout:
-    """Return the layout, or say that there is none of this name.
-
-    Examples
-    --------
-    >>> check_layout("csr")
-    'csr'
-    """
+    """Return the layout, or say that there is none of this name."""
     one_of(
         "layout",
         layout,
@@ -275,17 +209,6 @@ def available_memory(root: str | os.PathLike[str] = "/") -> int | None:
 
     On Linux what the kernel calls available, or what is left of the control group's limit if that
     is less; elsewhere the free pages, where the system counts them.
-
-    Parameters
-    ----------
-    root : path
-        Where ``proc`` and ``sys`` are.
-
-    Examples
-    --------
-    >>> memory = available_memory()
-    >>> memory is None or memory > 0
-    True
     """
     files = Path(root)
     found = [

@@ -28,8 +28,6 @@ from convfc.operators.pattern import MatrixPattern, matrix_pattern
 from convfc.registry import ROOMS, Order, read_layer
 from convfc.sizes import one_of
 
-__all__ = ["Library", "conv_matrix", "conv_offset"]
-
 Library: TypeAlias = Literal["scipy", "torch"]
 """Whose arrays a matrix is made of."""
 

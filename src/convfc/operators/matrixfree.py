@@ -29,8 +29,6 @@ from convfc.layer import ConvLayer
 from convfc.registry import Order, read_layer
 from convfc.stretch import row_blocks
 
-__all__ = ["ConvOperator", "LinearMap", "conv_operator"]
-
 LinearMap: TypeAlias = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
 """From a batch of inputs to one of outputs, or back."""
 

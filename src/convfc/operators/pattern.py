@@ -25,8 +25,6 @@ from convfc.geometry import ConvGeometry
 from convfc.indexmap import AxisMap, IndexMap, index_map
 from convfc.registry import Order, check_order
 
-__all__ = ["AxisPattern", "Block", "MatrixPattern", "Run", "matrix_pattern"]
-
 _LARGEST_INT32 = int(np.iinfo(np.int32).max)
 
 
@@ -66,16 +64,7 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class AxisPattern:
-    """The entries on one axis: pairs (output position, input element), by position.
-
-    Examples
-    --------
-    Three taps on four elements between two zeros: the positions at both ends read two.
-
-    >>> pattern = matrix_pattern(ConvGeometry(1, 1, (3,), padding=1), (4,), "channels_last")
-    >>> pattern.axes[0].counts, [run.taps for run in pattern.axes[0].runs]
-    (array([2, 3, 3, 2]), [array([1, 2]), array([0, 1, 2]), array([0, 1])])
-    """
+    """The entries on one axis: pairs (output position, input element), by position."""
 
     axis: AxisMap
 
@@ -186,22 +175,6 @@ class MatrixPattern:
     order : {"channels_first", "channels_last"}
         Of rows, (f, *output) or (*output, f), and of columns, (c, *spatial) or (*spatial, c).
     axes : tuple of AxisPattern
-
-    Examples
-    --------
-    >>> geometry = ConvGeometry(1, 1, (3,), padding=1)
-    >>> pattern = matrix_pattern(geometry, (4,), "channels_first")
-    >>> pattern.shape, pattern.nonzeros
-    ((4, 4), 10)
-    >>> pattern.indptr()
-    array([ 0,  2,  5,  8, 10], dtype=int32)
-    >>> pattern.indices()
-    array([0, 1, 0, 1, 2, 1, 2, 3, 2, 3], dtype=int32)
-
-    Which weight each entry holds, unless the padding repeats elements:
-
-    >>> pattern.values(np.arange(3).reshape(geometry.filters_shape))
-    array([1, 2, 0, 1, 2, 0, 1, 2, 0, 1])
     """
 
     where: IndexMap
@@ -288,18 +261,7 @@ class MatrixPattern:
         return found
 
     def values(self, filters: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Return the stored entries, shape ``(nonzeros,)``: each the weight, or the sum of weights.
-
-        Parameters
-        ----------
-        filters : NumPy array, shape (f, *kernel, c / groups)
-            Sums are kept in its dtype.
-
-        Raises
-        ------
-        ShapeError
-            If the filters are not those of the geometry.
-        """
+        """Return the stored entries, shape ``(nonzeros,)``: each a weight, or a sum of weights."""
         check_shape("filters", filters, self.geometry.filters_shape, "(f, *kernel, c/groups)")
         tap_axis = self.tap_axis
         if tap_axis == 2:
@@ -316,31 +278,7 @@ class MatrixPattern:
         return found
 
     def fold(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Return, for each weight, the sum of all entries that hold it: the adjoint of `values`.
-
-        Parameters
-        ----------
-        values : NumPy array, shape (nonzeros,)
-
-        Returns
-        -------
-        array, shape (f, *kernel, c / groups)
-            In the dtype of NumPy's sums: that of the values, booleans and small integers widened.
-
-        Raises
-        ------
-        ShapeError
-            If there are more or fewer values than entries.
-
-        Examples
-        --------
-        How many entries hold each of three taps:
-
-        >>> geometry = ConvGeometry(1, 1, (3,), padding=1)
-        >>> pattern = matrix_pattern(geometry, (4,), "channels_last")
-        >>> pattern.fold(np.ones(pattern.nonzeros)).ravel()
-        array([3., 4., 3.])
-        """
+        """Return, for each weight, the sum of all entries that hold it: the adjoint of `values`."""
         check_shape("values", values, (self.nonzeros,), "give one value per stored entry")
         values = np.ascontiguousarray(values)
         tap_axis, ndim = self.tap_axis, len(self.axes)
@@ -394,19 +332,6 @@ def matrix_pattern(
     """Return where the matrix of a geometry has entries, for one input size and order of axes.
 
     Nothing of the matrix's size is built.
-
-    Raises
-    ------
-    GeometryError
-        If the geometry does not fit the input size.
-    ArgumentError
-        If there is no such order.
-
-    Examples
-    --------
-    >>> geometry = ConvGeometry(64, 64, (3, 3), padding=1)
-    >>> matrix_pattern(geometry, (56, 56), "channels_first").nonzeros
-    112869376
     """
     return _pattern(index_map(geometry, input_size), check_order(order))
 

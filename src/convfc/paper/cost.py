@@ -21,7 +21,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import pathlib
 import statistics
 import subprocess
 import sys
@@ -42,13 +41,10 @@ from convfc.algorithm1 import (
     rows_to_output,
 )
 from convfc.errors import RunError
-from convfc.files import write_json
 from convfc.frameworks.keras.backend import choose_backend
 from convfc.geometry import ConvGeometry
-from convfc.paper import memory
-from convfc.paper.machine import describe_machine
-
-__all__ = ["WAYS", "measure_cost", "take_turns", "write_cost"]
+from convfc.runs import machine
+from convfc.runs.machine import describe_machine
 
 Array = NDArray[np.float32]
 Ways = Mapping[str, Callable[[], Any]]
@@ -83,47 +79,13 @@ _RESOLUTION = 2**18  # Linux counts resident pages per processor and adds them u
 _UNIT_ROUNDOFF = 2.0**-24
 
 
-def write_cost(
-    folder: pathlib.Path, *, quick: bool = True, progress: Callable[[str], None] | None = None
-) -> None:
-    """Measure, and write ``cost.json`` into a run's folder.
-
-    Parameters
-    ----------
-    folder : pathlib.Path
-        An existing folder.
-    quick, progress
-        As for `measure_cost`.
-
-    Raises
-    ------
-    RunError
-        The measurement failed.
-    """
-    write_json(folder / "cost.json", measure_cost(quick=quick, progress=progress))
-
-
 def measure_cost(*, quick: bool, progress: Callable[[str], None] | None = None) -> dict[str, Any]:
     """Measure time and memory of the four ways, in a process of its own.
 
-    Parameters
-    ----------
-    quick : bool
-        The small series, about half a minute on two cores; otherwise some minutes.
-    progress : callable, optional
-        Called with a line of text before each measured layer.
-
-    Returns
-    -------
-    dict
-        ``machine``, ``backend``, ``memory_method``, and ``axes``: for ``image``, ``kernel`` and
-        ``batch`` a list of layers, each with its sizes, the bytes of input, output and M, and
-        ``methods``: seconds (median) and peak_bytes (None where it cannot be measured) of each way.
-
-    Raises
-    ------
-    RunError
-        The process failed; its last words are in the message.
+    Quick is the small series, about half a minute on two cores; otherwise it takes some minutes.
+    ``axes`` of what is returned holds for ``image``, ``kernel`` and ``batch`` a list of layers,
+    each with its sizes, the bytes of input, output and M, and ``methods``: seconds (median) and
+    peak_bytes (None where it cannot be measured) of each way.
     """
     plan = json.dumps({"backend": _backend(), **(QUICK if quick else FULL)})
     command = [sys.executable, "-P", "-m", "convfc.paper.cost", plan]
@@ -166,22 +128,9 @@ def measure_cost(*, quick: bool, progress: Callable[[str], None] | None = None) 
 def take_turns(ways: Ways, *, rounds: int, seconds: float) -> dict[str, list[float]]:
     """Time several ways to do one thing, a call of each in turn, so that drift meets all alike.
 
-    Parameters
-    ----------
-    ways : mapping of str to callable
-        They take nothing, and return when they are done; warm them up before.
-    rounds : int
-        At least so many calls of each.
-    seconds : float
-        More rounds, 25 at most, until this time is over.
+    They take nothing, return when they are done, and are warm. There are at least so many rounds,
+    and 25 at most until the seconds are over.
 
-    Returns
-    -------
-    dict
-        The times of each way, in seconds, in the order of the rounds.
-
-    Examples
-    --------
     >>> ways = {"add": lambda: sum(range(99999)), "return": lambda: 0}
     >>> times = take_turns(ways, rounds=3, seconds=0)
     >>> min(times["add"]) > min(times["return"])
@@ -224,7 +173,7 @@ def _measure(plan: Mapping[str, Any], progress: Callable[[str], None]) -> dict[s
         "backend": plan["backend"],
         "dtype": "float32",
         "memory_method": "high-water mark of the resident set (VmHWM)"
-        if memory.has_high_water_mark()
+        if machine.has_high_water_mark()
         else "tracemalloc: NumPy's arrays only, so nothing of the native layer",
         "row_block_bytes": BLOCK_BYTES,
         "axes": axes,
@@ -348,9 +297,9 @@ def _check(ways: Ways, x: Array, filters: Array, geometry: ConvGeometry) -> int:
 
 def _peak_bytes(way: Callable[[], Any], *, native: bool) -> int | None:
     """Return how far memory rises above the level before the call, at its highest."""
-    if not memory.has_high_water_mark():
+    if not machine.has_high_water_mark():
         return None if native else _traced_peak(way)
-    return memory.peak_of(way)[1]
+    return machine.peak_of(way)[1]
 
 
 def _traced_peak(way: Callable[[], Any]) -> int:

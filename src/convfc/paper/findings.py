@@ -3,18 +3,117 @@
 from __future__ import annotations
 
 import math
+import pathlib
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from convfc.paper.record import Record
-from convfc.paper.runs import LEARNING_RATES, Settings
+from convfc.errors import RunError
+from convfc.extras import needing
+from convfc.paper.experiment import LEARNING_RATES, NETWORK, PAPER_EPOCHS
+from convfc.runs.folder import FinishedRun, RunFolder
+from convfc.runs.sealed import readable
 
-__all__ = ["PAPER", "PAPER_EPOCHS", "adam_example", "command", "cost_findings", "find", "measured"]
+with needing():
+    from rich.table import Table
 
-PAPER_EPOCHS = 400
+
+@dataclass(frozen=True)
+class Trained:
+    """One trained network of a run: one entry per epoch, counted from 1.
+
+    ``first_layer``, ``(epochs + 1, 16, 128)``, has its weights before training and after each one.
+    """
+
+    epoch: NDArray[np.integer[Any]]
+    loss: NDArray[np.float64]
+    val_loss: NDArray[np.float64]
+    first_layer: NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run's settings, results and costs, and its networks by dtype, optimizer and name."""
+
+    settings: Mapping[str, Any]
+    results: Mapping[str, Any]
+    networks: Mapping[tuple[str, str, str], Trained]
+    cost: Mapping[str, Any] | None
+
+    @property
+    def dtype(self) -> str:
+        """The number format of the run itself (not of its float64 companion)."""
+        return str(self.results["dtype"])
+
+    def optimizers(self, dtype: str | None = None) -> tuple[str, ...]:
+        """Return the optimizers with a trained CNN and FC network in ``dtype``, SGD first."""
+        found = {o for d, o, _ in self.networks if d == (dtype or self.dtype)}
+        return tuple(
+            optimizer
+            for optimizer in sorted(found, reverse=True)
+            if all((dtype or self.dtype, optimizer, n) in self.networks for n in ("cnn", "fc"))
+        )
+
+    def weight_difference(
+        self, dtype: str, optimizer: str, network: str, other: str
+    ) -> NDArray[np.float64] | None:
+        """Return the distance of two networks' first layers after every epoch.
+
+        Entry n is ``||W_a - W_b||_F`` after n epochs; None if one of the two was not trained.
+        """
+        pair = [self.networks.get((dtype, optimizer, name)) for name in (network, other)]
+        if pair[0] is None or pair[1] is None:
+            return None
+        a, b = (trained.first_layer.astype(np.float64) for trained in pair if trained)
+        epochs = min(len(a), len(b))
+        difference: NDArray[np.float64] = np.linalg.norm(a[:epochs] - b[:epochs], axis=(1, 2))
+        return difference
+
+
+def read_record(folder: pathlib.Path) -> Record:
+    """Read a finished run of the paper's experiment."""
+    run = RunFolder(pathlib.Path(folder)).read()
+    with readable(run.folder.results_path, run.remedy):
+        return record_of(run)
+
+
+def record_of(run: FinishedRun) -> Record:
+    """Return the record of a finished run; KeyError or ValueError if its results are no such."""
+    settings, networks = run.results["settings"], {}
+    if settings["study"] != "paper":
+        raise RunError(
+            f"a run of the study {settings['study']}",
+            where=str(run.folder.path),
+            expected="one of the paper's experiment",
+            remedy="give another run, or start one with convfc reproduce",
+        )
+    for match in filter(None, map(NETWORK.fullmatch, run.results["seconds"])):
+        dtype, optimizer, network = match.groups()
+        networks[dtype, optimizer, network] = _read_network(run, match[0])
+    record = Record(settings, run.results, networks, run.results.get("cost"))
+    if not record.optimizers():
+        raise ValueError("it names no pair of networks that can be compared")
+    return record
+
+
+def _read_network(run: FinishedRun, name: str) -> Trained:
+    result, part = run.load(name), run.folder.part(name)
+    with readable(part.path, part.remedy):
+        first_layer = result.arrays["first_layer"]
+        loss, val_loss = (np.array(result.numbers[kind], float) for kind in ("loss", "val_loss"))
+        if (
+            first_layer.ndim != 3
+            or first_layer.dtype.kind != "f"
+            or not len(loss) == len(val_loss) == len(first_layer) - 1
+        ):
+            raise ValueError("its losses and its first layers do not belong together")
+    return Trained(np.arange(1, len(loss) + 1), loss, val_loss, first_layer)
+
+
 PAPER: Mapping[str, Mapping[str, str]] = {
     "sgd": {"output_difference_mean": "1.85e-6", "weight_difference": "2.12e-7"},
     "adam": {"output_difference_mean": "0.536", "weight_difference": "0.0742"},
@@ -25,18 +124,7 @@ _ADAM_DECAY, _ADAM_EPSILON = 0.999, 1e-7  # Keras's defaults, which the experime
 
 
 def find(record: Record) -> dict[str, Any]:
-    """Compute what the report says about a run.
-
-    Parameters
-    ----------
-    record : Record
-        The run.
-
-    Returns
-    -------
-    dict
-        For the template: plain numbers, strings, lists and dicts; None where nothing was measured.
-    """
+    """Return what the report says about a run; None where nothing was measured."""
     optimizers = record.optimizers()
     distances = {
         optimizer: float(record.results[optimizer]["fc"]["weight_difference"])
@@ -44,9 +132,6 @@ def find(record: Record) -> dict[str, Any]:
     }
     both = "sgd" in distances and "adam" in distances
     return {
-        "settings": dict(record.settings),
-        "command": command(record.settings),
-        "results": dict(record.results),
         "dtype": record.dtype,
         "epochs": int(record.results["epochs"]),
         "optimizers": optimizers,
@@ -64,27 +149,6 @@ def find(record: Record) -> dict[str, Any]:
         "adam_example": adam_example(),
         "cost": cost_findings(record.cost) if record.cost else None,
     }
-
-
-def command(settings: Mapping[str, Any]) -> str:
-    """Return the command line that repeats a run with these settings."""
-    usual = Settings()
-    words = ["convfc", "reproduce"]
-    if settings["epochs"] == PAPER_EPOCHS:
-        words.append("--paper")
-    elif settings["epochs"] != usual.epochs:
-        words.append(f"--epochs {settings['epochs']}")
-    if set(settings["optimizers"]) != set(usual.optimizers):
-        words += [f"--optimizer {optimizer}" for optimizer in settings["optimizers"]]
-    words += [
-        f"--{key} {settings[key]}"
-        for key in ("backend", "dtype", "data", "seed")
-        if settings[key] != getattr(usual, key)
-    ]
-    could = settings["dtype"] == usual.dtype and "adam" in settings["optimizers"]
-    if could and not settings["float64_epochs"]:
-        words.append("--no-companion")
-    return " ".join(words)
 
 
 def _one_rounding(record: Record, optimizer: str) -> float:
@@ -152,21 +216,11 @@ def _losses(record: Record, optimizer: str) -> dict[str, dict[str, float]]:
 def adam_example(noise: float = 1e-9) -> list[dict[str, float]]:
     """Compare how SGD and Adam treat two gradients that a rounding tells apart.
 
-    Parameters
-    ----------
-    noise : float
-        The difference of the two gradients.
+    For gradients from large to zero: the difference of the two first steps under both optimizers.
+    Adam's first step is ``rate * m / (sqrt(v) + epsilon)`` with its bias correction (Kingma & Ba
+    2014, Section 2, last paragraph), which is ``rate * g / (|g| + e)`` with
+    ``e = epsilon / sqrt(1 - decay)``.
 
-    Returns
-    -------
-    list of dict
-        For gradients from large to zero: the difference of the two first steps under both
-        optimizers. Adam's first step is ``rate * m / (sqrt(v) + epsilon)`` with its bias correction
-        (Kingma & Ba 2014, Section 2, last paragraph), which is ``rate * g / (|g| + e)`` with
-        ``e = epsilon / sqrt(1 - decay)``.
-
-    Examples
-    --------
     >>> [f"{row['gradient']:g}: {row['adam'] / row['sgd']:.2g}" for row in adam_example()]
     ['0.01: 0.0032', '0.0001: 30', '1e-06: 1.8e+04', '0: 3.2e+04']
     """
@@ -186,19 +240,9 @@ def adam_example(noise: float = 1e-9) -> list[dict[str, float]]:
 
 
 def cost_findings(cost: Mapping[str, Any]) -> dict[str, Any]:
-    """Compute ratios of times and peak memory from ``cost.json``.
+    """Return ratios of times and peak memory: the least, median and most over all sizes.
 
-    Parameters
-    ----------
-    cost : mapping
-        The content of ``cost.json``.
-
-    Returns
-    -------
-    dict
-        ``points``: how many sizes were measured; ``time`` and ``memory``: per pair of methods the
-        least, median and most of the ratio over all sizes, None where the pair was never measured;
-        ``growth``: the same of the size of M, divided by that of the input.
+    None stands where a pair was never measured; ``growth`` is the size of M by that of the input.
     """
     points = [point for rows in cost["axes"].values() for point in rows]
 
@@ -231,22 +275,10 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def measured(point: Mapping[str, Any], method: str, kind: str) -> float | None:
-    """Return one figure of ``cost.json``.
+    """Return the seconds or peak bytes of a way to compute the layer, at one size.
 
-    Parameters
-    ----------
-    point : mapping
-        One size on one of the axes.
-    method : str
-        The way to compute the layer.
-    kind : {"seconds", "peak_bytes"}
-        Which of its figures.
-
-    Returns
-    -------
-    float or None
-        None where nothing was measured, or less memory than the output alone takes: then the
-        process had kept freed memory and used it again unseen.
+    None where nothing was measured, or less memory than the output alone takes: then the process
+    had kept freed memory and used it again unseen.
     """
     value = (point.get("methods", {}).get(method) or {}).get(kind)
     if value is None or (kind == "peak_bytes" and value < point.get("output_bytes", 0)):
@@ -257,3 +289,29 @@ def measured(point: Mapping[str, Any], method: str, kind: str) -> float | None:
 def _ratio(a: float, b: float) -> float | None:
     """Return a / b, or None when b is 0 and no ratio exists."""
     return a / b if b else None
+
+
+_TITLES = {
+    "output_difference_mean": "outputs of layer 1, mean ‖V − U‖",
+    "output_difference_printed": "the same as printed, ‖V − U‖ / 1000",
+    "weight_difference": "weights of layer 1, ‖W − W′‖",
+    "max_loss_difference": "largest difference of a loss",
+}
+
+
+def summary_table(results: Mapping[str, Any]) -> Table:
+    """Return the differences of a finished run beside the paper's, for the terminal."""
+    table = Table(title=f"Differences after {results['epochs']} epochs, {results['dtype']}")
+    table.add_column("")
+    for title in (f"paper, {PAPER_EPOCHS} epochs", "FC − CNN", "control − FC"):
+        table.add_column(title, justify="right")
+    for optimizer in (name for name in ("sgd", "adam") if name in results):
+        table.add_section()
+        for key, title in _TITLES.items():
+            found = (_number(results[optimizer][n][key]) for n in ("fc", "control"))
+            table.add_row(f"{optimizer}: {title}", PAPER[optimizer].get(key, "–"), *found)
+    return table
+
+
+def _number(value: float) -> str:
+    return "0" if value == 0 else f"{value:.3g}"

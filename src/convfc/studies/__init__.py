@@ -3,13 +3,11 @@
 ``convfc reproduce --study NAME`` runs one, writes figures and a report, and goes on where it was
 interrupted. Written for PyTorch; nothing here is imported before a study is asked for.
 
-============== ==================================================================================
-`runner`       parts in their order, each done once; what a study is
-`folder`       the files of a run: finished parts, checkpoints
-`settings`     everything that decides the numbers
-`data`         digits with labels, letters that are none, digits turned and moved
-`training`     one training, which resumes to the bit
-`uncertainty`  five ways to know when a network does not know
-`morphism`     a student that starts where its teacher ended
-============== ==================================================================================
+================ ================================================================================
+`catalogue`      which studies there are
+`images`         digits with labels, letters that are none, digits turned and moved
+`torch_training` one training, which resumes to the bit
+`uncertainty`    five ways to know when a network does not know
+`morphism`       a student that starts where its teacher ended
+================ ================================================================================
 """

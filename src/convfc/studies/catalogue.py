@@ -10,10 +10,7 @@ from typing import TYPE_CHECKING
 from convfc.extras import needing
 
 if TYPE_CHECKING:
-    from convfc.studies.runner import Study
-    from convfc.studies.settings import StudySettings
-
-__all__ = ["PACKAGES", "load_study"]
+    from convfc.runs.study import Study
 
 _EVERY = ("torch", "mlxtend", "matplotlib", "jinja2", "markdown_it")
 PACKAGES: Mapping[str, tuple[str, ...]] = {
@@ -23,24 +20,13 @@ PACKAGES: Mapping[str, tuple[str, ...]] = {
 """Names of the studies, and the modules without which each does not run."""
 
 
-def load_study(name: str) -> tuple[Study, type[StudySettings]]:
-    """Return a study and the class of its settings.
-
-    Parameters
-    ----------
-    name : str
-        One of `PACKAGES`.
-
-    Raises
-    ------
-    MissingDependencyError
-        A package that it needs is not installed; raised before anything is written.
-    """
+def load_study(name: str) -> Study:
+    """Return a study; a package that it needs and that is missing is an error."""
     for module in PACKAGES[name]:
         with needing("study", where=f"study {name}"), warnings.catch_warnings():
             # laplace-torch imports what PyTorch calls deprecated; it is not ours to mend.
             warnings.simplefilter("ignore", category=FutureWarning)
             warnings.simplefilter("ignore", category=DeprecationWarning)
             importlib.import_module(module)
-    room = importlib.import_module(f"convfc.studies.{name}")
-    return room.STUDY, room.SETTINGS
+    study: Study = importlib.import_module(f"convfc.studies.{name}.study").STUDY
+    return study

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 import convfc
 from convfc.errors import ConvfcError
-from convfc.frameworks.torch.certify.unrolled import UnrolledLayer
+from convfc.frameworks.torch.certify.pairs import UnrolledLayer
 from convfc.frameworks.torch.tensors import strides_of
 
 MODES = ("zeros", "reflect", "replicate", "circular")
@@ -201,12 +201,10 @@ def check_bias_gradient(converted: nn.Module, layer: nn.Module, form: str) -> No
 
 
 def check_unrolled_gradients(converted: nn.Module, layer: nn.Module) -> None:
-    """A copy takes the gradients as its parameters, and folds them to the layer's."""
-    twin = copy.deepcopy(converted)
-    with torch.no_grad():
-        for held, own in zip(twin.parameters(), converted.parameters(), strict=True):
-            held.copy_(own.grad)
-    weight, bias = UnrolledLayer(twin).folded()
+    """The gradients of matrix and vector are folded to the layer's."""
+    unrolled = UnrolledLayer(converted)
+    given = (None if p is None else p.grad for p in (unrolled.linear.weight, unrolled.linear.bias))
+    weight, bias = unrolled.folded(*given)
     assert torch.equal(weight, layer.weight.grad), "unrolled: gradient of K"
     if layer.bias is not None:
         assert torch.equal(bias, layer.bias.grad), "unrolled: gradient of b"

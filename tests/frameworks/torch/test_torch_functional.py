@@ -24,54 +24,51 @@ from functional_models import (
 from torch import nn
 
 import convfc
-from convfc.errors import UnsupportedLayer, UnsupportedLayerWarning
-from convfc.frameworks.torch.functional import CONVOLUTIONS, Finding, functional_convolutions
+from convfc.errors import Refusal, UnsupportedLayer, UnsupportedLayerWarning
+from convfc.frameworks.torch.functional import CONVOLUTIONS, functional_convolutions
 
 
 @pytest.mark.parametrize("cls", REAL, ids=lambda cls: cls.__name__)
 def test_a_convolution_in_a_forward_is_found(cls: type[nn.Module]) -> None:
     part = cls()
     assert part(torch.ones(2, 1, 4, 4)) is not None  # it is code that runs
-    (finding,) = functional_convolutions(nn.Sequential(nn.Conv2d(1, 1, 1), part))
-    assert finding.place == "1"
-    assert finding.kind == "function"
-    assert "conv" in finding.what
-    assert "functional_models.py:" in finding.what
+    ((kind, finding),) = functional_convolutions(nn.Sequential(nn.Conv2d(1, 1, 1), part))
+    assert finding.where == "1"
+    assert kind == "function"
+    assert "conv" in finding.reason
+    assert "functional_models.py:" in finding.reason
     assert finding.remedy == "call an nn.Conv module instead, whose weight is its parameter"
 
 
 def test_the_message_names_function_and_place() -> None:
     line = ByMethod.blur.__code__.co_firstlineno
-    assert functional_convolutions(ByMethod()) == [
-        Finding(
-            "",
-            "its forward reaches conv2d as a function "
-            f"(ByMethod.blur, functional_models.py:{line})",
-            "call an nn.Conv module instead, whose weight is its parameter",
-        )
-    ]
+    found = Refusal(
+        f"its forward reaches conv2d as a function (ByMethod.blur, functional_models.py:{line})",
+        "call an nn.Conv module instead, whose weight is its parameter",
+    )
+    assert functional_convolutions(ByMethod()) == [("function", found)]
 
 
 def test_a_method_of_a_part_is_the_parts() -> None:
-    assert [finding.place for finding in functional_convolutions(Parent())] == ["part"]
+    assert [finding.where for _, finding in functional_convolutions(Parent())] == ["part"]
 
 
 def test_a_forward_set_on_the_object_counts() -> None:
     part = nn.Identity()
     assert functional_convolutions(part) == []
     part.forward = lambda x: F.conv2d(x, torch.ones(1, 1, 2, 2))
-    assert [finding.place for finding in functional_convolutions(part)] == [""]
+    assert [finding.where for _, finding in functional_convolutions(part)] == [""]
 
 
 def test_a_traced_graph_is_read_like_any_forward() -> None:
     graph = torch.fx.symbolic_trace(Direct())
-    assert ["conv2d" in finding.what for finding in functional_convolutions(graph)] == [True]
+    assert ["conv2d" in finding.reason for _, finding in functional_convolutions(graph)] == [True]
 
 
 def test_findings_come_in_the_models_order_and_once_for_a_shared_part() -> None:
     shared = Direct()
     model = nn.Sequential(ByName(), shared, nn.Sequential(shared, ByTable()))
-    assert [finding.place for finding in functional_convolutions(model)] == ["0", "1", "2.1"]
+    assert [finding.where for _, finding in functional_convolutions(model)] == ["0", "1", "2.1"]
 
 
 @pytest.mark.parametrize("cls", SEEMING, ids=lambda cls: cls.__name__)
@@ -142,14 +139,12 @@ def scripted(model: nn.Module, how: str) -> nn.Module:
 def test_torchscript_with_a_convolution_is_found_once(how: str, inner: nn.Module) -> None:
     part = scripted(nn.Sequential(inner, nn.ReLU()), how)
     model = nn.Sequential(nn.Conv2d(1, 1, 1), part)
-    assert functional_convolutions(model) == [
-        Finding(
-            "1",
-            "it is TorchScript with convolutions inside",
-            "convert the Python model, before torch.jit.script, trace or freeze",
-            "TorchScript",
-        )
-    ]
+    found = Refusal(
+        "it is TorchScript with convolutions inside",
+        "convert the Python model, before torch.jit.script, trace or freeze",
+        "1",
+    )
+    assert functional_convolutions(model) == [("TorchScript", found)]
 
 
 @pytest.mark.parametrize("how", ["script", "trace"])
@@ -167,8 +162,8 @@ def test_a_scripted_function_in_a_forward_is_found() -> None:
         def forward(self, x):
             return blur(x, self.weight)
 
-    (finding,) = functional_convolutions(Part())
-    assert "helper (TorchScript)" in finding.what
+    ((_, finding),) = functional_convolutions(Part())
+    assert "helper (TorchScript)" in finding.reason
 
 
 def test_quantised_layers_are_found_and_fused_float_ones_are_not() -> None:
@@ -181,12 +176,13 @@ def test_quantised_layers_are_found_and_fused_float_ones_are_not() -> None:
         layers = q.Conv2d(1, 1, 2), fused, intrinsic.quantized.ConvReLU2d(1, 1, 2), q.Linear(2, 2)
     model = nn.Sequential(*layers)
     findings = functional_convolutions(model)
-    assert [(finding.place, finding.kind) for finding in findings] == [
+    assert [(found.where, kind) for kind, found in findings] == [
         ("0", "quantised"),
         ("2", "quantised"),
     ]
-    assert "torch.ao.nn.quantized" in findings[0].what
-    assert findings[0].remedy == "convert the float model, and quantise the FC model afterwards"
+    _, first = findings[0]
+    assert "torch.ao.nn.quantized" in first.reason
+    assert first.remedy == "convert the float model, and quantise the FC model afterwards"
 
 
 def test_to_fc_refuses_and_with_strict_false_lists() -> None:

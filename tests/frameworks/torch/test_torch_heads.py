@@ -157,6 +157,18 @@ def test_a_forward_that_calls_flatten_modules_stays_what_it_is() -> None:
     assert_slides(model, after, integers((2, 2, 13, 17), seed=5), 9, 2)
 
 
+@pytest.mark.parametrize("name", ["hardtanh_", "square", "maximum"])
+def test_every_spelling_of_what_works_on_elements_slides(name: str) -> None:
+    between: dict[str, Callable[[Tensor], Tensor]] = {
+        "hardtanh_": lambda x: functional.hardtanh_(x.flatten(1), -9.0, 9.0),
+        "square": lambda x: x.flatten(1).square_(),
+        "maximum": lambda x: torch.maximum(y := x.flatten(1), -y),
+    }
+    model = with_integers(LeNet(between[name]))
+    after = convfc.to_conv(model, example=integers((1, 2, 9, 9)))
+    assert_slides(model, after, integers((2, 2, 13, 17), seed=5), 9, 2)
+
+
 @pytest.mark.parametrize("how", POOLINGS)
 def test_global_pooling_slides(how: str) -> None:
     pool = nn.Identity()
@@ -301,15 +313,16 @@ def test_the_heads_of_torchvision_models_slide(name: str, channels: int, size: i
     assert_slides(model, after, integers((2, channels, size + 2, size + 1), seed=5), size, 1)
 
 
-def test_functional_dropout_goes_on_asking_for_the_mode() -> None:
+@pytest.mark.parametrize("dropout", [functional.dropout, torch.dropout], ids=["F", "torch"])
+def test_functional_dropout_goes_on_asking_for_the_mode(dropout: Any) -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.fc = nn.Linear(2 * 16, 3)
 
         def forward(self, x: Tensor) -> Tensor:
-            x = functional.dropout(x.flatten(1), 0.25, self.training)
-            return functional.dropout(self.fc(x), p=1.0, training=False)
+            x = dropout(x.flatten(1), 0.25, self.training)
+            return dropout(self.fc(x), 1.0, False)
 
     model = Net().train()
     after = convfc.to_conv(model, example=torch.ones(1, 2, 4, 4))
@@ -613,6 +626,11 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
         r"1 \(BatchNorm1d\) in the same head does not do the same at every position",
     ),
     "softmax-0": (lambda: head(nn.Softmax(dim=0)), X, r"2 \(Softmax\) in the same head"),
+    "prelu": (
+        lambda: nn.Sequential(nn.Flatten(), nn.PReLU(32), nn.Linear(32, 3)),
+        X,
+        r"^2: 1 \(PReLU\) in the same head",
+    ),
     "without-a-call": (Loose, X, r"^fc: forward uses fc\.weight without a call"),
     "elsewhere-too": (Aside, (1, 4, 4, 4), "^fc: fc is called on something else too"),
     "training": (Switch, X, "^fc: the forward of the model.*another way in training.*nn.Flatten"),

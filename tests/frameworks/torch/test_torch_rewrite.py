@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 import convfc
 from convfc.errors import (
-    ConvfcError,
+    ArgumentError,
     NothingToConvert,
     UnsupportedLayer,
     UnsupportedLayerWarning,
@@ -65,7 +65,7 @@ def test_a_bare_layer() -> None:
     layer = nn.Conv2d(3, 4, 3)
     assert isinstance(convfc.to_fc(layer), PatchConv)
     assert type(layer) is nn.Conv2d
-    with pytest.raises(UnsupportedLayer, match="the model is itself the CONV layer"):
+    with pytest.raises(ArgumentError, match="the model is itself the CONV layer"):
         convfc.to_fc(layer, inplace=True)
     assert convfc.to_fc(layer, form="weight", inplace=True) is layer
 
@@ -133,12 +133,12 @@ def test_the_warning_points_to_the_users_line() -> None:
 
 
 def test_an_unknown_form_is_refused() -> None:
-    with pytest.raises(ConvfcError, match="there is no such form; expected 'patch' or 'weight'"):
+    with pytest.raises(ArgumentError, match="there is no such form; expected 'patch' or 'weight'"):
         convfc.to_fc(network(), form="toeplitz")
 
 
 def test_a_block_diagonal_weight_form_is_refused() -> None:
-    with pytest.raises(ConvfcError, match=r"block_diagonal: .* got form='weight'"):
+    with pytest.raises(ArgumentError, match=r"block_diagonal: .* got form='weight'"):
         convfc.to_fc(network(), form="weight", block_diagonal=True)
 
 
@@ -182,6 +182,22 @@ def test_layers_that_share_a_weight_go_on_sharing_it(form: str) -> None:
         matrices[0].zero_()
     assert not torch.count_nonzero(after[0](x) - after[0].bias[:, None, None])
     assert not torch.count_nonzero(after[1](x) - after[1].bias[:, None, None])
+
+
+@pytest.mark.parametrize("first", [*FORMS, "unrolled"])
+@pytest.mark.parametrize("second", [*FORMS, "unrolled"])
+def test_layers_that_share_a_weight_share_it_from_form_to_form(first: str, second: str) -> None:
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1))
+    model[1].weight = model[0].weight
+    x = torch.randn(1, 4, 5, 5)
+    after = model
+    for form in (first, second):
+        after = convfc.to_fc(after, form=form, example=x if form == "unrolled" else None)
+        assert len([p for p in after.parameters() if p.dim() == 2]) == 1, form
+    torch.testing.assert_close(after(x), model(x))
+    back = convfc.to_conv(after)
+    assert back[0].weight is back[1].weight
+    assert torch.equal(back[0].weight, model[0].weight)
 
 
 @pytest.mark.parametrize("form", FORMS)

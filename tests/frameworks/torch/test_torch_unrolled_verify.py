@@ -13,9 +13,8 @@ from proofs import DTYPES, MARKS, Block, assert_proven, network, only
 from torch import Tensor, nn
 
 import convfc
-from convfc.frameworks.torch.certify.measures import Call, measure
-from convfc.frameworks.torch.certify.pairs import find_pairs
-from convfc.frameworks.torch.certify.unrolled import UnrolledLayer
+from convfc.frameworks.torch.certify.engine import Call, measure
+from convfc.frameworks.torch.certify.pairs import UnrolledLayer, find_pairs
 
 pytestmark = MARKS
 
@@ -103,15 +102,12 @@ def test_the_gradient_of_the_matrix_is_folded_to_the_weights():
     layer, x = nn.Conv2d(2, 3, 3, padding=1), torch.randn(2, 2, 5, 4)
     after = UnrolledLayer(unroll(layer, x))
     (pair,) = find_pairs(layer, unroll(layer, x)).pairs
-    found = measure(pair, Call(x), seed=0)
+    found = measure(pair.on(Call(x)), seed=0)
     assert found.own["weight"].terms == found.own["bias"].terms == 2 * 5 * 4
     dy = torch.randn(2, 3, 5, 4)
     layer(x).backward(dy)
     after(x).backward(dy)
-    with torch.no_grad():
-        for parameter in after.parameters():
-            parameter.copy_(parameter.grad)
-    weight, bias = after.folded()
+    weight, bias = after.folded(after.linear.weight.grad, after.linear.bias.grad)
     torch.testing.assert_close(weight, layer.weight.grad)
     torch.testing.assert_close(bias, layer.bias.grad)
 

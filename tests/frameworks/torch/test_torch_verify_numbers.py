@@ -10,7 +10,7 @@ from proofs import DTYPES, MARKS, assert_proven, only
 from torch import Tensor, nn
 
 import convfc
-from convfc.frameworks.torch.certify.measures import Call, integers_of, measure
+from convfc.frameworks.torch.certify.engine import Call, integers_of, measure
 from convfc.frameworks.torch.certify.pairs import Pair
 from convfc.frameworks.torch.certify.verify import verify
 from convfc.frameworks.torch.tensors import compare, strides_of
@@ -25,7 +25,7 @@ def test_the_bound_is_that_of_the_paper_s_matrices():
     fc = convfc.to_fc(conv)
     with torch.no_grad():
         fc.fc.weight[1, 5] += 0.125
-    layer = measure(Pair("", conv, fc), Call(x), seed=0)
+    layer = measure(Pair("", conv, fc).on(Call(x)), seed=0)
     patches = convfc.im2col(
         x.movedim(1, -1).double().abs(), convfc.ConvGeometry(2, 3, (3, 3), stride=2)
     )

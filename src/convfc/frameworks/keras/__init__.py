@@ -21,28 +21,14 @@ __all__ = ["order_of", "owns", "read_layer"]
 
 
 def owns(model: object) -> bool:
-    """Say whether a layer or a model is Keras's.
-
-    Examples
-    --------
-    >>> import keras
-    >>> owns(keras.layers.ReLU()), owns(3)
-    (True, False)
-    """
+    """Say whether a layer or a model is Keras's."""
     import keras
 
     return isinstance(model, keras.layers.Layer)
 
 
 def order_of(layer: Any) -> str:
-    """Return how a layer lays out its inputs and outputs.
-
-    Examples
-    --------
-    >>> import keras
-    >>> order_of(keras.layers.Conv2D(8, 3, data_format="channels_first"))
-    'channels_first'
-    """
+    """Return how a layer lays out its inputs and outputs."""
     return str(layer.data_format)
 
 

@@ -11,29 +11,12 @@ from collections.abc import Iterator
 from convfc.errors import ArgumentError, RunError
 from convfc.extras import missing
 
-__all__ = ["BACKENDS", "DTYPES", "choose_backend", "precision"]
-
 BACKENDS = ("jax", "torch", "tensorflow")
 DTYPES = ("float32", "float64")
 
 
 def choose_backend(name: str) -> None:
-    """Make Keras compute on this backend, in this process, from its first import on.
-
-    Parameters
-    ----------
-    name : {"jax", "torch", "tensorflow"}
-        The backend.
-
-    Raises
-    ------
-    ArgumentError
-        The name is none of the three.
-    RunError
-        Keras is already imported with another backend.
-    MissingDependencyError
-        Keras or the backend is not installed.
-    """
+    """Make Keras compute on this backend, in this process, from its first import on."""
     if name not in BACKENDS:
         raise ArgumentError(
             "unknown backend", where="backend", expected=" or ".join(BACKENDS), got=name
@@ -63,16 +46,6 @@ def precision(dtype: str) -> Iterator[None]:
 
     JAX knows no float64 unless told so for the whole process, and a model built in one state must
     not be used in the other, so everything of one precision belongs inside one ``with``.
-
-    Parameters
-    ----------
-    dtype : {"float32", "float64"}
-        The precision of weights, activations, losses and optimizer state.
-
-    Raises
-    ------
-    ArgumentError
-        The dtype is neither of the two.
     """
     if dtype not in DTYPES:
         raise ArgumentError(

@@ -18,8 +18,6 @@ from convfc.errors import ArgumentError, ShapeError
 from convfc.geometry import ConvGeometry
 from convfc.indexmap import index_map
 
-__all__ = ["Im2Col"]
-
 
 @keras.saving.register_keras_serializable(package="convfc")
 class Im2Col(keras.layers.Layer):  # type: ignore[misc]

@@ -24,8 +24,6 @@ from convfc.geometry import ConvGeometry
 from convfc.layer import ConvLayer
 from convfc.sizes import Sizes, input_sizes
 
-__all__ = ["read_layer"]
-
 _PLAIN = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
 _TRANSPOSED = (
     keras.layers.Conv1DTranspose,
@@ -40,38 +38,7 @@ _ALIKE = (3, 15)
 
 
 def read_layer(layer: Any, input_size: Sequence[int], *, differentiable: bool = False) -> ConvLayer:
-    """Read a CONV layer for one spatial input size; its activation is no part of it.
-
-    Parameters
-    ----------
-    layer : keras.layers.Layer
-        ``Conv1D`` to ``Conv3D``, ``Conv1DTranspose`` to ``Conv3DTranspose``, ``DepthwiseConv1D`` or
-        ``DepthwiseConv2D``, built; also with LoRA, which is added to the filters.
-    input_size : sequence of int
-        Its padding is made explicit for it.
-    differentiable : bool
-        Keep the weights in the graph, if Keras computes with PyTorch.
-
-    Returns
-    -------
-    ConvLayer
-        Of NumPy's arrays, or PyTorch's.
-
-    Raises
-    ------
-    UnsupportedLayer
-        If it is none of these, has no weights yet, or a ``call`` of its own.
-    GeometryError
-        If the input is too small for it.
-
-    Examples
-    --------
-    >>> layer = keras.layers.Conv2D(8, 3, strides=2, padding="same")
-    >>> layer.build((None, 28, 27, 3))
-    >>> found = read_layer(layer, (28, 27))
-    >>> found.geometry.padding, found.filters.shape
-    (((0, 1), (1, 1)), (8, 3, 3, 3))
-    """
+    """Read a CONV layer for one spatial input size; its activation is no part of it."""
     _check(layer)
     kernel, bias = (_array(weight, differentiable) for weight in (layer.kernel, layer.bias))
     xp = array_api_compat.array_namespace(kernel)

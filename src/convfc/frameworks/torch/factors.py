@@ -20,28 +20,12 @@ from torch.nn.utils import parametrize
 
 from convfc.errors import Refusal
 from convfc.frameworks.torch.parts import as_parameter, diagonal_blocks, is_hooked
-from convfc.frameworks.torch.vocabulary import POINTWISE
-
-__all__ = [
-    "Chain",
-    "Product",
-    "by_groups",
-    "chain_of",
-    "linear_obstacle",
-    "own_block",
-    "quantises_activations",
-]
+from convfc.frameworks.torch.vocabulary import is_pointwise
 
 
 @dataclass(frozen=True, eq=False)
 class Product:
-    """``x @ weight.T + bias``, the FC layer of a weight ``(f, k)`` and a bias ``(f,)`` or None.
-
-    Examples
-    --------
-    >>> Product(torch.ones(2, 3)).weight.shape
-    torch.Size([2, 3])
-    """
+    """``x @ weight.T + bias``, the FC layer of a weight ``(f, k)`` and a bias ``(f,)`` or None."""
 
     weight: Tensor
     bias: Tensor | None = None
@@ -51,11 +35,11 @@ _OF_ACTIVATIONS = ("act_quant_kwargs", "activation_quantization", "input_quant_f
 """How weights of torchao call what they do to activations."""
 
 Chain: TypeAlias = list[Product | nn.Module]
-"""Products and modules of `POINTWISE`, in the order of their application."""
+"""Products and pointwise modules, in the order of their application."""
 
 
 def chain_of(module: nn.Module) -> Chain | Refusal:  # noqa: PLR0911 (one per kind of child)
-    """Read an FC child.
+    """Read an FC child as a chain, or say why it is none.
 
     A plain `nn.Linear` gives its own parameters. A quantised one gives its weight dequantised (what
     it did to activations is dropped: see `quantises_activations`). An adapter of PEFT is folded in
@@ -63,22 +47,6 @@ def chain_of(module: nn.Module) -> Chain | Refusal:  # noqa: PLR0911 (one per ki
     or disabled; dropout inside the adapter is dropped. An `nn.Sequential` gives the chain of its
     parts. A module with a method ``as_plain`` is asked for the plain modules that compute the same,
     or for the obstacle.
-
-    Parameters
-    ----------
-    module : nn.Module
-
-    Returns
-    -------
-    Chain or Refusal
-        The latter says why the module cannot be written as a chain, and the way out.
-
-    Examples
-    --------
-    >>> [step.weight.shape for step in chain_of(nn.Sequential(nn.Linear(9, 2), nn.Linear(2, 4)))]
-    [torch.Size([2, 9]), torch.Size([4, 2])]
-    >>> chain_of(nn.Bilinear(2, 2, 2)).reason
-    'its FC part is a Bilinear'
     """
     if callable(as_plain := getattr(module, "as_plain", None)):
         plain = as_plain()
@@ -110,7 +78,7 @@ def chain_of(module: nn.Module) -> Chain | Refusal:  # noqa: PLR0911 (one per ki
         return [Product(weight.detach(), module.bias)]
     if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
         return _hooks_obstacle(module) or _joined(list(module))
-    if type(module) in POINTWISE and "forward" not in vars(module):
+    if is_pointwise(module):
         return _hooks_obstacle(module) or ([] if type(module) is nn.Identity else [module])
     return Refusal(
         f"its FC part is a {type(module).__name__}",
@@ -122,13 +90,7 @@ def chain_of(module: nn.Module) -> Chain | Refusal:  # noqa: PLR0911 (one per ki
 def quantises_activations(module: nn.Module) -> bool:
     """Say whether a quantised Linear rounds its input, too, which no chain of products does.
 
-    True of `torch.ao`'s, but for the dynamic one of float16, and where a weight of torchao says so;
-    False where the weight alone is quantised, and of any other module.
-
-    Examples
-    --------
-    >>> quantises_activations(nn.Linear(2, 2))
-    False
+    That is `torch.ao`'s, but for the dynamic one of float16, and where a weight of torchao says so.
     """
     quantised = sys.modules.get("torch.ao.nn.quantized")
     if quantised is not None and isinstance(module, quantised.Linear):
@@ -140,18 +102,7 @@ def quantises_activations(module: nn.Module) -> bool:
 def linear_obstacle(module: nn.Module, *, quantised: bool = False) -> Refusal | None:
     """Return why an `nn.Linear` is not what its parameters say; None if it is.
 
-    Parameters
-    ----------
-    module : nn.Module
-        An `nn.Linear` or of a subclass.
-    quantised : bool
-        Whether the weight may be a tensor of another class than plain parameters.
-
-    Examples
-    --------
-    >>> from torch.nn.utils.parametrizations import orthogonal
-    >>> linear_obstacle(nn.Linear(2, 2)), linear_obstacle(orthogonal(nn.Linear(2, 2))).reason
-    (None, 'its weight is computed by a parametrization')
+    Where ``quantised`` holds, the weight may be a tensor of another class than plain parameters.
     """
     name = type(module).__name__
     if isinstance(module, LazyModuleMixin):
@@ -181,16 +132,7 @@ def linear_obstacle(module: nn.Module, *, quantised: bool = False) -> Refusal | 
 
 
 def own_block(product: Product, groups: int) -> Product | Refusal:
-    """Return the blocks ``(f, k)`` of a block-diagonal weight ``(f, groups * k)``.
-
-    Examples
-    --------
-    >>> blocks = own_block(Product(torch.block_diag(torch.ones(1, 2), torch.ones(1, 2))), 2)
-    >>> blocks.weight.shape
-    torch.Size([2, 2])
-    >>> own_block(Product(torch.ones(2, 4)), 2).reason
-    'its block-diagonal weight is 1.0 at [0, 2], off the 2 blocks; 4 such entries are not zero'
-    """
+    """Return the blocks ``(f, k)`` of a block-diagonal weight ``(f, groups * k)``."""
     weight = product.weight
     rows, columns = weight.shape
     apart = (groups, rows // groups, groups, columns // groups)
@@ -218,12 +160,6 @@ def by_groups(chains: Sequence[Chain]) -> Chain | Refusal:
 
     The weights are stacked, one group after the other. Where groups have factors of unequal rank,
     the thinner ones are filled up with zeros, and likewise where only some have a bias.
-
-    Examples
-    --------
-    >>> chains = [chain_of(nn.Sequential(nn.Linear(9, r), nn.Linear(r, 4))) for r in (1, 3)]
-    >>> [step.weight.shape for step in by_groups(chains)]
-    [torch.Size([6, 9]), torch.Size([8, 3])]
     """
     if len(chains) == 1:
         return chains[0]

@@ -23,13 +23,6 @@ from torch import nn
 from convfc.errors import Refusal
 from convfc.frameworks.torch.forms import form_of
 
-__all__ = [
-    "CONVOLUTIONS",
-    "FUNCTION_REMEDY",
-    "functional_convolutions",
-    "is_foreign",
-]
-
 _CONVOLVES = re.compile(r"conv\dd|conv_transpose\dd|conv_tbc|\w*convolution\w*")
 
 CONVOLUTIONS: dict[Any, str] = {
@@ -53,11 +46,8 @@ _TRANSPARENT = {"PUSH_NULL", "SWAP", "POP_TOP", "EXTENDED_ARG", "NOP", "CACHE", 
 """Instructions inside a chain of loads that change nothing about it."""
 
 _STORES = {
-    "STORE_FAST",
-    "STORE_DEREF",
-    "STORE_NAME",
-    "STORE_FAST_LOAD_FAST",
-    "STORE_FAST_STORE_FAST",
+    *("STORE_FAST", "STORE_DEREF", "STORE_NAME"),
+    *("STORE_FAST_LOAD_FAST", "STORE_FAST_STORE_FAST"),
 }
 _UNKNOWN = object()
 
@@ -77,25 +67,8 @@ def functional_convolutions(model: nn.Module) -> list[tuple[str, Refusal]]:
     layers are left to `obstacle`. What a forward only looks up while it runs (``getattr`` with a
     computed name) cannot be seen here; `inspect` with an input sees that, too.
 
-    Parameters
-    ----------
-    model : nn.Module
-
-    Returns
-    -------
-    list of tuple
-        "function", "TorchScript" or "quantised", and where, why and the way out; one per module,
-        in the model's order.
-
-    Examples
-    --------
-    >>> import torch.nn.functional as F
-    >>> class Blur(nn.Module):
-    ...     def forward(self, x):
-    ...         return F.conv2d(x, torch.ones(1, 1, 3, 3) / 9)
-    >>> ((kind, finding),) = functional_convolutions(nn.Sequential(nn.Conv2d(3, 1, 1), Blur()))
-    >>> finding.where, finding.reason
-    ('1', 'its forward reaches conv2d as a function (Blur.forward, ...)')
+    Each comes with its kind: "function", "TorchScript" or "quantised"; one per module, in the
+    model's order.
     """
     modules: dict[str, nn.Module] = dict(model.named_modules())
     places = {id(module): place for place, module in modules.items()}

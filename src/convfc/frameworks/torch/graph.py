@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from convfc.errors import Refusal
 from convfc.frameworks.torch.forms import form_of
 from convfc.frameworks.torch.layers import PatchConv
+from convfc.frameworks.torch.read import own_forward
 from convfc.frameworks.torch.running import call_model, in_mode
-
-DROPOUTS: dict[Any, Callable[..., nn.Module]] = {
-    functional.dropout: nn.Dropout,
-    functional.alpha_dropout: nn.AlphaDropout,
-    functional.dropout1d: nn.Dropout1d,
-    functional.dropout2d: nn.Dropout2d,
-    functional.dropout3d: nn.Dropout3d,
-    functional.feature_alpha_dropout: nn.FeatureAlphaDropout,
-}
+from convfc.frameworks.torch.vocabulary import Call
 
 
 class _Tracer(fx.Tracer):
-    """PyTorch's own modules are calls, and so is the patch form; hooks do not see the tracing."""
+    """PyTorch's own modules are calls, and so is the patch form; hooks do not see the tracing.
+
+    A layer of weights may be of a subclass whose forward is PyTorch's own.
+    """
 
     def __init__(self, leaves: frozenset[str] = frozenset()) -> None:
         super().__init__()
@@ -37,6 +33,8 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return (
             isinstance(m, PatchConv)
+            or (form_of(m) == "native" and own_forward(m) is None)
+            or (isinstance(m, nn.Linear) and type(m).forward is nn.Linear.forward)
             or module_qualified_name in self.leaves
             or super().is_leaf_module(m, module_qualified_name)
         )
@@ -68,27 +66,12 @@ class _Shapes(fx.Interpreter):
 
 
 def shape_of(node: Any) -> tuple[int, ...] | None:
-    """Return the shape that a value had on the example; None if it is no tensor.
-
-    Examples
-    --------
-    >>> graph = trace(nn.Sequential(nn.Flatten()), (torch.ones(2, 3, 4),))
-    >>> [shape_of(node) for node in graph.nodes]
-    [(2, 3, 4), (2, 12), (2, 12)]
-    """
+    """Return the shape that a value had on the example; None if it is no tensor."""
     return node.meta.get("shape") if isinstance(node, fx.Node) else None
 
 
 def as_traced(model: nn.Module) -> nn.Module:
-    """Return a model as `torch.fx` is to see it: one layer alone is a call, not its own forward.
-
-    Examples
-    --------
-    >>> as_traced(nn.ReLU())
-    Sequential(
-      (0): ReLU()
-    )
-    """
+    """Return a model as `torch.fx` is to see it: one layer alone is a call, not its own forward."""
     alone = form_of(model) in ("native", "patch", "weight") or (
         type(model).__module__.startswith("torch.nn") and not isinstance(model, nn.Sequential)
     )
@@ -98,31 +81,9 @@ def as_traced(model: nn.Module) -> nn.Module:
 def trace(model: nn.Module, example: tuple[Any, ...]) -> fx.Graph | Refusal:
     """Return the graph of a model's forward, with every value's shape on the example.
 
-    The example is run in evaluation mode, without gradients and without hooks; afterwards the
-    model is as before.
-
-    Parameters
-    ----------
-    model : nn.Module
-    example : tuple
-        The arguments of one call.
-
-    Returns
-    -------
-    fx.Graph or Refusal
-        The latter if `torch.fx` cannot trace the forward, because it asks what is in a tensor, or
-        if a part of the model is uninitialised.
-
-    Examples
-    --------
-    >>> graph = trace(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), (torch.ones(2, 3, 4),))
-    >>> [node.op for node in graph.nodes]
-    ['placeholder', 'call_module', 'call_module', 'output']
-    >>> class Net(nn.Module):
-    ...     def forward(self, x):
-    ...         return x if x.sum() > 0 else -x
-    >>> trace(Net(), (torch.ones(1),)).reason
-    'torch.fx cannot trace the forward of the model (Net): symbolically traced variables ...'
+    The example, which is the arguments of one call, is run in evaluation mode, without gradients
+    and without hooks; afterwards the model is as before. `torch.fx` cannot trace a forward that
+    asks what is in a tensor, and parts that are uninitialised have no shapes.
     """
     for name, module in model.named_modules():
         if isinstance(module, LazyModuleMixin):
@@ -132,7 +93,7 @@ def trace(model: nn.Module, example: tuple[Any, ...]) -> fx.Graph | Refusal:
         while True:
             training, failed_training = _trace(model.train(), leaves)
             graph, failed = _trace(model.eval(), leaves)
-            asks = _compare_modes(graph, training) | {failed_training, failed}
+            asks = _compare_modes(model, graph, training) | {failed_training, failed}
             more = {name for name in asks if name and _is_single(model, name)} - leaves
             if not more:
                 break
@@ -169,7 +130,9 @@ def _trace(model: nn.Module, leaves: frozenset[str]) -> tuple[fx.Graph | Refusal
         ), tracer.failed
 
 
-def _compare_modes(graph: fx.Graph | Refusal, training: fx.Graph | Refusal) -> set[str]:
+def _compare_modes(
+    model: nn.Module, graph: fx.Graph | Refusal, training: fx.Graph | Refusal
+) -> set[str]:
     """Note on the nodes what training does otherwise; return in which parts of the model."""
     if isinstance(graph, Refusal):
         return set()
@@ -182,9 +145,9 @@ def _compare_modes(graph: fx.Graph | Refusal, training: fx.Graph | Refusal) -> s
             return parts | {_part(one) for one in (node, other) if one is not None}
         if (str(node.args), str(node.kwargs)) == (str(other.args), str(other.kwargs)):
             continue
-        now, then = _dropout_arguments(node), _dropout_arguments(other)
-        if now and then == {**now, "training": True}:
-            node.meta["dropout"] = DROPOUTS[node.target](p=now["p"], inplace=now["inplace"])
+        call, then = Call.of(node, model), Call.of(other, model)
+        if "dropout" in call.kind and _is_on_in_training(call, then):
+            node.meta["dropout"] = call.as_module()
         else:
             node.meta["mode"] = True
             parts.add(_part(node))
@@ -207,9 +170,32 @@ def _what(node: fx.Node) -> tuple[Any, ...]:
     return node.op, node.name, node.target
 
 
-def _dropout_arguments(node: fx.Node) -> dict[str, Any] | None:
-    """Return p, training and inplace of a functional dropout; None of anything else."""
-    if node.target not in DROPOUTS:
-        return None
-    values = dict(zip(("input", "p", "training", "inplace"), node.args, strict=False))
-    return {"p": 0.5, "inplace": False, **values, **node.kwargs, "input": None}
+def _is_on_in_training(call: Call, other: Call) -> bool:
+    """Say whether a dropout and the one of training differ in being on, and in nothing else."""
+    which = {"train": True} if "train" in call.arguments else {"training": True}
+    return str({**call.arguments, **which}) == str(other.arguments)
+
+
+def place(node: fx.Node) -> str:
+    """Return where a call stands: a module's name, or the module in whose forward it is."""
+    if node.op == "call_module":
+        return str(node.target)
+    return _part(node) or "the model's own forward"
+
+
+def words(node: fx.Node) -> str:
+    """Return what a call of a function or method calls, for messages."""
+    return f"{getattr(node.target, '__name__', node.target)}()"
+
+
+def asks_batch(node: fx.Node) -> bool:
+    """Say whether a call asks a tensor for its batch size only, or for its dtype or device."""
+    if node.target is getattr and node.args[1] in ("dtype", "device"):
+        return True
+    sizes = (node.op == "call_method" and node.target == "size") or (
+        node.target is getattr and node.args[1] == "shape"
+    )
+    if sizes and node.target == "size" and (len(node.args) > 1 or node.kwargs):
+        return bool(node.args[1:] == (0,) or node.kwargs == {"dim": 0})
+    firsts = [user.target is operator.getitem and user.args[1] == 0 for user in node.users]
+    return bool(sizes and all(firsts))

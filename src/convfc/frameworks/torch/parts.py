@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from convfc.errors import ShapeError, UnsupportedLayer, UnsupportedModel
-from convfc.frameworks.torch.vocabulary import POINTWISE
+from convfc.frameworks.torch.vocabulary import is_pointwise
 
 __all__ = [
     "HOOKS",
@@ -106,7 +106,7 @@ def _row_by_row(module: nn.Module) -> bool:
     kind = type(module)
     if "forward" in vars(module):
         return False
-    if kind in POINTWISE:
+    if is_pointwise(module):
         return True
     adapter = (kind.__module__, kind.__name__) in _ADAPTERS and not vars(module).get("lora_variant")
     if adapter or kind is nn.Sequential or kind.forward is nn.Module.forward:

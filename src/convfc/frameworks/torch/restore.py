@@ -30,7 +30,7 @@ from convfc.frameworks.torch.factors import (
 )
 from convfc.frameworks.torch.forms import Form, form_of
 from convfc.frameworks.torch.forward.formats import channels_last, in_format
-from convfc.frameworks.torch.heads.heads import find_heads
+from convfc.frameworks.torch.heads import find_heads
 from convfc.frameworks.torch.held import exchange, held_fast
 from convfc.frameworks.torch.layers import PatchConv
 from convfc.frameworks.torch.parts import HOOKS, as_parameter, carry_over, is_hooked

@@ -128,7 +128,7 @@ def to_fc(
             model, arguments, max_pool=max_pool, branches=branches, sparse=sparse, memory=memory
         )
     chosen = selector(where)
-    wanted = {"native", "patch", "weight", "unrolled"} - ({form} - {"weight"})  # shared ones: again
+    wanted = {"native", "weight", "patch" if form == "unrolled" else "unrolled"}
     found = {
         name: module
         for name, module in places(model).items()
@@ -201,22 +201,29 @@ def _convert(
     shared, roll_up = Shared(), Roller()
     for found in {id(module): module for module in convertible}.values():
         module = roll_up(found) if form_of(found) == "unrolled" else found
+        source: object = module._parameters.get("weight")
         if form_of(module) == "weight":
+            steps = steps_of(module)
+            source = steps.original if len(steps) == 1 else module
             from_weight_form(module)
-        weight, key = module._parameters["weight"], (module.transposed, module.groups)
+        key = (module.weight.shape, module.transposed, module.groups)
         if form == "weight":
-            first = shared([weight], key, partial(to_weight_form, module))
+            first = shared([source], key, partial(to_weight_form, module))
             if first is not module:
                 to_weight_form(module, steps_of(first).original)
             converted = module
         else:
             converted = PatchConv(module, block_diagonal=block_diagonal)
-            first = shared([weight], key, partial(PatchConv.train, converted, converted.training))
+            first = shared([source], key, partial(_itself, converted))
             if first is not converted:
                 converted.share_weight(first)
         if converted is not found:
             new[id(found)] = converted
     return exchange(model, new)
+
+
+def _itself(layer: PatchConv) -> PatchConv:
+    return layer
 
 
 def _held_elsewhere(model: nn.Module, converted: Collection[int]) -> dict[str, str]:

@@ -10,12 +10,15 @@ Rui & Chen 2016, arXiv 1603.01670).
 from convfc.extras import needing
 
 with needing():
-    from convfc.frameworks.torch.morphism.activation import IdentityStart, morph_activation
-    from convfc.frameworks.torch.morphism.deepening import deepen
-    from convfc.frameworks.torch.morphism.depth import morph_depth
-    from convfc.frameworks.torch.morphism.kernel import morph_kernel
-    from convfc.frameworks.torch.morphism.morph import Change, Morph, finish
-    from convfc.frameworks.torch.morphism.subnet import ParallelSum, morph_subnet
+    from convfc.frameworks.torch.morphism.certify import Change
+    from convfc.frameworks.torch.morphism.identity import IdentityStart, deepen, morph_activation
+    from convfc.frameworks.torch.morphism.kernels import (
+        ParallelSum,
+        morph_depth,
+        morph_kernel,
+        morph_subnet,
+    )
+    from convfc.frameworks.torch.morphism.target import Morph, finish
     from convfc.frameworks.torch.morphism.widening import widen
     from convfc.methods.morphism.factoring import Factored, factor
 

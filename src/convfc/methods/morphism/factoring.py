@@ -11,21 +11,20 @@ from torch import Tensor, nn
 from convfc.convert import to_conv, to_fc
 from convfc.errors import ArgumentError
 from convfc.frameworks.torch.forms import form_of
-from convfc.frameworks.torch.morphism.morph import Morph
-from convfc.frameworks.torch.morphism.site import (
-    Site,
+from convfc.frameworks.torch.morphism.target import (
+    Kernel,
+    Morph,
+    Target,
     chained,
     check_share,
     find_layer,
     generator_of,
-    morphed,
+    kernel_of,
+    replaced,
 )
-from convfc.frameworks.torch.morphism.taps import Taps, read
 from convfc.frameworks.torch.parts import as_parameter, plain_linear
 from convfc.frameworks.torch.read import geometry_of
 from convfc.sizes import integer
-
-__all__ = ["Factored", "factor"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,10 +80,9 @@ def factor(
 
     Parameters
     ----------
-    model : nn.Module
-        It stays as it is.
-    name : str
-        Place of a CONV or FC layer; empty for the model itself.
+    model, name
+        The model, which stays as it is; the place of a CONV or FC layer, empty for the model
+        itself.
     rank : int, optional
         Of every group.
     energy : float, optional
@@ -104,12 +102,11 @@ def factor(
 
     Raises
     ------
-    NothingToConvert
-        If no part has this name.
-    UnsupportedLayer
-        If the part is no layer that can be morphed, or if a model comes without an example.
+    NothingToConvert, UnsupportedLayer
+        If no part has this name, or it is no layer that can be morphed.
     ArgumentError
-        If neither rank nor energy is given, or both, or a rank that K does not have.
+        If neither rank nor energy is given, or both, or a rank that K does not have; or if a model
+        comes without an example.
 
     Examples
     --------
@@ -134,17 +131,17 @@ def factor(
             got="none" if rank is None else "both",
             remedy="give rank=8, or energy=0.95",
         )
-    site = find_layer(model, name, _example(model, seed) if example is None else example)
-    taps = read(site.part)
-    values = [torch.linalg.svdvals(group.flatten(1)) for group in taps.by_group]
+    target = find_layer(model, name, _example(model, seed) if example is None else example)
+    kernel = kernel_of(target.part)
+    values = [torch.linalg.svdvals(group.flatten(1)) for group in kernel.by_group]
     r = _rank(values, rank, energy)
 
     def make(layer: nn.Module) -> nn.Module:
         return _two_layers(layer, r)
 
-    what = f"two layers of rank {r}" + (f" in each of {taps.groups} groups" * (taps.groups > 1))
+    what = f"two layers of rank {r}" + (f" in each of {kernel.groups} groups" * (kernel.groups > 1))
     why = "its factors are real numbers"
-    morph = morphed(site, make, what=what, form="low rank", why_no_integers=why, seed=seed)
+    morph = replaced(target, make, what=what, form="low rank", why_no_integers=why, seed=seed)
     kept, all_of_it = (float(sum(v[:n].square().sum() for v in values)) for n in (r, None))
     lost = float(sum(v[r:].square().sum() for v in values))
     after = morph.model.get_submodule(name)
@@ -153,8 +150,8 @@ def factor(
         rank=r,
         error=(lost / all_of_it) ** 0.5 if all_of_it else 0.0,
         energy=kept / all_of_it if all_of_it else 1.0,
-        parameters=(_count(site.part), _count(after)),
-        multiplications=_multiplications(site, taps, r),
+        parameters=(_count(target.part), _count(after)),
+        multiplications=_multiplications(target, kernel, r),
     )
 
 
@@ -222,16 +219,16 @@ def _count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def _multiplications(site: Site, taps: Taps, rank: int) -> tuple[int, int]:
+def _multiplications(target: Target, kernel: Kernel, rank: int) -> tuple[int, int]:
     """Return the multiplications of the native layers in all calls, before and after."""
-    f, k = len(taps.filters), taps.filters[0].numel()
+    f, k = len(kernel.filters), kernel.filters[0].numel()
     before = after = 0
-    for x, y in zip(site.inputs, site.outputs, strict=True):
+    for x, y in zip(target.inputs, target.outputs, strict=True):
         rows = y.numel() // f
         # A transposed layer multiplies once per input position.
-        own = x.numel() // (taps.filters.shape[-1] * taps.groups) if taps.transposed else rows
+        own = x.numel() // (kernel.filters.shape[-1] * kernel.groups) if kernel.transposed else rows
         before += own * f * k
-        after += own * rank * taps.groups * k + rows * f * rank
+        after += own * rank * kernel.groups * k + rows * f * rank
     return before, after
 
 

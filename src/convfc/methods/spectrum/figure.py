@@ -11,14 +11,13 @@ import numpy.typing as npt
 
 from convfc.errors import ArgumentError, RunError
 from convfc.extras import needing
+from convfc.methods.spectrum.algorithms import Values
 from convfc.methods.spectrum.models import LayerSpectrum
-from convfc.methods.spectrum.values import Values
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["ENDINGS", "check_figure", "draw_spectra", "save_spectra"]
 
 ENDINGS = (".png", ".svg")
 
@@ -33,22 +32,7 @@ _CIRCULAR, _OWN, _KERNEL = "#0072B2", "#D55E00", "#888888"  # Okabe and Ito's pa
 
 
 def check_figure(path: pathlib.Path) -> None:
-    """Raise before any work if the figure cannot be drawn or written.
-
-    Raises
-    ------
-    MissingDependencyError
-        Without matplotlib.
-    RunError
-        If the file is to be neither PNG nor SVG, or its folder is not there.
-
-    Examples
-    --------
-    >>> check_figure(pathlib.Path("spectrum.pdf"))
-    Traceback (most recent call last):
-    ...
-    convfc.errors.ArgumentError: spectrum.pdf: figures are PNG or SVG; expected .png or .svg; ...
-    """
+    """Raise before any work if the figure cannot be drawn or written."""
     if path.suffix.lower() not in ENDINGS:
         raise ArgumentError(
             "figures are PNG or SVG",
@@ -68,15 +52,7 @@ def check_figure(path: pathlib.Path) -> None:
 
 
 def save_spectra(spectra: Sequence[LayerSpectrum], path: pathlib.Path, title: str) -> None:
-    """Draw the spectra, and write them as PNG or SVG, whole or not at all.
-
-    Raises
-    ------
-    MissingDependencyError, ArgumentError, RunError
-        As `check_figure`.
-    OSError
-        If the file cannot be written.
-    """
+    """Draw the spectra, and write them as PNG or SVG, whole or not at all."""
     check_figure(path)
     from convfc.drawing import house_style
     from convfc.files import replacing
@@ -94,14 +70,6 @@ def draw_spectra(spectra: Sequence[LayerSpectrum], title: str) -> Figure:
 
     The curve is the layer on a circle, of which all values are known; the points are those with the
     layer's own padding; the dotted line is the norm of the reshaped kernel.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from convfc.methods.spectrum.models import layer_spectra
-    >>> spectra = layer_spectra(torch.nn.Conv2d(1, 4, 3), torch.zeros(1, 8, 8))
-    >>> len(draw_spectra(spectra, "Conv2d").axes)
-    1
     """
     from matplotlib.figure import Figure
 

@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import json
 import math
-import pathlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal, TypeAlias, get_args
 
-import numpy as np
-
 from convfc.convert import inspect
 from convfc.errors import MemoryBudgetError, NotConverged, NothingToConvert, ShapeError
 from convfc.geometry import ConvGeometry
 from convfc.inspection import Inspection, LayerRow, short_geometry
-from convfc.methods.spectrum.singular import singular_values
-from convfc.methods.spectrum.values import SingularValues
-from convfc.methods.spectrum.ways import TOLERANCE
+from convfc.methods.spectrum.singular import TOLERANCE, SingularValues, condition, singular_values
 from convfc.printable import printable
-from convfc.registry import room_of
 from convfc.sizes import Sizes, one_of
 from convfc.tables import Column, TextTable
-
-__all__ = ["Boundaries", "LayerSpectrum", "layer_spectra", "load_weights", "spectra_table"]
 
 Boundaries: TypeAlias = Literal["own", "circular", "both"]
 """Which operators: with the layer's own padding, on a circle, or both."""
@@ -100,12 +91,7 @@ class LayerSpectrum:
     @property
     def condition_number(self) -> float:
         """The largest to the smallest with the layer's own padding; NaN if that is not known."""
-        if self.smallest is None:
-            return math.nan
-        least = float(self.smallest.values[-1])
-        eps = max(self.shape) * float(np.finfo(np.float64).eps)
-        zero = max(eps, self.smallest.residual) * self.norm
-        return math.inf if least <= zero else self.norm / least
+        return math.nan if self.smallest is None else condition(self.norm, self.smallest)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the long list of all circular values, as `json` writes it."""
@@ -275,51 +261,8 @@ def _rows(inspection: Inspection, patterns: Sequence[str]) -> Iterator[LayerRow]
         )
 
 
-def load_weights(model: Any, path: pathlib.Path) -> str:
-    """Load the weights of a model from a safetensors file.
-
-    Other formats are not read: loading them may run code.
-
-    Returns
-    -------
-    str
-        Which floating-point numbers were cast to the model's, as a sentence; empty if none.
-
-    Raises
-    ------
-    UnsupportedModel
-        If no framework owns the model.
-    DataError
-        If there is no such file, if it is in another format, or its tensors are not the model's.
-    DtypeError
-        If they hold other numbers: integers instead of floating-point ones, for instance.
-
-    Examples
-    --------
-    >>> import torch
-    >>> load_weights(torch.nn.Linear(2, 1), pathlib.Path("no.safetensors"))
-    Traceback (most recent call last):
-    ...
-    convfc.errors.DataError: no.safetensors: there is no such file. Remedy: check the path
-    """
-    room = room_of(model)
-    checkpoint = importlib.import_module(f"{room.__name__}.checkpoint")
-    cast: str = checkpoint.load_weights(model, path)
-    return cast
-
-
 def spectra_table(spectra: Sequence[LayerSpectrum]) -> TextTable:
-    """Return the table: one line for each layer.
-
-    Examples
-    --------
-    >>> import torch
-    >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 1, bias=False))
-    >>> _ = torch.nn.init.constant_(model[0].weight, 1.0)
-    >>> table = spectra_table(layer_spectra(model, torch.zeros(1, 8, 8)))
-    >>> [column.title for column in table.columns][:7]
-    ['layer', 'geometry', 'in', 'A', 'σ max', 'circular', '‖K‖']
-    """
+    """Return the table: one line for each layer."""
 
     def column(title: str, cell: Callable[[LayerSpectrum], str], **rest: Any) -> Column:
         return Column(title, tuple(map(cell, spectra)), **rest)

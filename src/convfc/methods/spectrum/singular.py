@@ -1,19 +1,441 @@
-"""singular_values of a CONV layer, and what follows from them."""
+"""Singular values of a CONV layer: how they are obtained, how far they may be off, what follows."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
+from convfc.arrays import as_numpy
+from convfc.errors import ArgumentError, DtypeError, MemoryBudgetError, NotConverged
 from convfc.geometry import ConvGeometry
-from convfc.methods.spectrum.values import SingularValues, Which
-from convfc.methods.spectrum.ways import MEMORY, TOLERANCE, Boundary, find
+from convfc.indexmap import index_map
+from convfc.layer import ConvLayer
+from convfc.methods.spectrum.algorithms import (
+    Filters,
+    Values,
+    Which,
+    circular_geometry,
+    dense_values,
+    fourier_error,
+    fourier_values,
+    kernel_values,
+    lapack_error,
+    largest_values,
+    operator_shape,
+    periodic_axes,
+    reshaped_norm,
+    separate_windows,
+    smallest_by_inverse,
+    smallest_values,
+    taps_of,
+    transposed_circular_axes,
+)
+from convfc.operators.matrix import conv_matrix
+from convfc.operators.matrixfree import conv_operator
+from convfc.registry import read_layer
+from convfc.sizes import integer, one_of
 
-__all__ = ["condition_number", "effective_rank", "singular_values", "spectral_norm"]
+Method: TypeAlias = Literal["zero", "kernel", "fourier", "dense", "lanczos", "inverse"]
+
+METHODS: dict[str, str] = {
+    "zero": "all filters are 0, or read nothing but padding; exact",
+    "kernel": "no two windows overlap, so the layer is copies of K; LAPACK's SVD of K",
+    "fourier": "the operator is periodic; LAPACK's SVD of one small matrix per frequency",
+    "dense": "LAPACK's SVD of the whole matrix",
+    "lanczos": "Lanczos iterations (ARPACK) with the layer and its adjoint; no matrix",
+    "inverse": "inverse iterations (ARPACK) with a sparse factorisation of the Gram matrix",
+}
+"""How values were obtained, in a word and in a sentence."""
+
+_MEASURED = frozenset({"lanczos", "inverse"})
+
+
+@dataclass(frozen=True, eq=False)
+class SingularValues:
+    """Singular values of a CONV layer; `singular_values` makes it.
+
+    Parameters
+    ----------
+    values : NumPy array of float64
+        In descending order, each as often as it occurs.
+    method : {"zero", "kernel", "fourier", "dense", "lanczos", "inverse"}
+        How they were obtained; `explanation` says it in a sentence.
+    residual : float
+        How far any of them may be from a true singular value, divided by the largest one. Of the
+        iterations it is measured: the largest ``‖A* u − σ v‖ / σ_max`` with ``A v = σ u`` and unit
+        vectors; some singular value is within it (Parlett, *The Symmetric Eigenvalue Problem*,
+        theorem 4.5.1, for the matrix [[0, A], [A*, 0]]). Of all others it is the backward error
+        that theory allows; by Weyl's inequality no value is off by more.
+    shape : (int, int)
+        Of the operator A: elements of one output and of one input.
+    reshaped_norm : float
+        The norm of the filter matrix K, the kernel reshaped to two axes. It is what
+        ``torch.nn.utils.spectral_norm`` divides by (which reshapes grouped transposed layers in
+        another way), and not the layer's norm: with zeros around the input, that can be up to
+        ``sqrt(kernel size)`` times as large.
+    which : {"largest", "smallest"}
+        Which end the values are from, if they are not all.
+    note : str
+        What else there is to know.
+
+    Examples
+    --------
+    >>> print(SingularValues(np.array([2.0, 1.0, 0.5]), "dense", 1e-15, (3, 4), 1.25))
+    3 of 3 singular values of a 3 × 4 operator, from 2 to 0.5
+    dense: LAPACK's SVD of the whole matrix
+    relative error at most 1.0e-15, by theory
+    norm of the reshaped kernel 1.25: the layer's is 1.6 times as large
+    """
+
+    values: Values
+    method: Method
+    residual: float
+    shape: tuple[int, int]
+    reshaped_norm: float
+    which: Which = "largest"
+    note: str = ""
+
+    @property
+    def explanation(self) -> str:
+        """The method in a sentence."""
+        return METHODS[self.method]
+
+    @property
+    def measured(self) -> bool:
+        """Whether the residual was measured; else it is a bound of theory."""
+        return self.method in _MEASURED
+
+    @property
+    def count(self) -> int:
+        """How many singular values the operator has, counted as often as they occur."""
+        return min(self.shape)
+
+    @property
+    def complete(self) -> bool:
+        """Whether these are all of them."""
+        return len(self.values) == self.count
+
+    @property
+    def threshold(self) -> float:
+        """Below it a value may well be 0: what NumPy's ``matrix_rank`` takes, ``max(shape) eps σ``.
+
+        Or the residual, where that is larger.
+        """
+        return _zero(self) * float(self.values.max(initial=0.0))
+
+    def rank(self, relative: float | None = None) -> int:
+        """Return how many values are above ``relative`` times the largest.
+
+        Parameters
+        ----------
+        relative : float, optional
+            By default what rounding may leave of a 0 (`threshold`).
+
+        Raises
+        ------
+        NotConverged
+            If not all values are known.
+
+        Examples
+        --------
+        >>> SingularValues(np.array([2.0, 1.0, 0.0]), "dense", 1e-15, (3, 4), 1.25).rank()
+        2
+        """
+        self._check_complete("the rank")
+        limit = self.threshold if relative is None else relative * float(self.values[0])
+        return int(np.count_nonzero(self.values > limit))
+
+    @property
+    def effective_rank(self) -> float:
+        """The effective rank of Roy and Vetterli (2007), "The effective rank", definition 1.
+
+        ``exp(−Σ p log p)`` with ``p = σ / Σ σ``: so many equal values would have the same entropy.
+
+        Examples
+        --------
+        >>> SingularValues(np.array([3.0, 3.0, 0.0]), "dense", 1e-15, (3, 4), 3.0).effective_rank
+        2.0
+        """
+        self._check_complete("the effective rank")
+        share = self.values[self.values > 0]
+        if not share.size:
+            return 0.0
+        share = share / share.sum()
+        return math.exp(-float(share @ np.log(share)))
+
+    @property
+    def condition_number(self) -> float:
+        """The largest value to the smallest; infinite where the smallest cannot be told from 0.
+
+        Examples
+        --------
+        >>> SingularValues(np.array([3.0, 1.5]), "dense", 1e-15, (2, 4), 3.0).condition_number
+        2.0
+        """
+        self._check_complete("the condition number")
+        return condition(float(self.values[0]), self)
+
+    def _check_complete(self, what: str) -> None:
+        if not self.complete:
+            raise NotConverged(
+                f"{what} takes all singular values",
+                where="values",
+                expected=f"all {self.count}",
+                got=f"the {len(self.values)} {self.which}",
+                remedy="ask for all with k=None",
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as numbers and strings, as `json` writes them."""
+        return {
+            "values": self.values.tolist(),
+            "method": self.method,
+            "residual": self.residual,
+            "residual_is": "measured" if self.measured else "theory",
+            "shape": list(self.shape),
+            "count": self.count,
+            "complete": self.complete,
+            "which": self.which,
+            "reshaped_norm": self.reshaped_norm,
+            "note": self.note,
+        }
+
+    def __str__(self) -> str:
+        rows, columns = self.shape
+        how_many = f"{len(self.values)} of {self.count}"
+        if not self.complete:
+            how_many = f"the {len(self.values)} {self.which} of {self.count}"
+        lines = [
+            f"{how_many} singular values of a {rows} × {columns} operator, "
+            f"from {self.values[0]:.6g} to {self.values[-1]:.6g}",
+            f"{self.method}: {self.explanation}",
+            f"relative error at most {self.residual:.1e}, "
+            + ("measured" if self.measured else "by theory"),
+        ]
+        if self.complete or self.which == "largest":
+            times = float(self.values[0]) / self.reshaped_norm if self.reshaped_norm else 1.0
+            lines.append(
+                f"norm of the reshaped kernel {self.reshaped_norm:.6g}: "
+                f"the layer's is {times:.4g} times as large"
+            )
+        return "\n".join([*lines, *[self.note] * bool(self.note)])
+
+
+Boundary: TypeAlias = Literal["circular"]
+"""What takes the place of the layer's own padding."""
+
+MEMORY = 2**29
+"""Bytes that a dense matrix, or a factorisation, may take: some minutes of work at most."""
+
+TOLERANCE = 1e-5
+"""Residual, relative to the largest value, at which iterations end."""
+
+DENSE_LIMIT = 768
+"""Where only some values are wanted: up to this smaller side LAPACK finds all of them instead."""
+
+
+def find(
+    layer: Any,
+    input_size: Sequence[int],
+    k: int | None,
+    boundary: Boundary | None,
+    geometry: ConvGeometry | None,
+    which: Which,
+    tolerance: float,
+    memory: float,
+    threads: int | None,
+) -> SingularValues:
+    """Return all values if there is a direct way to them, else the k that are wanted.
+
+    Parameters are those of `singular_values`.
+    """
+    _check(boundary, which, tolerance)
+    reading = read_layer(layer, geometry, input_size=input_size)
+    own = reading.layer.geometry
+    size = index_map(own, input_size).input_size
+    circular = boundary == "circular"
+    filters = _filters(reading.layer)
+    shape = operator_shape(own, size, circular=circular)
+    _check_count(k, shape)
+    facts: dict[str, Any] = {"shape": shape, "reshaped_norm": reshaped_norm(filters)}
+    rolled = circular and own.transposed
+    moved = circular_geometry(own, size) if circular and not rolled else own
+    unread = not rolled and any(np.all(axis.table < 0) for axis in index_map(moved, size).axes)
+    if unread or not filters.any():
+        return SingularValues(np.zeros(min(shape)), "zero", 0.0, **facts)
+    exact = _structured(filters, moved, size, min(shape), rolled=rolled, threads=threads)
+    if exact is None and circular:
+        facts["note"] = (
+            f"stride {own.stride} does not divide the input {size}: the operator is circular, but "
+            "not periodic"
+        )
+    fits = which == "smallest" and _factors_bytes(moved, size, shape, filters.itemsize) <= memory
+    # Of small values those of a dense matrix are slow, but sure; Lanczos iterations may not end.
+    few = k is not None and (which == "largest" or fits)
+    exact = exact or _dense(filters, moved, size, shape, memory, DENSE_LIMIT if few else None)
+    if exact is not None:
+        method, values, error = exact
+        values = np.sort(values)[::-1]
+        return SingularValues(values, method, error / float(values[0]), **facts)
+    if k is None:
+        raise _too_large(shape, own.groups, filters.itemsize, memory)
+    _check_few(k, shape, filters.itemsize, memory)
+    on_circle = ConvLayer(moved, filters)
+    operator = conv_operator(on_circle, size) if circular else conv_operator(layer, size, geometry)
+    if which == "largest":
+        found = largest_values(operator, k, tolerance)
+        norm = float(found.values[0])
+        return SingularValues(found.values, "lanczos", found.residual / norm, **facts)
+    facts["which"] = which
+    norm = float(largest_values(operator, 1, max(tolerance, 1e-3)).values[0])
+    if fits:
+        found = smallest_by_inverse(conv_matrix(on_circle, size), k, norm)
+        return SingularValues(found.values, "inverse", found.residual / norm, **facts)
+    found = smallest_values(operator, k, norm, tolerance)
+    return SingularValues(found.values, "lanczos", found.residual / norm, **facts)
+
+
+_Exact: TypeAlias = tuple[Method, Values, float]
+"""The method, all values in any order, and the error that theory allows."""
+
+
+def _structured(
+    filters: Filters,
+    geometry: ConvGeometry,
+    size: tuple[int, ...],
+    count: int,
+    *,
+    rolled: bool,
+    threads: int | None,
+) -> _Exact | None:
+    """Return all values if the index map has a structure that gives them; else None."""
+    copies = None if rolled else separate_windows(geometry, size)
+    if copies is not None:
+        values = kernel_values(filters, geometry, copies, count)
+        error = lapack_error(filters.shape[0], filters[0].size) * float(values.max())
+        return "kernel", values, error
+    axes = transposed_circular_axes(geometry, size) if rolled else periodic_axes(geometry, size)
+    if axes is None:
+        return None
+    taps = taps_of(filters, geometry)
+    return "fourier", fourier_values(taps, axes, threads=threads), fourier_error(taps, axes)
+
+
+def _dense(
+    filters: Filters,
+    geometry: ConvGeometry,
+    size: tuple[int, ...],
+    shape: tuple[int, int],
+    memory: float,
+    most: int | None,
+) -> _Exact | None:
+    """Return all values by LAPACK; None if the matrix or its smaller side is too large for that."""
+    rows, columns = (n // geometry.groups for n in shape)
+    too_many = most is not None and min(rows, columns) > most
+    if too_many or rows * columns * filters.itemsize > memory:
+        return None
+    values = dense_values(ConvLayer(geometry, filters), size)
+    return "dense", values, lapack_error(rows, columns) * float(values.max())
+
+
+def _too_large(
+    shape: tuple[int, int], groups: int, itemsize: int, memory: float
+) -> MemoryBudgetError:
+    rows, columns = (n // groups for n in shape)
+    return MemoryBudgetError(
+        f"all {min(shape)} singular values take the dense matrix, {rows} × {columns}"
+        + (f" for each of {groups} groups" if groups > 1 else ""),
+        where="k",
+        expected=f"at most {memory:.3g} bytes",
+        got=f"{rows * columns * itemsize:.3g} bytes",
+        remedy="k=... for some of them, boundary='circular' for all of the periodic operator, or "
+        "more memory=...",
+    )
+
+
+def _factors_bytes(
+    geometry: ConvGeometry, size: Sequence[int], shape: tuple[int, int], itemsize: int
+) -> float:
+    """Return what the factors of the Gram matrix may take: two bands, in the best order of axes.
+
+    Two elements of an axis are coupled if one window reads both.
+    """
+    side = min(shape) // geometry.groups
+    sizes = size if shape[1] <= shape[0] else geometry.output_size(size)
+    reaches = zip(sizes, geometry.effective_kernel_size, strict=True)
+    band = min(side // n * min(reach, n) for n, reach in reaches)
+    wraps = 2 if geometry.padding_mode == "circular" else 1
+    return 2.0 * min(shape) * min(band * wraps, side) * itemsize
+
+
+def _filters(layer: ConvLayer) -> Filters:
+    """Return the filters in float64 or complex128."""
+    given = as_numpy(layer.filters, "filters")
+    filters = given.astype(np.result_type(given.dtype, np.float64))
+    if not np.isfinite(filters).all():
+        raise DtypeError(
+            "the filters hold NaN or infinity, and have no singular values",
+            where="filters",
+            expected="finite numbers",
+            remedy="look for where training diverged",
+        )
+    return filters
+
+
+def _check(boundary: object, which: object, tolerance: float) -> None:
+    """Raise an `ArgumentError` for a name that there is not, and a tolerance that ends nothing."""
+    one_of(
+        "boundary",
+        boundary,
+        (None, *get_args(Boundary)),
+        what="there is no such boundary",
+        remedy="the padding of the layer itself is boundary=None",
+    )
+    one_of(
+        "which",
+        which,
+        get_args(Which),
+        what="there is no such which",
+        remedy="leave it out for the largest",
+    )
+    if not 0 <= tolerance < 1:
+        raise ArgumentError(
+            "this is no tolerance",
+            where="tolerance",
+            expected="a number from 0 to 1",
+            got=tolerance,
+            remedy=f"leave it out for {TOLERANCE}",
+        )
+
+
+def _check_count(k: int | None, shape: tuple[int, int]) -> None:
+    if k is not None and integer("k", k, least=1) > min(shape):
+        raise ArgumentError(
+            "the layer has fewer singular values",
+            where="k",
+            expected=f"{min(shape)} at most, the smaller side of {shape[0]} × {shape[1]}",
+            got=k,
+            remedy="leave k out for all of them",
+        )
+
+
+def _check_few(k: int, shape: tuple[int, int], itemsize: int, memory: float) -> None:
+    """Raise MemoryBudgetError where iterations would keep too many vectors."""
+    side = min(shape)
+    most = min(int(memory / (3 * itemsize * side)), side // 3)
+    if k > most:
+        raise MemoryBudgetError(
+            "iterations are for a few singular values: they keep some vectors for each",
+            where="k",
+            expected=f"{most} at most",
+            got=k,
+            remedy="fewer, boundary='circular' for all of the periodic one, or more memory=...",
+        )
+
 
 _DEFAULTS: dict[str, Any] = {"tolerance": TOLERANCE, "memory": MEMORY, "threads": None}
 
@@ -164,10 +586,18 @@ def condition_number(
     if smallest.complete:
         return smallest.condition_number
     largest = float(find(*arguments, "largest", **options).values[0])
-    least = float(smallest.values[0])
-    eps = float(np.finfo(np.float64).eps)
-    zero = max(max(smallest.shape) * eps, smallest.residual) * largest
-    return math.inf if least <= zero else largest / least
+    return condition(largest, smallest)
+
+
+def condition(largest: float, smallest: SingularValues) -> float:
+    """Return the largest value to the smallest; infinite where that cannot be told from 0."""
+    least = float(smallest.values[-1])
+    return math.inf if least <= _zero(smallest) * largest else largest / least
+
+
+def _zero(found: SingularValues) -> float:
+    """Return how small, relative to the largest, a value may be and still not be 0."""
+    return max(max(found.shape) * float(np.finfo(np.float64).eps), found.residual)
 
 
 def effective_rank(

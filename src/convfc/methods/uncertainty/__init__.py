@@ -1,9 +1,7 @@
 """Uncertainty of networks, written for FC layers and carried to CONV layers by their equality.
 
 ============== ==================================================================================
-`randomness`   what FC layers with a random weight share: for whom a draw holds
-`dropout`      Monte Carlo dropout, and Concrete Dropout, whose rates are learned
-`gaussian`     Bayes by Backprop, with the local reparameterisation
+`layers`       FC layers with a random weight: Monte Carlo dropout, Concrete Dropout, Gaussian
 `networks`     networks of such layers, and ordinary networks drawn from them
 `prediction`   many draws, and the parts of their uncertainty
 `scores`       accuracy, likelihood, calibration, foreign images
@@ -19,8 +17,12 @@ from typing import Any
 from convfc.extras import needing
 
 with needing():
-    from convfc.methods.uncertainty.dropout import ConcreteDropoutLinear, DropoutLinear
-    from convfc.methods.uncertainty.gaussian import GaussianLinear
+    from convfc.methods.uncertainty.layers import (
+        ConcreteDropoutLinear,
+        DropoutLinear,
+        GaussianLinear,
+        RandomLinear,
+    )
     from convfc.methods.uncertainty.networks import (
         kl,
         learned_rates,
@@ -29,7 +31,6 @@ with needing():
         to_bayesian,
     )
     from convfc.methods.uncertainty.prediction import Prediction, predict
-    from convfc.methods.uncertainty.randomness import RandomLinear
     from convfc.methods.uncertainty.scores import (
         Calibration,
         accuracy,

@@ -15,8 +15,6 @@ from convfc.drawing import INK, WIDTH
 from convfc.errors import NothingToConvert
 from convfc.methods.uncertainty.scores import Calibration
 
-__all__ = ["reliability_figure"]
-
 
 def reliability_figure(found: Mapping[str, Calibration], columns: int = 3) -> Figure:
     """Draw reliability diagrams (Guo et al. 2017, Figure 1), one per classifier.

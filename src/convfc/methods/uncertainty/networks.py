@@ -22,11 +22,13 @@ from convfc.frameworks.torch.layers import PatchConv
 from convfc.frameworks.torch.parts import as_parameter, plain_linear
 from convfc.frameworks.torch.places import Where, copy_of, selector
 from convfc.frameworks.torch.running import random_numbers
-from convfc.methods.uncertainty.dropout import ConcreteDropoutLinear, DropoutLinear
-from convfc.methods.uncertainty.gaussian import GaussianLinear
-from convfc.methods.uncertainty.randomness import RandomLinear, check_choice
-
-__all__ = ["Method", "kl", "learned_rates", "mean_network", "sample", "to_bayesian"]
+from convfc.methods.uncertainty.layers import (
+    ConcreteDropoutLinear,
+    DropoutLinear,
+    GaussianLinear,
+    RandomLinear,
+    check_choice,
+)
 
 Method: TypeAlias = Literal["dropout", "concrete", "gaussian"]
 
@@ -218,18 +220,7 @@ def learned_rates(model: nn.Module) -> dict[str, float]:
 
 
 def random_layers(model: nn.Module) -> dict[str, RandomLinear]:
-    """Return the random layers of a network by place, each once.
-
-    Raises
-    ------
-    NothingToConvert
-        If there is none.
-
-    Examples
-    --------
-    >>> list(random_layers(to_bayesian(nn.Sequential(nn.Conv2d(1, 2, 3)), "gaussian")))
-    ['0.fc']
-    """
+    """Return the random layers of a network by place, each once."""
     found = {name: part for name, part in model.named_modules() if isinstance(part, RandomLinear)}
     if not found:
         raise NothingToConvert(

@@ -17,9 +17,7 @@ from torch import Tensor, nn
 
 from convfc.errors import ArgumentError, NothingToConvert, ShapeError
 from convfc.frameworks.torch.running import call_model, in_mode, random_numbers
-from convfc.methods.uncertainty.randomness import check_choice, draws
-
-__all__ = ["Prediction", "predict"]
+from convfc.methods.uncertainty.layers import check_choice, draws
 
 Output: TypeAlias = Literal["logits", "probabilities", "log_probabilities"]
 Progress: TypeAlias = Callable[[int, int], None]

@@ -11,15 +11,6 @@ from scipy.stats import rankdata
 
 from convfc.errors import ArgumentError, ShapeError
 
-__all__ = [
-    "Calibration",
-    "accuracy",
-    "brier_score",
-    "calibration",
-    "negative_log_likelihood",
-    "out_of_distribution_auroc",
-]
-
 Numbers = NDArray[np.float64]
 
 

@@ -1,36 +1,37 @@
-"""The network of the study, and the methods: what each makes of it, and how it is trained."""
+"""The network of the study, the methods, and the measures by which they are compared."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
+import numpy as np
+from numpy.typing import NDArray
+
+from convfc.extras import needing
+
+with needing("study"):
+    import torch
+    from torch import Tensor, nn
+    from torch.nn import functional
 
 from convfc.methods import uncertainty
-from convfc.studies.runner import seed_of
-from convfc.studies.settings import StudySettings
+from convfc.runs.sealed import Array
+from convfc.runs.study import seed_of
+from convfc.studies.torch_training import StudySettings
 
-__all__ = ["METHODS", "Method", "Settings", "lenet", "untrained"]
+ANGLES = tuple(range(0, 181, 15))
+"""Degrees by which the 1 of Gal's figure is turned."""
 
 
 @dataclass(frozen=True)
-class Settings(StudySettings):
-    """What decides the numbers of this study.
-
-    Attributes
-    ----------
-    samples : int
-        Draws of a prediction.
-    """
+class UncertaintySettings(StudySettings):
+    """What decides the numbers of this study; ``samples`` are the draws of a prediction."""
 
     study: ClassVar[str] = "uncertainty"
 
     epochs: int = 15
-    threads: int = 1
     samples: int = 100
 
     @property
@@ -48,17 +49,9 @@ class Settings(StudySettings):
 class Method:
     """A method, as the study uses it.
 
-    Attributes
-    ----------
-    title : str
-    source : str
-        Who, when, where.
-    name : str
-        Of `convfc.methods.uncertainty.to_bayesian`; empty where that is not used.
-    options : mapping
-        What it is given. The numbers were chosen once, on the validation images of seed 0.
-    divergence : bool
-        Whether `kl` is in the loss.
+    ``name`` is that of `convfc.methods.uncertainty.to_bayesian`, empty where it is not used, and
+    ``options`` what it is given: chosen once, on the validation images of seed 0. ``divergence``
+    says whether `kl` is in the loss.
     """
 
     title: str
@@ -107,15 +100,7 @@ METHODS: Mapping[str, Method] = {
 def lenet(seed: int) -> nn.Sequential:
     """Return the network: two CONV layers with pooling, two FC layers, as in LeNet, but smaller.
 
-    Parameters
-    ----------
-    seed : int
-        Of its weights; PyTorch's global generator is left as it was.
-
-    Examples
-    --------
-    >>> lenet(0)(torch.zeros(2, 1, 28, 28)).shape
-    torch.Size([2, 10])
+    The seed draws its weights; PyTorch's global generator is left as it was.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -133,7 +118,7 @@ def lenet(seed: int) -> nn.Sequential:
         )
 
 
-def untrained(key: str, settings: Settings) -> nn.Module:
+def untrained(key: str, settings: UncertaintySettings) -> nn.Module:
     """Return the network of a method before its training; all begin with the same weights."""
     network, method = lenet(seed_of(settings.seed, "weights")), METHODS[key]
     if not method.name:
@@ -161,3 +146,92 @@ def groups_of(model: nn.Module, rate: float) -> list[dict[str, Any]]:
     others = [p for name, p in model.named_parameters() if not name.endswith("logit")]
     groups = [{"params": others, "lr": rate}]
     return [*groups, {"params": logits, "lr": 10 * rate}] if logits else groups
+
+
+DRAWS = 400
+"""Bootstrap samples."""
+
+MEASURES: Mapping[str, tuple[str, int]] = {
+    "accuracy": ("accuracy", 1),
+    "nll": ("NLL", -1),
+    "ece": ("ECE", -1),
+    "brier": ("Brier", -1),
+    "auroc_entropy": ("AUROC letters, entropy", 1),
+    "auroc_mutual": ("AUROC letters, mutual information", 1),
+    "moved_accuracy": ("accuracy, moved digits", 1),
+    "moved_nll": ("NLL, moved digits", -1),
+    "moved_ece": ("ECE, moved digits", -1),
+}
+"""Title, and whether more (1) or less (-1) is better."""
+
+_ON_DIGITS: Mapping[str, Callable[[Any, Any], float]] = {
+    "accuracy": uncertainty.accuracy,
+    "nll": uncertainty.negative_log_likelihood,
+    "ece": lambda p, y: uncertainty.calibration(p, y).ece,
+    "brier": uncertainty.brier_score,
+}
+
+
+def score_table(
+    predictions: Mapping[str, Mapping[str, Array]],
+    labels: Mapping[str, Array],
+    *,
+    seed: int = 0,
+    draws: int = DRAWS,
+) -> dict[str, dict[str, dict[str, float] | None]]:
+    """Return every measure of every method, with its difference from the network without a method.
+
+    Predictions are by method, ``plain`` among them: ``test.mean`` (n, 10), ``test.entropy`` (n,),
+    ``test.mutual``, and the same for ``letters`` and ``moved``. A cell has ``value``,
+    ``difference``, ``low`` and ``high``; None where there is no such number: the network without a
+    method has no mutual information, and a method is then compared with its predictive entropy, the
+    only uncertainty that it has.
+
+    What the choice of so few images may do to a difference is estimated by the bootstrap (Efron
+    1979): they are drawn again with replacement, the same for both networks, and the middle 95 % of
+    the differences are kept. It says nothing of what another training would do.
+    """
+    random = np.random.default_rng([seed, 3])
+    sizes = [len(predictions["plain"][f"{name}.mean"]) for name in ("test", "letters", "moved")]
+    whole = tuple(np.arange(size) for size in sizes)
+    choices = [tuple(random.integers(0, size, size) for size in sizes) for _ in range(draws)]
+    table: dict[str, dict[str, dict[str, float] | None]] = {}
+    for measure in MEASURES:
+        reference = _resampled("plain", measure, predictions, labels, [whole, *choices])
+        for method in predictions:
+            row = table.setdefault(method, {})
+            if method == "plain":
+                none = measure == "auroc_mutual"
+                row[measure] = None if none else {"value": float(reference[0])}
+                continue
+            found = _resampled(method, measure, predictions, labels, [whole, *choices])
+            low, high = np.quantile((found - reference)[1:], [0.025, 0.975])
+            row[measure] = {
+                "value": float(found[0]),
+                "difference": float(found[0] - reference[0]),
+                "low": float(low),
+                "high": float(high),
+            }
+    return table
+
+
+def _resampled(
+    method: str,
+    measure: str,
+    predictions: Mapping[str, Mapping[str, Array]],
+    labels: Mapping[str, Array],
+    choices: list[Any],
+) -> NDArray[np.float64]:
+    """Return one measure of one method on several choices of images."""
+    found, kind = predictions[method], measure.removeprefix("moved_")
+    place = 2 if measure.startswith("moved_") else 0
+    name = ("test", "letters", "moved")[place]
+    if kind in _ON_DIGITS:
+        p, y = found[f"{name}.mean"], labels[name]
+        return np.array([_ON_DIGITS[kind](p[c[place]], y[c[place]]) for c in choices])
+    score = kind.removeprefix("auroc_")
+    if method == "plain":
+        score = "entropy"
+    inside, outside = found[f"test.{score}"], found[f"letters.{score}"]
+    auroc = uncertainty.out_of_distribution_auroc
+    return np.array([auroc(inside[c[0]], outside[c[1]]) for c in choices])

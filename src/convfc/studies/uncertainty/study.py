@@ -1,24 +1,267 @@
-"""The study itself: what the runner is given."""
+"""The study of uncertainty: a network on digits, and five methods that say when it does not know.
+
+Its parts are trainings, predictions, their scores, and a network drawn from each method.
+"""
 
 from __future__ import annotations
 
 import importlib.resources
-from collections.abc import Mapping
+import time
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from convfc.studies.folder import Result
-from convfc.studies.runner import Study
-from convfc.studies.uncertainty.figures import figures
-from convfc.studies.uncertainty.findings import find, summary
-from convfc.studies.uncertainty.methods import Settings, lenet
-from convfc.studies.uncertainty.parts import parts
+import numpy as np
 
-__all__ = ["SETTINGS", "STUDY"]
+from convfc.extras import needing
 
-SETTINGS = Settings
+with needing("study"):
+    import torch
+    from torch import Tensor, nn
+    from torch.utils.data import DataLoader, TensorDataset
+
+import convfc
+from convfc.methods import uncertainty
+from convfc.methods.uncertainty import Prediction
+from convfc.runs.folder import Result
+from convfc.runs.sealed import Array
+from convfc.runs.study import Part, Study, Work, seed_of
+from convfc.studies import images
+from convfc.studies.torch_training import RATE, load_weights, seeded_torch, train, weights_of
+from convfc.studies.uncertainty.methods import (
+    ANGLES,
+    METHODS,
+    UncertaintySettings,
+    groups_of,
+    lenet,
+    loss_of,
+    score_table,
+    untrained,
+)
+from convfc.studies.uncertainty.report import figures, find, summary
+
+SETS = ("test", "letters", "moved", "turned")
+"""What every network is asked about; the last is the 1 at all angles."""
+
+_LAPLACE_BATCH = 5  # the Jacobians of a batch are found together: its time grows as its square
 
 
-def _results(settings: Settings, found: Mapping[str, Result]) -> dict[str, Any]:
+def parts(settings: UncertaintySettings) -> list[Part]:
+    """Return all parts, in their order."""
+    trained = [key for key in METHODS if key != "laplace"]
+    return [
+        *(Part(key, _train, steps=settings.epochs) for key in trained),
+        *(
+            Part(f"predict-{key}", _predict, (key,), 1 if key == "plain" else 3 * settings.samples)
+            for key in trained
+        ),
+        Part("predict-laplace", _predict_laplace, ("plain",), _laplace_steps(settings)),
+        Part("scores", _score, tuple(f"predict-{key}" for key in METHODS)),
+        Part("drawn", _draw, tuple(key for key in trained if key != "plain")),
+    ]
+
+
+def questions(settings: UncertaintySettings) -> dict[str, images.Images]:
+    """Return the images that every network is asked about."""
+    test = images.load_digits(settings.images, settings.seed).test
+    # Of the whole test, however few of it are asked about: so there always is one.
+    one = images.most_upright(images.load_digits(seed=settings.seed).test, 1)
+    turned = images.Images(images.rotated(one, ANGLES), np.ones(len(ANGLES), np.int64))
+    return {
+        "test": test,
+        "letters": images.render_letters(settings.letters, settings.seed),
+        "moved": images.moved(test.first(settings.moved), settings.seed),
+        "turned": turned,
+    }
+
+
+def _train(work: Work) -> Result:
+    """Train one network; of learned rates, keep the course."""
+    key, settings = work.part.name, work.settings
+    digits = images.load_digits(settings.images, settings.seed)
+    model = untrained(key, settings)
+
+    def rates(network: nn.Module) -> Mapping[str, float]:
+        return uncertainty.learned_rates(network) if key == "concrete" else {}
+
+    curves, seconds = train(
+        model,
+        digits.training,
+        work,
+        epochs=settings.epochs,
+        loss=loss_of(key, settings.images),
+        groups=groups_of(model, RATE),
+        watch=rates,
+    )
+    arrays = {f"curve.{name}": values for name, values in curves.items()}
+    numbers: dict[str, Any] = {"images": digits.description, "loss": float(curves["loss"][-1])}
+    numbers["rates"] = dict(rates(model))
+    return Result(numbers, arrays, {"training": seconds}, weights_of(model))
+
+
+def _trained(work: Work, key: str) -> nn.Module:
+    """Return the network that an earlier part trained."""
+    model = untrained(key, work.settings)
+    load_weights(model, work.weights(key))
+    return model.eval()
+
+
+def _predict(work: Work) -> Result:
+    """Ask one network about all images: with many draws, or once if nothing in it is random."""
+    key, samples = work.part.name.removeprefix("predict-"), work.settings.samples
+    model, asked = _trained(work, key), questions(work.settings)
+    work.start()
+    arrays: dict[str, Array] = {}
+    seconds = 0.0
+    done = 0
+    # Seconds are those of the test images alone: the same question for every method.
+    for names in (("test",), ("letters", "moved"), ("turned",)):
+        x = torch.from_numpy(np.concatenate([asked[name].images for name in names]))
+        began = time.process_time()
+        if key == "plain":
+            found = _evaluated(model, x)
+        else:
+            found = uncertainty.predict(
+                model,
+                x,
+                samples,
+                seed=work.seed,
+                keep=names == ("turned",),
+                progress=lambda count, _: work.step(done + count),  # noqa: B023
+            )
+        seconds = seconds or time.process_time() - began
+        done += samples
+        arrays |= _split(found, {name: len(asked[name]) for name in names})
+    return Result(arrays=arrays, seconds={"sampling": seconds})
+
+
+def _evaluated(model: nn.Module, x: Tensor) -> Prediction:
+    """Return what a network says that is not random: all its uncertainty is aleatoric."""
+    with torch.no_grad():
+        logits = model(x).double()
+    return Prediction.of(logits.softmax(dim=1)[None], logits[None])
+
+
+def _split(found: Prediction, counts: Mapping[str, int]) -> dict[str, Array]:
+    """Return the numbers of a prediction as arrays, by the set of images that they belong to."""
+    arrays: dict[str, Array] = {}
+    start = 0
+    for name, count in counts.items():
+        chosen = slice(start, start + count)
+        arrays[f"{name}.mean"] = found.mean[chosen].numpy()
+        arrays[f"{name}.entropy"] = found.predictive_entropy[chosen].numpy()
+        arrays[f"{name}.mutual"] = found.mutual_information[chosen].numpy()
+        if name == "turned" and found.draws is not None:
+            arrays["turned.draws"] = found.draws.numpy()
+        start += count
+    return arrays
+
+
+def _laplace_steps(settings: UncertaintySettings) -> int:
+    """Return the batches of all images, counted without making the images."""
+    return -(
+        -(settings.images // 3 + settings.letters + settings.moved + len(ANGLES)) // _LAPLACE_BATCH
+    )
+
+
+def _predict_laplace(work: Work) -> Result:
+    """Fit a Laplace approximation around the trained network, in FC form, and ask it.
+
+    The network is made linear in its weights at the ones that were trained, which is what the
+    approximation with the generalised Gauss-Newton matrix stands for (Immer et al. 2021).
+    """
+    with warnings.catch_warnings():
+        # laplace-torch and what it stands on import and call what PyTorch calls deprecated.
+        warnings.simplefilter("ignore", category=FutureWarning)
+        warnings.simplefilter("ignore", category=DeprecationWarning)
+        warnings.simplefilter("ignore", category=UserWarning)
+        from laplace import Laplace
+
+        settings = work.settings
+        network = convfc.to_fc(_trained(work, "plain"))
+        training = images.load_digits(settings.images, settings.seed).training
+        pairs = TensorDataset(torch.from_numpy(training.images), torch.from_numpy(training.labels))
+        began = time.process_time()
+        approximation: Any = Laplace(
+            network, "classification", subset_of_weights="all", hessian_structure="kron"
+        )
+        approximation.fit(DataLoader(pairs, batch_size=250))
+        approximation.prior_precision = METHODS["laplace"].options["prior_precision"]
+        fitting = time.process_time() - began
+        asked = questions(settings)
+        x = torch.from_numpy(np.concatenate([asked[name].images for name in SETS]))
+        saved = work.saved() or {"draws": np.zeros((settings.samples, 0, 10), np.float32)}
+        draws, sampling = [torch.from_numpy(saved["draws"])], float(saved.get("seconds", 0))
+        done = draws[0].shape[1]
+        work.start(done // _LAPLACE_BATCH)
+        for start in range(done, len(x), _LAPLACE_BATCH):
+            began = time.process_time()
+            # A seed for each batch, so that a resumed run draws the same.
+            generator = torch.Generator().manual_seed(seed_of(work.seed, start))
+            drawn = approximation.predictive_samples(
+                x[start : start + _LAPLACE_BATCH],
+                pred_type="glm",
+                n_samples=settings.samples,
+                generator=generator,
+            )
+            draws.append(drawn.detach())
+            sampling += time.process_time() - began
+            work.step(
+                start // _LAPLACE_BATCH + 1,
+                state=lambda: _drawn_so_far(draws, sampling),  # noqa: B023
+            )
+    sampling *= len(asked["test"]) / len(x)
+    found = Prediction.of(torch.cat(draws, dim=1))
+    arrays = _split(found, {name: len(asked[name]) for name in SETS})
+    return Result({}, arrays, {"training": fitting, "sampling": sampling})
+
+
+def _drawn_so_far(draws: Sequence[Tensor], seconds: float) -> dict[str, Array]:
+    """Return the checkpoint of the draws of a Laplace approximation."""
+    return {"draws": torch.cat(list(draws), dim=1).numpy(), "seconds": np.array(seconds)}
+
+
+def _score(work: Work) -> Result:
+    """Compute the table from all predictions, and what is said of the 1 at every angle."""
+    work.start()
+    asked = questions(work.settings)
+    predictions = {key: work.results[f"predict-{key}"].arrays for key in METHODS}
+    labels = {name: asked[name].labels for name in ("test", "moved")}
+    turned = {
+        key: {
+            "class": found["turned.mean"].argmax(axis=1).tolist(),
+            "confidence": found["turned.mean"].max(axis=1).tolist(),
+            "entropy": found["turned.entropy"].tolist(),
+            "mutual": found["turned.mutual"].tolist(),
+        }
+        for key, found in predictions.items()
+    }
+    shown = {f"{name}.images": asked[name].images[:26] for name in SETS}
+    table = score_table(predictions, labels, seed=work.seed)
+    return Result({"table": table, "turned": turned}, shown | {"test.labels": labels["test"]})
+
+
+def _draw(work: Work) -> Result:
+    """Draw a network from each method, take it to CONV form, and certify that both are one."""
+    work.start()
+    x = torch.from_numpy(questions(work.settings)["test"].images[:8])
+    numbers: dict[str, Any] = {}
+    for key in work.results:
+        drawn = uncertainty.sample(_trained(work, key), seed=work.seed).eval()
+        cnn = convfc.to_conv(drawn)
+        certificate = convfc.verify(cnn, drawn, x, seed=work.seed)
+        ratios = [c.ratio for layer in certificate.layers for c in layer.own.values()]
+        numbers[key] = {
+            "holds": certificate.holds,
+            "failures": list(certificate.failures),
+            "ratio": max((ratio for ratio in ratios if ratio is not None), default=0.0),
+            "integers": all(layer.exact.identical for layer in certificate.layers),
+            "difference": max(o.difference for o in certificate.network.outputs),
+        }
+    return Result(numbers)
+
+
+def results(settings: UncertaintySettings, found: Mapping[str, Result]) -> dict[str, Any]:
     """Return what ``results.json`` holds of this study."""
     scores = found["scores"].numbers
     return {
@@ -34,12 +277,13 @@ def _results(settings: Settings, found: Mapping[str, Result]) -> dict[str, Any]:
 
 
 STUDY = Study(
-    name="uncertainty",
-    packages=("mlxtend", "matplotlib", "laplace-torch"),
+    settings=UncertaintySettings,
+    packages=lambda settings: ("numpy", "torch", "mlxtend", "matplotlib", "laplace-torch"),
     parts=parts,
-    results=_results,
+    results=results,
     figures=figures,
-    findings=find,
+    findings=lambda run: find(run.results),
     template=(importlib.resources.files(__package__) / "report.md.j2").read_text("utf-8"),
     summary=summary,
+    surroundings=seeded_torch,
 )

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from convfc.certificate import NetworkCertificate, OutputComparison
+from convfc.certificate import LayerCertificate, NetworkCertificate, OutputComparison
 from convfc.errors import ShapeError
-from convfc.frameworks.torch.certify.measures import cast
-from convfc.frameworks.torch.certify.pairs import HeadConv, Pairs
+from convfc.frameworks.torch.certify.engine import Call, Numbers, Sides, measure
+from convfc.frameworks.torch.certify.pairs import HeadConv, Pairs, cast
 from convfc.frameworks.torch.running import (
     RandomState,
     call_arguments,
@@ -33,20 +33,9 @@ from convfc.frameworks.torch.tensors import (
 )
 from convfc.rounding import UNIT_ROUNDOFF
 
-__all__ = ["Runner", "compare_networks"]
-
-Change = Callable[[Tensor], Tensor]
-
 
 class Runner:
-    """Runs copies of networks on one input, each time from the same random numbers.
-
-    Parameters
-    ----------
-    models : tuple of nn.Module
-    x : Tensor, array, tuple or mapping
-        One input, or the positional or keyword arguments of a call.
-    """
+    """Runs copies of networks on one input, each time from the same random numbers."""
 
     def __init__(self, models: tuple[nn.Module, ...], x: Any) -> None:
         self.args, self.kwargs = call_arguments(models[0], x)
@@ -56,50 +45,45 @@ class Runner:
         self.random = RandomState(self.tensors)
         self.shared: set[int] = set()  # models whose copies share their parameters, by id
 
+    def copy(self, model: nn.Module, numbers: Numbers | None, copies: dict[int, Any]) -> nn.Module:
+        """Return a copy, with other numbers if some are asked for; `deep_copy` says ``copies``."""
+        if id(model) in self.shared:
+            copies |= {id(parameter): parameter for parameter in model.parameters()}
+            numbers = None
+        copied = deep_copy(model, copies)
+        return copied if numbers is None else cast(copied, numbers)
+
     def __call__(
         self,
         model: nn.Module,
-        change: Change | None = None,
+        numbers: Numbers | None = None,
         prepare: Callable[[dict[int, Any]], None] | None = None,
     ) -> Any:
-        """Return the output of a copy of the model.
+        """Return the output of a copy of the model, perhaps in another dtype.
 
-        Parameters
-        ----------
-        model : nn.Module
-        change : callable, optional
-            To another dtype, of all numbers that are not integers.
-        prepare : callable, optional
-            Is given the copies of the model's parts by the ``id`` of the parts.
+        ``prepare`` is given the copies of the model's parts by the ``id`` of the parts.
 
         Raises
         ------
         ShapeError
-            If the model does not run on the input; with hooks of ``prepare``, what is raised comes
-            as it is, since they may have raised it.
+            If the model does not run on the input.
         """
-        twins: dict[int, Any] = {}
-        if id(model) in self.shared:
-            twins |= {id(parameter): parameter for parameter in model.parameters()}
-        twin = deep_copy(model, twins)
-        if change is not None and id(model) not in self.shared:
-            cast(twin, change)
+        copies: dict[int, Any] = {}
+        copied = self.copy(model, numbers, copies)
         if prepare is not None:
-            prepare(twins)
+            prepare(copies)
 
         def own(value: Any) -> Any:
             if not isinstance(value, Tensor):
                 return value
             value = value.detach().clone()
             floating = value.is_floating_point() or value.is_complex()
-            return value if change is None or not floating else change(value)
+            return value if numbers is None or not floating else numbers(value)
 
         args, kwargs = pytree.tree_map(own, (self.args, self.kwargs))
         self.random.restore()
         with torch.no_grad():
-            if prepare is not None:
-                return twin(*args, **kwargs)
-            return call_model(twin, args, kwargs, "x")
+            return call_model(copied, args, kwargs, "x")
 
     def dtypes(self, model: nn.Module) -> set[torch.dtype]:
         """Return the dtypes, of numbers that are not integers, of a model and of the input."""
@@ -125,6 +109,69 @@ class Runner:
             yield
 
 
+class Compared(Protocol):
+    """A part of a network that is compared by itself, whenever it is called."""
+
+    @property
+    def called(self) -> nn.Module:
+        """The part of the first network."""
+
+    def on(self, call: Call) -> Sides:
+        """Return it on one input, for `measure`."""
+
+
+def measure_calls(
+    model: nn.Module, parts: Sequence[Compared], run: Runner, seed: int
+) -> tuple[Any, list[list[LayerCertificate]]]:
+    """Run a copy of a network once; at each call of a part, compare it on the spot.
+
+    So no more than one layer's input is kept at a time. Returned are the network's output, and the
+    certificates of each part, one per call.
+    """
+    found: list[list[LayerCertificate]] = [[] for _ in parts]
+    failed: list[Exception] = []
+
+    def compare(certificates: list[LayerCertificate], part: Compared) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            call = _call(args, kwargs, len(certificates))
+            try:
+                with random_numbers(run.tensors):
+                    if call is not None:
+                        certificates.append(measure(part.on(call), seed=seed))
+            except Exception as error:
+                failed.append(error)
+                raise
+
+        return hook
+
+    def watch(copies: dict[int, Any]) -> None:
+        for certificates, part in zip(found, parts, strict=True):
+            hook = compare(certificates, part)
+            copies[id(part.called)].register_forward_pre_hook(hook, with_kwargs=True)
+
+    try:
+        return run(model, prepare=watch), found
+    except ShapeError:
+        if failed:  # the comparison's own error, which says nothing of the input
+            raise failed[0] from None
+        raise
+
+
+def _call(args: tuple[Any, ...], kwargs: dict[str, Any], number: int) -> Call | None:
+    """Return a call of a layer, if it is given a tensor."""
+    if args:
+        return Call(args[0].detach(), args[1:], kwargs, number) if _is_tensor(args[0]) else None
+    name = next((name for name, value in kwargs.items() if _is_tensor(value)), None)
+    if name is None:
+        return None
+    rest = {key: value for key, value in kwargs.items() if key != name}
+    return Call(kwargs[name].detach(), (), rest, number)
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor)
+
+
 def compare_networks(
     before: nn.Module,
     after: nn.Module,
@@ -136,20 +183,8 @@ def compare_networks(
 ) -> NetworkCertificate:
     """Compare the outputs of two networks, and their parameters and buffers outside the pairs.
 
-    Parameters
-    ----------
-    before, after : nn.Module
-    ours : object
-        What the first network returns.
-    found : Pairs
-    run : Runner
-    again : tuple, optional
-        For a second network whose weights are rounded products: the same one in float64, and what
-        is known to differ between the two.
-
-    Returns
-    -------
-    NetworkCertificate
+    ``ours`` is what the first network returns. ``again`` is, for a second network whose weights are
+    rounded products, the same one in float64, and what is known to differ between the two.
     """
     if again is None:
         errors, notes = _other_tensors(before, after, found.places)
@@ -159,13 +194,18 @@ def compare_networks(
     dtypes = run.dtypes(before)
     first = _leaves(ours)
     second = _tried(run, after, None, "the second network", errors)
-    first64 = _tried(run, before, wide, "in float64, the first network", notes)
-    second64 = None
-    if first64 is not None and second is not None:
+    in_double = {torch.float64, torch.complex128}
+    first64: dict[str, Any] | None = first
+    if not dtypes <= in_double:
+        first64 = _tried(run, before, wide, "in float64, the first network", notes)
+    second64 = second
+    if first64 is None or second is None:
+        second64 = None
+    elif exact is not after or not run.dtypes(after) <= in_double:
         second64 = _tried(run, exact, wide, "in float64, only the second network", errors)
     rounded: dict[str, Any] | None = first
     rounded_to = max(map(dtype_name, dtypes), key=_roundoff, default="float32")
-    if dtypes <= {torch.float64, torch.complex128}:
+    if dtypes <= in_double:
         rounded_to = "float32"
         rounded = _tried(run, before, _narrow, "in float32, the first network", notes)
     heads = any(isinstance(pair.after, HeadConv) for pair in found.pairs)
@@ -203,11 +243,11 @@ def compare_networks(
 
 
 def _tried(
-    run: Runner, model: nn.Module, change: Change | None, who: str, findings: list[str]
+    run: Runner, model: nn.Module, numbers: Numbers | None, who: str, findings: list[str]
 ) -> dict[str, Any] | None:
-    """Return the outputs of a network; if it fails, that is a finding and no accident."""
+    """Return the outputs of a network; if it fails, that is a finding."""
     try:
-        return _leaves(run(model, change))
+        return _leaves(run(model, numbers))
     except Exception as error:
         cause = error.__cause__ if isinstance(error, ShapeError) else None
         raised = cause if isinstance(cause, Exception) else error  # no remedy: the input is right

@@ -1,36 +1,61 @@
-"""Which layer of one network stands for which of the other: the pairs that a certificate compares.
+"""Which layer of one network stands for which of the other, and how the two are compared.
 
 Two networks are walked together by the names of their parts. Where either of them has a CONV layer,
-in whatever form, the walk stops and the place is a pair.
+in whatever form, the walk stops and the place is a pair. Both sides of it get the same gradients,
+in the CONV layer's layout, from the layer's own ``weight`` and ``bias``: the parameters of a copy
+become their gradients for a moment, and the copy is asked.
+
+The matrix A of the unrolled form has more numbers than there are weights. Its gradient is folded by
+the adjoint of the pattern, which gives the gradient of the filters; and a change of all numbers (to
+their absolute values, to integers, to another dtype) is made in the filters, from which A is made
+again, except for the entries that are not what the filters say: these are changed themselves, so
+that they stay as wrong as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from convfc.certificate import WeightComparison
 from convfc.errors import GeometryError
-from convfc.frameworks.torch.certify.unrolled import UnrolledLayer
-from convfc.frameworks.torch.forms import form_of
+from convfc.frameworks.torch.certify.engine import LARGEST, Call, Numbers, Run, Side, Sides, Sums
+from convfc.frameworks.torch.forms import Unrolled, form_of, linear_of, unrolled_of
 from convfc.frameworks.torch.layers import PatchConv
+from convfc.frameworks.torch.matrix import matrix_tensor, matrix_values
+from convfc.frameworks.torch.parts import diagonal_blocks
 from convfc.frameworks.torch.read import geometry_of, obstacle, own_forward
+from convfc.frameworks.torch.running import deep_copy
+from convfc.frameworks.torch.tensors import (
+    change_sparse,
+    compare,
+    describe,
+    dtype_name,
+    is_sparse,
+    same_bits,
+    wide,
+)
+from convfc.frameworks.torch.unrolled.back import bias_of
+from convfc.frameworks.torch.unrolled.entries import (
+    Held,
+    differing,
+    first_wrong,
+    fold,
+    held_by,
+    likely_filters,
+    values_in,
+)
 from convfc.frameworks.torch.weights import steps_of
 from convfc.geometry import ConvGeometry
 
-__all__ = [
-    "HeadConv",
-    "Pair",
-    "Pairs",
-    "find_pairs",
-    "form_of",
-    "has_own_weights",
-    "is_linear_map",
-    "other_geometry",
-]
+_NOT_PLAIN = "one side is more than a plain layer"
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +80,10 @@ class Pair:
         """What the layer is before and after, in one word each."""
         return word_for(self.before), word_for(self.after)
 
+    def on(self, call: Call) -> Sides:
+        """Return the pair on one input, for `measure`; its layers are copied."""
+        return _Layers(self, call)
+
 
 @dataclass
 class Pairs:
@@ -75,48 +104,125 @@ class HeadConv(nn.Module):
 
     def __init__(self, conv: nn.Module) -> None:
         super().__init__()
-        self.conv = conv
+        self.layer = conv
 
     @property
     def weight(self) -> Tensor:
         """The weight, as the ``nn.Linear`` has it."""
-        weight: Tensor = self.conv.weight  # type: ignore[assignment]
+        weight: Tensor = self.layer.weight  # type: ignore[assignment]
         return weight.flatten(1)
 
     @property
     def bias(self) -> Tensor | None:
         """The bias."""
-        return self.conv.bias  # type: ignore[return-value]
+        return self.layer.bias  # type: ignore[return-value]
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the outputs ``(..., f)`` of rows ``(..., k)``."""
-        weight: Tensor = self.conv.weight  # type: ignore[assignment]
-        y: Tensor = self.conv(x.reshape(-1, *weight.shape[1:]))
+        weight: Tensor = self.layer.weight  # type: ignore[assignment]
+        y: Tensor = self.layer(x.reshape(-1, *weight.shape[1:]))
         return y.reshape(*x.shape[:-1], y.shape[1])
 
 
-def word_for(module: nn.Module) -> str:
-    """Say in one word what a layer is, for a certificate.
+class UnrolledLayer(nn.Module):
+    """An unrolled layer with ``weight`` and ``bias`` as the CONV layer has them."""
 
-    Examples
-    --------
-    >>> word_for(nn.Conv2d(3, 8, 3)), word_for(nn.Linear(3, 8))
-    ('conv', 'Linear')
-    """
-    if isinstance(module, UnrolledLayer):
-        return "unrolled"
-    form = "native" if isinstance(module, HeadConv) else form_of(module)
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    @property
+    def record(self) -> Unrolled:
+        """What the layer was."""
+        record = unrolled_of(self.layer)
+        assert record is not None, "made of unrolled layers only"  # noqa: S101
+        return record
+
+    @property
+    def linear(self) -> Any:
+        """The FC layer between Flatten and Unflatten."""
+        return linear_of(self.layer)
+
+    def is_plain(self) -> bool:
+        """Say whether it is Flatten, exactly an ``nn.Linear`` of the right size, and Unflatten."""
+        linear = self.linear
+        return (
+            type(linear) is nn.Linear
+            and not parametrize.is_parametrized(linear)
+            and linear.weight.shape == self.record.pattern.shape
+        )
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight, in the CONV layer's layout: what the matrix has where it has it first."""
+        record = self.record
+        return record.weight_of(_filters(held_by(self.linear.weight, record.pattern), record))
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias, one number per filter: what the first position adds."""
+        vector = self.linear.bias
+        return None if vector is None else bias_of(vector, self.record)[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the layer's output, as its ``nn.Sequential`` computes it."""
+        y: Tensor = self.layer.forward(x)
+        return y
+
+    def folded(self, matrix: Tensor, vector: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return gradients of the matrix and the vector as those of weight and bias."""
+        record = self.record
+        weight = record.weight_of(fold(values_in(matrix, record.pattern), record.pattern))
+        if vector is None:
+            return weight, None
+        return weight, vector.detach().unflatten(0, (-1, record.positions)).sum(1)
+
+    def wrong_entries(self, weight: Tensor | None, bias: Tensor | None) -> list[str]:
+        """Return what matrix and vector have that those of a weight and a bias have not.
+
+        None is the weight, or the bias, that is read out of them.
+        """
+        record, linear = self.record, self.linear
+        held = held_by(linear.weight, record.pattern)
+        filters = _filters(held, record) if weight is None else record.filters_of(weight)
+        expected = matrix_values(filters.detach().to(held.values), record.pattern)
+        wrong, more = first_wrong(held, expected, record.pattern)
+
+        def row(number: int) -> str:
+            filter_, position = divmod(number, record.positions)
+            return f"(filter {filter_}, position {position})"
+
+        found = []
+        if wrong is not None:
+            found.append(
+                f"its matrix at [{wrong.row}, {wrong.column}] {row(wrong.row)}; expected "
+                f"{wrong.expected}, got {wrong.got}"
+                + (f", and {more} more such entries" if more else "")
+            )
+        if linear.bias is not None:
+            vector = linear.bias.detach()
+            each = vector[:: record.positions] if bias is None else bias.detach()
+            added = each.repeat_interleave(record.positions)
+            other = differing(vector, added)
+            if bool(other.any()):
+                at = int(other.to(torch.uint8).argmax())
+                found.append(
+                    f"its vector at [{at}] {row(at)}; expected {added[at].item()}, got "
+                    f"{vector[at].item()}"
+                )
+        return found
+
+
+def word_for(module: nn.Module) -> str:
+    """Say in one word what a layer is, for a certificate: its form, or its class if it has none."""
+    if isinstance(module, (UnrolledLayer, HeadConv)):
+        module = module.layer
+    form = form_of(module)
     return "conv" if form == "native" else form or type(module).__name__
 
 
 def has_own_weights(module: nn.Module) -> bool:
-    """Say whether a layer's weight is its own parameter, element by element, in any layout.
-
-    Examples
-    --------
-    >>> has_own_weights(nn.Conv2d(3, 8, 3)), has_own_weights(nn.ReLU())
-    (True, False)
-    """
+    """Say whether a layer's weight is its own parameter, element by element, in any layout."""
     if isinstance(module, PatchConv):
         return module.holds_conv_weight()
     form = form_of(module)
@@ -125,16 +231,17 @@ def has_own_weights(module: nn.Module) -> bool:
     if form == "native":
         return obstacle(module) is None
     if isinstance(module, HeadConv):
-        return has_own_weights(module.conv)
+        return has_own_weights(module.layer)
     if isinstance(module, UnrolledLayer):
         return module.is_plain()
-    return type(module) is nn.Linear and not parametrize.is_parametrized(module)
+    own = isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
+    return own and not parametrize.is_parametrized(module)
 
 
 def is_linear_map(module: nn.Module) -> bool:
     """Say whether a module is made of such layers, one behind the other, and of nothing else.
 
-    Then the moduli of its parameters on the modulus of its input give the magnitude B.
+    Then it computes the magnitude B, with the absolute values of its parameters and its input.
     """
     if type(module) is nn.Sequential:
         return len(module) > 0 and all(map(is_linear_map, module))
@@ -147,13 +254,6 @@ def other_geometry(pair: Pair) -> Iterator[str]:
     One input may not show it: where there is one output position, every stride computes the same.
     What no input can show is no difference (see `_as_seen`). The layers' own geometries are
     compared; an ``output_size`` changes the output padding of one call only.
-
-    Examples
-    --------
-    >>> list(other_geometry(Pair("0", nn.Conv2d(1, 1, 3), nn.Conv2d(1, 1, 3, stride=2))))
-    ['its stride; expected (1, 1), got (2, 2)']
-    >>> list(other_geometry(Pair("0", nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 1, dilation=2))))
-    []
     """
     ours, theirs = (_geometry(side) for side in (pair.before, pair.after))
     if ours is None or theirs is None:
@@ -194,21 +294,8 @@ def _as_seen(geometry: ConvGeometry) -> dict[str, Any]:
 def find_pairs(before: nn.Module, after: nn.Module) -> Pairs:
     """Walk two networks together and pair their CONV layers, whatever form they have.
 
-    Parameters
-    ----------
-    before, after : nn.Module
-
-    Returns
-    -------
-    Pairs
-        A place where both have a CONV layer that convfc does not know is ``unconverted``, one that
-        only one network has is ``missing``.
-
-    Examples
-    --------
-    >>> first, second = nn.Sequential(nn.Conv2d(3, 8, 3)), nn.Sequential(nn.Conv2d(3, 8, 3))
-    >>> [pair.name for pair in find_pairs(first, second).pairs]
-    ['0']
+    A place where both have a CONV layer that convfc does not know is ``unconverted``, one that only
+    one network has is ``missing``.
     """
     found = Pairs()
     _walk(before, after, "", found, set())
@@ -256,3 +343,226 @@ def _callable(layer: nn.Module) -> nn.Module:
 def _is_known(module: nn.Module) -> bool:
     form = form_of(module)
     return form is not None and (form != "native" or obstacle(module) is None)
+
+
+class _Layers(Sides):
+    """The two layers of a pair on one input; everything runs on copies of them."""
+
+    compares_strides = True
+
+    def __init__(self, pair: Pair, call: Call) -> None:
+        self.name, self.forms, self.call = pair.name, pair.forms, call
+        self.parts = pair.before, pair.after
+        self.plain = all(map(has_own_weights, self.parts))
+        self.copies: list[nn.Module] = []
+        # The native layer, where there is one, tells how large the sums are.
+        sides = sorted(self.parts, key=_far_from_native)
+        self.reference = next(filter(is_linear_map, sides), None)
+        self.errors = list(other_geometry(pair))
+        if self.plain:
+            self.weights = tuple(self._weights())
+            self.errors += self._wrong_entries()
+        else:
+            self.why_no_integers = _NOT_PLAIN
+            self.notes = (
+                f"{_NOT_PLAIN}: no test of weights and integers; in float64 the bound is that of "
+                f"{dtype_name(call.x.dtype)}, to which weights may have been rounded",
+            )
+
+    def made(self, numbers: Numbers | None) -> tuple[Side, Side]:
+        # What a tool has put in may keep something of a run: then the next one has its own copies.
+        if not self.copies or not self.plain:
+            self.copies = [deep_copy(part) for part in self.parts]
+        if numbers is not None:
+            for copied in self.copies:
+                cast(copied, numbers)
+        before, after = self.copies
+        return partial(self._run, before), partial(self._run, after)
+
+    def _run(self, layer: nn.Module, x: Tensor) -> Run:
+        """Run a copied layer forward, and backward when the gradients are asked for."""
+        x = x.detach().requires_grad_()
+        parameters = list(layer.parameters()) if self.plain else []
+        for parameter in parameters:
+            parameter.requires_grad_()
+        with torch.enable_grad():
+            y = self.call(layer, x)
+
+        def gradients(dy: Tensor) -> dict[str, Tensor]:
+            if not y.requires_grad:  # a quantised layer, for instance
+                return {}
+            dx, *found = torch.autograd.grad(y, [x, *parameters], dy, allow_unused=True)
+            named: dict[str, Tensor | None] = {"input": dx}
+            if self.plain:
+                named["weight"], named["bias"] = _in_conv_layout(layer, parameters, found)
+            return {name: value for name, value in named.items() if value is not None}
+
+        return Run(y.detach(), gradients)
+
+    def sums(self, x: Tensor, dy: Tensor | None) -> Sums:
+        """B is the reference layer on absolute values. On ones, and one image, it counts."""
+        if self.reference is None or dy is None:
+            return {}
+        layer = deep_copy(self.reference)
+        batched = x.dim() > 1 + _spatial_ndim(layer)
+        images = x.shape[0] if batched else 1
+
+        def quantities(numbers: Numbers, *tensors: Tensor) -> dict[str, Tensor]:
+            cast(layer, numbers)
+            x, dy = map(numbers, tensors)
+            run = self._run(layer, x)
+            return {"output": run.output, **(run.gradients(dy) if run.gradients else {})}
+
+        first = slice(0, 1) if batched else slice(None)
+        magnitudes = quantities(_absolute, x, dy)
+        counts = quantities(torch.ones_like, *(_absolute(t[first]) for t in (x, dy)))
+        found = {}
+        for name, magnitude in magnitudes.items():
+            terms = int(counts[name].max()) if counts[name].numel() else 0
+            found[name] = magnitude, terms * (images if name in ("weight", "bias") else 1)
+        return found
+
+    def integers(self, longest: int, limit: float) -> Iterable[int]:
+        room = limit / longest
+        return [] if room < 1 else [min(2 ** int(math.log2(room) / 2), LARGEST)]
+
+    def on_integers(self, numbers: Numbers, x: Tensor, limit: float) -> tuple[Side, Side]:
+        return self.made(numbers)
+
+    def matrices(self, y: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return matrices_of(next(filter(has_own_weights, self.parts), None), y)
+
+    def _weights(self) -> Iterator[WeightComparison]:
+        """Compare weight and bias bit by bit."""
+        for name in ("weight", "bias"):
+            ours, theirs = (getattr(part, name) for part in self.parts)
+            if describe(ours) != describe(theirs):
+                self.errors.append(f"its {name}; expected {describe(ours)}, got {describe(theirs)}")
+            elif ours is not None:
+                result = compare(ours.detach(), theirs.detach(), None)
+                del result["ratio"], result["bound"]
+                yield WeightComparison(name, same_bits(ours, theirs), **result)
+
+    def _wrong_entries(self) -> Iterator[str]:
+        """Compare every entry of an unrolled layer's matrix with the weight of the other side."""
+        for side, other in (self.parts, self.parts[::-1]):
+            if not isinstance(side, UnrolledLayer):
+                continue
+            known = not isinstance(other, UnrolledLayer)
+            weight, bias = (other.weight, other.bias) if known else (None, None)
+            if weight is None or weight.shape == side.record.weight.shape:
+                yield from side.wrong_entries(weight, bias)  # type: ignore[arg-type]
+
+
+def _far_from_native(layer: nn.Module) -> int:
+    """Return how many numbers stand for one of the CONV layer: order the two sides by it."""
+    return 2 if isinstance(layer, UnrolledLayer) else int(isinstance(layer, PatchConv))
+
+
+def _spatial_ndim(layer: nn.Module) -> int:
+    """Return the number of spatial axes of a layer's input; 0 for rows."""
+    while isinstance(layer, nn.Sequential):
+        layer = layer[0]
+    return max(layer.weight.dim() - 2, 0)  # type: ignore[operator]
+
+
+def matrices_of(layer: nn.Module | None, y: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the shapes (b, L, k) of M and (k, f) of K of a layer with this output."""
+    if layer is None or not has_own_weights(layer) or not y.numel():
+        return (), ()
+    channels = y.dim() - 1 - _spatial_ndim(layer)
+    # Of a widened layer, the output may be a part.
+    filters: Any = getattr(layer, "out_channels", getattr(layer, "out_features", y.shape[channels]))
+    weight: Any = layer.weight
+    taps = weight.numel() // filters
+    images, rows = math.prod(y.shape[:channels]), math.prod(y.shape[channels + 1 :])
+    return (images, rows, taps), (taps, filters)
+
+
+@torch.no_grad()
+def _in_conv_layout(
+    layer: nn.Module, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]
+) -> tuple[Tensor, Tensor | None]:
+    """Return gradients of a layer's parameters as those of the CONV layer's weight and bias."""
+    if isinstance(layer, UnrolledLayer):
+        given: dict[int, Any] = dict(zip(map(id, parameters), gradients, strict=True))
+        linear = layer.linear
+        return layer.folded(given[id(linear.weight)], given.get(id(linear.bias)))
+    own = [parameter.data for parameter in parameters]
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.data = torch.zeros_like(parameter) if gradient is None else gradient
+    if isinstance(layer, PatchConv) and layer.groups > 1 and len(layer.children_fc) == 1:
+        # Off the blocks of a block-diagonal matrix there is nothing that a CONV layer has.
+        matrix: Any = layer.fc.weight
+        blocks = diagonal_blocks(matrix.detach(), layer.groups)
+        matrix.data = torch.block_diag(*blocks.chunk(layer.groups))
+    weight, bias = (getattr(layer, name) for name in ("weight", "bias"))
+    found = weight.detach(), None if bias is None else bias.detach()
+    for parameter, numbers in zip(parameters, own, strict=True):
+        parameter.data = numbers
+    return found
+
+
+def _absolute(t: Tensor) -> Tensor:
+    return wide(t.detach()).abs()
+
+
+def cast(layer: nn.Module, numbers: Numbers) -> nn.Module:
+    """Change every parameter and buffer of numbers that are not integers, in place."""
+
+    def change(t: Tensor) -> Tensor:
+        return numbers(t) if (t.is_floating_point() or t.is_complex()) and not is_sparse(t) else t
+
+    put = _change_unrolled(layer, numbers)
+    change_sparse(layer, numbers)
+    layer._apply(change)
+    put()
+    return layer
+
+
+def _change_unrolled(module: nn.Module, change: Numbers) -> Callable[[], None]:
+    """Change the numbers of the unrolled layers in a module, through their filters.
+
+    What is returned puts the changed matrices in place, when all other numbers have been changed.
+    """
+    made: dict[int, nn.Parameter] = {}
+    places: list[tuple[Any, int]] = []
+    for part in module.modules():
+        layer = UnrolledLayer(part) if form_of(part) == "unrolled" else None
+        if layer is None or not layer.is_plain():
+            continue
+        matrix = layer.linear.weight
+        places.append((layer.linear, id(matrix)))
+        if id(matrix) not in made:
+            changed = _changed(matrix.detach(), layer.record, change)
+            made[id(matrix)] = nn.Parameter(changed, matrix.requires_grad)
+    for linear, _ in places:
+        linear.weight = None  # nothing else is to change it meanwhile
+
+    def put() -> None:
+        for linear, key in places:
+            linear.weight = made[key]
+
+    return put
+
+
+def _changed(matrix: Tensor, record: Unrolled, change: Numbers) -> Tensor:
+    pattern = record.pattern
+    held = held_by(matrix, pattern)
+    filters = _filters(held, record)
+    wrong = differing(held.values, matrix_values(filters, pattern))
+    changed = change(filters)
+    made = matrix_tensor(changed, pattern, "csr" if is_sparse(matrix) else "dense")
+    if held.stray is None and not bool(wrong.any()):
+        return made
+    # What no convolution has stays as it is, changed number by number.
+    whole = change(matrix.to_dense())
+    inside = matrix_tensor(torch.ones_like(changed), pattern, "dense") != 0
+    right = matrix_values(filters, pattern).new_zeros(pattern.shape, dtype=torch.bool)
+    right[inside] = ~wrong
+    mixed = torch.where(right, made.to_dense(), whole)
+    return mixed.to_sparse_csr() if is_sparse(matrix) else mixed
+
+
+def _filters(held: Held, record: Unrolled) -> Tensor:
+    return likely_filters(held.values, record.pattern, record.filters_of(record.weight))

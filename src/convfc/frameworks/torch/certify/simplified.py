@@ -31,9 +31,8 @@ from torch.nn import functional
 
 from convfc.certificate import Comparison, ExactTest, LayerCertificate, NetworkCertificate
 from convfc.errors import ConvfcError, ShapeError, UnsupportedModel
-from convfc.frameworks.torch.certify.measures import cast
 from convfc.frameworks.torch.certify.networks import Runner, compare_networks
-from convfc.frameworks.torch.certify.pairs import Pairs
+from convfc.frameworks.torch.certify.pairs import Pairs, cast
 from convfc.frameworks.torch.running import deep_copy
 from convfc.frameworks.torch.simplify import Simplified, record_of
 from convfc.frameworks.torch.simplify.emit import emit
@@ -77,14 +76,15 @@ def simplified_record(before: nn.Module, after: nn.Module) -> Simplified | None:
 
 
 def certify_simplified(
-    before: nn.Module, after: nn.Module, run: Runner, output: Any = None
+    before: nn.Module, after: nn.Module, run: Runner, *, backwards: bool = False
 ) -> tuple[list[LayerCertificate], NetworkCertificate]:
     """Compare a network and what it was simplified to: stages, numbers, outputs.
 
-    The first network's output is not given if they came the other way round, and a note says so.
+    ``backwards`` says that they were given the other way round, and a note does so too.
     """
     record = record_of(after)
     assert record is not None, "asked before"  # noqa: S101
+    ours = run(before)
     given = [*run.args, *run.kwargs.values()]
     x = given[0] if len(given) == 1 else None
     layers: list[LayerCertificate] = []
@@ -108,10 +108,9 @@ def certify_simplified(
             errors += other_parts(exact, after)
         except (ConvfcError, RuntimeError) as error:
             errors.append(f"it cannot be made again; expected a network, got {words(error)}")
-    ours = run(before) if output is None else output
     network = compare_networks(before, after, ours, Pairs(), run, again=(exact, errors))
     note = _NOTE.format(how=_IN_DOUBLE if double else _OWN_DTYPE)
-    notes = (note, *(("compared in the other direction",) if output is None else ()))
+    notes = (note, *(("compared in the other direction",) if backwards else ()))
     return layers, replace(network, notes=(*network.notes, *notes))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,15 +11,18 @@ from torch.utils._pytree import tree_leaves
 
 from convfc.certificate import Certificate, LayerCertificate
 from convfc.errors import ShapeError, UnsupportedLayer, UnsupportedModel
-from convfc.frameworks.torch.certify.measures import Call, measure
-from convfc.frameworks.torch.certify.networks import Runner, compare_networks
-from convfc.frameworks.torch.certify.pairs import Pair, Pairs, find_pairs, has_own_weights
+from convfc.frameworks.torch.certify.engine import Call, measure
+from convfc.frameworks.torch.certify.networks import Runner, compare_networks, measure_calls
+from convfc.frameworks.torch.certify.pairs import (
+    Pair,
+    Pairs,
+    UnrolledLayer,
+    find_pairs,
+    has_own_weights,
+)
 from convfc.frameworks.torch.certify.simplified import certify_simplified, simplified_record
-from convfc.frameworks.torch.certify.unrolled import UnrolledLayer
 from convfc.frameworks.torch.read import geometry_of
-from convfc.frameworks.torch.running import check_has_numbers, random_numbers
-
-__all__ = ["verify"]
+from convfc.frameworks.torch.running import check_has_numbers
 
 
 def verify(before: nn.Module, after: nn.Module, x: Any, *, seed: int = 0) -> Certificate:
@@ -32,39 +34,6 @@ def verify(before: nn.Module, after: nn.Module, x: Any, *, seed: int = 0) -> Cer
     number generators are put back. Hooks of the networks run with the copies; hooks around a CONV
     layer itself are no part of the comparison of that layer. What is compared in float64 needs a
     device that has it.
-
-    Parameters
-    ----------
-    before, after : nn.Module
-        In either direction: a CONV network and its FC form, or the other way round.
-    x : Tensor, array, tuple or mapping
-        One input, or the positional or keyword arguments of a call.
-    seed : int
-        Of the gradients and the integers that the layers are compared on.
-
-    Returns
-    -------
-    Certificate
-
-    Raises
-    ------
-    UnsupportedModel
-        If one of the two is no module, or has no numbers since it is on the meta device.
-    UnsupportedLayer
-        If a lazy layer has not been initialised yet.
-    ShapeError
-        If the first network does not run on ``x``.
-
-    Examples
-    --------
-    >>> import copy
-    >>> before = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
-    >>> after = copy.deepcopy(before)
-    >>> verify(before, after, torch.ones(1, 3, 8, 8)).holds
-    True
-    >>> after[0].weight.data[0, 0, 0, 0] *= 1.001
-    >>> verify(before, after, torch.ones(1, 3, 8, 8)).holds
-    False
     """
     for name, model in (("before", before), ("after", after)):
         _check(name, model)
@@ -78,15 +47,17 @@ def verify(before: nn.Module, after: nn.Module, x: Any, *, seed: int = 0) -> Cer
                 remedy="give real numbers: torch.randn(x.shape)",
             )
     found = Pairs()
+    layers: list[LayerCertificate] = []
     with run.undisturbed():
-        output = run(before)
         if simplified_record(before, after) is not None:
-            layers, network = certify_simplified(before, after, run, output)
+            layers, network = certify_simplified(before, after, run)
         elif simplified_record(after, before) is not None:
-            layers, network = certify_simplified(after, before, run)
+            layers, network = certify_simplified(after, before, run, backwards=True)
         else:
             found = find_pairs(before, after)
-            layers = _measure_layers(before, found, run, seed)
+            output, measured = measure_calls(before, found.pairs, run, seed)
+            for pair, calls in zip(found.pairs, measured, strict=True):
+                layers += calls or [_measure_unreached(pair, seed)]
             network = compare_networks(before, after, output, found, run)
     return Certificate(
         layers=tuple(layers),
@@ -96,49 +67,6 @@ def verify(before: nn.Module, after: nn.Module, x: Any, *, seed: int = 0) -> Cer
         framework=f"torch {torch.__version__}",
         seed=seed,
     )
-
-
-def _measure_layers(
-    model: nn.Module, found: Pairs, run: Runner, seed: int
-) -> list[LayerCertificate]:
-    """Run a copy of the first network; at each call of a layer, compare its pairs on the spot.
-
-    So no more than one layer's input is held at a time.
-    """
-    by_layer: dict[int, list[Pair]] = {}
-    for pair in found.pairs:
-        by_layer.setdefault(id(pair.called), []).append(pair)
-    measured: dict[Pair, list[LayerCertificate]] = {pair: [] for pair in found.pairs}
-
-    def compare_pairs(pairs: list[Pair]) -> Callable[..., None]:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            x, rest, named = _input_and_rest(args, kwargs)
-            with random_numbers(run.tensors):
-                for pair in pairs:
-                    call = Call(x.detach(), rest, named, number=len(measured[pair]))
-                    measured[pair].append(measure(pair, call, seed=seed))
-
-        return hook
-
-    def watch(twins: dict[int, Any]) -> None:
-        for key, pairs in by_layer.items():
-            twins[key].register_forward_pre_hook(compare_pairs(pairs), with_kwargs=True)
-
-    run(model, prepare=watch)
-    for pair, certificates in measured.items():
-        if not certificates:
-            certificates.append(_measure_unreached(pair, seed))
-    return [certificate for pair in found.pairs for certificate in measured[pair]]
-
-
-def _input_and_rest(
-    args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
-    """Return the input of a layer's call, and the other arguments."""
-    if args:
-        return args[0], args[1:], kwargs
-    name = next(name for name, value in kwargs.items() if isinstance(value, Tensor))
-    return kwargs[name], (), {key: value for key, value in kwargs.items() if key != name}
 
 
 def _measure_unreached(pair: Pair, seed: int) -> LayerCertificate:
@@ -166,7 +94,7 @@ def _measure_unreached(pair: Pair, seed: int) -> LayerCertificate:
         size = (1, geometry.in_channels, *spatial)
     x = torch.randn(size, generator=torch.Generator().manual_seed(seed)).to(weight)
     note = f"not called on this input, so compared on random numbers of shape {size}"
-    return measure(pair, Call(x), seed=seed, notes=(note,))
+    return measure(pair.on(Call(x)), seed=seed, notes=(note,))
 
 
 def _check(name: str, model: nn.Module) -> None:

@@ -12,10 +12,9 @@ statistics of the batch, and a dropout draws for each unit by itself, also for t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from itertools import product
 from types import MappingProxyType
 from typing import Any
 
@@ -23,28 +22,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from convfc.certificate import Certificate, Comparison, ExactTest, LayerCertificate
-from convfc.frameworks.torch.certify.measures import Call, cast, integers_of
-from convfc.frameworks.torch.certify.networks import Runner, compare_networks
-from convfc.frameworks.torch.certify.pairs import Pairs, has_own_weights, word_for
+from convfc.certificate import Certificate, LayerCertificate
+from convfc.frameworks.torch.certify.engine import LARGEST, Call, Numbers, Run, Side, Sides, Sums
+from convfc.frameworks.torch.certify.networks import Runner, compare_networks, measure_calls
+from convfc.frameworks.torch.certify.pairs import Pairs, cast, matrices_of, word_for
 from convfc.frameworks.torch.held import exchange
-from convfc.frameworks.torch.morphism.magnitude import Sums, magnitude
+from convfc.frameworks.torch.morphism.magnitude import Sums as Sum
+from convfc.frameworks.torch.morphism.magnitude import magnitude
 from convfc.frameworks.torch.places import places as all_places
-from convfc.frameworks.torch.running import deep_copy, evaluating, random_numbers
-from convfc.frameworks.torch.tensors import (
-    compare,
-    describe,
-    dtype_name,
-    not_finite,
-    overflows,
-    same_bits,
-    wide,
-    words,
-)
+from convfc.frameworks.torch.running import deep_copy, evaluating
+from convfc.frameworks.torch.tensors import same_bits, wide
 from convfc.frameworks.torch.vocabulary import BY_MODE
-from convfc.rounding import exact_limit, rounding_bound
-
-__all__ = ["Change", "certify"]
 
 _MODE = (
     "compared in evaluation mode; in training, BatchNorm uses the statistics of the batch and "
@@ -88,11 +76,25 @@ class Change:
     form: str = ""
     why_no_integers: str = ""
 
+    @property
+    def called(self) -> nn.Module:
+        """The part of the model before."""
+        return self.before
+
+    @property
+    def forms(self) -> tuple[str, str]:
+        """What it is before and after, in one word each."""
+        return word_for(self.before), self.form or word_for(self.after)
+
     def again(self, before: nn.Module) -> nn.Module:
         """Return the new layer as it is made of this old one, in evaluation mode."""
         if self.rebuild is None:
             return cast(deep_copy(self.after), wide).eval()
         return self.rebuild(before).eval()
+
+    def on(self, call: Call) -> Sides:
+        """Return the two layers on one input of the old one, to be measured."""
+        return _Changed(self, call)
 
 
 def certify(
@@ -105,39 +107,31 @@ def certify(
     others: Mapping[str, str] = MappingProxyType({}),
     held: Collection[str] = (),
 ) -> Certificate:
-    """Compare a model with what a morph has made of it.
+    """Compare a model with what a morph has made of it: every change at every call, and the wholes.
 
-    Parameters
-    ----------
-    before, after : nn.Module
-        They are run as copies, in evaluation mode.
-    example : Tensor, tuple or mapping
-        One input, or the positional or keyword arguments of a call.
-    changes : sequence of Change
-    seed : int
-        Of the integers.
-    others : mapping
-        Places of parts that have changed and cannot be compared by themselves, with the reasons.
-    held : collection of str
-        Names of parameters and buffers that have changed and belong to no layer.
-
-    Returns
-    -------
-    Certificate
-        Of every change, at every call; and of the networks as wholes.
+    Copies are run, in evaluation mode. ``others`` are places of parts that have changed and cannot
+    be compared by themselves, with the reasons; ``held`` names parameters and buffers that have
+    changed and belong to no layer.
     """
     run = _Runner(before, after, example, changes)
     with ExitStack() as stack:
         stack.enter_context(evaluating(before))
         stack.enter_context(evaluating(after))
         stack.enter_context(run.undisturbed())
-        layers, output = _measured(before, changes, run, seed)
+        output, measured = measure_calls(before, changes, run, seed)
         changed = {id(before.get_submodule(name)) for name in others}
         changed |= {id(change.before) for change in changes}
         around = {name.rpartition(".")[0] for name in held}
         places = {name for name, part in all_places(before).items() if id(part) in changed}
         found = Pairs(places=places | around)
         network = compare_networks(before, after, output, found, run)
+    not_called = "it is not called with a tensor; expected a call on this input, got none"
+    layers = [
+        certificate
+        for change, calls in zip(changes, measured, strict=True)
+        for certificate in calls
+        or [LayerCertificate(change.name, change.forms, errors=(not_called,))]
+    ]
     errors = [*network.errors, *_beside(before, after, held, places)]
     notes = [*network.notes, *(f"{name}: not compared, as {why}" for name, why in others.items())]
     notes += [f"{name}: compared as a part of the network only" for name in held]
@@ -159,25 +153,16 @@ class _Runner(Runner):
         super().__init__((before, after), example)
         self.after, self.changes = after, changes
 
-    def __call__(
-        self,
-        model: nn.Module,
-        change: Callable[[Tensor], Tensor] | None = None,
-        prepare: Callable[[dict[int, Any]], None] | None = None,
-    ) -> Any:
-        if model is self.after and change is wide:
-            model = self._made_in_double()
-        return super().__call__(model, change, prepare)
-
-    def _made_in_double(self) -> nn.Module:
-        twins: dict[int, Any] = {}
-        model = cast(deep_copy(self.after, twins), wide)
+    def copy(self, model: nn.Module, numbers: Numbers | None, copies: dict[int, Any]) -> nn.Module:
+        copied = super().copy(model, numbers, copies)
+        if model is not self.after or numbers is not wide:
+            return copied
         new = {
-            id(twins[id(change.after)]): change.again(cast(deep_copy(change.before), wide))
+            id(copies[id(change.after)]): change.again(cast(deep_copy(change.before), wide))
             for change in self.changes
             if change.rebuild is not None
         }
-        return exchange(model, new)
+        return exchange(copied, new)
 
 
 def _beside(
@@ -195,175 +180,64 @@ def _beside(
                 yield f"{key}; expected the same bits, got others"
 
 
-def _measured(
-    model: nn.Module, changes: Sequence[Change], run: Runner, seed: int
-) -> tuple[list[LayerCertificate], Any]:
-    """Run a copy of the first network; at each call of a changed layer, compare on the spot."""
-    made: dict[int, list[LayerCertificate]] = {id(change): [] for change in changes}
+class _Changed(Sides):
+    """The two layers of a change on one input of the old one; gradients are not compared."""
 
-    def compare_on(change: Change) -> Callable[..., None]:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if not args or not isinstance(args[0], Tensor):
-                return
-            found = made[id(change)]
-            call = Call(args[0].detach(), args[1:], kwargs, number=len(found))
-            with random_numbers(run.tensors):
-                found.append(_Measurement(change, call, seed).certificate())
+    failing = "its comparison fails; expected outputs"
 
-        return hook
-
-    def watch(twins: dict[int, Any]) -> None:
-        for change in changes:
-            twins[id(change.before)].register_forward_pre_hook(compare_on(change), with_kwargs=True)
-
-    output = run(model, prepare=watch)
-    not_called = "it is not called with a tensor; expected a call on this input, got none"
-    for change in changes:
-        if not made[id(change)]:
-            made[id(change)].append(
-                LayerCertificate(change.name, _forms(change), errors=(not_called,))
-            )
-    return [one for change in changes for one in made[id(change)]], output
-
-
-def _forms(change: Change) -> tuple[str, str]:
-    return word_for(change.before), change.form or word_for(change.after)
-
-
-class _Measurement:
-    """One change on one input."""
-
-    def __init__(self, change: Change, call: Call, seed: int) -> None:
+    def __init__(self, change: Change, call: Call) -> None:
         self.change, self.call = change, call
-        self.generator = torch.Generator().manual_seed(seed)
-        self.errors: list[str] = []
+        self.name, self.forms, self.errors = change.name, change.forms, []
+        self.parts = self.now = change.before, change.after
+        self.remade = change.rebuild is not None
+        self.why_no_integers = change.why_no_integers
+        if any(isinstance(module, _BatchNorm) for part in self.parts for module in part.modules()):
+            self.why_no_integers = "normalisation divides by a square root"
+        if not self.remade:
+            self.why_no_integers = "there is no way to make the layer again from integers"
 
-    def certificate(self) -> LayerCertificate:
-        """Run everything; what fails is a finding, not an accident."""
-        change, dtype = self.change, self.call.x.dtype
-        own: dict[str, Comparison] = {}
-        double: dict[str, Comparison] = {}
-        exact = ExactTest(why_not="not run")
-        m: tuple[int, ...] = ()
-        try:
-            y, own = self._compare(change.before, change.after, self.call.x)
-            m = _patch_matrix(change.after, y)
-            double = own
-            if wide(self.call.x[:0]).dtype != dtype or change.rebuild is not None:
-                before = cast(deep_copy(change.before), wide)
-                _, double = self._compare(before, change.again(before), wide(self.call.x))
-            exact = self._exact()
-        except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            self.errors.append(f"its comparison fails; expected outputs, got {words(error)}")
-        return LayerCertificate(
-            name=change.name,
-            forms=_forms(change),
-            patch_matrix=m,
-            filter_matrix=(m[-1], _filters(change.after)) if m else (),
-            dtype=dtype_name(dtype),
-            call=self.call.number,
-            own=own,
-            float64=double,
-            exact=exact,
-            errors=tuple(dict.fromkeys(self.errors)),
+    def made(self, numbers: Numbers | None, divides: Tensor | int = 1) -> tuple[Side, Side]:
+        change = self.change
+        if numbers is not None:
+            before = cast(deep_copy(change.before), numbers)
+            weight = before._parameters.get("weight")
+            if weight is not None:
+                weight.data.mul_(torch.as_tensor(divides, device=weight.device).to(weight.dtype))
+            self.now = before, change.again(before)
+        before, after = self.now
+        return (
+            lambda x: Run(_mapped(change.spread_output, self.call(before, x))),
+            lambda x: Run(
+                _mapped(change.keep_output, self.call(after, _mapped(change.spread_input, x)))
+            ),
         )
 
-    def _compare(
-        self, before: nn.Module, after: nn.Module, x: Tensor
-    ) -> tuple[Tensor, dict[str, Comparison]]:
-        """Compare the outputs of two layers."""
-        ours, theirs = self._outputs(before, after, x)
-        if describe(ours) != describe(theirs):
-            self.errors.append(f"its output; expected {describe(ours)}, got {describe(theirs)}")
-            return theirs, {}
-        unbounded = not_finite("input", x)
-        if unbounded:
-            self.errors.append(unbounded)
-            return theirs, {}
-        sums = self._sums(before, after, x)
-        bound = None
-        if sums is not None and not overflows(sums.values, x.dtype):
-            bound = rounding_bound(sums.values, sums.terms, dtype_name(x.dtype))
-        terms = 0 if sums is None else sums.terms
-        result = compare(ours, theirs, bound)
-        return theirs, {"output": Comparison("output", dtype_name(x.dtype), terms, **result)}
-
-    def _outputs(self, before: nn.Module, after: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what the new layer's output has to be, and what it is."""
-        ours = _changed(self.change.spread_output, self.call(before, x))
-        theirs = self.call(after, _changed(self.change.spread_input, x))
-        return ours, _changed(self.change.keep_output, theirs)
-
-    def _sums(self, before: nn.Module, after: nn.Module, x: Tensor) -> Sums | None:
-        """Return the larger B of both sides, and the larger n; None if one of them has none."""
-        caller = self.call.__call__
-        ours = magnitude(before, Sums(wide(x).abs()), caller)
-        theirs = magnitude(after, Sums(wide(_changed(self.change.spread_input, x)).abs()), caller)
+    def sums(self, x: Tensor, dy: Tensor | None = None) -> Sums:
+        """Return the larger B of both sides, and the larger n."""
+        change, (before, after), call = self.change, self.now, self.call.__call__
+        ours = magnitude(before, Sum(wide(x).abs()), call)
+        theirs = magnitude(after, Sum(wide(_mapped(change.spread_input, x)).abs()), call)
         if ours is None or theirs is None:
+            return {}
+        values = _mapped(change.spread_output, ours.values)
+        others = _mapped(change.keep_output, theirs.values)
+        return {"output": (torch.maximum(values, others), max(ours.terms, theirs.terms))}
+
+    def integers(self, longest: int, limit: float) -> Iterable[int]:
+        return LARGEST, 64, 16, 4, 1  # what a chain of layers makes of them is to be seen
+
+    def on_integers(self, numbers: Numbers, x: Tensor, limit: float) -> tuple[Side, Side] | None:
+        made = self.made(numbers, self.change.divides)
+        values, _ = self.sums(x).get("output", (None, 0))
+        whole = all(bool((p == p.round()).all()) for p in self.now[1].parameters())
+        if values is None or not (whole or self.change.keep_output is not None):
+            self.why_no_integers = "its weights, made of integers, are no integers"
             return None
-        values = _changed(self.change.spread_output, ours.values)
-        others = _changed(self.change.keep_output, theirs.values)
-        return Sums(torch.maximum(values, others), max(ours.terms, theirs.terms))
+        return made if not values.numel() or values.max() <= limit else None
 
-    def _exact(self) -> ExactTest:
-        """Compare on integers, in the narrowest dtype in which such sums are exact."""
-        change, x = self.change, self.call.x
-        parts = [part for side in (change.before, change.after) for part in side.modules()]
-        why_not = change.why_no_integers
-        if any(isinstance(part, _BatchNorm) for part in parts):
-            why_not = "normalisation divides by a square root"
-        if change.rebuild is None:
-            why_not = "there is no way to make the layer again from integers"
-        drawn = torch.randn(x.shape, generator=self.generator, dtype=torch.float64).to(x.device)
-        tries = [] if why_not else product(_widening(x.dtype), (256, 64, 16, 4, 1))
-        for dtype, largest in tries:
-            before = self._integer_layer(largest, dtype)
-            after = change.again(before)
-            integers = integers_of(drawn, largest).to(dtype)
-            sums = self._sums(before, after, integers)
-            whole = all(bool((p == p.round()).all()) for p in after.parameters())
-            if sums is None or not (whole or change.keep_output is not None):
-                why_not = "its weights, made of integers, are no integers"
-                break
-            if not sums.values.numel() or sums.values.max() <= exact_limit(dtype_name(dtype)):
-                same = torch.equal(*self._outputs(before, after, integers))
-                return ExactTest(dtype_name(dtype), () if same else ("output",))
-        return ExactTest(why_not=why_not or "its sums are too long to be exact in float64")
-
-    def _integer_layer(self, largest: int, dtype: torch.dtype) -> nn.Module:
-        """Return the old layer with integers as its numbers, its weight to be divided."""
-        layer = cast(
-            deep_copy(self.change.before), lambda t: integers_of(wide(t), largest).to(dtype)
-        )
-        weight = layer._parameters.get("weight")
-        if weight is not None:
-            with torch.no_grad():
-                weight.mul_(torch.as_tensor(self.change.divides, device=weight.device).to(dtype))
-        return layer
+    def matrices(self, y: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return matrices_of(self.change.after, y)
 
 
-def _changed(change: Callable[[Tensor], Tensor] | None, t: Tensor) -> Tensor:
-    return t if change is None else change(t)
-
-
-def _widening(dtype: torch.dtype) -> list[torch.dtype]:
-    """Return a dtype and the wider ones."""
-    wider = [kind for kind in (torch.float32, torch.float64) if kind.itemsize > dtype.itemsize]
-    return [dtype, *wider]
-
-
-def _filters(layer: nn.Module) -> int:
-    weight: Tensor = layer.weight  # type: ignore[assignment]
-    groups: Any = getattr(layer, "groups", 1)
-    return weight.shape[1] * groups if getattr(layer, "transposed", False) else weight.shape[0]
-
-
-def _patch_matrix(layer: nn.Module, y: Tensor) -> tuple[int, ...]:
-    """Return the shape (b, L, k) of M, if it is one layer of weights that made this output."""
-    if not has_own_weights(layer) or not y.numel():
-        return ()
-    weight: Tensor = layer.weight  # type: ignore[assignment]
-    spatial = max(weight.dim() - 2, 0)
-    filters = _filters(layer)
-    rows = y.shape[y.dim() - spatial :].numel() if spatial else 1
-    return (y.numel() // (rows * filters) or 1, rows, weight.numel() // filters)
+def _mapped(function: Callable[[Tensor], Tensor] | None, t: Tensor) -> Tensor:
+    return t if function is None else function(t)

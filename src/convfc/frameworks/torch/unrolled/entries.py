@@ -10,9 +10,8 @@ from torch import Tensor
 
 from convfc.frameworks.torch.matrix import matrix_values
 from convfc.frameworks.torch.tensors import is_sparse
-from convfc.operators.entries import Stray, read_entries
+from convfc.operators.nearest import Sets, Stray, read_entries
 from convfc.operators.pattern import MatrixPattern
-from convfc.operators.sets import Sets
 
 __all__ = [
     "Held",

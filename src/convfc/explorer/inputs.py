@@ -1,0 +1,310 @@
+"""What can be an input of a layer: an array, an image file, a digit, or what its model gives it."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pathlib
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import numpy as np
+from array_api_compat import is_array_api_obj
+from numpy.typing import NDArray
+
+from convfc.arrays import as_numpy
+from convfc.convert import inspect
+from convfc.digits import digit
+from convfc.errors import ArgumentError, DataError, NothingToConvert, ShapeError
+from convfc.extras import needing
+from convfc.geometry import ConvGeometry
+from convfc.registry import room_of
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
+"""Formats that are read; none of them can do anything but hold a picture."""
+
+LONGEST = 224
+"""Elements that an axis may have on the page."""
+
+_DEEP = 65535
+"""White in an image of 16 bits."""
+
+Source: TypeAlias = Any
+"""An array, the path of an image file, or a whole number: a handwritten digit of this kind."""
+
+
+class Picture(NamedTuple):
+    """An input ``(*spatial, c)``, what was done to get it, and the range of its values if known."""
+
+    values: NDArray[Any]
+    said: str = ""
+    span: tuple[float, float] | None = None
+
+
+def as_input(
+    source: Source,
+    geometry: ConvGeometry,
+    input_size: Sequence[int] | None = None,
+    *,
+    order: str = "channels_last",
+) -> Picture:
+    """Return an array, the image of a path, or a digit 0 to 9 as one input of a layer.
+
+    An array may have the other order of axes where it fits only so, a batch axis, of which the
+    first input is taken, and no channels if there is one. Images and digits are made to fit a size.
+    """
+    ndim, channels = geometry.spatial_ndim, geometry.in_channels
+    if isinstance(source, (str, os.PathLike)):
+        size = None if input_size is None else (*([1] * (2 - ndim)), *input_size)
+        found = read_image(pathlib.Path(source), channels, None if ndim == 1 else size)
+        return found if ndim == 2 else _middle_row(found, input_size)
+    if isinstance(source, (int, np.integer)) and not isinstance(source, bool):
+        return _digit(int(source), ndim, channels, input_size)
+    values = _one_of(real_numbers("x", source), geometry, order)
+    if input_size is not None and tuple(input_size) != values.shape[:-1]:
+        raise ArgumentError(
+            "an array has its own size",
+            where="input_size",
+            expected=values.shape[:-1],
+            got=tuple(input_size),
+            remedy="leave input_size out, or resize the array yourself",
+        )
+    return Picture(values)
+
+
+def read_image(path: pathlib.Path, channels: int, size: Sequence[int] | None = None) -> Picture:
+    """Return an image ``(height, width, channels)``, float32 from 0 to 1, grey or RGB.
+
+    What it has beyond the shape of a size is cut off on both sides, and the rest is made smaller or
+    larger; without one no side is longer than `LONGEST`.
+    """
+    _check_channels(str(path), channels)
+    picture, said = _opened(path, channels)
+    width, height = picture.size
+    if size is None:
+        scale = min(1.0, LONGEST / max(height, width))
+        size = max(1, round(height * scale)), max(1, round(width * scale))
+    if (height, width) != tuple(size):
+        from PIL import ImageOps
+
+        high, wide = size
+        picture = ImageOps.fit(picture, (wide, high))
+        # Whole numbers: rounding to a pixel is no other shape.
+        cut = "" if abs(high * width - wide * height) <= max(height, width) else "cut and "
+        said.append(f"{cut}resized from {height} × {width} to {high} × {wide}")
+    values = np.asarray(picture, dtype=np.float32) / np.float32(255)
+    values = np.round(values, 4)  # 256 steps: more digits would only make the page longer
+    values = values.reshape(*values.shape[:2], channels)
+    return Picture(values, ", ".join([path.name, *said]), (0.0, 1.0))
+
+
+def real_numbers(name: str, values: Any) -> NDArray[Any]:
+    """Return an array of any library as NumPy's, of real and finite numbers."""
+    if "bfloat16" in str(getattr(values, "dtype", "")):  # float32 holds every number of it
+        values = values.float() if hasattr(values, "float") else np.asarray(values, np.float32)
+    try:
+        array = as_numpy(values, name) if is_array_api_obj(values) else np.asarray(values)
+    except (TypeError, ValueError):  # no numbers at all, or lists of different lengths
+        array = np.empty(0, dtype=object)
+    if array.dtype.kind not in "biuf":
+        raise DataError(
+            "the page shows real numbers",
+            where=name,
+            expected="an array of them",
+            got=getattr(values, "dtype", type(values).__name__),
+            remedy="give an array; of complex numbers the real part, or the modulus",
+        )
+    wrong = array.size - int(np.isfinite(array).sum())
+    if wrong:
+        raise DataError(
+            "a number that is not finite",
+            where=name,
+            got=f"{wrong} of {array.size}",
+            remedy="replace infinities and NaN first, for instance with numpy.nan_to_num",
+        )
+    return array
+
+
+def _one_of(x: NDArray[Any], geometry: ConvGeometry, order: str) -> NDArray[Any]:
+    """Return one input as ``(*spatial, c)``, from a batch or none, channels at either end."""
+    ndim, channels = geometry.spatial_ndim, geometry.in_channels
+    if x.ndim == ndim and channels == 1:
+        return x[..., None]
+    one = x[0] if x.ndim == ndim + 2 and len(x) else x
+    for where in ("channels_first", "channels_last")[:: 1 if order == "channels_first" else -1]:
+        axis = 0 if where == "channels_first" else -1
+        if one.ndim == ndim + 1 and one.shape[axis] == channels and one.size:
+            return np.moveaxis(one, axis, -1)
+    sizes = ", ".join(["size"] * ndim)
+    axes = f"{channels}, {sizes}" if order == "channels_first" else f"{sizes}, {channels}"
+    raise ShapeError(
+        "the input does not fit the layer",
+        where="x",
+        expected=f"({axes}), with or without a batch axis before",
+        got=x.shape,
+        remedy="move its axes, or give the input that this layer has in its model",
+    )
+
+
+def _digit(kind: int, ndim: int, channels: int, size: Sequence[int] | None) -> Picture:
+    """Return a digit of any size: every pixel the nearest one, as the page does it."""
+    _check_channels(f"digit {kind}", channels)
+    image = digit(kind)[..., 0]
+    side = len(image)
+    high, wide = (1, *(size or (side,))) if ndim == 1 else (size or image.shape)
+    rows, columns = (((np.arange(n) + 0.5) * side / n).astype(int) for n in (high, wide))
+    values = np.round(image[np.ix_(rows, columns)], 2).reshape((high, wide)[2 - ndim :])
+    said = f"a handwritten {kind}" + (", its middle row" if ndim == 1 else "")
+    if (high, wide)[2 - ndim :] != image.shape[2 - ndim :]:
+        sizes = (" × ".join(map(str, shape[2 - ndim :])) for shape in (image.shape, (high, wide)))
+        said += f", {' to '.join(sizes)}"
+    return Picture(np.repeat(values[..., None], channels, axis=-1), said, (0.0, 1.0))
+
+
+def _middle_row(picture: Picture, size: Sequence[int] | None) -> Picture:
+    """Return a picture as an input of one axis."""
+    row = picture.values[len(picture.values) // 2]
+    said = f"{picture.said}, its middle row"
+    if size is not None and len(row) != size[0]:
+        said += f", {len(row)} to {size[0]}"
+        row = row[((np.arange(size[0]) + 0.5) * len(row) / size[0]).astype(int)]
+    return Picture(row, said, picture.span)
+
+
+def _check_channels(where: str, channels: int) -> None:
+    if channels not in (1, 3):
+        raise ShapeError(
+            f"an image is no input of {channels} channels",
+            where=where,
+            expected="a layer of 1 channel (grey values) or 3 (red, green, blue)",
+            got=channels,
+            remedy="give the array that reaches this layer; for a layer inside a model, "
+            "convfc explore MODULE:FACTORY --layer NAME --image FILE runs the model on the image",
+        )
+
+
+def _opened(path: pathlib.Path, channels: int) -> tuple[Image, list[str]]:
+    """Return an image as grey values or RGB of 8 bits, upright, and what it took."""
+    with needing(where=str(path)):
+        from PIL import Image, ImageOps, UnidentifiedImageError
+    if not path.is_file():
+        raise DataError("there is no such file", where=str(path), remedy="check the path")
+    wanted = "RGB" if channels == 3 else "L"
+    said = []
+    try:
+        with warnings.catch_warnings():
+            # Of an image that is far larger than its file lets think: not to be unpacked.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=FORMATS) as opened:
+                picture = ImageOps.exif_transpose(opened)
+        if picture.mode.startswith("I"):  # Pillow would cut these off at 255
+            picture = Image.fromarray((np.asarray(picture) / _DEEP * 255).round().astype(np.uint8))
+            said.append("16 bits to 8")
+        if picture.mode == "F":
+            raise ValueError("pixels that are no whole numbers have no white")
+        if picture.has_transparency_data:
+            under = Image.new("RGBA", picture.size, "white")
+            picture = Image.alpha_composite(under, picture.convert("RGBA")).convert("RGB")
+            said.append("laid on white")
+        grey = picture.mode in ("1", "L")
+        if grey != (wanted == "L"):
+            said.append("its grey values in all channels" if grey else "its grey values")
+        return picture.convert(wanted), said
+    except (
+        UnidentifiedImageError,
+        Image.DecompressionBombError,
+        Image.DecompressionBombWarning,
+        OSError,
+        SyntaxError,  # what Pillow raises for a damaged PNG
+        ValueError,
+    ) as error:
+        raise DataError(
+            f"it is no image that can be read ({type(error).__name__}: {error})",
+            where=str(path),
+            expected=", ".join(FORMATS),
+            remedy="save it as PNG, and not larger than a photograph",
+        ) from error
+
+
+def layer_names(model: Any) -> list[str]:
+    """Return the places of a model's CONV layers, in its order."""
+    rows = [row for row in inspect(model) if row.form in ("native", "patch", "weight")]
+    return list(dict.fromkeys(row.names[0] if row.names else row.name for row in rows))
+
+
+def layer_in_model(model: Any, name: str | None, x: Any) -> tuple[str, Any, Any]:
+    """Return a layer's place, the layer, and what it is called with when the model is run.
+
+    Without a name it is the first CONV layer.
+    """
+    names = layer_names(model)
+    place = (names[0] if names else None) if name is None else name
+    if place not in names:
+        raise NothingToConvert(
+            "the model has no such CONV layer" if names else "the model has no CONV layer",
+            where="layer",
+            expected=f"one of {', '.join(names)}" if names else None,
+            got=name,
+            remedy="convfc inspect lists the layers of a model",
+        )
+    room = room_of(model)
+    running = importlib.import_module(f"{room.__name__}.running")
+    return place, model.get_submodule(place), running.layer_input(model, place, x)
+
+
+def input_for(
+    model: Any, sizes: Sequence[int] | None = None, source: Source | None = None
+) -> tuple[NDArray[np.float32], str]:
+    """Return an input ``(1, c, *spatial)`` of a model, and what it is.
+
+    That is an image or a digit fitted to the sizes, or random numbers from 0 to 1. Sizes are those
+    of ``(c, *spatial)``, with or without a batch axis before; without any, the first CONV layer
+    says how many axes and channels there are.
+    """
+    if sizes is None and source is None:
+        raise ShapeError(
+            "the size of the model's input is not known",
+            where="input",
+            remedy="give --image photo.png, or --input 3,224,224",
+        )
+    ndim = None if sizes is None else _axes(model, sizes)
+    if source is None:
+        assert sizes is not None, "checked before"  # noqa: S101
+        shape = tuple(sizes)[-(ndim or 0) - 1 :]
+        noise = np.random.default_rng(0).random((1, *shape)).astype(np.float32)
+        return noise, f"random numbers, {' × '.join(map(str, shape))}"
+    if sizes is None or ndim is None:
+        first = _first(model)
+        geometry, size = ConvGeometry(first.in_channels, 1, (1,) * first.spatial_ndim), None
+    else:
+        channels, *size = tuple(sizes)[-ndim - 1 :]
+        geometry = ConvGeometry(channels, 1, (1,) * ndim)
+    picture = as_input(source, geometry, size)
+    x = np.moveaxis(picture.values, -1, 0)[None].astype(np.float32)
+    return x, picture.said
+
+
+def _axes(model: Any, sizes: Sequence[int]) -> int:
+    """Return the number of spatial axes of sizes, with a batch axis or without."""
+    if len(sizes) in (2, 4):
+        return len(sizes) // 2
+    if len(sizes) == 3:  # (c, h, w), or (b, c, n)
+        return 2 if model is None else _first(model).spatial_ndim
+    raise ShapeError(
+        "the page shows one or two spatial axes",
+        where="input",
+        expected="sizes such as 3,224,224, or 1,3,224,224",
+        got=",".join(map(str, sizes)),
+        remedy="give channels and spatial sizes",
+    )
+
+
+def _first(model: Any) -> ConvGeometry:
+    """Return the geometry of a model's first CONV layer; of an image, if it is not known."""
+    known = (row.geometry for row in inspect(model) if row.geometry is not None)
+    return next(known, None) or ConvGeometry(3, 1, (1, 1))

@@ -1,0 +1,654 @@
+"""Morphs of one layer's kernel: a larger kernel, two layers in a row, a sub-network.
+
+A larger kernel has zeros around the old one, and as much more padding. Of two layers whose
+composition is the one, the first takes the padding, so that whatever the padding mode the second
+reads what the old layer's taps would have read; the second has none. A stride s belongs to the
+second: from ``z[q] = sum A[t1] x[q + d t1]`` it makes ``y[p] = sum B[t2] z[s p + d t2]``, which
+reads ``x[s p + d (t1 + t2)]``. A transposed layer writes instead of reading: there the first layer
+has the stride, and the second crops. Dilation and groups are both layers'. A sub-network is a chain
+of such layers, or branches that are added up.
+
+Wei, Wang, Rui & Chen 2016, arXiv 1603.01670.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from convfc.errors import ArgumentError, UnsupportedLayer
+from convfc.frameworks.torch.forms import form_of
+from convfc.frameworks.torch.morphism.composition import Factors, factorised
+from convfc.frameworks.torch.morphism.identity import identity_start
+from convfc.frameworks.torch.morphism.magnitude import Caller, Sums, magnitude
+from convfc.frameworks.torch.morphism.target import (
+    Kernel,
+    Morph,
+    Pads,
+    Target,
+    build,
+    chained,
+    check_room,
+    check_share,
+    find_layer,
+    generator_of,
+    in_words,
+    is_cropped,
+    kernel_of,
+    offsets,
+    read_size,
+    replaced,
+    resized,
+)
+from convfc.sizes import Sizes, integer
+
+Activation: TypeAlias = nn.Module | str | None
+Chain: TypeAlias = Sequence[tuple[Any, int | None]]
+"""Kernel and channels of one layer after the other; the last has None, the layer's own filters."""
+
+_CHANGES = (
+    "kernel_size",
+    "padding",
+    "padding_mode",
+    "output_padding",
+    "_reversed_padding_repeated_twice",
+)
+# Shares are multiples of 1/64: they are exact, and so is what they are shares of, if it is 64 n.
+_PARTS = 64
+
+
+# A larger kernel
+
+
+@torch.inference_mode(mode=False)  # what is made here is to be trained
+def morph_kernel(
+    model: nn.Module,
+    name: str,
+    *,
+    example: Any,
+    kernel_size: Any,
+    noise: float = 0.0,
+    seed: int = 0,
+) -> Morph:
+    """Give a CONV layer a larger kernel (kernel size morphing of Wei et al. 2016).
+
+    The new taps are zero and train like the others. The old kernel stands in the middle of the new
+    one. Where that is between two taps, and the padding of the two sides would differ, a layer of
+    padding (of the layer's padding mode) is put in front; behind a transposed layer, one that
+    crops.
+
+    Parameters
+    ----------
+    model, name, example
+        The model, which stays as it is; the place of a CONV layer, empty for the model itself; an
+        input: a tuple holds several arguments, a dict keyword arguments.
+    kernel_size : int or tuple of int
+        At least the old one on every axis, even or odd.
+    noise : float
+        Standard deviation of the new taps, relative to that of the old ones. The function then
+        changes, and the certificate says so.
+    seed : int
+        Of the noise.
+
+    Returns
+    -------
+    Morph
+
+    Raises
+    ------
+    NothingToConvert, UnsupportedLayer
+        If no part has this name, or it is no layer that can be morphed.
+    ArgumentError
+        If the kernel is smaller.
+    GeometryError
+        If the input is too small for the padding that a padding mode would have to make.
+
+    Examples
+    --------
+    >>> model, x = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1)), torch.randn(1, 1, 8, 8)
+    >>> morph = morph_kernel(model, "0", example=x, kernel_size=7)
+    >>> morph.model
+    Sequential(
+      (0): Conv2d(1, 4, kernel_size=(7, 7), stride=(1, 1), padding=(3, 3))
+    )
+    >>> morph.certificate.holds, morph.certificate.layers[0].exact.identical
+    (True, True)
+    """
+    target = find_layer(model, name, example)
+    if form_of(target.part) != "native":
+        raise UnsupportedLayer(
+            "an FC layer has no kernel",
+            where=target.where,
+            remedy="name a CONV layer; what a Linear can be given is width or depth",
+        )
+    old = kernel_of(target.part)
+    size = read_size(kernel_size, old, "kernel_size")
+    if not _covers(size, old.size):
+        raise ArgumentError(
+            "a kernel cannot become smaller without losing taps",
+            where="kernel_size",
+            expected=f"at least {old.size}",
+            got=size,
+            remedy="give a larger kernel",
+        )
+    amount = check_share("noise", noise, most=1.0)
+    at = offsets(old, size)
+    check_room(resized(old, size, at), target)
+
+    def make(layer: nn.Module) -> nn.Module:
+        old = kernel_of(layer)
+        new = resized(old, size, at)
+        return _remade(layer, _noisy(old, new, at, amount, seed) if amount else new)
+
+    what = f"a kernel of {in_words(size)}"
+    return replaced(target, make, what=what, noise=amount, form="larger kernel", seed=seed)
+
+
+def _noisy(old: Kernel, new: Kernel, at: Sizes, noise: float, seed: int) -> Kernel:
+    """Fill the taps around the old kernel with small random numbers."""
+    drawn = torch.randn(new.filters.shape, generator=generator_of(seed), dtype=torch.float64)
+    ones = replace(old, filters=torch.ones_like(old.filters))
+    around = resized(ones, new.size, at).filters == 0
+    scale = noise * old.filters.std(correction=0)
+    return replace(new, filters=torch.where(around, scale * drawn, new.filters))
+
+
+def _remade(layer: nn.Module, kernel: Kernel) -> nn.Module:
+    """Give a layer its new numbers; it stays the same object, with pads around it if need be."""
+    parts = build(kernel, layer)
+    (fresh,) = (part for part in parts if form_of(part) == "native")
+    for attribute in _CHANGES:
+        setattr(layer, attribute, getattr(fresh, attribute))
+    layer.weight = fresh.weight
+    return chained(layer, *(layer if part is fresh else part for part in parts))
+
+
+# Two layers
+
+
+@torch.inference_mode(mode=False)  # what is made here is to be trained
+def morph_depth(
+    model: nn.Module,
+    name: str,
+    *,
+    example: Any,
+    kernel_sizes: tuple[Any, Any] | None = None,
+    channels: int | None = None,
+    activation: nn.Module | str | None = "prelu",
+    allow_residual: bool = False,
+    seed: int = 0,
+) -> Morph:
+    """Make two layers of one, both trainable everywhere (Wei et al. 2016, arXiv 1603.01670).
+
+    Neither is the identity: one of the two is random, with orthogonal filters, the other is the
+    solution of the linear equation that is left, in float64 (their Algorithm 1). Where the channels
+    do not suffice for the kernels, smaller ones inside them are solved for and the taps around
+    start at zero (Algorithm 2). Taps that start at zero have gradients, and train.
+
+    Parameters
+    ----------
+    model, name, example
+        The model, which stays as it is; the place of a CONV or FC layer, empty for the model
+        itself; an input: a tuple holds several arguments, a dict keyword arguments.
+    kernel_sizes : tuple of two, optional
+        Of the first and of the second layer, each one number or one per axis. K1 + K2 - 1 may be
+        larger than the layer's kernel: that gets zeros around, and the padding grows with it. By
+        default the layer's own, then 1.
+    channels : int, optional
+        Between the two; as many as there are filters by default. A multiple of the groups.
+    activation : nn.Module, "prelu" or None
+        Between the two, starting as the identity: PReLU with slope 1 by default, or what
+        `morph_activation` makes of the one given. None for none.
+    allow_residual : bool
+        Whether to take the closest pair if the channels are too few for an exact one; the
+        certificate then says no.
+    seed : int
+        Of the random factor.
+
+    Returns
+    -------
+    Morph
+
+    Raises
+    ------
+    NothingToConvert, UnsupportedLayer
+        If no part has this name, or it is no layer that can be morphed.
+    ArgumentError
+        If the kernels are too small, or the channels too few; it says how many are needed.
+
+    Notes
+    -----
+    A state dict gets the keys ``name.0.weight`` and so on. The first layer gets a bias of zeros if
+    the layer has one; the second gets the layer's.
+
+    Examples
+    --------
+    >>> conv, x = nn.Conv2d(3, 8, 3, stride=2, padding=1), torch.randn(2, 3, 9, 9)
+    >>> morph = morph_depth(conv, "", example=x)
+    >>> morph.model
+    Sequential(
+      (0): Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
+      (1): PReLU(num_parameters=1)
+      (2): Conv2d(8, 8, kernel_size=(1, 1), stride=(2, 2))
+    )
+    >>> morph.certificate.holds
+    True
+    >>> morph_depth(conv, "", example=x, kernel_sizes=(3, 3), channels=24).model[0]
+    Conv2d(3, 24, kernel_size=(3, 3), stride=(1, 1), padding=(2, 2))
+    """
+    target = find_layer(model, name, example)
+    kernel = kernel_of(target.part)
+    sizes = _two_sizes(kernel, kernel_sizes)
+    count = _middle_channels(channels, kernel, target.where)
+    between = None if activation is None else _starting(activation, target.part)
+
+    def factors(layer: nn.Module) -> tuple[Kernel, Kernel, Factors]:
+        return split(
+            layer, kernel_of(layer), sizes, count, seed, target.where, residual=allow_residual
+        )
+
+    def make(layer: nn.Module) -> nn.Module:
+        first, second, _ = factors(layer)
+        middle = [] if between is None else [_starting(activation, layer)]
+        return chained(layer, *build(first, layer), *middle, *build(second, layer))
+
+    first, _, found = factors(target.part)
+    check_room(first, target)
+    said = [in_words(size) or "1" for size in (*sizes, *found.active)]
+    what = f"two layers with the kernels {said[0]} and {said[1]} and {count} channels between them"
+    if found.active != sizes:
+        what += f", of which {said[2]} and {said[3]} are not zero"
+    if found.residual:
+        what += f"; {found.residual:.3g} of the kernel's norm is missing"
+    why = "its factors are real numbers"
+    return replaced(target, make, what=what, form="two layers", why_no_integers=why, seed=seed)
+
+
+def split(
+    layer: nn.Module,
+    kernel: Kernel,
+    sizes: tuple[Sizes, Sizes],
+    channels: int,
+    seed: int,
+    where: str,
+    *,
+    residual: bool = False,
+) -> tuple[Kernel, Kernel, Factors]:
+    """Return the two kernels of these sizes that a kernel, or a part of one, becomes.
+
+    Of the layer the dtype and the dialect of padding count. With ``residual`` the closest two are
+    taken if there are no exact ones.
+
+    Examples
+    --------
+    >>> conv = nn.Conv1d(1, 2, 3, padding=1)
+    >>> first, second, _ = split(conv, kernel_of(conv), ((3,), (3,)), 4, 0, "conv")
+    >>> first.pads, second.pads, second.filters.shape
+    (((2, 2),), ((0, 0),), torch.Size([2, 3, 4]))
+    """
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    whole = tuple(a + b - 1 for a, b in zip(*sizes, strict=True))
+    at = offsets(kernel, whole)
+    found = factorised(
+        kernel.by_group,
+        sizes,
+        at,
+        channels // kernel.groups,
+        generator=generator_of(seed),
+        dtype=weight.dtype,
+        where=where,
+        allow_residual=residual,
+    )
+    ones = (1,) * len(whole)
+    pads = resized(kernel, whole, at).pads
+    bias = None if kernel.bias is None else torch.zeros(channels, dtype=torch.float64)
+    first = replace(kernel, filters=found.first, bias=bias)
+    second = replace(kernel, filters=found.second)
+    if kernel.transposed:
+        written, cropped = _two_crops(replace(kernel, pads=pads))
+        return replace(first, pads=written), replace(second, pads=cropped, stride=ones), found
+    none = ((0, 0),) * len(whole)
+    return replace(first, pads=pads, stride=ones), replace(second, pads=none, mode="zeros"), found
+
+
+def _two_crops(kernel: Kernel) -> tuple[Pads, Pads]:
+    """Share out what a transposed layer crops: the first layer gets the output padding.
+
+    It adds rows of zeros behind, if the first layer's bias is zero and the activation leaves zero
+    as it is; the second layer writes zeros from them, as the old layer did.
+    """
+    written, cropped = [], []
+    for axis, (low, high) in enumerate(kernel.pads):
+        said = is_cropped(kernel, axis, low, high)
+        written.append((0, high - low if said else 0))
+        cropped.append((low, low if said else high))
+    return tuple(written), tuple(cropped)
+
+
+def _middle_channels(channels: int | None, kernel: Kernel, where: str) -> int:
+    """Return how many channels stand between two layers: as many as filters, or as asked for."""
+    if channels is None:
+        return len(kernel.filters)
+    count = integer("channels", channels, least=1)
+    if count % kernel.groups:
+        raise ArgumentError(
+            "the channels between the two layers cannot be shared out among the groups",
+            where=where,
+            expected=f"a multiple of {kernel.groups}",
+            got=count,
+            remedy=f"give {-(-count // kernel.groups) * kernel.groups}",
+        )
+    return count
+
+
+def _two_sizes(kernel: Kernel, given: tuple[Any, Any] | None) -> tuple[Sizes, Sizes]:
+    """Return the kernel sizes of the two layers."""
+    if given is None:
+        return kernel.size, (1,) * len(kernel.size)
+    if not isinstance(given, (tuple, list)) or len(given) != 2:
+        raise ArgumentError(
+            "two layers have two kernels",
+            where="kernel_sizes",
+            expected="a pair, such as (3, 1) or ((3, 3), (1, 1))",
+            got=repr(given),
+            remedy="give the first layer's, then the second's",
+        )
+    first, second = (
+        read_size(one, kernel, f"kernel_sizes[{number}]") for number, one in enumerate(given)
+    )
+    for k, a, b in zip(kernel.size, first, second, strict=True):
+        if a + b - 1 < k:
+            raise ArgumentError(
+                "the composition of two so small kernels does not cover the layer's",
+                where="kernel_sizes",
+                expected=f"K1 + K2 - 1 of {k} or more",
+                got=a + b - 1,
+                remedy="take larger kernels",
+            )
+    return first, second
+
+
+def _starting(activation: Activation, layer: nn.Module) -> nn.Module:
+    """Return the activation between two layers."""
+    if isinstance(activation, str):
+        if activation != "prelu":
+            raise ArgumentError(
+                "there is no such activation",
+                where="activation",
+                expected="'prelu', None or a module",
+                got=repr(activation),
+                remedy="give the activation as a module, such as nn.SiLU()",
+            )
+        activation = None
+    return identity_start(activation, layer)
+
+
+# Sub-networks
+
+
+class ParallelSum(nn.ModuleList):
+    """Branches on one input, added up.
+
+    Examples
+    --------
+    >>> branches = ParallelSum([nn.Identity(), nn.ReLU(), nn.Identity()])
+    >>> branches(torch.tensor([-1.0, 2.0]))
+    tensor([-2.,  6.])
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the sum of what the branches return."""
+        first, *others = self
+        total: Tensor = first(x)
+        for branch in others:
+            total = total + branch(x)
+        return total
+
+
+@magnitude.register
+def _(module: ParallelSum, sums: Sums, call: Caller = nn.Module.__call__) -> Sums | None:
+    found = [magnitude(branch, sums, call) for branch in module]
+    values = terms = None
+    for one in found:
+        if one is None:
+            return None
+        values = one.values if values is None else values + one.values
+        terms = one.terms if terms is None else max(terms, one.terms)
+    return None if values is None else Sums(values, (terms or 0) + len(found) - 1)
+
+
+class _Step(NamedTuple):
+    """One layer of a chain: its kernel size, and how many filters it has."""
+
+    size: Sizes
+    channels: int
+
+    def __str__(self) -> str:
+        return f"{in_words(self.size) or 1} to {self.channels}"
+
+
+@torch.inference_mode(mode=False)  # what is made here is to be trained
+def morph_subnet(
+    model: nn.Module,
+    name: str,
+    *,
+    example: Any,
+    layers: Chain | None = None,
+    branches: Sequence[Chain] | None = None,
+    activation: nn.Module | str | None = "prelu",
+    seed: int = 0,
+) -> Morph:
+    """Make a sub-network of one layer (subnet morphing of Wei et al. 2016).
+
+    Sequential, with ``layers``: depth morphing again and again. Stacked, with ``branches``: the
+    kernel is the sum of one kernel per branch (random shares of every weight), and every branch is
+    a chain again.
+
+    Parameters
+    ----------
+    model, name, example
+        The model, which stays as it is; the place of a CONV or FC layer, empty for the model
+        itself; an input: a tuple holds several arguments, a dict keyword arguments.
+    layers : sequence of (kernel, channels), optional
+        The chain, in order; the last one's channels are None. An FC layer's kernels are 1.
+    branches : sequence of such chains, optional
+        Of a chain, all kernels together, K1 + K2 - 1 and so on, are its reach. One branch at least
+        reaches over the layer's kernel; the others may reach less, or more.
+    activation : nn.Module, "prelu" or None
+        Between the layers of a chain, starting as the identity; as for `morph_depth`.
+    seed : int
+        Of shares and factors.
+
+    Returns
+    -------
+    Morph
+
+    Raises
+    ------
+    NothingToConvert, UnsupportedLayer
+        If no part has this name, or it is no layer that can be morphed.
+    ArgumentError
+        If a chain is not one, if its kernels are too small or its channels too few.
+
+    Examples
+    --------
+    >>> conv, x = nn.Conv2d(4, 4, 3, padding=1), torch.randn(1, 4, 8, 8)
+    >>> morph = morph_subnet(conv, "", example=x, branches=[[(3, None)], [(1, 4), (1, None)]])
+    >>> morph.model
+    ParallelSum(
+      (0): Conv2d(4, 4, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
+      (1): Sequential(
+        (0): Conv2d(4, 4, kernel_size=(1, 1), stride=(1, 1), bias=False)
+        (1): PReLU(num_parameters=1)
+        (2): Conv2d(4, 4, kernel_size=(1, 1), stride=(1, 1), bias=False)
+      )
+    )
+    >>> morph.certificate.holds
+    True
+    """
+    target = find_layer(model, name, example)
+    kernel = kernel_of(target.part)
+    if (layers is None) == (branches is None):
+        raise ArgumentError(
+            "a sub-network is either a chain or branches",
+            where="layers, branches",
+            expected="one of the two",
+            got="both" if layers is not None else "none",
+            remedy="give layers=[(3, 16), (1, None)], or branches=, a list of such lists",
+        )
+    given = {f"branches[{number}]": branch for number, branch in enumerate(branches or ())}
+    if layers is not None:
+        given = {"layers": layers}
+    chains = [_steps(chain, kernel, said, target.where) for said, chain in given.items()]
+    _check_reach(chains, kernel)
+
+    def make(layer: nn.Module) -> nn.Module:
+        whole = kernel_of(layer)
+        parts = [whole] if layers is not None else _shares(whole, chains, seed)
+        made = [
+            _chain(layer, part, chain, activation, seed + number, target)
+            for number, (part, chain) in enumerate(zip(parts, chains, strict=True))
+        ]
+        if layers is not None:
+            return chained(layer, *made[0])
+        branched = [one[0] if len(one) == 1 else nn.Sequential(*one) for one in made]
+        return chained(layer, ParallelSum(branched))
+
+    single = all(len(chain) == 1 for chain in chains)
+    said = " + ".join("(" + ", ".join(map(str, chain)) + ")" for chain in chains)
+    return replaced(
+        target,
+        make,
+        what=("a chain of layers " if layers is not None else "a sum of branches ") + said,
+        form="chain" if layers is not None else "branches",
+        divides=_PARTS,
+        why_no_integers="" if single else "its factors are real numbers",
+        seed=seed,
+    )
+
+
+def _chain(
+    layer: nn.Module,
+    kernel: Kernel,
+    chain: Sequence[_Step],
+    activation: Activation,
+    seed: int,
+    target: Target,
+) -> list[nn.Module]:
+    """Return the layers of a chain that computes this.
+
+    Split off one by one from the front; where the channels do not suffice for that, from the back.
+    """
+    try:
+        kernels = _peeled(layer, kernel, chain, seed, target.where, front=True)
+    except ArgumentError as error:
+        try:
+            kernels = _peeled(layer, kernel, chain, seed, target.where, front=False)
+        except ArgumentError:
+            raise error from None
+    check_room(kernels[0], target)
+    made: list[nn.Module] = []
+    for number, one in enumerate(kernels):
+        if number and activation is not None:
+            made.append(_starting(activation, layer))
+        made += build(one, layer)
+    return made
+
+
+def _peeled(
+    layer: nn.Module, kernel: Kernel, chain: Sequence[_Step], seed: int, where: str, *, front: bool
+) -> list[Kernel]:
+    """Return what each layer of a chain computes."""
+    if len(chain) == 1:
+        return [resized(kernel, chain[0].size, offsets(kernel, chain[0].size))]
+    cut = 1 if front else len(chain) - 1
+    halves = chain[:cut], chain[cut:]
+    sizes = (_reach(halves[0]), _reach(halves[1]))
+    first, second, _ = split(layer, kernel, sizes, chain[cut - 1].channels, seed, where)
+    return [
+        *_peeled(layer, first, halves[0], seed + 1000, where, front=front),
+        *_peeled(layer, second, halves[1], seed + 1000, where, front=front),
+    ]
+
+
+def _shares(kernel: Kernel, chains: Sequence[Sequence[_Step]], seed: int) -> list[Kernel]:
+    """Share the kernel out among branches: every weight at random among those that reach it.
+
+    The bias goes to the first branch that reaches everything.
+    """
+    generator = generator_of(seed)
+    reaches = [_reach(chain) for chain in chains]
+    full = next(n for n, reach in enumerate(reaches) if _covers(reach, kernel.size))
+    left = torch.full_like(kernel.filters, _PARTS)
+    parts: list[Kernel] = []
+    for number, reach in enumerate(reaches):
+        size = tuple(map(min, reach, kernel.size))
+        at = offsets(kernel, size)
+        shape = kernel.filters.shape
+        drawn = torch.randint(1, _PARTS // len(chains), shape, generator=generator).double()
+        back = tuple(-start for start in at)
+        inside = resized(replace(kernel, filters=torch.ones_like(kernel.filters)), size, at)
+        share = drawn * resized(inside, kernel.size, back).filters
+        if number != full:
+            left = left - share
+        part = replace(kernel, filters=kernel.filters * share / _PARTS, bias=None)
+        parts.append(resized(part, size, at))
+    parts[full] = replace(kernel, filters=kernel.filters * left / _PARTS)
+    return parts
+
+
+def _reach(chain: Sequence[_Step]) -> Sizes:
+    """Return the kernel size of a chain as one layer."""
+    sizes = [step.size for step in chain]
+    return tuple(sum(axis) - len(chain) + 1 for axis in zip(*sizes, strict=True))
+
+
+def _covers(size: Sizes, old: Sizes) -> bool:
+    return all(new >= k for new, k in zip(size, old, strict=True))
+
+
+def _steps(chain: Any, kernel: Kernel, name: str, where: str) -> list[_Step]:
+    """Read a chain that a user gives."""
+    given = chain if isinstance(chain, (tuple, list)) else ()
+    pairs: list[Any] = [
+        pair if isinstance(pair, (tuple, list)) and len(pair) == 2 else None for pair in given
+    ]
+    good = bool(pairs) and None not in pairs
+    if not good or pairs[-1][1] is not None or any(pair[1] is None for pair in pairs[:-1]):
+        raise ArgumentError(
+            "this is no chain of layers",
+            where=name,
+            expected="pairs (kernel, channels), the last one with None for the layer's filters",
+            got=repr(chain),
+            remedy="write it as [(3, 16), (1, None)]",
+        )
+    return [
+        _Step(
+            read_size(size, kernel, f"{name}[{number}]"), _middle_channels(channels, kernel, where)
+        )
+        for number, (size, channels) in enumerate(pairs)
+    ]
+
+
+def _check_reach(chains: Sequence[Sequence[_Step]], kernel: Kernel) -> None:
+    reaches = [_reach(chain) for chain in chains]
+    if not any(_covers(reach, kernel.size) for reach in reaches):
+        raise ArgumentError(
+            "no chain of kernels reaches over the layer's kernel",
+            where="layers or branches",
+            expected=f"K1 + K2 - 1 and so on of at least {kernel.size} in one of them",
+            got=" and ".join(map(str, reaches)) or "none",
+            remedy="take larger kernels, or more layers",
+        )
+    if len(chains) > _PARTS // 2:
+        raise ArgumentError(
+            "too many branches",
+            where="branches",
+            expected=f"{_PARTS // 2} at most",
+            got=len(chains),
+            remedy="morph a branch again",
+        )

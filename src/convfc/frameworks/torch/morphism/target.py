@@ -1,0 +1,650 @@
+"""The target layer of a morph: found, checked, read as its kernel, and given its new part.
+
+All morphs but widening change one layer and leave everything else as it is. What they have in
+common is here: the layer is looked up by name, refused if its forward or its weight is not
+PyTorch's own, seen at work on the example, and replaced in a copy of the model, wherever it stands.
+
+In between it is a `Kernel`. CONV layers of any number of axes and FC layers are one thing there,
+the filters ``(f, *kernel, c / groups)`` with what the geometry adds; an `nn.Linear` is the case
+without kernel axes. A larger kernel with zeros around needs as much more padding (a transposed
+layer: crops as much more). Where `torch.nn` cannot express it, because the two sides of an axis are
+not alike, a layer of padding in front, or of cropping behind, says it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, fx, nn
+
+from convfc.certificate import Certificate
+from convfc.errors import (
+    ArgumentError,
+    DtypeError,
+    GeometryError,
+    NothingToConvert,
+    Refusal,
+    ShapeError,
+    UnsupportedLayer,
+)
+from convfc.frameworks.torch.factors import linear_obstacle
+from convfc.frameworks.torch.forms import form_of
+from convfc.frameworks.torch.forward.formats import channels_last, in_format, is_channels_last
+from convfc.frameworks.torch.graph import as_traced, trace
+from convfc.frameworks.torch.held import exchange
+from convfc.frameworks.torch.morphism.certify import Change, certify
+from convfc.frameworks.torch.parts import HOOKS, is_hooked, plain_linear
+from convfc.frameworks.torch.places import copy_of, holders, places, tied
+from convfc.frameworks.torch.read import (
+    geometry_of,
+    matrix_to_weight,
+    native_class,
+    obstacle,
+    own_class,
+    own_forward,
+    weight_to_matrix,
+)
+from convfc.frameworks.torch.running import check_can_run, deep_copy, run_on, unchanged
+from convfc.frameworks.torch.tensors import dtype_name
+from convfc.sizes import Sizes, per_axis
+
+Pads: TypeAlias = tuple[tuple[int, int], ...]
+"""(low, high) per axis."""
+
+_BACK = "take the model back first, with convfc.to_conv"
+_PADS = {
+    "zeros": (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
+    "reflect": (nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
+    "replicate": (nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
+    "circular": (nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d),
+}
+
+
+# What every morph returns
+
+
+@dataclass(frozen=True, eq=False)
+class Morph:
+    """A network that computes what another one computes, with other layers.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The new network; the one that was given is as before.
+    certificate : Certificate
+        Whether the two compute the same function, measured on the example.
+    what : str
+        What was done where, as a sentence without its full stop.
+    noise : float
+        Relative standard deviation of the noise that was added to break symmetries; 0 for none.
+    changed : tuple of str
+        The places that changed.
+    """
+
+    model: nn.Module
+    certificate: Certificate
+    what: str
+    noise: float = 0.0
+    changed: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        noise = f"noise of {self.noise:g} of the weights' standard deviation was added"
+        lines = (self.what + ".", *([f"Symmetry breaking: {noise}."] if self.noise else []))
+        return "\n".join((*lines, str(self.certificate)))
+
+    __repr__ = __str__
+
+
+def finish(
+    before: nn.Module,
+    after: nn.Module,
+    example: Any,
+    changes: Sequence[Change],
+    *,
+    what: str,
+    noise: float = 0.0,
+    seed: int = 0,
+    others: Mapping[str, str] = MappingProxyType({}),
+    held: Collection[str] = (),
+) -> Morph:
+    """Return a morph with its certificate.
+
+    Nothing is raised if the two networks are not the same function: the certificate then says no,
+    and why.
+
+    Parameters
+    ----------
+    before, after : nn.Module
+        They share no part; both stay as they are.
+    example : Tensor, tuple or mapping
+        One input, or the positional or keyword arguments of a call.
+    changes : sequence of Change
+    what : str
+        What was done where.
+    noise : float
+        Relative standard deviation of noise that was added.
+    seed : int
+        Of the integers that the layers are compared on.
+    others : mapping
+        Places of parts that have changed and cannot be compared by themselves, with the reasons.
+    held : collection of str
+        Names of parameters and buffers that have changed and belong to no layer.
+
+    Returns
+    -------
+    Morph
+
+    Examples
+    --------
+    >>> import copy, torch
+    >>> before = nn.Sequential(nn.Conv1d(1, 2, 3), nn.ReLU())
+    >>> after = copy.deepcopy(before)
+    >>> change = Change("0", before[0], after[0], rebuild=copy.deepcopy)
+    >>> morph = finish(before, after, torch.ones(1, 1, 5), [change], what="nothing was done")
+    >>> morph.certificate.holds, morph.changed
+    (True, ('0',))
+    """
+    certificate = certify(before, after, example, changes, seed=seed, others=others, held=held)
+    changed = tuple(dict.fromkeys([*(change.name for change in changes), *others, *held]))
+    return Morph(after, certificate, what, noise, changed)
+
+
+# Finding the layer, and putting another one in its place
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """One part of a model, and what each call of it was given and returned on the example."""
+
+    model: nn.Module
+    name: str
+    part: nn.Module
+    example: Any
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+    @property
+    def where(self) -> str:
+        """The place in words."""
+        return self.name or "the model itself"
+
+
+def find_layer(model: nn.Module, name: str, example: Any) -> Target:
+    """Find a CONV or FC layer that can be morphed, and see it at work; refuse it if there is none.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Conv1d(1, 2, 3), nn.ReLU())
+    >>> find_layer(model, "0", torch.ones(1, 1, 5)).inputs[0].shape
+    torch.Size([1, 1, 5])
+    """
+    part = look_up(model, name)
+    blocked = _layer_obstacle(model, name, part)
+    if blocked is not None:
+        raise blocked._replace(
+            reason=f"{own_class(part).__name__}: {blocked.reason}", where=name or "the model itself"
+        ).error(UnsupportedLayer, "it cannot be morphed")
+    weight: Tensor = part.weight  # type: ignore[assignment]
+    if not weight.is_floating_point():
+        raise DtypeError(
+            "morphs are for real weights",
+            where=name or "the model itself",
+            expected="a real floating-point dtype",
+            got=dtype_name(weight.dtype),
+            remedy="write the layer as two real ones",
+        )
+    return find_part(model, name, example)
+
+
+def find_part(model: nn.Module, name: str, example: Any) -> Target:
+    """Find any part of a model, and see it at work when the model runs on the example."""
+    part = look_up(model, name)
+    inputs: list[Tensor] = []
+    outputs: list[Tensor] = []
+    others: list[str] = []
+
+    def note(_: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        given = (*args, *kwargs.values())
+        if len(given) == 1 and isinstance(given[0], Tensor) and isinstance(output, Tensor):
+            inputs.append(given[0].detach().clone())
+            outputs.append(output.detach().clone())
+        else:
+            others.append(f"{len(given)} arguments")
+
+    with unchanged(model):
+        check_can_run(model, "example")
+        # In front of the hooks of the user, which may change the output.
+        handle = part.register_forward_hook(note, with_kwargs=True, prepend=True)
+        try:
+            run_on(model, example, "example")
+        finally:
+            handle.remove()
+    if others or not inputs:
+        raise UnsupportedLayer(
+            "its call has more than one tensor" if others else "the model does not call it",
+            where=name or "the model itself",
+            expected="calls with one tensor",
+            got=others[0] if others else "none",
+            remedy="let the model call the layer as layer(x)",
+        )
+    if any(not x.numel() for x in inputs):
+        raise ShapeError("the example is empty", where="example", remedy="give at least one input")
+    return Target(model, name, part, example, tuple(inputs), tuple(outputs))
+
+
+def graph_of(model: nn.Module, example: Any) -> fx.Graph | Refusal:
+    """Trace a model's forward, or say why `torch.fx` cannot; the example is a call's arguments.
+
+    A copy is traced, as torch.fx may leave attributes behind; it shares the parameters.
+    """
+    args = example if isinstance(example, tuple) else (example,)
+    if isinstance(example, Mapping):
+        bound = inspect.signature(model.forward).bind(**example)
+        bound.apply_defaults()
+        args = (*bound.args, *bound.kwargs.values())
+    copied = deep_copy(model, {id(parameter): parameter for parameter in model.parameters()})
+    return trace(as_traced(copied), args)
+
+
+def replaced(
+    target: Target,
+    make: Callable[[nn.Module], nn.Module],
+    *,
+    what: str,
+    noise: float = 0.0,
+    seed: int = 0,
+    again: bool = True,
+    **change: Any,
+) -> Morph:
+    """Return the model with what ``make`` makes of a copy of the target in its place.
+
+    ``what`` was done is said without the place; ``again`` says whether the new part can be made
+    again of an old one in another dtype; more keywords are those of `Change`.
+    """
+    copies: dict[int, Any] = {}
+    copied = copy_of(target.model, {id(target.part)}, copies)
+    old = copies[id(target.part)]
+    new = make(old)
+    new.training = target.part.training
+    model = exchange(copied, {id(old): new})
+
+    def rebuild(layer: nn.Module) -> nn.Module:
+        return make(deep_copy(layer))
+
+    one = Change(target.name, target.part, new, rebuild=rebuild if again else None, **change)
+    what = f"{target.where}: {what}"
+    return finish(target.model, model, target.example, [one], what=what, noise=noise, seed=seed)
+
+
+def chained(old: nn.Module, *parts: nn.Module) -> nn.Module:
+    """Return a new part as one module, which takes over mode and hooks of the old."""
+    whole = parts[0] if len(parts) == 1 else nn.Sequential(*parts)
+    for part in (whole, *parts):
+        part.train(old.training)
+    if whole is not old and is_hooked(old):
+        fresh = vars(nn.Module())
+        for name in HOOKS:
+            vars(whole)[name] = vars(old)[name]
+            vars(old)[name] = fresh[name]
+    return whole
+
+
+def generator_of(seed: int) -> torch.Generator:
+    """Return a random number generator of its own, so that the global ones stay as they are."""
+    return torch.Generator().manual_seed(seed)
+
+
+def check_share(name: str, value: object, *, least: float = 0.0, most: float) -> float:
+    """Return a real number within bounds, or refuse it."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
+        raise ArgumentError(
+            "a number out of its range",
+            where=name,
+            expected=f"a number from {least:g} to {most:g}",
+            got=repr(value),
+            remedy="give a number in this range",
+        )
+    return float(value)
+
+
+def look_up(model: nn.Module, name: str) -> nn.Module:
+    """Return the part at a place, or refuse a name that no part has."""
+    found = places(model)
+    if name not in found:
+        layers = [
+            n
+            for n, part in found.items()
+            if form_of(part) == "native" or isinstance(part, nn.Linear)
+        ]
+        raise NothingToConvert(
+            "the model has no such part",
+            where=name,
+            expected=f"one of {', '.join(layers)}" if layers else "a model with layers",
+            remedy="convfc.inspect(model) lists the CONV layers with their names",
+        )
+    return found[name]
+
+
+def _layer_obstacle(model: nn.Module, name: str, part: nn.Module) -> Refusal | None:
+    """Return why a part is no layer that can be replaced; None if it is one."""
+    parents = [name[:end] for end, letter in enumerate(name) if letter == "."]
+    above = [model, *map(model.get_submodule, parents)] if name else []
+    forms = {form_of(one) for one in (part, *above)}
+    if forms & {"patch", "weight"}:
+        return Refusal("it is an FC form of a CONV layer", _BACK)
+    if "unrolled" in forms:
+        return Refusal("it is an unrolled CONV layer", _BACK)
+    if form_of(part) == "native":
+        blocked = obstacle(part)
+        if blocked is not None and own_forward(part) == blocked:
+            blocked = blocked._replace(remedy="put the layer of torch.nn that it equals in place")
+    elif isinstance(part, nn.Linear):
+        blocked = _linear_obstacle(part)
+    else:
+        return Refusal(
+            "it is no CONV or FC layer", "name a layer of torch.nn: a Conv, ConvTranspose or Linear"
+        )
+    if blocked is None:
+        held = holders(model, but={id(part)})
+        shared = [held[id(p)] for p in part.parameters(recurse=False) if id(p) in held]
+        if shared:
+            reason, *_ = tied("its weight or bias", shared[0])
+            return Refusal(reason, "untie them: give the layer a copy of the parameter")
+    return blocked
+
+
+def _linear_obstacle(part: nn.Linear) -> Refusal | None:
+    """Return why an `nn.Linear` is not what its parameters say; its hooks are no obstacle here."""
+    state = vars(part)
+    kept = {name: state[name] for name in HOOKS}
+    try:
+        state.update({name: vars(nn.Module())[name] for name in HOOKS})
+        return linear_obstacle(part)
+    finally:
+        state.update(kept)
+
+
+# The layer as its kernel
+
+
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """A CONV or FC layer, as the numbers that it computes with.
+
+    ``filters`` ``(f, *size, c / groups)`` and ``bias`` are in float64, on the CPU. ``pads`` are
+    what is added to the input on either side of an axis; of a transposed layer, what is taken from
+    the output.
+    """
+
+    filters: Tensor
+    bias: Tensor | None = None
+    groups: int = 1
+    stride: Sizes = ()
+    dilation: Sizes = ()
+    pads: Pads = ()
+    mode: str = "zeros"
+    transposed: bool = False
+
+    @property
+    def size(self) -> Sizes:
+        """The kernel's size; empty for an FC layer."""
+        return tuple(self.filters.shape[1:-1])
+
+    @property
+    def by_group(self) -> list[Tensor]:
+        """The filters of each group."""
+        return list(self.filters.chunk(self.groups))
+
+
+def kernel_of(layer: nn.Module) -> Kernel:
+    """Read a layer of `torch.nn`.
+
+    Examples
+    --------
+    >>> kernel_of(nn.Conv2d(4, 6, 3, groups=2, padding=1)).filters.shape
+    torch.Size([6, 3, 3, 2])
+    """
+    weight: Tensor = layer.weight.detach()  # type: ignore[operator]
+    bias: Any = layer.bias
+    bias = None if bias is None else bias.detach().double().cpu()
+    weight = weight.double().cpu()
+    if form_of(layer) != "native":
+        return Kernel(weight, bias)
+    # For padding="same" the size does not matter: it asks for stride 1.
+    geometry = geometry_of(layer, (1,) * (weight.dim() - 2))
+    matrix = weight_to_matrix(weight, transposed=geometry.transposed, groups=geometry.groups)
+    pads = tuple(
+        (low, high - extra)
+        for (low, high), extra in zip(geometry.padding, geometry.output_padding, strict=True)
+    )
+    return Kernel(
+        matrix.reshape(geometry.filters_shape).contiguous(),
+        bias,
+        geometry.groups,
+        geometry.stride,
+        geometry.dilation,
+        pads,
+        geometry.padding_mode,
+        geometry.transposed,
+    )
+
+
+def build(kernel: Kernel, like: nn.Module) -> list[nn.Module]:
+    """Return ordinary layers that compute this: the layer itself, and pads or crops around it.
+
+    They get class, dtype, device, mode and ``requires_grad`` of the layer ``like``; no random
+    number is drawn.
+
+    Examples
+    --------
+    >>> conv = nn.Conv1d(1, 1, 3)
+    >>> build(replace(kernel_of(conv), pads=((1, 2),)), conv)
+    [ZeroPad1d((1, 2)), Conv1d(1, 1, kernel_size=(3,), stride=(1,))]
+    """
+    weight, bias = _parameters(kernel, like)
+    if form_of(like) != "native":
+        return [plain_linear(weight, bias).train(like.training)]
+    sizes: Any = {"stride": kernel.stride, "dilation": kernel.dilation, "groups": kernel.groups}
+    before: list[nn.Module] = []
+    behind: list[nn.Module] = []
+    if kernel.transposed:
+        sizes |= _cropping(kernel, behind)
+    else:
+        sizes |= _padding(kernel, like, before)
+    filters, channels = len(kernel.filters), kernel.filters.shape[-1] * kernel.groups
+    cls: Any = native_class(like)
+    conv: Any = cls(channels, filters, kernel.size, **sizes, bias=False, device="meta")
+    conv.weight, conv.bias = weight, bias
+    return [part.train(like.training) for part in (*before, conv, *behind)]
+
+
+def resized(kernel: Kernel, size: Sizes, at: Sequence[int]) -> Kernel:
+    """Return the same layer with a larger kernel, zeros around the old one, and more padding.
+
+    ``at`` is where the old kernel begins in the new one. Where that is negative, or ends beyond the
+    new size, the outermost taps are cut off.
+
+    Examples
+    --------
+    >>> new = resized(kernel_of(nn.Conv1d(1, 1, 3, padding=1)), (7,), (2,))
+    >>> new.size, new.pads, [bool(tap) for tap in new.filters.flatten()]
+    ((7,), ((3, 3),), [False, False, True, True, True, False, False])
+    """
+    ends = [new - old - low for new, old, low in zip(size, kernel.size, at, strict=True)]
+    # What nn.functional.pad takes: the last axis first, which is that of the channels.
+    amounts = [
+        0,
+        0,
+        *(n for low, high in zip(at[::-1], ends[::-1], strict=True) for n in (low, high)),
+    ]
+    pads = tuple(
+        (low + d * start, high + d * end)
+        for (low, high), d, start, end in zip(kernel.pads, kernel.dilation, at, ends, strict=True)
+    )
+    return replace(kernel, filters=nn.functional.pad(kernel.filters, amounts), pads=pads)
+
+
+def offsets(kernel: Kernel, size: Sizes) -> Sizes:
+    """Return where the old kernel best begins in a larger one, per axis.
+
+    In the middle; where that is between two taps, where the padding can be said without a layer of
+    its own, if there is such a place.
+
+    Examples
+    --------
+    >>> same = nn.Conv1d(1, 1, 2, padding="same")
+    >>> old = kernel_of(same)
+    >>> offsets(old, (3,)), build(resized(old, (3,), (1,)), same)
+    ((1,), [Conv1d(1, 1, kernel_size=(3,), stride=(1,), padding=same)])
+    """
+    return tuple(_offset(kernel, axis, new) for axis, new in enumerate(size))
+
+
+def check_room(kernel: Kernel, target: Target) -> None:
+    """Refuse more padding of the target's inputs than its mode can make.
+
+    Reflection reaches over less than the whole axis, a circle goes round once at most.
+    """
+    less = {"reflect": 1, "circular": 0}.get(kernel.mode)
+    if less is None:
+        return
+    for x in target.inputs:
+        sizes = tuple(x.shape[-len(kernel.size) :])
+        for size, pair in zip(sizes, kernel.pads, strict=True):
+            if max(pair) > size - less:
+                raise GeometryError(
+                    f"padding_mode={kernel.mode!r} cannot pad an axis by as much as the larger "
+                    "kernel needs",
+                    where=target.where,
+                    expected=f"at most {size - less} for the input size {sizes}",
+                    got=max(pair),
+                    remedy="take a smaller kernel, or a larger example",
+                )
+
+
+def read_size(value: Any, kernel: Kernel, name: str) -> Sizes:
+    """Read a kernel size that a user gives: one number or one per axis; of an FC layer, 1.
+
+    Examples
+    --------
+    >>> read_size(3, kernel_of(nn.Conv2d(1, 1, 5)), "kernel_size")
+    (3, 3)
+    """
+    if kernel.size:
+        return per_axis(name, value, len(kernel.size), least=1)
+    if value not in (1, ()):
+        raise ArgumentError(
+            "an FC layer has no kernel",
+            where=name,
+            expected="1, or ()",
+            got=repr(value),
+            remedy="leave it out",
+        )
+    return ()
+
+
+def in_words(size: Sizes) -> str:
+    """Return a kernel's size in words; that of an FC layer is empty."""
+    return "×".join(map(str, size))
+
+
+def new_weight(matrix: Tensor, shape: Sequence[int], layer: Any, groups: int) -> nn.Parameter:
+    """Return an FC matrix ``(f, k)`` as a weight like a layer's: its dtype, device and format."""
+    old: Tensor = layer.weight
+    if form_of(layer) == "native":
+        matrix = matrix_to_weight(matrix, shape, transposed=layer.transposed, groups=groups)
+    new = matrix.to(old.device, old.dtype).clone(memory_format=torch.contiguous_format)
+    if form_of(layer) == "native" and is_channels_last(old):
+        new = in_format(new, channels_last(old.dim() - 2))
+    return nn.Parameter(new, old.requires_grad)
+
+
+def _parameters(kernel: Kernel, like: nn.Module) -> tuple[nn.Parameter, nn.Parameter | None]:
+    """Return weight and bias in PyTorch's layout, with dtype, device and format of a layer."""
+    filters, inner = len(kernel.filters), kernel.filters.shape[-1]
+    sizes = (filters, inner)
+    if kernel.transposed:
+        sizes = (inner * kernel.groups, filters // kernel.groups)
+    shape = (*sizes, *kernel.size)
+    weight = new_weight(kernel.filters.flatten(1), shape, like, kernel.groups)
+    if kernel.bias is None:
+        return weight, None
+    train = weight if like.bias is None else like.bias
+    bias = kernel.bias.to(weight.device, weight.dtype).clone()
+    return weight, nn.Parameter(bias, requires_grad=bool(train.requires_grad))
+
+
+def _padding(kernel: Kernel, like: nn.Module, before: list[nn.Module]) -> dict[str, Any]:
+    """Return the padding of a layer; what it cannot say becomes layers in front."""
+    if like.padding == "same" and kernel.pads == _same(kernel.size, kernel.dilation):
+        return {"padding": "same", "padding_mode": kernel.mode}
+    if all(low == high >= 0 for low, high in kernel.pads):
+        return {"padding": tuple(low for low, _ in kernel.pads), "padding_mode": kernel.mode}
+    added = tuple((max(low, 0), max(high, 0)) for low, high in kernel.pads)
+    taken = tuple((min(low, 0), min(high, 0)) for low, high in kernel.pads)
+    before += _pad_layer(kernel.mode, added) + _pad_layer("zeros", taken)
+    return {"padding": (0,) * len(kernel.size)}
+
+
+def _cropping(kernel: Kernel, behind: list[nn.Module]) -> dict[str, Any]:
+    """Return padding and output padding of a transposed layer; the rest becomes a layer behind."""
+    padding, extra, rest = [], [], []
+    for axis, (low, high) in enumerate(kernel.pads):
+        if is_cropped(kernel, axis, low, high):
+            padding.append(low)
+            extra.append(low - high)
+            rest.append((0, 0))
+        else:
+            least = max(0, min(low, high))
+            padding.append(least)
+            extra.append(0)
+            rest.append((least - low, least - high))
+    if kernel.bias is not None and any(n > 0 for pair in rest for n in pair):
+        raise ArgumentError(
+            "zeros would have to be added behind a transposed layer with a bias",
+            where="padding",
+            remedy="take larger kernels",
+        )
+    behind += _pad_layer("zeros", tuple(rest))
+    return {"padding": tuple(padding), "output_padding": tuple(extra)}
+
+
+def _pad_layer(mode: str, pads: Pads) -> list[nn.Module]:
+    """Return a layer that pads; none if there is nothing to pad. Negative numbers crop."""
+    if not any(n for pair in pads for n in pair):
+        return []
+    cls: Any = _PADS[mode][len(pads) - 1]
+    return [cls(tuple(n for pair in pads[::-1] for n in pair))]
+
+
+def _offset(kernel: Kernel, axis: int, new: int) -> int:
+    """Return where the old kernel begins on one axis."""
+    growth = new - kernel.size[axis]
+    (low, high), d = kernel.pads[axis], kernel.dilation[axis]
+
+    def cost(start: int) -> tuple[bool, int, int]:
+        first, last = low + d * start, high + d * (growth - start)
+        said = (
+            is_cropped(kernel, axis, first, last)
+            if kernel.transposed
+            else first == last and first >= 0
+        )
+        return not said, abs(2 * start - growth), start
+
+    return min(range(min(0, growth), max(0, growth) + 1), key=cost)
+
+
+def is_cropped(kernel: Kernel, axis: int, low: int, high: int) -> bool:
+    """Say whether padding and output padding of a transposed layer can say what is cropped."""
+    return low >= 0 and 0 <= low - high < max(kernel.stride[axis], kernel.dilation[axis])
+
+
+def _same(size: Sizes, dilation: Sizes) -> Pads:
+    """Return what ``padding="same"`` adds; the odd element stands behind."""
+    totals = [d * (k - 1) for k, d in zip(size, dilation, strict=True)]
+    return tuple((total // 2, total - total // 2) for total in totals)

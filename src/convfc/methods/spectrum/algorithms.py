@@ -1,0 +1,505 @@
+"""The algorithms for the singular values of a layer's operator, and what the index map says of it.
+
+Where no two windows overlap the operator is copies of K: LAPACK's SVD of K gives all its values.
+
+A periodic operator falls apart by the Fourier transform, at stride 1 into one ``f × c`` matrix for
+each frequency (Sedghi, Gupta and Long, 2019, "The singular values of convolutional layers", theorem
+6). With stride s the s frequencies per axis that alias on the output belong together, to one
+``f × (c s)`` matrix (Senderovich et al., 2022, "Towards practical control of singular values of
+convolutional layers", theorem 1).
+
+A small operator is a matrix, for LAPACK. Of a large one iterations with the layer and its adjoint
+find the largest or smallest few values: the Gram operator A*A, or A A* if that is smaller, is
+symmetric, and ARPACK finds the ends of its spectrum. It squares the singular values; therefore the
+vectors alone are taken from it, and the values from A itself, in float64, with their residuals.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from scipy import linalg, sparse
+from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, LinearOperator, eigsh, splu
+
+from convfc.arrays import as_numpy
+from convfc.errors import NotConverged
+from convfc.geometry import ConvGeometry
+from convfc.indexmap import AxisMap, Indices, index_map
+from convfc.layer import ConvLayer
+from convfc.operators.matrix import conv_matrix
+from convfc.rounding import UNIT_ROUNDOFF, gamma
+
+Values: TypeAlias = npt.NDArray[np.float64]
+Which: TypeAlias = Literal["largest", "smallest"]
+
+
+@dataclass(frozen=True, eq=False)
+class PeriodicAxis:
+    """A periodic operator on one axis, between ``coarse`` elements and ``coarse * step`` others.
+
+    Attributes
+    ----------
+    coarse, step : int
+        The ``coarse`` elements are those of the output; of a transposed layer those of the input.
+    offsets : array of int, shape (taps,)
+        Coarse element o meets through tap t the other element ``offsets[t] + o * step``, modulo
+        their number.
+    """
+
+    coarse: int
+    step: int
+    offsets: Indices
+
+    @property
+    def fine(self) -> int:
+        """Number of the other elements."""
+        return self.coarse * self.step
+
+
+class Copies(NamedTuple):
+    """An operator that is copies of one matrix: of K, or of K turned round (``transposed``)."""
+
+    number: int
+    transposed: bool
+
+
+def operator_shape(
+    geometry: ConvGeometry, input_size: Sequence[int], *, circular: bool
+) -> tuple[int, int]:
+    """Return the shape of the operator with its own boundary, or with a circular one."""
+    if not circular:
+        output_size = geometry.output_size(input_size)
+    elif geometry.transposed:
+        output_size = tuple(n * s for n, s in zip(input_size, geometry.stride, strict=True))
+    else:
+        output_size = circular_geometry(geometry, input_size).output_size(input_size)
+    rows = geometry.out_channels * math.prod(output_size)
+    return (rows, geometry.in_channels * math.prod(input_size))
+
+
+def circular_geometry(geometry: ConvGeometry, input_size: Sequence[int]) -> ConvGeometry:
+    """Return the same kernel on a circle: ceil(input / stride) windows on each axis."""
+    return ConvGeometry.same(
+        geometry.in_channels,
+        geometry.out_channels,
+        geometry.kernel_size,
+        input_size=input_size,
+        stride=geometry.stride,
+        dilation=geometry.dilation,
+        groups=geometry.groups,
+        flip=geometry.flip,
+        padding_mode="circular",
+    )
+
+
+def periodic_axes(
+    geometry: ConvGeometry, input_size: Sequence[int]
+) -> tuple[PeriodicAxis, ...] | None:
+    """Return the operator's axes if it is periodic by its own padding, else None.
+
+    It is where every output position reads what the first one reads, moved along the circle, and
+    the last position is one step before the first.
+    """
+    axes = [_periodic(axis) for axis in index_map(geometry, input_size).axes]
+    known = tuple(axis for axis in axes if axis is not None)
+    return known if len(known) == len(axes) else None
+
+
+def transposed_circular_axes(
+    geometry: ConvGeometry, input_size: Sequence[int]
+) -> tuple[PeriodicAxis, ...]:
+    """Return the axes of a transposed layer whose output is rolled up to input * stride elements.
+
+    Before anything is cut off, input 0 meets output o through tap t where the table says so; on the
+    circle every input does the same.
+    """
+    ndim = geometry.spatial_ndim
+    whole = replace(geometry, padding=((0, 0),) * ndim, output_padding=(0,) * ndim)
+    axes = index_map(whole, input_size).axes
+    return tuple(
+        PeriodicAxis(axis.size, step, np.argmax(axis.table == 0, axis=0) % (axis.size * step))
+        for axis, step in zip(axes, geometry.stride, strict=True)
+    )
+
+
+def separate_windows(geometry: ConvGeometry, input_size: Sequence[int]) -> Copies | None:
+    """Return how many copies of K the operator is, if no two windows overlap; else None.
+
+    Nor may they read padding. A transposed layer has windows on its output: there no output may
+    belong to two inputs, nor any be cut off.
+    """
+    where = index_map(geometry, input_size)
+    if all(_reads_once(axis.table) for axis in where.axes):
+        return Copies(math.prod(where.output_size), transposed=False)
+    if all(_written_once(axis) for axis in where.axes):
+        return Copies(math.prod(where.input_size), transposed=True)
+    return None
+
+
+def _periodic(axis: AxisMap) -> PeriodicAxis | None:
+    """Compare the table with what the first output position reads, moved along the circle."""
+    if axis.step * axis.positions != axis.size:
+        return None
+    moved = axis.table[0] + np.arange(axis.positions)[:, None] * axis.step
+    if np.any(axis.table < 0) or np.any(axis.table != moved % axis.size):
+        return None
+    return PeriodicAxis(axis.positions, axis.step, axis.table[0])
+
+
+def _reads_once(table: Indices) -> bool:
+    """Say whether no entry reads padding, and no two the same element."""
+    return bool(np.all(table >= 0)) and len(np.unique(table)) == table.size
+
+
+def _written_once(axis: AxisMap) -> bool:
+    """Say whether each output has one entry at most, and each input one for every tap."""
+    inputs = np.sort(axis.table, axis=0)[-axis.size :]
+    everything = inputs.shape[0] == axis.size and np.all(inputs == np.arange(axis.size)[:, None])
+    entries = np.count_nonzero(axis.table >= 0, axis=1)
+    return bool(everything and entries.max() <= 1 and entries.sum() == axis.size * axis.taps)
+
+
+Filters = npt.NDArray[Any]
+"""float64 or complex128."""
+
+
+def taps_of(filters: Filters, geometry: ConvGeometry) -> Filters:
+    """Return one matrix per tap: filters ``(f, *kernel, c / groups)`` as (taps, groups, p, q).
+
+    From the q channels of a group that the windows read to the p that they write; transposed, the
+    windows are on the output, and it is the other way round.
+    """
+    groups, f, c = geometry.groups, geometry.out_channels, geometry.in_channels
+    apart = filters.reshape(groups, f // groups, -1, c // groups)
+    taps = np.moveaxis(apart, 2, 0)
+    return taps.swapaxes(2, 3) if geometry.transposed else taps
+
+
+def reshaped_norm(filters: Filters) -> float:
+    """Return the norm of the filter matrix K."""
+    with one_blas_thread():
+        return float(np.linalg.norm(filters.reshape(len(filters), -1), 2))
+
+
+def kernel_values(filters: Filters, geometry: ConvGeometry, copies: Copies, count: int) -> Values:
+    """Return the values of an operator that is copies of K, and zeros up to ``count``.
+
+    The zeros belong to elements of the input that no window reads.
+    """
+    groups, f = geometry.groups, geometry.out_channels
+    by_group = filters.reshape(groups, f // groups, -1, geometry.in_channels // groups)
+    if copies.transposed:
+        matrices = by_group.reshape(groups, -1, by_group.shape[-1])
+    else:
+        matrices = by_group.reshape(groups, f // groups, -1)
+    with one_blas_thread():
+        found = np.linalg.svd(matrices, compute_uv=False).ravel()
+    values = np.zeros(count)
+    values[: found.size * copies.number] = np.repeat(found, copies.number)
+    return values
+
+
+def dense_values(layer: ConvLayer, input_size: tuple[int, ...]) -> Values:
+    """Return all values of the operator, group by group, from its dense matrix, in no order."""
+    found = []
+    for group in groups_of(layer):
+        matrix = conv_matrix(group, input_size, layout="dense")
+        # With more rows than columns LAPACK begins with QR: the same values, and less work.
+        tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
+        found.append(linalg.svdvals(tall, overwrite_a=True, check_finite=False))
+    values: Values = np.concatenate(found)
+    return values
+
+
+def lapack_error(rows: int, columns: int) -> float:
+    """Return LAPACK's backward error relative to the norm: ``p(m, n) eps``.
+
+    Users' guide, section 4.9, with max(m, n) for its modestly growing p, as NumPy's ``matrix_rank``
+    takes it.
+    """
+    return max(rows, columns) * float(np.finfo(np.float64).eps)
+
+
+def groups_of(layer: ConvLayer) -> Iterator[ConvLayer]:
+    """Yield a layer of one group for each group: the operator is block-diagonal in them."""
+    geometry, filters = layer.geometry, as_numpy(layer.filters, "filters")
+    groups = geometry.groups
+    one = replace(
+        geometry,
+        in_channels=geometry.in_channels // groups,
+        out_channels=geometry.out_channels // groups,
+        groups=1,
+    )
+    for part in np.split(filters, groups):
+        yield ConvLayer(one, part)
+
+
+_BATCH = 2**25
+"""Bytes of the matrices that one thread holds at a time."""
+
+_Complex = npt.NDArray[np.complex128]
+
+
+def fourier_values(
+    taps: npt.NDArray[np.float64] | _Complex,
+    axes: Sequence[PeriodicAxis],
+    *,
+    threads: int | None = None,
+) -> Values:
+    """Return all singular values of a periodic operator, in no order.
+
+    ``taps`` is of shape ``(taps, groups, p, q)``: for every tap of the window, in row-major order,
+    the matrix from the q fine channels of a group to its p coarse ones. Without a number of threads
+    there are as many as cores, if threadpoolctl is there to keep BLAS from doing the same.
+    Real filters have conjugate matrices at opposite frequencies: one of each pair is decomposed.
+    """
+    count, groups, p, q = taps.shape
+    real = not np.iscomplexobj(taps)
+    numbers, times = frequencies([axis.coarse for axis in axes], paired=real)
+    aliases = math.prod(axis.step for axis in axes)
+    flat = taps.reshape(count, groups * p * q).astype(np.complex128)
+    flat /= math.sqrt(aliases)
+
+    def of_batch(batch: Indices) -> Values:
+        waves = _waves(batch, axes)
+        blocks = (waves.reshape(-1, count) @ flat).reshape(len(batch), aliases, groups, p, q)
+        together = np.moveaxis(blocks, 1, 3).reshape(len(batch), groups, p, aliases * q)
+        found = np.linalg.svd(together, compute_uv=False)
+        return np.asarray(found, np.float64).reshape(len(batch), -1)
+
+    per_frequency = 16 * groups * p * q * aliases * 2
+    size = max(1, min(_BATCH // per_frequency, math.ceil(len(numbers) / 16)))
+    batches = [numbers[start : start + size] for start in range(0, len(numbers), size)]
+    with _pool(threads, len(batches)) as pool:
+        found = np.concatenate(
+            list(pool.map(of_batch, batches) if pool else map(of_batch, batches))
+        )
+    return np.repeat(found, times, axis=0).ravel()
+
+
+def frequencies(sizes: Sequence[int], *, paired: bool) -> tuple[Indices, Indices]:
+    """Return the frequencies to decompose, raveled, and how often each one counts.
+
+    If they are paired, a frequency and its opposite give the same.
+    """
+    everything = np.arange(math.prod(sizes))
+    if not paired:
+        return everything, np.ones_like(everything)
+    opposite = [-k % n for k, n in zip(np.unravel_index(everything, sizes), sizes, strict=True)]
+    partner = np.ravel_multi_index(opposite, sizes)
+    first = everything <= partner
+    return everything[first], np.where(everything == partner, 1, 2)[first]
+
+
+def fourier_error(taps: npt.NDArray[np.float64] | _Complex, axes: Sequence[PeriodicAxis]) -> float:
+    """Return how far any of `fourier_values` may be off.
+
+    The sum over n taps is off by ``√2 γ_(2n + 24 axes)`` times the sum of their norms: two products
+    of real and imaginary parts per tap (Higham, chapter 3), and for every axis a root of unity,
+    whose angle, up to 2π, has three roundings. LAPACK's SVD adds ``p(m, n) eps`` times the norm
+    (users' guide, section 4.9), with p = 2 max(m, n): twice that of NumPy's ``matrix_rank``, for
+    complex numbers.
+    """
+    u = UNIT_ROUNDOFF["float64"]
+    moduli: float = np.linalg.norm(taps.reshape(len(taps), -1), axis=1).sum().item()
+    sums = math.sqrt(2) * gamma(2 * len(taps) + 24 * len(axes), u) * moduli
+    _, _, p, q = taps.shape
+    # No frequency's matrix has a norm above the sum of the taps' norms.
+    size = max(p, q * math.prod(axis.step for axis in axes))
+    return float(sums + size * 4 * u * moduli)
+
+
+def _waves(batch: Indices, axes: Sequence[PeriodicAxis]) -> _Complex:
+    """Return exp(2πi k·offset / fine) for each frequency, its aliases and the taps.
+
+    Shape ``(len(batch), aliases, taps)``. The angles are reduced as integers, so that each is as
+    exact as for the first turn of the circle.
+    """
+    waves = np.ones((len(batch), 1, 1), np.complex128)
+    numbers = np.unravel_index(batch, [axis.coarse for axis in axes])
+    for number, axis in zip(numbers, axes, strict=True):
+        roots = np.exp(2j * np.pi * np.arange(axis.fine) / axis.fine)
+        aliased = number[:, None] + np.arange(axis.step) * axis.coarse
+        wave = roots[aliased[:, :, None] * axis.offsets % axis.fine]
+        waves = waves[:, :, None, :, None] * wave[:, None, :, None, :]
+        waves = waves.reshape(len(batch), -1, waves.shape[-2] * waves.shape[-1])
+    return waves
+
+
+@contextlib.contextmanager
+def _pool(threads: int | None, batches: int) -> Iterator[ThreadPoolExecutor | None]:
+    """Give a pool of threads while BLAS has one each; None where one thread does it all."""
+    wanted = min(threads or _cores(), batches)
+    with one_blas_thread() as held:
+        if wanted == 1 or not held:  # BLAS has its own, and two kinds of them are slower than one
+            yield None
+            return
+        pool = ThreadPoolExecutor(wanted)
+        try:
+            yield pool
+        finally:  # after Ctrl-C, too: what has not begun does not begin
+            pool.shutdown(cancel_futures=True)
+
+
+def _cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+_SEED = 20171204
+"""Of the first vector: the same call gives the same numbers."""
+
+_ITERATIONS = 300
+"""Restarts of ARPACK, each of about as many products as it keeps vectors."""
+
+_SINGLE = 1e-5
+"""Down to this residual float32 is good for a layer that has it."""
+
+Vectors = npt.NDArray[Any]
+
+
+class Found(NamedTuple):
+    """Values in descending order, and the largest ``‖A* u − σ v‖``, not yet divided."""
+
+    values: Values
+    residual: float
+
+
+def largest_values(operator: LinearOperator, k: int, tolerance: float) -> Found:
+    """Return the k largest singular values; the tolerance is relative to the largest."""
+    gram = _gram(operator, tolerance)
+    vectors = _ends(gram, k, tolerance, "largest")
+    return _values(operator, vectors)
+
+
+def smallest_values(operator: LinearOperator, k: int, norm: float, tolerance: float) -> Found:
+    """Return the k smallest singular values, from products alone: slow where they lie close.
+
+    The norm is the largest singular value, to which the tolerance is relative.
+    """
+    gram = _gram(operator, 0.0)
+    # Turned round, the wanted end is the largest in size: ARPACK measures its residuals with that.
+    limit = (1.01 * norm) ** 2
+    turned = LinearOperator(
+        gram.shape, matvec=lambda v: limit * v - gram.matvec(v), dtype=gram.dtype
+    )
+    found = _values(operator, _ends(turned, k, tolerance**2, "smallest"))
+    if found.residual > tolerance * norm:
+        raise _not_converged(k, "smallest", tolerance, found, norm)
+    return found
+
+
+def smallest_by_inverse(matrix: sparse.csr_array, k: int, norm: float) -> Found:
+    """Return the k smallest singular values, by inverse iterations with a sparse factorisation.
+
+    The factorisation is of the Gram matrix plus a multiple of the identity as large as its own
+    rounding, so that it exists whatever the rank.
+    """
+    wide = matrix.shape[0] < matrix.shape[1]
+    gram = matrix @ matrix.conj().T if wide else matrix.conj().T @ matrix
+    n = gram.shape[0]
+    shift = n * float(np.finfo(np.float64).eps) * norm**2
+    factors = splu(
+        sparse.csc_array(gram + shift * sparse.eye_array(n)),
+        permc_spec="MMD_AT_PLUS_A",
+        diag_pivot_thresh=0.0,
+        options={"SymmetricMode": True},
+    )
+    inverse = LinearOperator(gram.shape, matvec=factors.solve, dtype=gram.dtype)
+    vectors = _ends(inverse, k, 0.0, "smallest")
+    return _values(sparse.linalg.aslinearoperator(matrix), vectors)
+
+
+def _gram(operator: LinearOperator, tolerance: float) -> LinearOperator:
+    """Return A*A or A A*, whichever is smaller, in the operator's dtype if that is good enough."""
+    single = operator.dtype in (np.float32, np.complex64) and tolerance >= _SINGLE
+    dtype = operator.dtype if single else np.result_type(operator.dtype, np.float64)
+    products: tuple[Callable[[Vectors], Vectors], ...] = (operator.matvec, operator.rmatvec)
+    first, second = products if operator.shape[1] <= operator.shape[0] else products[::-1]
+    n = min(operator.shape)
+    return LinearOperator((n, n), matvec=lambda v: second(first(v.astype(dtype))), dtype=dtype)
+
+
+def _ends(gram: LinearOperator, k: int, tolerance: float, which: Which) -> Vectors:
+    """Return the vectors of the k largest eigenvalues."""
+    n = gram.shape[0]
+    rng = np.random.default_rng(_SEED)
+    start = rng.standard_normal(n).astype(gram.dtype)
+    try:
+        _, vectors = eigsh(
+            gram,
+            k=k,
+            which="LA",
+            tol=tolerance,
+            v0=start,
+            ncv=min(n, max(2 * k + 1, 20)),
+            maxiter=_ITERATIONS,
+        )
+    except ArpackNoConvergence as error:
+        raise NotConverged(
+            f"only {len(error.eigenvalues)} of the {k} {which} singular values were found in "
+            f"{_ITERATIONS} restarts of ARPACK",
+            where="tolerance",
+            got=tolerance,
+            remedy=_REMEDY,
+        ) from error
+    except ArpackError as error:
+        raise NotConverged(f"ARPACK gave up: {error}", where="k", got=k, remedy=_REMEDY) from error
+    found: Vectors = vectors
+    return found
+
+
+_REMEDY = (
+    "a larger tolerance, all values by boundary='circular', or more memory, so that the matrix can "
+    "be factorised"
+)
+
+
+def _values(operator: LinearOperator, vectors: Vectors) -> Found:
+    """Return values and residuals in the space of some vectors (Rayleigh and Ritz), in float64."""
+    adjoint = operator.shape[0] < operator.shape[1]
+    there = operator.rmatmat if adjoint else operator.matmat
+    back = operator.matmat if adjoint else operator.rmatmat
+    basis, _ = np.linalg.qr(vectors.astype(np.result_type(vectors.dtype, np.float64)))
+    left, values, right = np.linalg.svd(there(basis), full_matrices=False)
+    ritz = basis @ right.conj().T
+    residuals = np.linalg.norm(back(left) - ritz * values, axis=0)
+    return Found(values, float(residuals.max()))
+
+
+def _not_converged(
+    k: int, which: Which, tolerance: float, found: Found, norm: float
+) -> NotConverged:
+    return NotConverged(
+        f"the {k} {which} singular values are not found: the residual stays above the tolerance "
+        f"(the smallest value is {found.values[-1]:.3g} at most)",
+        where="tolerance",
+        expected=tolerance,
+        got=f"{found.residual / norm:.1e}",
+        remedy=_REMEDY,
+    )
+
+
+@contextlib.contextmanager
+def one_blas_thread() -> Iterator[bool]:
+    """Hold BLAS to one thread for the length of a block, and say whether that is so.
+
+    It takes the package threadpoolctl; without it BLAS does as it likes.
+    """
+    try:
+        import threadpoolctl  # type: ignore[import-untyped]
+    except ImportError:
+        yield False
+        return
+    with threadpoolctl.threadpool_limits(1, user_api="blas"):
+        yield True

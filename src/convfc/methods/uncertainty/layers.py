@@ -1,0 +1,424 @@
+"""FC layers with a random weight: Monte Carlo dropout, Concrete Dropout and Bayes by Backprop.
+
+Dropping inputs of an FC layer multiplies rows of its matrix K by Bernoulli variables, dropping
+outputs multiplies columns: a random K. Gal (*Uncertainty in Deep Learning*, 2016, Section 3.4; Gal
+& Ghahramani 2016, arXiv:1506.02158, Section 3) carries this to CONV layers through the patch
+matrix, whose rows are the FC layer's inputs: ``y_n = m_n K diag(z_n)`` for patch n.
+
+The regulariser is the divergence of that random K from a Gaussian prior of standard deviation 1/l
+on every weight (Gal & Ghahramani, *Dropout as a Bayesian Approximation*, 2016, appendix,
+Proposition 1, without its constants)::
+
+    KL = l^2 (1 - p) / 2 · ||M||^2 - n H(p),      H(p) = -p ln p - (1 - p) ln(1 - p)
+
+with M the weight that a unit has when it is not dropped, and n the number of Bernoulli variables of
+one K: k inputs or f outputs. The layer keeps the mean weight W = (1 - p) M, as every framework's
+dropout does ("inverted dropout"), so the first term is ``l^2 / (2 (1 - p)) · ||W||^2``: divided by
+1 - p, not multiplied. The loss to minimise is the *mean* negative log-likelihood over the data
+points plus KL / N, where N counts data points: images, not patches, and not batches. A common form
+of the same thing has ``2 / N`` for the second term; it belongs to a squared error without its 1/2
+(Gal's reply in yaringal/ConcreteDropout#8).
+
+Blundell, Cornebise, Kavukcuoglu & Wierstra (2015, arXiv:1505.05424) learn mean and standard
+deviation of independent Gaussian weights; sigma = ln(1 + e^rho) (their Section 3.2). Kingma,
+Salimans & Welling (2015, arXiv:1506.02557) draw the outputs instead, which are Gaussian too: the
+local reparameterisation.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, Normal, RelaxedBernoulli, kl_divergence
+from torch.nn import functional
+from torch.nn.modules.dropout import _DropoutNd
+
+from convfc.errors import ArgumentError, Refusal
+from convfc.sizes import one_of
+
+Per: TypeAlias = Literal["patch", "image", "call"]
+"""For whom one draw of the weight holds: one row of M, all rows of one image, all of a call."""
+
+
+class RandomLinear(nn.Module):
+    """An FC layer ``(*, k) -> (*, f)`` whose weight is random: base of the layers of this room.
+
+    In training mode every call draws; in evaluation mode the layer computes with the mean weight,
+    as `nn.Dropout` does. The random numbers are those of PyTorch's global generator.
+
+    Parameters
+    ----------
+    per : {"patch", "image", "call"}
+        For whom a draw holds. A CONV layer hands over its patch matrix ``(N, L, k)``: ``"patch"``
+        draws for each of the N·L rows, ``"image"`` for each of the N images, ``"call"`` once. For
+        an input ``(N, k)`` the first two are the same.
+    """
+
+    def __init__(self, per: Per) -> None:
+        super().__init__()
+        check_choice("per", per, Per)
+        self.per = per
+
+    @property
+    def takes_blocks(self) -> bool:
+        """Whether M may come in blocks of rows: no draw holds for more than one row."""
+        return not self.training or self.per == "patch"
+
+    def draw(self) -> tuple[Tensor, Tensor | None]:
+        """Draw a weight ``(f, k)`` and a bias ``(f,)``: one sample of the FC layer itself."""
+        raise NotImplementedError
+
+    def mean(self) -> tuple[Tensor, Tensor | None]:
+        """Return the mean weight ``(f, k)`` and bias ``(f,)``."""
+        raise NotImplementedError
+
+    def kl(self) -> Tensor:
+        """Return the Kullback-Leibler divergence from the prior, in nats; a scalar."""
+        raise NotImplementedError
+
+    def as_plain(self) -> nn.Module | Refusal:
+        """Return what `convfc.to_conv` is to make CONV layers of."""
+        return Refusal(
+            f"its FC part is random ({type(self).__name__})",
+            "take one draw first, with convfc.methods.uncertainty.sample, or the mean, with "
+            "mean_network",
+        )
+
+    def _shape_of_a_draw(self, x: Tensor, width: int) -> tuple[int, ...]:
+        """Return the shape of random numbers for rows of this width that broadcasts against x."""
+        if self.per == "patch":
+            return (*x.shape[:-1], width)
+        if self.per == "image":
+            return (x.shape[0], *(1,) * (x.dim() - 2), width) if x.dim() > 1 else (width,)
+        return (width,)
+
+
+def draws(module: nn.Module) -> bool:
+    """Say whether a module draws in training mode: a random FC layer, or dropout."""
+    return isinstance(module, (RandomLinear, _DropoutNd))
+
+
+def check_choice(name: str, value: object, choices: object) -> None:
+    """Raise an `ArgumentError` if a value is none of a `typing.Literal`'s."""
+    one_of(name, value, get_args(choices), what="no such choice", remedy=None)
+
+
+def check_number(
+    name: str, value: float, *, above: float = 0.0, below: float = math.inf, open_: bool = True
+) -> None:
+    """Raise if a number is not between two others; ``open_``: nor equal to the lower one."""
+    if not (above < value if open_ else above <= value) or not value < below:
+        sign = "above" if open_ else "at least"
+        limit = "" if math.isinf(below) else f" and below {below:g}"
+        raise ArgumentError(
+            "a number out of range", where=name, expected=f"{sign} {above:g}{limit}", got=value
+        )
+
+
+Drop: TypeAlias = Literal["kernels", "taps"]
+"""What is dropped: outputs of the FC layer (kernels of a CONV layer), or its inputs (taps)."""
+
+
+class DropoutLinear(RandomLinear):
+    """An FC layer under Monte Carlo dropout.
+
+    Parameters
+    ----------
+    linear : nn.Linear
+        It stays the child ``linear``; its weight is the mean weight.
+    rate : float
+        Probability p that a unit is dropped, 0 <= p < 1.
+    drop : {"kernels", "taps"}
+        ``"kernels"``: columns of K, so outputs, each with its bias: Gal's own formula for CONV
+        layers, and what `nn.Dropout` behind the layer does. ``"taps"``: rows of K, so inputs: what
+        `nn.Dropout` in front of an FC layer does; a CONV layer then loses taps of its patches,
+        which dropout of the image cannot do.
+    per : {"patch", "image", "call"}
+        For whom a draw holds; see `RandomLinear`. With kernels, ``"image"`` is what `nn.Dropout2d`
+        behind the layer does.
+    length_scale : float
+        l of the prior, for `kl`.
+
+    Examples
+    --------
+    >>> layer = DropoutLinear(nn.Linear(16, 128), rate=0.5)
+    >>> rows = torch.randn(10, 169, 16)
+    >>> y = layer(rows)
+    >>> y.shape, 0.4 < float((y == 0).float().mean()) < 0.6
+    (torch.Size([10, 169, 128]), True)
+    """
+
+    def __init__(
+        self,
+        linear: nn.Linear,
+        rate: float = 0.5,
+        *,
+        drop: Drop = "kernels",
+        per: Per = "patch",
+        length_scale: float = 1.0,
+    ) -> None:
+        super().__init__(per)
+        check_choice("drop", drop, Drop)
+        check_number("rate", rate, below=1.0, open_=False)
+        check_number("length_scale", length_scale)
+        self.linear = linear
+        self.drop, self.length_scale = drop, length_scale
+        self._set_rate(rate)
+
+    def _set_rate(self, rate: float) -> None:
+        self._rate = rate
+
+    @property
+    def rate(self) -> Tensor:
+        """The probability p that a unit is dropped; a scalar."""
+        return self.linear.weight.new_tensor(self._rate)
+
+    def _number(self) -> float:
+        return self._rate
+
+    def _kept(self, shape: tuple[int, ...]) -> Tensor:
+        """Draw z / (1 - p): 0 where a unit is dropped, so that the mean is 1."""
+        return functional.dropout(self.linear.weight.new_ones(shape), self._rate)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Return the outputs ``(*, f)`` of rows ``(*, k)``."""
+        if self.training and self.drop == "taps":
+            rows = rows * self._kept(self._shape_of_a_draw(rows, self.linear.in_features))
+        y: Tensor = self.linear(rows)
+        if self.training and self.drop == "kernels":
+            y = y * self._kept(self._shape_of_a_draw(y, self.linear.out_features))
+        return y
+
+    def draw(self) -> tuple[Tensor, Tensor | None]:
+        """Draw a weight ``(f, k)`` and a bias ``(f,)``, as a call with per="call" does."""
+        weight, bias = self.mean()
+        if self.drop == "taps":
+            return weight * self._kept((self.linear.in_features,)), bias
+        kernels = self._kept((self.linear.out_features,))
+        return weight * kernels[:, None], None if bias is None else bias * kernels
+
+    def mean(self) -> tuple[Tensor, Tensor | None]:
+        """Return the mean weight and bias: those of the child."""
+        return self.linear.weight, self.linear.bias
+
+    def kl(self) -> Tensor:
+        """Return the divergence from the prior but for a constant; see the head of this file.
+
+        With ``drop="kernels"`` a bias belongs to its column; with taps it is not random and counts
+        for nothing.
+        """
+        p, weight, bias = self.rate, self.linear.weight, self.linear.bias
+        square = weight.square().sum()
+        if self.drop == "kernels" and bias is not None:
+            square = square + bias.square().sum()
+        units = self.linear.in_features if self.drop == "taps" else self.linear.out_features
+        entropy = torch.special.entr(p) + torch.special.entr(1 - p)
+        divergence: Tensor = self.length_scale**2 / (2 * (1 - p)) * square - units * entropy
+        return divergence
+
+    def as_plain(self) -> nn.Module | Refusal:
+        """Return Linear and Dropout, where these two draw from the same distribution."""
+        if self.drop != "kernels" or self.per != "patch":
+            return super().as_plain()
+        return nn.Sequential(self.linear, nn.Dropout(self._number())).train(self.training)
+
+    def extra_repr(self) -> str:
+        """Return the rate, and what is dropped for whom."""
+        return f"rate={self.rate.item():.3g}, drop={self.drop!r}, per={self.per!r}"
+
+
+class ConcreteDropoutLinear(DropoutLinear):
+    """Dropout whose rate is learned (Gal, Hron & Kendall 2017, arXiv:1705.07832).
+
+    The Bernoulli variables are relaxed to concrete ones, which are differentiable in p (their Eq.
+    (5)); PyTorch's `RelaxedBernoulli` draws them. Without `kl` in the loss a rate falls to 0.
+
+    Parameters
+    ----------
+    linear, rate, drop, per, length_scale
+        As for `DropoutLinear`; the rate is where it starts, 0 < p < 1.
+    temperature : float
+        Of the relaxation; 0.1 in the paper.
+
+    Attributes
+    ----------
+    logit : nn.Parameter
+        ln(p / (1 - p)), a scalar.
+
+    Examples
+    --------
+    >>> layer = ConcreteDropoutLinear(nn.Linear(16, 128), rate=0.2)
+    >>> loss = layer(torch.randn(10, 169, 16)).square().mean() + layer.kl() / 1000
+    >>> loss.backward()
+    >>> bool(layer.logit.grad != 0), round(layer.rate.item(), 3)
+    (True, 0.2)
+    """
+
+    def __init__(
+        self,
+        linear: nn.Linear,
+        rate: float = 0.1,
+        *,
+        drop: Drop = "taps",
+        per: Per = "image",
+        length_scale: float = 1.0,
+        temperature: float = 0.1,
+    ) -> None:
+        check_number("rate", rate, below=1.0)
+        check_number("temperature", temperature)
+        super().__init__(linear, rate, drop=drop, per=per, length_scale=length_scale)
+        self.temperature = temperature
+
+    def _set_rate(self, rate: float) -> None:
+        start = self.linear.weight.new_tensor(math.log(rate / (1 - rate)))
+        self.logit = nn.Parameter(start)
+
+    @property
+    def rate(self) -> Tensor:
+        """The probability p that a unit is dropped; gradients flow through it."""
+        return torch.sigmoid(self.logit)
+
+    def _number(self) -> float:
+        return self.rate.item()
+
+    def _kept(self, shape: tuple[int, ...]) -> Tensor:
+        keep = RelaxedBernoulli(
+            self.logit.new_tensor(self.temperature), logits=-self.logit, validate_args=False
+        )
+        return keep.rsample(shape) / (1 - self.rate)
+
+
+class GaussianLinear(RandomLinear):
+    """An FC layer with a Gaussian weight and bias.
+
+    Parameters
+    ----------
+    linear : nn.Linear
+        Its parameters become the means.
+    prior : float or torch.distributions.Distribution
+        Standard deviation of a Gaussian prior around 0, or any distribution of single weights, such
+        as the scale mixture of Blundell et al. (Eq. (7)); if the divergence from it has no closed
+        form, one draw estimates it.
+    initial_std : float
+        Where the standard deviations start.
+    per : {"patch", "image", "call"}
+        ``"patch"``: the local reparameterisation; the outputs of one row are drawn, each row by
+        itself. Its variance is the smallest and M need not be held; two patches of one image then
+        see different weights, each with the right distribution. ``"image"``: one weight for each
+        image. ``"call"``: one weight for all, as Blundell et al. draw.
+
+    Attributes
+    ----------
+    weight_mean, weight_rho : nn.Parameter, shape (f, k)
+    bias_mean, bias_rho : nn.Parameter, shape (f,), or None
+
+    Examples
+    --------
+    >>> layer = GaussianLinear(nn.Linear(16, 128), initial_std=0.01)
+    >>> layer(torch.randn(10, 169, 16)).shape
+    torch.Size([10, 169, 128])
+    >>> bool(layer.kl() > 0)
+    True
+    """
+
+    def __init__(
+        self,
+        linear: nn.Linear,
+        *,
+        prior: float | Distribution = 1.0,
+        initial_std: float = 0.05,
+        per: Per = "patch",
+    ) -> None:
+        super().__init__(per)
+        check_number("initial_std", initial_std)
+        if not isinstance(prior, Distribution):
+            check_number("prior", prior)
+        elif prior.batch_shape or prior.event_shape:
+            raise ArgumentError(
+                "a prior of more than one weight",
+                where="prior",
+                expected="a distribution of a single number",
+                got=f"batch_shape {prior.batch_shape}, event_shape {prior.event_shape}",
+            )
+        self.prior = prior
+        start = math.log(math.expm1(initial_std))
+        self.weight_mean = linear.weight
+        self.weight_rho = _like(linear.weight, start)
+        self.bias_mean = linear.bias
+        self.bias_rho = None if linear.bias is None else _like(linear.bias, start)
+
+    def _stds(self) -> tuple[Tensor, Tensor | None]:
+        bias = None if self.bias_rho is None else functional.softplus(self.bias_rho)
+        return functional.softplus(self.weight_rho), bias
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Return the outputs ``(*, f)`` of rows ``(*, k)``."""
+        if not self.training:
+            return functional.linear(rows, self.weight_mean, self.bias_mean)
+        if self.per == "call" or (self.per == "image" and rows.dim() == 1):
+            return functional.linear(rows, *self.draw())
+        if self.per == "image":
+            weight, bias = self._draws(len(rows))
+            y = torch.bmm(rows.reshape(len(rows), -1, rows.shape[-1]), weight.transpose(1, 2))
+            y = y if bias is None else y + bias[:, None]
+            return y.reshape(*rows.shape[:-1], -1)
+        std, bias_std = self._stds()
+        mean = functional.linear(rows, self.weight_mean, self.bias_mean)
+        square = None if bias_std is None else bias_std.square()
+        variance = functional.linear(rows.square(), std.square(), square)
+        # The square root has no slope at 0, which is what a patch of padding gives.
+        spread = variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt()
+        return mean + spread * torch.randn_like(mean)
+
+    def _draws(self, count: int) -> tuple[Tensor, Tensor | None]:
+        """Draw so many weights ``(count, f, k)`` and biases ``(count, f)``."""
+        std, bias_std = self._stds()
+        weight = self.weight_mean + std * torch.randn_like(std.expand(count, *std.shape))
+        if bias_std is None:
+            return weight, None
+        noise = torch.randn_like(bias_std.expand(count, *bias_std.shape))
+        return weight, self.bias_mean + bias_std * noise
+
+    def draw(self) -> tuple[Tensor, Tensor | None]:
+        """Draw a weight ``(f, k)`` and a bias ``(f,)``, as a call with per="call" does."""
+        weight, bias = self._draws(1)
+        return weight[0], None if bias is None else bias[0]
+
+    def mean(self) -> tuple[Tensor, Tensor | None]:
+        """Return the means."""
+        return self.weight_mean, self.bias_mean
+
+    def kl(self) -> Tensor:
+        """Return the divergence of all weights and biases from the prior."""
+        weight_std, bias_std = self._stds()
+        total = self._kl(self.weight_mean, weight_std)
+        if bias_std is not None:
+            total = total + self._kl(self.bias_mean, bias_std)
+        return total
+
+    def _kl(self, mean: Tensor, std: Tensor) -> Tensor:
+        posterior = Normal(mean, std, validate_args=False)
+        if not isinstance(self.prior, Distribution):
+            prior: Distribution = Normal(torch.zeros_like(mean), self.prior, validate_args=False)
+            divergence: Tensor = kl_divergence(posterior, prior).sum()
+            return divergence
+        try:
+            divergence = kl_divergence(posterior, self.prior).sum()
+        except NotImplementedError:  # PyTorch knows no closed form
+            weight = posterior.rsample()
+            divergence = (posterior.log_prob(weight) - self.prior.log_prob(weight)).sum()
+        return divergence
+
+    def extra_repr(self) -> str:
+        """Return sizes, prior and for whom a draw holds."""
+        f, k = self.weight_mean.shape
+        return f"in_features={k}, out_features={f}, prior={self.prior}, per={self.per!r}"
+
+
+def _like(parameter: Tensor, value: float) -> nn.Parameter:
+    """Return a parameter of the same shape, filled, that trains if the other one does."""
+    filled = torch.full_like(parameter, value, memory_format=torch.contiguous_format)
+    return nn.Parameter(filled.detach(), requires_grad=parameter.requires_grad)

@@ -1,0 +1,241 @@
+"""The networks of Section 5, Figure 8, and the control, and how far two of them are apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convfc.extras import needing
+
+with needing("paper"):
+    import keras
+
+from convfc.algorithm1 import filters_to_matrix, im2col, matrix_to_filters
+from convfc.digits import IMAGE_SHAPE
+from convfc.errors import ArgumentError
+from convfc.frameworks.keras.layers import Im2Col
+from convfc.geometry import ConvGeometry
+from convfc.paper.data import Digits
+from convfc.runs.folder import Result
+
+Array = NDArray[np.floating[Any]]
+
+GEOMETRY = ConvGeometry.valid(1, 128, (4, 4), stride=2)
+"""The CONV layer of Section 5: 128 filters of 4x4, stride 2, no padding."""
+
+_POSITIONS, _TAPS = GEOMETRY.patch_matrix_shape(1, IMAGE_SHAPE[:2])[1:]
+_PIXELS = int(np.prod(IMAGE_SHAPE))
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights of any of the three networks: K, ``(16, 128)``, and the last layer's kernel.
+
+    K is the filter matrix, of the FC network the Dense kernel itself; the last layer's is
+    ``(21632, 784)``.
+    """
+
+    first: Array
+    second: Array
+
+
+def cnn() -> keras.Model:
+    """Return the CNN of Figure 8a, ``(b, 28, 28, 1)`` to ``(b, 28, 28, 1)``."""
+    return keras.Sequential([*_head("cnn"), *_tail()], name="cnn")
+
+
+def fc() -> keras.Model:
+    """Return the FC network of Figure 8b, from the patch matrix ``(b, 169, 16)`` to images."""
+    return keras.Sequential([*_head("fc"), *_tail()], name="fc")
+
+
+def control() -> keras.Model:
+    """Return the FC network with Algorithm 1 inside it: it takes images as the CNN does."""
+    return keras.Sequential([*_head("control"), *_tail()], name="control")
+
+
+NETWORKS = {"cnn": cnn, "fc": fc, "control": control}
+
+
+def build(network: str, weights: Weights) -> keras.Model:
+    """Return the network of this name, holding these weights, in Keras's current precision."""
+    if network not in NETWORKS:
+        raise ArgumentError(
+            "unknown network", where="network", expected=" or ".join(NETWORKS), got=network
+        )
+    model = NETWORKS[network]()
+    place_weights(model, weights)
+    return model
+
+
+def initial_weights(seed: int) -> Weights:
+    """Draw the weights from which all three networks start: He uniform, fan-in (He et al. 2015).
+
+    NumPy draws them, in float32, so that every backend and both precisions start at the same
+    numbers.
+    """
+    generator = np.random.default_rng([seed, 0x4E])
+    filters = _he_uniform(generator, GEOMETRY.filters_shape, GEOMETRY.taps)
+    fan_in = _POSITIONS * GEOMETRY.out_channels
+    second = _he_uniform(generator, (fan_in, _PIXELS), fan_in)
+    return Weights(filters_to_matrix(filters, GEOMETRY), second)
+
+
+def place_weights(model: keras.Model, weights: Weights) -> None:
+    """Give a network these weights: K as it is to a Dense layer, as filters to a CONV layer."""
+    first = model.get_layer("first")
+    first.kernel.assign(_as_kernel(weights.first, first))
+    model.get_layer("second").kernel.assign(weights.second)
+
+
+def read_weights(model: keras.Model) -> Weights:
+    """Return a copy of a network's weights."""
+    second = keras.ops.convert_to_numpy(model.get_layer("second").kernel.value)
+    return Weights(read_first(model), np.array(second))
+
+
+def read_first(model: keras.Model) -> Array:
+    """Return a copy of the first layer's weights as the filter matrix K, ``(16, 128)``."""
+    kernel = keras.ops.convert_to_numpy(model.get_layer("first").kernel.value)
+    if kernel.ndim == 2:
+        return np.array(kernel)
+    return np.array(filters_to_matrix(np.moveaxis(kernel, -1, 0), GEOMETRY))
+
+
+def network_input(network: str, images: Array) -> Array:
+    """Return what a network of this name takes: its images, or for the FC network their M."""
+    return im2col(images, GEOMETRY) if network == "fc" else images
+
+
+def first_layer_output(network: str, first: Array, images: Array) -> Array:
+    """Return the first layer's own output before ReLU, ``(n, 169, 128)``: the paper's V or U.
+
+    The layer itself computes it: the native CONV layer, Dense on the M of Algorithm 1, or Dense
+    behind the Keras layer. Images are cast to the precision of its weights, the filter matrix K.
+    """
+    model = keras.Sequential(_head(network))
+    layer = model.get_layer("first")
+    layer.kernel.assign(_as_kernel(first, layer))
+    inputs = network_input(network, images.astype(first.dtype))
+    output = keras.ops.convert_to_numpy(model(inputs))
+    return np.asarray(output).reshape(len(images), _POSITIONS, GEOMETRY.out_channels)
+
+
+def compare(
+    networks: Mapping[str, Result], pair: tuple[str, str], digits: Digits
+) -> dict[str, float]:
+    """Return how far apart two trained networks are.
+
+    V and U are the outputs of the first layers on the new images, before ReLU, computed by the
+    layers themselves in the precision of the run; their difference is summed in float64.
+    ``output_difference_mean`` is the mean over the images of ``||V_n - U_n||_F``, as the authors'
+    program computes it; ``output_difference_printed`` is ``||V - U||_F / n`` of the whole, as the
+    paper prints it.
+    """
+    first = [networks[name].arrays["first_layer"][-1] for name in pair]
+    v, u = (
+        first_layer_output(name, weights, digits.new)
+        for name, weights in zip(pair, first, strict=True)
+    )
+    difference = v.astype(np.float64) - u
+    losses = [
+        np.array([networks[name].numbers[kind] for kind in ("loss", "val_loss")], np.float64)
+        for name in pair
+    ]
+    return {
+        "output_difference_mean": float(np.linalg.norm(difference, axis=(1, 2)).mean()),
+        "output_difference_printed": float(np.linalg.norm(difference.ravel()) / len(difference)),
+        "weight_difference": float(np.linalg.norm(first[0].astype(np.float64) - first[1])),
+        "max_loss_difference": float(np.abs(losses[0] - losses[1]).max()),
+    }
+
+
+def dead_outputs(
+    network: str, initial: Weights, final: Weights, digits: Digits
+) -> dict[str, float]:
+    """Return how many final ReLUs are zero on every validation image, and what that costs.
+
+    A final ReLU that is zero on all images has no gradient, so it stays zero. Where no image has
+    ink that is right; elsewhere its pixel is lost, and it is ``wrongly_dead``. ``val_loss_of_dead``
+    is the part of ``val_loss`` that the dead outputs cause; the losses of two constant answers, 0
+    and the mean training image, stand beside it.
+    """
+    dtype = final.first.dtype
+    images = digits.validation.astype(dtype)
+    inputs = network_input(network, images)
+    targets = images.reshape(len(images), -1).astype(np.float64)
+
+    outputs = []
+    for state in (initial, final):
+        model = build(network, state)
+        prediction = keras.ops.convert_to_numpy(model(inputs))
+        outputs.append(prediction.reshape(targets.shape).astype(np.float64))
+        del model
+        keras.utils.clear_session()
+    dead_at_start, dead_at_end = ((output == 0).all(axis=0) for output in outputs)
+    inked = (targets != 0).any(axis=0)
+    squares = (outputs[1] - targets) ** 2
+    mean_image = digits.training.astype(np.float64).mean(axis=0).ravel()
+    return {
+        "outputs": int(targets.shape[1]),
+        "dead_at_start": int(dead_at_start.sum()),
+        "dead_at_end": int(dead_at_end.sum()),
+        "wrongly_dead": int((dead_at_end & inked).sum()),
+        "val_loss": float(squares.mean()),
+        "val_loss_of_dead": float(squares[:, dead_at_end].sum() / squares.size),
+        "val_loss_of_zeros": float((targets**2).mean()),
+        "val_loss_of_mean_image": float(((targets - mean_image) ** 2).mean()),
+    }
+
+
+def _head(network: str) -> list[Any]:
+    """Return the network's input and its first layer, which is all that tells the three apart."""
+    if network == "cnn":
+        convolution = keras.layers.Conv2D(
+            GEOMETRY.out_channels,
+            GEOMETRY.kernel_size,
+            strides=GEOMETRY.stride,
+            padding="valid",
+            use_bias=False,
+            kernel_initializer="he_uniform",
+            data_format="channels_last",
+            name="first",
+        )
+        return [keras.Input(IMAGE_SHAPE), convolution]
+    # One Dense for all rows of M: the paper's FC layer.
+    dense = keras.layers.Dense(
+        GEOMETRY.out_channels, use_bias=False, kernel_initializer="he_uniform", name="first"
+    )
+    if network == "fc":
+        return [keras.Input((_POSITIONS, _TAPS)), dense]
+    stretch = Im2Col(GEOMETRY, data_format="channels_last", name="im2col")
+    return [keras.Input(IMAGE_SHAPE), stretch, dense]
+
+
+def _tail() -> list[keras.layers.Layer]:
+    """Return what follows the first layer, the same in all networks of Figure 8."""
+    return [
+        keras.layers.ReLU(),
+        keras.layers.Flatten(data_format="channels_last"),
+        keras.layers.Dense(_PIXELS, use_bias=False, kernel_initializer="he_uniform", name="second"),
+        keras.layers.ReLU(),
+        keras.layers.Reshape(IMAGE_SHAPE),
+    ]
+
+
+def _as_kernel(first: Array, layer: keras.layers.Layer) -> Array:
+    """Return K in the shape of the layer's kernel; Keras keeps filters as ``(*kernel, c, f)``."""
+    if isinstance(layer, keras.layers.Dense):
+        return first
+    return np.moveaxis(np.asarray(matrix_to_filters(first, GEOMETRY)), 0, -1)
+
+
+def _he_uniform(
+    generator: np.random.Generator, shape: tuple[int, ...], fan_in: int
+) -> NDArray[np.float32]:
+    limit = np.float32(np.sqrt(6 / fan_in))
+    return (2 * generator.random(shape, dtype=np.float32) - 1) * limit

@@ -1,0 +1,217 @@
+"""Train one network with Keras's own ``fit``, so that it can be stopped and resumed to the bit."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from types import FrameType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convfc.extras import needing
+
+with needing("paper"):
+    import keras
+
+from convfc.errors import RunError
+from convfc.paper import keras_networks as networks
+from convfc.paper.data import Digits
+from convfc.runs.folder import Result
+from convfc.runs.study import Work
+
+Array = NDArray[Any]
+
+
+class Batches(keras.utils.PyDataset):  # type: ignore[misc]
+    """All batches of all epochs, in an order that depends on the seed and the epoch alone.
+
+    Batch ``i`` is a function of ``i``: nothing is remembered from epoch to epoch, so that a resumed
+    run, or a framework that fetches ahead, sees the same batches. Epochs are ``first`` to
+    ``last - 1``, counted from 0; the last batch of one may be smaller.
+    """
+
+    def __init__(
+        self, inputs: Array, targets: Array, *, seed: int, batch_size: int, first: int, last: int
+    ) -> None:
+        super().__init__()
+        self._inputs, self._targets = inputs, targets
+        self._seed, self._batch_size = seed, batch_size
+        self._first, self._last = first, last
+        self.per_epoch = -(-len(inputs) // batch_size)
+
+    @property
+    def num_batches(self) -> int:
+        """Batches of all epochs together."""
+        return self.per_epoch * (self._last - self._first)
+
+    def __getitem__(self, index: int) -> tuple[Array, Array]:
+        epoch, batch = divmod(index, self.per_epoch)
+        order = np.random.default_rng([self._seed, self._first + epoch]).permutation(
+            len(self._inputs)
+        )
+        chosen = order[batch * self._batch_size : (batch + 1) * self._batch_size]
+        return self._inputs[chosen], self._targets[chosen]
+
+
+def train(work: Work, digits: Digits, initial: networks.Weights, rate: float) -> Result:
+    """Train the network that the part is named after, from its checkpoint if there is one.
+
+    Keras has to be in its precision. The numbers are the losses of each epoch, the arrays the first
+    layer before training and after each epoch, ``first_layer``, ``(epochs + 1, 16, 128)``.
+    """
+    dtype, optimizer, network = work.part.name.split("-")
+    settings, epochs = work.settings, work.part.steps
+    model = networks.build(network, initial)
+    model.compile(optimizer=_optimizer(optimizer, rate), loss="mse")
+    model.optimizer.build(model.trainable_variables)
+    saved = work.saved()
+    if saved is not None:
+        _restore(model, saved, work)
+    recorder = _Recorder(work, saved or {"first_layer": networks.read_first(model)[None]})
+    done = len(recorder.loss)
+    work.start(done)
+
+    training = digits.training.astype(dtype)
+    validation = digits.validation.astype(dtype)
+    batches = Batches(
+        networks.network_input(network, training),
+        training,
+        seed=settings.seed,
+        batch_size=settings.batch_size,
+        first=done,
+        last=epochs,
+    )
+    with _ctrl_c_remembered() as recorder.raise_if_pressed:
+        model.fit(
+            batches,
+            steps_per_epoch=batches.per_epoch,
+            initial_epoch=done,
+            epochs=epochs,
+            validation_data=(networks.network_input(network, validation), validation),
+            validation_batch_size=settings.batch_size,
+            callbacks=[recorder],
+            # Batches come shuffled; Keras would mix them across epochs.
+            shuffle=False,
+            verbose=0,
+        )
+    result = Result(
+        {"loss": recorder.loss, "val_loss": recorder.val_loss},
+        {"first_layer": np.stack(recorder.first_layer)},
+        {"training": recorder.seconds},
+        vars(networks.read_weights(model)),
+    )
+    # A network with Adam's state holds 200 MB; let it go before the next one comes.
+    del model, recorder, batches
+    keras.utils.clear_session(free_memory=False)
+    gc.collect()
+    return result
+
+
+class _Recorder(keras.callbacks.Callback):  # type: ignore[misc]
+    """Keeps the losses and the first layer's weights, and says when an epoch is done."""
+
+    def __init__(self, work: Work, saved: Mapping[str, Array]) -> None:
+        super().__init__()
+        self.loss: list[float] = np.array(saved.get("loss", ())).tolist()
+        self.val_loss: list[float] = np.array(saved.get("val_loss", ())).tolist()
+        self.first_layer = list(saved["first_layer"])
+        self.seconds = float(saved.get("seconds", 0))
+        self._work = work
+        self._began = 0.0
+        self.raise_if_pressed: Callable[[], None] = lambda: None
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        del epoch, logs
+        self._began = time.perf_counter()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        self.raise_if_pressed()
+        self.seconds += time.perf_counter() - self._began
+        loss, val_loss = (float((logs or {})[kind]) for kind in ("loss", "val_loss"))
+        self.loss.append(loss)
+        self.val_loss.append(val_loss)
+        self.first_layer.append(networks.read_first(self.model))
+        told = f"loss {loss:.6f}, validation loss {val_loss:.6f}"
+        self._work.step(epoch + 1, told, self._state)
+
+    def _state(self) -> dict[str, Array]:
+        """Return everything that a training needs to go on, as arrays."""
+        own = {
+            "loss": np.array(self.loss),
+            "val_loss": np.array(self.val_loss),
+            "first_layer": np.stack(self.first_layer),
+            "seconds": np.array(self.seconds),
+        }
+        variables = enumerate(_variables(self.model))
+        return own | {_VARIABLE.format(n): _numpy(variable) for n, variable in variables}
+
+
+_VARIABLE = "variable_{:03d}"
+
+
+def _numpy(variable: keras.Variable) -> Array:
+    return np.asarray(keras.ops.convert_to_numpy(variable.value))
+
+
+@contextlib.contextmanager
+def _ctrl_c_remembered() -> Iterator[Callable[[], None]]:
+    """Yield a function that raises KeyboardInterrupt if Ctrl-C was pressed and got lost.
+
+    Keras waits for the numbers of an epoch inside a bare ``except``, and that is where ``fit``
+    spends much of its time: about every second Ctrl-C ends there.
+    """
+    former = signal.getsignal(signal.SIGINT)
+    main = threading.current_thread() is threading.main_thread()
+    if not (main and callable(former)):
+        yield lambda: None
+        return
+    handle = former
+    pressed = threading.Event()
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        pressed.set()
+        handle(number, frame)
+
+    def raise_if_pressed() -> None:
+        if pressed.is_set():
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, remember)
+    try:
+        yield raise_if_pressed
+    finally:
+        signal.signal(signal.SIGINT, former)
+
+
+def _optimizer(name: str, rate: float) -> keras.optimizers.Optimizer:
+    """Return the optimizer of Section 5; Adam at Keras's defaults, as in the authors' program."""
+    optimizers = {"sgd": keras.optimizers.SGD, "adam": keras.optimizers.Adam}
+    return optimizers[name](learning_rate=rate)
+
+
+def _variables(model: keras.Model) -> list[keras.Variable]:
+    """Return all that training changes, in an order that is the same in every process."""
+    return [*model.weights, *model.optimizer.variables]
+
+
+def _restore(model: keras.Model, saved: Mapping[str, Array], work: Work) -> None:
+    """Give a compiled model the variables of a checkpoint."""
+    variables = {_VARIABLE.format(n): variable for n, variable in enumerate(_variables(model))}
+    shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
+    found = {name: value.shape for name, value in saved.items() if name[:8] == _VARIABLE[:8]}
+    if shapes != found:
+        raise RunError(
+            "the checkpoint belongs to another network",
+            where=str(work.files.checkpoint),
+            expected=f"variables of shapes {list(shapes.values())}",
+            got=list(found.values()),
+            remedy="remove this file, and continue with --resume",
+        )
+    for name, variable in variables.items():
+        variable.assign(saved[name])

@@ -1,0 +1,125 @@
+"""The paper's experiment as the engine runs it: its parts, its report, the explorer beside it."""
+
+from __future__ import annotations
+
+import importlib.resources
+import pathlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from convfc.extras import needing
+
+with needing("paper"):
+    from matplotlib.figure import Figure
+
+from convfc.algorithm1 import matrix_to_filters
+from convfc.explorer.page import write_page
+from convfc.explorer.state import explorer_state
+from convfc.frameworks.keras.backend import choose_backend
+from convfc.geometry import ConvGeometry
+from convfc.paper import data, experiment, figures
+from convfc.paper.findings import Record, find, read_record, record_of, summary_table
+from convfc.runs.folder import FinishedRun
+from convfc.runs.study import Study
+
+_QUANTITIES = {
+    "output_difference_mean": "outputs, mean of ‖V_n − U_n‖_F (authors' program)",
+    "output_difference_printed": "outputs, (1/{images})‖V − U‖_F (as printed)",
+    "weight_difference": "weights, ‖W_cnn − W_fc‖_F",
+    "max_loss_difference": "largest difference of a loss",
+}
+
+
+def run_state(folder: pathlib.Path) -> dict[str, Any]:
+    """Return the explorer's state of the first layer that a finished run has trained."""
+    return _explored(read_record(folder))
+
+
+def _explored(record: Record) -> dict[str, Any]:
+    """Return the explorer's state of the CNN's filters, 128 of 4 x 4 at stride 2, on a digit."""
+    optimizer = record.optimizers()[0]
+    geometry = ConvGeometry.valid(1, 128, (4, 4), stride=2)
+    state = explorer_state(
+        _filters(record),
+        np.round(_digit(record), 4),
+        geometry,
+        title="The filters of the experiment, trained",
+        source=f"run {record.settings['name']}, {optimizer}",
+    )
+    state["input"]["range"] = [0, 1]
+    return state
+
+
+def _digit(record: Record) -> np.ndarray[Any, Any]:
+    """Return an image that no network has seen, with much ink: many rows of M show something."""
+    settings = record.settings
+    some = data.load(settings["data"], settings["seed"], settings["images"]).new[:10]
+    chosen: np.ndarray[Any, Any] = some[some.sum(axis=(1, 2, 3)).argmax()]
+    return chosen
+
+
+def _filters(record: Record) -> np.ndarray[Any, Any]:
+    """Return the trained filters of the CNN, ``(128, 4, 4, 1)``."""
+    matrix = record.networks[record.dtype, record.optimizers()[0], "cnn"].first_layer[-1]
+    geometry = ConvGeometry.valid(1, matrix.shape[1], (4, 4))
+    return np.asarray(matrix_to_filters(matrix, geometry))
+
+
+def _drawn(run: FinishedRun) -> Iterator[tuple[str, Figure]]:
+    """Yield the figures that the run has the numbers for, by file name."""
+    record = record_of(run)
+    optimizers = record.optimizers()
+    yield "figure-06", figures.stretch_figure(_digit(record)[:, :, 0], _filters(record)[:1])
+    yield "figure-08", figures.networks_figure(_layers(record))
+    for name, optimizer in (("figure-07", "sgd"), ("figure-10", "adam")):
+        if optimizer in optimizers:
+            yield name, figures.loss_figure(record, optimizer)
+    yield "figure-09", figures.histogram_figure(record, optimizers)
+    yield "figure-difference", figures.difference_figure(record)
+    if record.cost:
+        yield "figure-cost", figures.cost_figure(record.cost)
+
+
+def _layers(record: Record) -> dict[str, list[figures.DrawnLayer]]:
+    """Build the run's networks, untrained, and list their layers."""
+    if "keras" not in sys.modules:
+        # Any backend knows the shapes; take the run's own unless another one is at work already.
+        choose_backend(record.settings["backend"])
+    from convfc.paper.keras_networks import NETWORKS
+
+    trained = {network for _, _, network in record.networks}
+    return {
+        name: figures.describe_layers(build())
+        for name, build in NETWORKS.items()
+        if name in trained
+    }
+
+
+def _found(run: FinishedRun) -> dict[str, Any]:
+    """Return the values of the report's template."""
+    images = run.results["settings"]["images"]
+    quantities = {key: title.format(images=images) for key, title in _QUANTITIES.items()}
+    rates = experiment.LEARNING_RATES
+    return find(record_of(run)) | {"quantities": quantities, "rates": rates}
+
+
+def _write_explorer(run: FinishedRun) -> None:
+    write_page(run.folder.path / "explorer.html", _explored(record_of(run)))
+
+
+STUDY = Study(
+    settings=experiment.PaperSettings,
+    packages=experiment.packages,
+    parts=experiment.parts,
+    results=experiment.results,
+    figures=_drawn,
+    findings=_found,
+    template=(importlib.resources.files(__package__) / "report.md.j2").read_text("utf-8"),
+    summary=summary_table,
+    prepare=lambda settings: choose_backend(settings.backend),
+    beside=_write_explorer,
+    words=("networks", "epoch"),
+)

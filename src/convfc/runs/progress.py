@@ -1,0 +1,187 @@
+"""Show how far a run is: bars on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping
+from types import TracebackType
+from typing import Protocol, Self
+
+from convfc.extras import needing
+
+with needing():
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TaskID,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+_LINE_EVERY = 10
+_MANY = 12
+"""More bars than these do not fit a small terminal: then only the one at work is shown."""
+
+
+class Display(Protocol):
+    """What a run tells of its parts, each with its steps: epochs, or what else it counts."""
+
+    def plan(
+        self, steps: Mapping[str, int], finished: Collection[str], weights: Mapping[str, int]
+    ) -> None:
+        """Announce all parts with their steps and how long these are, and which are finished."""
+
+    def start(self, name: str, done: int) -> None:
+        """Say that a part begins, or continues behind the steps that are done."""
+
+    def step(self, name: str, done: int, told: str) -> None:
+        """Say how many steps of a part are done, with a few words or numbers on them."""
+
+    def end(self, name: str) -> None:
+        """Say that a part is finished."""
+
+    def note(self, text: str) -> None:
+        """Say something else that the user should know."""
+
+
+class Lines:
+    """Plain lines, for files, pipes and continuous integration; ``unit`` is what steps are."""
+
+    def __init__(self, console: Console, parts: str, unit: str) -> None:
+        self._console = console
+        self._parts, self._unit = parts, unit
+        self._steps: dict[str, int] = {}
+        self._told: dict[str, str] = {}
+        self._began, self._from = 0.0, 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        del kind, error, trace
+
+    def plan(
+        self, steps: Mapping[str, int], finished: Collection[str], weights: Mapping[str, int]
+    ) -> None:
+        """Announce the parts; name those that are finished."""
+        del weights
+        self._steps = dict(steps)
+        total = sum(steps.values())
+        self.note(f"{len(steps)} {self._parts}, {total} {self._unit}s in all")
+        for name in steps:
+            if name in finished:
+                self.note(f"{name}: finished earlier")
+
+    def start(self, name: str, done: int) -> None:
+        """Announce a part."""
+        self._began, self._from = time.monotonic(), done
+        self.note(f"{name}: " + (f"continues after {self._unit} {done}" if done else "starts"))
+
+    def step(self, name: str, done: int, told: str) -> None:
+        """Keep what is told of a step, and show every tenth of them."""
+        count = f"{self._unit} {done}/{self._steps[name]}"
+        self._told[name] = f"{count}, {told}" if told else count
+        if done % _LINE_EVERY == 0 and done < self._steps[name]:
+            seconds = (time.monotonic() - self._began) / max(1, done - self._from)
+            left = (self._steps[name] - done) * seconds
+            self.note(f"{name}: {self._told[name]}, about {left:.0f} s left")
+
+    def end(self, name: str) -> None:
+        """Show what was told last of a part."""
+        told = self._told.get(name, f"all {self._unit}s")
+        self.note(f"{name}: done, {told}, {time.monotonic() - self._began:.0f} s")
+
+    def note(self, text: str) -> None:
+        """Show a line."""
+        self._console.print(text, soft_wrap=True, markup=False, highlight=False)
+
+
+class Bars:
+    """One bar per part with its numbers, and one for the whole, each with its remaining time."""
+
+    def __init__(self, console: Console, parts: str) -> None:
+        self._console = console
+        self._parts = parts
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("eta"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[told]}"),
+            console=console,
+            # Epochs take seconds: look further back than rich's 30 s for a steady estimate.
+            speed_estimate_period=300,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._done: dict[str, int] = {}
+        self._weights: Mapping[str, int] = {}
+        self._all = TaskID(0)
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bars.stop()
+
+    def plan(
+        self, steps: Mapping[str, int], finished: Collection[str], weights: Mapping[str, int]
+    ) -> None:
+        """Draw all bars, finished ones full."""
+        self._weights = weights
+        total = sum(weights[name] * count for name, count in steps.items())
+        done = sum(weights[name] * count for name, count in steps.items() if name in finished)
+        self._all = self._bars.add_task(
+            f"[bold]all {self._parts}", total=total, told="", completed=done
+        )
+        self._bars.update(self._all, visible=len(steps) > 1)
+        for name, count in steps.items():
+            self._tasks[name] = self._bars.add_task(
+                name,
+                total=count,
+                start=False,
+                told="",
+                completed=count if name in finished else 0,
+                visible=len(steps) <= _MANY,
+            )
+
+    def start(self, name: str, done: int) -> None:
+        """Start a part's bar and its clock."""
+        self._bars.start_task(self._tasks[name])
+        self._bars.update(self._tasks[name], visible=True)
+        self.step(name, done, "")
+
+    def step(self, name: str, done: int, told: str) -> None:
+        """Advance a part's bar and the whole."""
+        self._bars.update(self._tasks[name], completed=done, told=told)
+        self._bars.advance(self._all, self._weights[name] * (done - self._done.get(name, 0)))
+        self._done[name] = done
+
+    def end(self, name: str) -> None:
+        """Stop a part's clock."""
+        self._bars.stop_task(self._tasks[name])
+        self._bars.update(self._tasks[name], visible=len(self._tasks) <= _MANY)
+
+    def note(self, text: str) -> None:
+        """Show a line above the bars."""
+        self._console.print(text, soft_wrap=True, markup=False, highlight=False)
+
+
+def display_for(console: Console, parts: str, unit: str) -> Bars | Lines:
+    """Return bars for a terminal, lines for anything else."""
+    return Bars(console, parts) if console.is_terminal else Lines(console, parts, unit)

