@@ -131,7 +131,13 @@ def other_network(before: nn.Module, after: nn.Module) -> None:
         before[2].weight[0, 0, 0, 0] += 1e-3
 
 
+def negative_zero(before: nn.Module, after: nn.Module) -> None:
+    with torch.no_grad():
+        after[1].weight[0, 107] = -0.0
+
+
 SABOTAGE = {
+    "a sign of a zero": (negative_zero, r"network: 1\.weight at"),
     "a weight": (at("1.weight", (5, 0), 1e-2), r"network: 1\.weight at \[5, 0\]; expected .*, got"),
     "a weight off the pattern": (
         at("1.weight", (0, 107), 1e-6),
