@@ -185,6 +185,18 @@ def test_integers_depend_on_each_number_alone(largest: int, dtype: torch.dtype):
     assert changed.float().mean() > 0.8 * (1 - 1 / (2 * largest))
 
 
+@pytest.mark.parametrize("limit", [2.0**8, 2.0**11, 2.0**24])
+@pytest.mark.parametrize("longest", [1, 27, 289, 4608, 2**20])
+def test_integers_are_as_large_as_exact_sums_allow(longest: int, limit: float):
+    conv = nn.Conv1d(1, 1, 1)
+    sides = Pair("", conv, copy.deepcopy(conv)).on(Call(torch.ones(1, 1, 1)))
+    found = list(sides.integers(longest, limit))
+    assert bool(found) is (longest <= limit)
+    for largest in found:
+        assert longest * largest**2 <= limit
+        assert largest == 256 or longest * (2 * largest) ** 2 > limit
+
+
 @pytest.mark.parametrize("value", [torch.inf, torch.nan], ids=str)
 @pytest.mark.parametrize("cls", [nn.Conv2d, nn.ConvTranspose2d])
 def test_a_weight_that_is_no_number_meets_the_zeros_of_padding_in_m(cls: type, value: float):
