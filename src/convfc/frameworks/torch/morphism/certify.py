@@ -31,8 +31,8 @@ from convfc.frameworks.torch.morphism.magnitude import Sums as Sum
 from convfc.frameworks.torch.morphism.magnitude import magnitude
 from convfc.frameworks.torch.places import places as all_places
 from convfc.frameworks.torch.running import deep_copy, evaluating
-from convfc.frameworks.torch.simplify.calls import BY_MODE
 from convfc.frameworks.torch.tensors import same_bits, wide
+from convfc.frameworks.torch.vocabulary import BY_MODE
 
 _MODE = (
     "compared in evaluation mode; in training, BatchNorm uses the statistics of the batch and "

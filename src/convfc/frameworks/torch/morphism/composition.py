@@ -42,7 +42,7 @@ class Factors(NamedTuple):
     residual: float = 0.0
 
 
-class _Way(NamedTuple):
+class _Candidate(NamedTuple):
     """Sizes of the two kernels, and which of them is given: "first", "second" or "svd"."""
 
     first: Sizes
@@ -51,17 +51,7 @@ class _Way(NamedTuple):
 
 
 def composed(second: Tensor, first: Tensor) -> Tensor:
-    """Return the filters of one layer behind another.
-
-    Parameters
-    ----------
-    second : Tensor, shape (f, *K2, C)
-    first : Tensor, shape (C, *K1, c)
-
-    Returns
-    -------
-    Tensor, shape (f, *K, c)
-        With K = K1 + K2 - 1.
+    """Return the filters ``(f, *K, c)`` of one layer, ``(f, *K2, C)``, behind another.
 
     Examples
     --------
@@ -84,54 +74,30 @@ def factorised(
     where: str,
     allow_residual: bool = False,
 ) -> Factors:
-    """Find two kernels whose composition is a third with zeros around.
+    """Find two kernels whose composition is a third with zeros around, of each group.
 
-    Parameters
-    ----------
-    groups : sequence of Tensor, shape (f, *K0, c)
-        The third kernel, of each group; in float64.
-    kernels : tuple
-        K1 and K2; ``K1 + K2 - 1`` is at least K0 on every axis.
-    at : tuple of int
-        Where the third kernel begins in ``K1 + K2 - 1``.
-    channels : int
-        C, of one group.
-    generator : torch.Generator
-        Of the given factor, which is random with orthogonal rows or columns, and of what the
-        equation leaves free in the other.
-    dtype : torch.dtype
-        To which the given factor is rounded before the other is solved for.
-    where : str
-        For the message.
-    allow_residual : bool
-        Whether to take the closest there is if no exact one is known (truncated SVD).
-
-    Returns
-    -------
-    Factors
-        Of all groups, one after the other.
-
-    Raises
-    ------
-    ArgumentError
-        If no exact solution is found.
+    The third, ``(f, *K0, c)`` in float64, begins ``at`` these taps in ``K1 + K2 - 1``, which is at
+    least K0 on every axis; ``channels`` is C of one group. Random are the given factor, with
+    orthogonal rows or columns, and what the equation leaves free in the other, which is solved for
+    when the given one has been rounded to ``dtype``. If no exact solution is known it is an error
+    that says how many channels are needed, or the closest by truncated SVD.
     """
     f, *kernel, c = groups[0].shape
     old = tuple(kernel)
-    for way in _ways(old, kernels, channels, (f, c)):
+    for candidate in _candidates(old, kernels, channels, (f, c)):
         pairs = []
         for group in groups:
-            pair = _solved(group, way, at, channels, generator, dtype)
+            pair = _solved(group, candidate, at, channels, generator, dtype)
             if pair is None:
                 break
             pairs.append(pair)
         else:
-            return _placed(pairs, way, kernels, at, old)
+            return _placed(pairs, candidate, kernels, at, old)
     points = [w for w in _sizes(old, kernels) if _is_point(w.first) or _is_point(w.second)]
     if allow_residual and points:
-        way = points[0]._replace(given="svd")
-        pairs = [_by_svd(group, way, channels, generator) for group in groups]
-        found = _placed(pairs, way, kernels, at, old)
+        candidate = points[0]._replace(given="svd")
+        pairs = [_by_svd(group, candidate, channels, generator) for group in groups]
+        found = _placed(pairs, candidate, kernels, at, old)
         missing = [(composed(b, a) - g).norm() for (a, b), g in zip(pairs, groups, strict=True)]
         norm = math.hypot(*(float(g.norm()) for g in groups))
         return found._replace(residual=math.hypot(*map(float, missing)) / (norm or 1.0))
@@ -154,63 +120,67 @@ def _turned(filters: Tensor) -> Tensor:
     return filters.transpose(0, -1)
 
 
-def _sizes(old: Sizes, kernels: tuple[Sizes, Sizes]) -> list[_Way]:
+def _sizes(old: Sizes, kernels: tuple[Sizes, Sizes]) -> list[_Candidate]:
     """Return all kernels inside the given ones whose composition covers the old, largest first."""
     axes = [
         [(a, b) for a in range(1, k1 + 1) for b in range(1, k2 + 1) if a + b - 1 >= k]
         for k, k1, k2 in zip(old, *kernels, strict=True)
     ]
-    ways = [
-        _Way(tuple(a for a, _ in pairs), tuple(b for _, b in pairs), "")
+    candidates = [
+        _Candidate(tuple(a for a, _ in pairs), tuple(b for _, b in pairs), "")
         for pairs in itertools.product(*axes)
     ]
-    return sorted(ways, key=_fewest_taps)
+    return sorted(candidates, key=_fewest_taps)
 
 
-def _fewest_taps(way: _Way) -> tuple[int, int]:
-    first, second = math.prod(way.first), math.prod(way.second)
+def _fewest_taps(candidate: _Candidate) -> tuple[int, int]:
+    first, second = math.prod(candidate.first), math.prod(candidate.second)
     return -(first + second), -first
 
 
-def _ways(
+def _candidates(
     old: Sizes, kernels: tuple[Sizes, Sizes], channels: int, sizes: tuple[int, int]
-) -> Iterator[_Way]:
+) -> Iterator[_Candidate]:
     """Yield what may be solved, by the number of unknowns."""
     f, c = sizes
     everything = _sizes(old, kernels)
-    for way in everything:
-        whole = _whole(way)
+    for candidate in everything:
+        whole = _whole(candidate)
         # The equations fall apart into one small system per tap if the given kernel is a point.
-        givens = ["first", "second"] if _is_point(way.first) else ["second", "first"]
+        givens = ["first", "second"] if _is_point(candidate.first) else ["second", "first"]
         for given in givens:
-            inner, unknown = (c, way.second) if given == "first" else (f, way.first)
+            inner, unknown = (c, candidate.second) if given == "first" else (f, candidate.first)
             if channels * math.prod(unknown) >= inner * whole:
-                yield way._replace(given=given)
-    for way in everything:  # a kernel of low rank needs fewer channels
-        if old in (way.first, way.second) and (_is_point(way.first) or _is_point(way.second)):
-            yield way._replace(given="svd")
+                yield candidate._replace(given=given)
+    for candidate in everything:  # a kernel of low rank needs fewer channels
+        if old in (candidate.first, candidate.second) and (
+            _is_point(candidate.first) or _is_point(candidate.second)
+        ):
+            yield candidate._replace(given="svd")
 
 
 def _solved(
     group: Tensor,
-    way: _Way,
+    candidate: _Candidate,
     at: Sizes,
     channels: int,
     generator: torch.Generator,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor] | None:
     """Return A and B of one group; None if the given factor does not make the rank."""
-    if way.given == "svd":
-        rank = int(torch.linalg.matrix_rank(_as_matrix(group, way)))
-        return _by_svd(group, way, channels, generator) if rank <= channels else None
-    whole = [a + b - 1 for a, b in zip(way.first, way.second, strict=True)]
-    target = _inside(group, whole, _start(way, at, tuple(group.shape[1:-1])))
-    if way.given == "first":
-        given = _orthogonal(channels, way.first, group.shape[-1], generator).to(dtype).double()
-        found = _completed(given, target, way.second, generator)
+    if candidate.given == "svd":
+        rank = int(torch.linalg.matrix_rank(_as_matrix(group, candidate)))
+        return _by_svd(group, candidate, channels, generator) if rank <= channels else None
+    whole = [a + b - 1 for a, b in zip(candidate.first, candidate.second, strict=True)]
+    target = _inside(group, whole, _start(candidate, at, tuple(group.shape[1:-1])))
+    if candidate.given == "first":
+        given = (
+            _orthogonal(channels, candidate.first, group.shape[-1], generator).to(dtype).double()
+        )
+        found = _completed(given, target, candidate.second, generator)
         return None if found is None else (given, found)
-    turned = _orthogonal(channels, way.second, len(group), generator).to(dtype).double()
-    found = _completed(turned, _turned(target), way.first, generator)
+    turned = _orthogonal(channels, candidate.second, len(group), generator).to(dtype).double()
+    found = _completed(turned, _turned(target), candidate.first, generator)
     return None if found is None else (_turned(found), _turned(turned))
 
 
@@ -245,11 +215,11 @@ def _completed(
 
 
 def _by_svd(
-    group: Tensor, way: _Way, channels: int, generator: torch.Generator
+    group: Tensor, candidate: _Candidate, channels: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Return A and B, one of them a point, as close as so many channels allow (Eckart-Young)."""
     f, *kernel, c = group.shape
-    left, values, right = torch.linalg.svd(_as_matrix(group, way), full_matrices=False)
+    left, values, right = torch.linalg.svd(_as_matrix(group, candidate), full_matrices=False)
     rank = min(channels, len(values))
     roots = values[:rank].sqrt()
     left, right = left[:, :rank] * roots, roots[:, None] * right[:rank]
@@ -259,17 +229,17 @@ def _by_svd(
     first, second = turn @ right, left @ turn.mT
     free = torch.randn(first.shape, generator=generator, dtype=torch.float64)
     first = first + first.square().mean().sqrt() * (free - turn @ (turn.mT @ free))
-    if _is_point(way.second):
-        return first.reshape(channels, *kernel, c), second.reshape(f, *way.second, channels)
+    if _is_point(candidate.second):
+        return first.reshape(channels, *kernel, c), second.reshape(f, *candidate.second, channels)
     return (
-        first.reshape(channels, *way.first, c),
+        first.reshape(channels, *candidate.first, c),
         second.reshape(f, *kernel, channels),
     )
 
 
-def _as_matrix(group: Tensor, way: _Way) -> Tensor:
+def _as_matrix(group: Tensor, candidate: _Candidate) -> Tensor:
     """Return the matrix that B A is, if one of the two kernels is a point."""
-    return group.flatten(1) if _is_point(way.second) else group.flatten(0, -2)
+    return group.flatten(1) if _is_point(candidate.second) else group.flatten(0, -2)
 
 
 def _orthogonal(rows: int, size: Sizes, columns: int, generator: torch.Generator) -> Tensor:
@@ -290,33 +260,35 @@ def _inside(filters: Tensor, size: Sequence[int], at: Sizes) -> Tensor:
     return larger
 
 
-def _start(way: _Way, at: Sizes, old: Sizes) -> Sizes:
+def _start(candidate: _Candidate, at: Sizes, old: Sizes) -> Sizes:
     """Return where the old kernel begins in the composition of the active ones."""
-    room = [a + b - 1 - k for a, b, k in zip(way.first, way.second, old, strict=True)]
+    room = [a + b - 1 - k for a, b, k in zip(candidate.first, candidate.second, old, strict=True)]
     return tuple(map(min, at, room))
 
 
 def _placed(
     pairs: Sequence[tuple[Tensor, Tensor]],
-    way: _Way,
+    candidate: _Candidate,
     kernels: tuple[Sizes, Sizes],
     at: Sizes,
     old: Sizes,
 ) -> Factors:
     """Put the active kernels into the ones asked for, so that the old one begins at its place."""
-    used = _start(way, at, old)
+    used = _start(candidate, at, old)
     left = [start - u for start, u in zip(at, used, strict=True)]
-    first_at = tuple(min(n, k - a) for n, k, a in zip(left, kernels[0], way.first, strict=True))
+    first_at = tuple(
+        min(n, k - a) for n, k, a in zip(left, kernels[0], candidate.first, strict=True)
+    )
     second_at = tuple(n - m for n, m in zip(left, first_at, strict=True))
     return Factors(
         torch.cat([_inside(a, kernels[0], first_at) for a, _ in pairs]),
         torch.cat([_inside(b, kernels[1], second_at) for _, b in pairs]),
-        (way.first, way.second),
+        (candidate.first, candidate.second),
     )
 
 
-def _whole(way: _Way) -> int:
-    return math.prod(a + b - 1 for a, b in zip(way.first, way.second, strict=True))
+def _whole(candidate: _Candidate) -> int:
+    return math.prod(a + b - 1 for a, b in zip(candidate.first, candidate.second, strict=True))
 
 
 def _is_point(size: Sizes) -> bool:
@@ -333,14 +305,16 @@ def _too_few(
 ) -> ArgumentError:
     """Return the refusal, with the number of channels that is needed and one that suffices."""
     f, c = sizes
-    ways = _sizes(old, kernels)
+    candidates = _sizes(old, kernels)
     needed = min(
-        -(-inner * _whole(way) // math.prod(size))
-        for way in ways
-        for inner, size in ((c, way.second), (f, way.first))
+        -(-inner * _whole(candidate) // math.prod(size))
+        for candidate in candidates
+        for inner, size in ((c, candidate.second), (f, candidate.first))
     )
     enough = min(
-        inner * math.prod(size) for way in ways for inner, size in ((c, way.first), (f, way.second))
+        inner * math.prod(size)
+        for candidate in candidates
+        for inner, size in ((c, candidate.first), (f, candidate.second))
     )
     least = f"{max(needed, channels + 1) * groups} or more"
     return ArgumentError(

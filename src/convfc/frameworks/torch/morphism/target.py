@@ -344,7 +344,7 @@ def _layer_obstacle(model: nn.Module, name: str, part: nn.Module) -> Refusal | N
         if blocked is not None and own_forward(part) == blocked:
             blocked = blocked._replace(remedy="put the layer of torch.nn that it equals in place")
     elif isinstance(part, nn.Linear):
-        blocked = plain_linear_obstacle(part)
+        blocked = _linear_obstacle(part)
     else:
         return Refusal(
             "it is no CONV or FC layer", "name a layer of torch.nn: a Conv, ConvTranspose or Linear"
@@ -358,7 +358,7 @@ def _layer_obstacle(model: nn.Module, name: str, part: nn.Module) -> Refusal | N
     return blocked
 
 
-def plain_linear_obstacle(part: nn.Linear) -> Refusal | None:
+def _linear_obstacle(part: nn.Linear) -> Refusal | None:
     """Return why an `nn.Linear` is not what its parameters say; its hooks are no obstacle here."""
     state = vars(part)
     kept = {name: state[name] for name in HOOKS}
