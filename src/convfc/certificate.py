@@ -2,11 +2,11 @@
 
 **Proof.** The output of a CONV layer is a sum of products, and so is each of its three gradients.
 For such sums theory bounds the rounding error a priori, element by element, by ``gamma_n * B`` (see
-`convfc.rounding`). B is the same sum over moduli: ``|M||K| + |b|`` for the output and, with the
-gradient dy of the output, ``|dy||K|`` for the input, ``|M|^T|dy|`` for the weight and the sum of
-``|dy|`` for the bias. Two *computed* values are compared, each within ``gamma_n * B`` of the exact
-one, so what is allowed is ``2 * gamma_n * B``. A larger difference proves that the layers are not
-the same function (or that one of them is not summed as a convolution is written: Winograd's and
+`convfc.rounding`). B is the same sum over absolute values: ``|M||K| + |b|`` for the output and,
+with the gradient dy of the output, ``|dy||K|`` for the input, ``|M|^T|dy|`` for the weight and the
+sum of ``|dy|`` for the bias. Two *computed* values are compared, each within ``gamma_n * B`` of the
+exact one, so what is allowed is ``2 * gamma_n * B``. A larger difference proves that the layers are
+not the same function (or that one of them is not summed as a convolution is written: Winograd's and
 Fourier's algorithms obey other bounds); a smaller one says that rounding alone can be the reason.
 Each layer is therefore compared in four ways: in its own dtype, in float64, by the bits of its
 weights, and on small integers, where nothing is rounded and one other bit is another function. All

@@ -2,8 +2,8 @@
 
 A sum of n products, in any order and with or without fused multiply-add, is computed in arithmetic
 of unit roundoff u with an error of at most ``gamma_n * B``, where ``gamma_n = n*u / (1 - n*u)`` and
-B is the same sum over moduli (Higham, *Accuracy and Stability of Numerical Algorithms*, 2nd ed.,
-chapter 3). The numbers here are NumPy's; the arrays may be of any library.
+B is the same sum over absolute values (Higham, *Accuracy and Stability of Numerical
+Algorithms*, 2nd ed., chapter 3). The numbers here are NumPy's; the arrays may be of any library.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def rounding_bound(magnitude: Magnitude, terms: int, dtype: str) -> Magnitude | 
     Parameters
     ----------
     magnitude : number or array
-        The sum over moduli, B, computed in float64, whose own rounding is paid for here.
+        The sum over absolute values, B, computed in float64, whose own rounding is paid for here.
     terms : int
         How many terms the sum has at most, a bias included.
     dtype : str
@@ -110,7 +110,7 @@ def rounding_bound(magnitude: Magnitude, terms: int, dtype: str) -> Magnitude | 
 
 
 def exact_limit(dtype: str) -> float:
-    """Return the largest sum of moduli up to which a sum of integers is exact, in any order.
+    """Return up to which sum of absolute values a sum of integers is exact, in any order.
 
     For complex numbers a quarter of it: making them of three real products passes through values
     of up to four times the result.

@@ -106,6 +106,36 @@ def test_parts_without_a_bound_are_compared_in_the_network_only():
     assert morph.model[1].weight.shape == (7,)
 
 
+def test_a_layer_that_is_called_by_keyword_is_compared():
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = nn.Linear(2, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.one(input=x)
+            return y
+
+    before = trained(Named())
+    morph = morph_of(before, copy.deepcopy(before), torch.ones(4, 2), "one")
+    assert morph.certificate.holds, str(morph.certificate)
+    assert morph.certificate.layers[0].patch_matrix == (4, 1, 2)
+
+
+def test_the_matrices_are_those_of_the_whole_new_layer():
+    """Also where a part of its output is compared."""
+    before = trained(nn.Sequential(nn.Conv1d(2, 3, 3, padding=1)))
+    after = nn.Sequential(nn.Conv1d(2, 4, 3, padding=1))
+    with torch.no_grad():
+        for old, new in zip(before.parameters(), after.parameters(), strict=True):
+            new[:3] = old
+    change = Change("0", before[0], after[0], keep_output=lambda y: y[:, :3])
+    x = torch.randn(5, 2, 7, generator=torch.Generator().manual_seed(0))
+    (layer,) = finish(before, after, x, [change], what="a test").certificate.layers
+    assert layer.holds
+    assert (layer.patch_matrix, layer.filter_matrix) == ((5, 7, 6), (6, 4))
+
+
 # It does not
 
 

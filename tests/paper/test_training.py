@@ -18,7 +18,7 @@ import pytest
 from convfc.errors import RunError
 from convfc.paper import data
 from convfc.paper import keras_networks as networks
-from convfc.paper.experiment import PaperSettings
+from convfc.paper.experiment import LEARNING_RATES, PaperSettings
 from convfc.paper.keras_training import Batches, train
 from convfc.runs.folder import PartFiles, RunFolder
 from convfc.runs.study import Part, Work
@@ -61,7 +61,8 @@ def learn(
     settings = PaperSettings(batch_size=BATCH)
     part, run = Part(name, train, steps=epochs), RunFolder(place)
     work = Work(settings, part, 0, {}, run, watched or Watched(), pause)  # type: ignore[arg-type]
-    work.files.save(train(work, digits, initial))
+    rate = LEARNING_RATES[work.part.name.split("-")[1]]
+    work.files.save(train(work, digits, initial, rate))
     return work.files
 
 
@@ -248,7 +249,7 @@ KILLED = """
     part = Part("float32-adam-fc", train, steps=3)
     settings, run = PaperSettings(batch_size={batch}), RunFolder(pathlib.Path(sys.argv[1]))
     work = Work(settings, part, 0, dict(), run, Slow(), 0)
-    train(work, data.load(count={images}), keras_networks.initial_weights(0))
+    train(work, data.load(count={images}), keras_networks.initial_weights(0), {rate})
 """
 
 
@@ -260,7 +261,9 @@ def test_kill_and_resume_give_the_same_bits(
 ) -> None:
     name = "float32-adam-fc"
     files = RunFolder(tmp_path).part(name)
-    program = textwrap.dedent(KILLED.format(images=IMAGES, batch=BATCH))
+    program = textwrap.dedent(
+        KILLED.format(images=IMAGES, batch=BATCH, rate=LEARNING_RATES["adam"])
+    )
     process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)])  # noqa: S603
     try:
         deadline = time.monotonic() + 240

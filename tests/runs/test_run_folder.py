@@ -251,6 +251,7 @@ def test_a_lock_is_that_of_the_file_with_its_name(tmp_path: pathlib.Path) -> Non
         if not other:
             other.append(opened_file)
             (tmp_path / ".lock").unlink()
+            (tmp_path / ".lock").touch()  # a third process is about to lock it
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(folder, "_lock", removed_in_between)

@@ -182,9 +182,10 @@ def _train(work: Work) -> Result:
     from convfc.paper.keras_networks import initial_weights
     from convfc.paper.keras_training import train
 
-    dtype = work.part.name.partition("-")[0]
+    dtype, optimizer, _ = work.part.name.split("-")
     with precision(dtype):
-        return train(work, _digits(work.settings), initial_weights(work.settings.seed))
+        initial = initial_weights(work.settings.seed)
+        return train(work, _digits(work.settings), initial, LEARNING_RATES[optimizer])
 
 
 def _compare(work: Work) -> Result:

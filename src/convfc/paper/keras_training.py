@@ -22,7 +22,6 @@ with needing("paper"):
 from convfc.errors import RunError
 from convfc.paper import keras_networks as networks
 from convfc.paper.data import Digits
-from convfc.paper.experiment import LEARNING_RATES
 from convfc.runs.folder import Result
 from convfc.runs.study import Work
 
@@ -60,7 +59,7 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]
         return self._inputs[chosen], self._targets[chosen]
 
 
-def train(work: Work, digits: Digits, initial: networks.Weights) -> Result:
+def train(work: Work, digits: Digits, initial: networks.Weights, rate: float) -> Result:
     """Train the network that the part is named after, from its checkpoint if there is one.
 
     Keras has to be in its precision. The numbers are the losses of each epoch, the arrays the first
@@ -69,7 +68,7 @@ def train(work: Work, digits: Digits, initial: networks.Weights) -> Result:
     dtype, optimizer, network = work.part.name.split("-")
     settings, epochs = work.settings, work.part.steps
     model = networks.build(network, initial)
-    model.compile(optimizer=_optimizer(optimizer), loss="mse")
+    model.compile(optimizer=_optimizer(optimizer, rate), loss="mse")
     model.optimizer.build(model.trainable_variables)
     saved = work.saved()
     if saved is not None:
@@ -190,10 +189,10 @@ def _ctrl_c_remembered() -> Iterator[Callable[[], None]]:
         signal.signal(signal.SIGINT, former)
 
 
-def _optimizer(name: str) -> keras.optimizers.Optimizer:
+def _optimizer(name: str, rate: float) -> keras.optimizers.Optimizer:
     """Return the optimizer of Section 5; Adam at Keras's defaults, as in the authors' program."""
     optimizers = {"sgd": keras.optimizers.SGD, "adam": keras.optimizers.Adam}
-    return optimizers[name](learning_rate=LEARNING_RATES[name])
+    return optimizers[name](learning_rate=rate)
 
 
 def _variables(model: keras.Model) -> list[keras.Variable]:

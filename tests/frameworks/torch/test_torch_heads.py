@@ -626,6 +626,11 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
         r"1 \(BatchNorm1d\) in the same head does not do the same at every position",
     ),
     "softmax-0": (lambda: head(nn.Softmax(dim=0)), X, r"2 \(Softmax\) in the same head"),
+    "prelu": (
+        lambda: nn.Sequential(nn.Flatten(), nn.PReLU(32), nn.Linear(32, 3)),
+        X,
+        r"^2: 1 \(PReLU\) in the same head",
+    ),
     "without-a-call": (Loose, X, r"^fc: forward uses fc\.weight without a call"),
     "elsewhere-too": (Aside, (1, 4, 4, 4), "^fc: fc is called on something else too"),
     "training": (Switch, X, "^fc: the forward of the model.*another way in training.*nn.Flatten"),

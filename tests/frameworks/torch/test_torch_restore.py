@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import convfc
-from convfc.errors import NothingToConvert, UnsupportedLayer, UnsupportedLayerWarning
+from convfc.errors import ArgumentError, NothingToConvert, UnsupportedLayer, UnsupportedLayerWarning
 from convfc.frameworks.torch import PatchConv
 from convfc.frameworks.torch.forms import form_of
 from convfc.frameworks.torch.read import matrix_to_weight
@@ -122,7 +122,7 @@ def test_in_place(form: str) -> None:
 def test_a_bare_layer_in_place() -> None:
     layer = convfc.to_fc(nn.Conv2d(3, 4, 3), form="weight")
     assert convfc.to_conv(layer, inplace=True) is layer
-    with pytest.raises(UnsupportedLayer, match=r"^inplace: the model is itself the FC layer"):
+    with pytest.raises(ArgumentError, match=r"^inplace: the model is itself the FC layer"):
         convfc.to_conv(convfc.to_fc(layer), inplace=True)
 
 

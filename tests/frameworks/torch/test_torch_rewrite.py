@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 import convfc
 from convfc.errors import (
-    ConvfcError,
+    ArgumentError,
     NothingToConvert,
     UnsupportedLayer,
     UnsupportedLayerWarning,
@@ -65,7 +65,7 @@ def test_a_bare_layer() -> None:
     layer = nn.Conv2d(3, 4, 3)
     assert isinstance(convfc.to_fc(layer), PatchConv)
     assert type(layer) is nn.Conv2d
-    with pytest.raises(UnsupportedLayer, match="the model is itself the CONV layer"):
+    with pytest.raises(ArgumentError, match="the model is itself the CONV layer"):
         convfc.to_fc(layer, inplace=True)
     assert convfc.to_fc(layer, form="weight", inplace=True) is layer
 
@@ -133,12 +133,12 @@ def test_the_warning_points_to_the_users_line() -> None:
 
 
 def test_an_unknown_form_is_refused() -> None:
-    with pytest.raises(ConvfcError, match="there is no such form; expected 'patch' or 'weight'"):
+    with pytest.raises(ArgumentError, match="there is no such form; expected 'patch' or 'weight'"):
         convfc.to_fc(network(), form="toeplitz")
 
 
 def test_a_block_diagonal_weight_form_is_refused() -> None:
-    with pytest.raises(ConvfcError, match=r"block_diagonal: .* got form='weight'"):
+    with pytest.raises(ArgumentError, match=r"block_diagonal: .* got form='weight'"):
         convfc.to_fc(network(), form="weight", block_diagonal=True)
 
 

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrizations
 
 import convfc
 from convfc.errors import (
-    ConvfcError,
+    ArgumentError,
     MemoryBudgetError,
     ShapeError,
     UnsupportedLayer,
@@ -310,9 +310,9 @@ def test_a_model_that_cannot_be_copied_is_refused():
 
 def test_options_and_memory():
     model, x = lenet().eval(), torch.ones(1, 1, 12, 12)
-    with pytest.raises(ConvfcError, match="max_pool: there is no such way; expected 'keep' or"):
+    with pytest.raises(ArgumentError, match="max_pool: there is no such way; expected 'keep' or"):
         simplify(model, (x,), max_pool="no")
-    with pytest.raises(ConvfcError, match="branches: there is no such way; expected 'add' or"):
+    with pytest.raises(ArgumentError, match="branches: there is no such way; expected 'add' or"):
         simplify(model, (x,), branches="no")
     with pytest.raises(MemoryBudgetError, match="sparse=True keeps the non-zeros only"):
         simplify(model, (x,), memory=500_000)

@@ -222,6 +222,44 @@ def test_hooks_are_gone_when_a_network_raises():
     assert torch.is_grad_enabled()
 
 
+def test_an_error_of_the_comparison_is_not_told_as_one_of_the_input(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("out of memory, for instance")
+
+    monkeypatch.setattr("convfc.frameworks.torch.certify.networks.measure", fail)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3))
+    with pytest.raises(RuntimeError, match=r"^out of memory, for instance$"):
+        verify(model, convfc.to_fc(model), torch.randn(1, 3, 6, 6))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_each_network_runs_once_in_each_dtype_and_few_copies_are_made(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+):
+    runs: list[torch.dtype] = []
+
+    class Counted(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            runs.append(x.dtype)
+            return super().forward(x)
+
+    copies: list[nn.Module] = []
+    copied = copy.deepcopy
+
+    def counted(thing: Any, memo: dict[int, Any] | None = None) -> Any:
+        copies.extend([thing] if isinstance(thing, nn.Module) and not memo else [])
+        return copied(thing, memo)
+
+    model = Counted(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1)).to(dtype)
+    after = convfc.to_fc(model)
+    monkeypatch.setattr(copy, "deepcopy", counted)
+    assert verify(model, after, torch.randn(1, 3, 6, 6, dtype=dtype)).holds
+    assert len(runs) == 4 - (dtype == torch.float64)  # one of them in float32, for comparison
+    assert len(copies) == len(runs) + 2 * 3
+
+
 def test_what_is_no_model_is_refused():
     model = nn.Sequential(nn.Conv2d(3, 4, 3))
     for models in ((model, "model"), ("model", model)):

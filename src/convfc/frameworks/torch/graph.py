@@ -176,6 +176,18 @@ def _is_on_in_training(call: Call, other: Call) -> bool:
     return str({**call.arguments, **which}) == str(other.arguments)
 
 
+def place(node: fx.Node) -> str:
+    """Return where a call stands: a module's name, or the module in whose forward it is."""
+    if node.op == "call_module":
+        return str(node.target)
+    return _part(node) or "the model's own forward"
+
+
+def words(node: fx.Node) -> str:
+    """Return what a call of a function or method calls, for messages."""
+    return f"{getattr(node.target, '__name__', node.target)}()"
+
+
 def asks_batch(node: fx.Node) -> bool:
     """Say whether a call asks a tensor for its batch size only, or for its dtype or device."""
     if node.target is getattr and node.args[1] in ("dtype", "device"):

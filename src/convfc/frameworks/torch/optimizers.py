@@ -29,10 +29,8 @@ from convfc.frameworks.torch.read import matrix_to_weight, weight_to_matrix
 from convfc.frameworks.torch.simplify import record_of
 from convfc.frameworks.torch.weights import steps_of
 
-__all__ = ["convert_optimizer_state"]
-
 State: TypeAlias = Mapping[str, Any]
-Carry: TypeAlias = Callable[[list[Tensor]], list[Tensor]]
+Convert: TypeAlias = Callable[[list[Tensor]], list[Tensor]]
 
 # Factors of a matrix of moments, which have the parameter's own shape where an axis has length one.
 _FACTORED = {"row_var", "col_var"}
@@ -48,7 +46,7 @@ class _Link:
     name: str
     sources: tuple[Tensor, ...]
     targets: tuple[Tensor, ...]
-    carry: Carry
+    convert: Convert
 
     def same_as(self, other: _Link) -> bool:
         """Say whether it links the same parameters: layers may share theirs."""
@@ -63,16 +61,16 @@ def convert_optimizer_state(
         if record_of(model) is not None:
             raise _no_filters("the simplified network")
     if isinstance(optimizer, torch.optim.Optimizer):
-        held = [p for group in optimizer.param_groups for p in group["params"]]
+        optimized = [p for group in optimizer.param_groups for p in group["params"]]
         given: Mapping[str, Any] = optimizer.state_dict()
     else:
         given = _checked(optimizer)
-        held = _held(given["param_groups"], before)
+        optimized = _optimized(given["param_groups"], before)
     links = _links(before, after)
     order = {id(p): place for place, p in enumerate(before.parameters())}
-    _check_they_are_the_models(held, order)
+    _check_they_are_the_models(optimized, order)
     keys = [key for group in given["param_groups"] for key in group["params"]]
-    key_of = dict(zip(map(id, held), keys, strict=True))
+    key_of = dict(zip(map(id, optimized), keys, strict=True))
     place_of = {id(p): place for place, p in enumerate(after.parameters())}
     names = {id(p): name for name, p in after.named_parameters()}
     groups: list[dict[str, Any]] = []
@@ -80,7 +78,7 @@ def convert_optimizer_state(
     state = {key: copy.deepcopy(v) for key, v in given["state"].items() if key not in counted}
     count = 0
     for old in given["param_groups"]:
-        sources, held = held[: len(old["params"])], held[len(old["params"]) :]
+        sources, optimized = optimized[: len(old["params"])], optimized[len(old["params"]) :]
         places = [order[id(p)] for p in sources]
         if places != sorted(places):
             raise UnsupportedOptimizer(
@@ -93,8 +91,8 @@ def convert_optimizer_state(
         for link in dict.fromkeys(links[id(p)] for p in sources):
             _check_all_are_in(link, sources, f"param_groups[{len(groups)}]")
             states = [given["state"].get(key_of[id(p)], {}) for p in link.sources]
-            carried = zip(link.targets, _carried(link, states), strict=True)
-            targets |= {place_of[id(target)]: (target, new) for target, new in carried}
+            new_states = zip(link.targets, _converted(link, states), strict=True)
+            targets |= {place_of[id(target)]: (target, new) for target, new in new_states}
         ordered = [targets[place] for place in sorted(targets)]
         state |= {count + n: new for n, (_, new) in enumerate(ordered) if new}
         group = {key: copy.deepcopy(value) for key, value in old.items() if key != "params"}
@@ -108,7 +106,7 @@ def convert_optimizer_state(
     return {**rest, "state": state, "param_groups": groups}
 
 
-def _carried(link: _Link, states: Sequence[State]) -> list[dict[str, Any]]:
+def _converted(link: _Link, states: Sequence[State]) -> list[dict[str, Any]]:
     """Return the states of a link's targets, from those of its sources."""
     if any(state.keys() != states[0].keys() for state in states):
         raise UnsupportedOptimizer(
@@ -132,7 +130,7 @@ def _values(link: _Link, key: str, values: list[Any]) -> list[Any]:
         type(value) in (Tensor, nn.Parameter) and value.shape == source.shape
         for value, source in zip(values, link.sources, strict=True)
     ):
-        moved = link.carry([value.detach() for value in values])
+        moved = link.convert([value.detach() for value in values])
         return [
             torch.empty_like(target, dtype=m.dtype, device=m.device, requires_grad=False).copy_(m)
             for target, m in zip(link.targets, moved, strict=True)
@@ -239,7 +237,7 @@ def _layer_links(name: str, before: nn.Module, after: nn.Module) -> list[_Link]:
 def _parameters(layer: nn.Module) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Return the parameters that hold a layer's weight and its bias: of every group, if split."""
     if isinstance(layer, HeadConv):
-        layer = layer.conv
+        layer = layer.layer
     parts = layer.children_fc if isinstance(layer, PatchConv) else [layer]
     if form_of(layer) == "weight":
         weights = [steps_of(layer).original]
@@ -298,7 +296,7 @@ def _checked(state: Mapping[str, Any]) -> Mapping[str, Any]:
     return state
 
 
-def _held(groups: Sequence[Mapping[str, Any]], model: nn.Module) -> list[nn.Parameter]:
+def _optimized(groups: Sequence[Mapping[str, Any]], model: nn.Module) -> list[nn.Parameter]:
     """Return the parameters that a state dict, which only counts them, belongs to."""
     if all("param_names" in group for group in groups):
         named = _named(model)
@@ -321,8 +319,8 @@ def _held(groups: Sequence[Mapping[str, Any]], model: nn.Module) -> list[nn.Para
     return parameters
 
 
-def _check_they_are_the_models(held: Sequence[Tensor], order: Mapping[int, int]) -> None:
-    for place, parameter in enumerate(held):
+def _check_they_are_the_models(optimized: Sequence[Tensor], order: Mapping[int, int]) -> None:
+    for place, parameter in enumerate(optimized):
         if id(parameter) not in order:
             raise _foreign(f"its parameter {place}, {tuple(parameter.shape)},")
 

@@ -19,10 +19,17 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.operator_schemas import get_signature_for_torch_op, normalize_function
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
-
+BY_MODE = (_BatchNorm, _DropoutNd, nn.RReLU)
+"""Modules that compute something else in training."""
+QUESTIONS = frozenset(
+    ["size", "dim", "ndimension", "numel", "stride", "is_contiguous", "get_device"]
+)
+"""Methods that answer without looking at the numbers."""
 POINTWISE = ("activation", "function", "arithmetic", "dropout of elements", "copying", "casting")
 """Kinds that do the same to every element alone, whatever the shape."""
 

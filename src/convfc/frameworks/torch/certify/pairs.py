@@ -104,23 +104,23 @@ class HeadConv(nn.Module):
 
     def __init__(self, conv: nn.Module) -> None:
         super().__init__()
-        self.conv = conv
+        self.layer = conv
 
     @property
     def weight(self) -> Tensor:
         """The weight, as the ``nn.Linear`` has it."""
-        weight: Tensor = self.conv.weight  # type: ignore[assignment]
+        weight: Tensor = self.layer.weight  # type: ignore[assignment]
         return weight.flatten(1)
 
     @property
     def bias(self) -> Tensor | None:
         """The bias."""
-        return self.conv.bias  # type: ignore[return-value]
+        return self.layer.bias  # type: ignore[return-value]
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the outputs ``(..., f)`` of rows ``(..., k)``."""
-        weight: Tensor = self.conv.weight  # type: ignore[assignment]
-        y: Tensor = self.conv(x.reshape(-1, *weight.shape[1:]))
+        weight: Tensor = self.layer.weight  # type: ignore[assignment]
+        y: Tensor = self.layer(x.reshape(-1, *weight.shape[1:]))
         return y.reshape(*x.shape[:-1], y.shape[1])
 
 
@@ -187,50 +187,42 @@ class UnrolledLayer(nn.Module):
         filters = _filters(held, record) if weight is None else record.filters_of(weight)
         expected = matrix_values(filters.detach().to(held.values), record.pattern)
         wrong, more = first_wrong(held, expected, record.pattern)
+
+        def row(number: int) -> str:
+            filter_, position = divmod(number, record.positions)
+            return f"(filter {filter_}, position {position})"
+
         found = []
         if wrong is not None:
-            filter_, position = divmod(wrong.row, record.positions)
             found.append(
-                f"its matrix at [{wrong.row}, {wrong.column}] (filter {filter_}, position "
-                f"{position}); expected {wrong.expected}, got {wrong.got}"
+                f"its matrix at [{wrong.row}, {wrong.column}] {row(wrong.row)}; expected "
+                f"{wrong.expected}, got {wrong.got}"
                 + (f", and {more} more such entries" if more else "")
             )
         if linear.bias is not None:
-            table = linear.bias.detach().unflatten(0, (-1, record.positions))
-            added = (table[:, 0] if bias is None else bias.detach())[:, None].expand_as(table)
-            other = differing(table, added)
+            vector = linear.bias.detach()
+            each = vector[:: record.positions] if bias is None else bias.detach()
+            added = each.repeat_interleave(record.positions)
+            other = differing(vector, added)
             if bool(other.any()):
-                index = int(other.to(torch.uint8).argmax())
-                filter_, position = divmod(index, record.positions)
+                at = int(other.to(torch.uint8).argmax())
                 found.append(
-                    f"its vector at [{index}] (filter {filter_}, position {position}); expected "
-                    f"{added[filter_, position].item()}, got {table[filter_, position].item()}"
+                    f"its vector at [{at}] {row(at)}; expected {added[at].item()}, got "
+                    f"{vector[at].item()}"
                 )
         return found
 
 
 def word_for(module: nn.Module) -> str:
-    """Say in one word what a layer is, for a certificate.
-
-    Examples
-    --------
-    >>> word_for(nn.Conv2d(3, 8, 3)), word_for(nn.Linear(3, 8))
-    ('conv', 'Linear')
-    """
-    if isinstance(module, UnrolledLayer):
-        return "unrolled"
-    form = "native" if isinstance(module, HeadConv) else form_of(module)
+    """Say in one word what a layer is, for a certificate: its form, or its class if it has none."""
+    if isinstance(module, (UnrolledLayer, HeadConv)):
+        module = module.layer
+    form = form_of(module)
     return "conv" if form == "native" else form or type(module).__name__
 
 
 def has_own_weights(module: nn.Module) -> bool:
-    """Say whether a layer's weight is its own parameter, element by element, in any layout.
-
-    Examples
-    --------
-    >>> has_own_weights(nn.Conv2d(3, 8, 3)), has_own_weights(nn.ReLU())
-    (True, False)
-    """
+    """Say whether a layer's weight is its own parameter, element by element, in any layout."""
     if isinstance(module, PatchConv):
         return module.holds_conv_weight()
     form = form_of(module)
@@ -239,7 +231,7 @@ def has_own_weights(module: nn.Module) -> bool:
     if form == "native":
         return obstacle(module) is None
     if isinstance(module, HeadConv):
-        return has_own_weights(module.conv)
+        return has_own_weights(module.layer)
     if isinstance(module, UnrolledLayer):
         return module.is_plain()
     own = isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
@@ -262,13 +254,6 @@ def other_geometry(pair: Pair) -> Iterator[str]:
     One input may not show it: where there is one output position, every stride computes the same.
     What no input can show is no difference (see `_as_seen`). The layers' own geometries are
     compared; an ``output_size`` changes the output padding of one call only.
-
-    Examples
-    --------
-    >>> list(other_geometry(Pair("0", nn.Conv2d(1, 1, 3), nn.Conv2d(1, 1, 3, stride=2))))
-    ['its stride; expected (1, 1), got (2, 2)']
-    >>> list(other_geometry(Pair("0", nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 1, dilation=2))))
-    []
     """
     ours, theirs = (_geometry(side) for side in (pair.before, pair.after))
     if ours is None or theirs is None:

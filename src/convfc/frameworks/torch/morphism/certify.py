@@ -31,8 +31,8 @@ from convfc.frameworks.torch.morphism.magnitude import Sums as Sum
 from convfc.frameworks.torch.morphism.magnitude import magnitude
 from convfc.frameworks.torch.places import places as all_places
 from convfc.frameworks.torch.running import deep_copy, evaluating
-from convfc.frameworks.torch.simplify.calls import BY_MODE
 from convfc.frameworks.torch.tensors import same_bits, wide
+from convfc.frameworks.torch.vocabulary import BY_MODE
 
 _MODE = (
     "compared in evaluation mode; in training, BatchNorm uses the statistics of the batch and "
@@ -107,26 +107,11 @@ def certify(
     others: Mapping[str, str] = MappingProxyType({}),
     held: Collection[str] = (),
 ) -> Certificate:
-    """Compare a model with what a morph has made of it.
+    """Compare a model with what a morph has made of it: every change at every call, and the wholes.
 
-    Parameters
-    ----------
-    before, after : nn.Module
-        They are run as copies, in evaluation mode.
-    example : Tensor, tuple or mapping
-        One input, or the positional or keyword arguments of a call.
-    changes : sequence of Change
-    seed : int
-        Of the integers.
-    others : mapping
-        Places of parts that have changed and cannot be compared by themselves, with the reasons.
-    held : collection of str
-        Names of parameters and buffers that have changed and belong to no layer.
-
-    Returns
-    -------
-    Certificate
-        Of every change, at every call; and of the networks as wholes.
+    Copies are run, in evaluation mode. ``others`` are places of parts that have changed and cannot
+    be compared by themselves, with the reasons; ``held`` names parameters and buffers that have
+    changed and belong to no layer.
     """
     run = _Runner(before, after, example, changes)
     with ExitStack() as stack:

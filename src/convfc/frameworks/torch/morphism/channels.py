@@ -36,13 +36,20 @@ from convfc.frameworks.torch.graph import (
     as_traced,
     asks_batch,
     graph_follows_mode,
+    place,
     shape_of,
+    words,
 )
 from convfc.frameworks.torch.morphism.target import graph_of
 from convfc.frameworks.torch.read import obstacle
 from convfc.frameworks.torch.running import deep_copy
-from convfc.frameworks.torch.simplify import calls
-from convfc.frameworks.torch.vocabulary import POINTWISE, Call, by_operation, operation_of
+from convfc.frameworks.torch.vocabulary import (
+    POINTWISE,
+    QUESTIONS,
+    Call,
+    by_operation,
+    operation_of,
+)
 
 ELSEWHERE = "widen a layer whose units do not get there"
 UNKNOWN = f"put an operation there that works on each channel by itself, or {ELSEWHERE}"
@@ -487,7 +494,7 @@ class _Reader:
             return
         if node.target == "size" or (node.target is getattr and node.args[1] == "shape"):
             self._sizes(node, self.axes[sources[0]])
-        elif node.target is not getattr and node.target not in calls.QUESTIONS:
+        elif node.target is not getattr and node.target not in QUESTIONS:
             self.unknown(Call.of(node, self.model))
 
     def _sizes(self, node: fx.Node, axes: Axes) -> None:
@@ -531,10 +538,10 @@ class _Reader:
 
     def pin(self, node: fx.Node, why: str, remedy: str) -> Refusal:
         """Return a reason with its place: which module or call."""
-        what = calls.words(node)
+        what = words(node)
         if node.op == "call_module":
             what = type(self.model.get_submodule(str(node.target))).__name__
-        return Refusal(why, remedy, f"{what} at {calls.place(node)}")
+        return Refusal(why, remedy, f"{what} at {place(node)}")
 
 
 def _only_reshapes(node: fx.Node) -> bool:

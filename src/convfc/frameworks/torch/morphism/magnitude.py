@@ -1,13 +1,13 @@
 """How large the sums in a chain of layers are, and how many roundings a result has gone through.
 
 A layer's computed output is within ``gamma_n * B`` of the exact one, where B is the layer on
-moduli (see `convfc.rounding`). The bound composes. Let a value h be computed as g, with
+absolute values (see `convfc.rounding`). The bound composes. Let a value h be computed as g, with
 ``|g - h| <= gamma_n * B`` and ``|h| <= B``. A layer of m terms with weights W and bias b makes of
 it a value that is computed within ``gamma_(n+m) * (|W| B + |b|)``, as its own error is at most
 ``gamma_m * (|W| (1 + gamma_n) B + |b|)``, and ``gamma_m + gamma_n + gamma_m * gamma_n`` is at most
 ``gamma_(n+m)`` (Higham 2002, Lemma 3.3). A function with ``|phi(s) - phi(t)| <= |s - t|`` and
 ``phi(0) = 0`` that rounds nothing, such as ReLU, leaves both n and B as they are. So B is the whole
-chain on moduli, and n the sum over its layers.
+chain on absolute values, and n the sum over its layers.
 
 A weight that was itself rounded when it was made (a share of another one, for instance) is one more
 factor ``1 + delta``, and so is the storing of a result in fewer digits than it was summed in: each
@@ -29,8 +29,6 @@ from torch.nn.modules.dropout import _DropoutNd
 from convfc.frameworks.torch.certify.pairs import cast, has_own_weights
 from convfc.frameworks.torch.running import deep_copy
 from convfc.frameworks.torch.tensors import wide
-
-__all__ = ["Caller", "Sums", "magnitude"]
 
 Caller: TypeAlias = Callable[[nn.Module, Tensor], Tensor]
 """Calls a layer's forward on an input."""
@@ -56,30 +54,9 @@ def _forward(layer: nn.Module, x: Tensor) -> Tensor:
 def magnitude(module: nn.Module, sums: Sums, call: Caller = _forward) -> Sums | None:
     """Return B and n of what a module in evaluation mode makes of a value with these B and n.
 
-    Other modules are taught with ``@magnitude.register``.
-
-    Parameters
-    ----------
-    module : nn.Module
-        It is not changed.
-    sums : Sums
-        Of its input; for an exact input, its moduli and no rounding.
-    call : callable, optional
-        How a layer of weights is called.
-
-    Returns
-    -------
-    Sums or None
-        None if theory says nothing of this module.
-
-    Examples
-    --------
-    >>> layer = nn.Linear(2, 1)
-    >>> _ = nn.init.constant_(layer.weight, -2.0), nn.init.constant_(layer.bias, 1.0)
-    >>> magnitude(nn.Sequential(layer, nn.ReLU()), Sums(torch.ones(1, 2)))
-    Sums(values=tensor([[5.]], dtype=torch.float64), terms=5)
-    >>> magnitude(nn.Softmax(dim=1), Sums(torch.ones(1, 2))) is None
-    True
+    Of an exact input they are its absolute values, and no rounding; None is what theory says
+    nothing of. Other modules are taught with ``@magnitude.register``; ``call`` is how a layer of
+    weights is called.
     """
     return None
 

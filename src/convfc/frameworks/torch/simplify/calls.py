@@ -12,9 +12,10 @@ from scipy import sparse
 from torch import fx, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 
+from convfc.frameworks.torch.graph import place, words
 from convfc.frameworks.torch.simplify.ir import Value, affine
+from convfc.frameworks.torch.vocabulary import BY_MODE, QUESTIONS
 
 __all__ = [
     "ABS",
@@ -69,8 +70,6 @@ def _functions(*names: str) -> set[Any]:
     return {getattr(home, name) for name in found for home in homes if hasattr(home, name)}
 
 
-BY_MODE = (_BatchNorm, _DropoutNd, nn.RReLU)
-"""Modules that compute something else in training."""
 DROPOUT_FUNCTIONS = _functions(
     "dropout", "dropout*", "alpha_dropout", "feature_alpha_dropout", "feature_dropout"
 )
@@ -110,10 +109,6 @@ MOVES = frozenset(
 CASTS = frozenset(["to", "type", "type_as", "float", "double", "half", "bfloat16", "cpu", "cuda"])
 CLAMPS = frozenset([torch.clamp, torch.clip, "clamp", "clamp_", "clip", "clip_", "clamp_min"])
 ABS = frozenset([torch.abs, operator.abs, "abs", "abs_", abs])
-QUESTIONS = frozenset(
-    ["size", "dim", "ndimension", "numel", "stride", "is_contiguous", "get_device"]
-)
-"""Methods that answer without looking at the numbers."""
 ATTRIBUTES = frozenset(["shape", "dtype", "device", "ndim", "is_cuda", "layout", "requires_grad"])
 SCALES: Mapping[Any, str] = {
     **dict.fromkeys([torch.mul, torch.multiply, operator.mul, operator.imul], "mul"),
@@ -153,7 +148,8 @@ def total(values: Sequence[Value]) -> Value:
 
     Examples
     --------
-    >>> from convfc.frameworks.torch.simplify.ir import Input
+    >>> from convfc.frameworks.torch.graph import place, words
+    from convfc.frameworks.torch.simplify.ir import Input
     >>> x = Input(2)
     >>> total([x, x]).terms[x].toarray()
     array([[2., 0.],
@@ -240,31 +236,3 @@ def as_module(node: fx.Node, functions: Mapping[Any, Callable[..., nn.Module]]) 
     if node.target in functions:
         return functions[node.target](*args, **kwargs)
     return None
-
-
-def place(node: fx.Node) -> str:
-    """Return where a call stands: a module's name, or the module in whose forward it is.
-
-    Examples
-    --------
-    >>> graph = fx.symbolic_trace(nn.Sequential(nn.ReLU())).graph
-    >>> [place(node) for node in graph.nodes][1]
-    '0'
-    """
-    if node.op == "call_module":
-        return str(node.target)
-    stack = list(node.meta.get("nn_module_stack", {}).values())
-    return str(stack[-1][0]) if stack and stack[-1][0] else "the model's own forward"
-
-
-def words(node: fx.Node) -> str:
-    """Return what a call calls, for messages.
-
-    Examples
-    --------
-    >>> graph = fx.Graph()
-    >>> words(graph.call_function(torch.relu, (graph.placeholder("x"),)))
-    'relu()'
-    """
-    target = node.target
-    return f"{target if isinstance(target, str) else getattr(target, '__name__', target)}()"
