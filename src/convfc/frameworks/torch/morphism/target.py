@@ -175,14 +175,7 @@ class Target:
 
 
 def find_layer(model: nn.Module, name: str, example: Any) -> Target:
-    """Find a CONV or FC layer that can be morphed, and see it at work; refuse it if there is none.
-
-    Examples
-    --------
-    >>> model = nn.Sequential(nn.Conv1d(1, 2, 3), nn.ReLU())
-    >>> find_layer(model, "0", torch.ones(1, 1, 5)).inputs[0].shape
-    torch.Size([1, 1, 5])
-    """
+    """Find a CONV or FC layer to be morphed, and see it at work; refuse it if there is none."""
     part = look_up(model, name)
     blocked = _layer_obstacle(model, name, part)
     if blocked is not None:
@@ -402,13 +395,7 @@ class Kernel:
 
 
 def kernel_of(layer: nn.Module) -> Kernel:
-    """Read a layer of `torch.nn`.
-
-    Examples
-    --------
-    >>> kernel_of(nn.Conv2d(4, 6, 3, groups=2, padding=1)).filters.shape
-    torch.Size([6, 3, 3, 2])
-    """
+    """Read a layer of `torch.nn`."""
     weight: Tensor = layer.weight.detach()  # type: ignore[operator]
     bias: Any = layer.bias
     bias = None if bias is None else bias.detach().double().cpu()
@@ -528,13 +515,7 @@ def check_room(kernel: Kernel, target: Target) -> None:
 
 
 def read_size(value: Any, kernel: Kernel, name: str) -> Sizes:
-    """Read a kernel size that a user gives: one number or one per axis; of an FC layer, 1.
-
-    Examples
-    --------
-    >>> read_size(3, kernel_of(nn.Conv2d(1, 1, 5)), "kernel_size")
-    (3, 3)
-    """
+    """Read a kernel size that a user gives: one number or one per axis; of an FC layer, 1."""
     if kernel.size:
         return per_axis(name, value, len(kernel.size), least=1)
     if value not in (1, ()):
