@@ -168,7 +168,15 @@ def widen(
     along = f", and with it {', '.join(sorted(set(made) - {layer.name}))}" if len(made) > 1 else ""
     what = f"{name}: widened from {size * repeat} to {wanted} ({_DONE[how, split]}){along}"
     return finish(
-        model, after, example, changes, what=what, noise=noise, seed=seed, others=others, held=grown
+        model,
+        after,
+        example,
+        changes,
+        what=what,
+        noise=noise,
+        seed=seed,
+        others=others,
+        tensors=grown,
     )
 
 
