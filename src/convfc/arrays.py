@@ -14,17 +14,6 @@ import numpy.typing as npt
 
 from convfc.errors import DtypeError, ShapeError
 
-__all__ = [
-    "Array",
-    "accumulating_dtype",
-    "as_numpy",
-    "check_input",
-    "check_shape",
-    "itemsize",
-    "namespace",
-    "take_or_zero",
-]
-
 Array: TypeAlias = Any
 """A NumPy, PyTorch or JAX array; functions give back the kind they are given."""
 

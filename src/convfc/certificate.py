@@ -26,17 +26,6 @@ from typing import Any
 
 from convfc.tables import Column, TextTable
 
-__all__ = [
-    "Certificate",
-    "Comparison",
-    "ExactTest",
-    "LayerCertificate",
-    "NetworkCertificate",
-    "OutputComparison",
-    "WeightComparison",
-]
-
-
 _WIDTH = 100
 _TITLES = ("layer", "form", "M", "K", "out", "d.in", "d.wt", "d.bias", "f64", "ints", "holds")
 

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from convfc.certificate import Certificate
     from convfc.inspection import Inspection
 
-__all__ = ["convert_optimizer_state", "inspect", "to_conv", "to_fc", "verify"]
-
 
 def to_fc(
     model: Any,

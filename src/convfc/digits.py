@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from convfc.errors import ArgumentError
 from convfc.extras import needing
 
-__all__ = ["IMAGE_SHAPE", "digit", "labelled_digits", "scaled"]
-
 IMAGE_SHAPE = (28, 28, 1)
 
 

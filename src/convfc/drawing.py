@@ -15,8 +15,6 @@ with needing():
 
 from convfc.files import replacing
 
-__all__ = ["INK", "WIDTH", "house_style", "save_figure"]
-
 INK = "#333333"
 WIDTH = 7.2  # inches; a README shows it at about twice this in centimetres
 _STYLE: Mapping[str, Any] = {

@@ -7,8 +7,6 @@ from collections.abc import Iterator, Mapping
 
 from convfc.errors import MissingDependencyError
 
-__all__ = ["PIP", "missing", "needing"]
-
 PIP: Mapping[str, str] = {
     **dict.fromkeys(("typer", "rich"), "'convfc[cli]'"),
     **dict.fromkeys(("torch", "safetensors"), "'convfc[torch]'"),

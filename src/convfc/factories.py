@@ -18,8 +18,6 @@ from typing import Any
 from convfc.errors import FactoryError, MissingDependencyError
 from convfc.extras import PIP
 
-__all__ = ["folder", "make", "named_values"]
-
 
 def make(spec: str, arguments: Mapping[str, Any] | None = None) -> Any:
     """Import a module and call a function or class in it, or return any other object in it.

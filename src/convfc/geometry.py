@@ -22,8 +22,6 @@ from convfc.sizes import (
     per_axis,
 )
 
-__all__ = ["ConvGeometry", "PaddingMode", "checked"]
-
 PaddingMode: TypeAlias = Literal["zeros", "reflect", "replicate", "circular"]
 
 

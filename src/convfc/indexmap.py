@@ -22,8 +22,6 @@ from convfc.errors import OutOfRangeError
 from convfc.geometry import ConvGeometry, checked
 from convfc.sizes import input_sizes
 
-__all__ = ["AxisMap", "IndexMap", "index_map"]
-
 Indices: TypeAlias = npt.NDArray[np.int64]
 
 

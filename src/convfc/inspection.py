@@ -12,8 +12,6 @@ from convfc.printable import printable
 from convfc.sizes import Sizes
 from convfc.tables import Column, TextTable
 
-__all__ = ["Inspection", "LayerRow", "Totals", "short_geometry"]
-
 _WIDTH = 120
 """Characters in a line of plain text."""
 

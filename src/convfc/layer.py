@@ -8,8 +8,6 @@ from convfc.algorithm1 import conv_as_matmul, filters_to_matrix
 from convfc.arrays import Array, check_shape, namespace
 from convfc.geometry import ConvGeometry, checked
 
-__all__ = ["ConvLayer"]
-
 
 @dataclass(frozen=True, eq=False)
 class ConvLayer:

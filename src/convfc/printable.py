@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["printable"]
-
 _WORD, _LINE = 400, 4000
 """Characters of a word, and of the whole, that are shown."""
 

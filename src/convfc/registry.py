@@ -20,8 +20,6 @@ from convfc.geometry import ConvGeometry
 from convfc.layer import ConvLayer
 from convfc.sizes import one_of
 
-__all__ = ["ROOMS", "Order", "Reading", "check_order", "read_layer", "room_of"]
-
 Order: TypeAlias = Literal["channels_first", "channels_last"]
 """How an input and an output are laid out in memory: (c, *spatial), or (*spatial, c)."""
 

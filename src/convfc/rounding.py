@@ -14,15 +14,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-__all__ = [
-    "SMALLEST_NORMAL",
-    "UNIT_ROUNDOFF",
-    "Magnitude",
-    "exact_limit",
-    "gamma",
-    "rounding_bound",
-]
-
 # Of a complex number, both parts are such; bfloat16 has float32's exponents and 8 bits.
 _PART = {"complex64": "float32", "complex128": "float64"}
 _FINFO = {

@@ -11,19 +11,6 @@ import numpy as np
 
 from convfc.errors import ArgumentError, GeometryError
 
-__all__ = [
-    "Padding",
-    "PerAxis",
-    "Sizes",
-    "flag",
-    "geometry_errors",
-    "input_sizes",
-    "integer",
-    "one_of",
-    "padding_pairs",
-    "per_axis",
-]
-
 Sizes: TypeAlias = tuple[int, ...]
 PerAxis: TypeAlias = int | Sequence[int]
 Padding: TypeAlias = int | Sequence[int] | Sequence[tuple[int, int]]

@@ -18,8 +18,6 @@ import numpy.typing as npt
 from convfc.arrays import Array, take_or_zero
 from convfc.indexmap import IndexMap
 
-__all__ = ["Block", "pad", "row_blocks", "stack_rows", "stretch"]
-
 Block: TypeAlias = Sequence[tuple[int, int]]
 """A (start, stop) over the batch and over each output axis: some rows of M."""
 

@@ -14,8 +14,6 @@ from convfc.printable import printable
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
 
-__all__ = ["Column", "TextTable", "fold"]
-
 _GAP = 2
 _SHORTEST = 24
 """Characters that a column of names keeps, before other columns are left out for it."""

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from morphism_models import NETWORKS, example, mlp, trained
 from torch import Tensor, nn
 
+from convfc.frameworks.torch.certify.engine import Call
 from convfc.frameworks.torch.morphism.magnitude import Sums, magnitude
 from convfc.frameworks.torch.tensors import same_bits
 from convfc.methods.morphism import Change, Morph, finish, widen
@@ -213,6 +214,19 @@ def test_spread_and_kept_parts_are_what_they_say():
     certificate = finish(before, morph.model, example("mlp"), [good], what="a test").certificate
     assert not certificate.layers[0].holds
     assert "its output; expected (3, 7)" in " ".join(certificate.failures)
+
+
+def test_integers_whose_sums_may_be_rounded_are_no_test():
+    """What a chain of layers makes of them is summed up: here 3 * 1 * 3 * 2."""
+    layers = nn.Sequential(nn.Linear(2, 3, bias=False), nn.Linear(3, 1, bias=False))
+    for layer in layers:
+        nn.init.constant_(layer.weight, -1.0)
+    x = torch.tensor([[3.0, -3.0]])
+    for limit in (17.0, 18.0):
+        sides = Change("", layers, layers, rebuild=copy.deepcopy).on(Call(x))
+        made = sides.on_integers(lambda t: t.clone(), x, limit)
+        assert (made is not None) is (limit == 18.0)
+        assert sides.why_no_integers == ""
 
 
 def test_everything_that_changed_is_a_change_or_an_error():

@@ -231,6 +231,7 @@ def test_other_strides_are_noted_and_no_failure():
     certificate = verify(model, after, torch.randn(1, 3, 6, 6))
     assert certificate.holds
     assert any("strides" in note for note in certificate.notes)
+    assert any("0: strides of its output: " in note for note in certificate.notes)
 
 
 class LoRA(nn.Module):
@@ -321,3 +322,20 @@ def test_a_layer_without_gradient_or_float64_says_so():
     certificate = verify(model, fc, torch.randn(1, 2, 6, 6))
     assert "0: gradient of the input; expected one, got none" in certificate.failures
     assert any("float32 only" in note for note in certificate.notes)
+
+
+class Counting(nn.Linear):
+    """A layer that is another function each time it is called."""
+
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(x) * self.calls
+
+
+def test_what_a_tool_s_layer_keeps_of_one_run_is_not_seen_by_the_next():
+    model = nn.Sequential(nn.Conv2d(2, 3, 3))
+    fc = convfc.to_fc(model)
+    fc[0].fc.__class__ = Counting
+    assert verify(model, fc, torch.randn(1, 2, 6, 6)).holds

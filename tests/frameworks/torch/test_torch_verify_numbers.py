@@ -143,6 +143,7 @@ def test_the_network_s_measure_is_its_own_rounding():
     exact = copy.deepcopy(single).double()(x.float().double())
     assert output.rounding == float((exact - single(x.float())).abs().max().detach())
     assert output.difference <= 2 * output.rounding
+    assert output.float64 < 1e-6 * output.rounding  # both networks ran in float64
     doubled = copy.deepcopy(single)
     doubled[0].weight.data *= 2
     (output,) = verify(single, doubled, x.float()).network.outputs
@@ -183,6 +184,18 @@ def test_integers_depend_on_each_number_alone(largest: int, dtype: torch.dtype):
     assert set(parts.unique().tolist()) == set(range(-largest, largest + 1))
     changed = integers_of(numbers * 1.015625, largest) != integers  # at least one bit of bfloat16
     assert changed.float().mean() > 0.8 * (1 - 1 / (2 * largest))
+
+
+@pytest.mark.parametrize("limit", [2.0**8, 2.0**11, 2.0**24])
+@pytest.mark.parametrize("longest", [1, 27, 289, 4608, 2**20])
+def test_integers_are_as_large_as_exact_sums_allow(longest: int, limit: float):
+    conv = nn.Conv1d(1, 1, 1)
+    sides = Pair("", conv, copy.deepcopy(conv)).on(Call(torch.ones(1, 1, 1)))
+    found = list(sides.integers(longest, limit))
+    assert bool(found) is (longest <= limit)
+    for largest in found:
+        assert longest * largest**2 <= limit
+        assert largest == 256 or longest * (2 * largest) ** 2 > limit
 
 
 @pytest.mark.parametrize("value", [torch.inf, torch.nan], ids=str)

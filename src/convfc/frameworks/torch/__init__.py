@@ -10,7 +10,7 @@
 `unrolled`     the unrolled form
 `simplify`     whole networks as FC layers and activations only
 `functional`   convolutions that no layer computes
-`held`         who holds a part of a model beside its registry, and exchanging it for all
+`references`   who holds a part of a model beside its registry, and exchanging it for all
 `rewrite`      ``to_fc``
 `restore`      ``to_conv``; what a tool has left in an FC child's place is in `factors`
 `heads`        plain FC layers to CONV layers

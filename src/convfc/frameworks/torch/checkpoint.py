@@ -13,8 +13,6 @@ from convfc.extras import needing
 from convfc.frameworks.torch.tensors import dtype_name
 from convfc.printable import printable
 
-__all__ = ["load_weights"]
-
 _MOST = 3
 """Names of tensors that a message shows."""
 

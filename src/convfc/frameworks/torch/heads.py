@@ -37,8 +37,8 @@ from convfc.frameworks.torch.graph import (
     shape_of,
     trace,
 )
-from convfc.frameworks.torch.held import exchange, held_fast
-from convfc.frameworks.torch.parts import carry_over, is_hooked
+from convfc.frameworks.torch.parts import is_hooked, move_attributes
+from convfc.frameworks.torch.references import blocked_references, exchange
 from convfc.frameworks.torch.vocabulary import (
     CONVS,
     NORMS,
@@ -452,7 +452,7 @@ def _forward_obstacle(
 ) -> Refusal | None:
     """Return why the edits cannot be made where forward itself has to change; None if they can."""
     everywhere, one_by_one = _places(model, graph, edits)
-    held = held_fast(model, set(map(id, everywhere)), copied=not inplace)
+    held = blocked_references(model, set(map(id, everywhere)), copied=not inplace)
     for name, blocked in held.items():
         return blocked._replace(reason=f"{name}, which has to change with it: {blocked.reason}")
     if not one_by_one:
@@ -527,7 +527,7 @@ def _conv_layer(old: Any, value: Value, memo: dict[Any, Any]) -> nn.Module:
 
     cls: Any = CONVS[len(size)]
     conv: Any = cls(channels, len(weight), size, bias=False, device="meta")
-    carry_over(old, conv)
+    move_attributes(old, conv)
     del conv.in_features, conv.out_features
     key = (id(weight), value)
     if key not in memo:  # a weight that two layers share stays shared

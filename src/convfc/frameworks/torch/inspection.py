@@ -21,8 +21,6 @@ from convfc.frameworks.torch.running import unchanged
 from convfc.frameworks.torch.watch import Call, Watch, geometry_or_none, watched_run
 from convfc.inspection import Inspection, LayerRow
 
-__all__ = ["inspect"]
-
 
 def inspect(model: nn.Module, x: Any = None) -> Inspection:
     """List every CONV layer of a model and the FC layer that it equals.

@@ -29,10 +29,10 @@ from convfc.frameworks.torch.forward.windows import (
 from convfc.frameworks.torch.parts import (
     Survey,
     as_parameter,
-    carry_over,
     diagonal_blocks,
     in_a_transform,
     in_front,
+    move_attributes,
     no_new_parameter,
     of_another_size,
     plain_linear,
@@ -47,8 +47,6 @@ from convfc.frameworks.torch.read import (
     weight_to_matrix,
 )
 from convfc.frameworks.torch.whole import joined_with_gradients, lay_together, weight_of
-
-__all__ = ["PatchConv"]
 
 
 class PatchConv(nn.Module):
@@ -98,7 +96,7 @@ class PatchConv(nn.Module):
 
     def __init__(self, conv: nn.Module, *, block_diagonal: bool = False) -> None:
         super().__init__()
-        carry_over(conv, self)
+        move_attributes(conv, self)
         weight, bias = conv._parameters["weight"], conv._parameters["bias"]
         assert weight is not None, "to_fc refuses layers without one"  # noqa: S101
         self.native = own_class(conv)

@@ -14,8 +14,6 @@ from convfc.frameworks.torch.forward.windows import Axis, padded, plan
 from convfc.frameworks.torch.read import matrix_to_weight
 from convfc.layer import ConvLayer
 
-__all__ = ["linear_maps"]
-
 LinearMap: TypeAlias = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
 
 

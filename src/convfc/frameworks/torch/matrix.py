@@ -23,8 +23,6 @@ from convfc.layer import ConvLayer
 from convfc.operators.estimate import Layout
 from convfc.operators.pattern import MatrixPattern
 
-__all__ = ["matrix_tensor", "matrix_values", "read_layer"]
-
 
 def read_layer(
     module: nn.Module, input_size: Sequence[int], *, differentiable: bool = False

@@ -11,23 +11,6 @@ from torch.nn.modules.module import _has_any_global_hook
 from convfc.errors import ShapeError, UnsupportedLayer, UnsupportedModel
 from convfc.frameworks.torch.vocabulary import is_pointwise
 
-__all__ = [
-    "HOOKS",
-    "Survey",
-    "as_parameter",
-    "carry_over",
-    "diagonal_blocks",
-    "flatten_of",
-    "has_pre_hooks",
-    "in_a_transform",
-    "in_front",
-    "is_hooked",
-    "no_new_parameter",
-    "of_another_size",
-    "plain_linear",
-    "survey",
-]
-
 # What every module has, of which the hooks move over as they are.
 _MODULE = frozenset(vars(nn.Module()))
 HOOKS = frozenset(name for name in _MODULE if "hook" in name)
@@ -142,7 +125,7 @@ def in_a_transform(x: Tensor) -> bool:
     )
 
 
-def carry_over(old: nn.Module, new: nn.Module) -> None:
+def move_attributes(old: nn.Module, new: nn.Module) -> None:
     """Give a module everything of another but its weight, bias and what each form has of its own.
 
     Hooks are shared, not copied, so that a handle that the user kept still removes its hook.

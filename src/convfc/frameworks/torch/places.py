@@ -10,7 +10,7 @@ from typing import Any, TypeAlias, TypeVar
 from torch import nn
 
 from convfc.errors import Refusal, UnsupportedLayer, UnsupportedLayerWarning
-from convfc.frameworks.torch.held import check_held
+from convfc.frameworks.torch.references import check_references
 from convfc.frameworks.torch.running import deep_copy
 
 _Made = TypeVar("_Made")
@@ -72,8 +72,8 @@ def refuse_or_list(left: Mapping[str, Refusal], consequence: str, *, strict: boo
     )
 
 
-def copy_of(model: nn.Module, wanted: Collection[int], twins: dict[int, nn.Module]) -> nn.Module:
-    """Return a deep copy of a model; ``twins`` receives the copies of the wanted modules by id.
+def copy_of(model: nn.Module, wanted: Collection[int], copies: dict[int, nn.Module]) -> nn.Module:
+    """Return a deep copy of a model; ``copies`` receives the copies of the wanted modules by id.
 
     Raises
     ------
@@ -82,10 +82,10 @@ def copy_of(model: nn.Module, wanted: Collection[int], twins: dict[int, nn.Modul
     UnsupportedLayer
         If the copy would go on using a wanted module itself.
     """
-    check_held(model, wanted, copied=True)
+    check_references(model, wanted, copied=True)
     memo: dict[int, Any] = {}
     copied = deep_copy(model, memo, "convert it itself, with inplace=True")
-    twins.update({key: memo[key] for key in wanted})
+    copies.update({key: memo[key] for key in wanted})
     return copied
 
 

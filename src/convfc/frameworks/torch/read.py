@@ -18,20 +18,6 @@ from convfc.errors import GeometryError, Refusal
 from convfc.geometry import ConvGeometry
 from convfc.layer import ConvLayer
 
-__all__ = [
-    "CONV_CLASSES",
-    "attributes_of",
-    "conv_layer",
-    "geometry_from",
-    "geometry_of",
-    "matrix_to_weight",
-    "native_class",
-    "obstacle",
-    "own_class",
-    "own_forward",
-    "weight_to_matrix",
-]
-
 CONV_CLASSES: tuple[type[nn.Module], ...] = (
     nn.Conv1d,
     nn.Conv2d,

@@ -31,9 +31,8 @@ from convfc.frameworks.torch.factors import (
 from convfc.frameworks.torch.forms import Form, form_of
 from convfc.frameworks.torch.forward.formats import channels_last, in_format
 from convfc.frameworks.torch.heads import find_heads
-from convfc.frameworks.torch.held import exchange, held_fast
 from convfc.frameworks.torch.layers import PatchConv
-from convfc.frameworks.torch.parts import HOOKS, as_parameter, carry_over, is_hooked
+from convfc.frameworks.torch.parts import HOOKS, as_parameter, is_hooked, move_attributes
 from convfc.frameworks.torch.places import (
     Shared,
     Where,
@@ -44,9 +43,10 @@ from convfc.frameworks.torch.places import (
     selector,
     tied,
 )
+from convfc.frameworks.torch.references import blocked_references, exchange
 from convfc.frameworks.torch.running import call_arguments, check_has_numbers
 from convfc.frameworks.torch.simplify import record_of, restore
-from convfc.frameworks.torch.unrolled.back import Roller, no_convolution, unrolled_obstacle
+from convfc.frameworks.torch.unrolled.back import FromUnrolled, no_convolution, unrolled_obstacle
 from convfc.frameworks.torch.vocabulary import CONVS
 from convfc.frameworks.torch.weights import from_weight_form, steps_of
 
@@ -118,7 +118,7 @@ def to_conv(
     moving = {
         id(layers[name]) for name in chains if not (inplace and form_of(layers[name]) == "weight")
     }
-    left |= held_fast(model, moving, copied=not inplace)
+    left |= blocked_references(model, moving, copied=not inplace)
     chains = {name: chain for name, chain in chains.items() if name not in left}
     left |= _shared_with_others(model, {name: layers[name] for name in chains})
     heads = None
@@ -140,13 +140,15 @@ def to_conv(
     old = {id(layer): (name, layer) for name, layer in layers.items() if id(layer) in ready}
     _tell_of_activations({name: layers[name] for name in chains if name not in left})
     if not inplace:
-        twins: dict[int, nn.Module] = {}
-        model = copy_of(model, old.keys(), twins)
-        old = {id(twins[key]): (name, twins[key]) for key, (name, _) in old.items()}
-        ready = {key: _read(twin, project=project) for key, (_, twin) in old.items()}  # type: ignore[misc]
-    build, roll_up = _Builder(), Roller(project=project)
+        copies: dict[int, nn.Module] = {}
+        model = copy_of(model, old.keys(), copies)
+        old = {id(copies[key]): (name, copies[key]) for key, (name, _) in old.items()}
+        ready = {key: _read(layer, project=project) for key, (_, layer) in old.items()}  # type: ignore[misc]
+    build, from_unrolled = _Builder(), FromUnrolled(project=project)
     new = {
-        key: roll_up(layer, name) if form_of(layer) == "unrolled" else build(layer, ready[key])
+        key: from_unrolled(layer, name)
+        if form_of(layer) == "unrolled"
+        else build(layer, ready[key])
         for key, (name, layer) in old.items()
     }
     model = exchange(model, new)
@@ -344,7 +346,7 @@ def _native(layer: PatchConv, weight: nn.Parameter, bias: nn.Parameter | None) -
     nn.Module.__init__(conv)
     conv.register_parameter("weight", weight)
     conv.register_parameter("bias", bias)
-    carry_over(layer, conv)
+    move_attributes(layer, conv)
     first, second, *_ = weight.shape
     conv.out_channels = second * layer.groups if layer.transposed else first
     native: nn.Module = conv

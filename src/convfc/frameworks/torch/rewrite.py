@@ -12,7 +12,6 @@ from torch import nn
 from convfc.errors import ArgumentError, NothingToConvert, Refusal
 from convfc.frameworks.torch.forms import Form, form_of
 from convfc.frameworks.torch.functional import functional_convolutions
-from convfc.frameworks.torch.held import exchange, held_fast
 from convfc.frameworks.torch.layers import PatchConv
 from convfc.frameworks.torch.places import (
     Shared,
@@ -27,12 +26,13 @@ from convfc.frameworks.torch.places import (
     tied,
 )
 from convfc.frameworks.torch.read import obstacle
+from convfc.frameworks.torch.references import blocked_references, exchange
 from convfc.frameworks.torch.running import call_arguments, check_has_numbers
 from convfc.frameworks.torch.simplify import simplify as simplified
-from convfc.frameworks.torch.unrolled.back import Roller, unrolled_obstacle
+from convfc.frameworks.torch.unrolled.back import FromUnrolled, unrolled_obstacle
 from convfc.frameworks.torch.unrolled.form import (
     Plan,
-    Unroller,
+    ToUnrolled,
     check_memory,
     plan_layers,
     refusals,
@@ -155,7 +155,7 @@ def to_fc(
         for name, module in found.items()
         if name not in left and not (inplace and form == "weight" and form_of(module) != "unrolled")
     }
-    left |= held_fast(model, moving, copied=not inplace)
+    left |= blocked_references(model, moving, copied=not inplace)
     converted = {id(module) for name, module in found.items() if name not in left}
     for name, other in _held_elsewhere(model, converted).items():
         left[name] = tied("its weight", other)
@@ -182,12 +182,12 @@ def to_fc(
         )
     if not inplace:
         convertible_ids = {id(module) for module in convertible}
-        twins: dict[int, nn.Module] = {}
-        model = copy_of(model, convertible_ids, twins)
-        plans = {id(twins[key]): plan for key, plan in plans.items() if key in twins}
-        convertible = [twins[id(module)] for module in convertible]
+        copies: dict[int, nn.Module] = {}
+        model = copy_of(model, convertible_ids, copies)
+        plans = {id(copies[key]): plan for key, plan in plans.items() if key in copies}
+        convertible = [copies[id(module)] for module in convertible]
     if form == "unrolled":
-        unroll = Unroller(sparse=sparse)
+        unroll = ToUnrolled(sparse=sparse)
         new = {id(layer): unroll(layer, plans[id(layer)]) for layer in convertible}
         return exchange(model, new)
     return _convert(model, convertible, form, block_diagonal=block_diagonal)
@@ -198,9 +198,9 @@ def _convert(
 ) -> nn.Module:
     """Convert these layers of the model itself; layers that share a parameter go on sharing it."""
     new: dict[int, nn.Module] = {}
-    shared, roll_up = Shared(), Roller()
+    shared, from_unrolled = Shared(), FromUnrolled()
     for found in {id(module): module for module in convertible}.values():
-        module = roll_up(found) if form_of(found) == "unrolled" else found
+        module = from_unrolled(found) if form_of(found) == "unrolled" else found
         source: object = module._parameters.get("weight")
         if form_of(module) == "weight":
             steps = steps_of(module)

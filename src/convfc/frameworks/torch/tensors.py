@@ -218,8 +218,8 @@ def change_sparse(model: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
             if parameter is None or not is_sparse(parameter):
                 continue
             if id(parameter) not in made:
-                twin = nn.Parameter(_changed(parameter.detach(), change), parameter.requires_grad)
-                made[id(parameter)] = (parameter, twin)
+                copied = nn.Parameter(_changed(parameter.detach(), change), parameter.requires_grad)
+                made[id(parameter)] = (parameter, copied)
             module._parameters[name] = made[id(parameter)][1]
 
 

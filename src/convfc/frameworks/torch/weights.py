@@ -26,8 +26,6 @@ from convfc.frameworks.torch.parts import (
 from convfc.frameworks.torch.read import matrix_to_weight, own_class, weight_to_matrix
 from convfc.frameworks.torch.whole import Written, weight_of
 
-__all__ = ["FilterMatrix", "from_weight_form", "is_weight_form", "steps_of", "to_weight_form"]
-
 _ORIGINAL = "parametrizations.weight.original"
 
 

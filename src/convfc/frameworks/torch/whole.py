@@ -15,8 +15,6 @@ from torch.utils import _pytree as pytree
 
 from convfc.frameworks.torch.parts import in_a_transform
 
-__all__ = ["Written", "joined", "joined_with_gradients", "lay_together", "split", "weight_of"]
-
 
 def lay_together(parts: Sequence[Tensor], *, shared: bool = False) -> None:
     """Move parameters into one memory, one behind the other, unless they share theirs.

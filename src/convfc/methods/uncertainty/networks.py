@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from convfc.convert import to_fc
 from convfc.errors import ArgumentError, NothingToConvert, UnsupportedLayer
 from convfc.frameworks.torch.factors import linear_obstacle
-from convfc.frameworks.torch.held import check_held, exchange
 from convfc.frameworks.torch.layers import PatchConv
 from convfc.frameworks.torch.parts import as_parameter, plain_linear
 from convfc.frameworks.torch.places import Where, copy_of, selector
+from convfc.frameworks.torch.references import check_references, exchange
 from convfc.frameworks.torch.running import random_numbers
 from convfc.methods.uncertainty.layers import (
     ConcreteDropoutLinear,
@@ -116,7 +116,7 @@ def to_bayesian(model: nn.Module, method: Method, *, where: Where = None, **opti
     originals = dict(model.named_modules())
     named = {id(part): name for name, part in fc_model.named_modules()}
     same = {id(originals[named[key]]) for key in new if named[key] in originals}
-    check_held(model, same, copied=True)
+    check_references(model, same, copied=True)
     return exchange(fc_model, new)
 
 
@@ -308,8 +308,8 @@ def _options(method: str) -> list[str]:
 def _plain(model: nn.Module, read: Callable[[Any], tuple[Tensor, Tensor | None]]) -> nn.Module:
     """Return a copy of a network with plain layers in place of its random ones."""
     layers = random_layers(model)
-    twins: dict[int, nn.Module] = {}
-    copied = copy_of(model, {id(layer) for layer in layers.values()}, twins)
+    copies: dict[int, nn.Module] = {}
+    copied = copy_of(model, {id(layer) for layer in layers.values()}, copies)
     new: dict[int, nn.Module] = {}
     with torch.no_grad():
         for layer in layers.values():
@@ -318,7 +318,7 @@ def _plain(model: nn.Module, read: Callable[[Any], tuple[Tensor, Tensor | None]]
             linear = plain_linear(
                 as_parameter(weight, trains), None if bias is None else as_parameter(bias, trains)
             )
-            new[id(twins[id(layer)])] = linear.train(layer.training)
+            new[id(copies[id(layer)])] = linear.train(layer.training)
     return exchange(copied, new)
 
 

@@ -28,8 +28,6 @@ from convfc.frameworks.torch.whole import joined, split
 from convfc.geometry import ConvGeometry
 from convfc.stretch import Block, row_blocks
 
-__all__ = ["conv_by_blocks", "conv_by_module", "patch_blocks"]
-
 
 def conv_by_blocks(
     x: Tensor,

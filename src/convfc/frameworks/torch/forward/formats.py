@@ -7,14 +7,6 @@ from torch import Tensor
 
 from convfc.geometry import ConvGeometry
 
-__all__ = [
-    "channels_last",
-    "in_format",
-    "is_channels_last",
-    "likely_output_format",
-    "native_output_format",
-]
-
 _CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 

@@ -23,8 +23,6 @@ from convfc.frameworks.torch.forward.windows import Scratch, gather, plan, scatt
 from convfc.geometry import ConvGeometry
 from convfc.stretch import row_blocks
 
-__all__ = ["BLOCK_BYTES", "Layer", "adjoint", "product"]
-
 BLOCK_BYTES = 2**22
 """Bytes of M in one block: written and read once, it should stay in the last cache; the fewer
 blocks, the less the start of every product costs."""

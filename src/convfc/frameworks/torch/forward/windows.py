@@ -22,20 +22,6 @@ from convfc.geometry import ConvGeometry
 from convfc.indexmap import index_map
 from convfc.stretch import Block
 
-__all__ = [
-    "Axis",
-    "Scratch",
-    "gather",
-    "open_rules",
-    "open_windows",
-    "padded",
-    "patch_matrix",
-    "patches_by_plan",
-    "plan",
-    "reach",
-    "scatter",
-]
-
 
 class Axis(NamedTuple):
     """One axis of the index map in plain numbers, which a tracer takes as constants.

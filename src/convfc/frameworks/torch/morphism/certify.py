@@ -26,10 +26,10 @@ from convfc.certificate import Certificate, LayerCertificate
 from convfc.frameworks.torch.certify.engine import LARGEST, Call, Numbers, Run, Side, Sides, Sums
 from convfc.frameworks.torch.certify.networks import Runner, compare_networks, measure_calls
 from convfc.frameworks.torch.certify.pairs import Pairs, cast, matrices_of, word_for
-from convfc.frameworks.torch.held import exchange
 from convfc.frameworks.torch.morphism.magnitude import Sums as Sum
 from convfc.frameworks.torch.morphism.magnitude import magnitude
 from convfc.frameworks.torch.places import places as all_places
+from convfc.frameworks.torch.references import exchange
 from convfc.frameworks.torch.running import deep_copy, evaluating
 from convfc.frameworks.torch.tensors import same_bits, wide
 from convfc.frameworks.torch.vocabulary import BY_MODE
@@ -105,12 +105,12 @@ def certify(
     *,
     seed: int = 0,
     others: Mapping[str, str] = MappingProxyType({}),
-    held: Collection[str] = (),
+    tensors: Collection[str] = (),
 ) -> Certificate:
     """Compare a model with what a morph has made of it: every change at every call, and the wholes.
 
     Copies are run, in evaluation mode. ``others`` are places of parts that have changed and cannot
-    be compared by themselves, with the reasons; ``held`` names parameters and buffers that have
+    be compared by themselves, with the reasons; ``tensors`` names parameters and buffers that have
     changed and belong to no layer.
     """
     run = _Runner(before, after, example, changes)
@@ -121,7 +121,7 @@ def certify(
         output, measured = measure_calls(before, changes, run, seed)
         changed = {id(before.get_submodule(name)) for name in others}
         changed |= {id(change.before) for change in changes}
-        around = {name.rpartition(".")[0] for name in held}
+        around = {name.rpartition(".")[0] for name in tensors}
         places = {name for name, part in all_places(before).items() if id(part) in changed}
         found = Pairs(places=places | around)
         network = compare_networks(before, after, output, found, run)
@@ -132,9 +132,9 @@ def certify(
         for certificate in calls
         or [LayerCertificate(change.name, change.forms, errors=(not_called,))]
     ]
-    errors = [*network.errors, *_beside(before, after, held, places)]
+    errors = [*network.errors, *_beside(before, after, tensors, places)]
     notes = [*network.notes, *(f"{name}: not compared, as {why}" for name, why in others.items())]
-    notes += [f"{name}: compared as a part of the network only" for name in held]
+    notes += [f"{name}: compared as a part of the network only" for name in tensors]
     if any(isinstance(part, BY_MODE) and part.training for part in before.modules()):
         notes.append(_MODE)
     network = replace(network, errors=tuple(errors), notes=tuple(notes))
@@ -166,17 +166,17 @@ class _Runner(Runner):
 
 
 def _beside(
-    before: nn.Module, after: nn.Module, held: Collection[str], places: Collection[str]
+    before: nn.Module, after: nn.Module, tensors: Collection[str], places: Collection[str]
 ) -> Iterator[str]:
     """Compare what stands beside a changed parameter, in the same module and below, bit by bit."""
-    for name in {name.rpartition(".")[0] for name in held}:
+    for name in {name.rpartition(".")[0] for name in tensors}:
         ours, theirs = (
             dict(m.get_submodule(name).state_dict(prefix=name and name + "."))
             for m in (before, after)
         )
         for key, value in ours.items():
             inside = any(key.startswith(f"{place}.") for place in places)
-            if key not in held and not inside and not same_bits(value, theirs[key]):
+            if key not in tensors and not inside and not same_bits(value, theirs[key]):
                 yield f"{key}; expected the same bits, got others"
 
 

@@ -19,6 +19,7 @@ import operator
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -64,6 +65,7 @@ _NUMBERS = frozenset(
         *(operator.mod, operator.neg, operator.getitem, int, max, min),
     ]
 )
+_TORCH = str(Path(torch.__file__).parent)
 _CONSTANT = "_tensor_constant"  # what torch.fx calls a tensor that a forward makes
 
 
@@ -84,16 +86,7 @@ Axes: TypeAlias = tuple[Axis | None, ...]
 
 
 class Spaces:
-    """All spaces of a network: a forest in which those that grow together have one root.
-
-    Examples
-    --------
-    >>> spaces = Spaces()
-    >>> one, other = spaces.new(4), spaces.new(4)
-    >>> spaces.unify(one, other, Refusal("they are added", ""))
-    >>> spaces.root(one[0].space) == spaces.root(other[0].space)
-    True
-    """
+    """All spaces of a network: a forest in which those that grow together have one root."""
 
     def __init__(self) -> None:
         self._parents: list[int] = []
@@ -277,11 +270,8 @@ class DependencyGraph:
 def dependencies(model: nn.Module, example: Any) -> DependencyGraph:
     """Trace a model, and follow the units through its graph.
 
-    Raises
-    ------
-    UnsupportedModel
-        If `torch.fx` cannot trace the forward, with the line that stands in the way; or if the
-        forward calls something else in training, where its layers would be read as well.
+    A forward is refused that `torch.fx` cannot trace, with the line that stands in the way, or that
+    calls something else in training, where its layers would be read as well.
 
     Examples
     --------
@@ -324,7 +314,7 @@ def _line(model: nn.Module) -> str:
         own = [
             frame
             for frame in traceback.extract_tb(error.__traceback__)
-            if "/torch/" not in frame.filename.replace("\\", "/") and frame.filename != __file__
+            if not frame.filename.startswith((_TORCH, __file__))
         ]
         if own:
             return f"{own[-1].filename}, line {own[-1].lineno}, {own[-1].line}"

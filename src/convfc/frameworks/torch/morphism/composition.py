@@ -51,13 +51,7 @@ class _Candidate(NamedTuple):
 
 
 def composed(second: Tensor, first: Tensor) -> Tensor:
-    """Return the filters ``(f, *K, c)`` of one layer, ``(f, *K2, C)``, behind another.
-
-    Examples
-    --------
-    >>> composed(torch.tensor([[[1.0], [2.0]]]), torch.tensor([[[1.0], [1.0]]])).flatten()
-    tensor([1., 3., 2.])
-    """
+    """Return the filters ``(f, *K, c)`` of one layer, ``(f, *K2, C)``, behind another."""
     system = _system(first, tuple(second.shape[1:-1]))
     product: Tensor = (second.flatten(1) @ system.flatten(1)).unflatten(1, system.shape[1:])
     return product

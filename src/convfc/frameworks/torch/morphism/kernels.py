@@ -282,13 +282,6 @@ def split(
 
     Of the layer the dtype and the dialect of padding count. With ``residual`` the closest two are
     taken if there are no exact ones.
-
-    Examples
-    --------
-    >>> conv = nn.Conv1d(1, 2, 3, padding=1)
-    >>> first, second, _ = split(conv, kernel_of(conv), ((3,), (3,)), 4, 0, "conv")
-    >>> first.pads, second.pads, second.filters.shape
-    (((2, 2),), ((0, 0),), torch.Size([2, 3, 4]))
     """
     weight: Tensor = layer.weight  # type: ignore[assignment]
     whole = tuple(a + b - 1 for a, b in zip(*sizes, strict=True))

@@ -36,7 +36,6 @@ from convfc.frameworks.torch.factors import linear_obstacle
 from convfc.frameworks.torch.forms import form_of
 from convfc.frameworks.torch.forward.formats import channels_last, in_format, is_channels_last
 from convfc.frameworks.torch.graph import as_traced, trace
-from convfc.frameworks.torch.held import exchange
 from convfc.frameworks.torch.morphism.certify import Change, certify
 from convfc.frameworks.torch.parts import HOOKS, is_hooked, plain_linear
 from convfc.frameworks.torch.places import copy_of, holders, places, tied
@@ -49,6 +48,7 @@ from convfc.frameworks.torch.read import (
     own_forward,
     weight_to_matrix,
 )
+from convfc.frameworks.torch.references import exchange
 from convfc.frameworks.torch.running import check_can_run, deep_copy, run_on, unchanged
 from convfc.frameworks.torch.tensors import dtype_name
 from convfc.sizes import Sizes, per_axis
@@ -110,7 +110,7 @@ def finish(
     noise: float = 0.0,
     seed: int = 0,
     others: Mapping[str, str] = MappingProxyType({}),
-    held: Collection[str] = (),
+    tensors: Collection[str] = (),
 ) -> Morph:
     """Return a morph with its certificate.
 
@@ -132,7 +132,7 @@ def finish(
         Of the integers that the layers are compared on.
     others : mapping
         Places of parts that have changed and cannot be compared by themselves, with the reasons.
-    held : collection of str
+    tensors : collection of str
         Names of parameters and buffers that have changed and belong to no layer.
 
     Returns
@@ -149,8 +149,10 @@ def finish(
     >>> morph.certificate.holds, morph.changed
     (True, ('0',))
     """
-    certificate = certify(before, after, example, changes, seed=seed, others=others, held=held)
-    changed = tuple(dict.fromkeys([*(change.name for change in changes), *others, *held]))
+    certificate = certify(
+        before, after, example, changes, seed=seed, others=others, tensors=tensors
+    )
+    changed = tuple(dict.fromkeys([*(change.name for change in changes), *others, *tensors]))
     return Morph(after, certificate, what, noise, changed)
 
 
@@ -175,14 +177,7 @@ class Target:
 
 
 def find_layer(model: nn.Module, name: str, example: Any) -> Target:
-    """Find a CONV or FC layer that can be morphed, and see it at work; refuse it if there is none.
-
-    Examples
-    --------
-    >>> model = nn.Sequential(nn.Conv1d(1, 2, 3), nn.ReLU())
-    >>> find_layer(model, "0", torch.ones(1, 1, 5)).inputs[0].shape
-    torch.Size([1, 1, 5])
-    """
+    """Find a CONV or FC layer to be morphed, and see it at work; refuse it if there is none."""
     part = look_up(model, name)
     blocked = _layer_obstacle(model, name, part)
     if blocked is not None:
@@ -402,13 +397,7 @@ class Kernel:
 
 
 def kernel_of(layer: nn.Module) -> Kernel:
-    """Read a layer of `torch.nn`.
-
-    Examples
-    --------
-    >>> kernel_of(nn.Conv2d(4, 6, 3, groups=2, padding=1)).filters.shape
-    torch.Size([6, 3, 3, 2])
-    """
+    """Read a layer of `torch.nn`."""
     weight: Tensor = layer.weight.detach()  # type: ignore[operator]
     bias: Any = layer.bias
     bias = None if bias is None else bias.detach().double().cpu()
@@ -528,13 +517,7 @@ def check_room(kernel: Kernel, target: Target) -> None:
 
 
 def read_size(value: Any, kernel: Kernel, name: str) -> Sizes:
-    """Read a kernel size that a user gives: one number or one per axis; of an FC layer, 1.
-
-    Examples
-    --------
-    >>> read_size(3, kernel_of(nn.Conv2d(1, 1, 5)), "kernel_size")
-    (3, 3)
-    """
+    """Read a kernel size that a user gives: one number or one per axis; of an FC layer, 1."""
     if kernel.size:
         return per_axis(name, value, len(kernel.size), least=1)
     if value not in (1, ()):

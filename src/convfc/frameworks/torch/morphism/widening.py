@@ -168,7 +168,15 @@ def widen(
     along = f", and with it {', '.join(sorted(set(made) - {layer.name}))}" if len(made) > 1 else ""
     what = f"{name}: widened from {size * repeat} to {wanted} ({_DONE[how, split]}){along}"
     return finish(
-        model, after, example, changes, what=what, noise=noise, seed=seed, others=others, held=grown
+        model,
+        after,
+        example,
+        changes,
+        what=what,
+        noise=noise,
+        seed=seed,
+        others=others,
+        tensors=grown,
     )
 
 
@@ -292,13 +300,6 @@ def draw_copies(
     To the same sum, copies get random shares, no two of a unit alike, so that they differ in what
     they learn: multiples of a power of two, which add up without rounding. With ``how="zero"`` the
     outgoing weights of new units are nothing, those of old ones as before.
-
-    Examples
-    --------
-    >>> copies = draw_copies(2, 4, generator=torch.Generator().manual_seed(0))
-    >>> copies.index, copies.fresh, copies.denominators
-    (tensor([0, 1, 0, 1]), tensor([False, False,  True,  True]),
-     tensor([2., 2., 2., 2.], dtype=torch.float64))
     """
     old, more = size // blocks, (width - size) // blocks
     first = torch.arange(old).expand(blocks, -1)
@@ -398,16 +399,7 @@ class Columns:
 def grow_weights(
     layer: nn.Module, rows: Rows | None = None, columns: Columns | None = None, groups: int = 1
 ) -> nn.Module:
-    """Grow a CONV or FC layer, which then has so many groups, and return it.
-
-    Examples
-    --------
-    >>> columns = Columns(torch.tensor([[0, 0]]), torch.ones(1, 2), torch.full((1, 2), 2.0))
-    >>> layer = nn.Linear(1, 1, bias=False)
-    >>> _ = init.constant_(layer.weight, 3.0)
-    >>> grow_weights(layer, columns=columns).weight.tolist()
-    [[1.5, 1.5]]
-    """
+    """Grow a CONV or FC layer, which then has so many groups, and return it."""
     some: Any = layer
     matrix = _fc_matrix(some, some.weight)
     if columns is not None:

@@ -11,8 +11,8 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from convfc.errors import MemoryBudgetError, ShapeError, UnsupportedModel
-from convfc.frameworks.torch.held import check_held
 from convfc.frameworks.torch.parts import has_pre_hooks
+from convfc.frameworks.torch.references import check_references
 from convfc.frameworks.torch.running import deep_copy
 from convfc.frameworks.torch.simplify import emit
 from convfc.frameworks.torch.simplify.merge import Merged, Part, as_sequence, merge
@@ -226,7 +226,7 @@ def record_of(module: nn.Module) -> Simplified | None:
 
 def remember(model: nn.Module, x: Tensor, read: Program, options: Options) -> Simplified:
     """Return the record of a network that was read."""
-    check_held(model, {id(part) for part in model.modules()}, copied=True)
+    check_references(model, {id(part) for part in model.modules()}, copied=True)
     original = deep_copy(model)
     dtype = like(model, x).dtype
     return Simplified(original, read.input_shape, dtype, options, read.signature)

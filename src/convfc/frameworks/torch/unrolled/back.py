@@ -13,7 +13,7 @@ from convfc.frameworks.torch.factors import Product, chain_of
 from convfc.frameworks.torch.forms import ATTRIBUTE, Unrolled, linear_of, unrolled_of
 from convfc.frameworks.torch.forward.formats import channels_last, in_format
 from convfc.frameworks.torch.matrix import matrix_values
-from convfc.frameworks.torch.parts import as_parameter, carry_over, is_hooked
+from convfc.frameworks.torch.parts import as_parameter, is_hooked, move_attributes
 from convfc.frameworks.torch.places import Shared
 from convfc.frameworks.torch.unrolled.entries import (
     first_wrong,
@@ -149,7 +149,7 @@ def _filters(matrix: Tensor, record: Unrolled, *, project: bool = False) -> tupl
     return with_unread(torch.from_numpy(filters).to(likely), pattern, known), distance
 
 
-class Roller:
+class FromUnrolled:
     """Makes CONV layers of unrolled ones; what two of them share, they go on sharing.
 
     Parameters
@@ -182,7 +182,7 @@ class Roller:
         conv.register_parameter("bias", bias)
         parts = layer._modules
         layer._modules = {}
-        carry_over(layer, conv)
+        move_attributes(layer, conv)
         layer._modules = parts
         del vars(conv)[ATTRIBUTE]
         vars(conv).update(record.attributes)

@@ -13,20 +13,6 @@ from convfc.frameworks.torch.tensors import is_sparse
 from convfc.operators.nearest import Sets, Stray, read_entries
 from convfc.operators.pattern import MatrixPattern
 
-__all__ = [
-    "Held",
-    "Wrong",
-    "differing",
-    "first_wrong",
-    "fold",
-    "held_by",
-    "likely_filters",
-    "numpy_has",
-    "places_in",
-    "values_in",
-    "with_unread",
-]
-
 
 class Held(NamedTuple):
     """What a matrix holds.

@@ -13,7 +13,7 @@ from convfc.frameworks.torch.forms import ATTRIBUTE, Unrolled
 from convfc.frameworks.torch.forward.formats import is_channels_last
 from convfc.frameworks.torch.layers import PatchConv
 from convfc.frameworks.torch.matrix import matrix_tensor, matrix_values
-from convfc.frameworks.torch.parts import carry_over, flatten_of, plain_linear
+from convfc.frameworks.torch.parts import flatten_of, move_attributes, plain_linear
 from convfc.frameworks.torch.places import Shared
 from convfc.frameworks.torch.read import own_class
 from convfc.frameworks.torch.running import unchanged
@@ -209,7 +209,7 @@ def check_memory(
     )
 
 
-class Unroller:
+class ToUnrolled:
     """Makes unrolled layers; what two layers share, they go on sharing.
 
     Parameters
@@ -221,7 +221,7 @@ class Unroller:
     --------
     >>> conv = nn.Conv2d(1, 2, 3, padding=1)
     >>> plans, *_ = plan_layers(conv, {"": conv}, torch.zeros(1, 1, 4, 4))
-    >>> Unroller(sparse=False)(conv, plans[id(conv)])
+    >>> ToUnrolled(sparse=False)(conv, plans[id(conv)])
     Sequential(
       (0): Flatten(start_dim=-3, end_dim=-1)
       (1): Linear(in_features=16, out_features=32, bias=True)
@@ -268,7 +268,7 @@ class Unroller:
             nn.Unflatten(-1, (geometry.out_channels, *geometry.output_size(size))),
         )
         whole.train(layer.training)
-        carry_over(layer, whole)
+        move_attributes(layer, whole)
         vars(whole)[ATTRIBUTE] = record
         return whole
 

@@ -24,8 +24,6 @@ from torch.nn.modules.module import _WrappedHook
 from convfc.errors import Refusal, UnsupportedLayer
 from convfc.frameworks.torch.functional import is_foreign
 
-__all__ = ["check_held", "exchange", "held_fast"]
-
 _CHANGES: tuple[type, ...] = (
     *(list, dict, set, deque, functools.partial, UserDict, UserList, SimpleNamespace),
     *(nn.Module, _WrappedHook),
@@ -70,7 +68,9 @@ class _Hit(NamedTuple):
     part: nn.Module
 
 
-def held_fast(model: nn.Module, parts: Collection[int], *, copied: bool) -> dict[str, Refusal]:
+def blocked_references(
+    model: nn.Module, parts: Collection[int], *, copied: bool
+) -> dict[str, Refusal]:
     """Return the parts that cannot be exchanged because of what else holds them, and the way out.
 
     Parameters
@@ -92,10 +92,10 @@ def held_fast(model: nn.Module, parts: Collection[int], *, copied: bool) -> dict
     >>> model = nn.Sequential(nn.ReLU())
     >>> relu = model[0]
     >>> model.first = [relu]
-    >>> held_fast(model, {id(relu)}, copied=True)
+    >>> blocked_references(model, {id(relu)}, copied=True)
     {}
     >>> model.first = lambda x: relu(x)
-    >>> print(held_fast(model, {id(relu)}, copied=True)["0"].reason)
+    >>> print(blocked_references(model, {id(relu)}, copied=True)["0"].reason)
     first holds it as well, inside the function <lambda>, which would go on calling the old one
     """
     found: dict[str, Refusal] = {}
@@ -114,15 +114,15 @@ def held_fast(model: nn.Module, parts: Collection[int], *, copied: bool) -> dict
     return found
 
 
-def check_held(model: nn.Module, parts: Collection[int], *, copied: bool) -> None:
-    """Raise for the first part that something holds fast; see `held_fast`.
+def check_references(model: nn.Module, parts: Collection[int], *, copied: bool) -> None:
+    """Raise for the first part that something holds fast; see `blocked_references`.
 
     Raises
     ------
     UnsupportedLayer
         The message names the part and what holds it.
     """
-    for name, blocked in held_fast(model, parts, copied=copied).items():
+    for name, blocked in blocked_references(model, parts, copied=copied).items():
         raise blocked._replace(where=name or "the model itself").error(
             UnsupportedLayer, "it cannot be exchanged"
         )

@@ -288,13 +288,18 @@ def test_tied_parameters_are_refused():
         widen(model, "0", width=6, example=torch.ones(1, 3))
 
 
-def test_a_layer_of_a_class_of_its_own_is_refused():
+def test_a_layer_with_a_forward_of_its_own_is_refused():
     class Stem(nn.Linear):
-        pass
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).cumsum(-1)
 
-    model = nn.Sequential(Stem(3, 4), nn.ReLU(), nn.Linear(4, 2))
-    with pytest.raises(UnsupportedLayer, match=r"^0: "):
+    model = nn.Sequential(Stem(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), Stem(4, 2))
+    with pytest.raises(UnsupportedLayer, match=r"^0: Stem: it is a Stem with a forward of its own"):
         widen(model, "0", width=6, example=torch.ones(1, 3))
+    with pytest.raises(
+        UnsupportedLayer, match=r"^2: its units .* linear\(\) at 4: it is not known"
+    ):
+        widen(model, "2", width=6, example=torch.ones(1, 3))
 
 
 def test_a_forward_that_cannot_be_traced_is_refused_with_its_line():

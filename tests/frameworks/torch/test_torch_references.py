@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import convfc
 from convfc.errors import UnsupportedLayer, UnsupportedLayerWarning
 from convfc.frameworks.torch import PatchConv
-from convfc.frameworks.torch.held import exchange, held_fast
+from convfc.frameworks.torch.references import blocked_references, exchange
 from convfc.methods.morphism import factor, morph_activation, morph_depth, morph_kernel, widen
 from convfc.methods.uncertainty import mean_network, sample, to_bayesian
 
@@ -530,7 +530,7 @@ def test_what_is_held_in_many_ways_is_looked_into_once() -> None:
         held = (held, held)
     model = nn.Sequential(relu)
     model.held = held
-    assert held_fast(model, {id(relu)}, copied=True) == {}
+    assert blocked_references(model, {id(relu)}, copied=True) == {}
 
 
 def test_an_attribute_of_a_layer_moves_with_it() -> None:
