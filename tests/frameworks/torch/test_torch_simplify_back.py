@@ -197,6 +197,19 @@ def test_stages_know_the_network_that_they_belong_to():
     assert names == ["7", "8"]  # in front of a ReLU6 there is more than the value
     with pytest.raises(UnsupportedModel, match="was made of another one"):
         next(stages(trained(lenet()), simple, torch.randn(1, 1, 12, 12)))
+    images = torch.randn(3, 1, 12, 12)
+    other = simplify(trained(lenet()), (images,))
+    with pytest.raises(UnsupportedModel, match=r"another one; .* on the same shape of input"):
+        next(stages(trained(lenet(nn.MaxPool2d)), other, images))
+
+    class Counting(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = super().forward(x)
+            return y if len(x) == 2 else 2 * y / 2
+
+    counting = Counting(*trained(lenet()))
+    with pytest.raises(UnsupportedModel, match="another one; expected the same calls"):
+        next(stages(counting.eval(), simplify(counting, (images,)), images))
     with pytest.raises(UnsupportedModel, match="has no record"):
         next(stages(model, model, x))
     del simple[5:]
