@@ -247,6 +247,11 @@ REFUSED: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
         lambda m, x: F.batch_norm(x, None, None, training=True),
         "each example of a batch by itself",
     ),
+    "random": (lambda m, x: x + torch.rand(1, dtype=x.dtype), r"rand\(\) draws random numbers"),
+    "own_state": (
+        lambda m, x: x + m.conv.bias.detach().mul_(1).sum(),
+        r"mul_\(\) changes a tensor of the model's own",
+    ),
     "item": (lambda m, x: x * torch.equal(x, m.conv(x)), "asks what is in a tensor"),
     "dtype": (lambda m, x: x.float().double(), "changes the dtype inside"),
     "view_changed": (
@@ -280,6 +285,11 @@ def test_refusals_name_the_place_and_the_way_out():
     hooked[3].register_forward_hook(lambda *_: None)
     with pytest.raises(UnsupportedLayer, match="3: hooks run around its calls"):
         simplify(hooked, (x,))
+    counting = Call(lambda m, x: x * m.count.add_(1))
+    counting.register_buffer("count", torch.zeros(1, dtype=x.dtype))
+    with pytest.raises(UnsupportedLayer, match="changes a tensor of the model's own"):
+        simplify(counting.eval(), (x.expand(1, 3, 12, 12),))
+    assert counting.count == 0
     with pytest.raises(UnsupportedLayer, match="the forward asks what is in a tensor"):
         simplify(Call(lambda m, x: x if x.sum() > 0 else -x), (x.expand(1, 3, 12, 12),))
     with pytest.raises(UnsupportedModel, match="the model itself: its forward cannot be followed"):

@@ -19,11 +19,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from convfc.errors import ConvfcError, ShapeError, UnsupportedLayer, UnsupportedModel
 from convfc.frameworks.torch.forms import form_of
-from convfc.frameworks.torch.running import call_model, evaluating
+from convfc.frameworks.torch.running import call_model, unchanged
 from convfc.frameworks.torch.tensors import first_words
 
 LAYER = "a CONV layer"
@@ -154,7 +155,7 @@ def trace(model: nn.Module, x: Tensor, *, numbers: bool = False) -> Trace:
         If it asks what is in a tensor, or does something else that cannot be followed.
     """
     recorder = _Recorder(numbers)
-    with evaluating(model):
+    with unchanged(model), torch.inference_mode(mode=False):
         try:
             with recorder.watching(model):
                 output = model(recorder.tensor(x.detach().clone()))
@@ -234,6 +235,39 @@ class _Noting(Tensor):
         return f"a tensor {tuple(self.shape)} that is traced"
 
 
+class _Beside(TorchDispatchMode):
+    """Sees what a forward does with other tensors, of which the trace holds the results alone."""
+
+    def __init__(self, recorder: _Recorder, model: nn.Module) -> None:
+        super().__init__()
+        self.recorder = recorder
+        self.own = {_memory(t) for part in model.modules() for t in _tensors_of(part)}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Refuse random numbers, and what would make the next run another one."""
+        given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        if not self.recorder.calling and not any(isinstance(t, _Noting) for t in given):
+            name, place = func.overloadpacket.__name__, self.recorder.stack[-1][0]
+            if torch.Tag.nondeterministic_seeded in func.tags:
+                raise self.recorder.refuse(f"{name}() draws random numbers", place)
+            written = (t for t, a in zip(args, func._schema.arguments, strict=False) if a.is_write)
+            if any(isinstance(t, Tensor) and _memory(t) in self.own for t in written):
+                raise self.recorder.refuse(f"{name}() changes a tensor of the model's own", place)
+        return func(*args, **(kwargs or {}))
+
+
+def _tensors_of(module: nn.Module) -> Iterator[Tensor]:
+    """Yield the tensors that a module holds itself, registered or not."""
+    for values in (module._parameters.values(), module._buffers.values(), vars(module).values()):
+        yield from (t for t in values if isinstance(t, Tensor) and t.layout is torch.strided)
+
+
+def _memory(t: Tensor) -> int:
+    return t.untyped_storage()._cdata if t.layout is torch.strided else 0
+
+
 def _recorder_of(arguments: Any) -> _Recorder:
     return next(leaf.recorder for leaf in tree_leaves(arguments) if isinstance(leaf, _Noting))
 
@@ -246,6 +280,7 @@ class _Recorder:
         self.stack: list[tuple[str, nn.Module]] = []
         self.failed = ""
         self.refused: ConvfcError | None = None
+        self.calling = False
         self.alive: list[weakref.ref[_Noting]] = []
 
     def tensor(self, real: Tensor) -> _Noting:
@@ -285,7 +320,11 @@ class _Recorder:
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         versions = tuple(_version(t) for t in given if not isinstance(t, _Noting))
         real_args, real_kwargs = tree_map(_real, (args, kwargs))
-        real = function(*real_args, **real_kwargs)
+        self.calling = True
+        try:
+            real = function(*real_args, **real_kwargs)
+        finally:
+            self.calling = False
         if name in CONSTANTS:
             return real
         written: list[Any] = [
@@ -344,6 +383,7 @@ class _Recorder:
                 if form_of(module) in ("native", "patch", "weight"):
                     inside |= set(module.modules())
                     stack.enter_context(self._as_one_call(module))
+            stack.enter_context(_Beside(self, model))
             yield
 
     def _hooks(self, name: str, module: nn.Module) -> list[Any]:
