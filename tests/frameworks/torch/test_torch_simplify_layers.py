@@ -281,6 +281,8 @@ def test_refusals_name_the_place_and_the_way_out():
     untracked = nn.Sequential(nn.BatchNorm2d(1, track_running_stats=False)).eval()
     with pytest.raises(UnsupportedLayer, match="0: a BatchNorm without running statistics"):
         simplify(untracked, (x,))
+    with pytest.raises(UnsupportedLayer, match="0: it is lazy"):
+        simplify(nn.Sequential(nn.LazyConv2d(2, 3)).eval(), (x,))
     hooked = lenet().eval()
     hooked[3].register_forward_hook(lambda *_: None)
     with pytest.raises(UnsupportedLayer, match="3: hooks run around its calls"):

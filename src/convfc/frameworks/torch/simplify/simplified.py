@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from convfc.errors import MemoryBudgetError, ShapeError, UnsupportedModel
 from convfc.frameworks.torch.parts import has_pre_hooks
 from convfc.frameworks.torch.references import check_references
-from convfc.frameworks.torch.running import deep_copy
+from convfc.frameworks.torch.running import check_can_run, deep_copy
 from convfc.frameworks.torch.simplify import emit
 from convfc.frameworks.torch.simplify.merge import Merged, Part, as_sequence, merge
 from convfc.frameworks.torch.simplify.operations import (
@@ -322,7 +322,8 @@ def _check_result(call: Call, like: Tensor, result: Tracked) -> None:
 
 
 def _check(model: nn.Module) -> None:
-    """Refuse what evaluation mode would silently change, and hooks."""
+    """Refuse lazy parts, what evaluation mode would silently change, and hooks."""
+    check_can_run(model, "example")
     for name, module in model.named_modules():
         if module._forward_hooks or has_pre_hooks(module):
             raise refuse(
