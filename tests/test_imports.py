@@ -36,13 +36,16 @@ MODULES = sorted(path.relative_to(HOUSE) for path in HOUSE.rglob("*.py"))
 FOLDERS = sorted({path.parent for path in MODULES}, key=str)
 
 
-def rows() -> list[str]:
-    """The plan of the house, which stands in CONTRIBUTING alone: its rows, from the ground up."""
-    section = CONTRIBUTING.read_text("utf-8").split("## The house")[1].split("\n### ")[0]
-    return re.findall(r"^\| `([\w/.]+)` \|", section, flags=re.MULTILINE)
+def rows(title: str) -> list[list[str]]:
+    """A plan, which stands in CONTRIBUTING alone: the names in each row, from the ground up."""
+    section = CONTRIBUTING.read_text("utf-8").split(title)[1].split("\n### ")[0]
+    found = re.findall(r"^\| (`[\w/.]+`(?:, `[\w/.]+`)*) \|", section, flags=re.MULTILINE)
+    return [row.strip("`").split("`, `") for row in found]
 
 
-ROWS = rows()
+ROWS = [name for row in rows("## The house") for name in row]
+TORCH = Path("frameworks/torch")
+TORCH_ROWS = {name: n for n, row in enumerate(rows("### The PyTorch room")) for name in row}
 CORE = {*ROWS[: ROWS.index("frameworks/")], "convert.py", "__init__.py"}
 
 
@@ -106,6 +109,21 @@ def test_imports_go_up_the_table_of_the_house(path: Path):
             assert own > ROWS.index("frameworks/"), f"{path} imports convfc itself"
         elif other != here:
             assert ROWS.index(other) < own, f"{path} imports {other}, which is below it"
+
+
+def test_the_pytorch_room_in_contributing_is_the_one_that_stands():
+    inside = {unit_of(path, TORCH) for path in MODULES if path.is_relative_to(TORCH)}
+    assert TORCH_ROWS.keys() == inside - {"__init__.py"}
+
+
+@pytest.mark.parametrize(
+    "path", [m for m in MODULES if m.is_relative_to(TORCH) and m != TORCH / "__init__.py"], ids=str
+)
+def test_imports_go_up_the_table_of_the_pytorch_room(path: Path):
+    own = TORCH_ROWS[unit_of(path, TORCH)]
+    for other in modules_imported(path):
+        if other.is_relative_to(TORCH) and unit_of(other, TORCH) != "__init__.py":
+            assert TORCH_ROWS[unit_of(other, TORCH)] <= own, f"{path} imports {other}"
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=str)

@@ -1,25 +1,6 @@
 """PyTorch's room: reads, builds and replaces its layers. Only this room imports torch.
 
-============== ==================================================================================
-`read`         what is one of PyTorch's CONV layers, and what it computes
-`tensors`      comparing tensors, and saying what they are
-`parts`        FC children, and what moves over from one layer to another
-`whole`        the weights of groups as one tensor, and what is written into it
-`layers`       the patch form, ``PatchConv``; how it computes is in `forward`
-`weights`      the weight form
-`unrolled`     the unrolled form
-`simplify`     whole networks as FC layers and activations only
-`functional`   convolutions that no layer computes
-`references`   who holds a part of a model beside its registry, and exchanging it for all
-`rewrite`      ``to_fc``
-`restore`      ``to_conv``; what a tool has left in an FC child's place is in `factors`
-`heads`        plain FC layers to CONV layers
-`certify`      ``verify``
-`inspection`   ``inspect``; how it sees what a model convolves is in `watch`
-`matrix`       a layer as one matrix; its native maps, without one, are in `maps`
-`checkpoint`   weights from a file
-`optimizers`   ``convert_optimizer_state``
-============== ==================================================================================
+CONTRIBUTING.md has the plan of its files and rooms.
 """
 
 from __future__ import annotations
