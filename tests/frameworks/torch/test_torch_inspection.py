@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import convfc
 from convfc.errors import ShapeError, UnsupportedLayer
-from convfc.frameworks.torch.layers import PatchConv
+from convfc.frameworks.torch.forms.patch import PatchConv
 from convfc.inspection import Inspection, LayerRow
 
 

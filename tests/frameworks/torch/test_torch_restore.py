@@ -13,7 +13,7 @@ from torch.nn.utils import prune
 import convfc
 from convfc.errors import ArgumentError, NothingToConvert, UnsupportedLayer, UnsupportedLayerWarning
 from convfc.frameworks.torch import PatchConv
-from convfc.frameworks.torch.forms import form_of
+from convfc.frameworks.torch.forms.form import form_of
 from convfc.frameworks.torch.read import matrix_to_weight
 
 FORMS = ("patch", "weight")

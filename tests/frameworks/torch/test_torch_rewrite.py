@@ -19,7 +19,7 @@ from convfc.errors import (
     UnsupportedModel,
 )
 from convfc.frameworks.torch import PatchConv
-from convfc.frameworks.torch.forms import form_of
+from convfc.frameworks.torch.forms.form import form_of
 
 FORMS = ("patch", "weight")
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 import convfc
-from convfc.frameworks.torch.layers import PatchConv
+from convfc.frameworks.torch.forms.patch import PatchConv
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_network")
 

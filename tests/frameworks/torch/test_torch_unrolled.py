@@ -28,7 +28,7 @@ from convfc.errors import (
     UnsupportedLayer,
     UnsupportedLayerWarning,
 )
-from convfc.frameworks.torch.layers import PatchConv
+from convfc.frameworks.torch.forms.patch import PatchConv
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),

@@ -11,12 +11,12 @@ with needing():
     from torch import nn
 
 from convfc.frameworks.torch.certify.verify import verify
+from convfc.frameworks.torch.convert.optimizers import convert_optimizer_state
+from convfc.frameworks.torch.convert.to_conv import to_conv
+from convfc.frameworks.torch.convert.to_fc import to_fc
+from convfc.frameworks.torch.forms.patch import PatchConv
 from convfc.frameworks.torch.inspection import inspect
-from convfc.frameworks.torch.layers import PatchConv
 from convfc.frameworks.torch.matrix import read_layer
-from convfc.frameworks.torch.optimizers import convert_optimizer_state
-from convfc.frameworks.torch.restore import to_conv
-from convfc.frameworks.torch.rewrite import to_fc
 
 __all__ = [
     "PatchConv",

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from convfc.errors import Refusal
-from convfc.frameworks.torch.forms import form_of
+from convfc.frameworks.torch.forms.form import form_of
 
 _CONVOLVES = re.compile(r"conv\dd|conv_transpose\dd|conv_tbc|\w*convolution\w*")
 

@@ -12,8 +12,8 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from convfc.errors import Refusal
-from convfc.frameworks.torch.forms import form_of
-from convfc.frameworks.torch.layers import PatchConv
+from convfc.frameworks.torch.forms.form import form_of
+from convfc.frameworks.torch.forms.patch import PatchConv
 from convfc.frameworks.torch.read import own_forward
 from convfc.frameworks.torch.running import call_model, in_mode
 from convfc.frameworks.torch.vocabulary import Call

@@ -13,9 +13,9 @@ from typing import Any
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from convfc.frameworks.torch.forms import form_of, unrolled_of
+from convfc.frameworks.torch.forms.form import form_of, unrolled_of
+from convfc.frameworks.torch.forms.patch import PatchConv
 from convfc.frameworks.torch.functional import FUNCTION_REMEDY, functional_convolutions
-from convfc.frameworks.torch.layers import PatchConv
 from convfc.frameworks.torch.read import geometry_of, obstacle, own_class
 from convfc.frameworks.torch.running import unchanged
 from convfc.frameworks.torch.watch import Call, Watch, geometry_or_none, watched_run

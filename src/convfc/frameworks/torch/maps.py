@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from convfc.arrays import as_numpy
-from convfc.frameworks.torch.forward.windows import Axis, padded, plan
+from convfc.frameworks.torch.forms.windows import Axis, padded, plan
 from convfc.frameworks.torch.read import matrix_to_weight
 from convfc.layer import ConvLayer
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from convfc.errors import Refusal, UnsupportedLayer
-from convfc.frameworks.torch.forms import form_of
-from convfc.frameworks.torch.layers import PatchConv
+from convfc.frameworks.torch.forms.form import form_of
+from convfc.frameworks.torch.forms.patch import PatchConv
 from convfc.frameworks.torch.read import CONV_CLASSES, conv_layer, obstacle, own_forward
 from convfc.layer import ConvLayer
 from convfc.operators.estimate import Layout

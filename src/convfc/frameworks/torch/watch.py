@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from convfc.errors import (
     GeometryError,
 )
-from convfc.frameworks.torch.forms import form_of, unrolled_of
+from convfc.frameworks.torch.forms.form import form_of, unrolled_of
 from convfc.frameworks.torch.functional import CONVOLUTIONS
 from convfc.frameworks.torch.read import geometry_from, geometry_of
 from convfc.frameworks.torch.running import check_can_run, run_on

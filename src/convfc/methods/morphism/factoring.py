@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from convfc.convert import to_conv, to_fc
 from convfc.errors import ArgumentError
-from convfc.frameworks.torch.forms import form_of
+from convfc.frameworks.torch.forms.children import as_parameter, plain_linear
+from convfc.frameworks.torch.forms.form import form_of
 from convfc.frameworks.torch.morphism.target import (
     Kernel,
     Morph,
@@ -22,7 +23,6 @@ from convfc.frameworks.torch.morphism.target import (
     kernel_of,
     replaced,
 )
-from convfc.frameworks.torch.parts import as_parameter, plain_linear
 from convfc.frameworks.torch.read import geometry_of
 from convfc.sizes import integer
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from convfc.convert import to_fc
 from convfc.errors import ArgumentError, NothingToConvert, UnsupportedLayer
-from convfc.frameworks.torch.factors import linear_obstacle
-from convfc.frameworks.torch.layers import PatchConv
-from convfc.frameworks.torch.parts import as_parameter, plain_linear
+from convfc.frameworks.torch.forms.children import as_parameter, plain_linear
+from convfc.frameworks.torch.forms.factors import linear_obstacle
+from convfc.frameworks.torch.forms.patch import PatchConv
 from convfc.frameworks.torch.places import Where, copy_of, selector
 from convfc.frameworks.torch.references import check_references, exchange
 from convfc.frameworks.torch.running import random_numbers

@@ -27,10 +27,11 @@ from torch.nn.utils import parametrize
 from convfc.certificate import WeightComparison
 from convfc.errors import GeometryError
 from convfc.frameworks.torch.certify.engine import LARGEST, Call, Numbers, Run, Side, Sides, Sums
-from convfc.frameworks.torch.forms import Unrolled, form_of, linear_of, unrolled_of
-from convfc.frameworks.torch.layers import PatchConv
+from convfc.frameworks.torch.forms.children import diagonal_blocks
+from convfc.frameworks.torch.forms.form import Unrolled, form_of, linear_of, unrolled_of
+from convfc.frameworks.torch.forms.patch import PatchConv
+from convfc.frameworks.torch.forms.weight import steps_of
 from convfc.frameworks.torch.matrix import matrix_tensor, matrix_values
-from convfc.frameworks.torch.parts import diagonal_blocks
 from convfc.frameworks.torch.read import geometry_of, obstacle, own_forward
 from convfc.frameworks.torch.running import deep_copy
 from convfc.frameworks.torch.tensors import (
@@ -52,7 +53,6 @@ from convfc.frameworks.torch.unrolled.entries import (
     likely_filters,
     values_in,
 )
-from convfc.frameworks.torch.weights import steps_of
 from convfc.geometry import ConvGeometry
 
 _NOT_PLAIN = "one side is more than a plain layer"

@@ -31,7 +31,7 @@ from torch.utils._pytree import tree_leaves
 
 from convfc.errors import Refusal, UnsupportedModel
 from convfc.frameworks.torch.certify.pairs import has_own_weights
-from convfc.frameworks.torch.forms import form_of
+from convfc.frameworks.torch.forms.form import form_of
 from convfc.frameworks.torch.graph import (
     as_traced,
     asks_batch,

@@ -19,7 +19,8 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from convfc.errors import ArgumentError, ShapeError, UnsupportedLayer
-from convfc.frameworks.torch.forms import form_of
+from convfc.frameworks.torch.forms.children import plain_linear
+from convfc.frameworks.torch.forms.form import form_of
 from convfc.frameworks.torch.graph import as_traced
 from convfc.frameworks.torch.morphism.magnitude import Caller, Sums, magnitude
 from convfc.frameworks.torch.morphism.target import (
@@ -35,7 +36,6 @@ from convfc.frameworks.torch.morphism.target import (
     read_size,
     replaced,
 )
-from convfc.frameworks.torch.parts import plain_linear
 from convfc.frameworks.torch.vocabulary import CONVS, NORMS, Call, is_pointwise
 from convfc.sizes import Sizes, flag, integer
 

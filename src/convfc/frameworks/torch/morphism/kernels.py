@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from convfc.errors import ArgumentError, UnsupportedLayer
-from convfc.frameworks.torch.forms import form_of
+from convfc.frameworks.torch.forms.form import form_of
 from convfc.frameworks.torch.morphism.composition import Factors, factorised
 from convfc.frameworks.torch.morphism.identity import identity_start
 from convfc.frameworks.torch.morphism.magnitude import Caller, Sums, magnitude

@@ -32,12 +32,12 @@ from convfc.errors import (
     ShapeError,
     UnsupportedLayer,
 )
-from convfc.frameworks.torch.factors import linear_obstacle
-from convfc.frameworks.torch.forms import form_of
-from convfc.frameworks.torch.forward.formats import channels_last, in_format, is_channels_last
+from convfc.frameworks.torch.forms.children import HOOKS, is_hooked, plain_linear
+from convfc.frameworks.torch.forms.factors import linear_obstacle
+from convfc.frameworks.torch.forms.form import form_of
+from convfc.frameworks.torch.forms.formats import channels_last, in_format, is_channels_last
 from convfc.frameworks.torch.graph import as_traced, trace
 from convfc.frameworks.torch.morphism.certify import Change, certify
-from convfc.frameworks.torch.parts import HOOKS, is_hooked, plain_linear
 from convfc.frameworks.torch.places import copy_of, holders, places, tied
 from convfc.frameworks.torch.read import (
     geometry_of,

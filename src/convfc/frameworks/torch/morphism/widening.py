@@ -24,7 +24,7 @@ from torch.nn import init
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from convfc.errors import ArgumentError, UnsupportedLayer
-from convfc.frameworks.torch.forms import form_of
+from convfc.frameworks.torch.forms.form import form_of
 from convfc.frameworks.torch.morphism.certify import Change
 from convfc.frameworks.torch.morphism.channels import (
     Axis,

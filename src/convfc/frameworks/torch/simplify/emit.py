@@ -14,7 +14,7 @@ import torch
 from scipy import sparse
 from torch import Tensor, fx, nn
 
-from convfc.frameworks.torch.parts import flatten_of, plain_linear
+from convfc.frameworks.torch.forms.children import flatten_of, plain_linear
 from convfc.frameworks.torch.simplify.values import (
     Affine,
     Input,

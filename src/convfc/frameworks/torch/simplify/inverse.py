@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from convfc.errors import NotAConvolution, UnsupportedLayer
-from convfc.frameworks.torch.forms import form_of
+from convfc.frameworks.torch.forms.form import form_of
 from convfc.frameworks.torch.matrix import read_layer
 from convfc.frameworks.torch.read import matrix_to_weight
 from convfc.frameworks.torch.running import deep_copy

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from convfc.errors import MemoryBudgetError, ShapeError, UnsupportedModel
-from convfc.frameworks.torch.parts import has_pre_hooks
+from convfc.frameworks.torch.forms.children import has_pre_hooks
 from convfc.frameworks.torch.references import check_references
 from convfc.frameworks.torch.running import check_can_run, deep_copy
 from convfc.frameworks.torch.simplify import emit

@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from convfc.errors import ConvfcError, ShapeError, UnsupportedLayer, UnsupportedModel
-from convfc.frameworks.torch.forms import form_of
+from convfc.frameworks.torch.forms.form import form_of
 from convfc.frameworks.torch.running import call_model, unchanged
 from convfc.frameworks.torch.tensors import first_words
 
@@ -239,7 +239,7 @@ class _Beside(TorchDispatchMode):
     """Sees what a forward does with other tensors, of which the trace holds the results alone."""
 
     def __init__(self, recorder: _Recorder, model: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.recorder = recorder
         self.own = {_memory(t) for part in model.modules() for t in _tensors_of(part)}
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from convfc.errors import NotAConvolution, Refusal, UnsupportedLayerWarning
-from convfc.frameworks.torch.factors import Product, chain_of
-from convfc.frameworks.torch.forms import ATTRIBUTE, Unrolled, linear_of, unrolled_of
-from convfc.frameworks.torch.forward.formats import channels_last, in_format
+from convfc.frameworks.torch.forms.children import as_parameter, is_hooked, move_attributes
+from convfc.frameworks.torch.forms.factors import Product, chain_of
+from convfc.frameworks.torch.forms.form import ATTRIBUTE, Unrolled, linear_of, unrolled_of
+from convfc.frameworks.torch.forms.formats import channels_last, in_format
 from convfc.frameworks.torch.matrix import matrix_values
-from convfc.frameworks.torch.parts import as_parameter, is_hooked, move_attributes
 from convfc.frameworks.torch.places import Shared
 from convfc.frameworks.torch.unrolled.entries import (
     first_wrong,

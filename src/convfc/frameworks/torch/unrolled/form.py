@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from convfc.errors import Refusal
-from convfc.frameworks.torch.forms import ATTRIBUTE, Unrolled
-from convfc.frameworks.torch.forward.formats import is_channels_last
-from convfc.frameworks.torch.layers import PatchConv
+from convfc.frameworks.torch.forms.children import flatten_of, move_attributes, plain_linear
+from convfc.frameworks.torch.forms.form import ATTRIBUTE, Unrolled
+from convfc.frameworks.torch.forms.formats import is_channels_last
+from convfc.frameworks.torch.forms.patch import PatchConv
 from convfc.frameworks.torch.matrix import matrix_tensor, matrix_values
-from convfc.frameworks.torch.parts import flatten_of, move_attributes, plain_linear
 from convfc.frameworks.torch.places import Shared
 from convfc.frameworks.torch.read import own_class
 from convfc.frameworks.torch.running import unchanged

@@ -19,7 +19,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 from convfc.errors import Refusal
-from convfc.frameworks.torch.parts import as_parameter, diagonal_blocks, is_hooked
+from convfc.frameworks.torch.forms.children import as_parameter, diagonal_blocks, is_hooked
 from convfc.frameworks.torch.vocabulary import is_pointwise
 
 

@@ -15,16 +15,16 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
-from convfc.frameworks.torch.forward.formats import channels_last, in_format
-from convfc.frameworks.torch.forward.products import BLOCK_BYTES, Layer, adjoint
-from convfc.frameworks.torch.forward.windows import (
+from convfc.frameworks.torch.forms.formats import channels_last, in_format
+from convfc.frameworks.torch.forms.products import BLOCK_BYTES, Layer, adjoint
+from convfc.frameworks.torch.forms.whole import joined, split
+from convfc.frameworks.torch.forms.windows import (
     Axis,
     padded,
     patch_matrix,
     patches_by_plan,
     plan,
 )
-from convfc.frameworks.torch.whole import joined, split
 from convfc.geometry import ConvGeometry
 from convfc.stretch import Block, row_blocks
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from convfc.frameworks.torch.forward.windows import Scratch, gather, plan, scatter
+from convfc.frameworks.torch.forms.windows import Scratch, gather, plan, scatter
 from convfc.geometry import ConvGeometry
 from convfc.stretch import row_blocks
 

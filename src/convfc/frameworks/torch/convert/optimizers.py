@@ -22,12 +22,12 @@ from convfc.frameworks.torch.certify.pairs import (
     find_pairs,
     has_own_weights,
 )
-from convfc.frameworks.torch.forms import form_of
-from convfc.frameworks.torch.layers import PatchConv
-from convfc.frameworks.torch.parts import diagonal_blocks
+from convfc.frameworks.torch.forms.children import diagonal_blocks
+from convfc.frameworks.torch.forms.form import form_of
+from convfc.frameworks.torch.forms.patch import PatchConv
+from convfc.frameworks.torch.forms.weight import steps_of
 from convfc.frameworks.torch.read import matrix_to_weight, weight_to_matrix
 from convfc.frameworks.torch.simplify import record_of
-from convfc.frameworks.torch.weights import steps_of
 
 State: TypeAlias = Mapping[str, Any]
 Convert: TypeAlias = Callable[[list[Tensor]], list[Tensor]]

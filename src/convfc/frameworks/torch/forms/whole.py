@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from convfc.frameworks.torch.parts import in_a_transform
+from convfc.frameworks.torch.forms.children import in_a_transform
 
 
 def lay_together(parts: Sequence[Tensor], *, shared: bool = False) -> None:

@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from convfc.frameworks.torch.forward.formats import channels_last, in_format, is_channels_last
-from convfc.frameworks.torch.parts import (
+from convfc.frameworks.torch.forms.children import (
     as_parameter,
     in_front,
     no_new_parameter,
     of_another_size,
 )
+from convfc.frameworks.torch.forms.formats import channels_last, in_format, is_channels_last
+from convfc.frameworks.torch.forms.whole import Written, weight_of
 from convfc.frameworks.torch.read import matrix_to_weight, own_class, weight_to_matrix
-from convfc.frameworks.torch.whole import Written, weight_of
 
 _ORIGINAL = "parametrizations.weight.original"
 

@@ -12,21 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from convfc.errors import GeometryError, ShapeError, UnsupportedLayer
-from convfc.frameworks.torch.forward.blocks import conv_by_blocks, conv_by_module
-from convfc.frameworks.torch.forward.formats import (
-    in_format,
-    is_channels_last,
-    likely_output_format,
-    native_output_format,
-)
-from convfc.frameworks.torch.forward.windows import (
-    Rule,
-    open_rules,
-    open_windows,
-    patches_by_plan,
-    plan,
-)
-from convfc.frameworks.torch.parts import (
+from convfc.frameworks.torch.forms.blocks import conv_by_blocks, conv_by_module
+from convfc.frameworks.torch.forms.children import (
     Survey,
     as_parameter,
     diagonal_blocks,
@@ -38,6 +25,20 @@ from convfc.frameworks.torch.parts import (
     plain_linear,
     survey,
 )
+from convfc.frameworks.torch.forms.formats import (
+    in_format,
+    is_channels_last,
+    likely_output_format,
+    native_output_format,
+)
+from convfc.frameworks.torch.forms.whole import joined_with_gradients, lay_together, weight_of
+from convfc.frameworks.torch.forms.windows import (
+    Rule,
+    open_rules,
+    open_windows,
+    patches_by_plan,
+    plan,
+)
 from convfc.frameworks.torch.read import (
     attributes_of,
     geometry_from,
@@ -46,7 +47,6 @@ from convfc.frameworks.torch.read import (
     own_class,
     weight_to_matrix,
 )
-from convfc.frameworks.torch.whole import joined_with_gradients, lay_together, weight_of
 
 
 class PatchConv(nn.Module):

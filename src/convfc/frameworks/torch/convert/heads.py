@@ -29,7 +29,8 @@ from typing import Any, NamedTuple, TypeAlias
 from torch import Tensor, fx, nn
 
 from convfc.errors import Refusal
-from convfc.frameworks.torch.factors import linear_obstacle
+from convfc.frameworks.torch.forms.children import is_hooked, move_attributes
+from convfc.frameworks.torch.forms.factors import linear_obstacle
 from convfc.frameworks.torch.graph import (
     asks_batch,
     dropouts_by_mode,
@@ -37,7 +38,6 @@ from convfc.frameworks.torch.graph import (
     shape_of,
     trace,
 )
-from convfc.frameworks.torch.parts import is_hooked, move_attributes
 from convfc.frameworks.torch.references import blocked_references, exchange
 from convfc.frameworks.torch.vocabulary import (
     CONVS,

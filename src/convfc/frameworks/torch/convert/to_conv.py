@@ -20,7 +20,9 @@ from convfc.errors import (
     UnsupportedLayer,
     UnsupportedLayerWarning,
 )
-from convfc.frameworks.torch.factors import (
+from convfc.frameworks.torch.convert.heads import find_heads
+from convfc.frameworks.torch.forms.children import HOOKS, as_parameter, is_hooked, move_attributes
+from convfc.frameworks.torch.forms.factors import (
     Chain,
     Product,
     by_groups,
@@ -28,11 +30,10 @@ from convfc.frameworks.torch.factors import (
     own_block,
     quantises_activations,
 )
-from convfc.frameworks.torch.forms import Form, form_of
-from convfc.frameworks.torch.forward.formats import channels_last, in_format
-from convfc.frameworks.torch.heads import find_heads
-from convfc.frameworks.torch.layers import PatchConv
-from convfc.frameworks.torch.parts import HOOKS, as_parameter, is_hooked, move_attributes
+from convfc.frameworks.torch.forms.form import Form, form_of
+from convfc.frameworks.torch.forms.formats import channels_last, in_format
+from convfc.frameworks.torch.forms.patch import PatchConv
+from convfc.frameworks.torch.forms.weight import from_weight_form, steps_of
 from convfc.frameworks.torch.places import (
     Shared,
     Where,
@@ -48,7 +49,6 @@ from convfc.frameworks.torch.running import call_arguments, check_has_numbers
 from convfc.frameworks.torch.simplify import record_of, restore
 from convfc.frameworks.torch.unrolled.back import FromUnrolled, no_convolution, unrolled_obstacle
 from convfc.frameworks.torch.vocabulary import CONVS
-from convfc.frameworks.torch.weights import from_weight_form, steps_of
 
 
 @torch.inference_mode(mode=False)  # what is made here is to be trained

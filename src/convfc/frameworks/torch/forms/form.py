@@ -14,9 +14,9 @@ from typing import Any, Literal, TypeAlias
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from convfc.frameworks.torch.layers import PatchConv
+from convfc.frameworks.torch.forms.patch import PatchConv
+from convfc.frameworks.torch.forms.weight import is_weight_form
 from convfc.frameworks.torch.read import matrix_to_weight, weight_to_matrix
-from convfc.frameworks.torch.weights import is_weight_form
 from convfc.geometry import ConvGeometry
 from convfc.operators.pattern import MatrixPattern, matrix_pattern
 

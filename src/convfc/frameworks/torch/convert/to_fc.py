@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from convfc.errors import ArgumentError, NothingToConvert, Refusal
-from convfc.frameworks.torch.forms import Form, form_of
+from convfc.frameworks.torch.forms.form import Form, form_of
+from convfc.frameworks.torch.forms.patch import PatchConv
+from convfc.frameworks.torch.forms.weight import from_weight_form, steps_of, to_weight_form
 from convfc.frameworks.torch.functional import functional_convolutions
-from convfc.frameworks.torch.layers import PatchConv
 from convfc.frameworks.torch.places import (
     Shared,
     Where,
@@ -37,7 +38,6 @@ from convfc.frameworks.torch.unrolled.form import (
     plan_layers,
     refusals,
 )
-from convfc.frameworks.torch.weights import from_weight_form, steps_of, to_weight_form
 from convfc.sizes import one_of
 
 MaxPool: TypeAlias = Literal["keep", "relu"]
