@@ -14,7 +14,7 @@ from torch.func import functional_call
 
 import convfc
 from convfc.errors import ArgumentError, UnsupportedLayer
-from convfc.frameworks.torch.forward import blocks
+from convfc.frameworks.torch.forms import blocks
 from convfc.frameworks.torch.read import matrix_to_weight
 from convfc.methods import uncertainty
 from convfc.methods.uncertainty import ConcreteDropoutLinear, DropoutLinear

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from cases import CASES, Case, case
-from convfc.frameworks.torch.forward import blocks, products
+from convfc.frameworks.torch.forms import blocks, products
 from hypothesis import given, settings
 from judges import torch_layer
 from strategies import cases, seeds

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 import convfc
-from convfc.frameworks.torch.forward import blocks
+from convfc.frameworks.torch.forms import blocks
 from convfc.methods import uncertainty
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when peft is imported
