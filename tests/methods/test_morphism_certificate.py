@@ -254,7 +254,7 @@ def test_what_stands_beside_a_changed_parameter_is_compared():
     after = copy.deepcopy(before)
     with torch.no_grad():
         after.head.bias += 1
-    options = {"what": "a test", "held": ("scale",)}
+    options = {"what": "a test", "tensors": ("scale",)}
     change = Change("stem", before.stem, after.stem, rebuild=copy.deepcopy)
     certificate = finish(before, after, example("scaled"), [change], **options).certificate
     assert "network: head.bias; expected the same bits, got others" in certificate.failures
