@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 from cases import CASES, Case, case
-from convfc.frameworks.torch.forms import blocks, products
 from hypothesis import given, settings
 from judges import torch_layer
 from strategies import cases, seeds
 
 from convfc import ConvGeometry, conv_as_matmul, im2col
 from convfc.errors import GeometryError
+from convfc.frameworks.torch.forms import blocks, products
 from convfc.frameworks.torch.forms.blocks import conv_by_blocks, conv_by_module, patch_blocks
 from convfc.frameworks.torch.forms.windows import (
     open_rules,

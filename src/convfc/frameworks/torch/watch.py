@@ -224,6 +224,7 @@ def watched_run(model: nn.Module, x: Any, where: str = "x") -> Watch:
 
     Examples
     --------
+    >>> from convfc.frameworks.torch.running import unchanged
     >>> conv = nn.Conv2d(1, 8, 4, stride=2)
     >>> with unchanged(conv):
     ...     calls = watched_run(conv, torch.zeros(1, 1, 28, 28)).calls
