@@ -186,7 +186,7 @@ def other_parts(again: nn.Module, after: nn.Module) -> Iterator[str]:
             continue
         for first, last in _row_blocks(other):
             rows, others = _rows(mine, first, last), _rows(other.detach(), first, last)
-            # A sparse matrix made dense loses the signs of complex zeros, of which it adds the parts.
+            # A sparse matrix made dense loses the signs of complex zeros: it adds their parts.
             same = torch.equal if rows.is_complex() else same_bits
             if not same(rows, others):
                 result = compare(rows, others, None)
