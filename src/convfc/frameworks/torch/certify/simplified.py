@@ -186,9 +186,7 @@ def other_parts(again: nn.Module, after: nn.Module) -> Iterator[str]:
             continue
         for first, last in _row_blocks(other):
             rows, others = _rows(mine, first, last), _rows(other.detach(), first, last)
-            # A sparse matrix made dense loses the signs of complex zeros: it adds their parts.
-            same = torch.equal if rows.is_complex() else same_bits
-            if not same(rows, others):
+            if not same_bits(rows, others):
                 result = compare(rows, others, None)
                 row, *rest = result["index"]
                 place = [first + row, *rest]
@@ -223,10 +221,10 @@ def _rows(t: Tensor, first: int, last: int) -> Tensor:
         return t[first:last]
     starts = t.crow_indices()[first : last + 1]
     index = slice(int(starts[0]), int(starts[-1]))
-    rows = torch.sparse_csr_tensor(
-        starts - starts[0], t.col_indices()[index], t.values()[index], (last - first, t.shape[1])
-    )
-    return rows.to_dense()
+    dense = t.values().new_zeros(last - first, t.shape[1])
+    row = torch.arange(last - first, device=t.device).repeat_interleave(starts.diff())
+    dense[row, t.col_indices()[index]] = t.values()[index]  # `to_dense` loses signs of zeros
+    return dense
 
 
 # Stages -------------------------------------------------------------------------------------------
