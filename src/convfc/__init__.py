@@ -17,7 +17,16 @@ from convfc.algorithm1 import (
     rows_to_output,
 )
 from convfc.certificate import Certificate
-from convfc.convert import convert_optimizer_state, inspect, to_conv, to_fc, verify
+from convfc.convert import (
+    convert_optimizer_state,
+    inspect,
+    simplify,
+    to_conv,
+    to_fc,
+    to_fully_convolutional,
+    unroll,
+    verify,
+)
 from convfc.explorer import explore
 from convfc.geometry import ConvGeometry
 from convfc.indexmap import IndexMap, index_map
@@ -77,8 +86,11 @@ __all__ = [
     "nearest_conv",
     "patch_product",
     "rows_to_output",
+    "simplify",
     "singular_values",
     "to_conv",
     "to_fc",
+    "to_fully_convolutional",
+    "unroll",
     "verify",
 ]

@@ -1,4 +1,4 @@
-"""The verbs on whole models: to_fc, to_conv, verify, inspect; and what an optimizer remembers.
+"""The verbs on whole models: to_fc, unroll, simplify and back, verify, inspect; optimizers' states.
 
 Each finds the framework that owns the model and hands over to that framework's room.
 """
@@ -18,75 +18,39 @@ def to_fc(
     model: Any,
     *,
     form: str = "patch",
-    inplace: bool = False,
     where: Any = None,
     strict: bool = True,
-    block_diagonal: bool = False,
-    example: Any = None,
-    simplify: bool = False,
-    max_pool: str = "keep",
-    branches: str = "add",
-    sparse: bool = False,
-    memory: float | None = None,
+    inplace: bool = False,
 ) -> Any:
     """Return the model with its CONV layers as the FC layers that they equal (Section 4).
 
-    Every ``Conv1d``, ``Conv2d``, ``Conv3d`` and their transposed kin, with every hyper-parameter.
-    Nothing is converted wrongly or passed over in silence: what cannot be converted is refused by
-    name. Hooks stay, shared layers stay shared, and state dicts of the original load into the
-    patch and weight forms and the other way round.
+    Every ``Conv1d``, ``Conv2d``, ``Conv3d`` and their transposed kin, with every hyper-parameter,
+    for inputs of every size. Nothing is converted wrongly or passed over in silence: what cannot be
+    converted is refused by name. Hooks stay, shared layers stay shared, and state dicts of the
+    original load into the result and the other way round.
 
     Parameters
     ----------
     model : torch.nn.Module
-        A bare CONV layer counts as a model.
-    form : {"patch", "weight", "unrolled"}
+        A bare CONV layer counts as a model. CONV layers in another form are taken back first, as
+        `to_conv` does it.
+    form : {"patch", "weight"}
         ``"patch"``: the layer becomes a module whose child ``fc`` is exactly an ``nn.Linear``,
         called on the patch matrix ``(N, L, k)``: for tools that look for, hook or replace FC
         layers. ``"weight"``: the layer stays and runs the native convolution, but its parameter is
         the FC matrix ``(f, k)``: for tools that look at weights only, such as the optimizer Muon.
-        ``"unrolled"``: the layer becomes ``nn.Sequential(nn.Flatten, nn.Linear, nn.Unflatten)``,
-        plain classes of PyTorch; the Linear's weight is the matrix of the whole layer
-        (`convfc.conv_matrix`) for the one input size of the example: for tools that know nothing
-        but FC layers. It is large, see Notes.
-    inplace : bool
-        Whether to change the given model instead of a copy.
     where : function, str or list of str, optional
         Which layers: a function of name and module, or names such as ``"layer4.*"``.
     strict : bool
         Whether to refuse a model with a convolution that cannot be converted. If False, such a
         convolution is left as it is, and all of them are listed in one `UnsupportedLayerWarning`.
-    block_diagonal : bool
-        With groups, one ``nn.Linear`` with a block-diagonal weight instead of one per group. Of the
-        patch form only.
-    example : Tensor, array, tuple or dict, optional
-        For the unrolled form, which needs it: an input of the size that the model is to be unrolled
-        for; a tuple holds several arguments, a dict keyword arguments; to be simplified, a model
-        takes one tensor. The model is run on it once, in evaluation mode, and nothing in it
-        changes.
-    simplify : bool
-        Of the unrolled form: make one plain network of FC layers of the whole model where that can
-        be done. BatchNorm (in evaluation mode) is folded, average pooling becomes a matrix, Dropout
-        and Identity go, and neighbouring affine maps are multiplied. `inplace`, ``where`` and
-        ``strict`` are for a conversion layer by layer and do not go with it.
-    max_pool : {"keep", "relu"}
-        Of a simplified network: max-pooling as it is, or written with ReLU, exactly but for
-        rounding: ``max(a, b) = a + relu(b - a)``.
-    branches : {"add", "carry"}
-        Of a simplified network with branches: ``"add"`` makes a `torch.fx.GraphModule` that adds
-        them up. ``"carry"`` makes one `nn.Sequential` of Linear and ReLU; what crosses a layer is
-        carried through it.
-    sparse : bool
-        Of the unrolled form: the Linear's weight in compressed sparse rows, since the matrix is
-        almost all zeros. See Notes for what PyTorch can do with it.
-    memory : int or float, optional
-        Of the unrolled form: bytes that the matrices of all layers may take together, with what
-        building them takes; by default what the machine has free.
+    inplace : bool
+        Whether to change the given model instead of a copy.
 
     Returns
     -------
     torch.nn.Module
-        Of the same class, but for a bare CONV layer and a simplified network.
+        Of the same class, but for a bare CONV layer.
 
     Raises
     ------
@@ -94,54 +58,24 @@ def to_fc(
         If no framework owns the model.
     UnsupportedLayer
         If strict, for a layer with a forward of its own, an uninitialised one, a functional
-        convolution, TorchScript, a layer that a function holds fast (see Notes); unrolled, for a
-        layer that the model calls on inputs of two sizes, or if it calls none of them on the
-        example. The message says where, and what to do.
+        convolution, TorchScript, a layer that a function's closure holds (see Notes). The message
+        says where, and what to do.
     NothingToConvert
-        If ``where`` selects no CONV layer.
-    MemoryBudgetError
-        If the unrolled layers do not fit, before any of them is built. A simplified network is
-        refused by its layers' matrices, sparse and in float64, before any is built, and by what
-        its dense weights take at least before they are multiplied.
-    ShapeError
-        If the model does not run on the example.
+        If the model, or what ``where`` selects of it, has no CONV layer that is not in this form.
     ArgumentError
-        If an option is not one of this form; the message names it.
+        If there is no such form; the message names the argument.
 
     Notes
     -----
-    That the layers are equal, and what `verify` proves of it, is said of finite numbers. In the
-    patch form every weight is multiplied with every entry of its row of M, the zeros of the padding
-    included: a weight that is infinite or NaN gives NaN wherever its tap reads padding. Of
-    PyTorch's native kernels some do the same, and others leave the padding out (oneDNN's, which
-    compute most layers in float32); so does the unrolled form. `verify` does not hold of such
-    weights, in any form.
+    The layers are equal, and `verify` proves it, for finite numbers. In the patch form every weight
+    is multiplied with every entry of its row of M, the zeros of the padding included: a weight that
+    is infinite or NaN gives NaN wherever its tap reads padding. Of PyTorch's native kernels some do
+    the same, and others leave the padding out (oneDNN's, which compute most layers in float32).
+    `verify` does not hold for such weights, in any form.
 
     Where attributes hold a layer as well (a list, a dict, a partial, a bound method, an object),
-    they are given the new one. What is closed in cannot be given it, such as the layer that a
-    lambda calls: a layer held so is refused.
-
-    An unrolled layer takes inputs of its one size, in batches of any size or none; a simplified
-    network in batches of any size. Any other shape is refused with a `ShapeError`, one of as many
-    numbers (turned, channels last) as well; what `torch.jit` makes of the layer has no such check.
-    The weight of an unrolled layer has ``f L`` times ``c`` times the input's size
-    numbers: 4 MiB for the layer of the example below, 450 GiB for the first one of a ResNet at
-    224 x 224. The state dict is that of the ``nn.Linear``, not the CONV layer's. Training moves the
-    entries of the matrix one by one, so that it is no convolution any more. Two layers that share a
-    parameter can be unrolled if they compute the same thing at the same size. A gradient that a
-    parameter holds does not move over. Zeros are multiplied like other numbers: an infinity or a
-    NaN in the input spreads to all outputs.
-
-    What the model does not call on the example, such as GoogLeNet's auxiliary heads in evaluation
-    mode, has no part in the function that is unrolled, and no size: it is no reason to refuse. It
-    stays as it is, and is listed in an `UnsupportedLayerWarning`; a simplified network has nothing
-    of it, and `to_conv` brings it back.
-
-    With ``sparse=True`` PyTorch's CPU kernels run forward and backward in float32, float64,
-    complex64 and complex128, batched or not; another dtype is refused. State dicts are saved and
-    loaded, also with ``weights_only=True``, and so is the whole model with `torch.save`. What
-    PyTorch 2.14 has not: `copy.deepcopy` of such a parameter (`to_conv` and `verify` do without),
-    optimizers (the gradient of the weight is dense), a change of dtype with ``.to()``.
+    they are given the new one. A closure, such as that of a lambda that calls the layer, cannot be
+    given it: a layer held so is refused.
 
     Examples
     --------
@@ -155,16 +89,82 @@ def to_fc(
     >>> bool(((fc(images) - cnn(images)).abs() < 1e-4).all())
     True
 
-    A weight that is no finite number, and the padding:
+    A weight that is not finite, and the padding:
 
     >>> padded = nn.Conv1d(1, 1, 3, padding=1, bias=False)
     >>> _ = padded.weight.data.copy_(torch.tensor([[[torch.inf, 1.0, 1.0]]]))
     >>> to_fc(padded)(torch.ones(1, 1, 4)).tolist()
     [[[nan, inf, inf, inf]]]
+    """
+    return room_of(model).to_fc(model, form=form, where=where, strict=strict, inplace=inplace)
 
-    The whole layer as one matrix, for images of this size:
 
-    >>> unrolled = to_fc(cnn, form="unrolled", example=images)
+def unroll(
+    model: Any,
+    example: Any,
+    *,
+    where: Any = None,
+    strict: bool = True,
+    memory: float | None = None,
+) -> Any:
+    """Return the model with each CONV layer as one ``nn.Linear`` on its flattened input.
+
+    The layer becomes ``nn.Sequential(nn.Flatten, nn.Linear, nn.Unflatten)``, plain classes of
+    PyTorch; the Linear's weight is the matrix of the whole layer (`convfc.conv_matrix`) for the one
+    input size of the example: for tools that know nothing but FC layers. It is large, see Notes.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        A bare CONV layer counts as a model. CONV layers in another form are taken back first, as
+        `to_conv` does it.
+    example : Tensor, array, tuple or dict
+        An input of the size that the model is to be unrolled for; a tuple holds several arguments,
+        a dict keyword arguments. The model is run on it once, in evaluation mode, and nothing in it
+        changes.
+    where, strict
+        As for `to_fc`.
+    memory : int or float, optional
+        Bytes that the matrices of all layers may take together, with what building them takes; by
+        default what the machine has free.
+
+    Returns
+    -------
+    torch.nn.Module
+        Of the same class, but for a bare CONV layer.
+
+    Raises
+    ------
+    UnsupportedModel, UnsupportedLayer, NothingToConvert
+        As for `to_fc`; also for a layer that the model calls on inputs of two sizes, or if it calls
+        none of them on the example.
+    MemoryBudgetError
+        If the matrices do not fit, before any of them is built.
+    ShapeError
+        If the model does not run on the example.
+
+    Notes
+    -----
+    An unrolled layer takes inputs of its one size, in batches of any size or none. Any other shape
+    is refused with a `ShapeError`, one of as many numbers (turned, channels last) as well; what
+    `torch.jit` makes of the layer has no such check. The weight has ``f L`` times ``c`` times the
+    input's size numbers: 4 MiB for the layer of the example below, 450 GiB for the first one of a
+    ResNet at 224 x 224. The state dict is that of the ``nn.Linear``, not the CONV layer's. Training
+    moves the entries of the matrix one by one, so that it is not a convolution any more. Two layers
+    that share a parameter can be unrolled if they compute the same thing at the same size. A
+    gradient that a parameter holds does not move over. Zeros are multiplied like other numbers: an
+    infinity or a NaN in the input spreads to all outputs.
+
+    What the model does not call on the example, such as GoogLeNet's auxiliary heads in evaluation
+    mode, has no part in the function that is unrolled, and no size: it stays as it is, and is
+    listed in an `UnsupportedLayerWarning`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> cnn = nn.Sequential(nn.Conv2d(1, 8, 4, stride=2), nn.ReLU(), nn.Flatten())
+    >>> unrolled = unroll(cnn, torch.zeros(1, 1, 28, 28))
     >>> unrolled[0]
     Sequential(
       (0): Flatten(start_dim=-3, end_dim=-1)
@@ -175,70 +175,139 @@ def to_fc(
     >>> type(back[0]) is nn.Conv2d, torch.equal(back[0].weight, cnn[0].weight)
     (True, True)
     """
-    return room_of(model).to_fc(
-        model,
-        form=form,
-        inplace=inplace,
-        where=where,
-        strict=strict,
-        block_diagonal=block_diagonal,
-        example=example,
-        simplify=simplify,
-        max_pool=max_pool,
-        branches=branches,
-        sparse=sparse,
-        memory=memory,
+    return room_of(model).unroll(model, example, where=where, strict=strict, memory=memory)
+
+
+def simplify(
+    model: Any,
+    example: Any,
+    *,
+    max_pool: str = "keep",
+    sequential: bool = False,
+    memory: float | None = None,
+) -> Any:
+    """Return a whole CONV network as a plain network of ``nn.Linear`` and ``nn.ReLU``.
+
+    CONV layers (all of them), ``nn.Linear``, BatchNorm (in evaluation mode), average and global
+    pooling, upsampling, padding, flattening, permuting, concatenation, slicing, sums and products
+    with constants are matrices; neighbouring ones are multiplied. ReLU stays; ReLU6, Hardtanh,
+    LeakyReLU, PReLU, Hardsigmoid, ``clamp``, ``abs`` and ``maximum`` are written with ReLU. Dropout
+    and Identity are gone. Sigmoid, Tanh, GELU and their like stay as modules. For tools that read
+    nothing else: verification, optimisation, encrypted inference.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        It is not changed. Its forward may be written in any way as long as it does not ask what is
+        in a tensor. A part of a network, such as ``nn.Sequential(conv, nn.Flatten(), fc)``, is a
+        model, too.
+    example : Tensor, array or tuple
+        One input ``(n, *shape)``, n >= 1. The result is for this shape, and any n.
+    max_pool : {"keep", "relu"}
+        Whether max-pooling stays a module, between ``Unflatten`` and ``Flatten``, or is written
+        with ReLU, exactly but for rounding: max(a, b) = a + relu(b - a), for each window as a tree
+        of pairs.
+    sequential : bool
+        A network with branches becomes a `torch.fx.GraphModule` that adds them up. If True, it
+        becomes one ``nn.Sequential`` all the same, for tools that read nothing else (pyscipopt-ml):
+        what is needed after a ReLU is carried through it, unchanged if it cannot be negative, else
+        as relu(v) - relu(-v).
+    memory : int or float, optional
+        Bytes that the weights may take, and in float64 the sparse matrices of all layers that they
+        are made of; by default what the machine has free.
+
+    Returns
+    -------
+    torch.nn.Module
+        Its FC layers are exactly ``nn.Linear``, its ReLUs ``nn.ReLU``. It takes what the model
+        takes: it begins with an ``nn.Flatten`` unless the example is ``(n, features)``, and ends
+        with an ``nn.Unflatten`` unless the output is. A tool that reads ``Linear`` and ``ReLU``
+        only is given a model for flat inputs, ``nn.Sequential(nn.Unflatten(1, shape), model)``.
+
+    Raises
+    ------
+    UnsupportedLayer, UnsupportedModel
+        If a part is neither affine nor an activation, or is in training mode where that makes a
+        difference; the message names it.
+    NothingToConvert
+        If the network is simplified already.
+    MemoryBudgetError
+        If the matrices do not fit: told before the first is made, by the layers' sizes, and before
+        neighbours are multiplied, by what the weights take at least.
+    ShapeError
+        If the model does not run on the example.
+
+    Notes
+    -----
+    An infinity or a NaN in the input spreads further than in the original, since 0 * inf is NaN.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> cnn = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten())
+    >>> mlp = simplify(nn.Sequential(*cnn, nn.Linear(16, 10)), torch.zeros(1, 1, 6, 6))
+    >>> [type(part).__name__ for part in mlp]
+    ['Flatten', 'Linear', 'ReLU', 'Linear']
+    >>> mlp[1].weight.shape, mlp[3].weight.shape
+    (torch.Size([64, 36]), torch.Size([10, 64]))
+
+    A CONV layer and the FC layer after it become one ``nn.Linear``; the rest of the network stays:
+
+    >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(64, 10), nn.Softmax(-1))
+    >>> both = simplify(net[:3], torch.zeros(1, 1, 6, 6))
+    >>> nn.Sequential(*both, net[3])
+    Sequential(
+      (0): Flatten(start_dim=1, end_dim=-1)
+      (1): Linear(in_features=36, out_features=10, bias=True)
+      (2): Softmax(dim=-1)
+    )
+    """
+    return room_of(model).simplify(
+        model, example, max_pool=max_pool, sequential=sequential, memory=memory
     )
 
 
 def to_conv(
     model: Any,
     *,
-    inplace: bool = False,
     where: Any = None,
     strict: bool = True,
-    example: Any = None,
+    inplace: bool = False,
     project: bool = False,
 ) -> Any:
-    """Return the model with its FC forms as CONV layers again; also plain FC layers as CONV layers.
+    """Return the model with its FC forms as CONV layers again.
 
-    Takes back what `to_fc` made, in any form or simplified, to the original classes and bit for
-    bit, also after a tool has worked on the FC part: changed weights, a LoRA merged or not, a
-    factored ``Sequential(Linear, Linear)`` (two CONV layers), a quantised Linear (dequantised; a
-    warning says where its input was quantised, too, which no CONV layer does).
-
-    With ``example=``, plain ``nn.Linear`` layers that read a feature map become CONV layers too, a
-    classifier's head behind ``Flatten`` included: a network trained on images of one size then runs
-    on larger ones, and gives a map of scores. This is known from CS231n as "converting FC layers to
-    CONV layers". Without padding (and without ``ceil_mode``) the map is the network slid over the
-    image, at every position; with padding it is so away from the borders only.
+    Takes back what `to_fc`, `unroll` and `simplify` made, to the original classes and bit for bit.
+    What `to_fc` and `unroll` made goes back also after a tool has worked on the FC part: changed
+    weights, a LoRA merged or not, a factored ``Sequential(Linear, Linear)`` (two CONV layers), a
+    quantised Linear (dequantised; a warning says where its input was quantised, too, which no CONV
+    layer does).
 
     Parameters
     ----------
     model : torch.nn.Module
-    inplace, where, strict
-        As for `to_fc`.
-    example : Tensor, array or tuple, optional
-        An input of the size that the model was made for; a tuple holds several arguments.
+    where, strict, inplace
+        As for `to_fc`. A simplified network goes back as a whole.
     project : bool
         An unrolled layer goes back if its matrix is still that of a convolution: unchanged, scaled,
         or whatever keeps the pattern. If a tool has changed its entries one by one it is refused,
         unless this asks for the closest convolution (least squares); a warning says how far away
-        it is.
+        it is. Layers in other forms always are convolutions.
 
     Returns
     -------
     torch.nn.Module
-        A `PeftModel` is unloaded. A model whose own forward flattens the feature map becomes a
-        `torch.fx.GraphModule` with the same parts and the same state dict keys.
+        A `PeftModel` is unloaded.
 
     Raises
     ------
     UnsupportedModel, UnsupportedLayer
-        If something cannot be taken back; the message names it. For an unrolled layer that is no
-        convolution any more, the cause is a `NotAConvolution` that names the entry.
+        If something cannot be taken back; the message names it. For an unrolled layer that is not a
+        convolution any more, the cause is a `NotAConvolution` that names the entry. A simplified
+        network whose numbers have changed is refused: its layers are products of layers.
     NothingToConvert
-        If the model holds no FC form and no example is given.
+        If the model, or what ``where`` selects of it, has no FC form.
 
     Examples
     --------
@@ -250,7 +319,57 @@ def to_conv(
     (True, True)
     """
     return room_of(model).to_conv(
-        model, inplace=inplace, where=where, strict=strict, example=example, project=project
+        model, where=where, strict=strict, inplace=inplace, project=project
+    )
+
+
+def to_fully_convolutional(
+    model: Any, example: Any, *, where: Any = None, strict: bool = True, inplace: bool = False
+) -> Any:
+    """Return the model with the FC layers of its head as CONV layers: it runs on larger images.
+
+    Plain ``nn.Linear`` layers that read a feature map, such as a classifier's head after
+    ``Flatten``, become CONV layers: a network trained on images of one size then runs on larger
+    ones, and gives a map of scores (Long, Shelhamer & Darrell, *Fully Convolutional Networks for
+    Semantic Segmentation*, 2015; CS231n, "Converting FC layers to CONV layers"). Without padding
+    (and without ``ceil_mode``) the map is the network slid over the image, at every position; with
+    padding it is so away from the borders only.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    example : Tensor, array or tuple
+        An input of the size that the model was made for; a tuple holds several arguments.
+    where, strict, inplace
+        As for `to_fc`, of ``nn.Linear`` layers. Layers in patch or weight form stay as they are.
+
+    Returns
+    -------
+    torch.nn.Module
+        A model whose own forward flattens the feature map becomes a `torch.fx.GraphModule` with the
+        same parts and the same state dict keys.
+
+    Raises
+    ------
+    UnsupportedModel, UnsupportedLayer
+        If an ``nn.Linear`` layer does not read a feature map, or the model is unrolled or
+        simplified; the message names it.
+    NothingToConvert
+        If the model, or what ``where`` selects of it, has no ``nn.Linear`` layer.
+    ShapeError
+        If the model does not run on the example.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> cnn = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+    >>> slides = to_fully_convolutional(cnn, torch.zeros(1, 1, 8, 8))
+    >>> slides(torch.zeros(1, 1, 20, 20)).shape
+    torch.Size([1, 10, 13, 13])
+    """
+    return room_of(model).to_fully_convolutional(
+        model, example, where=where, strict=strict, inplace=inplace
     )
 
 

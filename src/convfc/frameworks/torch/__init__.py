@@ -11,12 +11,14 @@ with needing():
     from torch import nn
 
 from convfc.frameworks.torch.certify.verify import verify
+from convfc.frameworks.torch.convert.heads import to_fully_convolutional
 from convfc.frameworks.torch.convert.optimizers import convert_optimizer_state
 from convfc.frameworks.torch.convert.to_conv import to_conv
-from convfc.frameworks.torch.convert.to_fc import to_fc
+from convfc.frameworks.torch.convert.to_fc import to_fc, unroll
 from convfc.frameworks.torch.forms.patch import PatchConv
 from convfc.frameworks.torch.inspection import inspect
 from convfc.frameworks.torch.matrix import read_layer
+from convfc.frameworks.torch.simplify import simplify
 
 __all__ = [
     "PatchConv",
@@ -25,8 +27,11 @@ __all__ = [
     "order_of",
     "owns",
     "read_layer",
+    "simplify",
     "to_conv",
     "to_fc",
+    "to_fully_convolutional",
+    "unroll",
     "verify",
 ]
 

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from torch import nn
 
-from convfc.errors import Refusal, UnsupportedLayer, UnsupportedLayerWarning
+from convfc.errors import NothingToConvert, Refusal, UnsupportedLayer, UnsupportedLayerWarning
 from convfc.frameworks.torch.references import check_references
 from convfc.frameworks.torch.running import deep_copy
 
@@ -69,6 +69,28 @@ def refuse_or_list(left: Mapping[str, Refusal], consequence: str, *, strict: boo
         where=place_in_words(name), remedy=f"{first.remedy}; or leave it as it is with strict=False"
     ).error(
         UnsupportedLayer, f"it {consequence}" + (f" (nor can {some_of(others)})" if others else "")
+    )
+
+
+def nothing_to_convert(what: str, where: Where, there: Iterable[str]) -> NothingToConvert:
+    """Return the error of a verb that finds nothing to convert: it is the same for all of them.
+
+    ``what`` is not there, as in "CONV layer"; ``there`` are the places that ``where`` could name.
+    """
+    if where is None:
+        return NothingToConvert(
+            f"the model has no {what}",
+            where="model",
+            remedy="convfc.inspect(model) lists its CONV layers; convfc.to_conv takes back what "
+            "convfc has made",
+        )
+    names = [place_in_words(name) for name in there]
+    return NothingToConvert(
+        f"where= selects no {what}",
+        where="where",
+        expected=f"at least one of {some_of(names)}" if names else None,
+        got=where if isinstance(where, str) else None,
+        remedy="give names as in model.named_modules()",
     )
 
 

@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map
 
 from convfc.errors import ConvfcError, ShapeError, UnsupportedLayer, UnsupportedModel
-from convfc.frameworks.torch.tensors import first_words, is_sparse, words
+from convfc.frameworks.torch.tensors import first_words, words
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -34,11 +34,6 @@ def deep_copy(
         If Python or PyTorch cannot copy it.
     """
     memo = {} if copies is None else copies
-    for parameter in model.parameters():
-        if id(parameter) not in memo and is_sparse(
-            parameter
-        ):  # PyTorch cannot copy these by itself
-            memo[id(parameter)] = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
     try:
         return copy.deepcopy(model, memo)
     except (RuntimeError, TypeError) as error:

@@ -1,22 +1,14 @@
-"""Tensors in float64, compared, described in words; and what PyTorch lacks for sparse ones.
-
-On the CPU PyTorch multiplies by a weight in compressed sparse rows (CSR) in float32, float64 and
-their complex kin, forward and backward. It has no deep copy of a sparse parameter (see `running`),
-and no optimizer changes one: the gradient that it makes is dense.
-"""
+"""Tensors in float64, compared, and described in words."""
 
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-_BETA = "Sparse CSR tensor support is in beta state"
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -74,9 +66,7 @@ def not_finite(name: str, t: Tensor, remedy: str = "give an input on which they 
     """
     if not (t.is_floating_point() or t.is_complex()):
         return ""
-    numbers = (
-        t.detach() if t.layout is torch.strided else t.detach().to_sparse_coo().coalesce().values()
-    )
+    numbers = t.detach()
     if bool(numbers.isfinite().all()):
         return ""
     kinds = {"NaN": numbers.isnan(), "an infinity": numbers.isinf()}
@@ -166,83 +156,3 @@ def first_words(error: Exception) -> str:
     for more in ("\n\n", ", but expected one of:"):
         text = text.partition(more)[0]
     return " ".join(text.split())[:300]
-
-
-def is_sparse(t: Tensor) -> bool:
-    """Say whether a tensor is in a sparse layout.
-
-    Examples
-    --------
-    >>> is_sparse(torch.zeros(2)), is_sparse(torch.zeros(2).to_sparse())
-    (False, True)
-    """
-    return t.layout is not torch.strided
-
-
-def multiplies(dtype: torch.dtype, device: torch.device) -> bool:
-    """Say whether PyTorch multiplies by sparse weights of a dtype on a device: it is tried.
-
-    Examples
-    --------
-    >>> multiplies(torch.float32, torch.device("cpu"))
-    True
-    >>> multiplies(torch.bfloat16, torch.device("cpu"))
-    False
-    """
-    one = torch.ones(1, 1, dtype=dtype, device=device)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", _BETA)
-            nn.functional.linear(one, one.to_sparse_csr())
-    except (RuntimeError, NotImplementedError):
-        return False
-    return True
-
-
-def change_sparse(model: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
-    """Change the stored numbers of every sparse parameter of a model, which gets new parameters.
-
-    PyTorch's own ``_apply`` leaves a sparse parameter with numbers of two dtypes.
-
-    Examples
-    --------
-    >>> model = nn.Linear(1, 1, bias=False)
-    >>> model.weight = nn.Parameter(torch.ones(1, 1).to_sparse_coo())
-    >>> change_sparse(model, lambda t: 2 * t.double())
-    >>> model.weight.detach().to_dense()
-    tensor([[2.]], dtype=torch.float64)
-    """
-    made: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}  # held: no id is used twice
-    for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is None or not is_sparse(parameter):
-                continue
-            if id(parameter) not in made:
-                copied = nn.Parameter(_changed(parameter.detach(), change), parameter.requires_grad)
-                made[id(parameter)] = (parameter, copied)
-            module._parameters[name] = made[id(parameter)][1]
-
-
-def _changed(matrix: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", _BETA)
-        if matrix.layout is torch.sparse_csr:
-            return torch.sparse_csr_tensor(
-                matrix.crow_indices(),
-                matrix.col_indices(),
-                change(matrix.values().clone()),  # no view: it has no strides
-                size=matrix.shape,
-                check_invariants=False,
-            )
-        coordinates = matrix.to_sparse_coo().coalesce()
-        changed = torch.sparse_coo_tensor(
-            coordinates.indices(),
-            change(coordinates.values().clone()),
-            size=matrix.shape,
-            check_invariants=False,
-        )
-        return (
-            changed
-            if matrix.layout is torch.sparse_coo
-            else changed.to_sparse(layout=matrix.layout)
-        )

@@ -35,11 +35,9 @@ from convfc.frameworks.torch.matrix import matrix_tensor, matrix_values
 from convfc.frameworks.torch.read import geometry_of, obstacle, own_forward
 from convfc.frameworks.torch.running import deep_copy
 from convfc.frameworks.torch.tensors import (
-    change_sparse,
     compare,
     describe,
     dtype_name,
-    is_sparse,
     same_bits,
     wide,
 )
@@ -511,10 +509,9 @@ def cast(layer: nn.Module, numbers: Numbers) -> nn.Module:
     """Change every parameter and buffer of numbers that are not integers, in place."""
 
     def change(t: Tensor) -> Tensor:
-        return numbers(t) if (t.is_floating_point() or t.is_complex()) and not is_sparse(t) else t
+        return numbers(t) if t.is_floating_point() or t.is_complex() else t
 
     put = _change_unrolled(layer, numbers)
-    change_sparse(layer, numbers)
     layer._apply(change)
     put()
     return layer
@@ -552,16 +549,15 @@ def _changed(matrix: Tensor, record: Unrolled, change: Numbers) -> Tensor:
     filters = _filters(held, record)
     wrong = differing(held.values, matrix_values(filters, pattern))
     changed = change(filters)
-    made = matrix_tensor(changed, pattern, "csr" if is_sparse(matrix) else "dense")
+    made = matrix_tensor(changed, pattern, "dense")
     if held.stray is None and not bool(wrong.any()):
         return made
     # What no convolution has stays as it is, changed number by number.
-    whole = change(matrix.to_dense())
+    whole = change(matrix)
     inside = matrix_tensor(torch.ones_like(changed), pattern, "dense") != 0
     right = matrix_values(filters, pattern).new_zeros(pattern.shape, dtype=torch.bool)
     right[inside] = ~wrong
-    mixed = torch.where(right, made.to_dense(), whole)
-    return mixed.to_sparse_csr() if is_sparse(matrix) else mixed
+    return torch.where(right, made, whole)
 
 
 def _filters(held: Held, record: Unrolled) -> Tensor:

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from convfc.certificate import Comparison, ExactTest, LayerCertificate, NetworkCertificate
@@ -36,7 +36,8 @@ from convfc.frameworks.torch.certify.pairs import Pairs, cast
 from convfc.frameworks.torch.running import deep_copy
 from convfc.frameworks.torch.simplify import Simplified, record_of
 from convfc.frameworks.torch.simplify.emit import emit
-from convfc.frameworks.torch.simplify.simplified import Plan, made_of, plan
+from convfc.frameworks.torch.simplify.restore import other_parts, row_blocks
+from convfc.frameworks.torch.simplify.simplified import Programs, made_of, programs_of
 from convfc.frameworks.torch.simplify.trace import trace
 from convfc.frameworks.torch.simplify.values import (
     Affine,
@@ -53,13 +54,11 @@ from convfc.frameworks.torch.tensors import (
     dtype_name,
     not_finite,
     overflows,
-    same_bits,
     wide,
     words,
 )
 from convfc.rounding import rounding_bound
 
-_BLOCK = 2**21  # numbers of a weight that are compared, or multiplied by in float64, at a time
 _NO_INTEGERS = "the weights of several layers are multiplied, with normalisation among them"
 _NOTE = (
     "the simplified network's layers are products of layers: compared are the outputs of its "
@@ -96,14 +95,14 @@ def certify_simplified(
         first, example = cast(deep_copy(before), wide), wide(x)
         try:
             try:
-                found = plan(first, (example[:1],), record.options)
+                found = programs_of(first, (example[:1],), record.options)
             except ShapeError:
                 # It makes constants of its own dtype, which is said of the network.
                 first, example, double = before, x, False
-                found = plan(first, (example[:1],), record.options)
+                found = programs_of(first, (example[:1],), record.options)
             layers, errors = _stage_certificates(found, (before, first), after, x)
             # Sparse, since its zeros would take most of the memory.
-            exact = made_of(found, first, example, replace(record.options, sparse=True))
+            exact = made_of(found, first, example, sparse_weights=True)
             run.shared |= {id(exact), id(after)}
             errors += other_parts(exact, after)
         except (ConvfcError, RuntimeError) as error:
@@ -115,7 +114,7 @@ def certify_simplified(
 
 
 def _stage_certificates(
-    found: Plan, before: tuple[nn.Module, nn.Module], after: nn.Module, x: Tensor
+    found: Programs, before: tuple[nn.Module, nn.Module], after: nn.Module, x: Tensor
 ) -> tuple[list[LayerCertificate], list[str]]:
     """Return a certificate per stage, and errors; the first network is given in float64, too."""
     dtype = x.dtype
@@ -162,71 +161,6 @@ def _comparison(stage: Stage, dtype: torch.dtype) -> Comparison:
     return Comparison("output", dtype_name(stage.before.dtype), stage.terms, **result)
 
 
-def other_parts(again: nn.Module, after: nn.Module) -> Iterator[str]:
-    """Yield, in words, what a simplified network has other than when it is made again."""
-    ours, theirs = (
-        {name: type(part).__name__ for name, part in model.named_modules() if name}
-        for model in (again, after)
-    )
-    for name in ours | theirs:
-        if ours.get(name) != theirs.get(name):
-            yield f"{name}; expected {ours.get(name, 'none')}, got {theirs.get(name, 'none')}"
-    if isinstance(again, fx.GraphModule) and getattr(after, "code", None) != again.code:
-        yield "its forward; expected that of the same network made again, got another"
-    numbers, found = (dict(model.named_parameters()) for model in (again, after))
-    for name in numbers | found:
-        mine: Tensor | None = numbers.get(name)
-        other: Tensor | None = found.get(name)
-        if mine is not None and other is not None:
-            mine = mine.detach().to(other.dtype)
-        if mine is None or other is None or describe(mine) != describe(other):
-            yield f"{name}; expected {describe(mine)}, got {describe(other)}"
-            continue
-        if _same_entries(mine, other.detach()):
-            continue
-        for first, last in _row_blocks(other):
-            rows, others = _rows(mine, first, last), _rows(other.detach(), first, last)
-            if not same_bits(rows, others):
-                result = compare(rows, others, None)
-                row, *rest = result["index"]
-                place = [first + row, *rest]
-                yield f"{name} at {place}; expected {result['before']}, got {result['after']}"
-                break
-
-
-def _same_entries(mine: Tensor, other: Tensor) -> bool:
-    """Say whether a dense tensor has the bits of a sparse one, without making that one dense."""
-    kind = {2: torch.int16, 4: torch.int32, 8: torch.int64}.get(other.dtype.itemsize)
-    if mine.layout is not torch.sparse_csr or other.layout is not torch.strided or kind is None:
-        return False
-    rows = torch.arange(len(mine), device=other.device)
-    there = other[rows.repeat_interleave(mine.crow_indices().diff()), mine.col_indices()]
-    if not same_bits(mine.values(), there):
-        return False
-    # No bit is set anywhere else, not even that of a negative zero.
-    bits, inside = (t.contiguous().view(kind) for t in (other, mine.values()))
-    return bool(torch.count_nonzero(bits) == torch.count_nonzero(inside))
-
-
-def _row_blocks(t: Tensor) -> Iterator[tuple[int, int]]:
-    """Yield where blocks of rows begin and end that stay in the processor's cache."""
-    step = max(1, _BLOCK * len(t) // max(1, t.numel()))
-    for first in range(0, len(t), step):
-        yield first, min(first + step, len(t))
-
-
-def _rows(t: Tensor, first: int, last: int) -> Tensor:
-    """Return some rows of a tensor, dense."""
-    if t.layout is not torch.sparse_csr:
-        return t[first:last]
-    starts = t.crow_indices()[first : last + 1]
-    index = slice(int(starts[0]), int(starts[-1]))
-    dense = t.values().new_zeros(last - first, t.shape[1])
-    row = torch.arange(last - first, device=t.device).repeat_interleave(starts.diff())
-    dense[row, t.col_indices()[index]] = t.values()[index]  # `to_dense` loses signs of zeros
-    return dense
-
-
 # Stages -------------------------------------------------------------------------------------------
 
 
@@ -254,13 +188,13 @@ def stages(before: nn.Module, after: nn.Module, x: Tensor) -> Iterator[Stage]:
         raise UnsupportedModel(
             "it has no record of the network that it was",
             where="after",
-            expected="what to_fc(model, form='unrolled', simplify=True) returns",
+            expected="what convfc.simplify returns",
             got=type(after).__name__,
         )
-    yield from _stages(plan(before, (x[:1],), record.options), before, after, x)
+    yield from _stages(programs_of(before, (x[:1],), record.options), before, after, x)
 
 
-def _stages(found: Plan, before: nn.Module, after: nn.Module, x: Tensor) -> Iterator[Stage]:
+def _stages(found: Programs, before: nn.Module, after: nn.Module, x: Tensor) -> Iterator[Stage]:
     record = record_of(after)
     program = found.original
     run = trace(before, x, numbers=True)
@@ -289,7 +223,7 @@ class _Comparison:
 
     def __init__(
         self,
-        found: Plan,
+        found: Programs,
         real: Mapping[Value, Tensor],
         places: Mapping[Value, str],
         after: nn.Module,
@@ -297,7 +231,7 @@ class _Comparison:
         self.found, self.raw, self.after, self.places = found, real, after, places
         self.after_dtype = next((p.dtype for p in after.parameters()), None)
         meta = torch.device("meta")
-        self.parts = emit(found.final, dtype=torch.float32, device=meta).parts
+        self.parts = emit(found.final, torch.float32, meta).parts
         self.real = {
             value: known
             for value in ordered(found.final.output)
@@ -452,9 +386,9 @@ def _in_double(module: nn.Module, x: Tensor) -> Tensor:
     if type(module) is not nn.Linear:
         return cast(deep_copy(module), wide)(x)  # type: ignore[no-any-return]
     parts = []
-    for first, last in _row_blocks(module.weight):
+    for first, last in row_blocks(module.weight):
         bias = None if module.bias is None else wide(module.bias[first:last])
-        parts.append(functional.linear(x, wide(_rows(module.weight, first, last)), bias))
+        parts.append(functional.linear(x, wide(module.weight[first:last]), bias))
     return torch.cat(parts, 1)
 
 

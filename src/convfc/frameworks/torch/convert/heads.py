@@ -26,11 +26,13 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, NamedTuple, TypeAlias
 
+import torch
 from torch import Tensor, fx, nn
 
-from convfc.errors import Refusal
+from convfc.errors import Refusal, UnsupportedLayer
 from convfc.frameworks.torch.forms.children import is_hooked, move_attributes
 from convfc.frameworks.torch.forms.factors import linear_obstacle
+from convfc.frameworks.torch.forms.form import form_of
 from convfc.frameworks.torch.graph import (
     asks_batch,
     dropouts_by_mode,
@@ -38,7 +40,17 @@ from convfc.frameworks.torch.graph import (
     shape_of,
     trace,
 )
+from convfc.frameworks.torch.places import (
+    Where,
+    copy_of,
+    nothing_to_convert,
+    places,
+    refuse_or_list,
+    selector,
+)
 from convfc.frameworks.torch.references import blocked_references, exchange
+from convfc.frameworks.torch.running import call_arguments
+from convfc.frameworks.torch.simplify import record_of
 from convfc.frameworks.torch.vocabulary import (
     CONVS,
     NORMS,
@@ -47,6 +59,47 @@ from convfc.frameworks.torch.vocabulary import (
     Call,
     by_operation,
 )
+
+
+@torch.inference_mode(mode=False)  # what is made here is to be trained
+def to_fully_convolutional(
+    model: nn.Module,
+    example: Any,
+    *,
+    where: Where = None,
+    strict: bool = True,
+    inplace: bool = False,
+) -> nn.Module:
+    """Return the model with the `nn.Linear` layers of its head as CONV layers.
+
+    See `convfc.to_fully_convolutional`.
+    """
+    everything = places(model)
+    forms = {name: form_of(part) for name, part in everything.items()}
+    fixed = next((name for name, form in forms.items() if form == "unrolled"), None)
+    if fixed is not None or record_of(model) is not None:
+        raise UnsupportedLayer(
+            "unrolled layers take inputs of one size only",
+            where=fixed or "model",
+            remedy="take the model back first, with convfc.to_conv",
+        )
+    chosen = selector(where)
+    inside = tuple(f"{name}." if name else "" for name, form in forms.items() if form == "patch")
+    linears = {
+        name: part
+        for name, part in everything.items()
+        if isinstance(part, nn.Linear) and not (inside and name.startswith(inside))
+    }
+    selected = {name: part for name, part in linears.items() if chosen(name, part)}
+    if not selected:
+        raise nothing_to_convert("nn.Linear layer", where, linears)
+    arguments, _ = call_arguments(model, example if isinstance(example, tuple) else (example,))
+    # The first name of each, in the model's order.
+    names = {layer: name for name, layer in list(selected.items())[::-1]}
+    heads = find_heads(model, arguments, dict(reversed(names.items())), inplace=inplace)
+    refuse_or_list(heads.refused, "cannot become a CONV layer", strict=strict)
+    return heads.convert(model if inplace else copy_of(model, (), {}))
+
 
 NO_MAP = Refusal(
     "on the example it is not called on a flattened feature map (n, c, *size), nor behind one",

@@ -14,13 +14,10 @@ from torch import nn
 
 from convfc.errors import (
     ArgumentError,
-    NotAConvolution,
-    NothingToConvert,
     Refusal,
     UnsupportedLayer,
     UnsupportedLayerWarning,
 )
-from convfc.frameworks.torch.convert.heads import find_heads
 from convfc.frameworks.torch.forms.children import HOOKS, as_parameter, is_hooked, move_attributes
 from convfc.frameworks.torch.forms.factors import (
     Chain,
@@ -39,15 +36,16 @@ from convfc.frameworks.torch.places import (
     Where,
     copy_of,
     holders,
+    nothing_to_convert,
     places,
     refuse_or_list,
     selector,
     tied,
 )
 from convfc.frameworks.torch.references import blocked_references, exchange
-from convfc.frameworks.torch.running import call_arguments, check_has_numbers
+from convfc.frameworks.torch.running import check_has_numbers
 from convfc.frameworks.torch.simplify import record_of, restore
-from convfc.frameworks.torch.unrolled.back import FromUnrolled, no_convolution, unrolled_obstacle
+from convfc.frameworks.torch.unrolled.back import FromUnrolled, unrolled_obstacle
 from convfc.frameworks.torch.vocabulary import CONVS
 
 
@@ -55,58 +53,31 @@ from convfc.frameworks.torch.vocabulary import CONVS
 def to_conv(
     model: nn.Module,
     *,
-    inplace: bool = False,
     where: Where = None,
     strict: bool = True,
-    example: Any = None,
+    inplace: bool = False,
     project: bool = False,
 ) -> nn.Module:
     """Return the model with its FC layers as CONV layers; see `convfc.to_conv`.
 
-    Notes
-    -----
     A layer in patch form whose FC child is still one `nn.Linear` goes back to an object of its
     class, with the hyper-parameters, hooks and other attributes that it has now. A factored child,
     ``Sequential(Linear(k, r), Linear(r, f))``, becomes ``Sequential`` of a CONV layer with r
     filters and the geometry of the layer, and a 1x1 CONV layer; likewise longer products, with
-    functions of single elements between or behind them (network in network). Groups whose factors
+    functions of single elements between or after them (network in network). Groups whose factors
     have unequal ranks are filled up with zeros. What is folded in or dequantised trains if the
     weight it was made of did.
-
-    An unrolled layer goes back too, if its matrix is still that of a convolution; a simplified
-    network goes back as a whole; see `unrolled`.
-
-    A whole ``peft.PeftModel`` is merged and unloaded first, as PEFT does it.
-
-    With an example (a tensor, or a tuple of arguments), `nn.Linear` layers on a flattened feature
-    map become CONV layers; see `heads`, also for what padding changes.
     """
     model, inplace = _without_peft(model, inplace=inplace)
     if record_of(model) is not None or any(form_of(part) == "unrolled" for part in model.modules()):
         check_has_numbers(model, "model")
     if record_of(model) is not None:
-        model = _simplified_back(model, inplace=inplace, where=where, project=project)
-        if example is None:
-            return model
-        inplace = True
-    chosen, everything = selector(where), places(model)
-    if example is not None and any(
-        form_of(part) == "unrolled" and chosen(name, part) for name, part in everything.items()
-    ):  # the heads are looked for in the network of CONV layers
-        model = to_conv(model, inplace=inplace, where=where, strict=strict, project=project)
-        inplace, everything = True, places(model)
-    forms = {name: part for name, part in everything.items() if form_of(part) in get_args(Form)}
+        return _simplified_back(model, inplace=inplace, where=where)
+    chosen = selector(where)
+    forms = {name: part for name, part in places(model).items() if form_of(part) in get_args(Form)}
     layers = {name: layer for name, layer in forms.items() if chosen(name, layer)}
-    inside = tuple(f"{name}." if name else "" for name in forms)
-    linears: dict[str, nn.Module] = {
-        name: part
-        for name, part in everything.items()
-        if example is not None
-        and isinstance(part, nn.Linear)
-        and not (forms and name.startswith(inside))
-        and chosen(name, part)
-    }
-    _check_there_is_something(layers, linears, forms, where, example)
+    if not layers:
+        raise nothing_to_convert("layer in patch, weight or unrolled form", where, forms)
     chains: dict[str, Chain] = {}
     left: dict[str, Refusal] = {}
     for name, layer in layers.items():
@@ -115,20 +86,13 @@ def to_conv(
             left[name] = chain
         else:
             chains[name] = chain
+    # Layers in weight form stay the objects that they are.
     moving = {
         id(layers[name]) for name in chains if not (inplace and form_of(layers[name]) == "weight")
     }
     left |= blocked_references(model, moving, copied=not inplace)
     chains = {name: chain for name, chain in chains.items() if name not in left}
     left |= _shared_with_others(model, {name: layers[name] for name in chains})
-    heads = None
-    if linears:
-        given = example if isinstance(example, tuple) else (example,)
-        arguments, _ = call_arguments(model, given)
-        names = {layer: name for name, layer in list(linears.items())[::-1]}
-        names = dict(reversed(names.items()))  # the first name of each, in the model's order
-        heads = find_heads(model, arguments, names, inplace=inplace)
-        left |= heads.refused
     refuse_or_list(left, "cannot become a CONV layer", strict=strict)
     ready = {id(layers[name]): chain for name, chain in chains.items() if name not in left}
     if inplace and form_of(model) != "weight" and id(model) in ready:
@@ -151,18 +115,11 @@ def to_conv(
         else build(layer, ready[key])
         for key, (name, layer) in old.items()
     }
-    model = exchange(model, new)
-    return model if heads is None else heads.convert(model)
+    return exchange(model, new)
 
 
-def _simplified_back(model: nn.Module, *, inplace: bool, where: Any, project: bool) -> nn.Module:
-    """Return the CONV network that a simplified network was: all of it, as a new object.
-
-    Raises
-    ------
-    UnsupportedLayer
-        If options ask for something else, or its numbers are those of no CONV network any more.
-    """
+def _simplified_back(model: nn.Module, *, inplace: bool, where: Any) -> nn.Module:
+    """Return the CONV network that a simplified network was: all of it, as a new object."""
     for name, given in (("inplace", inplace), ("where", where is not None)):
         if given:
             raise ArgumentError(
@@ -170,11 +127,9 @@ def _simplified_back(model: nn.Module, *, inplace: bool, where: Any, project: bo
                 where=name,
                 remedy=f"leave out {name}=",
             )
-    try:
-        return restore(model, project=project)
-    except NotAConvolution as error:
-        refused = no_convolution(error)
-        raise refused.error(UnsupportedLayer, "it cannot become a CONV layer") from error
+    record = record_of(model)
+    assert record is not None, "asked before"  # noqa: S101
+    return restore(model, record)
 
 
 def _tell_of_activations(layers: Mapping[str, nn.Module]) -> None:
@@ -374,39 +329,6 @@ def _sources(layer: PatchConv, name: str) -> list[Any]:
     parts = [fc._parameters.get(name) for fc in layer.children_fc if isinstance(fc, nn.Linear)]
     own = len(parts) == len(layer.children_fc) and all(type(p) is nn.Parameter for p in parts)
     return parts if own else [layer]
-
-
-def _check_there_is_something(
-    layers: Mapping[str, nn.Module],
-    linears: Mapping[str, nn.Module],
-    forms: Mapping[str, nn.Module],
-    where: Where,
-    example: Any,
-) -> None:
-    """Raise if no layer is chosen."""
-    if layers or linears:
-        return
-    if where is not None:
-        raise NothingToConvert(
-            "where= selects nothing that could become a CONV layer",
-            where="where",
-            expected=f"one of {', '.join(list(forms)[:10])}" if forms else None,
-            got=where if isinstance(where, str) else None,
-            remedy="give names as in model.named_modules()",
-        )
-    if example is None:
-        raise NothingToConvert(
-            "no layer of the model is in patch or weight form",
-            where="model",
-            expected="what convfc.to_fc returns",
-            remedy="to turn plain nn.Linear layers on a feature map into CONV layers, give an "
-            "input of the model as example=",
-        )
-    raise NothingToConvert(
-        "the model has neither FC forms nor nn.Linear layers",
-        where="model",
-        remedy="there is nothing to do: it is a CONV network already",
-    )
 
 
 def _without_peft(model: nn.Module, *, inplace: bool) -> tuple[nn.Module, bool]:

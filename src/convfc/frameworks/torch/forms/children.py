@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from convfc.errors import ShapeError, UnsupportedLayer, UnsupportedModel
+from convfc.errors import ShapeError, UnsupportedLayer
 from convfc.frameworks.torch.vocabulary import is_pointwise
 
 # What every module has, of which the hooks move over as they are.
@@ -199,8 +199,6 @@ def plain_linear(weight: nn.Parameter, bias: nn.Parameter | Tensor | None) -> nn
     linear = nn.Linear(columns, rows, bias=False, device="meta")
     linear.weight = weight
     linear.bias = bias  # type: ignore[assignment]
-    if weight.layout is not torch.strided:
-        linear.register_forward_pre_hook(_refuse_export)
     return linear
 
 
@@ -237,11 +235,10 @@ def has_pre_hooks(module: nn.Module) -> bool:
 
     Examples
     --------
-    >>> has_pre_hooks(plain_linear(nn.Parameter(torch.eye(2).to_sparse()), None))
+    >>> has_pre_hooks(flatten_of((3, 4), 1))
     False
     """
-    own = (_refuse_export, _refuse_shapes)
-    return any(hook not in own for hook in module._forward_pre_hooks.values())
+    return any(hook is not _refuse_shapes for hook in module._forward_pre_hooks.values())
 
 
 def _refuse_shapes(flatten: nn.Module, inputs: tuple[Tensor]) -> None:
@@ -263,22 +260,6 @@ def _refuse_shape(flatten: nn.Module, x: Tensor) -> None:
             where="x",
             expected=f"(n, {sizes})" + f", or ({sizes})" * (0 in axes),
             got=tuple(x.shape),
-            remedy="make another one: to_fc(model, form='unrolled', example=x); form='patch' "
-            "takes every size",
-        )
-
-
-def _refuse_export(linear: nn.Module, inputs: tuple[Tensor]) -> None:
-    """Stop `torch.export` of a sparse weight: what it makes ends the process when it is lowered."""
-    if not torch.jit.is_scripting():  # type: ignore[attr-defined]
-        _refuse(linear)
-
-
-def _refuse(linear: nn.Module) -> None:
-    weight: Any = linear.weight
-    if torch.compiler.is_exporting() and weight.layout is not torch.strided:
-        raise UnsupportedModel(
-            "what PyTorch exports of sparse weights, to ONNX or else, would end this process",
-            where=f"{linear}",
-            remedy="convert without sparse=True: to_fc(model, form='unrolled', example=x)",
+            remedy="make another one, with an example of this size; what convfc.to_fc makes takes "
+            "every size",
         )

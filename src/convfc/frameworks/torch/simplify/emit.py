@@ -29,8 +29,8 @@ from convfc.frameworks.torch.simplify.values import (
 from convfc.operators.estimate import MatrixEstimate, check_fits, check_together
 
 _REMEDY = (
-    "sparse=True keeps the non-zeros only; a smaller example; or form='unrolled' with where= for "
-    "some layers (the bytes are those of all FC layers together, the sizes those of the largest)"
+    "a smaller example; a part of the network only; or convfc.unroll with where= for some layers "
+    "(the bytes are those of all FC layers together, the sizes those of the largest)"
 )
 
 
@@ -43,7 +43,7 @@ class Emitted:
 
 
 def emit(
-    program: Program, *, dtype: torch.dtype, device: torch.device, sparse_weights: bool = False
+    program: Program, dtype: torch.dtype, device: torch.device, *, sparse_weights: bool = False
 ) -> Emitted:
     """Build the module of a program."""
     build = _Build(dtype, device, sparse_weights)
@@ -61,9 +61,7 @@ def is_chain(program: Program) -> bool:
     )
 
 
-def check_memory(
-    program: Program, dtype: torch.dtype, *, sparse_weights: bool, memory: float | None
-) -> None:
+def check_memory(program: Program, dtype: torch.dtype, memory: float | None) -> None:
     """Refuse weights that do not fit in memory, before the first of them is made."""
     largest, total, nonzeros = (0, 0), 0, 0
     for value in topological(program.output):
@@ -71,16 +69,13 @@ def check_memory(
             if not is_identity(matrix):
                 largest = max(largest, matrix.shape, key=np.prod)
                 nonzeros += matrix.nnz
-                numbers, indices = int(np.prod(matrix.shape)), 0
-                if sparse_weights:
-                    numbers, indices = matrix.nnz, matrix.nnz + len(matrix.indptr)
-                total += dtype.itemsize * numbers + 8 * indices
+                total += dtype.itemsize * int(np.prod(matrix.shape))
     if total:
         check_fits(MatrixEstimate(largest, nonzeros, total), memory, _REMEDY)
 
 
 def check_least(program: Program, dtype: torch.dtype, memory: float | None) -> None:
-    """Refuse dense weights of which the least part does not fit, before anything is multiplied.
+    """Refuse weights of which the least part does not fit, before anything is multiplied.
 
     What an activation is given is never multiplied away: its matrix has at least as many columns
     as the narrowest of the affine values that it may be multiplied with.

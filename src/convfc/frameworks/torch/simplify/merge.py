@@ -3,8 +3,7 @@
 A value that several others use is multiplied into each of them, so a residual branch stays what it
 is. That can cost more than it saves: a bottleneck (a narrow layer between two wide ones without an
 activation) has more numbers as a product than as two factors. An affine value is therefore removed
-only if fewer numbers, or as many, are left: entries of dense matrices, or non-zeros of sparse ones;
-of sparse ones also where it is used once and one of the two factors has two entries a row at most.
+only if fewer numbers, or as many, are left, or half as many more if it is used once.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ class Merged(NamedTuple):
     before: Mapping[Value, Value]
 
 
-def merge(program: Program, *, nonzeros: bool = False, alternating: bool = False) -> Merged:
+def merge(program: Program, *, alternating: bool = False) -> Merged:
     """Multiply neighbouring affine maps."""
     work = _Work(program)
     depth = levels(program.output)
@@ -56,10 +55,7 @@ def merge(program: Program, *, nonzeros: bool = False, alternating: bool = False
             narrow = sum(map(_width, work.terms[value])) <= _width(value)
             away = here or (once and narrow)
         else:
-            away = (nonzeros and work.is_light(value, users)) or (
-                work.gain(value, users, nonzeros=nonzeros) + work.allowance(value, users, nonzeros)
-                >= 0
-            )
+            away = work.gain(value, users) + work.allowance(value, users) >= 0
         if away:
             work.multiply_away(value, users)
     return work.result()
@@ -93,42 +89,28 @@ class _Work:
                 self.terms[value] = dict(value.terms)
                 self.offset[value] = value.offset
 
-    def gain(self, value: Value, users: Sequence[Value], *, nonzeros: bool) -> int:
+    def gain(self, value: Value, users: Sequence[Value]) -> int:
         """Return how many numbers fewer there are if a value is multiplied into its users."""
         own, gained = self.terms[value], 0
         if len(users) == len(self.users[value]) and value is not self.program.output:
-            gained += sum(_cost(matrix, nonzeros) for matrix in own.values())
+            gained += sum(map(_cost, own.values()))
         for user in users:
             outer = self.terms[user][value]
-            gained += _cost(outer, nonzeros)
+            gained += _cost(outer)
             for source, inner in own.items():
                 there = self.terms[user].get(source)
-                if is_identity(outer):
-                    product = _cost(inner, nonzeros)
-                elif nonzeros:  # a bound, known without multiplying
-                    product = int((np.diff(inner.indptr)[outer.indices]).sum())
-                else:
-                    product = user.size * source.size
                 if there is not None:
-                    old = _cost(there, nonzeros)
-                    product = product if nonzeros else user.size * source.size - old
-                gained -= product
+                    gained -= user.size * source.size - _cost(there)
+                else:
+                    gained -= _cost(inner) if is_identity(outer) else user.size * source.size
         return gained
 
-    def allowance(self, value: Value, users: Sequence[Value], nonzeros: bool) -> int:
+    def allowance(self, value: Value, users: Sequence[Value]) -> int:
         """Return how many numbers more a product may have: half of its factors', if used once."""
-        if nonzeros or len(self.users[value]) != 1 or value is self.program.output:
+        if len(self.users[value]) != 1 or value is self.program.output:
             return 0
         factors = (*self.terms[value].values(), self.terms[users[0]][value])
-        return sum(_cost(matrix, nonzeros) for matrix in factors) // 2
-
-    def is_light(self, value: Value, users: Sequence[Value]) -> bool:
-        """Say whether a value that is used once is, or becomes, at most a difference of two."""
-        if len(self.users[value]) != 1 or value is self.program.output:
-            return False
-        outer = self.terms[users[0]][value]
-        own = self.terms[value].values()
-        return bool(outer.nnz <= 2 * outer.shape[0] or sum(m.nnz for m in own) <= 2 * value.size)
+        return sum(map(_cost, factors)) // 2
 
     def multiply_away(self, value: Value, users: Sequence[Value]) -> None:
         """Multiply a value into the affine values that use it."""
@@ -181,11 +163,9 @@ class _Work:
         return Merged(merged, first)
 
 
-def _cost(matrix: Any, nonzeros: bool) -> int:
+def _cost(matrix: Any) -> int:
     """Return how many numbers a matrix holds; the identity is not multiplied by."""
-    if is_identity(matrix):
-        return 0
-    return int(matrix.nnz) if nonzeros else int(np.prod(matrix.shape))
+    return 0 if is_identity(matrix) else int(np.prod(matrix.shape))
 
 
 # One sequence -------------------------------------------------------------------------------------
@@ -244,7 +224,7 @@ def _chain(program: Program, wanted: list[list[Value]], depth: Mapping[Value, in
                 "values of another branch would have to go through "
                 + " and ".join(type(module).__name__ for module in opaque.modules),
                 opaque.name,
-                "branches='add', or max_pool='relu' if it is a max-pooling",
+                "leave out sequential=True, or give max_pool='relu' if it is a max-pooling",
             )
         rows: list[tuple[dict[Value, Any], npt.NDArray[Any]]] = []
         new: dict[Value, Part] = {}

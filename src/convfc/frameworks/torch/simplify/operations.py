@@ -183,7 +183,7 @@ def _(step: Step, x: Tracked) -> Value:
     layer = ConvLayer(layer.geometry, numbers(layer.filters), bias)
     matrix = conv_matrix(layer, size, order="channels_first", memory=step.memory)
     offset = conv_offset(layer, size, order="channels_first").astype(matrix.dtype)
-    return affine({x.value: matrix}, offset, layer=module, input_size=tuple(size))
+    return affine({x.value: matrix}, offset, of_layer=True)
 
 
 @OPERATIONS.register("linear")
@@ -196,7 +196,7 @@ def _linear(step: Step, x: Any, weight: Any, bias: Any = None) -> Value | Tracke
     whole = matrix if rows == 1 else sparse.kron(identity(rows), matrix, format="csr")
     module = step.call.module
     own = isinstance(module, nn.Linear) and weight is module.weight
-    return affine({x.value: whole}, np.tile(offset, rows), layer=module if own else None)
+    return affine({x.value: whole}, np.tile(offset, rows), of_layer=own)
 
 
 @OPERATIONS.register("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm")
@@ -223,7 +223,7 @@ def _(
     value = affine(
         {x.value: diagonal(np.repeat(scale, each))},
         np.repeat(shift - mean * scale, each),
-        layer=own,
+        of_layer=own is not None,
         offset_modulus=np.repeat(np.abs(shift) + np.abs(mean * scale), each),
         roundings=_NORM_ROUNDINGS,
     )
@@ -449,7 +449,7 @@ def _ratio(value: Value, other: Value) -> npt.NDArray[Any] | None:
 
 def _elementwise(value: Value) -> tuple[dict[Value, npt.NDArray[Any]], npt.NDArray[Any]]:
     """Return a value as a sum of other ones, each times a constant for each element."""
-    if isinstance(value, Affine) and value.layer is None:
+    if isinstance(value, Affine) and not value.of_layer:
         diagonals = {s: m.diagonal() for s, m in value.terms.items() if m.shape[0] == m.shape[1]}
         if all(
             s in diagonals and m.nnz == (diagonals[s] != 0).sum() for s, m in value.terms.items()

@@ -12,8 +12,14 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from convfc.errors import MemoryBudgetError, ShapeError, UnsupportedModel
 from convfc.frameworks.torch.forms.children import has_pre_hooks
+from convfc.frameworks.torch.places import nothing_to_convert
 from convfc.frameworks.torch.references import check_references
-from convfc.frameworks.torch.running import check_can_run, deep_copy
+from convfc.frameworks.torch.running import (
+    call_arguments,
+    check_can_run,
+    check_has_numbers,
+    deep_copy,
+)
 from convfc.frameworks.torch.simplify import emit
 from convfc.frameworks.torch.simplify.merge import Merged, Part, as_sequence, merge
 from convfc.frameworks.torch.simplify.operations import (
@@ -30,102 +36,59 @@ from convfc.operators.estimate import MatrixEstimate, check_together
 from convfc.sizes import one_of
 
 MaxPool: TypeAlias = Literal["keep", "relu"]
-Branches: TypeAlias = Literal["add", "carry"]
 
 ATTRIBUTE = "simplified"
 _KEPT = "_user_preserved_attributes"  # in a GraphModule's meta: what its copies get, too
 
 
+@torch.inference_mode(mode=False)  # what is made here is to be trained
 def simplify(
     model: nn.Module,
-    example: tuple[Any, ...],
+    example: Any,
     *,
     max_pool: MaxPool = "keep",
-    branches: Branches = "add",
-    sparse: bool = False,
+    sequential: bool = False,
     memory: float | None = None,
 ) -> nn.Module:
-    """Return a CONV network as a plain MLP that computes the same function.
-
-    CONV layers (all of them), ``nn.Linear``, BatchNorm, average and global pooling, padding,
-    flattening, permuting, concatenation, slicing, sums and products with constants are matrices;
-    neighbouring ones are multiplied. ReLU stays; ReLU6, Hardtanh, LeakyReLU, PReLU, Hardsigmoid,
-    ``clamp`` and ``abs`` are written with ReLU. Dropout and Identity are gone. Sigmoid, Tanh, GELU
-    and their like stay as modules. What it computes is the model in evaluation mode.
+    """Return a CONV network as a plain MLP that computes the same; see `convfc.simplify`.
 
     Products are computed in float64 and rounded to the model's dtype once; where nothing is
     multiplied, the weights have the same bits.
-
-    Parameters
-    ----------
-    model : nn.Module
-        It is not changed. Its forward may be written in any way as long as it does not ask what is
-        in a tensor.
-    example : tuple
-        The arguments of one call: one tensor ``(n, *shape)``, n >= 1. The result is for this
-        shape, and any n.
-    max_pool : {"keep", "relu"}
-        Whether max-pooling stays a module, between ``Unflatten`` and ``Flatten``, or is written
-        with ReLU: max(a, b) = a + relu(b - a), for each window as a tree of pairs.
-    branches : {"add", "carry"}
-        ``"add"``: if the network branches, the result is a `torch.fx.GraphModule` of the modules,
-        and additions. ``"carry"``: always one ``nn.Sequential``; what is needed behind a ReLU is
-        carried through it, unchanged if it cannot be negative, else as relu(v) - relu(-v).
-    sparse : bool
-        Whether the weights are sparse tensors (compressed rows); they are almost all zeros.
-    memory : float, optional
-        Bytes that the weights may take, and in float64 the matrices of all layers that they are
-        made of; by default what the machine has free.
-
-    Returns
-    -------
-    nn.Module
-        Its FC layers are exactly ``nn.Linear``, its ReLUs ``nn.ReLU``. It takes what the model
-        takes: it begins with an ``nn.Flatten`` unless the example is ``(n, features)``, and ends
-        with an ``nn.Unflatten`` unless the output is. A tool that reads ``Linear`` and ``ReLU``
-        only is given a model for flat inputs, ``nn.Sequential(nn.Unflatten(1, shape), model)``.
-
-    Raises
-    ------
-    UnsupportedLayer, UnsupportedModel
-        If a part is neither affine nor an activation, or is in training mode where that makes a
-        difference; the message names it.
-    MemoryBudgetError
-        If the matrices do not fit: told before the first is made, by the layers' sizes, and before
-        neighbours are multiplied, by what the dense weights take at least.
-
-    Notes
-    -----
-    An infinity or a NaN in the input spreads further than in the original, since 0 * inf is NaN.
-
-    Examples
-    --------
-    >>> import torch
-    >>> cnn = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten())
-    >>> x = torch.randint(-9, 10, (2, 1, 6, 6)).float()
-    >>> mlp = simplify(nn.Sequential(*cnn, nn.Linear(16, 10)), (x,))
-    >>> [type(part).__name__ for part in mlp]
-    ['Flatten', 'Linear', 'ReLU', 'Linear']
-    >>> mlp[1].weight.shape, mlp[3].weight.shape
-    (torch.Size([64, 36]), torch.Size([10, 64]))
     """
-    for name, value, kind in (("max_pool", max_pool, MaxPool), ("branches", branches, Branches)):
-        one_of(name, value, get_args(kind), what="there is no such way", remedy=None)
-    options = Options(max_pool, branches, sparse)
-    found = plan(model, example, options, memory, to_be_made=True)
-    made = made_of(found, model, example[0], options, memory)
-    attach(made, remember(model, example[0], found.original, options))
+    one_of(
+        "max_pool",
+        max_pool,
+        get_args(MaxPool),
+        what="there is no such way",
+        remedy="'keep' leaves max-pooling as it is, 'relu' writes it with ReLU",
+    )
+    if record_of(model) is not None:
+        raise nothing_to_convert("layer that is not simplified already", None, ())
+    check_has_numbers(model, "model")
+    arguments, _ = call_arguments(model, example if isinstance(example, tuple) else (example,))
+    options = Options(max_pool, sequential)
+    found = programs_of(model, arguments, options, memory, to_be_made=True)
+    made = made_of(found, model, arguments[0], memory)
+    attach(made, remember(model, arguments[0], found.original, options))
     return made.train(model.training)
 
 
 def made_of(
-    found: Plan, model: nn.Module, x: Tensor, options: Options, memory: float | None = None
+    found: Programs,
+    model: nn.Module,
+    x: Tensor,
+    memory: float | None = None,
+    *,
+    sparse_weights: bool = False,
 ) -> nn.Module:
-    """Return the plain MLP of a network that was read, of its dtype, on its device."""
+    """Return the plain MLP of a network that was read, of its dtype, on its device.
+
+    With sparse weights, which take little memory, it is for comparing and for running only.
+    """
     one = like(model, x)
-    emit.check_memory(found.final, one.dtype, sparse_weights=options.sparse, memory=memory)
-    made = emit.emit(found.final, dtype=one.dtype, device=one.device, sparse_weights=options.sparse)
-    return made.module
+    if not sparse_weights:
+        emit.check_memory(found.final, one.dtype, memory)
+    return emit.emit(found.final, one.dtype, one.device, sparse_weights=sparse_weights).module
 
 
 @dataclass(frozen=True)
@@ -133,11 +96,10 @@ class Options:
     """How a network is simplified."""
 
     max_pool: MaxPool = "keep"
-    branches: Branches = "add"
-    sparse: bool = False
+    sequential: bool = False
 
 
-class Plan(NamedTuple):
+class Programs(NamedTuple):
     """A network as values: as it was, merged, and, where it had to be, in one sequence.
 
     ``states`` says what the values of the sequence hold; it is empty where nothing is carried.
@@ -154,7 +116,7 @@ class Simplified:
     """The original network, and how it was simplified; it stands in ``vars(model)``.
 
     It is no part of the module: it has no parameters there, and follows no ``to()``. What each
-    layer is made of is not kept but worked out again, by `plan`.
+    layer is made of is not kept but worked out again, by `made_again`.
     """
 
     original: nn.Module
@@ -167,30 +129,31 @@ class Simplified:
         """Return it: copies of a network share it, as nothing changes it."""
         return self
 
-    def plan(self) -> Plan:
-        """Return the values again that the FC layers were made of."""
+    def made_again(self) -> nn.Module:
+        """Return the simplified network again, with sparse weights."""
         parameter = next(self.original.parameters(), torch.empty(0))
         x = torch.zeros(1, *self.shape, dtype=self.dtype, device=parameter.device)
-        return plan(self.original, (x,), self.options)
+        found = programs_of(self.original, (x,), self.options)
+        return made_of(found, self.original, x, sparse_weights=True)
 
 
-def plan(
+def programs_of(
     model: nn.Module,
     example: tuple[Any, ...],
     options: Options,
     memory: float | None = None,
     *,
     to_be_made: bool = False,
-) -> Plan:
+) -> Programs:
     """Read and merge a network.
 
     If the FC layers are to be made of it, those that cannot fit are refused before the merging.
     """
     try:
         original = read(model, example, max_pool=options.max_pool, memory=memory)
-        if to_be_made and not options.sparse:
+        if to_be_made:
             emit.check_least(original, like(model, example[0]).dtype, memory)
-        merged = merge(original, nonzeros=options.sparse, alternating=options.branches == "carry")
+        merged = merge(original, alternating=options.sequential)
     except MemoryError as error:
         if isinstance(error, MemoryBudgetError):
             raise
@@ -198,12 +161,12 @@ def plan(
             "the memory ran out while matrices of layers were made and multiplied",
             where="memory",
             got=str(error) or None,
-            remedy="a smaller example, or leave out simplify=True",
+            remedy="a smaller example, or a part of the network only",
         ) from error
-    if options.branches == "add" or emit.is_chain(merged.program):
-        return Plan(original, merged, merged.program, {})
+    if not options.sequential or emit.is_chain(merged.program):
+        return Programs(original, merged, merged.program, {})
     sequence = as_sequence(merged.program)
-    return Plan(original, merged, sequence.program, sequence.states)
+    return Programs(original, merged, sequence.program, sequence.states)
 
 
 def like(model: nn.Module, x: Tensor) -> Tensor:
@@ -358,8 +321,8 @@ def _check_memory(found: Trace, memory: float | None) -> None:
         estimates,
         memory,
         what="the matrices that the network is made of",
-        remedy="a smaller example, or simplify a part of the network only; form='patch' and "
-        "form='weight' need no such matrices",
+        remedy="a smaller example, or simplify a part of the network only; convfc.to_fc needs no "
+        "such matrices",
     )
 
 

@@ -49,15 +49,13 @@ class Affine(Value):
 
     terms: Mapping[Value, Matrix]
     offset: Vector
-    # The affine layer of the original network that it is, if it is a single one.
-    layer: Any = None
+    # Whether it is a layer of the original network, with numbers that it has learnt.
+    of_layer: bool = False
     # What the moduli of the offset's own parts add up to; more than |offset| where the original
     # network adds and takes off again, as a BatchNorm does.
     offset_modulus: Vector = None  # type: ignore[assignment]
     # How many more roundings than a sum of products has: of the original layer's other steps.
     roundings: int = 0
-    # Spatial size of the input of a CONV layer.
-    input_size: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.offset_modulus is None:
@@ -105,7 +103,7 @@ def affine(
     offset: Vector,
     *,
     nonnegative: bool | None = None,
-    layer: Any = None,
+    of_layer: bool = False,
     **rest: Any,
 ) -> Value:
     """Return the affine value; the value itself where nothing is done to it.
@@ -113,16 +111,16 @@ def affine(
     Whether it can be negative is worked out from the numbers unless it is given, or they are a
     layer's: what a network looks like must not depend on the numbers that it has learnt.
     """
-    if layer is None and len(terms) == 1 and not offset.any():
+    if not of_layer and len(terms) == 1 and not offset.any():
         ((source, matrix),) = terms.items()
         if is_identity(matrix):
             return source
     if nonnegative is None:
-        known = layer is None and _no_negative(offset)
+        known = not of_layer and _no_negative(offset)
         nonnegative = known and all(
             source.nonnegative and _no_negative(matrix.data) for source, matrix in terms.items()
         )
-    return Affine(len(offset), terms, offset, nonnegative=nonnegative, layer=layer, **rest)
+    return Affine(len(offset), terms, offset, nonnegative=nonnegative, of_layer=of_layer, **rest)
 
 
 def _no_negative(numbers: Vector) -> bool:

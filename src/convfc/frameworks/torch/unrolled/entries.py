@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from convfc.frameworks.torch.matrix import matrix_values
-from convfc.frameworks.torch.tensors import is_sparse
 from convfc.operators.nearest import Sets, Stray, read_entries
 from convfc.operators.pattern import MatrixPattern
 
@@ -44,7 +43,7 @@ class Wrong(NamedTuple):
 
 
 def held_by(matrix: Tensor, pattern: MatrixPattern) -> Held:
-    """Read a dense or sparse matrix.
+    """Read a matrix.
 
     Examples
     --------
@@ -56,10 +55,9 @@ def held_by(matrix: Tensor, pattern: MatrixPattern) -> Held:
     (tensor([3., 5., 3., 5.]), Stray(row=1, column=0, value=7.0))
     """
     matrix = matrix.detach()
-    if not is_sparse(matrix):
-        values = values_in(matrix, pattern)
-        if torch.count_nonzero(values) == torch.count_nonzero(matrix):
-            return Held(values, None)
+    values = values_in(matrix, pattern)
+    if torch.count_nonzero(values) == torch.count_nonzero(matrix):
+        return Held(values, None)
     entries = read_entries(numpy_has(matrix), pattern)
     values = torch.from_numpy(entries.values.copy()).to(matrix.device, matrix.dtype)
     return Held(values, entries.stray)
