@@ -33,12 +33,13 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Form:
-    """A form of FC layers: what `to_fc` makes it with, and what it keeps of a CONV layer."""
+    """A form of FC layers: the verb that makes it, and what it keeps of a CONV layer."""
 
     name: str
+    verb: str
     options: Mapping[str, Any] = field(default_factory=dict)
     example: bool = False
-    """Whether `to_fc` needs an example."""
+    """Whether the verb needs an example."""
     layers: bool = True
     """Whether each CONV layer becomes one FC layer, with its hooks; not a product of layers."""
     state: bool = True
@@ -160,8 +161,8 @@ class Adapter:
 
     def convert(self, model: Any, form: Form, x: np.ndarray, **options: Any) -> Any:
         """Return a model in a form; an example is of the size of x."""
-        example = {"example": self.example(model, x)} if form.example else {}
-        return convfc.to_fc(model, **form.options, **example, **options)
+        example = (self.example(model, x),) if form.example else ()
+        return getattr(convfc, form.verb)(model, *example, **form.options, **options)
 
     def example(self, model: Any, x: np.ndarray) -> Any:
         """Return x as `to_fc` and `verify` take it with this model."""
@@ -239,16 +240,10 @@ class TorchAdapter(Adapter):
     dtypes = ("float64", "float32", "bfloat16", "float16", "complex64", "complex128")
     exact = "float64"
     forms = (
-        Form("patch", {"form": "patch"}),
-        Form("weight", {"form": "weight"}),
-        Form("unrolled", {"form": "unrolled"}, example=True, state=False),
-        Form(
-            "simplified",
-            {"form": "unrolled", "simplify": True},
-            example=True,
-            layers=False,
-            state=False,
-        ),
+        Form("patch", "to_fc", {"form": "patch"}),
+        Form("weight", "to_fc", {"form": "weight"}),
+        Form("unrolled", "unroll", example=True, state=False),
+        Form("simplified", "simplify", example=True, layers=False, state=False),
     )
     copies = MappingProxyType(
         {

@@ -27,10 +27,6 @@ def network(of: Callable[..., Any], name: str, **arguments: Any) -> Callable[[],
     return lambda: of(NETWORK, name, example=X, **arguments)
 
 
-def unrolled(**arguments: Any) -> Callable[[], Any]:
-    return lambda: convfc.to_fc(CONV, **arguments)
-
-
 WRONG: dict[str, list[tuple[Callable[[], Any], str]]] = {
     "as_conv1d": [(lambda: convfc.as_conv1d(FILTERS, (6, 6)), "geometry: filters alone")],
     "conv_matrix": [
@@ -70,27 +66,12 @@ WRONG: dict[str, list[tuple[Callable[[], Any], str]]] = {
         (lambda: spectrum.layer_spectra(NETWORK, X, k=0), "k: a size is too small"),
     ],
     "to_fc": [
-        (unrolled(form="fc"), "form: there is no such form"),
-        (unrolled(inplace=True), "inplace: the model is itself the CONV layer"),
-        (unrolled(form="weight", block_diagonal=True), "block_diagonal: only the patch form"),
-        (unrolled(form="unrolled"), "example: the matrix of a layer is for one input size"),
-        (
-            unrolled(simplify=True),
-            r"simplify: .* got form='patch', simplify=True\. Remedy: give form='unrolled' and "
-            r"example=x, or leave simplify out$",
-        ),
-        (
-            unrolled(form="unrolled", example=X, max_pool="relu"),
-            r"max_pool: .*Remedy: give simplify=True, or leave max_pool out$",
-        ),
-        (
-            unrolled(form="unrolled", example=X, simplify=True, inplace=True),
-            r"inplace: .*Remedy: give simplify=False, or leave inplace out$",
-        ),
-        (
-            unrolled(form="unrolled", example=X, simplify=True, branches="cut"),
-            "branches: there is no such branches",
-        ),
+        (lambda: convfc.to_fc(CONV, form="fc"), "form: there is no such form"),
+        (lambda: convfc.to_fc(CONV, inplace=True), "inplace: the model is itself the CONV layer"),
+        (lambda: convfc.to_fc(CONV, form="unrolled"), "form: .*is made by convfc.unroll$"),
+    ],
+    "simplify": [
+        (lambda: convfc.simplify(CONV, X, max_pool="mean"), "max_pool: there is no such way"),
     ],
     "to_conv": [
         (
@@ -98,9 +79,7 @@ WRONG: dict[str, list[tuple[Callable[[], Any], str]]] = {
             "inplace: the model is itself the FC layer",
         ),
         (
-            lambda: convfc.to_conv(
-                convfc.to_fc(NETWORK, form="unrolled", simplify=True, example=X), inplace=True
-            ),
+            lambda: convfc.to_conv(convfc.simplify(NETWORK, X), inplace=True),
             "inplace: a simplified network goes back as a whole",
         ),
     ],
@@ -173,7 +152,16 @@ ELSEWHERE = {
         *("accuracy", "brier_score", "negative_log_likelihood", "out_of_distribution_auroc"),
     },
     "models and layers alone": {
-        *("convert_optimizer_state", "inspect", "verify", "kl", "learned_rates", "mean_network"),
+        *(
+            "convert_optimizer_state",
+            "inspect",
+            "to_fully_convolutional",
+            "unroll",
+            "verify",
+            "kl",
+            "learned_rates",
+            "mean_network",
+        ),
         *("sample", "finish"),
     },
     "results, which nobody but convfc makes": {

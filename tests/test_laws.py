@@ -17,7 +17,7 @@ from adapters import Adapter, Form, Refusal, adapters
 from cases import Case, case
 
 import convfc
-from convfc.errors import ArgumentError, ConvfcError, ShapeError
+from convfc.errors import ConvfcError, NothingToConvert, ShapeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -639,7 +639,7 @@ def refused(adapter: Adapter, form: Form) -> dict[str, Any]:
     in_place = {
         f"{name}, in place": (refusal, {"inplace": True})
         for name, refusal in found
-        if form.layers and refusal.inplace
+        if form.verb == "to_fc" and refusal.inplace
     }
     return copied | in_place
 
@@ -664,13 +664,12 @@ def test_a_refusal_to_take_back_does_so_too(adapter: Adapter, form: Form, refusa
 @pytest.mark.parametrize(
     ("adapter", "form"), [pytest.param(*pair, id="-".join(map(str, pair))) for pair in FORMS]
 )
-def test_a_form_for_one_size_asks_for_an_example(adapter: Adapter, form: Form) -> None:
-    model = Subject(adapter, form, PLAIN).model(Subject(adapter, form, PLAIN).reals())
-    kept = adapter.snapshot(model)
-    if form.example:
-        with pytest.raises(ArgumentError, match=r"^example: .*; expected an input.*\. Remedy: "):
-            convfc.to_fc(model, **form.options)
-    else:
-        with pytest.raises(ArgumentError, match=r"^example: only the unrolled form.*\. Remedy: "):
-            convfc.to_fc(model, **form.options, example=adapter.example(model, np.zeros(1)))
-    assert adapter.snapshot(model) == kept
+def test_what_is_converted_already_is_nothing_to_convert(adapter: Adapter, form: Form) -> None:
+    subject = Subject(adapter, form, PLAIN)
+    model, converted, x = subject.pair(subject.reals())
+    kept = adapter.snapshot(converted)
+    with pytest.raises(NothingToConvert, match=r"^model: the model has no .* already\. Remedy: "):
+        adapter.convert(converted, form, x)
+    with pytest.raises(NothingToConvert, match=r"^model: the model has no .* form\. Remedy: "):
+        convfc.to_conv(model)
+    assert adapter.snapshot(converted) == kept

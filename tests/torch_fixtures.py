@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
+import convfc
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["one_thread", "seed_zero"]
+    from torch import nn
+
+__all__ = ["in_form", "one_thread", "seed_zero"]
 
 
 @pytest.fixture
@@ -26,3 +30,14 @@ def one_thread() -> Iterator[None]:
 def seed_zero() -> None:
     """Draw the same random numbers in every run."""
     torch.manual_seed(0)
+
+
+def in_form(model: nn.Module, form: str, x: Any, **options: Any) -> Any:
+    """Return a model with its CONV layers in a form; ``x`` is an input of it."""
+    if form == "native":
+        return model
+    if form == "simplified":
+        return convfc.simplify(model, x, **options)
+    if form == "unrolled":
+        return convfc.unroll(model, x, **options)
+    return convfc.to_fc(model, form=form, **options)

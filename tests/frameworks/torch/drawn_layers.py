@@ -22,6 +22,7 @@ from conv_cases import CHANNELS_LAST, HYPER_PARAMETERS, integers
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch_fixtures import in_form
 
 import convfc
 from convfc.errors import ConvfcError
@@ -153,8 +154,7 @@ def check(drawn: DrawnLayer, counted: collections.Counter[str]) -> None:
     if not sound:
         counted[ODD] += 1
     for form in FORMS:
-        example = {"example": x} if form == "unrolled" else {}
-        converted = convfc.to_fc(copy.deepcopy(layer), form=form, **example)
+        converted = in_form(copy.deepcopy(layer), form, x)
         our_y, our_dx = ran(converted, x)
         wanted_y, wanted_dx, judge = judges.get(form, judges["plain"])
         assert torch.equal(our_y, wanted_y), f"{form}: output"
@@ -182,8 +182,7 @@ def check_refused(layer: nn.Module, x: Tensor) -> None:
     """What PyTorch's layer refuses, no form answers."""
     for form in FORMS:
         try:
-            example = {"example": x} if form == "unrolled" else {}
-            y = convfc.to_fc(layer, form=form, **example)(x)
+            y = in_form(layer, form, x)(x)
         except ConvfcError:
             continue
         except RuntimeError:

@@ -122,7 +122,7 @@ def assert_slides(before: nn.Module, after: nn.Module, x: Tensor, size: int, ste
 @pytest.mark.parametrize("ndim", [1, 2, 3])
 def test_a_sequential_slides(ndim: int, norm: bool) -> None:
     model = with_integers(sequential(ndim, norm=norm))
-    after = convfc.to_conv(model, example=integers((1, 2, *[9] * ndim)))
+    after = convfc.to_fully_convolutional(model, integers((1, 2, *[9] * ndim)))
     assert type(after) is nn.Sequential
     conv = CONVS[ndim]
     assert [type(after[i]) for i in (3, 4, 8)] == [nn.Identity, conv, conv]
@@ -138,7 +138,7 @@ def test_a_sequential_slides(ndim: int, norm: bool) -> None:
 @pytest.mark.parametrize("how", FLATTENS)
 def test_a_forward_that_flattens_becomes_a_graph_module(how: str) -> None:
     model = with_integers(LeNet(FLATTENS[how]))
-    after = convfc.to_conv(model, example=integers((1, 2, 9, 9)))
+    after = convfc.to_fully_convolutional(model, integers((1, 2, 9, 9)))
     assert isinstance(after, fx.GraphModule)
     assert list(after.state_dict()) == list(model.state_dict())
     assert_slides(model, after, integers((2, 2, 13, 17), seed=5), 9, 2)
@@ -150,7 +150,7 @@ def test_a_forward_that_flattens_becomes_a_graph_module(how: str) -> None:
 def test_a_forward_that_calls_flatten_modules_stays_what_it_is() -> None:
     model = with_integers(LeNet(nn.Flatten(), nn.AdaptiveAvgPool2d((1, None))))
     model.fc1 = with_integers(nn.Linear(12, 5))
-    after = convfc.to_conv(model, example=integers((1, 2, 9, 9)))
+    after = convfc.to_fully_convolutional(model, integers((1, 2, 9, 9)))
     assert type(after) is LeNet
     assert (type(after.flatten), type(after.pool)) == (nn.Identity, nn.AvgPool2d)
     assert (after.pool.kernel_size, after.pool.stride) == ((4, 1), (1, 1))
@@ -165,7 +165,7 @@ def test_every_spelling_of_what_works_on_elements_slides(name: str) -> None:
         "maximum": lambda x: torch.maximum(y := x.flatten(1), -y),
     }
     model = with_integers(LeNet(between[name]))
-    after = convfc.to_conv(model, example=integers((1, 2, 9, 9)))
+    after = convfc.to_fully_convolutional(model, integers((1, 2, 9, 9)))
     assert_slides(model, after, integers((2, 2, 13, 17), seed=5), 9, 2)
 
 
@@ -173,7 +173,7 @@ def test_every_spelling_of_what_works_on_elements_slides(name: str) -> None:
 def test_global_pooling_slides(how: str) -> None:
     pool = nn.Identity()
     model = with_integers(LeNet(POOLINGS[how], pool))
-    after = convfc.to_conv(model, example=integers((2, 2, 9, 9)))
+    after = convfc.to_fully_convolutional(model, integers((2, 2, 9, 9)))
     assert_slides(model, after, integers((2, 2, 13, 17), seed=5), 9, 2)
 
 
@@ -188,7 +188,7 @@ def test_adaptive_pooling_keeps_its_windows(
     model.insert(3, ADAPTIVE[ndim](pooled))
     model[5] = nn.Linear(3 * pooled**ndim, 5)
     with_integers(model)
-    after = convfc.to_conv(model, example=integers((1, 2, *[9] * ndim)))
+    after = convfc.to_fully_convolutional(model, integers((1, 2, *[9] * ndim)))
     if kernel == 1:
         assert type(after[3]) is nn.Identity
     else:
@@ -206,7 +206,7 @@ def test_windows_of_unequal_size_are_refused() -> None:
         UnsupportedLayer,
         match=r"^5: 3 \(AdaptiveAvgPool2d\) pools a map of \(4, 4\) into \(3, 3\).*multiple of",
     ):
-        convfc.to_conv(model, example=integers((1, 2, 9, 9), torch.float32))
+        convfc.to_fully_convolutional(model, integers((1, 2, 9, 9), torch.float32))
 
 
 class Bound:
@@ -247,7 +247,7 @@ def test_real_numbers_stay_within_the_rounding_bound() -> None:
     torch.manual_seed(0)
     model = sequential(2).eval()
     x = torch.randn(1, 2, 15, 13)
-    after = convfc.to_conv(model, example=x[..., :9, :9])
+    after = convfc.to_fully_convolutional(model, x[..., :9, :9])
     scores, whole = after(x), bounded(after, x)
     assert (whole.error < 1e-4 * whole.value.abs().max()).all()
     for (i, j), crop in crops(x, 9, 2):
@@ -285,7 +285,7 @@ def test_torchvision_models_run_on_larger_images(name: str) -> None:
     handle = model.avgpool.register_forward_pre_hook(lambda m, args: features.append(args[0]))
     before = model(x)
     handle.remove()
-    after = convfc.to_conv(model, example=x)
+    after = convfc.to_fully_convolutional(model, x)
     assert isinstance(after, fx.GraphModule)
     assert list(after.state_dict()) == list(model.state_dict())
     scores = after(x)
@@ -309,7 +309,7 @@ def test_the_heads_of_torchvision_models_slide(name: str, channels: int, size: i
         if part not in ("fc", "avgpool", "classifier"):
             setattr(model, part, nn.Identity())
     with_integers(model)
-    after = convfc.to_conv(model, example=integers((1, channels, size, size)))
+    after = convfc.to_fully_convolutional(model, integers((1, channels, size, size)))
     assert_slides(model, after, integers((2, channels, size + 2, size + 1), seed=5), size, 1)
 
 
@@ -325,7 +325,7 @@ def test_functional_dropout_goes_on_asking_for_the_mode(dropout: Any) -> None:
             return dropout(self.fc(x), 1.0, False)
 
     model = Net().train()
-    after = convfc.to_conv(model, example=torch.ones(1, 2, 4, 4))
+    after = convfc.to_fully_convolutional(model, torch.ones(1, 2, 4, 4))
     dropouts = [part for part in after.modules() if isinstance(part, nn.Dropout)]
     assert [(part.p, part.training) for part in dropouts] == [(0.25, True)]
     x = torch.ones(4, 2, 4, 4)
@@ -347,7 +347,7 @@ def test_a_part_that_asks_for_the_mode_is_called_as_it_is() -> None:
     model = LeNet(FLATTENS["flatten"], nn.Sequential(Noise(), Data())).eval()
     model.fc1 = nn.Linear(48, 5)
     with_integers(model)
-    after = convfc.to_conv(model, example=integers((1, 2, 9, 9)))
+    after = convfc.to_fully_convolutional(model, integers((1, 2, 9, 9)))
     assert isinstance(after, fx.GraphModule)
     x = integers((2, 2, 9, 9), seed=5)
     assert torch.equal(after(x)[..., 0, 0], model(x))
@@ -359,7 +359,7 @@ def test_softmax_runs_over_the_classes() -> None:
     last = {"module": nn.Softmax(dim=-1), "first": nn.LogSoftmax(dim=1)}
     for part in last.values():
         model = sequential(2).append(part).double().eval()
-        after = convfc.to_conv(model, example=integers((1, 2, 9, 9)))
+        after = convfc.to_fully_convolutional(model, integers((1, 2, 9, 9)))
         x = integers((1, 2, 13, 9), seed=5)
         for (i, j), crop in crops(x, 9, 2):
             torch.testing.assert_close(after(x)[..., i, j], model(crop))
@@ -377,7 +377,7 @@ def test_branches_that_join() -> None:
             return self.c(torch.cat([a + b, 2 * a], dim=-1))
 
     model = with_integers(Branches())
-    after = convfc.to_conv(model, example=integers((1, 2, 4, 4)))
+    after = convfc.to_fully_convolutional(model, integers((1, 2, 4, 4)))
     assert_slides(model, after, integers((2, 2, 6, 5), seed=5), 4, 1)
 
 
@@ -385,10 +385,12 @@ def test_forms_and_heads_are_taken_back_together() -> None:
     model = with_integers(sequential(2))
     x = integers((1, 2, 9, 9))
     fc = convfc.to_fc(model)
-    after = convfc.to_conv(fc, example=x)
+    after = convfc.to_fully_convolutional(fc, x)
     assert type(after[0]) is nn.Conv2d
     assert_slides(model, after, integers((2, 2, 13, 17), seed=5), 9, 2)
-    half = convfc.to_conv(fc, example=x, where=lambda name, module: type(module) is nn.Linear)
+    half = convfc.to_fully_convolutional(
+        fc, x, where=lambda name, module: type(module) is nn.Linear
+    )
     assert isinstance(half[0], PatchConv)
     assert type(half[4]) is nn.Conv2d
     assert_slides(model, half, integers((2, 2, 13, 17), seed=5), 9, 2)
@@ -398,7 +400,7 @@ def test_in_place() -> None:
     model = with_integers(sequential(2))
     twin = copy.deepcopy(model)
     weight, bias = model[4].weight, model[4].bias
-    assert convfc.to_conv(model, example=integers((1, 2, 9, 9)), inplace=True) is model
+    assert convfc.to_fully_convolutional(model, integers((1, 2, 9, 9)), inplace=True) is model
     assert model[4].weight.data_ptr() == weight.data_ptr()
     assert model[4].bias is bias
     assert_slides(twin, model, integers((2, 2, 13, 17), seed=5), 9, 2)
@@ -414,7 +416,7 @@ def test_the_given_model_and_its_hooks_do_not_notice() -> None:
     model.register_forward_pre_hook(lambda m, args: calls.append("pre"))
     state = copy.deepcopy(model.state_dict())
     random = torch.get_rng_state()
-    after = convfc.to_conv(model, example=torch.ones(1, 2, 9, 9))
+    after = convfc.to_fully_convolutional(model, torch.ones(1, 2, 9, 9))
     assert not calls
     assert [part.training for part in model] == [part.training for part in after]
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
@@ -429,7 +431,7 @@ def test_attributes_gradients_and_frozen_weights_are_kept() -> None:
     model[8].weight.requires_grad_(False)
     model(integers((2, 2, 9, 9))).sum().backward()
     gradient = model[4].weight.grad
-    convfc.to_conv(model, example=integers((1, 2, 9, 9)), inplace=True)
+    convfc.to_fully_convolutional(model, integers((1, 2, 9, 9)), inplace=True)
     assert (model[4].note, hasattr(model[4], "in_features")) == ("kept", False)
     assert torch.equal(model[4].weight.grad.flatten(1), gradient)
     assert (model[4].weight.requires_grad, model[8].weight.requires_grad) == (True, False)
@@ -459,7 +461,7 @@ def test_a_maximum_over_the_channels_is_no_pooling() -> None:
             return self.fc(x.amax(1, keepdim=True).flatten(1))
 
     model = with_integers(Net())
-    after = convfc.to_conv(model, example=integers((1, 2, 4, 4)))
+    after = convfc.to_fully_convolutional(model, integers((1, 2, 4, 4)))
     assert_slides(model, after, integers((2, 2, 6, 5), seed=5), 4, 1)
 
 
@@ -474,7 +476,7 @@ def test_a_module_with_another_task_as_well_keeps_it() -> None:
             return self.fc(self.flat(self.pool(x * pooled))), self.flat(x)
 
     model = with_integers(Shared())
-    after = convfc.to_conv(model, example=integers((1, 2, 4, 4)))
+    after = convfc.to_fully_convolutional(model, integers((1, 2, 4, 4)))
     assert list(after.state_dict()) == list(model.state_dict())
     x = integers((2, 2, 4, 4), seed=5)
     (scores, flat), (want, features) = after(x), model(x)
@@ -486,7 +488,7 @@ def test_a_module_with_another_task_as_well_keeps_it() -> None:
 @pytest.mark.parametrize("one", [True, False], ids=["layer", "weight"])
 def test_what_is_shared_stays_shared(one: bool) -> None:
     model = with_integers(Tied(one=one))
-    after = convfc.to_conv(model, example=integers((1, 2, 4, 4)))
+    after = convfc.to_fully_convolutional(model, integers((1, 2, 4, 4)))
     assert type(after) is Tied
     assert (after.a is after.b) == one
     assert after.a.weight is after.b.weight
@@ -657,9 +659,9 @@ def test_scores_that_become_a_map_again_are_refused_and_the_head_is_not() -> Non
     example = integers((1, 2, 4, 4))
     message = r"^squeeze: the call of mul in the same head does not do the same at every position"
     with pytest.raises(UnsupportedLayer, match=message):
-        convfc.to_conv(model, example=example)
+        convfc.to_fully_convolutional(model, example)
     with pytest.warns(UnsupportedLayerWarning, match=r"left as they are: squeeze \(the call of"):
-        after = convfc.to_conv(model, example=example, strict=False)
+        after = convfc.to_fully_convolutional(model, example, strict=False)
     assert (type(after.squeeze), type(after.head)) == (nn.Linear, nn.Conv2d)
     x = integers((2, 2, 4, 4), seed=5)
     assert torch.equal(after(x)[..., 0, 0], model(x))
@@ -669,9 +671,9 @@ def test_where_takes_a_whole_head_or_nothing() -> None:
     model = sequential(2)
     example = torch.ones(1, 2, 9, 9)
     with pytest.raises(UnsupportedLayer, match=r"^4: where= leaves out 8, which is in the same"):
-        convfc.to_conv(model, example=example, where="4")
+        convfc.to_fully_convolutional(model, example, where="4")
     attention = with_integers(Attention())
-    after = convfc.to_conv(attention, example=integers(X), where="head")
+    after = convfc.to_fully_convolutional(attention, integers(X), where="head")
     assert (type(after.squeeze), type(after.head)) == (nn.Linear, nn.Conv2d)
 
 
@@ -683,19 +685,19 @@ def test_a_weight_shared_with_a_layer_that_stays_is_refused() -> None:
         nn.Flatten(), model[0], nn.Unflatten(1, (2, 1, 2)), nn.Upsample((4, 4))
     )
     with pytest.raises(UnsupportedLayer, match=r"^2: the weight of 2 is that of 0\.1 too, which"):
-        convfc.to_conv(model, example=torch.ones(X), where="2")
+        convfc.to_fully_convolutional(model, torch.ones(X), where="2")
 
 
 def test_a_forward_cannot_change_in_place_nor_under_hooks() -> None:
     model = LeNet(FLATTENS["view"])
     example = torch.ones(1, 2, 9, 9)
     with pytest.raises(UnsupportedLayer, match=r"^fc1: the forward of the model \(LeNet\)"):
-        convfc.to_conv(model, example=example, inplace=True)
+        convfc.to_fully_convolutional(model, example, inplace=True)
     model.conv.register_forward_hook(lambda m, args, out: out)  # goes on being called
-    convfc.to_conv(model, example=example)
+    convfc.to_fully_convolutional(model, example)
     model.register_forward_hook(lambda m, args, out: out)
     with pytest.raises(UnsupportedLayer, match="hooks on it would not be called any more"):
-        convfc.to_conv(model, example=example)
+        convfc.to_fully_convolutional(model, example)
 
 
 @pytest.mark.parametrize("kind", REFUSED)
@@ -704,21 +706,21 @@ def test_heads_that_cannot_be_converted_are_refused_by_name(kind: str) -> None:
     model = make().eval()
     example = torch.ones(shape)
     with pytest.raises(UnsupportedLayer, match=message):
-        convfc.to_conv(model, example=example)
+        convfc.to_fully_convolutional(model, example)
     with pytest.warns(UnsupportedLayerWarning, match="left as they are"):
-        after = convfc.to_conv(model, example=example, strict=False)
+        after = convfc.to_fully_convolutional(model, example, strict=False)
     assert [type(part) for part in after.modules()] == [type(part) for part in model.modules()]
 
 
 def test_an_example_is_what_every_verb_takes() -> None:
     model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(12, 2))
     x = torch.ones(1, 2, 4, 4)
-    assert type(convfc.to_conv(model, example=x.numpy())[2]) is nn.Conv2d
+    assert type(convfc.to_fully_convolutional(model, x.numpy())[2]) is nn.Conv2d
     message = (
         r"example: the model does not run on this input: Given groups=1.* got \(1, 3, 4, 4\)\."
     )
     with pytest.raises(ShapeError, match=message) as caught:
-        convfc.to_conv(model, example=torch.ones(1, 3, 4, 4))
+        convfc.to_fully_convolutional(model, torch.ones(1, 3, 4, 4))
     assert "While executing" not in str(caught.value)
 
 
@@ -729,4 +731,4 @@ def test_a_dict_as_an_example_is_one_argument() -> None:
 
     model = Named(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(12, 2))
     batch = {"scale": torch.full((1, 2, 4, 4), 3.0), "x": torch.ones(1, 2, 4, 4).numpy()}
-    assert type(convfc.to_conv(model, example=batch)[2]) is nn.Conv2d
+    assert type(convfc.to_fully_convolutional(model, batch)[2]) is nn.Conv2d

@@ -15,6 +15,7 @@ import pytest
 import torch
 from conv_cases import CASES, ConvCase, integers
 from torch import Tensor, nn
+from torch_fixtures import in_form
 
 import convfc
 from convfc import convert_optimizer_state
@@ -342,7 +343,7 @@ def test_a_head_that_became_a_conv_layer_goes_on() -> None:
     stepped(small, first)
     give_gradients(small, 10)
     x = torch.zeros(1, 1, 5, 5, dtype=torch.float64)
-    wide = convfc.to_conv(small, example=x)
+    wide = convfc.to_fully_convolutional(small, x)
     second = adam(wide.parameters())
     second.load_state_dict(convert_optimizer_state(first, small, wide))
     for one, other in zip(small.parameters(), wide.parameters(), strict=True):
@@ -430,11 +431,11 @@ def test_groups_of_a_layer_that_were_trained_apart() -> None:
     refused(apart, fc, cnn, r"param_groups\[0\]: it holds only some .* 0\.weight consists of")
 
 
-@pytest.mark.parametrize("simplify", [False, True])
-def test_the_unrolled_form(simplify: bool) -> None:
+@pytest.mark.parametrize("form", ["unrolled", "simplified"])
+def test_the_unrolled_form(form: str) -> None:
     cnn = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU()).eval()
     example = torch.zeros(1, 1, 5, 5)
-    after = convfc.to_fc(cnn, form="unrolled", example=example, simplify=simplify)
+    after = in_form(cnn, form, example)
     text = "the unrolled form has a number per entry of a large matrix"
     refused(adam(cnn.parameters()), cnn, after, text)
     refused(adam(after.parameters()), after, cnn, text)

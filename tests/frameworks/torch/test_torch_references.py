@@ -14,6 +14,7 @@ import pytest
 import torch
 from conv_cases import integers
 from torch import Tensor, nn
+from torch_fixtures import in_form
 
 import convfc
 from convfc.errors import UnsupportedLayer, UnsupportedLayerWarning
@@ -106,8 +107,7 @@ class Held(nn.Module):
 
 
 def converted(model: nn.Module, form: str, **options: Any) -> nn.Module:
-    example = {"example": X} if form == "unrolled" else {}
-    return convfc.to_fc(model, form=form, **example, **options)
+    return in_form(model, form, X, **options)
 
 
 def check_is_called(model: nn.Module, before: nn.Module) -> None:
@@ -224,7 +224,7 @@ class Flat(nn.Module):
 @pytest.mark.parametrize("inplace", [True, False])
 def test_a_head_in_a_list_becomes_a_conv_layer_there(inplace: bool) -> None:
     x = torch.zeros(1, 1, 4, 4)
-    after = convfc.to_conv(Flat(), example=x, inplace=inplace)
+    after = convfc.to_fully_convolutional(Flat(), x, inplace=inplace)
     assert [type(step).__name__ for step in after.steps] == ["Conv2d", "Identity", "Conv2d"]
     assert after.steps[2] is after.fc
     assert after(torch.zeros(1, 1, 7, 7)).shape == (1, 3, 4, 4)
@@ -236,7 +236,7 @@ def test_a_head_that_a_function_holds_is_refused() -> None:
     with pytest.raises(
         UnsupportedLayer, match=r"fc: flat, which has to change.*the function call,"
     ):
-        convfc.to_conv(model, example=torch.zeros(1, 1, 4, 4))
+        convfc.to_fully_convolutional(model, torch.zeros(1, 1, 4, 4))
     assert type(model.fc) is nn.Linear
 
 
@@ -325,17 +325,18 @@ CLOSED = {
 each_closed = pytest.mark.parametrize("name", CLOSED)
 
 
-@pytest.mark.parametrize("inplace", [True, False])
-@pytest.mark.parametrize("form", ["patch", "unrolled"])
+@pytest.mark.parametrize(
+    ("form", "inplace"), [("patch", True), ("patch", False), ("unrolled", False)]
+)
 @each_closed
 def test_what_is_closed_in_is_refused_by_name(name: str, form: str, inplace: bool) -> None:
     make, words = CLOSED[name]
     model = Closed(make)
     before = dict(model.named_modules())
     words = f"^conv: {words} which would go on calling the old one; it cannot be turned into an FC"
-    options = {"example": X.float()} if form == "unrolled" else {}
+    options = {} if form == "unrolled" else {"inplace": inplace}
     with pytest.raises(UnsupportedLayer, match=rf"{words}.*by its registered name \(conv\)"):
-        convfc.to_fc(model, form=form, inplace=inplace, **options)
+        in_form(model, form, X.float(), **options)
     assert dict(model.named_modules()) == before
 
 
@@ -387,7 +388,7 @@ def test_morphs_refuse_it(name: str) -> None:
 def test_a_simplified_network_would_not_find_the_way_back() -> None:
     model = Closed(with_closure).eval()
     with pytest.raises(UnsupportedLayer, match=r"^conv: f holds it as well, inside the function"):
-        convfc.to_fc(model, form="unrolled", simplify=True, example=X.float())
+        convfc.simplify(model, X.float())
 
 
 class OfItsClass(nn.Module):

@@ -9,6 +9,7 @@ import torch
 from conv_cases import integers
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
+from torch_fixtures import in_form
 
 import convfc
 from convfc.errors import (
@@ -101,9 +102,9 @@ def test_a_model_without_conv_layers_stays_what_it_is() -> None:
 def test_what_is_made_in_inference_mode_can_be_trained(form: str, inplace: bool) -> None:
     model, x = network(), torch.randn(2, 3, 9, 9)
     expected = network()(x)
-    options = {"example": x} if form == "unrolled" else {}
+    options = {} if form == "unrolled" else {"inplace": inplace}
     with torch.inference_mode():
-        after = convfc.to_fc(model, form=form, inplace=inplace, **options)
+        after = in_form(model, form, x, **options)
         assert torch.is_inference_mode_enabled()
     assert not any(p.is_inference() for p in after.parameters())
     torch.testing.assert_close(after(x), expected)
@@ -135,11 +136,6 @@ def test_the_warning_points_to_the_users_line() -> None:
 def test_an_unknown_form_is_refused() -> None:
     with pytest.raises(ArgumentError, match="there is no such form; expected 'patch' or 'weight'"):
         convfc.to_fc(network(), form="toeplitz")
-
-
-def test_a_block_diagonal_weight_form_is_refused() -> None:
-    with pytest.raises(ArgumentError, match=r"block_diagonal: .* got form='weight'"):
-        convfc.to_fc(network(), form="weight", block_diagonal=True)
 
 
 @pytest.mark.parametrize("thing", [nn.Conv2d, "model.pt", {"weight": 1}, None], ids=str)
@@ -192,7 +188,7 @@ def test_layers_that_share_a_weight_share_it_from_form_to_form(first: str, secon
     x = torch.randn(1, 4, 5, 5)
     after = model
     for form in (first, second):
-        after = convfc.to_fc(after, form=form, example=x if form == "unrolled" else None)
+        after = in_form(after, form, x)
         assert len([p for p in after.parameters() if p.dim() == 2]) == 1, form
     torch.testing.assert_close(after(x), model(x))
     back = convfc.to_conv(after)

@@ -224,7 +224,7 @@ def test_patch_and_weight_form_and_parametrized_layers_are_read_too():
     for form in ("patch", "weight"):
         assert torch.equal(simplify(convfc.to_fc(model, form=form), (x,))(x), y)
     for sparse in (False, True):
-        unrolled = convfc.to_fc(model, form="unrolled", example=x, sparse=sparse)
+        unrolled = convfc.unroll(model, x, sparse=sparse)
         assert torch.equal(simplify(unrolled, (x,))(x), y)
     normed = nn.Sequential(parametrizations.weight_norm(nn.Conv2d(1, 2, 3))).double().eval()
     simple = simplify(normed, (x,))

@@ -126,7 +126,7 @@ class UNet(nn.Module):
 @pytest.mark.parametrize("mode", ["nearest", "bilinear"])
 def test_a_u_net(mode: str, max_pool: str):
     model, x = trained(UNet(mode)), torch.randn(2, 2, 8, 8)
-    simple = convfc.to_fc(model, form="unrolled", example=x, simplify=True, max_pool=max_pool)
+    simple = convfc.simplify(model, x, max_pool=max_pool)
     certificate = convfc.verify(model, simple, x)
     assert certificate.holds, str(certificate)
     assert simple(x).shape == (2, 2, 8, 8)
@@ -157,7 +157,7 @@ def test_segmentation_networks_of_torchvision(name: str):
     kind = getattr(segmentation, name)
     made = getattr(kind, {"fcn": "_fcn_resnet", "deeplabv3": "_deeplabv3_resnet"}[name])
     model, x = trained(Scores(made(backbone, 2, None))), torch.randn(1, 3, 16, 16)
-    simple = convfc.to_fc(model, form="unrolled", example=x, simplify=True, sparse=True)
+    simple = convfc.simplify(model, x, sparse=True)
     assert not any(isinstance(part, nn.Conv2d | nn.Upsample) for part in simple.modules())
     certificate = convfc.verify(model, simple, x)
     assert certificate.holds, str(certificate)

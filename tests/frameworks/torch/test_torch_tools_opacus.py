@@ -16,6 +16,7 @@ from opacus.grad_sample import GradSampleModule, GradSampleModuleFastGradientCli
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+from torch_fixtures import in_form
 
 import convfc
 from convfc.errors import UnsupportedLayer
@@ -224,8 +225,7 @@ def test_a_hooked_fc_child_is_called_once_on_the_whole_patch_matrix(
 @pytest.mark.parametrize("form", ["patch", "unrolled"])
 def test_a_model_in_the_hands_of_opacus_says_how_to_get_it_out(form: str, wrap: type) -> None:
     cnn = plain_cnn()
-    example = {"example": torch.zeros(1, 1, 8, 8)} if form == "unrolled" else {}
-    model = wrap(convfc.to_fc(cnn, form=form, **example))
+    model = wrap(in_form(cnn, form, torch.zeros(1, 1, 8, 8)))
     for held in (model, model._module):
         with pytest.raises(
             UnsupportedLayer, match=r"0: hooks stand on.*what model\.to_standard_module\(\) returns"

@@ -39,7 +39,7 @@ PARTS = [nn.Flatten, nn.Linear, nn.Unflatten]
 
 
 def unroll(model: nn.Module, x: object, **options: object) -> nn.Module:
-    return convfc.to_fc(model, form="unrolled", example=x, **options)
+    return convfc.unroll(model, x, **options)
 
 
 def is_unrolled(layer: nn.Module) -> bool:

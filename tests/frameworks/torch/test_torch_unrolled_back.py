@@ -22,7 +22,7 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.com
 
 
 def unroll(model: nn.Module, x: object, **options: object) -> nn.Module:
-    return convfc.to_fc(model, form="unrolled", example=x, **options)
+    return convfc.unroll(model, x, **options)
 
 
 def random_bits(case: ConvCase, dtype: torch.dtype) -> tuple[nn.Module, Tensor]:
@@ -265,7 +265,7 @@ def test_a_matrix_that_something_else_holds_is_refused() -> None:
 def test_heads_are_found_behind_unrolled_layers() -> None:
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(18, 4))
     x = torch.randn(2, 1, 5, 5)
-    back = convfc.to_conv(unroll(model, x), example=x)
+    back = convfc.to_fully_convolutional(unroll(model, x), x)
     convs = [part for part in back.modules() if isinstance(part, nn.Conv2d)]
     assert [conv.kernel_size for conv in convs] == [(3, 3), (3, 3)]
     assert back(torch.zeros(1, 1, 9, 9)).shape == (1, 4, 5, 5)

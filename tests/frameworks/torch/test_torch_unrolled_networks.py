@@ -91,7 +91,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
 def test_networks_there_and_back(make, shape: tuple[int, ...], layers: int) -> None:
     torch.manual_seed(0)
     model, x = make().eval(), torch.randn(shape)
-    after = convfc.to_fc(model, form="unrolled", example=x)
+    after = convfc.unroll(model, x)
     assert not [part for part in after.modules() if isinstance(part, nn.modules.conv._ConvNd)]
     certificate = convfc.verify(model, after, x)
     assert certificate.holds, str(certificate)
@@ -116,7 +116,7 @@ def test_trained_networks_on_a_face(mtcnn: nn.Module, name: str, size: int, laye
     face = nn.functional.interpolate((face - 127.5) / 128, size, mode="area")
     x = torch.cat([face, face.flip(-1)])
     before = mtcnn.get_submodule(name)
-    after = convfc.to_fc(before, form="unrolled", example=face)
+    after = convfc.unroll(before, face)
     certificate = convfc.verify(before, after, x)
     assert certificate.holds, f"{name}: {certificate}"
     assert len(certificate.layers) == layers
@@ -129,7 +129,7 @@ def test_the_largest_of_them_with_sparse_weights(mtcnn: nn.Module) -> None:
     face = torch.from_numpy(data.astronaut()[60:200, 160:300]).permute(2, 0, 1)[None].float()
     face = nn.functional.interpolate((face - 127.5) / 128, 48, mode="area")
     before = mtcnn.onet
-    after = convfc.to_fc(before, form="unrolled", example=face, sparse=True, memory=2**27)
+    after = convfc.unroll(before, face, sparse=True, memory=2**27)
     with torch.no_grad():
         expected, got = before(face), after(face)
     for one, other in zip(expected, got, strict=True):
@@ -148,7 +148,7 @@ def test_an_onnx_file_without_convolutions_agrees(name: str) -> None:
     model, x = make().eval(), torch.randn(shape)
     with torch.no_grad():
         rounded, exact = model(x), model.double()(x.double())
-    after = convfc.to_fc(model, form="unrolled", example=x.double())
+    after = convfc.unroll(model, x.double())
     file = io.BytesIO()
     torch.onnx.export(after, (x.double(),), dynamo=True, verbose=False).save(file)
     kinds = {node.op_type for node in onnx.load_model_from_string(file.getvalue()).graph.node}

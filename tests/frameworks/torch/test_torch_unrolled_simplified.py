@@ -50,7 +50,7 @@ def plain() -> nn.Sequential:
 
 
 def simplify(model: nn.Module, x: Tensor, **options: object) -> nn.Module:
-    return convfc.to_fc(model, form="unrolled", example=x, simplify=True, **options)
+    return convfc.simplify(model, x, **options)
 
 
 @pytest.fixture

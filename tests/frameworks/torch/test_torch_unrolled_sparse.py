@@ -24,7 +24,7 @@ pytestmark = [
 
 
 def unroll(model: nn.Module, x: object, **options: object) -> nn.Module:
-    return convfc.to_fc(model, form="unrolled", example=x, sparse=True, **options)
+    return convfc.unroll(model, x, **options, sparse=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.complex64], ids=str)
@@ -103,7 +103,7 @@ def test_convfc_copies_what_pytorch_does_not() -> None:
 def test_a_layer_that_no_dense_matrix_would_fit_for() -> None:
     layer, x = nn.Conv2d(4, 8, 3, padding=1), torch.randn(1, 4, 48, 48)
     with pytest.raises(MemoryBudgetError, match="sparse=True keeps the entries"):
-        convfc.to_fc(layer, form="unrolled", example=x, memory=2**24)
+        convfc.unroll(layer, x, memory=2**24)
     after = unroll(layer, x, memory=2**24)
     torch.testing.assert_close(after(x), layer(x))
     assert torch.equal(convfc.to_conv(after).weight, layer.weight)
@@ -161,7 +161,7 @@ def test_an_export_is_refused_where_pytorch_would_end_the_process(
     assert (
         "Linear(in_features=25, out_features=18, bias=True): what PyTorch exports of sparse "
         "weights, to ONNX or else, would end this process. Remedy: convert without sparse=True: "
-        "to_fc(model, form='unrolled', example=x)"
+        "unroll(model, x)"
     ) in run.stdout
     assert not (tmp_path / "model.onnx").exists()
 
@@ -179,12 +179,12 @@ def test_dense_weights_in_the_place_of_sparse_ones_are_exported() -> None:
 def test_the_refusal_counts_as_no_hook() -> None:
     model, x = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU()).eval(), torch.randn(1, 1, 5, 5)
     after = unroll(model, x)
-    mlp = convfc.to_fc(after, form="unrolled", example=x, simplify=True)
+    mlp = convfc.simplify(after, x)
     assert torch.equal(mlp[1].weight, after[0][1].weight.to_dense())
     assert torch.equal(torch.jit.script(after)(x), after(x))
     handle = after[0][1].register_forward_pre_hook(lambda module, args: None)
     with pytest.raises(UnsupportedLayer, match="hooks run around its calls"):
-        convfc.to_fc(after, form="unrolled", example=x, simplify=True)
+        convfc.simplify(after, x)
     with pytest.raises(UnsupportedLayer, match="hooks stand on its FC part"):
         convfc.to_conv(after)
     handle.remove()

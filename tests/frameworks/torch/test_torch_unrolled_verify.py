@@ -20,7 +20,7 @@ pytestmark = MARKS
 
 
 def unroll(model: nn.Module, x: object, **options: object) -> nn.Module:
-    return convfc.to_fc(model, form="unrolled", example=x, **options)
+    return convfc.unroll(model, x, **options)
 
 
 def normal(case: ConvCase, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Tensor]:

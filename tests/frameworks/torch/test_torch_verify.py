@@ -342,7 +342,7 @@ def test_an_input_that_the_model_does_not_take_is_explained_by_every_verb(x: Any
     for where, run in {
         "x": lambda: verify(model, fc, x),
         "x ": lambda: convfc.inspect(model, x),
-        "example": lambda: convfc.to_fc(model, form="unrolled", example=x),
+        "example": lambda: convfc.unroll(model, x),
     }.items():
         message = f"^{where.strip()}: the model does not run on this input: {what}.*{remedy}"
         with pytest.raises(ShapeError, match=message) as caught:
@@ -372,12 +372,12 @@ def test_a_model_or_an_input_without_numbers_is_refused():
         )
         with pytest.raises(UnsupportedModel, match=f"{message}to_empty.*load_state_dict"):
             verify(*pair, x)
-    unrolled = convfc.to_fc(model, form="unrolled", example=x).to("meta")
-    simplified = convfc.to_fc(model, form="unrolled", example=x, simplify=True).to("meta")
+    unrolled = convfc.unroll(model, x).to("meta")
+    simplified = convfc.simplify(model, x).to("meta")
     for run in (
         lambda: convfc.to_conv(unrolled),
         lambda: convfc.to_conv(simplified),
-        lambda: convfc.to_fc(empty, form="unrolled", example=x.to("meta"), simplify=True),
+        lambda: convfc.simplify(empty, x.to("meta")),
     ):
         with pytest.raises(UnsupportedModel, match=r"^model: the model is on the meta device, whe"):
             run()

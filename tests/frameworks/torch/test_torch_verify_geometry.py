@@ -9,21 +9,18 @@ import pytest
 import torch
 from proofs import MARKS, assert_proven, only
 from torch import Tensor, nn
+from torch_fixtures import in_form
 
 import convfc
 from convfc.frameworks.torch.certify.verify import verify
 
 pytestmark = MARKS
 
-FORMS = ("conv", "patch", "weight", "unrolled")
+FORMS = ("native", "patch", "weight", "unrolled")
 
 
-def in_form(layer: nn.Module, form: str, x: Tensor) -> nn.Module:
-    model = nn.Sequential(copy.deepcopy(layer))
-    if form == "conv":
-        return model
-    example = x if form == "unrolled" else None
-    return convfc.to_fc(model, form=form, example=example)
+def network_of(layer: nn.Module, form: str, x: Tensor) -> nn.Module:
+    return in_form(nn.Sequential(copy.deepcopy(layer)), form, x)
 
 
 def with_weights_of(layer: nn.Module, other: nn.Module) -> nn.Module:
@@ -66,9 +63,9 @@ def test_what_this_input_does_not_show(
     layer: nn.Module, other: nn.Module, size: tuple[int, ...], reason: str, first: str, second: str
 ):
     x = torch.randn(2, 2, *size)
-    before = in_form(layer, first, x)
-    assert_proven(verify(before, in_form(layer, second, x), x))
-    after = in_form(with_weights_of(layer, other), second, x)
+    before = network_of(layer, first, x)
+    assert_proven(verify(before, network_of(layer, second, x), x))
+    after = network_of(with_weights_of(layer, other), second, x)
     certificate = verify(before, after, x)
     assert not certificate.holds
     assert certificate.failures == (reason,)
@@ -105,8 +102,8 @@ def test_what_no_input_shows_is_no_difference(
 ):
     x = torch.randn(2, 2, 5, 6)
     other = with_weights_of(layer, other)
-    assert_proven(verify(in_form(layer, first, x), in_form(other, second, x), x))
-    assert_proven(verify(in_form(other, first, x), in_form(layer, second, x), x))
+    assert_proven(verify(network_of(layer, first, x), network_of(other, second, x), x))
+    assert_proven(verify(network_of(other, first, x), network_of(layer, second, x), x))
 
 
 @pytest.mark.parametrize(

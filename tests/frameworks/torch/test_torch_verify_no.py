@@ -297,7 +297,7 @@ def test_a_factored_layer_becomes_two_and_is_compared_as_a_whole():
 def test_a_head_that_became_conv_layers():
     model = nn.Sequential(nn.Conv2d(3, 8, 5), nn.Flatten(), nn.Linear(128, 10), nn.Linear(10, 3))
     x = torch.randn(2, 3, 8, 8)
-    cnn = convfc.to_conv(model, example=x)
+    cnn = convfc.to_fully_convolutional(model, x)
     certificate = verify(model, cnn, x)
     assert_proven(certificate)
     assert [layer.forms for layer in certificate.layers[1:]] == [("Linear", "conv")] * 2

@@ -8,6 +8,7 @@ import pytest
 import torch
 from proofs import DTYPES, MARKS, assert_proven, only
 from torch import Tensor, nn
+from torch_fixtures import in_form
 
 import convfc
 from convfc.frameworks.torch.certify.engine import Call, integers_of, measure
@@ -100,7 +101,7 @@ GIVE = "give an input on which they are"
 def test_what_is_no_number_is_not_certified(kind: str, form: str):
     model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU(), nn.Conv2d(1, 2, 1))
     x = torch.ones(1, 1, 2, 2)
-    after = convfc.to_fc(model, form=form, **({"example": x} if form == "unrolled" else {}))
+    after = in_form(model, form, x)
     x.view(-1)[: len(NO_NUMBERS[kind])] = torch.tensor(NO_NUMBERS[kind])
     first = verify(model, after, x).layers[0]
     assert first.failures == (f"0: its input holds {kind}, {WHY} {GIVE}",)
@@ -112,7 +113,7 @@ def test_a_weight_that_is_no_number_is_named(form: str):
     conv, x = nn.Conv2d(1, 2, 3), torch.ones(1, 1, 4, 4)
     with torch.no_grad():
         conv.bias[1] = torch.nan
-    after = convfc.to_fc(conv, form=form, **({"example": x} if form == "unrolled" else {}))
+    after = in_form(conv, form, x)
     (reason,) = only(verify(conv, after, x)).failures
     assert reason == f"the model: its bias holds NaN, {WHY} verify it with finite weights"
 
@@ -210,7 +211,7 @@ def test_a_weight_that_is_no_number_meets_the_zeros_of_padding_in_m(cls: type, v
     reads[(slice(1, 4) if cls is nn.Conv2d else slice(0, 3),) * 2] = True
     patch = convfc.to_fc(conv)(ones)
     assert torch.equal(patch.isnan(), ~reads.expand_as(patch) | torch.tensor(value).isnan())
-    unrolled = convfc.to_fc(conv, form="unrolled", example=ones)(ones)
+    unrolled = convfc.unroll(conv, ones)(ones)
     assert torch.equal(unrolled.isfinite(), ~reads.expand_as(unrolled))
     weight = convfc.to_fc(conv, form="weight")(ones)
     assert torch.equal(weight.isnan(), conv(ones).isnan()), "it runs the native kernel"

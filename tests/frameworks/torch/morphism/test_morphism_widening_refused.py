@@ -244,7 +244,7 @@ def test_layers_in_other_forms_are_taken_back_first():
         mixed = convfc.to_fc(conv, form=form, where="2")
         with pytest.raises(UnsupportedLayer, match=r"0: .* at 2: .*\. Remedy: .*convfc\.to_conv"):
             widen(mixed, "0", width=8, example=X)
-    unrolled = convfc.to_fc(conv, form="unrolled", example=X)
+    unrolled = convfc.unroll(conv, X)
     with pytest.raises(UnsupportedLayer, match=r"0: .*\. Remedy: .*convfc\.to_conv"):
         widen(unrolled, "0", width=8, example=X)
 
