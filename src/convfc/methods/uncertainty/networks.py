@@ -94,7 +94,10 @@ def to_bayesian(model: nn.Module, method: Method, *, where: Where = None, **opti
     ['GaussianLinear', 'GaussianLinear']
     """
     check_choice("method", method, Method)
-    fc_model = to_fc(model)
+    try:
+        fc_model = to_fc(model)
+    except NothingToConvert:  # it has FC layers only
+        fc_model = copy_of(model, (), {})
     layers = _layers(fc_model)
     if where is None and _drops_kernels(method, options):
         layers = dict(list(layers.items())[:-1])

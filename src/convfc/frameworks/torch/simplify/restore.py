@@ -29,9 +29,10 @@ def restore(model: nn.Module, record: Simplified) -> nn.Module:
     """
     different = next(other_parts(record.made_again(), model), None)
     if different is not None:
+        place, _, found = different.partition("; ")
         raise UnsupportedLayer(
-            f"it is not as it was made: {different}",
-            where=type(model).__name__,
+            f"this is not as convfc.simplify made it; {found}",
+            where=place,
             remedy="let tools change the layers that convfc.to_fc makes, which go back with any "
             "numbers, and simplify after that",
         )
