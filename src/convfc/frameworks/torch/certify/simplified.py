@@ -19,7 +19,7 @@ roundings. ReLU carries no error on that is larger than the one it is given.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,7 +27,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from convfc.certificate import Comparison, ExactTest, LayerCertificate, NetworkCertificate
 from convfc.errors import ConvfcError, ShapeError, UnsupportedModel
@@ -36,9 +35,9 @@ from convfc.frameworks.torch.certify.pairs import Pairs, cast
 from convfc.frameworks.torch.running import deep_copy
 from convfc.frameworks.torch.simplify import Simplified, record_of
 from convfc.frameworks.torch.simplify.emit import emit
-from convfc.frameworks.torch.simplify.restore import other_parts, row_blocks
-from convfc.frameworks.torch.simplify.simplified import Programs, made_of, programs_of
-from convfc.frameworks.torch.simplify.trace import trace
+from convfc.frameworks.torch.simplify.restore import other_parts
+from convfc.frameworks.torch.simplify.simplified import Programs, examples, made_of, programs_of
+from convfc.frameworks.torch.simplify.trace import Trace, trace
 from convfc.frameworks.torch.simplify.values import (
     Affine,
     Input,
@@ -95,16 +94,19 @@ def certify_simplified(
         first, example = cast(deep_copy(before), wide), wide(x)
         try:
             try:
-                found = programs_of(first, (example[:1],), record.options)
+                found = programs_of(first, (example,), record.options, numbers=True)
             except ShapeError:
                 # It makes constants of its own dtype, which is said of the network.
                 first, example, double = before, x, False
-                found = programs_of(first, (example[:1],), record.options)
-            layers, errors = _stage_certificates(found, (before, first), after, x)
+                found = programs_of(first, (example,), record.options, numbers=True)
             # Sparse, since its zeros would take most of the memory.
             exact = made_of(found, first, example, sparse_weights=True)
             run.shared |= {id(exact), id(after)}
             errors += other_parts(exact, after)
+            layers = [
+                _certificate(stage, x.dtype)
+                for stage in _stages(found, before, after, x, exact if double else None)
+            ]
         except (ConvfcError, RuntimeError) as error:
             errors.append(f"it cannot be made again; expected a network, got {words(error)}")
     network = compare_networks(before, after, ours, Pairs(), run, again=(exact, errors))
@@ -113,52 +115,34 @@ def certify_simplified(
     return layers, replace(network, notes=(*network.notes, *notes))
 
 
-def _stage_certificates(
-    found: Programs, before: tuple[nn.Module, nn.Module], after: nn.Module, x: Tensor
-) -> tuple[list[LayerCertificate], list[str]]:
-    """Return a certificate per stage, and errors; the first network is given in float64, too."""
-    dtype = x.dtype
-    try:
-        own = list(_stages(found, before[0], after, x))
-        again: Sequence[Stage | None] = own
-        if wide(x[:0]).dtype != dtype:
-            again = [None] * len(own)
-            if before[1] is not before[0]:
-                again = list(_stages(found, before[1], after, wide(x)))
-    except (ConvfcError, RuntimeError) as error:
-        return [], [f"its stages fail; expected outputs, got {words(error)}"]
-    pairs = zip(own, again, strict=True)
-    return [_certificate(one, other, dtype) for one, other in pairs], []
-
-
-def _certificate(own: Stage, double: Stage | None, dtype: torch.dtype) -> LayerCertificate:
-    first, last = own.layers[:1], own.layers[1:][-1:]
+def _certificate(stage: Stage, dtype: torch.dtype) -> LayerCertificate:
+    first, last = stage.layers[:1], stage.layers[1:][-1:]
+    pairs = [pair for pair in (stage.own, stage.double) if pair is not None]
     errors = [
-        f"its output; expected {describe(stage.before)}, got {describe(stage.after)}"
-        for stage in (own, double)
-        if stage is not None and describe(stage.before) != describe(stage.after)
+        f"its output; expected {describe(before)}, got {describe(after)}"
+        for before, after in pairs
+        if describe(before) != describe(after)
     ]
-    unbounded = not_finite("input, or a weight,", own.magnitude, "give finite ones of both")
+    unbounded = not_finite("input, or a weight,", stage.magnitude, "give finite ones of both")
     errors += [unbounded] if unbounded else []
+    compared = [] if errors else [{"output": _comparison(stage, *pair)} for pair in pairs]
     return LayerCertificate(
-        name=own.name,
+        name=stage.name,
         forms=("stage", "Linear " + " to ".join((*first, *last)) if first else "stage"),
         dtype=dtype_name(dtype),
-        own={} if errors else {"output": _comparison(own, dtype)},
-        float64={} if errors or double is None else {"output": _comparison(double, dtype)},
+        own=next(iter(compared), {}),
+        float64=compared[-1] if compared and stage.double is not None else {},
         exact=ExactTest(why_not=_NO_INTEGERS),
         errors=tuple(dict.fromkeys(errors)),
     )
 
 
-def _comparison(stage: Stage, dtype: torch.dtype) -> Comparison:
-    """Compare a stage; the bound is that of the dtype to which the weights were rounded."""
+def _comparison(stage: Stage, before: Tensor, after: Tensor) -> Comparison:
+    dtype = before.dtype
     bound = None
     if not overflows(stage.magnitude, dtype):
-        bound = rounding_bound(stage.magnitude, stage.terms, dtype_name(dtype))
-    bound = None if bound is None else bound.to(stage.before.device)
-    result = compare(stage.before, stage.after, bound)
-    return Comparison("output", dtype_name(stage.before.dtype), stage.terms, **result)
+        bound = rounding_bound(stage.magnitude, stage.terms, dtype_name(dtype)).to(before.device)
+    return Comparison("output", dtype_name(dtype), stage.terms, **compare(before, after, bound))
 
 
 # Stages -------------------------------------------------------------------------------------------
@@ -172,8 +156,9 @@ class Stage:
     name: str
     # The FC layers of the simplified network that compute it.
     layers: tuple[str, ...]
-    before: Tensor
-    after: Tensor
+    # Its values in the first network and in the other one; the same in float64.
+    own: tuple[Tensor, Tensor]
+    double: tuple[Tensor, Tensor] | None
     magnitude: Tensor
     terms: int
 
@@ -191,22 +176,49 @@ def stages(before: nn.Module, after: nn.Module, x: Tensor) -> Iterator[Stage]:
             expected="what convfc.simplify returns",
             got=type(after).__name__,
         )
-    yield from _stages(programs_of(before, (x[:1],), record.options), before, after, x)
+    found = programs_of(before, (x,), record.options, numbers=True)
+    yield from _stages(found, before, after, x, None)
 
 
-def _stages(found: Programs, before: nn.Module, after: nn.Module, x: Tensor) -> Iterator[Stage]:
-    record = record_of(after)
-    program = found.original
-    run = trace(before, x, numbers=True)
+def _stages(
+    found: Programs, before: nn.Module, after: nn.Module, x: Tensor, exact: nn.Module | None
+) -> Iterator[Stage]:
+    """Yield the stages in the dtype of x, and of the run that was read with ``exact``."""
+    program, record = found.original, record_of(after)
     if record is None or (program.signature, program.input_shape) != (
         record.signature,
         record.shape,
     ):
         raise _another("the same calls of PyTorch's functions, on the same shape of input")
+    run, double = found.run, found.run.tensors[0].dtype
+    if double != x.dtype:
+        run = trace(before, examples(x), numbers=True)
     if run.signature != program.signature:
         raise _another("the same calls of PyTorch's functions")
-    real = {value: run.tensors[i].flatten(1) for value, i in program.tensors.items()}
-    yield from _Comparison(found, real, program.places, after).stages()
+    own = _Side(found, run, after)
+    other = own if double == x.dtype else None
+    if exact is not None and other is None:
+        other = _Side(found, found.run, exact)
+    final, places = found.final, program.places
+    for value in ordered(final.output):
+        target = own.target(value) if isinstance(value, Affine) else None
+        if target is None:
+            continue
+        expected, origins = target
+        used: dict[Value, None] = {}
+        layers: dict[str, None] = {}
+        pair = expected, own.computed(value, used, layers)
+        again = None if exact is None else pair
+        if exact is not None and other is not None and other is not own:
+            known = other.target(value)
+            assert known is not None, "as in the other dtype"  # noqa: S101
+            again = known[0], other.computed(value, {}, {})
+        stops = {raw for stop in used for raw in own.origins(stop)}
+        sums = [own.magnitude(raw, stops) for raw in origins]
+        magnitude = torch.from_numpy(np.concatenate([b for b, _ in sums], axis=1))
+        # One more: in float64, the magnitude is that of values that were rounded to another dtype.
+        terms = 1 + max(_terms(value, used), *(n for _, n in sums))
+        yield Stage(places[origins[0]], tuple(layers), pair, again, magnitude, terms)
 
 
 def _another(expected: str) -> UnsupportedModel:
@@ -218,45 +230,19 @@ def _another(expected: str) -> UnsupportedModel:
     )
 
 
-class _Comparison:
-    """The stages of one pair of networks."""
+class _Side:
+    """The values of both networks in one dtype: what one run had, and what modules make of it."""
 
-    def __init__(
-        self,
-        found: Programs,
-        real: Mapping[Value, Tensor],
-        places: Mapping[Value, str],
-        after: nn.Module,
-    ) -> None:
-        self.found, self.raw, self.after, self.places = found, real, after, places
-        self.after_dtype = next((p.dtype for p in after.parameters()), None)
-        meta = torch.device("meta")
-        self.parts = emit(found.final, torch.float32, meta).parts
+    def __init__(self, found: Programs, run: Trace, after: nn.Module) -> None:
+        self.found, self.after = found, after
+        tensors = found.original.tensors
+        self.raw = {value: run.tensors[i].flatten(1) for value, i in tensors.items()}
+        self.parts = emit(found.final, torch.float32, torch.device("meta")).parts
         self.real = {
             value: known
             for value in ordered(found.final.output)
             if (known := self._known(value)) is not None
         }
-
-    def stages(self) -> Iterator[Stage]:
-        """Compare every affine value of the simplified network that the original one computes."""
-        targets = [
-            value
-            for value in ordered(self.found.final.output)
-            if isinstance(value, Affine) and self._target(value) is not None
-        ]
-        for value in targets:
-            goal = self._target(value)
-            assert goal is not None  # noqa: S101 (asked above)
-            expected, origins, name = goal
-            used: dict[Value, None] = {}
-            layers: dict[str, None] = {}
-            got = self._run(value, used, layers)
-            stops = {raw for stop in used for raw in self._origins(stop)}
-            sums = [self._magnitude(raw, stops) for raw in origins]
-            magnitude = np.concatenate([b for b, _ in sums], axis=1)
-            terms = max(self._terms(value, used), *(n for _, n in sums))
-            yield Stage(name, tuple(layers), expected, got, torch.from_numpy(magnitude), terms)
 
     def _known(self, value: Value) -> Tensor | None:
         """Return what a value of the simplified network is in the original one, if it is there."""
@@ -271,22 +257,22 @@ class _Comparison:
         raw = self.found.merged.before.get(value)
         return None if raw is None else self.raw.get(raw)
 
-    def _origins(self, value: Value) -> list[Value]:
+    def origins(self, value: Value) -> list[Value]:
         """Return the values of the original network that a value holds."""
         held = self.found.states.get(value, {value: None})
         return [self.found.merged.before[part] for part in held]
 
-    def _target(self, value: Affine) -> tuple[Tensor, list[Value], str] | None:
-        """Return what an affine value should be, the values that it holds, and the place."""
+    def target(self, value: Affine) -> tuple[Tensor, list[Value]] | None:
+        """Return what an affine value should be, and the values that it holds."""
         raw = self.found.merged.before.get(value)
         if not self.found.states:
             known = None if raw is None else self.raw.get(raw)
             if raw is None or known is None:
                 return None
-            return known, [raw], self.places[raw]
+            return known, [raw]
         if value is self.found.final.output:
             raw = self.found.merged.before[self.found.merged.program.output]
-            return self.raw[raw], [raw], self.places[raw]
+            return self.raw[raw], [raw]
         state = next(s for s in self.found.states if sources(s) == [value])
         pieces: list[Tensor] = []
         origins: list[Value] = []
@@ -301,14 +287,14 @@ class _Comparison:
                 return None
             pieces += [known, -known] if where.pair else [known]
             origins += [origin] * (1 + where.pair)
-        return torch.cat(pieces, 1), origins, self.places[origins[0]]
+        return torch.cat(pieces, 1), origins
 
     def _parts_before(self, value: Affine) -> set[Value]:
         """Return what the state that an affine value is made of holds."""
         (state,) = value.terms
         return set(self.found.states[state])
 
-    def _run(self, value: Value, used: dict[Value, None], layers: dict[str, None]) -> Tensor:
+    def computed(self, value: Value, used: dict[Value, None], layers: dict[str, None]) -> Tensor:
         """Compute a value by the simplified network's modules, from values of the original."""
         parts = self.parts.get(value, {})
         if not isinstance(value, Affine):
@@ -328,7 +314,7 @@ class _Comparison:
         if value in self.real:
             used[value] = None
             return self.real[value]
-        return self._run(value, used, layers)
+        return self.computed(value, used, layers)
 
     def _module(self, names: str, x: Tensor, layers: dict[str, None]) -> Tensor:
         try:
@@ -348,10 +334,10 @@ class _Comparison:
         )
         for module in modules:
             with torch.no_grad():
-                x = module(x) if x.dtype == self.after_dtype else _in_double(module, x)
+                x = module(x)
         return x
 
-    def _magnitude(self, raw: Value, stops: set[Value]) -> tuple[npt.NDArray[Any], int]:
+    def magnitude(self, raw: Value, stops: set[Value]) -> tuple[npt.NDArray[Any], int]:
         """Return B of a value of the original network, shape (n, size), and its roundings."""
         found: dict[Value, tuple[npt.NDArray[Any], int]] = {}
         batch = len(next(iter(self.raw.values())))
@@ -368,28 +354,18 @@ class _Comparison:
                 found[value] = found[sources(value)[0]]
         return found[raw]
 
-    def _terms(self, value: Value, used: Mapping[Value, None]) -> int:
-        """Return how many roundings the simplified network's value has, at most."""
-        found: dict[Value, int] = {}
-        for one in ordered(value, used):
-            if one in used:
-                found[one] = 0
-            else:
-                below = max((found[source] for source in sources(one)), default=0)
-                # Each entry has been rounded to the dtype, on top of its rounding in float64.
-                found[one] = below + (_longest_sum(one) + 2 if isinstance(one, Affine) else 0)
-        return found[value]
 
-
-def _in_double(module: nn.Module, x: Tensor) -> Tensor:
-    """Call a module in float64; no copy of its weight is made."""
-    if type(module) is not nn.Linear:
-        return cast(deep_copy(module), wide)(x)  # type: ignore[no-any-return]
-    parts = []
-    for first, last in row_blocks(module.weight):
-        bias = None if module.bias is None else wide(module.bias[first:last])
-        parts.append(functional.linear(x, wide(module.weight[first:last]), bias))
-    return torch.cat(parts, 1)
+def _terms(value: Value, used: Mapping[Value, None]) -> int:
+    """Return how many roundings the simplified network's value has, at most."""
+    found: dict[Value, int] = {}
+    for one in ordered(value, used):
+        if one in used:
+            found[one] = 0
+        else:
+            below = max((found[source] for source in sources(one)), default=0)
+            # Each entry has been rounded to the dtype, on top of its rounding in float64.
+            found[one] = below + (_longest_sum(one) + 2 if isinstance(one, Affine) else 0)
+    return found[value]
 
 
 def _longest_sum(value: Affine) -> int:

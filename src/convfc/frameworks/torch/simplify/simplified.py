@@ -100,11 +100,12 @@ class Options:
 
 
 class Programs(NamedTuple):
-    """A network as values: as it was, merged, and, where it had to be, in one sequence.
+    """A network as values: run, as it was, merged, and, where it had to be, in one sequence.
 
     ``states`` says what the values of the sequence hold; it is empty where nothing is carried.
     """
 
+    run: Trace
     original: Program
     merged: Merged
     final: Program
@@ -144,13 +145,15 @@ def programs_of(
     memory: float | None = None,
     *,
     to_be_made: bool = False,
+    numbers: bool = False,
 ) -> Programs:
-    """Read and merge a network.
+    """Read and merge a network; with numbers, its run keeps every value of the example.
 
     If the FC layers are to be made of it, those that cannot fit are refused before the merging.
     """
     try:
-        original = read(model, example, max_pool=options.max_pool, memory=memory)
+        run = _run(model, example, memory, numbers=numbers)
+        original = _program(run, options.max_pool, memory)
         if to_be_made:
             emit.check_least(original, like(model, example[0]).dtype, memory)
         merged = merge(original, alternating=options.sequential)
@@ -164,9 +167,9 @@ def programs_of(
             remedy="a smaller example, or a part of the network only",
         ) from error
     if not options.sequential or emit.is_chain(merged.program):
-        return Programs(original, merged, merged.program, {})
+        return Programs(run, original, merged, merged.program, {})
     sequence = as_sequence(merged.program)
-    return Programs(original, merged, sequence.program, sequence.states)
+    return Programs(run, original, merged, sequence.program, sequence.states)
 
 
 def like(model: nn.Module, x: Tensor) -> Tensor:
@@ -198,10 +201,10 @@ def remember(model: nn.Module, x: Tensor, read: Program, options: Options) -> Si
 # Reading ------------------------------------------------------------------------------------------
 
 
-def read(
-    model: nn.Module, example: tuple[Any, ...], *, max_pool: MaxPool, memory: float | None = None
-) -> Program:
-    """Read what a model computes in evaluation mode on inputs of the example's size.
+def _run(
+    model: nn.Module, example: tuple[Any, ...], memory: float | None, *, numbers: bool
+) -> Trace:
+    """Run a model in evaluation mode on an example, and note its calls.
 
     Matrices that do not fit together are refused before the first of them is made.
     """
@@ -218,10 +221,14 @@ def read(
             "an empty batch shows nothing", where="example", got=_words(example), expected="n >= 1"
         )
     _check(model)
-    # Two examples: what mixes them, or counts them, cannot hide.
-    found = trace(model, example[0].detach()[[0, 0]])
+    found = trace(model, examples(example[0]) if numbers else example[0][[0, 0]], numbers=numbers)
     _check_memory(found, memory)
-    return _program(found, max_pool, memory)
+    return found
+
+
+def examples(x: Tensor) -> Tensor:
+    """Return two examples or more: what mixes them, or counts them, cannot hide."""
+    return x if len(x) > 1 else x[[0, 0]]
 
 
 def _program(found: Trace, max_pool: str, memory: float | None) -> Program:
@@ -257,7 +264,7 @@ def _program(found: Trace, max_pool: str, memory: float | None) -> Program:
                 Tracked(result, tuple(like.shape[1:])) if isinstance(result, Value) else result
             )
             if isinstance(made, Tracked):
-                _check_result(call, like, made)
+                _check_result(call, like, made, len(x))
                 places.setdefault(made.value, call.label)
                 tensors.setdefault(made.value, ref.number)
     end = values.get(found.output.number) if isinstance(found.output, Ref) else None
@@ -277,10 +284,10 @@ def _refs(tree: Any) -> list[Ref]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Ref)]
 
 
-def _check_result(call: Call, like: Tensor, result: Tracked) -> None:
+def _check_result(call: Call, like: Tensor, result: Tracked, batch: int) -> None:
     """Compare a value with what PyTorch returned."""
     shape = tuple(like.shape)
-    if shape[:1] != (2,) or shape[1:] != result.shape or like[0].numel() != result.value.size:
+    if shape[:1] != (batch,) or shape[1:] != result.shape or like[0].numel() != result.value.size:
         raise refuse(f"{call.words} does not treat each example of a batch by itself", call.place)
 
 
