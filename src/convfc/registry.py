@@ -37,25 +37,7 @@ def room_of(
     kind: str = "model",
     expected: str = "a torch.nn.Module",
 ) -> ModuleType:
-    """Return the room that owns a model.
-
-    Parameters
-    ----------
-    model : object
-    where, kind, expected : str
-        The argument's name, what it should be in one word, and in many, for the message.
-
-    Raises
-    ------
-    UnsupportedModel
-        If no room owns it, or if the one that does has no door for whole models.
-
-    Examples
-    --------
-    >>> import torch
-    >>> room_of(torch.nn.ReLU()).__name__
-    'convfc.frameworks.torch'
-    """
+    """Return the room that owns a model."""
     for framework, room in ROOMS.items():
         if sys.modules.get(framework) is not None:
             module = importlib.import_module(room)
@@ -101,35 +83,8 @@ def read_layer(
 ) -> Reading:
     """Read what a user calls a layer: a framework's own, a `ConvLayer`, or filters and a geometry.
 
-    Parameters
-    ----------
-    layer : object
-        A CONV layer of a framework in any form, a `ConvLayer`, or, if a geometry is given, filters
-        ``(f, *kernel, c / groups)``.
-    geometry : ConvGeometry, optional
-        Of filters; a layer has its own.
-    input_size : sequence of int
-        Spatial size; a framework's layer may have a padding that depends on it.
-    bias : array, shape (f,), optional
-        With filters.
-    order : {"channels_first", "channels_last"}, optional
-        Instead of the framework's own.
-    differentiable : bool
-        Whether the filters are to be the framework's parameters, not copies out of its graph.
-
-    Raises
-    ------
-    ArgumentError
-        If a geometry is missing, or given beside a layer that has one.
-    UnsupportedModel, UnsupportedLayer
-        If this is no layer that convfc knows.
-
-    Examples
-    --------
-    >>> import torch
-    >>> reading = read_layer(torch.nn.Conv2d(3, 8, 5, padding="same"), input_size=(32, 32))
-    >>> reading.layer.geometry.padding, reading.layer.filters.shape, reading.order
-    (((2, 2), (2, 2)), torch.Size([8, 5, 5, 3]), 'channels_first')
+    Filters are ``(f, *kernel, c / groups)``; ``differentiable`` asks for the framework's own
+    parameters, not copies out of its graph.
     """
     wanted = None if order is None else check_order(order)
     if geometry is not None and not isinstance(layer, ConvLayer) and _is_array(layer):
@@ -162,13 +117,7 @@ def read_layer(
 
 
 def check_order(order: Order) -> Order:
-    """Return the order of axes, or say that there is none of this name.
-
-    Examples
-    --------
-    >>> check_order("channels_first")
-    'channels_first'
-    """
+    """Return the order of axes, or say that there is none of this name."""
     one_of(
         "order",
         order,

@@ -20,25 +20,12 @@ Where: TypeAlias = Callable[[str, nn.Module], bool] | str | Collection[str] | No
 
 
 def places(model: nn.Module) -> dict[str, nn.Module]:
-    """Return every place of a model that holds a module: a shared one stands at several.
-
-    Examples
-    --------
-    >>> layer = nn.ReLU()
-    >>> list(places(nn.Sequential(layer, layer)))
-    ['', '0', '1']
-    """
+    """Return every place of a model that holds a module: a shared one stands at several."""
     return dict(model.named_modules(remove_duplicate=False))
 
 
 def selector(where: Where) -> Callable[[str, nn.Module], bool]:
-    """Return ``where`` as a function of a name and a module.
-
-    Examples
-    --------
-    >>> selector("layer4.*")("layer4.0.conv1", nn.ReLU())
-    True
-    """
+    """Return ``where`` as a function of a name and a module."""
     if where is None:
         return lambda name, module: True
     if callable(where):
@@ -48,13 +35,7 @@ def selector(where: Where) -> Callable[[str, nn.Module], bool]:
 
 
 def refuse_or_list(left: Mapping[str, Refusal], consequence: str, *, strict: bool) -> None:
-    """Raise for the places that cannot be converted or, if not strict, list them in a warning.
-
-    Raises
-    ------
-    UnsupportedLayer
-        If strict and there is such a place.
-    """
+    """Raise for the places that cannot be converted or, if not strict, list them in a warning."""
     if not left:
         return
     if not strict:
@@ -95,15 +76,7 @@ def nothing_to_convert(what: str, where: Where, there: Iterable[str]) -> Nothing
 
 
 def copy_of(model: nn.Module, wanted: Collection[int], copies: dict[int, nn.Module]) -> nn.Module:
-    """Return a deep copy of a model; ``copies`` receives the copies of the wanted modules by id.
-
-    Raises
-    ------
-    UnsupportedModel
-        If the model cannot be copied.
-    UnsupportedLayer
-        If the copy would go on using a wanted module itself.
-    """
+    """Return a deep copy of a model; ``copies`` receives the copies of the wanted modules by id."""
     check_references(model, wanted, copied=True)
     memo: dict[int, Any] = {}
     copied = deep_copy(model, memo, "convert it itself, with inplace=True")
@@ -112,14 +85,7 @@ def copy_of(model: nn.Module, wanted: Collection[int], copies: dict[int, nn.Modu
 
 
 def holders(model: nn.Module, *, but: Collection[int]) -> dict[int, str]:
-    """Return who holds each parameter, by its ``id``, but for these modules, by theirs.
-
-    Examples
-    --------
-    >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU())
-    >>> list(holders(model, but=()).values())
-    ['0 (Linear)']
-    """
+    """Return who holds each parameter, by its ``id``, but for these modules, by theirs."""
     return {
         id(parameter): f"{place_in_words(name)} ({type(module).__name__})"
         for name, module in places(model).items()
@@ -138,14 +104,7 @@ def tied(who: str, holder: str) -> Refusal:
 
 
 class Shared:
-    """What is made anew, once for all that it is made of: what shared a source goes on sharing.
-
-    Examples
-    --------
-    >>> shared, source = Shared(), object()
-    >>> shared([source], "weight", list) is shared([source], "weight", list)
-    True
-    """
+    """What is made anew, once for all that it is made of: what shared a source goes on sharing."""
 
     def __init__(self) -> None:
         # The sources are kept with what was made, so that no other object gets one of their ids.

@@ -26,13 +26,7 @@ def deep_copy(
     copies: dict[int, Any] | None = None,
     remedy: str = "keep no tensors of a graph in its attributes",
 ) -> _Module:
-    """Return a deep copy of a module; ``copies`` receives that of everything inside, by ``id``.
-
-    Raises
-    ------
-    UnsupportedModel
-        If Python or PyTorch cannot copy it.
-    """
+    """Return a deep copy of a module; ``copies`` receives that of everything inside, by ``id``."""
     memo = {} if copies is None else copies
     try:
         return copy.deepcopy(model, memo)
@@ -86,16 +80,7 @@ class RandomState:
 
 @contextlib.contextmanager
 def random_numbers(tensors: Iterable[Tensor], seed: int | None = None) -> Iterator[RandomState]:
-    """Draw inside, from a seed if one is given, and leave the generators as they were.
-
-    Examples
-    --------
-    >>> with random_numbers([], seed=0):
-    ...     first = torch.rand(1)
-    >>> with random_numbers([], seed=0):
-    ...     bool(torch.rand(1) == first)
-    True
-    """
+    """Draw inside, from a seed if one is given, and leave the generators as they were."""
     state = RandomState(tensors)
     try:
         if seed is not None:
@@ -147,29 +132,7 @@ def run_on(model: nn.Module, x: Any, where: str) -> None:
 
 
 def layer_input(model: nn.Module, name: str, x: Any) -> Tensor:
-    """Run a model once, in evaluation mode, and return what a part of it is first called with.
-
-    Parameters
-    ----------
-    model : nn.Module
-        It is left as it was.
-    name : str
-        The part's place; empty for the model itself.
-    x : Tensor, array, tuple or dict
-        As for `run_on`.
-
-    Raises
-    ------
-    UnsupportedLayer, ShapeError
-        If a part is lazy, if the model does not run on this input, or does not call the part with
-        a tensor.
-
-    Examples
-    --------
-    >>> model = nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(1, 8, 3))
-    >>> layer_input(model, "1", torch.zeros(1, 1, 28, 28)).shape
-    torch.Size([1, 1, 14, 14])
-    """
+    """Run a model once, in evaluation mode, and return what a part of it is first called with."""
     seen: list[Any] = []
     with unchanged(model):
         check_can_run(model, "x")
@@ -190,24 +153,7 @@ def layer_input(model: nn.Module, name: str, x: Any) -> Tensor:
 
 
 def check_has_numbers(model: nn.Module, where: str) -> None:
-    """Refuse a model on the meta device, whose tensors are shapes, before its numbers are read.
-
-    Parameters
-    ----------
-    model : nn.Module
-    where : str
-        The argument that gave the model, for messages.
-
-    Raises
-    ------
-    UnsupportedModel
-
-    Examples
-    --------
-    >>> check_has_numbers(nn.Linear(2, 3, device="meta"), "before")
-    Traceback (most recent call last):
-    convfc.errors.UnsupportedModel: before: the model is on the meta device, where weight has a ...
-    """
+    """Refuse a model on the meta device, whose tensors are shapes, before its numbers are read."""
     for place, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_meta:
             raise UnsupportedModel(
@@ -219,20 +165,7 @@ def check_has_numbers(model: nn.Module, where: str) -> None:
 
 
 def call_arguments(model: nn.Module, x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return what a user gives as an input as the arguments of one call of a model.
-
-    Parameters
-    ----------
-    model : nn.Module
-        Arrays of real numbers become tensors of its dtype, on its device.
-    x : Tensor, array, tuple or mapping
-        One input, or the positional or keyword arguments.
-
-    Examples
-    --------
-    >>> call_arguments(nn.Linear(2, 3), np.ones(2))
-    ((tensor([1., 1.]),), {})
-    """
+    """Return what a user gives as an input as the arguments of one call of a model."""
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
 
     def tensor(value: Any) -> Any:
@@ -249,28 +182,7 @@ def call_arguments(model: nn.Module, x: Any) -> tuple[tuple[Any, ...], dict[str,
 def call_model(
     call: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], where: str
 ) -> Any:
-    """Return what a model returns; what it raises is said in words, with the way out.
-
-    Parameters
-    ----------
-    call : callable
-        A model, or what runs it.
-    args, kwargs
-        From `call_arguments`.
-    where : str
-        The argument that gave the input, for messages.
-
-    Raises
-    ------
-    ShapeError
-        If the model does not run on this input.
-
-    Examples
-    --------
-    >>> call_model(nn.Linear(2, 3), (torch.ones(1, 4),), {}, "x")
-    Traceback (most recent call last):
-    convfc.errors.ShapeError: x: the model does not run on this input: mat1 and mat2 shapes ...
-    """
+    """Return what a model returns; what it raises is said in words, with the way out."""
     try:
         return call(*args, **kwargs)
     except (

@@ -13,13 +13,7 @@ _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def wide(t: Tensor) -> Tensor:
-    """Return a tensor in float64; in complex128 if it is complex.
-
-    Examples
-    --------
-    >>> wide(torch.ones(2, dtype=torch.bfloat16))
-    tensor([1., 1.], dtype=torch.float64)
-    """
+    """Return a tensor in float64; in complex128 if it is complex."""
     return t.to(torch.complex128 if t.is_complex() else torch.float64)
 
 
@@ -55,15 +49,7 @@ def overflows(sums: Tensor, dtype: torch.dtype) -> bool:
 
 
 def not_finite(name: str, t: Tensor, remedy: str = "give an input on which they are") -> str:
-    """Say in words that a tensor holds what no bound can be made of; nothing if it does not.
-
-    Examples
-    --------
-    >>> not_finite("input", torch.tensor([1.0, math.nan]))
-    'its input holds NaN, so there is no rounding bound to compare with; expected finite ...'
-    >>> not_finite("input", torch.ones(2))
-    ''
-    """
+    """Say in words that a tensor holds what no bound can be made of; nothing if it does not."""
     if not (t.is_floating_point() or t.is_complex()):
         return ""
     numbers = t.detach()
@@ -78,13 +64,7 @@ def not_finite(name: str, t: Tensor, remedy: str = "give an input on which they 
 
 
 def same_bits(ours: Tensor, theirs: Tensor) -> bool:
-    """Say whether two tensors of one shape and dtype hold the same bits.
-
-    Examples
-    --------
-    >>> same_bits(torch.tensor(0.0), torch.tensor(-0.0))
-    False
-    """
+    """Say whether two tensors of one shape and dtype hold the same bits."""
     if ours.is_complex():
         ours, theirs = (torch.view_as_real(t.detach().resolve_conj()) for t in (ours, theirs))
     if ours.is_floating_point() and ours.dtype.itemsize in _BITS:
@@ -99,13 +79,7 @@ def strides_of(t: Tensor) -> list[int]:
 
 
 def describe(t: Tensor | None) -> str:
-    """Return shape, dtype and device of a tensor, if there is one.
-
-    Examples
-    --------
-    >>> describe(torch.zeros(2, 3))
-    '(2, 3) of float32'
-    """
+    """Return shape, dtype and device of a tensor, if there is one."""
     if t is None:
         return "none"
     where = "" if t.device.type == "cpu" else f" on {t.device}"
@@ -113,13 +87,7 @@ def describe(t: Tensor | None) -> str:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """Return the name that NumPy uses, too.
-
-    Examples
-    --------
-    >>> dtype_name(torch.bfloat16)
-    'bfloat16'
-    """
+    """Return the name that NumPy uses, too."""
     return str(dtype).removeprefix("torch.")
 
 
@@ -127,13 +95,6 @@ def words(error: Exception) -> str:
     r"""Return an exception as one line: its class, and what is said first.
 
     PyTorch's messages go on with dumps of graphs, with tables of overloads, and with advice.
-
-    Examples
-    --------
-    >>> words(RuntimeError("the sizes\ndiffer\n\nWhile executing %c : [num_users=1]"))
-    'RuntimeError: the sizes differ'
-    >>> words(AssertionError())
-    'AssertionError'
     """
     return ": ".join(filter(None, (type(error).__name__, first_words(error))))
 
@@ -142,13 +103,6 @@ def first_words(error: Exception) -> str:
     r"""Return the first paragraph of an exception's text, as one line of at most 300 characters.
 
     TorchScript's messages end with what is said first elsewhere; tables of overloads are left out.
-
-    Examples
-    --------
-    >>> first_words(KeyError("size"))
-    "'size'"
-    >>> first_words(RuntimeError("The following ... TorchScript\nTraceback\nRuntimeError: no\n"))
-    'no'
     """
     text = str(error).strip()
     if "TorchScript" in text.partition("\n")[0]:

@@ -319,11 +319,6 @@ def integers_of(t: Tensor, largest: int) -> Tensor:
     So numbers that have changed places are integers that have changed places, and a changed number
     is, most often, another integer. Zero stays zero, as in a block-diagonal matrix it must, and
     nothing else becomes zero. ``largest`` is a power of two.
-
-    Examples
-    --------
-    >>> integers_of(torch.tensor([0.1, 0.0, 0.2, 0.1]), 4)
-    tensor([3., 0., 1., 3.])
     """
     if t.is_complex():
         return torch.view_as_complex(integers_of(torch.view_as_real(t.resolve_conj()), largest))

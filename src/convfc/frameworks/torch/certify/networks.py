@@ -62,11 +62,6 @@ class Runner:
         """Return the output of a copy of the model, perhaps in another dtype.
 
         ``prepare`` is given the copies of the model's parts by the ``id`` of the parts.
-
-        Raises
-        ------
-        ShapeError
-            If the model does not run on the input.
         """
         copies: dict[int, Any] = {}
         copied = self.copy(model, numbers, copies)

@@ -28,8 +28,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from convfc.certificate import Comparison, ExactTest, LayerCertificate, NetworkCertificate
+from convfc.certificate import ExactTest, LayerCertificate, NetworkCertificate
 from convfc.errors import ConvfcError, ShapeError, UnsupportedModel
+from convfc.frameworks.torch.certify.engine import bounded
 from convfc.frameworks.torch.certify.networks import Runner, compare_networks
 from convfc.frameworks.torch.certify.pairs import Pairs, cast
 from convfc.frameworks.torch.running import deep_copy
@@ -48,15 +49,12 @@ from convfc.frameworks.torch.simplify.values import (
 )
 from convfc.frameworks.torch.simplify.values import topological as ordered
 from convfc.frameworks.torch.tensors import (
-    compare,
     describe,
     dtype_name,
     not_finite,
-    overflows,
     wide,
     words,
 )
-from convfc.rounding import rounding_bound
 
 _NO_INTEGERS = "the weights of several layers are multiplied, with normalisation among them"
 _NOTE = (
@@ -125,7 +123,11 @@ def _certificate(stage: Stage, dtype: torch.dtype) -> LayerCertificate:
     ]
     unbounded = not_finite("input, or a weight,", stage.magnitude, "give finite ones of both")
     errors += [unbounded] if unbounded else []
-    compared = [] if errors else [{"output": _comparison(stage, *pair)} for pair in pairs]
+    sums = stage.magnitude.to(pairs[0][0].device), stage.terms
+    compared = [
+        {"output": bounded("output", *pair, sums, (pair[0].dtype, pair[0].dtype))}
+        for pair in (() if errors else pairs)
+    ]
     return LayerCertificate(
         name=stage.name,
         forms=("stage", "Linear " + " to ".join((*first, *last)) if first else "stage"),
@@ -135,14 +137,6 @@ def _certificate(stage: Stage, dtype: torch.dtype) -> LayerCertificate:
         exact=ExactTest(why_not=_NO_INTEGERS),
         errors=tuple(dict.fromkeys(errors)),
     )
-
-
-def _comparison(stage: Stage, before: Tensor, after: Tensor) -> Comparison:
-    dtype = before.dtype
-    bound = None
-    if not overflows(stage.magnitude, dtype):
-        bound = rounding_bound(stage.magnitude, stage.terms, dtype_name(dtype)).to(before.device)
-    return Comparison("output", dtype_name(dtype), stage.terms, **compare(before, after, bound))
 
 
 # Stages -------------------------------------------------------------------------------------------
