@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -39,6 +39,7 @@ from convfc.sizes import one_of
 
 LayerForm: TypeAlias = Literal["patch", "weight"]
 """The forms that take inputs of every size."""
+Chosen: TypeAlias = Callable[[str, nn.Module], bool]
 _NO_FC = "cannot be turned into an FC layer"
 
 
@@ -60,8 +61,8 @@ def to_fc(
         remedy="'patch' puts an nn.Linear in the layer's place, 'weight' keeps the layer and makes "
         "its parameter 2-D; one nn.Linear of the layer's whole matrix is made by convfc.unroll",
     )
-    model, inplace = _taken_back(model, form, where, strict=strict, inplace=inplace)
-    found, left = _found(model, form, where, inplace=inplace)
+    model, chosen, inplace = _taken_back(model, form, where, strict=strict, inplace=inplace)
+    found, left = _found(model, form, where, chosen, inplace=inplace)
     refuse_or_list(left, _NO_FC, strict=strict)
     layers = [layer for name, layer in found.items() if name not in left]
     if inplace and form == "patch" and any(layer is model for layer in layers):
@@ -101,8 +102,8 @@ def unroll(
     memory: float | None = None,
 ) -> nn.Module:
     """Return the model with each CONV layer as one `nn.Linear`; see `convfc.unroll`."""
-    model, inplace = _taken_back(model, "unrolled", where, strict=strict, inplace=False)
-    found, left = _found(model, "unrolled", where, inplace=inplace)
+    model, chosen, ours = _taken_back(model, "unrolled", where, strict=strict, inplace=False)
+    found, left = _found(model, "unrolled", where, chosen, inplace=ours)
     sized: dict[int, SizedGeometry] = {}
     idle: dict[str, Refusal] = {}
     if not (left and strict):
@@ -118,7 +119,7 @@ def unroll(
     refuse_or_list(idle, "", strict=False)
     ready = {name: layer for name, layer in found.items() if name not in left | idle}
     check_memory(ready, sized, memory)
-    if not inplace:
+    if not ours:
         copies: dict[int, nn.Module] = {}
         model = copy_of(model, {id(layer) for layer in ready.values()}, copies)
         sized = {id(copies[key]): size for key, size in sized.items() if key in copies}
@@ -130,22 +131,28 @@ def unroll(
 
 def _taken_back(
     model: nn.Module, form: Form, where: Where, *, strict: bool, inplace: bool
-) -> tuple[nn.Module, bool]:
-    """Return the model with chosen layers of other forms as CONV layers, and whether it is ours."""
+) -> tuple[nn.Module, Chosen, bool]:
+    """Return the model with chosen layers of other forms as CONV layers.
+
+    Returned are also what is chosen in it, and whether it may be changed.
+    """
     chosen = selector(where)
+    names = {name for name, part in places(model).items() if chosen(name, part)}
     others = {
         name
         for name, part in places(model).items()
-        if form_of(part) not in (None, "native", form) and chosen(name, part)
+        if name in names and form_of(part) not in (None, "native", form)
     }
     if not others:
-        return model, inplace
+        return model, chosen, inplace
     back = to_conv(model, where=lambda name, _: name in others, strict=strict, inplace=inplace)
-    return back, True
+    # A factored layer goes back as a sequence of two.
+    inside = tuple(f"{name}." if name else "" for name in others)
+    return back, lambda name, _: name in names or name.startswith(inside), True
 
 
 def _found(
-    model: nn.Module, form: Form, where: Where, *, inplace: bool
+    model: nn.Module, form: Form, where: Where, chosen: Chosen, *, inplace: bool
 ) -> tuple[dict[str, nn.Module], dict[str, Refusal]]:
     """Return the CONV layers to be converted, by name, and those that cannot be, with the reason.
 
@@ -154,7 +161,6 @@ def _found(
     NothingToConvert
         If there is neither.
     """
-    chosen = selector(where)
     layers = {name: part for name, part in places(model).items() if form_of(part) is not None}
     found = {
         name: part
