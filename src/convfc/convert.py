@@ -201,7 +201,7 @@ def simplify(
         It is not changed. Its forward may be written in any way as long as it does not ask what is
         in a tensor. A part of a network, such as ``nn.Sequential(conv, nn.Flatten(), fc)``, is a
         model, too.
-    example : Tensor, array or tuple
+    example : Tensor, array, tuple or dict
         One input ``(n, *shape)``, n >= 1. The result is for this shape, and any n.
     max_pool : {"keep", "relu"}
         Whether max-pooling stays a module, between ``Unflatten`` and ``Flatten``, or is written
@@ -230,7 +230,7 @@ def simplify(
         If a part is neither affine nor an activation, or is in training mode where that makes a
         difference; the message names it.
     NothingToConvert
-        If the network is simplified already.
+        If the network is simplified already, or has nothing but ``nn.Linear`` and ReLU.
     MemoryBudgetError
         If the matrices do not fit: told before the first is made, by the layers' sizes, and before
         neighbours are multiplied, by what the weights take at least.
@@ -338,8 +338,9 @@ def to_fully_convolutional(
     Parameters
     ----------
     model : torch.nn.Module
-    example : Tensor, array or tuple
-        An input of the size that the model was made for; a tuple holds several arguments.
+    example : Tensor, array, tuple or dict
+        An input of the size that the model was made for; a tuple holds several arguments, a dict
+        keyword arguments.
     where, strict, inplace
         As for `to_fc`, of ``nn.Linear`` layers. Layers in patch or weight form stay as they are.
 

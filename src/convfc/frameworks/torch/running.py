@@ -7,6 +7,7 @@ import copy
 import random
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from inspect import signature
 from typing import Any, TypeVar
 
 import numpy as np
@@ -177,6 +178,23 @@ def call_arguments(model: nn.Module, x: Any) -> tuple[tuple[Any, ...], dict[str,
     if isinstance(x, Mapping):
         return (), {name: tree_map(tensor, value) for name, value in x.items()}
     return tuple(tree_map(tensor, value) for value in (x if isinstance(x, tuple) else (x,))), {}
+
+
+def positional_arguments(model: nn.Module, x: Any) -> tuple[Any, ...]:
+    """Return the arguments of one call, as `call_arguments` reads them, without their names."""
+    args, kwargs = call_arguments(model, x)
+    try:
+        bound = signature(model.forward).bind(*args, **kwargs)
+    except (TypeError, ValueError) as error:
+        if not kwargs:
+            return args  # what the model says of its own arguments, it says when it is run
+        raise ShapeError(
+            f"the model does not take these arguments: {words(error)}",
+            where="example",
+            got=", ".join(kwargs),
+            remedy="give an input that the model takes: a tuple for several arguments",
+        ) from error
+    return (*bound.args, *bound.kwargs.values())
 
 
 def call_model(

@@ -49,7 +49,7 @@ from convfc.frameworks.torch.places import (
     selector,
 )
 from convfc.frameworks.torch.references import blocked_references, exchange
-from convfc.frameworks.torch.running import call_arguments
+from convfc.frameworks.torch.running import positional_arguments
 from convfc.frameworks.torch.simplify import record_of
 from convfc.frameworks.torch.vocabulary import (
     CONVS,
@@ -93,7 +93,7 @@ def to_fully_convolutional(
     selected = {name: part for name, part in linears.items() if chosen(name, part)}
     if not selected:
         raise nothing_to_convert("nn.Linear layer", where, linears)
-    arguments, _ = call_arguments(model, example if isinstance(example, tuple) else (example,))
+    arguments = positional_arguments(model, example)
     # The first name of each, in the model's order.
     names = {layer: name for name, layer in list(selected.items())[::-1]}
     heads = find_heads(model, arguments, dict(reversed(names.items())), inplace=inplace)

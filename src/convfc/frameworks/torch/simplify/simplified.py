@@ -15,10 +15,10 @@ from convfc.frameworks.torch.forms.children import has_pre_hooks
 from convfc.frameworks.torch.places import nothing_to_convert
 from convfc.frameworks.torch.references import check_references
 from convfc.frameworks.torch.running import (
-    call_arguments,
     check_can_run,
     check_has_numbers,
     deep_copy,
+    positional_arguments,
 )
 from convfc.frameworks.torch.simplify import emit
 from convfc.frameworks.torch.simplify.merge import Merged, Part, as_sequence, merge
@@ -30,7 +30,7 @@ from convfc.frameworks.torch.simplify.operations import (
     estimate,
 )
 from convfc.frameworks.torch.simplify.trace import Call, Ref, Trace, refuse, trace
-from convfc.frameworks.torch.simplify.values import Input, Program, Value
+from convfc.frameworks.torch.simplify.values import Affine, Input, Program, Value, topological
 from convfc.frameworks.torch.vocabulary import BY_MODE
 from convfc.operators.estimate import MatrixEstimate, check_together
 from convfc.sizes import one_of
@@ -65,12 +65,23 @@ def simplify(
     if record_of(model) is not None:
         raise nothing_to_convert("layer that is not simplified already", None, ())
     check_has_numbers(model, "model")
-    arguments, _ = call_arguments(model, example if isinstance(example, tuple) else (example,))
+    arguments = positional_arguments(model, example)
     options = Options(max_pool, sequential)
     found = programs_of(model, arguments, options, memory, to_be_made=True)
+    if _is_simple(model, found):
+        raise nothing_to_convert("layer other than nn.Linear and ReLU", None, ())
     made = made_of(found, model, arguments[0], memory)
     attach(made, remember(model, arguments[0], found.original, options))
     return made.train(model.training)
+
+
+def _is_simple(model: nn.Module, found: Programs) -> bool:
+    """Say whether a model is nothing but Linear and ReLU, and no two Linears are to be one."""
+    leaves = {type(part) for part in model.modules() if not part._modules}
+    names = [call.name for call in found.run.calls]
+    linears = sum(isinstance(value, Affine) for value in topological(found.final.output))
+    plain = leaves <= {nn.Linear, nn.ReLU} and set(names) <= {"linear", "relu"}
+    return plain and names.count("linear") == linears
 
 
 def made_of(
