@@ -1,4 +1,4 @@
-"""ConvGeometry: its forms, its sizes (Eq. (5)-(7)), its constructors for the named paddings."""
+"""ConvGeometry: its forms, its sizes (Eq. (5)-(7)), the named paddings, and what is refused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from cases import CASES, EXPERIMENT, FIGURE_6, Case, case
+from cases import CASES, EXPERIMENT, FIGURE_6, Case
 from hypothesis import given
 from hypothesis import strategies as st
 from jax import lax
@@ -132,26 +132,12 @@ kernels = st.integers(1, 9)
 
 
 @given(sizes, kernels)
-def test_valid_has_input_minus_kernel_plus_one_positions(i, k):  # relationship 1
-    i += k
-    assert ConvGeometry.valid(1, 1, (k,)).output_size((i,)) == (i - k + 1,)
-
-
-@given(sizes, st.integers(0, 4))
-def test_half_keeps_the_size_of_an_odd_kernel(i, half):  # relationship 3
-    assert ConvGeometry.half(1, 1, (2 * half + 1,)).output_size((i,)) == (i,)
-
-
-@given(sizes, st.integers(1, 4))
-def test_half_of_an_even_kernel_pads_half_of_it_on_each_side(i, half):  # relationship 2
-    geometry = ConvGeometry.half(1, 1, (2 * half,))
-    assert geometry.padding == ((half, half),)
-    assert geometry.output_size((i,)) == (i + 1,)
-
-
-@given(sizes, kernels)
-def test_full_has_a_position_for_every_overlap(i, k):  # relationship 4
-    assert ConvGeometry.full(1, 1, (k,)).output_size((i,)) == (i + k - 1,)
+def test_the_named_paddings_have_the_positions_of_their_relationships(i, k):
+    assert ConvGeometry.valid(1, 1, (k,)).output_size((i + k,)) == (i + 1,)  # relationship 1
+    half = ConvGeometry.half(1, 1, (k,))
+    assert half.padding == ((k // 2, k // 2),)
+    assert half.output_size((i,)) == (i + (k % 2 == 0),)  # relationships 2 and 3
+    assert ConvGeometry.full(1, 1, (k,)).output_size((i,)) == (i + k - 1,)  # relationship 4
 
 
 @given(sizes, kernels, st.integers(1, 5), st.sampled_from(["valid", "half", "full"]))
@@ -209,11 +195,6 @@ def test_same_is_tensorflows_and_onnxs_rule(odd, axes):
     )
 
 
-def test_same_passes_the_rest_on():
-    geometry = ConvGeometry.same(4, 8, (3,), input_size=(5,), groups=2, flip=True)
-    assert geometry == ConvGeometry(4, 8, (3,), padding=1, groups=2, flip=True)
-
-
 @given(st.integers(1, 6), st.integers(1, 5), st.integers(1, 4), st.integers(1, 3))
 def test_transposed_same_is_jaxs(n, k, s, d):
     geometry = ConvGeometry.same(1, 1, (k,), stride=s, dilation=d, input_size=(n,), transposed=True)
@@ -248,11 +229,9 @@ def test_a_named_padding_does_not_take_padding_as_well(name):
         getattr(ConvGeometry, name)(1, 1, (3,), padding=1, **size)
 
 
-@pytest.mark.parametrize("subject", [case((9,), (3,), c=1), case((3,), (1,), c=1)], ids=str)
-def test_output_size_takes_any_sequence_of_integers(subject: Case):
-    expected = subject.geometry.output_size(subject.input_size)
-    for same_size in (list(subject.input_size), np.array(subject.input_size)):
-        assert subject.geometry.output_size(same_size) == expected
+def test_output_size_takes_any_sequence_of_integers():
+    for size in ([9], np.array([9])):
+        assert ConvGeometry(1, 1, (3,)).output_size(size) == (7,)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -266,11 +245,129 @@ def test_without_padding_there_is_one_mode(mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_constructor_that_works_out_the_padding_keeps_the_mode(mode):
-    half = ConvGeometry.half(1, 1, (3,), padding_mode=mode)
-    assert half == ConvGeometry(1, 1, (3,), padding=1, padding_mode=mode)
-    full = ConvGeometry.full(1, 1, (3,), padding_mode=mode)
-    assert full == ConvGeometry(1, 1, (3,), padding=2, padding_mode=mode)
-    same = ConvGeometry.same(1, 1, (4,), input_size=(9,), padding_mode=mode)
-    assert same == ConvGeometry(1, 1, (4,), padding=[(1, 2)], padding_mode=mode)
-    assert ConvGeometry.valid(1, 1, (3,), padding_mode=mode).padding_mode == "zeros"
+def test_a_constructor_that_works_out_the_padding_passes_the_rest_on(mode):
+    rest = {"padding_mode": mode, "groups": 2, "flip": mode == "zeros"}
+    half = ConvGeometry.half(4, 8, (3,), **rest)
+    assert half == ConvGeometry(4, 8, (3,), padding=1, **rest)
+    full = ConvGeometry.full(4, 8, (3,), **rest)
+    assert full == ConvGeometry(4, 8, (3,), padding=2, **rest)
+    same = ConvGeometry.same(4, 8, (4,), input_size=(9,), **rest)
+    assert same == ConvGeometry(4, 8, (4,), padding=[(1, 2)], **rest)
+    assert ConvGeometry.valid(4, 8, (3,), **rest) == ConvGeometry(
+        4, 8, (3,), **{**rest, "padding_mode": "zeros"}
+    )
+
+
+# What is refused: value, rule and remedy.
+
+ALLOWED = {"in_channels": 4, "out_channels": 6, "kernel_size": (3, 2)}
+TRANSPOSED = {"transposed": True, "stride": 2}
+
+REFUSED = [  # what is changed in ALLOWED, and what the message must say
+    ({"in_channels": 0}, r"in_channels: .*expected 1 or more; got 0\. Remedy"),
+    ({"in_channels": 2.5}, r"in_channels: .*not an integer.*got 2\.5"),
+    ({"in_channels": True}, r"in_channels: .*not an integer.*got True"),
+    ({"in_channels": "4"}, r"in_channels: .*not an integer.*got '4'"),
+    ({"out_channels": -2}, r"out_channels: .*expected 1 or more; got -2"),
+    ({"kernel_size": (3, 0)}, r"kernel_size\[1\]: .*1 or more; got 0"),
+    ({"kernel_size": (3, 2.0)}, r"kernel_size\[1\]: .*integer.*got 2\.0"),
+    ({"kernel_size": 3}, r"kernel_size: .*one size per spatial axis; got 3"),
+    ({"kernel_size": ()}, r"kernel_size: .*one size per spatial axis; got \(\)"),
+    ({"stride": 0}, r"stride: .*expected 1 or more; got 0\. Remedy"),
+    ({"stride": (1, -1)}, r"stride\[1\]: .*expected 1 or more; got -1"),
+    ({"stride": (1, 2, 3)}, r"stride: .*2 spatial axes; expected 2 numbers.*got"),
+    ({"dilation": 0}, r"dilation: .*expected 1 or more; got 0"),
+    ({"padding": -1}, r"padding: .*expected 0 or more; got -1.*crop the input"),
+    ({"padding": (1, -1)}, r"padding\[1\]: .*expected 0 or more; got -1"),
+    ({"padding": ((0, -1), (0, 0))}, r"padding.*expected 0 or more; got -1"),
+    ({"padding": 0.5}, r"padding: .*got 0\.5"),
+    ({"padding": "same"}, r"padding: .*explicit.*got 'same'.*ConvGeometry\.valid"),
+    ({"padding": ((1, 2),)}, r"padding: .*expected 2 pairs \(low, high\)"),
+    ({"padding": ((1, 2, 3), (1, 2))}, r"padding: .*2 pairs \(low, high\)"),
+    ({"groups": 0}, r"groups: .*expected 1 or more; got 0"),
+    ({"groups": 3}, r"groups: .*in_channels; expected a divisor of 4; got 3.*multiple"),
+    ({"groups": 4}, r"groups: .*out_channels; expected a divisor of 6; got 4"),
+    (
+        {"padding_mode": "wrap"},
+        r"padding_mode: .*zeros \| reflect \| replicate \| circular; got 'wrap'",
+    ),
+    ({"padding_mode": None}, r"padding_mode: .*got None"),
+    ({"output_padding": 1}, r"output_padding: .*transposed.*Remedy: set"),
+    (
+        {**TRANSPOSED, "output_padding": 2},
+        r"output_padding: .*axis 0; expected below max\(stride, dilation\) = 2; got 2",
+    ),
+    ({**TRANSPOSED, "output_padding": -1}, r"output_padding: .*got -1"),
+    (
+        {**TRANSPOSED, "padding_mode": "reflect"},
+        r"padding_mode: .*transposed.*expected 'zeros'; got 'reflect'",
+    ),
+    ({"flip": "no"}, r"flip: .*got 'no'"),
+    ({"transposed": 2}, r"transposed: .*got 2"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), REFUSED, ids=str)
+def test_a_geometry_that_no_convolution_has_is_refused(change: dict, message: str):
+    assert ConvGeometry(**ALLOWED)
+    with pytest.raises(GeometryError, match=message):
+        ConvGeometry(**{**ALLOWED, **change})
+
+
+def test_output_padding_may_reach_the_larger_of_stride_and_dilation():
+    geometry = ConvGeometry(1, 1, (2,), transposed=True, dilation=3, output_padding=2)
+    assert geometry.output_size((4,)) == (9,)
+    with pytest.raises(GeometryError, match=r"expected below max\(stride, dilation\) = 3; got 3"):
+        ConvGeometry(1, 1, (2,), transposed=True, dilation=3, output_padding=3)
+
+
+REFUSED_SIZES = {
+    "too-small": (
+        {},
+        (4, 1),
+        r"kernel_size: .*larger than the padded input on axis 1; .*at most 1 \+ 0 \+ 0; got 2",
+    ),
+    "too-small-padded": (
+        {"padding": ((0, 1), (0, 0)), "dilation": 2},
+        (3, 9),
+        r"kernel_size: .*axis 0; .*at most 3 \+ 0 \+ 1; got 5.*Remedy: use a larger input",
+    ),
+    "reflect": (
+        {"padding": ((0, 0), (1, 2)), "padding_mode": "reflect"},
+        (5, 2),
+        r"padding: reflection .*axis 1; expected at most 1 .*got \(1, 2\).*replicate",
+    ),
+    "nothing-left": (
+        {"transposed": True, "padding": ((3, 2), (0, 0))},
+        (3, 3),
+        r"padding: .*cuts away the whole transposed output.*axis 0; .*got 5",
+    ),
+    "axes": ({}, (5,), r"input_size: .*2 spatial axes; expected 2 numbers; got \(5,\)"),
+    "zero": ({}, (0, 5), r"input_size\[0\]: .*expected 1 or more; got 0"),
+    "float": ({}, (5, 5.0), r"input_size\[1\]: .*not an integer.*got 5\.0"),
+    "integer": ({}, 5, r"input_size: .*got 5"),
+}
+
+
+@pytest.mark.parametrize(("change", "size", "message"), REFUSED_SIZES.values(), ids=REFUSED_SIZES)
+def test_an_input_size_that_does_not_fit_is_refused(change: dict, size, message: str):
+    geometry = ConvGeometry(**{**ALLOWED, **change})
+    with pytest.raises(GeometryError, match=message):
+        geometry.output_size(size)
+    with pytest.raises(GeometryError, match=message):
+        geometry.patch_matrix_shape(1, size)
+
+
+@pytest.mark.parametrize("low_high", [(1, 1), (1, 0), (0, 1)], ids=str)
+def test_reflection_reaches_as_far_as_the_input_less_its_edge(low_high):
+    geometry = ConvGeometry(1, 1, (1,), padding=(low_high,), padding_mode="reflect")
+    assert geometry.output_size((2,)) == (2 + sum(low_high),)
+    with pytest.raises(GeometryError, match=r"padding: reflection .*expected at most 0"):
+        geometry.output_size((1,))
+
+
+def test_same_refuses_what_it_works_out_itself_and_a_side_that_does_not_exist():
+    with pytest.raises(GeometryError, match=r"output_padding: .*got"):
+        ConvGeometry.same(1, 1, (3,), stride=2, input_size=(4,), transposed=True, output_padding=1)
+    with pytest.raises(GeometryError, match=r"odd: .*upper.*lower.*got 'left'"):
+        ConvGeometry.same(1, 1, (2,), input_size=(5,), odd="left")
