@@ -25,7 +25,6 @@ STUDY = ("reproduce", "--study", "morphism", "--epochs", "1", "--images", "30", 
 PAPER = ("reproduce", "--epochs", "1", "--optimizer", "sgd", "--no-cost")
 
 FILES: dict[str, Callable[[pathlib.Path], tuple[str, ...]]] = {
-    "explore": lambda path: ("explore", "--html", str(path)),
     "explore-model": lambda path: ("explore", *SPECTRUM[1:], "--html", str(path)),
     "spectrum": lambda path: (*SPECTRUM, "--figure", str(path)),
     "spectrum-json": lambda path: (*SPECTRUM, "--json", "--figure", str(path)),
@@ -37,7 +36,7 @@ RUNS: dict[str, Callable[[pathlib.Path], tuple[str, ...]]] = {
         else (*start, "--runs-dir", str(path.parent), "--name", path.name, *option.split())
     )
     for name, start in {"paper": PAPER, "study": STUDY}.items()
-    for option in ("-runs-dir", "", " --resume", " --overwrite")
+    for option in ("-runs-dir", " --resume" if name == "study" else " --overwrite")
 }
 
 
@@ -97,16 +96,8 @@ def below(path: pathlib.Path) -> pathlib.Path:
     return file(path.with_name("file")) / path.name
 
 
-def below_two(path: pathlib.Path) -> pathlib.Path:
-    return below(path) / path.name
-
-
-def too_long(path: pathlib.Path) -> pathlib.Path:
-    return path.with_name("n" * 300 + path.suffix)
-
-
 def below_too_long(path: pathlib.Path) -> pathlib.Path:
-    return too_long(path) / path.name
+    return path.with_name("n" * 300 + path.suffix) / path.name
 
 
 WORDS = {  # of a place, what may be said: by the check of a figure's folder, and by the system
@@ -115,8 +106,6 @@ WORDS = {  # of a place, what may be said: by the check of a figure's folder, an
     dangling: ("No such file or directory", "File exists"),
     loop: ("Too many levels of symbolic links", "File exists"),
     below: ("there is no such folder", "File exists", "Not a directory"),
-    below_two: ("there is no such folder", "Not a directory"),
-    too_long: ("File name too long",),
     below_too_long: ("File name too long",),
 }
 
@@ -171,9 +160,7 @@ def refuse_to_write(monkeypatch: pytest.MonkeyPatch, error: int, names: str = "*
 
 
 @pytest.mark.parametrize("command", [pytest.param(c, id=n) for n, c in (FILES | RUNS).items()])
-@pytest.mark.parametrize(
-    "error", [errno.ENOSPC, errno.EROFS, errno.EACCES], ids=errno.errorcode.get
-)
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EROFS], ids=errno.errorcode.get)
 def test_a_disk_that_takes_nothing(
     place: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -250,7 +237,7 @@ def printed_to(output: IO[Any] | int, *arguments: str) -> tuple[int, str]:
 @pytest.mark.skipif(not FULL.exists(), reason=NO_FULL)
 @pytest.mark.parametrize(
     "arguments",
-    [("--version",), ("explore", "--help"), ("inspect", "flat_net:net", "--json"), SPECTRUM],
+    [("--version",), SPECTRUM],
     ids=lambda arguments: arguments[0],
 )
 def test_an_output_that_takes_nothing(place: pathlib.Path, arguments: tuple[str, ...]) -> None:
@@ -263,11 +250,11 @@ def test_an_output_that_takes_nothing(place: pathlib.Path, arguments: tuple[str,
     assert not list(place.glob("*.svg"))
 
 
-def test_a_reader_that_has_seen_enough_hears_nothing() -> None:
+def test_a_reader_that_has_seen_enough_gets_no_error() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     try:
-        assert printed_to(writer, *SPECTRUM, "--no-figure") == (1, "")
+        assert printed_to(writer, "--version") == (1, "")
     finally:
         os.close(writer)
 
@@ -275,20 +262,18 @@ def test_a_reader_that_has_seen_enough_hears_nothing() -> None:
 SEPARATORS, PRINTABLE = "one name without separators", "printable characters only"
 DEVICE = "no name that Windows keeps for a device"
 NAMES = {
-    **dict.fromkeys(["", ".", "..", "../up", "a/b", "a\\b", "/root", "C:x"], SEPARATORS),
-    **dict.fromkeys(
-        ["a\nb", "a\tb", "\x1b[2J", "a\x7f", "a\u2028b", "\u202ea", "\udcff"], PRINTABLE
-    ),
-    **dict.fromkeys(["-", "-rf", "--resume"], "no - at its beginning"),
+    **dict.fromkeys(["", "..", "../up", "a\\b", "/root", "C:x"], SEPARATORS),
+    **dict.fromkeys(["a\nb", "\x1b[2J", "a\u2028b", "\u202ea", "\udcff"], PRINTABLE),
+    **dict.fromkeys(["-", "--resume"], "no - at its beginning"),
     **dict.fromkeys(["a.", "a ", "...", " "], "no dot or space at its end"),
-    **dict.fromkeys(["con", "NUL", "Prn", "aux", "com1", "LPT9", "com¹", "conout$"], DEVICE),
-    **dict.fromkeys(["nul.txt", "Con.tar.gz", "com1 .x"], DEVICE),
+    **dict.fromkeys(["con", "NUL", "LPT9", "com¹", "conout$", "nul.txt", "com1 .x"], DEVICE),
 }
+STARTS = [pytest.param(STUDY, *each, id=f"study-{each[0]!a}") for each in NAMES.items()]
+STARTS += [pytest.param(PAPER, "a/b", SEPARATORS, id="paper-a/b")]
 
 
-@pytest.mark.parametrize("start", [PAPER, STUDY], ids=["paper", "study"])
-@pytest.mark.parametrize(("name", "rule"), NAMES.items(), ids=map(ascii, NAMES))
-def test_a_name_that_is_no_folders(
+@pytest.mark.parametrize(("start", "name", "rule"), STARTS)
+def test_a_name_that_is_not_a_folders(
     place: pathlib.Path, start: tuple[str, ...], name: str, rule: str
 ) -> None:
     result = call(*start, f"--name={name}")
