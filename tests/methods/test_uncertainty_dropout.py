@@ -24,13 +24,17 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning"),
 ]
 HALF = 0.5  # kept units are doubled: exact
+KINDS = [*CASES[1::5], CASES[26]]  # the laws of the patch form run on every layer
 
 
 def dropped(case: ConvCase, **options: Any) -> nn.Module:
     """The layer in patch form, under dropout in training mode."""
-    return uncertainty.to_bayesian(
-        nn.Sequential(case.layer()), "dropout", rate=HALF, where="*", **options
-    ).train()
+    return half_dropped(case.layer(), **options)
+
+
+def half_dropped(layer: nn.Module, **options: Any) -> nn.Module:
+    model = nn.Sequential(layer)
+    return uncertainty.to_bayesian(model, "dropout", rate=HALF, where="*", **options).train()
 
 
 def native_with(case: ConvCase, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
@@ -50,7 +54,7 @@ def drawn(layer: Any) -> tuple[Tensor, Tensor | None]:
 
 
 @pytest.mark.parametrize("drop", ["kernels", "taps"])
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", KINDS, ids=str)
 def test_a_drawn_weight_run_as_a_convolution_is_the_call(case: ConvCase, drop: str):
     """The proof of the method: FC path and CONV layer with the drawn weight, to the bit."""
     bayes = dropped(case, drop=drop, per="call")
@@ -102,10 +106,7 @@ def test_taps_of_a_patch_are_dropped_in_that_patch_only():
     nn.init.ones_(conv.weight)
     x = torch.zeros(200, 1, 5, 5, dtype=torch.float64)
     x[:, :, 2, 2] = 1
-    bayes = uncertainty.to_bayesian(
-        nn.Sequential(conv), "dropout", rate=HALF, drop="taps", per="patch"
-    ).train()
-    y = bayes(x)
+    y = half_dropped(conv, drop="taps", per="patch")(x)
     assert set(y.unique().tolist()) == {0.0, 2.0}
     patterns = {tuple(image.flatten().tolist()) for image in y}
     assert len(patterns) > 100, "windows must not agree"
@@ -122,10 +123,7 @@ def test_a_draw_holds_for_all_rows_however_small_the_blocks_of_m_are(
     with torch.no_grad():
         conv.weight.copy_(integers(conv.weight.shape))
         conv.bias.fill_(1.0)
-    bayes = uncertainty.to_bayesian(
-        nn.Sequential(conv), "dropout", rate=HALF, drop=drop, per=per, where="*"
-    ).train()
-    y = bayes(torch.ones(3, 1, 6, 6, dtype=torch.float64))
+    y = half_dropped(conv, drop=drop, per=per)(torch.ones(3, 1, 6, 6, dtype=torch.float64))
     flat = y.flatten(2)
     assert torch.equal(flat, flat[:, :, :1].expand_as(flat)), "all windows see the same numbers"
     same_for_all = torch.equal(y, y[:1].expand_as(y))
@@ -139,9 +137,7 @@ def test_gradients_in_blocks_use_the_draws_of_the_forward_pass(monkeypatch: pyte
     with torch.no_grad():
         conv.weight.copy_(integers(conv.weight.shape))
     for drop in ("kernels", "taps"):
-        bayes = uncertainty.to_bayesian(
-            nn.Sequential(conv), "dropout", rate=HALF, drop=drop, where="*"
-        ).train()
+        bayes = half_dropped(conv, drop=drop)
         weight = bayes[0].fc.linear.weight
         total = (bayes(integers((3, 2, 6, 6))) * integers((3, 3, 4, 4), seed=5)).sum()
         (gradient,) = torch.autograd.grad(total, weight)
@@ -167,14 +163,9 @@ def test_to_conv_makes_the_layer_and_native_dropout_where_that_is_the_same():
 
 @pytest.mark.parametrize("options", [{"drop": "taps"}, {"per": "image"}, {"per": "call"}], ids=str)
 def test_to_conv_refuses_what_no_layer_with_dropout_does(options: dict[str, str]):
-    bayes = uncertainty.to_bayesian(nn.Sequential(nn.Conv2d(3, 8, 3)), "dropout", where="*",
-                                    **options)  # fmt: skip
-    text = (
-        r"^0: its FC part is random \(DropoutLinear\).*Remedy: take one draw first, with "
-        r"convfc.methods.uncertainty.sample"
-    )
-    with pytest.raises(UnsupportedLayer, match=text):
-        convfc.to_conv(bayes)
+    text = r"^0: its FC part is random \(DropoutLinear\).*Remedy: take one draw first, with "
+    with pytest.raises(UnsupportedLayer, match=text + "convfc.methods.uncertainty.sample"):
+        convfc.to_conv(half_dropped(nn.Conv2d(3, 8, 3), **options))
 
 
 def divergence_by_quadrature(p: float, m: float, length_scale: float, s: float) -> Any:
@@ -225,10 +216,8 @@ def test_the_units_of_the_regulariser(drop: str):
         linear.bias.fill_(3.0)
     units, square = (5, 60.0) if drop == "taps" else (3, 60.0 + 27.0)
     layer = DropoutLinear(linear, HALF, drop=drop, length_scale=2.0)
-    expected = (
-        torch.tensor(4.0 * square, dtype=torch.float64) - units * torch.tensor(2.0).double().log()
-    )
-    assert abs(layer.kl().detach() - expected) <= 4 * torch.finfo(torch.float64).eps * abs(expected)
+    expected = 4.0 * square - units * math.log(2)
+    assert abs(layer.kl().item() - expected) <= 4 * torch.finfo(torch.float64).eps * abs(expected)
 
 
 def test_a_conv_layer_has_the_regulariser_of_its_fc_layer_whatever_the_image():
@@ -298,30 +287,19 @@ def test_concrete_masks_are_almost_bernoulli_and_gone_in_evaluation_mode():
     assert torch.equal(layer.eval()(x), layer.linear(x))
 
 
-@pytest.mark.parametrize(
-    ("options", "text"),
-    [
-        ({"rate": 1.0}, r"rate: a number out of range; expected at least 0 and below 1; got 1.0"),
-        ({"rate": -0.1}, r"rate: .*got -0.1"),
-        ({"drop": "rows"}, r"drop: no such choice; expected 'kernels' or 'taps'; got 'rows'"),
-        ({"per": "batch"}, r"per: no such choice; expected 'patch' or 'image' or 'call'"),
-        ({"length_scale": 0.0}, r"length_scale: a number out of range; expected above 0; got 0"),
-    ],
-    ids=str,
-)
-def test_refused_numbers_of_dropout(options: dict[str, Any], text: str):
-    with pytest.raises(ArgumentError, match=text):
-        DropoutLinear(nn.Linear(2, 2), **options)
+RANGE = "a number out of range; expected"
+REFUSED = [
+    (DropoutLinear, {"rate": 1.0}, rf"rate: {RANGE} at least 0 and below 1; got 1.0"),
+    (DropoutLinear, {"rate": -0.1}, r"rate: .*got -0.1"),
+    (DropoutLinear, {"drop": "rows"}, r"drop: .*; expected 'kernels' or 'taps'; got 'rows'"),
+    (DropoutLinear, {"per": "batch"}, r"per: .*; expected 'patch' or 'image' or 'call'"),
+    (DropoutLinear, {"length_scale": 0.0}, rf"length_scale: {RANGE} above 0; got 0"),
+    (ConcreteDropoutLinear, {"rate": 0.0}, rf"rate: {RANGE} above 0 and below 1; got 0"),
+    (ConcreteDropoutLinear, {"temperature": 0.0}, rf"temperature: {RANGE} above 0; got 0"),
+]
 
 
-@pytest.mark.parametrize(
-    ("options", "text"),
-    [
-        ({"rate": 0.0}, r"rate: a number out of range; expected above 0 and below 1; got 0"),
-        ({"temperature": 0.0}, r"temperature: a number out of range; expected above 0; got 0"),
-    ],
-    ids=str,
-)
-def test_refused_numbers_of_concrete_dropout(options: dict[str, Any], text: str):
+@pytest.mark.parametrize(("cls", "options", "text"), REFUSED)
+def test_refused_numbers(cls: type[nn.Module], options: dict[str, Any], text: str):
     with pytest.raises(ArgumentError, match=text):
-        ConcreteDropoutLinear(nn.Linear(2, 2), **options)
+        cls(nn.Linear(2, 2), **options)

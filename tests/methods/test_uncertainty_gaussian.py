@@ -74,7 +74,7 @@ def test_for_whom_a_draw_holds(per: str, within: int, across: int):
         assert apart <= rounding if same else apart > another
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", [*CASES[1::8], CASES[26]], ids=str)
 def test_a_drawn_network_as_conv_layers_is_its_fc_path(case: ConvCase):
     """The proof: what is drawn for the FC layer goes back to a CONV layer, with a certificate."""
     cnn = nn.Sequential(case.layer())
@@ -96,17 +96,25 @@ def test_a_drawn_network_as_conv_layers_is_its_fc_path(case: ConvCase):
     assert ((y - expected).abs() <= bound).all()
 
 
-def test_the_divergence_of_one_weight_against_quadrature():
-    layer = GaussianLinear(nn.Linear(1, 1, bias=False, dtype=torch.float64), prior=0.7,
-                           initial_std=0.3)  # fmt: skip
-    q = stats.norm(layer.weight_mean.item(), nn.functional.softplus(layer.weight_rho).item())
-    prior = stats.norm(0, 0.7)
+def one_weight(**options: Any) -> tuple[GaussianLinear, Any]:
+    """A layer of one weight, and SciPy's distribution of it."""
+    linear = nn.Linear(1, 1, bias=False, dtype=torch.float64)
+    layer = GaussianLinear(linear, initial_std=0.3, **options)
+    std = nn.functional.softplus(layer.weight_rho).item()
+    return layer, stats.norm(layer.weight_mean.item(), std)
 
+
+def divergence_by_quadrature(q: Any, log_prior: Any) -> tuple[float, float]:
     def density(w: float) -> float:
-        return q.pdf(w) * (q.logpdf(w) - prior.logpdf(w))
+        return q.pdf(w) * (q.logpdf(w) - log_prior(w))
 
     mean, std = q.args
-    value, error = quad(density, mean - 12 * std, mean + 12 * std, epsabs=1e-13)
+    return quad(density, mean - 12 * std, mean + 12 * std, epsabs=1e-13, limit=200)
+
+
+def test_the_divergence_of_one_weight_against_quadrature():
+    layer, q = one_weight(prior=0.7)
+    value, error = divergence_by_quadrature(q, stats.norm(0, 0.7).logpdf)
     assert abs(layer.kl().item() - value) <= error + 1e-12 * abs(value)
 
 
@@ -166,18 +174,12 @@ def test_a_scale_mixture_as_prior_is_estimated_without_bias():
         Categorical(torch.tensor([0.25, 0.75], dtype=torch.float64)),
         Normal(torch.zeros(2, dtype=torch.float64), torch.tensor([1.0, 0.1], dtype=torch.float64)),
     )
-    layer = GaussianLinear(nn.Linear(1, 1, bias=False, dtype=torch.float64), prior=mixture,
-                           initial_std=0.3)  # fmt: skip
-    q = stats.norm(layer.weight_mean.item(), nn.functional.softplus(layer.weight_rho).item())
-
-    def density(w: float) -> float:
-        prior = 0.25 * stats.norm(0, 1).pdf(w) + 0.75 * stats.norm(0, 0.1).pdf(w)
-        return q.pdf(w) * (q.logpdf(w) - np.log(prior))
-
-    mean, std = q.args
-    value, _ = quad(density, mean - 10 * std, mean + 10 * std, limit=200)
+    layer, q = one_weight(prior=mixture)
+    value, _ = divergence_by_quadrature(
+        q, lambda w: np.log(0.25 * stats.norm(0, 1).pdf(w) + 0.75 * stats.norm(0, 0.1).pdf(w))
+    )
     with torch.no_grad():
-        estimates = np.array([layer.kl().item() for _ in range(4000)])
+        estimates = np.array([layer.kl().item() for _ in range(1000)])
     spread = estimates.std() / np.sqrt(len(estimates))
     assert abs(estimates.mean() - value) < 5 * spread
 
