@@ -72,11 +72,11 @@ def test_what_the_factory_raises_is_passed_on(module: str) -> None:
 @pytest.mark.parametrize(
     ("spec", "text"),
     [
-        ("math", r"^math: this is not a module and a factory; expected module:factory; got 'math'"),
-        ("", r"^the model: this is not"),
+        ("math", r"^math: this does not name a module and a factory; expected module:factory; got 'math'"),
+        ("", r"^the model: this does not name"),
         (":sqrt", r"Remedy: write it as in torchvision.models:resnet18"),
-        ("math:", r"not a module and a factory"),
-        ("math:sq rt", r"not a module and a factory"),
+        ("math:", r"not name a module and a factory"),
+        ("math:sq rt", r"not name a module and a factory"),
         ("os.pth:join", r"there is no module os.pth; .*got no os.pth"),
         ("math:sqrd", r"^math:sqrd: math has no sqrd; expected one like sqrt"),
         ("of_a_user:Builder.smal", r"Builder has no smal; expected one like small. Remedy: check"),
@@ -110,7 +110,7 @@ def test_values_are_literals_or_else_texts() -> None:
 
 @pytest.mark.parametrize("text", ["weights", "=3", "two words=3", ""])
 def test_no_value_is_refused(text: str) -> None:
-    with pytest.raises(FactoryError, match=r"this is not an argument; expected name=value"):
+    with pytest.raises(FactoryError, match=r"the argument has no name; expected name=value"):
         named_values([text])
 
 
@@ -225,7 +225,7 @@ ERRORS = {
     "Remedy: give its path from this folder, as in ./nets.py:Net",
     "./sub:net": "there is no Python file sub; expected a file that ends in .py. "
     "Remedy: give its path from this folder, as in ./nets.py:Net",
-    "./nets_of_mine.py": "this is not a module and a factory; expected module:factory; got "
+    "./nets_of_mine.py": "this does not name a module and a factory; expected module:factory; got "
     "'./nets_of_mine.py'. Remedy: write it as in torchvision.models:resnet18, or ./nets.py:Net for "
     "a file",
     "./nets_of_mine.py:nett": "nets_of_mine has no nett; expected one like net. "

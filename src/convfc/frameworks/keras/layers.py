@@ -24,13 +24,13 @@ class Im2Col(keras.layers.Layer):  # type: ignore[misc]
     """Algorithm 1, steps 1 and 2, inside the graph: a feature map becomes its patch matrix M.
 
     The layer has no weights and only moves elements, so M holds the bits of the input. A
-    ``Dense(f, use_bias=False)`` behind it is the CONV layer of this geometry (Ma & Lu 2017,
+    ``Dense(f, use_bias=False)`` after it is the CONV layer of this geometry (Ma & Lu 2017,
     Section 4), one row of M per output position.
 
     Parameters
     ----------
     geometry : ConvGeometry or mapping
-        The convolution; a mapping of its arguments is what a saved model holds.
+        The convolution; a saved model holds a mapping of its arguments.
     data_format : {"channels_last", "channels_first"}, optional
         The layout of the input: ``(b, *spatial, c)`` or ``(b, c, *spatial)``; Keras's own setting
         when left out. M is ``(b, L, groups * k)`` in both cases, with taps in the order
@@ -66,7 +66,7 @@ class Im2Col(keras.layers.Layer):  # type: ignore[misc]
         self.data_format = keras.config.image_data_format() if data_format is None else data_format
         if self.data_format not in ("channels_last", "channels_first"):
             raise ArgumentError(
-                "unknown layout",
+                "the layout does not exist",
                 where="data_format",
                 expected="channels_last or channels_first",
                 got=data_format,
@@ -77,7 +77,7 @@ class Im2Col(keras.layers.Layer):  # type: ignore[misc]
         """Compute the index map of this input size."""
         flat = index_map(self.geometry, self._spatial(input_shape)).flat()
         elements = math.prod(n for n in input_shape[1:] if n is not None)
-        # The element behind the last one is the zero that padding reads.
+        # Padding reads a zero that `call` appends after the last element.
         self._elements = np.where(flat < 0, elements, flat).astype("int32")
         self._reads_padding = bool((flat < 0).any())
         self.built = True
@@ -131,5 +131,5 @@ class Im2Col(keras.layers.Layer):  # type: ignore[misc]
 
 
 def _plain(value: Any) -> Any:
-    """Return nested tuples as the nested lists that JSON gives back."""
+    """Return nested tuples as nested lists, as JSON does."""
     return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value

@@ -1,6 +1,6 @@
 """What one of Keras's CONV layers computes, in convfc's own terms.
 
-Keras pads by a word (``valid``, ``same``, ``causal``), which is made numbers here for one input
+Keras's padding is a word (``valid``, ``same``, ``causal``); here it becomes numbers for one input
 size.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import array_api_compat
@@ -34,11 +35,11 @@ _DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
 _KNOWN = (*_PLAIN, *_TRANSPOSED, *_DEPTHWISE)
 
 _ALIKE = (3, 15)
-"""The first version of Keras that is known to cut a transposed output alike on every backend."""
+"""The first version of Keras that crops a transposed output in the same way on every backend."""
 
 
 def read_layer(layer: Any, input_size: Sequence[int], *, differentiable: bool = False) -> ConvLayer:
-    """Read a CONV layer for one spatial input size; its activation is no part of it."""
+    """Read a CONV layer for one spatial input size, without its activation."""
     _check(layer)
     kernel, bias = (_array(weight, differentiable) for weight in (layer.kernel, layer.bias))
     xp = array_api_compat.array_namespace(kernel)
@@ -70,19 +71,22 @@ def _check(layer: Any) -> None:
     native = next((cls for cls in type(layer).__mro__ if cls in _KNOWN), None)
     what = remedy = None
     if native is None:
-        what, remedy = "it is no CONV layer that can be read as one convolution", "give one layer"
+        what, remedy = (
+            "it is not a CONV layer that can be read as one convolution",
+            "give one layer",
+        )
         if isinstance(layer, (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)):
             what = "it is two convolutions, one after the other"
             remedy = "make a DepthwiseConv and a Conv of kernel size 1 with its weights"
         elif isinstance(layer, keras.Model):
             remedy = "give one layer of the model, such as model.get_layer('conv2d')"
     elif own := _own(layer, native):
-        what = f"its class {type(layer).__name__} has a {own} of its own"
+        what = f"its class {type(layer).__name__} has its own {own}"
         remedy = f"give the keras.layers.{native.__name__} that computes the same, if there is one"
     elif not layer.built:
         what, remedy = "it has no weights yet", "call it once on an input, or layer.build(shape)"
     elif native in _TRANSPOSED and layer.padding == "same" and _cuts_both_ends_alike():
-        what = "with PyTorch this version of Keras cuts padding='same' as no other backend does"
+        what = "on PyTorch this version of Keras crops padding='same' as no other backend does"
         remedy = f"pip install 'keras>={'.'.join(map(str, _ALIKE))}', or set KERAS_BACKEND=jax"
     if what is not None:
         raise UnsupportedLayer(
@@ -100,7 +104,7 @@ def _cuts_both_ends_alike() -> bool:
 
 
 def _own(layer: Any, native: type) -> str | None:
-    """Return what a layer does in another way than Keras's own; None if nothing."""
+    """Return the method that a layer replaces, so that it may compute something else, or None."""
     for name in ("call", "convolution_op", "__call__"):
         known = getattr(native, name, None)
         if getattr(type(layer), name, None) is not known or name in vars(layer):
@@ -143,37 +147,21 @@ def _padded(geometry: ConvGeometry, layer: Any, input_size: Sizes) -> ConvGeomet
             pairs.append((total // 2, total - total // 2))
         else:
             pairs.append((extent - 1 if layer.padding == "causal" else 0, 0))
-    return _replaced(geometry, pairs, extra)
-
-
-def _replaced(
-    geometry: ConvGeometry, pairs: Sequence[tuple[int, int]], extra: Sequence[int]
-) -> ConvGeometry:
-    return ConvGeometry(
-        geometry.in_channels,
-        geometry.out_channels,
-        geometry.kernel_size,
-        stride=geometry.stride,
-        padding=pairs,
-        dilation=geometry.dilation,
-        groups=geometry.groups,
-        transposed=geometry.transposed,
-        output_padding=extra,
-    )
+    return replace(geometry, padding=tuple(pairs), output_padding=tuple(extra))
 
 
 class _Cut(NamedTuple):
-    """Elements cut off a transposed output at its two ends; less than none are added."""
+    """Elements cropped from a transposed output at its two ends; negative ones are added."""
 
     low: int
     high: int
 
 
 def _transposed_cut(extent: int, step: int, padding: str, more: int | None) -> _Cut:
-    """Return what a layer cuts off the ``(n - 1) * step + extent`` elements of an axis.
+    """Return what a layer crops from the ``(n - 1) * step + extent`` elements of an axis.
 
-    Its output has, with ``valid``, ``output_padding`` elements more than these (by default so many
-    that no stride is cut short); with ``same``, ``n * step``, or with an ``output_padding``
+    Its output has, with ``valid``, ``output_padding`` elements more than these (by default enough
+    for n whole strides); with ``same``, ``n * step``, or with an ``output_padding``
     ``(n - 1) * step + extent % 2 + output_padding``.
     """
     if padding == "valid":

@@ -1,4 +1,4 @@
-"""The reliability diagram: how often a classifier is right, against how sure it is."""
+"""The reliability diagram: the accuracy of a classifier against its confidence."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def reliability_figure(found: Mapping[str, Calibration], columns: int = 3) -> Fi
     """Draw reliability diagrams (Guo et al. 2017, Figure 1), one per classifier.
 
     Bars are the accuracy of each bin of confidence, on the diagonal where a classifier is
-    calibrated; what is missing or too much is hatched. Below, how many images a bin holds.
+    calibrated; the difference is hatched. Below, the number of images in each bin.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ def reliability_figure(found: Mapping[str, Calibration], columns: int = 3) -> Fi
     Raises
     ------
     NothingToConvert
-        If there is no classifier.
+        If ``found`` is empty.
     """
     if not found:
         raise NothingToConvert("no calibration to draw", where="found")
@@ -49,20 +49,12 @@ def reliability_figure(found: Mapping[str, Calibration], columns: int = 3) -> Fi
     for number, (name, one) in enumerate(found.items()):
         row, column = divmod(number, columns)
         above, below = grid[2 * row][column], grid[2 * row + 1][column]
-        width = np.diff(one.edges)
         filled = one.counts > 0
-        place = {"x": one.edges[:-1][filled], "width": width[filled], "align": "edge"}
+        place = {"x": one.edges[:-1][filled], "width": np.diff(one.edges)[filled], "align": "edge"}
         right, sure = one.accuracy[filled], one.confidence[filled]
         above.bar(height=right, color="#0072B2", edgecolor="white", linewidth=0.5, **place)
-        above.bar(
-            height=sure - right,
-            bottom=right,
-            color="none",
-            edgecolor="#D55E00",
-            hatch="////",
-            linewidth=0.8,
-            **place,
-        )
+        hatched = {"color": "none", "edgecolor": "#D55E00", "hatch": "////", "linewidth": 0.8}
+        above.bar(height=sure - right, bottom=right, **hatched, **place)
         above.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
         above.set(ylim=(0, 1), xlim=(0, 1))
         above.set_title(f"{name}\nECE {100 * one.ece:.1f} %")
@@ -72,8 +64,7 @@ def reliability_figure(found: Mapping[str, Calibration], columns: int = 3) -> Fi
         if column == 0:
             above.set_ylabel("accuracy")
             below.set_ylabel("images")
-    for spare in range(len(found), rows * columns):
-        row, column = divmod(spare, columns)
-        grid[2 * row][column].set_axis_off()
-        grid[2 * row + 1][column].set_axis_off()
+    for spare in range(len(found) - columns * (rows - 1), columns):
+        grid[-2][spare].set_axis_off()
+        grid[-1][spare].set_axis_off()
     return figure

@@ -1,4 +1,4 @@
-"""How good probabilities are: accuracy, likelihood, Brier score, calibration, foreign images."""
+"""Scores of probabilities: accuracy, likelihood, Brier score, calibration, unfamiliar images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Numbers = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """How often a classifier is right, against how sure it is; `calibration` makes it.
+    """Accuracy of a classifier against its confidence, in bins; `calibration` makes it.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ def accuracy(probabilities: ArrayLike, labels: ArrayLike) -> float:
     Raises
     ------
     ShapeError
-        If the two do not belong together.
+        If the two do not fit each other.
 
     Examples
     --------
@@ -63,10 +63,7 @@ def accuracy(probabilities: ArrayLike, labels: ArrayLike) -> float:
 def negative_log_likelihood(probabilities: ArrayLike, labels: ArrayLike) -> float:
     """Return the mean of -ln p(label), in nats; infinite where a true class has probability 0.
 
-    Raises
-    ------
-    ShapeError
-        If the two do not belong together.
+    Arguments and errors are those of `accuracy`.
 
     Examples
     --------
@@ -81,10 +78,7 @@ def negative_log_likelihood(probabilities: ArrayLike, labels: ArrayLike) -> floa
 def brier_score(probabilities: ArrayLike, labels: ArrayLike) -> float:
     """Return the mean squared distance of the probabilities from the truth (Brier 1950): 0 to 2.
 
-    Raises
-    ------
-    ShapeError
-        If the two do not belong together.
+    Arguments and errors are those of `accuracy`.
 
     Examples
     --------
@@ -99,19 +93,8 @@ def brier_score(probabilities: ArrayLike, labels: ArrayLike) -> float:
 def calibration(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> Calibration:
     """Compare confidence and accuracy in bins of equal width.
 
-    Parameters
-    ----------
-    probabilities : array, shape (n, C)
-        The confidence is the largest of a row.
-    labels : array of int, shape (n,)
-    bins : int
-
-    Raises
-    ------
-    ShapeError
-        If the two do not belong together.
-    ArgumentError
-        If there are no bins.
+    The confidence is the largest probability of a row. Arguments and errors are those of
+    `accuracy`, and an ArgumentError if ``bins`` is below 1.
 
     Examples
     --------
@@ -130,13 +113,12 @@ def calibration(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> 
     with np.errstate(invalid="ignore"):
         mean_confidence = np.bincount(place, confidence, bins) / counts
         share_right = np.bincount(place, right, bins) / counts
-    gaps = np.abs(share_right - mean_confidence)[counts > 0]
-    ece = float((gaps * counts[counts > 0]).sum() / len(y))
+    ece = float(np.nansum(np.abs(share_right - mean_confidence) * counts) / len(y))
     return Calibration(edges, counts, mean_confidence, share_right, ece)
 
 
 def out_of_distribution_auroc(inside: ArrayLike, outside: ArrayLike) -> float:
-    """Return how well an uncertainty tells foreign images from familiar ones.
+    """Return how well an uncertainty separates foreign images from familiar ones.
 
     The area under the receiver operating characteristic: the probability that a foreign image has
     the larger uncertainty, ties counting half (Mann & Whitney's U divided by the number of pairs).
@@ -149,7 +131,7 @@ def out_of_distribution_auroc(inside: ArrayLike, outside: ArrayLike) -> float:
     Raises
     ------
     ShapeError
-        If one of the two is empty or no vector.
+        If one of the two is empty or not a vector.
 
     Examples
     --------
@@ -159,7 +141,9 @@ def out_of_distribution_auroc(inside: ArrayLike, outside: ArrayLike) -> float:
     familiar, foreign = np.asarray(inside, np.float64), np.asarray(outside, np.float64)
     for name, values in (("inside", familiar), ("outside", foreign)):
         if values.ndim != 1 or not len(values):
-            raise ShapeError("no vector of scores", where=name, expected="(n,)", got=values.shape)
+            raise ShapeError(
+                "not a vector of scores", where=name, expected="(n,)", got=values.shape
+            )
     ranks = rankdata(np.concatenate([familiar, foreign]))[len(familiar) :]
     smaller = ranks.sum() - len(foreign) * (len(foreign) + 1) / 2
     return float(smaller / (len(familiar) * len(foreign)))
@@ -170,20 +154,20 @@ def _checked(probabilities: ArrayLike, labels: ArrayLike) -> tuple[Numbers, Any]
     p, y = np.asarray(probabilities, np.float64), np.asarray(labels)
     if p.ndim != 2 or y.shape != p.shape[:1] or not len(p):
         raise ShapeError(
-            "probabilities and labels do not belong together",
+            "probabilities and labels do not fit each other",
             expected="(n, C) and (n,)",
             got=f"{p.shape} and {y.shape}",
         )
     if not np.issubdtype(y.dtype, np.integer) or y.min() < 0 or y.max() >= p.shape[1]:
         raise ShapeError(
-            "labels are no numbers of classes",
+            "labels are not class numbers",
             where="labels",
             expected=f"whole numbers from 0 to {p.shape[1] - 1}",
             got=f"{y.dtype}, from {y.min()} to {y.max()}",
         )
     if not np.abs(p.sum(axis=1) - 1).max() < 1e-3 or p.min() < 0:
         raise ShapeError(
-            "rows are no probabilities",
+            "rows are not probabilities",
             where="probabilities",
             expected="numbers of at least 0 that sum to 1",
             got=f"sums from {p.sum(axis=1).min():.3g} to {p.sum(axis=1).max():.3g}",
