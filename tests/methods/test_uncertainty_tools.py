@@ -314,6 +314,17 @@ def test_bayesian_torch_takes_the_patch_form_and_keeps_every_hyper_parameter(kin
         assert (theirs - native).abs().max() > 0.01, "it keeps the padding mode now"
 
 
+def test_the_divergence_of_bayesian_torch_is_a_mean_where_convfcs_is_a_sum():
+    conv = nn.Conv2d(1, 4, 3, bias=False)
+    theirs = flipped(convfc.to_fc(nn.Sequential(conv)), "Reparameterization")[0].fc
+    ours = uncertainty.GaussianLinear(nn.Linear(9, 4, bias=False))
+    with torch.no_grad():
+        ours.weight_mean.copy_(theirs.mu_weight)
+        ours.weight_rho.copy_(theirs.rho_weight)
+    bound = 40 * torch.finfo(torch.float32).eps * ours.kl().abs()
+    assert (36 * theirs.kl_loss() - ours.kl()).abs() <= bound
+
+
 @pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "grad"])
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_a_layer_of_another_library_draws_once_for_all_images_of_a_call(

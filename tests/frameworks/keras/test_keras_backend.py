@@ -30,7 +30,7 @@ def test_layers_on_the_other_backends(name: str) -> None:
     quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0", "OMP_NUM_THREADS": "1"}
     reading = "test_keras_read.py::test_a_layer_is_what_keras_computes"
     options = ("-q", "-p", "no:cacheprovider", "-n", "0")
-    tests = subprocess.run(
+    tests = subprocess.run(  # noqa: S603 (our own interpreter)
         [sys.executable, "-m", "pytest", *options, "test_keras_layers.py", reading],
         cwd=HERE,
         env={**os.environ, **quiet, "KERAS_BACKEND": name},
