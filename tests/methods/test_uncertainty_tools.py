@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import copy
 import functools
+import re
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,9 +34,30 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:ASDL backend is used:UserWarning"),
 ]
 
-KINDS = ("diag", "kron", "full")
-RIGHT = [(backend, kind) for backend in ("CurvlinopsGGN", "CurvlinopsEF") for kind in KINDS]
-RIGHT += [("BackPackGGN", "full"), ("BackPackEF", "diag"), ("BackPackEF", "full")]
+STRUCTURES = ("diag", "kron", "full")
+REFUSALS = {  # by the number of the footnote
+    "1": (AssertionError, "expects a backpropagation quantity but it is None"),
+    "4": (RuntimeError, "Expected size 392 but got size 200"),  # 8 images, each of L rows
+    "5": (NameError, "is not defined"),
+}
+
+
+def documented() -> list[Any]:
+    """The table of docs/uncertainty.md: backend, structure, and what happens on the patch form."""
+    page = Path(__file__).parents[2] / "docs" / "uncertainty.md"
+    found = []
+    for row in re.findall(r"^\| (`\w+`.*) \|$", page.read_text("utf-8"), flags=re.MULTILINE):
+        names, *cells = row.split(" | ")
+        if len(cells) == 3:
+            found += [
+                pytest.param(backend, structure, cell, id=f"{backend}-{structure}")
+                for backend in re.findall(r"`(\w+)`", names)
+                for structure, cell in zip(STRUCTURES, cells, strict=True)
+                if cell != "not available"
+            ]
+    return found
+
+
 ASDL = ["AsdlGGN", "AsdlEF"]
 
 
@@ -69,14 +92,16 @@ def posterior(
     return found
 
 
-def variance(model: nn.Module, structure: str, backend: str) -> Tensor:
-    """The predictive variance, as the linearised network has it."""
-    dtype = next(model.parameters()).dtype
-    x = images(5, 2, dtype)
-    mean, found = posterior(model, structure, backend)._glm_predictive_distribution(x)
-    assert mean.shape == (5, 3)
-    assert found.diagonal(dim1=1, dim2=2).min() > 0
-    return found.double()
+def measured(model: nn.Module, structure: str, backend: str) -> Tensor:
+    """The predictive variance, as the linearised network has it; of a Hessian, its eigenvalues."""
+    found = posterior(model, structure, backend)
+    if "Hessian" in backend:
+        return torch.linalg.eigvalsh(found.H).double()
+    x = images(5, 2, next(model.parameters()).dtype)
+    _, variance = found._glm_predictive_distribution(x)
+    assert variance.shape == (5, 3, 3)
+    assert variance.diagonal(dim1=1, dim2=2).min() > 0
+    return variance.double()
 
 
 def apart(one: Tensor, other: Tensor) -> float:
@@ -85,9 +110,9 @@ def apart(one: Tensor, other: Tensor) -> float:
 
 @functools.cache
 def rounding(structure: str, backend: str, groups: int = 1) -> tuple[float, Tensor]:
-    """What rounding to float32 makes of the CNN's variance; and that variance in float64."""
+    """What rounding to float32 makes of the CNN's numbers; and these in float64."""
     single, double = (
-        variance(cnn(dtype, groups), structure, backend) for dtype in (torch.float32, torch.float64)
+        measured(cnn(dtype, groups), structure, backend) for dtype in (torch.float32, torch.float64)
     )
     return apart(single, double), double
 
@@ -102,30 +127,33 @@ def layer_inputs(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     return seen
 
 
-# With groups the Kronecker factors are others: see below.
-OF_GROUPS = [("CurvlinopsGGN", "diag", 2), ("CurvlinopsEF", "full", 2), ("BackPackEF", "diag", 2)]
-
-
-@pytest.mark.parametrize(
-    ("backend", "structure", "groups"), [*((*case, 1) for case in RIGHT), *OF_GROUPS]
-)
-def test_curvature_of_the_patch_form_is_that_of_the_cnn(
-    backend: str, structure: str, groups: int
-) -> None:
-    gap, expected = rounding(structure, backend, groups)
-    found = variance(convfc.to_fc(cnn(groups=groups)), structure, backend)
-    assert apart(found, expected) <= gap, "more than rounding to float32 makes of the CNN's"
+@pytest.mark.parametrize(("backend", "structure", "cell"), documented())
+def test_the_table_of_backends_is_true(backend: str, structure: str, cell: str) -> None:
+    fc = convfc.to_fc(cnn())
+    refusal = next((REFUSALS[number] for number in REFUSALS if f"({number})" in cell), None)
+    if refusal is not None:
+        error, text = refusal
+        with pytest.raises(error, match=text):
+            posterior(fc, structure, backend)
+        return
+    gap, expected = rounding(structure, backend)
+    found = apart(measured(fc, structure, backend), expected)
     assert gap > 0
+    if cell.startswith("**wrong**"):
+        assert found > 100 * gap
+    else:
+        assert cell.startswith("the same")
+        assert found <= gap, "more than rounding to float32 makes of the CNN's"
 
 
-@pytest.mark.parametrize("backend", ["CurvlinopsHessian", "AsdlHessian"])
-def test_the_whole_hessian_is_that_of_the_cnn_too(backend: str) -> None:
-    spectra = {}
-    for dtype in (torch.float32, torch.float64):
-        for name, model in (("cnn", cnn(dtype)), ("fc", convfc.to_fc(cnn(dtype)))):
-            spectra[name, dtype] = torch.linalg.eigvalsh(posterior(model, "full", backend).H)
-    gap = apart(spectra["cnn", torch.float32].double(), spectra["cnn", torch.float64])
-    assert 0 < apart(spectra["cnn", torch.float64], spectra["fc", torch.float64]) <= gap
+# With groups the Kronecker factors are others: see below.
+@pytest.mark.parametrize(
+    ("backend", "structure"),
+    [("CurvlinopsGGN", "diag"), ("CurvlinopsEF", "full"), ("BackPackEF", "diag")],
+)
+def test_with_groups_the_curvature_is_that_of_the_cnn(backend: str, structure: str) -> None:
+    gap, expected = rounding(structure, backend, groups=2)
+    assert apart(measured(convfc.to_fc(cnn(groups=2)), structure, backend), expected) <= gap
 
 
 # Kronecker factors, on small integers.
@@ -191,16 +219,6 @@ def test_with_groups_the_patch_form_has_a_factor_of_each_and_curvlinops_averages
     assert torch.equal(averaged, second_moment(patches.mean(2)))
 
 
-# Wrong, or refused.
-
-
-@pytest.mark.parametrize("structure", ["diag", "kron"])
-@pytest.mark.parametrize("backend", ASDL)
-def test_asdl_is_wrong_on_the_patch_form(backend: str, structure: str) -> None:
-    gap, expected = rounding(structure, backend)
-    assert apart(variance(convfc.to_fc(cnn()), structure, backend), expected) > 100 * gap
-
-
 def test_asdls_diagonal_squares_every_row_where_the_cnn_squares_their_sum() -> None:
     """The gradient of an image is the sum of those of its rows: its square is not theirs."""
     x = images(24, 1)
@@ -232,32 +250,7 @@ def test_asdls_diagonal_squares_every_row_where_the_cnn_squares_their_sum() -> N
     assert apart(double["rows"], double["image"]) > 100 * gap["rows"]
 
 
-@pytest.mark.parametrize("backend", ASDL)
-def test_asdls_full_matrix_takes_rows_for_images(backend: str) -> None:
-    variance(cnn(), "full", backend)
-    with pytest.raises(RuntimeError, match=r"Expected size 392 but got size 200"):  # 8 images x L
-        posterior(convfc.to_fc(cnn()), "full", backend)
-
-
-@pytest.mark.parametrize("structure", ["diag", "kron"])
-def test_backpacks_second_order_refuses_the_patch_form(structure: str) -> None:
-    """It hands a quantity back from layer to layer, and does not know a PatchConv."""
-    variance(cnn(), structure, "BackPackGGN")
-    with pytest.raises(AssertionError, match="expects a backpropagation quantity but it is None"):
-        posterior(convfc.to_fc(cnn()), structure, "BackPackGGN")
-
-
-def test_the_backend_of_the_older_package_runs_on_no_model() -> None:
-    """laplace-torch asks for asdfghjkl 0.1a4, which is imported as asdl."""
-    for model in (cnn(), convfc.to_fc(cnn())):
-        with pytest.raises(NameError, match="is not defined"):
-            posterior(model, "diag", "AsdfghjklGGN")
-
-
-# Home.
-
-
-def test_a_laplace_draw_goes_home() -> None:
+def test_a_laplace_draw_goes_back_to_conv_layers() -> None:
     model = convfc.to_fc(cnn())
     found = posterior(model)
     drawn = copy.deepcopy(model)

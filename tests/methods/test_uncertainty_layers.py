@@ -1,15 +1,23 @@
-"""Dropout on the rows of M: against the native convolution with the drawn weight, and theory."""
+"""Random FC layers on the rows of M: their draws, divergences and gradients, against judges.
+
+The judges are PyTorch's convolution with the drawn weight, PyTorch's gradcheck, SciPy's
+distributions and its numerical integration.
+"""
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conv_cases import CASES, ConvCase, integers
+from scipy import stats
 from scipy.integrate import quad
 from torch import Tensor, nn
+from torch.distributions import Categorical, MixtureSameFamily, Normal
 from torch.func import functional_call
 
 import convfc
@@ -17,14 +25,67 @@ from convfc.errors import ArgumentError, UnsupportedLayer
 from convfc.frameworks.torch.forms import blocks
 from convfc.frameworks.torch.read import matrix_to_weight
 from convfc.methods import uncertainty
-from convfc.methods.uncertainty import ConcreteDropoutLinear, DropoutLinear
+from convfc.methods.uncertainty import ConcreteDropoutLinear, DropoutLinear, GaussianLinear
+from convfc.rounding import rounding_bound
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread", "seed_zero"),
     pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning"),
 ]
 HALF = 0.5  # kept units are doubled: exact
-KINDS = [*CASES[1::5], CASES[26]]  # the laws of the patch form run on every layer
+KINDS = [*CASES[1::8], CASES[26]]  # the laws of the patch form run on every layer
+DRAWN = {"kernels": ("dropout", {"rate": HALF, "drop": "kernels", "where": "*"})}
+DRAWN |= {"taps": ("dropout", {"rate": HALF, "drop": "taps"})}
+DRAWN |= {"gaussian": ("gaussian", {"initial_std": HALF})}
+
+
+@pytest.mark.parametrize("case", KINDS, ids=str)
+@pytest.mark.parametrize("kind", DRAWN)
+def test_a_draw_taken_back_to_conv_layers_computes_what_the_call_does(case: ConvCase, kind: str):
+    """The proof of the methods: the FC path, and a CONV layer with the drawn weight."""
+    method, options = DRAWN[kind]
+    cnn, x = nn.Sequential(case.layer()), case.x()
+    bayes = uncertainty.to_bayesian(cnn, method, per="call", **options)
+    drawn = uncertainty.sample(bayes, seed=7)
+    back = convfc.to_conv(drawn)
+    assert type(back[0]) is case.cls
+    assert not torch.equal(back[0].weight, cnn[0].weight)
+    assert convfc.verify(back, drawn, x).holds
+    torch.manual_seed(7)  # what `sample` drew is what a call draws
+    y, expected = bayes.train()(x), back(x)
+    if method == "dropout":
+        assert torch.equal(y, expected)
+        return
+    moduli = copy.deepcopy(back)
+    with torch.no_grad():
+        for parameter in moduli.parameters():
+            parameter.abs_()
+        magnitude = moduli(x.abs())
+    terms = math.prod(back[0].weight.shape[1:]) * 4 + 1
+    assert ((y - expected).abs() <= rounding_bound(magnitude, terms, "float64")).all()
+
+
+def checked_gradients(layer: nn.Module, x: Tensor) -> bool:
+    """PyTorch's gradcheck through draws at fixed random numbers, and the divergence."""
+
+    class Loss(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: Tensor) -> Tensor:
+            torch.manual_seed(3)
+            return self.layer(x).square().sum() + self.layer.kl()
+
+    names = [f"layer.{name}" for name, _ in layer.named_parameters()]
+
+    def loss(x: Tensor, *values: Tensor) -> Tensor:
+        return functional_call(Loss(), dict(zip(names, values, strict=True)), (x,))
+
+    return torch.autograd.gradcheck(loss, (x.requires_grad_(), *layer.parameters()))
+
+
+# Dropout.
 
 
 def dropped(case: ConvCase, **options: Any) -> nn.Module:
@@ -46,26 +107,6 @@ def native_with(case: ConvCase, weight: Tensor, bias: Tensor | None, x: Tensor) 
     return functional_call(layer, parameters, (x,))
 
 
-def drawn(layer: Any) -> tuple[Tensor, Tensor | None]:
-    """One draw of every group's FC layer, stacked."""
-    pairs = [child.draw() for child in layer.children_fc]
-    weights, biases = zip(*pairs, strict=True)
-    return torch.cat(weights), None if biases[0] is None else torch.cat(biases)
-
-
-@pytest.mark.parametrize("drop", ["kernels", "taps"])
-@pytest.mark.parametrize("case", KINDS, ids=str)
-def test_a_drawn_weight_run_as_a_convolution_is_the_call(case: ConvCase, drop: str):
-    """The proof of the method: FC path and CONV layer with the drawn weight, to the bit."""
-    bayes = dropped(case, drop=drop, per="call")
-    x = case.x()
-    with torch.random.fork_rng():
-        y = bayes(x)
-    weight, bias = drawn(bayes[0])
-    assert torch.equal(y, native_with(case, weight, bias, x))
-    assert not torch.equal(y, case.layer()(x)), "something must have been dropped"
-
-
 @pytest.mark.parametrize("drop", ["kernels", "taps"])
 def test_every_image_has_a_draw_of_its_own(drop: str):
     case = CASES[1]
@@ -84,7 +125,7 @@ def test_every_image_has_a_draw_of_its_own(drop: str):
         assert torch.equal(y[image], native_with(case, own, own_bias, x[image]))
 
 
-def test_every_patch_drops_kernels_of_its_own_as_native_dropout_behind_the_layer_does():
+def test_every_patch_drops_kernels_of_its_own_as_native_dropout_after_the_layer_does():
     """Gal's formula, y_n = m_n K diag(z_n): an element is 0 or twice the layer's."""
     case = CASES[0]
     y, native = dropped(case)(case.x(batch=50)), case.layer()(case.x(batch=50))
@@ -161,14 +202,20 @@ def test_to_conv_makes_the_layer_and_native_dropout_where_that_is_the_same():
     assert (type(dropout), round(dropout.p, 6)) == (nn.Dropout, 0.3)
 
 
-@pytest.mark.parametrize("options", [{"drop": "taps"}, {"per": "image"}, {"per": "call"}], ids=str)
-def test_to_conv_refuses_what_no_layer_with_dropout_does(options: dict[str, str]):
-    text = r"^0: its FC part is random \(DropoutLinear\).*Remedy: take one draw first, with "
-    with pytest.raises(UnsupportedLayer, match=text + "convfc.methods.uncertainty.sample"):
-        convfc.to_conv(half_dropped(nn.Conv2d(3, 8, 3), **options))
+@pytest.mark.parametrize("options", [{"drop": "taps"}, {"per": "image"}, {"per": "call"}, None])
+def test_to_conv_refuses_what_no_layer_with_dropout_does(options: dict[str, str] | None):
+    """None: Gaussian."""
+    conv = nn.Conv2d(3, 8, 3)
+    if options is None:
+        bayes = uncertainty.to_bayesian(nn.Sequential(conv), "gaussian")
+    else:
+        bayes = half_dropped(conv, **options)
+    text = r"^0: its FC part is random \((Dropout|Gaussian)Linear\).*Remedy: take one draw first"
+    with pytest.raises(UnsupportedLayer, match=text + ", with convfc.methods.uncertainty.sample"):
+        convfc.to_conv(bayes)
 
 
-def divergence_by_quadrature(p: float, m: float, length_scale: float, s: float) -> Any:
+def mixture_divergence(p: float, m: float, length_scale: float, s: float) -> Any:
     """KL of the mixture p N(0, s^2) + (1 - p) N(m, s^2) from N(0, 1 / l^2), and quad's error."""
 
     def log_q(w: float) -> float:
@@ -196,7 +243,7 @@ def test_the_regulariser_is_the_divergence_of_gals_mixture():
         with torch.no_grad():
             linear.weight.fill_((1 - p) * m)
         layer = DropoutLinear(linear, p, drop="taps", length_scale=scale)
-        value, error = divergence_by_quadrature(p, m, scale, s)
+        value, error = mixture_divergence(p, m, scale, s)
         # 12 standard deviations lie inside; the two Gaussians are 80 or more apart.
         theirs.append(value)
         errors.append(error + math.erfc(12 / math.sqrt(2)) * 100)
@@ -231,25 +278,9 @@ def test_a_conv_layer_has_the_regulariser_of_its_fc_layer_whatever_the_image():
 
 
 def test_concrete_gradients_against_finite_differences():
-    """PyTorch's gradcheck is the judge: through the relaxed mask, the rate and the regulariser."""
     layer = ConcreteDropoutLinear(nn.Linear(4, 3, dtype=torch.float64), 0.3, temperature=0.5)
-    rows = torch.randn(2, 5, 4, dtype=torch.float64, requires_grad=True)
-
-    class Loss(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = layer
-
-        def forward(self, x: Tensor) -> Tensor:
-            torch.manual_seed(3)
-            return self.layer(x).square().sum() + self.layer.kl()
-
-    def loss(logit: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
-        names = ("layer.logit", "layer.linear.weight", "layer.linear.bias")
-        return functional_call(Loss(), dict(zip(names, (logit, weight, bias), strict=True)), (x,))
-
-    inputs = (layer.logit, layer.linear.weight, layer.linear.bias, rows)
-    assert torch.autograd.gradcheck(loss, inputs)
+    assert len(list(layer.parameters())) == 3
+    assert checked_gradients(layer, torch.randn(2, 5, 4, dtype=torch.float64))
 
 
 def test_the_learned_rate_goes_where_the_regulariser_alone_has_its_minimum():
@@ -287,6 +318,149 @@ def test_concrete_masks_are_almost_bernoulli_and_gone_in_evaluation_mode():
     assert torch.equal(layer.eval()(x), layer.linear(x))
 
 
+# Gaussian weights.
+
+
+def layer_of(k: int = 5, f: int = 3, **options: Any) -> GaussianLinear:
+    """A layer whose deviations are all different."""
+    layer = GaussianLinear(nn.Linear(k, f, dtype=torch.float64), **options)
+    with torch.no_grad():
+        layer.weight_rho.add_(torch.randn_like(layer.weight_rho))
+        layer.bias_rho.add_(torch.randn_like(layer.bias_rho))
+    return layer
+
+
+def moments(layer: GaussianLinear, row: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation of every output, from the definition."""
+    std, bias_std = (nn.functional.softplus(rho) for rho in (layer.weight_rho, layer.bias_rho))
+    mean = layer.weight_mean @ row + layer.bias_mean
+    return mean.detach().numpy(), ((std * row) ** 2).sum(1).add(bias_std**2).sqrt().detach().numpy()
+
+
+@pytest.mark.parametrize("per", ["patch", "image", "call"])
+def test_outputs_have_the_distribution_of_a_random_weight(per: str):
+    """Kolmogorov and Smirnov judge: three ways to draw, one distribution of an output."""
+    layer, row = layer_of(per=per), torch.randn(5, dtype=torch.float64)
+    with torch.no_grad():
+        if per == "call":
+            y = torch.stack([layer(row[None])[0] for _ in range(3000)])
+        else:
+            y = layer(row.expand(3000, 5))
+    for output, mean, std in zip(y.T.numpy(), *moments(layer, row), strict=True):
+        assert stats.kstest(output, stats.norm(mean, std).cdf).pvalue > 1e-3
+        # The test would see it: a deviation that is a quarter off.
+        assert stats.kstest(output, stats.norm(mean, 1.25 * std).cdf).pvalue < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("per", "within", "across"), [("patch", 0, 0), ("image", 1, 0), ("call", 1, 1)], ids=str
+)
+def test_for_whom_a_draw_holds(per: str, within: int, across: int):
+    """Equal patches give equal outputs where they share a weight, and others where not."""
+    conv = nn.Conv2d(1, 4, 3, padding=1, padding_mode="circular", dtype=torch.float64)
+    bayes = uncertainty.to_bayesian(nn.Sequential(conv), "gaussian", per=per).train()
+    y = bayes(torch.ones(3, 1, 4, 4, dtype=torch.float64)).detach().flatten(2)
+    # Ten terms of at most 1 + 5 * 0.05: what rounding makes of them, and what another draw does.
+    rounding, another = 2 * 10 * 2.0**-53 * 10 * 1.25, 1e-3
+    for one, other, same in ((y[:, :, 0], y[:, :, 9], within), (y[0], y[1], across)):
+        apart = float((one - other).abs().max())
+        assert apart <= rounding if same else apart > another
+
+
+def one_weight(**options: Any) -> tuple[GaussianLinear, Any]:
+    """A layer of one weight, and SciPy's distribution of it."""
+    linear = nn.Linear(1, 1, bias=False, dtype=torch.float64)
+    layer = GaussianLinear(linear, initial_std=0.3, **options)
+    std = nn.functional.softplus(layer.weight_rho).item()
+    return layer, stats.norm(layer.weight_mean.item(), std)
+
+
+def divergence_by_quadrature(q: Any, log_prior: Any) -> tuple[float, float]:
+    def density(w: float) -> float:
+        return q.pdf(w) * (q.logpdf(w) - log_prior(w))
+
+    mean, std = q.args
+    return quad(density, mean - 12 * std, mean + 12 * std, epsabs=1e-13, limit=200)
+
+
+def test_the_divergence_of_one_weight_against_quadrature():
+    layer, q = one_weight(prior=0.7)
+    value, error = divergence_by_quadrature(q, stats.norm(0, 0.7).logpdf)
+    assert abs(layer.kl().item() - value) <= error + 1e-12 * abs(value)
+
+
+def test_the_divergence_counts_every_weight_and_bias_once():
+    """Twelve equal weights and four equal biases: so many times that of one."""
+    one = GaussianLinear(nn.Linear(1, 1, bias=False, dtype=torch.float64), initial_std=0.3)
+    many = GaussianLinear(nn.Linear(3, 4, dtype=torch.float64), initial_std=0.3)
+    with torch.no_grad():
+        for mean in (one.weight_mean, many.weight_mean, many.bias_mean):
+            mean.fill_(0.25)
+    # Sixteen numbers are added with at most 15 roundings.
+    bound = 16 * torch.finfo(torch.float64).eps * many.kl().abs()
+    assert (many.kl() - 16 * one.kl()).abs() <= bound
+    whole = nn.ModuleList([many, one, many])
+    assert uncertainty.kl(whole) == many.kl() + one.kl()
+
+
+@pytest.mark.parametrize("per", ["patch", "image", "call"])
+def test_gaussian_gradients_against_finite_differences(per: str):
+    layer = layer_of(4, 2, per=per)
+    assert len(list(layer.parameters())) == 4
+    assert checked_gradients(layer, torch.randn(2, 3, 4, dtype=torch.float64))
+
+
+def test_a_patch_of_padding_has_a_gradient():
+    """Its variance is 0, where the square root has no slope."""
+    conv = nn.Conv2d(1, 2, 3, padding=3, bias=False)
+    bayes = uncertainty.to_bayesian(nn.Sequential(conv), "gaussian").train()
+    y = bayes(torch.randn(1, 1, 4, 4))
+    y.square().sum().backward()
+    assert y[0, :, 0, 0].abs().max() < 1e-12
+    for parameter in bayes.parameters():
+        assert parameter.grad.isfinite().all()
+        assert parameter.grad.abs().max() > 0
+
+
+def test_a_scale_mixture_as_prior_is_estimated_without_bias():
+    """Blundell et al., Eq. (7): no closed form. The mean of many estimates is near quadrature."""
+    mixture = MixtureSameFamily(
+        Categorical(torch.tensor([0.25, 0.75], dtype=torch.float64)),
+        Normal(torch.zeros(2, dtype=torch.float64), torch.tensor([1.0, 0.1], dtype=torch.float64)),
+    )
+    layer, q = one_weight(prior=mixture)
+    value, _ = divergence_by_quadrature(
+        q, lambda w: np.log(0.25 * stats.norm(0, 1).pdf(w) + 0.75 * stats.norm(0, 0.1).pdf(w))
+    )
+    with torch.no_grad():
+        estimates = np.array([layer.kl().item() for _ in range(1000)])
+    spread = estimates.std() / np.sqrt(len(estimates))
+    assert abs(estimates.mean() - value) < 5 * spread
+
+
+def test_evaluation_mode_is_the_network_of_the_means():
+    conv = nn.Conv2d(2, 3, 3)
+    bayes = uncertainty.to_bayesian(nn.Sequential(conv), "gaussian").eval()
+    x = torch.randn(2, 2, 6, 6)
+    means = uncertainty.mean_network(bayes)
+    assert torch.equal(convfc.to_conv(means)[0].weight, conv.weight)
+    assert torch.equal(bayes(x), bayes(x))
+    certificate = convfc.verify(nn.Sequential(conv), means, x)
+    assert certificate.holds, str(certificate)
+
+
+def test_one_row_without_a_batch_axis():
+    layer = layer_of(per="image")
+    torch.manual_seed(1)
+    y = layer(torch.ones(5, dtype=torch.float64))
+    torch.manual_seed(1)
+    weight, bias = layer.draw()
+    assert torch.equal(y, nn.functional.linear(torch.ones(5, dtype=torch.float64), weight, bias))
+
+
+# What is refused.
+
+MANY = Normal(torch.zeros(3), torch.ones(3))
 RANGE = "a number out of range; expected"
 REFUSED = [
     (DropoutLinear, {"rate": 1.0}, rf"rate: {RANGE} at least 0 and below 1; got 1.0"),
@@ -296,6 +470,9 @@ REFUSED = [
     (DropoutLinear, {"length_scale": 0.0}, rf"length_scale: {RANGE} above 0; got 0"),
     (ConcreteDropoutLinear, {"rate": 0.0}, rf"rate: {RANGE} above 0 and below 1; got 0"),
     (ConcreteDropoutLinear, {"temperature": 0.0}, rf"temperature: {RANGE} above 0; got 0"),
+    (GaussianLinear, {"initial_std": 0.0}, rf"initial_std: {RANGE} above 0; got 0"),
+    (GaussianLinear, {"prior": -1.0}, rf"prior: {RANGE} above 0; got -1"),
+    (GaussianLinear, {"prior": MANY}, r"prior: the prior is not of a single weight; .*\[3\]"),
 ]
 
 
