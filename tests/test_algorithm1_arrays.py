@@ -11,7 +11,7 @@ import oracle
 import pytest
 import torch
 from cases import CASES, UNREAD, Case, case
-from libraries import JAX, LIBRARIES, NUMPY, NUMPY_READ_ONLY, TORCH, Library, dtype_name, to_numpy
+from libraries import JAX, NUMPY, NUMPY_READ_ONLY, TORCH, Library, dtype_name, to_numpy
 
 from convfc import (
     ConvGeometry,
@@ -68,15 +68,14 @@ def steps(library: Library, subject: Case, arrays: list[Any]) -> dict[str, Any]:
     return all_steps(*arrays) | {"in blocks": blocks}
 
 
-# JAX compiles every case anew, and goes the same way as PyTorch: it gets few of them.
-KINDS_OF = [
-    (library, subject)
-    for library in LIBRARIES
-    for subject in (EVERY_KIND[::2] if library is JAX else EVERY_KIND)
-]
+def each(names: str, values: list[Any], in_jax: list[Any], libraries: Any = (NUMPY, TORCH)) -> Any:
+    """Every library with every value; JAX, which compiles each anew, with few of them."""
+    found = [(library, value) for library in libraries for value in values]
+    found += [(JAX, value) for value in in_jax]
+    return pytest.mark.parametrize(("library", names), found, ids=str)
 
 
-@pytest.mark.parametrize(("library", "subject"), KINDS_OF, ids=str)
+@each("subject", EVERY_KIND, EVERY_KIND[::2], (NUMPY, NUMPY_READ_ONLY, TORCH))
 def test_every_library_gives_its_own_arrays_with_numpys_values(library: Library, subject: Case):
     given = subject.integers(dtype=np.float32)
     expected, arrays = steps(NUMPY, subject, list(given)), library.arrays(*given)
@@ -88,11 +87,7 @@ def test_every_library_gives_its_own_arrays_with_numpys_values(library: Library,
         assert np.array_equal(to_numpy(array), before)
 
 
-OF_DTYPE = [(library, dtype) for library in (NUMPY, TORCH) for dtype in FLOATS]
-OF_DTYPE += [(JAX, "complex64")]
-
-
-@pytest.mark.parametrize(("library", "dtype"), OF_DTYPE, ids=str)
+@each("dtype", FLOATS, ["complex64"])
 def test_a_floating_or_complex_dtype_stays(library: Library, dtype: str):
     with jax.enable_x64(True):
         arrays = library.arrays(*ONE.integers(dtype=dtype))
@@ -100,12 +95,7 @@ def test_a_floating_or_complex_dtype_stays(library: Library, dtype: str):
             assert dtype_name(array) == dtype, name
 
 
-WHOLE = ["bool", "int8", "int16", "int32", "int64", "uint8"]
-OF_WHOLE = [(library, dtype) for library in (NUMPY, TORCH) for dtype in WHOLE]
-OF_WHOLE += [(JAX, "int64"), (JAX, "uint8")]
-
-
-@pytest.mark.parametrize(("library", "dtype"), OF_WHOLE, ids=str)
+@each("dtype", ["bool", "int8", "int16", "int32", "int64", "uint8"], ["int64", "uint8"])
 def test_integers_and_booleans_are_added_up_in_the_default_integer(library: Library, dtype: str):
     x, filters, bias = arrays = [a.astype(dtype) for a in ONE.integers()]
     results = steps(library, ONE, library.arrays(*arrays))
@@ -118,12 +108,11 @@ def test_integers_and_booleans_are_added_up_in_the_default_integer(library: Libr
 
 
 EXTREMES = [("int8", -128), ("int8", 127), ("uint8", 255), ("int16", -32768), ("bool", True)]
-OF_EXTREME = [(library, *extreme) for library in (NUMPY, TORCH) for extreme in EXTREMES]
-OF_EXTREME += [(JAX, "int8", -128)]
 
 
-@pytest.mark.parametrize(("library", "dtype", "value"), OF_EXTREME, ids=str)
-def test_nothing_wraps_around(library: Library, dtype: str, value: int):
+@each("extreme", EXTREMES, EXTREMES[:1])
+def test_nothing_wraps_around(library: Library, extreme: tuple[str, int]):
+    dtype, value = extreme
     subject = case((9,), (5,), c=4, f=2, padding=2)
     g = subject.geometry
     x, filters = library.arrays(
@@ -207,10 +196,7 @@ def test_writing_into_the_output_leaves_the_inputs_alone(subject: Case):
     assert np.array_equal(filters, before[1])
 
 
-NOBODY = [(library, s) for library in (NUMPY, TORCH) for s in EVERY_KIND[::2]] + [(JAX, ONE)]
-
-
-@pytest.mark.parametrize(("library", "subject"), NOBODY, ids=str)
+@each("subject", EVERY_KIND[::2], [ONE])
 def test_an_empty_batch_gives_an_empty_result_of_the_right_shape(library: Library, subject: Case):
     g = subject.geometry
     nobody = Case(g, subject.input_size, batch=0)
@@ -242,13 +228,8 @@ def test_torch_results_stay_on_the_inputs_device_whatever_the_default(subject: C
     assert np.array_equal(y.numpy(), oracle.conv(*arrays[:2], subject.geometry, arrays[2]))
 
 
-VMAPPED = [
-    (library, s) for library in (TORCH, JAX) for s in EVERY_KIND[:: 1 + 2 * (library is JAX)]
-]
-
-
 @pytest.mark.parametrize("memory", [2**30, 2 * 24 * 4])
-@pytest.mark.parametrize(("library", "subject"), VMAPPED, ids=str)
+@each("subject", EVERY_KIND, [ONE, EVERY_KIND[3]], [TORCH])
 def test_vmap(library: Library, subject: Case, memory: int):
     g = subject.geometry
     x, filters, bias = subject.integers(dtype=np.float32)
@@ -265,10 +246,7 @@ def test_vmap(library: Library, subject: Case, memory: int):
     assert np.array_equal(many(*library.arrays(xs, all_filters, bias)), np.stack(whole))
 
 
-ON_THE_TABLE = [(TORCH, c) for c in CASES] + [(JAX, c) for c in CASES[::6]]
-
-
-@pytest.mark.parametrize(("library", "subject"), ON_THE_TABLE, ids=str)
+@each("subject", CASES, CASES[::6], [TORCH])
 def test_conv_as_matmul_is_the_oracles_in_torch_and_jax(library: Library, subject: Case):
     arrays = subject.integers(dtype=np.float32)
 

@@ -42,13 +42,14 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def call(*arguments: str) -> Result:
-    return CliRunner().invoke(app, ["inspect", *arguments], env={"COLUMNS": "60"})
+def call(*arguments: str, columns: str = "200") -> Result:
+    return CliRunner().invoke(app, ["inspect", *arguments], env={"COLUMNS": columns})
 
 
 def test_a_model_of_a_library() -> None:
     """What is not a terminal gets the whole table."""
-    shown = call("torchvision.models:resnet18", "--input", "1,3,64,64", "--arg", "weights=None")
+    spec = ("torchvision.models:resnet18", "--input", "1,3,64,64", "--arg", "weights=None")
+    shown = call(*spec, columns="60")
     assert (shown.exit_code, shown.stderr) == (0, "")
     lines = shown.stdout.splitlines()
     assert lines[1].split()[:3] == ["conv1", "Conv2d", "7×7"]

@@ -172,28 +172,21 @@ MAIN = "sys.argv[0] = 'convfc'; from convfc.__main__ import main; main()"
 FIRST = "torchvision.models:resnet18: there is no module torchvision.models; expected a module "
 
 
+COMMANDS = [
+    ((), "--help", "the package (typer|rich) .* pip install 'convfc[cli]', or 'convfc[paper]'"),
+    (("cli",), "inspect torchvision.models:resnet18", f"{FIRST}.* 'convfc[torch]' torchvision"),
+    (("cli",), "inspect torch.nn:ReLU", "torch.nn:ReLU: .* pip install 'convfc[torch]'"),
+    (
+        ("cli",),
+        "inspect convfc.frameworks.torch:to_fc",
+        "the package torch is not installed. Remedy: pip install 'convfc[torch]'$",
+    ),
+    (("cli",), "inspect keras.applications:ResNet50", "keras.app.* pip install 'convfc[paper]'"),
+]
+
+
 @pytest.mark.parametrize(
-    ("extras", "arguments", "error"),
-    [
-        ((), "--help", "the package (typer|rich) .* pip install 'convfc[cli]', or 'convfc[paper]'"),
-        (
-            ("cli",),
-            "inspect torchvision.models:resnet18",
-            f"{FIRST}.* pip install 'convfc[torch]' torchvision",
-        ),
-        (("cli",), "inspect torch.nn:ReLU", "torch.nn:ReLU: .* pip install 'convfc[torch]'"),
-        (
-            ("cli",),
-            "inspect convfc.frameworks.torch:to_fc",
-            "the package torch is not installed. Remedy: pip install 'convfc[torch]'$",
-        ),
-        (
-            ("cli",),
-            "inspect keras.applications:ResNet50",
-            "keras.applications:ResNet50: .* pip install 'convfc[paper]'",
-        ),
-    ],
-    ids=lambda each: "-".join(each) if isinstance(each, tuple) else str(each).split(" ")[0],
+    ("extras", "arguments", "error"), COMMANDS, ids=lambda each: str(each)[:30]
 )
 def test_a_command_names_the_pip_line_in_one_line(
     extras: tuple[str, ...], arguments: str, error: str

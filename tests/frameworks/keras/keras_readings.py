@@ -32,7 +32,9 @@ class Layer:
 
     def made(self, data_format: str = "channels_last") -> Any:
         """The layer, with small whole numbers as weights."""
-        layer = getattr(keras.layers, self.cls)(*self.args, data_format=data_format, **self.rest)
+        zeros = "depthwise_initializer" if "Depthwise" in self.cls else "kernel_initializer"
+        options = {"data_format": data_format, zeros: "zeros", **self.rest}  # set below
+        layer = getattr(keras.layers, self.cls)(*self.args, **options)
         first = data_format == "channels_first"
         layer.build(
             (None, self.channels, *self.size) if first else (None, *self.size, self.channels)

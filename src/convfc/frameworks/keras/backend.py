@@ -8,8 +8,9 @@ import os
 import sys
 from collections.abc import Iterator
 
-from convfc.errors import ArgumentError, RunError
+from convfc.errors import RunError
 from convfc.extras import missing
+from convfc.sizes import one_of
 
 BACKENDS = ("jax", "torch", "tensorflow")
 DTYPES = ("float32", "float64")
@@ -17,10 +18,7 @@ DTYPES = ("float32", "float64")
 
 def choose_backend(name: str) -> None:
     """Make Keras compute on this backend, in this process, from its first import on."""
-    if name not in BACKENDS:
-        raise ArgumentError(
-            "the backend is not known", where="backend", expected=" or ".join(BACKENDS), got=name
-        )
+    one_of("backend", name, BACKENDS, what="the backend is not known", remedy=None)
     for package in ("keras", name):
         if sys.modules.get(package) is None and importlib.util.find_spec(package) is None:
             raise missing(package, where=f"backend {name}")
@@ -47,10 +45,7 @@ def precision(dtype: str) -> Iterator[None]:
     JAX has float64 only if it is enabled for the whole process, and a model built in one state must
     not be used in the other, so everything of one precision belongs inside one ``with``.
     """
-    if dtype not in DTYPES:
-        raise ArgumentError(
-            "the precision is not known", where="dtype", expected=" or ".join(DTYPES), got=dtype
-        )
+    one_of("dtype", dtype, DTYPES, what="the precision is not known", remedy=None)
     import keras
 
     floatx, policy = keras.config.floatx(), keras.config.dtype_policy()

@@ -14,9 +14,10 @@ from convfc.extras import needing
 with needing():
     import keras
 
-from convfc.errors import ArgumentError, ShapeError
+from convfc.errors import ShapeError
 from convfc.geometry import ConvGeometry
 from convfc.indexmap import index_map
+from convfc.sizes import one_of
 
 
 @keras.saving.register_keras_serializable(package="convfc")
@@ -64,14 +65,9 @@ class Im2Col(keras.layers.Layer):  # type: ignore[misc]
             geometry = ConvGeometry(**geometry)
         self.geometry = geometry
         self.data_format = keras.config.image_data_format() if data_format is None else data_format
-        if self.data_format not in ("channels_last", "channels_first"):
-            raise ArgumentError(
-                "the layout does not exist",
-                where="data_format",
-                expected="channels_last or channels_first",
-                got=data_format,
-            )
-        self._elements: np.ndarray[Any, np.dtype[np.int32]] | None = None
+        one_of("data_format", self.data_format, ("channels_last", "channels_first"),
+               what="the layout does not exist", remedy=None)  # fmt: skip
+        self._elements: Any = None
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Compute the index map of this input size."""
@@ -87,8 +83,7 @@ class Im2Col(keras.layers.Layer):  # type: ignore[misc]
         ops = keras.ops
         if self.data_format == "channels_first":
             inputs = ops.moveaxis(inputs, 1, -1)
-        elements = self._elements
-        assert elements is not None, "Keras calls build first"  # noqa: S101
+        elements = self._elements  # Keras calls `build` first
         flat = ops.reshape(inputs, (-1, math.prod(inputs.shape[1:])))
         if self._reads_padding:
             flat = ops.pad(flat, ((0, 0), (0, 1)))
@@ -114,16 +109,12 @@ class Im2Col(keras.layers.Layer):  # type: ignore[misc]
         channels = input_shape[1] if first else input_shape[-1]
         spatial = input_shape[2:] if first else input_shape[1:-1]
         known = tuple(n for n in spatial if n is not None)
-        if (
-            len(input_shape) != self.geometry.spatial_ndim + 2
-            or channels != self.geometry.in_channels
-            or len(known) != len(spatial)
-        ):
+        axes, wanted = self.geometry.spatial_ndim, self.geometry.in_channels
+        if not len(known) == len(spatial) == axes or channels != wanted:
             raise ShapeError(
                 "the input does not fit the geometry",
                 where=f"layer {self.name}",
-                expected=f"{self.geometry.spatial_ndim} known spatial axes and "
-                f"{self.geometry.in_channels} channels, {self.data_format}",
+                expected=f"{axes} known spatial axes and {wanted} channels, {self.data_format}",
                 got=tuple(input_shape),
                 remedy="give keras.Input its full size, or set data_format",
             )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import array_api_compat
 import numpy as np
@@ -71,10 +71,7 @@ def _check(layer: Any) -> None:
     native = next((cls for cls in type(layer).__mro__ if cls in _KNOWN), None)
     what = remedy = None
     if native is None:
-        what, remedy = (
-            "it is not a CONV layer that can be read as one convolution",
-            "give one layer",
-        )
+        what, remedy = "it is not a CONV layer that can be read", "give one layer"
         if isinstance(layer, (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)):
             what = "it is two convolutions, one after the other"
             remedy = "make a DepthwiseConv and a Conv of kernel size 1 with its weights"
@@ -85,7 +82,7 @@ def _check(layer: Any) -> None:
         remedy = f"give the keras.layers.{native.__name__} that computes the same, if there is one"
     elif not layer.built:
         what, remedy = "it has no weights yet", "call it once on an input, or layer.build(shape)"
-    elif native in _TRANSPOSED and layer.padding == "same" and _cuts_both_ends_alike():
+    elif native in _TRANSPOSED and layer.padding == "same" and _crops_otherwise():
         what = "on PyTorch this version of Keras crops padding='same' as no other backend does"
         remedy = f"pip install 'keras>={'.'.join(map(str, _ALIKE))}', or set KERAS_BACKEND=jax"
     if what is not None:
@@ -98,7 +95,7 @@ def _check(layer: Any) -> None:
         )
 
 
-def _cuts_both_ends_alike() -> bool:
+def _crops_otherwise() -> bool:
     version = tuple(int(part) for part in keras.__version__.split(".")[:2])
     return keras.config.backend() == "torch" and version < _ALIKE
 
@@ -137,35 +134,26 @@ def _padded(geometry: ConvGeometry, layer: Any, input_size: Sizes) -> ConvGeomet
         input_size, geometry.effective_kernel_size, geometry.stride, given, strict=True
     ):
         if geometry.transposed:
-            cut = _transposed_cut(extent, step, layer.padding, more)
-            pairs.append((cut.low, max(cut.high, 0)))
-            extra.append(max(-cut.high, 0))
-            continue
-        extra.append(0)
-        if layer.padding == "same":
+            low, high = _transposed_crop(extent, step, layer.padding, more)
+        elif layer.padding == "same":
             total = max((math.ceil(size / step) - 1) * step + extent - size, 0)
-            pairs.append((total // 2, total - total // 2))
+            low, high = total // 2, total - total // 2
         else:
-            pairs.append((extent - 1 if layer.padding == "causal" else 0, 0))
+            low, high = extent - 1 if layer.padding == "causal" else 0, 0
+        pairs.append((low, max(high, 0)))
+        extra.append(max(-high, 0))  # a negative crop adds elements
     return replace(geometry, padding=tuple(pairs), output_padding=tuple(extra))
 
 
-class _Cut(NamedTuple):
-    """Elements cropped from a transposed output at its two ends; negative ones are added."""
-
-    low: int
-    high: int
-
-
-def _transposed_cut(extent: int, step: int, padding: str, more: int | None) -> _Cut:
-    """Return what a layer crops from the ``(n - 1) * step + extent`` elements of an axis.
+def _transposed_crop(extent: int, step: int, padding: str, more: int | None) -> tuple[int, int]:
+    """Return (low, high) cropped from the ``(n - 1) * step + extent`` elements of an axis.
 
     Its output has, with ``valid``, ``output_padding`` elements more than these (by default enough
     for n whole strides); with ``same``, ``n * step``, or with an ``output_padding``
     ``(n - 1) * step + extent % 2 + output_padding``.
     """
     if padding == "valid":
-        return _Cut(0, -(max(step - extent, 0) if more is None else more))
+        return 0, -(max(step - extent, 0) if more is None else more)
     total = extent - step if more is None else extent - extent % 2 - more
     low = max(total, 0) // 2
-    return _Cut(low, total - low)
+    return low, total - low
