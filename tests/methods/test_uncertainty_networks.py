@@ -164,7 +164,7 @@ def test_a_weight_of_two_layers_is_refused():
 def test_what_a_tool_left_is_refused():
     fc = convfc.to_fc(lenet())
     fc[0].fc = nn.Sequential(nn.Linear(25, 2), nn.Linear(2, 4))
-    text = r"^0: its FC part is no nn.Linear.*got Sequential. Remedy: take the model back first"
+    text = r"^0: its FC part is not an nn.Linear.*got Sequential. Remedy: take the model back first"
     with pytest.raises(UnsupportedLayer, match=text):
         uncertainty.to_bayesian(fc, "gaussian")
     model = nn.Sequential(torch.nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)))
@@ -182,7 +182,7 @@ def test_no_such_method_option_or_layer():
         uncertainty.to_bayesian(lenet(), "gaussian", rate=0.5)
     with pytest.raises(NothingToConvert, match=r"where: no layer is chosen"):
         uncertainty.to_bayesian(lenet(), "gaussian", where="layer9")
-    with pytest.raises(NothingToConvert, match=r"model: no layer is chosen.*beside the last one"):
+    with pytest.raises(NothingToConvert, match=r"model: no layer is chosen.*before the last one"):
         uncertainty.to_bayesian(nn.Sequential(nn.Linear(3, 3)), "dropout")
     with pytest.raises(UnsupportedModel):
         uncertainty.to_bayesian("model", "dropout")

@@ -171,7 +171,7 @@ def test_refusals_of_predict():
             uncertainty.predict(model, images(), **{name: 0})
     with pytest.raises(ArgumentError, match=r"output: no such choice"):
         uncertainty.predict(model, images(), output="scores")
-    with pytest.raises(ShapeError, match=r"As: the network returns something else.*shape \(7, C\); "
+    with pytest.raises(ShapeError, match=r"As: the network does not return .*shape \(7, C\); "
                        r"got \(7, 3, 1\).*Remedy: wrap it"):  # fmt: skip
         uncertainty.predict(As(model, lambda y: y[..., None]), images())
     with pytest.raises(ShapeError, match=r"got tuple"):
@@ -241,11 +241,11 @@ def test_a_true_class_of_probability_zero_is_infinitely_wrong():
 @pytest.mark.parametrize(
     ("p", "labels", "text"),
     [
-        ([0.5, 0.5], [0], r"do not belong together; expected \(n, C\) and \(n,\); got \(2,\)"),
+        ([0.5, 0.5], [0], r"do not fit each other; expected \(n, C\) and \(n,\); got \(2,\)"),
         ([[0.5, 0.5]], [0, 1], r"got \(1, 2\) and \(2,\)"),
-        ([[0.5, 0.5]], [2], r"labels: labels are no numbers of classes; .*from 0 to 1; got int64"),
+        ([[0.5, 0.5]], [2], r"labels: labels are not class numbers; .*from 0 to 1; got int64"),
         ([[0.5, 0.5]], [0.0], r"got float64"),
-        ([[3.0, -1.0]], [0], r"probabilities: rows are no probabilities; .*apply softmax first"),
+        ([[3.0, -1.0]], [0], r"probabilities: rows are not probabilities; .*apply softmax first"),
     ],
 )
 def test_refusals_of_scores(p: Any, labels: Any, text: str):
@@ -258,7 +258,7 @@ def test_refusals_of_scores(p: Any, labels: Any, text: str):
 def test_refusals_of_bins_and_auroc():
     with pytest.raises(ArgumentError, match=r"bins: a count below one; expected 1 or more; got 0"):
         uncertainty.calibration([[0.5, 0.5]], [0], bins=0)
-    with pytest.raises(ShapeError, match=r"outside: no vector of scores; expected \(n,\)"):
+    with pytest.raises(ShapeError, match=r"outside: not a vector of scores; expected \(n,\)"):
         uncertainty.out_of_distribution_auroc([0.1], [])
 
 
