@@ -122,8 +122,8 @@ def kl(model: nn.Module) -> Tensor:
     """Return the divergence of a network's random weights from their priors: a sum, in nats.
 
     The loss of variational inference is the mean negative log-likelihood per data point plus
-    ``kl(model) / N``, with N data points (images, not patches) in the whole training set. (Layers of
-    bayesian-torch are not counted; their own divergence is a mean over the weights, not a sum.)
+    ``kl(model) / N``, with N data points (images, not patches) in the whole training set. Layers of
+    bayesian-torch are not counted; their own divergence is a mean over the weights, not a sum.
 
     Returns
     -------
