@@ -270,5 +270,7 @@ def test_the_reliability_diagram_draws_what_was_counted():
     assert [(round(bar.get_x(), 6), bar.get_height()) for bar in bars] == [(0.5, 1.0), (0.8, 0.5)]
     assert [bar.get_height() for bar in below.patches] == [1, 2]
     assert "ECE 40.0 %" in above.get_title()
+    four = uncertainty.reliability_figure(dict.fromkeys("abcd", found)).axes  # in two rows of three
+    assert [axes.axison for axes in four] == [True] * 6 + [True, False, False] * 2
     with pytest.raises(NothingToConvert, match=r"found: no calibration to draw"):
         uncertainty.reliability_figure({})
