@@ -10,11 +10,11 @@ from math import prod
 import numpy as np
 import oracle
 import pytest
-from cases import CASES, FIGURE_6, Case, case
+from cases import FIGURE_6, Case, case
 from hypothesis import given
 from strategies import cases
 
-from convfc import ConvGeometry, IndexMap, algorithm1, conv_as_matmul, im2col, index_map
+from convfc import ConvGeometry, IndexMap, algorithm1, conv_as_matmul, index_map
 from convfc.errors import GeometryError, OutOfRangeError
 from convfc.indexmap import AxisMap
 
@@ -45,14 +45,6 @@ def test_element_flat_and_readers_are_the_oracles(subject: Case):
             readers[element].append((p, q))
     for element in elements(subject):
         assert where.readers(element) == readers[element]
-
-
-@pytest.mark.parametrize("subject", CASES, ids=str)
-def test_im2col_gathers_through_flat(subject: Case):
-    x, _, _ = subject.integers()
-    with_zero = np.concatenate([x.reshape(len(x), -1), np.zeros((len(x), 1), x.dtype)], axis=1)
-    gathered = with_zero[:, mapped(subject).flat()]  # -1 picks the zero at the end
-    assert np.array_equal(im2col(x, subject.geometry), gathered)
 
 
 def test_equation_8_as_meant_on_figure_6():

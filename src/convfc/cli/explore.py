@@ -95,12 +95,24 @@ def explore(
 
             state = run_state(run)
         elif model is not None:
+            from convfc.explorer.inputs import input_for, layer_in_model
+            from convfc.explorer.state import explorer_state
+
             with errors.status("running the model"):
-                made = make_model(model, arguments)
+                made, name = make_model(model, arguments), model.rpartition(":")[2]
                 if weights is not None:
                     load_weights(made, weights, errors)
                 sizes = None if input_ is None else shape(input_)
-                state = _layer_state(made, model.rpartition(":")[2], layer, sizes, image, filters)
+                digit = int(image) if image in list("0123456789") else image
+                x, described = input_for(made, sizes, digit)
+                place, found, reaching = layer_in_model(made, layer, x)
+                state = explorer_state(
+                    found,
+                    reaching,
+                    filters=None if filters is None else range(filters),
+                    title=f"{name}, {place}" if place else name,
+                    source=f"Input: {described}",
+                )
         if state is not None:
             console.print(Text(printable(f"{state['title']}. {state['source']}")), soft_wrap=True)
         if html is not None:
@@ -110,29 +122,6 @@ def explore(
             console.print(Text(f"Page: {html}"), soft_wrap=True)
             return
         _serve(console, state, port, browse=not no_browser)
-
-
-def _layer_state(
-    made: Any,
-    name: str,
-    layer: str | None,
-    sizes: tuple[int, ...] | None,
-    image: str | None,
-    filters: int | None,
-) -> dict[str, Any]:
-    """Run a model, and return the state of a layer in it."""
-    from convfc.explorer.inputs import input_for, layer_in_model
-    from convfc.explorer.state import explorer_state
-
-    x, described = input_for(made, sizes, int(image) if image in list("0123456789") else image)
-    place, found, reaching = layer_in_model(made, layer, x)
-    return explorer_state(
-        found,
-        reaching,
-        filters=None if filters is None else range(filters),
-        title=f"{name}, {place}" if place else name,
-        source=f"Input: {described}",
-    )
 
 
 def _serve(console: Console, state: Any, port: int, *, browse: bool) -> None:
