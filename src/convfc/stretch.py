@@ -1,7 +1,7 @@
 """How `convfc.im2col` moves the numbers: padding, strided views, and blocks of rows.
 
-One tier serves every library; NumPy has a faster one of its own. Both ask the index map where to
-read, and neither computes with the numbers they move.
+One implementation serves every library; NumPy has a faster one. Both read where the index map says,
+and neither computes with the numbers that it moves.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def _stretch_numpy(padded: npt.NDArray[Any], where: IndexMap, block: Block) -> n
     while len(shape) > ndim + 2 and strides[-1] == run:
         run *= shape.pop()
         strides.pop()
-    item = np.dtype((np.void, run))  # opaque bytes: NumPy copies each item with one memcpy
+    item = np.dtype((np.void, run))  # opaque bytes, which NumPy moves as one item
     source: npt.NDArray[Any] = np.ndarray(shape, item, padded, offset, strides)
     target: npt.NDArray[Any] = np.ndarray(shape, item, rows)
     if run > SHORT_RUN or shape[-1] > FEW_TAPS:
