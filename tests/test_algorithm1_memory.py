@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import tracemalloc
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -45,7 +46,7 @@ def test_every_number_of_rows_gives_the_same_bits(subject: Case, seed: int):
 
 SMALL_ONES = [c for c in CASES if prod(c.input_size) < 50]
 # JAX compiles every block of rows anew, so it gets few cases here.
-ONE_ROW = [(TORCH, c) for c in SMALL_ONES] + [(JAX, c) for c in SMALL_ONES[1:20:6]]
+ONE_ROW = [(TORCH, c) for c in SMALL_ONES] + [(JAX, c) for c in SMALL_ONES[1:20:9]]
 
 
 @pytest.mark.parametrize(("library", "subject"), ONE_ROW, ids=str)
@@ -133,18 +134,13 @@ PADDED = 28 * 28  # the largest array there is any need for; M has 24 * 24 * 25 
 
 
 @pytest.mark.parametrize(("memory", "expected"), [(DEFAULT_MEMORY, 14400), (20 * 25 * 4, PADDED)])
-def test_torch_never_holds_m(memory: int, expected: int):
-    x, filters, _ = (torch.tensor(a) for a in SMALL.reals(dtype=np.float32))
+def test_torch_and_jax_never_hold_m(memory: int, expected: int):
+    x, filters, _ = SMALL.reals(dtype=np.float32)
     with Largest() as seen:
-        conv_as_matmul(x, filters, SMALL.geometry, memory=memory)
+        conv_as_matmul(torch.tensor(x), torch.tensor(filters), SMALL.geometry, memory=memory)
     assert seen.elements == expected
-
-
-@pytest.mark.parametrize(("memory", "expected"), [(DEFAULT_MEMORY, 14400), (20 * 25 * 4, PADDED)])
-def test_jax_never_holds_m(memory: int, expected: int):
-    x, filters, _ = (jnp.asarray(a) for a in SMALL.reals(dtype=np.float32))
     program = jax.make_jaxpr(lambda x, w: conv_as_matmul(x, w, SMALL.geometry, memory=memory))
-    assert largest_in_jaxpr(program(x, filters).jaxpr) == expected
+    assert largest_in_jaxpr(program(jnp.asarray(x), jnp.asarray(filters)).jaxpr) == expected
 
 
 def giant(dtype: type = np.float32) -> np.ndarray:
@@ -173,23 +169,9 @@ def test_im2col_budget_is_exact():
         im2col(x, subject.geometry, memory=needed - 1)
 
 
-def test_the_default_budget_evaluates_a_giant_m_in_blocks():
-    """2**15 windows of 2**14 taps: M would be 2 GiB in float32, the answer is 128 KiB."""
-    x = np.ones((1, 2**15 + 2**14 - 1, 1), np.float32)
-    filters = np.ones((1, 2**14, 1), np.float32)
-    geometry = ConvGeometry(1, 1, (2**14,))
-    y, peak = traced_peak(lambda: conv_as_matmul(x, filters, geometry))
-    assert np.array_equal(y, np.full((1, 2**15, 1), 2**14, np.float32))
-    assert peak < DEFAULT_MEMORY + 8 * MIB
-
-
-@pytest.mark.parametrize("memory", [0, -1])
-def test_a_budget_without_memory_is_refused(memory: int):
-    x, filters, _ = SMALL.integers()
-    with pytest.raises(MemoryBudgetError, match=rf"memory.*got {memory}"):
-        conv_as_matmul(x, filters, SMALL.geometry, memory=memory)
-    with pytest.raises(MemoryBudgetError, match=rf"{memory}"):
-        im2col(x, SMALL.geometry, memory=memory)
+def test_the_default_budget_is_one_gib():
+    for function in (im2col, conv_as_matmul):
+        assert inspect.signature(function).parameters["memory"].default == DEFAULT_MEMORY == 2**30
 
 
 @pytest.mark.parametrize("memory", [1e9, float("inf"), np.int64(4096)], ids=repr)
@@ -199,17 +181,11 @@ def test_a_budget_may_be_written_as_any_number(memory: float):
     assert np.array_equal(y, conv_as_matmul(x, filters, SMALL.geometry))
 
 
-def test_a_budget_under_one_row_is_refused_and_one_row_is_enough():
-    x, filters, _ = SMALL.integers()
+@pytest.mark.parametrize("dtype", [np.float64, np.int8])
+def test_a_budget_under_one_row_is_refused_and_one_row_is_enough(dtype: type):
+    """Small integers count as the wide ones that they are multiplied as."""
+    x, filters, _ = SMALL.integers(dtype=dtype)
     row = bytes_per_row(SMALL)
-    assert conv_as_matmul(x, filters, SMALL.geometry, memory=row).shape == (1, 24, 24, 1)
-    with pytest.raises(MemoryBudgetError, match=rf"row.*{row}.*{row - 1}"):
-        conv_as_matmul(x, filters, SMALL.geometry, memory=row - 1)
-
-
-def test_the_rows_of_small_integers_count_as_the_wide_ones_they_are_multiplied_as():
-    x, filters, _ = SMALL.integers(dtype=np.int8)
-    row = bytes_per_row(SMALL, itemsize=8)
     whole = conv_as_matmul(x, filters, SMALL.geometry)
     assert np.array_equal(conv_as_matmul(x, filters, SMALL.geometry, memory=row), whole)
     with pytest.raises(MemoryBudgetError, match=rf"row.*{row}.*{row - 1}"):

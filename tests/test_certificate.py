@@ -12,6 +12,7 @@ from typing import Any
 import bounds
 import numpy as np
 import pytest
+from rich.console import Console
 
 from convfc.certificate import (
     Certificate,
@@ -33,7 +34,7 @@ def test_unit_roundoffs_are_those_that_the_tests_know():
     assert UNIT_ROUNDOFF.keys() == SMALLEST_NORMAL.keys()
 
 
-@pytest.mark.parametrize("terms", [1, 7, 4608])
+@pytest.mark.parametrize("terms", [1, 4608])
 @pytest.mark.parametrize("dtype", UNIT_ROUNDOFF)
 def test_gamma_is_higham_s_or_infinite(terms: int, dtype: str):
     u = UNIT_ROUNDOFF[dtype]
@@ -52,10 +53,8 @@ def test_two_sums_stay_within_the_bound_and_one_step_more_does_not(terms: int, d
     generator = np.random.default_rng(terms)
     a, b = generator.standard_normal((2, terms)).astype(dtype)
     up, down = a.dtype.type(0), a.dtype.type(0)
-    for m, k in zip(a, b, strict=True):
-        up = up + m * k
-    for m, k in zip(a[::-1], b[::-1], strict=True):
-        down = down + m * k
+    for one, other in zip(range(terms), reversed(range(terms)), strict=True):
+        up, down = up + a[one] * b[one], down + a[other] * b[other]
     exact = sum(Fraction(float(m)) * Fraction(float(k)) for m, k in zip(a, b, strict=True))
     magnitude = float(np.abs(a.astype(float)) @ np.abs(b.astype(float)))
     bound = rounding_bound(magnitude, terms, dtype)
@@ -70,20 +69,15 @@ def test_two_sums_stay_within_the_bound_and_one_step_more_does_not(terms: int, d
 
 @pytest.mark.parametrize("dtype", COMPLEX)
 def test_the_complex_bound_covers_four_products_and_three(dtype: str):
-    u = UNIT_ROUNDOFF[dtype]
-    bound = rounding_bound(1.0, 50, dtype)
-    assert bound is not None
-    assert bound >= 2 * math.sqrt(2) * gamma(100, u)
-    assert bound >= 2 * math.sqrt(10) * gamma(54, u)
+    u, bound = UNIT_ROUNDOFF[dtype], rounding_bound(1.0, 50, dtype)
+    assert bound >= 2 * max(math.sqrt(2) * gamma(100, u), math.sqrt(10) * gamma(54, u))
 
 
 def test_the_bound_is_taken_element_by_element():
     magnitude = np.array([0.0, 1.0, 3.0])
     bound = rounding_bound(magnitude, 5, "float32")
-    assert bound is not None
-    assert bound.tolist() == [rounding_bound(m, 5, "float32") for m in magnitude]
+    assert bound.tolist() == [rounding_bound(m, 5, "float32") for m in (0.0, 1.0, 3.0)]
     assert 0 < bound[0] < 1e-36  # what underflow may do
-    assert magnitude.tolist() == [0.0, 1.0, 3.0]
 
 
 @pytest.mark.parametrize("dtype", REAL)
@@ -98,16 +92,12 @@ def comparison(quantity: str = "output", ratio: float | None = 0.5, **rest: Any)
 
 
 GOOD_LAYER = LayerCertificate(
-    "stem.conv",
-    ("conv", "patch"),
-    (2, 64, 27),
-    (27, 8),
-    "float32",
+    "stem.conv", ("conv", "patch"), (2, 64, 27), (27, 8), "float32",
     own={"output": comparison(), "input": comparison("input")},
     float64={"output": dataclasses.replace(comparison(), dtype="float64")},
     weights=(WeightComparison("weight", True, 0.0, (0,), 1.0, 1.0),),
     exact=ExactTest("float32"),
-)
+)  # fmt: skip
 GOOD_OUTPUT = OutputComparison("", "float32", 1e-7, 1e-8, 1e-16, 1e-7, "float32")
 GOOD = Certificate((GOOD_LAYER,), NetworkCertificate((GOOD_OUTPUT,)), framework="none 1.0")
 
@@ -121,11 +111,10 @@ def with_network(**changes: Any) -> Certificate:
     return dataclasses.replace(GOOD, network=NetworkCertificate((output,)))
 
 
+TWO = {"index": (0, 3), "before": 1, "after": 2, "bound": 0.5}
 NO = {
     "own": (
-        with_layer(
-            own={"output": comparison(ratio=1.01, index=(0, 3), before=1, after=2, bound=0.5)}
-        ),
+        with_layer(own={"output": comparison("output", 1.01, **TWO)}),
         r"stem\.conv: output in float32 at \[0, 3\]; expected 1 within 0.5 \(2 gamma_10 B\), got 2",
     ),
     "infinite": (with_layer(own={"output": comparison(ratio=math.inf)}), "output in float32"),
@@ -186,14 +175,12 @@ def test_it_says_yes(certificate: Certificate):
     assert "Certificate: holds; 1 of 1 layers hold." in str(certificate)
 
 
-def test_notes_are_told_once_and_are_no_failures():
+def test_notes_are_told_once_and_are_not_failures():
     noted = dataclasses.replace(GOOD_LAYER, notes=("other strides",))
     certificate = dataclasses.replace(GOOD, layers=(noted, noted), unconverted=("odd",))
     assert certificate.holds
-    assert certificate.notes == (
-        "stem.conv: other strides",
-        "odd: cannot be converted, not compared",
-    )
+    notes = ("stem.conv: other strides", "odd: cannot be converted, not compared")
+    assert certificate.notes == notes
     assert str(certificate).count("other strides") == 1
 
 
@@ -233,23 +220,17 @@ def test_json_takes_all_of_it_and_gives_it_back():
     assert data["holds"] is layer["holds"] is False
     assert data["failures"] == list(wild.failures)
     output = layer["own"]["output"]
-    assert [output[key] for key in ("ratio", "before", "after", "bound")] == [
-        "inf",
-        "(1+2j)",
-        3,
-        "nan",
-    ]
+    assert [output[k] for k in ("ratio", "before", "after", "bound")] == ["inf", "(1+2j)", 3, "nan"]
     assert layer["exact"]["identical"] is True
     assert data["network"]["outputs"][0]["rounding"] == 1e-7
     assert "gamma_n B" in data["meaning"]
 
 
 def test_print_and_rich_show_the_same_table(capsys: pytest.CaptureFixture[str]):
-    console = pytest.importorskip("rich.console", reason="rich is an optional package")
     GOOD.print()
     printed = capsys.readouterr().out
     assert printed == f"{GOOD}\n"
-    screen = console.Console(width=100)
+    screen = Console(width=100)
     with screen.capture() as capture:
         screen.print(GOOD)
     words = capture.get().replace("─", "").split()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from typing import TYPE_CHECKING
 
@@ -44,22 +42,16 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def call(*arguments: str) -> Result:
-    return CliRunner().invoke(app, ["inspect", *arguments], env={"COLUMNS": "200"})
+def call(*arguments: str, columns: str = "200") -> Result:
+    return CliRunner().invoke(app, ["inspect", *arguments], env={"COLUMNS": columns})
 
 
-def test_a_model_of_a_library_in_another_process() -> None:
-    arguments = ("torchvision.models:resnet18", "--input", "1,3,64,64", "--arg", "weights=None")
-    result = subprocess.run(  # noqa: S603
-        [sys.executable, "-m", "convfc", "inspect", *arguments],
-        env=os.environ | {"COLUMNS": "60"},  # what is no terminal gets the whole table
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert (result.returncode, result.stderr) == (0, "")
-    lines = result.stdout.splitlines()
+def test_a_model_of_a_library() -> None:
+    """What is not a terminal gets the whole table."""
+    spec = ("torchvision.models:resnet18", "--input", "1,3,64,64", "--arg", "weights=None")
+    shown = call(*spec, columns="60")
+    assert (shown.exit_code, shown.stderr) == (0, "")
+    lines = shown.stdout.splitlines()
     assert lines[1].split()[:3] == ["conv1", "Conv2d", "7×7"]
     assert lines[20].startswith("layer4.1.conv2")
     assert lines[22].startswith("ResNet: 20 CONV layers, all convertible; 11.2 M of 11.7 M param")
@@ -92,13 +84,11 @@ def test_without_an_input_the_model_is_not_run() -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (("own_net:Nest",), "own_net:Nest: own_net has no Nest; expected one like Net"),
-        (("own_nets:Net",), "there is no module own_nets"),
         (("own_net:Net", "--arg", "channel=3"), "unexpected keyword argument 'channel'"),
         (("own_net:Net", "--input", "1,1,8,8"), "x: the model does not run on this input: "),
         (("math:pi",), "model: this is not a model that convfc knows; expected a torch.nn.Module"),
     ],
-    ids=["factory", "module", "argument", "input", "no-model"],
+    ids=["argument", "input", "not-a-model"],
 )
 def test_errors_are_one_line(arguments: tuple[str, ...], text: str) -> None:
     result = call(*arguments)
@@ -109,8 +99,8 @@ def test_errors_are_one_line(arguments: tuple[str, ...], text: str) -> None:
     assert result.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("sizes", ["1,3,x", "1,,3", "", "1,0,3", "1,-1"])
-def test_sizes_that_are_none_are_wrong_usage(sizes: str) -> None:
+@pytest.mark.parametrize("sizes", ["1,3,x", "1,,3", "", "1,0,3"])
+def test_sizes_that_are_not_sizes_are_wrong_usage(sizes: str) -> None:
     result = call("torchvision.models:resnet18", "--input", sizes)
     assert result.exit_code == 2
     assert "--input takes sizes such as 1,3,224,224" in result.stderr
@@ -127,7 +117,7 @@ def test_help_has_an_example() -> None:
 @pytest.mark.parametrize(
     "command", [("inspect",), ("spectrum", "--no-figure"), ("explore", "--html", "{place}/o.html")]
 )
-def test_a_name_is_no_command_to_the_terminal(place: Path, command: tuple[str, ...]) -> None:
+def test_a_name_is_not_a_command_to_the_terminal(place: Path, command: tuple[str, ...]) -> None:
     options = [option.format(place=place) for option in command[1:]]
     arguments = [command[0], "own_net:hostile", "--input", "1,1,4,4", *options]
     result = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})

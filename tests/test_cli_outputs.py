@@ -7,15 +7,13 @@ import os
 import pathlib
 import subprocess
 import sys
-from typing import IO, TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import IO, Any
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from convfc.cli import app
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 FULL = pathlib.Path("/dev/full")
 NO_FULL = "only Linux has a device that is always full"
@@ -24,21 +22,20 @@ SPECTRUM = ("spectrum", "flat_net:net", "--input", "1,4,4")
 STUDY = ("reproduce", "--study", "morphism", "--epochs", "1", "--images", "30", "--seeds", "1")
 PAPER = ("reproduce", "--epochs", "1", "--optimizer", "sgd", "--no-cost")
 
-FILES: dict[str, Callable[[pathlib.Path], tuple[str, ...]]] = {
-    "explore": lambda path: ("explore", "--html", str(path)),
-    "explore-model": lambda path: ("explore", *SPECTRUM[1:], "--html", str(path)),
+Command = Callable[[pathlib.Path], tuple[str, ...]]
+FILES: dict[str, Command] = {
+    "explore": lambda path: ("explore", *SPECTRUM[1:], "--html", str(path)),
     "spectrum": lambda path: (*SPECTRUM, "--figure", str(path)),
     "spectrum-json": lambda path: (*SPECTRUM, "--json", "--figure", str(path)),
 }
-RUNS: dict[str, Callable[[pathlib.Path], tuple[str, ...]]] = {
-    f"{name}{option}": lambda path, start=start, option=option: (
-        (*start, "--runs-dir", str(path), "--name", "run")
-        if option == "-runs-dir"
-        else (*start, "--runs-dir", str(path.parent), "--name", path.name, *option.split())
-    )
-    for name, start in {"paper": PAPER, "study": STUDY}.items()
-    for option in ("-runs-dir", "", " --resume", " --overwrite")
-}
+RUNS: dict[str, Command] = {
+    "paper": lambda path: (*PAPER, "--runs-dir", str(path.parent), "--name", path.name),
+    "paper-runs-dir": lambda path: (*PAPER, "--runs-dir", str(path), "--name", "run"),
+    "study-resume": lambda path: (
+        *STUDY, "--runs-dir", str(path.parent), "--name", path.name, "--resume"
+    ),
+    "study-runs-dir": lambda path: (*STUDY, "--runs-dir", str(path), "--name", "run"),
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -72,78 +69,47 @@ def contents(folder: pathlib.Path) -> dict[str, bytes | str]:
     }
 
 
-def folder(path: pathlib.Path) -> pathlib.Path:
-    path.mkdir()
-    (path / "kept").write_text("kept")
-    return path
-
-
-def file(path: pathlib.Path) -> pathlib.Path:
-    path.write_text("kept")
-    return path
-
-
-def dangling(path: pathlib.Path) -> pathlib.Path:
-    path.symlink_to("nowhere/at-all")
-    return path
-
-
-def loop(path: pathlib.Path) -> pathlib.Path:
-    path.symlink_to(path.name)
-    return path
-
-
-def below(path: pathlib.Path) -> pathlib.Path:
-    return file(path.with_name("file")) / path.name
-
-
-def below_two(path: pathlib.Path) -> pathlib.Path:
-    return below(path) / path.name
-
-
-def too_long(path: pathlib.Path) -> pathlib.Path:
-    return path.with_name("n" * 300 + path.suffix)
-
-
-def below_too_long(path: pathlib.Path) -> pathlib.Path:
-    return too_long(path) / path.name
-
-
-WORDS = {  # of a place, what may be said: by the check of a figure's folder, and by the system
-    folder: ("Is a directory",),
-    file: ("File exists", "Not a directory"),
-    dangling: ("No such file or directory", "File exists"),
-    loop: ("Too many levels of symbolic links", "File exists"),
-    below: ("there is no such folder", "File exists", "Not a directory"),
-    below_two: ("there is no such folder", "Not a directory"),
-    too_long: ("File name too long",),
-    below_too_long: ("File name too long",),
+PLACES = {  # what is in the way, and how the figure's check or the system names it
+    "folder": ("Is a directory",),
+    "file": ("File exists", "Not a directory"),
+    "dangling": ("No such file or directory", "File exists"),
+    "loop": ("Too many levels of symbolic links", "File exists"),
+    "below": ("there is no such folder", "File exists", "Not a directory"),
+    "long": ("File name too long",),
 }
 
 
-def cases(outputs: dict[str, Any], *without: Any) -> list[Any]:
-    return [
-        pytest.param(command, make, id=f"{name}-{make.__name__}")
-        for name, command in outputs.items()
-        for make in WORDS
-        if make not in without
-    ]
+def blocked(kind: str, path: pathlib.Path) -> pathlib.Path:
+    """Put something in the way of a path; return the path, or one below it."""
+    if kind == "folder":
+        path.mkdir()
+        (path / "kept").write_text("kept")
+    elif kind in ("dangling", "loop"):
+        path.symlink_to("nowhere/at-all" if kind == "dangling" else path.name)
+    elif kind == "long":
+        return path.with_name("n" * 300 + path.suffix) / path.name
+    else:
+        path.write_text("kept")
+    return path / path.name if kind == "below" else path
 
 
-@pytest.mark.parametrize(
-    ("command", "make"),
-    cases(FILES, file) + cases(RUNS, folder),  # those two are where it belongs
-)
-def test_something_in_the_way(
-    place: pathlib.Path,
-    command: Callable[[pathlib.Path], tuple[str, ...]],
-    make: Callable[[pathlib.Path], pathlib.Path],
-) -> None:
-    path = make(place / "out.svg")
+IN_THE_WAY = [
+    pytest.param(command, kind, id=f"{name}-{kind}")
+    for outputs, right in ((FILES, "file"), (RUNS, "folder"))
+    for name, command in outputs.items()
+    for kind in PLACES
+    if kind != right
+]
+
+
+@pytest.mark.parametrize(("command", "kind"), IN_THE_WAY)
+def test_something_in_the_way(place: pathlib.Path, command: Command, kind: str) -> None:
+    path = blocked(kind, place / "out.svg")
     before = contents(place)
     result = call(*command(path))
-    one_line(result, ". Remedy: ", path.name[:100] if make in {folder, dangling, loop} else "")
-    assert any(words in result.stderr for words in WORDS[make])
+    named = path.name if kind in ("folder", "dangling", "loop") else ""
+    one_line(result, ". Remedy: ", named)
+    assert any(words in result.stderr for words in PLACES[kind])
     assert contents(place) == before
 
 
@@ -170,60 +136,39 @@ def refuse_to_write(monkeypatch: pytest.MonkeyPatch, error: int, names: str = "*
     monkeypatch.setattr(pathlib.Path, "mkdir", mkdir)
 
 
-@pytest.mark.parametrize("command", [pytest.param(c, id=n) for n, c in (FILES | RUNS).items()])
-@pytest.mark.parametrize(
-    "error", [errno.ENOSPC, errno.EROFS, errno.EACCES], ids=errno.errorcode.get
-)
+@pytest.mark.parametrize("command", (FILES | RUNS).values(), ids=FILES | RUNS)
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EROFS], ids=errno.errorcode.get)
 def test_a_disk_that_takes_nothing(
-    place: pathlib.Path,
-    monkeypatch: pytest.MonkeyPatch,
-    command: Callable[[pathlib.Path], tuple[str, ...]],
-    error: int,
+    place: pathlib.Path, monkeypatch: pytest.MonkeyPatch, command: Command, error: int
 ) -> None:
     before = contents(place)
     refuse_to_write(monkeypatch, error)
     arguments = command(place / "out.svg")
     result = call(*arguments)
     one_line(result, f"Error: {place / 'out.svg'}", f"({os.strerror(error)}). Remedy: ")
-    ways = {
-        "explore": "--html",
-        "spectrum": "--figure",
-        "reproduce": "another --runs-dir or --name",
-    }
-    assert ways[arguments[0]] in result.stderr
+    remedies = {"explore": "--html", "spectrum": "--figure"}
+    assert remedies.get(arguments[0], "another --runs-dir or --name") in result.stderr
     assert (": the disk is full (" in result.stderr) == (error == errno.ENOSPC)
     assert ".tmp" not in result.stderr
     assert contents(place) == before
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
-    [((), "3×3 s1"), (("--json",), '"reshaped_norm": ')],
-    ids=["table", "json"],
+    ("option", "words"), [(("--json",), '"reshaped_norm": '), ((), "3×3 s1")], ids=["json", "table"]
 )
 def test_what_was_computed_is_not_lost_with_its_figure(
-    place: pathlib.Path, options: tuple[str, ...], words: str
+    place: pathlib.Path, option: tuple[str, ...], words: str
 ) -> None:
-    folder(place / "out.svg")
-    result = call(*SPECTRUM, *options, "--figure", "out.svg")
+    blocked("folder", place / "out.svg")
+    result = call(*SPECTRUM, *option, "--figure", "out.svg")
     one_line(result, "out.svg: it cannot be used (Is a directory). Remedy: draw to another file")
     assert words in result.stdout
 
 
-@pytest.mark.parametrize(
-    ("names", "error", "words"),
-    [
-        ("results.json.tmp", errno.ENOSPC, "the disk is full"),
-        ("curves.png.tmp", errno.EROFS, "it cannot be used"),
-    ],
-    ids=["results", "figure"],
-)
-def test_a_disk_that_fills_in_the_midst_of_a_run_loses_nothing(
-    place: pathlib.Path, names: str, error: int, words: str
-) -> None:
+def test_a_disk_that_fills_during_a_run_loses_nothing(place: pathlib.Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        refuse_to_write(patch, error, f"*{names}")
-        one_line(call(*STUDY), f"{names.removesuffix('.tmp')}: {words} (", "Remedy: ")
+        refuse_to_write(patch, errno.ENOSPC, "*results.json.tmp")
+        one_line(call(*STUDY), "results.json: the disk is full (", "Remedy: ")
     (run,) = (place / "runs").iterdir()
     parts = contents(run / "parts")
     assert parts
@@ -250,7 +195,7 @@ def printed_to(output: IO[Any] | int, *arguments: str) -> tuple[int, str]:
 @pytest.mark.skipif(not FULL.exists(), reason=NO_FULL)
 @pytest.mark.parametrize(
     "arguments",
-    [("--version",), ("explore", "--help"), ("inspect", "flat_net:net", "--json"), SPECTRUM],
+    [("--version",), SPECTRUM],
     ids=lambda arguments: arguments[0],
 )
 def test_an_output_that_takes_nothing(place: pathlib.Path, arguments: tuple[str, ...]) -> None:
@@ -263,11 +208,11 @@ def test_an_output_that_takes_nothing(place: pathlib.Path, arguments: tuple[str,
     assert not list(place.glob("*.svg"))
 
 
-def test_a_reader_that_has_seen_enough_hears_nothing() -> None:
+def test_a_reader_that_has_seen_enough_gets_no_error() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     try:
-        assert printed_to(writer, *SPECTRUM, "--no-figure") == (1, "")
+        assert printed_to(writer, "--version") == (1, "")
     finally:
         os.close(writer)
 
@@ -275,20 +220,18 @@ def test_a_reader_that_has_seen_enough_hears_nothing() -> None:
 SEPARATORS, PRINTABLE = "one name without separators", "printable characters only"
 DEVICE = "no name that Windows keeps for a device"
 NAMES = {
-    **dict.fromkeys(["", ".", "..", "../up", "a/b", "a\\b", "/root", "C:x"], SEPARATORS),
-    **dict.fromkeys(
-        ["a\nb", "a\tb", "\x1b[2J", "a\x7f", "a\u2028b", "\u202ea", "\udcff"], PRINTABLE
-    ),
-    **dict.fromkeys(["-", "-rf", "--resume"], "no - at its beginning"),
+    **dict.fromkeys(["", "..", "../up", "a\\b", "/root", "C:x"], SEPARATORS),
+    **dict.fromkeys(["a\nb", "\x1b[2J", "a\u2028b", "\u202ea", "\udcff"], PRINTABLE),
+    **dict.fromkeys(["-", "--resume"], "no - at its beginning"),
     **dict.fromkeys(["a.", "a ", "...", " "], "no dot or space at its end"),
-    **dict.fromkeys(["con", "NUL", "Prn", "aux", "com1", "LPT9", "com¹", "conout$"], DEVICE),
-    **dict.fromkeys(["nul.txt", "Con.tar.gz", "com1 .x"], DEVICE),
+    **dict.fromkeys(["con", "NUL", "LPT9", "com¹", "conout$", "nul.txt", "com1 .x"], DEVICE),
 }
+STARTS = [pytest.param(STUDY, *each, id=f"study-{each[0]!a}") for each in NAMES.items()]
+STARTS += [pytest.param(PAPER, "a/b", SEPARATORS, id="paper-a/b")]
 
 
-@pytest.mark.parametrize("start", [PAPER, STUDY], ids=["paper", "study"])
-@pytest.mark.parametrize(("name", "rule"), NAMES.items(), ids=map(ascii, NAMES))
-def test_a_name_that_is_no_folders(
+@pytest.mark.parametrize(("start", "name", "rule"), STARTS)
+def test_a_name_that_is_not_a_folders(
     place: pathlib.Path, start: tuple[str, ...], name: str, rule: str
 ) -> None:
     result = call(*start, f"--name={name}")

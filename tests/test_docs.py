@@ -1,23 +1,52 @@
-"""The documents, beyond their examples: links, tables, and facts that stand twice."""
+"""The documents, beyond their examples: links, tables, pictures, and numbers that stand twice."""
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import operator
 import pydoc
 import re
 import tomllib
 from pathlib import Path
+from types import ModuleType
 
+import matplotlib.image
+import numpy as np
 import pytest
+import scipy.linalg
 import yaml
 from markdown_it import MarkdownIt
 
 import convfc
+from convfc.runs.reporting import number
+from convfc.studies.catalogue import PACKAGES, load_study
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 PAGES += [page for room in ("docs", "benchmarks") for page in sorted((ROOT / room).rglob("*.md"))]
 ERRATA = ROOT / "docs" / "errata.md"
+README = (ROOT / "README.md").read_text("utf-8")
+PAPER_RUN = ROOT / "docs" / "paper-run"
+STUDIES = ROOT / "docs" / "studies"
+
+
+def _program(path: str) -> ModuleType:
+    """A program of the repository, which is not in the package."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def runs() -> ModuleType:
+    return _program("docs/update_runs.py")
+
+
+@pytest.fixture(scope="module")
+def matrices() -> ModuleType:
+    return _program("docs/draw_matrices.py")
 
 
 def _relative(path: Path) -> str:
@@ -124,3 +153,133 @@ def test_citation_names_the_paper_and_the_version() -> None:
 def test_changelog_has_a_place_for_what_is_next() -> None:
     headings = re.findall(r"^## \[(.+?)\]", _text(ROOT / "CHANGELOG.md"), flags=re.MULTILINE)
     assert headings[0] == "Unreleased"
+
+
+# The README's numbers are those of the kept run and of the kept benchmark.
+
+
+def test_block_is_made_from_the_kept_report(runs: ModuleType) -> None:
+    block = runs.readme_block(_text(PAPER_RUN / "report.md"))
+    assert runs.with_block(README, block) == README
+    assert "convfc reproduce --paper" in block
+
+
+def test_speed_is_that_of_the_kept_benchmark() -> None:
+    updater = _program("benchmarks/update_readme.py")
+    block = updater.readme_block(_text(ROOT / "benchmarks/results/torch.md"))
+    assert updater.with_block(README, block) == README
+    assert block.count("| geometric mean |") == 2
+    kept = json.loads(_text(ROOT / "benchmarks/results/torch.json"))
+    assert all(f"{name} {version}" in block for name, version in kept["versions"].items())
+
+
+KEYS = ("output_difference_mean", "output_difference_printed")
+KEYS += ("weight_difference", "max_loss_difference")
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("key", KEYS)
+def test_numbers_are_those_of_the_results(optimizer: str, key: str) -> None:
+    results = json.loads(_text(PAPER_RUN / "results.json"))
+    block = README.partition("<!-- paper-run:begin -->")[2].partition("<!-- paper-run:end -->")[0]
+    fc, control = (number(results[optimizer][pair][key]) for pair in ("fc", "control"))
+    assert results["epochs"] == 400
+    assert f"| {fc} | {control} |" in block
+
+
+def test_installing_the_experiment_does_not_install_torch() -> None:
+    """`make reproduce` installs the extra ``paper`` and nothing else."""
+    project = tomllib.loads(_text(ROOT / "pyproject.toml"))["project"]
+    wanted, seen = ["paper"], set()
+    while wanted:
+        for requirement in project["optional-dependencies"][wanted.pop()]:
+            seen.add(requirement.split(">=")[0])
+            if requirement.startswith("convfc["):
+                wanted.append(requirement[len("convfc[") : -1])
+    assert "keras" in seen
+    assert not {name for name in seen if name.startswith(("torch", "tensorflow"))}
+
+
+# The pictures of matrices are those that their program draws.
+
+
+@pytest.fixture(scope="module")
+def drawn(matrices: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("figures")
+    matrices.main(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["matrix-toeplitz.png", "matrix-changes.png"])
+def test_the_kept_picture_is_the_drawn_one(drawn: Path, name: str) -> None:
+    folders = (ROOT / "docs" / "figures", drawn)
+    kept, new = (matplotlib.image.imread(folder / name) for folder in folders)
+    assert np.array_equal(kept, new), "run python docs/draw_matrices.py"
+
+
+def test_the_first_picture_is_doubly_block_toeplitz(matrices: ModuleType) -> None:
+    """SciPy's Toeplitz matrices: one for each row of the filter, on a diagonal of blocks."""
+    matrix, _ = matrices.tap_numbers()
+    taps = np.arange(1, 17).reshape(4, 4)
+    blocks = [scipy.linalg.toeplitz([t[0], 0, 0, 0], [*t, 0, 0, 0]) for t in taps]
+    empty = np.zeros_like(blocks[0])
+    expected = np.block(
+        [[blocks[j - i] if 0 <= j - i < 4 else empty for j in range(7)] for i in range(4)]
+    )
+    assert np.array_equal(matrix, expected)
+    transposed, _ = matrices.tap_numbers(transposed=True, size=(4, 4))
+    assert np.array_equal(transposed, matrix.T)
+
+
+def test_every_change_is_drawn_with_another_matrix(matrices: ModuleType) -> None:
+    pictures = [matrices.tap_numbers(**change)[0] for change in matrices.CHANGES.values()]
+    assert len({(p.shape, p.tobytes()) for p in pictures}) == len(pictures)
+
+
+# The reports of the studies say what their numbers say, and show their pictures.
+
+
+def test_every_study_has_its_report() -> None:
+    assert {path.parent.name for path in STUDIES.glob("*/report.md")} == set(PACKAGES)
+
+
+@pytest.mark.parametrize("study", PACKAGES)
+def test_the_kept_report_is_made_from_the_kept_numbers(
+    runs: ModuleType, study: str, tmp_path: Path
+) -> None:
+    report = runs.study_report(STUDIES / study)
+    assert report == _text(STUDIES / study / "report.md"), "run python docs/update_runs.py"
+    others = _text(STUDIES / study / "results.json").replace("0.9", "0.8")
+    (tmp_path / "results.json").write_text(others, "utf-8")
+    assert runs.study_report(tmp_path) != report
+
+
+@pytest.mark.parametrize("study", PACKAGES)
+def test_the_kept_run_is_the_ordinary_one(study: str) -> None:
+    results = json.loads(_text(STUDIES / study / "results.json"))
+    assert results["settings"] == load_study(study).settings.named().as_json()
+    kept = json.loads(_text(STUDIES / study / "settings.json"))
+    assert results["settings"].items() <= kept.items()
+
+
+@pytest.mark.parametrize("study", PACKAGES)
+def test_pictures_are_those_of_the_report(study: str) -> None:
+    shown = re.findall(r"\((figures/[\w-]+\.png)\)", _text(STUDIES / study / "report.md"))
+    kept = {f"figures/{path.name}" for path in (STUDIES / study / "figures").iterdir()}
+    assert set(shown) == kept
+
+
+def test_taking_a_run_copies_its_report_and_nothing_large(
+    runs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    (run / "figures").mkdir(parents=True)
+    (run / "parts").mkdir()
+    (run / "settings.json").write_text('{"study": "morphism"}')
+    for name in ("report.md", "results.json", "figures/a.png", "figures/a.svg", "parts/a.npz"):
+        (run / name).write_text(name)
+    monkeypatch.setattr(runs, "STUDIES", tmp_path / "studies")
+    place = runs.take(run)
+    assert place == tmp_path / "studies" / "morphism"
+    files = {str(path.relative_to(place)) for path in place.rglob("*") if path.is_file()}
+    assert files == {"report.md", "results.json", "settings.json", "figures/a.png"}

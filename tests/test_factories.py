@@ -1,14 +1,18 @@
-"""module:factory, as a command is given it."""
+"""module:factory, as a command is given it: in a module, in a file of this folder, or anywhere."""
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
 import sys
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import pytest
+from typer.testing import CliRunner, Result
 
+from convfc.cli import app
 from convfc.errors import FactoryError
 from convfc.factories import make, named_values
 
@@ -34,10 +38,8 @@ def fails(size):
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (tmp_path / "of_a_user.py").write_text(SOURCE)
-    (tmp_path / "in_need.py").write_text("import not_there.at_all")
     monkeypatch.syspath_prepend(tmp_path)
-    for name in ("of_a_user", "in_need"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.delitem(sys.modules, "of_a_user", raising=False)
     return "of_a_user"
 
 
@@ -70,22 +72,18 @@ def test_what_the_factory_raises_is_passed_on(module: str) -> None:
 @pytest.mark.parametrize(
     ("spec", "text"),
     [
-        ("math", r"^math: this is not a module and a factory; expected module:factory; got 'math'"),
-        ("", r"^the model: this is not"),
+        ("math", r"^math: this does not name a .*; expected module:factory; got 'math'"),
+        ("", r"^the model: this does not name"),
         (":sqrt", r"Remedy: write it as in torchvision.models:resnet18"),
-        ("math:", r"not a module and a factory"),
-        ("math:sq rt", r"not a module and a factory"),
-        ("nets/mine.py:Net", r"there is no Python file nets/mine\.py; .* as in \./nets\.py:Net$"),
-        ("mth:sqrt", r"^mth:sqrt: there is no module mth; .*got no mth"),
+        ("math:sq rt", r"not name a module and a factory"),
         ("os.pth:join", r"there is no module os.pth; .*got no os.pth"),
         ("math:sqrd", r"^math:sqrd: math has no sqrd; expected one like sqrt"),
         ("of_a_user:Builder.smal", r"Builder has no smal; expected one like small. Remedy: check"),
         ("of_a_user:fails", r"arguments: missing a required argument: 'size'; expected \(size\)"),
-        ("in_need:Net", r"in_need cannot be imported: it needs not_there, which is not installed"),
     ],
 )
 @pytest.mark.usefixtures("module")
-def test_errors_say_what_and_the_way_out(spec: str, text: str) -> None:
+def test_errors_say_what_and_the_remedy(spec: str, text: str) -> None:
     with pytest.raises(FactoryError, match=text):
         make(spec)
 
@@ -93,10 +91,7 @@ def test_errors_say_what_and_the_way_out(spec: str, text: str) -> None:
 @pytest.mark.parametrize(
     ("spec", "text"),
     [
-        (
-            "of_a_user:thing",
-            "thing is an object, and takes no arguments; .*Remedy: leave out sizes",
-        ),
+        ("of_a_user:thing", "thing is an object, and takes no arg.*Remedy: leave out sizes"),
         ("of_a_user:Builder.small", r"unexpected keyword argument 'sizes'.*; got sizes=5\. Remedy"),
     ],
 )
@@ -108,19 +103,165 @@ def test_wrong_arguments_are_explained(spec: str, text: str) -> None:
 
 def test_values_are_literals_or_else_texts() -> None:
     texts = ["a=1", "b=None", "c=(1, 2)", "d=reflect", "e=", "f=a=b", "g='1'", "h=1e-3"]
-    assert named_values(texts) == {
-        "a": 1,
-        "b": None,
-        "c": (1, 2),
-        "d": "reflect",
-        "e": "",
-        "f": "a=b",
-        "g": "1",
-        "h": 0.001,
-    }
+    values = [1, None, (1, 2), "reflect", "", "a=b", "1", 0.001]
+    assert named_values(texts) == dict(zip("abcdefgh", values, strict=True))
 
 
 @pytest.mark.parametrize("text", ["weights", "=3", "two words=3", ""])
 def test_no_value_is_refused(text: str) -> None:
-    with pytest.raises(FactoryError, match=r"this is not an argument; expected name=value"):
+    with pytest.raises(FactoryError, match=r"the argument has no name; expected name=value"):
         named_values([text])
+
+
+# A user's own model, for every command.
+
+NETS = """
+from __future__ import annotations
+from dataclasses import dataclass
+from torch import nn
+from convs_of_mine import conv
+
+@dataclass
+class Settings:
+    channels: int = 1
+
+def net(channels=1):
+    return nn.Sequential(conv(Settings(channels).channels), nn.ReLU())
+"""
+CONVS = """
+from torch import nn
+
+def conv(channels):
+    return nn.Conv2d(channels, 4, 3)
+"""
+BROKEN = {
+    "wrong_name.py": "from torch import nn\nnn.Conv4d",
+    "wrong_syntax.py": "from torch import nn\ndef net(:",
+    "wrong_need.py": "import not_there.at_all",
+    "wrong_part.py": "from torch.nn import (\n    Conv4d)",
+    "wrong_place.py": "from . import convs_of_mine",
+    "wrong_end.py": "import sys\nsys.exit('two\\nlines')",
+}
+OF_MINE = ("nets_of_mine", "convs_of_mine", *(name.partition(".")[0] for name in BROKEN))
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a network, another in a folder inside that has a name of Python's, and more."""
+    (tmp_path / "sub").mkdir()
+    for name, text in {"nets_of_mine.py": NETS, "convs_of_mine.py": CONVS, **BROKEN}.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "sub" / "inspect.py").write_text(NETS)
+    (tmp_path / "sub" / "convs_of_mine.py").write_text(CONVS.replace("4, 3", "6, 3"))
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    for name in OF_MINE:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(app, arguments, env={"COLUMNS": "250"})
+
+
+def filters_in(shown: str) -> list[int]:
+    return [row["geometry"]["out_channels"] for row in json.loads(shown)["rows"]]
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    ("spec", "filters"),
+    [("nets_of_mine:net", 4), ("./nets_of_mine.py:net", 4), ("sub/inspect.py:net", 6)],
+)
+def test_a_command_finds_it(spec: str, filters: int) -> None:
+    result = call("inspect", spec, "--arg", "channels=2", "--json")
+    assert result.exit_code == 0, result.output
+    assert filters_in(result.stdout) == [filters]
+
+
+def test_the_program_finds_it_in_this_folder(here: Path) -> None:
+    """-P: it does not look there by itself."""
+    run = subprocess.run(
+        [sys.executable, "-P", "-m", "convfc", "inspect", "nets_of_mine:net", "--json"],
+        cwd=here,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    assert filters_in(run.stdout) == [4]
+
+
+def test_the_other_commands_find_it(here: Path) -> None:
+    spectra = call("spectrum", "nets_of_mine:net", "--input", "1,6,6", "--json").stdout
+    assert [layer["name"] for layer in json.loads(spectra)["layers"]] == ["0"]
+    page = call("explore", "sub/inspect.py:net", "--input", "1,6,6", "--html", "page.html")
+    assert page.stdout.splitlines()[-1] == "Page: page.html"
+    assert (here / "page.html").is_file()
+
+
+def test_it_is_found_by_the_whole_path_and_only_once(here: Path) -> None:
+    for _ in range(2):
+        result = call("inspect", f"{here}/sub/inspect.py:net")
+        assert result.exit_code == 0, result.output
+    assert sys.path[:2].count(str(here / "sub")) == 1
+    assert sys.modules["inspect"].__name__ == "inspect"  # Python's own stays where it is
+    assert not hasattr(sys.modules["inspect"], "net")
+
+
+ERRORS = {
+    "nets_of_min:net": "there is no module nets_of_min; expected a module that Python can import; "
+    "got no nets_of_min. Remedy: install it where convfc is, or name its file, as in ./nets.py:Net",
+    "./nets_of_min.py:net": "there is no Python file nets_of_min.py; expected one like "
+    "nets_of_mine.py. Remedy: give its path from this folder, as in ./nets.py:Net",
+    "./nets_of_mine:net": "there is no Python file nets_of_mine; expected one like "
+    "nets_of_mine.py. Remedy: give its path from this folder, as in ./nets.py:Net",
+    "./sub:net": "there is no Python file sub; expected a file that ends in .py. "
+    "Remedy: give its path from this folder, as in ./nets.py:Net",
+    "./nets_of_mine.py": "this does not name a module and a factory; expected module:factory; got "
+    "'./nets_of_mine.py'. Remedy: write it as in torchvision.models:resnet18, or ./nets.py:Net for "
+    "a file",
+    "./nets_of_mine.py:nett": "nets_of_mine has no nett; expected one like net. "
+    "Remedy: check the spelling; dir() lists what it has",
+    "./wrong_name.py:net": "./wrong_name.py cannot be imported, AttributeError: module 'torch.nn' "
+    "has no attribute 'Conv4d'; got line 2 of {here}/wrong_name.py. "
+    "Remedy: see it all with python ./wrong_name.py",
+    "wrong_name:net": "wrong_name cannot be imported, AttributeError: module 'torch.nn' "
+    "has no attribute 'Conv4d'; got line 2 of {here}/wrong_name.py. "
+    "Remedy: see it all with python -m wrong_name",
+    "wrong_syntax.py:net": "wrong_syntax.py cannot be imported, SyntaxError: invalid syntax "
+    "(wrong_syntax.py, line 2). Remedy: see it all with python wrong_syntax.py",
+    "wrong_need.py:net": "wrong_need.py cannot be imported: it needs not_there, which is not "
+    "installed. Remedy: install not_there where convfc is",
+    "wrong_part.py:net": "wrong_part.py cannot be imported, ImportError: cannot import name "
+    "'Conv4d' from 'torch.nn' ({torch}); got line 1 of {here}/wrong_part.py. "
+    "Remedy: see it all with python wrong_part.py",
+    "wrong_place.py:net": "wrong_place.py cannot be imported, ImportError: attempted relative "
+    "import with no known parent package; got line 1 of {here}/wrong_place.py. "
+    "Remedy: name it by its package, as in package.nets:Net, from the folder that this is in",
+    "wrong_end.py:net": "wrong_end.py cannot be imported, SystemExit: two lines; "
+    "got line 2 of {here}/wrong_end.py. Remedy: see it all with python wrong_end.py",
+}
+
+
+@pytest.mark.parametrize("spec", ERRORS)
+def test_what_cannot_be_found_or_imported_is_one_line(here: Path, spec: str) -> None:
+    from torch import nn
+
+    result = call("inspect", spec)
+    message = ERRORS[spec].format(here=here.resolve(), torch=nn.__file__)
+    assert (result.exit_code, result.stderr) == (1, f"Error: {spec}: {message}\n")
+
+
+def test_what_failed_can_be_mended_and_named_again(here: Path) -> None:
+    assert call("inspect", "wrong_name.py:net").exit_code == 1
+    (here / "wrong_name.py").write_text(NETS)
+    result = call("inspect", "wrong_name.py:net")
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize("command", ["inspect", "spectrum", "explore"])
+def test_help_says_how_a_file_is_named(command: str) -> None:
+    shown = call(command, "--help").stdout
+    assert "a file in this folder (nets:Net for nets.py) or anywhere (models/nets.py:Net)" in shown

@@ -56,7 +56,7 @@ def test_a_link_stays_and_its_file_is_written(tmp_path: pathlib.Path, old: str |
     assert (tmp_path / "target").read_text() == "new"
 
 
-def test_what_is_no_file_is_written_to(tmp_path: pathlib.Path) -> None:
+def test_what_is_not_a_file_is_written_to(tmp_path: pathlib.Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
     try:

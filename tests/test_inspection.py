@@ -21,31 +21,14 @@ if TYPE_CHECKING:
 
 PLAIN = ConvGeometry(3, 64, (7, 7), stride=2, padding=3)
 ROW = LayerRow(
-    ("stem.conv",),
-    "Conv2d",
-    "native",
-    PLAIN,
-    9408,
-    call=0,
-    batch=2,
-    input_size=(224, 224),
-    output_size=(112, 112),
-    dtype="float32",
-    itemsize=4,
-)
+    ("stem.conv",), "Conv2d", "native", PLAIN, 9408, call=0, batch=2, input_size=(224, 224),
+    output_size=(112, 112), dtype="float32", itemsize=4,
+)  # fmt: skip
 UP = LayerRow(
-    ("up", "again.up"),
-    "ConvTranspose2d",
-    "patch",
-    ConvGeometry(64, 8, (2, 2), stride=2, transposed=True),
-    2056,
-    call=1,
-    batch=2,
-    input_size=(112, 112),
-    output_size=(224, 224),
-    dtype="float32",
-    itemsize=4,
-)
+    ("up", "again.up"), "ConvTranspose2d", "patch",
+    ConvGeometry(64, 8, (2, 2), stride=2, transposed=True), 2056, call=1, batch=2,
+    input_size=(112, 112), output_size=(224, 224), dtype="float32", itemsize=4,
+)  # fmt: skip
 OWN = LayerRow(("",), "F.conv2d", "functional", reason="it is a function", remedy="use a layer")
 
 
@@ -176,21 +159,11 @@ def test_a_geometry_in_short(geometry: ConvGeometry, text: str) -> None:
     assert short_geometry(geometry) == text
 
 
-@pytest.mark.parametrize(
-    ("number", "text"),
-    [
-        (0, "0"),
-        (999, "999"),
-        (1000, "1.00 k"),
-        (9994, "9.99 k"),
-        (9996, "10.0 k"),
-        (99_940, "99.9 k"),
-        (99_960, "100 k"),
-        (999_499, "999 k"),
-        (999_500, "1.00 M"),
-        (1_234_567_890, "1.23 G"),
-    ],
-)
+NUMBERS = {0: "0", 999: "999", 1000: "1.00 k", 9994: "9.99 k", 9996: "10.0 k", 99_940: "99.9 k"}
+NUMBERS |= {99_960: "100 k", 999_499: "999 k", 999_500: "1.00 M", 1_234_567_890: "1.23 G"}
+
+
+@pytest.mark.parametrize(("number", "text"), NUMBERS.items())
 def test_large_numbers_are_readable(number: int, text: str) -> None:
     row = replace(ROW, parameters=number)
     assert f"  {text}  " in str(Inspection("Net", (row,), 1, 2))

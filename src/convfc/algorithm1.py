@@ -9,9 +9,9 @@ Step 5 reshape rows to output positions       `rows_to_output`
 ====== ====================================== =====================
 
 `conv_as_matmul` is the whole, `col2im` the adjoint of `im2col`. Every function takes NumPy, PyTorch
-and JAX arrays and gives back what came in, with gradients where the library has them. What an entry
-of M reads is asked of `convfc.indexmap`, never worked out here. Inputs are ``(b, *spatial, c)``,
-filters ``(f, *kernel, c / groups)``, outputs ``(b, *output size, f)``.
+or JAX arrays and returns the same kind, with gradients where the library has them. Which element an
+entry of M reads is defined in `convfc.indexmap` alone. Inputs are ``(b, *spatial, c)``, filters
+``(f, *kernel, c / groups)``, outputs ``(b, *output size, f)``.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def im2col(x: Array, geometry: ConvGeometry, *, memory: float = DEFAULT_MEMORY) 
     needed = math.prod(shape) * itemsize(x.dtype)
     if needed > _budget(memory):
         raise MemoryBudgetError(
-            f"the patch matrix {shape} of {x.dtype} is larger than the memory it may take",
+            f"the patch matrix {shape} of {x.dtype} is larger than the budget",
             where="memory",
             expected=f"at least {needed} bytes",
             got=memory,
@@ -396,7 +396,7 @@ def _input(x: Array, geometry: ConvGeometry) -> tuple[Any, IndexMap]:
 def _budget(memory: float) -> int:
     if isinstance(memory, bool) or not isinstance(memory, numbers.Real) or not memory >= 1:
         raise MemoryBudgetError(
-            "a budget is a positive number of bytes",
+            "the budget is not a positive number of bytes",
             where="memory",
             expected="1 or more",
             got=repr(memory),

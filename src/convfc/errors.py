@@ -69,14 +69,7 @@ class ConvfcError(Exception):
 
 
 class Refusal(NamedTuple):
-    """Why something cannot be done, and the way out: what an error says, before one is raised.
-
-    Examples
-    --------
-    >>> lazy = Refusal("its weight has no size yet", "run the model once", where="stem")
-    >>> print(lazy.error(ConvfcError, "it cannot be read"))
-    stem: its weight has no size yet; it cannot be read. Remedy: run the model once
-    """
+    """Why something cannot be done, and what to do instead: an error before it is raised."""
 
     reason: str
     remedy: str
@@ -92,7 +85,7 @@ class Refusal(NamedTuple):
 
 
 class ArgumentError(ConvfcError, ValueError):
-    """A value that an argument cannot have, alone or beside the other arguments."""
+    """A value that an argument cannot have, by itself or with the other arguments."""
 
 
 class GeometryError(ConvfcError, ValueError):
@@ -128,11 +121,11 @@ class RunError(ConvfcError, RuntimeError):
 
 
 class FactoryError(ConvfcError, ValueError):
-    """A ``module:factory`` that names nothing, or that cannot be called as asked."""
+    """A ``module:factory`` that does not exist, or that cannot be called with these arguments."""
 
 
 class UnsupportedModel(ConvfcError, TypeError):
-    """An object that no framework which convfc knows calls a model."""
+    """An object that is not a model of any framework that convfc knows."""
 
 
 class UnsupportedLayer(ConvfcError, TypeError):
@@ -144,16 +137,16 @@ class UnsupportedOptimizer(ConvfcError, TypeError):
 
 
 class NothingToConvert(ConvfcError, ValueError):
-    """A model, or a choice of its layers, that holds nothing of what was asked for."""
+    """A model, or a choice of its layers, without anything of the kind asked for."""
 
 
 class NotAConvolution(ConvfcError, ValueError):
-    """A matrix with an entry that no convolution of the geometry has there."""
+    """A matrix that is not a convolution of the geometry: an entry does not fit."""
 
 
 class NotConverged(ConvfcError, RuntimeError):
-    """An iteration that ended before it had what was asked for."""
+    """An iteration that ended before its result was accurate enough."""
 
 
 class UnsupportedLayerWarning(UserWarning):
-    """Layers that were left as they are, or that became less than what they were."""
+    """Layers that were not converted, or not converted as a whole."""

@@ -1,4 +1,4 @@
-"""Packages that only some parts of convfc need: without one, the pip line that brings it."""
+"""Packages that only some parts of convfc need, and the pip line for each that is missing."""
 
 from __future__ import annotations
 
@@ -24,23 +24,10 @@ PIP: Mapping[str, str] = {
 def missing(
     module: str, extra: str | None = None, *, where: str | None = None, otherwise: str = ""
 ) -> MissingDependencyError:
-    """Return the error that says which pip line brings a module of `PIP`.
+    """Return the error with the pip line that brings a module of `PIP`, as it is imported.
 
-    Parameters
-    ----------
-    module : str
-        As it is imported.
-    extra : str, optional
-        The extra of who asks, which brings other things that it needs as well.
-    where : str, optional
-        What it is needed for.
-    otherwise : str
-        Another way out.
-
-    Examples
-    --------
-    >>> print(missing("torch"))
-    the package torch is not installed. Remedy: pip install 'convfc[torch]'
+    ``extra`` is that of the caller, which brings other things that it needs as well; ``where`` says
+    what needs the module, ``otherwise`` what else to do.
     """
     wanted = PIP[module] if extra is None else f"'convfc[{extra}]'"
     return MissingDependencyError(
@@ -56,17 +43,12 @@ def needing(
 ) -> Iterator[None]:
     """Import optional packages; where one is not installed, raise what `missing` returns.
 
-    What a package that is there fails to import itself is not for us to explain, and passes.
-
-    Examples
-    --------
-    >>> with needing("spectrum"):
-    ...     import matplotlib
+    An installed package that cannot be imported raises its own error.
     """
     try:
         yield
     except ModuleNotFoundError as error:
-        # Not torch._C, or what torch itself needs: there is a torch then, and it is broken.
+        # A missing torch._C, or a module that torch needs, is not a missing torch: it is broken.
         if error.name is None or error.name not in PIP:
             raise
         raise missing(error.name, extra, where=where, otherwise=otherwise) from error

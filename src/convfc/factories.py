@@ -1,4 +1,4 @@
-"""Loading what a command is told: ``torchvision.models:resnet18``, or ``./nets.py:Net``."""
+"""Objects that a command names: ``torchvision.models:resnet18``, or ``./nets.py:Net``."""
 
 from __future__ import annotations
 
@@ -38,20 +38,11 @@ def make(spec: str, arguments: Mapping[str, Any] | None = None) -> Any:
         not take these arguments. What the factory itself raises is passed on.
     MissingDependencyError
         If the module needs a part of convfc whose extra is not installed.
-
-    Examples
-    --------
-    >>> make("fractions:Fraction", {"numerator": 2, "denominator": 4})
-    Fraction(1, 2)
-    >>> make("fraction:Fraction")
-    Traceback (most recent call last):
-    ...
-    convfc.errors.FactoryError: fraction:Fraction: there is no module fraction; expected ...
     """
     module_name, _, path = spec.rpartition(":")
     if not module_name or not path or not path.replace(".", "").isidentifier():
         raise FactoryError(
-            "this is not a module and a factory",
+            "this does not name a module and a factory",
             where=spec or "the model",
             expected="module:factory",
             got=repr(spec),
@@ -61,7 +52,7 @@ def make(spec: str, arguments: Mapping[str, Any] | None = None) -> Any:
     for name in path.split("."):
         thing = _attribute(spec, thing, name)
     arguments = dict(arguments or {})
-    # A model is callable, too: calling it would be running it.
+    # A model is callable too, but calling it would run it.
     if not (inspect.isroutine(thing) or isinstance(thing, (type, functools.partial))):
         if arguments:
             raise FactoryError(
@@ -80,37 +71,19 @@ def folder(spec: str) -> pathlib.Path:
     """Return the folder that a program puts first in ``sys.path`` before it calls `make`.
 
     It is that of the file, or the current one: so ``nets:Net`` is found in the file nets.py there.
-
-    Examples
-    --------
-    >>> folder("models/nets.py:Net") == pathlib.Path.cwd() / "models"
-    True
-    >>> folder("nets:Net") == folder("torchvision.models:resnet18") == pathlib.Path.cwd()
-    True
     """
     name = spec.rpartition(":")[0]
     return pathlib.Path(name).absolute().parent if _is_path(name) else pathlib.Path.cwd()
 
 
 def named_values(texts: Iterable[str]) -> dict[str, Any]:
-    """Read ``name=value`` texts; a value is a Python literal, or else the text itself.
-
-    Raises
-    ------
-    FactoryError
-        If a text has no ``=`` or its name is no name.
-
-    Examples
-    --------
-    >>> named_values(["weights=None", "num_classes=10", "padding_mode=reflect"])
-    {'weights': None, 'num_classes': 10, 'padding_mode': 'reflect'}
-    """
+    """Read ``name=value`` texts; a value is a Python literal, or else the text itself."""
     found: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name.isidentifier():
             raise FactoryError(
-                "this is not an argument",
+                "the argument has no name",
                 where=text or "an argument",
                 expected="name=value",
                 got=repr(text),
@@ -128,7 +101,7 @@ def _is_path(name: str) -> bool:
 
 
 def _module(spec: str, name: str) -> Any:
-    """Import a module; a module that it needs itself is another matter than one that is not."""
+    """Import a module; where it lacks another module, the error says so."""
     try:
         return _file(spec, pathlib.Path(name)) if _is_path(name) else importlib.import_module(name)
     except (FactoryError, MissingDependencyError):

@@ -1,4 +1,4 @@
-"""Write files so that a reader, or a resumed run, never finds half of one."""
+"""Files that are written whole, or not at all."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ Array = NDArray[np.floating[Any]]
 def replacing(path: pathlib.Path) -> Iterator[IO[bytes]]:
     """Open a temporary file beside the path, and rename it to the path when all is written.
 
-    A link stays, and what it points to is replaced. What is no file, such as ``/dev/stdout``, is
-    written to. An error of the system names the path.
+    A link stays, and its target is replaced. What is not a regular file, such as ``/dev/stdout``,
+    is written directly. An error of the system names the path.
     """
     place, replaced = pathlib.Path(os.path.realpath(path)), _is_file_or_missing(path)
     written = place.with_name(place.name + ".tmp") if replaced else path
@@ -31,7 +31,7 @@ def replacing(path: pathlib.Path) -> Iterator[IO[bytes]]:
         if replaced:
             written.replace(place)
     except BaseException as error:
-        # The system names the temporary file, and of a full disk none at all.
+        # The system names the temporary file; for a full disk it names none.
         if isinstance(error, OSError) and error.filename in (None, str(written)):
             error.filename, error.filename2 = str(path), None
         if replaced:
@@ -41,7 +41,7 @@ def replacing(path: pathlib.Path) -> Iterator[IO[bytes]]:
 
 
 def _is_file_or_missing(path: pathlib.Path) -> bool:
-    """Say whether a file can come here; a path that cannot be is the system's error."""
+    """Return whether a file can be put here; an impossible path raises the system's error."""
     try:
         return stat.S_ISREG(path.stat().st_mode)
     except FileNotFoundError:

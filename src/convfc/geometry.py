@@ -52,8 +52,8 @@ class ConvGeometry:
         Number of equal parts into which channels and filters are split; ``groups=in_channels`` is
         a depthwise convolution.
     padding_mode : {"zeros", "reflect", "replicate", "circular"}
-        What the added elements hold, as PyTorch names it. Where nothing is added it is ``"zeros"``,
-        whatever is given: one function, one geometry.
+        What the added elements hold, in PyTorch's names. Where nothing is added it is ``"zeros"``,
+        whatever is given: equal functions have equal geometries.
     transposed : bool
         Whether this is the transposed convolution.
     output_padding : int or sequence of int
@@ -134,7 +134,7 @@ class ConvGeometry:
         self._check_groups()
         self._check_modes()
         if not np.any(self.padding):
-            # Else a mode without effect could begin to pad where another padding is put in.
+            # Otherwise `replace` with another padding would switch on a mode that had no effect.
             object.__setattr__(self, "padding_mode", "zeros")
 
     @classmethod
@@ -144,11 +144,6 @@ class ConvGeometry:
         """No padding: the paper's first way (printed there as "non-zero padding").
 
         Takes what `ConvGeometry` takes, but for ``padding``.
-
-        Examples
-        --------
-        >>> ConvGeometry.valid(1, 1, (4, 4)).output_size((28, 28))
-        (25, 25)
         """
         plain = cls(in_channels, out_channels, kernel_size, **rest)
         return plain._padded([(0, 0)] * plain.spatial_ndim, rest)
@@ -162,11 +157,6 @@ class ConvGeometry:
         Dumoulin & Visin (2016), section 2.3.1, with the dilated kernel's extent as k. Takes what
         `ConvGeometry` takes, but for ``padding``. For a size that is kept whatever the kernel, see
         `same`.
-
-        Examples
-        --------
-        >>> ConvGeometry.half(1, 1, (3, 5)).output_size((28, 28))
-        (28, 28)
         """
         plain = cls(in_channels, out_channels, kernel_size, **rest)
         halves = [(extent // 2, extent // 2) for extent in plain.effective_kernel_size]
@@ -180,11 +170,6 @@ class ConvGeometry:
 
         Dumoulin & Visin (2016), section 2.3.2. Takes what `ConvGeometry` takes, but for
         ``padding``.
-
-        Examples
-        --------
-        >>> ConvGeometry.full(1, 1, (3, 3)).output_size((5, 5))
-        (7, 7)
         """
         plain = cls(in_channels, out_channels, kernel_size, **rest)
         margins = [(extent - 1, extent - 1) for extent in plain.effective_kernel_size]
@@ -224,7 +209,7 @@ class ConvGeometry:
         """
         if odd not in ("upper", "lower"):
             raise GeometryError(
-                "the side of the odd element is unknown",
+                "the side does not exist",
                 where="odd",
                 expected="'upper' or 'lower'",
                 got=repr(odd),
@@ -250,57 +235,27 @@ class ConvGeometry:
 
     @property
     def spatial_ndim(self) -> int:
-        """Number of spatial axes.
-
-        Examples
-        --------
-        >>> ConvGeometry(1, 1, (3, 3, 3)).spatial_ndim
-        3
-        """
+        """Number of spatial axes."""
         return len(self.kernel_size)
 
     @property
     def effective_kernel_size(self) -> Sizes:
-        """Extent of the dilated kernel on each axis, dilation * (k - 1) + 1.
-
-        Examples
-        --------
-        >>> ConvGeometry(1, 1, (3, 3), dilation=2).effective_kernel_size
-        (5, 5)
-        """
+        """Extent of the dilated kernel on each axis, dilation * (k - 1) + 1."""
         return tuple(d * (k - 1) + 1 for k, d in zip(self.kernel_size, self.dilation, strict=True))
 
     @property
     def taps(self) -> int:
-        """Number k of columns of one group's patch matrix: kernel size times channels of a group.
-
-        Examples
-        --------
-        >>> ConvGeometry(6, 4, (3, 3), groups=2).taps
-        27
-        """
+        """Number k of columns of one group's patch matrix: kernel size times its channels."""
         return math.prod(self.kernel_size) * (self.in_channels // self.groups)
 
     @property
     def filters_shape(self) -> Sizes:
-        """Shape ``(f, *kernel, c / groups)`` of the filters.
-
-        Examples
-        --------
-        >>> ConvGeometry(6, 4, (3, 5), groups=2).filters_shape
-        (4, 3, 5, 3)
-        """
+        """Shape ``(f, *kernel, c / groups)`` of the filters."""
         return (self.out_channels, *self.kernel_size, self.in_channels // self.groups)
 
     @property
     def filter_matrix_shape(self) -> tuple[int, int]:
-        """Shape ``(k, f)`` of the filter matrix K.
-
-        Examples
-        --------
-        >>> ConvGeometry(1, 128, (4, 4), stride=2).filter_matrix_shape
-        (16, 128)
-        """
+        """Shape ``(k, f)`` of the filter matrix K."""
         return (self.taps, self.out_channels)
 
     def output_size(self, input_size: Sequence[int]) -> Sizes:
@@ -308,11 +263,6 @@ class ConvGeometry:
 
         Per axis, floor((n + low + high - dilation * (k - 1) - 1) / stride) + 1; transposed,
         (n - 1) * stride - low - high + dilation * (k - 1) + output_padding + 1.
-
-        Parameters
-        ----------
-        input_size : sequence of int
-            Spatial size of the input, one per axis, before padding.
 
         Raises
         ------
@@ -329,13 +279,7 @@ class ConvGeometry:
         return tuple(self._output_size(axis, size) for axis, size in enumerate(sizes))
 
     def patch_matrix_shape(self, batch: int, input_size: Sequence[int]) -> tuple[int, int, int]:
-        """Return the shape ``(b, L, groups * k)`` of the patch matrix M.
-
-        Examples
-        --------
-        >>> ConvGeometry(1, 1, (4, 4), stride=4).patch_matrix_shape(1, (28, 28))
-        (1, 49, 16)
-        """
+        """Return the shape ``(b, L, groups * k)`` of the patch matrix M."""
         return (batch, math.prod(self.output_size(input_size)), self.groups * self.taps)
 
     def _output_size(self, axis: int, size: int) -> int:
@@ -376,7 +320,7 @@ class ConvGeometry:
     ) -> ConvGeometry:
         """Return this geometry with the padding that a constructor has worked out.
 
-        Its mode is the one that was ``given``: without padding this geometry has none.
+        Its mode comes from the arguments ``given``: without padding, this geometry lost it.
         """
         worked_out["padding"] = pairs
         for name in worked_out:
@@ -404,7 +348,7 @@ class ConvGeometry:
     def _check_modes(self) -> None:
         if self.padding_mode not in get_args(PaddingMode):
             raise GeometryError(
-                "this padding mode does not exist",
+                "the padding mode does not exist",
                 where="padding_mode",
                 expected=" | ".join(get_args(PaddingMode)),
                 got=repr(self.padding_mode),
@@ -412,7 +356,7 @@ class ConvGeometry:
             )
         if self.transposed and self.padding_mode != "zeros":
             raise GeometryError(
-                "a transposed convolution has no other padding than zeros",
+                "a transposed convolution can only be padded with zeros",
                 where="padding_mode",
                 expected="'zeros'",
                 got=repr(self.padding_mode),
@@ -429,7 +373,7 @@ class ConvGeometry:
         for axis, extra in enumerate(self.output_padding):
             if extra >= (most := max(self.stride[axis], self.dilation[axis])) and extra:
                 raise GeometryError(
-                    f"more output padding than a stride or dilation leaves open on axis {axis}",
+                    f"the output padding is too large on axis {axis}",
                     where="output_padding",
                     expected=f"below max(stride, dilation) = {most}",
                     got=extra,
@@ -438,15 +382,7 @@ class ConvGeometry:
 
 
 def checked(geometry: ConvGeometry) -> ConvGeometry:
-    """Return the geometry, or say that it is none: users mix it up with sizes.
-
-    Examples
-    --------
-    >>> checked((3, 3))
-    Traceback (most recent call last):
-    ...
-    convfc.errors.GeometryError: geometry: this is not a geometry; expected a ConvGeometry; ...
-    """
+    """Return the geometry, or raise if it is something else, such as sizes."""
     if not isinstance(geometry, ConvGeometry):
         raise GeometryError(
             "this is not a geometry",

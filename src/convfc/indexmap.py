@@ -1,9 +1,8 @@
 """The index map, Eq. (8) of Ma & Lu (2017): the one definition of a convolution in this package.
 
 Entry (p, q) of the patch matrix M reads one element of the input, or a zero of the padding. Eq. (8)
-says which, for one stride and no padding; here it is said for every geometry. The map is separable:
-each spatial axis has a small table of its own (`AxisMap`), and a window of ``n`` axes reads the
-element whose coordinate on each axis that axis's table gives.
+names the element for one stride and no padding; this module does for every geometry. The map is
+separable: each spatial axis has its own small table (`AxisMap`), which gives the coordinate on it.
 """
 
 from __future__ import annotations
@@ -38,14 +37,6 @@ class AxisMap:
         ``first + o * step + t * tap_step``.
     positions, taps, size : int
         Number of output positions, of taps, and of input elements.
-
-    Examples
-    --------
-    Three taps, one zero on each side, and what the first two output positions read:
-
-    >>> index_map(ConvGeometry(1, 1, (3,), padding=1), (4,)).axes[0].table[:2]
-    array([[-1,  0,  1],
-           [ 0,  1,  2]])
     """
 
     source: Indices
@@ -71,6 +62,8 @@ class AxisMap:
         up with -1.
         """
         flat = self.table.ravel()
+        # Entries sorted by the element they read (a counting sort), without those that read zero;
+        # an entry's rank among those of the same element is its place in the row.
         order = np.argsort(flat, kind="stable")
         order = order[np.count_nonzero(flat < 0) :]
         counts = np.bincount(flat[order], minlength=self.size)
@@ -208,7 +201,7 @@ class IndexMap:
             for i, n in zip(index, shape, strict=True)
         ):
             raise OutOfRangeError(
-                "there is no such entry",
+                "the index is out of range",
                 where=name,
                 expected="0 <= index < " + str(tuple(shape)),
                 got=tuple(index),
@@ -275,7 +268,7 @@ def _axis_map(geometry: ConvGeometry, axis: int, size: int, positions: int) -> A
 
 
 def _padded_source(mode: str, index: Indices, size: int) -> Indices:
-    """Input index behind each index of the padded axis, which starts at -low."""
+    """Return the input index that each element of the padded axis holds; it starts at -low."""
     match mode:
         case "reflect":  # about the edge element, which is not repeated
             last = size - 1

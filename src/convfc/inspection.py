@@ -20,32 +20,8 @@ _WIDTH = 120
 class LayerRow:
     """One CONV layer in one call, and the FC layer that it equals.
 
-    Parameters
-    ----------
-    names : tuple of str
-        Every place at which the layer stands in its model; the empty name is the model itself.
-    kind : str
-        Its class, or the function that convolves.
-    form : {"native", "patch", "weight", "unrolled", "functional", "other"}
-        A CONV layer, one in patch, weight or unrolled form, a function inside a forward, or what
-        cannot be looked into (a scripted or quantised part).
-    geometry : ConvGeometry or None
-        None if it cannot be known, or only from an input.
-    parameters : int or None
-        Numbers in its parameters, the bias included; None if that is not known.
-    reason, remedy : str
-        Why it cannot be converted, and the way out; empty if it can.
-    call : int or None
-        0, 1, ... for a layer that is called more than once; None if the model was not run, or did
-        not call the layer.
-    batch : int or None
-        Samples of that call; 1 for an input without batch axis.
-    input_size, output_size : tuple of int or None
-        Spatial sizes of that call.
-    dtype : str
-        Of the input of that call.
-    itemsize : int
-        Bytes of one number of it.
+    ``form`` is ``native``, ``patch``, ``weight``, ``unrolled``, ``functional`` (a function inside a
+    forward), or ``other`` (a scripted or quantised part, which cannot be read).
 
     Examples
     --------
@@ -59,19 +35,19 @@ class LayerRow:
     (118013952, 7375872)
     """
 
-    names: tuple[str, ...]
-    kind: str
+    names: tuple[str, ...]  # all its places; the empty name is the model itself
+    kind: str  # its class, or the function that convolves
     form: str
-    geometry: ConvGeometry | None = None
-    parameters: int | None = None
-    reason: str = ""
-    remedy: str = ""
-    call: int | None = None
-    batch: int | None = None
-    input_size: Sizes | None = None
+    geometry: ConvGeometry | None = None  # None if it is not known, or only from an input
+    parameters: int | None = None  # numbers in its parameters, the bias included
+    reason: str = ""  # why it cannot be converted
+    remedy: str = ""  # what to do about it
+    call: int | None = None  # 0, 1, ...; None if the model did not call the layer, or was not run
+    batch: int | None = None  # samples of that call; 1 for an input without batch axis
+    input_size: Sizes | None = None  # spatial sizes of that call
     output_size: Sizes | None = None
-    dtype: str = ""
-    itemsize: int = 0
+    dtype: str = ""  # of the input of that call
+    itemsize: int = 0  # bytes of one number of it
 
     @property
     def name(self) -> str:
@@ -101,15 +77,8 @@ class LayerRow:
         """Elements of one output and of one input: the shape of the layer as one large matrix."""
         if self.geometry is None or self.input_size is None or self.output_size is None:
             return None
-        sizes = (
-            (self.output_size, self.geometry.out_channels),
-            (
-                self.input_size,
-                self.geometry.in_channels,
-            ),
-        )
-        rows, columns = (math.prod(size) * channels for size, channels in sizes)
-        return (rows, columns)
+        rows = math.prod(self.output_size) * self.geometry.out_channels
+        return (rows, math.prod(self.input_size) * self.geometry.in_channels)
 
     @property
     def multiplications(self) -> int | None:
@@ -148,32 +117,17 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class Totals:
-    """What the rows of an inspection come to.
+    """Sums over the rows of an inspection; None what only a run of the model shows."""
 
-    Parameters
-    ----------
-    layers, convertible : int
-        CONV layers (a shared one counts once, however often it is called), and how many of them are
-        or can be FC layers.
-    calls : int
-        Calls of them, with the given input.
-    parameters, model_parameters : int
-        Numbers in their parameters and in the model's; what is shared counts once.
-    multiplications, native_multiplications : int or None
-        Sums over all calls; None if the model was not run.
-    patch_matrix_bytes, largest_patch_matrix_bytes : int or None
-        Of all calls, and of the one with the largest M.
-    """
-
-    layers: int
-    convertible: int
-    calls: int
-    parameters: int
+    layers: int  # CONV layers; a shared one counts once, however often it is called
+    convertible: int  # those that are FC layers, or can be
+    calls: int  # of them, with the given input
+    parameters: int  # numbers in their parameters; what is shared counts once
     model_parameters: int
-    multiplications: int | None = None
+    multiplications: int | None = None  # of all calls
     native_multiplications: int | None = None
     patch_matrix_bytes: int | None = None
-    largest_patch_matrix_bytes: int | None = None
+    largest_patch_matrix_bytes: int | None = None  # of the call with the largest M
 
 
 @dataclass(frozen=True)
@@ -245,7 +199,7 @@ class Inspection:
         }
 
     def table(self) -> TextTable:
-        """Return the table: one line for each row, then the totals and the ways out."""
+        """Return the table: one line for each row, then the totals, reasons and remedies."""
         rows = self.rows
         batches = {row.batch for row in rows if row.batch is not None}
         one_batch = len(batches) == 1
@@ -317,17 +271,10 @@ class Inspection:
 
 
 def short_geometry(geometry: ConvGeometry) -> str:
-    """Return a geometry in a few characters: what is as usual is left out.
+    """Return a geometry in a few characters, without what has its default value.
 
     Kernel, stride s, padding p (``low.high`` where they differ), dilation d, groups g, output
     padding op, padding mode; T for transposed.
-
-    Examples
-    --------
-    >>> short_geometry(ConvGeometry(3, 8, (3, 3), stride=2, padding=1, padding_mode="reflect"))
-    '3×3 s2 p1 reflect'
-    >>> short_geometry(ConvGeometry(8, 8, (4, 3), padding=[(1, 2), (1, 1)], groups=8))
-    '4×3 s1 p1.2×1 g8'
     """
     pads = [low if low == high else f"{low}.{high}" for low, high in geometry.padding]
     parts = [
@@ -367,13 +314,6 @@ def _short_shape(sizes: Sequence[int] | None) -> str:
 
 
 def _count(number: int | None) -> str:
-    """Return a number in three digits, as the units of physics have them.
-
-    Examples
-    --------
-    >>> _count(118013952), _count(136)
-    ('118 M', '136')
-    """
     return "" if number is None else _scaled(number, 1000, ("", "k", "M", "G", "T", "P", "E"))
 
 
@@ -382,7 +322,7 @@ def _bytes(number: int | None) -> str:
 
 
 def _scaled(number: int, base: int, units: Sequence[str]) -> str:
-    """Return a number in three digits with the unit that makes it short."""
+    """Return a number in three digits, with the largest unit that it has one of."""
     value, unit = float(number), 0
     while round(value) >= base and unit < len(units) - 1:
         value, unit = value / base, unit + 1

@@ -11,7 +11,7 @@ from convfc.geometry import ConvGeometry, checked
 
 @dataclass(frozen=True, eq=False)
 class ConvLayer:
-    """A CONV layer in convfc's own terms: what the rooms of the frameworks read a layer into.
+    """A CONV layer in convfc's own terms, read from a framework's layer or made by hand.
 
     Parameters
     ----------
@@ -21,7 +21,7 @@ class ConvLayer:
     bias : array, shape (f,), optional
         Of the same library.
     name : str
-        Where the layer stands in its model; for messages and tables.
+        Place of the layer in its model; for messages and tables.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Texts that come from files and models, made fit for a terminal."""
+"""Texts that come from files and models, made safe for a terminal."""
 
 from __future__ import annotations
 
@@ -7,17 +7,9 @@ _WORD, _LINE = 400, 4000
 
 
 def printable(text: object) -> str:
-    r"""Return a text as one line: what is not printable is escaped, what is long is shortened.
+    """Return a text as one line: what is not printable is escaped, what is long is shortened.
 
-    A file can hold names that are commands to a terminal, or that fill its screen. What is
-    printable already stays as it is.
-
-    Examples
-    --------
-    >>> print(printable("größe\x1b]0;title\x07\n"))
-    größe\x1b]0;title\x07\n
-    >>> printable("a" * 2_000_000)[-29:]
-    'aaaaaa (2,000,000 characters)'
+    A file can hold names that are commands to a terminal, or that fill its screen.
     """
     escaped = "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode()

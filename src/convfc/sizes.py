@@ -1,4 +1,4 @@
-"""Reading what a user gives: whole numbers, one per axis, (low, high) pairs, a word of several."""
+"""Reading the sizes that users give: integers, one per axis, (low, high) pairs, choices."""
 
 from __future__ import annotations
 
@@ -26,13 +26,7 @@ def geometry_errors() -> Iterator[None]:
 
 
 def integer(name: str, value: object, *, least: int) -> int:
-    """Return a whole number of at least ``least``; True and 2.5 are none.
-
-    Examples
-    --------
-    >>> integer("stride", 2, least=1)
-    2
-    """
+    """Return an integer of at least ``least``; True and 2.5 are refused."""
     try:
         if isinstance(value, bool):
             raise TypeError  # True is an int to Python, never a size to a user
@@ -43,7 +37,7 @@ def integer(name: str, value: object, *, least: int) -> int:
             where=name,
             expected=f"an integer, {least} or more",
             got=repr(value),
-            remedy="round it yourself, the way you mean it",
+            remedy="give a whole number, such as int(x)",
         ) from None
     if number < least:
         raise ArgumentError(
@@ -59,13 +53,7 @@ def integer(name: str, value: object, *, least: int) -> int:
 
 
 def per_axis(name: str, value: PerAxis, ndim: int, *, least: int) -> Sizes:
-    """Return one whole number per axis; a single one serves every axis.
-
-    Examples
-    --------
-    >>> per_axis("stride", 2, 3, least=1)
-    (2, 2, 2)
-    """
+    """Return one integer per axis; a single one serves every axis."""
     if not isinstance(value, Sequence):
         return (integer(name, value, least=least),) * ndim
     if isinstance(value, str) or len(value) != ndim:
@@ -80,13 +68,7 @@ def per_axis(name: str, value: PerAxis, ndim: int, *, least: int) -> Sizes:
 
 
 def flag(name: str, value: object) -> bool:
-    """Return True or False; nothing else stands for them.
-
-    Examples
-    --------
-    >>> flag("flip", True)
-    True
-    """
+    """Return a bool, NumPy's included; nothing else is one."""
     if not isinstance(value, (bool, np.bool_)):
         raise ArgumentError(
             "this is a yes or a no",
@@ -106,24 +88,7 @@ def one_of(
     what: str,
     remedy: str | None,
 ) -> None:
-    """Raise unless a value is one of those that there are.
-
-    Parameters
-    ----------
-    name : str
-        The argument's name.
-    value : object
-    choices : sequence
-    what, remedy : str
-        Of the message.
-
-    Examples
-    --------
-    >>> one_of("side", "left", ("upper", "lower"), what="there is no such side", remedy=None)
-    Traceback (most recent call last):
-    ...
-    convfc.errors.ArgumentError: side: there is no such side; expected 'upper' or 'lower'; ...
-    """
+    """Raise an ``ArgumentError`` unless a value is one of the choices."""
     if value not in choices:
         raise ArgumentError(
             what,
@@ -136,13 +101,7 @@ def one_of(
 
 @geometry_errors()
 def input_sizes(input_size: Sequence[int], ndim: int) -> Sizes:
-    """Return the spatial size of an input: one whole number per axis, of any sequence.
-
-    Examples
-    --------
-    >>> input_sizes([28, 28], 2)
-    (28, 28)
-    """
+    """Return the spatial size of an input: one integer per axis, of any sequence."""
     try:
         sizes: PerAxis = tuple(input_size)
     except TypeError:
@@ -157,13 +116,7 @@ def input_sizes(input_size: Sequence[int], ndim: int) -> Sizes:
 
 
 def padding_pairs(padding: Padding, ndim: int) -> tuple[tuple[int, int], ...]:
-    """Return one (low, high) per axis, from a number, one per axis, or the pairs themselves.
-
-    Examples
-    --------
-    >>> padding_pairs((1, 2), 2), padding_pairs([(0, 1)], 1)
-    (((1, 1), (2, 2)), ((0, 1),))
-    """
+    """Return one (low, high) per axis, from a number, one per axis, or the pairs themselves."""
     if isinstance(padding, str):
         raise ArgumentError(
             "padding inside convfc is always explicit",

@@ -1,7 +1,7 @@
 """How `convfc.im2col` moves the numbers: padding, strided views, and blocks of rows.
 
-One tier serves every library; NumPy has a faster one of its own. Both ask the index map where to
-read, and neither computes with the numbers they move.
+One implementation serves every library; NumPy has a faster one. Both read where the index map says,
+and neither computes with the numbers that it moves.
 """
 
 from __future__ import annotations
@@ -29,63 +29,23 @@ SHORT_RUN, FEW_TAPS = 8, 5
 
 
 def pad(xp: Any, x: Array, where: IndexMap) -> Array:
-    """Lay the input out as the windows see it: with its padding, axis by axis.
-
-    Parameters
-    ----------
-    xp : namespace
-    x : array, shape (b, *spatial, c)
-    where : IndexMap
-
-    Returns
-    -------
-    array, shape (b, *padded, c)
-
-    Examples
-    --------
-    >>> from convfc import ConvGeometry, index_map
-    >>> circular = ConvGeometry(1, 1, (3,), padding=1, padding_mode="circular")
-    >>> pad(np, np.arange(4).reshape(1, 4, 1), index_map(circular, (4,))).ravel()
-    array([3, 0, 1, 2, 3, 0])
-    """
+    """Return the input with its padding, ``(b, *padded, c)``, as the windows read it."""
     for a, axis in enumerate(where.axes, start=1):
         low = int(np.argmax(axis.source == 0))
         high = low + axis.size
         if np.array_equal(axis.source[low:high], np.arange(axis.size)):
-            # The input as a whole lies in between: only the two margins are gathered.
+            # The whole input is in the middle, so only the two margins need a gather.
             margins = (axis.source[:low], axis.source[high:])
             before, after = ([take_or_zero(xp, x, m, a)] if m.size else [] for m in margins)
             x = xp.concat([*before, x, *after], axis=a) if before or after else x
         else:
             x = take_or_zero(xp, x, axis.source, a)
-    # Once here, not in every block: NumPy's copies start from contiguous memory.
+    # Once here, not in every block: `_stretch_numpy` reads contiguous memory.
     return np.ascontiguousarray(x) if array_api_compat.is_numpy_array(x) else x
 
 
 def stretch(xp: Any, padded: Array, where: IndexMap, block: Block) -> Array:
-    """Build some rows of M from the padded input.
-
-    Parameters
-    ----------
-    xp : namespace
-    padded : array, shape (b, *padded, c)
-        As `pad` gives it.
-    where : IndexMap
-    block : sequence of (start, stop)
-        Samples, and positions on each output axis.
-
-    Returns
-    -------
-    array, shape (rows, groups * k)
-
-    Examples
-    --------
-    >>> from convfc import ConvGeometry, index_map
-    >>> where = index_map(ConvGeometry(1, 1, (3,)), (5,))
-    >>> stretch(np, np.arange(5).reshape(1, 5, 1), where, [(0, 1), (1, 3)])
-    array([[1, 2, 3],
-           [2, 3, 4]])
-    """
+    """Return some rows of M, ``(rows, groups * k)``, from the input that `pad` has padded."""
     shape = (math.prod(stop - start for start, stop in block), where.shape[1])
     if array_api_compat.is_numpy_array(padded) and math.prod(where.geometry.kernel_size) > 1:
         return _stretch_numpy(padded, where, block).reshape(shape)
@@ -109,11 +69,6 @@ def row_blocks(shape: Sequence[int], rows: int) -> Iterator[list[tuple[int, int]
     """Cut (batch, *positions) into blocks of at most ``rows`` rows of M, each contiguous in M.
 
     A block is whole on its last axes, cut on one axis, and single on the axes before it.
-
-    Examples
-    --------
-    >>> list(row_blocks((1, 3, 2), rows=4))
-    [[(0, 1), (0, 2), (0, 2)], [(0, 1), (2, 3), (0, 2)]]
     """
     if not math.prod(shape):
         yield [(0, n) for n in shape]
@@ -130,20 +85,7 @@ def row_blocks(shape: Sequence[int], rows: int) -> Iterator[list[tuple[int, int]
 
 
 def stack_rows(xp: Any, blocks: Iterator[Array], shape: tuple[int, int]) -> Array:
-    """Lay blocks of rows below each other; in NumPy without ever holding the whole twice.
-
-    Parameters
-    ----------
-    xp : namespace
-    blocks : iterator of arrays, each of shape (rows, columns)
-    shape : (int, int)
-        Of the whole.
-
-    Examples
-    --------
-    >>> stack_rows(np, iter([np.ones((2, 1)), np.zeros((1, 1))]), (3, 1)).T
-    array([[1., 1., 0.]])
-    """
+    """Concatenate blocks of rows; in NumPy without holding the whole twice."""
     first = next(blocks)
     if tuple(first.shape) == shape:
         return first
@@ -160,13 +102,13 @@ def stack_rows(xp: Any, blocks: Iterator[Array], shape: tuple[int, int]) -> Arra
 def _stretch_numpy(padded: npt.NDArray[Any], where: IndexMap, block: Block) -> npt.NDArray[Any]:
     """Copy whole runs of taps at once: NumPy moves one long item faster than many short ones.
 
-    A run is what lies side by side in the padded input and in M alike: the channels of a group,
-    and with them the taps of the last axis where nothing comes between.
+    A run is contiguous in the padded input and in M: the channels of a group, and with them the
+    taps of the last axes where their stride is the length of the run.
     """
     groups, ndim = where.geometry.groups, len(where.axes)
     per_group = padded.shape[-1] // groups
     batch, *spatial, _ = padded.strides
-    channel = padded.itemsize  # of one channel the stride may be anything: x[..., None] has 0
+    channel = padded.itemsize  # not padded.strides[-1]: a single channel may have any, even 0
     lengths = [stop - start for start, stop in block]
     shape = [*lengths, groups, *(axis.taps for axis in where.axes)]
     strides = [
@@ -183,15 +125,19 @@ def _stretch_numpy(padded: npt.NDArray[Any], where: IndexMap, block: Block) -> n
     if not rows.size:
         return rows
     run = per_group * channel
+    # An axis whose step is the run itself continues it: one item more, one axis less. The axes of
+    # rows and of groups stay, so that blocks can be cut on them.
     while len(shape) > ndim + 2 and strides[-1] == run:
         run *= shape.pop()
         strides.pop()
-    item = np.dtype((np.void, run))
+    item = np.dtype((np.void, run))  # opaque bytes, which NumPy moves as one item
     source: npt.NDArray[Any] = np.ndarray(shape, item, padded, offset, strides)
     target: npt.NDArray[Any] = np.ndarray(shape, item, rows)
     if run > SHORT_RUN or shape[-1] > FEW_TAPS:
         target[...] = source
         return rows
+    # Items of a few bytes: a loop over taps, each a long strided copy over positions, is faster,
+    # as long as the part of M that it visits again for every tap stays in the cache.
     row_bytes = rows.nbytes // math.prod(lengths)
     for part in row_blocks(lengths, max(1, CACHED // row_bytes)):
         here = tuple(slice(*bounds) for bounds in part)

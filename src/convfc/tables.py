@@ -20,14 +20,7 @@ _SHORTEST = 24
 
 
 def fold(name: str, width: int) -> str:
-    """Break a qualified name after its dots into lines, the later ones indented.
-
-    Examples
-    --------
-    >>> print(fold("features.denseblock4.denselayer16.conv2", 24))
-    features.denseblock4.
-      denselayer16.conv2
-    """
+    """Break a qualified name after its dots into lines, the later ones indented."""
     if "\n" in name:
         return "\n".join(fold(line, width) for line in name.split("\n"))
     lines = [""]
@@ -40,25 +33,12 @@ def fold(name: str, width: int) -> str:
 
 @dataclass(frozen=True)
 class Column:
-    """A title and a cell for every row.
-
-    Parameters
-    ----------
-    title : str
-    cells : tuple of str
-        Empty ones are blank; a column of them alone is not shown. The lines of each are made
-        `printable`.
-    right : bool
-        Whether it is aligned to the right.
-    spare : int
-        0: never left out. Else the column with the largest number is left out first, where the
-        table is too wide.
-    """
+    """A title and a cell for every row; a column of empty cells alone is not shown."""
 
     title: str
-    cells: tuple[str, ...]
-    right: bool = False
-    spare: int = 0
+    cells: tuple[str, ...]  # every line is made `printable`
+    right: bool = False  # aligned to the right
+    spare: int = 0  # in a table too wide, the largest is left out first; 0 is never left out
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cells", _printable(self.cells))
@@ -71,25 +51,7 @@ class Column:
 
 @dataclass(frozen=True)
 class TextTable:
-    """Columns, the first of them with names, and lines of text below.
-
-    Parameters
-    ----------
-    columns : tuple of Column
-    notes : tuple of str
-        Made `printable`, too.
-
-    Examples
-    --------
-    >>> names = Column("layer", ("stem", "layer1.0.conv1"))
-    >>> numbers = Column("param.", ("9.41 k", "36.9 k"), right=True)
-    >>> print(TextTable((names, numbers), ("2 layers",)).text(80))
-    layer           param.
-    stem            9.41 k
-    layer1.0.conv1  36.9 k
-    <BLANKLINE>
-    2 layers
-    """
+    """Columns, of which the first has names, and `printable` notes after them."""
 
     columns: tuple[Column, ...]
     notes: tuple[str, ...] = ()
@@ -98,9 +60,9 @@ class TextTable:
         object.__setattr__(self, "notes", _printable(self.notes))
 
     def fitted(self, width: int) -> TextTable:
-        """Return the table as it fits: long names go on in another line, then columns are left out.
+        """Return the table as it fits: long names are folded, then columns are left out.
 
-        Where even that does not help, it is wider than asked for: nothing is cut.
+        A table that is still too wide stays so: nothing is cut.
         """
         columns = [column for column in self.columns if any(column.cells)]
         left_out = []
@@ -119,7 +81,7 @@ class TextTable:
         return TextTable(tuple(columns), (*self.notes, *more))
 
     def text(self, width: int) -> str:
-        """Return the table as plain text of at most ``width`` columns, if it can be."""
+        """Return the table as plain text of at most ``width`` characters, if it fits."""
         table = self.fitted(width)
         lines = [line for row in table._rows() for line in _lines(table.columns, row)]
         notes = [textwrap.fill(note, width, break_long_words=False) for note in table.notes]

@@ -1,4 +1,4 @@
-"""The program ``convfc``: its commands, and what all of them share with its options."""
+"""The program ``convfc``: its commands and its own options."""
 
 from __future__ import annotations
 

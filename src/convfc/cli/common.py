@@ -1,4 +1,4 @@
-"""What the commands share: arguments that name a model, and how they end when they cannot go on."""
+"""What the commands share: arguments that name a model, and errors in one line."""
 
 from __future__ import annotations
 
@@ -20,28 +20,23 @@ from convfc.printable import printable
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 _STOPPED = 130
-"""The exit code of a program that Ctrl-C ended."""
+"""The exit code of a program that Ctrl-C stopped."""
 
 WIDTH = 160
-"""Characters of a table in what is no terminal."""
+"""Characters of a table where the output is not a terminal."""
 
 FROM = (
     "a function or a class in a module, which may be a file in this folder (nets:Net for nets.py) "
     "or anywhere (models/nets.py:Net)."
 )
-"""What MODULE:FACTORY can be, in the words of --help."""
 
 Factory: TypeAlias = Annotated[
-    str,
-    typer.Argument(metavar="MODULE:FACTORY", help=f"Where the model comes from: {FROM}"),
+    str, typer.Argument(metavar="MODULE:FACTORY", help=f"Where the model comes from: {FROM}")
 ]
 FactoryArguments: TypeAlias = Annotated[
     list[str] | None,
-    typer.Option(
-        "--arg", metavar="NAME=VALUE", help="An argument of the factory; may be repeated."
-    ),
+    typer.Option("--arg", metavar="NAME=VALUE", help="Argument of the factory; may be repeated."),
 ]
-
 Weights: TypeAlias = Annotated[
     pathlib.Path | None,
     typer.Option("--weights", metavar="FILE", help="Take the weights from this safetensors file."),
@@ -53,15 +48,15 @@ def make_model(model: str, arguments: list[str] | None) -> Any:
     from convfc.factories import folder, make, named_values
 
     here = str(folder(model))
-    if sys.path[:1] != [here]:  # as python file.py has it, and flask, gunicorn and uvicorn
+    if sys.path[:1] != [here]:  # as with python file.py, flask, gunicorn and uvicorn
         sys.path.insert(0, here)
     return make(model, named_values(arguments or ()))
 
 
 def load_weights(made: Any, path: pathlib.Path, errors: Console) -> None:
-    """Give a model the weights of a safetensors file, and say which of them became other numbers.
+    """Give a model the weights of a safetensors file, and print which of them were cast.
 
-    Other formats are not read: loading them may run code.
+    Other formats are not read, as loading them may run code.
     """
     from convfc.registry import room_of
 
@@ -86,17 +81,16 @@ def shape(text: str) -> tuple[int, ...]:
 def errors_in_one_line(
     errors: Console, elsewhere: str | None = None, full: str = "free some space"
 ) -> Iterator[None]:
-    """Show an error of convfc or of the system without its traceback, and end with exit code 1.
+    """Show an error of convfc or of the system without its traceback, and exit with code 1.
 
-    ``elsewhere`` says how the command writes to another place, ``full`` how it goes on after a full
-    disk.
+    The remedies: ``elsewhere`` for a place that cannot be written, ``full`` for a full disk.
     """
     try:
         yield
     except ConvfcError as error:
         shown = error
     except OSError as error:
-        if error.errno == errno.EPIPE:  # a reader that has seen enough: no failure
+        if error.errno == errno.EPIPE:  # the reader has closed the pipe, which is not an error
             raise
         shown = _explained(error, elsewhere, full)
     else:
@@ -106,8 +100,8 @@ def errors_in_one_line(
 
 
 def _explained(error: OSError, elsewhere: str | None, full: str) -> RunError:
-    """Return an error of the system as one of convfc, with a way out."""
-    if error.filename is None or elsewhere is None:  # only what is printed has no name
+    """Return an error of the system as one of convfc, with a remedy."""
+    if error.filename is None or elsewhere is None:  # without a name it was standard output
         elsewhere = "send the output somewhere else"
     if error.errno in _FULL:
         what, remedy = "the disk is full", f"{full}, or {elsewhere}"
@@ -122,7 +116,7 @@ def ctrl_c_explained(
     errors: Console,
     what: str = "Stopped. The same command with --resume goes on from the last checkpoint.",
 ) -> Iterator[None]:
-    """End as a program does that Ctrl-C stopped, but say first what that means."""
+    """Print what Ctrl-C has stopped, and exit with the code for that."""
     try:
         yield
     except KeyboardInterrupt:

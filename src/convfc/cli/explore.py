@@ -64,9 +64,7 @@ def explore(
         pathlib.Path | None,
         typer.Option("--html", metavar="FILE", help="Write the page to this file instead."),
     ] = None,
-    port: Annotated[
-        int, typer.Option(min=0, max=65535, metavar="N", help="0: one that is free.")
-    ] = 0,
+    port: Annotated[int, typer.Option(min=0, max=65535, metavar="N", help="0: any free port.")] = 0,
     no_browser: Annotated[
         bool, typer.Option("--no-browser", help="Only say where the page is.")
     ] = False,
@@ -97,10 +95,23 @@ def explore(
 
             state = run_state(run)
         elif model is not None:
+            from convfc.explorer.inputs import input_for, layer_in_model
+            from convfc.explorer.state import explorer_state
+
             with errors.status("running the model"):
+                made, name = make_model(model, arguments), model.rpartition(":")[2]
+                if weights is not None:
+                    load_weights(made, weights, errors)
                 sizes = None if input_ is None else shape(input_)
-                state = _model_state(
-                    errors, model, arguments or [], weights, layer, sizes, image, filters
+                digit = int(image) if image in list("0123456789") else image
+                x, described = input_for(made, sizes, digit)
+                place, found, reaching = layer_in_model(made, layer, x)
+                state = explorer_state(
+                    found,
+                    reaching,
+                    filters=None if filters is None else range(filters),
+                    title=f"{name}, {place}" if place else name,
+                    source=f"Input: {described}",
                 )
         if state is not None:
             console.print(Text(printable(f"{state['title']}. {state['source']}")), soft_wrap=True)
@@ -113,37 +124,8 @@ def explore(
         _serve(console, state, port, browse=not no_browser)
 
 
-def _model_state(
-    errors: Console,
-    factory: str,
-    arguments: list[str],
-    weights: pathlib.Path | None,
-    layer: str | None,
-    sizes: tuple[int, ...] | None,
-    image: str | None,
-    filters: int | None,
-) -> dict[str, Any]:
-    """Make the model, run it, and return the state of a layer in it."""
-    from convfc.explorer.inputs import input_for, layer_in_model
-    from convfc.explorer.state import explorer_state
-
-    made = make_model(factory, arguments)
-    if weights is not None:
-        load_weights(made, weights, errors)
-    x, said = input_for(made, sizes, int(image) if image in list("0123456789") else image)
-    place, found, reaching = layer_in_model(made, layer, x)
-    name = factory.rpartition(":")[2]
-    return explorer_state(
-        found,
-        reaching,
-        filters=None if filters is None else range(filters),
-        title=f"{name}, {place}" if place else name,
-        source=f"Input: {said}",
-    )
-
-
 def _serve(console: Console, state: Any, port: int, *, browse: bool) -> None:
-    """Serve the page until Ctrl-C, which is how this ends and no failure."""
+    """Serve the page until Ctrl-C, the ordinary end."""
     from convfc.explorer.page import ExplorerServer
 
     with ExplorerServer(state, port) as server:

@@ -1,10 +1,11 @@
-"""Choosing Keras's backend and precision; and the layer's tests on the other two backends."""
+"""Choosing Keras's backend and precision; and the layers' tests on the other two backends."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -22,13 +23,18 @@ OTHERS = [name for name in BACKENDS if name != CURRENT]
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_layer_on_the_other_backends(name: str) -> None:
+def test_layers_on_the_other_backends(name: str) -> None:
+    """Each in a process of its own: a backend cannot change."""
     if importlib.util.find_spec(name) is None:
         pytest.skip(f"{name} is not installed")
-    tests = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_keras_layers.py"],
+    quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0", "OMP_NUM_THREADS": "1"}
+    reading = "test_keras_read.py::test_a_layer_is_what_keras_computes"
+    some = "strides2 or Depthwise or causal or not test_a_layer_is"  # kernels of every size
+    options = ("-q", "-p", "no:cacheprovider", "-n", "0", "-k", some)
+    tests = subprocess.run(  # noqa: S603 (our own interpreter)
+        [sys.executable, "-m", "pytest", *options, "test_keras_layers.py", reading],
         cwd=HERE,
-        env={**os.environ, "KERAS_BACKEND": name, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        env={**os.environ, **quiet, "KERAS_BACKEND": name},
         capture_output=True,
         text=True,
         timeout=300,
@@ -36,16 +42,14 @@ def test_layer_on_the_other_backends(name: str) -> None:
     )
     assert tests.returncode == 0, tests.stdout[-3000:] + tests.stderr[-3000:]
     assert " passed" in tests.stdout
-    assert "skipped" not in tests.stdout
+    skipped = re.search(r"(\d+) skipped", tests.stdout)  # TensorFlow lacks some transposed layers
+    assert (int(skipped[1]) if skipped else 0) <= 7 * (name == "tensorflow")
 
 
-def test_the_chosen_backend_is_the_one_that_runs() -> None:
+def test_the_chosen_backend_is_the_one_that_runs_and_no_other_is_known() -> None:
     choose_backend(CURRENT)
     assert keras.config.backend() == CURRENT
-
-
-def test_unknown_backend_is_refused() -> None:
-    with pytest.raises(ArgumentError, match="expected jax or torch or tensorflow; got numpy"):
+    with pytest.raises(ArgumentError, match=r"backend: .* 'tensorflow'; got 'numpy'"):
         choose_backend("numpy")
 
 
@@ -80,15 +84,10 @@ def test_precision_holds_inside_and_ends_outside() -> None:
     assert keras.ops.convert_to_numpy(keras.ops.ones(1)).dtype == np.float32
 
 
-def test_precision_ends_after_an_error() -> None:
+def test_precision_ends_after_an_error_and_no_other_is_known() -> None:
     with pytest.raises(KeyError, match="inner"), precision("float64"):
         raise KeyError("inner")
     assert keras.config.floatx() == "float32"
-
-
-def test_unknown_precision_is_refused() -> None:
-    with (
-        pytest.raises(ArgumentError, match="expected float32 or float64; got float16"),
-        precision("float16"),
-    ):
+    unknown = pytest.raises(ArgumentError, match=r"dtype: .*'float32' or 'float64'; got 'float16'")
+    with unknown, precision("float16"):
         pass

@@ -7,7 +7,7 @@
 ============== ==================================================================================
 
 Importing the room does not import Keras, because the choice of a backend has to come before that;
-its doors are only asked when the user has imported Keras.
+its functions are only called when the user has imported Keras.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["order_of", "owns", "read_layer"]
 
 
 def owns(model: object) -> bool:
-    """Say whether a layer or a model is Keras's."""
+    """Return whether a layer or a model is one of Keras."""
     import keras
 
     return isinstance(model, keras.layers.Layer)

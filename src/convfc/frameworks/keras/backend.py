@@ -8,8 +8,9 @@ import os
 import sys
 from collections.abc import Iterator
 
-from convfc.errors import ArgumentError, RunError
+from convfc.errors import RunError
 from convfc.extras import missing
+from convfc.sizes import one_of
 
 BACKENDS = ("jax", "torch", "tensorflow")
 DTYPES = ("float32", "float64")
@@ -17,16 +18,13 @@ DTYPES = ("float32", "float64")
 
 def choose_backend(name: str) -> None:
     """Make Keras compute on this backend, in this process, from its first import on."""
-    if name not in BACKENDS:
-        raise ArgumentError(
-            "unknown backend", where="backend", expected=" or ".join(BACKENDS), got=name
-        )
+    one_of("backend", name, BACKENDS, what="the backend is not known", remedy=None)
     for package in ("keras", name):
         if sys.modules.get(package) is None and importlib.util.find_spec(package) is None:
             raise missing(package, where=f"backend {name}")
     if "keras" not in sys.modules:
         os.environ["KERAS_BACKEND"] = name
-        # TensorFlow greets every start with lines about the machine's processor and missing GPU.
+        # TensorFlow prints lines about the processor and a missing GPU at every start.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import keras
 
@@ -44,13 +42,10 @@ def choose_backend(name: str) -> None:
 def precision(dtype: str) -> Iterator[None]:
     """Let Keras, and JAX under it, compute in this dtype; restore the former state at the end.
 
-    JAX knows no float64 unless told so for the whole process, and a model built in one state must
+    JAX has float64 only if it is enabled for the whole process, and a model built in one state must
     not be used in the other, so everything of one precision belongs inside one ``with``.
     """
-    if dtype not in DTYPES:
-        raise ArgumentError(
-            "unknown precision", where="dtype", expected=" or ".join(DTYPES), got=dtype
-        )
+    one_of("dtype", dtype, DTYPES, what="the precision is not known", remedy=None)
     import keras
 
     floatx, policy = keras.config.floatx(), keras.config.dtype_policy()

@@ -14,9 +14,10 @@ from convfc.extras import needing
 with needing():
     import keras
 
-from convfc.errors import ArgumentError, ShapeError
+from convfc.errors import ShapeError
 from convfc.geometry import ConvGeometry
 from convfc.indexmap import index_map
+from convfc.sizes import one_of
 
 
 @keras.saving.register_keras_serializable(package="convfc")
@@ -24,13 +25,13 @@ class Im2Col(keras.layers.Layer):  # type: ignore[misc]
     """Algorithm 1, steps 1 and 2, inside the graph: a feature map becomes its patch matrix M.
 
     The layer has no weights and only moves elements, so M holds the bits of the input. A
-    ``Dense(f, use_bias=False)`` behind it is the CONV layer of this geometry (Ma & Lu 2017,
+    ``Dense(f, use_bias=False)`` after it is the CONV layer of this geometry (Ma & Lu 2017,
     Section 4), one row of M per output position.
 
     Parameters
     ----------
     geometry : ConvGeometry or mapping
-        The convolution; a mapping of its arguments is what a saved model holds.
+        The convolution; a saved model holds a mapping of its arguments.
     data_format : {"channels_last", "channels_first"}, optional
         The layout of the input: ``(b, *spatial, c)`` or ``(b, c, *spatial)``; Keras's own setting
         when left out. M is ``(b, L, groups * k)`` in both cases, with taps in the order
@@ -64,20 +65,15 @@ class Im2Col(keras.layers.Layer):  # type: ignore[misc]
             geometry = ConvGeometry(**geometry)
         self.geometry = geometry
         self.data_format = keras.config.image_data_format() if data_format is None else data_format
-        if self.data_format not in ("channels_last", "channels_first"):
-            raise ArgumentError(
-                "unknown layout",
-                where="data_format",
-                expected="channels_last or channels_first",
-                got=data_format,
-            )
-        self._elements: np.ndarray[Any, np.dtype[np.int32]] | None = None
+        one_of("data_format", self.data_format, ("channels_last", "channels_first"),
+               what="the layout does not exist", remedy=None)  # fmt: skip
+        self._elements: Any = None
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Compute the index map of this input size."""
         flat = index_map(self.geometry, self._spatial(input_shape)).flat()
         elements = math.prod(n for n in input_shape[1:] if n is not None)
-        # The element behind the last one is the zero that padding reads.
+        # Padding reads a zero that `call` appends after the last element.
         self._elements = np.where(flat < 0, elements, flat).astype("int32")
         self._reads_padding = bool((flat < 0).any())
         self.built = True
@@ -87,8 +83,7 @@ class Im2Col(keras.layers.Layer):  # type: ignore[misc]
         ops = keras.ops
         if self.data_format == "channels_first":
             inputs = ops.moveaxis(inputs, 1, -1)
-        elements = self._elements
-        assert elements is not None, "Keras calls build first"  # noqa: S101
+        elements = self._elements  # Keras calls `build` first
         flat = ops.reshape(inputs, (-1, math.prod(inputs.shape[1:])))
         if self._reads_padding:
             flat = ops.pad(flat, ((0, 0), (0, 1)))
@@ -114,16 +109,12 @@ class Im2Col(keras.layers.Layer):  # type: ignore[misc]
         channels = input_shape[1] if first else input_shape[-1]
         spatial = input_shape[2:] if first else input_shape[1:-1]
         known = tuple(n for n in spatial if n is not None)
-        if (
-            len(input_shape) != self.geometry.spatial_ndim + 2
-            or channels != self.geometry.in_channels
-            or len(known) != len(spatial)
-        ):
+        axes, wanted = self.geometry.spatial_ndim, self.geometry.in_channels
+        if not len(known) == len(spatial) == axes or channels != wanted:
             raise ShapeError(
                 "the input does not fit the geometry",
                 where=f"layer {self.name}",
-                expected=f"{self.geometry.spatial_ndim} known spatial axes and "
-                f"{self.geometry.in_channels} channels, {self.data_format}",
+                expected=f"{axes} known spatial axes and {wanted} channels, {self.data_format}",
                 got=tuple(input_shape),
                 remedy="give keras.Input its full size, or set data_format",
             )
@@ -131,5 +122,5 @@ class Im2Col(keras.layers.Layer):  # type: ignore[misc]
 
 
 def _plain(value: Any) -> Any:
-    """Return nested tuples as the nested lists that JSON gives back."""
+    """Return nested tuples as nested lists, as JSON does."""
     return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value

@@ -1,6 +1,6 @@
 """What one of Keras's CONV layers computes, in convfc's own terms.
 
-Keras pads by a word (``valid``, ``same``, ``causal``), which is made numbers here for one input
+Keras's padding is a word (``valid``, ``same``, ``causal``); here it becomes numbers for one input
 size.
 """
 
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 import array_api_compat
 import numpy as np
@@ -34,11 +35,11 @@ _DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
 _KNOWN = (*_PLAIN, *_TRANSPOSED, *_DEPTHWISE)
 
 _ALIKE = (3, 15)
-"""The first version of Keras that is known to cut a transposed output alike on every backend."""
+"""The first version of Keras that crops a transposed output in the same way on every backend."""
 
 
 def read_layer(layer: Any, input_size: Sequence[int], *, differentiable: bool = False) -> ConvLayer:
-    """Read a CONV layer for one spatial input size; its activation is no part of it."""
+    """Read a CONV layer for one spatial input size, without its activation."""
     _check(layer)
     kernel, bias = (_array(weight, differentiable) for weight in (layer.kernel, layer.bias))
     xp = array_api_compat.array_namespace(kernel)
@@ -70,19 +71,19 @@ def _check(layer: Any) -> None:
     native = next((cls for cls in type(layer).__mro__ if cls in _KNOWN), None)
     what = remedy = None
     if native is None:
-        what, remedy = "it is no CONV layer that can be read as one convolution", "give one layer"
+        what, remedy = "it is not a CONV layer that can be read", "give one layer"
         if isinstance(layer, (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)):
             what = "it is two convolutions, one after the other"
             remedy = "make a DepthwiseConv and a Conv of kernel size 1 with its weights"
         elif isinstance(layer, keras.Model):
             remedy = "give one layer of the model, such as model.get_layer('conv2d')"
     elif own := _own(layer, native):
-        what = f"its class {type(layer).__name__} has a {own} of its own"
+        what = f"its class {type(layer).__name__} has its own {own}"
         remedy = f"give the keras.layers.{native.__name__} that computes the same, if there is one"
     elif not layer.built:
         what, remedy = "it has no weights yet", "call it once on an input, or layer.build(shape)"
-    elif native in _TRANSPOSED and layer.padding == "same" and _cuts_both_ends_alike():
-        what = "with PyTorch this version of Keras cuts padding='same' as no other backend does"
+    elif native in _TRANSPOSED and layer.padding == "same" and _crops_otherwise():
+        what = "on PyTorch this version of Keras crops padding='same' as no other backend does"
         remedy = f"pip install 'keras>={'.'.join(map(str, _ALIKE))}', or set KERAS_BACKEND=jax"
     if what is not None:
         raise UnsupportedLayer(
@@ -94,13 +95,13 @@ def _check(layer: Any) -> None:
         )
 
 
-def _cuts_both_ends_alike() -> bool:
+def _crops_otherwise() -> bool:
     version = tuple(int(part) for part in keras.__version__.split(".")[:2])
     return keras.config.backend() == "torch" and version < _ALIKE
 
 
 def _own(layer: Any, native: type) -> str | None:
-    """Return what a layer does in another way than Keras's own; None if nothing."""
+    """Return the method that a layer replaces, so that it may compute something else, or None."""
     for name in ("call", "convolution_op", "__call__"):
         known = getattr(native, name, None)
         if getattr(type(layer), name, None) is not known or name in vars(layer):
@@ -133,51 +134,26 @@ def _padded(geometry: ConvGeometry, layer: Any, input_size: Sizes) -> ConvGeomet
         input_size, geometry.effective_kernel_size, geometry.stride, given, strict=True
     ):
         if geometry.transposed:
-            cut = _transposed_cut(extent, step, layer.padding, more)
-            pairs.append((cut.low, max(cut.high, 0)))
-            extra.append(max(-cut.high, 0))
-            continue
-        extra.append(0)
-        if layer.padding == "same":
+            low, high = _transposed_crop(extent, step, layer.padding, more)
+        elif layer.padding == "same":
             total = max((math.ceil(size / step) - 1) * step + extent - size, 0)
-            pairs.append((total // 2, total - total // 2))
+            low, high = total // 2, total - total // 2
         else:
-            pairs.append((extent - 1 if layer.padding == "causal" else 0, 0))
-    return _replaced(geometry, pairs, extra)
+            low, high = extent - 1 if layer.padding == "causal" else 0, 0
+        pairs.append((low, max(high, 0)))
+        extra.append(max(-high, 0))  # a negative crop adds elements
+    return replace(geometry, padding=tuple(pairs), output_padding=tuple(extra))
 
 
-def _replaced(
-    geometry: ConvGeometry, pairs: Sequence[tuple[int, int]], extra: Sequence[int]
-) -> ConvGeometry:
-    return ConvGeometry(
-        geometry.in_channels,
-        geometry.out_channels,
-        geometry.kernel_size,
-        stride=geometry.stride,
-        padding=pairs,
-        dilation=geometry.dilation,
-        groups=geometry.groups,
-        transposed=geometry.transposed,
-        output_padding=extra,
-    )
+def _transposed_crop(extent: int, step: int, padding: str, more: int | None) -> tuple[int, int]:
+    """Return (low, high) cropped from the ``(n - 1) * step + extent`` elements of an axis.
 
-
-class _Cut(NamedTuple):
-    """Elements cut off a transposed output at its two ends; less than none are added."""
-
-    low: int
-    high: int
-
-
-def _transposed_cut(extent: int, step: int, padding: str, more: int | None) -> _Cut:
-    """Return what a layer cuts off the ``(n - 1) * step + extent`` elements of an axis.
-
-    Its output has, with ``valid``, ``output_padding`` elements more than these (by default so many
-    that no stride is cut short); with ``same``, ``n * step``, or with an ``output_padding``
+    Its output has, with ``valid``, ``output_padding`` elements more than these (by default enough
+    for n whole strides); with ``same``, ``n * step``, or with an ``output_padding``
     ``(n - 1) * step + extent % 2 + output_padding``.
     """
     if padding == "valid":
-        return _Cut(0, -(max(step - extent, 0) if more is None else more))
+        return 0, -(max(step - extent, 0) if more is None else more)
     total = extent - step if more is None else extent - extent % 2 - more
     low = max(total, 0) // 2
-    return _Cut(low, total - low)
+    return low, total - low

@@ -1,18 +1,15 @@
-"""Uncertainty of networks, written for FC layers and carried to CONV layers by their equality.
+"""Uncertainty of networks, with methods for FC layers that the patch form gives CONV layers.
 
 ============== ==================================================================================
 `layers`       FC layers with a random weight: Monte Carlo dropout, Concrete Dropout, Gaussian
 `networks`     networks of such layers, and ordinary networks drawn from them
 `prediction`   many draws, and the parts of their uncertainty
-`scores`       accuracy, likelihood, calibration, foreign images
-`figure`       reliability diagrams (needs matplotlib; imported when asked for)
+`scores`       accuracy, likelihood, calibration, foreign images; reliability diagrams (matplotlib)
 ============== ==================================================================================
 
 Laplace approximations come from laplace-torch, and Bayesian layers of other kinds from
 bayesian-torch: they work on the patch form as it is; ``docs/uncertainty.md`` shows both.
 """
-
-from typing import Any
 
 from convfc.extras import needing
 
@@ -38,6 +35,7 @@ with needing():
         calibration,
         negative_log_likelihood,
         out_of_distribution_auroc,
+        reliability_figure,
     )
 
 __all__ = [
@@ -60,11 +58,3 @@ __all__ = [
     "sample",
     "to_bayesian",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name == "reliability_figure":  # it imports matplotlib
-        from convfc.methods.uncertainty.figure import reliability_figure
-
-        return reliability_figure
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,18 +5,18 @@ outputs multiplies columns: a random K. Gal (*Uncertainty in Deep Learning*, 201
 & Ghahramani 2016, arXiv:1506.02158, Section 3) carries this to CONV layers through the patch
 matrix, whose rows are the FC layer's inputs: ``y_n = m_n K diag(z_n)`` for patch n.
 
-The regulariser is the divergence of that random K from a Gaussian prior of standard deviation 1/l
-on every weight (Gal & Ghahramani, *Dropout as a Bayesian Approximation*, 2016, appendix,
-Proposition 1, without its constants)::
+Every ``kl()`` is a sum over the layer's weights (and random biases), in nats. The loss to minimise
+is the *mean* negative log-likelihood over the data points plus ``KL / N``, where N counts data
+points: images, not patches, and not batches. For dropout it is the divergence of the random K from
+a Gaussian prior of standard deviation 1/l on every weight, without its constants (Gal & Ghahramani,
+*Dropout as a Bayesian Approximation*, 2016, appendix, Proposition 1)::
 
     KL = l^2 (1 - p) / 2 · ||M||^2 - n H(p),      H(p) = -p ln p - (1 - p) ln(1 - p)
 
-with M the weight that a unit has when it is not dropped, and n the number of Bernoulli variables of
-one K: k inputs or f outputs. The layer keeps the mean weight W = (1 - p) M, as every framework's
-dropout does ("inverted dropout"), so the first term is ``l^2 / (2 (1 - p)) · ||W||^2``: divided by
-1 - p, not multiplied. The loss to minimise is the *mean* negative log-likelihood over the data
-points plus KL / N, where N counts data points: images, not patches, and not batches. A common form
-of the same thing has ``2 / N`` for the second term; it belongs to a squared error without its 1/2
+with M the weight of a unit that is not dropped, and n the number of Bernoulli variables of one K: k
+inputs or f outputs. The layer stores the mean weight W = (1 - p) M, as every framework's dropout
+does ("inverted dropout"), so the first term is ``l^2 / (2 (1 - p)) · ||W||^2``: divided by 1 - p,
+not multiplied. Programs with ``2 / N`` for the second term have a squared error without its 1/2
 (Gal's reply in yaringal/ConcreteDropout#8).
 
 Blundell, Cornebise, Kavukcuoglu & Wierstra (2015, arXiv:1505.05424) learn mean and standard
@@ -40,19 +40,19 @@ from convfc.errors import ArgumentError, Refusal
 from convfc.sizes import one_of
 
 Per: TypeAlias = Literal["patch", "image", "call"]
-"""For whom one draw of the weight holds: one row of M, all rows of one image, all of a call."""
+"""What shares one draw of the weight: one row of M, all rows of one image, or a whole call."""
 
 
 class RandomLinear(nn.Module):
-    """An FC layer ``(*, k) -> (*, f)`` whose weight is random: base of the layers of this room.
+    """An FC layer ``(*, k) -> (*, f)`` whose weight is random: base class of the others.
 
-    In training mode every call draws; in evaluation mode the layer computes with the mean weight,
-    as `nn.Dropout` does. The random numbers are those of PyTorch's global generator.
+    In training mode every call draws, with PyTorch's global generator; in evaluation mode the layer
+    computes with the mean weight, as `nn.Dropout` does.
 
     Parameters
     ----------
     per : {"patch", "image", "call"}
-        For whom a draw holds. A CONV layer hands over its patch matrix ``(N, L, k)``: ``"patch"``
+        What shares a draw. The input of a CONV layer is its patch matrix ``(N, L, k)``: ``"patch"``
         draws for each of the N·L rows, ``"image"`` for each of the N images, ``"call"`` once. For
         an input ``(N, k)`` the first two are the same.
     """
@@ -64,11 +64,11 @@ class RandomLinear(nn.Module):
 
     @property
     def takes_blocks(self) -> bool:
-        """Whether M may come in blocks of rows: no draw holds for more than one row."""
+        """Whether M may come in blocks of rows: no two rows share a draw."""
         return not self.training or self.per == "patch"
 
     def draw(self) -> tuple[Tensor, Tensor | None]:
-        """Draw a weight ``(f, k)`` and a bias ``(f,)``: one sample of the FC layer itself."""
+        """Draw a weight ``(f, k)`` and a bias ``(f,)``, as a call with per="call" does."""
         raise NotImplementedError
 
     def mean(self) -> tuple[Tensor, Tensor | None]:
@@ -76,11 +76,14 @@ class RandomLinear(nn.Module):
         raise NotImplementedError
 
     def kl(self) -> Tensor:
-        """Return the Kullback-Leibler divergence from the prior, in nats; a scalar."""
+        """Return the Kullback-Leibler divergence from the prior, a scalar in nats.
+
+        It is a sum over the weights, not a mean.
+        """
         raise NotImplementedError
 
     def as_plain(self) -> nn.Module | Refusal:
-        """Return what `convfc.to_conv` is to make CONV layers of."""
+        """Return what `convfc.to_conv` makes CONV layers of, or why it cannot."""
         return Refusal(
             f"its FC part is random ({type(self).__name__})",
             "take one draw first, with convfc.methods.uncertainty.sample, or the mean, with "
@@ -97,25 +100,23 @@ class RandomLinear(nn.Module):
 
 
 def draws(module: nn.Module) -> bool:
-    """Say whether a module draws in training mode: a random FC layer, or dropout."""
+    """Return whether a module draws in training mode: a random FC layer, or dropout."""
     return isinstance(module, (RandomLinear, _DropoutNd))
 
 
 def check_choice(name: str, value: object, choices: object) -> None:
-    """Raise an `ArgumentError` if a value is none of a `typing.Literal`'s."""
+    """Raise an `ArgumentError` unless a value is one of a `typing.Literal`'s."""
     one_of(name, value, get_args(choices), what="no such choice", remedy=None)
 
 
 def check_number(
     name: str, value: float, *, above: float = 0.0, below: float = math.inf, open_: bool = True
 ) -> None:
-    """Raise if a number is not between two others; ``open_``: nor equal to the lower one."""
+    """Raise if a number is not between two others; if ``open_``, nor equal to the lower one."""
     if not (above < value if open_ else above <= value) or not value < below:
-        sign = "above" if open_ else "at least"
-        limit = "" if math.isinf(below) else f" and below {below:g}"
-        raise ArgumentError(
-            "a number out of range", where=name, expected=f"{sign} {above:g}{limit}", got=value
-        )
+        rule = f"{'above' if open_ else 'at least'} {above:g}"
+        rule += "" if math.isinf(below) else f" and below {below:g}"
+        raise ArgumentError("a number out of range", where=name, expected=rule, got=value)
 
 
 Drop: TypeAlias = Literal["kernels", "taps"]
@@ -128,17 +129,17 @@ class DropoutLinear(RandomLinear):
     Parameters
     ----------
     linear : nn.Linear
-        It stays the child ``linear``; its weight is the mean weight.
+        It becomes the child ``linear``; its weight is the mean weight.
     rate : float
         Probability p that a unit is dropped, 0 <= p < 1.
     drop : {"kernels", "taps"}
-        ``"kernels"``: columns of K, so outputs, each with its bias: Gal's own formula for CONV
-        layers, and what `nn.Dropout` behind the layer does. ``"taps"``: rows of K, so inputs: what
-        `nn.Dropout` in front of an FC layer does; a CONV layer then loses taps of its patches,
-        which dropout of the image cannot do.
+        ``"kernels"``: columns of K, so outputs with their biases: Gal's formula for CONV layers,
+        and the same as `nn.Dropout` after the layer. ``"taps"``: rows of K, so inputs: the same as
+        `nn.Dropout` before an FC layer; a CONV layer then loses taps of its patches, which dropout
+        of the image cannot do.
     per : {"patch", "image", "call"}
-        For whom a draw holds; see `RandomLinear`. With kernels, ``"image"`` is what `nn.Dropout2d`
-        behind the layer does.
+        What shares a draw; see `RandomLinear`. With kernels, ``"image"`` is the same as
+        `nn.Dropout2d` after the layer.
     length_scale : float
         l of the prior, for `kl`.
 
@@ -205,10 +206,10 @@ class DropoutLinear(RandomLinear):
         return self.linear.weight, self.linear.bias
 
     def kl(self) -> Tensor:
-        """Return the divergence from the prior but for a constant; see the head of this file.
+        """Return the divergence from the prior without its constants: a sum, in nats.
 
-        With ``drop="kernels"`` a bias belongs to its column; with taps it is not random and counts
-        for nothing.
+        The module's docstring has the formula. With ``drop="kernels"`` a bias belongs to its
+        column; with taps it is not random and is left out.
         """
         p, weight, bias = self.rate, self.linear.weight, self.linear.bias
         square = weight.square().sum()
@@ -220,13 +221,13 @@ class DropoutLinear(RandomLinear):
         return divergence
 
     def as_plain(self) -> nn.Module | Refusal:
-        """Return Linear and Dropout, where these two draw from the same distribution."""
+        """Return Linear and Dropout where they draw from the same distribution."""
         if self.drop != "kernels" or self.per != "patch":
             return super().as_plain()
         return nn.Sequential(self.linear, nn.Dropout(self._number())).train(self.training)
 
     def extra_repr(self) -> str:
-        """Return the rate, and what is dropped for whom."""
+        """Return the rate, what is dropped, and what shares a draw."""
         return f"rate={self.rate.item():.3g}, drop={self.drop!r}, per={self.per!r}"
 
 
@@ -234,12 +235,12 @@ class ConcreteDropoutLinear(DropoutLinear):
     """Dropout whose rate is learned (Gal, Hron & Kendall 2017, arXiv:1705.07832).
 
     The Bernoulli variables are relaxed to concrete ones, which are differentiable in p (their Eq.
-    (5)); PyTorch's `RelaxedBernoulli` draws them. Without `kl` in the loss a rate falls to 0.
+    (5)); PyTorch's `RelaxedBernoulli` draws them. Without `kl` in the loss the rate goes to 0.
 
     Parameters
     ----------
     linear, rate, drop, per, length_scale
-        As for `DropoutLinear`; the rate is where it starts, 0 < p < 1.
+        As for `DropoutLinear`; the rate is the initial one, 0 < p < 1.
     temperature : float
         Of the relaxation; 0.1 in the paper.
 
@@ -301,14 +302,14 @@ class GaussianLinear(RandomLinear):
     prior : float or torch.distributions.Distribution
         Standard deviation of a Gaussian prior around 0, or any distribution of single weights, such
         as the scale mixture of Blundell et al. (Eq. (7)); if the divergence from it has no closed
-        form, one draw estimates it.
+        form, it is estimated from one draw.
     initial_std : float
-        Where the standard deviations start.
+        The initial standard deviations.
     per : {"patch", "image", "call"}
-        ``"patch"``: the local reparameterisation; the outputs of one row are drawn, each row by
-        itself. Its variance is the smallest and M need not be held; two patches of one image then
-        see different weights, each with the right distribution. ``"image"``: one weight for each
-        image. ``"call"``: one weight for all, as Blundell et al. draw.
+        ``"patch"``: the local reparameterisation; the outputs of each row are drawn. Its gradients
+        vary least and M need not be held; two patches of one image see different weights, each with
+        the right distribution. ``"image"``: one weight for each image. ``"call"``: one weight for
+        all, as in Blundell et al.
 
     Attributes
     ----------
@@ -338,7 +339,7 @@ class GaussianLinear(RandomLinear):
             check_number("prior", prior)
         elif prior.batch_shape or prior.event_shape:
             raise ArgumentError(
-                "a prior of more than one weight",
+                "the prior is not of a single weight",
                 where="prior",
                 expected="a distribution of a single number",
                 got=f"batch_shape {prior.batch_shape}, event_shape {prior.event_shape}",
@@ -369,12 +370,12 @@ class GaussianLinear(RandomLinear):
         mean = functional.linear(rows, self.weight_mean, self.bias_mean)
         square = None if bias_std is None else bias_std.square()
         variance = functional.linear(rows.square(), std.square(), square)
-        # The square root has no slope at 0, which is what a patch of padding gives.
+        # The square root has no derivative at 0, the variance of a patch of padding.
         spread = variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt()
         return mean + spread * torch.randn_like(mean)
 
     def _draws(self, count: int) -> tuple[Tensor, Tensor | None]:
-        """Draw so many weights ``(count, f, k)`` and biases ``(count, f)``."""
+        """Draw weights ``(count, f, k)`` and biases ``(count, f)``."""
         std, bias_std = self._stds()
         weight = self.weight_mean + std * torch.randn_like(std.expand(count, *std.shape))
         if bias_std is None:
@@ -392,7 +393,7 @@ class GaussianLinear(RandomLinear):
         return self.weight_mean, self.bias_mean
 
     def kl(self) -> Tensor:
-        """Return the divergence of all weights and biases from the prior."""
+        """Return the divergence of all weights and biases from the prior: a sum, in nats."""
         weight_std, bias_std = self._stds()
         total = self._kl(self.weight_mean, weight_std)
         if bias_std is not None:
@@ -400,20 +401,18 @@ class GaussianLinear(RandomLinear):
         return total
 
     def _kl(self, mean: Tensor, std: Tensor) -> Tensor:
-        posterior = Normal(mean, std, validate_args=False)
-        if not isinstance(self.prior, Distribution):
-            prior: Distribution = Normal(torch.zeros_like(mean), self.prior, validate_args=False)
-            divergence: Tensor = kl_divergence(posterior, prior).sum()
-            return divergence
+        posterior, prior = Normal(mean, std, validate_args=False), self.prior
+        if not isinstance(prior, Distribution):
+            prior = Normal(torch.zeros_like(mean), prior, validate_args=False)
         try:
-            divergence = kl_divergence(posterior, self.prior).sum()
-        except NotImplementedError:  # PyTorch knows no closed form
+            divergence: Tensor = kl_divergence(posterior, prior)
+        except NotImplementedError:  # PyTorch has no closed form
             weight = posterior.rsample()
-            divergence = (posterior.log_prob(weight) - self.prior.log_prob(weight)).sum()
-        return divergence
+            divergence = posterior.log_prob(weight) - prior.log_prob(weight)
+        return divergence.sum()
 
     def extra_repr(self) -> str:
-        """Return sizes, prior and for whom a draw holds."""
+        """Return sizes, prior and what shares a draw."""
         f, k = self.weight_mean.shape
         return f"in_features={k}, out_features={f}, prior={self.prior}, per={self.per!r}"
 

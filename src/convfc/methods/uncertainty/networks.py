@@ -1,8 +1,7 @@
-"""Whole networks with random weights: made of ordinary ones, and ordinary ones drawn from them.
+"""Whole networks with random weights: made from ordinary ones, and ordinary ones drawn from them.
 
-A method is written for an FC layer. The patch form makes an FC layer of every CONV layer, so that
-the method reaches it; what is drawn is a plain FC layer again, and `convfc.to_conv` makes the CONV
-network of it.
+The methods are written for FC layers; the patch form has one for every CONV layer. A draw has plain
+FC layers again, of which `convfc.to_conv` makes a CONV network.
 """
 
 from __future__ import annotations
@@ -44,9 +43,9 @@ def to_bayesian(model: nn.Module, method: Method, *, where: Where = None, **opti
     """Return a copy of a network whose CONV and FC layers have random weights.
 
     Every CONV layer becomes its patch form (`convfc.to_fc`), and every FC layer, on patches or on
-    features, one of the room's random layers. In training mode they draw at every call (a layer
-    that the network calls twice draws twice); in evaluation mode the network is the one that was
-    given. Add `kl` to the loss. `predict` samples.
+    features, a `RandomLinear`. In training mode they draw at every call (a layer that the network
+    calls twice draws twice); in evaluation mode the network computes what the given one does. Add
+    `kl` to the loss. `predict` samples.
 
     Parameters
     ----------
@@ -56,9 +55,8 @@ def to_bayesian(model: nn.Module, method: Method, *, where: Where = None, **opti
         Monte Carlo dropout (Gal 2016), Concrete Dropout (Gal, Hron & Kendall 2017), or Bayes by
         Backprop (Blundell et al. 2015).
     where : function, str or list of str, optional
-        Which layers, as for `convfc.to_fc`. If not given: all; but where kernels are dropped, all
-        but the last one, whose kernels are the network's outputs. The last is the one that stands
-        last among the model's parts.
+        Which layers, as for `convfc.to_fc`. By default all; but where kernels are dropped, all but
+        the last of ``model.modules()``, whose kernels are the network's outputs.
     **options
         Of `DropoutLinear`, `ConcreteDropoutLinear` or `GaussianLinear`: ``rate``, ``drop``,
         ``per``, ``length_scale``, ``temperature``; ``prior``, ``initial_std``, ``per``.
@@ -71,10 +69,10 @@ def to_bayesian(model: nn.Module, method: Method, *, where: Where = None, **opti
     Raises
     ------
     ArgumentError
-        If there is no such method or option, or a number is out of range.
+        If the method or an option does not exist, or a number is out of range.
     UnsupportedLayer
-        If a layer cannot be converted (see `convfc.to_fc`), or something else than a plain
-        `nn.Linear` stands where one is to become random.
+        If a layer cannot be converted (see `convfc.to_fc`), or is not a plain `nn.Linear` with a
+        weight of its own.
     NothingToConvert
         If no layer is chosen.
 
@@ -107,7 +105,7 @@ def to_bayesian(model: nn.Module, method: Method, *, where: Where = None, **opti
         raise NothingToConvert(
             "no layer is chosen that could have a random weight",
             where="model" if where is None else "where",
-            expected="a CONV layer or an nn.Linear" + ("" if where else ", beside the last one"),
+            expected="a CONV layer or an nn.Linear" + ("" if where else " before the last one"),
             remedy="name the layers with where=",
         )
     new: dict[int, nn.Module] = {}
@@ -124,16 +122,16 @@ def to_bayesian(model: nn.Module, method: Method, *, where: Where = None, **opti
 
 
 def kl(model: nn.Module) -> Tensor:
-    """Return the divergence of a network's random weights from their priors, in nats.
+    """Return the divergence of a network's random weights from their priors: a sum, in nats.
 
     The loss of variational inference is the mean negative log-likelihood per data point plus
-    ``kl(model) / N``, with N data points (images, not patches) in the whole training set. Layers
-    without a random weight count for nothing.
+    ``kl(model) / N``, with N data points (images, not patches) in the whole training set. Layers of
+    bayesian-torch are not counted; their own divergence is a mean over the weights, not a sum.
 
     Returns
     -------
     Tensor
-        A scalar, through which gradients flow.
+        A scalar with gradients.
 
     Raises
     ------
@@ -154,18 +152,8 @@ def kl(model: nn.Module) -> Tensor:
 def sample(model: nn.Module, seed: int = 0) -> Any:
     """Draw one network: a plain FC form, which `convfc.to_conv` takes back to CONV layers.
 
-    Every random layer gives one draw of its weight, which holds for all patches and all images,
-    whatever its ``per`` says.
-
-    Parameters
-    ----------
-    model : nn.Module
-        It is not changed.
-    seed : int
-
-    Returns
-    -------
-    nn.Module
+    Every random layer gives one draw of its weight, for all patches and all images, whatever its
+    ``per`` is. The model is not changed.
 
     Raises
     ------
@@ -236,25 +224,24 @@ def random_layers(model: nn.Module) -> dict[str, RandomLinear]:
 
 
 def _layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the CONV layers in patch form and the FC layers outside them, by place, once each."""
-    everything = dict(model.named_modules())
-    inside = {id(part) for layer in everything.values() if isinstance(layer, PatchConv)
-              for part in layer.fc.modules()}  # fmt: skip
+    """Return the CONV layers in patch form and the FC layers outside them, each once, by place."""
+    patch = [part for part in model.modules() if isinstance(part, PatchConv)]
+    inside = {id(part) for layer in patch for part in layer.fc.modules()}
     return {
         name: part
-        for name, part in everything.items()
+        for name, part in model.named_modules()
         if isinstance(part, PatchConv) or (isinstance(part, nn.Linear) and id(part) not in inside)
     }
 
 
 def _drops_kernels(method: str, options: Mapping[str, Any]) -> bool:
-    """Say whether the layers of a method lose outputs."""
+    """Return whether the layers of a method lose outputs."""
     usual = {"dropout": "kernels", "concrete": "taps"}.get(method)
     return bool(options.get("drop", usual) == "kernels")
 
 
 def _owners(model: nn.Module) -> dict[int, list[tuple[int, str]]]:
-    """Return who holds each parameter, all by their ids: once for a depthwise layer's hundreds."""
+    """Return the modules that hold each parameter, by ids: computed once for all FC children."""
     found: dict[int, list[tuple[int, str]]] = {}
     for name, module in model.named_modules():
         for parameter in module.parameters(recurse=False):
@@ -264,13 +251,13 @@ def _owners(model: nn.Module) -> dict[int, list[tuple[int, str]]]:
 
 
 def _check_plain(name: str, linear: nn.Module, owners: Mapping[int, list[tuple[int, str]]]) -> None:
-    """Refuse what is no plain FC layer with a weight of its own."""
+    """Refuse what is not a plain FC layer with a weight of its own."""
     blocked = linear_obstacle(linear) if isinstance(linear, nn.Linear) else None
     if not isinstance(linear, nn.Linear) or blocked is not None:
         raise UnsupportedLayer(
             f"its weight cannot be made random: {blocked.reason}"
             if blocked
-            else "its FC part is no nn.Linear",
+            else "its FC part is not an nn.Linear",
             where=_place(name),
             expected="a plain nn.Linear",
             got=type(linear).__name__,
@@ -288,24 +275,14 @@ def _check_plain(name: str, linear: nn.Module, owners: Mapping[int, list[tuple[i
 
 def _random(linear: nn.Module, method: str, options: Mapping[str, Any]) -> RandomLinear:
     """Return the random layer in place of a plain one."""
-    try:
-        made = _LAYERS[method](linear, **options)
-    except TypeError as error:
-        known = _options(method)
-        wrong = sorted(set(options) - set(known))
-        if not wrong:
-            raise
+    known = [name for name in signature(_LAYERS[method]).parameters if name != "linear"]
+    if wrong := sorted(set(options) - set(known)):
         raise ArgumentError(
             f"{method} has no option {', '.join(wrong)}",
             where="to_bayesian",
             expected=f"some of {', '.join(known)}",
-        ) from error
-    return made.train(linear.training)
-
-
-def _options(method: str) -> list[str]:
-    """Return the names of what a method can be given."""
-    return [name for name in signature(_LAYERS[method]).parameters if name != "linear"]
+        )
+    return _LAYERS[method](linear, **options).train(linear.training)
 
 
 def _plain(model: nn.Module, read: Callable[[Any], tuple[Tensor, Tensor | None]]) -> nn.Module:

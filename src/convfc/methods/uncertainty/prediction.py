@@ -1,9 +1,9 @@
 """Predictions of a network with random weights: many draws, their mean, and how far they disagree.
 
 The measures are those of Gal (2016, Section 3.3.1), in nats: the *predictive entropy* of the mean
-is all uncertainty; the *expected entropy* of the single draws is what remains when the weights are
-known (aleatoric); their difference, the *mutual information* of prediction and weights, is what
-more data could take away (epistemic; Houlsby et al. 2011 call it BALD).
+is all uncertainty; the *expected entropy* of the single draws remains when the weights are known
+(aleatoric); their difference, the *mutual information* of prediction and weights, is what more data
+can reduce (epistemic; Houlsby et al. 2011 call it BALD).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Prediction:
         In nats. All uncertainty, its aleatoric and its epistemic part; the first is the sum of the
         other two.
     draws : Tensor, shape (samples, n, C), or None
-        What the network returned at every draw, if it was to be kept.
+        What the network returned at every draw, if ``keep`` was set.
     samples : int
     """
 
@@ -53,14 +53,14 @@ class Prediction:
 
     @classmethod
     def of(cls, probabilities: Tensor, draws: Tensor | None = None) -> Prediction:
-        """Return the prediction that draws of another library make, such as laplace-torch's.
+        """Return the prediction of draws that another library made, such as laplace-torch.
 
         Parameters
         ----------
         probabilities : Tensor, shape (samples, n, C)
             At each draw; rows of the last axis are divided by their sum.
         draws : Tensor, optional
-            To be kept.
+            What to keep in the field of this name.
 
         Examples
         --------
@@ -76,10 +76,10 @@ class Prediction:
     def _from_sums(
         cls, total: Tensor, entropy: Tensor, samples: int, draws: Tensor | None
     ) -> Prediction:
-        """Return the prediction of probabilities and entropies that are summed over the draws."""
+        """Return the prediction from probabilities and entropies summed over the draws."""
         mean = total / samples
         predictive = _entropy(mean)
-        # The expected entropy is never above the predictive one (Jensen), but rounded it may be.
+        # The expected entropy is at most the predictive one (Jensen); rounding can change that.
         expected = torch.minimum(entropy / samples, predictive)
         return cls(mean, predictive, expected, predictive - expected, draws, samples)
 
@@ -97,9 +97,9 @@ def predict(
 ) -> Prediction:
     """Predict with many draws of a classifier's random weights.
 
-    Random layers and every kind of PyTorch's dropout draw; all else, BatchNorm for instance, is in
-    evaluation mode. Modes, and the states of the random number generators, are put back. A native
-    dropout network, or one that another library made random, can be given as well.
+    Random layers and every kind of PyTorch's dropout draw; the rest, such as BatchNorm, is in
+    evaluation mode. Modes, and the states of the random number generators, are restored. A native
+    dropout network, or one that another library made random, works too.
 
     Parameters
     ----------
@@ -109,8 +109,8 @@ def predict(
     samples : int
         Draws, or forward passes.
     seed : int
-        Every draw has a seed of its own, the same for all batches: weights drawn once per call
-        (``per="call"``) are then one network for all images, whatever the batch size.
+        Each draw has its own seed, the same for all batches: weights drawn once per call
+        (``per="call"``) are one network for all images, whatever the batch size.
     batch_size : int
         Images that are run at a time.
     output : {"logits", "probabilities", "log_probabilities"}
@@ -131,7 +131,7 @@ def predict(
     ShapeError
         If there are no images, or the network does not take them or return ``(n, C)``.
     ArgumentError
-        If a number is below one, or there is no such output.
+        If a number is below one, or the output does not exist.
 
     Examples
     --------
@@ -149,7 +149,7 @@ def predict(
             raise ArgumentError("a count below one", where=name, expected="1 or more", got=value)
     if len(x) == 0:
         raise ShapeError("no images", where="x", expected="(n, ...) with n >= 1", got=(*x.shape,))
-    show = _Bar() if progress is True else progress or _silent
+    show = _Bar() if progress is True else progress
     total: Any = 0.0
     entropy: Any = 0.0
     kept: list[Tensor] = []
@@ -170,7 +170,8 @@ def predict(
             entropy = entropy + _entropy(p)
             if keep:
                 kept.append(drawn)
-            show(number + 1, samples)
+            if show:
+                show(number + 1, samples)
     return Prediction._from_sums(total, entropy, samples, torch.stack(kept) if keep else None)
 
 
@@ -187,7 +188,7 @@ def _one_draw(model: nn.Module, batches: tuple[Tensor, ...], seed: int) -> Tenso
             y = call_model(model, (batch,), {}, "x")
         if not isinstance(y, Tensor) or y.dim() != 2 or len(y) != len(batch):
             raise ShapeError(
-                "the network returns something else than one row of classes per image",
+                "the network does not return one row of classes per image",
                 where=type(model).__name__,
                 expected=f"a tensor of shape ({len(batch)}, C)",
                 got=tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__,
@@ -202,23 +203,16 @@ def _log_probabilities(y: Tensor, output: Output) -> Tensor:
     return torch.log_softmax(y.log() if output == "probabilities" else y, dim=1)
 
 
-def _silent(done: int, count: int) -> None:
-    """Show nothing."""
-    del done, count
-
-
 class _Bar:
-    """A bar of rich that ends with the last draw."""
+    """A bar of rich that starts with the first draw and ends with the last."""
 
     def __init__(self) -> None:
-        self._bar: Any = None
-        self._task: Any = None
+        from rich.progress import Progress as Bar
+
+        self._bar = Bar(transient=True)
 
     def __call__(self, done: int, count: int) -> None:
-        if self._bar is None:
-            from rich.progress import Progress as Bar
-
-            self._bar = Bar(transient=True)
+        if done == 1:
             self._bar.start()
             self._task = self._bar.add_task("draws", total=count)
         self._bar.update(self._task, completed=done)

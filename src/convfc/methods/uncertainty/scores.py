@@ -1,22 +1,27 @@
-"""How good probabilities are: accuracy, likelihood, Brier score, calibration, foreign images."""
+"""Scores of probabilities: accuracy, likelihood, Brier score, calibration, foreign images."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import rankdata
 
-from convfc.errors import ArgumentError, ShapeError
+from convfc.errors import ArgumentError, NothingToConvert, ShapeError
+from convfc.extras import needing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Numbers = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """How often a classifier is right, against how sure it is; `calibration` makes it.
+    """Accuracy of a classifier against its confidence, in bins; `calibration` makes it.
 
     Parameters
     ----------
@@ -49,7 +54,7 @@ def accuracy(probabilities: ArrayLike, labels: ArrayLike) -> float:
     Raises
     ------
     ShapeError
-        If the two do not belong together.
+        If the two do not fit each other.
 
     Examples
     --------
@@ -63,10 +68,7 @@ def accuracy(probabilities: ArrayLike, labels: ArrayLike) -> float:
 def negative_log_likelihood(probabilities: ArrayLike, labels: ArrayLike) -> float:
     """Return the mean of -ln p(label), in nats; infinite where a true class has probability 0.
 
-    Raises
-    ------
-    ShapeError
-        If the two do not belong together.
+    Arguments and errors are those of `accuracy`.
 
     Examples
     --------
@@ -81,10 +83,7 @@ def negative_log_likelihood(probabilities: ArrayLike, labels: ArrayLike) -> floa
 def brier_score(probabilities: ArrayLike, labels: ArrayLike) -> float:
     """Return the mean squared distance of the probabilities from the truth (Brier 1950): 0 to 2.
 
-    Raises
-    ------
-    ShapeError
-        If the two do not belong together.
+    Arguments and errors are those of `accuracy`.
 
     Examples
     --------
@@ -99,19 +98,8 @@ def brier_score(probabilities: ArrayLike, labels: ArrayLike) -> float:
 def calibration(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> Calibration:
     """Compare confidence and accuracy in bins of equal width.
 
-    Parameters
-    ----------
-    probabilities : array, shape (n, C)
-        The confidence is the largest of a row.
-    labels : array of int, shape (n,)
-    bins : int
-
-    Raises
-    ------
-    ShapeError
-        If the two do not belong together.
-    ArgumentError
-        If there are no bins.
+    The confidence is the largest probability of a row. Arguments and errors are those of
+    `accuracy`, and an ArgumentError if ``bins`` is below 1.
 
     Examples
     --------
@@ -130,13 +118,70 @@ def calibration(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> 
     with np.errstate(invalid="ignore"):
         mean_confidence = np.bincount(place, confidence, bins) / counts
         share_right = np.bincount(place, right, bins) / counts
-    gaps = np.abs(share_right - mean_confidence)[counts > 0]
-    ece = float((gaps * counts[counts > 0]).sum() / len(y))
+    ece = float(np.nansum(np.abs(share_right - mean_confidence) * counts) / len(y))
     return Calibration(edges, counts, mean_confidence, share_right, ece)
 
 
+def reliability_figure(found: Mapping[str, Calibration], columns: int = 3) -> Figure:
+    """Draw reliability diagrams (Guo et al. 2017, Figure 1), one per classifier.
+
+    Bars are the accuracy of each bin of confidence, on the diagonal where a classifier is
+    calibrated; the difference is hatched. Below, the number of images in each bin.
+
+    Parameters
+    ----------
+    found : mapping from str to Calibration
+    columns : int
+        Diagrams side by side.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Draw it inside `convfc.drawing.house_style`.
+
+    Raises
+    ------
+    NothingToConvert
+        If ``found`` is empty.
+    """
+    with needing():
+        from matplotlib.figure import Figure
+    from convfc.drawing import INK, WIDTH
+
+    if not found:
+        raise NothingToConvert("no calibration to draw", where="found")
+    columns = min(columns, len(found))
+    rows = -(-len(found) // columns)
+    figure = Figure(figsize=(WIDTH, 0.6 + 2.9 * rows), layout="constrained")
+    grid = figure.subplots(
+        2 * rows, columns, squeeze=False, sharex=True, gridspec_kw={"height_ratios": [3, 1] * rows}
+    )
+    for number, (name, one) in enumerate(found.items()):
+        row, column = divmod(number, columns)
+        above, below = grid[2 * row][column], grid[2 * row + 1][column]
+        filled = one.counts > 0
+        place = {"x": one.edges[:-1][filled], "width": np.diff(one.edges)[filled], "align": "edge"}
+        right, sure = one.accuracy[filled], one.confidence[filled]
+        above.bar(height=right, color="#0072B2", edgecolor="white", linewidth=0.5, **place)
+        hatched = {"color": "none", "edgecolor": "#D55E00", "hatch": "////", "linewidth": 0.8}
+        above.bar(height=sure - right, bottom=right, **hatched, **place)
+        above.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
+        above.set(ylim=(0, 1), xlim=(0, 1))
+        above.set_title(f"{name}\nECE {100 * one.ece:.1f} %")
+        below.bar(height=one.counts[filled], color="#999999", edgecolor="white", **place)
+        below.set_yscale("log")
+        below.set_xlabel("confidence")
+        if column == 0:
+            above.set_ylabel("accuracy")
+            below.set_ylabel("images")
+    for spare in range(len(found) - columns * (rows - 1), columns):
+        grid[-2][spare].set_axis_off()
+        grid[-1][spare].set_axis_off()
+    return figure
+
+
 def out_of_distribution_auroc(inside: ArrayLike, outside: ArrayLike) -> float:
-    """Return how well an uncertainty tells foreign images from familiar ones.
+    """Return how well an uncertainty separates foreign images from familiar ones.
 
     The area under the receiver operating characteristic: the probability that a foreign image has
     the larger uncertainty, ties counting half (Mann & Whitney's U divided by the number of pairs).
@@ -149,7 +194,7 @@ def out_of_distribution_auroc(inside: ArrayLike, outside: ArrayLike) -> float:
     Raises
     ------
     ShapeError
-        If one of the two is empty or no vector.
+        If one of the two is empty or not a vector.
 
     Examples
     --------
@@ -159,7 +204,9 @@ def out_of_distribution_auroc(inside: ArrayLike, outside: ArrayLike) -> float:
     familiar, foreign = np.asarray(inside, np.float64), np.asarray(outside, np.float64)
     for name, values in (("inside", familiar), ("outside", foreign)):
         if values.ndim != 1 or not len(values):
-            raise ShapeError("no vector of scores", where=name, expected="(n,)", got=values.shape)
+            raise ShapeError(
+                "not a vector of scores", where=name, expected="(n,)", got=values.shape
+            )
     ranks = rankdata(np.concatenate([familiar, foreign]))[len(familiar) :]
     smaller = ranks.sum() - len(foreign) * (len(foreign) + 1) / 2
     return float(smaller / (len(familiar) * len(foreign)))
@@ -170,20 +217,20 @@ def _checked(probabilities: ArrayLike, labels: ArrayLike) -> tuple[Numbers, Any]
     p, y = np.asarray(probabilities, np.float64), np.asarray(labels)
     if p.ndim != 2 or y.shape != p.shape[:1] or not len(p):
         raise ShapeError(
-            "probabilities and labels do not belong together",
+            "probabilities and labels do not fit each other",
             expected="(n, C) and (n,)",
             got=f"{p.shape} and {y.shape}",
         )
     if not np.issubdtype(y.dtype, np.integer) or y.min() < 0 or y.max() >= p.shape[1]:
         raise ShapeError(
-            "labels are no numbers of classes",
+            "labels are not class numbers",
             where="labels",
             expected=f"whole numbers from 0 to {p.shape[1] - 1}",
             got=f"{y.dtype}, from {y.min()} to {y.max()}",
         )
     if not np.abs(p.sum(axis=1) - 1).max() < 1e-3 or p.min() < 0:
         raise ShapeError(
-            "rows are no probabilities",
+            "rows are not probabilities",
             where="probabilities",
             expected="numbers of at least 0 that sum to 1",
             got=f"sums from {p.sum(axis=1).min():.3g} to {p.sum(axis=1).max():.3g}",
