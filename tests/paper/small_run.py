@@ -19,18 +19,26 @@ FILTERS = 4
 
 
 @contextlib.contextmanager
-def _small() -> Iterator[None]:
+def few_filters() -> Iterator[None]:
+    """Let networks have 4 filters, not 128: half a million weights, not 17."""
     with pytest.MonkeyPatch.context() as patch:
         geometry = ConvGeometry.valid(1, FILTERS, (4, 4), stride=2)
         patch.setattr(keras_networks, "GEOMETRY", geometry)
+        yield
+
+
+@contextlib.contextmanager
+def undrawn() -> Iterator[None]:
+    """Let figures be files without a picture: to draw those of a report takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Figure, "savefig", lambda self, handle, **_: handle.write(b"<svg/>"))
         yield
 
 
 @pytest.fixture(scope="module")
 def small() -> Iterator[None]:
-    """Networks with 4 filters, not 128: half a million weights, not 17. Figures are not drawn."""
-    with _small():
+    """Networks with few filters, and reports without pictures."""
+    with few_filters(), undrawn():
         yield
 
 
@@ -44,7 +52,7 @@ def reproduce(folder: pathlib.Path) -> Result:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, str]:
     """The folder of a finished run of everything but the costs, and what it told."""
     folder = tmp_path_factory.mktemp("trained") / "run"
-    with _small():
+    with few_filters(), undrawn():
         outcome = reproduce(folder)
     assert outcome.exit_code == 0, outcome.output
     return folder, outcome.stdout
