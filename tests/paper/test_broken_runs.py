@@ -261,7 +261,9 @@ def test_a_file_in_the_place_of_a_folder(
         assert removed(remedy) == [place, copied / RESULTS]
     else:
         (copied / RESULTS).unlink()
-        remedy = assert_refused(reproduce, copied, f"{place}: there is a file in the place of a fold")
+        remedy = assert_refused(
+            reproduce, copied, f"{place}: there is a file in the place of a fold"
+        )
         assert remedy == "move this file away, and continue with --resume"
 
 
@@ -297,7 +299,10 @@ def test_a_run_is_not_finished_with_other_versions(copied: pathlib.Path) -> None
     assert reproduce(copied).exit_code == 0  # only drawn again
     (copied / RESULTS).unlink()
     assert_refused(
-        reproduce, copied, "expected numpy 1.0, keras 2.0; got numpy ", "start a new run with --name"
+        reproduce,
+        copied,
+        "expected numpy 1.0, keras 2.0; got numpy ",
+        "start a new run with --name",
     )
 
 

@@ -24,7 +24,6 @@ from convfc.paper.keras_training import Batches, train
 from convfc.runs.folder import PartFiles, RunFolder
 from convfc.runs.study import Part, Work
 
-
 IMAGES, BATCH = 24, 10
 NAME = "float32-adam-cnn"
 
