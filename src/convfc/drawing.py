@@ -47,17 +47,7 @@ def house_style() -> Iterator[None]:
 
 
 def save_figure(figure: Figure, folder: pathlib.Path, name: str) -> None:
-    """Write a figure as ``<name>.png`` and ``<name>.svg``, each whole or not at all.
-
-    Parameters
-    ----------
-    figure : matplotlib.figure.Figure
-        The figure, drawn inside :func:`house_style`.
-    folder : pathlib.Path
-        Where to; made if missing.
-    name : str
-        The file name without its ending.
-    """
+    """Write a figure, drawn in the house's style, as ``<name>.png`` and ``<name>.svg``."""
     folder.mkdir(parents=True, exist_ok=True)
     undated: Mapping[str, Mapping[str, Any]] = {
         "png": {"Software": "convfc"},

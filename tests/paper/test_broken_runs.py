@@ -267,7 +267,9 @@ def test_a_file_in_the_place_of_a_folder(
         assert remedy == "move this file away, and continue with --resume"
 
 
-def test_a_damaged_checkpoint_costs_time_at_most(tmp_path: pathlib.Path) -> None:
+def test_a_damaged_checkpoint_costs_time_at_most(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     files, state = PartFiles(tmp_path, "n"), {"first": np.zeros(3), "first_layer": np.ones((2, 3))}
     for kind in KINDS:
         files.save_checkpoint(state)
@@ -276,19 +278,12 @@ def test_a_damaged_checkpoint_costs_time_at_most(tmp_path: pathlib.Path) -> None
         assert files.load_checkpoint() is None
         if kind == "type":
             files.checkpoint.rmdir()
-    files.save_checkpoint(state)
-    assert [path.name for path in tmp_path.iterdir()] == ["n.checkpoint.npz"]
-
-
-def test_a_checkpoint_of_another_version_costs_time_at_most(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    files = PartFiles(tmp_path, "n")
     with monkeypatch.context() as patch:
         patch.setattr(sealed, "FORMAT", sealed.FORMAT + 1)
-        files.save_checkpoint({"first": np.zeros(3)})
+        files.save_checkpoint(state)
         assert files.load_checkpoint() is not None
     assert files.load_checkpoint() is None
+    assert [path.name for path in tmp_path.iterdir()] == ["n.checkpoint.npz"]
 
 
 def test_a_run_is_not_finished_with_other_versions(copied: pathlib.Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import signal
 import subprocess
@@ -11,6 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from small_run import EPOCHS
 from typer.testing import CliRunner, Result
 
 from convfc.cli import app
@@ -18,7 +18,6 @@ from convfc.cli import app
 if TYPE_CHECKING:
     import pathlib
 
-SHORT = ("reproduce", "--epochs", "1", "--optimizer", "sgd", "--no-cost")
 # Whatever the tests run on, the command shall choose by itself, and write wide lines.
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "KERAS_BACKEND"} | {
     "COLUMNS": "200", "PYTHONUNBUFFERED": "1",
@@ -59,38 +58,33 @@ def test_help_names_every_option() -> None:
     assert "40 epochs, a few minutes" in shown
 
 
-def test_run_and_refuse(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The networks of the paper, as large as they are."""
-    running = process(tmp_path, PROGRAM, *SHORT)
-    told, errors = running.communicate(timeout=300)
-    assert (running.returncode, errors) == (0, "")
-    run = tmp_path / "runs" / "epochs1-sgd"
-    results = json.loads((run / "results.json").read_text())
-    assert set(results["sgd"]["control"].values()) == {0.0}
-    assert (run / "report.html").exists()
-    assert "Differences after 1 epochs" in told
+@pytest.mark.usefixtures("small")
+def test_a_run_shows_its_differences_and_is_not_run_again(
+    trained: tuple[pathlib.Path, str],
+) -> None:
+    folder, told = trained
+    assert f"Differences after {EPOCHS} epochs" in told
     assert "2.12e-7" in told
-    assert "Report: runs/epochs1-sgd/report.html" in told
-
-    monkeypatch.chdir(tmp_path)
-    for more, texts in (
-        ((), ("the folder exists", "--resume", "--overwrite")),
-        (("--name", "epochs1-sgd", "--seed", "1", "--resume"), ("seed=0", "seed=1")),
+    run = ("--name", folder.name, "--runs-dir", str(folder.parent), "--epochs", str(EPOCHS))
+    for options, texts in (
+        (run, ("the folder exists", "--resume", "--overwrite")),
+        ((*run, "--seed", "1", "--resume"), ("seed=0", "seed=1")),
         (("--name", "../outside"), ("expected one name without separators",)),
     ):
-        result = call(*SHORT, *more)
+        result = call("reproduce", "--no-cost", *options)
         assert result.exit_code == 1
         assert result.stderr.startswith("Error: ")
         assert result.stderr.count("\n") == 1
         assert all(text in result.stderr for text in texts)
-    assert list(tmp_path.iterdir()) == [tmp_path / "runs"]
 
 
 def test_ctrl_c_says_how_to_continue(tmp_path: pathlib.Path) -> None:
+    """Here the networks are as large as the paper's, and the command chooses the backend."""
     arguments = ("reproduce", "--optimizer", "sgd", "--no-cost", "--name", "stopped")
     running = process(tmp_path, PROGRAM, *arguments)
     try:
         assert running.stdout is not None
+        assert running.stdout.readline() == "run stopped: 40 epochs, jax, in runs/stopped\n"
         assert any("float32-sgd-cnn: starts" in line for line in running.stdout)
         running.send_signal(signal.SIGINT)
         _, told = running.communicate(timeout=120)

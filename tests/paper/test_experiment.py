@@ -66,7 +66,8 @@ def test_differences_are_those_of_weights_and_losses() -> None:
     count = 40
     digits = data.load(count=count)
     rng = np.random.default_rng(0)
-    weights = [rng.standard_normal((16, 128)).astype("float32") for _ in range(2)]
+    shape = (16, networks.GEOMETRY.out_channels)
+    weights = [rng.standard_normal(shape).astype("float32") for _ in range(2)]
     losses = (
         {"loss": [0.5, 0.25], "val_loss": [0.5, 0.5]},
         {"loss": [0.5] * 2, "val_loss": [0.25] * 2},

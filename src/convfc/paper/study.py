@@ -87,14 +87,10 @@ def _layers(record: Record) -> dict[str, list[figures.DrawnLayer]]:
     if "keras" not in sys.modules:
         # Any backend knows the shapes; take the run's own unless another one is at work already.
         choose_backend(record.settings["backend"])
-    from convfc.paper.keras_networks import NETWORKS
+    from convfc.paper.keras_networks import NETWORKS, build
 
     trained = {network for _, _, network in record.networks}
-    return {
-        name: figures.describe_layers(build())
-        for name, build in NETWORKS.items()
-        if name in trained
-    }
+    return {name: figures.describe_layers(build(name)) for name in NETWORKS if name in trained}
 
 
 def _found(run: FinishedRun) -> dict[str, Any]:
