@@ -48,12 +48,14 @@ def arrays(layer: dict[str, int]) -> tuple[np.ndarray, np.ndarray, ConvGeometry]
     return x, filters, geometry
 
 
-@pytest.mark.parametrize("name", cost.WAYS)
 @pytest.mark.parametrize("layer", LAYERS, ids=layer_id)
-def test_every_way_computes_the_layer(layer: dict[str, int], name: str) -> None:
+def test_every_way_computes_the_layer(layer: dict[str, int]) -> None:
     x, filters, geometry = arrays(layer)
-    found = np.asarray(cost._ways(x, filters, geometry)[name]())
-    np.testing.assert_array_equal(found, oracle.conv(x, filters, geometry))
+    expected = oracle.conv(x, filters, geometry)
+    ways = cost._ways(x, filters, geometry)
+    assert tuple(ways) == cost.WAYS
+    for way in ways.values():
+        np.testing.assert_array_equal(np.asarray(way()), expected)
 
 
 @pytest.mark.parametrize("name", cost.WAYS)
@@ -73,34 +75,24 @@ def test_a_way_that_computes_another_layer_is_not_measured(name: str) -> None:
         cost._check(ways, x, filters, geometry)
 
 
-def test_the_ways_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 0.0
-    calls = []
-    durations = {"a": iter([5.0, 1.0, 2.0]), "b": iter([1.0, 7.0, 9.0])}
+@pytest.mark.parametrize(
+    ("rounds", "seconds", "expected"), [(3, 0.0, 3), (3, 7.5, 4), (3, 1e9, 25), (99, 0.0, 99)]
+)
+def test_the_ways_take_turns_until_the_time_is_over(
+    monkeypatch: pytest.MonkeyPatch, rounds: int, seconds: float, expected: int
+) -> None:
+    now, calls = 0.0, []
 
-    def way(name: str) -> None:
+    def way(name: str, duration: float) -> None:
         nonlocal now
         calls.append(name)
-        now += next(durations[name])
+        now += duration
 
     monkeypatch.setattr(cost.time, "perf_counter", lambda: now)
-    ways = {name: lambda name=name: way(name) for name in durations}
-    times = cost.take_turns(ways, rounds=3, seconds=0.0)
-    assert times == {"a": [5.0, 1.0, 2.0], "b": [1.0, 7.0, 9.0]}
-    assert calls == ["a", "b"] * 3
-
-
-def test_rounds_go_on_until_the_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 0.0
-
-    def way() -> None:
-        nonlocal now
-        now += 1.0
-
-    monkeypatch.setattr(cost.time, "perf_counter", lambda: now)
-    assert len(cost.take_turns({"way": way}, rounds=3, seconds=7.5)["way"]) == 8
-    assert len(cost.take_turns({"way": way}, rounds=3, seconds=1e9)["way"]) == cost.MOST_ROUNDS
-    assert len(cost.take_turns({"way": way}, rounds=99, seconds=0.0)["way"]) == 99
+    ways = {"a": lambda: way("a", 1.5), "b": lambda: way("b", 0.5)}
+    times = cost.take_turns(ways, rounds=rounds, seconds=seconds)
+    assert times == {"a": [1.5] * expected, "b": [0.5] * expected}
+    assert calls == ["a", "b"] * expected
 
 
 def test_a_layer_has_the_median_of_its_times(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,8 +123,8 @@ for _ in range(2):  # memory that the first call freed hides nothing of the seco
 
 
 @pytest.mark.skipif(not machine.has_high_water_mark(), reason="no resettable VmHWM on this system")
-@pytest.mark.parametrize("megabytes", [8, 64])
-def test_the_peak_is_what_a_call_takes_at_its_highest(megabytes: int) -> None:
+def test_the_peak_is_what_a_call_takes_at_its_highest() -> None:
+    megabytes = 64
     # In a process of its own, as the costs are measured: other tests leave threads and pages here.
     command = [sys.executable, "-c", PEAKS, str(megabytes * MEGABYTE), str(MEGABYTE)]
     run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)  # noqa: S603
@@ -172,47 +164,35 @@ def test_the_product_holds_m_and_row_blocks_do_not() -> None:
     assert peaks["direct sliding"] < 0.5 * row["patch_matrix_bytes"]
 
 
-@pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def test_costs_are_measured_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cost, "QUICK", TINY)
-    return TINY
-
-
-def test_costs_are_measured_in_a_process_of_its_own(tiny: dict[str, Any]) -> None:
     lines: list[str] = []
     found = cost.measure_cost(quick=True, progress=lines.append)
     assert json.loads(json.dumps(found)) == found
+    layers = ("image 6", "image 9", "kernel 2", "batch 1")
     assert lines == [
-        "cost of the product form: image 6 (1 of 4)",
-        "cost of the product form: image 9 (2 of 4)",
-        "cost of the product form: kernel 2 (3 of 4)",
-        "cost of the product form: batch 1 (4 of 4)",
+        f"cost of the product form: {layer} ({n} of 4)" for n, layer in enumerate(layers, 1)
     ]
-    assert {name: [row["value"] for row in rows] for name, rows in found["axes"].items()} == tiny[
-        "series"
-    ]
+    values = {name: [row["value"] for row in rows] for name, rows in found["axes"].items()}
+    assert values == TINY["series"]
     for name, rows in found["axes"].items():
         for row in rows:
-            assert {key: row[key] for key in tiny["layer"]} == {**tiny["layer"], name: row["value"]}
+            assert {key: row[key] for key in TINY["layer"]} == {**TINY["layer"], name: row["value"]}
             assert tuple(row["methods"]) == cost.WAYS
             assert all(measured["seconds"] > 0 for measured in row["methods"].values())
     assert set(found["machine"]) == {"processor", "cores", "system", "byte_order"}
     assert re.search("resident set|tracemalloc", found["memory_method"])
 
 
-def test_a_failed_measurement_says_why(
-    monkeypatch: pytest.MonkeyPatch, tiny: dict[str, Any]
-) -> None:
+def test_a_failed_measurement_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     # A kernel of 10 on an image of 8: the layer does not exist.
-    monkeypatch.setattr(cost, "QUICK", {**tiny, "series": {"kernel": [10]}})
+    monkeypatch.setattr(cost, "QUICK", {**TINY, "series": {"kernel": [10]}})
     message = r"measuring the cost .* failed; .*got exit code 1: .*GeometryError: .*kernel"
     with pytest.raises(RunError, match=message):
         cost.measure_cost(quick=True)
 
 
-def test_an_interruption_ends_the_measuring_process(
-    monkeypatch: pytest.MonkeyPatch, tiny: dict[str, Any]
-) -> None:
+def test_an_interruption_ends_the_measuring_process(monkeypatch: pytest.MonkeyPatch) -> None:
     started = []
     popen = cost.subprocess.Popen
 
@@ -223,6 +203,7 @@ def test_an_interruption_ends_the_measuring_process(
     def interrupt(line: str) -> None:
         raise KeyboardInterrupt(line)
 
+    monkeypatch.setattr(cost, "QUICK", TINY)
     monkeypatch.setattr(cost.subprocess, "Popen", remember)
     with pytest.raises(KeyboardInterrupt, match="image 6"):
         cost.measure_cost(quick=True, progress=interrupt)

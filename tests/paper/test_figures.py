@@ -1,4 +1,4 @@
-"""The figures show the run's numbers, in both formats, the same on every call."""
+"""The figures show the run's numbers, in both formats."""
 
 from __future__ import annotations
 
@@ -48,23 +48,16 @@ LAYER = figures.DrawnLayer("first", "Dense", (None, 169, 16), (None, 169, 128), 
 
 
 @pytest.mark.parametrize("name", DRAWINGS)
-def test_both_formats_are_valid_and_the_same_on_every_call(
-    name: str, record: Record, tmp_path: pathlib.Path
-) -> None:
-    for call in ("once", "again"):
-        drawing.save_figure(DRAWINGS[name](record), tmp_path / call, name)
-    png, svg = (tmp_path / "once" / f"{name}.{kind}" for kind in ("png", "svg"))
-    assert sorted(p.name for p in (tmp_path / "once").iterdir()) == [png.name, svg.name]
-
+def test_both_formats_are_valid(name: str, record: Record, tmp_path: pathlib.Path) -> None:
+    drawing.save_figure(DRAWINGS[name](record), tmp_path, name)
+    png, svg = (tmp_path / f"{name}.{kind}" for kind in ("png", "svg"))
+    assert sorted(tmp_path.iterdir()) == [png, svg]
     pixels = mpl.image.imread(png)
     assert pixels.shape[1] >= 1200, "too small for a README on a dense screen"
     assert pixels.min() < 0.5 < pixels.max(), "nothing is drawn"
     root = ET.parse(svg).getroot()  # noqa: S314 - written by the line above
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     assert root.findall(".//{http://www.w3.org/2000/svg}path")
-
-    assert svg.read_bytes() == (tmp_path / "again" / svg.name).read_bytes()
-    assert png.read_bytes() == (tmp_path / "again" / png.name).read_bytes()
 
 
 def test_the_users_own_settings_change_nothing(record: Record, tmp_path: pathlib.Path) -> None:
@@ -123,14 +116,13 @@ def test_layers_are_read_from_the_models() -> None:
     ]
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_losses_are_the_histories_in_each_networks_colour(record: Record, optimizer: str) -> None:
-    training, validation = figures.loss_figure(record, optimizer).axes[:2]
+def test_losses_are_the_histories_in_each_networks_colour(record: Record) -> None:
+    training, validation = figures.loss_figure(record, "adam").axes[:2]
     for axes, part in ((training, "loss"), (validation, "val_loss")):
         lines = {line.get_label(): line for line in axes.lines}
         assert set(lines) == {"CNN", "FC network", "control"}
         for network, label in figures.LABELS.items():
-            trained = record.networks["float32", optimizer, network]
+            trained = record.networks["float32", "adam", network]
             assert (lines[label].get_ydata() == getattr(trained, part)).all()
             assert lines[label].get_color() == figures.COLOURS[network]
 

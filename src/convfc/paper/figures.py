@@ -85,10 +85,7 @@ def loss_figure(record: Record, optimizer: str) -> Figure:
 
 
 def histogram_figure(record: Record, optimizers: Sequence[str]) -> Figure:
-    """Draw histograms of the first layer's weights after training (Figure 9), a panel each.
-
-    The CNN's is filled, the FC network's an outline on top of it, in the same bins.
-    """
+    """Draw histograms of the first layer's weights after training (Figure 9), a panel each."""
     figure = Figure(figsize=(WIDTH, 3.1), layout="constrained")
     panels = figure.subplots(1, len(optimizers), squeeze=False, sharey=True)[0]
     for panel, letter, optimizer in zip(panels, "ab", optimizers, strict=False):
@@ -100,15 +97,8 @@ def histogram_figure(record: Record, optimizers: Sequence[str]) -> Figure:
         bins = np.linspace(everything.min(), everything.max(), 41)
         filled = {"histtype": "stepfilled", "alpha": 0.5}
         panel.hist(weights["cnn"], bins, color=COLOURS["cnn"], label="CNN", **filled)
-        panel.hist(
-            weights["fc"],
-            bins,
-            color=COLOURS["fc"],
-            histtype="step",
-            linewidth=1.6,
-            linestyle=(0, (4, 2)),
-            label="FC network",
-        )
+        outline = {"histtype": "step", "linewidth": 1.6, "linestyle": (0, (4, 2))}
+        panel.hist(weights["fc"], bins, color=COLOURS["fc"], label="FC network", **outline)
         panel.set_title(f"({letter}) {OPTIMIZERS[optimizer]}")
         panel.set_xlabel("weight of the first layer")
     panels[0].set_ylabel("number of weights")
@@ -120,8 +110,7 @@ def histogram_figure(record: Record, optimizers: Sequence[str]) -> Figure:
 def difference_figure(record: Record) -> Figure:
     """Draw how far the first layers are apart after every epoch, on a logarithmic axis.
 
-    A logarithm has no zero, so what is exactly 0 is drawn as 0 in a band of its own below the axis,
-    never as a small number.
+    What is exactly 0, which a logarithm does not have, is drawn in a band of its own below.
     """
     lines = [
         (dtype, optimizer, pair, difference)
@@ -178,16 +167,9 @@ def _mark_rounding(axes: Axes, record: Record) -> None:
         unit = float(np.finfo(start.dtype).eps) / 2
         size = unit * float(np.linalg.norm(start.astype(np.float64)))
         axes.axhline(size, color="#888888", linewidth=0.9, linestyle=":")
-        axes.annotate(
-            f"one rounding of every weight, {dtype}",
-            (1, size),
-            xycoords=axes.get_yaxis_transform(),
-            xytext=(0, 2.5),
-            textcoords="offset points",
-            ha="right",
-            fontsize=8,
-            color="#666666",
-        )
+        text, at = f"one rounding of every weight, {dtype}", axes.get_yaxis_transform()
+        above: dict[str, Any] = {"xytext": (0, 2.5), "textcoords": "offset points", "ha": "right"}
+        axes.annotate(text, (1, size), xycoords=at, fontsize=8, color="#666666", **above)
 
 
 _METHODS = {
@@ -204,10 +186,7 @@ _AXES = {
 
 
 def cost_figure(cost: Mapping[str, Any]) -> Figure:
-    """Draw time and peak memory of the ways to compute a CONV layer, as its sizes grow.
-
-    What was not measured is a gap. Columns: what grows; rows: seconds and bytes.
-    """
+    """Draw time and peak memory of the ways to compute a CONV layer, as its sizes grow."""
     axes = {name: rows for name, rows in cost["axes"].items() if rows}
     figure = Figure(figsize=(WIDTH, 4.8), layout="constrained")
     panels = figure.subplots(2, len(axes), squeeze=False, sharey="row", sharex="col")
@@ -254,8 +233,7 @@ _HIGHLIGHTS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 def stretch_figure(digit: NDArray[Any], filters: NDArray[Any]) -> Figure:
     """Draw the stretch of an image and a filter to matrices, stride = kernel size (Figure 6).
 
-    The image is ``(height, width)``, the one filter ``(1, k, k, 1)``. A few patches carry the same
-    colour in the image, in M, in M K and in the output.
+    The image is ``(height, width)``, the one filter ``(1, k, k, 1)``; a few patches are marked.
     """
     kernel = filters.shape[1]
     geometry = ConvGeometry.valid(1, 1, (kernel, kernel), stride=kernel)
@@ -265,7 +243,6 @@ def stretch_figure(digit: NDArray[Any], filters: NDArray[Any]) -> Figure:
     rows = patch_product(M, K, geometry)
     output = rows_to_output(rows, geometry, digit.shape)[0, :, :, 0]
     wide = output.shape[1]
-    chosen = _busiest_rows(M[0], wide)
 
     height = 4.7
     figure = Figure(figsize=(WIDTH, height))
@@ -281,8 +258,7 @@ def stretch_figure(digit: NDArray[Any], filters: NDArray[Any]) -> Figure:
         axes.spines[:].set_visible(True)
         return axes
 
-    cell = 4.0 / len(M[0])
-    top = 0.45
+    cell, top = 4.0 / len(M[0]), 0.45
     image = place(0.12, top, 2.5, 2.5, f"input {_size(digit)}, stride {kernel}")
     small = place(0.92, 3.55, 0.9, 0.9, f"filter {kernel}×{kernel}")
     matrix = place(3.0, top, cell * M.shape[2], 4.0, f"M {_size(M[0])}")
@@ -304,35 +280,17 @@ def stretch_figure(digit: NDArray[Any], filters: NDArray[Any]) -> Figure:
     for line in np.arange(kernel, digit.shape[0], kernel) - 0.5:
         image.axhline(line, color="#bbbbbb", linewidth=0.6)
         image.axvline(line, color="#bbbbbb", linewidth=0.6)
-    for row, colour in zip(chosen, _HIGHLIGHTS, strict=False):
+    bold: dict[str, Any] = {"fontweight": "bold", "va": "center"}
+    for row, colour in zip(_busiest_rows(M[0], wide), _HIGHLIGHTS, strict=False):
         up, left = divmod(row, wide)
         _outline(image, (left * kernel, up * kernel), kernel, kernel, colour)
         _outline(matrix, (0, row), M.shape[2], 1, colour)
         _outline(product, (0, row), 1, 1, colour)
         _outline(result, (left, up), 1, 1, colour)
-        tag = {"facecolor": colour, "edgecolor": "none", "pad": 1.2}
-        image.text(
-            left * kernel - 0.5,
-            up * kernel - 0.5,
-            str(row),
-            color="white",
-            fontsize=7.5,
-            fontweight="bold",
-            ha="center",
-            va="center",
-            bbox=tag,
-            zorder=4,
-        )
-        matrix.text(
-            -1.2,
-            row,
-            str(row),
-            color=colour,
-            fontsize=8.5,
-            fontweight="bold",
-            ha="right",
-            va="center",
-        )
+        tag: dict[str, Any] = {"bbox": {"facecolor": colour, "edgecolor": "none", "pad": 1.2}}
+        tag |= {"color": "white", "fontsize": 7.5, "ha": "center", "zorder": 4, **bold}
+        image.text(left * kernel - 0.5, up * kernel - 0.5, str(row), **tag)
+        matrix.text(-1.2, row, str(row), color=colour, fontsize=8.5, ha="right", **bold)
     for between, symbol, high in ((4.52, "×", 1.1), (5.18, "=", 1.1), (5.8, "→", 0.97)):
         figure.text(
             between / WIDTH, 1 - high / height, symbol, fontsize=14, ha="center", va="center"
@@ -398,10 +356,7 @@ def describe_layers(model: Any) -> list[DrawnLayer]:
 
 
 def networks_figure(networks: Mapping[str, Sequence[DrawnLayer]]) -> Figure:
-    """Draw networks as chains of layers, side by side (Figure 8).
-
-    The batch size is written as None, as Keras does.
-    """
+    """Draw networks as chains of layers, side by side (Figure 8)."""
     box, gap, head = 0.76, 0.22, 1.05
     deepest = max(len(layers) for layers in networks.values())
     height = head + deepest * (box + gap)
@@ -414,25 +369,17 @@ def networks_figure(networks: Mapping[str, Sequence[DrawnLayer]]) -> Figure:
     for number, (network, layers) in enumerate(networks.items()):
         left, middle = number * column + 0.1, (number + 0.5) * column
         total = sum(layer.weights for layer in layers)
-        axes.text(middle, 0.25, LABELS[network], ha="center", va="center", fontweight="bold")
-        axes.text(middle, 0.47, f"{total:,} weights", ha="center", va="center", fontsize=8.5)
+        centre: dict[str, Any] = {"ha": "center", "va": "center"}
+        axes.text(middle, 0.25, LABELS[network], fontweight="bold", **centre)
+        axes.text(middle, 0.47, f"{total:,} weights", fontsize=8.5, **centre)
         start = head + (deepest - len(layers)) * (box + gap)  # what is alike stands side by side
-        axes.text(
-            middle, start - gap - 0.1, _INPUTS[network], ha="center", va="center", fontsize=8.5
-        )
+        axes.text(middle, start - gap - 0.1, _INPUTS[network], fontsize=8.5, **centre)
         for depth, layer in enumerate(layers):
             top = start + depth * (box + gap)
             _draw_layer(axes, layer, (left, top), (column - 0.2, box), COLOURS[network])
-            arrow = FancyArrowPatch(
-                (middle, top - gap),
-                (middle, top),
-                arrowstyle="-|>",
-                mutation_scale=8,
-                shrinkA=0,
-                shrinkB=0,
-                color="#666666",
-            )
-            axes.add_patch(arrow)
+            ends: Any = ((middle, top - gap), (middle, top))
+            head_: Any = {"arrowstyle": "-|>", "mutation_scale": 8, "shrinkA": 0, "shrinkB": 0}
+            axes.add_patch(FancyArrowPatch(*ends, color="#666666", **head_))
     return figure
 
 

@@ -16,6 +16,7 @@ from convfc.errors import RunError
 from convfc.extras import needing
 from convfc.paper.experiment import LEARNING_RATES, NETWORK, PAPER_EPOCHS
 from convfc.runs.folder import FinishedRun, RunFolder
+from convfc.runs.reporting import number
 from convfc.runs.sealed import readable
 
 with needing():
@@ -51,22 +52,16 @@ class Record:
 
     def optimizers(self, dtype: str | None = None) -> tuple[str, ...]:
         """Return the optimizers with a trained CNN and FC network in ``dtype``, SGD first."""
-        found = {o for d, o, _ in self.networks if d == (dtype or self.dtype)}
-        return tuple(
-            optimizer
-            for optimizer in sorted(found, reverse=True)
-            if all((dtype or self.dtype, optimizer, n) in self.networks for n in ("cnn", "fc"))
-        )
+        dtype = dtype or self.dtype
+        pairs = {o: {(dtype, o, "cnn"), (dtype, o, "fc")} for o in ("sgd", "adam")}
+        return tuple(o for o, pair in pairs.items() if pair <= self.networks.keys())
 
     def weight_difference(
         self, dtype: str, optimizer: str, network: str, other: str
     ) -> NDArray[np.float64] | None:
-        """Return the distance of two networks' first layers after every epoch.
-
-        Entry n is ``||W_a - W_b||_F`` after n epochs; None if one of the two was not trained.
-        """
+        """Return ``||W_a - W_b||_F`` of two first layers after n epochs; None if one is missing."""
         pair = [self.networks.get((dtype, optimizer, name)) for name in (network, other)]
-        if pair[0] is None or pair[1] is None:
+        if None in pair:
             return None
         a, b = (trained.first_layer.astype(np.float64) for trained in pair if trained)
         epochs = min(len(a), len(b))
@@ -137,10 +132,7 @@ def find(record: Record) -> dict[str, Any]:
         "optimizers": optimizers,
         "paper": PAPER,
         "paper_epochs": PAPER_EPOCHS,
-        "roundings": {
-            optimizer: distance / _one_rounding(record, optimizer)
-            for optimizer, distance in distances.items()
-        },
+        "roundings": {o: d / _one_rounding(record, o) for o, d in distances.items()},
         "adam_over_sgd": _ratio(distances["adam"], distances["sgd"]) if both else None,
         "control": _control(record, optimizers),
         "companion": _companion(record),
@@ -198,32 +190,25 @@ def _companion(record: Record) -> dict[str, Any] | None:
 
 def _losses(record: Record, optimizer: str) -> dict[str, dict[str, float]]:
     """Return the first and last losses of every network of one optimizer."""
-    trained = {
-        network: found
-        for network in ("cnn", "fc", "control")
-        if (found := record.networks.get((record.dtype, optimizer, network)))
-    }
     return {
         network: {
             "first_loss": float(found.loss[0]),
             "loss": float(found.loss[-1]),
             "val_loss": float(found.val_loss[-1]),
         }
-        for network, found in trained.items()
+        for network in ("cnn", "fc", "control")
+        if (found := record.networks.get((record.dtype, optimizer, network)))
     }
 
 
 def adam_example(noise: float = 1e-9) -> list[dict[str, float]]:
-    """Compare how SGD and Adam treat two gradients that a rounding tells apart.
-
-    For gradients from large to zero: the difference of the two first steps under both optimizers.
-    Adam's first step is ``rate * m / (sqrt(v) + epsilon)`` with its bias correction (Kingma & Ba
-    2014, Section 2, last paragraph), which is ``rate * g / (|g| + e)`` with
-    ``e = epsilon / sqrt(1 - decay)``.
+    """Compare how the first steps of SGD and Adam treat two gradients that a rounding tells apart.
 
     >>> [f"{row['gradient']:g}: {row['adam'] / row['sgd']:.2g}" for row in adam_example()]
     ['0.01: 0.0032', '0.0001: 30', '1e-06: 1.8e+04', '0: 3.2e+04']
     """
+    # With its bias correction Adam's first step is rate * g / (|g| + epsilon / sqrt(1 - decay)):
+    # Kingma & Ba 2014, Section 2, last paragraph.
     epsilon = _ADAM_EPSILON / math.sqrt(1 - _ADAM_DECAY)
     rows = []
     for gradient in (1e-2, 1e-4, 1e-6, 0.0):
@@ -240,10 +225,7 @@ def adam_example(noise: float = 1e-9) -> list[dict[str, float]]:
 
 
 def cost_findings(cost: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ratios of times and peak memory: the least, median and most over all sizes.
-
-    None stands where a pair was never measured; ``growth`` is the size of M by that of the input.
-    """
+    """Return ratios of times and peak memory over all sizes; None where nothing was measured."""
     points = [point for rows in cost["axes"].values() for point in rows]
 
     def ratios(kind: str, method: str, other: str) -> dict[str, float] | None:
@@ -275,11 +257,8 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def measured(point: Mapping[str, Any], method: str, kind: str) -> float | None:
-    """Return the seconds or peak bytes of a way to compute the layer, at one size.
-
-    None where nothing was measured, or less memory than the output alone takes: then the process
-    had kept freed memory and used it again unseen.
-    """
+    """Return the seconds or peak bytes of a way to compute the layer, at one size, or None."""
+    # Less memory than the output takes: the process had kept freed memory and used it again.
     value = (point.get("methods", {}).get(method) or {}).get(kind)
     if value is None or (kind == "peak_bytes" and value < point.get("output_bytes", 0)):
         return None
@@ -308,10 +287,6 @@ def summary_table(results: Mapping[str, Any]) -> Table:
     for optimizer in (name for name in ("sgd", "adam") if name in results):
         table.add_section()
         for key, title in _TITLES.items():
-            found = (_number(results[optimizer][n][key]) for n in ("fc", "control"))
+            found = (number(results[optimizer][n][key]) for n in ("fc", "control"))
             table.add_row(f"{optimizer}: {title}", PAPER[optimizer].get(key, "–"), *found)
     return table
-
-
-def _number(value: float) -> str:
-    return "0" if value == 0 else f"{value:.3g}"

@@ -33,63 +33,38 @@ _PIXELS = int(np.prod(IMAGE_SHAPE))
 
 @dataclass(frozen=True)
 class Weights:
-    """The weights of any of the three networks: K, ``(16, 128)``, and the last layer's kernel.
+    """The weights of any of the three networks: the filter matrix K, the last kernel."""
 
-    K is the filter matrix, of the FC network the Dense kernel itself; the last layer's is
-    ``(21632, 784)``.
-    """
-
-    first: Array
-    second: Array
+    first: Array  # (16, 128)
+    second: Array  # (21632, 784)
 
 
-def cnn() -> keras.Model:
-    """Return the CNN of Figure 8a, ``(b, 28, 28, 1)`` to ``(b, 28, 28, 1)``."""
-    return keras.Sequential([*_head("cnn"), *_tail()], name="cnn")
+NETWORKS = ("cnn", "fc", "control")
+"""The CNN and the FC network of Figure 8, and the FC network with Algorithm 1 inside it."""
 
 
-def fc() -> keras.Model:
-    """Return the FC network of Figure 8b, from the patch matrix ``(b, 169, 16)`` to images."""
-    return keras.Sequential([*_head("fc"), *_tail()], name="fc")
-
-
-def control() -> keras.Model:
-    """Return the FC network with Algorithm 1 inside it: it takes images as the CNN does."""
-    return keras.Sequential([*_head("control"), *_tail()], name="control")
-
-
-NETWORKS = {"cnn": cnn, "fc": fc, "control": control}
-
-
-def build(network: str, weights: Weights) -> keras.Model:
-    """Return the network of this name, holding these weights, in Keras's current precision."""
+def build(network: str, weights: Weights | None = None) -> keras.Model:
+    """Return the network of this name in Keras's current precision, with these weights if given."""
     if network not in NETWORKS:
         raise ArgumentError(
             "unknown network", where="network", expected=" or ".join(NETWORKS), got=network
         )
-    model = NETWORKS[network]()
-    place_weights(model, weights)
+    model = keras.Sequential([*_head(network), *_tail()], name=network)
+    if weights is not None:
+        first = model.get_layer("first")
+        first.kernel.assign(_as_kernel(weights.first, first))
+        model.get_layer("second").kernel.assign(weights.second)
     return model
 
 
 def initial_weights(seed: int) -> Weights:
-    """Draw the weights from which all three networks start: He uniform, fan-in (He et al. 2015).
-
-    NumPy draws them, in float32, so that every backend and both precisions start at the same
-    numbers.
-    """
+    """Draw the weights from which all three networks start: He uniform, fan-in (He et al. 2015)."""
+    # By NumPy, in float32, so that every backend and both precisions start at the same numbers.
     generator = np.random.default_rng([seed, 0x4E])
     filters = _he_uniform(generator, GEOMETRY.filters_shape, GEOMETRY.taps)
     fan_in = _POSITIONS * GEOMETRY.out_channels
     second = _he_uniform(generator, (fan_in, _PIXELS), fan_in)
     return Weights(filters_to_matrix(filters, GEOMETRY), second)
-
-
-def place_weights(model: keras.Model, weights: Weights) -> None:
-    """Give a network these weights: K as it is to a Dense layer, as filters to a CONV layer."""
-    first = model.get_layer("first")
-    first.kernel.assign(_as_kernel(weights.first, first))
-    model.get_layer("second").kernel.assign(weights.second)
 
 
 def read_weights(model: keras.Model) -> Weights:
@@ -114,8 +89,7 @@ def network_input(network: str, images: Array) -> Array:
 def first_layer_output(network: str, first: Array, images: Array) -> Array:
     """Return the first layer's own output before ReLU, ``(n, 169, 128)``: the paper's V or U.
 
-    The layer itself computes it: the native CONV layer, Dense on the M of Algorithm 1, or Dense
-    behind the Keras layer. Images are cast to the precision of its weights, the filter matrix K.
+    Images are cast to the precision of its weights, the filter matrix K.
     """
     model = keras.Sequential(_head(network))
     layer = model.get_layer("first")
@@ -128,13 +102,10 @@ def first_layer_output(network: str, first: Array, images: Array) -> Array:
 def compare(
     networks: Mapping[str, Result], pair: tuple[str, str], digits: Digits
 ) -> dict[str, float]:
-    """Return how far apart two trained networks are.
+    """Return how far apart two trained networks are: outputs on the new images, weights, losses.
 
-    V and U are the outputs of the first layers on the new images, before ReLU, computed by the
-    layers themselves in the precision of the run; their difference is summed in float64.
-    ``output_difference_mean`` is the mean over the images of ``||V_n - U_n||_F``, as the authors'
-    program computes it; ``output_difference_printed`` is ``||V - U||_F / n`` of the whole, as the
-    paper prints it.
+    The mean of ``||V_n - U_n||_F`` over the images is what the authors' program computes,
+    ``||V - U||_F / n`` of the whole what the paper prints.
     """
     first = [networks[name].arrays["first_layer"][-1] for name in pair]
     v, u = (
@@ -159,10 +130,8 @@ def dead_outputs(
 ) -> dict[str, float]:
     """Return how many final ReLUs are zero on every validation image, and what that costs.
 
-    A final ReLU that is zero on all images has no gradient, so it stays zero. Where no image has
-    ink that is right; elsewhere its pixel is lost, and it is ``wrongly_dead``. ``val_loss_of_dead``
-    is the part of ``val_loss`` that the dead outputs cause; the losses of two constant answers, 0
-    and the mean training image, stand beside it.
+    Such a ReLU has no gradient and stays zero: right where no image has ink, elsewhere
+    ``wrongly_dead``. Beside the losses stand those of two constant answers.
     """
     dtype = final.first.dtype
     images = digits.validation.astype(dtype)
@@ -193,23 +162,13 @@ def dead_outputs(
 
 
 def _head(network: str) -> list[Any]:
-    """Return the network's input and its first layer, which is all that tells the three apart."""
+    """Return the input and the first layer, which is all that tells the networks apart."""
+    named: dict[str, Any] = {"kernel_initializer": "he_uniform", "use_bias": False, "name": "first"}
     if network == "cnn":
-        convolution = keras.layers.Conv2D(
-            GEOMETRY.out_channels,
-            GEOMETRY.kernel_size,
-            strides=GEOMETRY.stride,
-            padding="valid",
-            use_bias=False,
-            kernel_initializer="he_uniform",
-            data_format="channels_last",
-            name="first",
-        )
-        return [keras.Input(IMAGE_SHAPE), convolution]
-    # One Dense for all rows of M: the paper's FC layer.
-    dense = keras.layers.Dense(
-        GEOMETRY.out_channels, use_bias=False, kernel_initializer="he_uniform", name="first"
-    )
+        options = {"strides": GEOMETRY.stride, "padding": "valid", "data_format": "channels_last"}
+        kernel = (GEOMETRY.out_channels, GEOMETRY.kernel_size)
+        return [keras.Input(IMAGE_SHAPE), keras.layers.Conv2D(*kernel, **options, **named)]
+    dense = keras.layers.Dense(GEOMETRY.out_channels, **named)  # one for all rows of M
     if network == "fc":
         return [keras.Input((_POSITIONS, _TAPS)), dense]
     stretch = Im2Col(GEOMETRY, data_format="channels_last", name="im2col")

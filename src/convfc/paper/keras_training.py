@@ -29,11 +29,10 @@ Array = NDArray[Any]
 
 
 class Batches(keras.utils.PyDataset):  # type: ignore[misc]
-    """All batches of all epochs, in an order that depends on the seed and the epoch alone.
+    """All batches of the epochs ``first`` to ``last - 1``; the last one of each may be smaller.
 
-    Batch ``i`` is a function of ``i``: nothing is remembered from epoch to epoch, so that a resumed
-    run, or a framework that fetches ahead, sees the same batches. Epochs are ``first`` to
-    ``last - 1``, counted from 0; the last batch of one may be smaller.
+    Batch ``i`` is a function of seed and ``i``: nothing is remembered from epoch to epoch, so that
+    a resumed run, or a framework that fetches ahead, sees the same batches.
     """
 
     def __init__(
@@ -60,15 +59,15 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]
 
 
 def train(work: Work, digits: Digits, initial: networks.Weights, rate: float) -> Result:
-    """Train the network that the part is named after, from its checkpoint if there is one.
+    """Train the network that the part is named after, in Keras's current precision.
 
-    Keras has to be in its precision. The numbers are the losses of each epoch, the arrays the first
-    layer before training and after each epoch, ``first_layer``, ``(epochs + 1, 16, 128)``.
+    It goes on from its checkpoint. ``first_layer`` begins before training: (epochs + 1, 16, 128).
     """
     dtype, optimizer, network = work.part.name.split("-")
     settings, epochs = work.settings, work.part.steps
     model = networks.build(network, initial)
-    model.compile(optimizer=_optimizer(optimizer, rate), loss="mse")
+    optimizers = {"sgd": keras.optimizers.SGD, "adam": keras.optimizers.Adam}
+    model.compile(optimizer=optimizers[optimizer](learning_rate=rate), loss="mse")
     model.optimizer.build(model.trainable_variables)
     saved = work.saved()
     if saved is not None:
@@ -187,12 +186,6 @@ def _ctrl_c_remembered() -> Iterator[Callable[[], None]]:
         yield raise_if_pressed
     finally:
         signal.signal(signal.SIGINT, former)
-
-
-def _optimizer(name: str, rate: float) -> keras.optimizers.Optimizer:
-    """Return the optimizer of Section 5; Adam at Keras's defaults, as in the authors' program."""
-    optimizers = {"sgd": keras.optimizers.SGD, "adam": keras.optimizers.Adam}
-    return optimizers[name](learning_rate=rate)
 
 
 def _variables(model: keras.Model) -> list[keras.Variable]:

@@ -39,15 +39,14 @@ def run_state(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _explored(record: Record) -> dict[str, Any]:
-    """Return the explorer's state of the CNN's filters, 128 of 4 x 4 at stride 2, on a digit."""
-    optimizer = record.optimizers()[0]
-    geometry = ConvGeometry.valid(1, 128, (4, 4), stride=2)
+    """Return the explorer's state of the CNN's filters on a digit."""
+    filters = _filters(record)
     state = explorer_state(
-        _filters(record),
+        filters,
         np.round(_digit(record), 4),
-        geometry,
+        ConvGeometry.valid(1, len(filters), (4, 4), stride=2),
         title="The filters of the experiment, trained",
-        source=f"run {record.settings['name']}, {optimizer}",
+        source=f"run {record.settings['name']}, {record.optimizers()[0]}",
     )
     state["input"]["range"] = [0, 1]
     return state
@@ -88,14 +87,10 @@ def _layers(record: Record) -> dict[str, list[figures.DrawnLayer]]:
     if "keras" not in sys.modules:
         # Any backend knows the shapes; take the run's own unless another one is at work already.
         choose_backend(record.settings["backend"])
-    from convfc.paper.keras_networks import NETWORKS
+    from convfc.paper.keras_networks import NETWORKS, build
 
     trained = {network for _, _, network in record.networks}
-    return {
-        name: figures.describe_layers(build())
-        for name, build in NETWORKS.items()
-        if name in trained
-    }
+    return {name: figures.describe_layers(build(name)) for name in NETWORKS if name in trained}
 
 
 def _found(run: FinishedRun) -> dict[str, Any]:

@@ -43,29 +43,21 @@ _OTHER_PLACE = (
 
 
 class RunSettings(Protocol):
-    """What a folder has to know of the settings of a run."""
+    """What a folder has to know of the settings of a run: its name, and ``settings.json``."""
 
     @property
-    def name(self) -> str:
-        """The folder's name below the runs folder."""
-
-    def as_json(self) -> dict[str, Any]:
-        """Return what ``settings.json`` holds."""
+    def name(self) -> str: ...  # noqa: D102
+    def as_json(self) -> dict[str, Any]: ...  # noqa: D102
 
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """What a part found.
+    """What a part found; but for the seconds, the same in every run with the same settings."""
 
-    Numbers are what JSON can hold; arrays and weights have names. They are the same in every run
-    with the same settings; seconds, of CPU time that something took, never are, so they stand
-    apart. Weights are large and only for later parts, so they have a file of their own.
-    """
-
-    numbers: Mapping[str, Any] = field(default_factory=dict)
+    numbers: Mapping[str, Any] = field(default_factory=dict)  # what JSON can hold
     arrays: Mapping[str, Array] = field(default_factory=dict)
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    weights: Mapping[str, Array] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)  # of CPU time
+    weights: Mapping[str, Array] = field(default_factory=dict)  # large, only for later parts
 
 
 class PartFiles:
@@ -180,8 +172,7 @@ class RunFolder:
     ) -> Iterator[Self]:
         """Keep other processes out of the folder for these settings, new or resumed, and yield it.
 
-        With ``resume`` a folder that exists is continued if its settings are these, with
-        ``overwrite`` a former run in it is removed; without one of them it is an error.
+        A folder that exists is an error without ``resume``, or ``overwrite``, which empties it.
         """
         _check_name(settings.name)
         run = cls(runs / settings.name)
@@ -320,13 +311,11 @@ class RunFolder:
         """Raise with what differs between the run that is there and the one that is asked for."""
         differing = [key for key in {**wanted, **found} if found.get(key) != wanted.get(key)]
         if differing:
-            raise RunError(
-                what,
-                where=str(self.path),
-                expected=", ".join(f"{key}{sign}{found.get(key)}" for key in differing),
-                got=", ".join(f"{key}{sign}{wanted.get(key)}" for key in differing),
-                remedy=remedy,
+            expected, got = (
+                ", ".join(f"{key}{sign}{one.get(key)}" for key in differing)
+                for one in (found, wanted)
             )
+            raise RunError(what, where=str(self.path), expected=expected, got=got, remedy=remedy)
 
 
 LOCK = ".lock"

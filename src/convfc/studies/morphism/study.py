@@ -38,16 +38,12 @@ DEEPENED = "3"
 
 @dataclass(frozen=True)
 class MorphismSettings(StudySettings):
-    """What decides the numbers of this study.
-
-    ``epochs`` are those of the teacher, of the student, and of the teacher trained on; ``seeds`` is
-    how often all is done, with other first weights, orders of images and morphs.
-    """
+    """What decides the numbers of this study."""
 
     study: ClassVar[str] = "morphism"
 
-    epochs: int = 6
-    seeds: int = 5
+    epochs: int = 6  # of the teacher, of the student, and of the teacher trained on
+    seeds: int = 5  # how often all is done, with other first weights, orders of images and morphs
 
     @property
     def scratch_epochs(self) -> int:
@@ -70,10 +66,7 @@ def parts(settings: MorphismSettings) -> list[Part]:
 
 
 def teacher(seed: int) -> nn.Sequential:
-    """Return the teacher before its training: two CONV layers with pooling, two FC layers.
-
-    PyTorch's global generator is left as it was.
-    """
+    """Return the teacher before its training: two CONV layers with pooling, two FC layers."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return nn.Sequential(
@@ -93,9 +86,8 @@ def teacher(seed: int) -> nn.Sequential:
 def student_of(model: nn.Module, example: torch.Tensor, seed: int) -> list[Morph]:
     """Return the morphs from a teacher to its student, in their order; the last is the student.
 
-    Both CONV layers get twice the filters, and behind the second comes another one. The copies get
-    random shares of what reads them: they differ from the first step on, and no noise is needed.
-    The teacher itself is not changed.
+    Both CONV layers get twice the filters, and another one follows. The copies get random shares of
+    what reads them, so they differ from the first step on without noise.
     """
     morphs: list[Morph] = []
     for name in WIDENED:

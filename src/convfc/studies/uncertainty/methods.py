@@ -47,18 +47,13 @@ class UncertaintySettings(StudySettings):
 
 @dataclass(frozen=True)
 class Method:
-    """A method, as the study uses it.
-
-    ``name`` is that of `convfc.methods.uncertainty.to_bayesian`, empty where it is not used, and
-    ``options`` what it is given: chosen once, on the validation images of seed 0. ``divergence``
-    says whether `kl` is in the loss.
-    """
+    """A method, as the study uses it."""
 
     title: str
     source: str
-    name: str = ""
-    options: Mapping[str, Any] = field(default_factory=dict)
-    divergence: bool = False
+    name: str = ""  # that of `to_bayesian`, empty where it is not used
+    options: Mapping[str, Any] = field(default_factory=dict)  # chosen on validation, of seed 0
+    divergence: bool = False  # whether `kl` is in the loss
 
     @property
     def settings(self) -> str:
@@ -98,10 +93,7 @@ METHODS: Mapping[str, Method] = {
 
 
 def lenet(seed: int) -> nn.Sequential:
-    """Return the network: two CONV layers with pooling, two FC layers, as in LeNet, but smaller.
-
-    The seed draws its weights; PyTorch's global generator is left as it was.
-    """
+    """Return the network: two CONV layers with pooling, two FC layers, as in LeNet, but smaller."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return nn.Sequential(
@@ -138,10 +130,8 @@ def loss_of(key: str, images: int) -> Any:
 
 
 def groups_of(model: nn.Module, rate: float) -> list[dict[str, Any]]:
-    """Return the parameters for the optimizer; learned dropout rates take steps ten times as long.
-
-    Their logits start at -2.2 and have to go far in few steps.
-    """
+    """Return the parameters for the optimizer; learned rates take ten times longer steps."""
+    # Their logits start at -2.2 and have to go far in few steps.
     logits = [p for name, p in model.named_parameters() if name.endswith("logit")]
     others = [p for name, p in model.named_parameters() if not name.endswith("logit")]
     groups = [{"params": others, "lr": rate}]
@@ -181,15 +171,10 @@ def score_table(
 ) -> dict[str, dict[str, dict[str, float] | None]]:
     """Return every measure of every method, with its difference from the network without a method.
 
-    Predictions are by method, ``plain`` among them: ``test.mean`` (n, 10), ``test.entropy`` (n,),
-    ``test.mutual``, and the same for ``letters`` and ``moved``. A cell has ``value``,
-    ``difference``, ``low`` and ``high``; None where there is no such number: the network without a
-    method has no mutual information, and a method is then compared with its predictive entropy, the
-    only uncertainty that it has.
-
-    What the choice of so few images may do to a difference is estimated by the bootstrap (Efron
-    1979): they are drawn again with replacement, the same for both networks, and the middle 95 % of
-    the differences are kept. It says nothing of what another training would do.
+    A cell is None where there is no such number: the network without a method has no mutual
+    information, so that of a method is compared with its entropy. ``low`` and ``high`` are the
+    middle 95 % of the differences under the bootstrap (Efron 1979), the images drawn again with
+    replacement, the same for both networks. They say nothing of what another training would do.
     """
     random = np.random.default_rng([seed, 3])
     sizes = [len(predictions["plain"][f"{name}.mean"]) for name in ("test", "letters", "moved")]

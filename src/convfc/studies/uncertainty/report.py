@@ -48,10 +48,7 @@ def find(results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def sorted_out(table: Mapping[str, Any], measure: str) -> dict[str, list[str]]:
-    """Sort the methods by what can be said of a measure: better, worse, or not told apart.
-
-    A method is better, or worse, if the whole interval of its difference is on one side of 0.
-    """
+    """Sort the methods by a measure; better or worse is a whole interval on one side of 0."""
     found: dict[str, list[str]] = {"better": [], "worse": [], "same": []}
     for key, row in table.items():
         if key != "plain":
@@ -147,9 +144,7 @@ def _rates(rates: Mapping[str, float]) -> list[dict[str, Any]]:
 def _sampling(seconds: Mapping[str, Any]) -> dict[str, float]:
     """Return how many times as long all draws take as one evaluation, least and most."""
     once = seconds["predict-plain"]["sampling"]
-    ratios = [
-        seconds[f"predict-{key}"]["sampling"] / once for key in METHODS if key not in ("plain",)
-    ]
+    ratios = [seconds[f"predict-{key}"]["sampling"] / once for key in METHODS if key != "plain"]
     return {"least": min(ratios), "most": max(ratios)}
 
 
@@ -217,10 +212,9 @@ def _images_figure(run: FinishedRun) -> Figure:
 
 
 def _turned_figure(run: FinishedRun) -> Figure:
-    """Draw what Gal & Ghahramani (2016, arXiv 1506.02142) show in their Figure 4, and more below.
+    """Draw Figure 4 of Gal & Ghahramani (2016, arXiv 1506.02142), and below all uncertainties.
 
-    Above, for one method, every draw of the softmax's inputs and outputs for the three classes
-    with the largest mean probability; below, the uncertainties of all methods.
+    Above is, for one method, every draw of the three classes that are most probable.
     """
     found = run.load(f"predict-{_IN_THE_STRIP}").arrays
     draws, mean = found["turned.draws"], found["turned.mean"]
@@ -252,15 +246,9 @@ def _turned_figure(run: FinishedRun) -> Figure:
         for key, numbers in run.results["turned"].items():
             if (key, kind) == ("plain", "mutual"):
                 continue
-            panel.plot(
-                ANGLES,
-                numbers[kind],
-                color=COLOURS[key],
-                linestyle=_DASHES.get(key, "solid"),
-                marker="o",
-                markersize=3,
-                label=METHODS[key].title,
-            )
+            stroke: Any = {"color": COLOURS[key], "linestyle": _DASHES.get(key, "solid")}
+            dots: Any = {"marker": "o", "markersize": 3}
+            panel.plot(ANGLES, numbers[kind], label=METHODS[key].title, **stroke, **dots)
         panel.set_ylabel(f"{title}\nnats")
         panel.set_ylim(bottom=0)
     handles, labels = rows[3].get_legend_handles_labels()

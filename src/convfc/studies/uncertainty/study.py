@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.resources
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -63,7 +63,7 @@ def parts(settings: UncertaintySettings) -> list[Part]:
 
 def questions(settings: UncertaintySettings) -> dict[str, images.Images]:
     """Return the images that every network is asked about."""
-    test = images.load_digits(settings.images, settings.seed).test
+    test = settings.digits.test
     # Of the whole test, however few of it are asked about: so there always is one.
     one = images.most_upright(images.load_digits(seed=settings.seed).test, 1)
     turned = images.Images(images.rotated(one, ANGLES), np.ones(len(ANGLES), np.int64))
@@ -78,7 +78,7 @@ def questions(settings: UncertaintySettings) -> dict[str, images.Images]:
 def _train(work: Work) -> Result:
     """Train one network; of learned rates, keep the course."""
     key, settings = work.part.name, work.settings
-    digits = images.load_digits(settings.images, settings.seed)
+    digits = settings.digits
     model = untrained(key, settings)
 
     def rates(network: nn.Module) -> Mapping[str, float]:
@@ -167,8 +167,7 @@ def _laplace_steps(settings: UncertaintySettings) -> int:
 def _predict_laplace(work: Work) -> Result:
     """Fit a Laplace approximation around the trained network, in FC form, and ask it.
 
-    The network is made linear in its weights at the ones that were trained, which is what the
-    approximation with the generalised Gauss-Newton matrix stands for (Immer et al. 2021).
+    The network is made linear in its weights at those that were trained (Immer et al. 2021).
     """
     with warnings.catch_warnings():
         # laplace-torch and what it stands on import and call what PyTorch calls deprecated.
@@ -179,7 +178,7 @@ def _predict_laplace(work: Work) -> Result:
 
         settings = work.settings
         network = convfc.to_fc(_trained(work, "plain"))
-        training = images.load_digits(settings.images, settings.seed).training
+        training = settings.digits.training
         pairs = TensorDataset(torch.from_numpy(training.images), torch.from_numpy(training.labels))
         began = time.process_time()
         approximation: Any = Laplace(
@@ -206,19 +205,12 @@ def _predict_laplace(work: Work) -> Result:
             )
             draws.append(drawn.detach())
             sampling += time.process_time() - began
-            work.step(
-                start // _LAPLACE_BATCH + 1,
-                state=lambda: _drawn_so_far(draws, sampling),  # noqa: B023
-            )
+            state = {"draws": torch.cat(draws, dim=1).numpy(), "seconds": np.array(sampling)}
+            work.step(start // _LAPLACE_BATCH + 1, state=lambda: state)  # noqa: B023
     sampling *= len(asked["test"]) / len(x)
     found = Prediction.of(torch.cat(draws, dim=1))
     arrays = _split(found, {name: len(asked[name]) for name in SETS})
     return Result({}, arrays, {"training": fitting, "sampling": sampling})
-
-
-def _drawn_so_far(draws: Sequence[Tensor], seconds: float) -> dict[str, Array]:
-    """Return the checkpoint of the draws of a Laplace approximation."""
-    return {"draws": torch.cat(list(draws), dim=1).numpy(), "seconds": np.array(seconds)}
 
 
 def _score(work: Work) -> Result:
