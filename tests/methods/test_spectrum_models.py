@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -81,11 +82,29 @@ def test_a_layer_that_is_called_twice_on_one_size_is_decomposed_once() -> None:
 
 
 def test_the_table_has_a_line_for_each_layer(spectra: list) -> None:
-    lines = spectra_table(spectra).text(200).split("\n")
-    assert lines[0].split()[:4] == ["layer", "geometry", "in", "A"]
+    text = spectra_table(spectra).text(200)
+    lines = text.split("\n")
+    assert lines[0].split() == ["layer", "in", "A", *"σ max σ min cond. ‖K‖ ratio method".split()]
+    first = spectra[0]
+    numbers = (first.norm, first.smallest.values[0], first.condition_number)
+    numbers += (first.own.reshaped_norm, first.ratio)
+    assert lines[1].split() == ["0", "9×9", "324×81", *(f"{n:.4g}" for n in numbers), "dense"]
     assert [line.split()[0] for line in lines[1:5]] == ["0", "1", "1", "4"]
-    assert f"{spectra[0].norm:.4g}" in lines[1]
     assert "inf" in lines[4]  # 1 × 1 with stride 2 does not read all elements
+    assert "°" not in text
+
+
+def test_the_table_marks_what_is_known_on_a_circle_only(spectra: list) -> None:
+    one = replace(spectra[0], smallest=None)
+    circle = one.circular
+    least, condition = f"{circle.values[-1]:.4g}°", f"{circle.condition_number:.4g}°"
+    for layer, norm in (
+        (one, f"{one.norm:.4g}"),
+        (replace(one, own=None), f"{circle.values[0]:.4g}°"),
+    ):
+        text = spectra_table([layer]).text(200)
+        assert text.split("\n")[1].split()[3:6] == [norm, least, condition]
+        assert text.endswith("°: of the layer on a circle.")
 
 
 @pytest.mark.parametrize(
