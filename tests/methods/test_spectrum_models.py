@@ -84,7 +84,12 @@ def test_a_layer_that_is_called_twice_on_one_size_is_decomposed_once() -> None:
 def test_the_table_has_a_line_for_each_layer(spectra: list) -> None:
     text = spectra_table(spectra).text(200)
     lines = text.split("\n")
-    assert lines[0].split() == ["layer", "in", "A", *"σ max σ min cond. ‖K‖ ratio method".split()]
+    assert lines[0].split() == [
+        "layer",
+        "in",
+        "A",
+        *["σ", "max", "σ", "min", "cond.", "‖K‖", "ratio", "method"],
+    ]
     first = spectra[0]
     numbers = (first.norm, first.smallest.values[0], first.condition_number)
     numbers += (first.own.reshaped_norm, first.ratio)

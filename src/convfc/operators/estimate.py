@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from convfc.errors import ArgumentError, MemoryBudgetError
 from convfc.geometry import ConvGeometry
 from convfc.operators.pattern import MatrixPattern, matrix_pattern
 from convfc.registry import read_layer
-from convfc.sizes import one_of
+from convfc.sizes import budget, one_of
 
 Layout: TypeAlias = Literal["csr", "dense"]
 """How a matrix is stored: compressed sparse rows, or every entry."""
@@ -163,25 +162,17 @@ def check_together(
     raise MemoryBudgetError(
         f"{what} do not fit",
         where=largest or "the model itself",
-        expected=f"at most {int(allowed):,} bytes" + " that are free" * (memory is None),
+        expected=f"at most {allowed:,} bytes" + " that are free" * (memory is None),
         got=f"{estimates[largest]}; {together} {needed:,} bytes while they are made",
         remedy=remedy,
     )
 
 
-def _allowed(memory: float | None) -> float | None:
+def _allowed(memory: float | None) -> int | None:
     """Return the bytes that may be taken; None if there is nothing to say so."""
     if memory is None:
         return available_memory()
-    if isinstance(memory, bool) or not isinstance(memory, numbers.Real) or not memory >= 1:
-        raise MemoryBudgetError(
-            "this is not an amount of memory",
-            where="memory",
-            expected="a number of bytes",
-            got=repr(memory),
-            remedy="leave it out for what the machine has free",
-        )
-    return float(memory)
+    return budget(memory, remedy="leave it out for what the machine has free")
 
 
 def check_layout(layout: Layout) -> Layout:
