@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 import convfc
-from convfc.errors import NotConverged, NothingToConvert, ShapeError
+from convfc.errors import MemoryBudgetError, NotConverged, NothingToConvert, ShapeError
 from convfc.methods import spectrum
 from convfc.methods.spectrum.figure import draw_spectra, save_spectra
 from convfc.methods.spectrum.models import spectra_table
@@ -79,6 +79,18 @@ def test_a_layer_that_is_called_twice_on_one_size_is_decomposed_once() -> None:
     layer = nn.Conv2d(2, 2, 1)
     found = spectrum.layer_spectra(nn.Sequential(layer, layer), torch.zeros(1, 2, 4, 4))
     assert [s.name for s in found] == ["0"]
+
+
+def test_more_values_than_there_are_or_than_fit() -> None:
+    """On a circle that the stride does not divide some have to do; with the own padding none."""
+    layer = nn.Conv2d(1, 1, 3, stride=2, padding=1)
+    (found,) = spectrum.layer_spectra(layer, torch.zeros(1, 1, 5, 5), k=99)
+    assert len(found.own.values) == found.own.count == 9
+    large = nn.Conv2d(2, 2, 3, stride=2)
+    (found,) = spectrum.layer_spectra(large, torch.zeros(2, 255, 255), boundary="circular", k=2)
+    assert (found.circular.method, len(found.circular.values)) == ("lanczos", 2)
+    with pytest.raises(MemoryBudgetError, match="iterations are for a few"):
+        spectrum.layer_spectra(large, torch.zeros(2, 255, 255), boundary="own", k=30000)
 
 
 def test_the_table_has_a_line_for_each_layer(spectra: list) -> None:
@@ -174,5 +186,5 @@ def test_the_figure_shows_every_layer(spectra: list) -> None:
 def test_the_same_spectra_give_the_same_file(spectra: list, tmp_path: Path, name: str) -> None:
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
-        save_spectra(spectra, tmp_path / folder / name, "a model")
+        save_spectra(spectra[:2], tmp_path / folder / name, "a model")
     assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()

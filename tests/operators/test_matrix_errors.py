@@ -111,7 +111,6 @@ def test_a_tensor_is_made_of_tensors_only():
         ((np.ones((1, 3, 1)), (4,), PLAIN), ShapeError, "filters: wrong size"),
         ((ONES, (1,), PLAIN), GeometryError, "the kernel is larger than the padded input"),
         ((ONES, (4, 4), PLAIN), GeometryError, "input_size: the kernel has 1 spatial axes"),
-        ((ConvLayer(PLAIN, [[[1], [1]]]), (4,)), DtypeError, "filters: this is not an array"),
     ],
 )
 def test_what_is_no_layer_is_refused(make: Any, arguments: tuple, error: type, text: str):
