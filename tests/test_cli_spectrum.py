@@ -125,7 +125,7 @@ def saved(kinds: dict[str, torch.dtype]) -> None:
         ({"weight": torch.float16}, "cast from float16 to float32: first.weight, last.weight, "),
         (
             {"first.bias": torch.float64, "last.bias": torch.bfloat16},
-            "cast from bfloat16 to float32: last.bias; cast from float64 to float32: first.bias\n",
+            "cast from float64 to float32: first.bias; cast from bfloat16 to float32: last.bias\n",
         ),
         ({"tracked": torch.int32}, ""),
     ],

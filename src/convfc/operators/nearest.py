@@ -8,7 +8,7 @@ the same. Onto the space any other matrix is projected: least squares, in the Fr
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import reduce
 from typing import Any, NamedTuple
 
@@ -65,22 +65,24 @@ def read_entries(matrix: Any, pattern: MatrixPattern) -> Entries:
     ):
         return Entries(np.ascontiguousarray(matrix.data), None, 0.0)
     values = np.zeros(pattern.nonzeros, matrix.dtype)
-    stray, squares = None, 0.0
-    for start, stop, rows, found, held in _chunks(matrix, pattern):
-        first, last = int(ends[start]), int(ends[stop])
-        wanted = np.repeat(np.arange(stop - start), np.diff(ends[start : stop + 1]))
-        keys = (
-            where * pattern.shape[1] + at
-            for where, at in ((wanted, columns[first:last]), (rows, found))
-        )
+    stray, squares, rows = None, 0.0, pattern.shape[0]
+    entries = matrix.size if isinstance(matrix, np.ndarray) else max(matrix.nnz, len(values))
+    step = max(1, _CHUNK * rows // max(entries, 1))
+    for start in range(0, rows, step):
+        part = matrix[start : start + step]
+        # SciPy has no float16, which float32 holds.
+        part = sparse.coo_array(part.astype(np.float32) if part.dtype == np.float16 else part)
+        counts = np.diff(ends[start : start + step + 1])
+        first, held = int(ends[start]), part.data
+        inside = np.repeat(np.arange(len(counts)), counts), columns[first : first + counts.sum()]
+        keys = (where.astype(int) * pattern.shape[1] + at for where, at in (inside, part.coords))
         _, to, of = np.intersect1d(*keys, assume_unique=True, return_indices=True)
         values[first + to] = held[of]
         outside = np.setdiff1d(np.flatnonzero(held), of, assume_unique=True)
         if len(outside):
-            one = outside[0]
-            at = start + int(rows[one]), int(found[one])
-            stray = stray or Wrong(*at, 0.0, held[one].item())
-            squares += np.linalg.norm(held[outside].astype(_wide(held))).item() ** 2
+            row, column = (int(where[outside[0]]) for where in part.coords)
+            stray = stray or Wrong(start + row, column, 0.0, held[outside[0]].item())
+            squares += float(np.sum(np.abs(held[outside].astype(_wide(held))) ** 2))
     return Entries(values, stray, math.sqrt(squares))
 
 
@@ -106,23 +108,6 @@ def _readable(matrix: Any) -> Any:
         rows = rows.copy()
         rows.sum_duplicates()
     return rows
-
-
-def _chunks(matrix: Any, pattern: MatrixPattern) -> Iterator[tuple[int, int, Any, Any, Any]]:
-    """Yield bounds of some rows, and rows (from the first of them), columns and values in them."""
-    rows = pattern.shape[0]
-    dense = isinstance(matrix, np.ndarray)
-    entries = matrix.size if dense else max(matrix.nnz, pattern.nonzeros)
-    step = max(1, _CHUNK * rows // max(entries, 1))
-    for start in range(0, rows, step):
-        part = matrix[start : start + step]
-        stop = start + part.shape[0]
-        if dense:
-            where, columns = np.nonzero(part)
-            yield start, stop, where, columns, part[where, columns]
-        else:
-            where = np.repeat(np.arange(stop - start), np.diff(part.indptr))
-            yield start, stop, where, part.indices, part.data
 
 
 class Sets:
@@ -293,13 +278,13 @@ def nearest_conv(
     -------
     NearestConv
         Filters ``(f, *kernel, c / groups)``, and the distance. Of the matrix of a convolution the
-        filters are the very numbers that it holds, and the distance is 0.0. The dtype is the
-        matrix's; of integers it is wider where weights are differences (int64) or no integers.
+        filters are the very numbers that it holds, and the distance is 0.0. A tap that is never
+        read has weight 0. The dtype is the matrix's; of integers it is wider where weights are
+        differences (int64) or no integers.
 
-        A tap that is never read has weight 0. Where padding repeats elements on a small input, an
-        entry may be a sum of weights, from which they are found (integers exactly). Where only
-        sums are determined, the weights are those of least norm with these sums. The distance is
-        then that of these sums' rounding.
+        Where padding repeats elements on a small input, an entry may be a sum of weights, from
+        which they are found (integers exactly). Where only sums are determined, the weights are
+        those of least norm with these sums. The distance is then that of these sums' rounding.
 
     Raises
     ------

@@ -166,13 +166,8 @@ def layer_spectra(
     >>> [(layer.name, layer.own.method) for layer in layer_spectra(model, torch.zeros(1, 8, 8))]
     [('0', 'dense'), ('1', 'kernel')]
     """
-    one_of(
-        "boundary",
-        boundary,
-        get_args(Boundaries),
-        what="there is no such boundary",
-        remedy="leave it out for both",
-    )
+    what, remedy = "there is no such boundary", "leave it out for both"
+    one_of("boundary", boundary, get_args(Boundaries), what=what, remedy=remedy)
     rows = list(_rows(_inspected(model, x), layers))
     found = []
     for number, (name, geometry, size) in enumerate(rows):
@@ -196,7 +191,7 @@ def layer_spectra(
                 notes.append(f"{what}: {error}")
             except MemoryBudgetError:
                 # On a circle that the stride does not divide: then some of them have to do.
-                options["k"] = k
+                options.setdefault("k", k)
                 values[what] = singular_values(layer, size, tolerance=tolerance, **options)
         seconds, note = time.perf_counter() - began, "; ".join(notes)
         named = (name or type(model).__name__, geometry, size)

@@ -326,32 +326,23 @@ def _filters(layer: ConvLayer) -> Filters:
     """Return the filters in float64 or complex128."""
     given = as_numpy(layer.filters, "filters")
     filters = given.astype(np.result_type(given.dtype, np.float64))
-    if not np.isfinite(filters).all():
-        raise DtypeError(
-            "the filters hold NaN or infinity, and have no singular values",
-            where="filters",
-            expected="finite numbers",
-            remedy="look for where training diverged",
-        )
-    return filters
+    if np.isfinite(filters).all():
+        return filters
+    raise DtypeError(
+        "the filters hold NaN or infinity, and have no singular values",
+        where="filters",
+        expected="finite numbers",
+        remedy="look for where training diverged",
+    )
 
 
 def _check(k: object, shape: tuple[int, int], boundary: object, which: object, end: float) -> None:
     """Raise an `ArgumentError` for a name that there is not, and numbers that nothing fits."""
-    one_of(
-        "boundary",
-        boundary,
-        (None, *get_args(Boundary)),
-        what="there is no such boundary",
-        remedy="the padding of the layer itself is boundary=None",
-    )
-    one_of(
-        "which",
-        which,
-        get_args(Which),
-        what="there is no such which",
-        remedy="leave it out for the largest",
-    )
+    remedy = "the padding of the layer itself is boundary=None"
+    choices = (None, *get_args(Boundary))
+    one_of("boundary", boundary, choices, what="there is no such boundary", remedy=remedy)
+    remedy = "leave it out for the largest"
+    one_of("which", which, get_args(Which), what="there is no such which", remedy=remedy)
     if not 0 <= end < 1:
         raise ArgumentError(
             "this is no tolerance",
@@ -562,10 +553,9 @@ def effective_rank(
     geometry: ConvGeometry | None = None,
     **options: Any,
 ) -> float:
-    """Return the effective rank of Roy and Vetterli (2007), ``exp(−Σ p log p)`` with p = σ / Σ σ.
+    """Return the effective rank of Roy and Vetterli (2007): see `SingularValues.effective_rank`.
 
-    Parameters are those of `singular_values`; all values are needed. For the number of values above
-    a threshold see `SingularValues.rank`.
+    Parameters are those of `singular_values`; all values are needed.
 
     Examples
     --------
@@ -575,5 +565,4 @@ def effective_rank(
     >>> round(effective_rank(keep, (8,), geometry=ConvGeometry(2, 2, (1,))), 12)
     8.0
     """
-    found = singular_values(layer, input_size, None, boundary, geometry, **options)
-    return found.effective_rank
+    return singular_values(layer, input_size, None, boundary, geometry, **options).effective_rank
