@@ -60,7 +60,7 @@ def integer(name: str, value: object, *, least: int) -> int:
     return number
 
 
-def budget(memory: object, *, remedy: str) -> int:
+def budget(memory: float, *, remedy: str) -> int:
     """Return a number of bytes, 1 or more; an infinite one is the largest that there is."""
     if isinstance(memory, bool) or not isinstance(memory, numbers.Real) or not memory >= 1:
         raise MemoryBudgetError(

@@ -177,13 +177,11 @@ def _allowed(memory: float | None) -> int | None:
 
 def check_layout(layout: Layout) -> Layout:
     """Return the layout, or say that there is none of this name."""
-    one_of(
-        "layout",
-        layout,
-        get_args(Layout),
-        what="there is no such layout",
-        remedy="'csr' keeps the entries that the geometry has, 'dense' the zeros, too",
+    what, remedy = (
+        "there is no such layout",
+        "'csr' keeps the geometry's entries, 'dense' zeros, too",
     )
+    one_of("layout", layout, get_args(Layout), what=what, remedy=remedy)
     return layout
 
 

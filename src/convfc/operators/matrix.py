@@ -180,14 +180,8 @@ def conv_offset(
     array([3., 5., 3., 5., 3., 5.])
     """
     _check_library(library)
-    reading = read_layer(
-        layer,
-        geometry,
-        input_size=input_size,
-        bias=bias,
-        order=order,
-        differentiable=library == "torch",
-    )
+    rest: dict[str, Any] = {"bias": bias, "order": order, "differentiable": library == "torch"}
+    reading = read_layer(layer, geometry, input_size=input_size, **rest)
     filters, b = reading.layer.filters, reading.layer.bias
     positions = math.prod(reading.layer.geometry.output_size(input_size))
     xp = namespace(filters=filters)
@@ -227,13 +221,8 @@ def _dense(pattern: MatrixPattern, weights: npt.NDArray[Any]) -> npt.NDArray[Any
 
 
 def _check_library(library: Library) -> None:
-    one_of(
-        "library",
-        library,
-        get_args(Library),
-        what="no matrix is made of this library's arrays",
-        remedy="leave it out for SciPy's",
-    )
+    what, remedy = "no matrix is made of this library's arrays", "leave it out for SciPy's"
+    one_of("library", library, get_args(Library), what=what, remedy=remedy)
 
 
 def _torch_room(array: Array) -> ModuleType:
