@@ -25,7 +25,6 @@ from convfc.studies.catalogue import PACKAGES, load_study
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 PAGES += [page for room in ("docs", "benchmarks") for page in sorted((ROOT / room).rglob("*.md"))]
-ERRATA = ROOT / "docs" / "errata.md"
 README = (ROOT / "README.md").read_text("utf-8")
 PAPER_RUN = ROOT / "docs" / "paper-run"
 STUDIES = ROOT / "docs" / "studies"

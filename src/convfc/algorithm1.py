@@ -17,8 +17,6 @@ entry of M reads is defined in `convfc.indexmap` alone. Inputs are ``(b, *spatia
 from __future__ import annotations
 
 import math
-import numbers
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,6 +32,7 @@ from convfc.arrays import (
 from convfc.errors import MemoryBudgetError
 from convfc.geometry import ConvGeometry, checked
 from convfc.indexmap import IndexMap, index_map
+from convfc.sizes import budget
 from convfc.stretch import pad, row_blocks, stack_rows, stretch
 
 __all__ = [
@@ -49,6 +48,8 @@ __all__ = [
 
 DEFAULT_MEMORY = 2**30
 """Bytes that a patch matrix may take unless ``memory=`` says otherwise: 1 GiB."""
+
+_DEFAULT = f"leave it out for the default of {DEFAULT_MEMORY} bytes"
 
 
 def im2col(x: Array, geometry: ConvGeometry, *, memory: float = DEFAULT_MEMORY) -> Array:
@@ -90,7 +91,7 @@ def im2col(x: Array, geometry: ConvGeometry, *, memory: float = DEFAULT_MEMORY) 
     xp, where = _input(x, geometry)
     shape = geometry.patch_matrix_shape(x.shape[0], where.input_size)
     needed = math.prod(shape) * itemsize(x.dtype)
-    if needed > _budget(memory):
+    if needed > budget(memory, remedy=_DEFAULT):
         raise MemoryBudgetError(
             f"the patch matrix {shape} of {x.dtype} is larger than the budget",
             where="memory",
@@ -365,7 +366,7 @@ def conv_as_matmul(
     if bias is not None:
         check_shape("bias", bias, (geometry.out_channels,), "give one number per filter")
     row_bytes = where.shape[1] * itemsize(dtype)
-    rows = _budget(memory) // row_bytes
+    rows = budget(memory, remedy=_DEFAULT) // row_bytes
     if rows < 1:
         raise MemoryBudgetError(
             "not even one row of the patch matrix fits",
@@ -391,15 +392,3 @@ def _input(x: Array, geometry: ConvGeometry) -> tuple[Any, IndexMap]:
     sizes = [f"size {a}" for a in range(checked(geometry).spatial_ndim)]
     check_input(x, ("b", *sizes, geometry.in_channels))
     return xp, index_map(geometry, tuple(x.shape[1:-1]))
-
-
-def _budget(memory: float) -> int:
-    if isinstance(memory, bool) or not isinstance(memory, numbers.Real) or not memory >= 1:
-        raise MemoryBudgetError(
-            "the budget is not a positive number of bytes",
-            where="memory",
-            expected="1 or more",
-            got=repr(memory),
-            remedy=f"leave it out for the default of {DEFAULT_MEMORY} bytes",
-        )
-    return int(min(memory, sys.maxsize))

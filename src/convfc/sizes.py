@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import numbers
 import operator
+import sys
 from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
 import numpy as np
 
-from convfc.errors import ArgumentError, GeometryError
+from convfc.errors import ArgumentError, GeometryError, MemoryBudgetError
 
 Sizes: TypeAlias = tuple[int, ...]
 PerAxis: TypeAlias = int | Sequence[int]
@@ -50,6 +52,19 @@ def integer(name: str, value: object, *, least: int) -> int:
             else f"use {least} or more",
         )
     return number
+
+
+def budget(memory: float, *, remedy: str) -> int:
+    """Return a number of bytes, 1 or more; an infinite one is the largest that there is."""
+    if isinstance(memory, bool) or not isinstance(memory, numbers.Real) or not memory >= 1:
+        raise MemoryBudgetError(
+            "this is not an amount of memory",
+            where="memory",
+            expected="a number of bytes, 1 or more",
+            got=repr(memory),
+            remedy=remedy,
+        )
+    return int(min(memory, sys.maxsize))
 
 
 def per_axis(name: str, value: PerAxis, ndim: int, *, least: int) -> Sizes:

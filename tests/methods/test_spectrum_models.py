@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 import convfc
-from convfc.errors import NotConverged, NothingToConvert, ShapeError
+from convfc.errors import MemoryBudgetError, NotConverged, NothingToConvert, ShapeError
 from convfc.methods import spectrum
 from convfc.methods.spectrum.figure import draw_spectra, save_spectra
 from convfc.methods.spectrum.models import spectra_table
@@ -80,12 +81,47 @@ def test_a_layer_that_is_called_twice_on_one_size_is_decomposed_once() -> None:
     assert [s.name for s in found] == ["0"]
 
 
+def test_more_values_than_there_are_or_than_fit() -> None:
+    """On a circle that the stride does not divide some have to do; with the own padding none."""
+    layer = nn.Conv2d(1, 1, 3, stride=2, padding=1)
+    (found,) = spectrum.layer_spectra(layer, torch.zeros(1, 1, 5, 5), k=99)
+    assert len(found.own.values) == found.own.count == 9
+    large = nn.Conv2d(2, 2, 3, stride=2)
+    (found,) = spectrum.layer_spectra(large, torch.zeros(2, 99, 99), boundary="circular", k=2)
+    assert (found.circular.method, len(found.circular.values)) == ("lanczos", 2)
+    with pytest.raises(MemoryBudgetError, match="iterations are for a few"):
+        spectrum.layer_spectra(large, torch.zeros(2, 99, 99), boundary="own", k=30000)
+
+
 def test_the_table_has_a_line_for_each_layer(spectra: list) -> None:
-    lines = spectra_table(spectra).text(200).split("\n")
-    assert lines[0].split()[:4] == ["layer", "geometry", "in", "A"]
+    text = spectra_table(spectra).text(200)
+    lines = text.split("\n")
+    assert lines[0].split() == [
+        "layer",
+        "in",
+        "A",
+        *["σ", "max", "σ", "min", "cond.", "‖K‖", "ratio", "method"],
+    ]
+    first = spectra[0]
+    numbers = (first.norm, first.smallest.values[0], first.condition_number)
+    numbers += (first.own.reshaped_norm, first.ratio)
+    assert lines[1].split() == ["0", "9×9", "324×81", *(f"{n:.4g}" for n in numbers), "dense"]
     assert [line.split()[0] for line in lines[1:5]] == ["0", "1", "1", "4"]
-    assert f"{spectra[0].norm:.4g}" in lines[1]
     assert "inf" in lines[4]  # 1 × 1 with stride 2 does not read all elements
+    assert "°" not in text
+
+
+def test_the_table_marks_what_is_known_on_a_circle_only(spectra: list) -> None:
+    one = replace(spectra[0], smallest=None)
+    circle = one.circular
+    least, condition = f"{circle.values[-1]:.4g}°", f"{circle.condition_number:.4g}°"
+    for layer, norm in (
+        (one, f"{one.norm:.4g}"),
+        (replace(one, own=None), f"{circle.values[0]:.4g}°"),
+    ):
+        text = spectra_table([layer]).text(200)
+        assert text.split("\n")[1].split()[3:6] == [norm, least, condition]
+        assert text.endswith("°: of the layer on a circle.")
 
 
 @pytest.mark.parametrize(
@@ -150,5 +186,5 @@ def test_the_figure_shows_every_layer(spectra: list) -> None:
 def test_the_same_spectra_give_the_same_file(spectra: list, tmp_path: Path, name: str) -> None:
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
-        save_spectra(spectra, tmp_path / folder / name, "a model")
+        save_spectra(spectra[:1], tmp_path / folder / name, "a model")
     assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()

@@ -67,8 +67,9 @@ def test_the_norms_are_those_that_scipy_finds_with_the_matrix(
     face_net: nn.Module, face: torch.Tensor
 ):
     """Without padding A is some rows of the periodic operator: it cannot stretch further."""
-    spectra = {s.name: s for s in layer_spectra(face_net, face, tolerance=1e-6)}
-    assert list(spectra) == list(LAYERS)
+    layers = ("conv3", "conv4")
+    spectra = {s.name: s for s in layer_spectra(face_net, face, layers=layers, tolerance=1e-6)}
+    assert tuple(spectra) == layers
     for name, found in spectra.items():
         A = conv_matrix(getattr(face_net, name), LAYERS[name]).astype(float)
         start = np.ones(min(A.shape))

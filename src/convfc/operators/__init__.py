@@ -3,7 +3,7 @@
 ============== ==================================================================================
 `matrix`       the matrix, dense or sparse, and the bias as a vector
 `estimate`     how large the matrix would be, and whether it fits
-`pattern`      where the matrix has entries, and which weight each of them holds
+`pattern`      where the matrix has entries, and which weights each of them holds
 `matrixfree`   the same map as a SciPy operator that holds nothing but the filters
 `nearest`      the way back: the closest convolution to a matrix, dense or sparse
 `conv1d`       an N-dimensional convolution as one 1-D convolution

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import numbers
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -17,7 +17,7 @@ from convfc.errors import ArgumentError, MemoryBudgetError
 from convfc.geometry import ConvGeometry
 from convfc.operators.pattern import MatrixPattern, matrix_pattern
 from convfc.registry import read_layer
-from convfc.sizes import one_of
+from convfc.sizes import budget, one_of
 
 Layout: TypeAlias = Literal["csr", "dense"]
 """How a matrix is stored: compressed sparse rows, or every entry."""
@@ -30,16 +30,10 @@ _MATRIX_FREE = (
 
 @dataclass(frozen=True)
 class MatrixEstimate:
-    """The size of a matrix.
+    """The size of a matrix: rows and columns, entries, and bytes.
 
-    Attributes
-    ----------
-    shape : tuple of int
-        Rows and columns.
-    nonzeros : int
-        Entries that the geometry has; of these a weight may happen to be 0.
-    bytes : int
-        What the finished matrix takes in its layout, indices included.
+    The entries are those that the geometry has, also where a weight happens to be 0; the bytes are
+    what the finished matrix takes in its layout, indices included.
 
     Examples
     --------
@@ -87,12 +81,8 @@ def matrix_estimate(
 
     Raises
     ------
-    ArgumentError
-        If a geometry is missing, or there is no such layout.
-    GeometryError
-        If it does not fit the input size.
-    UnsupportedModel, UnsupportedLayer
-        If this is no layer that convfc knows.
+    ArgumentError, GeometryError, UnsupportedModel, UnsupportedLayer
+        As `convfc.conv_matrix`.
 
     Examples
     --------
@@ -112,14 +102,13 @@ def matrix_estimate(
                 got=geometry,
                 remedy="give one of them, or filters with a geometry",
             )
-        pattern = matrix_pattern(layer, input_size, "channels_last")
-        dtype = np.float32 if dtype is None else dtype
+        geometry, own = layer, np.float32
     else:
         read = read_layer(layer, geometry, input_size=input_size).layer
-        pattern = matrix_pattern(read.geometry, input_size, "channels_last")
-        if dtype is None:
-            dtype = accumulating_dtype(namespace(filters=read.filters), filters=read.filters)
-    return pattern_estimate(pattern, dtype, layout)
+        geometry = read.geometry
+        own = accumulating_dtype(namespace(filters=read.filters), filters=read.filters)
+    pattern = matrix_pattern(geometry, input_size, "channels_last")
+    return pattern_estimate(pattern, own if dtype is None else dtype, layout)
 
 
 def pattern_estimate(pattern: MatrixPattern, dtype: Any, layout: Layout = "csr") -> MatrixEstimate:
@@ -140,21 +129,9 @@ def check_fits(
 
     Without a number of bytes it may take what the machine has free now, if the system says so.
     """
-    if memory is None:
-        allowed, whose = available_memory(), "that the machine has free"
-        if allowed is None:
-            return
-    else:
-        if isinstance(memory, bool) or not isinstance(memory, numbers.Real) or not memory >= 1:
-            raise MemoryBudgetError(
-                "this is not an amount of memory",
-                where="memory",
-                expected="a number of bytes",
-                got=repr(memory),
-                remedy="leave it out for what the machine has free",
-            )
-        allowed, whose = memory, "that it may take"
-    if estimate.bytes > allowed:
+    allowed = _allowed(memory)
+    if allowed is not None and estimate.bytes > allowed:
+        whose = "that the machine has free" if memory is None else "that it may take"
         raise MemoryBudgetError(
             "the matrix does not fit",
             where="memory",
@@ -176,8 +153,7 @@ def check_together(
 
     ``working`` are the bytes that building them takes besides.
     """
-    check_fits(MatrixEstimate((1, 1), 0, 0), memory)  # is it an amount of memory?
-    allowed = available_memory() if memory is None else memory
+    allowed = _allowed(memory)
     needed = sum(estimate.bytes for estimate in estimates.values()) + working
     if allowed is None or needed <= allowed:
         return
@@ -186,21 +162,26 @@ def check_together(
     raise MemoryBudgetError(
         f"{what} do not fit",
         where=largest or "the model itself",
-        expected=f"at most {int(allowed):,} bytes" + " that are free" * (memory is None),
+        expected=f"at most {allowed:,} bytes" + " that are free" * (memory is None),
         got=f"{estimates[largest]}; {together} {needed:,} bytes while they are made",
         remedy=remedy,
     )
 
 
+def _allowed(memory: float | None) -> int | None:
+    """Return the bytes that may be taken; None if there is nothing to say so."""
+    if memory is None:
+        return available_memory()
+    return budget(memory, remedy="leave it out for what the machine has free")
+
+
 def check_layout(layout: Layout) -> Layout:
     """Return the layout, or say that there is none of this name."""
-    one_of(
-        "layout",
-        layout,
-        get_args(Layout),
-        what="there is no such layout",
-        remedy="'csr' keeps the entries that the geometry has, 'dense' the zeros, too",
+    what, remedy = (
+        "there is no such layout",
+        "'csr' keeps the geometry's entries, 'dense' zeros, too",
     )
+    one_of("layout", layout, get_args(Layout), what=what, remedy=remedy)
     return layout
 
 
@@ -211,30 +192,29 @@ def available_memory(root: str | os.PathLike[str] = "/") -> int | None:
     is less; elsewhere the free pages, where the system counts them.
     """
     files = Path(root)
-    found = [
-        1024 * int(words[1])
-        for words in map(str.split, _lines(files / "proc/meminfo"))
-        if words[0] == "MemAvailable:"
-    ]
-    if found:
-        return min(found + list(_left_in_groups(files)))
+    for line in _lines(files / "proc/meminfo"):
+        name, size, *_ = line.split()
+        if name == "MemAvailable:":
+            return min(1024 * int(size), *_left_in_groups(files))
     try:
         return int(os.sysconf("SC_AVPHYS_PAGES")) * int(os.sysconf("SC_PAGE_SIZE"))
     except (AttributeError, ValueError, OSError):  # no such call, no such name, no such value
         return None
 
 
+_V1 = "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+_V2 = "", "memory.max", "memory.current", "inactive_file"
+"""Of control groups: where they are mounted, and the names of limit, usage and cached files."""
+
+
 def _left_in_groups(files: Path) -> Iterator[int]:
-    """Yield what is left of every memory limit that this process is under: cgroups, v2 and v1."""
+    """Yield what is left of every memory limit that this process is under."""
+    yield sys.maxsize  # of no limit
     for line in _lines(files / "proc/self/cgroup"):
         _, controllers, path = line.split(":", 2)
-        if not controllers:
-            mount, limit, usage, cache = "", "memory.max", "memory.current", "inactive_file"
-        elif "memory" in controllers.split(","):
-            mount, limit, usage = "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
-            cache = "total_inactive_file"
-        else:
+        if controllers and "memory" not in controllers.split(","):
             continue
+        mount, limit, usage, cache = _V1 if controllers else _V2
         group = PurePosixPath(path.lstrip("/"))
         # In a container the path may be the host's: then only its root can be seen.
         for place in (group, *group.parents):

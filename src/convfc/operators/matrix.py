@@ -1,9 +1,8 @@
 """The matrix of a CONV layer: y = A x + b for the flattened input x and output y.
 
 A CONV layer is a special FC layer (Section 3 of Ma & Lu, 2017); this is that FC layer's matrix. It
-is sparse, and with zero padding and stride 1 doubly block Toeplitz. Where its entries are,
-`convfc.operators.pattern` knows; here they are put into an array of SciPy, or handed to the room
-of a framework whose tensors it is to be.
+is sparse, and with zero padding and stride 1 doubly block Toeplitz. `convfc.operators.pattern`
+knows where its entries are; here they become an array of SciPy, or a tensor in a framework's room.
 """
 
 from __future__ import annotations
@@ -85,10 +84,9 @@ def conv_matrix(
     DtypeError
         If SciPy has no sparse matrix of the dtype (float16, bfloat16), or ``library="torch"`` is
         asked for filters of another library.
-    ArgumentError
-        If a geometry is missing, or there is no such layout, library or order.
-    GeometryError
-        If the geometry does not fit the input size.
+    ArgumentError, GeometryError
+        If a geometry is missing, or does not fit the input size, or there is no such layout,
+        library or order.
     UnsupportedModel, UnsupportedLayer
         If this is no layer that convfc knows.
 
@@ -182,14 +180,8 @@ def conv_offset(
     array([3., 5., 3., 5., 3., 5.])
     """
     _check_library(library)
-    reading = read_layer(
-        layer,
-        geometry,
-        input_size=input_size,
-        bias=bias,
-        order=order,
-        differentiable=library == "torch",
-    )
+    rest: dict[str, Any] = {"bias": bias, "order": order, "differentiable": library == "torch"}
+    reading = read_layer(layer, geometry, input_size=input_size, **rest)
     filters, b = reading.layer.filters, reading.layer.bias
     positions = math.prod(reading.layer.geometry.output_size(input_size))
     xp = namespace(filters=filters)
@@ -229,13 +221,8 @@ def _dense(pattern: MatrixPattern, weights: npt.NDArray[Any]) -> npt.NDArray[Any
 
 
 def _check_library(library: Library) -> None:
-    one_of(
-        "library",
-        library,
-        get_args(Library),
-        what="no matrix is made of this library's arrays",
-        remedy="leave it out for SciPy's",
-    )
+    what, remedy = "no matrix is made of this library's arrays", "leave it out for SciPy's"
+    one_of("library", library, get_args(Library), what=what, remedy=remedy)
 
 
 def _torch_room(array: Array) -> ModuleType:

@@ -1,10 +1,10 @@
 """A CONV layer as a SciPy operator: the matrix of `conv_matrix`, of which nothing is ever built.
 
-Forwards it is Algorithm 1 in blocks of rows of M. Its adjoint turns the steps round: the product
-with the adjoint of K, then every entry of M is added to the element that it reads. A layer of a
-framework is multiplied by the framework's own convolution instead, where its room has a door for
-it: a module ``maps`` with ``linear_maps(layer, input_size) -> (forward, adjoint)``, two functions
-of NumPy arrays ``(b, channels, *spatial)``.
+Forwards it is Algorithm 1 in blocks of rows of M. Its adjoint turns the steps round, tap by tap:
+the product with the adjoint of K's rows, which is added to the elements that the tap reads. A layer
+of a framework is multiplied by the framework's own convolution instead, where its room has a door
+for it: a module ``maps`` with ``linear_maps(layer, input_size) -> (forward, adjoint)``, two
+functions of NumPy arrays ``(b, channels, *spatial)``.
 """
 
 from __future__ import annotations
@@ -24,10 +24,9 @@ from convfc.algorithm1 import conv_as_matmul
 from convfc.arrays import accumulating_dtype, as_numpy
 from convfc.errors import DtypeError
 from convfc.geometry import ConvGeometry
-from convfc.indexmap import AxisMap, IndexMap, index_map
+from convfc.indexmap import IndexMap, index_map
 from convfc.layer import ConvLayer
 from convfc.registry import Order, read_layer
-from convfc.stretch import row_blocks
 
 LinearMap: TypeAlias = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
 """From a batch of inputs to one of outputs, or back."""
@@ -42,8 +41,8 @@ _NATIVE = frozenset({"float32", "float64", "complex64", "complex128"})
 class ConvOperator(LinearOperator):  # type: ignore[misc]  # SciPy has no types
     """A CONV layer without its bias as a linear operator; `conv_operator` makes it.
 
-    Everything that SciPy's `LinearOperator` has: ``@``, ``matvec``, ``matmat``, ``rmatvec``,
-    ``rmatmat``, ``.H`` and ``.T``, sums, multiples, powers, and products with other operators.
+    Everything that SciPy's `LinearOperator` has: ``@``, ``matmat``, ``rmatmat``, ``.H``, ``.T``,
+    sums, multiples, powers, and products with other operators.
 
     Attributes
     ----------
@@ -132,9 +131,8 @@ def conv_operator(
     """Return a CONV layer as a linear operator that holds nothing but its filters.
 
     ``conv_operator(...) @ x`` is ``conv_matrix(...) @ x``: the layer on the flattened input,
-    without its bias, which is no part of a linear map. ``op @ x + conv_offset(...)`` is the whole
-    layer. Iterative methods (SciPy's ``svds``, ``lsqr``, ``eigsh``, ``lobpcg``) then work on layers
-    whose matrix would fit into no memory.
+    without its bias (`conv_offset`). Iterative methods (SciPy's ``svds``, ``lsqr``, ``eigsh``) then
+    work on layers whose matrix would fit into no memory.
 
     Parameters
     ----------
@@ -155,10 +153,8 @@ def conv_operator(
 
     Raises
     ------
-    ArgumentError
-        If the geometry is missing.
-    GeometryError
-        If it does not fit the input size.
+    ArgumentError, GeometryError
+        If the geometry is missing, or does not fit the input size.
     UnsupportedModel, UnsupportedLayer
         If this is no layer that convfc knows.
     DtypeError
@@ -168,11 +164,9 @@ def conv_operator(
     -----
     The columns of ``op.matmat(X)`` are one batch, convolved in one call. A layer of PyTorch is
     multiplied by PyTorch's own convolution and its adjoint, on the layer's device; everything else
-    (filters, integers, float16) by NumPy, in blocks of a few MiB of the patch matrix. Integers are
-    exact.
-
-    A product has the dtype that NumPy gives the two: a float64 vector makes a float32 layer
-    calculate in float64, at the price of it. Cast the vector to ``op.dtype`` for speed.
+    (filters, integers, float16) by NumPy. Integers are exact. A product has the dtype that NumPy
+    gives the two: a float64 vector makes a float32 layer calculate in float64, at the price of it.
+    Cast the vector to ``op.dtype`` for speed.
 
     Examples
     --------
@@ -214,47 +208,28 @@ def _multiply(x: npt.NDArray[Any], filters: npt.NDArray[Any], where: IndexMap) -
 def _multiply_adjoint(
     y: npt.NDArray[Any], filters: npt.NDArray[Any], where: IndexMap
 ) -> npt.NDArray[Any]:
-    """Return ``(b, *spatial, c)`` of ``(b, *output, f)``: rows of M, added to what they read."""
-    geometry = where.geometry
-    groups, kernel = geometry.groups, geometry.kernel_size
-    batch, f, per_group = len(y), geometry.out_channels, geometry.in_channels // geometry.groups
-    by_group = filters.reshape(groups, f // groups, geometry.taps).conj()
-    y = y.reshape(batch, *where.output_size, groups, f // groups)
-    padded = np.zeros(
-        (batch, *(len(axis.source) for axis in where.axes), groups, per_group), y.dtype
-    )
-    rows = max(1, _BLOCK // (where.shape[1] * y.itemsize))
-    for block in row_blocks((batch, *where.output_size), rows):
-        part = y[tuple(slice(*bounds) for bounds in block)]
-        columns = part.reshape(-1, groups, f // groups).swapaxes(0, 1)
-        patches = (columns @ by_group).reshape(groups, *part.shape[:-2], *kernel, per_group)
-        patches = np.moveaxis(patches, 0, -2)
-        for tap in np.ndindex(*kernel):
-            reads = (_reads(*a) for a in zip(where.axes, tap, block[1:], strict=True))
-            window = (slice(*block[0]), *reads)
-            padded[window] += patches[(..., *tap, slice(None), slice(None))]
-    return _unpad(padded.reshape(*padded.shape[:-2], geometry.in_channels), where)
-
-
-def _reads(axis: AxisMap, tap: int, positions: tuple[int, int]) -> slice:
-    """Return the padded elements that a run of positions reads through one tap."""
-    start, stop = (axis.first + tap * axis.tap_step + o * axis.step for o in positions)
-    return slice(start, stop, axis.step)
-
-
-def _unpad(padded: npt.NDArray[Any], where: IndexMap) -> npt.NDArray[Any]:
-    """Add every element of the padded input to the one it holds: the adjoint of `stretch.pad`."""
-    for a, axis in enumerate(where.axes, start=1):
+    """Return ``(b, *spatial, c)`` of ``(b, *output, f)``."""
+    f, *kernel, per_group = filters.shape
+    groups, batch = where.geometry.groups, len(y)
+    by_group = filters.conj().reshape(groups, f // groups, *kernel, per_group)
+    columns = np.moveaxis(y.reshape(-1, groups, f // groups), 1, 0)
+    sizes = (len(axis.source) for axis in where.axes)
+    padded = np.zeros((groups, batch, *sizes, per_group), y.dtype)
+    for tap in np.ndindex(*kernel):
+        product = columns @ by_group[(slice(None), slice(None), *tap)]
+        window = [slice(None), slice(None)]
+        for axis, t in zip(where.axes, tap, strict=True):
+            first = axis.first + t * axis.tap_step
+            window.append(slice(first, first + axis.positions * axis.step, axis.step))
+        padded[tuple(window)] += product.reshape(groups, batch, *where.output_size, per_group)
+    # Every element of the padded input is added to the one it holds: the adjoint of `stretch.pad`.
+    for a, axis in enumerate(where.axes, start=2):
+        places = np.moveaxis(padded, a, 0)
         held = np.flatnonzero(axis.source >= 0)
         elements, once = np.unique(axis.source[held], return_index=True)
-        # Where the input has elements that are never read, they get 0.
-        shape = (*padded.shape[:a], axis.size, *padded.shape[a + 1 :])
-        whole = len(elements) == axis.size
-        total = padded.take(held[once], a) if whole else np.zeros(shape, padded.dtype)
-        by_element = np.moveaxis(total, a, 0)
-        if not whole:
-            by_element[elements] = np.moveaxis(padded, a, 0)[held[once]]
+        total = np.zeros((axis.size, *places.shape[1:]), y.dtype)
+        total[elements] = places[held[once]]
         for again in np.delete(held, once):
-            by_element[axis.source[again]] += np.moveaxis(padded, a, 0)[again]
-        padded = total
-    return padded
+            total[axis.source[again]] += places[again]
+        padded = np.moveaxis(total, 0, a)
+    return np.moveaxis(padded, 0, -2).reshape(batch, *where.input_size, -1)

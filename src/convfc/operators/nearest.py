@@ -1,29 +1,27 @@
 """The way back from a matrix: the convolution that it is, or the closest one.
 
-The matrices of one geometry are a linear space whose coordinates are the filters. A matrix in it is
-read; onto it any other matrix is projected: least squares, in the Frobenius norm.
-
-On one spatial axis an entry of the matrix belongs to a *set* of taps: to one tap, or to several
-that read the same element, in a padding that repeats elements. Entries of the same filter, channel
-and sets hold the same number, the sum of the weights of these taps: ``v = B w``, with a matrix B of
-zeros and ones per axis. So what is asked of all entries is asked of a few numbers, axis by axis.
+The matrices of one geometry are a linear space whose coordinates are the filters. What a matrix
+holds first is read as filters (`Sets`); it is theirs if the matrix that is made of them again is
+the same. Onto the space any other matrix is projected: least squares, in the Frobenius norm.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
+from functools import reduce
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
+from scipy.linalg import pinvh
 from scipy.sparse.csgraph import connected_components
 
-from convfc.arrays import as_numpy, check_shape, take_or_zero
+from convfc.arrays import as_numpy, check_shape
 from convfc.errors import NotAConvolution
 from convfc.geometry import ConvGeometry
-from convfc.operators.pattern import AxisPattern, Block, MatrixPattern, Run, matrix_pattern
+from convfc.operators.pattern import MatrixPattern, matrix_pattern
 from convfc.registry import Order
 from convfc.rounding import UNIT_ROUNDOFF, rounding_bound
 
@@ -33,30 +31,24 @@ _CHUNK = 2**20
 """Entries that are looked at together."""
 
 
-class Stray(NamedTuple):
-    """An entry that is not 0 where the pattern has none."""
+class Wrong(NamedTuple):
+    """An entry that is not the convolution's."""
 
     row: int
     column: int
-    value: Any
+    expected: Any
+    got: Any
 
 
 class Entries(NamedTuple):
-    """What a matrix holds in a pattern, and outside of it.
+    """What a matrix holds in a pattern, shape (nonzeros,), and outside of it.
 
-    Attributes
-    ----------
-    values : NumPy array, shape (nonzeros of the pattern,)
-        In the order in which the pattern stores them; 0 where the matrix stores none. It may share
-        the memory of the matrix.
-    stray : Stray or None
-        The first entry outside the pattern, row by row.
-    outside : float
-        Frobenius norm of all of them.
+    Zeros where the matrix stores none; the array may share its memory. ``stray`` is the first entry
+    outside the pattern that is not 0, row by row, and ``outside`` the Frobenius norm of them all.
     """
 
-    values: npt.NDArray[Any]
-    stray: Stray | None
+    values: Any
+    stray: Wrong | None
     outside: float
 
 
@@ -72,29 +64,30 @@ def read_entries(matrix: Any, pattern: MatrixPattern) -> Entries:
         and np.array_equal(matrix.indices, columns)
     ):
         return Entries(np.ascontiguousarray(matrix.data), None, 0.0)
-    dtype = matrix.dtype
-    values = np.zeros(pattern.nonzeros, dtype)
-    stray, squares = None, 0.0
-    for start, stop, rows, found, held in _chunks(matrix, pattern):
-        first, last = int(ends[start]), int(ends[stop])
-        counts = np.diff(ends[start : stop + 1])
-        wanted = _keys(np.repeat(np.arange(stop - start), counts), columns[first:last], pattern)
-        keys = _keys(rows, found, pattern)
-        at = np.searchsorted(wanted, keys)
-        inside = np.zeros(len(keys), bool)
-        within = at < len(wanted)
-        inside[within] = wanted[at[within]] == keys[within]
-        values[first + at[inside]] = held[inside]
-        outside = np.flatnonzero(~inside & (held != 0))
+    values = np.zeros(pattern.nonzeros, matrix.dtype)
+    stray, squares, rows = None, 0.0, pattern.shape[0]
+    entries = matrix.size if isinstance(matrix, np.ndarray) else max(matrix.nnz, len(values))
+    step = max(1, _CHUNK * rows // max(entries, 1))
+    for start in range(0, rows, step):
+        part = matrix[start : start + step]
+        # SciPy has no float16, which float32 holds.
+        part = sparse.coo_array(part.astype(np.float32) if part.dtype == np.float16 else part)
+        counts = np.diff(ends[start : start + step + 1])
+        first, held = int(ends[start]), part.data
+        inside = np.repeat(np.arange(len(counts)), counts), columns[first : first + counts.sum()]
+        keys = (where.astype(int) * pattern.shape[1] + at for where, at in (inside, part.coords))
+        _, to, of = np.intersect1d(*keys, assume_unique=True, return_indices=True)
+        values[first + to] = held[of]
+        outside = np.setdiff1d(np.flatnonzero(held), of, assume_unique=True)
         if len(outside):
-            one = outside[0]
-            stray = stray or Stray(start + int(rows[one]), int(found[one]), held[one].item())
-            squares += float(np.sum(np.abs(held[outside].astype(_wide(dtype))) ** 2))
+            row, column = (int(where[outside[0]]) for where in part.coords)
+            stray = stray or Wrong(start + row, column, 0.0, held[outside[0]].item())
+            squares += float(np.sum(np.abs(held[outside].astype(_wide(held))) ** 2))
     return Entries(values, stray, math.sqrt(squares))
 
 
-def _wide(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    return np.result_type(dtype, np.float64)
+def _wide(values: Numbers) -> np.dtype[Any]:
+    return np.result_type(values.dtype, np.float64)
 
 
 def _readable(matrix: Any) -> Any:
@@ -117,308 +110,131 @@ def _readable(matrix: Any) -> Any:
     return rows
 
 
-def _keys(rows: Any, columns: Any, pattern: MatrixPattern) -> npt.NDArray[np.int64]:
-    """Return numbers that ascend as the entries do, row by row."""
-    keys: npt.NDArray[np.int64] = rows.astype(np.int64) * pattern.shape[1] + columns
-    return keys
-
-
-def _chunks(matrix: Any, pattern: MatrixPattern) -> Iterator[tuple[int, int, Any, Any, Any]]:
-    """Yield bounds of some rows, and rows (from the first of them), columns and values in them."""
-    rows = pattern.shape[0]
-    dense = isinstance(matrix, np.ndarray)
-    entries = matrix.size if dense else max(matrix.nnz, pattern.nonzeros)
-    step = max(1, _CHUNK * rows // max(entries, 1))
-    for start in range(0, rows, step):
-        stop = min(start + step, rows)
-        if dense:
-            part = matrix[start:stop]
-            where, columns = np.nonzero(part)
-            yield start, stop, where, columns, part[where, columns]
-        else:
-            first, last = matrix.indptr[start], matrix.indptr[stop]
-            counts = np.diff(matrix.indptr[start : stop + 1])
-            where = np.repeat(np.arange(stop - start), counts)
-            yield start, stop, where, matrix.indices[first:last], matrix.data[first:last]
-
-
-class AxisSets:
-    """The sets of taps on one axis.
-
-    Attributes
-    ----------
-    of_run : dict of Run to array of int
-        Per run of positions, the set of each element that is read.
-    contains : array of 0 and 1, shape (sets, taps)
-        B.
-    counts : array of int, shape (sets,)
-        Number of entries, on this axis, of each set.
-    repeats : bool
-        Whether a set has several taps.
-    """
-
-    def __init__(self, pattern: AxisPattern) -> None:
-        found: dict[tuple[int, ...], int] = {}
-        self.of_run: dict[Run, Numbers] = {}
-        for run in pattern.runs:
-            parts = (tuple(map(int, part)) for part in np.split(run.taps, run.first[1:]))
-            self.of_run[run] = np.array([found.setdefault(part, len(found)) for part in parts])
-        self.contains = np.zeros((len(found), pattern.axis.taps), dtype=np.int64)
-        self.counts = np.zeros(len(found), dtype=np.int64)
-        for taps, number in found.items():
-            self.contains[number, taps] = 1
-        for run, numbers in self.of_run.items():
-            self.counts[numbers] += len(run.reads)
-        self.repeats = any(len(taps) > 1 for taps in found)
-        self.inverse, self.moduli, self.exact = _left_inverse(self.contains)
-        weights = np.sqrt(self.counts)
-        self.mean = self.inverse
-        if self.repeats:
-            self.mean = np.linalg.pinv(weights[:, None] * self.contains) * weights
-
-
-def _left_inverse(contains: Numbers) -> tuple[Numbers, Numbers, bool]:
-    """Return Q with Q B w = w, the moduli of its entries, and whether these are whole numbers.
-
-    Taps that stand alone in a set are simply taken from it, further ones by subtracting what is
-    known. Where only sums are determined, Q is the pseudo-inverse: the weights of least norm.
-    """
-    known: dict[int, Numbers] = {}
-    by_size = sorted(range(len(contains)), key=lambda number: int(contains[number].sum()))
-    while True:
-        before = len(known)
-        for number in by_size:
-            taps: list[int] = np.flatnonzero(contains[number]).tolist()
-            unknown = [tap for tap in taps if tap not in known]
-            if len(unknown) == 1:
-                row = np.zeros(len(contains), dtype=np.int64)
-                row[number] = 1
-                for tap in taps:
-                    row -= known.get(tap, 0)
-                known[unknown[0]] = row
-        if len(known) == before:
-            break
-    inverse = np.zeros(contains.shape[::-1], np.int64)
-    moduli = np.zeros(inverse.shape, np.int64)
-    exact = len(known) == np.count_nonzero(contains.any(axis=0))
-    if not exact:
-        inverse, moduli = _pseudo_inverse(contains)
-    for tap, row in known.items():
-        inverse[tap], moduli[tap] = row, np.abs(row)
-    return inverse, moduli, exact
-
-
-def _pseudo_inverse(contains: Numbers) -> tuple[Numbers, Numbers]:
-    """Return the pseudo-inverse, and the moduli that its rounding errors are relative to.
-
-    Sets that share no taps, not even through others, have nothing to do with each other: to these
-    it is 0, without rounding. Inside of each part its errors are relative to the largest entry.
-    """
-    inverse, moduli = (np.zeros(contains.shape[::-1]) for _ in range(2))
-    parts, part_of = connected_components(contains.T @ contains, directed=False)
-    for part in range(parts):
-        taps = np.flatnonzero(part_of == part)
-        sets = np.flatnonzero(contains[:, taps].any(axis=1))
-        if len(sets):
-            block = np.linalg.pinv(contains[np.ix_(sets, taps)])
-            inverse[np.ix_(taps, sets)] = block
-            moduli[np.ix_(taps, sets)] = np.abs(block).max()
-    return inverse, moduli
-
-
 class Sets:
-    """The sets of taps of a whole pattern, and the numbers that they hold.
-
-    These numbers are arrays in the order of a row of the matrix: ``(f, c / groups, *sets)`` if
-    channels come first, else ``(f, *sets, c / groups)``; weights likewise, with taps for sets.
-
-    Attributes
-    ----------
-    repeats : bool
-        Whether some entry is a sum of several weights.
-    exact : bool
-        Whether weights follow from entries by adding and subtracting alone.
-    """
+    """What the sets of taps hold, in the shape of `MatrixPattern.sums`, and the filters of it."""
 
     def __init__(self, pattern: MatrixPattern) -> None:
         self.pattern = pattern
-        self.axes = [AxisSets(axis) for axis in pattern.axes]
-        self.repeats = any(axis.repeats for axis in self.axes)
-        self.exact = all(axis.exact for axis in self.axes)
-        self._first = pattern.order == "channels_first"
-        geometry = pattern.geometry
-        self._channels = geometry.in_channels // geometry.groups
-        self._shape = self._row([len(axis.contains) for axis in self.axes], self._channels)
-        self._shape = (geometry.out_channels, *self._shape)
+        self._inverses = [_left_inverse(axis.contains) for axis in pattern.axes]
+        self._exact = all(inverse.dtype.kind == "i" for inverse, _ in self._inverses)
 
-    def first(self, values: Numbers) -> Numbers:
-        """Return what the first entry of each set holds."""
-        return self._pick(values, 0)
+    def first(self, values: Numbers, *, last: bool = False) -> Numbers:
+        """Return what the first, or the last, entry of each set holds."""
+        numbers = np.zeros(self.pattern.sums_shape, values.dtype)
+        end = (slice(None), *(-1 if last else 0 for _ in self.pattern.axes))
+        blocks = list(self.pattern.blocks())
+        for block in blocks if last else reversed(blocks):  # the last one written stays
+            numbers[block.at] = block.view(values)[end]
+        return numbers
 
     def common(self, values: Numbers) -> Numbers:
         """Return what most entries of each set hold, if the first or the last of them does."""
-        first, last = self._pick(values, 0), self._pick(values, -1)
-        equal = np.zeros(self._shape, np.int64)
-        for part, where in self._parts(values):
-            same = part == self._spread(first[where])
-            equal[where] += np.count_nonzero(same, axis=self._positions)
-        return np.where(2 * equal >= self._counts(), first, last)
+        first = self.first(values)
+        equal = values == self.pattern.spread(first)
+        rare = self.pattern.totals(equal) < self.pattern.totals(~equal)
+        return np.where(rare, self.first(values, last=True), first)
 
-    def mean(self, values: Numbers) -> Numbers:
-        """Return the mean of each set, in float64; exact where all entries are equal."""
-        wide = np.result_type(values.dtype, np.float64)
-        first = self.first(values).astype(wide)
-        more = np.zeros(self._shape, wide)
-        for part, where in self._parts(values):
-            apart = part.astype(wide) - self._spread(first[where])
-            more[where] += apart.sum(axis=self._positions)
-        return first + more / self._counts()
+    def filters(self, numbers: Numbers) -> Numbers:
+        """Return filters that have these sums, those of least norm where there is a choice.
 
-    def weights(self, numbers: Numbers) -> Numbers:
-        """Return the weights that have these sums, those of least norm where there is a choice."""
-        if numbers.dtype.kind in "bu" and self.repeats:
-            numbers = numbers.astype(np.int64)  # weights are differences, too
-        return self._along(numbers, lambda axis: axis.inverse)
+        Integers may be wider: weights are differences, or no integers.
+        """
+        if numbers.dtype.kind in "bu" and self.pattern.repeats:
+            numbers = numbers.astype(np.int64)
+        found = self._along(numbers, [inverse for inverse, _ in self._inverses])
+        inexact = np.issubdtype(numbers.dtype, np.inexact)
+        return found.astype(numbers.dtype if inexact else found.dtype, copy=False)
 
-    def least_squares(self, values: Numbers) -> Numbers:
-        """Return the weights whose matrix is closest to these entries."""
-        return self._along(self.mean(values), lambda axis: axis.mean)
+    def differing(self, values: Numbers, numbers: Numbers, made: Numbers) -> Numbers:
+        """Say which entries are not those made of the filters that have these sums; NaN is NaN."""
+        wrong = values != made
+        if wrong.any() and np.issubdtype(made.dtype, np.inexact):
+            wrong &= ~(np.isnan(values) & np.isnan(made))
+            allowed = self._allowed(numbers)
+            if allowed is not None:
+                wrong &= ~(np.abs(values - made) <= self.pattern.spread(allowed))
+        return wrong
 
-    def sums(self, weights: Numbers) -> Numbers:
-        """Return what each set holds: the sum of its weights."""
-        return self._along(weights, lambda axis: axis.contains)
-
-    def allowed(self, numbers: Numbers) -> Numbers | None:
-        """Return how far an entry may be from `sums` of `weights`, through rounding; None: equal.
+    def _allowed(self, numbers: Numbers) -> Numbers | None:
+        """Return how far entries may be off through rounding, in the shape of sums; None: equal.
 
         What one tap alone holds is to be equal. A sum of n weights is computed with an error of
         gamma_n; finding the weights and adding them again takes as many terms as the matrices have
         rows and columns; a pseudo-inverse is itself computed, to within its condition squared.
         """
-        if not self.repeats or (self.exact and not np.issubdtype(numbers.dtype, np.inexact)):
+        pattern, contains = self.pattern, [axis.contains for axis in self.pattern.axes]
+        if not pattern.repeats:
             return None
+        terms = sum(sum(one.shape) for one in contains)
+        terms += math.prod(int(one.sum(axis=1).max()) for one in contains)
+        if not self._exact:
+            norms = (np.linalg.norm(m, 2) for one in contains for m in (one, np.linalg.pinv(one)))
+            terms *= math.ceil(math.prod(norms) ** 2)
+        moduli = self._along(np.abs(numbers), [moduli for _, moduli in self._inverses])
         name = numbers.dtype.name if numbers.dtype.name in UNIT_ROUNDOFF else "float64"
-        terms = sum(sum(axis.contains.shape) for axis in self.axes)
-        terms += math.prod(int(axis.contains.sum(axis=1).max()) for axis in self.axes)
-        if not self.exact:
-            terms *= math.prod(math.ceil(_condition(axis.contains) ** 2) for axis in self.axes)
-        moduli = self._along(np.abs(numbers), lambda axis: axis.moduli)
-        bound = rounding_bound(self.sums(moduli.astype(np.float64)), terms, name)
-        if bound is None:
-            return None
-        alone = [axis.contains.sum(axis=1) == 1 for axis in self.axes]
-        bound[(slice(None), *self._row(np.ix_(*alone), slice(None)))] = 0
+        bound = rounding_bound(pattern.sums(moduli.astype(np.float64)), terms, name)
+        if bound is not None:
+            bound[pattern.sums(np.ones(pattern.geometry.filters_shape)) == 1] = 0
         return bound
 
-    def wrong(
-        self, values: Numbers, expected: Numbers, allowed: Numbers | None
-    ) -> Iterator[tuple[int, Any]]:
-        """Yield entries that are not as expected, not all: the first one of each filter and box.
-
-        Each as its number among the stored entries, and the value that was expected.
-        """
-        for block, filters, part in self._blocks(values):
-            where = self._where(block, filters)
-            should = np.broadcast_to(self._spread(expected[where]), part.shape)
-            bad = part != should
-            if not bad.any():
-                continue
-            if np.issubdtype(part.dtype, np.inexact):
-                bad &= ~(np.isnan(part) & np.isnan(should))
-            if allowed is not None:
-                bad &= ~(np.abs(part - should) <= self._spread(allowed[where]))
-            for number in np.flatnonzero(bad.any(axis=tuple(range(1, bad.ndim)))):
-                at = np.unravel_index(bad[number].argmax(), bad.shape[1:])
-                entry = block.offset + (filters.start + number) * block.strides[0]
-                entry += sum(i * step for i, step in zip(at, block.strides[1:], strict=True))
-                yield int(entry), should[(number, *at)].item()
-
-    def distance(self, values: Numbers, expected: Numbers) -> float:
-        """Return the Frobenius norm of the difference of the entries and what is expected."""
-        wide = np.result_type(values.dtype, np.float64)
-        squares = 0.0
-        for part, where in self._parts(values):
-            apart = part.astype(wide) - self._spread(expected[where])
-            squares += float(np.sum(np.abs(apart) ** 2))
-        return math.sqrt(squares)
-
-    def to_filters(self, weights: Numbers) -> Numbers:
-        """Return weights as filters ``(f, *kernel, c / groups)``."""
-        return np.ascontiguousarray(np.moveaxis(weights, 1, -1) if self._first else weights)
-
-    def of_filters(self, filters: Numbers) -> Numbers:
-        """Return filters ``(f, *kernel, c / groups)`` as weights."""
-        return np.moveaxis(filters, -1, 1) if self._first else filters
-
-    @property
-    def _positions(self) -> tuple[int, ...]:
-        return tuple(range(1, 1 + len(self.axes)))
-
-    def _row(self, of_axes: Any, channels: Any) -> tuple[Any, ...]:
-        return (channels, *of_axes) if self._first else (*of_axes, channels)
-
-    def _spread(self, numbers: Numbers) -> Numbers:
-        """Give numbers of sets an axis for each axis of positions."""
-        return np.expand_dims(numbers, self._positions)
-
-    def _counts(self) -> Numbers:
-        """Return how many entries of one filter and channel each set has."""
-        counts = np.ones((), np.int64)
-        for axis in self.axes:
-            counts = np.multiply.outer(counts, axis.counts)
-        return np.expand_dims(counts, 0 if self._first else -1)
-
-    def _where(self, block: Block, filters: slice) -> tuple[Numbers, ...]:
-        """Return the index of a box's sets in the numbers of some filters."""
-        sets = [axis.of_run[run] for axis, run in zip(self.axes, block.runs, strict=True)]
-        row = self._row(sets, np.arange(self._channels))
-        return np.ix_(np.arange(filters.start, filters.stop), *row)
-
-    def _blocks(self, values: Numbers) -> Iterator[tuple[Block, slice, Numbers]]:
-        """Yield all entries in boxes of not too many filters."""
-        for block in self.pattern.blocks():
-            view = block.view(values)
-            step = max(1, _CHUNK // math.prod(view.shape[1:]))
-            for start in range(0, len(view), step):
-                filters = slice(start, min(start + step, len(view)))
-                yield block, filters, view[filters]
-
-    def _parts(self, values: Numbers) -> Iterator[tuple[Numbers, tuple[Numbers, ...]]]:
-        for block, filters, part in self._blocks(values):
-            yield part, self._where(block, filters)
-
-    def _pick(self, values: Numbers, position: int) -> Numbers:
-        """Return what the first (0) or the last (-1) entry of each set holds."""
-        numbers = np.zeros(self._shape, values.dtype)
-        blocks = list(self.pattern.blocks())
-        every = slice(0, self._shape[0])
-        for block in blocks if position else reversed(blocks):  # the last one written stays
-            one: Any = (slice(None), *(position for _ in self.axes))
-            numbers[self._where(block, every)] = block.view(values)[one]
-        return numbers
-
-    def _along(self, numbers: Numbers, matrix: Callable[[AxisSets], Numbers]) -> Numbers:
-        """Multiply by a matrix of each axis."""
-        for a, axis in enumerate(self.axes, start=2 if self._first else 1):
-            factor = matrix(axis)
-            if not factor.size:  # nothing is read
-                shape = (*numbers.shape[:a], len(factor), *numbers.shape[a + 1 :])
-                numbers = np.zeros(shape, numbers.dtype)
-            elif axis.repeats:
-                numbers = np.moveaxis(np.tensordot(factor, numbers, axes=(1, a)), 0, a)
+    def _along(self, numbers: Numbers, matrices: Sequence[Numbers]) -> Numbers:
+        """Return filters: the sums, multiplied on each axis by a matrix of taps and sets."""
+        pattern = self.pattern
+        for a, (axis, matrix) in enumerate(
+            zip(pattern.axes, matrices, strict=True), start=pattern.tap_axis
+        ):
+            by_set = np.moveaxis(numbers, a, 0)
+            if axis.repeats:
+                found = np.tensordot(matrix, by_set, axes=1)
             else:  # one number for one: not a bit of it changes, whatever it is
-                index = np.where(factor.any(axis=1), factor.argmax(axis=1), -1)
-                numbers = take_or_zero(np, numbers, index, a)
-        return numbers
+                sets, taps = axis.members
+                found = np.zeros((axis.axis.taps, *by_set.shape[1:]), numbers.dtype)
+                found[taps] = by_set[sets]
+            numbers = np.moveaxis(found, 0, a)
+        return np.ascontiguousarray(
+            np.moveaxis(numbers, 1, -1) if pattern.tap_axis == 2 else numbers
+        )
 
 
-def _condition(contains: Numbers) -> float:
-    """Return the ratio of the largest singular value to the smallest that is not 0."""
-    if not contains.size:
-        return 1.0
-    singular = np.linalg.svd(contains.astype(float), compute_uv=False)
-    least = singular[0] * max(contains.shape) * np.finfo(float).eps
-    return float(singular[0] / singular[singular > least][-1])
+def _left_inverse(contains: Numbers) -> tuple[Numbers, Numbers]:
+    """Return Q with Q B w = w, and the moduli that its rounding errors are relative to.
+
+    Taps that stand alone in a set are simply taken from it, further ones by subtracting what is
+    known: whole numbers. Where only sums are determined, Q is the pseudo-inverse: the weights of
+    least norm. Sets that share no taps, not even through others, have nothing to do with each
+    other: to these it is 0, without rounding. Inside of each part its errors are relative to the
+    largest entry.
+    """
+    known: dict[int, Numbers] = {}
+    by_size = np.argsort(contains.sum(axis=1), kind="stable")
+    before = -1
+    while before < len(known):
+        before = len(known)
+        for number in by_size:
+            taps: list[int] = np.flatnonzero(contains[number]).tolist()
+            unknown = [tap for tap in taps if tap not in known]
+            if len(unknown) == 1:
+                row = (np.arange(len(contains)) == number).astype(np.int64)
+                known[unknown[0]] = row - sum(known[tap] for tap in taps if tap in known)
+    whole = len(known) == np.count_nonzero(contains.any(axis=0))
+    inverse, moduli = (np.zeros(contains.shape[::-1], int if whole else float) for _ in range(2))
+    if not whole:
+        parts, part_of = connected_components(contains.T @ contains, directed=False)
+        for part in range(parts):
+            taps_, sets = part_of == part, contains[:, part_of == part].any(axis=1)
+            if sets.any():
+                block = np.linalg.pinv(contains[np.ix_(sets, taps_)])
+                inverse[np.ix_(taps_, sets)] = block
+                moduli[np.ix_(taps_, sets)] = np.abs(block).max()
+    for tap, row in known.items():
+        inverse[tap], moduli[tap] = row, np.abs(row)
+    return inverse, moduli
+
+
+def taps_read(pattern: MatrixPattern) -> npt.NDArray[np.bool_]:
+    """Say which taps read anything but padding, shape ``kernel``."""
+    of_axes = (axis.contains.any(axis=0) for axis in pattern.axes)
+    return reduce(np.logical_and.outer, of_axes)
 
 
 class NearestConv(NamedTuple):
@@ -462,13 +278,13 @@ def nearest_conv(
     -------
     NearestConv
         Filters ``(f, *kernel, c / groups)``, and the distance. Of the matrix of a convolution the
-        filters are the very numbers that it holds, and the distance is 0.0. The dtype is the
-        matrix's; of integers it is wider where weights are differences (int64) or no integers.
+        filters are the very numbers that it holds, and the distance is 0.0. A tap that is never
+        read has weight 0. The dtype is the matrix's; of integers it is wider where weights are
+        differences (int64) or no integers.
 
-        A tap that is never read has weight 0. Where padding repeats elements on a small input, an
-        entry may be a sum of weights, from which they are found (integers exactly). Where only
-        sums are determined, the weights are those of least norm with these sums. The distance is
-        then that of these sums' rounding.
+        Where padding repeats elements on a small input, an entry may be a sum of weights, from
+        which they are found (integers exactly). Where only sums are determined, the weights are
+        those of least norm with these sums. The distance is then that of these sums' rounding.
 
     Raises
     ------
@@ -483,10 +299,10 @@ def nearest_conv(
 
     Notes
     -----
-    The projection makes each weight the mean of the entries that hold it, unless padding repeats
-    elements; then small systems of equations, one per axis, take its place. Means are taken in
-    float64. A sparse matrix that is stored as `conv_matrix` stores it is read where it is; reading
-    it takes the memory of one array of column indices beside.
+    The projection makes each weight the mean of the entries that hold it, in float64; where padding
+    repeats elements, the normal equations take its place, one small system per axis. A sparse
+    matrix that is stored as `conv_matrix` stores it is read where it is; reading it takes the
+    memory of its column indices, or of its entries, beside.
 
     Examples
     --------
@@ -508,54 +324,83 @@ def nearest_conv(
     (array([3.5, 5. ]), 0.5)
     """
     pattern = matrix_pattern(geometry, input_size, order)
-    entries = read_entries(matrix, pattern)
-    values, sets = entries.values, Sets(pattern)
-    numbers = sets.first(values)
-    weights = sets.weights(numbers)
-    expected, allowed = sets.sums(weights), sets.allowed(numbers)
-    if entries.stray is None and next(sets.wrong(values, expected, allowed), None) is None:
-        filters = sets.to_filters(weights.astype(_dtype(values.dtype, weights.dtype)))
-        if not sets.repeats:
-            return NearestConv(filters, 0.0)
-        rounding = np.asarray(values - pattern.values(filters))
-        wide = np.result_type(rounding.dtype, np.float64)
-        return NearestConv(filters, float(np.linalg.norm(rounding.astype(wide, copy=False))))
+    entries, sets = read_entries(matrix, pattern), Sets(pattern)
+    found = _read(entries, sets)
+    if found is not None:
+        return found
     if not project:
         raise _refusal(entries, sets)
-    weights = sets.least_squares(values)
-    filters = sets.to_filters(weights.astype(_dtype(values.dtype, weights.dtype)))
-    inside = sets.distance(values, sets.sums(sets.of_filters(filters)))
+    return _projection(entries, sets)
+
+
+def _read(entries: Entries, sets: Sets) -> NearestConv | None:
+    """Return the convolution that the first entries are of, if all others are its own, too."""
+    values = entries.values
+    numbers = sets.first(values)
+    filters = sets.filters(numbers)
+    made = sets.pattern.values(filters)
+    if entries.stray is not None or sets.differing(values, numbers, made).any():
+        return None
+    if not sets.pattern.repeats:
+        return NearestConv(filters, 0.0)
+    rounding = np.asarray(values - made)
+    return NearestConv(filters, float(np.linalg.norm(rounding.astype(_wide(rounding)))))
+
+
+def _projection(entries: Entries, sets: Sets) -> NearestConv:
+    """Return the closest convolution: the normal equations, with one Gram matrix per axis.
+
+    Solved for the distance from the first entries, so that equal entries keep their value.
+    """
+    values, pattern = entries.values, sets.pattern
+    start = sets.filters(sets.first(values)).astype(_wide(values))
+    apart = pattern.values(start)
+    step = pattern.fold(np.subtract(values, apart, out=apart))
+    for a, axis in enumerate(pattern.axes, start=1):
+        if axis.repeats:
+            step = np.moveaxis(np.tensordot(pinvh(axis.gram), step, axes=(1, a)), 0, a)
+        else:  # diagonal: means, each of its own entries alone
+            entries_of = np.maximum(np.diagonal(axis.gram), 1)
+            step = step / np.expand_dims(entries_of, [b for b in range(step.ndim) if b != a])
+    filters = start + step
+    if np.issubdtype(values.dtype, np.inexact):
+        filters = filters.astype(values.dtype)
+    apart = pattern.values(filters.astype(start.dtype))
+    inside = float(np.linalg.norm(np.subtract(values, apart, out=apart)))
     return NearestConv(filters, math.hypot(inside, entries.outside))
 
 
-def _dtype(matrix: np.dtype[Any], weights: np.dtype[Any]) -> np.dtype[Any]:
-    """Return the dtype of the filters: the matrix's, unless its integers may not hold them."""
-    return matrix if np.issubdtype(matrix, np.inexact) else weights
+def wrong_entry(
+    entries: Entries, wrong: npt.NDArray[np.bool_], expected: Any, pattern: MatrixPattern
+) -> Wrong | None:
+    """Return the first entry, row by row, that is stray or among the wrong ones of the pattern."""
+    found = [] if entries.stray is None else [entries.stray]
+    if wrong.any():
+        entry = int(wrong.argmax())
+        row = int(pattern.indptr().searchsorted(entry, side="right")) - 1
+        column = int(pattern.indices()[entry])
+        found.append(Wrong(row, column, expected[entry].item(), entries.values[entry].item()))
+    return min(found, key=lambda one: (one.row, one.column), default=None)
 
 
 def _refusal(entries: Entries, sets: Sets) -> NotAConvolution:
     """Return the error that names the first entry that breaks the pattern."""
     pattern, values = sets.pattern, entries.values
-    broken = []
-    if entries.stray is not None:
-        broken.append((*entries.stray, "0, since no tap reads there"))
     # What breaks the pattern beside the first entries may, within rounding, fit the common ones.
     for numbers in (sets.common(values), sets.first(values)):
-        expected, allowed = sets.sums(sets.weights(numbers)), sets.allowed(numbers)
-        entry, value = min(sets.wrong(values, expected, allowed), default=(None, None))
-        if entry is not None:
-            row = int(np.searchsorted(pattern.indptr(), entry, side="right")) - 1
-            column = int(pattern.indices()[entry])
-            got = values[entry].item()
-            broken.append((row, column, got, f"{_short(value, values)}, as its tap has elsewhere"))
-        if broken:
+        made = pattern.values(sets.filters(numbers))
+        wrong = wrong_entry(entries, sets.differing(values, numbers, made), made, pattern)
+        if wrong is not None:
             break
-    row, column, got, rule = min(broken, key=lambda one: one[:2])
+    assert wrong is not None, "asked of matrices that break it"  # noqa: S101
+    stray = wrong is entries.stray
     return NotAConvolution(
-        f"{_place(pattern, row, column)} is not that of a convolution",
-        where=f"matrix[{row}, {column}]",
-        expected=rule,
-        got=_short(got, values),
+        f"{_place(pattern, wrong.row, wrong.column)} is not that of a convolution",
+        where=f"matrix[{wrong.row}, {wrong.column}]",
+        expected="0, since no tap reads there"
+        if stray
+        else f"{_short(wrong.expected, values)}, as its tap has elsewhere",
+        got=_short(wrong.got, values),
         remedy="check geometry, input size and order; project=True gives the closest convolution",
     )
 

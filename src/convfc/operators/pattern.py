@@ -1,11 +1,13 @@
-"""Where the matrix of a CONV layer has entries, and which filter weight each of them holds.
+"""Where the matrix of a CONV layer has entries, and which filter weights each of them holds.
 
 Everything follows from the index map, one axis at a time. On one axis an output position reads an
 ascending list of input elements; a row of the matrix holds the product of these lists over the
-axes, times the channels of its group. Two taps of one window may read the same element (in a
-padding that repeats elements); then the entry holds their sum. Neighbouring positions mostly read
-through the same taps, so the entries fall into a few boxes (`Block`), each of which is one strided
-part of the stored entries: filling, folding back and indexing visit boxes, not positions.
+axes, times the channels of its group. An element is read by a *set* of taps: by one tap, or by
+several in a padding that repeats elements; then the entry holds their sum. So the matrix is two
+linear maps in a row, from filters to the sums of the sets, ``v = B w`` with a matrix B of zeros and
+ones per axis, and from these to the entries, each a copy of one sum. Neighbouring positions mostly
+read through the same sets, so the entries fall into a few boxes (`Block`), each of which is one
+strided part of the stored entries: filling, folding back and indexing visit boxes, not positions.
 """
 
 from __future__ import annotations
@@ -30,36 +32,17 @@ _LARGEST_INT32 = int(np.iinfo(np.int32).max)
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """Output positions of one axis that read through the same taps, stored at even distances.
+    """Output positions of one axis that read through the same sets, stored at even distances.
 
-    Attributes
-    ----------
-    start, step : int
-        Of its first position, how many entries of the axis are stored before it; and how many more
-        from one position of the run to the next.
-    reads : array of int, shape (positions, n)
-        The n distinct input elements that each position reads, ascending.
-    taps : array of int, shape (at least n,)
-        The taps that read them, element by element.
-    first : array of int, shape (n,)
-        Where in ``taps`` those of each element begin.
+    ``start`` entries of the axis are stored before its first position, ``step`` more before the
+    next one. Each position reads n distinct input elements, ascending: ``reads``, of shape
+    ``(positions, n)``, through the sets numbered ``sets``, of shape ``(n,)``.
     """
 
     start: int
     step: int
     reads: npt.NDArray[np.int64]
-    taps: npt.NDArray[np.int64]
-    first: npt.NDArray[np.int64]
-
-    @property
-    def repeats(self) -> bool:
-        """Whether two taps read the same element."""
-        return len(self.taps) > len(self.first)
-
-    @property
-    def elements(self) -> npt.NDArray[np.int64]:
-        """Which of the n elements each tap reads, shape of ``taps``."""
-        return np.repeat(np.arange(len(self.first)), np.diff(self.first, append=len(self.taps)))
+    sets: npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,9 +62,41 @@ class AxisPattern:
         """Number of entries on this axis."""
         return int(self.counts.sum())
 
-    @cached_property
+    @property
     def runs(self) -> tuple[Run, ...]:
         """The positions in runs; those that read nothing are in none."""
+        return self._found[0]
+
+    @property
+    def contains(self) -> npt.NDArray[np.int64]:
+        """Which taps each set has: B, of zeros and ones, shape ``(sets, taps)``."""
+        return self._found[1]
+
+    @cached_property
+    def members(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The same as two lists, set by set: numbers of sets, and their taps."""
+        sets, taps = np.nonzero(self.contains)
+        return sets, taps
+
+    @property
+    def repeats(self) -> bool:
+        """Whether a set has several taps."""
+        return len(self.members[0]) > len(self.contains)
+
+    @cached_property
+    def gram(self) -> npt.NDArray[np.int64]:
+        """Number of entries that hold both of two taps, shape ``(taps, taps)``.
+
+        Diagonal unless the padding repeats elements.
+        """
+        entries = np.zeros(len(self.contains), np.int64)
+        for run in self.runs:
+            entries[run.sets] += len(run.reads)
+        gram: npt.NDArray[np.int64] = self.contains.T @ (entries[:, None] * self.contains)
+        return gram
+
+    @cached_property
+    def _found(self) -> tuple[tuple[Run, ...], npt.NDArray[np.int64]]:
         order, elements, first = self._sorted
         read = elements >= 0
         _, kinds = np.unique(np.where(read, 2 * order + first, -1), axis=0, return_inverse=True)
@@ -93,34 +108,19 @@ class AxisPattern:
         uneven = np.diff(starts[positions], n=2, prepend=[0, 0]) != 0
         uneven[1:] &= ~other[:-1]
         runs = []
+        numbers: dict[tuple[int, ...], int] = {}
         for members in np.split(positions, np.flatnonzero(other | uneven)[1:]):
             one, begins = members[0], np.flatnonzero(first[members[0]])
             if not len(begins):  # only padding is read
                 continue
+            taps = (tuple(part.tolist()) for part in np.split(order[one], begins)[1:])
+            sets = np.array([numbers.setdefault(part, len(numbers)) for part in taps])
             begin, second = starts[[members[0], members[1 % len(members)]]]
-            runs.append(
-                Run(
-                    start=int(begin),
-                    step=int(second - begin),
-                    reads=elements[members][:, begins],
-                    taps=order[one][read[one]],
-                    first=begins - begins[0],
-                )
-            )
-        return tuple(sorted(runs, key=lambda run: run.start))
-
-    @cached_property
-    def gram(self) -> npt.NDArray[np.int64]:
-        """Number of entries that hold both of two taps, shape ``(taps, taps)``.
-
-        Diagonal unless the padding repeats elements.
-        """
-        table = self.axis.table
-        rows = [
-            np.count_nonzero((table == table[:, [tap]]) & (table >= 0), axis=0)
-            for tap in range(self.axis.taps)
-        ]
-        return np.stack(rows)
+            runs.append(Run(int(begin), int(second - begin), elements[members][:, begins], sets))
+        contains = np.zeros((len(numbers), self.axis.taps), np.int64)
+        for taps, number in numbers.items():
+            contains[number, taps] = 1
+        return tuple(sorted(runs, key=lambda run: run.start)), contains
 
     @cached_property
     def _sorted(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
@@ -134,26 +134,19 @@ class AxisPattern:
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """A box of output positions that read through the same taps, in all filters.
+    """A box of output positions that read through the same sets, in all filters.
 
-    Its entries are a strided part of the stored entries, with axes ``(f, *positions, *row)``; a row
-    is ``(c / groups, *n)`` if channels come first, else ``(*n, c / groups)``, where n is what the
-    runs read.
-
-    Attributes
-    ----------
-    runs : tuple of Run
-        One per spatial axis.
-    offset : int
-        Where it begins among the stored entries.
-    shape, strides : tuple of int
-        In entries.
+    Its entries are a strided part of the stored entries, from ``offset`` on, with axes
+    ``(f, *positions, *row)``; ``shape`` and ``strides`` are in entries. A row is
+    ``(c / groups, *n)`` if channels come first, else ``(*n, c / groups)``, where n is what the
+    runs, one per spatial axis, read. What they hold is ``sums[at]``, of shape ``(f, *row)``.
     """
 
     runs: tuple[Run, ...]
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
+    at: tuple[Any, ...]
 
     def view(self, entries: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return this part of contiguous entries, shape ``(f, *positions, *row)``, as a view."""
@@ -167,14 +160,8 @@ class MatrixPattern:
     """The entries of the matrix of a CONV layer, as compressed sparse rows store them.
 
     Columns ascend within a row and none comes twice. The pattern is the geometry's: an entry whose
-    weight happens to be 0 is stored.
-
-    Attributes
-    ----------
-    where : IndexMap
-    order : {"channels_first", "channels_last"}
-        Of rows, (f, *output) or (*output, f), and of columns, (c, *spatial) or (*spatial, c).
-    axes : tuple of AxisPattern
+    weight happens to be 0 is stored. Rows are ``(f, *output)`` or ``(*output, f)``, columns
+    ``(c, *spatial)`` or ``(*spatial, c)``, as the order says.
     """
 
     where: IndexMap
@@ -209,12 +196,19 @@ class MatrixPattern:
     @property
     def repeats(self) -> bool:
         """Whether an entry may hold a sum of weights, because the padding repeats elements."""
-        return any(run.repeats for axis in self.axes for run in axis.runs)
+        return any(axis.repeats for axis in self.axes)
 
     @property
     def tap_axis(self) -> int:
         """First axis of the taps in filters ordered as a row is: 2, or 1 if channels come last."""
         return 2 if self.order == "channels_first" else 1
+
+    @property
+    def sums_shape(self) -> tuple[int, ...]:
+        """Shape of the sums: ``(f, c / groups, *sets)``, or ``(f, *sets, c / groups)``."""
+        first, *_, last = self.geometry.filters_shape
+        sets = tuple(len(axis.contains) for axis in self.axes)
+        return (first, last, *sets) if self.tap_axis == 2 else (first, *sets, last)
 
     def indptr(self) -> npt.NDArray[Any]:
         """Return where each row begins among the stored entries, shape ``(rows + 1,)``."""
@@ -262,38 +256,53 @@ class MatrixPattern:
 
     def values(self, filters: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return the stored entries, shape ``(nonzeros,)``: each a weight, or a sum of weights."""
+        return self.spread(self.sums(filters))
+
+    def sums(self, filters: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return what each set holds, in `sums_shape`: a weight, or the sum of its weights."""
         check_shape("filters", filters, self.geometry.filters_shape, "(f, *kernel, c/groups)")
-        tap_axis = self.tap_axis
-        if tap_axis == 2:
-            filters = np.ascontiguousarray(np.moveaxis(filters, -1, 1))
-        found = np.empty(self.nonzeros, filters.dtype)
-        ndim = len(self.axes)
+        sums = np.moveaxis(filters, -1, 1) if self.tap_axis == 2 else filters
+        for a, axis in enumerate(self.axes, start=self.tap_axis):
+            sets, taps = axis.members
+            sums = np.take(sums, taps, axis=a)
+            if axis.repeats:
+                begins = np.flatnonzero(np.diff(sets, prepend=-1))
+                sums = np.add.reduceat(sums, begins, axis=a, dtype=filters.dtype)
+        return sums
+
+    def spread(self, sums: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return the stored entries that hold these sums."""
+        found = np.empty(self.nonzeros, sums.dtype)
         for block in self.blocks():
-            weights = filters
-            for axis, run in enumerate(block.runs, start=tap_axis):
-                weights = np.take(weights, run.taps, axis=axis)
-                if run.repeats:
-                    weights = np.add.reduceat(weights, run.first, axis=axis, dtype=filters.dtype)
-            block.view(found)[...] = np.expand_dims(weights, [1 + a for a in range(ndim)])
+            block.view(found)[...] = np.expand_dims(sums[block.at], self.positions)
         return found
 
     def fold(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return, for each weight, the sum of all entries that hold it: the adjoint of `values`."""
+        folded = self.totals(values)
+        for a, axis in enumerate(self.axes, start=self.tap_axis):
+            by_set = np.moveaxis(folded, a, 0)
+            by_tap = np.zeros((axis.axis.taps, *by_set.shape[1:]), folded.dtype)
+            for number, tap in zip(*axis.members, strict=True):
+                by_tap[tap] += by_set[number]
+            folded = np.moveaxis(by_tap, 0, a)
+        return np.moveaxis(folded, 1, -1) if self.tap_axis == 2 else folded
+
+    def totals(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return, for each set, the sum of all entries that hold it: the adjoint of `spread`."""
         check_shape("values", values, (self.nonzeros,), "give one value per stored entry")
         values = np.ascontiguousarray(values)
-        tap_axis, ndim = self.tap_axis, len(self.axes)
-        shape = list(self.geometry.filters_shape)
-        if tap_axis == 2:
-            shape.insert(1, shape.pop())
-        folded = np.zeros(shape, np.sum(values[:0]).dtype)
+        totals = np.zeros(self.sums_shape, np.sum(values[:0]).dtype)
         for block in self.blocks():
-            sums = block.view(values).sum(axis=tuple(range(1, ndim + 1)))
-            taps: list[Any] = [np.arange(n) for n in shape]
-            for axis, run in enumerate(block.runs, start=tap_axis):
-                sums = np.take(sums, run.elements, axis=axis)
-                taps[axis] = run.taps
-            folded[np.ix_(*taps)] += sums  # a tap stands once in a run
-        return np.moveaxis(folded, 1, -1) if tap_axis == 2 else folded
+            totals[block.at] += block.view(values).sum(
+                axis=self.positions
+            )  # a set stands there once
+        return totals
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """The axes of positions in a block."""
+        return tuple(range(1, 1 + len(self.axes)))
 
     def blocks(self) -> Iterator[Block]:
         """Yield every stored entry once, in boxes."""
@@ -318,6 +327,7 @@ class MatrixPattern:
                     *(entries * run.step * n for run, n in zip(runs, apart, strict=True)),
                     *(math.prod(row[axis + 1 :]) for axis in range(len(row))),
                 ),
+                (*(slice(None),) * self.tap_axis, *np.ix_(*(run.sets for run in runs))),
             )
 
     @cached_property

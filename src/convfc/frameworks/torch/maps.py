@@ -3,47 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from convfc.arrays import as_numpy
-from convfc.frameworks.torch.forms.windows import Axis, padded, plan
+from convfc.frameworks.torch.forms.windows import padded, plan
 from convfc.frameworks.torch.read import matrix_to_weight
 from convfc.layer import ConvLayer
-
-LinearMap: TypeAlias = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
+from convfc.operators.matrixfree import LinearMap
 
 
 def linear_maps(layer: ConvLayer, input_size: Sequence[int]) -> tuple[LinearMap, LinearMap]:
-    """Return what a layer multiplies by, and the adjoint of that, without its bias.
+    """Return what a layer that this room has read multiplies by, and the adjoint, without its bias.
 
-    Parameters
-    ----------
-    layer : ConvLayer
-        As this room reads it from one of PyTorch's layers (``read_layer``).
-    input_size : sequence of int
-
-    Returns
-    -------
-    forward : callable
-        From ``(b, c, *spatial)`` to ``(b, f, *output)``, NumPy arrays of any strides. The filters
-        are taken as they are now, and cast to the dtype of the array.
-    adjoint : callable
-        Back, with the conjugate of the filters.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from torch import nn
-    >>> from convfc.frameworks.torch.matrix import read_layer
-    >>> layer = read_layer(nn.Conv2d(3, 8, 5, padding="same"), (9, 7))
-    >>> forward, adjoint = linear_maps(layer, (9, 7))
-    >>> y = forward(np.ones((2, 3, 9, 7), dtype=np.float32))
-    >>> y.shape, adjoint(y).shape
-    ((2, 8, 9, 7), (2, 3, 9, 7))
+    Functions of NumPy arrays of any strides, from ``(b, c, *spatial)`` to ``(b, f, *output)`` and
+    back. The filters are taken as they are now, and cast to the dtype of the array.
     """
     geometry = layer.geometry
     first, second = geometry.out_channels, geometry.in_channels // geometry.groups
@@ -75,7 +52,7 @@ def linear_maps(layer: ConvLayer, input_size: Sequence[int]) -> tuple[LinearMap,
         return torch.convolution(x, weight, None, *rest)
 
     def gradient(y: Tensor, weight: Tensor) -> Tensor:
-        sizes = [_padded_size(axis) for axis in axes] if by_hand else size
+        sizes = [len(a.before) + a.size * a.inside + len(a.after) for a in axes] or size
         like = y.new_empty((len(y), geometry.in_channels, *sizes))  # only its sizes are read
         found: tuple[Tensor, ...] = torch.ops.aten.convolution_backward(
             y, like, weight, None, *rest, [True, False, False]
@@ -87,7 +64,12 @@ def linear_maps(layer: ConvLayer, input_size: Sequence[int]) -> tuple[LinearMap,
 
     def adjoint(y: Tensor) -> Tensor:
         x = _by_parts(gradient, y, weight.conj())
-        return _unpadded(x, axes) if by_hand else x
+        if not by_hand:
+            return x
+        with torch.enable_grad():  # the margins are added to the elements that they repeat
+            zeros = x.new_zeros((*x.shape[:2], *size)).requires_grad_()
+            (found,) = torch.autograd.grad(padded(zeros, axes), zeros, x)
+        return found
 
     return _on_arrays(forward, weight.device), _on_arrays(adjoint, weight.device)
 
@@ -102,29 +84,6 @@ def _by_parts(linear: Callable[[Tensor, Tensor], Tensor], x: Tensor, weight: Ten
         linear(parts, part.contiguous()).tensor_split(2) for part in (weight.real, weight.imag)
     )
     return torch.complex(ap - bq, aq + bp)
-
-
-def _padded_size(axis: Axis) -> int:
-    return len(axis.before) + axis.size * axis.inside + len(axis.after)
-
-
-def _unpadded(x: Tensor, axes: Sequence[Axis]) -> Tensor:
-    """Add the margins to the elements that they repeat: the adjoint of `windows.padded`."""
-    for dim, axis in enumerate(axes, start=2):
-        low, high = len(axis.before), len(axis.before) + axis.size
-        if axis.zeros:
-            x = x.narrow(dim, low, axis.size)
-            continue
-        if axis.inside:
-            total = x.narrow(dim, low, axis.size).clone()
-        else:
-            total = x.new_zeros((*x.shape[:dim], axis.size, *x.shape[dim + 1 :]))
-        for start, margin in ((0, axis.before), (high, axis.after)):
-            if margin:
-                index = torch.tensor(margin, device=x.device)
-                total.index_add_(dim, index, x.narrow(dim, start, len(margin)))
-        x = total
-    return x
 
 
 def _on_arrays(linear: Callable[[Tensor], Tensor], device: torch.device) -> LinearMap:

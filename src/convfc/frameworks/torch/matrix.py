@@ -1,9 +1,8 @@
 """A CONV layer of PyTorch as one matrix: reading it, and matrices that are tensors.
 
-The entries of the matrix are weights, each many times. Two linear maps that are each other's
-adjoint move them, one strided copy or sum per box of `convfc.operators.pattern`: `_Entries`, from
-filters to entries, and `_Filters`, back. Each is the other's backward pass, so gradients of any
-order flow.
+The entries of the matrix are weights, each many times. `_Along` is the map of
+`convfc.operators.pattern` from filters to entries, and its adjoint, one strided copy or sum per
+box. Each is the other's backward pass, so gradients of any order flow.
 """
 
 from __future__ import annotations
@@ -21,24 +20,13 @@ from convfc.frameworks.torch.forms.patch import PatchConv
 from convfc.frameworks.torch.read import CONV_CLASSES, conv_layer, obstacle, own_forward
 from convfc.layer import ConvLayer
 from convfc.operators.estimate import Layout
-from convfc.operators.pattern import MatrixPattern
+from convfc.operators.pattern import Block, MatrixPattern
 
 
 def read_layer(
     module: nn.Module, input_size: Sequence[int], *, differentiable: bool = False
 ) -> ConvLayer:
-    """Read a CONV layer in any form: native, patch or weight form, parametrized or not.
-
-    Raises
-    ------
-    UnsupportedLayer
-        If it is no CONV layer, has no size yet, or a forward of its own.
-
-    Examples
-    --------
-    >>> read_layer(nn.Conv1d(2, 3, 5), (9,)).filters.shape
-    torch.Size([3, 5, 2])
-    """
+    """Read a CONV layer in any form: native, patch or weight form, parametrized or not."""
     blocked = _unreadable(module)
     if blocked is not None:
         raise UnsupportedLayer(
@@ -53,134 +41,98 @@ def read_layer(
 def matrix_tensor(filters: Tensor, pattern: MatrixPattern, layout: Layout) -> Tensor:
     """Return the matrix of a CONV layer as a tensor, differentiable: `convfc.conv_matrix`'s door.
 
-    Parameters
-    ----------
-    filters : Tensor, shape (f, *kernel, c / groups)
-    pattern : MatrixPattern
-    layout : {"csr", "dense"}
-
-    Returns
-    -------
-    Tensor, shape ``pattern.shape``
-        On the filters' device.
-
-    Examples
-    --------
-    >>> from convfc import ConvGeometry
-    >>> from convfc.operators.pattern import matrix_pattern
-    >>> pattern = matrix_pattern(ConvGeometry(1, 1, (2,)), (3,), "channels_first")
-    >>> matrix_tensor(torch.tensor([[[3], [5]]]), pattern, "dense")
-    tensor([[3, 5, 0],
-            [0, 3, 5]])
+    Filters are ``(f, *kernel, c / groups)``; the matrix is on their device.
     """
-    indptr, indices = (
-        torch.from_numpy(index).to(filters.device)
-        for index in (pattern.indptr(), pattern.indices())
-    )
+    indptr, indices = (_index(index, filters) for index in (pattern.indptr(), pattern.indices()))
     values = matrix_values(filters, pattern)
     if layout == "dense":
-        places = _places(indptr, indices, pattern.shape[1])
         zeros = values.new_zeros(pattern.shape[0] * pattern.shape[1])
-        return zeros.scatter(0, places, values).view(pattern.shape)
+        return zeros.scatter(0, places(indptr, indices, pattern.shape), values).view(pattern.shape)
     matrix: Tensor = _SparseRows.apply(values, indptr, indices, pattern.shape)
     return matrix
 
 
 def matrix_values(filters: Tensor, pattern: MatrixPattern) -> Tensor:
-    """Return the stored entries of the matrix, shape ``(nonzeros,)``: `MatrixPattern.values`.
-
-    Examples
-    --------
-    >>> from convfc import ConvGeometry
-    >>> from convfc.operators.pattern import matrix_pattern
-    >>> pattern = matrix_pattern(ConvGeometry(1, 1, (2,)), (3,), "channels_first")
-    >>> matrix_values(torch.tensor([[[3], [5]]]), pattern)
-    tensor([3, 5, 3, 5])
-    """
-    ordered = filters.movedim(-1, 1) if pattern.order == "channels_first" else filters
-    values: Tensor = _Entries.apply(ordered, pattern)
+    """Return the stored entries of the matrix, shape ``(nonzeros,)``: `MatrixPattern.values`."""
+    ordered = filters.movedim(-1, 1) if pattern.tap_axis == 2 else filters
+    values: Tensor = _Along.apply(ordered, pattern, False)
     return values
 
 
-class _Entries(torch.autograd.Function):
+def fold(values: Tensor, pattern: MatrixPattern) -> Tensor:
+    """Return the sum of all entries that hold each weight: the adjoint of `matrix_values`."""
+    filters: Tensor = _Along.apply(values, pattern, True)
+    return filters.movedim(1, -1) if pattern.tap_axis == 2 else filters
+
+
+def places(indptr: Tensor, indices: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Return where in the flattened dense matrix each stored entry stands."""
+    rows = torch.arange(shape[0], device=indptr.device)
+    repeated = rows.repeat_interleave(indptr.diff(), output_size=len(indices))
+    return repeated.mul_(shape[1]).add_(indices)
+
+
+def _entries(filters: Tensor, pattern: MatrixPattern) -> Tensor:
     """From filters, their axes in the order of a row's, to the stored entries."""
-
-    @staticmethod
-    def forward(filters: Tensor, pattern: MatrixPattern) -> Tensor:
-        values = filters.new_empty(pattern.nonzeros)
-        ndim = len(pattern.axes)
-        filters = filters.contiguous()
-        for block in pattern.blocks():
-            weights = filters
-            for axis, run in enumerate(block.runs, start=pattern.tap_axis):
-                weights = weights.index_select(axis, _index(run.taps, weights))
-                if run.repeats:
-                    shape = (*weights.shape[:axis], len(run.first), *weights.shape[axis + 1 :])
-                    sums = weights.new_zeros(shape)
-                    weights = sums.index_add_(axis, _index(run.elements, weights), weights)
-            part = values.as_strided(block.shape, block.strides, block.offset)
-            part.copy_(weights.view(len(weights), *(1,) * ndim, *weights.shape[1:]))
-        return values
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, MatrixPattern], output: Tensor) -> None:
-        ctx.pattern = inputs[1]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
-        return _Filters.apply(grads[0], ctx.pattern), None
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        values: Tensor = _Entries.apply(tangents[0], ctx.pattern)
-        return values
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, filters: Tensor, pattern: MatrixPattern) -> Any:
-        return _one_by_one(_Entries, filters, in_dims[0], pattern)
+    sums = filters
+    for a, axis in enumerate(pattern.axes, start=pattern.tap_axis):
+        sets, taps = (_index(members, sums) for members in axis.members)
+        sums = sums.index_select(a, taps)
+        if axis.repeats:
+            shape = (*sums.shape[:a], len(axis.contains), *sums.shape[a + 1 :])
+            sums = sums.new_zeros(shape).index_add_(a, sets, sums)
+    values = filters.new_empty(pattern.nonzeros)
+    ones = (1,) * len(pattern.axes)
+    for block in pattern.blocks():
+        held = sums[_at(block, sums)]
+        part = values.as_strided(block.shape, block.strides, block.offset)
+        part.copy_(held.reshape(len(held), *ones, *held.shape[1:]))
+    return values
 
 
-class _Filters(torch.autograd.Function):
+def _filters(values: Tensor, pattern: MatrixPattern) -> Tensor:
     """From entries to filters, their axes in the order of a row's: sums over all that share one."""
+    values = values.contiguous()
+    # 16 bits would lose every entry after the first few thousand.
+    wide = torch.promote_types(values.dtype, torch.float32)
+    folded = values.new_zeros(pattern.sums_shape, dtype=wide)
+    begin = values.storage_offset()  # which as_strided does not add by itself
+    for block in pattern.blocks():
+        sums = values.as_strided(block.shape, block.strides, begin + block.offset)
+        for _ in pattern.positions:  # all axes in one sum take PyTorch ten times as long
+            sums = sums.sum(dim=1, dtype=wide)
+        folded[_at(block, sums)] += sums  # a set stands once in a box
+    for a, axis in enumerate(pattern.axes, start=pattern.tap_axis):
+        sets, taps = (_index(members, folded) for members in axis.members)
+        shape = (*folded.shape[:a], axis.axis.taps, *folded.shape[a + 1 :])
+        folded = folded.new_zeros(shape).index_add_(a, taps, folded.index_select(a, sets))
+    return folded.to(values.dtype)
+
+
+class _Along(torch.autograd.Function):
+    """From filters to entries, or ``back``: each is the other's gradient."""
 
     @staticmethod
-    def forward(values: Tensor, pattern: MatrixPattern) -> Tensor:
-        values = values.contiguous()
-        first, *kernel, last = pattern.geometry.filters_shape
-        shape = (first, *kernel, last) if pattern.tap_axis == 1 else (first, last, *kernel)
-        # 16 bits would lose every entry after the first few thousand.
-        wide = torch.promote_types(values.dtype, torch.float32)
-        folded = values.new_zeros(shape, dtype=wide)
-        ndim = len(kernel)
-        begin = values.storage_offset()  # which as_strided does not add by itself
-        for block in pattern.blocks():
-            sums = values.as_strided(block.shape, block.strides, begin + block.offset)
-            for _ in range(ndim):  # all axes in one sum take PyTorch ten times as long
-                sums = sums.sum(dim=1, dtype=wide)
-            taps: list[Any] = [slice(None)] * pattern.tap_axis
-            for axis, run in enumerate(block.runs):
-                sums = sums.index_select(pattern.tap_axis + axis, _index(run.elements, sums))
-                places = _index(run.taps, sums)
-                taps.append(places.view(-1, *(1,) * (ndim - 1 - axis)))
-            folded[tuple(taps)] += sums  # a tap stands once in a run
-        return folded.to(values.dtype)
+    def forward(x: Tensor, pattern: MatrixPattern, back: bool) -> Tensor:
+        return _filters(x, pattern) if back else _entries(x, pattern)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, MatrixPattern], output: Tensor) -> None:
-        ctx.pattern = inputs[1]
+    def setup_context(ctx: Any, inputs: tuple[Tensor, MatrixPattern, bool], output: Tensor) -> None:
+        _, ctx.pattern, ctx.back = inputs
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
-        return _Entries.apply(grads[0], ctx.pattern), None
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None]:
+        return _Along.apply(grads[0], ctx.pattern, not ctx.back), None, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        filters: Tensor = _Filters.apply(tangents[0], ctx.pattern)
-        return filters
+        moved: Tensor = _Along.apply(tangents[0], ctx.pattern, ctx.back)
+        return moved
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, values: Tensor, pattern: MatrixPattern) -> Any:
-        return _one_by_one(_Filters, values, in_dims[0], pattern)
+    def vmap(info: Any, in_dims: Any, x: Tensor, pattern: MatrixPattern, back: bool) -> Any:
+        batch = x.movedim(in_dims[0], 0)  # the boxes are those of one
+        return torch.stack([_Along.apply(one, pattern, back) for one in batch]), 0
 
 
 class _SparseRows(torch.autograd.Function):
@@ -204,26 +156,17 @@ class _SparseRows(torch.autograd.Function):
             if same:
                 return grad.values(), None, None, None
         dense = grad if grad.layout is torch.strided else grad.to_dense()
-        places = _places(indptr, indices, grad.shape[1])
-        return dense.flatten().gather(0, places), None, None, None
-
-
-def _places(indptr: Tensor, indices: Tensor, columns: int) -> Tensor:
-    """Where in the flattened dense matrix each stored entry stands."""
-    rows = torch.arange(len(indptr) - 1, device=indptr.device)
-    repeated = rows.repeat_interleave(indptr.diff(), output_size=len(indices))
-    return repeated.mul_(columns).add_(indices)
+        there = places(indptr, indices, (grad.shape[0], grad.shape[1]))
+        return dense.flatten().gather(0, there), None, None, None
 
 
 def _index(numbers: Any, beside: Tensor) -> Tensor:
     return torch.from_numpy(numbers).to(beside.device)
 
 
-def _one_by_one(
-    function: Any, batch: Tensor, in_dim: int, pattern: MatrixPattern
-) -> tuple[Tensor, int]:
-    """Batched by ``torch.vmap``: the boxes are those of one."""
-    return torch.stack([function.apply(one, pattern) for one in batch.movedim(in_dim, 0)]), 0
+def _at(block: Block, beside: Tensor) -> tuple[Any, ...]:
+    """Return the place of a box among the sums, as PyTorch takes it."""
+    return tuple(at if isinstance(at, slice) else _index(at, beside) for at in block.at)
 
 
 def _unreadable(module: nn.Module) -> Refusal | None:

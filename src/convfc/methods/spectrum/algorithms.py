@@ -21,7 +21,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -41,17 +41,11 @@ Values: TypeAlias = npt.NDArray[np.float64]
 Which: TypeAlias = Literal["largest", "smallest"]
 
 
-@dataclass(frozen=True, eq=False)
-class PeriodicAxis:
+class PeriodicAxis(NamedTuple):
     """A periodic operator on one axis, between ``coarse`` elements and ``coarse * step`` others.
 
-    Attributes
-    ----------
-    coarse, step : int
-        The ``coarse`` elements are those of the output; of a transposed layer those of the input.
-    offsets : array of int, shape (taps,)
-        Coarse element o meets through tap t the other element ``offsets[t] + o * step``, modulo
-        their number.
+    The coarse ones are the output's; of a transposed layer the input's. Coarse element o meets
+    through tap t the other element ``offsets[t] + o * step``, modulo their number.
     """
 
     coarse: int
@@ -62,13 +56,6 @@ class PeriodicAxis:
     def fine(self) -> int:
         """Number of the other elements."""
         return self.coarse * self.step
-
-
-class Copies(NamedTuple):
-    """An operator that is copies of one matrix: of K, or of K turned round (``transposed``)."""
-
-    number: int
-    transposed: bool
 
 
 def operator_shape(
@@ -108,9 +95,14 @@ def periodic_axes(
     It is where every output position reads what the first one reads, moved along the circle, and
     the last position is one step before the first.
     """
-    axes = [_periodic(axis) for axis in index_map(geometry, input_size).axes]
-    known = tuple(axis for axis in axes if axis is not None)
-    return known if len(known) == len(axes) else None
+    found = []
+    for axis in index_map(geometry, input_size).axes:
+        moved = axis.table[0] + np.arange(axis.positions)[:, None] * axis.step
+        around = axis.step * axis.positions == axis.size and np.all(axis.table >= 0)
+        if not around or np.any(axis.table != moved % axis.size):
+            return None
+        found.append(PeriodicAxis(axis.positions, axis.step, axis.table[0]))
+    return tuple(found)
 
 
 def transposed_circular_axes(
@@ -128,43 +120,6 @@ def transposed_circular_axes(
         PeriodicAxis(axis.size, step, np.argmax(axis.table == 0, axis=0) % (axis.size * step))
         for axis, step in zip(axes, geometry.stride, strict=True)
     )
-
-
-def separate_windows(geometry: ConvGeometry, input_size: Sequence[int]) -> Copies | None:
-    """Return how many copies of K the operator is, if no two windows overlap; else None.
-
-    Nor may they read padding. A transposed layer has windows on its output: there no output may
-    belong to two inputs, nor any be cut off.
-    """
-    where = index_map(geometry, input_size)
-    if all(_reads_once(axis.table) for axis in where.axes):
-        return Copies(math.prod(where.output_size), transposed=False)
-    if all(_written_once(axis) for axis in where.axes):
-        return Copies(math.prod(where.input_size), transposed=True)
-    return None
-
-
-def _periodic(axis: AxisMap) -> PeriodicAxis | None:
-    """Compare the table with what the first output position reads, moved along the circle."""
-    if axis.step * axis.positions != axis.size:
-        return None
-    moved = axis.table[0] + np.arange(axis.positions)[:, None] * axis.step
-    if np.any(axis.table < 0) or np.any(axis.table != moved % axis.size):
-        return None
-    return PeriodicAxis(axis.positions, axis.step, axis.table[0])
-
-
-def _reads_once(table: Indices) -> bool:
-    """Say whether no entry reads padding, and no two the same element."""
-    return bool(np.all(table >= 0)) and len(np.unique(table)) == table.size
-
-
-def _written_once(axis: AxisMap) -> bool:
-    """Say whether each output has one entry at most, and each input one for every tap."""
-    inputs = np.sort(axis.table, axis=0)[-axis.size :]
-    everything = inputs.shape[0] == axis.size and np.all(inputs == np.arange(axis.size)[:, None])
-    entries = np.count_nonzero(axis.table >= 0, axis=1)
-    return bool(everything and entries.max() <= 1 and entries.sum() == axis.size * axis.taps)
 
 
 Filters = npt.NDArray[Any]
@@ -189,29 +144,50 @@ def reshaped_norm(filters: Filters) -> float:
         return float(np.linalg.norm(filters.reshape(len(filters), -1), 2))
 
 
-def kernel_values(filters: Filters, geometry: ConvGeometry, copies: Copies, count: int) -> Values:
-    """Return the values of an operator that is copies of K, and zeros up to ``count``.
+def kernel_values(
+    filters: Filters, geometry: ConvGeometry, input_size: Sequence[int], count: int
+) -> Values | None:
+    """Return the values of an operator that is copies of K, and zeros up to ``count``, else None.
 
-    The zeros belong to elements of the input that no window reads.
+    It is where no two windows overlap, and none reads padding. A transposed layer has windows on
+    its output: there no output may belong to two inputs, nor any be cut off. The zeros belong to
+    elements of the input that no window reads.
     """
-    groups, f = geometry.groups, geometry.out_channels
-    by_group = filters.reshape(groups, f // groups, -1, geometry.in_channels // groups)
-    if copies.transposed:
-        matrices = by_group.reshape(groups, -1, by_group.shape[-1])
+    where, groups, f = index_map(geometry, input_size), geometry.groups, geometry.out_channels
+    tables = [axis.table for axis in where.axes]
+    if all(np.all(table >= 0) and len(np.unique(table)) == table.size for table in tables):
+        copies, rows = math.prod(where.output_size), f // groups
+    elif all(_written_once(axis) for axis in where.axes):
+        copies, rows = math.prod(where.input_size), f // groups * math.prod(geometry.kernel_size)
     else:
-        matrices = by_group.reshape(groups, f // groups, -1)
+        return None
     with one_blas_thread():
-        found = np.linalg.svd(matrices, compute_uv=False).ravel()
+        found = np.linalg.svd(filters.reshape(groups, rows, -1), compute_uv=False).ravel()
     values = np.zeros(count)
-    values[: found.size * copies.number] = np.repeat(found, copies.number)
+    values[: found.size * copies] = np.repeat(found, copies)
     return values
 
 
+def _written_once(axis: AxisMap) -> bool:
+    """Say whether each output has one entry at most, and each input one for every tap."""
+    inputs = np.sort(axis.table, axis=0)[-axis.size :]
+    everything = inputs.shape[0] == axis.size and np.all(inputs == np.arange(axis.size)[:, None])
+    entries = np.count_nonzero(axis.table >= 0, axis=1)
+    return bool(everything and entries.max() <= 1 and entries.sum() == axis.size * axis.taps)
+
+
 def dense_values(layer: ConvLayer, input_size: tuple[int, ...]) -> Values:
-    """Return all values of the operator, group by group, from its dense matrix, in no order."""
+    """Return all values of the operator, from the dense matrix of each group, in no order."""
+    geometry, groups = layer.geometry, layer.geometry.groups
+    one = replace(
+        geometry,
+        in_channels=geometry.in_channels // groups,
+        out_channels=geometry.out_channels // groups,
+        groups=1,
+    )
     found = []
-    for group in groups_of(layer):
-        matrix = conv_matrix(group, input_size, layout="dense")
+    for filters in np.split(as_numpy(layer.filters, "filters"), groups):
+        matrix = conv_matrix(filters, input_size, one, layout="dense")
         # With more rows than columns LAPACK begins with QR: the same values, and less work.
         tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
         found.append(linalg.svdvals(tall, overwrite_a=True, check_finite=False))
@@ -226,20 +202,6 @@ def lapack_error(rows: int, columns: int) -> float:
     takes it.
     """
     return max(rows, columns) * float(np.finfo(np.float64).eps)
-
-
-def groups_of(layer: ConvLayer) -> Iterator[ConvLayer]:
-    """Yield a layer of one group for each group: the operator is block-diagonal in them."""
-    geometry, filters = layer.geometry, as_numpy(layer.filters, "filters")
-    groups = geometry.groups
-    one = replace(
-        geometry,
-        in_channels=geometry.in_channels // groups,
-        out_channels=geometry.out_channels // groups,
-        groups=1,
-    )
-    for part in np.split(filters, groups):
-        yield ConvLayer(one, part)
 
 
 _BATCH = 2**25
@@ -337,7 +299,8 @@ def _waves(batch: Indices, axes: Sequence[PeriodicAxis]) -> _Complex:
 @contextlib.contextmanager
 def _pool(threads: int | None, batches: int) -> Iterator[ThreadPoolExecutor | None]:
     """Give a pool of threads while BLAS has one each; None where one thread does it all."""
-    wanted = min(threads or _cores(), batches)
+    mine = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)
+    wanted = min(threads or len(mine), batches)
     with one_blas_thread() as held:
         if wanted == 1 or not held:  # BLAS has its own, and two kinds of them are slower than one
             yield None
@@ -347,13 +310,6 @@ def _pool(threads: int | None, batches: int) -> Iterator[ThreadPoolExecutor | No
             yield pool
         finally:  # after Ctrl-C, too: what has not begun does not begin
             pool.shutdown(cancel_futures=True)
-
-
-def _cores() -> int:
-    """Return how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 _SEED = 20171204
@@ -377,9 +333,7 @@ class Found(NamedTuple):
 
 def largest_values(operator: LinearOperator, k: int, tolerance: float) -> Found:
     """Return the k largest singular values; the tolerance is relative to the largest."""
-    gram = _gram(operator, tolerance)
-    vectors = _ends(gram, k, tolerance, "largest")
-    return _values(operator, vectors)
+    return _values(operator, _ends(_gram(operator, tolerance), k, tolerance, "largest"))
 
 
 def smallest_values(operator: LinearOperator, k: int, norm: float, tolerance: float) -> Found:
@@ -395,7 +349,14 @@ def smallest_values(operator: LinearOperator, k: int, norm: float, tolerance: fl
     )
     found = _values(operator, _ends(turned, k, tolerance**2, "smallest"))
     if found.residual > tolerance * norm:
-        raise _not_converged(k, "smallest", tolerance, found, norm)
+        raise NotConverged(
+            f"the {k} smallest singular values are not found: the residual stays above the "
+            f"tolerance (the smallest value is {found.values[-1]:.3g} at most)",
+            where="tolerance",
+            expected=tolerance,
+            got=f"{found.residual / norm:.1e}",
+            remedy=_REMEDY,
+        )
     return found
 
 
@@ -416,8 +377,7 @@ def smallest_by_inverse(matrix: sparse.csr_array, k: int, norm: float) -> Found:
         options={"SymmetricMode": True},
     )
     inverse = LinearOperator(gram.shape, matvec=factors.solve, dtype=gram.dtype)
-    vectors = _ends(inverse, k, 0.0, "smallest")
-    return _values(sparse.linalg.aslinearoperator(matrix), vectors)
+    return _values(sparse.linalg.aslinearoperator(matrix), _ends(inverse, k, 0.0, "smallest"))
 
 
 def _gram(operator: LinearOperator, tolerance: float) -> LinearOperator:
@@ -475,19 +435,6 @@ def _values(operator: LinearOperator, vectors: Vectors) -> Found:
     ritz = basis @ right.conj().T
     residuals = np.linalg.norm(back(left) - ritz * values, axis=0)
     return Found(values, float(residuals.max()))
-
-
-def _not_converged(
-    k: int, which: Which, tolerance: float, found: Found, norm: float
-) -> NotConverged:
-    return NotConverged(
-        f"the {k} {which} singular values are not found: the residual stays above the tolerance "
-        f"(the smallest value is {found.values[-1]:.3g} at most)",
-        where="tolerance",
-        expected=tolerance,
-        got=f"{found.residual / norm:.1e}",
-        remedy=_REMEDY,
-    )
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +13,8 @@ from typing import Any, Literal, TypeAlias, get_args
 from convfc.convert import inspect
 from convfc.errors import MemoryBudgetError, NotConverged, NothingToConvert, ShapeError
 from convfc.geometry import ConvGeometry
-from convfc.inspection import Inspection, LayerRow, short_geometry
+from convfc.inspection import Inspection, short_geometry
+from convfc.methods.spectrum.algorithms import operator_shape
 from convfc.methods.spectrum.singular import TOLERANCE, SingularValues, condition, singular_values
 from convfc.printable import printable
 from convfc.sizes import Sizes, one_of
@@ -30,12 +30,11 @@ Progress: TypeAlias = Callable[[int, int, str], None]
 class LayerSpectrum:
     """The singular values of one layer of a model at one input size; `layer_spectra` makes it.
 
-    Parameters
+    Attributes
     ----------
     name : str
         Where the layer stands in its model.
-    geometry : ConvGeometry
-    input_size : tuple of int
+    geometry, input_size
     own : SingularValues or None
         The k largest with the layer's own padding.
     circular : SingularValues or None
@@ -95,15 +94,14 @@ class LayerSpectrum:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the long list of all circular values, as `json` writes it."""
-        circular: dict[str, Any] | None = None
-        if self.circular is not None:
-            circular = self.circular.to_dict()
+        circular = None if self.circular is None else self.circular.to_dict()
+        if self.circular is not None and circular is not None:
             values = circular.pop("values")
             circular |= {"largest": values[0], "smallest_found": values[-1]}
             if self.circular.complete:
                 circular["condition_number"] = _finite(self.circular.condition_number)
                 circular["effective_rank"] = self.circular.effective_rank
-        found = {
+        return {
             "name": self.name,
             "geometry": short_geometry(self.geometry),
             "input_size": list(self.input_size),
@@ -118,8 +116,6 @@ class LayerSpectrum:
             "seconds": self.seconds,
             "note": self.note,
         }
-        plain: dict[str, Any] = json.loads(json.dumps(found))
-        return plain
 
 
 def layer_spectra(
@@ -170,63 +166,37 @@ def layer_spectra(
     >>> [(layer.name, layer.own.method) for layer in layer_spectra(model, torch.zeros(1, 8, 8))]
     [('0', 'dense'), ('1', 'kernel')]
     """
-    one_of(
-        "boundary",
-        boundary,
-        get_args(Boundaries),
-        what="there is no such boundary",
-        remedy="leave it out for both",
-    )
+    what, remedy = "there is no such boundary", "leave it out for both"
+    one_of("boundary", boundary, get_args(Boundaries), what=what, remedy=remedy)
     rows = list(_rows(_inspected(model, x), layers))
     found = []
-    for number, row in enumerate(rows):
+    for number, (name, geometry, size) in enumerate(rows):
         if progress is not None:
-            progress(number, len(rows), row.name)
+            progress(number, len(rows), name)
         began = time.perf_counter()
-        layer = functools.reduce(getattr, row.name.split(".") if row.name else (), model)
-        values, notes = _values(layer, row, k, boundary, smallest, tolerance)
-        seconds = time.perf_counter() - began
-        name = row.name or type(model).__name__
-        geometry, size = _known(row)
-        found.append(
-            LayerSpectrum(name, geometry, size, **values, seconds=seconds, note="; ".join(notes))
-        )
+        layer = functools.reduce(getattr, name.split(".") if name else (), model)
+        asked: dict[str, dict[str, Any]] = {}
+        some = min(k, *operator_shape(geometry, size, circular=False))
+        if boundary != "circular":
+            asked["own"] = {"k": some}
+        if boundary != "circular" and smallest:
+            asked["smallest"] = {"k": 1, "which": "smallest"}
+        if boundary != "own":
+            asked["circular"] = {"boundary": "circular"}
+        values, notes = {}, []
+        for what, options in asked.items():
+            try:
+                values[what] = singular_values(layer, size, tolerance=tolerance, **options)
+            except NotConverged as error:
+                notes.append(f"{what}: {error}")
+            except MemoryBudgetError:
+                # On a circle that the stride does not divide: then some of them have to do.
+                options.setdefault("k", k)
+                values[what] = singular_values(layer, size, tolerance=tolerance, **options)
+        seconds, note = time.perf_counter() - began, "; ".join(notes)
+        named = (name or type(model).__name__, geometry, size)
+        found.append(LayerSpectrum(*named, **values, seconds=seconds, note=note))
     return found
-
-
-def _values(
-    layer: Any, row: LayerRow, k: int, boundary: Boundaries, smallest: bool, tolerance: float
-) -> tuple[dict[str, SingularValues], list[str]]:
-    """Return what can be found of one layer, and what cannot be."""
-    found: dict[str, SingularValues] = {}
-    notes: list[str] = []
-    _, size = _known(row)
-    options: dict[str, dict[str, Any]] = {}
-    if boundary != "circular":
-        options["own"] = {"k": k}
-        if smallest:
-            options["smallest"] = {"k": 1, "which": "smallest"}
-    if boundary != "own":
-        options["circular"] = {"boundary": "circular"}
-    for name, asked in options.items():
-        rest = dict(asked)
-        if "k" in rest:
-            rest["k"] = min(rest["k"], *(row.unrolled_shape or ()))
-        try:
-            found[name] = singular_values(layer, size, tolerance=tolerance, **rest)
-        except NotConverged as error:
-            notes.append(f"{name}: {error}")
-        except MemoryBudgetError:
-            # On a circle that the stride does not divide: then some of them have to do.
-            found[name] = singular_values(layer, size, k=k, tolerance=tolerance, **asked)
-    return found, notes
-
-
-def _known(row: LayerRow) -> tuple[ConvGeometry, Sizes]:
-    """Return what every row has that `_rows` lets through."""
-    if row.geometry is None or row.input_size is None:
-        raise AttributeError(row.name)
-    return row.geometry, row.input_size
 
 
 def _inspected(model: Any, x: Any) -> Inspection:
@@ -241,16 +211,19 @@ def _inspected(model: Any, x: Any) -> Inspection:
         raise
 
 
-def _rows(inspection: Inspection, patterns: Sequence[str]) -> Iterator[LayerRow]:
+def _rows(
+    inspection: Inspection, patterns: Sequence[str]
+) -> Iterator[tuple[str, ConvGeometry, Sizes]]:
     """Yield the layers that were called, once for each input size."""
     seen: set[tuple[Any, ...]] = set()
     for row in inspection:
-        layer = row.form in ("native", "patch", "weight") and row.geometry is not None
         wanted = not patterns or any(fnmatchcase(n, p) for n in row.names for p in patterns)
         key = (row.names, row.input_size)
-        if layer and wanted and row.input_size is not None and key not in seen:
+        if row.form not in ("native", "patch", "weight") or not wanted or key in seen:
+            continue
+        if row.geometry is not None and row.input_size is not None:
             seen.add(key)
-            yield row
+            yield row.name, row.geometry, row.input_size
     if not seen:
         raise NothingToConvert(
             "no CONV layer was called" + (" of these names" if patterns else ""),
@@ -262,57 +235,42 @@ def _rows(inspection: Inspection, patterns: Sequence[str]) -> Iterator[LayerRow]
 
 
 def spectra_table(spectra: Sequence[LayerSpectrum]) -> TextTable:
-    """Return the table: one line for each layer."""
+    """Return the table, one line for each layer; ° marks what is known on a circle only."""
 
-    def column(title: str, cell: Callable[[LayerSpectrum], str], **rest: Any) -> Column:
-        return Column(title, tuple(map(cell, spectra)), **rest)
+    def number(value: float, mark: str = "") -> str:
+        return "" if math.isnan(value) else f"{value:.4g}{mark}"
 
-    def number(value: float) -> str:
-        return "" if math.isnan(value) else f"{value:.4g}"
-
-    def end(found: SingularValues | None, which: int) -> str:
-        return "" if found is None else number(float(found.values[which]))
-
-    def circular(layer: LayerSpectrum) -> SingularValues | None:
-        return layer.circular if layer.circular is not None and layer.circular.complete else None
-
-    columns = (
-        column("layer", lambda s: printable(s.name)),
-        column("geometry", lambda s: short_geometry(s.geometry)),
-        column("in", lambda s: "×".join(map(str, s.input_size)), spare=3),
-        column("A", lambda s: "×".join(map(str, s.shape)), spare=4),
-        column("σ max", lambda s: end(s.own, 0), right=True),
-        column("circular", lambda s: end(s.circular, 0), right=True),
-        column("‖K‖", lambda s: number(s.best.reshaped_norm), right=True),
-        column("ratio", lambda s: number(s.ratio), right=True),
-        column("σ min", lambda s: end(s.smallest, -1), right=True),
-        column("cond.", lambda s: number(s.condition_number), right=True),
-        column(
-            "circ. cond.",
-            lambda s: "" if (c := circular(s)) is None else number(c.condition_number),
-            right=True,
-            spare=2,
-        ),
-        column(
-            "eff. rank",
-            lambda s: "" if (c := circular(s)) is None else f"{c.effective_rank / c.count:.0%}",
-            right=True,
-            spare=6,
-        ),
-        column("method", lambda s: s.best.method, spare=5),
-        column("residual", lambda s: f"{s.best.residual:.0e}", right=True, spare=1),
-        column("s", lambda s: f"{s.seconds:.1f}", right=True, spare=7),
+    rows = []
+    for layer in spectra:
+        least, condition_number, mark = layer.smallest, layer.condition_number, ""
+        if least is None and layer.circular is not None and layer.circular.complete:
+            least, mark = layer.circular, "°"
+            condition_number = least.condition_number
+        rows.append(
+            (
+                printable(layer.name),
+                "×".join(map(str, layer.input_size)),
+                "×".join(map(str, layer.shape)),
+                number(layer.norm, "" if layer.own else "°"),
+                "" if least is None else number(float(least.values[-1]), mark),
+                number(condition_number, mark),
+                number(layer.best.reshaped_norm),
+                number(layer.ratio),
+                layer.best.method,
+            )
+        )
+    titles = ("layer", "in", "A", "σ max", "σ min", "cond.", "‖K‖", "ratio", "method")
+    spare = {"in": 2, "A": 3, "method": 1}
+    columns = tuple(
+        Column(title, cells, right=title in titles[3:8], spare=spare.get(title, 0))
+        for title, cells in zip(titles, zip(*rows, strict=True), strict=True)
     )
     notes = [
-        "σ max: the layer with its own padding; circular: the same on a circle; ‖K‖: the reshaped "
-        "kernel, as torch.nn.utils.spectral_norm takes it; ratio: how many times as large the "
-        "layer's norm is."
+        "σ max: how far the layer stretches an input at most; cond.: σ max to σ min; ‖K‖: the norm "
+        "of the reshaped kernel, as torch.nn.utils.spectral_norm takes it; ratio: σ max to ‖K‖."
     ]
-    if any(circular(layer) for layer in spectra):
-        notes.append(
-            "circ. cond.: largest to smallest singular value on a circle; eff. rank: exp(entropy) "
-            "of its values (Roy & Vetterli, 2007), of their number."
-        )
+    if any("°" in cell for row in rows for cell in row[3:]):
+        notes.append("°: of the layer on a circle.")
     notes += [f"{layer.name}: {layer.note}" for layer in spectra if layer.note]
     return TextTable(columns, tuple(notes))
 

@@ -28,7 +28,6 @@ from convfc.methods.spectrum.algorithms import (
     operator_shape,
     periodic_axes,
     reshaped_norm,
-    separate_windows,
     smallest_by_inverse,
     smallest_values,
     taps_of,
@@ -50,8 +49,6 @@ METHODS: dict[str, str] = {
     "inverse": "inverse iterations (ARPACK) with a sparse factorisation of the Gram matrix",
 }
 """How values were obtained, in a word and in a sentence."""
-
-_MEASURED = frozenset({"lanczos", "inverse"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,11 +81,14 @@ class SingularValues:
 
     Examples
     --------
-    >>> print(SingularValues(np.array([2.0, 1.0, 0.5]), "dense", 1e-15, (3, 4), 1.25))
+    >>> found = SingularValues(np.array([2.0, 1.0, 0.5]), "dense", 1e-15, (3, 4), 1.25)
+    >>> print(found)
     3 of 3 singular values of a 3 × 4 operator, from 2 to 0.5
     dense: LAPACK's SVD of the whole matrix
     relative error at most 1.0e-15, by theory
     norm of the reshaped kernel 1.25: the layer's is 1.6 times as large
+    >>> found.rank(), found.condition_number, round(found.effective_rank, 2)
+    (3, 4.0, 2.6)
     """
 
     values: Values
@@ -107,7 +107,7 @@ class SingularValues:
     @property
     def measured(self) -> bool:
         """Whether the residual was measured; else it is a bound of theory."""
-        return self.method in _MEASURED
+        return self.method in ("lanczos", "inverse")
 
     @property
     def count(self) -> int:
@@ -128,22 +128,9 @@ class SingularValues:
         return _zero(self) * float(self.values.max(initial=0.0))
 
     def rank(self, relative: float | None = None) -> int:
-        """Return how many values are above ``relative`` times the largest.
+        """Return how many values are above ``relative`` times the largest, if all are known.
 
-        Parameters
-        ----------
-        relative : float, optional
-            By default what rounding may leave of a 0 (`threshold`).
-
-        Raises
-        ------
-        NotConverged
-            If not all values are known.
-
-        Examples
-        --------
-        >>> SingularValues(np.array([2.0, 1.0, 0.0]), "dense", 1e-15, (3, 4), 1.25).rank()
-        2
+        By default above what rounding may leave of a 0 (`threshold`).
         """
         self._check_complete("the rank")
         limit = self.threshold if relative is None else relative * float(self.values[0])
@@ -154,11 +141,6 @@ class SingularValues:
         """The effective rank of Roy and Vetterli (2007), "The effective rank", definition 1.
 
         ``exp(−Σ p log p)`` with ``p = σ / Σ σ``: so many equal values would have the same entropy.
-
-        Examples
-        --------
-        >>> SingularValues(np.array([3.0, 3.0, 0.0]), "dense", 1e-15, (3, 4), 3.0).effective_rank
-        2.0
         """
         self._check_complete("the effective rank")
         share = self.values[self.values > 0]
@@ -169,13 +151,7 @@ class SingularValues:
 
     @property
     def condition_number(self) -> float:
-        """The largest value to the smallest; infinite where the smallest cannot be told from 0.
-
-        Examples
-        --------
-        >>> SingularValues(np.array([3.0, 1.5]), "dense", 1e-15, (2, 4), 3.0).condition_number
-        2.0
-        """
+        """The largest value to the smallest; infinite where the smallest cannot be told from 0."""
         self._check_complete("the condition number")
         return condition(float(self.values[0]), self)
 
@@ -238,29 +214,25 @@ DENSE_LIMIT = 768
 """Where only some values are wanted: up to this smaller side LAPACK finds all of them instead."""
 
 
-def find(
+def _find(
     layer: Any,
     input_size: Sequence[int],
     k: int | None,
     boundary: Boundary | None,
     geometry: ConvGeometry | None,
-    which: Which,
-    tolerance: float,
-    memory: float,
-    threads: int | None,
+    which: Which = "largest",
+    tolerance: float = TOLERANCE,
+    memory: float = MEMORY,
+    threads: int | None = None,
 ) -> SingularValues:
-    """Return all values if there is a direct way to them, else the k that are wanted.
-
-    Parameters are those of `singular_values`.
-    """
-    _check(boundary, which, tolerance)
+    """Return all values if there is a direct way to them, else the k that are wanted."""
     reading = read_layer(layer, geometry, input_size=input_size)
     own = reading.layer.geometry
     size = index_map(own, input_size).input_size
     circular = boundary == "circular"
-    filters = _filters(reading.layer)
     shape = operator_shape(own, size, circular=circular)
-    _check_count(k, shape)
+    _check(k, shape, boundary, which, tolerance)
+    filters = _filters(reading.layer)
     facts: dict[str, Any] = {"shape": shape, "reshaped_norm": reshaped_norm(filters)}
     rolled = circular and own.transposed
     moved = circular_geometry(own, size) if circular and not rolled else own
@@ -273,30 +245,29 @@ def find(
             f"stride {own.stride} does not divide the input {size}: the operator is circular, but "
             "not periodic"
         )
+    on_circle = ConvLayer(moved, filters)
     fits = which == "smallest" and _factors_bytes(moved, size, shape, filters.itemsize) <= memory
     # Of small values those of a dense matrix are slow, but sure; Lanczos iterations may not end.
     few = k is not None and (which == "largest" or fits)
-    exact = exact or _dense(filters, moved, size, shape, memory, DENSE_LIMIT if few else None)
+    exact = exact or _dense(on_circle, size, shape, memory, DENSE_LIMIT if few else None)
     if exact is not None:
         method, values, error = exact
         values = np.sort(values)[::-1]
         return SingularValues(values, method, error / float(values[0]), **facts)
-    if k is None:
-        raise _too_large(shape, own.groups, filters.itemsize, memory)
-    _check_few(k, shape, filters.itemsize, memory)
-    on_circle = ConvLayer(moved, filters)
+    _check_memory(k, shape, own.groups, filters.itemsize, memory)
+    assert k is not None, "else it is refused"  # noqa: S101
     operator = conv_operator(on_circle, size) if circular else conv_operator(layer, size, geometry)
     if which == "largest":
-        found = largest_values(operator, k, tolerance)
-        norm = float(found.values[0])
-        return SingularValues(found.values, "lanczos", found.residual / norm, **facts)
-    facts["which"] = which
-    norm = float(largest_values(operator, 1, max(tolerance, 1e-3)).values[0])
-    if fits:
-        found = smallest_by_inverse(conv_matrix(on_circle, size), k, norm)
-        return SingularValues(found.values, "inverse", found.residual / norm, **facts)
-    found = smallest_values(operator, k, norm, tolerance)
-    return SingularValues(found.values, "lanczos", found.residual / norm, **facts)
+        found, norm = largest_values(operator, k, tolerance), None
+    else:
+        norm = float(largest_values(operator, 1, max(tolerance, 1e-3)).values[0])
+        if fits:
+            found = smallest_by_inverse(conv_matrix(on_circle, size), k, norm)
+        else:
+            found = smallest_values(operator, k, norm, tolerance)
+    method = "inverse" if fits else "lanczos"
+    residual = found.residual / (norm or float(found.values[0]))
+    return SingularValues(found.values, method, residual, **facts, which=which)
 
 
 _Exact: TypeAlias = tuple[Method, Values, float]
@@ -313,9 +284,8 @@ def _structured(
     threads: int | None,
 ) -> _Exact | None:
     """Return all values if the index map has a structure that gives them; else None."""
-    copies = None if rolled else separate_windows(geometry, size)
-    if copies is not None:
-        values = kernel_values(filters, geometry, copies, count)
+    values = None if rolled else kernel_values(filters, geometry, size, count)
+    if values is not None:
         error = lapack_error(filters.shape[0], filters[0].size) * float(values.max())
         return "kernel", values, error
     axes = transposed_circular_axes(geometry, size) if rolled else periodic_axes(geometry, size)
@@ -326,35 +296,15 @@ def _structured(
 
 
 def _dense(
-    filters: Filters,
-    geometry: ConvGeometry,
-    size: tuple[int, ...],
-    shape: tuple[int, int],
-    memory: float,
-    most: int | None,
+    layer: ConvLayer, size: tuple[int, ...], shape: tuple[int, int], memory: float, most: int | None
 ) -> _Exact | None:
     """Return all values by LAPACK; None if the matrix or its smaller side is too large for that."""
-    rows, columns = (n // geometry.groups for n in shape)
+    rows, columns = (n // layer.geometry.groups for n in shape)
     too_many = most is not None and min(rows, columns) > most
-    if too_many or rows * columns * filters.itemsize > memory:
+    if too_many or rows * columns * layer.filters.itemsize > memory:
         return None
-    values = dense_values(ConvLayer(geometry, filters), size)
+    values = dense_values(layer, size)
     return "dense", values, lapack_error(rows, columns) * float(values.max())
-
-
-def _too_large(
-    shape: tuple[int, int], groups: int, itemsize: int, memory: float
-) -> MemoryBudgetError:
-    rows, columns = (n // groups for n in shape)
-    return MemoryBudgetError(
-        f"all {min(shape)} singular values take the dense matrix, {rows} × {columns}"
-        + (f" for each of {groups} groups" if groups > 1 else ""),
-        where="k",
-        expected=f"at most {memory:.3g} bytes",
-        got=f"{rows * columns * itemsize:.3g} bytes",
-        remedy="k=... for some of them, boundary='circular' for all of the periodic operator, or "
-        "more memory=...",
-    )
 
 
 def _factors_bytes(
@@ -376,43 +326,31 @@ def _filters(layer: ConvLayer) -> Filters:
     """Return the filters in float64 or complex128."""
     given = as_numpy(layer.filters, "filters")
     filters = given.astype(np.result_type(given.dtype, np.float64))
-    if not np.isfinite(filters).all():
-        raise DtypeError(
-            "the filters hold NaN or infinity, and have no singular values",
-            where="filters",
-            expected="finite numbers",
-            remedy="look for where training diverged",
-        )
-    return filters
+    if np.isfinite(filters).all():
+        return filters
+    raise DtypeError(
+        "the filters hold NaN or infinity, and have no singular values",
+        where="filters",
+        expected="finite numbers",
+        remedy="look for where training diverged",
+    )
 
 
-def _check(boundary: object, which: object, tolerance: float) -> None:
-    """Raise an `ArgumentError` for a name that there is not, and a tolerance that ends nothing."""
-    one_of(
-        "boundary",
-        boundary,
-        (None, *get_args(Boundary)),
-        what="there is no such boundary",
-        remedy="the padding of the layer itself is boundary=None",
-    )
-    one_of(
-        "which",
-        which,
-        get_args(Which),
-        what="there is no such which",
-        remedy="leave it out for the largest",
-    )
-    if not 0 <= tolerance < 1:
+def _check(k: object, shape: tuple[int, int], boundary: object, which: object, end: float) -> None:
+    """Raise an `ArgumentError` for a name that there is not, and numbers that nothing fits."""
+    remedy = "the padding of the layer itself is boundary=None"
+    choices = (None, *get_args(Boundary))
+    one_of("boundary", boundary, choices, what="there is no such boundary", remedy=remedy)
+    remedy = "leave it out for the largest"
+    one_of("which", which, get_args(Which), what="there is no such which", remedy=remedy)
+    if not 0 <= end < 1:
         raise ArgumentError(
             "this is no tolerance",
             where="tolerance",
             expected="a number from 0 to 1",
-            got=tolerance,
+            got=end,
             remedy=f"leave it out for {TOLERANCE}",
         )
-
-
-def _check_count(k: int | None, shape: tuple[int, int]) -> None:
     if k is not None and integer("k", k, least=1) > min(shape):
         raise ArgumentError(
             "the layer has fewer singular values",
@@ -423,10 +361,23 @@ def _check_count(k: int | None, shape: tuple[int, int]) -> None:
         )
 
 
-def _check_few(k: int, shape: tuple[int, int], itemsize: int, memory: float) -> None:
-    """Raise MemoryBudgetError where iterations would keep too many vectors."""
+def _check_memory(
+    k: int | None, shape: tuple[int, int], groups: int, itemsize: int, memory: float
+) -> None:
+    """Raise MemoryBudgetError for all values, and where iterations would keep too many vectors."""
     side = min(shape)
     most = min(int(memory / (3 * itemsize * side)), side // 3)
+    if k is None:
+        rows, columns = (n // groups for n in shape)
+        raise MemoryBudgetError(
+            f"all {side} singular values take the dense matrix, {rows} × {columns}"
+            + (f" for each of {groups} groups" if groups > 1 else ""),
+            where="k",
+            expected=f"at most {memory:.3g} bytes",
+            got=f"{rows * columns * itemsize:.3g} bytes",
+            remedy="k=... for some of them, boundary='circular' for all of the periodic operator, "
+            "or more memory=...",
+        )
     if k > most:
         raise MemoryBudgetError(
             "iterations are for a few singular values: they keep some vectors for each",
@@ -435,9 +386,6 @@ def _check_few(k: int, shape: tuple[int, int], itemsize: int, memory: float) -> 
             got=k,
             remedy="fewer, boundary='circular' for all of the periodic one, or more memory=...",
         )
-
-
-_DEFAULTS: dict[str, Any] = {"tolerance": TOLERANCE, "memory": MEMORY, "threads": None}
 
 
 def singular_values(
@@ -525,7 +473,7 @@ def singular_values(
     >>> f"{found.values[0]:.3f}", f"{found.reshaped_norm:.3f}"
     ('4.869', '1.633')
     """
-    found = find(layer, input_size, k, boundary, geometry, which, tolerance, memory, threads)
+    found = _find(layer, input_size, k, boundary, geometry, which, tolerance, memory, threads)
     if k is None or len(found.values) == k:
         return found
     values = found.values[:k] if which == "largest" else found.values[-k:]
@@ -581,12 +529,10 @@ def condition_number(
     3.0
     """
     arguments = (layer, input_size, 1, boundary, geometry)
-    options = _DEFAULTS | options
-    smallest = find(*arguments, "smallest", **options)
+    smallest = _find(*arguments, "smallest", **options)
     if smallest.complete:
         return smallest.condition_number
-    largest = float(find(*arguments, "largest", **options).values[0])
-    return condition(largest, smallest)
+    return condition(float(_find(*arguments, **options).values[0]), smallest)
 
 
 def condition(largest: float, smallest: SingularValues) -> float:
@@ -607,10 +553,9 @@ def effective_rank(
     geometry: ConvGeometry | None = None,
     **options: Any,
 ) -> float:
-    """Return the effective rank of Roy and Vetterli (2007), ``exp(−Σ p log p)`` with p = σ / Σ σ.
+    """Return the effective rank of Roy and Vetterli (2007): see `SingularValues.effective_rank`.
 
-    Parameters are those of `singular_values`; all values are needed. For the number of values above
-    a threshold see `SingularValues.rank`.
+    Parameters are those of `singular_values`; all values are needed.
 
     Examples
     --------
@@ -620,5 +565,4 @@ def effective_rank(
     >>> round(effective_rank(keep, (8,), geometry=ConvGeometry(2, 2, (1,))), 12)
     8.0
     """
-    found = singular_values(layer, input_size, None, boundary, geometry, **options)
-    return found.effective_rank
+    return singular_values(layer, input_size, None, boundary, geometry, **options).effective_rank
