@@ -13,7 +13,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from typing import TypeAlias
 
-    from playwright.sync_api import BrowserContext, ConsoleMessage, Error, Locator, Page, Request
+    from playwright.sync_api import (
+        Browser,
+        BrowserContext,
+        ConsoleMessage,
+        Error,
+        Locator,
+        Page,
+        Request,
+        ViewportSize,
+    )
 
     OpensPage: TypeAlias = "Callable[..., Explorer]"
     OpensContext: TypeAlias = Callable[..., BrowserContext]
@@ -44,6 +53,7 @@ PRESETS = (
 """What the page has to start from, in its order."""
 
 WEB = pathlib.Path(__file__).parents[2] / "src/convfc/explorer/web"
+WINDOW: ViewportSize = {"width": 1280, "height": 800}
 MARGIN = 5
 """CSS pixels between the edge of a grid's canvas and its cells (web/src/views/grid.js)."""
 ANNOUNCED = 121
@@ -107,6 +117,13 @@ def lacking(reason: str) -> NoReturn:
     if required():
         pytest.fail(f"the tests in a browser are required ({REQUIRED}), but {reason}")
     pytest.skip(f"not tested in a browser: {reason}")
+
+
+def profile(browser: Browser, **options: Any) -> BrowserContext:
+    """Make a fresh profile: no cookie, nothing stored, nothing of an earlier test."""
+    context = browser.new_context(**{"viewport": WINDOW, **options})
+    context.set_default_timeout(1000 * PATIENCE)
+    return context
 
 
 @dataclass

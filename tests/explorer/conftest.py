@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from browser import (
     ARGUMENTS,
-    PATIENCE,
+    WINDOW,
     Explorer,
     Steps,
     Watch,
     find_browser,
     lacking,
     missing,
+    profile,
     required,
 )
 from model import Model, running
@@ -24,12 +25,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from browser import OpensContext, OpensPage
-    from playwright.sync_api import Browser, BrowserContext, Page
+    from playwright.sync_api import Browser
 
 # Not the first visit: the guide would cover what a test wants to press.
 GUIDED = "localStorage.setItem('convfc-explorer-guide-seen', '1')"
 
-WINDOW: dict[str, Any] = {"viewport": {"width": 1280, "height": 800}}
 MEDIA: dict[str, Any] = {
     "color_scheme": "light",
     "reduced_motion": "no-preference",
@@ -79,13 +79,6 @@ def browser() -> Browser:
     return RUNNING[0]
 
 
-def profile(browser: Browser, **options: Any) -> BrowserContext:
-    """Make a fresh profile: no cookie, nothing stored, nothing of an earlier test."""
-    context = browser.new_context(**{**WINDOW, **options})
-    context.set_default_timeout(1000 * PATIENCE)
-    return context
-
-
 @pytest.fixture
 def open_context(browser: Browser) -> Iterator[OpensContext]:
     """Make fresh profiles, which end with the test."""
@@ -112,7 +105,7 @@ def emptied(browser: Browser, **options: Any) -> Watch:
         WATCHED.append(Watch(page))
     (watch,) = WATCHED
     watch.page.context.clear_permissions()
-    watch.page.set_viewport_size(options.get("viewport", WINDOW["viewport"]))
+    watch.page.set_viewport_size(options.get("viewport", WINDOW))
     watch.page.emulate_media(**{name: options.get(name, usual) for name, usual in MEDIA.items()})
     watch.faults.clear()
     watch.requests.clear()

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from playwright.sync_api import Locator, Page
 
+
 @contextlib.contextmanager
 def served(
     module: str, *arguments: str, folder: pathlib.Path, health: str, **environment: str

@@ -17,10 +17,10 @@ from convfc.layer import ConvLayer
 if TYPE_CHECKING:
     from browser import Explorer, OpensPage
 
-MOST = 100_000_000
+MOST = 80_000_000
 """Steps of the page's code from a change until it is drawn: less than half a second.
 
-The page takes at most 70 million; a walk of all of M takes some for each of its entries.
+The page takes at most 70 million; a walk of all of M takes a hundred at the least.
 """
 
 # Each is allowed, and large in another way.
