@@ -366,6 +366,6 @@ def test_steps_of_one_setting_right_after_each_other_are_one_change(layer: Explo
     control.click()
     for _ in range(3):
         control.press("ArrowUp")
-    for stride in (6, 3, 2):
-        assert layer.settled().settings["stride"] == [stride, 2]
-        layer.act("undo")
+    assert layer.settled().settings["stride"] == [6, 2]
+    assert layer.act("undo").settings["stride"] == [3, 2]
+    assert layer.act("undo").settings["stride"] == [2, 2]

@@ -127,6 +127,7 @@ def test_a_digit_is_drawn_with_the_mouse(explorer: Explorer) -> None:
     explorer.act("draw")
     explorer.view("pad").get_by_role("button", name="Use").click()
     assert explorer.ask("[...store.input]") == before  # nothing is drawn yet
+    explorer.act("draw")
     x, y, width, height = corners(explorer)
     mouse = explorer.page.mouse
     mouse.move(x + width / 2, y + height / 4)
