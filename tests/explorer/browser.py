@@ -10,9 +10,22 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import TypeAlias
 
-    from playwright.sync_api import ConsoleMessage, Error, Locator, Page, Request
+    from playwright.sync_api import (
+        Browser,
+        BrowserContext,
+        ConsoleMessage,
+        Error,
+        Locator,
+        Page,
+        Request,
+        ViewportSize,
+    )
+
+    OpensPage: TypeAlias = "Callable[..., Explorer]"
+    OpensContext: TypeAlias = Callable[..., BrowserContext]
 
 REQUIRED = "CONVFC_REQUIRE_BROWSER"
 """Set in continuous integration: where there is no browser, a test then fails."""
@@ -40,10 +53,13 @@ PRESETS = (
 """What the page has to start from, in its order."""
 
 WEB = pathlib.Path(__file__).parents[2] / "src/convfc/explorer/web"
+WINDOW: ViewportSize = {"width": 1280, "height": 800}
 MARGIN = 5
 """CSS pixels between the edge of a grid's canvas and its cells (web/src/views/grid.js)."""
-ANNOUNCED = 200
-"""Milliseconds after which a change has been said in the live region."""
+ANNOUNCED = 121
+"""Milliseconds after which a change has been said in the live region (web/src/explorer.js)."""
+PATIENCE = 240
+"""Seconds for what is over in one, or in ten, on a machine that has nothing else to do."""
 
 BROKEN_POLICY = """
 window.brokenPolicy = [];
@@ -103,6 +119,13 @@ def lacking(reason: str) -> NoReturn:
     pytest.skip(f"not tested in a browser: {reason}")
 
 
+def profile(browser: Browser, **options: Any) -> BrowserContext:
+    """Make a fresh profile: no cookie, nothing stored, nothing of an earlier test."""
+    context = browser.new_context(**{"viewport": WINDOW, **options})
+    context.set_default_timeout(1000 * PATIENCE)
+    return context
+
+
 @dataclass
 class Watch:
     """What a page did that none of ours does: errors, broken policy, requests to another host."""
@@ -149,8 +172,30 @@ class Watch:
         assert not self.faults, "\n".join(self.faults)
 
 
+class Steps:
+    """Counts what a page computes: how often a function, a branch or a loop's body is run.
+
+    The engine counts them itself. They are the same on every machine, whatever else it is doing; a
+    hundred million of them take a quiet one about a third of a second.
+    """
+
+    def __init__(self, page: Page) -> None:
+        self._engine = page.context.new_cdp_session(page)
+        self._engine.send("Profiler.enable")
+        counting = {"callCount": True, "detailed": True}
+        self._engine.send("Profiler.startPreciseCoverage", counting)
+
+    def taken(self) -> int:
+        """Return the steps since this was asked last."""
+        scripts = self._engine.send("Profiler.takePreciseCoverage")["result"]
+        functions = (function for script in scripts for function in script["functions"])
+        return sum(block["count"] for function in functions for block in function["ranges"])
+
+
 class Explorer:
     """One explorer on a page: found by its roles and names, asked through `root.explorer.store`."""
+
+    steps: Steps
 
     def __init__(self, page: Page) -> None:
         self.page = page
@@ -168,6 +213,19 @@ class Explorer:
         """Wait until everything that has been asked for is drawn."""
         self.page.evaluate(
             "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+        )
+        return self
+
+    def rest(self, milliseconds: int) -> Explorer:
+        """Wait until all that was to happen within this time has: the page's timers keep order."""
+        self.page.evaluate("(ms) => new Promise((done) => setTimeout(done, ms))", milliseconds)
+        return self
+
+    def until(self, condition: str) -> Explorer:
+        """Wait until something is true of the `store`."""
+        self.page.wait_for_function(
+            "() => { const { store } = document.querySelector('.convfc-explorer').explorer;"
+            f" return {condition}; }}"
         )
         return self
 
@@ -202,8 +260,7 @@ class Explorer:
 
     def live(self) -> str:
         """Return what a screen reader is told, once the page has come to rest."""
-        self.page.wait_for_timeout(ANNOUNCED)
-        return self.root.locator("[data-live]").inner_text()
+        return self.rest(ANNOUNCED).root.locator("[data-live]").inner_text()
 
     # --- grids ---
 

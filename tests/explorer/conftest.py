@@ -1,31 +1,47 @@
-"""Fixtures of the tests in a real browser: one browser per file, one fresh page per test."""
+"""Fixtures: the page in a real browser and its model in Node, one process each for many tests."""
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from browser import ARGUMENTS, Explorer, Watch, find_browser, lacking, missing, required
+from browser import (
+    ARGUMENTS,
+    WINDOW,
+    Explorer,
+    Steps,
+    Watch,
+    find_browser,
+    lacking,
+    missing,
+    profile,
+    required,
+)
+from model import Model, running
 
 if TYPE_CHECKING:
     import pathlib
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
-    from playwright.sync_api import Browser, BrowserContext
-
-
-# Milliseconds from the start of the navigation until everything has been drawn.
-CLOCK = """
-const poll = () => {
-  const { explorer } = document.querySelector('.convfc-explorer') ?? {};
-  if (!explorer) return requestAnimationFrame(poll);
-  explorer.ready.then(() => { window.explorerReady = performance.now(); });
-};
-poll();
-"""
+    from browser import OpensContext, OpensPage
+    from playwright.sync_api import Browser
 
 # Not the first visit: the guide would cover what a test wants to press.
 GUIDED = "localStorage.setItem('convfc-explorer-guide-seen', '1')"
+
+MEDIA: dict[str, Any] = {
+    "color_scheme": "light",
+    "reduced_motion": "no-preference",
+    "forced_colors": "none",
+}
+"""What can be set anew for a page that is open already, beside the size of its window."""
+
+ENDED = contextlib.ExitStack()
+"""Ends the browser."""
+RUNNING: list[Browser] = []
+WATCHED: list[Watch] = []
+"""The page that tests use one after the other, of each a new document: at most one."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -39,61 +55,99 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(skipped)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> Iterator[None]:
+    """End the browser with its last test: Playwright's event loop must not meet other tests."""
+    yield
+    if nextitem is None or not nextitem.path.name.startswith("test_browser"):
+        WATCHED.clear()
+        RUNNING.clear()
+        ENDED.close()
+
+
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """A browser. It ends with the file: Playwright's event loop must not meet other tests."""
+def browser() -> Browser:
+    """The browser, started for the first test that needs it."""
     if reason := missing():
         lacking(reason)
     from playwright.sync_api import sync_playwright
 
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=find_browser(), args=list(ARGUMENTS))
-        yield started
-        started.close()
+    if not RUNNING:
+        chromium = ENDED.enter_context(sync_playwright()).chromium
+        started = chromium.launch(executable_path=find_browser(), args=list(ARGUMENTS))
+        RUNNING.append(ENDED.enter_context(started))
+    return RUNNING[0]
 
 
 @pytest.fixture
-def open_context(browser: Browser) -> Iterator[Callable[..., BrowserContext]]:
-    """Make fresh profiles: no cookie, nothing stored, nothing of an earlier test."""
-    opened = []
+def open_context(browser: Browser) -> Iterator[OpensContext]:
+    """Make fresh profiles, which end with the test."""
+    with contextlib.ExitStack() as opened:
+        yield lambda **options: opened.enter_context(profile(browser, **options))
 
-    def make(**options: Any) -> BrowserContext:
-        options = {"viewport": {"width": 1280, "height": 800}, **options}
-        context = browser.new_context(**options)
-        context.set_default_timeout(30_000)
-        opened.append(context)
-        return context
 
-    yield make
-    for context in opened:
-        context.close()
+def emptied(browser: Browser, **options: Any) -> Watch:
+    """Return the page that was used before, empty: a new process for each would take most time."""
+    from playwright.sync_api import Error
+
+    if WATCHED:
+        page = WATCHED[0].page
+        try:
+            page.mouse.move(0, 0)
+            page.evaluate("() => localStorage.clear()")
+            page.goto("about:blank", timeout=10_000)
+        except Error:  # closed, or still busy with what has made its test fail
+            WATCHED.clear()
+            page.context.close()
+    if not WATCHED:
+        page = profile(browser).new_page()
+        page.add_init_script(GUIDED)
+        WATCHED.append(Watch(page))
+    (watch,) = WATCHED
+    watch.page.context.clear_permissions()
+    watch.page.set_viewport_size(options.get("viewport", WINDOW))
+    watch.page.emulate_media(**{name: options.get(name, usual) for name, usual in MEDIA.items()})
+    watch.faults.clear()
+    watch.requests.clear()
+    return watch
 
 
 @pytest.fixture
 def open_page(
-    open_context: Callable[..., BrowserContext], tmp_path: pathlib.Path
-) -> Iterator[Callable[..., Explorer]]:
+    browser: Browser, open_context: OpensContext, tmp_path: pathlib.Path
+) -> Iterator[OpensPage]:
     """Open the page as a file; afterwards it must have made no request and no error."""
     from convfc.explorer.page import page as whole_page
 
-    watches = []
+    watches: list[Watch] = []
+
+    def fresh(guided: bool, options: dict[str, Any]) -> Watch:
+        page = open_context(**options).new_page()
+        if not guided:
+            page.add_init_script(GUIDED)
+        return Watch(page)
 
     def make(
         state: dict[str, Any] | None = None,
         *,
         address: str = "",
         guided: bool = False,
+        counted: bool = False,
+        script: str = "",
         **options: Any,
     ) -> Explorer:
         file = tmp_path / f"explorer-{len(watches)}.html"
         file.write_text(whole_page(state), encoding="utf-8")
-        page = open_context(**options).new_page()
-        page.add_init_script(CLOCK)
-        if not guided:
-            page.add_init_script(GUIDED)
-        watches.append(Watch(page))
-        page.goto(file.as_uri() + address)
-        return Explorer(page).ready()
+        again = not (watches or guided or counted or script) and {"viewport", *MEDIA} >= {*options}
+        watch = emptied(browser, **options) if again else fresh(guided, options)
+        watches.append(watch)
+        explorer = Explorer(watch.page)
+        if script:
+            watch.page.add_init_script(script)
+        if counted:
+            explorer.steps = Steps(watch.page)
+        watch.page.goto(file.as_uri() + address)
+        return explorer.ready()
 
     yield make
     for watch in watches:
@@ -102,6 +156,19 @@ def open_page(
 
 
 @pytest.fixture
-def explorer(open_page: Callable[..., Explorer]) -> Explorer:
+def explorer(open_page: OpensPage) -> Explorer:
     """The page as it opens for everybody: the experiment, 1280 pixels wide, light."""
     return open_page()
+
+
+@pytest.fixture(scope="session")
+def model() -> Iterator[Model]:
+    """The page's model, without a page."""
+    yield from running()
+
+
+@pytest.fixture(scope="session")
+def facts(model: Model) -> dict[str, Any]:
+    """What the page knows by heart: limits, presets, digits."""
+    found: dict[str, Any] = model.ask("facts")
+    return found

@@ -1,4 +1,4 @@
-"""The page's own model, asked from Python: one process of Node for all questions of a file."""
+"""The page's own model, asked from Python: one process of Node for all questions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from browser import lacking
+from browser import PATIENCE, lacking
 from hypothesis import given, settings
 
 from convfc import ConvGeometry
@@ -46,7 +46,7 @@ class Model:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.close()
-        self._process.wait(10)
+        self._process.wait(PATIENCE)
         self._process.stdout.close()
 
 

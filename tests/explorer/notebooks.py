@@ -11,14 +11,13 @@ import time
 import urllib.request
 from typing import TYPE_CHECKING, Any
 
+from browser import PATIENCE
+
 if TYPE_CHECKING:
     import pathlib
     from collections.abc import Iterator
 
     from playwright.sync_api import Locator, Page
-
-PATIENCE = 60
-"""Seconds for what a busy machine does slowly."""
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 // Answers the tests in Python: one question a line, {ask, with}, one answer a line, {is} or {threw}.
 // It imports the sources of the page's model; there is no DOM in them.
 
+import { Session } from "node:inspector";
 import { createInterface } from "node:readline";
 import { fromAddress, toAddress } from "../../src/convfc/explorer/web/src/model/address.js";
 import { code } from "../../src/convfc/explorer/web/src/model/code.js";
@@ -12,6 +13,10 @@ import { gradient, someFilters } from "../../src/convfc/explorer/web/src/model/s
 import { Store, VERSION } from "../../src/convfc/explorer/web/src/model/store.js";
 
 const each = (count, what) => Array.from({ length: count }, (_, i) => what(i));
+
+const engine = new Session();
+engine.connect();
+engine.post("Profiler.enable");
 
 const answers = {
   facts: () => ({
@@ -75,19 +80,26 @@ const answers = {
 
   load: (state) => new Store(state).toJSON(),
 
-  // The numbers that settings start with, and how many milliseconds it takes to make them, at best.
+  // The numbers that settings start with.
   start(settings) {
     const [input, filters] = [gradient(settings), someFilters(settings)];
     return { input: [...input], filters: [...filters], signed: filters.some((w) => Object.is(w, -0)) };
   },
-  startTime(settings) {
-    const times = each(5, () => {
-      const start = performance.now();
-      gradient(settings);
-      someFilters(settings);
-      return performance.now() - start;
+
+  // How often functions, branches and loops' bodies are run to make them, which the engine counts in
+  // what it compiles from now on: in a module of its own.
+  async startSteps(settings) {
+    engine.post("Profiler.startPreciseCoverage", { callCount: true, detailed: true });
+    const fresh = await import(`../../src/convfc/explorer/web/src/model/start.js?${Math.random()}`);
+    fresh.gradient(settings);
+    fresh.someFilters(settings);
+    let sum = 0;
+    engine.post("Profiler.takePreciseCoverage", (_, { result }) => {
+      for (const { functions } of result)
+        for (const { ranges } of functions) for (const { count } of ranges) sum += count;
     });
-    return Math.min(...times);
+    engine.post("Profiler.stopPreciseCoverage");
+    return sum;
   },
 };
 
@@ -95,7 +107,7 @@ for await (const line of createInterface({ input: process.stdin })) {
   const { ask, with: given } = JSON.parse(line);
   let answer;
   try {
-    answer = { is: answers[ask](...given) ?? null };
+    answer = { is: (await answers[ask](...given)) ?? null };
   } catch (error) {
     answer = { threw: String(error.stack) };
   }

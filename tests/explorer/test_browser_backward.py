@@ -11,9 +11,7 @@ from judges import torch_layer
 from model import geometry_of, turned
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from browser import Explorer
+    from browser import Explorer, OpensPage
 
 FIGURE_2 = "#1;preset=figure-2"
 
@@ -50,7 +48,7 @@ def total(explorer: Explorer) -> float:
     return float(text.removeprefix("= ").replace("−", "-"))
 
 
-@pytest.mark.parametrize("preset", ["figure-2", "figure-3", "dilated", "transposed", "depthwise"])
+@pytest.mark.parametrize("preset", ["figure-2", "transposed", "depthwise"])
 def test_what_stands_there_is_the_gradient_of_autograd(explorer: Explorer, preset: str) -> None:
     explorer.preset(preset)
     explorer.tab("backward")
@@ -127,9 +125,7 @@ def test_dy_is_where_the_chosen_output_is(explorer: Explorer) -> None:
     assert explorer.ask("[...store.dK(0)]") == patch  # of one output, dK is its patch
 
 
-def test_changed_gradients_go_with_the_address_and_are_undone(
-    open_page: Callable[..., Explorer],
-) -> None:
+def test_changed_gradients_go_with_the_address_and_are_undone(open_page: OpensPage) -> None:
     explorer = open_page(address="#1;preset=figure-3;tab=backward;dy=ones")
     explorer.edit("dY", 2, 3, "2.5")
     explorer.page.wait_for_function("() => location.hash.includes('e=2_3_0_2.5')")
@@ -160,9 +156,7 @@ def test_what_a_pixel_feeds_keeps_the_image_and_ends_with_the_preset(explorer: E
     assert "feeds" not in explorer.view("input").inner_text()
 
 
-def test_the_flipped_filter_turns_and_the_window_stays(
-    open_page: Callable[..., Explorer],
-) -> None:
+def test_the_flipped_filter_turns_and_the_window_stays(open_page: OpensPage) -> None:
     explorer = open_page(address=FIGURE_2)
     M, K, filters = (explorer.picture(view, "base") for view in ("M", "K", "filters"))
     before = explorer.ask("[...store.filters]")

@@ -1,4 +1,4 @@
-"""What was given stays: sizes typed over, changes named in the head, undone, and gone back from."""
+"""Every change can be seen, undone, and gone back from; what was given comes back."""
 
 from __future__ import annotations
 
@@ -11,12 +11,26 @@ from convfc import ConvGeometry
 from convfc.explorer.state import explorer_state, state_layer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from browser import Explorer, OpensPage
 
-    from browser import Explorer
-
-PAUSE = 600
-"""Milliseconds after which a typed number is taken (web/src/views/dom.js)."""
+# The test says how time goes by: `later()` ends the pause after which a typed number is taken
+# (600 ms, web/src/views/dom.js), and the second after which another change of a setting is another.
+HELD = """(() => {
+  const { setTimeout, clearTimeout } = window;
+  const held = new Map();
+  let [now, count] = [0, 0];
+  Date.now = () => now;
+  window.setTimeout = (run, after, ...rest) => {
+    if (after !== 600) return setTimeout(run, after, ...rest);
+    held.set(`held-${(count += 1)}`, run);
+    return `held-${count}`;
+  };
+  window.clearTimeout = (timer) => held.delete(timer) || clearTimeout(timer);
+  window.later = () => {
+    now += 1000;
+    for (const [timer, run] of [...held]) held.delete(timer) && run();
+  };
+})();"""
 
 
 def trained() -> dict[str, Any]:
@@ -33,8 +47,8 @@ def trained() -> dict[str, Any]:
 
 
 @pytest.fixture
-def layer(open_page: Callable[..., Explorer]) -> Explorer:
-    return open_page(trained())
+def layer(open_page: OpensPage) -> Explorer:
+    return open_page(trained(), script=HELD)
 
 
 def numbers(explorer: Explorer) -> tuple[list[float], ...]:
@@ -42,54 +56,51 @@ def numbers(explorer: Explorer) -> tuple[list[float], ...]:
     return state["input"]["values"], state["filters"]
 
 
-def retype(explorer: Explorer, name: str, text: str, wait: int = 0) -> None:
+def later(explorer: Explorer) -> None:
+    """Let more time go by than any pause takes."""
+    explorer.page.evaluate("() => later()")
+    explorer.settled()
+
+
+def retype(explorer: Explorer, name: str, text: str, slowly: bool = False) -> None:
     """Select what is in a field and type over it, key by key."""
     control = explorer.control(name)
     control.click()
     control.press("Control+a")
     for key in text:
         explorer.page.keyboard.press(key)
-        explorer.page.wait_for_timeout(wait)
+        if slowly:
+            later(explorer)
 
 
 def head(explorer: Explorer) -> str:
     return explorer.root.locator(".intro").inner_text()
 
 
-@pytest.mark.parametrize(
-    ("name", "text"), [("filters", "16"), ("size-0", "20"), ("kernel-1", "5"), ("channels", "3")]
-)
-@pytest.mark.parametrize("wait", [20, 2 * PAUSE], ids=["quickly", "slowly"])
-def test_a_number_typed_over_itself_changes_nothing(
-    layer: Explorer, name: str, text: str, wait: int
-) -> None:
+@pytest.mark.parametrize("slowly", [False, True], ids=["quickly", "slowly"])
+def test_a_number_typed_over_itself_changes_nothing(layer: Explorer, slowly: bool) -> None:
     """Slowly, the page takes "1" on the way to "16"; what was given comes back all the same."""
     before = numbers(layer)
-    retype(layer, name, text, wait)
-    layer.control(name).press("Enter")
-    layer.settled()
-    assert numbers(layer) == before
-    assert "changed here" not in head(layer)
-    assert head(layer).startswith("net, conv1")
-    assert "given" not in layer.state
+    for name, text in (("filters", "16"), ("size-0", "20"), ("kernel-1", "5"), ("channels", "3")):
+        retype(layer, name, text, slowly)
+        layer.control(name).press("Enter")
+        assert numbers(layer.settled()) == before, name
+        assert head(layer).startswith("net, conv1")
+        assert "changed here" not in head(layer)
+        assert "given" not in layer.state
 
 
 @pytest.mark.parametrize("end", ["Enter", "Tab", "pause"])
 def test_a_typed_number_is_taken_when_it_is_meant(layer: Explorer, end: str) -> None:
-    taken = []
     layer.ask("store.subscribe((kind) => kind === 'settings' && (window.taken ??= []).push(1))")
     retype(layer, "filters", "12")
     assert layer.settings["filters"] == 16
     if end == "pause":
-        layer.page.wait_for_function(
-            "() => document.querySelector('.convfc-explorer').explorer.store.settings.filters < 16"
-        )
+        later(layer)
     else:
         layer.control("filters").press(end)
-    layer.settled()
-    assert layer.settings["filters"] == 12
-    taken = layer.page.evaluate("() => window.taken")
-    assert len(taken) == 1  # and never "1"
+    assert layer.settled().settings["filters"] == 12
+    assert layer.page.evaluate("() => window.taken") == [1]  # and never "1"
 
 
 def test_smaller_and_larger_again_gives_the_same_numbers_back(layer: Explorer) -> None:
@@ -162,15 +173,6 @@ def test_python_is_told_what_was_given_and_that_it_was_changed(layer: Explorer) 
     assert "given" not in layer.state
 
 
-def test_a_preset_that_was_changed_says_so(explorer: Explorer) -> None:
-    assert head(explorer).startswith("The experiment")
-    explorer.root.locator("[data-digit='4']").click()
-    explorer.settled()
-    assert head(explorer).startswith("The experiment, changed here")
-    explorer.act("restore")
-    assert "changed" not in head(explorer)
-
-
 def test_every_change_is_undone_and_redone(explorer: Explorer) -> None:
     undo, redo = (explorer.root.locator(f"[data-action={name}]") for name in ("undo", "redo"))
     assert undo.is_disabled()
@@ -215,17 +217,20 @@ def test_every_change_is_undone_and_redone(explorer: Explorer) -> None:
     assert explorer.control("filters").input_value() == str(states[-2]["settings"]["filters"])
 
 
-def test_undo_in_a_text_field_is_the_fields_own(explorer: Explorer) -> None:
-    explorer.enter(stride__0=3)
-    explorer.control("kernel-0").click()
-    explorer.page.keyboard.press("Control+a")
-    explorer.page.keyboard.type("5")
-    explorer.page.keyboard.press("Control+z")
-    explorer.settled()
-    assert explorer.settings["stride"] == [3, 2]
+def test_undo_in_a_text_field_is_the_fields_own_until_the_number_is_taken(layer: Explorer) -> None:
+    layer.enter(stride__0=3)
+    retype(layer, "kernel-0", "4")
+    layer.page.keyboard.press("Control+z")
+    assert layer.settled().settings["stride"] == [3, 2]
+    retype(layer, "filters", "12")
+    layer.page.keyboard.press("Enter")  # the focus is still in the field
+    for key, filters in (("Control+z", 16), ("Control+Shift+z", 12)):
+        assert layer.settled().settings["filters"] == 28 - filters
+        layer.page.keyboard.press(key)
+        assert layer.settled().settings["filters"] == filters
 
 
-def test_back_goes_to_what_was_there_before_the_preset(open_page: Callable[..., Explorer]) -> None:
+def test_back_goes_to_what_was_there_before_the_preset(open_page: OpensPage) -> None:
     explorer = open_page(trained())
     page = explorer.page
     explorer.edit("K", 3, 3, "5")
@@ -262,7 +267,7 @@ def test_back_goes_to_what_was_there_before_the_preset(open_page: Callable[..., 
     assert [found[part] for part in parts] == [signal[part] for part in parts]
 
 
-def test_back_beyond_a_reload_goes_by_the_addresses(open_page: Callable[..., Explorer]) -> None:
+def test_back_beyond_a_reload_goes_by_the_addresses(open_page: OpensPage) -> None:
     explorer = open_page()
     page = explorer.page
     explorer.preset("dilated").preset("signal")
@@ -283,33 +288,26 @@ def test_back_beyond_a_reload_goes_by_the_addresses(open_page: Callable[..., Exp
 
 
 def test_a_page_opened_anew_on_an_address_of_its_layer_keeps_the_layer(
-    open_page: Callable[..., Explorer],
+    open_page: OpensPage,
 ) -> None:
     explorer = open_page(trained())
     explorer.enter(filters=12, stride__0=1)
     explorer.page.wait_for_function("() => location.hash.includes('f=12')")
     explorer.page.reload()
-    from browser import Explorer as Opened
-
-    again = Opened(explorer.page).ready()
-    assert again.settings["filters"] == 12
-    assert again.state["filters"] == trained()["filters"][: 12 * 75]
-    assert head(again).startswith("net, conv1, changed here")
-    again.act("restore")
-    assert numbers(again) == (trained()["input"]["values"], trained()["filters"])
+    assert explorer.ready().settings["filters"] == 12
+    assert explorer.state["filters"] == trained()["filters"][: 12 * 75]
+    assert head(explorer).startswith("net, conv1, changed here")
+    explorer.act("restore")
+    assert numbers(explorer) == (trained()["input"]["values"], trained()["filters"])
 
 
-def test_a_link_of_another_layer_is_not_taken_for_this_one(
-    open_page: Callable[..., Explorer],
-) -> None:
+def test_a_link_of_another_layer_is_not_taken_for_this_one(open_page: OpensPage) -> None:
     explorer = open_page(trained(), address="#1;c=3;f=16;k=5.5;n=20.24;own=other;cut=1")
     assert "net, conv1" not in head(explorer)
     assert "too many for an address" in head(explorer)
 
 
-def test_the_layer_of_the_page_is_the_first_to_start_from(
-    open_page: Callable[..., Explorer],
-) -> None:
+def test_the_layer_of_the_page_is_the_first_to_start_from(open_page: OpensPage) -> None:
     explorer = open_page(trained())
     tiles = explorer.root.locator("[data-preset]")
     assert tiles.first.inner_text().split("\n") == ["net, conv1", "your layer"]
@@ -320,10 +318,6 @@ def test_the_layer_of_the_page_is_the_first_to_start_from(
     assert numbers(explorer) == (trained()["input"]["values"], trained()["filters"])
     assert head(explorer).startswith("net, conv1")
     assert tiles.first.get_attribute("aria-checked") == "true"
-
-
-def test_a_page_without_a_layer_has_no_such_tile(explorer: Explorer) -> None:
-    assert explorer.root.locator("[data-preset=own]").count() == 0
 
 
 def test_made_up_filters_do_not_wash_out_the_given_ones(layer: Explorer) -> None:
@@ -338,25 +332,10 @@ def test_made_up_filters_do_not_wash_out_the_given_ones(layer: Explorer) -> None
     assert layer.picture("filters", "base") == before
 
 
-def test_a_number_field_that_is_not_being_typed_in_leaves_ctrl_z_to_the_page(
-    layer: Explorer,
-) -> None:
-    retype(layer, "filters", "12")
-    layer.page.keyboard.press("Enter")
-    layer.settled()
-    assert layer.settings["filters"] == 12
-    layer.page.keyboard.press("Control+z")  # the focus is still in the field
-    layer.settled()
-    assert layer.settings["filters"] == 16
-    layer.page.keyboard.press("Control+Shift+z")
-    layer.settled()
-    assert layer.settings["filters"] == 12
-
-
 def test_escape_puts_back_what_was_there(layer: Explorer) -> None:
     retype(layer, "filters", "3")
     layer.page.keyboard.press("Escape")
-    layer.page.wait_for_timeout(2 * PAUSE)
+    later(layer)
     assert layer.settings["filters"] == 16
     assert layer.control("filters").input_value() == "16"
 
@@ -382,14 +361,11 @@ def test_what_is_wrong_is_undone_first_and_alone(layer: Explorer) -> None:
 
 def test_steps_of_one_setting_right_after_each_other_are_one_change(layer: Explorer) -> None:
     layer.enter(stride__0=3)
-    layer.page.wait_for_timeout(1000)
+    later(layer)
     control = layer.control("stride-0")
     control.click()
     for _ in range(3):
         control.press("ArrowUp")
-    layer.settled()
-    assert layer.settings["stride"] == [6, 2]
-    layer.act("undo")
-    assert layer.settings["stride"] == [3, 2]
-    layer.act("undo")
-    assert layer.settings["stride"] == [2, 2]
+    assert layer.settled().settings["stride"] == [6, 2]
+    assert layer.act("undo").settings["stride"] == [3, 2]
+    assert layer.act("undo").settings["stride"] == [2, 2]

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pytest
-from browser import MARGIN, PRESETS, Explorer
+from browser import MARGIN, PRESETS
 from model import forwards, turned
 
 from convfc import conv_as_matmul, conv_matrix, im2col
+from convfc.explorer.state import state_layer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from browser import Explorer, OpensPage
 
 # Names of controls and what is put into them, one after the other; each step is a convolution.
 CHANGES: list[dict[str, Any]] = [
@@ -28,8 +28,6 @@ CHANGES: list[dict[str, Any]] = [
 
 def agrees_with_python(explorer: Explorer) -> None:
     """Compare what the page shows with what convfc computes from the same numbers: exactly."""
-    from convfc.explorer.state import state_layer
-
     state = explorer.state
     # Whole numbers in the place of the page's, so that every sum is exact in every order.
     rng = np.random.default_rng(0)
@@ -76,53 +74,45 @@ COLOURS = """([view, cells, high, wide, margin]) => {
 }"""
 
 
-@pytest.mark.parametrize("preset", ["figure-3", "transposed", "experiment"])
-def test_cells_have_the_colours_of_the_numbers_of_convfc(explorer: Explorer, preset: str) -> None:
-    from convfc.explorer.state import state_layer
-
-    explorer.preset(preset)
-    explorer.ask("store.select({p: 0, f: 1})")
-    explorer.settled()
-    layer, x = state_layer(explorer.state)
-    x, filters = np.asarray(x)[None], np.asarray(layer.filters)
-    M = im2col(x, forwards(layer.geometry))[0]
-    Y = explorer.ask("[...store.Y]")  # compared with convfc's elsewhere
-    Y = np.array(Y).reshape(len(M), -1)
-    plane = Y[:, 1].reshape(explorer.ask("store.outputSize"))
-    K = turned(filters, layer.geometry).reshape(len(filters), -1).T
-    kinds = {
-        "M": (M, "input"),
-        "K": (K, "filters"),
-        "Y": (Y, "output"),
-        "output": (plane, "output"),
-    }
-    for view, (numbers, kind) in kinds.items():
-        assert explorer.cells(view) == numbers.shape, view
-        places = [(r, c) for r in range(0, len(numbers), 3) for c in range(numbers.shape[1])]
-        sides = explorer.side(view)
-        found = explorer.page.evaluate(COLOURS, [view, places, *sides, MARGIN])
-        expected = explorer.ask(
-            "argument[0].map((value) => explorer.palette.css(value, store.largest(argument[1])))",
-            [[float(numbers[place]) for place in places], kind],
-        )
-        assert len(set(expected)) > 1, view
-        assert found == expected, view
+def test_cells_have_the_colours_of_the_numbers_of_convfc(explorer: Explorer) -> None:
+    for preset in ("figure-3", "transposed", "experiment"):
+        explorer.preset(preset)
+        explorer.ask("store.select({p: 0, f: 1})")
+        explorer.settled()
+        layer, x = state_layer(explorer.state)
+        x, filters = np.asarray(x)[None], np.asarray(layer.filters)
+        M = im2col(x, forwards(layer.geometry))[0]
+        Y = np.array(explorer.ask("[...store.Y]")).reshape(len(M), -1)  # compared elsewhere
+        plane = Y[:, 1].reshape(explorer.ask("store.outputSize"))
+        K = turned(filters, layer.geometry).reshape(len(filters), -1).T
+        kinds = {"M": (M, "input"), "K": (K, "filters"), "Y": (Y, "output")}
+        for view, (numbers, kind) in {**kinds, "output": (plane, "output")}.items():
+            assert explorer.cells(view) == numbers.shape, view
+            places = [(r, c) for r in range(0, len(numbers), 3) for c in range(numbers.shape[1])]
+            sides = explorer.side(view)
+            found = explorer.page.evaluate(COLOURS, [view, places, *sides, MARGIN])
+            expected = explorer.ask(
+                "argument[0].map((n) => explorer.palette.css(n, store.largest(argument[1])))",
+                [[float(numbers[place]) for place in places], kind],
+            )
+            assert len(set(expected)) > 1, view
+            assert found == expected, view
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_presets_are_the_convolutions_that_they_name(explorer: Explorer, preset: str) -> None:
-    explorer.preset(preset)
-    button = explorer.root.locator(f'[data-preset="{preset}"]')
-    assert button.get_attribute("aria-checked") == "true"
-    assert explorer.ask("store.problems") == []
-    agrees_with_python(explorer)
-
-
-def test_there_is_a_button_for_every_preset(explorer: Explorer) -> None:
-    buttons = explorer.root.locator("[data-preset]")
-    names = buttons.evaluate_all("all => all.map((one) => one.dataset.preset)")
+def test_presets_are_the_convolutions_that_they_name(
+    explorer: Explorer, facts: dict[str, Any]
+) -> None:
+    tiles = explorer.root.locator("[data-preset]")
+    names = tiles.evaluate_all("all => all.map((one) => one.dataset.preset)")
     assert tuple(names) == PRESETS
-    assert explorer.ask("store.preset") == "experiment"  # what opens when nothing else is asked for
+    assert explorer.ask("store.preset") == "experiment"  # what opens when nothing is asked for
+    for preset, known in zip(PRESETS, facts["presets"], strict=True):
+        explorer.preset(preset)
+        tile = explorer.root.locator(f'[data-preset="{preset}"]')
+        assert tile.get_attribute("aria-checked") == "true"
+        assert explorer.root.locator(".intro .text").inner_text() == known["text"]
+        assert explorer.ask("store.problems") == []
+        agrees_with_python(explorer)
 
 
 def test_every_setting_has_a_control_and_every_change_is_followed_exactly(
@@ -145,46 +135,42 @@ def test_every_setting_has_a_control_and_every_change_is_followed_exactly(
         agrees_with_python(explorer)
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "field", "said", "good"),
-    [
-        ("kernel-0", "40", "kernel", "reaches over 40", "5"),
-        ("stride-1", "0", "stride", "from 1 to 64", "1"),
-        ("size-0", "", "size", "whole number", "28"),
-        ("size-1", "2.5", "size", "This is 2.5", "28"),
-        ("groups", "3", "groups", "3 groups do not divide", "1"),
-        ("outputPadding-0", "1", "outputPadding", "Only a transposed", "0"),
-        ("filters", "-2", "filters", "from 1 to", "4"),
-    ],
+WRONG = (
+    ("kernel-0", "40", "kernel", "reaches over 40", "5"),
+    ("stride-1", "0", "stride", "from 1 to 64", "1"),
+    ("size-0", "", "size", "whole number", "28"),
+    ("size-1", "2.5", "size", "This is 2.5", "28"),
+    ("groups", "3", "groups", "3 groups do not divide", "1"),
+    ("outputPadding-0", "1", "outputPadding", "Only a transposed", "0"),
+    ("filters", "-2", "filters", "from 1 to", "4"),
 )
-def test_what_cannot_be_is_explained_beside_the_control(
-    explorer: Explorer, name: str, value: str, field: str, said: str, good: str
-) -> None:
-    before, drawn = explorer.settings, explorer.picture("M", "base")
-    control, note = explorer.control(name), explorer.problem(field)
-    assert note.is_hidden()
-    control.fill(value)
-    control.press("Enter")
-    explorer.settled()
-    assert said in note.inner_text()
-    assert note.get_attribute("role") == "alert"
-    assert control.get_attribute("aria-invalid") == "true"
-    assert control.get_attribute("aria-describedby") == note.get_attribute("id")
-    assert control.input_value() == value  # what was typed is left alone
-    assert explorer.settings == before  # the last convolution stays on show
-    assert explorer.picture("M", "base") == drawn
-    below = note.evaluate(
-        "(note, name) => note.getBoundingClientRect().top"
-        " - document.querySelector(`[name='${name}']`).getBoundingClientRect().bottom",
-        name,
-    )
-    assert 0 <= below < 60
-    control.fill(good)
-    control.press("Enter")
-    explorer.settled()
-    assert note.is_hidden()
-    assert control.get_attribute("aria-invalid") is None
-    assert explorer.ask("store.problems") == []
+
+
+def test_what_cannot_be_is_explained_beside_the_control(explorer: Explorer) -> None:
+    for name, value, field, said, good in WRONG:
+        before, drawn = explorer.settings, explorer.picture("M", "base")
+        control, note = explorer.control(name), explorer.problem(field)
+        assert note.is_hidden(), name
+        control.fill(value)
+        control.press("Enter")
+        explorer.settled()
+        assert said in note.inner_text()
+        assert note.get_attribute("role") == "alert"
+        assert control.get_attribute("aria-invalid") == "true"
+        assert control.get_attribute("aria-describedby") == note.get_attribute("id")
+        assert control.input_value() == value  # what was typed is left alone
+        assert explorer.settings == before  # the last convolution stays on show
+        assert explorer.picture("M", "base") == drawn
+        top, bottom = note.bounding_box(), control.bounding_box()
+        assert top is not None
+        assert bottom is not None
+        assert 0 <= top["y"] - bottom["y"] - bottom["height"] < 60, name
+        control.fill(good)
+        control.press("Enter")
+        explorer.settled()
+        assert note.is_hidden(), name
+        assert control.get_attribute("aria-invalid") is None
+        assert explorer.ask("store.problems") == []
 
 
 def test_reflection_and_transposition_say_which_mode_to_choose(explorer: Explorer) -> None:
@@ -210,7 +196,7 @@ def test_one_axis_hides_the_controls_of_the_second(explorer: Explorer) -> None:
 
 
 def test_a_theme_is_what_the_system_says_until_the_switch_says_otherwise(
-    open_page: Callable[..., Explorer],
+    open_page: OpensPage,
 ) -> None:
     background = "element => getComputedStyle(element).backgroundColor"
     seen = {}

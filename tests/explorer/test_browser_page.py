@@ -1,4 +1,4 @@
-"""How the page stands: widths, themes, accessibility, focus, and the guide of the first visit."""
+"""How the page stands and is worked: themes, accessibility, the keyboard, the guide."""
 
 from __future__ import annotations
 
@@ -6,87 +6,59 @@ import itertools
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from browser import WEB, Explorer, lacking
+from browser import WEB, lacking
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from browser import Explorer, OpensPage
+    from playwright.sync_api import Locator
 
-WIDE = {"viewport": {"width": 1280, "height": 800}}
-PHONE = {
+WIDE: dict[str, Any] = {"viewport": {"width": 1280, "height": 800}}
+PHONE: dict[str, Any] = {
     "viewport": {"width": 390, "height": 844},
     "has_touch": True,
     "is_mobile": True,
     "device_scale_factor": 2,
 }
-SIZES = pytest.mark.parametrize("size", [WIDE, PHONE], ids=["1280", "390"])
-SCHEMES = pytest.mark.parametrize("scheme", ["light", "dark"])
-RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]
-
-# Elements that stick out of the page or cut off their own text.
-OUTSIDE = """(width) => [...document.querySelectorAll('.convfc-explorer *')].filter((e) => {
-  const box = e.getBoundingClientRect();
-  if (!box.width || !box.height || e.closest('.unseen, dialog, [role=alert]')) return false;
-  for (let up = e.parentElement; up; up = up.parentElement) {
-    if (['auto', 'scroll'].includes(getComputedStyle(up).overflowX)) return false;
-  }
-  return box.left < -1 || box.right > width + 1;
-}).map((e) => `${e.localName}.${e.className} ${e.textContent.slice(0, 30)}`)"""
 
 
-@SIZES
-@pytest.mark.parametrize(
-    "preset", ["experiment", "figure-3", "dilated", "transposed", "signal", "depthwise"]
-)
-def test_nothing_sticks_out(
-    open_page: Callable[..., Explorer], size: dict[str, Any], preset: str
-) -> None:
-    explorer = open_page(address=f"#1;preset={preset}", **size)
-    for tab in explorer.panels():
-        # Not window.innerWidth: a phone's grows with what is too wide.
-        width = size["viewport"]["width"]
-        assert explorer.page.evaluate("() => document.documentElement.scrollWidth") <= width, tab
-        assert explorer.page.evaluate(OUTSIDE, width) == [], tab
+def has_focus(element: Locator) -> bool:
+    """Return whether an element has the focus."""
+    found: bool = element.evaluate("element => element === document.activeElement")
+    return found
 
 
-@SIZES
-def test_the_page_fills_the_window(
-    open_page: Callable[..., Explorer], size: dict[str, Any]
-) -> None:
-    explorer = open_page(**size)
-    box = explorer.root.bounding_box()
-    assert box is not None
-    width, height = size["viewport"]["width"], size["viewport"]["height"]
-    assert (box["x"], box["y"], box["width"]) == (0, 0, width)
-    assert box["height"] >= height
+def press(explorer: Explorer, *keys: str) -> None:
+    """Press keys, wherever the focus is."""
+    for key in keys:
+        explorer.page.keyboard.press(key)
+    explorer.settled()
 
 
-def test_wide_the_strip_is_a_row_and_on_a_phone_a_column(
-    open_page: Callable[..., Explorer],
-) -> None:
-    order = ("input", "M", "K", "Y", "output")
-
-    def boxes(explorer: Explorer) -> list[dict[str, float]]:
-        found = [explorer.view(view).bounding_box() for view in order]
-        return [dict(box) for box in found if box is not None]
-
-    wide = boxes(open_page(**WIDE))
-    assert [box["x"] for box in wide] == sorted(box["x"] for box in wide)
-    assert max(box["y"] for box in wide) - min(box["y"] for box in wide) < 150
-    narrow = boxes(open_page(**PHONE))
-    assert narrow[0]["y"] + narrow[0]["height"] <= narrow[1]["y"] + 1
-    assert narrow[1]["y"] < narrow[-1]["y"]
+# --- where things are ---
 
 
-def test_the_strip_and_the_transport_are_seen_at_once(open_page: Callable[..., Explorer]) -> None:
+def test_wide_the_page_is_a_row_that_is_seen_at_once(open_page: OpensPage) -> None:
     explorer = open_page(**WIDE)
-    for view in ("input", "M", "K", "Y", "output", "transport"):
-        box = explorer.view(view).bounding_box()
-        assert box is not None
-        assert box["y"] + box["height"] <= 800, view
+    root = explorer.root.bounding_box()
+    assert root is not None
+    assert (root["x"], root["y"], root["width"]) == (0, 0, 1280)
+    assert root["height"] >= 800
+    views = ("input", "M", "K", "Y", "output", "transport")
+    boxes = [explorer.view(view).bounding_box() or {} for view in views]
+    assert max(box["y"] + box["height"] for box in boxes) <= 800
+    left = [box["x"] for box in boxes[:-1]]
+    assert left == sorted(left)
+    top = [box["y"] for box in boxes[:-1]]
+    assert max(top) - min(top) < 150
 
 
-def test_the_transport_sticks_to_the_bottom_of_a_phone(open_page: Callable[..., Explorer]) -> None:
+def test_on_a_phone_it_is_a_column_above_a_transport_that_stays(open_page: OpensPage) -> None:
     explorer = open_page(**PHONE)
+    first, second, *_, last = [
+        explorer.view(view).bounding_box() or {} for view in ("input", "M", "K", "Y", "output")
+    ]
+    assert first["y"] + first["height"] <= second["y"] + 1
+    assert second["y"] < last["y"]
     for share in (0, 0.5, 1):
         explorer.page.evaluate(
             "(share) => scrollTo(0, share * document.documentElement.scrollHeight)", share
@@ -99,22 +71,15 @@ def test_the_transport_sticks_to_the_bottom_of_a_phone(open_page: Callable[..., 
     assert explorer.chosen("p") == (1,)
 
 
-def test_what_fingers_press_is_large_enough(open_page: Callable[..., Explorer]) -> None:
-    explorer = open_page(**PHONE)
-    small = explorer.page.evaluate(
-        "() => [...document.querySelectorAll('.convfc-explorer :is(button, select, input)')]"
-        ".filter((e) => e.offsetParent && !e.matches('.unseen')).map((e) => [e.name ||"
-        " e.getAttribute('aria-label') || e.textContent, e.getBoundingClientRect()])"
-        ".filter(([, box]) => box.height && Math.min(box.width, box.height) < 24)"
-        ".map(([name, box]) => `${name} ${box.width} x ${box.height}`)"
-    )
-    assert small == []  # WCAG 2.2, target size (minimum)
+# --- accessibility ---
 
 
-def violations(page: Any) -> list[str]:
-    found = page.evaluate(
-        "(rules) => axe.run('.convfc-explorer', {runOnly: {type: 'tag', values: rules}})", RULES
+def violations(explorer: Explorer, where: str) -> list[str]:
+    found = explorer.page.evaluate(
+        "([where, rules]) => axe.run(where, {runOnly: {type: 'tag', values: rules}})",
+        [where, ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]],
     )
+    assert found["passes"], where
     return [
         f"{violation['id']}: {node['html'][:160]} {node['failureSummary'][:300]}"
         for violation in found["violations"]
@@ -122,32 +87,24 @@ def violations(page: Any) -> list[str]:
     ]
 
 
-@SIZES
-@SCHEMES
-def test_axe_finds_nothing(
-    open_page: Callable[..., Explorer], size: dict[str, Any], scheme: str
-) -> None:
+@pytest.mark.parametrize(
+    ("scheme", "size"), [("light", WIDE), ("dark", PHONE)], ids=["light-1280", "dark-390"]
+)
+def test_axe_finds_nothing(open_page: OpensPage, scheme: str, size: dict[str, Any]) -> None:
     axe = WEB / "node_modules/axe-core/axe.min.js"
     if not axe.exists():
         lacking("axe-core is not there; remedy: npm ci in src/convfc/explorer/web")
     # The policy of the page would refuse axe's own script.
     explorer = open_page(guided=True, bypass_csp=True, color_scheme=scheme, **size)
-    page = explorer.page
-    page.add_script_tag(content=axe.read_text(encoding="utf-8"))
-    found = {"guide": violations(page)}
+    explorer.page.add_script_tag(content=axe.read_text(encoding="utf-8"))
+    found = {"guide": violations(explorer, "[data-view=guide]")}
     explorer.act("guide-close")
     for tab in explorer.panels():
-        found[tab] = violations(page)
-    explorer.switch("feeds")
-    explorer.click("input", 9, 9)
-    found["feeds"] = violations(page)
+        found[tab] = violations(explorer, "[role=tabpanel]:not([hidden])")
+    explorer.preset("depthwise").switch("feeds").click("input", 3, 3)
     explorer.enter(kernel__0=40)
-    found["problem"] = violations(page)
-    explorer.enter(kernel__0=4)
-    explorer.preset("depthwise")
-    found["depthwise"] = violations(page)
     explorer.act("draw")
-    found["pad"] = violations(page)
+    found["page with a problem, and a pad"] = violations(explorer, ".convfc-explorer")
     assert {where: what for where, what in found.items() if what} == {}
 
 
@@ -169,6 +126,7 @@ FOCUSED = """() => {
 
 
 def test_tab_visits_everything_once_and_shows_where_it_is(explorer: Explorer) -> None:
+    """Few stops lead to the picture, and groups have one each."""
     page = explorer.page
     page.evaluate("() => { document.activeElement.blur(); scrollTo(0, 0); }")
     visited: list[dict[str, Any]] = []
@@ -178,7 +136,6 @@ def test_tab_visits_everything_once_and_shows_where_it_is(explorer: Explorer) ->
         if now["body"]:
             break
         visited.append(now)
-    assert visited
     assert [place["name"] for place in visited if not place["ring"]] == []
     where = [place["where"] for place in visited]
     for view in ("controls", "input", "M", "K", "Y", "output", "transport"):
@@ -192,9 +149,8 @@ def test_tab_visits_everything_once_and_shows_where_it_is(explorer: Explorer) ->
     names = [place["name"] for place in visited]
     assert names.index("position") > names.index("kernel-0")
     assert names[0] == "Skip to the picture"
-    assert (
-        sum(place["role"] == "radio" for place in visited) == 2
-    )  # presets and digits, one stop each
+    assert sum(place["role"] == "radio" for place in visited) == 2  # presets, and digits
+    assert where.index("input") < 34
 
 
 def test_everything_that_can_be_used_has_a_name(explorer: Explorer) -> None:
@@ -217,8 +173,105 @@ def test_everything_that_can_be_used_has_a_name(explorer: Explorer) -> None:
     assert explorer.page.title()
 
 
+# --- the keyboard ---
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_first_stop_skips_to_the_picture(open_page: OpensPage, width: int) -> None:
+    explorer = open_page(viewport={"width": width, "height": 800}, address="#1;preset=figure-6")
+    link = explorer.root.get_by_role("link", name="Skip to the picture")
+    on_top = (
+        "link => { const { left, top, width, height } = link.getBoundingClientRect();"
+        " return document.elementFromPoint(left + width / 2, top + height / 2) === link }"
+    )
+    assert not link.evaluate(on_top)  # only with the focus it is seen
+    press(explorer, "Tab")
+    assert has_focus(link)
+    assert link.evaluate(on_top)
+    press(explorer, "Enter")
+    assert has_focus(explorer.grid("input"))
+    before = explorer.selection
+    press(explorer, "Control+End")
+    assert explorer.selection != before
+    assert explorer.ask("location.hash").startswith("#1;")  # the address is still the state's
+    assert explorer.ask("store.preset") == "figure-6"
+
+
+def stops(group: Locator) -> list[int]:
+    """Return at which radios of a group Tab stops."""
+    found: list[int] = group.evaluate(
+        "group => [...group.children].flatMap((one, at) => (one.tabIndex < 0 ? [] : [at]))"
+    )
+    return found
+
+
+def checked(group: Locator) -> list[int]:
+    """Return which radios of a group are checked."""
+    found: list[int] = group.get_by_role("radio").evaluate_all(
+        "all => all.flatMap((one, at) => one.getAttribute('aria-checked') === 'true' ? [at] : [])"
+    )
+    return found
+
+
+def test_arrow_keys_choose_a_digit(explorer: Explorer) -> None:
+    group = explorer.root.get_by_role("radiogroup", name="A digit as the input")
+    count = group.get_by_role("radio").count()
+    assert count == group.locator(":scope > *").count() == 20
+    assert (stops(group), checked(group)) == ([5], [5])  # the digit of the experiment
+    group.get_by_role("radio", checked=True).focus()
+    press(explorer, "Control+Home", "Alt+End")  # shortcuts of the browser, and no moves
+    assert checked(group) == [5]
+    for key, expected in [
+        ("ArrowRight", 6),
+        ("ArrowDown", 7),
+        ("ArrowLeft", 6),
+        ("ArrowUp", 5),
+        ("End", count - 1),
+        ("ArrowRight", 0),
+        ("ArrowLeft", count - 1),
+        ("Home", 0),
+    ]:
+        press(explorer, key)
+        assert has_focus(group.get_by_role("radio").nth(expected)), key
+        assert (stops(group), checked(group)) == ([expected], [expected]), key
+        assert explorer.ask("store.digit") == expected, key
+    explorer.edit("input", 14, 14, "5")  # it is no digit of the library any more
+    assert (stops(group), checked(group)) == ([0], [])
+
+
+def test_arrow_keys_move_among_presets_and_enter_or_space_chooses(explorer: Explorer) -> None:
+    group = explorer.root.get_by_role("radiogroup", name="Start from")
+    radios = group.get_by_role("radio")
+    assert radios.count() == group.locator(":scope > *").count()
+    explorer.edit("input", 3, 3, "7")
+    (here,) = stops(group)
+    assert checked(group) == [here]
+    radios.nth(here).focus()
+    before = explorer.state
+    press(explorer, "ArrowRight")
+    assert has_focus(radios.nth(here + 1))
+    assert stops(group) == [here + 1]
+    explorer.ask("explorer.controls.update()")  # whatever else is drawn again, the focus stays
+    assert stops(group) == [here + 1]
+    assert explorer.state == before  # what was edited is still there
+    press(explorer, "End", "ArrowDown", "Home", "ArrowUp", "ArrowUp")
+    assert has_focus(radios.nth(radios.count() - 2))
+    press(explorer, "Tab", "Shift+Tab")
+    assert has_focus(radios.nth(here))  # Tab comes back to the one that is chosen
+    press(explorer, "ArrowRight", "Enter")
+    assert checked(group) == stops(group) == [here + 1]
+    assert explorer.ask("store.preset") == radios.nth(here + 1).get_attribute("data-preset")
+    assert has_focus(radios.nth(here + 1))
+    press(explorer, "ArrowLeft", "Space")
+    assert checked(group) == [here]
+    assert explorer.ask("store.preset") == "experiment"
+
+
+# --- the guide ---
+
+
 def test_the_guide_tells_the_story_in_five_steps_on_the_first_visit_only(
-    open_page: Callable[..., Explorer],
+    open_page: OpensPage,
 ) -> None:
     explorer = open_page(guided=True)
     guide = explorer.view("guide")
@@ -237,10 +290,91 @@ def test_the_guide_tells_the_story_in_five_steps_on_the_first_visit_only(
     explorer.act("guide-next").act("guide-next")  # after the fifth step it is over
     assert guide.is_hidden()
     explorer.page.reload()
-    Explorer(explorer.page).ready()
-    assert guide.is_hidden()
+    assert explorer.ready().view("guide").is_hidden()
     explorer.act("guide")
     assert guide.inner_text() == told[0]
-    explorer.page.keyboard.press("Escape")
-    explorer.settled()
+
+
+def test_the_guide_is_the_stop_after_the_skip_link(open_page: OpensPage) -> None:
+    explorer = open_page(guided=True)
+    link = explorer.root.get_by_role("link", name="Skip to the picture")
+    press(explorer, "Tab")
+    assert has_focus(link)
+    press(explorer, "Tab")
+    assert explorer.view("guide").evaluate("guide => guide.contains(document.activeElement)")
+    press(explorer, "Enter")  # its first button closes it
+    assert explorer.view("guide").is_hidden()
+    assert has_focus(link)  # where the focus was
+
+
+def test_closing_the_guide_brings_the_focus_back(explorer: Explorer) -> None:
+    button, guide = explorer.root.locator("[data-action=guide]"), explorer.view("guide")
+    for close in ("Escape", "done"):
+        button.focus()
+        press(explorer, "Enter")
+        assert guide.evaluate("guide => guide.contains(document.activeElement)")
+        if close == "Escape":
+            press(explorer, "Escape")
+        else:
+            for _ in range(5):
+                explorer.act("guide-next")
+        assert guide.is_hidden()
+        assert has_focus(button)
+
+
+def test_escape_closes_the_guide_from_anywhere(open_page: OpensPage) -> None:
+    explorer = open_page(guided=True)
+    guide, grid = explorer.view("guide"), explorer.grid("input")
+    assert guide.is_visible()
+    press(explorer, "Escape")  # nothing has the focus yet
     assert guide.is_hidden()
+    explorer.act("guide")
+    grid.focus()
+    press(explorer, "Escape")
+    assert guide.is_hidden()
+    assert has_focus(grid)  # it was not in the guide, so it stays
+    explorer.act("guide")
+    explorer.control("stride-0").focus()
+    press(explorer, "Escape")
+    assert guide.is_hidden()
+    assert has_focus(explorer.control("stride-0"))
+
+
+def test_escape_closes_one_thing_at_a_time(open_page: OpensPage) -> None:
+    explorer = open_page(guided=True)
+    guide = explorer.view("guide")
+    explorer.grid("K").focus()
+    press(explorer, "Enter")
+    editor = explorer.view("K").locator("input[name=cell]")
+    assert has_focus(editor)
+    press(explorer, "Escape")
+    assert editor.count() == 0
+    assert guide.is_visible()
+    explorer.root.locator("[data-action=draw]").focus()
+    press(explorer, "Enter")
+    assert explorer.view("pad").is_visible()
+    press(explorer, "Escape")
+    assert explorer.view("pad").is_hidden()
+    assert guide.is_visible()
+    press(explorer, "Escape")
+    assert guide.is_hidden()
+
+
+@pytest.mark.parametrize("size", [(1280, 720), (390, 844)], ids=str)
+def test_the_guide_stands_beside_what_it_is_about(
+    open_page: OpensPage, size: tuple[int, int]
+) -> None:
+    width, height = size
+    explorer = open_page(guided=True, viewport={"width": width, "height": height})
+    for step, view in enumerate(("input", "M", "K", "output")):
+        guide, about = explorer.view("guide").bounding_box(), explorer.view(view).bounding_box()
+        assert guide is not None
+        assert about is not None
+        assert guide["x"] >= 0
+        assert guide["x"] + guide["width"] <= width
+        if width > 780:  # below what it is about, else at the bottom of the screen
+            assert guide["y"] >= about["y"] + about["height"]
+        else:
+            assert height / 2 < guide["y"] < guide["y"] + guide["height"] < height
+        if step < 3:
+            explorer.act("guide-next")

@@ -8,17 +8,9 @@ import pytest
 from browser import PRESETS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from browser import Explorer
+    from browser import Explorer, OpensPage
 
 VIEWS = ("input", "filters", "M", "K", "Y", "output")
-
-
-def window_of(explorer: Explorer) -> str:
-    """Return the one colour of the window, its row of M and its output."""
-    colour: str = explorer.ask("explorer.palette.window")
-    return colour
 
 
 def near(box: tuple[float, ...] | None, expected: tuple[int, int, int, int], slack: float) -> bool:
@@ -31,7 +23,7 @@ def near(box: tuple[float, ...] | None, expected: tuple[int, int, int, int], sla
 def test_an_output_pixel_lights_its_window_its_row_and_its_sum(explorer: Explorer) -> None:
     explorer.click("output", 3, 5)
     assert explorer.chosen("p", "f") == (3 * 13 + 5, 0)
-    window = window_of(explorer)
+    window = explorer.ask("explorer.palette.window")
     assert near(explorer.lit("output", window), (3, 5, 4, 6), 0.5)
     assert near(explorer.lit("input", window), (6, 10, 10, 14), 0.5)  # stride 2, 4 x 4
     top, left, bottom, right = explorer.lit("M", window) or (0, 0, 0, 0)
@@ -74,8 +66,8 @@ def test_choosing_in_a_view_changes_all_of_them(
     assert len(changed) >= 2
     if {"p", "f"} & expected.keys():
         assert explorer.live() != sentence
-    followed = explorer.ask("store.map.element(store.selection.p, store.selection.q)")
     if selection["q"] is not None:
+        followed = explorer.ask("store.map.element(store.selection.p, store.selection.q)")
         assert followed == (-1 if selection["element"] is None else selection["element"])
 
 
@@ -85,45 +77,35 @@ def test_looking_is_not_choosing(explorer: Explorer) -> None:
     explorer.grid("output").hover(position=explorer.point("output", 9, 9))
     explorer.settled()
     assert explorer.selection == chosen
-    assert near(explorer.lit("input", window_of(explorer)), (18, 18, 22, 22), 0.5)
+    window = explorer.ask("explorer.palette.window")
+    assert near(explorer.lit("input", window), (18, 18, 22, 22), 0.5)
     explorer.page.mouse.move(0, 0)
     explorer.settled()
     assert explorer.picture("input") == drawn
 
 
-def test_arrow_keys_move_in_every_view(explorer: Explorer) -> None:
+def test_keys_move_in_every_view_which_says_where(explorer: Explorer) -> None:
     explorer.click("output", 0, 0)
-    explorer.press("output", "ArrowRight", "ArrowRight", "ArrowDown")
-    assert explorer.chosen("p") == (15,)
-    explorer.press("output", "End")
-    assert explorer.chosen("p") == (25,)
-    explorer.press("output", "Home", "ArrowLeft", "ArrowUp", "ArrowUp")
-    assert explorer.chosen("p") == (0,)  # it stays inside
-    explorer.press("M", "ArrowDown", "ArrowRight")
-    assert explorer.chosen("p", "q", "element") == (1, 1, 3)
-    explorer.press("K", "ArrowDown", "ArrowRight")
-    assert explorer.chosen("f", "q") == (1, 2)
-    explorer.press("Y", "ArrowDown", "ArrowRight")
-    assert explorer.chosen("p", "f") == (2, 2)
-    explorer.press("filters", "ArrowDown")
-    assert explorer.chosen("f", "q") == (2, 6)
-    explorer.press("input", "ArrowRight", "ArrowDown")
-    assert explorer.selection["element"] is not None
-
-
-@pytest.mark.parametrize("view", VIEWS)
-def test_grids_say_in_words_where_the_keyboard_is(explorer: Explorer, view: str) -> None:
-    grid = explorer.grid(view)
-    assert grid.get_attribute("tabindex") == "0"
-    assert grid.get_attribute("aria-label")
-    rows, columns = explorer.cells(view)
-    assert rows >= 1
-    assert columns >= 1
-    active = grid.get_attribute("aria-activedescendant")
-    cell = explorer.page.locator(f"#{active}")
-    said = cell.text_content()
-    explorer.press(view, "ArrowDown", "ArrowRight")
-    assert cell.text_content() != said
+    for view, keys, names, expected in (
+        ("output", "ArrowRight ArrowRight ArrowDown", "p", (15,)),
+        ("output", "End", "p", (25,)),
+        ("output", "Home ArrowLeft ArrowUp ArrowUp", "p", (0,)),  # it stays inside
+        ("M", "ArrowDown ArrowRight", "p q element", (1, 1, 3)),
+        ("K", "ArrowDown ArrowRight", "f q", (1, 2)),
+        ("Y", "ArrowDown ArrowRight", "p f", (2, 2)),
+        ("filters", "ArrowDown", "f q", (2, 6)),
+    ):
+        explorer.press(view, *keys.split())
+        assert explorer.chosen(*names.split()) == expected, (view, keys)
+    for view in VIEWS:
+        grid = explorer.grid(view)
+        assert grid.get_attribute("tabindex") == "0"
+        assert grid.get_attribute("aria-label")
+        assert min(explorer.cells(view)) >= 1
+        cell = explorer.page.locator(f"#{grid.get_attribute('aria-activedescendant')}")
+        said = cell.text_content()
+        explorer.press(view, "ArrowDown", "ArrowRight")
+        assert cell.text_content() != said, view
 
 
 def test_a_tap_of_the_one_big_matrix_chooses_its_row(explorer: Explorer) -> None:
@@ -176,9 +158,7 @@ def test_the_index_map_says_of_each_axis_what_it_reads(explorer: Explorer) -> No
     assert read["j"].endswith("\t4")
 
 
-def test_the_arithmetic_is_the_sum_that_stands_in_the_output(
-    open_page: Callable[..., Explorer],
-) -> None:
+def test_the_arithmetic_is_the_sum_that_stands_in_the_output(open_page: OpensPage) -> None:
     explorer = open_page(address="#1;preset=figure-2")
     panel = explorer.view("arithmetic").inner_text().replace("−", "-")
     x = [1, 0, 2, 3, 1, 0, 0, 2, 1]
@@ -190,7 +170,7 @@ def test_the_arithmetic_is_the_sum_that_stands_in_the_output(
         assert str(number) in panel
 
 
-@pytest.mark.parametrize("preset", ["experiment", "dilated", "transposed", "signal", "depthwise"])
+@pytest.mark.parametrize("preset", ["dilated", "transposed", "signal", "depthwise"])
 def test_the_way_back_lights_all_that_an_input_feeds_and_nothing_else(
     explorer: Explorer, preset: str
 ) -> None:
@@ -243,21 +223,19 @@ def test_an_arrow_moves_the_window_by_one_in_its_direction_or_stays_at_the_edge(
 ) -> None:
     explorer.preset(preset)
     size = explorer.ask("store.outputSize")
-    starts = {0, explorer.ask("store.map.rows") - 1, explorer.ask("store.selection.p")}
-    elements = [None, explorer.ask("Math.floor(store.input.length / 2)")]
+    last = explorer.ask("store.map.rows - 1")
     moved = 0
-    for p in starts:
-        for element in elements:
-            for key, (axis, by) in ARROWS.items():
-                explorer.ask("store.select(argument)", {"p": p, "element": element})
-                before = explorer.ask("store.map.position(store.selection.p)")
-                explorer.press("input", key)
-                expected = list(before)
-                if len(size) > 1 or axis == -1:
-                    expected[axis] = min(max(before[axis] + by, 0), size[axis] - 1)
-                assert explorer.ask("store.map.position(store.selection.p)") == expected, key
-                moved += expected != before
-    assert moved >= (0 if explorer.ask("store.map.rows") == 1 else 2 * len(size))
+    for p, element in ((0, None), (last // 2, "Math.floor(store.input.length / 2)"), (last, None)):
+        for key, (axis, by) in ARROWS.items():
+            explorer.ask(f"store.select({{p: {p}, element: {element or 'null'}}})")
+            before = explorer.ask("store.map.position(store.selection.p)")
+            explorer.press("input", key)
+            expected = list(before)
+            if len(size) > 1 or axis == -1:
+                expected[axis] = min(max(before[axis] + by, 0), size[axis] - 1)
+            assert explorer.ask("store.map.position(store.selection.p)") == expected, key
+            moved += expected != before
+    assert moved >= (0 if last == 0 else 2 * len(size))
 
 
 def test_home_end_and_pages_move_the_window_to_the_edges(explorer: Explorer) -> None:
@@ -287,3 +265,69 @@ def test_with_shift_an_arrow_moves_the_chosen_element(explorer: Explorer) -> Non
     for _ in range(4):
         explorer.press("input", "Shift+ArrowRight")
     assert explorer.selection["element"] == 7  # at the edge it stays
+
+
+# --- steps over the positions, tabs, motion ---
+
+
+def test_steps_and_the_slider_visit_every_position(explorer: Explorer) -> None:
+    slider = explorer.control("position")
+    for actions, p in (("first", 0), ("forward forward", 2), ("back", 1), ("last", 168)):
+        for action in actions.split():
+            explorer.act(action)
+        assert explorer.chosen("p") == (p,), actions
+    assert slider.input_value() == slider.get_attribute("max") == "168"
+    slider.fill("12")
+    explorer.act("forward")  # at the end of a row it goes on with the next
+    assert explorer.chosen("p") == (13,)
+    assert "row 1, column 0" in explorer.live()
+    slider.press("ArrowRight")
+    assert explorer.settled().chosen("p") == (14,)
+    assert slider.get_attribute("aria-valuetext") == "output position 1, 1"
+    explorer.preset("figure-2")  # fewer positions: the slider follows
+    assert slider.get_attribute("max") == "0"
+
+
+def test_playing_moves_on_its_own_and_stops_when_asked(explorer: Explorer) -> None:
+    explorer.enter(speed="fast").act("first").act("play")
+    explorer.until("store.selection.p >= 3")
+    explorer.act("play")
+    p = explorer.selection["p"]
+    assert explorer.rest(130).selection["p"] == p  # two steps' time
+
+
+def test_who_asks_for_less_motion_sees_no_transition(open_page: OpensPage) -> None:
+    durations = (
+        "() => Math.max(...[...document.querySelectorAll('.convfc-explorer, .convfc-explorer *')]"
+        ".flatMap((e) => { const s = getComputedStyle(e);"
+        " return [...s.transitionDuration.split(','), ...s.animationDuration.split(',')]; })"
+        ".map((text) => parseFloat(text)))"
+    )
+    moving = open_page()
+    assert 0 < moving.page.evaluate(durations) < 1
+    still = open_page(reduced_motion="reduce")
+    assert still.page.evaluate(durations) < 0.001
+    still.act("first").act("forward")
+    assert still.chosen("p") == (1,)
+
+
+def test_tabs_are_worked_with_arrow_keys(explorer: Explorer) -> None:
+    explorer.tab("arithmetic")
+    names = ["arithmetic", "map", "matrix", "backward", "code"]
+    tabs = explorer.root.locator("[role=tab][data-tab]")
+    assert tabs.evaluate_all("all => all.map((tab) => tab.dataset.tab)") == names
+    first = explorer.root.locator("[role=tab][data-tab=arithmetic]")
+    first.focus()
+    for name in [*names[1:], names[0]]:
+        explorer.page.keyboard.press("ArrowRight")
+        explorer.settled()
+        tab = explorer.root.locator(f"[role=tab][data-tab={name}]")
+        assert tab.get_attribute("aria-selected") == "true"
+        assert tab.evaluate("tab => tab === document.activeElement")
+        panel = explorer.page.locator(f"#{tab.get_attribute('aria-controls')}")
+        assert panel.is_visible()
+        assert panel.get_attribute("role") == "tabpanel"
+        assert explorer.ask("store.view.tab") == name
+    explorer.page.keyboard.press("End")
+    explorer.settled()
+    assert explorer.ask("store.view.tab") == "code"

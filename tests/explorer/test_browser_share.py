@@ -1,45 +1,127 @@
-"""What leaves the page: its address, the code, pictures of the strip."""
+"""What comes and what leaves: the page served and written, its address, code, pictures."""
 
 from __future__ import annotations
 
 import io
-import json
-import pathlib
 import re
-import shutil
+import signal
 import subprocess
-from typing import TYPE_CHECKING, Any
+import sys
+from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from browser import lacking
+from browser import PATIENCE, Explorer, Watch
 from PIL import Image
 
 from convfc import ConvGeometry
 from convfc.explorer.state import explorer_state
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import pathlib
+    from collections.abc import Iterator
 
-    from browser import Explorer
+    from browser import OpensContext, OpensPage
+    from model import Model
 
-MODEL = pathlib.Path(__file__).parents[2] / "src/convfc/explorer/web/src/model"
+RUN = (sys.executable, "-m", "convfc", "explore")
 CLIPBOARD = "() => navigator.clipboard.readText()"
 SVG = "{http://www.w3.org/2000/svg}"
 
+# --- where the page comes from ---
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """The address of `convfc explore`, which runs until the tests of this file are done."""
+    command = [*RUN, "--no-browser", "--port", "0"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: S603
+    assert server.stdout is not None
+    found = None
+    for line in server.stdout:
+        if found := re.search(r"http://127\.0\.0\.1:\d+/", line):
+            break
+    assert found, "the server says where it is"
+    yield found.group()
+    server.send_signal(signal.SIGINT)
+    assert server.wait(PATIENCE) in {0, 130}  # Ctrl-C ends it, as it ends any program
+    server.stdout.close()
+
+
+def test_the_served_page_obeys_its_strict_policy(open_context: OpensContext, address: str) -> None:
+    page = open_context(permissions=["clipboard-read", "clipboard-write"]).new_page()
+    watch = Watch(page, own=[address.rstrip("/")])
+    answer = page.goto(address)
+    assert answer is not None
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    explorer = Explorer(page).ready().act("guide-close")
+    for preset in ("depthwise", "transposed", "experiment"):
+        explorer.preset(preset)
+    for _ in explorer.panels():
+        explorer.click("output", 2, 2)
+    for action in ("png", "svg"):
+        with page.expect_download():
+            explorer.act(action)
+    explorer.act("copy-link").act("draw")
+    said = explorer.root.locator(".toast").inner_text()
+    assert "on this machine only, while convfc explore runs" in said
+    assert page.evaluate(CLIPBOARD).startswith(address)
+    watch.check()
+    assert all(request.startswith(address) for request in watch.requests)
+    # It is enforced.
+    page.evaluate(
+        "() => document.body.append(Object.assign(new Image(), {src: 'http://127.0.0.1:9/x.png'}))"
+    )
+    page.wait_for_function("() => window.brokenPolicy.length > 0")
+    with pytest.raises(AssertionError, match="img-src"):
+        watch.check()
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["start", "layer"])
+def test_a_written_page_works_from_disk_and_asks_for_nothing(
+    open_context: OpensContext, tmp_path: pathlib.Path, own: bool
+) -> None:
+    out = tmp_path / "a copy with spaces & signs.html"
+    layer = "torch.nn:Conv2d --arg in_channels=2 --arg out_channels=3 --arg kernel_size=3"
+    arguments = f"{layer} --arg padding=1 --input 1,2,6,7".split() if own else []
+    command = [*RUN, *arguments, "--html", str(out)]
+    subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE)  # noqa: S603
+    page = open_context().new_page()
+    watch = Watch(page)
+    page.goto(out.as_uri())
+    explorer = Explorer(page).ready().act("guide-close")
+    explorer.click("output", 5, 5)
+    assert "row 5, column 5" in explorer.live()
+    settings = explorer.settings
+    if own:
+        assert explorer.cells("M") == (42, 18)
+        found = [settings[name] for name in ("size", "channels", "filters", "bias", "padding")]
+        assert found == [[6, 7], 2, 3, True, [[1, 1], [1, 1]]]
+    else:
+        assert explorer.cells("M") == (169, 16)
+    explorer.preset("figure-3").preset("signal")
+    watch.check()
+    assert len(watch.requests) == 1
+
+
+# --- its address ---
+
 
 def copied(explorer: Explorer, action: str) -> str:
-    """Press a copy button; return what is on the clipboard then."""
+    """Press a copy button; return what is on the clipboard once the page has said so."""
     explorer.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     explorer.page.bring_to_front()
+    explorer.ask("void (explorer.toast.hidden = true)")
     explorer.act(action)
-    explorer.page.wait_for_timeout(50)
+    explorer.root.locator(".toast").wait_for()
     text: str = explorer.page.evaluate(CLIPBOARD)
     return text
 
 
-def test_an_address_opens_the_same_state_on_a_new_page(open_page: Callable[..., Explorer]) -> None:
+def test_an_address_opens_the_same_state_on_a_new_page(open_page: OpensPage) -> None:
     explorer = open_page()
     explorer.preset("dilated")
     explorer.enter(stride__0=2, filters=3)
@@ -51,6 +133,9 @@ def test_an_address_opens_the_same_state_on_a_new_page(open_page: Callable[..., 
     explorer.tab("map")
     explorer.switch("feeds")
     link = copied(explorer, "copy-link")
+    assert link.startswith("file:")
+    said = explorer.root.locator(".toast").inner_text()
+    assert said == "The link is copied. It opens on this machine only."
     assert "#1;" in link
     other = open_page(address="#" + link.partition("#")[2])
     for part in ("settings", "filters", "bias", "selection"):
@@ -64,14 +149,7 @@ def test_an_address_opens_the_same_state_on_a_new_page(open_page: Callable[..., 
         assert other.picture(view, "base") == explorer.picture(view, "base"), view
 
 
-def test_a_link_says_where_it_opens(open_page: Callable[..., Explorer]) -> None:
-    explorer = open_page()
-    assert copied(explorer, "copy-link").startswith("file:")
-    said = explorer.root.locator(".toast").inner_text()
-    assert said == "The link is copied. It opens on this machine only."
-
-
-def test_the_address_of_the_page_keeps_step(open_page: Callable[..., Explorer]) -> None:
+def test_the_address_of_the_page_keeps_step(open_page: OpensPage) -> None:
     explorer = open_page()
     explorer.preset("figure-6")
     explorer.click("output", 3, 3)
@@ -81,22 +159,14 @@ def test_the_address_of_the_page_keeps_step(open_page: Callable[..., Explorer]) 
     explorer.click("output", 1, 1)
     explorer.page.wait_for_function("() => location.hash.includes('at=8')")
     assert explorer.page.evaluate("() => history.length") == entries  # only a start is an entry
-
-
-def test_an_address_typed_over_the_old_one_is_opened(open_page: Callable[..., Explorer]) -> None:
-    explorer = open_page()
+    # An address typed over the old one is opened.
     explorer.page.evaluate("() => { location.hash = '#1;preset=transposed;at=9.1' }")
-    explorer.page.wait_for_function(
-        "() => document.querySelector('.convfc-explorer').explorer.store.settings.transposed"
-    )
-    assert explorer.chosen("p", "f") == (9, 1)
+    assert explorer.until("store.settings.transposed").chosen("p", "f") == (9, 1)
 
 
-@pytest.mark.parametrize(
-    "address", ["#9;x", "#1;preset=nothing", "#1;k=40.40", "#%E0%A4%A", "#1;at=a.b;i=1,2,oops"]
-)
+@pytest.mark.parametrize("address", ["#9;x", "#1;k=40.40", "#%E0%A4%A", "#1;at=a.b;i=1,2,oops"])
 def test_rubbish_in_an_address_is_said_and_the_page_works(
-    open_page: Callable[..., Explorer], address: str
+    open_page: OpensPage, address: str
 ) -> None:
     explorer = open_page(address=address)
     assert explorer.ask("store.problems") == []
@@ -105,36 +175,43 @@ def test_rubbish_in_an_address_is_said_and_the_page_works(
     assert explorer.root.locator("p[role=status]").inner_text().strip()
 
 
-def model_code(settings: dict[str, Any], language: str) -> str:
-    """Return the code that the page's model makes of settings, which other tests run."""
-    node = shutil.which("node") or lacking("node is not on this machine; remedy: install Node.js")
-    program = (
-        f"import {{ code }} from {json.dumps((MODEL / 'code.js').as_uri())};"
-        f"process.stdout.write(code({json.dumps(settings)}, {json.dumps(language)}))"
-    )
-    command = [node, "--input-type=module", "--eval", program]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603
-    return done.stdout
+@pytest.mark.parametrize("filters", [2, 40], ids=["numbers-fit", "numbers-are-too-many"])
+def test_an_address_says_what_is_selected_of_the_layer_that_a_page_holds(
+    open_page: OpensPage, filters: int
+) -> None:
+    rng = np.random.default_rng(0)
+    geometry = ConvGeometry(3, filters, (5, 5), padding=1)
+    weights = np.round(rng.normal(size=geometry.filters_shape), 6)
+    state = explorer_state(weights, np.round(rng.normal(size=(9, 8, 3)), 6), geometry)
+    explorer = open_page(state)
+    explorer.click("output", 2, 3)
+    explorer.tab("map")
+    link = copied(explorer, "copy-link")
+    assert ("cut=1" in link) == (filters == 40)
+    other = open_page(state, address="#" + link.partition("#")[2])
+    assert other.selection == explorer.selection
+    assert other.chosen("p") == (2 * 6 + 3,)
+    for part in ("settings", "filters", "view"):
+        assert other.state[part] == explorer.state[part], part
+    assert other.state["input"]["values"] == state["input"]["values"]
+    # Other settings are another layer: the address has its way.
+    changed = open_page(state, address="#1;preset=dilated;at=3.1")
+    assert changed.settings["dilation"] == [2, 2]
 
 
-@pytest.mark.parametrize("language", ["numpy", "torch", "keras"])
-def test_copied_code_is_the_code_that_is_tested(explorer: Explorer, language: str) -> None:
-    explorer.preset("dilated")
-    explorer.tab("code")
-    explorer.root.locator(f'[data-language="{language}"]').click()
-    code = model_code(explorer.settings, language)
-    assert explorer.view("code").locator("code").text_content() == code
-    assert copied(explorer, "copy-code") == code
-    assert code.endswith("\n")
-    word = {"numpy": "ConvGeometry(", "torch": "nn.Conv2d(", "keras": "layers.Conv2D("}
-    assert word[language] in code
+# --- its code and its pictures ---
 
 
-def test_the_numpy_program_computes_what_is_shown(explorer: Explorer) -> None:
-    explorer.preset("depthwise")
-    explorer.tab("code")
+def test_copied_code_is_the_code_that_is_tested(explorer: Explorer, model: Model) -> None:
+    explorer.preset("depthwise").tab("code")
+    for language in ("torch", "keras", "numpy"):
+        explorer.root.locator(f'[data-language="{language}"]').click()
+        code = model.ask("code", explorer.settings, language)
+        assert explorer.view("code").locator("code").text_content() == code
+        assert copied(explorer, "copy-code") == code
+    # The numbers of the NumPy program are the page's.
     names: dict[str, np.ndarray] = {}
-    exec(copied(explorer, "copy-code"), names)  # noqa: S102
+    exec(code, names)  # noqa: S102
     state = explorer.state
     state["input"] = {"values": names["x"].ravel().tolist()}
     state["filters"] = names["filters"].ravel().tolist()
@@ -152,7 +229,7 @@ def saved(explorer: Explorer, action: str) -> tuple[str, bytes]:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_strip_is_saved_as_png(open_page: Callable[..., Explorer], scheme: str) -> None:
+def test_the_strip_is_saved_as_png(open_page: OpensPage, scheme: str) -> None:
     explorer = open_page(color_scheme=scheme)
     name, data = saved(explorer, "png")
     assert name.endswith(".png")
@@ -174,7 +251,7 @@ def test_the_strip_is_saved_as_png(open_page: Callable[..., Explorer], scheme: s
         assert (np.abs(pixels.astype(int) - colour).sum(axis=2) < 30).sum() > least, colour
 
 
-def test_the_strip_is_saved_as_svg_with_its_numbers(open_page: Callable[..., Explorer]) -> None:
+def test_the_strip_is_saved_as_svg_with_its_numbers(open_page: OpensPage) -> None:
     explorer = open_page(address="#1;preset=figure-2")
     explorer.edit("input", 0, 0, "123")
     name, data = saved(explorer, "svg")
@@ -198,27 +275,3 @@ def test_large_matrices_are_images_in_the_svg(explorer: Explorer) -> None:
     assert hrefs
     assert all(href.startswith("data:image/png;base64,") for href in hrefs)
     assert any("169" in "".join(text.itertext()) for text in root.iter(f"{SVG}text"))
-
-
-@pytest.mark.parametrize("filters", [2, 40], ids=["numbers-fit", "numbers-are-too-many"])
-def test_an_address_says_what_is_selected_of_the_layer_that_a_page_holds(
-    open_page: Callable[..., Explorer], filters: int
-) -> None:
-    rng = np.random.default_rng(0)
-    geometry = ConvGeometry(3, filters, (5, 5), padding=1)
-    weights = np.round(rng.normal(size=geometry.filters_shape), 6)
-    state = explorer_state(weights, np.round(rng.normal(size=(9, 8, 3)), 6), geometry)
-    explorer = open_page(state)
-    explorer.click("output", 2, 3)
-    explorer.tab("map")
-    link = copied(explorer, "copy-link")
-    assert ("cut=1" in link) == (filters == 40)
-    other = open_page(state, address="#" + link.partition("#")[2])
-    assert other.selection == explorer.selection
-    assert other.chosen("p") == (2 * 6 + 3,)
-    for part in ("settings", "filters", "view"):
-        assert other.state[part] == explorer.state[part], part
-    assert other.state["input"]["values"] == state["input"]["values"]
-    # Other settings are another layer: the address has its way.
-    changed = open_page(state, address="#1;preset=dilated;at=3.1")
-    assert changed.settings["dilation"] == [2, 2]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from browser import PATIENCE
 from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from convfc.layer import ConvLayer
 
 TESTS = Path(__file__).parents[1]
-PATIENCE = 60
 
 NET = """
 import torch
@@ -163,20 +163,17 @@ def test_weights_of_another_dtype(dtype: torch.dtype, code: int, text: str) -> N
     assert Path("out.html").exists() == (code == 0)
 
 
-def test_some_of_the_filters() -> None:
-    layer, _ = pages("explored_net:Net", "--input", "1,9,8", "--filters", "2")
+def test_a_digit_some_of_the_filters_one_axis() -> None:
+    layer, x = pages("explored_net:Net", "--image", "7", "--filters", "2")
     from explored_net import Net
 
     first = Net().first.weight.detach()[:2].movedim(1, -1).numpy()
     assert np.array_equal(np.asarray(layer.filters, np.float32), first)
-
-
-def test_a_digit_as_the_image() -> None:
-    layer, x = pages("explored_net:Net", "--image", "7")
     assert x.shape == (28, 28, 1)
     assert x.max() > 0.9
-    assert layer.geometry.in_channels == 1
     assert "handwritten 7" in shown()["source"]
+    layer, x = pages("explored_net:signal", "--input", "1,2,9")
+    assert (layer.geometry.kernel_size, x.shape) == ((5,), (9, 2))
 
 
 def test_an_image_as_the_image(place: Path) -> None:
@@ -187,12 +184,6 @@ def test_an_image_as_the_image(place: Path) -> None:
     _, x = pages("explored_net:Net", "--arg", "channels=3", "--image", "photo.png")
     assert np.array_equal(np.rint(x * 255), pixels)
     assert "photo.png" in shown()["source"]
-
-
-def test_a_layer_of_one_axis() -> None:
-    layer, x = pages("explored_net:signal", "--input", "1,2,9")
-    assert layer.geometry.kernel_size == (5,)
-    assert x.shape == (9, 2)
 
 
 def test_what_a_run_has_trained(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,13 +261,6 @@ def test_a_browser_is_opened_unless_it_is_not_wanted(
     (url,) = re.findall(r"^Explorer: (http://127\.0\.0\.1:\d+/)   \(Ctrl-C ends it\)$", first)
     assert last == "Stopped."
     assert opened == ([] if quiet else [url])
-
-
-def test_a_port_in_use_is_said_in_one_line() -> None:
-    with ExplorerServer() as taken:
-        result = call("--port", str(taken.server_address[1]), "--no-browser")
-    assert result.exit_code == 1
-    assert "the port cannot be used" in result.stderr
 
 
 def test_it_serves_until_ctrl_c() -> None:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from model import running
 from PIL import Image
 from torch import nn
 
@@ -31,18 +30,12 @@ from convfc.explorer.inputs import (
 
 if TYPE_CHECKING:
     import pathlib
-    from collections.abc import Iterator
 
     from model import Model
 
 GREY = ConvGeometry(1, 2, (3, 3))
 COLOUR = ConvGeometry(3, 2, (3, 3))
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 18, 3), dtype=np.uint8)
-
-
-@pytest.fixture(scope="module")
-def model() -> Iterator[Model]:
-    yield from running()
 
 
 def saved(folder: pathlib.Path, pixels: Any, name: str = "photo.png", **options: Any) -> str:
@@ -100,10 +93,10 @@ def test_a_photograph_lies_as_it_was_taken(tmp_path: pathlib.Path) -> None:
     assert (shades(as_input(path, COLOUR).values) == np.rot90(PIXELS, -1)).all()
 
 
-@pytest.mark.parametrize("kind", sorted(set(FORMATS) - {"PPM"}))
-def test_formats_are_known_by_their_content(tmp_path: pathlib.Path, kind: str) -> None:
-    Image.fromarray(PIXELS).save(tmp_path / "file.png", format=kind)
-    assert as_input(tmp_path / "file.png", COLOUR).values.shape == (12, 18, 3)
+def test_formats_are_known_by_their_content(tmp_path: pathlib.Path) -> None:
+    for kind in sorted(set(FORMATS) - {"PPM"}):
+        Image.fromarray(PIXELS).save(tmp_path / "file.png", format=kind)
+        assert as_input(tmp_path / "file.png", COLOUR).values.shape == (12, 18, 3), kind
 
 
 def test_a_size_is_fitted_in_shape_and_then_in_size(tmp_path: pathlib.Path) -> None:
@@ -118,15 +111,11 @@ def test_a_size_is_fitted_in_shape_and_then_in_size(tmp_path: pathlib.Path) -> N
     assert small.values.shape == (10, 20, 3)
 
 
-@pytest.mark.parametrize(
-    ("shape", "made"), [((448, 300), (224, 150)), ((30, 900), (7, 224)), ((224, 5), (224, 5))]
-)
-def test_a_large_image_is_made_as_small_as_the_page_is(
-    tmp_path: pathlib.Path, shape: tuple[int, int], made: tuple[int, int]
-) -> None:
-    picture = as_input(saved(tmp_path, np.zeros(shape, np.uint8)), GREY)
-    assert picture.values.shape == (*made, 1)
-    assert ("resized" in picture.said) == (shape != made)
+def test_a_large_image_is_made_as_small_as_the_page_is(tmp_path: pathlib.Path) -> None:
+    for shape, made in (((448, 300), (224, 150)), ((30, 900), (7, 224)), ((224, 5), (224, 5))):
+        picture = as_input(saved(tmp_path, np.zeros(shape, np.uint8)), GREY)
+        assert picture.values.shape == (*made, 1)
+        assert ("resized" in picture.said) == (shape != made)
 
 
 def test_a_layer_of_one_axis_reads_the_middle_row(tmp_path: pathlib.Path) -> None:
@@ -181,16 +170,13 @@ def test_what_is_no_picture_is_refused(tmp_path: pathlib.Path, content: bytes, w
     assert "Remedy: save it as PNG" in str(e.value)
 
 
-def test_floating_point_pixels_are_refused(tmp_path: pathlib.Path) -> None:
-    Image.fromarray(np.ones((3, 3), np.float32)).save(tmp_path / "f.tiff")
-    with pytest.raises(DataError, match="no whole numbers"):
-        read_image(tmp_path / "f.tiff", 1)
-
-
-def test_a_missing_file_and_a_folder_are_named(tmp_path: pathlib.Path) -> None:
+def test_what_is_no_file_and_pixels_without_a_white_are_named(tmp_path: pathlib.Path) -> None:
     for path in (tmp_path / "nowhere.png", tmp_path):
         with pytest.raises(DataError, match=r"there is no such file\. Remedy: check the path"):
             read_image(path, 1)
+    Image.fromarray(np.ones((3, 3), np.float32)).save(tmp_path / "f.tiff")
+    with pytest.raises(DataError, match="no whole numbers"):
+        read_image(tmp_path / "f.tiff", 1)
 
 
 def test_without_pillow_the_way_out_is_said(
@@ -202,43 +188,34 @@ def test_without_pillow_the_way_out_is_said(
         as_input(path, COLOUR)
 
 
-@pytest.mark.parametrize("source", ["photo.png", 3])
-@pytest.mark.parametrize("channels", [2, 4, 64])
-def test_an_image_is_no_input_of_other_channels(source: Any, channels: int) -> None:
-    with pytest.raises(ShapeError, match="--layer NAME --image FILE runs the model on the image"):
-        as_input(source, ConvGeometry(channels, 1, (3, 3)))
-
-
 # --- digits ---
 
 
-@pytest.mark.parametrize("kind", range(10))
-def test_a_digit_is_the_one_of_the_page(model: Model, kind: int) -> None:
-    there = model.ask("facts")["digits"][2 * kind]
-    assert there["label"] == kind
-    assert (np.round(digit(kind) * 255).astype(int).ravel() == there["pixels"]).all()
+def test_a_digit_of_any_size_is_the_one_of_the_page(model: Model, facts: dict[str, Any]) -> None:
+    for kind in range(10):
+        there = facts["digits"][2 * kind]
+        assert there["label"] == kind
+        assert (np.round(digit(kind) * 255).astype(int).ravel() == there["pixels"]).all()
+    for geometry in (GREY, COLOUR, ConvGeometry(1, 1, (3,)), ConvGeometry(3, 1, (3,))):
+        ndim = geometry.spatial_ndim
+        for side in (None, 9, 28, 40):
+            size = None if side is None else (side, side - 2)[:ndim]
+            state = explorer_state(np.ones(geometry.filters_shape), 4, geometry, input_size=size)
+            there = model.ask("load", {**state, "input": {"digit": 8}})
+            assert there["input"]["values"] == state["input"]["values"], (geometry, side)
+            assert state["source"].startswith("a handwritten 4")
+            resized = side in (9, 40) or (side == 28 and ndim == 2)
+            assert ("to" in state["source"]) == resized, (geometry, side)
 
 
-@pytest.mark.parametrize(
-    "geometry", [GREY, COLOUR, ConvGeometry(1, 1, (3,)), ConvGeometry(3, 1, (3,))], ids=repr
-)
-@pytest.mark.parametrize("side", [None, 9, 28, 40])
-def test_a_digit_of_any_size_is_the_one_of_the_page(
-    model: Model, geometry: ConvGeometry, side: int | None
-) -> None:
-    ndim = geometry.spatial_ndim
-    size = None if side is None else (side, side - 2)[:ndim]
-    state = explorer_state(np.ones(geometry.filters_shape), 4, geometry, input_size=size)
-    there = model.ask("load", {**state, "input": {"digit": 8}})
-    assert there["input"]["values"] == state["input"]["values"]
-    assert state["source"].startswith("a handwritten 4")
-    assert ("to" in state["source"]) == (side in (9, 40) or (side == 28 and ndim == 2))
-
-
-@pytest.mark.parametrize("kind", [-1, 10, 1.5, "7", True, None])
-def test_there_are_ten_digits(kind: Any) -> None:
-    with pytest.raises(ArgumentError, match="from 0 to 9"):
-        digit(kind)
+def test_there_are_ten_digits_of_one_channel_or_three() -> None:
+    for kind in (-1, 10, 1.5, "7", True, None):
+        with pytest.raises(ArgumentError, match="from 0 to 9"):
+            digit(kind)
+    for source in ("photo.png", 3):
+        for channels in (2, 64):
+            with pytest.raises(ShapeError, match="--layer NAME --image FILE runs the model on the"):
+                as_input(source, ConvGeometry(channels, 1, (3, 3)))
 
 
 def test_digits_are_shared_by_the_experiment() -> None:
@@ -262,16 +239,15 @@ def test_digits_are_shared_by_the_experiment() -> None:
         ((3, 6, 3), "channels_last", False),
     ],
 )
-@pytest.mark.parametrize("batch", [(), (1,), (4,)])
 def test_channels_are_where_the_layer_has_them(
-    shape: tuple[int, ...], order: str, moved: bool, batch: tuple[int, ...]
+    shape: tuple[int, ...], order: str, moved: bool
 ) -> None:
-    x = np.arange(np.prod((*batch, *shape))).reshape(*batch, *shape)
-    one = x[0] if batch else x
-    expected = np.moveaxis(one, 0, -1) if moved else one
-    found = as_input(x, COLOUR, order=order).values
-    assert found.shape == expected.shape
-    assert (found == expected).all()
+    batch = np.arange(4 * np.prod(shape)).reshape(4, *shape)
+    expected = np.moveaxis(batch[0], 0, -1) if moved else batch[0]
+    for x in (batch, batch[:1], batch[0]):  # of a batch, the first
+        found = as_input(x, COLOUR, order=order).values
+        assert found.shape == expected.shape
+        assert (found == expected).all()
 
 
 def test_an_image_without_its_one_channel() -> None:
@@ -350,11 +326,8 @@ def test_inputs_of_models(
     x, words = input_for(Net(), sizes, source)
     assert (x.shape, x.dtype, words) == (shape, np.float32, said)
     assert 0 <= x.min() < x.max() <= 1
-
-
-def test_sizes_of_a_model_of_one_axis_may_have_a_batch_axis() -> None:
-    x, _ = input_for(nn.Conv1d(2, 3, 3), (4, 2, 20))
-    assert x.shape == (1, 2, 20)
+    # Of one axis, sizes may have a batch axis.
+    assert input_for(nn.Conv1d(2, 3, 3), (4, 2, 20))[0].shape == (1, 2, 20)
 
 
 @pytest.mark.parametrize(

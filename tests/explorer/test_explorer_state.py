@@ -1,10 +1,11 @@
-"""What the page is told of a layer, and what comes back from it."""
+"""What the page is told of a layer, what comes back from it, and the widget without a browser."""
 
 from __future__ import annotations
 
 import copy
 import json
-import re
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
@@ -12,11 +13,13 @@ import keras
 import numpy as np
 import pytest
 import torch
+from browser import PATIENCE
 from hypothesis import given
 from hypothesis import strategies as st
-from model import running, settings_of
+from model import settings_of
 from strategies import cases
 from torch import nn
+from traitlets import TraitError
 
 import convfc
 from convfc import ConvGeometry, ConvLayer
@@ -26,11 +29,14 @@ from convfc.errors import (
     DataError,
     GeometryError,
     MemoryBudgetError,
+    MissingDependencyError,
     ShapeError,
+    UnsupportedLayer,
     UnsupportedModel,
 )
 from convfc.explorer import explorer_state
 from convfc.explorer import state as state_module
+from convfc.explorer.page import asset
 from convfc.explorer.state import (
     LARGEST,
     LIMITS,
@@ -40,17 +46,13 @@ from convfc.explorer.state import (
     settings_of_geometry,
     state_layer,
 )
+from convfc.explorer.widget import ExplorerWidget
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from cases import Case
     from model import Model
 
-
-@pytest.fixture(scope="module")
-def model() -> Iterator[Model]:
-    yield from running()
+NOTHING = {"p": 0, "f": 0, "q": None, "element": None}
 
 
 @pytest.fixture
@@ -112,17 +114,31 @@ def test_a_state_goes_through_the_page(model: Model, state: dict[str, Any]) -> N
     assert (layer(x[None]) == before(x_before[None])).all()
 
 
-def test_it_starts_in_the_middle_of_the_output() -> None:
-    state = explorer_state(nn.Conv2d(1, 2, 4, stride=2), input_size=(28, 28))
-    assert state["selection"] == {"p": 6 * 13 + 6, "f": 0, "q": None, "element": None}
-
-
-def test_where_it_comes_from_is_said() -> None:
+def test_where_it_comes_from_and_what_it_starts_with(state: dict[str, Any]) -> None:
+    assert state["title"] == "features.0"
     layer = ConvLayer(ConvGeometry(1, 1, (2,)), np.ones((1, 2, 1)), name="block.conv")
-    assert explorer_state(layer)["title"] == "block.conv"
-    state = explorer_state(layer, title="mine", source="a run")
-    assert (state["title"], state["source"], state["version"]) == ("mine", "a run", VERSION)
+    found = explorer_state(layer, title="mine", source="a run")
+    assert (found["title"], found["source"], found["version"]) == ("mine", "a run", VERSION)
     assert explorer_state(layer, 3)["source"] == "a handwritten 3, its middle row"
+    geometry = ConvGeometry(2, 4, (3,))
+    unnamed = "CONV layer, 2 to 4 channels, kernel 3"
+    assert explorer_state(np.zeros((4, 3, 2)), None, geometry)["title"] == unnamed
+    unnamed = "ConvTranspose2d, 1 to 2 channels, kernel 2 × 4"
+    assert explorer_state(nn.ConvTranspose2d(1, 5, (2, 4)), filters=[0, 2])["title"] == unnamed
+    middle = explorer_state(nn.Conv2d(1, 2, 4, stride=2), input_size=(28, 28))["selection"]
+    assert middle == {"p": 6 * 13 + 6, "f": 0, "q": None, "element": None}
+
+
+def test_a_state_that_was_changed_names_its_layer_so_and_what_was_given_is_checked() -> None:
+    geometry = ConvGeometry(1, 2, (3,))
+    state = explorer_state(np.arange(6).reshape(2, 3, 1), np.arange(5)[:, None], geometry)
+    given = {name: state[name] for name in ("settings", "input", "filters", "bias")}
+    changed = {**state, "filters": [0] * 6, "given": given}
+    layer, _ = state_layer(changed)
+    assert layer.name == "CONV layer, 1 to 2 channels, kernel 3, changed here"
+    assert state_layer(given)[0].filters.ravel().tolist() == list(range(6))
+    with pytest.raises(DataError, match=r"filters: these are not the numbers of its settings"):
+        state_layer({**changed, "given": {**given, "filters": [1, 2]}})
 
 
 # --- layers and inputs of every kind ---
@@ -130,8 +146,11 @@ def test_where_it_comes_from_is_said() -> None:
 X = np.random.default_rng(1).integers(-9, 10, (5, 6, 3))
 
 
-@pytest.mark.parametrize("form", ["native", "patch", "weight"])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("form", "dtype"),
+    [("native", torch.bfloat16), ("patch", torch.float32), ("weight", torch.float64)],
+    ids=str,
+)
 def test_layers_of_pytorch_in_every_form(form: str, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     native = nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect").to(dtype)
@@ -148,21 +167,38 @@ def test_layers_of_pytorch_in_every_form(form: str, dtype: torch.dtype) -> None:
     assert (found(given_x[None]) == y).all()
 
 
-@pytest.mark.parametrize("order", ["channels_last", "channels_first"])
-def test_layers_of_keras(order: str) -> None:
-    layer = keras.layers.Conv2D(4, 3, strides=2, padding="same", data_format=order)
-    last = order == "channels_last"
-    x = X if last else np.moveaxis(X, -1, 0)
-    layer.build((None, *x.shape))
-    rng = np.random.default_rng(2)
-    weights = [rng.integers(-4, 5, w.shape).astype("float32") for w in layer.weights]
-    for variable, numbers in zip(layer.weights, weights, strict=True):
-        variable.assign(numbers)
-    found, given_x = state_layer(explorer_state(layer, x[None]))
-    assert found.geometry.padding == ((1, 1), (0, 1))
-    assert given_x is not None
-    assert (given_x == X).all()
-    assert (found.filters == np.moveaxis(weights[0], -1, 0)).all()
+KERAS = {
+    "same": ("Conv2D", (3, (3, 2)), {"strides": 2, "padding": "same"}, (7, 6, 2)),
+    "causal": ("Conv1D", (3, 3), {"dilation_rate": 2, "padding": "causal"}, (9, 2)),
+    "depthwise": ("DepthwiseConv2D", (3,), {"depth_multiplier": 2}, (5, 6, 3)),
+    "transposed": ("Conv2DTranspose", (2, 3), {"strides": 2, "padding": "same"}, (4, 5, 3)),
+    "first": ("Conv2D", (3, 3), {"data_format": "channels_first"}, (2, 6, 5)),
+}
+
+
+@pytest.mark.parametrize("name", KERAS)
+@pytest.mark.parametrize("batched", [True, False])
+def test_the_page_shows_what_keras_computes(name: str, *, batched: bool) -> None:
+    cls, arguments, rest, shape = KERAS[name]
+    layer = getattr(keras.layers, cls)(*arguments, **rest)
+    layer.build((None, *shape))
+    rng = np.random.default_rng(0)
+    layer.set_weights([rng.integers(-4, 5, w.shape).astype("float32") for w in layer.weights])
+    x = rng.integers(-4, 5, (2, *shape)).astype("float32")
+    found, shown = state_layer(explorer_state(layer, keras.ops.array(x) if batched else x[0]))
+    assert shown is not None
+    theirs = keras.ops.convert_to_numpy(layer(x))[0]
+    ours = found(shown[None])[0]
+    assert np.array_equal(np.moveaxis(ours, -1, 0) if name == "first" else ours, theirs)
+
+
+def test_of_keras_the_activation_is_named_and_no_weights_are_refused() -> None:
+    layer = keras.layers.Conv2D(3, 3, activation="relu", name="first")
+    with pytest.raises(UnsupportedLayer, match="it has no weights yet"):
+        convfc.explore(layer, np.ones((6, 5, 1), np.float32))
+    layer.build((None, 6, 5, 1))
+    widget = convfc.explore(layer, np.ones((6, 5, 1), np.float32))
+    assert widget.state["title"] == "first, before its relu"
 
 
 def test_inputs_of_every_library_are_read() -> None:
@@ -173,12 +209,6 @@ def test_inputs_of_every_library_are_read() -> None:
         assert values == np.asarray(x).astype(int).ravel().tolist()
     half = jnp.asarray(X, dtype=jnp.bfloat16)
     assert explorer_state(filters, half, geometry)["input"]["values"] == X.ravel().tolist()
-
-
-def test_the_first_of_a_batch_is_shown() -> None:
-    geometry = ConvGeometry(3, 1, (2, 2))
-    state = explorer_state(np.ones((1, 2, 2, 3)), np.stack([X, -X]), geometry)
-    assert state["input"]["values"] == X.ravel().tolist()
 
 
 def test_a_size_is_enough_and_even_that_can_be_left_out() -> None:
@@ -194,7 +224,7 @@ def test_a_size_is_enough_and_even_that_can_be_left_out() -> None:
     assert explorer_state(deep)["settings"]["size"] == [31]
 
 
-@pytest.mark.parametrize("filters", [[2, 0], range(1, 3), 3, (4,)])
+@pytest.mark.parametrize("filters", [[2, 0], range(1, 3), 3])
 def test_some_of_the_filters_are_shown(filters: Any) -> None:
     layer = nn.Conv2d(3, 5, 2)
     state = explorer_state(layer, X, filters=filters)
@@ -262,99 +292,184 @@ def test_the_last_number_that_the_page_holds(monkeypatch: pytest.MonkeyPatch) ->
         settings_of_geometry(wide, (2,), bias=False)
 
 
-BROKEN = {
-    "version": (2, "version: a state of another version; expected 1; got 2"),
-    "settings": (None, "settings: no state of the explorer"),
-    "filters": ([1, 2], r"filters: .* 24 numbers, \(4, 2, 3, 1\); got 2"),
-    "bias": (None, r"bias: .* 4 numbers"),
-    "input": ([1], "input: no state of the explorer"),
-    "selection": ({"p": 30}, "selection.p: there is no such row of M; expected 0 to 29; got 30"),
-}
-
-
-@pytest.mark.parametrize("field", BROKEN)
-def test_a_broken_state_is_named_by_its_field(state: dict[str, Any], field: str) -> None:
-    value, words = BROKEN[field]
-    with pytest.raises(DataError, match=words) as caught:
-        state_layer(state | {field: value})
-    assert "Remedy" in str(caught.value)
-
-
-@pytest.mark.parametrize("field", ["filters", "bias"])
-@pytest.mark.parametrize("odd", [None, "1", float("nan"), float("inf"), [1]])
-def test_numbers_that_are_none_are_refused(state: dict[str, Any], field: str, odd: object) -> None:
-    with pytest.raises(DataError, match=field):
-        state_layer(state | {field: [odd, *state[field][1:]]})
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "error", "words"),
-    [
-        ("kernel", [9, 9], GeometryError, "kernel is larger"),
-        ("groups", 3, GeometryError, "groups do not divide"),
-        ("axes", 1, GeometryError, "settings.axes: .*expected 2; got 1"),
-        ("bias", 1, ArgumentError, "settings.bias: this is a yes or a no"),
-        ("size", [5], GeometryError, "input_size"),
-        ("stride", [1, 65], GeometryError, "expected 1 to 64"),
-        ("colour", 3, DataError, "settings.colour: there is no such field"),
-        ("flip", ..., DataError, "settings.flip: a field is missing"),
-    ],
-)
-def test_broken_settings_are_named(
-    state: dict[str, Any], name: str, value: Any, error: type[ConvfcError], words: str
-) -> None:
-    settings = {**state["settings"], name: value}
+def changed(state: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
+    """Return a state with another value at a place such as `settings.kernel`; ... is none."""
+    found = copy.deepcopy(state)
+    *rest, last = path.split(".")
+    place = found
+    for name in rest:
+        place = place[name]
     if value is ...:
-        del settings[name]
-    with pytest.raises(error, match=words):
-        state_layer(state | {"settings": settings})
+        del place[last]
+    else:
+        place[last] = value
+    return found
 
 
-def test_a_bias_that_the_settings_do_not_have_is_refused(state: dict[str, Any]) -> None:
-    settings = {**state["settings"], "bias": False}
-    with pytest.raises(DataError, match="bias: there are numbers of a bias"):
-        state_layer(state | {"settings": settings})
-    assert state_layer(state | {"settings": settings, "bias": None})[0].bias is None
-
-
-def test_a_digit_of_the_page_has_its_numbers_there(state: dict[str, Any]) -> None:
-    assert state_layer(state | {"input": {"digit": 3}})[1] is None
+NUMBERS = [0] * 23
 
 
 @pytest.mark.parametrize(
-    ("selection", "words"),
+    ("path", "value", "error", "words"),
     [
-        ({"p": -1}, "selection.p: there is no such row of M"),
-        ({"p": 1.0}, "selection.p"),
-        ({"p": True}, "selection.p"),
-        ({"p": None}, "selection.p"),
-        ({"f": 4}, "selection.f: there is no such filter; expected 0 to 3; got 4"),
-        ({"q": 12}, "selection.q: .*0 to 11"),
-        ({"element": 60}, "selection.element: .*0 to 59"),
-        ({"row": 1}, "selection.row: a selection has no such part; expected p, f, q, element"),
+        ("version", 2, DataError, "version: a state of another version; expected 1; got 2"),
+        ("settings", None, DataError, "settings: no state of the explorer"),
+        ("filters", [1, 2], DataError, r"filters: .* 24 numbers, \(4, 2, 3, 1\); got 2"),
+        ("filters", [None, *NUMBERS], DataError, "filters"),
+        ("filters", ["1", *NUMBERS], DataError, "filters"),
+        ("filters", [[1], *NUMBERS], DataError, "filters"),
+        ("filters", [np.nan, *NUMBERS], DataError, "filters: a number that is not finite"),
+        ("filters", [np.inf, *NUMBERS], DataError, "filters: a number that is not finite"),
+        ("bias", None, DataError, r"bias: .* 4 numbers"),
+        ("bias", [1, 2, 3, np.nan], DataError, "bias: a number that is not finite"),
+        ("input", [1], DataError, "input: no state of the explorer; expected a mapping; got list"),
+        ("settings.kernel", [9, 9], GeometryError, "kernel is larger"),
+        ("settings.groups", 3, GeometryError, "groups do not divide"),
+        ("settings.axes", 1, GeometryError, "settings.axes: .*expected 2; got 1"),
+        ("settings.bias", 1, ArgumentError, "settings.bias: this is a yes or a no"),
+        ("settings.bias", False, DataError, "bias: there are numbers of a bias"),
+        ("settings.size", [5], GeometryError, "input_size"),
+        ("settings.stride", [1, 65], GeometryError, "expected 1 to 64"),
+        ("settings.colour", 3, DataError, "settings.colour: there is no such field"),
+        ("settings.flip", ..., DataError, "settings.flip: a field is missing"),
+        ("selection.p", 30, DataError, "there is no such row of M; expected 0 to 29; got 30"),
+        ("selection.p", -1, DataError, "selection.p: there is no such row of M"),
+        ("selection.p", 1.0, DataError, "selection.p"),
+        ("selection.p", True, DataError, "selection.p"),
+        ("selection.p", None, DataError, "selection.p"),
+        ("selection.f", 4, DataError, "there is no such filter; expected 0 to 3; got 4"),
+        ("selection.q", 12, DataError, "selection.q: .*0 to 11"),
+        ("selection.element", 60, DataError, "selection.element: .*0 to 59"),
+        ("selection.row", 1, DataError, "a selection has no such part; expected p, f, q, element"),
     ],
 )
-def test_selections_that_there_are_not(
-    state: dict[str, Any], selection: dict[str, Any], words: str
+def test_a_broken_state_is_named_by_its_field(
+    state: dict[str, Any], path: str, value: Any, error: type[ConvfcError], words: str
 ) -> None:
-    with pytest.raises(DataError, match=words):
-        state_layer(state | {"selection": selection})
-    if not re.search("0 to", words):
-        with pytest.raises(DataError, match=words.partition(";")[0]):
-            check_selection(selection)
+    """Also by the widget, which then stays as it was."""
+    broken = changed(state, path, value)
+    with pytest.raises(error, match=words) as caught:
+        state_layer(broken)
+    if path not in {"settings.bias", "settings.size"}:
+        assert "Remedy" in str(caught.value)
+    widget = ExplorerWidget(state=state)
+    with pytest.raises(TraitError, match=words):
+        widget.state = broken
+    assert widget.state == state
 
 
-def test_the_last_of_everything_can_be_selected(state: dict[str, Any]) -> None:
+def test_what_may_be_in_a_state_and_what_may_not(state: dict[str, Any]) -> None:
+    without = changed(changed(state, "settings.bias", False), "bias", None)
+    assert state_layer(without)[0].bias is None
+    assert state_layer(state | {"input": {"digit": 3}})[1] is None  # its numbers are on the page
     last = {"p": 29, "f": 3, "q": 11, "element": 59}
     assert state_layer(state | {"selection": last})[0].geometry.out_channels == 4
+    # Where the geometry is not known yet, there is no last one.
     assert check_selection({"p": 10**9, "f": 10**9, "q": None, "element": None}) is None
+    for wrong in ({"p": -1}, {"p": True}, {"f": 1.0}, {"row": 1}):
+        with pytest.raises(DataError, match=f"selection.{next(iter(wrong))}: "):
+            check_selection(wrong)
+
+
+# --- the widget ---
+
+
+def test_explore_shows_a_layer_of_pytorch_exactly() -> None:
+    layer = nn.Conv2d(2, 3, (3, 2), stride=2, padding=1)
+    x = torch.randn(4, 2, 7, 6, generator=torch.Generator().manual_seed(0))
+    widget = convfc.explore(layer, x, title="mine", height=500)
+    assert isinstance(widget, ExplorerWidget)
+    found, shown = state_layer(widget.state)
+    weight = layer.weight.detach().movedim(1, -1).numpy()
+    assert np.array_equal(np.asarray(found.filters, np.float32), weight)
+    assert np.array_equal(np.asarray(found.bias, np.float32), layer.bias.detach().numpy())
+    assert np.array_equal(np.asarray(shown, np.float32), x[0].movedim(0, -1).numpy())
+    assert (widget.state["title"], widget.height) == ("mine", 500)
+
+
+def test_explore_without_a_layer_starts_with_the_page() -> None:
+    widget = convfc.explore()
+    assert (widget.state, widget.selection, widget.height) == ({}, NOTHING, 0)
+    assert "of the experiment" in repr(widget)
+    assert "convfc explore" in repr(widget)
+    with pytest.raises(ArgumentError, match=r"^x: there is no layer that it belongs to"):
+        convfc.explore(x=np.ones(5))
+    with pytest.raises(ArgumentError, match=r"^filters: there is no layer"):
+        convfc.explore(filters=[1])
+    with pytest.raises(TraitError, match="height"):
+        ExplorerWidget(height=-1)
+
+
+def test_the_widget_is_the_page_with_a_state_that_brings_its_selection(
+    state: dict[str, Any],
+) -> None:
+    sent = ExplorerWidget(state=state).get_state()
+    assert (sent["_esm"], sent["_css"]) == (asset("explorer.js"), asset("explorer.css"))
+    assert (sent["state"], sent["selection"]) == (state, state["selection"])
+    widget = ExplorerWidget()
+    seen = []
+    widget.observe(lambda change: seen.append(change["new"]), "selection")
+    state["selection"] = {"p": 4, "f": 1, "q": 2, "element": None}
+    widget.state = state
+    assert (widget.state, widget.selection) == (state, state["selection"])
+    assert seen == [state["selection"]]
+    widget.selection = {"p": 3, "f": 1}  # in part
+    assert widget.selection == {"p": 3, "f": 1, "q": None, "element": None}
+    for wrong, text in (
+        ({"p": 30}, "selection.p: .* 0 to 29; got 30"),
+        ({"row": 1}, "no such part"),
+    ):
+        with pytest.raises(TraitError, match=text):
+            widget.selection = wrong
+    assert widget.selection["p"] == 3
+    widget.state = {}
+    assert widget.selection == NOTHING
+
+
+def test_other_settings_may_leave_no_room_for_the_selection_that_was_there(
+    state: dict[str, Any],
+) -> None:
+    state["selection"] = {"p": 29, "f": 1, "q": 2, "element": None}
+    widget = ExplorerWidget(state=state)
+    wider = changed(widget.state, "settings.stride", [3, 3])  # four rows of M
+    widget.state = wider
+    assert widget.selection == widget.state["selection"] == NOTHING
+    widget.selection = {"p": 1}
+    same = changed(widget.state, "settings.stride", [2, 2])
+    widget.state = same
+    assert widget.state == same  # there is room: it is as it was given
+    with pytest.raises(TraitError, match=r"selection\.p: there is no such row of M"):
+        widget.state = {**wider, "selection": {"p": 29}}  # asked for
+
+
+def test_without_anywidget_the_way_out_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "anywidget", None)
+    monkeypatch.delitem(sys.modules, "convfc.explorer.widget")
+    with pytest.raises(
+        MissingDependencyError, match=r"anywidget.*pip install 'convfc\[explorer\]'"
+    ):
+        convfc.explore()
+
+
+def test_reading_a_layer_does_not_import_what_shows_it() -> None:
+    program = (
+        "import sys, convfc, convfc.explorer.state, convfc.explorer.page\n"
+        "print({'anywidget', 'ipywidgets', 'traitlets', 'PIL'} & set(sys.modules) or 'none')"
+    )
+    run = subprocess.run(  # noqa: S603 (our own interpreter)
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=True,
+    )
+    assert run.stdout.strip() == "none"
 
 
 # --- facts that stand twice ---
 
 
-def test_the_page_goes_as_far_as_python_lets_it(model: Model) -> None:
-    facts = model.ask("facts")
+def test_the_page_goes_as_far_as_python_lets_it(facts: dict[str, Any]) -> None:
     there = {**facts["perAxis"], **facts["single"]}
     assert {name: (rule["min"], rule["max"]) for name, rule in there.items()} == LIMITS
     assert (facts["padding"]["min"], facts["padding"]["max"]) == PADDING
@@ -362,26 +477,3 @@ def test_the_page_goes_as_far_as_python_lets_it(model: Model) -> None:
     assert facts["version"] == VERSION
     wanted = settings_of(ConvGeometry(1, 1, (2, 2)), (6, 6))
     assert set(facts["defaults"]) == set(wanted)
-
-
-def test_a_layer_without_a_name_is_titled_by_its_kind_and_sizes() -> None:
-    geometry = ConvGeometry(2, 4, (3,))
-    assert explorer_state(np.zeros((4, 3, 2)), None, geometry)["title"] == (
-        "CONV layer, 2 to 4 channels, kernel 3"
-    )
-    layer = torch.nn.ConvTranspose2d(1, 5, (2, 4))
-    assert explorer_state(layer, filters=[0, 2])["title"] == (
-        "ConvTranspose2d, 1 to 2 channels, kernel 2 × 4"
-    )
-
-
-def test_a_state_that_was_changed_names_its_layer_so_and_what_was_given_is_checked() -> None:
-    geometry = ConvGeometry(1, 2, (3,))
-    state = explorer_state(np.arange(6).reshape(2, 3, 1), np.arange(5)[:, None], geometry)
-    given = {name: state[name] for name in ("settings", "input", "filters", "bias")}
-    changed = {**state, "filters": [0] * 6, "given": given}
-    layer, _ = state_layer(changed)
-    assert layer.name == "CONV layer, 1 to 2 channels, kernel 3, changed here"
-    assert state_layer(given)[0].filters.ravel().tolist() == list(range(6))
-    with pytest.raises(DataError, match=r"filters: these are not the numbers of its settings"):
-        state_layer({**changed, "given": {**given, "filters": [1, 2]}})

@@ -155,14 +155,13 @@ def _digit(kind: int, ndim: int, channels: int, size: Sequence[int] | None) -> P
     """Return a digit of any size: every pixel the nearest one, as the page does it."""
     _check_channels(f"digit {kind}", channels)
     image = digit(kind)[..., 0]
-    side = len(image)
-    high, wide = (1, *(size or (side,))) if ndim == 1 else (size or image.shape)
-    rows, columns = (((np.arange(n) + 0.5) * side / n).astype(int) for n in (high, wide))
-    values = np.round(image[np.ix_(rows, columns)], 2).reshape((high, wide)[2 - ndim :])
-    said = f"a handwritten {kind}" + (", its middle row" if ndim == 1 else "")
-    if (high, wide)[2 - ndim :] != image.shape[2 - ndim :]:
-        sizes = (" × ".join(map(str, shape[2 - ndim :])) for shape in (image.shape, (high, wide)))
-        said += f", {' to '.join(sizes)}"
+    said = f"a handwritten {kind}"
+    if ndim == 1:
+        image, said = image[len(image) // 2], f"{said}, its middle row"
+    shape = image.shape if size is None else tuple(size)
+    values = np.round(image[np.ix_(*map(_nearest, shape, image.shape))], 2)
+    if shape != image.shape:
+        said += f", {' to '.join(' × '.join(map(str, each)) for each in (image.shape, shape))}"
     return Picture(np.repeat(values[..., None], channels, axis=-1), said, (0.0, 1.0))
 
 
@@ -172,8 +171,13 @@ def _middle_row(picture: Picture, size: Sequence[int] | None) -> Picture:
     said = f"{picture.said}, its middle row"
     if size is not None and len(row) != size[0]:
         said += f", {len(row)} to {size[0]}"
-        row = row[((np.arange(size[0]) + 0.5) * len(row) / size[0]).astype(int)]
+        row = row[_nearest(size[0], len(row))]
     return Picture(row, said, picture.span)
+
+
+def _nearest(count: int, size: int) -> NDArray[np.int64]:
+    """Return which of so many pixels are nearest to others, evenly laid over them."""
+    return ((np.arange(count) + 0.5) * size / count).astype(int)
 
 
 def _check_channels(where: str, channels: int) -> None:

@@ -67,17 +67,25 @@ def settings_of_geometry(
     geometry: ConvGeometry, input_size: Sequence[int], *, bias: bool
 ) -> dict[str, Any]:
     """Return the settings of the page for a geometry, or refuse what is beyond its limits."""
-    check_axes(geometry)
+    _check_axes(geometry)
     size = input_sizes(input_size, geometry.spatial_ndim)
     output = geometry.output_size(size)
     given = {theirs: _plain(getattr(geometry, ours)) for theirs, ours in _NAMES.items()}
     settings = {"axes": len(size), "size": list(size), **given, "bias": bias}
-    for name, (least, most) in LIMITS.items():
-        values = settings[name] if isinstance(settings[name], list) else [settings[name]]
-        _check_limits(name, values, least, most)
-    _check_limits("padding", [side for pair in geometry.padding for side in pair], *PADDING)
+    for name, (least, most) in {**LIMITS, "padding": PADDING}.items():
+        for value in np.ravel(settings[name]).tolist():
+            if not least <= value <= most:
+                smaller, fewer = "make the input smaller", "show fewer of them, or a part"
+                raise GeometryError(
+                    "the page does not go so far",
+                    where=name,
+                    expected=f"{least} to {most}",
+                    got=value,
+                    remedy=smaller if name == "size" else fewer,
+                )
+    numbers = math.prod(size) * geometry.in_channels + math.prod(geometry.filters_shape)
     for what, count in (
-        ("input and filters have", _given(geometry, size)),
+        ("input and filters have", numbers),
         ("the output of one filter has", math.prod(output)),
     ):
         if count > LARGEST:
@@ -91,7 +99,7 @@ def settings_of_geometry(
     return settings
 
 
-def check_axes(geometry: ConvGeometry) -> None:
+def _check_axes(geometry: ConvGeometry) -> None:
     """Raise if the page cannot show as many axes."""
     if geometry.spatial_ndim > 2:
         raise GeometryError(
@@ -135,23 +143,6 @@ def geometry_of_settings(settings: Mapping[str, Any]) -> tuple[ConvGeometry, Siz
 def _plain(value: Any) -> Any:
     """Return tuples as lists, as JSON has them."""
     return [_plain(v) for v in value] if isinstance(value, tuple) else value
-
-
-def _check_limits(name: str, values: Sequence[int], least: int, most: int) -> None:
-    for value in values:
-        if not least <= value <= most:
-            size = name == "size"
-            raise GeometryError(
-                "the page does not go so far",
-                where=name,
-                expected=f"{least} to {most}",
-                got=value,
-                remedy="make the input smaller" if size else "show fewer of them, or a part",
-            )
-
-
-def _given(geometry: ConvGeometry, size: Sizes) -> int:
-    return math.prod(size) * geometry.in_channels + math.prod(geometry.filters_shape)
 
 
 VERSION = 1
@@ -232,12 +223,16 @@ def explorer_state(
     settings = settings_of_geometry(shown, size, bias=bias is not None)
     output = shown.output_size(size)
     middle = int(np.ravel_multi_index([n // 2 for n in output], output))
+    given = None
+    if picture is not None:
+        span = {} if picture.span is None else {"range": list(picture.span)}
+        given = {"values": _short(picture.values), **span}
     return {
         "version": VERSION,
         "title": title or found.name or _described(layer, shown),
         "source": source or ("" if picture is None else picture.said),
         "settings": settings,
-        "input": None if picture is None else _input(picture),
+        "input": given,
         "filters": _short(weights),
         "bias": None if bias is None else _short(bias),
         "selection": {"p": middle, "f": 0, "q": None, "element": None},
@@ -294,20 +289,23 @@ def check_selection(
         elements = math.prod(size) * geometry.in_channels
         ends = {"p": rows, "f": geometry.out_channels, "q": columns, "element": elements}
     for name, value in selection.items():
+        if name not in words:
+            raise DataError(
+                "a selection has no such part",
+                where=f"selection.{name}",
+                expected=", ".join(words),
+                remedy="leave it out",
+            )
         if value is None and name in ("q", "element"):
             continue
         whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-        if name not in words or not whole or not 0 <= value < ends[name]:
-            known = name in words
-            last = ends[name] - 1 if known else 0
+        if not whole or not 0 <= value < ends[name]:
             raise DataError(
-                f"there is no such {words[name]}" if known else "a selection has no such part",
+                f"there is no such {words[name]}",
                 where=f"selection.{name}",
-                expected=(f"0 to {last}" if last < math.inf else "a whole number from 0 on")
-                if known
-                else "p, f, q, element",
+                expected="a whole number from 0 on" if not geometry else f"0 to {ends[name] - 1}",
                 got=repr(value),
-                remedy="count from 0" if known else "leave it out",
+                remedy="count from 0",
             )
 
 
@@ -317,7 +315,7 @@ def _read(layer: Any, geometry: ConvGeometry | None, input_size: Sequence[int] |
     ndim = len(kernel) if isinstance(kernel, (tuple, list)) else 2
     size = tuple(input_size) if input_size is not None else (_USUAL,) * ndim
     reading = read_layer(layer, geometry, input_size=size)
-    check_axes(reading.layer.geometry)
+    _check_axes(reading.layer.geometry)
     return reading
 
 
@@ -341,11 +339,6 @@ def _described(layer: Any, geometry: ConvGeometry) -> str:
     kernel = " × ".join(map(str, geometry.kernel_size))
     channels = f"{geometry.in_channels} to {geometry.out_channels} channels"
     return f"{type(layer).__name__ if named else 'CONV layer'}, {channels}, kernel {kernel}"
-
-
-def _input(picture: Picture) -> dict[str, Any]:
-    span = {} if picture.span is None else {"range": list(picture.span)}
-    return {"values": _short(picture.values), **span}
 
 
 def _chosen(

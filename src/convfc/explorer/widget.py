@@ -20,33 +20,17 @@ _NOTHING = {"p": 0, "f": 0, "q": None, "element": None}
 
 
 class ExplorerWidget(anywidget.AnyWidget):
-    """The page as a widget; its state and selection are traitlets, in both directions.
-
-    Attributes
-    ----------
-    state : dict
-        What the page shows: settings, numbers, selection; see `convfc.explorer.state`. Empty for
-        the page's own start. Where it was changed on the page, ``state["given"]`` is what it was
-        before. A state that is no convolution is refused with a `TraitError`.
-    selection : dict
-        ``p`` (the row of M, the output position), ``f`` (the filter), ``q`` (the column of M) and
-        ``element`` (of the input), the last two perhaps None.
-    height : int
-        In pixels; 0 for as high as the page is.
-
-    Examples
-    --------
-    >>> widget = ExplorerWidget()
-    >>> widget.selection
-    {'p': 0, 'f': 0, 'q': None, 'element': None}
-    """
+    """The page as a widget. What is no state, or no selection, is refused with a `TraitError`."""
 
     _esm = asset("explorer.js")
     _css = asset("explorer.css")
 
     state = traitlets.Dict().tag(sync=True)
+    """Settings, numbers, selection (`convfc.explorer.state`); empty for the page's own start."""
     selection = traitlets.Dict(_NOTHING).tag(sync=True)
+    """p (row of M), f (filter), q (column of M) and element (of the input), these perhaps None."""
     height = traitlets.Int(0, min=0).tag(sync=True)
+    """In pixels; 0 for as high as the page is."""
 
     @traitlets.validate("state")
     def _valid_state(self, proposal: Any) -> Any:

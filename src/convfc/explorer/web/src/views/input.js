@@ -72,6 +72,7 @@ export class InputView {
   light() {
     this.panel.grid.light();
     const { shown, view, map } = this.store;
+    if (this.fed.hidden === view.feeds) this.explorer.strip.links.fit(); // a line more, or less
     this.fed.hidden = !view.feeds;
     if (!view.feeds) return;
     if (shown.element === null) {

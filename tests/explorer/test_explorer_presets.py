@@ -1,9 +1,9 @@
-"""What the text of each preset says is so, in the numbers that the page holds."""
+"""What the text of each preset says is so, in the numbers that the page's model makes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pytest
@@ -13,12 +13,12 @@ from convfc import ConvGeometry, conv_matrix, im2col
 from convfc.explorer.state import state_layer
 
 if TYPE_CHECKING:
-    from browser import Explorer
+    from model import Model
 
 
 @dataclass
 class Shown:
-    """What the page shows of a preset: its text, its numbers as arrays, its settings."""
+    """A preset: its text, its numbers as arrays, its settings, and all that the model says."""
 
     text: str
     x: np.ndarray
@@ -26,6 +26,7 @@ class Shown:
     M: np.ndarray
     planes: np.ndarray  # (*output, f)
     settings: dict[str, Any]
+    model: dict[str, Any]
 
     def windows(self, group: int = 0) -> np.ndarray:
         """Return what a group reads at each position: (L, *kernel, channels of the group)."""
@@ -34,20 +35,28 @@ class Shown:
         return self.M[:, group * columns : (group + 1) * columns].reshape(-1, *shape)
 
 
-def show(explorer: Explorer, preset: str) -> Shown:
-    explorer.preset(preset)
-    layer, x = state_layer(explorer.state)
-    x = np.asarray(x, dtype=float)
-    filters = np.asarray(explorer.ask("[...store.filters]")).reshape(layer.filters.shape)
-    planes = np.array(explorer.ask("[...store.Y]"))
-    return Shown(
-        explorer.root.locator(".intro .text").inner_text(),
-        x,
-        filters,
-        im2col(x[None], layer.geometry)[0],
-        planes.reshape(*explorer.ask("store.outputSize"), -1),
-        explorer.settings,
-    )
+Presets: TypeAlias = dict[str, Shown]
+
+
+@pytest.fixture(scope="module")
+def presets(model: Model, facts: dict[str, Any]) -> Presets:
+    found = {}
+    for preset in facts["presets"]:
+        numbers = model.ask("numbers", preset["state"])
+        layer, x = state_layer(numbers["state"])
+        x, filters = np.asarray(x, dtype=float), np.asarray(layer.filters)
+        size = layer.geometry.output_size(x.shape[:-1])
+        found[preset["id"]] = Shown(
+            preset["text"],
+            x,
+            filters,
+            im2col(x[None], layer.geometry)[0],
+            np.array(numbers["Y"]).reshape(*size, len(filters)),
+            numbers["state"]["settings"],
+            numbers,
+        )
+    assert tuple(found) == PRESETS
+    return found
 
 
 def flat(shown: Shown, f: int) -> np.ndarray:
@@ -70,8 +79,8 @@ def finds_edges(plane: np.ndarray, windows: np.ndarray, axis: int) -> None:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_no_two_filters_are_equal_and_each_finds_something(explorer: Explorer, preset: str) -> None:
-    shown = show(explorer, preset)
+def test_no_two_filters_are_equal_and_each_finds_something(presets: Presets, preset: str) -> None:
+    shown = presets[preset]
     weights = shown.filters.reshape(len(shown.filters), -1)
     assert len({tuple(row) for row in weights}) == len(weights)
     for f in range(len(weights)):
@@ -82,24 +91,24 @@ def test_no_two_filters_are_equal_and_each_finds_something(explorer: Explorer, p
         assert counts.max() <= max(1, plane.size / 2), f
 
 
-def test_figure_2_is_nine_products_and_one_sum_until_it_is_flipped(explorer: Explorer) -> None:
-    shown = show(explorer, "figure-2")
+def test_figure_2_is_nine_products_and_one_sum_until_it_is_flipped(
+    presets: Presets, model: Model
+) -> None:
+    shown = presets["figure-2"]
     assert "A 3 × 3 patch meets a 3 × 3 filter: nine products, one sum." in shown.text
     x, w = shown.x.ravel(), shown.filters.ravel()
-    terms = explorer.ask("store.arithmetic(0, 0).terms.map(({product}) => product)")
+    terms = [product for *_, product in shown.model["terms"][0]]
     assert terms == (x * w).tolist()
     assert len(terms) == 9
     assert shown.planes.tolist() == [[[sum(terms)]]]
     assert "Flip it to see what Eq. (3) means." in shown.text
-    explorer.switch("flip")
-    flipped = explorer.ask("store.value(0, 0)")
-    assert flipped == (x[::-1] * w).sum() != sum(terms)  # the filter runs against the patch
+    state = shown.model["state"]
+    flipped = model.ask("numbers", {**state, "settings": {**shown.settings, "flip": True}})
+    assert flipped["Y"] == [(x[::-1] * w).sum()] != [sum(terms)]  # the filter runs against x
 
 
-def test_figure_3_is_three_channels_and_a_plane_for_each_of_three_filters(
-    explorer: Explorer,
-) -> None:
-    shown = show(explorer, "figure-3")
+def test_figure_3_is_three_channels_and_a_plane_for_each_of_three_filters(presets: Presets) -> None:
+    shown = presets["figure-3"]
     assert "Three filters slide over an input with three channels" in shown.text
     assert "Each makes a plane of the output." in shown.text
     assert shown.x.shape == (6, 6, 3)
@@ -116,20 +125,20 @@ def test_figure_3_is_three_channels_and_a_plane_for_each_of_three_filters(
     assert (flat(shown, 2) == windows.sum((1, 2))).all()
 
 
-def test_figure_6_reads_each_pixel_once(explorer: Explorer) -> None:
-    shown = show(explorer, "figure-6")
+def test_figure_6_reads_each_pixel_once(presets: Presets, model: Model) -> None:
+    shown = presets["figure-6"]
     assert "Stride and kernel are both 4, so patches do not overlap" in shown.text
     assert shown.settings["stride"] == shown.settings["kernel"] == [4, 4]
-    read = "Array.from(store.input, (_, at) => store.map.readerCounts(at).entries)"
-    assert explorer.ask(read) == [1] * 28 * 28
+    counts = model.ask("map", shown.settings)["readerCounts"]
+    assert [count["entries"] for count in counts] == [1] * 28 * 28
     assert "28 × 28 pixels become 49 rows of 16" in shown.text
     assert shown.x.shape == (28, 28, 1)
     assert shown.M.shape == (49, 16)
     finds_edges(flat(shown, 0), shown.windows().sum(-1), axis=2)
 
 
-def test_the_experiment_has_169_rows_of_16_and_four_filters(explorer: Explorer) -> None:
-    shown = show(explorer, "experiment")
+def test_the_experiment_has_169_rows_of_16_and_four_filters(presets: Presets) -> None:
+    shown = presets["experiment"]
     assert "4 × 4 windows at stride 2: 169 rows of 16." in shown.text
     assert (shown.settings["kernel"], shown.settings["stride"]) == ([4, 4], [2, 2])
     assert shown.M.shape == (169, 16)
@@ -138,15 +147,15 @@ def test_the_experiment_has_169_rows_of_16_and_four_filters(explorer: Explorer) 
     assert shown.planes.shape == (13, 13, 4)
 
 
-def test_depthwise_reads_one_channel_with_each_filter(explorer: Explorer) -> None:
-    shown = show(explorer, "depthwise")
+def test_depthwise_reads_one_channel_with_each_filter(presets: Presets) -> None:
+    shown = presets["depthwise"]
     assert "As many groups as channels: every filter reads one channel" in shown.text
     assert "M falls into blocks" in shown.text
     assert shown.settings["groups"] == shown.x.shape[-1] == 3
     for f in range(3):
-        terms = explorer.ask("store.arithmetic(24, argument).terms", f)
-        assert {term["element"] % 3 for term in terms} == {f}
-        assert [term["q"] for term in terms] == list(range(9 * f, 9 * f + 9))
+        terms = shown.model["terms"][24 * 3 + f]
+        assert [q for q, *_ in terms] == list(range(9 * f, 9 * f + 9))
+        assert {element % 3 for element, _ in shown.model["T"][24 * 3 + f]} == {f}
         # The other channels are nothing to it.
         y = shown.windows(f).reshape(-1, 9) @ shown.filters[f].ravel()
         assert (y == flat(shown, f)).all()
@@ -157,14 +166,13 @@ def test_depthwise_reads_one_channel_with_each_filter(explorer: Explorer) -> Non
     assert (cross == cross.max()).sum() == 9
 
 
-def test_dilated_taps_are_two_apart(explorer: Explorer) -> None:
-    shown = show(explorer, "dilated")
+def test_dilated_taps_are_two_apart(presets: Presets) -> None:
+    shown = presets["dilated"]
     assert "Taps two apart: a 3 × 3 kernel looks at a 5 × 5 neighbourhood." in shown.text
     assert shown.settings["kernel"] == [3, 3]
     middle = 4 * 9 + 4
-    read = {
-        divmod(term["element"], 9) for term in explorer.ask(f"store.arithmetic({middle}, 0).terms")
-    }
+    filters = len(shown.filters)
+    read = {divmod(element, 9) for element, _ in shown.model["T"][middle * filters]}
     assert read == {(i, j) for i in (2, 4, 6) for j in (2, 4, 6)}
     assert max(read) == (min(read)[0] + 5 - 1, min(read)[1] + 5 - 1)
     finds_edges(flat(shown, 0), shown.windows().sum(-1), axis=2)
@@ -173,25 +181,20 @@ def test_dilated_taps_are_two_apart(explorer: Explorer) -> None:
     assert (shown.planes[..., 1] == shown.planes[..., 0].T).all()
 
 
-def test_transposed_is_the_adjoint_and_fills_in_between(explorer: Explorer) -> None:
-    shown = show(explorer, "transposed")
+def test_transposed_is_the_adjoint_and_fills_in_between(presets: Presets, model: Model) -> None:
+    shown = presets["transposed"]
     assert "The adjoint" in shown.text
     forward = ConvGeometry(2, 1, (3, 3), stride=2, padding=1)
     filters = shown.filters.transpose(3, 1, 2, 0)
     matrix = conv_matrix(filters, (8, 8), forward, layout="dense", order="channels_last")
-    rows = explorer.ask(
-        "Array.from({length: 128}, (_, r) => [...store.bigRow(Math.floor(r / 2), r % 2)])"
-    )
     found = np.zeros((128, 16))
-    for row, entries in enumerate(rows):
+    for row, entries in enumerate(shown.model["T"]):
         for element, weight in entries:
             found[row, int(element)] = weight
     assert (found == np.asarray(matrix).T).all()
     assert "the input is spread apart with zeros" in shown.text
-    for source in explorer.ask("store.map.axes.map(({source}) => [...source])"):
-        places = [at for at, element in enumerate(source) if element >= 0]
-        assert [source[at] for at in places] == [0, 1, 2, 3]
-        assert np.diff(places).tolist() == [2, 2, 2]  # one zero between two elements
+    corner = [element >= 0 for element in model.ask("map", shown.settings)["flat"][:9]]
+    assert corner == [False] * 4 + [True, False, False, False, False]  # the others are zeros
     assert "the output is larger than the input" in shown.text
     x = shown.x[..., 0]
     assert (x.shape, shown.planes.shape) == ((4, 4), (8, 8, 2))
@@ -206,8 +209,8 @@ def test_transposed_is_the_adjoint_and_fills_in_between(explorer: Explorer) -> N
     assert (between[1::2, 1::2] == corners / 4).all()
 
 
-def test_a_signal_has_its_moving_difference_and_its_moving_mean(explorer: Explorer) -> None:
-    shown = show(explorer, "signal")
+def test_a_signal_has_its_moving_difference_and_its_moving_mean(presets: Presets) -> None:
+    shown = presets["signal"]
     text = "One axis: a moving difference and a moving mean of twelve numbers."
     assert shown.text == text
     assert shown.x.shape == (12, 1)
