@@ -6,6 +6,7 @@ import contextlib
 import copy
 import random
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -34,6 +35,12 @@ def deep_copy(
         If Python or PyTorch cannot copy it.
     """
     memo = {} if copies is None else copies
+    # A module has a dozen empty dicts for hooks, which `copy` takes its time for.
+    empty: Any
+    for part in model.modules():
+        for empty in vars(part).values():
+            if type(empty) in (OrderedDict, dict) and not empty:
+                memo[id(empty)] = type(empty)()
     for parameter in model.parameters():
         if id(parameter) not in memo and is_sparse(
             parameter

@@ -26,6 +26,7 @@ from convfc.frameworks.torch.tensors import (
     compare,
     describe,
     dtype_name,
+    is_sparse,
     same_bits,
     strides_of,
     wide,
@@ -43,15 +44,33 @@ class Runner:
         own = [t for model in models for t in (*model.parameters(), *model.buffers())]
         self.tensors = [*given, *own]
         self.random = RandomState(self.tensors)
-        self.shared: set[int] = set()  # models whose copies share their parameters, by id
+        self.shared: set[int] = set()  # models that run in no other numbers, by id
+        self.same: dict[int, nn.Parameter] = {}  # by id, a parameter of the same bits
+        self._made: dict[tuple[int, Numbers], nn.Parameter] = {}
 
     def copy(self, model: nn.Module, numbers: Numbers | None, copies: dict[int, Any]) -> nn.Module:
-        """Return a copy, with other numbers if some are asked for; `deep_copy` says ``copies``."""
+        """Return a copy, with other numbers if some are asked for; `deep_copy` says ``copies``.
+
+        Copies share their parameters with the model, and those in other numbers with each other.
+        """
         if id(model) in self.shared:
-            copies |= {id(parameter): parameter for parameter in model.parameters()}
             numbers = None
+        for parameter in model.parameters():
+            if numbers is None:
+                copies[id(parameter)] = parameter
+            elif type(parameter) is nn.Parameter and not is_sparse(parameter):
+                copies[id(parameter)] = self._in(numbers, self.same.get(id(parameter), parameter))
         copied = deep_copy(model, copies)
         return copied if numbers is None else cast(copied, numbers)
+
+    def _in(self, numbers: Numbers, parameter: nn.Parameter) -> nn.Parameter:
+        """Return a parameter in other numbers, made once."""
+        key = id(parameter), numbers
+        if key not in self._made:
+            changes = parameter.is_floating_point() or parameter.is_complex()
+            made = numbers(parameter.detach()) if changes else parameter.detach()
+            self._made[key] = nn.Parameter(made, parameter.requires_grad)
+        return self._made[key]
 
     def __call__(
         self,
@@ -187,7 +206,7 @@ def compare_networks(
     rounded products, the same one in float64, and what is known to differ between the two.
     """
     if again is None:
-        errors, notes = _other_tensors(before, after, found.places)
+        errors, notes = _other_tensors(before, after, found.places, run.same)
         exact = after
     else:
         (exact, errors), notes = again, []
@@ -287,9 +306,12 @@ def _other_values(path: str, ours: Any, theirs: Any) -> list[str]:
 
 
 def _other_tensors(
-    before: nn.Module, after: nn.Module, places: set[str]
+    before: nn.Module, after: nn.Module, places: set[str], same: dict[int, nn.Parameter]
 ) -> tuple[list[str], list[str]]:
-    """Compare all parameters and buffers that belong to no pair, bit by bit."""
+    """Compare all parameters and buffers that belong to no pair, bit by bit.
+
+    ``same`` receives the first network's parameter for each of the second that has its bits.
+    """
     errors, notes = [], []
     ours, theirs = (_tensors(model, places) for model in (before, after))
     for name in ours | theirs:
@@ -301,6 +323,8 @@ def _other_tensors(
             errors.append(f"{name}; expected the same bits, got others, {away:.3g} away")
         elif strides_of(mine) != strides_of(other):
             notes.append(f"{name} has strides {mine.stride()}, then {other.stride()}")
+        elif type(mine) is type(other) is nn.Parameter:
+            same[id(other)] = mine
     return errors, notes
 
 
@@ -315,7 +339,7 @@ def _tensors(model: nn.Module, places: set[str]) -> dict[str, Tensor]:
         *model.named_parameters(remove_duplicate=False),
         *model.named_buffers(remove_duplicate=False),
     ]
-    return {name: tensor.detach() for name, tensor in everything if outside(name)}
+    return {name: tensor for name, tensor in everything if outside(name)}
 
 
 def _narrow(t: Tensor) -> Tensor:
