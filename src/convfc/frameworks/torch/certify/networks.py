@@ -55,11 +55,18 @@ class Runner:
         """
         if id(model) in self.shared:
             numbers = None
-        for parameter in model.parameters():
-            if numbers is None:
-                copies[id(parameter)] = parameter
-            elif type(parameter) is nn.Parameter and not is_sparse(parameter):
-                copies[id(parameter)] = self._in(numbers, self.same.get(id(parameter), parameter))
+        for part in model.modules():
+            for parameter in part._parameters.values():
+                if parameter is None or id(parameter) in copies:
+                    continue
+                if numbers is None:
+                    copies[id(parameter)] = parameter
+                elif type(parameter) is nn.Parameter and not is_sparse(parameter):
+                    same = self.same.get(id(parameter), parameter)
+                    copies[id(parameter)] = self._in(numbers, same)
+            for buffer in part._buffers.values():
+                if type(buffer) is Tensor and not is_sparse(buffer):
+                    copies.setdefault(id(buffer), buffer.detach().clone())
         copied = deep_copy(model, copies)
         return copied if numbers is None else cast(copied, numbers)
 

@@ -29,7 +29,6 @@ from convfc.frameworks.torch.certify.pairs import Pairs, cast, matrices_of, word
 from convfc.frameworks.torch.morphism.magnitude import Sums as Sum
 from convfc.frameworks.torch.morphism.magnitude import magnitude
 from convfc.frameworks.torch.places import places as all_places
-from convfc.frameworks.torch.references import exchange
 from convfc.frameworks.torch.running import deep_copy, evaluating
 from convfc.frameworks.torch.tensors import same_bits, wide
 from convfc.frameworks.torch.vocabulary import BY_MODE
@@ -154,15 +153,13 @@ class _Runner(Runner):
         self.after, self.changes = after, changes
 
     def copy(self, model: nn.Module, numbers: Numbers | None, copies: dict[int, Any]) -> nn.Module:
-        copied = super().copy(model, numbers, copies)
-        if model is not self.after or numbers is not wide:
-            return copied
-        new = {
-            id(copies[id(change.after)]): change.again(cast(deep_copy(change.before), wide))
-            for change in self.changes
-            if change.rebuild is not None
-        }
-        return exchange(copied, new)
+        if model is self.after and numbers is wide:
+            copies |= {
+                id(change.after): change.again(cast(deep_copy(change.before), wide))
+                for change in self.changes
+                if change.rebuild is not None
+            }
+        return super().copy(model, numbers, copies)
 
 
 def _beside(
@@ -189,6 +186,7 @@ class _Changed(Sides):
         self.change, self.call = change, call
         self.name, self.forms, self.errors = change.name, change.forms, []
         self.parts = self.now = change.before, change.after
+        self.ours: Sum | None = None  # of the first side, until it gets other numbers
         self.remade = change.rebuild is not None
         self.why_no_integers = change.why_no_integers
         if any(isinstance(module, _BatchNorm) for part in self.parts for module in part.modules()):
@@ -200,6 +198,7 @@ class _Changed(Sides):
         change = self.change
         if numbers is not None:
             before = cast(deep_copy(change.before), numbers)
+            self.ours = self.ours if numbers is wide else None
             weight = before._parameters.get("weight")
             if weight is not None:
                 weight.data.mul_(torch.as_tensor(divides, device=weight.device).to(weight.dtype))
@@ -215,7 +214,7 @@ class _Changed(Sides):
     def sums(self, x: Tensor, dy: Tensor | None = None) -> Sums:
         """Return the larger B of both sides, and the larger n."""
         change, (before, after), call = self.change, self.now, self.call.__call__
-        ours = magnitude(before, Sum(wide(x).abs()), call)
+        ours = self.ours = self.ours or magnitude(before, Sum(wide(x).abs()), call)
         theirs = magnitude(after, Sum(wide(_mapped(change.spread_input, x)).abs()), call)
         if ours is None or theirs is None:
             return {}

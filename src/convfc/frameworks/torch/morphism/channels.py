@@ -40,7 +40,7 @@ from convfc.frameworks.torch.graph import (
     shape_of,
     words,
 )
-from convfc.frameworks.torch.morphism.target import graph_of
+from convfc.frameworks.torch.morphism.target import empty_example, graph_of
 from convfc.frameworks.torch.read import obstacle
 from convfc.frameworks.torch.running import deep_copy
 from convfc.frameworks.torch.vocabulary import (
@@ -407,6 +407,8 @@ class _Reader:
         if not has_own_weights(module) or type(weight) is not Parameter:
             why = obstacle(module) if form_of(module) == "native" else None
             return self.lost(node, *(why or ("it is no plain layer", _PLAIN)))
+        if 0 in (shape_of(node) or ()):
+            raise empty_example()
         spatial = max(weight.dim() - 2, 0)
         at = len(axes) - 1 - spatial
         for axis in axes[at + 1 :]:

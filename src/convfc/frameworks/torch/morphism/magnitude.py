@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import singledispatch
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -77,9 +77,26 @@ def _(module: nn.Module, sums: Sums, call: Caller = _forward) -> Sums | None:
     layer = cast(deep_copy(module), lambda t: wide(t.detach()).abs())
     with torch.no_grad():
         values = call(layer, wide(sums.values))
-        # On ones, the same layer counts.
-        counts = call(cast(layer, torch.ones_like), torch.ones_like(wide(sums.values)))
+        counts = call(*_counting(layer, values.new_ones(()).expand(sums.values.shape)))
     return Sums(values, sums.terms + int(counts.max() if counts.numel() else 0) + _MADE_AND_STORED)
+
+
+def _counting(layer: Any, ones: Tensor) -> tuple[nn.Module, Tensor]:
+    """Turn a layer into one that counts its terms, on ones: all filters have as many as one."""
+    groups = getattr(layer, "groups", 1)
+    weight = layer.weight
+    if getattr(layer, "transposed", False):
+        weight = weight[: len(weight) // groups, :1]
+    else:
+        weight = weight[:1]
+    layer.weight = nn.Parameter(torch.ones_like(weight))
+    if layer.bias is not None:
+        layer.bias = nn.Parameter(torch.ones_like(layer.bias[:1]))
+    axis = ones.dim() - 1 - max(weight.dim() - 2, 0)
+    if groups > 1:
+        layer.groups = 1
+        ones = ones.narrow(axis, 0, ones.shape[axis] // groups)
+    return layer, ones.narrow(0, 0, min(1, len(ones))) if axis else ones
 
 
 @magnitude.register(_BatchNorm)

@@ -178,6 +178,12 @@ class Target:
 
 def find_layer(model: nn.Module, name: str, example: Any) -> Target:
     """Find a CONV or FC layer to be morphed, and see it at work; refuse it if there is none."""
+    check_layer(model, name)
+    return find_part(model, name, example)
+
+
+def check_layer(model: nn.Module, name: str) -> nn.Module:
+    """Return the CONV or FC layer at a place, or refuse what cannot be morphed."""
     part = look_up(model, name)
     blocked = _layer_obstacle(model, name, part)
     if blocked is not None:
@@ -193,7 +199,7 @@ def find_layer(model: nn.Module, name: str, example: Any) -> Target:
             got=dtype_name(weight.dtype),
             remedy="write the layer as two real ones",
         )
-    return find_part(model, name, example)
+    return part
 
 
 def find_part(model: nn.Module, name: str, example: Any) -> Target:
@@ -228,8 +234,13 @@ def find_part(model: nn.Module, name: str, example: Any) -> Target:
             remedy="let the model call the layer as layer(x)",
         )
     if any(not x.numel() for x in inputs):
-        raise ShapeError("the example is empty", where="example", remedy="give at least one input")
+        raise empty_example()
     return Target(model, name, part, example, tuple(inputs), tuple(outputs))
+
+
+def empty_example() -> ShapeError:
+    """Return the refusal of an example on which a layer is called with nothing."""
+    return ShapeError("the example is empty", where="example", remedy="give at least one input")
 
 
 def graph_of(model: nn.Module, example: Any) -> fx.Graph | Refusal:
@@ -242,8 +253,8 @@ def graph_of(model: nn.Module, example: Any) -> fx.Graph | Refusal:
         bound = inspect.signature(model.forward).bind(**example)
         bound.apply_defaults()
         args = (*bound.args, *bound.kwargs.values())
-    copied = deep_copy(model, {id(parameter): parameter for parameter in model.parameters()})
-    return trace(as_traced(copied), args)
+    shared: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
+    return trace(as_traced(deep_copy(model, shared)), args)
 
 
 def replaced(

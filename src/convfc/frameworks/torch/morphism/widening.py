@@ -34,14 +34,14 @@ from convfc.frameworks.torch.morphism.channels import (
 )
 from convfc.frameworks.torch.morphism.target import (
     Morph,
-    find_layer,
+    check_layer,
     finish,
     generator_of,
     new_weight,
 )
 from convfc.frameworks.torch.places import copy_of, holders, tied
 from convfc.frameworks.torch.read import matrix_to_weight, weight_to_matrix
-from convfc.frameworks.torch.running import deep_copy
+from convfc.frameworks.torch.running import check_can_run, deep_copy
 from convfc.frameworks.torch.tensors import wide
 from convfc.sizes import one_of
 
@@ -135,7 +135,8 @@ def widen(
     '0: widened from 4 to 6 (copied)'
     """
     _check_options(width, factor, how, split, noise)
-    part = find_layer(model, name, example).part
+    part = check_layer(model, name)
+    check_can_run(model, "example")
     graph = dependencies(model, example)
     layer = graph.layers.get(id(part))
     if layer is None:
