@@ -40,28 +40,45 @@ _MODE = (
 
 
 @dataclass(frozen=True, eq=False)
-class Change:
-    """One layer, or chain of layers, before and after a morph.
+class Morph:
+    """A network that computes what another one computes, with other layers.
 
     Parameters
     ----------
-    name : str
-        Its place in the model before; empty for a model that is the layer itself.
-    before, after : nn.Module
-        Parts of the two models, where they stand.
-    spread_input, spread_output : callable, optional
-        What the new layer's input is, given the old layer's input; and what its output has to be,
-        given the old layer's output. None: the same.
-    rebuild : callable, optional
-        Makes the new layer again, from an old layer with other numbers or another dtype.
-    keep_output : callable, optional
-        Which part of the new layer's output is compared, if there is more in it than was before.
-    divides : Tensor or int
-        By what ``rebuild`` divides the old layer's weight; a tensor that broadcasts with it.
-    form : str
-        What the layer has become, in a word; what it is by default.
-    why_no_integers : str
-        Why there is no test on integers, if there is none.
+    model : nn.Module
+        The new network; the one that was given is as before.
+    certificate : Certificate
+        Whether the two compute the same function, measured on the example.
+    what : str
+        What was done where, as a sentence without its full stop.
+    noise : float
+        Relative standard deviation of the noise that was added to break symmetries; 0 for none.
+    changed : tuple of str
+        The places that changed.
+    """
+
+    model: nn.Module
+    certificate: Certificate
+    what: str
+    noise: float = 0.0
+    changed: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        noise = f"noise of {self.noise:g} of the weights' standard deviation was added"
+        lines = (self.what + ".", *([f"Symmetry breaking: {noise}."] if self.noise else []))
+        return "\n".join((*lines, str(self.certificate)))
+
+    __repr__ = __str__
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """One layer, or chain of layers, before and after a morph, where they stand in the two models.
+
+    ``spread_input`` makes the new layer's input of the old one's, ``spread_output`` what its output
+    has to be; ``keep_output`` is the part of it that is compared. ``rebuild`` makes the new layer
+    again, from an old layer with other numbers or another dtype; it divides the weight by
+    ``divides``, which broadcasts with it. ``form`` says in a word what the layer has become.
     """
 
     name: str
@@ -96,22 +113,39 @@ class Change:
         return _Changed(self, call)
 
 
-def certify(
+def finish(
     before: nn.Module,
     after: nn.Module,
     example: Any,
     changes: Sequence[Change],
     *,
+    what: str,
+    noise: float = 0.0,
     seed: int = 0,
     others: Mapping[str, str] = MappingProxyType({}),
     tensors: Collection[str] = (),
-) -> Certificate:
-    """Compare a model with what a morph has made of it: every change at every call, and the wholes.
+) -> Morph:
+    """Return a morph with its certificate; the two models share no part, and stay as they are.
 
-    Copies are run, in evaluation mode. ``others`` are places of parts that have changed and cannot
-    be compared by themselves, with the reasons; ``tensors`` names parameters and buffers that have
-    changed and belong to no layer.
+    ``others`` are places of parts that have changed and cannot be compared by themselves, with the
+    reasons; ``tensors`` names parameters and buffers that have changed and belong to no layer.
+    Nothing is raised if the models are not the same function: the certificate says no, and why.
     """
+    certificate = _certify(before, after, example, changes, seed, others, tensors)
+    changed = tuple(dict.fromkeys([*(change.name for change in changes), *others, *tensors]))
+    return Morph(after, certificate, what, noise, changed)
+
+
+def _certify(
+    before: nn.Module,
+    after: nn.Module,
+    example: Any,
+    changes: Sequence[Change],
+    seed: int,
+    others: Mapping[str, str],
+    tensors: Collection[str],
+) -> Certificate:
+    """Compare copies of both models in evaluation mode: every change at every call, the wholes."""
     run = _Runner(before, after, example, changes)
     with ExitStack() as stack:
         stack.enter_context(evaluating(before))

@@ -162,14 +162,6 @@ class Spaces:
         """Return which old place each place of an axis holds, after one space has grown.
 
         ``units`` says for each unit of the grown space which old one it copies.
-
-        Examples
-        --------
-        >>> spaces = Spaces()
-        >>> segment, other = spaces.new(2)[0], spaces.new(1)[0]
-        >>> axis = (segment._replace(repeat=2), other)
-        >>> spaces.grown(axis, segment.space, torch.tensor([0, 1, 1]))
-        tensor([0, 1, 2, 3, 2, 3, 4])
         """
         places = torch.arange(self.places(axis), device=units.device)
         parts = places.split([self.size(s.space) * s.repeat for s in axis])
@@ -200,14 +192,6 @@ def reshaped(axes: Axes, old: Sequence[int], new: Sequence[int]) -> tuple[Axes, 
     """Follow a reshape: flattening keeps the units, each with more places.
 
     Returns the axes after, and those before whose units cannot be followed.
-
-    Examples
-    --------
-    >>> axis = (Segment(0),)
-    >>> reshaped((None, axis, None, None), (2, 3, 4, 5), (2, 60))
-    ((None, (Segment(space=0, repeat=20),)), [])
-    >>> reshaped((None, axis), (2, 6), (2, 2, 3))
-    ((None, None, None), [(Segment(space=0, repeat=1),)])
     """
     result: list[Axis | None] = []
     lost: list[Axis] = []
@@ -272,14 +256,6 @@ def dependencies(model: nn.Module, example: Any) -> DependencyGraph:
 
     A forward is refused that `torch.fx` cannot trace, with the line that stands in the way, or that
     calls something else in training, where its layers would be read as well.
-
-    Examples
-    --------
-    >>> model = nn.Sequential(nn.Conv1d(1, 2, 3), nn.Flatten(), nn.Linear(6, 4))
-    >>> found = dependencies(model, torch.ones(1, 1, 5))
-    >>> [(layer.name, layer.inputs, layer.outputs) for layer in found.layers.values()]
-    [('0', None, (Segment(space=0, repeat=1),)),
-     ('2', (Segment(space=0, repeat=3),), (Segment(space=1, repeat=1),))]
     """
     graph = graph_of(model, example)
     if isinstance(graph, Refusal):
@@ -706,34 +682,6 @@ def _distribution(call: Call, reader: _Reader, axes: Axes, shape: tuple[int, ...
 def _permutation(call: Call, reader: _Reader, axes: Axes, shape: tuple[int, ...]) -> Axes | None:
     order = call.order(len(axes))
     return reader.unknown(call) if order is None else tuple(axes[axis] for axis in order)
-
-
-@_of_one("indexing")
-def _indexing(call: Call, reader: _Reader, axes: Axes, shape: tuple[int, ...]) -> Axes | None:
-    """Follow ``x[:, :, 0]``: whole axes stay, of the others the units are lost."""
-    index: Any = call.node.args[1]
-    index = index if isinstance(index, tuple) else (index,)
-    if any(isinstance(one, fx.Node) for one in index):
-        return reader.unknown(call)
-    named = sum(one is not None and one is not Ellipsis for one in index)
-    result: list[Axis | None] = []
-    left = list(axes)
-    for one in (*index, *([] if Ellipsis in index else [Ellipsis])):
-        if one is None:
-            result.append(None)
-        elif one is Ellipsis:
-            result += [left.pop(0) for _ in range(len(axes) - named)]
-        else:
-            axis = left.pop(0)
-            if one != slice(None):
-                pin = reader.pin(call.node, "it picks some of them", UNKNOWN)
-                reader.spaces.pin(axis, pin)
-                axis = None
-            if isinstance(one, slice):
-                result.append(axis)
-            elif not isinstance(one, int):
-                return reader.unknown(call)
-    return tuple(result)
 
 
 @_of_one("squeeze")

@@ -25,7 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from convfc.errors import ArgumentError, UnsupportedLayer
 from convfc.frameworks.torch.forms.form import form_of
-from convfc.frameworks.torch.morphism.certify import Change
+from convfc.frameworks.torch.morphism.certify import Change, Morph, finish
 from convfc.frameworks.torch.morphism.channels import (
     Axis,
     DependencyGraph,
@@ -33,17 +33,16 @@ from convfc.frameworks.torch.morphism.channels import (
     dependencies,
 )
 from convfc.frameworks.torch.morphism.target import (
-    Morph,
     check_layer,
-    finish,
     generator_of,
     new_weight,
+    real_number,
 )
 from convfc.frameworks.torch.places import copy_of, holders, tied
 from convfc.frameworks.torch.read import matrix_to_weight, weight_to_matrix
 from convfc.frameworks.torch.running import check_can_run, deep_copy
 from convfc.frameworks.torch.tensors import wide
-from convfc.sizes import one_of
+from convfc.sizes import integer, one_of
 
 How: TypeAlias = Literal["copy", "zero"]
 Split: TypeAlias = Literal["equal", "random"]
@@ -85,14 +84,12 @@ def widen(
 
     Parameters
     ----------
-    model, name
-        The model, which is not changed; the place of a CONV or FC layer.
+    model, name, example, seed
+        As for every morph: see `convfc.methods.morphism`.
     width : int, optional
         How many filters, or units, the layer is to have.
     factor : float, optional
         Instead: how many times as many; rounded up, to a number that its groups divide.
-    example : Tensor, tuple or mapping
-        One input, or the arguments of a call: it shows the shapes, and makes the certificate.
     how : {"copy", "zero"}
     split : {"equal", "random"}
         How the readers' weights are divided among copies. Copies with equal shares stay copies
@@ -101,8 +98,6 @@ def widen(
         Standard deviation of noise on the incoming weights of copies, relative to that of the
         layer's weights: Net2Net's way to make copies differ. Then the model does not compute quite
         the same, and the certificate says so.
-    seed : int
-        Of all random numbers.
 
     Returns
     -------
@@ -110,8 +105,6 @@ def widen(
 
     Raises
     ------
-    NothingToConvert
-        If there is no such layer.
     UnsupportedLayer
         If its units cannot become more without changing what the model computes: the message names
         the place and the way out.
@@ -240,19 +233,10 @@ def _check_options(
             got="none" if width is None else "both",
             remedy="give width=32, or factor=2",
         )
-    if width is not None and (isinstance(width, bool) or not isinstance(width, int)):
-        raise ArgumentError(
-            "a width is an integer", where="width", got=repr(width), remedy="round it"
-        )
-    for what, value, least in (("factor", 1 if factor is None else factor, 1), ("noise", noise, 0)):
-        if not isinstance(value, (int, float)) or not least <= value < math.inf:
-            raise ArgumentError(
-                "a number out of its range",
-                where=what,
-                expected=f"a number, {least} or more",
-                got=repr(value),
-                remedy="a layer can only become wider" if what == "factor" else "leave it out",
-            )
+    if width is not None:
+        integer("width", width, least=1)
+    real_number("factor", 1 if factor is None else factor, 1)
+    real_number("noise", noise, 0)
 
 
 def _check_tied(model: nn.Module, growing: list[Layer]) -> None:
