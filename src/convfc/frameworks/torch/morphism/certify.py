@@ -12,10 +12,9 @@ statistics of the batch, and a dropout draws for each unit by itself, also for t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -30,7 +29,7 @@ from convfc.frameworks.torch.morphism.magnitude import Sums as Sum
 from convfc.frameworks.torch.morphism.magnitude import magnitude
 from convfc.frameworks.torch.places import places as all_places
 from convfc.frameworks.torch.running import deep_copy, evaluating
-from convfc.frameworks.torch.tensors import same_bits, wide
+from convfc.frameworks.torch.tensors import wide
 from convfc.frameworks.torch.vocabulary import BY_MODE
 
 _MODE = (
@@ -122,17 +121,13 @@ def finish(
     what: str,
     noise: float = 0.0,
     seed: int = 0,
-    others: Mapping[str, str] = MappingProxyType({}),
-    tensors: Collection[str] = (),
 ) -> Morph:
     """Return a morph with its certificate; the two models share no part, and stay as they are.
 
-    ``others`` are places of parts that have changed and cannot be compared by themselves, with the
-    reasons; ``tensors`` names parameters and buffers that have changed and belong to no layer.
     Nothing is raised if the models are not the same function: the certificate says no, and why.
     """
-    certificate = _certify(before, after, example, changes, seed, others, tensors)
-    changed = tuple(dict.fromkeys([*(change.name for change in changes), *others, *tensors]))
+    certificate = _certify(before, after, example, changes, seed)
+    changed = tuple(dict.fromkeys(change.name for change in changes))
     return Morph(after, certificate, what, noise, changed)
 
 
@@ -142,8 +137,6 @@ def _certify(
     example: Any,
     changes: Sequence[Change],
     seed: int,
-    others: Mapping[str, str],
-    tensors: Collection[str],
 ) -> Certificate:
     """Compare copies of both models in evaluation mode: every change at every call, the wholes."""
     run = _Runner(before, after, example, changes)
@@ -152,11 +145,9 @@ def _certify(
         stack.enter_context(evaluating(after))
         stack.enter_context(run.undisturbed())
         output, measured = measure_calls(before, changes, run, seed)
-        changed = {id(before.get_submodule(name)) for name in others}
-        changed |= {id(change.before) for change in changes}
-        around = {name.rpartition(".")[0] for name in tensors}
+        changed = {id(change.before) for change in changes}
         places = {name for name, part in all_places(before).items() if id(part) in changed}
-        found = Pairs(places=places | around)
+        found = Pairs(places=places)
         network = compare_networks(before, after, output, found, run)
     not_called = "it is not called with a tensor; expected a call on this input, got none"
     layers = [
@@ -165,12 +156,8 @@ def _certify(
         for certificate in calls
         or [LayerCertificate(change.name, change.forms, errors=(not_called,))]
     ]
-    errors = [*network.errors, *_beside(before, after, tensors, places)]
-    notes = [*network.notes, *(f"{name}: not compared, as {why}" for name, why in others.items())]
-    notes += [f"{name}: compared as a part of the network only" for name in tensors]
     if any(isinstance(part, BY_MODE) and part.training for part in before.modules()):
-        notes.append(_MODE)
-    network = replace(network, errors=tuple(errors), notes=tuple(notes))
+        network = replace(network, notes=(*network.notes, _MODE))
     return Certificate(tuple(layers), network, framework=f"torch {torch.__version__}", seed=seed)
 
 
@@ -194,21 +181,6 @@ class _Runner(Runner):
                 if change.rebuild is not None
             }
         return super().copy(model, numbers, copies)
-
-
-def _beside(
-    before: nn.Module, after: nn.Module, tensors: Collection[str], places: Collection[str]
-) -> Iterator[str]:
-    """Compare what stands beside a changed parameter, in the same module and below, bit by bit."""
-    for name in {name.rpartition(".")[0] for name in tensors}:
-        ours, theirs = (
-            dict(m.get_submodule(name).state_dict(prefix=name and name + "."))
-            for m in (before, after)
-        )
-        for key, value in ours.items():
-            inside = any(key.startswith(f"{place}.") for place in places)
-            if key not in tensors and not inside and not same_bits(value, theirs[key]):
-                yield f"{key}; expected the same bits, got others"
 
 
 class _Changed(Sides):

@@ -25,7 +25,6 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import Parameter
 from torch.utils._pytree import tree_leaves
 
@@ -244,11 +243,10 @@ class Layer:
 
 @dataclass
 class DependencyGraph:
-    """The spaces, the layers by ``id``, and the axes of parameters in nobody's layer, by name."""
+    """The spaces, and the layers by ``id``."""
 
     spaces: Spaces
     layers: dict[int, Layer] = field(default_factory=dict)
-    parameters: dict[str, Axes] = field(default_factory=dict)
 
 
 def dependencies(model: nn.Module, example: Any) -> DependencyGraph:
@@ -330,10 +328,8 @@ class _Reader:
 
     def _node(self, node: fx.Node, shape: tuple[int, ...]) -> Axes | None:
         """Return the axes of a value; None if it holds no units, which it may have lost."""
-        if node.op == "placeholder":
+        if node.op in ("placeholder", "get_attr"):
             return None
-        if node.op == "get_attr":
-            return self._parameter(node, shape)
         call = Call.of(node, self.model)
         if call.module is not None:
             return self._module(call, call.module, shape)
@@ -351,15 +347,6 @@ class _Reader:
                 ),
             )
 
-    def _parameter(self, node: fx.Node, shape: tuple[int, ...]) -> Axes:
-        """Give a parameter of a module's own, such as a scale per channel, units of its own."""
-        name = str(node.target)
-        if name not in self.found.parameters:
-            self.found.parameters[name] = tuple(
-                self.spaces.new(size) if size > 1 else None for size in shape
-            )
-        return self.found.parameters[name]
-
     # Layers
 
     def _module(self, call: Call, module: nn.Module, shape: tuple[int, ...]) -> Axes | None:
@@ -369,7 +356,7 @@ class _Reader:
             return self.unknown(call)
         if form_of(module) in ("native", "patch", "weight") or isinstance(module, nn.Linear):
             return self._weights(call.node, module, self.axes[x])
-        if isinstance(module, (_BatchNorm, _InstanceNorm)) or (
+        if (isinstance(module, _BatchNorm) and module.running_mean is not None) or (
             isinstance(module, nn.PReLU) and module.weight.numel() > 1
         ):
             return self._per_channel(call, module, self.axes[x])
@@ -423,9 +410,7 @@ class _Reader:
 
     def _per_channel(self, call: Call, module: nn.Module, axes: Axes) -> Axes | None:
         """Follow what has one parameter, or running statistic, per channel."""
-        if len(axes) < 2 or (
-            isinstance(module, _InstanceNorm) and len(axes) == module._get_no_batch_dim()
-        ):
+        if len(axes) < 2:
             return self.unknown(call)
         axis = axes[1]
         if id(module) in self.found.layers:

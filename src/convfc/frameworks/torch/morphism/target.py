@@ -69,14 +69,13 @@ _PADS = {
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """One part of a model, and what each call of it was given and returned on the example."""
+    """One part of a model, and the shape of what each call of it is given on the example."""
 
     model: nn.Module
     name: str
     part: nn.Module
     example: Any
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
+    shapes: tuple[tuple[int, ...], ...]
 
     @property
     def where(self) -> str:
@@ -113,15 +112,13 @@ def check_layer(model: nn.Module, name: str) -> nn.Module:
 def find_part(model: nn.Module, name: str, example: Any) -> Target:
     """Find any part of a model, and see it at work when the model runs on the example."""
     part = look_up(model, name)
-    inputs: list[Tensor] = []
-    outputs: list[Tensor] = []
+    shapes: list[tuple[int, ...]] = []
     others: list[str] = []
 
     def note(_: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         given = (*args, *kwargs.values())
         if len(given) == 1 and isinstance(given[0], Tensor) and isinstance(output, Tensor):
-            inputs.append(given[0].detach().clone())
-            outputs.append(output.detach().clone())
+            shapes.append(tuple(given[0].shape))
         else:
             others.append(f"{len(given)} arguments")
 
@@ -133,7 +130,7 @@ def find_part(model: nn.Module, name: str, example: Any) -> Target:
             run_on(model, example, "example")
         finally:
             handle.remove()
-    if others or not inputs:
+    if others or not shapes:
         raise UnsupportedLayer(
             "its call has more than one tensor" if others else "the model does not call it",
             where=name or "the model itself",
@@ -141,9 +138,9 @@ def find_part(model: nn.Module, name: str, example: Any) -> Target:
             got=others[0] if others else "none",
             remedy="let the model call the layer as layer(x)",
         )
-    if any(not x.numel() for x in inputs):
+    if any(0 in shape for shape in shapes):
         raise empty_example()
-    return Target(model, name, part, example, tuple(inputs), tuple(outputs))
+    return Target(model, name, part, example, tuple(shapes))
 
 
 def empty_example() -> ShapeError:
@@ -404,8 +401,8 @@ def check_room(kernel: Kernel, target: Target) -> None:
     less = {"reflect": 1, "circular": 0}.get(kernel.mode)
     if less is None:
         return
-    for x in target.inputs:
-        sizes = tuple(x.shape[-len(kernel.size) :])
+    for shape in target.shapes:
+        sizes = shape[-len(kernel.size) :]
         for size, pair in zip(sizes, kernel.pads, strict=True):
             if max(pair) > size - less:
                 raise GeometryError(

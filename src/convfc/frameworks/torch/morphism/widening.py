@@ -21,7 +21,6 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 from torch.nn import init
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from convfc.errors import ArgumentError, UnsupportedLayer
 from convfc.frameworks.torch.forms.form import form_of
@@ -150,28 +149,11 @@ def widen(
     _check_tied(model, growing)
     copies: dict[int, Any] = {}
     after = copy_of(model, {id(one.module) for one in growing}, copies)
-    changes, others = [], {}
-    for one in growing:
-        change = growth.change(one, copies[id(one.module)])
-        if one.kind == "channels" and not _has_theory(one.module):
-            others[one.name] = "it normalises by statistics of its input"
-        else:
-            changes.append(change)
-    grown = growth.grow_parameters(after)
+    changes = [growth.change(one, copies[id(one.module)]) for one in growing]
     made = [one.name for one in growing if one.kind != "channels" and growth.holds(one.outputs)]
     along = f", and with it {', '.join(sorted(set(made) - {layer.name}))}" if len(made) > 1 else ""
     what = f"{name}: widened from {size * repeat} to {wanted} ({_DONE[how, split]}){along}"
-    return finish(
-        model,
-        after,
-        example,
-        changes,
-        what=what,
-        noise=noise,
-        seed=seed,
-        others=others,
-        tensors=grown,
-    )
+    return finish(model, after, example, changes, what=what, noise=noise, seed=seed)
 
 
 def _space(graph: DependencyGraph, layer: Layer, name: str) -> tuple[int, int]:
@@ -508,24 +490,6 @@ class _Growth:
             why_no_integers="noise was added" if rows and self.noise else "",
         )
 
-    def grow_parameters(self, model: nn.Module) -> tuple[str, ...]:
-        """Grow parameters in nobody's layer, such as a scale per channel; return their names."""
-        grown = []
-        for name, axes in self.graph.parameters.items():
-            where = [k for k, axis in enumerate(axes) if self.holds(axis)]
-            if not where:
-                continue
-            owner, _, own = name.rpartition(".")
-            module = model.get_submodule(owner)
-            old: Tensor = getattr(module, own)
-            new = old.detach()
-            for k in where:
-                new = new.index_select(k, self._places(axes[k]).to(old.device))
-            trains = isinstance(old, nn.Parameter)
-            setattr(module, own, nn.Parameter(new, old.requires_grad) if trains else new)
-            grown.append(name)
-        return tuple(grown)
-
     def _rows(self, layer: Layer) -> Rows:
         fresh = self.graph.spaces.along(layer.outputs, self.space, self.units.fresh, False)
         seed = int(torch.randint(2**31, (), generator=self.generator))
@@ -555,10 +519,3 @@ def _picked(index: Tensor, dim: int) -> Callable[[Tensor], Tensor]:
     """Return a function that picks elements along an axis, by their places or by a mask."""
     places = index.nonzero().flatten() if index.dtype == torch.bool else index
     return lambda t: t.index_select(dim, places.to(t.device))
-
-
-def _has_theory(module: nn.Module) -> bool:
-    """Say whether a module with a number per channel is a fixed map, whose rounding is bounded."""
-    return isinstance(module, nn.PReLU) or (
-        isinstance(module, _BatchNorm) and module.running_mean is not None
-    )
