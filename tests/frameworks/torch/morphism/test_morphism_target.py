@@ -56,8 +56,8 @@ MORPHS: list[Make] = [
 
 
 NETWORKS: dict[str, tuple[int, list[str]]] = {
-    "resnet18": (32, ["layer1.0.conv1", "layer2.0.downsample.0", "fc"]),
-    "mobilenet_v3_small": (64, ["features.1.block.0.0", "features.1.block.1.fc1", "classifier.0"]),
+    "resnet18": (32, ["layer1.0.conv1"]),
+    "mobilenet_v3_small": (64, ["features.1.block.0.0", "features.1.block.1.fc1"]),
 }
 
 
@@ -69,8 +69,6 @@ def test_torchvision(network: str) -> None:
     x = numbers((1, 3, size, size), 1).float()
     state = state_of(model)
     for name, make in itertools.product(names, MORPHS):
-        if isinstance(model.get_submodule(name), nn.Linear) and make in (larger, to_two_branches):
-            continue
         morph = make(model, name, example=x)
         assert morph.certificate.holds, str(morph)
         assert type(morph.model) is type(model)

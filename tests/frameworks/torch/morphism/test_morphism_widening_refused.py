@@ -332,7 +332,7 @@ def test_an_example_that_does_not_run_is_refused():
         ({"width": 4}, "0, width: a layer can only become wider; expected 5 or more; got 4"),
         (
             {"width": 8.0},
-            "width: a size is not an integer; expected an integer, 1 or more; got 8.0",
+            "width: a size is not an integer; .*got 8.0",
         ),
         (
             {"factor": 0.5},
