@@ -16,6 +16,7 @@ from convfc.certificate import LayerCertificate, NetworkCertificate, OutputCompa
 from convfc.errors import ShapeError
 from convfc.frameworks.torch.certify.engine import Call, Numbers, Sides, measure
 from convfc.frameworks.torch.certify.pairs import HeadConv, Pairs, cast
+from convfc.frameworks.torch.forms.form import form_of
 from convfc.frameworks.torch.running import (
     RandomState,
     call_arguments,
@@ -56,13 +57,15 @@ class Runner:
         """
         if id(model) in self.shared:
             numbers = None
+        # An unrolled matrix has other numbers than its filters, of which `cast` makes it again.
+        plain = not any(form_of(part) == "unrolled" for part in model.modules())
         for part in model.modules():
             for parameter in part._parameters.values():
                 if parameter is None or id(parameter) in copies:
                     continue
                 if numbers is None:
                     copies[id(parameter)] = parameter
-                elif type(parameter) is nn.Parameter and not is_sparse(parameter):
+                elif plain and type(parameter) is nn.Parameter and not is_sparse(parameter):
                     same = self.same.get(id(parameter), parameter)
                     copies[id(parameter)] = self._in(numbers, same)
             for buffer in part._buffers.values():
