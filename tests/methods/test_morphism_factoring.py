@@ -8,22 +8,31 @@ import numpy as np
 import pytest
 import torch
 from conv_cases import CASES, ConvCase
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from morphism_layers import LayerCase, assert_unchanged, filled, layers, numbers, state_of
 from morphism_layers import train_a_step as trains
 from torch import Tensor, nn
 
-import convfc
 from convfc.errors import ArgumentError
 from convfc.frameworks.torch.read import weight_to_matrix
-from convfc.methods.morphism import factor
+from convfc.methods.morphism import Factored, factor
 from convfc.rounding import UNIT_ROUNDOFF, rounding_bound
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning"),
 ]
+
+
+def of_layer(layer: nn.Module, **options: Any) -> Factored:
+    """A layer alone, factored on random numbers."""
+    shape = (
+        2,
+        layer.weight.shape[1] * getattr(layer, "groups", 1),
+        *[5] * (layer.weight.dim() - 2),
+    )
+    return factor(layer, "", example=numbers(shape, 1).to(layer.weight.dtype), **options)
 
 
 def matrices(layer: nn.Module) -> list[np.ndarray]:
@@ -42,11 +51,12 @@ def product_of(pair: nn.Module) -> list[np.ndarray]:
 
 
 @given(case=layers(dtype=torch.float64))
+@settings(max_examples=25)
 def test_full_rank_holds(case: LayerCase) -> None:
     layer, x = case
     state = state_of(layer)
     rank = min(matrices(layer)[0].shape)
-    factored = factor(layer, rank=rank, example=x)
+    factored = factor(layer, "", rank=rank, example=x)
     assert factored.certificate.holds, str(factored)
     assert factored.rank == rank
     assert factored.error == 0.0
@@ -58,12 +68,12 @@ def test_full_rank_holds(case: LayerCase) -> None:
     assert (second.bias is None) == (layer.bias is None)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", CASES[::2], ids=str)
 def test_no_matrix_of_this_rank_is_closer(case: ConvCase) -> None:
     layer = filled(case.layer())
     old = matrices(layer)
     for rank in range(1, min(old[0].shape)):
-        factored = factor(layer, rank=rank, example=case.x())
+        factored = factor(layer, "", rank=rank, example=case.x())
         assert not factored.certificate.holds
         new = product_of(factored.model)
         lost = whole = 0.0
@@ -80,17 +90,18 @@ def test_no_matrix_of_this_rank_is_closer(case: ConvCase) -> None:
 
 
 @given(seed=st.integers(0, 999), size=st.sampled_from([(2, 3), (3, 2), (4, 2), (2, 4)]))
+@settings(max_examples=25)
 def test_at_full_rank_every_number_is_as_exact_as_its_size_asks_for(seed: int, size: Any) -> None:
     layer = filled(nn.Linear(*size, bias=False, dtype=torch.float64), seed)
-    first, second = (part.weight.detach() for part in factor(layer, rank=min(size)).model)
+    first, second = (part.weight.detach() for part in of_layer(layer, rank=min(size)).model)
     room = rounding_bound(second.abs() @ first.abs(), min(size), "float64")
     assert bool(((second @ first - layer.weight).abs() <= room).all())
 
 
-@given(seed=st.integers(0, 99), energy=st.sampled_from([0.1, 0.5, 0.9, 0.99, 1.0]))
-def test_energy_takes_the_smallest_rank_that_keeps_it(seed: int, energy: float) -> None:
-    layer = filled(nn.Conv1d(3, 6, 3, dtype=torch.float64), seed)
-    factored = factor(layer, energy=energy)
+@pytest.mark.parametrize("energy", [0.1, 0.5, 0.9, 0.99, 1.0])
+def test_energy_takes_the_smallest_rank_that_keeps_it(energy: float) -> None:
+    layer = filled(nn.Conv1d(3, 6, 3, dtype=torch.float64))
+    factored = of_layer(layer, energy=energy)
     squares = np.linalg.svd(matrices(layer)[0], compute_uv=False) ** 2
     shares = squares.cumsum() / squares.sum()
     wanted = len(squares) if energy == 1.0 else int((shares < energy).sum()) + 1
@@ -102,10 +113,10 @@ def test_energy_counts_known_singular_values() -> None:
     linear = nn.Linear(4, 4, bias=False, dtype=torch.float64)
     with torch.no_grad():
         linear.weight.copy_(torch.diag(torch.tensor([4.0, 2.0, 2.0, 1.0])))  # squares 16 4 4 1
-    assert [factor(linear, energy=e / 25).rank for e in (0, 1, 16, 17, 20, 21, 24, 25)] == [
+    assert [of_layer(linear, energy=e / 25).rank for e in (0, 1, 16, 17, 20, 21, 24, 25)] == [
         *(1, 1, 1, 2, 2, 3, 3, 4)
     ]
-    three = factor(linear, rank=3)
+    three = of_layer(linear, rank=3)
     assert three.error == (1 / 25) ** 0.5
     assert three.energy == 24 / 25
 
@@ -115,25 +126,8 @@ def test_groups_of_unequal_rank_take_the_larger() -> None:
     with torch.no_grad():
         layer.weight[:3] = numbers((3, 1), 1)[..., None] * numbers((2, 2), 2)
         layer.weight[3:] = torch.eye(3, 4, dtype=torch.float64).reshape(3, 2, 2)
-    assert factor(layer, energy=0.9).rank == 3
-    assert factor(layer, rank=1).model[0].out_channels == 2
-
-
-@pytest.mark.parametrize("case", CASES[::4], ids=str)
-def test_parameters_and_multiplications_are_those_of_inspect(case: ConvCase) -> None:
-    layer, x = filled(case.layer()), case.x()
-    factored = factor(layer, rank=1, example=x)
-    before, after = (convfc.inspect(model, x).totals for model in (layer, factored.model))
-    assert factored.parameters == (before.parameters, after.parameters)
-    wanted = (before.native_multiplications, after.native_multiplications)
-    assert factored.multiplications == wanted
-    assert f"parameters {before.parameters:,} to {after.parameters:,}" in str(factored)
-
-
-def test_multiplications_of_an_fc_layer_count_rows() -> None:
-    linear, x = nn.Linear(6, 4), torch.ones(2, 5, 6)
-    assert factor(linear, rank=2, example=x).multiplications == (10 * 24, 10 * 2 * (6 + 4))
-    assert factor(linear, rank=2).multiplications == (2 * 24, 2 * 2 * (6 + 4))
+    assert of_layer(layer, energy=0.9).rank == 3
+    assert of_layer(layer, rank=1).model[0].out_channels == 2
 
 
 def test_in_a_model_everything_else_stays() -> None:
@@ -156,26 +150,17 @@ def test_in_a_model_everything_else_stays() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "text"),
+    ("options", "text"),
     [
-        ({}, ArgumentError, "rank, energy: .* expected one of the two; got none"),
-        ({"rank": 1, "energy": 0.5}, ArgumentError, "expected one of the two; got both"),
-        ({"rank": 5}, ArgumentError, "rank: the filter matrix has no such rank; expected 4 at mo"),
-        ({"rank": 0}, ArgumentError, "rank: a size is too small"),
-        (
-            {"energy": 1.5},
-            ArgumentError,
-            "energy: a number out of its range; .* from 0 to 1; got 1.5",
-        ),
-        ({"energy": "all"}, ArgumentError, "energy: a number out of its range"),
+        ({}, "rank, energy: .* expected one of the two; got none"),
+        ({"rank": 1, "energy": 0.5}, "expected one of the two; got both"),
+        ({"rank": 5}, "rank: the filter matrix has no such rank; expected 4 at mo"),
+        ({"rank": 0}, "rank: a size is too small"),
+        ({"energy": 1.5}, "energy: a number out of its range; .* 0 or more, at most 1; got 1.5"),
+        ({"energy": "all"}, "energy: a number out of its range"),
     ],
     ids=str,
 )
-def test_what_is_no_rank_is_refused(options: Any, error: Any, text: str) -> None:
-    with pytest.raises(error, match=text):
-        factor(nn.Conv1d(2, 4, 3), **options)
-
-
-def test_a_model_needs_an_example() -> None:
-    with pytest.raises(ArgumentError, match="example: a model is tried on an example"):
-        factor(nn.Sequential(nn.Linear(2, 2)), "0", rank=1)
+def test_what_is_no_rank_is_refused(options: Any, text: str) -> None:
+    with pytest.raises(ArgumentError, match=text):
+        of_layer(nn.Conv1d(2, 4, 3), **options)

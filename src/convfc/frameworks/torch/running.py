@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import copyreg
 import random
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from inspect import signature
 from typing import Any, TypeVar
@@ -13,6 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map
 
@@ -20,6 +23,9 @@ from convfc.errors import ConvfcError, ShapeError, UnsupportedLayer, Unsupported
 from convfc.frameworks.torch.tensors import first_words, words
 
 _Module = TypeVar("_Module", bound=nn.Module)
+_ATOMS = (bool, int, float, str, type(None))
+_CONTAINERS = (OrderedDict, dict, set)
+_COPYING = ("__new__", "__reduce__", "__reduce_ex__", "__getstate__")
 
 
 def deep_copy(
@@ -30,6 +36,7 @@ def deep_copy(
     """Return a deep copy of a module; ``copies`` receives that of everything inside, by ``id``."""
     memo = {} if copies is None else copies
     try:
+        _copy_modules(model, memo)
         return copy.deepcopy(model, memo)
     except (RuntimeError, TypeError) as error:
         raise UnsupportedModel(
@@ -37,6 +44,51 @@ def deep_copy(
             where=type(model).__name__,
             remedy=remedy,
         ) from error
+
+
+def _copy_modules(model: nn.Module, memo: dict[int, Any]) -> None:
+    """Copy all parts of a model into deepcopy's memo, if all are copied as `nn.Module` says.
+
+    What `copy.deepcopy` would do, in a fifth of the time: a module has two dozen attributes, most
+    of them flags, and dicts of hooks that are empty.
+    """
+    everything = list(model.modules())
+    for parameter in (p for part in everything for p in part._parameters.values()):
+        if parameter is not None and is_sparse(parameter) and id(parameter) not in memo:
+            # PyTorch cannot copy these by itself.
+            memo[id(parameter)] = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+    parts = [part for part in everything if id(part) not in memo]
+    if not all(map(_copies_plainly, parts)):
+        return
+    for part in parts:  # all of them first: they may hold each other in circles
+        memo[id(part)] = object.__new__(type(part))
+
+    def copied(value: Any) -> Any:
+        kind = type(value)
+        if kind in _ATOMS or (kind is tuple and all(type(one) in _ATOMS for one in value)):
+            return value
+        if kind in _CONTAINERS and not value:
+            return memo.setdefault(id(value), kind())
+        return copy.deepcopy(value, memo)
+
+    for part in parts:
+        for own in (part._parameters, part._buffers, part._modules):
+            if type(own) is dict and id(own) not in memo:
+                memo[id(own)] = {key: copied(one) for key, one in own.items()}
+        state: dict[str, Any] = part.__getstate__()  # type: ignore[operator]
+        memo[id(part)].__setstate__({name: copied(value) for name, value in state.items()})
+
+
+def _copies_plainly(part: nn.Module) -> bool:
+    """Say whether nothing of a module's own has a say in how it is copied."""
+    cls = type(part)
+    return (
+        all(getattr(cls, name) is getattr(nn.Module, name) for name in _COPYING)
+        and cls.__setstate__ in (nn.Module.__setstate__, _ConvNd.__setstate__)
+        and not hasattr(part, "__deepcopy__")
+        and cls not in copyreg.dispatch_table
+        and not any("__slots__" in vars(base) for base in cls.__mro__)
+    )
 
 
 @contextlib.contextmanager

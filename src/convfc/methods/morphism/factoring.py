@@ -12,24 +12,20 @@ from convfc.convert import to_conv, to_fc
 from convfc.errors import ArgumentError
 from convfc.frameworks.torch.forms.children import as_parameter, plain_linear
 from convfc.frameworks.torch.forms.form import form_of
+from convfc.frameworks.torch.morphism.certify import Morph
 from convfc.frameworks.torch.morphism.target import (
-    Kernel,
-    Morph,
-    Target,
     chained,
-    check_share,
     find_layer,
-    generator_of,
     kernel_of,
+    real_number,
     replaced,
 )
-from convfc.frameworks.torch.read import geometry_of
 from convfc.sizes import integer
 
 
 @dataclass(frozen=True, eq=False)
 class Factored(Morph):
-    """A morph of `factor`, with what it saves and what it costs.
+    """A morph of `factor`, with what it costs.
 
     Parameters
     ----------
@@ -39,24 +35,14 @@ class Factored(Morph):
         ``||K - K_r||_F / ||K||_F``, of all groups together.
     energy : float
         Share of the squared singular values that is kept, of all groups together.
-    parameters : tuple of int
-        Of the layer, before and after.
-    multiplications : tuple of int
-        Of the native layers on the example, all calls together, before and after.
     """
 
     rank: int = 0
     error: float = 0.0
     energy: float = 1.0
-    parameters: tuple[int, int] = (0, 0)
-    multiplications: tuple[int, int] = (0, 0)
 
     def __str__(self) -> str:
-        first = (
-            f"Rank {self.rank}: relative error {self.error:.3g}, energy {self.energy:.6g}; "
-            f"parameters {self.parameters[0]:,} to {self.parameters[1]:,}, multiplications "
-            f"{self.multiplications[0]:,} to {self.multiplications[1]:,}."
-        )
+        first = f"Rank {self.rank}: relative error {self.error:.3g}, energy {self.energy:.6g}."
         return f"{first}\n{super().__str__()}"
 
     __repr__ = __str__
@@ -65,11 +51,11 @@ class Factored(Morph):
 @torch.inference_mode(mode=False)  # what is made here is to be trained
 def factor(
     model: nn.Module,
-    name: str = "",
+    name: str,
     *,
+    example: Any,
     rank: int | None = None,
     energy: float | None = None,
-    example: Any = None,
     seed: int = 0,
 ) -> Factored:
     """Write a layer as two of low rank: r filters of its kernel, then a 1x1 CONV layer.
@@ -80,19 +66,13 @@ def factor(
 
     Parameters
     ----------
-    model, name
-        The model, which stays as it is; the place of a CONV or FC layer, empty for the model
-        itself.
+    model, name, example, seed
+        As for every morph: see `convfc.methods.morphism`.
     rank : int, optional
         Of every group.
     energy : float, optional
         Instead of a rank: the share, up to 1, of the squared singular values that is kept in every
         group, with the smallest rank that does.
-    example : Tensor, array, tuple or dict
-        An input; a tuple holds several arguments, a dict keyword arguments. A layer alone can do
-        without: it is then tried on random numbers.
-    seed : int
-        Of these random numbers.
 
     Returns
     -------
@@ -102,16 +82,13 @@ def factor(
 
     Raises
     ------
-    NothingToConvert, UnsupportedLayer
-        If no part has this name, or it is no layer that can be morphed.
     ArgumentError
-        If neither rank nor energy is given, or both, or a rank that K does not have; or if a model
-        comes without an example.
+        If neither rank nor energy is given, or both, or a rank that K does not have.
 
     Examples
     --------
-    >>> conv = nn.Conv2d(8, 16, 3, stride=2, padding=1)
-    >>> full = factor(conv, rank=16)
+    >>> conv, x = nn.Conv2d(8, 16, 3, stride=2, padding=1), torch.randn(2, 8, 9, 9)
+    >>> full = factor(conv, "", example=x, rank=16)
     >>> full.model
     Sequential(
       (0): Conv2d(8, 16, kernel_size=(3, 3), stride=(2, 2), padding=(1, 1), bias=False)
@@ -119,9 +96,9 @@ def factor(
     )
     >>> full.certificate.holds
     True
-    >>> half = factor(conv, energy=0.5)
-    >>> half.certificate.holds, half.rank < 16, half.energy >= 0.5, half.parameters[0]
-    (False, True, True, 1168)
+    >>> half = factor(conv, "", example=x, energy=0.5)
+    >>> half.certificate.holds, half.rank < 16, half.energy >= 0.5
+    (False, True, True)
     """
     if (rank is None) == (energy is None):
         raise ArgumentError(
@@ -131,7 +108,7 @@ def factor(
             got="none" if rank is None else "both",
             remedy="give rank=8, or energy=0.95",
         )
-    target = find_layer(model, name, _example(model, seed) if example is None else example)
+    target = find_layer(model, name, example)
     kernel = kernel_of(target.part)
     values = [torch.linalg.svdvals(group.flatten(1)) for group in kernel.by_group]
     r = _rank(values, rank, energy)
@@ -144,14 +121,11 @@ def factor(
     morph = replaced(target, make, what=what, form="low rank", why_no_integers=why, seed=seed)
     kept, all_of_it = (float(sum(v[:n].square().sum() for v in values)) for n in (r, None))
     lost = float(sum(v[r:].square().sum() for v in values))
-    after = morph.model.get_submodule(name)
     return Factored(
         **vars(morph),
         rank=r,
         error=(lost / all_of_it) ** 0.5 if all_of_it else 0.0,
         energy=kept / all_of_it if all_of_it else 1.0,
-        parameters=(_count(target.part), _count(after)),
-        multiplications=_multiplications(target, kernel, r),
     )
 
 
@@ -169,7 +143,7 @@ def _rank(values: list[Tensor], rank: int | None, energy: float | None) -> int:
                 remedy=f"give {most} for the exact product",
             )
         return r
-    share = check_share("energy", energy, most=1.0)
+    share = real_number("energy", energy, 0, 1)
     return max(_smallest(group.square(), share) for group in values)
 
 
@@ -213,46 +187,3 @@ def _factors(linear: Any, rank: int) -> tuple[nn.Module, nn.Module]:
     for part in parts:
         part.train(linear.training)
     return parts
-
-
-def _count(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
-
-
-def _multiplications(target: Target, kernel: Kernel, rank: int) -> tuple[int, int]:
-    """Return the multiplications of the native layers in all calls, before and after."""
-    f, k = len(kernel.filters), kernel.filters[0].numel()
-    before = after = 0
-    for x, y in zip(target.inputs, target.outputs, strict=True):
-        rows = y.numel() // f
-        # A transposed layer multiplies once per input position.
-        own = x.numel() // (kernel.filters.shape[-1] * kernel.groups) if kernel.transposed else rows
-        before += own * f * k
-        after += own * rank * kernel.groups * k + rows * f * rank
-    return before, after
-
-
-def _example(model: nn.Module, seed: int) -> Tensor:
-    """Return random numbers that a layer alone takes."""
-    weight = getattr(model, "weight", None)
-    if not isinstance(weight, Tensor) or not (
-        form_of(model) == "native" or isinstance(model, nn.Linear)
-    ):
-        raise ArgumentError(
-            "a model is tried on an example",
-            where="example",
-            expected="an input of the model",
-            got="none",
-            remedy="give example=, or the layer alone",
-        )
-    size: tuple[int, ...] = (2, weight.shape[-1])
-    if form_of(model) == "native":
-        geometry = geometry_of(model, (1,) * (weight.dim() - 2))
-        spatial = [
-            d * (k - 1) + 3 + 2 * max(pair)
-            for k, d, pair in zip(
-                geometry.kernel_size, geometry.dilation, geometry.padding, strict=True
-            )
-        ]
-        size = (2, geometry.in_channels, *spatial)
-    return torch.randn(size, generator=generator_of(seed)).to(weight)

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -15,6 +16,7 @@ from convfc.certificate import LayerCertificate, NetworkCertificate, OutputCompa
 from convfc.errors import ShapeError
 from convfc.frameworks.torch.certify.engine import Call, Numbers, Sides, measure
 from convfc.frameworks.torch.certify.pairs import HeadConv, Pairs, cast
+from convfc.frameworks.torch.forms.form import form_of
 from convfc.frameworks.torch.running import (
     RandomState,
     call_arguments,
@@ -26,6 +28,7 @@ from convfc.frameworks.torch.tensors import (
     compare,
     describe,
     dtype_name,
+    is_sparse,
     same_bits,
     strides_of,
     wide,
@@ -43,15 +46,46 @@ class Runner:
         own = [t for model in models for t in (*model.parameters(), *model.buffers())]
         self.tensors = [*given, *own]
         self.random = RandomState(self.tensors)
-        self.shared: set[int] = set()  # models whose copies share their parameters, by id
+        self.shared: set[int] = set()  # models that run in no other numbers, by id
+        self.same: dict[int, nn.Parameter] = {}  # by id, a parameter of the same bits
+        self._made: dict[tuple[int, Numbers], nn.Parameter] = {}
 
     def copy(self, model: nn.Module, numbers: Numbers | None, copies: dict[int, Any]) -> nn.Module:
-        """Return a copy, with other numbers if some are asked for; `deep_copy` says ``copies``."""
+        """Return a copy, with other numbers if some are asked for; `deep_copy` says ``copies``.
+
+        Copies share their parameters with the model, and those in other numbers with each other.
+        """
         if id(model) in self.shared:
-            copies |= {id(parameter): parameter for parameter in model.parameters()}
             numbers = None
+        # An unrolled matrix has other numbers than its filters, of which `cast` makes it again.
+        plain = not any(form_of(part) == "unrolled" for part in model.modules())
+        for part in model.modules():
+            for parameter in part._parameters.values():
+                if parameter is None or id(parameter) in copies:
+                    continue
+                if numbers is None:
+                    copies[id(parameter)] = parameter
+                elif plain and type(parameter) is nn.Parameter and not is_sparse(parameter):
+                    same = self.same.get(id(parameter), parameter)
+                    copies[id(parameter)] = self._in(numbers, same)
+            for buffer in part._buffers.values():
+                if type(buffer) is Tensor and not is_sparse(buffer):
+                    copies.setdefault(id(buffer), buffer.detach().clone())
         copied = deep_copy(model, copies)
         return copied if numbers is None else cast(copied, numbers)
+
+    def _in(self, numbers: Numbers, parameter: nn.Parameter) -> nn.Parameter:
+        """Return a parameter in other numbers, made once."""
+        key = id(parameter), numbers
+        if key not in self._made:
+            made = t = parameter.detach()
+            if numbers is wide and t.dtype is torch.float32 and t.is_cpu and t.is_contiguous():
+                # NumPy asks for large pages, which halves the time that fresh memory takes.
+                made = torch.from_numpy(np.empty(tuple(t.shape))).copy_(t)
+            elif t.is_floating_point() or t.is_complex():
+                made = numbers(t)
+            self._made[key] = nn.Parameter(made, parameter.requires_grad)
+        return self._made[key]
 
     def __call__(
         self,
@@ -182,7 +216,7 @@ def compare_networks(
     rounded products, the same one in float64, and what is known to differ between the two.
     """
     if again is None:
-        errors, notes = _other_tensors(before, after, found.places)
+        errors, notes = _other_tensors(before, after, found.places, run.same)
         exact = after
     else:
         (exact, errors), notes = again, []
@@ -282,9 +316,12 @@ def _other_values(path: str, ours: Any, theirs: Any) -> list[str]:
 
 
 def _other_tensors(
-    before: nn.Module, after: nn.Module, places: set[str]
+    before: nn.Module, after: nn.Module, places: set[str], same: dict[int, nn.Parameter]
 ) -> tuple[list[str], list[str]]:
-    """Compare all parameters and buffers that belong to no pair, bit by bit."""
+    """Compare all parameters and buffers that belong to no pair, bit by bit.
+
+    ``same`` receives the first network's parameter for each of the second that has its bits.
+    """
     errors, notes = [], []
     ours, theirs = (_tensors(model, places) for model in (before, after))
     for name in ours | theirs:
@@ -296,6 +333,8 @@ def _other_tensors(
             errors.append(f"{name}; expected the same bits, got others, {away:.3g} away")
         elif strides_of(mine) != strides_of(other):
             notes.append(f"{name} has strides {mine.stride()}, then {other.stride()}")
+        elif type(mine) is type(other) is nn.Parameter:
+            same[id(other)] = mine
     return errors, notes
 
 
@@ -310,7 +349,7 @@ def _tensors(model: nn.Module, places: set[str]) -> dict[str, Tensor]:
         *model.named_parameters(remove_duplicate=False),
         *model.named_buffers(remove_duplicate=False),
     ]
-    return {name: tensor.detach() for name, tensor in everything if outside(name)}
+    return {name: tensor for name, tensor in everything if outside(name)}
 
 
 def _narrow(t: Tensor) -> Tensor:

@@ -12,10 +12,9 @@ statistics of the batch, and a dropout draws for each unit by itself, also for t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -29,9 +28,8 @@ from convfc.frameworks.torch.certify.pairs import Pairs, cast, matrices_of, word
 from convfc.frameworks.torch.morphism.magnitude import Sums as Sum
 from convfc.frameworks.torch.morphism.magnitude import magnitude
 from convfc.frameworks.torch.places import places as all_places
-from convfc.frameworks.torch.references import exchange
 from convfc.frameworks.torch.running import deep_copy, evaluating
-from convfc.frameworks.torch.tensors import same_bits, wide
+from convfc.frameworks.torch.tensors import wide
 from convfc.frameworks.torch.vocabulary import BY_MODE
 
 _MODE = (
@@ -41,28 +39,45 @@ _MODE = (
 
 
 @dataclass(frozen=True, eq=False)
-class Change:
-    """One layer, or chain of layers, before and after a morph.
+class Morph:
+    """A network that computes what another one computes, with other layers.
 
     Parameters
     ----------
-    name : str
-        Its place in the model before; empty for a model that is the layer itself.
-    before, after : nn.Module
-        Parts of the two models, where they stand.
-    spread_input, spread_output : callable, optional
-        What the new layer's input is, given the old layer's input; and what its output has to be,
-        given the old layer's output. None: the same.
-    rebuild : callable, optional
-        Makes the new layer again, from an old layer with other numbers or another dtype.
-    keep_output : callable, optional
-        Which part of the new layer's output is compared, if there is more in it than was before.
-    divides : Tensor or int
-        By what ``rebuild`` divides the old layer's weight; a tensor that broadcasts with it.
-    form : str
-        What the layer has become, in a word; what it is by default.
-    why_no_integers : str
-        Why there is no test on integers, if there is none.
+    model : nn.Module
+        The new network; the one that was given is as before.
+    certificate : Certificate
+        Whether the two compute the same function, measured on the example.
+    what : str
+        What was done where, as a sentence without its full stop.
+    noise : float
+        Relative standard deviation of the noise that was added to break symmetries; 0 for none.
+    changed : tuple of str
+        The places that changed.
+    """
+
+    model: nn.Module
+    certificate: Certificate
+    what: str
+    noise: float = 0.0
+    changed: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        noise = f"noise of {self.noise:g} of the weights' standard deviation was added"
+        lines = (self.what + ".", *([f"Symmetry breaking: {noise}."] if self.noise else []))
+        return "\n".join((*lines, str(self.certificate)))
+
+    __repr__ = __str__
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """One layer, or chain of layers, before and after a morph, where they stand in the two models.
+
+    ``spread_input`` makes the new layer's input of the old one's, ``spread_output`` what its output
+    has to be; ``keep_output`` is the part of it that is compared. ``rebuild`` makes the new layer
+    again, from an old layer with other numbers or another dtype; it divides the weight by
+    ``divides``, which broadcasts with it. ``form`` says in a word what the layer has become.
     """
 
     name: str
@@ -97,33 +112,42 @@ class Change:
         return _Changed(self, call)
 
 
-def certify(
+def finish(
     before: nn.Module,
     after: nn.Module,
     example: Any,
     changes: Sequence[Change],
     *,
+    what: str,
+    noise: float = 0.0,
     seed: int = 0,
-    others: Mapping[str, str] = MappingProxyType({}),
-    tensors: Collection[str] = (),
-) -> Certificate:
-    """Compare a model with what a morph has made of it: every change at every call, and the wholes.
+) -> Morph:
+    """Return a morph with its certificate; the two models share no part, and stay as they are.
 
-    Copies are run, in evaluation mode. ``others`` are places of parts that have changed and cannot
-    be compared by themselves, with the reasons; ``tensors`` names parameters and buffers that have
-    changed and belong to no layer.
+    Nothing is raised if the models are not the same function: the certificate says no, and why.
     """
+    certificate = _certify(before, after, example, changes, seed)
+    changed = tuple(dict.fromkeys(change.name for change in changes))
+    return Morph(after, certificate, what, noise, changed)
+
+
+def _certify(
+    before: nn.Module,
+    after: nn.Module,
+    example: Any,
+    changes: Sequence[Change],
+    seed: int,
+) -> Certificate:
+    """Compare copies of both models in evaluation mode: every change at every call, the wholes."""
     run = _Runner(before, after, example, changes)
     with ExitStack() as stack:
         stack.enter_context(evaluating(before))
         stack.enter_context(evaluating(after))
         stack.enter_context(run.undisturbed())
         output, measured = measure_calls(before, changes, run, seed)
-        changed = {id(before.get_submodule(name)) for name in others}
-        changed |= {id(change.before) for change in changes}
-        around = {name.rpartition(".")[0] for name in tensors}
+        changed = {id(change.before) for change in changes}
         places = {name for name, part in all_places(before).items() if id(part) in changed}
-        found = Pairs(places=places | around)
+        found = Pairs(places=places)
         network = compare_networks(before, after, output, found, run)
     not_called = "it is not called with a tensor; expected a call on this input, got none"
     layers = [
@@ -132,12 +156,8 @@ def certify(
         for certificate in calls
         or [LayerCertificate(change.name, change.forms, errors=(not_called,))]
     ]
-    errors = [*network.errors, *_beside(before, after, tensors, places)]
-    notes = [*network.notes, *(f"{name}: not compared, as {why}" for name, why in others.items())]
-    notes += [f"{name}: compared as a part of the network only" for name in tensors]
     if any(isinstance(part, BY_MODE) and part.training for part in before.modules()):
-        notes.append(_MODE)
-    network = replace(network, errors=tuple(errors), notes=tuple(notes))
+        network = replace(network, notes=(*network.notes, _MODE))
     return Certificate(tuple(layers), network, framework=f"torch {torch.__version__}", seed=seed)
 
 
@@ -154,30 +174,13 @@ class _Runner(Runner):
         self.after, self.changes = after, changes
 
     def copy(self, model: nn.Module, numbers: Numbers | None, copies: dict[int, Any]) -> nn.Module:
-        copied = super().copy(model, numbers, copies)
-        if model is not self.after or numbers is not wide:
-            return copied
-        new = {
-            id(copies[id(change.after)]): change.again(cast(deep_copy(change.before), wide))
-            for change in self.changes
-            if change.rebuild is not None
-        }
-        return exchange(copied, new)
-
-
-def _beside(
-    before: nn.Module, after: nn.Module, tensors: Collection[str], places: Collection[str]
-) -> Iterator[str]:
-    """Compare what stands beside a changed parameter, in the same module and below, bit by bit."""
-    for name in {name.rpartition(".")[0] for name in tensors}:
-        ours, theirs = (
-            dict(m.get_submodule(name).state_dict(prefix=name and name + "."))
-            for m in (before, after)
-        )
-        for key, value in ours.items():
-            inside = any(key.startswith(f"{place}.") for place in places)
-            if key not in tensors and not inside and not same_bits(value, theirs[key]):
-                yield f"{key}; expected the same bits, got others"
+        if model is self.after and numbers is wide:
+            copies |= {
+                id(change.after): change.again(cast(deep_copy(change.before), wide))
+                for change in self.changes
+                if change.rebuild is not None
+            }
+        return super().copy(model, numbers, copies)
 
 
 class _Changed(Sides):
@@ -189,6 +192,7 @@ class _Changed(Sides):
         self.change, self.call = change, call
         self.name, self.forms, self.errors = change.name, change.forms, []
         self.parts = self.now = change.before, change.after
+        self.ours: Sum | None = None  # of the first side, until it gets other numbers
         self.remade = change.rebuild is not None
         self.why_no_integers = change.why_no_integers
         if any(isinstance(module, _BatchNorm) for part in self.parts for module in part.modules()):
@@ -200,6 +204,7 @@ class _Changed(Sides):
         change = self.change
         if numbers is not None:
             before = cast(deep_copy(change.before), numbers)
+            self.ours = self.ours if numbers is wide else None
             weight = before._parameters.get("weight")
             if weight is not None:
                 weight.data.mul_(torch.as_tensor(divides, device=weight.device).to(weight.dtype))
@@ -215,7 +220,7 @@ class _Changed(Sides):
     def sums(self, x: Tensor, dy: Tensor | None = None) -> Sums:
         """Return the larger B of both sides, and the larger n."""
         change, (before, after), call = self.change, self.now, self.call.__call__
-        ours = magnitude(before, Sum(wide(x).abs()), call)
+        ours = self.ours = self.ours or magnitude(before, Sum(wide(x).abs()), call)
         theirs = magnitude(after, Sum(wide(_mapped(change.spread_input, x)).abs()), call)
         if ours is None or theirs is None:
             return {}

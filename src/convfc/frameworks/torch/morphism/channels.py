@@ -25,7 +25,6 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import Parameter
 from torch.utils._pytree import tree_leaves
 
@@ -40,7 +39,7 @@ from convfc.frameworks.torch.graph import (
     shape_of,
     words,
 )
-from convfc.frameworks.torch.morphism.target import graph_of
+from convfc.frameworks.torch.morphism.target import empty_example, graph_of
 from convfc.frameworks.torch.read import obstacle
 from convfc.frameworks.torch.running import deep_copy
 from convfc.frameworks.torch.vocabulary import (
@@ -162,14 +161,6 @@ class Spaces:
         """Return which old place each place of an axis holds, after one space has grown.
 
         ``units`` says for each unit of the grown space which old one it copies.
-
-        Examples
-        --------
-        >>> spaces = Spaces()
-        >>> segment, other = spaces.new(2)[0], spaces.new(1)[0]
-        >>> axis = (segment._replace(repeat=2), other)
-        >>> spaces.grown(axis, segment.space, torch.tensor([0, 1, 1]))
-        tensor([0, 1, 2, 3, 2, 3, 4])
         """
         places = torch.arange(self.places(axis), device=units.device)
         parts = places.split([self.size(s.space) * s.repeat for s in axis])
@@ -200,14 +191,6 @@ def reshaped(axes: Axes, old: Sequence[int], new: Sequence[int]) -> tuple[Axes, 
     """Follow a reshape: flattening keeps the units, each with more places.
 
     Returns the axes after, and those before whose units cannot be followed.
-
-    Examples
-    --------
-    >>> axis = (Segment(0),)
-    >>> reshaped((None, axis, None, None), (2, 3, 4, 5), (2, 60))
-    ((None, (Segment(space=0, repeat=20),)), [])
-    >>> reshaped((None, axis), (2, 6), (2, 2, 3))
-    ((None, None, None), [(Segment(space=0, repeat=1),)])
     """
     result: list[Axis | None] = []
     lost: list[Axis] = []
@@ -260,11 +243,10 @@ class Layer:
 
 @dataclass
 class DependencyGraph:
-    """The spaces, the layers by ``id``, and the axes of parameters in nobody's layer, by name."""
+    """The spaces, and the layers by ``id``."""
 
     spaces: Spaces
     layers: dict[int, Layer] = field(default_factory=dict)
-    parameters: dict[str, Axes] = field(default_factory=dict)
 
 
 def dependencies(model: nn.Module, example: Any) -> DependencyGraph:
@@ -272,14 +254,6 @@ def dependencies(model: nn.Module, example: Any) -> DependencyGraph:
 
     A forward is refused that `torch.fx` cannot trace, with the line that stands in the way, or that
     calls something else in training, where its layers would be read as well.
-
-    Examples
-    --------
-    >>> model = nn.Sequential(nn.Conv1d(1, 2, 3), nn.Flatten(), nn.Linear(6, 4))
-    >>> found = dependencies(model, torch.ones(1, 1, 5))
-    >>> [(layer.name, layer.inputs, layer.outputs) for layer in found.layers.values()]
-    [('0', None, (Segment(space=0, repeat=1),)),
-     ('2', (Segment(space=0, repeat=3),), (Segment(space=1, repeat=1),))]
     """
     graph = graph_of(model, example)
     if isinstance(graph, Refusal):
@@ -354,10 +328,8 @@ class _Reader:
 
     def _node(self, node: fx.Node, shape: tuple[int, ...]) -> Axes | None:
         """Return the axes of a value; None if it holds no units, which it may have lost."""
-        if node.op == "placeholder":
+        if node.op in ("placeholder", "get_attr"):
             return None
-        if node.op == "get_attr":
-            return self._parameter(node, shape)
         call = Call.of(node, self.model)
         if call.module is not None:
             return self._module(call, call.module, shape)
@@ -375,15 +347,6 @@ class _Reader:
                 ),
             )
 
-    def _parameter(self, node: fx.Node, shape: tuple[int, ...]) -> Axes:
-        """Give a parameter of a module's own, such as a scale per channel, units of its own."""
-        name = str(node.target)
-        if name not in self.found.parameters:
-            self.found.parameters[name] = tuple(
-                self.spaces.new(size) if size > 1 else None for size in shape
-            )
-        return self.found.parameters[name]
-
     # Layers
 
     def _module(self, call: Call, module: nn.Module, shape: tuple[int, ...]) -> Axes | None:
@@ -393,7 +356,7 @@ class _Reader:
             return self.unknown(call)
         if form_of(module) in ("native", "patch", "weight") or isinstance(module, nn.Linear):
             return self._weights(call.node, module, self.axes[x])
-        if isinstance(module, (_BatchNorm, _InstanceNorm)) or (
+        if (isinstance(module, _BatchNorm) and module.running_mean is not None) or (
             isinstance(module, nn.PReLU) and module.weight.numel() > 1
         ):
             return self._per_channel(call, module, self.axes[x])
@@ -407,6 +370,8 @@ class _Reader:
         if not has_own_weights(module) or type(weight) is not Parameter:
             why = obstacle(module) if form_of(module) == "native" else None
             return self.lost(node, *(why or ("it is no plain layer", _PLAIN)))
+        if 0 in (shape_of(node) or ()):
+            raise empty_example()
         spatial = max(weight.dim() - 2, 0)
         at = len(axes) - 1 - spatial
         for axis in axes[at + 1 :]:
@@ -445,9 +410,7 @@ class _Reader:
 
     def _per_channel(self, call: Call, module: nn.Module, axes: Axes) -> Axes | None:
         """Follow what has one parameter, or running statistic, per channel."""
-        if len(axes) < 2 or (
-            isinstance(module, _InstanceNorm) and len(axes) == module._get_no_batch_dim()
-        ):
+        if len(axes) < 2:
             return self.unknown(call)
         axis = axes[1]
         if id(module) in self.found.layers:
@@ -704,34 +667,6 @@ def _distribution(call: Call, reader: _Reader, axes: Axes, shape: tuple[int, ...
 def _permutation(call: Call, reader: _Reader, axes: Axes, shape: tuple[int, ...]) -> Axes | None:
     order = call.order(len(axes))
     return reader.unknown(call) if order is None else tuple(axes[axis] for axis in order)
-
-
-@_of_one("indexing")
-def _indexing(call: Call, reader: _Reader, axes: Axes, shape: tuple[int, ...]) -> Axes | None:
-    """Follow ``x[:, :, 0]``: whole axes stay, of the others the units are lost."""
-    index: Any = call.node.args[1]
-    index = index if isinstance(index, tuple) else (index,)
-    if any(isinstance(one, fx.Node) for one in index):
-        return reader.unknown(call)
-    named = sum(one is not None and one is not Ellipsis for one in index)
-    result: list[Axis | None] = []
-    left = list(axes)
-    for one in (*index, *([] if Ellipsis in index else [Ellipsis])):
-        if one is None:
-            result.append(None)
-        elif one is Ellipsis:
-            result += [left.pop(0) for _ in range(len(axes) - named)]
-        else:
-            axis = left.pop(0)
-            if one != slice(None):
-                pin = reader.pin(call.node, "it picks some of them", UNKNOWN)
-                reader.spaces.pin(axis, pin)
-                axis = None
-            if isinstance(one, slice):
-                result.append(axis)
-            elif not isinstance(one, int):
-                return reader.unknown(call)
-    return tuple(result)
 
 
 @_of_one("squeeze")

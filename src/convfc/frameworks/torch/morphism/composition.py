@@ -1,6 +1,6 @@
 """One kernel as the composition of two: the linear algebra of depth morphing.
 
-A layer with the filters A behind one with the filters B has, where nothing stands between them, the
+A layer with the filters A, followed by one with the filters B and nothing between them, has the
 filters ``G[t] = sum over t1 + t2 = t of B[t2] A[t1]``: matrix products over the C channels in the
 middle, a full convolution over the taps (Wei et al. 2016, arXiv 1603.01670). With A given this is
 linear in B, and the other way round. It can be solved for every G if the given factor makes the
@@ -11,16 +11,16 @@ system of full rank, for which the numbers have to suffice (the condition of the
 
 with ``|.|`` the number of taps and K = K1 + K2 - 1. Where they suffice the rank is looked at:
 random factors do not always have it on several axes. ``C >= c |K1|`` or ``C >= f |K2|`` suffices
-always: then the middle layer can hold all of a patch. Where they do not, smaller kernels inside the
-given ones are tried, the largest first (their Algorithm 2); the taps around stay zero.
+always: then the middle layer can hold all of a patch. Where they do not, one of the two kernels is
+made smaller until they do (their Algorithm 2); the taps around stay zero.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -28,30 +28,20 @@ from torch import Tensor
 from convfc.errors import ArgumentError
 from convfc.sizes import Sizes
 
+_Pair: TypeAlias = tuple[Sizes, Sizes]
+"""The sizes of both kernels."""
+
 
 class Factors(NamedTuple):
-    """Two kernels whose composition is a third: first A, ``(C, *K1, c)``, then B, ``(f, *K2, C)``.
+    """Two kernels whose composition is a third; ``active`` are the parts that are not zero."""
 
-    ``active`` are the sizes of the parts that are not zero, ``residual`` is the norm of what is
-    missing, relative to the third kernel's; 0 where only rounding is.
-    """
-
-    first: Tensor
-    second: Tensor
-    active: tuple[Sizes, Sizes]
-    residual: float = 0.0
-
-
-class _Candidate(NamedTuple):
-    """Sizes of the two kernels, and which of them is given: "first", "second" or "svd"."""
-
-    first: Sizes
-    second: Sizes
-    given: str
+    first: Tensor  # (C, *K1, c)
+    second: Tensor  # (f, *K2, C)
+    active: _Pair
 
 
 def composed(second: Tensor, first: Tensor) -> Tensor:
-    """Return the filters ``(f, *K, c)`` of one layer, ``(f, *K2, C)``, behind another."""
+    """Return the filters ``(f, *K, c)`` of one layer, ``(f, *K2, C)``, on another's output."""
     system = _system(first, tuple(second.shape[1:-1]))
     product: Tensor = (second.flatten(1) @ system.flatten(1)).unflatten(1, system.shape[1:])
     return product
@@ -59,43 +49,40 @@ def composed(second: Tensor, first: Tensor) -> Tensor:
 
 def factorised(
     groups: Sequence[Tensor],
-    kernels: tuple[Sizes, Sizes],
+    kernels: _Pair,
     at: Sizes,
     channels: int,
     *,
     generator: torch.Generator,
     dtype: torch.dtype,
     where: str,
-    allow_residual: bool = False,
 ) -> Factors:
     """Find two kernels whose composition is a third with zeros around, of each group.
 
     The third, ``(f, *K0, c)`` in float64, begins ``at`` these taps in ``K1 + K2 - 1``, which is at
     least K0 on every axis; ``channels`` is C of one group. Random are the given factor, with
     orthogonal rows or columns, and what the equation leaves free in the other, which is solved for
-    when the given one has been rounded to ``dtype``. If no exact solution is known it is an error
-    that says how many channels are needed, or the closest by truncated SVD.
+    when the given one has been rounded to ``dtype``.
     """
     f, *kernel, c = groups[0].shape
     old = tuple(kernel)
-    for candidate in _candidates(old, kernels, channels, (f, c)):
-        pairs = []
-        for group in groups:
-            pair = _solved(group, candidate, at, channels, generator, dtype)
-            if pair is None:
-                break
-            pairs.append(pair)
-        else:
-            return _placed(pairs, candidate, kernels, at, old)
-    points = [w for w in _sizes(old, kernels) if _is_point(w.first) or _is_point(w.second)]
-    if allow_residual and points:
-        candidate = points[0]._replace(given="svd")
-        pairs = [_by_svd(group, candidate, channels, generator) for group in groups]
-        found = _placed(pairs, candidate, kernels, at, old)
-        missing = [(composed(b, a) - g).norm() for (a, b), g in zip(pairs, groups, strict=True)]
-        norm = math.hypot(*(float(g.norm()) for g in groups))
-        return found._replace(residual=math.hypot(*map(float, missing)) / (norm or 1.0))
-    raise _too_few(old, kernels, channels, (f, c), len(groups), where)
+    sizes = _sizes(old, kernels)
+    for active in sizes:
+        whole = _taps(active)
+        unknowns = {True: c * whole <= channels * math.prod(active[1])}
+        unknowns[False] = f * whole <= channels * math.prod(active[0])
+        # The equations fall apart into one small system per tap if the given kernel is a point.
+        point = math.prod(active[0]) == 1
+        for first_given in (point, not point):
+            if not unknowns[first_given]:
+                continue
+            pairs = [
+                _solved(group, active, at, channels, generator, dtype, first_given)
+                for group in groups
+            ]
+            if all(pair is not None for pair in pairs):
+                return _placed([pair for pair in pairs if pair], active, kernels, at, old)
+    raise _too_few(sizes, channels, (f, c), len(groups), where)
 
 
 def _system(given: Tensor, size: Sizes) -> Tensor:
@@ -114,68 +101,42 @@ def _turned(filters: Tensor) -> Tensor:
     return filters.transpose(0, -1)
 
 
-def _sizes(old: Sizes, kernels: tuple[Sizes, Sizes]) -> list[_Candidate]:
-    """Return all kernels inside the given ones whose composition covers the old, largest first."""
-    axes = [
-        [(a, b) for a in range(1, k1 + 1) for b in range(1, k2 + 1) if a + b - 1 >= k]
-        for k, k1, k2 in zip(old, *kernels, strict=True)
-    ]
-    candidates = [
-        _Candidate(tuple(a for a, _ in pairs), tuple(b for _, b in pairs), "")
-        for pairs in itertools.product(*axes)
-    ]
-    return sorted(candidates, key=_fewest_taps)
-
-
-def _fewest_taps(candidate: _Candidate) -> tuple[int, int]:
-    first, second = math.prod(candidate.first), math.prod(candidate.second)
-    return -(first + second), -first
-
-
-def _candidates(
-    old: Sizes, kernels: tuple[Sizes, Sizes], channels: int, sizes: tuple[int, int]
-) -> Iterator[_Candidate]:
-    """Yield what may be solved, by the number of unknowns."""
-    f, c = sizes
-    everything = _sizes(old, kernels)
-    for candidate in everything:
-        whole = _whole(candidate)
-        # The equations fall apart into one small system per tap if the given kernel is a point.
-        givens = ["first", "second"] if _is_point(candidate.first) else ["second", "first"]
-        for given in givens:
-            inner, unknown = (c, candidate.second) if given == "first" else (f, candidate.first)
-            if channels * math.prod(unknown) >= inner * whole:
-                yield candidate._replace(given=given)
-    for candidate in everything:  # a kernel of low rank needs fewer channels
-        if old in (candidate.first, candidate.second) and (
-            _is_point(candidate.first) or _is_point(candidate.second)
-        ):
-            yield candidate._replace(given="svd")
+def _sizes(old: Sizes, kernels: _Pair) -> list[_Pair]:
+    """Return the given sizes, and those with one kernel smaller that still reach over the old."""
+    first, second = kernels
+    found = []
+    for less in range(max((*first, *second, 1))):
+        fewer = tuple(
+            max(b - less, k - a + 1, 1) for a, b, k in zip(first, second, old, strict=True)
+        )
+        found.append((first, fewer))
+        fewer = tuple(
+            max(a - less, k - b + 1, 1) for a, b, k in zip(first, second, old, strict=True)
+        )
+        found.append((fewer, second))
+    return list(dict.fromkeys(found))
 
 
 def _solved(
     group: Tensor,
-    candidate: _Candidate,
+    active: _Pair,
     at: Sizes,
     channels: int,
     generator: torch.Generator,
     dtype: torch.dtype,
+    first_given: bool,
 ) -> tuple[Tensor, Tensor] | None:
     """Return A and B of one group; None if the given factor does not make the rank."""
-    if candidate.given == "svd":
-        rank = int(torch.linalg.matrix_rank(_as_matrix(group, candidate)))
-        return _by_svd(group, candidate, channels, generator) if rank <= channels else None
-    whole = [a + b - 1 for a, b in zip(candidate.first, candidate.second, strict=True)]
-    target = _inside(group, whole, _start(candidate, at, tuple(group.shape[1:-1])))
-    if candidate.given == "first":
-        given = (
-            _orthogonal(channels, candidate.first, group.shape[-1], generator).to(dtype).double()
-        )
-        found = _completed(given, target, candidate.second, generator)
-        return None if found is None else (given, found)
-    turned = _orthogonal(channels, candidate.second, len(group), generator).to(dtype).double()
-    found = _completed(turned, _turned(target), candidate.first, generator)
-    return None if found is None else (_turned(found), _turned(turned))
+    whole = [a + b - 1 for a, b in zip(*active, strict=True)]
+    target = _inside(group, whole, _start(active, at, tuple(group.shape[1:-1])))
+    if not first_given:  # the same equation, transposed
+        target = _turned(target)
+    own, other = active if first_given else active[::-1]
+    given = _orthogonal(channels, own, target.shape[-1], generator).to(dtype).double()
+    found = _completed(given, target, other, generator)
+    if found is None:
+        return None
+    return (given, found) if first_given else (_turned(found), _turned(given))
 
 
 def _completed(
@@ -208,34 +169,6 @@ def _completed(
     return second
 
 
-def _by_svd(
-    group: Tensor, candidate: _Candidate, channels: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Return A and B, one of them a point, as close as so many channels allow (Eckart-Young)."""
-    f, *kernel, c = group.shape
-    left, values, right = torch.linalg.svd(_as_matrix(group, candidate), full_matrices=False)
-    rank = min(channels, len(values))
-    roots = values[:rank].sqrt()
-    left, right = left[:, :rank] * roots, roots[:, None] * right[:rank]
-    # Turned at random, so that no channel is one singular vector; what is left over is random.
-    drawn = torch.randn(channels, rank, generator=generator, dtype=torch.float64)
-    turn = torch.linalg.qr(drawn)[0]
-    first, second = turn @ right, left @ turn.mT
-    free = torch.randn(first.shape, generator=generator, dtype=torch.float64)
-    first = first + first.square().mean().sqrt() * (free - turn @ (turn.mT @ free))
-    if _is_point(candidate.second):
-        return first.reshape(channels, *kernel, c), second.reshape(f, *candidate.second, channels)
-    return (
-        first.reshape(channels, *candidate.first, c),
-        second.reshape(f, *kernel, channels),
-    )
-
-
-def _as_matrix(group: Tensor, candidate: _Candidate) -> Tensor:
-    """Return the matrix that B A is, if one of the two kernels is a point."""
-    return group.flatten(1) if _is_point(candidate.second) else group.flatten(0, -2)
-
-
 def _orthogonal(rows: int, size: Sizes, columns: int, generator: torch.Generator) -> Tensor:
     """Return a random kernel ``(rows, *size, columns)`` with rows of norm 1, orthogonal if few."""
     inner = math.prod(size) * columns
@@ -254,69 +187,53 @@ def _inside(filters: Tensor, size: Sequence[int], at: Sizes) -> Tensor:
     return larger
 
 
-def _start(candidate: _Candidate, at: Sizes, old: Sizes) -> Sizes:
+def _start(active: _Pair, at: Sizes, old: Sizes) -> Sizes:
     """Return where the old kernel begins in the composition of the active ones."""
-    room = [a + b - 1 - k for a, b, k in zip(candidate.first, candidate.second, old, strict=True)]
+    room = [a + b - 1 - k for a, b, k in zip(*active, old, strict=True)]
     return tuple(map(min, at, room))
 
 
 def _placed(
-    pairs: Sequence[tuple[Tensor, Tensor]],
-    candidate: _Candidate,
-    kernels: tuple[Sizes, Sizes],
-    at: Sizes,
-    old: Sizes,
+    pairs: Sequence[tuple[Tensor, Tensor]], active: _Pair, kernels: _Pair, at: Sizes, old: Sizes
 ) -> Factors:
     """Put the active kernels into the ones asked for, so that the old one begins at its place."""
-    used = _start(candidate, at, old)
+    used = _start(active, at, old)
     left = [start - u for start, u in zip(at, used, strict=True)]
-    first_at = tuple(
-        min(n, k - a) for n, k, a in zip(left, kernels[0], candidate.first, strict=True)
-    )
+    first_at = tuple(min(n, k - a) for n, k, a in zip(left, kernels[0], active[0], strict=True))
     second_at = tuple(n - m for n, m in zip(left, first_at, strict=True))
     return Factors(
         torch.cat([_inside(a, kernels[0], first_at) for a, _ in pairs]),
         torch.cat([_inside(b, kernels[1], second_at) for _, b in pairs]),
-        (candidate.first, candidate.second),
+        active,
     )
 
 
-def _whole(candidate: _Candidate) -> int:
-    return math.prod(a + b - 1 for a, b in zip(candidate.first, candidate.second, strict=True))
-
-
-def _is_point(size: Sizes) -> bool:
-    return math.prod(size) == 1
+def _taps(active: _Pair) -> int:
+    """Return how many taps the composition has."""
+    return math.prod(a + b - 1 for a, b in zip(*active, strict=True))
 
 
 def _too_few(
-    old: Sizes,
-    kernels: tuple[Sizes, Sizes],
-    channels: int,
-    sizes: tuple[int, int],
-    groups: int,
-    where: str,
+    sizes: Sequence[_Pair], channels: int, ends: tuple[int, int], groups: int, where: str
 ) -> ArgumentError:
     """Return the refusal, with the number of channels that is needed and one that suffices."""
-    f, c = sizes
-    candidates = _sizes(old, kernels)
+    f, c = ends
     needed = min(
-        -(-inner * _whole(candidate) // math.prod(size))
-        for candidate in candidates
-        for inner, size in ((c, candidate.second), (f, candidate.first))
+        -(-inner * _taps(active) // math.prod(unknown))
+        for active in sizes
+        for inner, unknown in ((c, active[1]), (f, active[0]))
     )
     enough = min(
         inner * math.prod(size)
-        for candidate in candidates
-        for inner, size in ((c, candidate.first), (f, candidate.second))
+        for active in sizes
+        for inner, size in ((c, active[0]), (f, active[1]))
     )
     least = f"{max(needed, channels + 1) * groups} or more"
     return ArgumentError(
         "so few channels between the two layers do not hold every such kernel",
         where=where,
-        expected=least
-        + ("" if enough * groups == needed * groups else f"; {enough * groups} always do"),
+        expected=least + ("" if enough == needed else f"; {enough * groups} always do"),
         got=channels * groups,
         remedy="give more channels, or kernels of which one is as large as the layer's and the "
-        "other is 1; allow_residual=True then takes the closest",
+        "other is 1",
     )

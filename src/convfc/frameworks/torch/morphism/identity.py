@@ -10,7 +10,6 @@ learned, from a = 0. With phi = ReLU that is PReLU (He et al. 2015, arXiv 1502.0
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -18,13 +17,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from convfc.errors import ArgumentError, ShapeError, UnsupportedLayer
+from convfc.errors import ArgumentError
 from convfc.frameworks.torch.forms.children import plain_linear
-from convfc.frameworks.torch.forms.form import form_of
 from convfc.frameworks.torch.graph import as_traced
+from convfc.frameworks.torch.morphism.certify import Morph
 from convfc.frameworks.torch.morphism.magnitude import Caller, Sums, magnitude
 from convfc.frameworks.torch.morphism.target import (
-    Morph,
     Target,
     chained,
     find_layer,
@@ -32,12 +30,11 @@ from convfc.frameworks.torch.morphism.target import (
     graph_of,
     in_words,
     kernel_of,
-    look_up,
     read_size,
     replaced,
 )
-from convfc.frameworks.torch.vocabulary import CONVS, NORMS, Call, is_pointwise
-from convfc.sizes import Sizes, flag, integer
+from convfc.frameworks.torch.vocabulary import CONVS, Call, is_pointwise
+from convfc.sizes import Sizes
 
 # Activations
 
@@ -83,40 +80,9 @@ class IdentityStart(nn.Module):
         return torch.lerp(x, self.phi(x), self.a)
 
 
-# phi: its largest slope, rounded up, and |phi(0)|. Then |phi(s)| <= slope |s| + |phi(0)|.
-_SLOPES: dict[type[nn.Module], tuple[float, float]] = {
-    nn.GELU: (1.13, 0.0),
-    nn.Hardsigmoid: (1 / 6, 0.5),
-    nn.Hardswish: (1.5, 0.0),
-    nn.Mish: (1.1, 0.0),
-    nn.SELU: (1.76, 0.0),
-    nn.SiLU: (1.1, 0.0),
-    nn.Sigmoid: (0.25, 0.5),
-    nn.Softsign: (1.0, 0.0),
-    nn.Tanh: (1.0, 0.0),
-}
-# What a library's exp, tanh or erf, and the arithmetic around it, may be off, in roundings.
-_FUNCTION_TERMS = 8
-
-
-def _sums(module: nn.Module, sums: Sums, call: Caller = nn.Module.__call__) -> Sums | None:
-    slope, at_zero = _SLOPES[type(module)]
-    # At least what comes in: an error of the input is never larger than slope * gamma * B.
-    return Sums(sums.values * max(slope, 1.0) + at_zero, sums.terms + _FUNCTION_TERMS)
-
-
-for _kind in _SLOPES:
-    magnitude.register(_kind, _sums)
-
-
 @magnitude.register
 def _(module: IdentityStart, sums: Sums, call: Caller = nn.Module.__call__) -> Sums | None:
-    a = abs(float(module.a.detach()))
-    if a == 0:
-        return sums
-    phi = magnitude(module.phi, sums, call)
-    # x + a (phi - x), or phi - (phi - x) (1 - a)
-    return None if phi is None else Sums((1 + a) * (sums.values + phi.values), phi.terms + 3)
+    return sums if _is_identity(module) else None  # morphs put it there as the identity
 
 
 def identity_start(activation: nn.Module | None, like: nn.Module) -> nn.Module:
@@ -124,12 +90,6 @@ def identity_start(activation: nn.Module | None, like: nn.Module) -> nn.Module:
 
     None and ReLU give PReLU with slope 1; what starts as the identity already is taken as it is.
     Its parameters get dtype, device, mode and ``requires_grad`` of a layer.
-
-    Examples
-    --------
-    >>> identity_start(nn.ReLU(), nn.Linear(2, 2)).weight
-    Parameter containing:
-    tensor([1.], requires_grad=True)
     """
     weight: Tensor = like.weight  # type: ignore[assignment]
     kind: Any = {"dtype": weight.dtype, "device": weight.device}
@@ -148,21 +108,14 @@ def identity_start(activation: nn.Module | None, like: nn.Module) -> nn.Module:
 def morph_activation(
     model: nn.Module, name: str, *, example: Any, activation: nn.Module | None = None, seed: int = 0
 ) -> Morph:
-    """Put an activation behind a layer, or make an activation parametric (a P-activation).
-
-    Behind a CONV or FC layer: an activation that starts as the identity. In the place of an
-    activation: the same one with a learned strength. ReLU becomes PReLU with slope 0, another phi
-    becomes ``(1 - a) x + a phi(x)`` with a = 1.
+    """Put an activation that starts as the identity on a layer's output (a P-activation).
 
     Parameters
     ----------
-    model, name, example
-        The model, which stays as it is; the place of a layer or of an activation, empty for the
-        model itself; an input: a tuple holds several arguments, a dict keyword arguments.
+    model, name, example, seed
+        As for every morph: see `convfc.methods.morphism`.
     activation : nn.Module, optional
-        Behind a layer: what it can become; ReLU by default, so that it is PReLU with slope 1.
-    seed : int
-        Of the integers that the layers are compared on.
+        What it can become; ReLU by default, so that it is PReLU with slope 1.
 
     Returns
     -------
@@ -170,10 +123,6 @@ def morph_activation(
 
     Raises
     ------
-    NothingToConvert
-        If no part has this name.
-    UnsupportedLayer
-        If the part is neither a layer that can be morphed nor an activation.
     ArgumentError
         If the activation is no function of single elements.
 
@@ -188,61 +137,14 @@ def morph_activation(
         (phi): SiLU()
       )
     ), True)
-    >>> morph_activation(morph.model, "1", example=x).model[1]
-    PReLU(num_parameters=1)
     """
-    part = look_up(model, name)
-    if form_of(part) == "native" or isinstance(part, nn.Linear):
-        return _inserted(find_layer(model, name, example), activation, seed)
-    target = find_part(model, name, example)
-    if activation is not None:
-        raise ArgumentError(
-            "an activation is made parametric, not exchanged for another",
-            where=target.where,
-            expected="activation=None",
-            got=type(activation).__name__,
-            remedy="leave out activation=, or name the layer in front",
-        )
-    return _parametric(target, seed)
-
-
-def _inserted(target: Target, activation: nn.Module | None, seed: int) -> Morph:
+    target = find_layer(model, name, example)
     new = identity_start(activation, target.part)  # refuses before anything is copied
 
     def make(layer: nn.Module) -> nn.Module:
         return chained(layer, layer, identity_start(activation, layer))
 
     return replaced(target, make, what=f"{_what(new)} behind it", form="activation", seed=seed)
-
-
-def _parametric(target: Target, seed: int) -> Morph:
-    phi = target.part
-    kinds: tuple[type[nn.Module], ...] = (nn.ReLU, *_SLOPES)
-    if type(phi) not in kinds:
-        raise UnsupportedLayer(
-            f"{type(phi).__name__} is neither a layer with weights nor an activation that can "
-            "learn its strength",
-            where=target.where,
-            expected=f"a Conv, ConvTranspose or Linear, or {', '.join(k.__name__ for k in kinds)}",
-            remedy="name such a part",
-        )
-    kind: Any = {"dtype": target.inputs[0].dtype, "device": target.inputs[0].device}
-    relu = type(phi) is nn.ReLU
-
-    def make(old: nn.Module) -> nn.Module:
-        if relu:
-            return chained(old, nn.PReLU(init=0.0, **kind))
-        return chained(old, IdentityStart(copy.deepcopy(old), 1.0, **kind))
-
-    return replaced(
-        target,
-        make,
-        what="PReLU with slope 0 for ReLU" if relu else f"{_what(phi)} made parametric",
-        again=False,
-        form="activation",
-        why_no_integers="it has no weights",
-        seed=seed,
-    )
 
 
 def _is_identity(activation: nn.Module) -> bool:
@@ -282,9 +184,7 @@ def deepen(
     *,
     example: Any,
     kernel_size: Any = None,
-    groups: int = 1,
     activation: nn.Module | None = None,
-    batch_norm: bool = False,
     seed: int = 0,
 ) -> Morph:
     """Put a layer that is the identity behind a layer (Net2DeeperNet).
@@ -297,24 +197,14 @@ def deepen(
 
     Parameters
     ----------
-    model, name, example
-        The model, which stays as it is; the place of a CONV or FC layer, empty for the model
-        itself; an input: a tuple holds several arguments, a dict keyword arguments. With
-        ``batch_norm`` the statistics are those of this example.
+    model, name, example, seed
+        As for every morph: see `convfc.methods.morphism`.
     kernel_size : int or tuple of int, optional
         Odd, of the new CONV layer: the identity has a 1 in the middle (`torch.nn.init.dirac_`). 3
         by default. Behind an FC layer comes an FC layer.
-    groups : int
-        Of the new CONV layer; the number of channels for a depthwise one.
     activation : nn.Module, optional
         What the activation can become that starts as the identity; None takes the one that follows,
         if it is ReLU, ReLU6 or Hardtanh, else PReLU.
-    batch_norm : bool
-        Whether a BatchNorm follows the new layer. In evaluation mode it is the identity: its scale
-        is ``sqrt(var + eps)``, its shift the mean. In training it uses the statistics of the batch,
-        so that batches other than the example come out changed.
-    seed : int
-        Of the integers that the layers are compared on.
 
     Returns
     -------
@@ -322,14 +212,8 @@ def deepen(
 
     Raises
     ------
-    NothingToConvert
-        If no part has this name.
-    UnsupportedLayer
-        If the part is no layer that can be morphed, or the activation none.
     ArgumentError
-        If the kernel is even, or the groups do not divide the channels.
-    ShapeError
-        If BatchNorm does not take what the layer returns on the example.
+        If the kernel is even, or the activation none.
 
     Notes
     -----
@@ -357,36 +241,29 @@ def deepen(
     target = find_layer(model, name, example)
     kernel = _odd_kernel(target, kernel_size)
     channels = len(kernel_of(target.part).filters)
-    _check_groups(target, groups, channels)
-    flag("batch_norm", batch_norm)
     last, phi = _what_follows(target)
     if activation is not None:
         phi = None
     if phi is None:
         identity_start(activation, target.part)  # refuses before anything is copied
+    behind = target
     if last is not target.part:
         place = next(n for n, part in target.model.named_modules() if part is last)
         behind = find_part(target.model, place, example)
-    else:
-        behind = target
-    statistics = _statistics(behind, phi, kernel) if batch_norm else None
 
     def make(old: nn.Module) -> nn.Module:
         # Of a normalisation, too, the weight says dtype and device.
         start = identity_start(activation, old) if phi is None else copy.deepcopy(phi)
-        new = [start, _identity(old, channels, kernel, groups)]
-        if statistics is not None:
-            new.append(_norm(old, statistics, kernel))
+        new = start, _identity(old, channels, kernel)
         return nn.Sequential(old, *(part.train(old.training) for part in new))
 
     what = f"an identity layer {f'of kernel {in_words(kernel)} ' if kernel else ''}behind it"
     what += ", after a copy of its activation" if phi is not None else ""
-    what += ", with BatchNorm" if batch_norm else ""
     morph = replaced(behind, make, what=what, form="deeper", spread_output=phi, seed=seed)
     return replace(morph, what=f"{target.where}: {what}")
 
 
-def _identity(like: nn.Module, channels: int, kernel: Sizes, groups: int) -> nn.Module:
+def _identity(like: nn.Module, channels: int, kernel: Sizes) -> nn.Module:
     """Return a CONV or FC layer that returns its input, with a bias of zeros."""
     old: Tensor = like.weight  # type: ignore[assignment]
     kind: Any = {"dtype": old.dtype, "device": old.device}
@@ -396,49 +273,12 @@ def _identity(like: nn.Module, channels: int, kernel: Sizes, groups: int) -> nn.
         return plain_linear(eye, zeros)
     cls: Any = CONVS[len(kernel)]
     padding = tuple(k // 2 for k in kernel)
-    sizes: Any = {"padding": padding, "groups": groups, "bias": False, "device": "meta"}
-    conv: Any = cls(channels, channels, kernel, **sizes)
-    weight = nn.init.dirac_(torch.empty(conv.weight.shape, **kind), groups)
+    conv: Any = cls(channels, channels, kernel, padding=padding, bias=False, device="meta")
+    weight = nn.init.dirac_(torch.empty(conv.weight.shape, **kind))
     conv.weight = nn.Parameter(weight, requires_grad=old.requires_grad)
     conv.bias = zeros
     layer: nn.Module = conv
     return layer
-
-
-def _norm(like: nn.Module, statistics: tuple[Tensor, Tensor], kernel: Sizes) -> nn.Module:
-    """Return a BatchNorm that starts as the identity, given mean and variance in float64."""
-    old: Tensor = like.weight  # type: ignore[assignment]
-    mean, variance = statistics
-    cls: Any = NORMS[len(kernel) or 1]
-    norm: Any = cls(len(mean), dtype=old.dtype, device=old.device)
-    variance = variance.to(old.dtype).double()  # what it will divide by
-    with torch.no_grad():
-        norm.running_mean.copy_(mean)
-        norm.running_var.copy_(variance)
-        norm.weight.copy_((variance + norm.eps).sqrt())
-        norm.bias.copy_(mean)
-    layer: nn.Module = norm.requires_grad_(old.requires_grad)
-    return layer
-
-
-def _statistics(
-    target: Target, activation: nn.Module | None, kernel: Sizes
-) -> tuple[Tensor, Tensor]:
-    """Return mean and variance of every channel that the new layer returns on the example."""
-    values = []
-    for y in target.outputs:
-        if y.dim() != len(kernel) + 2:
-            raise ShapeError(
-                "BatchNorm needs a batch of outputs with the channels on axis 1",
-                where=target.where,
-                expected=f"{len(kernel) + 2} axes",
-                got=tuple(y.shape),
-                remedy="give a batch as example, or leave batch_norm out",
-            )
-        active = y if activation is None else activation(y)
-        values.append(active.double().transpose(0, 1).flatten(1))
-    variance, mean = torch.var_mean(torch.cat(values, dim=1), dim=1, correction=0)
-    return mean, variance
 
 
 def _odd_kernel(target: Target, given: Any) -> Sizes:
@@ -457,19 +297,6 @@ def _odd_kernel(target: Target, given: Any) -> Sizes:
     return size
 
 
-def _check_groups(target: Target, groups: int, channels: int) -> None:
-    count = integer("groups", groups, least=1)
-    conv = form_of(target.part) == "native"
-    if channels % count or (count > 1 and not conv):
-        raise ArgumentError(
-            "the channels cannot be shared out among so many groups",
-            where="groups",
-            expected=f"a divisor of {channels}" if conv else "1 for an FC layer",
-            got=count,
-            remedy=f"give {math.gcd(count, channels)}" if conv else "leave it out",
-        )
-
-
 # What a model does next with the output of a layer: normalise it, and put an activation on it
 
 
@@ -478,13 +305,12 @@ def _what_follows(target: Target) -> tuple[nn.Module, nn.Module | None]:
 
     The last is the layer itself, or the normalisation behind it. A normalisation counts if every
     call of the layer goes there, and nowhere else; an activation if every call of what is before it
-    goes there, and nowhere else, so that nobody else sees what is put between. If `torch.fx` cannot
-    trace the model, what follows in an `nn.Sequential` is known still.
+    goes there, and nowhere else, so that nobody else sees what is put between. Of a model that
+    `torch.fx` cannot trace, nothing is known.
     """
-    by_name = isinstance(target.example, dict)
-    graph = None if by_name else graph_of(target.model, target.example)
+    graph = graph_of(target.model, target.example)
     if not isinstance(graph, fx.Graph):
-        return target.part, _next_in_sequential(target)
+        return target.part, None
     model = as_traced(target.model)
     calls = {node: Call.of(node, model) for node in graph.nodes}
     last = target.part
@@ -505,21 +331,6 @@ def _what_follows(target: Target) -> tuple[nn.Module, nn.Module | None]:
 def _only_user(node: fx.Node) -> fx.Node | None:
     users = list(node.users)
     return users[0] if len(users) == 1 else None
-
-
-def _next_in_sequential(target: Target) -> nn.Module | None:
-    """Return the idempotent activation that follows in the one `nn.Sequential` with the layer."""
-    holding = [
-        (parent, key)
-        for parent in target.model.modules()
-        for key, part in parent._modules.items()
-        if part is target.part
-    ]
-    if len(holding) != 1 or type(holding[0][0]) is not nn.Sequential:
-        return None
-    parent, key = holding[0]
-    behind = list(parent._modules.values())[list(parent._modules).index(key) + 1 :]
-    return _idempotent(behind[0]) if behind else None
 
 
 def _idempotent(what: Call | nn.Module | None) -> nn.Module | None:

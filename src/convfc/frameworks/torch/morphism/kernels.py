@@ -22,18 +22,16 @@ from torch import Tensor, nn
 
 from convfc.errors import ArgumentError, UnsupportedLayer
 from convfc.frameworks.torch.forms.form import form_of
+from convfc.frameworks.torch.morphism.certify import Morph
 from convfc.frameworks.torch.morphism.composition import Factors, factorised
 from convfc.frameworks.torch.morphism.identity import identity_start
 from convfc.frameworks.torch.morphism.magnitude import Caller, Sums, magnitude
 from convfc.frameworks.torch.morphism.target import (
     Kernel,
-    Morph,
     Pads,
-    Target,
     build,
     chained,
     check_room,
-    check_share,
     find_layer,
     generator_of,
     in_words,
@@ -44,9 +42,8 @@ from convfc.frameworks.torch.morphism.target import (
     replaced,
     resized,
 )
-from convfc.sizes import Sizes, integer
+from convfc.sizes import Sizes, integer, one_of
 
-Activation: TypeAlias = nn.Module | str | None
 Chain: TypeAlias = Sequence[tuple[Any, int | None]]
 """Kernel and channels of one layer after the other; the last has None, the layer's own filters."""
 
@@ -66,33 +63,20 @@ _PARTS = 64
 
 @torch.inference_mode(mode=False)  # what is made here is to be trained
 def morph_kernel(
-    model: nn.Module,
-    name: str,
-    *,
-    example: Any,
-    kernel_size: Any,
-    noise: float = 0.0,
-    seed: int = 0,
+    model: nn.Module, name: str, *, example: Any, kernel_size: Any, seed: int = 0
 ) -> Morph:
     """Give a CONV layer a larger kernel (kernel size morphing of Wei et al. 2016).
 
     The new taps are zero and train like the others. The old kernel stands in the middle of the new
     one. Where that is between two taps, and the padding of the two sides would differ, a layer of
-    padding (of the layer's padding mode) is put in front; behind a transposed layer, one that
-    crops.
+    padding (of the layer's padding mode) is put in front; after a transposed layer, one that crops.
 
     Parameters
     ----------
-    model, name, example
-        The model, which stays as it is; the place of a CONV layer, empty for the model itself; an
-        input: a tuple holds several arguments, a dict keyword arguments.
+    model, name, example, seed
+        As for every morph: see `convfc.methods.morphism`.
     kernel_size : int or tuple of int
         At least the old one on every axis, even or odd.
-    noise : float
-        Standard deviation of the new taps, relative to that of the old ones. The function then
-        changes, and the certificate says so.
-    seed : int
-        Of the noise.
 
     Returns
     -------
@@ -100,8 +84,6 @@ def morph_kernel(
 
     Raises
     ------
-    NothingToConvert, UnsupportedLayer
-        If no part has this name, or it is no layer that can be morphed.
     ArgumentError
         If the kernel is smaller.
     GeometryError
@@ -135,26 +117,14 @@ def morph_kernel(
             got=size,
             remedy="give a larger kernel",
         )
-    amount = check_share("noise", noise, most=1.0)
     at = offsets(old, size)
     check_room(resized(old, size, at), target)
 
     def make(layer: nn.Module) -> nn.Module:
-        old = kernel_of(layer)
-        new = resized(old, size, at)
-        return _remade(layer, _noisy(old, new, at, amount, seed) if amount else new)
+        return _remade(layer, resized(kernel_of(layer), size, at))
 
     what = f"a kernel of {in_words(size)}"
-    return replaced(target, make, what=what, noise=amount, form="larger kernel", seed=seed)
-
-
-def _noisy(old: Kernel, new: Kernel, at: Sizes, noise: float, seed: int) -> Kernel:
-    """Fill the taps around the old kernel with small random numbers."""
-    drawn = torch.randn(new.filters.shape, generator=generator_of(seed), dtype=torch.float64)
-    ones = replace(old, filters=torch.ones_like(old.filters))
-    around = resized(ones, new.size, at).filters == 0
-    scale = noise * old.filters.std(correction=0)
-    return replace(new, filters=torch.where(around, scale * drawn, new.filters))
+    return replaced(target, make, what=what, form="larger kernel", seed=seed)
 
 
 def _remade(layer: nn.Module, kernel: Kernel) -> nn.Module:
@@ -179,7 +149,6 @@ def morph_depth(
     kernel_sizes: tuple[Any, Any] | None = None,
     channels: int | None = None,
     activation: nn.Module | str | None = "prelu",
-    allow_residual: bool = False,
     seed: int = 0,
 ) -> Morph:
     """Make two layers of one, both trainable everywhere (Wei et al. 2016, arXiv 1603.01670).
@@ -191,9 +160,8 @@ def morph_depth(
 
     Parameters
     ----------
-    model, name, example
-        The model, which stays as it is; the place of a CONV or FC layer, empty for the model
-        itself; an input: a tuple holds several arguments, a dict keyword arguments.
+    model, name, example, seed
+        As for every morph: see `convfc.methods.morphism`. The seed is that of the random factor.
     kernel_sizes : tuple of two, optional
         Of the first and of the second layer, each one number or one per axis. K1 + K2 - 1 may be
         larger than the layer's kernel: that gets zeros around, and the padding grows with it. By
@@ -203,11 +171,6 @@ def morph_depth(
     activation : nn.Module, "prelu" or None
         Between the two, starting as the identity: PReLU with slope 1 by default, or what
         `morph_activation` makes of the one given. None for none.
-    allow_residual : bool
-        Whether to take the closest pair if the channels are too few for an exact one; the
-        certificate then says no.
-    seed : int
-        Of the random factor.
 
     Returns
     -------
@@ -215,8 +178,6 @@ def morph_depth(
 
     Raises
     ------
-    NothingToConvert, UnsupportedLayer
-        If no part has this name, or it is no layer that can be morphed.
     ArgumentError
         If the kernels are too small, or the channels too few; it says how many are needed.
 
@@ -244,17 +205,12 @@ def morph_depth(
     kernel = kernel_of(target.part)
     sizes = _two_sizes(kernel, kernel_sizes)
     count = _middle_channels(channels, kernel, target.where)
-    between = None if activation is None else _starting(activation, target.part)
 
     def factors(layer: nn.Module) -> tuple[Kernel, Kernel, Factors]:
-        return split(
-            layer, kernel_of(layer), sizes, count, seed, target.where, residual=allow_residual
-        )
+        return split(layer, kernel_of(layer), sizes, count, seed, target.where)
 
     def make(layer: nn.Module) -> nn.Module:
-        first, second, _ = factors(layer)
-        middle = [] if between is None else [_starting(activation, layer)]
-        return chained(layer, *build(first, layer), *middle, *build(second, layer))
+        return chained(layer, *_in_a_row(layer, factors(layer)[:2], activation))
 
     first, _, found = factors(target.part)
     check_room(first, target)
@@ -262,8 +218,6 @@ def morph_depth(
     what = f"two layers with the kernels {said[0]} and {said[1]} and {count} channels between them"
     if found.active != sizes:
         what += f", of which {said[2]} and {said[3]} are not zero"
-    if found.residual:
-        what += f"; {found.residual:.3g} of the kernel's norm is missing"
     why = "its factors are real numbers"
     return replaced(target, make, what=what, form="two layers", why_no_integers=why, seed=seed)
 
@@ -275,13 +229,10 @@ def split(
     channels: int,
     seed: int,
     where: str,
-    *,
-    residual: bool = False,
 ) -> tuple[Kernel, Kernel, Factors]:
     """Return the two kernels of these sizes that a kernel, or a part of one, becomes.
 
-    Of the layer the dtype and the dialect of padding count. With ``residual`` the closest two are
-    taken if there are no exact ones.
+    Of the layer the dtype and the dialect of padding count.
     """
     weight: Tensor = layer.weight  # type: ignore[assignment]
     whole = tuple(a + b - 1 for a, b in zip(*sizes, strict=True))
@@ -294,7 +245,6 @@ def split(
         generator=generator_of(seed),
         dtype=weight.dtype,
         where=where,
-        allow_residual=residual,
     )
     ones = (1,) * len(whole)
     pads = resized(kernel, whole, at).pads
@@ -306,6 +256,18 @@ def split(
         return replace(first, pads=written), replace(second, pads=cropped, stride=ones), found
     none = ((0, 0),) * len(whole)
     return replace(first, pads=pads, stride=ones), replace(second, pads=none, mode="zeros"), found
+
+
+def _in_a_row(
+    layer: nn.Module, kernels: Sequence[Kernel], activation: nn.Module | str | None
+) -> list[nn.Module]:
+    """Return layers like this one with these kernels, and activations between them."""
+    made = build(kernels[0], layer)
+    for one in kernels[1:]:
+        if activation is not None:
+            made.append(_starting(activation, layer))
+        made += build(one, layer)
+    return made
 
 
 def _two_crops(kernel: Kernel) -> tuple[Pads, Pads]:
@@ -365,19 +327,14 @@ def _two_sizes(kernel: Kernel, given: tuple[Any, Any] | None) -> tuple[Sizes, Si
     return first, second
 
 
-def _starting(activation: Activation, layer: nn.Module) -> nn.Module:
+def _starting(activation: nn.Module | str, layer: nn.Module) -> nn.Module:
     """Return the activation between two layers."""
-    if isinstance(activation, str):
-        if activation != "prelu":
-            raise ArgumentError(
-                "there is no such activation",
-                where="activation",
-                expected="'prelu', None or a module",
-                got=repr(activation),
-                remedy="give the activation as a module, such as nn.SiLU()",
-            )
-        activation = None
-    return identity_start(activation, layer)
+    if isinstance(activation, nn.Module):
+        return identity_start(activation, layer)
+    remedy = "give the activation as a module, such as nn.SiLU()"
+    known = ("prelu", None)
+    one_of("activation", activation, known, what="there is no such activation", remedy=remedy)
+    return identity_start(None, layer)
 
 
 # Sub-networks
@@ -443,9 +400,8 @@ def morph_subnet(
 
     Parameters
     ----------
-    model, name, example
-        The model, which stays as it is; the place of a CONV or FC layer, empty for the model
-        itself; an input: a tuple holds several arguments, a dict keyword arguments.
+    model, name, example, seed
+        As for every morph: see `convfc.methods.morphism`. The seed is that of shares and factors.
     layers : sequence of (kernel, channels), optional
         The chain, in order; the last one's channels are None. An FC layer's kernels are 1.
     branches : sequence of such chains, optional
@@ -453,8 +409,6 @@ def morph_subnet(
         reaches over the layer's kernel; the others may reach less, or more.
     activation : nn.Module, "prelu" or None
         Between the layers of a chain, starting as the identity; as for `morph_depth`.
-    seed : int
-        Of shares and factors.
 
     Returns
     -------
@@ -462,8 +416,6 @@ def morph_subnet(
 
     Raises
     ------
-    NothingToConvert, UnsupportedLayer
-        If no part has this name, or it is no layer that can be morphed.
     ArgumentError
         If a chain is not one, if its kernels are too small or its channels too few.
 
@@ -502,10 +454,11 @@ def morph_subnet(
     def make(layer: nn.Module) -> nn.Module:
         whole = kernel_of(layer)
         parts = [whole] if layers is not None else _shares(whole, chains, seed)
-        made = [
-            _chain(layer, part, chain, activation, seed + number, target)
-            for number, (part, chain) in enumerate(zip(parts, chains, strict=True))
-        ]
+        made = []
+        for number, (part, chain) in enumerate(zip(parts, chains, strict=True)):
+            kernels = _chain(layer, part, chain, seed + number, target.where)
+            check_room(kernels[0], target)
+            made.append(_in_a_row(layer, kernels, activation))
         if layers is not None:
             return chained(layer, *made[0])
         branched = [one[0] if len(one) == 1 else nn.Sequential(*one) for one in made]
@@ -525,47 +478,15 @@ def morph_subnet(
 
 
 def _chain(
-    layer: nn.Module,
-    kernel: Kernel,
-    chain: Sequence[_Step],
-    activation: Activation,
-    seed: int,
-    target: Target,
-) -> list[nn.Module]:
-    """Return the layers of a chain that computes this.
-
-    Split off one by one from the front; where the channels do not suffice for that, from the back.
-    """
-    try:
-        kernels = _peeled(layer, kernel, chain, seed, target.where, front=True)
-    except ArgumentError as error:
-        try:
-            kernels = _peeled(layer, kernel, chain, seed, target.where, front=False)
-        except ArgumentError:
-            raise error from None
-    check_room(kernels[0], target)
-    made: list[nn.Module] = []
-    for number, one in enumerate(kernels):
-        if number and activation is not None:
-            made.append(_starting(activation, layer))
-        made += build(one, layer)
-    return made
-
-
-def _peeled(
-    layer: nn.Module, kernel: Kernel, chain: Sequence[_Step], seed: int, where: str, *, front: bool
+    layer: nn.Module, kernel: Kernel, chain: Sequence[_Step], seed: int, where: str
 ) -> list[Kernel]:
-    """Return what each layer of a chain computes."""
-    if len(chain) == 1:
-        return [resized(kernel, chain[0].size, offsets(kernel, chain[0].size))]
-    cut = 1 if front else len(chain) - 1
-    halves = chain[:cut], chain[cut:]
-    sizes = (_reach(halves[0]), _reach(halves[1]))
-    first, second, _ = split(layer, kernel, sizes, chain[cut - 1].channels, seed, where)
-    return [
-        *_peeled(layer, first, halves[0], seed + 1000, where, front=front),
-        *_peeled(layer, second, halves[1], seed + 1000, where, front=front),
-    ]
+    """Return what each layer of a chain computes; they are split off one by one from the front."""
+    found = []
+    for number, step in enumerate(chain[:-1]):
+        sizes = step.size, _reach(chain[number + 1 :])
+        first, kernel, _ = split(layer, kernel, sizes, step.channels, seed + 1000 * number, where)
+        found.append(first)
+    return [*found, resized(kernel, chain[-1].size, offsets(kernel, chain[-1].size))]
 
 
 def _shares(kernel: Kernel, chains: Sequence[Sequence[_Step]], seed: int) -> list[Kernel]:

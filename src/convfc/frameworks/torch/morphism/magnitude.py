@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import singledispatch
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from convfc.frameworks.torch.certify.pairs import cast, has_own_weights
 from convfc.frameworks.torch.running import deep_copy
-from convfc.frameworks.torch.tensors import wide
+from convfc.frameworks.torch.tensors import is_sparse, wide
 
 Caller: TypeAlias = Callable[[nn.Module, Tensor], Tensor]
 """Calls a layer's forward on an input."""
@@ -77,9 +77,26 @@ def _(module: nn.Module, sums: Sums, call: Caller = _forward) -> Sums | None:
     layer = cast(deep_copy(module), lambda t: wide(t.detach()).abs())
     with torch.no_grad():
         values = call(layer, wide(sums.values))
-        # On ones, the same layer counts.
-        counts = call(cast(layer, torch.ones_like), torch.ones_like(wide(sums.values)))
+        counts = call(*_counting(layer, torch.ones_like(wide(sums.values))))
     return Sums(values, sums.terms + int(counts.max() if counts.numel() else 0) + _MADE_AND_STORED)
+
+
+def _counting(layer: Any, ones: Tensor) -> tuple[nn.Module, Tensor]:
+    """Turn a layer into one that counts its terms, and what it counts on.
+
+    All filters have as many as one, and all inputs of a batch.
+    """
+    weight, groups = layer.weight, getattr(layer, "groups", 1)
+    if is_sparse(weight) or not isinstance(layer, _ConvNd):
+        return cast(layer, torch.ones_like), ones
+    axis = ones.dim() - weight.dim() + 1  # of the channels
+    layer.groups = 1
+    weight = weight[: len(weight) // groups, :1] if layer.transposed else weight[:1]
+    layer.weight = nn.Parameter(torch.ones_like(weight))
+    if layer.bias is not None:
+        layer.bias = nn.Parameter(torch.ones_like(layer.bias[:1]))
+    ones = ones.narrow(axis, 0, ones.shape[axis] // groups)
+    return layer, ones[:1] if axis else ones
 
 
 @magnitude.register(_BatchNorm)

@@ -14,15 +14,14 @@ not alike, a layer of padding in front, or of cropping behind, says it.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
 
-from convfc.certificate import Certificate
 from convfc.errors import (
     ArgumentError,
     DtypeError,
@@ -37,7 +36,7 @@ from convfc.frameworks.torch.forms.factors import linear_obstacle
 from convfc.frameworks.torch.forms.form import form_of
 from convfc.frameworks.torch.forms.formats import channels_last, in_format, is_channels_last
 from convfc.frameworks.torch.graph import as_traced, trace
-from convfc.frameworks.torch.morphism.certify import Change, certify
+from convfc.frameworks.torch.morphism.certify import Change, Morph, finish
 from convfc.frameworks.torch.places import copy_of, holders, places, tied
 from convfc.frameworks.torch.read import (
     geometry_of,
@@ -65,110 +64,18 @@ _PADS = {
 }
 
 
-# What every morph returns
-
-
-@dataclass(frozen=True, eq=False)
-class Morph:
-    """A network that computes what another one computes, with other layers.
-
-    Parameters
-    ----------
-    model : nn.Module
-        The new network; the one that was given is as before.
-    certificate : Certificate
-        Whether the two compute the same function, measured on the example.
-    what : str
-        What was done where, as a sentence without its full stop.
-    noise : float
-        Relative standard deviation of the noise that was added to break symmetries; 0 for none.
-    changed : tuple of str
-        The places that changed.
-    """
-
-    model: nn.Module
-    certificate: Certificate
-    what: str
-    noise: float = 0.0
-    changed: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        noise = f"noise of {self.noise:g} of the weights' standard deviation was added"
-        lines = (self.what + ".", *([f"Symmetry breaking: {noise}."] if self.noise else []))
-        return "\n".join((*lines, str(self.certificate)))
-
-    __repr__ = __str__
-
-
-def finish(
-    before: nn.Module,
-    after: nn.Module,
-    example: Any,
-    changes: Sequence[Change],
-    *,
-    what: str,
-    noise: float = 0.0,
-    seed: int = 0,
-    others: Mapping[str, str] = MappingProxyType({}),
-    tensors: Collection[str] = (),
-) -> Morph:
-    """Return a morph with its certificate.
-
-    Nothing is raised if the two networks are not the same function: the certificate then says no,
-    and why.
-
-    Parameters
-    ----------
-    before, after : nn.Module
-        They share no part; both stay as they are.
-    example : Tensor, tuple or mapping
-        One input, or the positional or keyword arguments of a call.
-    changes : sequence of Change
-    what : str
-        What was done where.
-    noise : float
-        Relative standard deviation of noise that was added.
-    seed : int
-        Of the integers that the layers are compared on.
-    others : mapping
-        Places of parts that have changed and cannot be compared by themselves, with the reasons.
-    tensors : collection of str
-        Names of parameters and buffers that have changed and belong to no layer.
-
-    Returns
-    -------
-    Morph
-
-    Examples
-    --------
-    >>> import copy, torch
-    >>> before = nn.Sequential(nn.Conv1d(1, 2, 3), nn.ReLU())
-    >>> after = copy.deepcopy(before)
-    >>> change = Change("0", before[0], after[0], rebuild=copy.deepcopy)
-    >>> morph = finish(before, after, torch.ones(1, 1, 5), [change], what="nothing was done")
-    >>> morph.certificate.holds, morph.changed
-    (True, ('0',))
-    """
-    certificate = certify(
-        before, after, example, changes, seed=seed, others=others, tensors=tensors
-    )
-    changed = tuple(dict.fromkeys([*(change.name for change in changes), *others, *tensors]))
-    return Morph(after, certificate, what, noise, changed)
-
-
 # Finding the layer, and putting another one in its place
 
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """One part of a model, and what each call of it was given and returned on the example."""
+    """One part of a model, and the shape of what each call of it is given on the example."""
 
     model: nn.Module
     name: str
     part: nn.Module
     example: Any
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
+    shapes: tuple[tuple[int, ...], ...]
 
     @property
     def where(self) -> str:
@@ -178,6 +85,12 @@ class Target:
 
 def find_layer(model: nn.Module, name: str, example: Any) -> Target:
     """Find a CONV or FC layer to be morphed, and see it at work; refuse it if there is none."""
+    check_layer(model, name)
+    return find_part(model, name, example)
+
+
+def check_layer(model: nn.Module, name: str) -> nn.Module:
+    """Return the CONV or FC layer at a place, or refuse what cannot be morphed."""
     part = look_up(model, name)
     blocked = _layer_obstacle(model, name, part)
     if blocked is not None:
@@ -193,21 +106,19 @@ def find_layer(model: nn.Module, name: str, example: Any) -> Target:
             got=dtype_name(weight.dtype),
             remedy="write the layer as two real ones",
         )
-    return find_part(model, name, example)
+    return part
 
 
 def find_part(model: nn.Module, name: str, example: Any) -> Target:
     """Find any part of a model, and see it at work when the model runs on the example."""
     part = look_up(model, name)
-    inputs: list[Tensor] = []
-    outputs: list[Tensor] = []
+    shapes: list[tuple[int, ...]] = []
     others: list[str] = []
 
     def note(_: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         given = (*args, *kwargs.values())
         if len(given) == 1 and isinstance(given[0], Tensor) and isinstance(output, Tensor):
-            inputs.append(given[0].detach().clone())
-            outputs.append(output.detach().clone())
+            shapes.append(tuple(given[0].shape))
         else:
             others.append(f"{len(given)} arguments")
 
@@ -219,7 +130,7 @@ def find_part(model: nn.Module, name: str, example: Any) -> Target:
             run_on(model, example, "example")
         finally:
             handle.remove()
-    if others or not inputs:
+    if others or not shapes:
         raise UnsupportedLayer(
             "its call has more than one tensor" if others else "the model does not call it",
             where=name or "the model itself",
@@ -227,9 +138,14 @@ def find_part(model: nn.Module, name: str, example: Any) -> Target:
             got=others[0] if others else "none",
             remedy="let the model call the layer as layer(x)",
         )
-    if any(not x.numel() for x in inputs):
-        raise ShapeError("the example is empty", where="example", remedy="give at least one input")
-    return Target(model, name, part, example, tuple(inputs), tuple(outputs))
+    if any(0 in shape for shape in shapes):
+        raise empty_example()
+    return Target(model, name, part, example, tuple(shapes))
+
+
+def empty_example() -> ShapeError:
+    """Return the refusal of an example on which a layer is called with nothing."""
+    return ShapeError("the example is empty", where="example", remedy="give at least one input")
 
 
 def graph_of(model: nn.Module, example: Any) -> fx.Graph | Refusal:
@@ -242,8 +158,8 @@ def graph_of(model: nn.Module, example: Any) -> fx.Graph | Refusal:
         bound = inspect.signature(model.forward).bind(**example)
         bound.apply_defaults()
         args = (*bound.args, *bound.kwargs.values())
-    copied = deep_copy(model, {id(parameter): parameter for parameter in model.parameters()})
-    return trace(as_traced(copied), args)
+    shared: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
+    return trace(as_traced(deep_copy(model, shared)), args)
 
 
 def replaced(
@@ -251,15 +167,12 @@ def replaced(
     make: Callable[[nn.Module], nn.Module],
     *,
     what: str,
-    noise: float = 0.0,
     seed: int = 0,
-    again: bool = True,
     **change: Any,
 ) -> Morph:
     """Return the model with what ``make`` makes of a copy of the target in its place.
 
-    ``what`` was done is said without the place; ``again`` says whether the new part can be made
-    again of an old one in another dtype; more keywords are those of `Change`.
+    ``what`` was done is said without the place; more keywords are those of `Change`.
     """
     copies: dict[int, Any] = {}
     copied = copy_of(target.model, {id(target.part)}, copies)
@@ -271,9 +184,9 @@ def replaced(
     def rebuild(layer: nn.Module) -> nn.Module:
         return make(deep_copy(layer))
 
-    one = Change(target.name, target.part, new, rebuild=rebuild if again else None, **change)
+    one = Change(target.name, target.part, new, rebuild=rebuild, **change)
     what = f"{target.where}: {what}"
-    return finish(target.model, model, target.example, [one], what=what, noise=noise, seed=seed)
+    return finish(target.model, model, target.example, [one], what=what, seed=seed)
 
 
 def chained(old: nn.Module, *parts: nn.Module) -> nn.Module:
@@ -294,13 +207,18 @@ def generator_of(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def check_share(name: str, value: object, *, least: float = 0.0, most: float) -> float:
-    """Return a real number within bounds, or refuse it."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
+def real_number(name: str, value: object, least: float, most: float = math.inf) -> float:
+    """Return a number from ``least`` to ``most``, or refuse it."""
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not least <= value <= most
+        or math.isinf(value)
+    ):
         raise ArgumentError(
             "a number out of its range",
             where=name,
-            expected=f"a number from {least:g} to {most:g}",
+            expected=f"a number, {least:g} or more" + f", at most {most:g}" * (most < math.inf),
             got=repr(value),
             remedy="give a number in this range",
         )
@@ -428,12 +346,6 @@ def build(kernel: Kernel, like: nn.Module) -> list[nn.Module]:
 
     They get class, dtype, device, mode and ``requires_grad`` of the layer ``like``; no random
     number is drawn.
-
-    Examples
-    --------
-    >>> conv = nn.Conv1d(1, 1, 3)
-    >>> build(replace(kernel_of(conv), pads=((1, 2),)), conv)
-    [ZeroPad1d((1, 2)), Conv1d(1, 1, kernel_size=(3,), stride=(1,))]
     """
     weight, bias = _parameters(kernel, like)
     if form_of(like) != "native":
@@ -457,12 +369,6 @@ def resized(kernel: Kernel, size: Sizes, at: Sequence[int]) -> Kernel:
 
     ``at`` is where the old kernel begins in the new one. Where that is negative, or ends beyond the
     new size, the outermost taps are cut off.
-
-    Examples
-    --------
-    >>> new = resized(kernel_of(nn.Conv1d(1, 1, 3, padding=1)), (7,), (2,))
-    >>> new.size, new.pads, [bool(tap) for tap in new.filters.flatten()]
-    ((7,), ((3, 3),), [False, False, True, True, True, False, False])
     """
     ends = [new - old - low for new, old, low in zip(size, kernel.size, at, strict=True)]
     # What nn.functional.pad takes: the last axis first, which is that of the channels.
@@ -483,13 +389,6 @@ def offsets(kernel: Kernel, size: Sizes) -> Sizes:
 
     In the middle; where that is between two taps, where the padding can be said without a layer of
     its own, if there is such a place.
-
-    Examples
-    --------
-    >>> same = nn.Conv1d(1, 1, 2, padding="same")
-    >>> old = kernel_of(same)
-    >>> offsets(old, (3,)), build(resized(old, (3,), (1,)), same)
-    ((1,), [Conv1d(1, 1, kernel_size=(3,), stride=(1,), padding=same)])
     """
     return tuple(_offset(kernel, axis, new) for axis, new in enumerate(size))
 
@@ -502,8 +401,8 @@ def check_room(kernel: Kernel, target: Target) -> None:
     less = {"reflect": 1, "circular": 0}.get(kernel.mode)
     if less is None:
         return
-    for x in target.inputs:
-        sizes = tuple(x.shape[-len(kernel.size) :])
+    for shape in target.shapes:
+        sizes = shape[-len(kernel.size) :]
         for size, pair in zip(sizes, kernel.pads, strict=True):
             if max(pair) > size - less:
                 raise GeometryError(

@@ -21,11 +21,10 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 from torch.nn import init
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from convfc.errors import ArgumentError, UnsupportedLayer
 from convfc.frameworks.torch.forms.form import form_of
-from convfc.frameworks.torch.morphism.certify import Change
+from convfc.frameworks.torch.morphism.certify import Change, Morph, finish
 from convfc.frameworks.torch.morphism.channels import (
     Axis,
     DependencyGraph,
@@ -33,17 +32,16 @@ from convfc.frameworks.torch.morphism.channels import (
     dependencies,
 )
 from convfc.frameworks.torch.morphism.target import (
-    Morph,
-    find_layer,
-    finish,
+    check_layer,
     generator_of,
     new_weight,
+    real_number,
 )
 from convfc.frameworks.torch.places import copy_of, holders, tied
 from convfc.frameworks.torch.read import matrix_to_weight, weight_to_matrix
-from convfc.frameworks.torch.running import deep_copy
+from convfc.frameworks.torch.running import check_can_run, deep_copy
 from convfc.frameworks.torch.tensors import wide
-from convfc.sizes import one_of
+from convfc.sizes import integer, one_of
 
 How: TypeAlias = Literal["copy", "zero"]
 Split: TypeAlias = Literal["equal", "random"]
@@ -85,14 +83,12 @@ def widen(
 
     Parameters
     ----------
-    model, name
-        The model, which is not changed; the place of a CONV or FC layer.
+    model, name, example, seed
+        As for every morph: see `convfc.methods.morphism`.
     width : int, optional
         How many filters, or units, the layer is to have.
     factor : float, optional
         Instead: how many times as many; rounded up, to a number that its groups divide.
-    example : Tensor, tuple or mapping
-        One input, or the arguments of a call: it shows the shapes, and makes the certificate.
     how : {"copy", "zero"}
     split : {"equal", "random"}
         How the readers' weights are divided among copies. Copies with equal shares stay copies
@@ -101,8 +97,6 @@ def widen(
         Standard deviation of noise on the incoming weights of copies, relative to that of the
         layer's weights: Net2Net's way to make copies differ. Then the model does not compute quite
         the same, and the certificate says so.
-    seed : int
-        Of all random numbers.
 
     Returns
     -------
@@ -110,8 +104,6 @@ def widen(
 
     Raises
     ------
-    NothingToConvert
-        If there is no such layer.
     UnsupportedLayer
         If its units cannot become more without changing what the model computes: the message names
         the place and the way out.
@@ -135,7 +127,8 @@ def widen(
     '0: widened from 4 to 6 (copied)'
     """
     _check_options(width, factor, how, split, noise)
-    part = find_layer(model, name, example).part
+    part = check_layer(model, name)
+    check_can_run(model, "example")
     graph = dependencies(model, example)
     layer = graph.layers.get(id(part))
     if layer is None:
@@ -156,28 +149,11 @@ def widen(
     _check_tied(model, growing)
     copies: dict[int, Any] = {}
     after = copy_of(model, {id(one.module) for one in growing}, copies)
-    changes, others = [], {}
-    for one in growing:
-        change = growth.change(one, copies[id(one.module)])
-        if one.kind == "channels" and not _has_theory(one.module):
-            others[one.name] = "it normalises by statistics of its input"
-        else:
-            changes.append(change)
-    grown = growth.grow_parameters(after)
+    changes = [growth.change(one, copies[id(one.module)]) for one in growing]
     made = [one.name for one in growing if one.kind != "channels" and growth.holds(one.outputs)]
     along = f", and with it {', '.join(sorted(set(made) - {layer.name}))}" if len(made) > 1 else ""
     what = f"{name}: widened from {size * repeat} to {wanted} ({_DONE[how, split]}){along}"
-    return finish(
-        model,
-        after,
-        example,
-        changes,
-        what=what,
-        noise=noise,
-        seed=seed,
-        others=others,
-        tensors=grown,
-    )
+    return finish(model, after, example, changes, what=what, noise=noise, seed=seed)
 
 
 def _space(graph: DependencyGraph, layer: Layer, name: str) -> tuple[int, int]:
@@ -239,19 +215,10 @@ def _check_options(
             got="none" if width is None else "both",
             remedy="give width=32, or factor=2",
         )
-    if width is not None and (isinstance(width, bool) or not isinstance(width, int)):
-        raise ArgumentError(
-            "a width is an integer", where="width", got=repr(width), remedy="round it"
-        )
-    for what, value, least in (("factor", 1 if factor is None else factor, 1), ("noise", noise, 0)):
-        if not isinstance(value, (int, float)) or not least <= value < math.inf:
-            raise ArgumentError(
-                "a number out of its range",
-                where=what,
-                expected=f"a number, {least} or more",
-                got=repr(value),
-                remedy="a layer can only become wider" if what == "factor" else "leave it out",
-            )
+    if width is not None:
+        integer("width", width, least=1)
+    real_number("factor", 1 if factor is None else factor, 1)
+    real_number("noise", noise, 0)
 
 
 def _check_tied(model: nn.Module, growing: list[Layer]) -> None:
@@ -523,24 +490,6 @@ class _Growth:
             why_no_integers="noise was added" if rows and self.noise else "",
         )
 
-    def grow_parameters(self, model: nn.Module) -> tuple[str, ...]:
-        """Grow parameters in nobody's layer, such as a scale per channel; return their names."""
-        grown = []
-        for name, axes in self.graph.parameters.items():
-            where = [k for k, axis in enumerate(axes) if self.holds(axis)]
-            if not where:
-                continue
-            owner, _, own = name.rpartition(".")
-            module = model.get_submodule(owner)
-            old: Tensor = getattr(module, own)
-            new = old.detach()
-            for k in where:
-                new = new.index_select(k, self._places(axes[k]).to(old.device))
-            trains = isinstance(old, nn.Parameter)
-            setattr(module, own, nn.Parameter(new, old.requires_grad) if trains else new)
-            grown.append(name)
-        return tuple(grown)
-
     def _rows(self, layer: Layer) -> Rows:
         fresh = self.graph.spaces.along(layer.outputs, self.space, self.units.fresh, False)
         seed = int(torch.randint(2**31, (), generator=self.generator))
@@ -570,10 +519,3 @@ def _picked(index: Tensor, dim: int) -> Callable[[Tensor], Tensor]:
     """Return a function that picks elements along an axis, by their places or by a mask."""
     places = index.nonzero().flatten() if index.dtype == torch.bool else index
     return lambda t: t.index_select(dim, places.to(t.device))
-
-
-def _has_theory(module: nn.Module) -> bool:
-    """Say whether a module with a number per channel is a fixed map, whose rounding is bounded."""
-    return isinstance(module, nn.PReLU) or (
-        isinstance(module, _BatchNorm) and module.running_mean is not None
-    )

@@ -1,7 +1,8 @@
-"""Wider layers in networks that hypothesis draws: any architecture, any layer, any argument."""
+"""Wider layers in networks that hypothesis draws, and in torchvision's."""
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -11,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from morphism_models import trained
 from torch import Tensor, nn
+from torchvision import models
 
+from convfc.errors import UnsupportedLayer, UnsupportedModel
 from convfc.methods.morphism import widen
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -30,13 +33,13 @@ class Drawn(nn.Module):
 
     def __init__(self, steps: list[tuple[str, nn.Module | None, list[int]]], head: list[nn.Module]):
         super().__init__()
-        self.plan = [(kind, sources) for kind, _, sources in steps]
+        self.wiring = [(kind, sources) for kind, _, sources in steps]
         self.parts = nn.ModuleList(nn.Identity() if part is None else part for _, part, _ in steps)
         self.head = nn.Sequential(*head)
 
     def forward(self, x: Tensor) -> Tensor:
         values = [x]
-        for (kind, sources), part in zip(self.plan, self.parts, strict=True):
+        for (kind, sources), part in zip(self.wiring, self.parts, strict=True):
             given = [values[source] for source in sources]
             if kind == "add":
                 values.append(given[0] + given[1])
@@ -154,3 +157,90 @@ def test_any_layer_of_any_network(
 
 def filters(layer: nn.Module) -> int:
     return getattr(layer, "out_channels", None) or layer.out_features
+
+
+# torchvision's networks
+
+# Input sizes, and layers with the number that follows 8 channels more and all that make its units.
+NETWORKS: dict[str, tuple[tuple[int, ...], dict[str, set[str]]]] = {
+    "resnet18": (
+        (2, 3, 32, 32),
+        {
+            "layer1.0.conv1": {"layer1.0.conv1"},
+            "layer2.0.downsample.0": {"layer2.0.downsample.0", "layer2.0.conv2", "layer2.1.conv2"},
+        },
+    ),
+    "mobilenet_v3_small": (
+        (2, 3, 64, 64),
+        {
+            "features.1.block.1.fc1": {"features.1.block.1.fc1"},
+            "features.2.block.0.0": {"features.2.block.0.0", "features.2.block.1.0"},
+            "features.4.block.2.fc2": {
+                "features.4.block.0.0",
+                "features.4.block.1.0",
+                "features.4.block.2.fc2",
+            },
+        },
+    ),
+    "squeezenet1_1": ((1, 3, 32, 32), {"features.3.expand3x3": {"features.3.expand3x3"}}),
+    "googlenet": ((1, 3, 32, 32), {"inception3a.branch4.1.conv": {"inception3a.branch4.1.conv"}}),
+}
+CASES = [(name, layer) for name, (_, layers) in NETWORKS.items() for layer in layers]
+
+
+@functools.cache
+def build(name: str) -> nn.Module:
+    """A network with random numbers, so that its output depends on all of its input."""
+    options = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
+    with torch.random.fork_rng():
+        model = models.get_model(name, weights=None, **options)
+    return trained(model)
+
+
+def images(shape: tuple[int, ...]) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize(("name", "layer"), CASES)
+def test_a_wider_layer_is_the_same_function(name: str, layer: str):
+    shape, layers = NETWORKS[name]
+    model, x = build(name), images(shape)
+    old = model.get_submodule(layer)
+    channels = old.weight.shape[0]
+    morph = widen(model, layer, width=channels + 8, example=x, split="random")
+    assert morph.certificate.holds, str(morph.certificate)
+    grown = {
+        place: part
+        for place, part in morph.model.named_modules()
+        if isinstance(part, (nn.Conv2d, nn.Linear))
+        and part.weight.shape[0] > model.get_submodule(place).weight.shape[0]
+    }
+    assert set(grown) == layers[layer]
+    assert {part.weight.shape[0] for part in grown.values()} == {channels + 8}
+    assert {certificate.name for certificate in morph.certificate.layers} == set(morph.changed)
+
+
+def test_a_reader_that_is_forgotten_is_seen():
+    """The networks depend on each of their layers, so the certificate's silence means something."""
+    model, x = build("resnet18"), images(NETWORKS["resnet18"][0])
+    morph = widen(model, "layer2.0.downsample.0", width=136, example=x)
+    with torch.no_grad():
+        reader = morph.model.layer3[0].downsample[0].weight
+        clean = morph.model(x)
+        reader[:, -1] *= 2
+    assert not torch.equal(morph.model(x), clean)
+
+
+def test_what_torchvision_has_that_cannot_be_widened():
+    with pytest.raises(UnsupportedLayer, match=r"fc: .* the output of the model"):
+        widen(build("resnet18"), "fc", width=1200, example=images((1, 3, 32, 32)))
+    with torch.random.fork_rng():
+        shuffle = models.shufflenet_v2_x0_5(weights=None)
+    x = images((2, 3, 64, 64))
+    with pytest.raises(UnsupportedLayer, match=r"branch1\.2: .*view\(\) at stage2\.0: it divides"):
+        widen(shuffle, "stage2.0.branch1.2", width=32, example=x)
+    assert widen(shuffle, "conv1.0", width=32, example=x).certificate.holds
+    with torch.random.fork_rng():
+        inception = models.googlenet(weights=None, aux_logits=True, init_weights=False)
+    with pytest.raises(UnsupportedModel, match=r"something else in training.*aux_logits=False"):
+        widen(inception, "conv1.conv", width=72, example=images((2, 3, 64, 64)))

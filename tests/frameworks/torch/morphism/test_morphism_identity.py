@@ -1,4 +1,4 @@
-"""An identity layer more: exact behind every layer, wherever the activation stands."""
+"""What starts as the identity: a layer more, wherever the activation stands, and activations."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ from hypothesis import strategies as st
 from morphism_layers import LayerCase, assert_unchanged, filled, layers, numbers, state_of
 from morphism_layers import train_a_step as trains
 from morphism_models import trained
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from convfc.errors import ArgumentError, ShapeError
-from convfc.methods.morphism import IdentityStart, deepen, morph_depth
+from convfc.errors import ArgumentError, UnsupportedLayer
+from convfc.frameworks.torch.morphism.magnitude import Sums, magnitude
+from convfc.methods.morphism import IdentityStart, deepen, morph_activation, morph_depth
+from convfc.rounding import rounding_bound
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning"),
 ]
+KINDS = [nn.GELU, nn.SiLU, nn.Sigmoid, nn.Tanh]
 ACTIVATIONS = [nn.ReLU(), nn.ReLU6(), nn.Hardtanh(-2.0, 3.0), nn.Sigmoid(), nn.Identity()]
 
 
@@ -28,17 +31,16 @@ ACTIVATIONS = [nn.ReLU(), nn.ReLU6(), nn.Hardtanh(-2.0, 3.0), nn.Sigmoid(), nn.I
     case=layers(dtype=torch.float64),
     activation=st.sampled_from(ACTIVATIONS),
     half=st.integers(0, 2),
-    depthwise=st.booleans(),
 )
 def test_the_identity_changes_nothing_on_integers(
-    case: LayerCase, activation: nn.Module, half: int, depthwise: bool
+    case: LayerCase, activation: nn.Module, half: int
 ) -> None:
     layer = filled(case.layer, 3, whole=True)
     x = numbers(case.x.shape, 4, whole=True)
     model, state = nn.Sequential(layer, activation), state_of(layer)
     options: dict[str, Any] = {}
     if not isinstance(layer, nn.Linear):
-        options = {"kernel_size": 2 * half + 1, "groups": layer.out_channels if depthwise else 1}
+        options = {"kernel_size": 2 * half + 1}
     morph = deepen(model, "0", example=x, **options)
     assert torch.equal(morph.model(x), model(x))
     assert morph.certificate.holds, str(morph)
@@ -102,54 +104,15 @@ def test_however_the_model_writes_its_activation(name: str, start: str, inside: 
     assert_unchanged(model, state)
 
 
-class Untraceable(nn.Module):
-    """Asks what is in a tensor, which no graph can answer."""
+def test_of_a_model_without_a_graph_no_activation_is_known() -> None:
+    class Untraceable(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x if x.sum() > 0 else -x)
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Sequential(nn.Conv1d(1, 2, 3), nn.ReLU(), nn.Conv1d(2, 2, 3))
-        shared = nn.Conv1d(2, 2, 1)
-        self.first = nn.Sequential(shared, nn.ReLU())
-        self.other = nn.Sequential(shared, nn.Tanh())
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.other(self.first(self.body(x if x.sum() > 0 else -x)))
-
-
-def test_a_model_without_a_graph_is_looked_at_part_by_part() -> None:
-    model, x = trained(Untraceable()), numbers((1, 1, 9), 1).float()
-    for name, start in (("body.0", nn.ReLU), ("body.2", nn.PReLU), ("first.0", nn.PReLU)):
-        morph = deepen(model, name, example=x)
-        assert type(morph.model.get_submodule(name)[1]) is start
-        assert morph.certificate.holds
-
-
-@pytest.mark.parametrize("ndim", [0, 1, 2, 3])
-def test_batch_norm_starts_as_the_identity(ndim: int) -> None:
-    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    layer = filled(kinds[ndim](2, 3, *([3] if ndim else [])))
-    model = nn.Sequential(layer, nn.ReLU()).eval()
-    x = numbers((3, 2, *[5] * ndim), 1).float()
-    morph = deepen(model, "0", example=x, batch_norm=True)
-    assert morph.certificate.holds, str(morph)
-    _, _, new, norm = morph.model[0]
-    active = model(x).double().transpose(0, 1).flatten(1)
-    assert torch.equal(norm.running_mean, active.mean(1).float())
-    assert torch.equal(norm.running_var, active.var(1, correction=0).float())
-    assert torch.equal(norm.bias, norm.running_mean)
-    wanted = (norm.running_var.double() + norm.eps).sqrt().float()
-    assert torch.equal(norm.weight, wanted)
-    assert not any(part.training for part in morph.model.modules())
-    assert new.weight.shape[0] == 3
-
-
-def test_batch_norm_in_training_is_the_identity_on_the_example_only() -> None:
-    layer, x = filled(nn.Conv1d(2, 3, 3)).double(), numbers((4, 2, 9), 1)
-    morph = deepen(layer, "", example=x, batch_norm=True)
-    bound = morph.certificate.layers[0].own["output"].bound
-    other = x.flip(0) * 3
-    trained_output = morph.model.train()(other)
-    assert float((trained_output - layer(other)).abs().max().detach()) > bound
+    model = trained(Untraceable(nn.Conv1d(1, 2, 3), nn.ReLU()))
+    morph = deepen(model, "0", example=numbers((1, 1, 9), 1).float())
+    assert type(morph.model[0][1]) is nn.PReLU
+    assert morph.certificate.holds
 
 
 def test_training_moves_every_parameter_of_a_stack_of_morphs() -> None:
@@ -190,36 +153,77 @@ def test_modes_requires_grad_dtype_and_hooks_stay() -> None:
     assert torch.equal(seen[0], model[0](x.bfloat16()))
 
 
-def test_the_global_generator_stays() -> None:
-    state = torch.get_rng_state()
-    deepen(nn.Conv1d(1, 2, 1), "", example=torch.ones(1, 1, 3), batch_norm=True)
-    before = torch.get_rng_state()
-    layer = nn.Conv1d(1, 2, 1)
-    after = torch.get_rng_state()
-    assert not torch.equal(state, before)  # making a layer draws
-    deepen(layer, "", example=torch.ones(1, 1, 3), batch_norm=True)
-    assert torch.equal(torch.get_rng_state(), after)
-
-
 @pytest.mark.parametrize(
-    ("options", "error", "text"),
+    ("layer", "kernel", "text"),
     [
-        ({"kernel_size": 4}, ArgumentError, r"an even kernel has no middle; .* got \(4, 4\)"),
-        ({"groups": 3}, ArgumentError, "groups: the channels cannot be shared .* a divisor of 4"),
-        ({"groups": 0}, ArgumentError, "groups: a size is too small"),
-        ({"batch_norm": 1}, ArgumentError, "batch_norm: this is a yes or a no"),
+        (nn.Conv1d(1, 4, 3), 4, r"an even kernel has no middle; .* got \(4,\)"),
+        (nn.Linear(5, 4), 3, "kernel_size: an FC layer has no kernel"),
     ],
     ids=str,
 )
-def test_what_is_no_identity_layer_is_refused(options: Any, error: Any, text: str) -> None:
-    with pytest.raises(error, match=text):
-        deepen(nn.Conv2d(1, 4, 3), "", example=torch.ones(1, 1, 5, 5), **options)
+def test_what_is_no_identity_layer_is_refused(layer: nn.Module, kernel: int, text: str) -> None:
+    with pytest.raises(ArgumentError, match=text):
+        deepen(layer, "", example=torch.ones(1, 1, 5), kernel_size=kernel)
 
 
-def test_batch_norm_needs_a_batch_and_an_fc_layer_has_no_groups() -> None:
-    with pytest.raises(ShapeError, match=r"BatchNorm needs a batch .* expected 4 axes; got \(4, 3"):
-        deepen(nn.Conv2d(1, 4, 3), "", example=torch.ones(1, 5, 5), batch_norm=True)
-    with pytest.raises(ArgumentError, match=r"groups: .* expected 1 for an FC layer; got 2"):
-        deepen(nn.Linear(2, 4), "", example=torch.ones(1, 2), groups=2)
-    with pytest.raises(ArgumentError, match="kernel_size: an FC layer has no kernel"):
-        deepen(nn.Linear(2, 4), "", example=torch.ones(1, 2), kernel_size=3)
+# Activations
+
+
+@given(case=layers(), kind=st.sampled_from([nn.ReLU, *KINDS]))
+def test_behind_every_layer_it_starts_as_the_identity(case: LayerCase, kind: Any) -> None:
+    layer, x = case
+    state = state_of(layer)
+    morph = morph_activation(layer, "", example=x, activation=kind())
+    assert torch.equal(morph.model(x), layer(x))
+    assert morph.certificate.holds, str(morph)
+    assert morph.certificate.layers[0].exact.identical
+    assert_unchanged(layer, state)
+    assert type(morph.model[1]) is (nn.PReLU if kind is nn.ReLU else IdentityStart)
+    assert next(morph.model[1].parameters()).dtype == layer.weight.dtype
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_gradient_of_its_strength_is_that_of_the_definition(kind: Any) -> None:
+    start = IdentityStart(kind(), 0.25, dtype=torch.float64)
+    x = numbers((7,), 1).requires_grad_()
+    assert torch.autograd.gradcheck(start, (x,))
+    (slope,) = torch.autograd.grad(start(x).sum(), start.a)
+    phi = kind()(x.detach())
+    sums = float((x.detach().abs() + phi.abs()).sum())
+    missing = float((slope - (phi - x.detach()).sum()).abs())
+    assert missing <= rounding_bound(sums, 2 * len(x), "float64")
+
+
+def test_a_bound_goes_through_the_identity_only() -> None:
+    sums = Sums(torch.tensor([2.0], dtype=torch.float64), 5)
+    assert magnitude(IdentityStart(nn.Tanh()), sums) == sums
+    assert magnitude(IdentityStart(nn.Tanh(), 0.5), sums) is None
+
+
+def test_what_starts_as_the_identity_is_taken_as_it_is() -> None:
+    layer, x = nn.Conv1d(2, 3, 3), numbers((2, 2, 9), 1).float()
+    for given_one in (nn.PReLU(3, init=1.0), IdentityStart(nn.Softplus()), nn.Identity()):
+        morph = morph_activation(layer, "", example=x, activation=given_one)
+        assert type(morph.model[1]) is type(given_one)
+        assert morph.certificate.holds
+        ours = {id(p) for p in given_one.parameters()}
+        assert not ours & {id(p) for p in morph.model.parameters()}
+
+
+def test_a_graph_goes_through_it() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), IdentityStart(nn.Tanh(), 0.5))
+    graph, x = fx.symbolic_trace(model), numbers((3, 2), 1).float()
+    assert torch.equal(graph(x), model(x))
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [nn.PReLU(init=0.5), nn.Softmax(dim=1), IdentityStart(nn.Tanh(), 0.5)],
+    ids=repr,
+)
+def test_what_is_no_activation_is_refused(activation: Any) -> None:
+    name = type(activation).__name__
+    with pytest.raises(ArgumentError, match=f"activation: {name} does not start as the identity"):
+        morph_activation(nn.Conv1d(1, 1, 1), "", example=torch.ones(1, 1, 4), activation=activation)
+    with pytest.raises(UnsupportedLayer, match=f"0: {name}: it is no CONV or FC layer"):
+        morph_activation(nn.Sequential(activation), "0", example=torch.ones(1, 1, 4))
