@@ -53,10 +53,6 @@ def _copy_modules(model: nn.Module, memo: dict[int, Any]) -> None:
     of them flags, and dicts of hooks that are empty.
     """
     everything = list(model.modules())
-    for parameter in (p for part in everything for p in part._parameters.values()):
-        if parameter is not None and is_sparse(parameter) and id(parameter) not in memo:
-            # PyTorch cannot copy these by itself.
-            memo[id(parameter)] = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
     parts = [part for part in everything if id(part) not in memo]
     if not all(map(_copies_plainly, parts)):
         return

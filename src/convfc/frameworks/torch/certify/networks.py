@@ -28,7 +28,6 @@ from convfc.frameworks.torch.tensors import (
     compare,
     describe,
     dtype_name,
-    is_sparse,
     same_bits,
     strides_of,
     wide,
@@ -53,7 +52,7 @@ class Runner:
     def copy(self, model: nn.Module, numbers: Numbers | None, copies: dict[int, Any]) -> nn.Module:
         """Return a copy, with other numbers if some are asked for; `deep_copy` says ``copies``.
 
-        Copies share their parameters with the model, and those in other numbers with each other.
+        Copies in other numbers are copies of what was cast once: a forward may write its weights.
         """
         if id(model) in self.shared:
             numbers = None
@@ -61,15 +60,15 @@ class Runner:
         plain = not any(form_of(part) == "unrolled" for part in model.modules())
         for part in model.modules():
             for parameter in part._parameters.values():
-                if parameter is None or id(parameter) in copies:
+                if type(parameter) is not nn.Parameter or id(parameter) in copies:
                     continue
-                if numbers is None:
+                if id(model) in self.shared:
                     copies[id(parameter)] = parameter
-                elif plain and type(parameter) is nn.Parameter and not is_sparse(parameter):
-                    same = self.same.get(id(parameter), parameter)
-                    copies[id(parameter)] = self._in(numbers, same)
+                elif plain and numbers is not None:
+                    made = self._in(numbers, self.same.get(id(parameter), parameter))
+                    copies[id(parameter)] = nn.Parameter(made.detach().clone(), made.requires_grad)
             for buffer in part._buffers.values():
-                if type(buffer) is Tensor and not is_sparse(buffer):
+                if type(buffer) is Tensor:
                     copies.setdefault(id(buffer), buffer.detach().clone())
         copied = deep_copy(model, copies)
         return copied if numbers is None else cast(copied, numbers)

@@ -28,7 +28,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from convfc.frameworks.torch.certify.pairs import cast, has_own_weights
 from convfc.frameworks.torch.running import deep_copy
-from convfc.frameworks.torch.tensors import is_sparse, wide
+from convfc.frameworks.torch.tensors import wide
 
 Caller: TypeAlias = Callable[[nn.Module, Tensor], Tensor]
 """Calls a layer's forward on an input."""
@@ -87,7 +87,7 @@ def _counting(layer: Any, ones: Tensor) -> tuple[nn.Module, Tensor]:
     All filters have as many as one, and all inputs of a batch.
     """
     weight, groups = layer.weight, getattr(layer, "groups", 1)
-    if is_sparse(weight) or not isinstance(layer, _ConvNd):
+    if not isinstance(layer, _ConvNd):
         return cast(layer, torch.ones_like), ones
     axis = ones.dim() - weight.dim() + 1  # of the channels
     layer.groups = 1
