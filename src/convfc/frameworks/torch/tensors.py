@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def wide(t: Tensor) -> Tensor:
@@ -65,14 +65,17 @@ def not_finite(name: str, t: Tensor, remedy: str = "give an input on which they 
 
 def same_bits(ours: Tensor, theirs: Tensor) -> bool:
     """Say whether two tensors of one shape and dtype hold the same bits."""
-    if ours.is_complex():
-        ours, theirs = (torch.view_as_real(t.detach().resolve_conj()) for t in (ours, theirs))
-    if ours.is_floating_point() and ours.dtype.itemsize in _BITS:
-        kind = _BITS[ours.dtype.itemsize]
-        ours, theirs = (t.detach().contiguous().view(kind) for t in (ours, theirs))
-        if ours.device.type == theirs.device.type == "cpu":
-            return np.array_equal(ours.numpy(), theirs.numpy())  # faster than torch.equal
+    ours, theirs = bits_of(ours), bits_of(theirs)
+    if ours.device.type == theirs.device.type == "cpu":
+        return np.array_equal(ours.numpy(), theirs.numpy())  # faster than torch.equal
     return torch.equal(ours, theirs)
+
+
+def bits_of(t: Tensor) -> Tensor:
+    """Return the bits of floating-point and complex numbers as integers; integers as they are."""
+    t = t.detach()
+    t = torch.view_as_real(t.resolve_conj()) if t.is_complex() else t
+    return t.contiguous().view(_BITS[t.dtype.itemsize]) if t.is_floating_point() else t
 
 
 def strides_of(t: Tensor) -> list[int]:

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -25,6 +24,7 @@ from convfc.frameworks.torch.running import (
     random_numbers,
 )
 from convfc.frameworks.torch.tensors import (
+    bits_of,
     compare,
     describe,
     dtype_name,
@@ -47,44 +47,34 @@ class Runner:
         self.random = RandomState(self.tensors)
         self.shared: set[int] = set()  # models that run in no other numbers, by id
         self.same: dict[int, nn.Parameter] = {}  # by id, a parameter of the same bits
-        self._made: dict[tuple[int, Numbers], nn.Parameter] = {}
+        self._made: dict[tuple[int, Numbers | None], tuple[nn.Parameter, Tensor]] = {}
 
     def copy(self, model: nn.Module, numbers: Numbers | None, copies: dict[int, Any]) -> nn.Module:
         """Return a copy, with other numbers if some are asked for; `deep_copy` says ``copies``.
 
-        Copies in other numbers are copies of what was cast once: a forward may write its weights.
+        All copies share their parameters, which are not the model's.
         """
-        if id(model) in self.shared:
-            numbers = None
+        shared = id(model) in self.shared
         # An unrolled matrix has other numbers than its filters, of which `cast` makes it again.
         plain = not any(form_of(part) == "unrolled" for part in model.modules())
-        for part in model.modules():
-            for parameter in part._parameters.values():
-                if type(parameter) is not nn.Parameter or id(parameter) in copies:
-                    continue
-                if id(model) in self.shared:
-                    copies[id(parameter)] = parameter
-                elif plain and numbers is not None:
-                    made = self._in(numbers, self.same.get(id(parameter), parameter))
-                    copies[id(parameter)] = nn.Parameter(made.detach().clone(), made.requires_grad)
-            for buffer in part._buffers.values():
-                if type(buffer) is Tensor:
-                    copies.setdefault(id(buffer), buffer.detach().clone())
+        for parameter in model.parameters():
+            if type(parameter) is nn.Parameter and (shared or plain or numbers is None):
+                made = parameter if shared else self._in(numbers, parameter)
+                copies.setdefault(id(parameter), made)
         copied = deep_copy(model, copies)
-        return copied if numbers is None else cast(copied, numbers)
+        return copied if numbers is None or shared else cast(copied, numbers)
 
-    def _in(self, numbers: Numbers, parameter: nn.Parameter) -> nn.Parameter:
-        """Return a parameter in other numbers, made once."""
+    def _in(self, numbers: Numbers | None, parameter: nn.Parameter) -> nn.Parameter:
+        """Return a parameter in other numbers, made once, unless a forward has written into it."""
+        parameter = self.same.get(id(parameter), parameter)
         key = id(parameter), numbers
-        if key not in self._made:
-            made = t = parameter.detach()
-            if numbers is wide and t.dtype is torch.float32 and t.is_cpu and t.is_contiguous():
-                # NumPy asks for large pages, which halves the time that fresh memory takes.
-                made = torch.from_numpy(np.empty(tuple(t.shape))).copy_(t)
-            elif t.is_floating_point() or t.is_complex():
-                made = numbers(t)
-            self._made[key] = nn.Parameter(made, parameter.requires_grad)
-        return self._made[key]
+        made, known = self._made.get(key, (None, None))
+        if made is None or known is None or not torch.equal(_sum_of_bits(made), known):
+            t = parameter.detach()
+            changes = numbers is not None and (t.is_floating_point() or t.is_complex())
+            made = nn.Parameter(numbers(t) if changes else t.clone(), parameter.requires_grad)  # type: ignore[misc]
+            self._made[key] = made, _sum_of_bits(made)
+        return made
 
     def __call__(
         self,
@@ -135,6 +125,13 @@ class Runner:
             for device_type in {"cpu", *(device.type for device in self.random.devices)}:
                 stack.enter_context(torch.autocast(device_type, enabled=False))
             yield
+
+
+def _sum_of_bits(t: Tensor) -> Tensor:
+    """Return a number that is another one, most likely, when the tensor has been changed."""
+    bits = bits_of(t).flatten()
+    whole = bits.nbytes % 8 == 0 and bits.storage_offset() == 0  # fewer numbers are faster
+    return (bits.view(torch.int64) if whole else bits).sum()
 
 
 class Compared(Protocol):
