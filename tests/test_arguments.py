@@ -72,7 +72,7 @@ WRONG: dict[str, list[tuple[Callable[[], Any], str]]] = {
     "to_fc": [
         (unrolled(form="fc"), "form: there is no such form"),
         (unrolled(inplace=True), "inplace: the model is itself the CONV layer"),
-        (unrolled(form="weight", block_diagonal=True), "block_diagonal: only the patch form"),
+        (unrolled(groups="apart"), "groups: there is no such groups; expected 'auto' or 'sep"),
         (unrolled(form="unrolled"), "example: the matrix of a layer is for one input size"),
         (
             unrolled(simplify=True),

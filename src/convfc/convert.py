@@ -21,7 +21,7 @@ def to_fc(
     inplace: bool = False,
     where: Any = None,
     strict: bool = True,
-    block_diagonal: bool = False,
+    groups: str = "auto",
     example: Any = None,
     simplify: bool = False,
     max_pool: str = "keep",
@@ -43,7 +43,7 @@ def to_fc(
     form : {"patch", "weight", "unrolled"}
         ``"patch"``: the layer becomes a module whose child ``fc`` is exactly an ``nn.Linear``,
         called on the patch matrix ``(N, L, k)``: for tools that look for, hook or replace FC
-        layers. ``"weight"``: the layer stays and runs the native convolution, but its parameter is
+        layers. (``groups`` says what it is with groups.) ``"weight"``: the layer stays and runs the native convolution, but its parameter is
         the FC matrix ``(f, k)``: for tools that look at weights only, such as the optimizer Muon.
         ``"unrolled"``: the layer becomes ``nn.Sequential(nn.Flatten, nn.Linear, nn.Unflatten)``,
         plain classes of PyTorch; the Linear's weight is the matrix of the whole layer
@@ -56,9 +56,13 @@ def to_fc(
     strict : bool
         Whether to refuse a model with a convolution that cannot be converted. If False, such a
         convolution is left as it is, and all of them are listed in one `UnsupportedLayerWarning`.
-    block_diagonal : bool
-        With groups, one ``nn.Linear`` with a block-diagonal weight instead of one per group. Of the
-        patch form only.
+    groups : {"auto", "separate", "batched"}
+        How the FC layers of a layer with groups are held. ``"separate"``: apart, one ``nn.Linear``
+        ``(k, f / groups)`` per group, which every tool knows. ``"batched"``: together, in one
+        module with the weight ``(groups, f / groups, k)``, a
+        `convfc.frameworks.torch.GroupedLinear`: faster to make and to call where groups are many.
+        ``"auto"``: separate up to 32 groups, batched beyond. The other forms hold all groups of a
+        layer in one matrix, and refuse ``"separate"``.
     example : Tensor, array, tuple or dict, optional
         For the unrolled form, which needs it: an input of the size that the model is to be unrolled
         for; a tuple holds several arguments, a dict keyword arguments; to be simplified, a model
@@ -181,7 +185,7 @@ def to_fc(
         inplace=inplace,
         where=where,
         strict=strict,
-        block_diagonal=block_diagonal,
+        groups=groups,
         example=example,
         simplify=simplify,
         max_pool=max_pool,

@@ -31,7 +31,12 @@ from convfc.frameworks.torch.tensors import strides_of
 MODES = ("zeros", "reflect", "replicate", "circular")
 LARGEST_INPUT = {1: 12, 2: 12, 3: 5}
 LARGEST_KERNEL = {1: 5, 2: 4, 3: 3}
-FORMS = ("patch", "weight", "unrolled")
+FORMS: dict[str, dict[str, Any]] = {
+    "patch": {"form": "patch"},
+    "batched": {"form": "patch", "groups": "batched"},
+    "weight": {"form": "weight"},
+    "unrolled": {"form": "unrolled"},
+}
 ODD = "of these, PyTorch's own numbers depend on the memory format"
 CERTIFIED = 40
 """One layer in so many is certified as well: a certificate runs a layer a dozen times."""
@@ -152,9 +157,11 @@ def check(drawn: DrawnLayer, counted: collections.Counter[str]) -> None:
     sound = all(map(torch.equal, *numbers))
     if not sound:
         counted[ODD] += 1
-    for form in FORMS:
+    for form, options in FORMS.items():
+        if form == "batched" and layer.groups == 1:
+            continue  # the patch form again
         example = {"example": x} if form == "unrolled" else {}
-        converted = convfc.to_fc(copy.deepcopy(layer), form=form, **example)
+        converted = convfc.to_fc(copy.deepcopy(layer), **options, **example)
         our_y, our_dx = ran(converted, x)
         wanted_y, wanted_dx, judge = judges.get(form, judges["plain"])
         assert torch.equal(our_y, wanted_y), f"{form}: output"
@@ -180,10 +187,10 @@ def one_format_only(x: Tensor, layer: nn.Module) -> bool:
 
 def check_refused(layer: nn.Module, x: Tensor) -> None:
     """What PyTorch's layer refuses, no form answers."""
-    for form in FORMS:
+    for form, options in FORMS.items():
         try:
             example = {"example": x} if form == "unrolled" else {}
-            y = convfc.to_fc(layer, form=form, **example)(x)
+            y = convfc.to_fc(layer, **options, **example)(x)
         except ConvfcError:
             continue
         except RuntimeError:

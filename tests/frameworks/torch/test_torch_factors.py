@@ -374,27 +374,6 @@ def test_a_weight_of_a_tensor_class_is_dequantised() -> None:
     assert torch.equal(weight_to_matrix(back.weight, transposed=False, groups=1), codes * 0.5)
 
 
-# ----------------------------------------------------------------------------------- block-diagonal
-
-
-def test_entries_off_the_blocks_are_refused_by_position() -> None:
-    fc = convfc.to_fc(nn.Conv2d(4, 6, 3, groups=2), block_diagonal=True)
-    with torch.no_grad():
-        fc.fc.weight[1, 20] = 0.25
-        fc.fc.weight[4, 2] = 0.5
-    with pytest.raises(
-        UnsupportedLayer, match=r"weight is 0\.25 at \[1, 20\], off the 2 blocks; 2 such entries"
-    ):
-        convfc.to_conv(nn.Sequential(fc))
-
-
-def test_a_factored_block_diagonal_child_is_refused() -> None:
-    fc = convfc.to_fc(nn.Conv2d(4, 6, 3, groups=2, dtype=torch.float64), block_diagonal=True)
-    swap(fc, factored())
-    with pytest.raises(UnsupportedLayer, match=r"block-diagonal FC part is no single nn\.Linear"):
-        convfc.to_conv(fc)
-
-
 # ----------------------------------------------------------------------------------------- refusals
 
 

@@ -14,11 +14,13 @@ from convfc.frameworks.torch.certify.verify import verify
 from convfc.frameworks.torch.convert.optimizers import convert_optimizer_state
 from convfc.frameworks.torch.convert.to_conv import to_conv
 from convfc.frameworks.torch.convert.to_fc import to_fc
+from convfc.frameworks.torch.forms.grouped import GroupedLinear
 from convfc.frameworks.torch.forms.patch import PatchConv
 from convfc.frameworks.torch.inspection import inspect
 from convfc.frameworks.torch.matrix import read_layer
 
 __all__ = [
+    "GroupedLinear",
     "PatchConv",
     "convert_optimizer_state",
     "inspect",

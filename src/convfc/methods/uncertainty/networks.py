@@ -94,7 +94,7 @@ def to_bayesian(model: nn.Module, method: Method, *, where: Where = None, **opti
     ['GaussianLinear', 'GaussianLinear']
     """
     check_choice("method", method, Method)
-    fc_model = to_fc(model)
+    fc_model = to_fc(model, groups="separate")
     layers = _layers(fc_model)
     if where is None and _drops_kernels(method, options):
         layers = dict(list(layers.items())[:-1])

@@ -11,6 +11,7 @@ from torch import nn
 
 from convfc.errors import ArgumentError, NothingToConvert, Refusal
 from convfc.frameworks.torch.forms.form import Form, form_of
+from convfc.frameworks.torch.forms.grouped import MOST_SEPARATE
 from convfc.frameworks.torch.forms.patch import PatchConv
 from convfc.frameworks.torch.forms.weight import from_weight_form, steps_of, to_weight_form
 from convfc.frameworks.torch.functional import functional_convolutions
@@ -42,12 +43,18 @@ from convfc.sizes import one_of
 
 MaxPool: TypeAlias = Literal["keep", "relu"]
 Branches: TypeAlias = Literal["add", "carry"]
+Groups: TypeAlias = Literal["auto", "separate", "batched"]
 
 _CHOICES = {
     "form": (
         Form,
         "'patch' puts an nn.Linear in the layer's place, 'weight' keeps the layer and makes its "
         "parameter 2-D, 'unrolled' makes one nn.Linear of the layer's whole matrix",
+    ),
+    "groups": (
+        Groups,
+        "'separate' gives every group an nn.Linear, 'batched' holds all groups in one weight, "
+        f"'auto' takes the first up to {MOST_SEPARATE} groups",
     ),
     "max_pool": (MaxPool, "'keep' leaves max-pooling as it is, 'relu' writes it with ReLU"),
     "branches": (Branches, "'add' joins branches by additions, 'carry' carries them through"),
@@ -68,13 +75,13 @@ def _check_options(options: Mapping[str, Any]) -> None:
             what=f"there is no such {name}",
             remedy=remedy,
         )
-    if options["block_diagonal"] and form != "patch":
+    if options["groups"] == "separate" and form != "patch":
         raise ArgumentError(
-            "only the patch form has a Linear that could be block-diagonal",
-            where="block_diagonal",
-            expected="form='patch'",
-            got=f"form={form!r}",
-            remedy="leave it out: the other forms hold the groups in one matrix already",
+            f"the {form} form holds all groups of a layer in one matrix",
+            where="groups",
+            expected="'auto' or 'batched', or form='patch'",
+            got=f"'separate', form={form!r}",
+            remedy="leave it out",
         )
     what, defaults, expected = "a conversion layer by layer", _WHOLE, "simplify=False"
     if form != "unrolled":
@@ -110,7 +117,7 @@ def to_fc(
     inplace: bool = False,
     where: Where = None,
     strict: bool = True,
-    block_diagonal: bool = False,
+    groups: Groups = "auto",
     example: Any = None,
     simplify: bool = False,
     max_pool: MaxPool = "keep",
@@ -190,11 +197,12 @@ def to_fc(
         unroll = ToUnrolled(sparse=sparse)
         new = {id(layer): unroll(layer, plans[id(layer)]) for layer in convertible}
         return exchange(model, new)
-    return _convert(model, convertible, form, block_diagonal=block_diagonal)
+    separate = None if groups == "auto" else groups == "separate"
+    return _convert(model, convertible, form, separate=separate)
 
 
 def _convert(
-    model: nn.Module, convertible: list[nn.Module], form: Form, *, block_diagonal: bool
+    model: nn.Module, convertible: list[nn.Module], form: Form, *, separate: bool | None
 ) -> nn.Module:
     """Convert these layers of the model itself; layers that share a parameter go on sharing it."""
     new: dict[int, nn.Module] = {}
@@ -213,7 +221,7 @@ def _convert(
                 to_weight_form(module, steps_of(first).original)
             converted = module
         else:
-            converted = PatchConv(module, block_diagonal=block_diagonal)
+            converted = PatchConv(module, separate=separate)
             first = shared([source], key, partial(_itself, converted))
             if first is not converted:
                 converted.share_weight(first)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from convfc.errors import ShapeError, UnsupportedLayer, UnsupportedModel
+from convfc.frameworks.torch.forms.grouped import GroupedLinear
 from convfc.frameworks.torch.vocabulary import is_pointwise
 
 # What every module has, of which the hooks move over as they are.
@@ -16,6 +17,8 @@ _MODULE = frozenset(vars(nn.Module()))
 HOOKS = frozenset(name for name in _MODULE if "hook" in name)
 # What a layer in patch form has besides the attributes of the CONV layer.
 _OWN = {"fc", "native", "weight_shape", "weight_channels_last"}
+FC = (nn.Linear, GroupedLinear)
+"""What `to_fc` makes of a layer, or of its groups."""
 _PLAIN = (nn.Parameter, Tensor)  # a tensor while torch.func calls the model with its own
 # Of PEFT, those that change an nn.Linear by further products of every row. Others draw a rank or a
 # rotation for a whole call.
@@ -25,8 +28,8 @@ _ADAPTERS = {("peft.tuners.lora.layer", "Linear"), ("peft.tuners.vera.layer", "L
 class Survey(NamedTuple):
     """What the FC children of a layer are at the moment.
 
-    ``weights`` is None unless every child is exactly an ``nn.Linear`` with plain weights, to which
-    ``biases`` belong; ``hooked`` says whether calls of a child, or of a part of it, run hooks;
+    ``weights`` is None unless every child is exactly of a class in `FC`, with plain weights, to
+    which ``biases`` belong; ``hooked`` says whether calls of a child, or of a part of it, run hooks;
     ``whole`` whether a child must see all rows of M in one call: unless it is known to treat every
     row alone, what it draws at random, or measures of its input, may hold for a whole image.
     """
@@ -65,8 +68,8 @@ def survey(fc: nn.Module) -> Survey:
 
 
 def _is_plain_linear(module: nn.Module) -> bool:
-    """Say whether a module is exactly an ``nn.Linear`` with plain weights."""
-    if type(module) is not nn.Linear or "forward" in vars(module):
+    """Say whether a module is exactly an FC layer of `FC` with plain weights."""
+    if type(module) not in FC or "forward" in vars(module):
         return False
     parameters = module._parameters
     bias = parameters.get("bias")
@@ -150,20 +153,6 @@ def in_front(state: Any, entries: dict[str, Any], prefix: str, replaced: str) ->
     rest = {key: value for key, value in own.items() if not key.startswith(replaced)}
     state.update({**entries, **{key: rest[key] for key in rest if key not in entries}})
     return state
-
-
-def diagonal_blocks(matrix: Tensor, groups: int) -> Tensor:
-    """Return the blocks ``(f, k)`` on the diagonal of ``(f, groups * k)``, one below the other.
-
-    Examples
-    --------
-    >>> diagonal_blocks(torch.tensor([[1, 2, 0, 0], [0, 0, 3, 4]]), 2)
-    tensor([[1, 2],
-            [3, 4]])
-    """
-    blocks = matrix.unflatten(0, (groups, -1)).unflatten(2, (groups, -1))
-    own: Tensor = blocks.diagonal(0, 0, 2).movedim(-1, 0).flatten(0, 1)
-    return own
 
 
 def of_another_size(key: str, given: Tensor, own: Tensor) -> str:

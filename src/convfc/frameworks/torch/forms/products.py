@@ -19,13 +19,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from convfc.frameworks.torch.forms.windows import Scratch, gather, plan, scatter
+from convfc.frameworks.torch.forms.windows import (
+    Scratch,
+    add_back,
+    gather,
+    plan,
+    scatter,
+    seen_by_tap,
+)
 from convfc.geometry import ConvGeometry
-from convfc.stretch import row_blocks
+from convfc.stretch import Block, row_blocks
 
 BLOCK_BYTES = 2**22
 """Bytes of M in one block: written and read once, it should stay in the last cache; the fewer
 blocks, the less the start of every product costs."""
+
+LONG = 16
+"""Channels of a depthwise layer from which on a product of all of them pays, one tap at a time."""
 
 
 def adjoint(geometry: ConvGeometry) -> ConvGeometry:
@@ -53,6 +63,16 @@ class Layer:
         self.axes = plan(self.geometry, size)
         self.size = size
         self.groups = geometry.groups
+        channels = geometry.in_channels, geometry.out_channels
+        self.depthwise = channels == (self.groups,) * 2 and self.groups >= LONG
+
+    def _tap_by_tap(self, dtype: torch.dtype) -> bool:
+        """Whether to add up a depthwise layer tap by tap, without any of M.
+
+        Each product is then of what all channels see and of one weight per channel. Sums of 16-bit
+        numbers would be rounded at every tap.
+        """
+        return self.depthwise and _accumulating(dtype) == dtype
 
     @property
     def positions(self) -> tuple[int, ...]:
@@ -115,14 +135,39 @@ class Layer:
             whole = [(0, n) for n in (shape[0], *self.positions)]
             rows = product(gather(x, self.axes, 1, whole, scratch), filters, bias)[0]
             return rows.view(shape[0], *self.positions, shape[1]).movedim(-1, 1)
+        tap_by_tap = self._tap_by_tap(x.dtype)
         y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
         written = y.movedim(1, -1).unflatten(-1, (self.groups, -1))
         for block in self.blocks(len(x), x.itemsize) if y.numel() else []:
-            matrix = gather(x, self.axes, self.groups, block, scratch)
             place = written[tuple(slice(*bounds) for bounds in block)]
+            if tap_by_tap:
+                self._add_up(x, filters, bias, block, scratch, place.squeeze(-1))
+                continue
+            matrix = gather(x, self.axes, self.groups, block, scratch)
             rows = product(matrix, filters, bias).unflatten(1, place.shape[: len(block)])
             place.copy_(rows.movedim(0, -2))
         return y
+
+    def _add_up(
+        self,
+        x: Tensor,
+        filters: Tensor,
+        bias: Tensor | None,
+        block: Block,
+        scratch: Scratch,
+        place: Tensor,
+    ) -> None:
+        """Write a block of a depthwise layer's output, tap by tap."""
+        direct = place.stride(-1) == 1  # with channels apart, sums take their time
+        y = place if direct else scratch.take("rows", place.shape)
+        seen = seen_by_tap(x, self.axes, block, scratch)
+        for tap, (part, weight) in enumerate(
+            zip(seen, filters[:, 0].t().contiguous(), strict=True)
+        ):
+            torch.mul(part, weight, out=y) if tap == 0 else y.addcmul_(part, weight)
+        y = y if bias is None else y.add_(bias)
+        if not direct:
+            place.copy_(y)
 
     def scattered(
         self, dy: Tensor, filters: Tensor, bias: Tensor | None, memory_format: torch.memory_format
@@ -140,7 +185,18 @@ class Layer:
         transposed = filters.to(wide).transpose(1, 2)
         scratch = Scratch(total)
         for block in self.blocks(len(dy), total.itemsize) if total.numel() else []:
-            rows = _by_group(dy[tuple(slice(*bounds) for bounds in block)], self.groups)
+            part = dy[tuple(slice(*bounds) for bounds in block)]
+            if self._tap_by_tap(dy.dtype):
+                add_back(
+                    part.contiguous(),
+                    filters[:, 0].t().contiguous(),
+                    total,
+                    self.axes,
+                    block,
+                    scratch,
+                )
+                continue
+            rows = _by_group(part, self.groups)
             matrix = product(rows.to(wide), transposed)
             scatter(matrix, total, self.axes, self.groups, block, scratch)
         total = total if bias is None else total.add_(bias)
@@ -181,6 +237,14 @@ class Layer:
         x, dy = x.movedim(1, -1), dy.movedim(1, -1)
         scratch = Scratch(x)
         for block in self.blocks(len(x), total.itemsize) if x.numel() else []:
+            if self._tap_by_tap(x.dtype):
+                rows = dy[tuple(slice(*bounds) for bounds in block)].contiguous()
+                seen = seen_by_tap(x, self.axes, block, scratch)
+                both = scratch.take("rows", rows.shape)
+                for tap, part in enumerate(seen):
+                    torch.mul(rows, part.conj(), out=both)
+                    total[:, 0, tap].add_(both.flatten(0, -2).sum(0))
+                continue
             matrix = gather(x, self.axes, groups, block, scratch).to(wide).transpose(1, 2).conj()
             rows = _by_group(dy[tuple(slice(*bounds) for bounds in block)], groups).to(wide)
             some = self.limit(geometry.taps * groups * total.itemsize)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -382,6 +382,39 @@ def gather(x: Tensor, axes: Sequence[Axis], groups: int, block: Block, scratch: 
         matrix = scratch.take("M", (groups, columns, rows)).transpose(1, 2)
     _by_tap(matrix, lengths, taps).copy_(windows)
     return matrix
+
+
+def seen_by_tap(
+    x: Tensor, axes: Sequence[Axis], block: Block, scratch: Scratch
+) -> Iterator[Tensor]:
+    """Yield, tap by tap, what a block of positions reads of every channel: (n, *positions, C)."""
+    yield from _taps(_part(x, axes, 1, block, scratch), axes, block)
+
+
+def add_back(
+    rows: Tensor,
+    weights: Tensor,
+    total: Tensor,
+    axes: Sequence[Axis],
+    block: Block,
+    scratch: Scratch,
+) -> None:
+    """Add to what every tap has read its weights (k, C) times rows (n, *positions, C)."""
+    size, inner, read = reach(axes, block)
+    part = scratch.take("sum", (len(rows), *size, total.shape[-1])).zero_()
+    for seen, weight in zip(_taps(part, axes, block), weights, strict=True):
+        seen.addcmul_(rows, weight)
+    total[(slice(*block[0]), *read)].add_(part[(slice(None), *inner)])
+
+
+def _taps(part: Tensor, axes: Sequence[Axis], block: Block) -> Iterator[Tensor]:
+    """Yield views of a part of the padded input, one per tap: (n, *positions, C)."""
+    lengths = [stop - start for start, stop in block]
+    taps = [axis.taps for axis in axes]
+    windows = _windows(part, axes, 1, lengths, taps)
+    for tap in itertools.product(*map(range, taps)):
+        index: Any = (*[slice(None)] * len(lengths), 0, *tap)
+        yield windows[index]
 
 
 def _by_tap(matrix: Tensor, lengths: Sequence[int], taps: Sequence[int]) -> Tensor:
