@@ -43,8 +43,9 @@ def to_fc(
     form : {"patch", "weight", "unrolled"}
         ``"patch"``: the layer becomes a module whose child ``fc`` is exactly an ``nn.Linear``,
         called on the patch matrix ``(N, L, k)``: for tools that look for, hook or replace FC
-        layers. (``groups`` says what it is with groups.) ``"weight"``: the layer stays and runs the native convolution, but its parameter is
-        the FC matrix ``(f, k)``: for tools that look at weights only, such as the optimizer Muon.
+        layers; with groups, see ``groups``. ``"weight"``: the layer stays and runs the native
+        convolution, but its parameter is the FC matrix ``(f, k)``: for tools that look at weights
+        only, such as the optimizer Muon.
         ``"unrolled"``: the layer becomes ``nn.Sequential(nn.Flatten, nn.Linear, nn.Unflatten)``,
         plain classes of PyTorch; the Linear's weight is the matrix of the whole layer
         (`convfc.conv_matrix`) for the one input size of the example: for tools that know nothing

@@ -10,8 +10,9 @@ from conv_cases import CASES, CHANNELS_LAST, SMALL, ConvCase, integers
 from torch import Tensor, nn
 
 import convfc
-from convfc.errors import GeometryError, ShapeError
-from convfc.frameworks.torch import PatchConv
+from convfc import ConvGeometry
+from convfc.errors import GeometryError, ShapeError, UnsupportedLayer
+from convfc.frameworks.torch import GroupedLinear, PatchConv
 
 # PyTorch's layer warns that it will copy its input; the FC form has no reason to.
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
@@ -94,6 +95,45 @@ def test_the_patch_form_calls_exactly_linear_on_rows_of_m(case: ConvCase) -> Non
     linears[-1].register_forward_hook(lambda module, args, out: seen.append(args[0]))
     after(case.x())
     assert torch.equal(seen[0], patches[..., -taps:])
+
+
+@pytest.mark.parametrize(("groups", "held"), [(32, nn.ModuleList), (33, GroupedLinear)])
+def test_how_groups_are_held(groups: int, held: type[nn.Module]) -> None:
+    layer = nn.Conv2d(groups, 2 * groups, 3, groups=groups, bias=False)
+    assert type(convfc.to_fc(layer).fc) is held
+    separate = convfc.to_fc(layer, groups="separate").fc
+    assert [tuple(child.weight.shape) for child in separate] == [(2, 9)] * groups
+    batched = convfc.to_fc(layer, groups="batched").fc
+    assert [(name, tuple(p.shape)) for name, p in batched.named_parameters()] == [
+        ("weight", (groups, 2, 9))
+    ]
+    assert repr(batched).endswith(f"out_features={2 * groups}, groups={groups}, bias=False)")
+    alone = convfc.to_fc(nn.Conv2d(3, 4, 3), groups="batched")
+    assert type(alone.fc) is nn.Linear
+
+
+def test_a_batched_child_is_called_once_on_all_of_m() -> None:
+    layer = ConvCase(nn.Conv2d, (40, 80, 3), (5, 4), {"groups": 40, "padding": 1}).layer()
+    after, x = convfc.to_fc(layer), integers((2, 40, 5, 4))
+    assert after.is_plain()
+    seen: list[Tensor] = []
+    handle = after.fc.register_forward_hook(lambda module, args, y: seen.append(args[0]) or 2 * y)
+    assert torch.equal(after(x), 2 * layer(x))
+    (rows,) = seen
+    by_group = rows.unflatten(2, (40, 9)).transpose(1, 2)
+    one_channel = convfc.im2col(x[:, 7:8].movedim(1, -1), ConvGeometry(1, 1, (3, 3), padding=1))
+    assert torch.equal(by_group[:, 7], one_channel)
+    handle.remove()
+    assert torch.equal(after(x), layer(x))
+
+
+def test_one_linear_for_all_groups_is_no_conv_weight() -> None:
+    after = convfc.to_fc(nn.Conv2d(4, 6, 3, groups=2))
+    after.fc = nn.Linear(36, 6)
+    assert after(torch.zeros(1, 4, 5, 5)).shape == (1, 6, 3, 3)
+    with pytest.raises(UnsupportedLayer, match=r"expected nn.Linear or GroupedLinear; got Linear"):
+        after.matrix()
+    assert list(after.state_dict()) == ["fc.weight", "fc.bias"]
 
 
 class Doubled(nn.Linear):

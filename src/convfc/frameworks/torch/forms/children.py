@@ -29,7 +29,7 @@ class Survey(NamedTuple):
     """What the FC children of a layer are at the moment.
 
     ``weights`` is None unless every child is exactly of a class in `FC`, with plain weights, to
-    which ``biases`` belong; ``hooked`` says whether calls of a child, or of a part of it, run hooks;
+    which ``biases`` belong; ``hooked`` says whether calls of a child, or of its parts, run hooks;
     ``whole`` whether a child must see all rows of M in one call: unless it is known to treat every
     row alone, what it draws at random, or measures of its input, may hold for a whole image.
     """
@@ -43,12 +43,7 @@ class Survey(NamedTuple):
 def survey(fc: nn.Module) -> Survey:
     """Look at the FC children: one, or the ones that a ``ModuleList`` holds.
 
-    In one pass, and without generators: a depthwise layer has hundreds, at every call.
-
-    Examples
-    --------
-    >>> survey(nn.Linear(2, 3)).hooked, survey(nn.ReLU()).weights
-    (False, None)
+    In one pass, and without generators: a layer may have dozens, at every call.
     """
     weights: list[Tensor] = []
     biases: list[Tensor | None] = []
@@ -101,15 +96,7 @@ def _row_by_row(module: nn.Module) -> bool:
 
 
 def is_hooked(module: nn.Module) -> bool:
-    """Say whether calls of a module run hooks of its own.
-
-    Examples
-    --------
-    >>> layer = nn.Flatten()
-    >>> handle = layer.register_forward_hook(lambda module, args, output: None)
-    >>> is_hooked(layer), is_hooked(nn.Flatten())
-    (True, False)
-    """
+    """Say whether calls of a module run hooks of its own."""
     return bool(
         module._forward_hooks
         or (module._forward_pre_hooks and has_pre_hooks(module))
@@ -196,24 +183,9 @@ def plain_linear(weight: nn.Parameter, bias: nn.Parameter | Tensor | None) -> nn
 def flatten_of(shape: tuple[int, ...], start_dim: int) -> nn.Flatten:
     """Return exactly an ``nn.Flatten`` that refuses examples of another shape than this one.
 
-    What follows sees the number of elements only, which other shapes have, too. The hook is no
-    object of its own that holds the shape: `torch.jit.script` compiles functions.
-
-    Parameters
-    ----------
-    shape : tuple of int
-        Of one example.
-    start_dim : int
-        If it is negative, an example may come without a batch axis.
-
-    Examples
-    --------
-    >>> flatten = flatten_of((3, 4, 6), -3)
-    >>> flatten(torch.zeros(2, 3, 4, 6)).shape
-    torch.Size([2, 72])
-    >>> flatten(torch.zeros(2, 3, 6, 4))
-    Traceback (most recent call last):
-    convfc.errors.ShapeError: x: the FC layer is the matrix for one input size only; expected ...
+    What follows sees the number of elements only, which other shapes have, too. With a negative
+    ``start_dim`` an example may come without a batch axis. The hook is no object of its own that
+    holds the shape: `torch.jit.script` compiles functions.
     """
     flatten = nn.Flatten(start_dim)
     vars(flatten)["example_shape"] = shape
@@ -222,13 +194,7 @@ def flatten_of(shape: tuple[int, ...], start_dim: int) -> nn.Flatten:
 
 
 def has_pre_hooks(module: nn.Module) -> bool:
-    """Say whether hooks of others stand before a module's forward.
-
-    Examples
-    --------
-    >>> has_pre_hooks(plain_linear(nn.Parameter(torch.eye(2).to_sparse()), None))
-    False
-    """
+    """Say whether hooks of others stand before a module's forward."""
     own = (_refuse_export, _refuse_shapes)
     return any(hook not in own for hook in module._forward_pre_hooks.values())
 

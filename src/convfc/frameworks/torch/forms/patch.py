@@ -231,6 +231,13 @@ class PatchConv(nn.Module):
             return weight, _whole(weights, biases)
         return weight, weight_of(biases, lambda whole: whole, lambda whole: whole)  # type: ignore[arg-type]
 
+    def _held(self) -> dict[str, Tensor]:
+        """Return weight and bias by name; neither if a tool has changed the FC layer."""
+        if not self.holds_conv_weight():
+            return {}
+        weight, bias = self._weight_and_bias()
+        return {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
+
     def to_weight(self, matrix: Tensor) -> Tensor:
         """Return an FC weight ``(f, k)``, or in blocks, in the CONV layer's layout.
 
@@ -297,11 +304,10 @@ class PatchConv(nn.Module):
             out = geometry.out_channels
             y = conv_by_module(x, self.rows, geometry, out, memory_format=memory_format)
         else:
-            biases = found.biases
+            weights, biases = found.weights, found.biases
             if any(bias is None for bias in biases):
-                biases = [_whole(found.weights, biases)]
-            weights = found.weights
-            if weights[0].dim() > 2:
+                biases = [_whole(weights, biases)]
+            if isinstance(self.fc, GroupedLinear):
                 weights = [weights[0].flatten(0, 1)]
             y = conv_by_blocks(x, weights, biases, geometry, memory_format=memory_format)
         return y
@@ -316,10 +322,8 @@ class PatchConv(nn.Module):
 
     def extra_repr(self) -> str:
         """Return the CONV layer's own description."""
-        try:
-            bias: Any = self.bias
-        except UnsupportedLayer:  # what a tool has put there shows itself
-            bias = ...
+        # What a tool has put there shows itself.
+        bias = self.bias if self.holds_conv_weight() else ...
         shown: Any = SimpleNamespace(**vars(self), bias=bias)
         return f"{self.native.__name__}: {_ConvNd.extra_repr(shown)}"
 
@@ -328,30 +332,18 @@ class PatchConv(nn.Module):
 
         A tool's own module in their place is saved as that module saves itself.
         """
-        state = super().state_dict(*args, **kwargs)
-        try:
-            given = dict(zip(("weight", "bias"), self._weight_and_bias(), strict=True))
-        except UnsupportedLayer:  # a tool has changed the FC layer
-            return state
+        state, held = super().state_dict(*args, **kwargs), self._held()
         prefix = args[1] if len(args) > 1 else kwargs.get("prefix", "")
         keep = args[2] if len(args) > 2 else kwargs.get("keep_vars", False)
-        entries = {
-            prefix + name: value if keep else value.detach()
-            for name, value in given.items()
-            if value is not None
-        }
-        return in_front(state, entries, prefix, f"{prefix}fc.")
+        entries = {prefix + name: t if keep else t.detach() for name, t in held.items()}
+        return in_front(state, entries, prefix, f"{prefix}fc.") if held else state
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         messages = args[-1] if args else kwargs["error_msgs"]
-        try:
-            held = dict(zip(("weight", "bias"), self._weight_and_bias(), strict=True))
-        except UnsupportedLayer:  # a tool has changed the FC layer
-            held = {}
-        for name, own in held.items():
-            if own is None or prefix + name not in state_dict:
+        for name, own in self._held().items():
+            if prefix + name not in state_dict:
                 continue
             tensor = state_dict.pop(prefix + name)
             if tensor.shape != own.shape:

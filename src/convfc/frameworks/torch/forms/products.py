@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from convfc.frameworks.torch.forms.windows import (
     Scratch,
     add_back,
+    at,
     gather,
     plan,
     scatter,
@@ -139,9 +140,9 @@ class Layer:
         y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
         written = y.movedim(1, -1).unflatten(-1, (self.groups, -1))
         for block in self.blocks(len(x), x.itemsize) if y.numel() else []:
-            place = written[tuple(slice(*bounds) for bounds in block)]
+            place = written[at(block)]
             if tap_by_tap:
-                self._add_up(x, filters, bias, block, scratch, place.squeeze(-1))
+                self._add_up(x, _by_tap(filters), bias, block, scratch, place.squeeze(-1))
                 continue
             matrix = gather(x, self.axes, self.groups, block, scratch)
             rows = product(matrix, filters, bias).unflatten(1, place.shape[: len(block)])
@@ -151,22 +152,21 @@ class Layer:
     def _add_up(
         self,
         x: Tensor,
-        filters: Tensor,
+        weights: Tensor,
         bias: Tensor | None,
         block: Block,
         scratch: Scratch,
         place: Tensor,
     ) -> None:
-        """Write a block of a depthwise layer's output, tap by tap."""
-        direct = place.stride(-1) == 1  # with channels apart, sums take their time
-        y = place if direct else scratch.take("rows", place.shape)
-        seen = seen_by_tap(x, self.axes, block, scratch)
-        for tap, (part, weight) in enumerate(
-            zip(seen, filters[:, 0].t().contiguous(), strict=True)
-        ):
-            torch.mul(part, weight, out=y) if tap == 0 else y.addcmul_(part, weight)
-        y = y if bias is None else y.add_(bias)
-        if not direct:
+        """Write a block of a depthwise layer's output, tap by tap: weights are (k, groups)."""
+        # With its channels apart in memory, every sum would take its time.
+        y = place if place.stride(-1) == 1 else scratch.take("rows", place.shape)
+        for tap, part in enumerate(seen_by_tap(x, self.axes, block, scratch)):
+            if tap == 0 and bias is None:
+                torch.mul(part, weights[tap], out=y)
+            else:
+                torch.addcmul(y if tap else bias, part, weights[tap], out=y)
+        if y is not place:
             place.copy_(y)
 
     def scattered(
@@ -185,16 +185,10 @@ class Layer:
         transposed = filters.to(wide).transpose(1, 2)
         scratch = Scratch(total)
         for block in self.blocks(len(dy), total.itemsize) if total.numel() else []:
-            part = dy[tuple(slice(*bounds) for bounds in block)]
+            part = dy[at(block)]
             if self._tap_by_tap(dy.dtype):
-                add_back(
-                    part.contiguous(),
-                    filters[:, 0].t().contiguous(),
-                    total,
-                    self.axes,
-                    block,
-                    scratch,
-                )
+                rows = part.contiguous()
+                add_back(rows, _by_tap(filters), total, self.axes, block, scratch)
                 continue
             rows = _by_group(part, self.groups)
             matrix = product(rows.to(wide), transposed)
@@ -238,7 +232,7 @@ class Layer:
         scratch = Scratch(x)
         for block in self.blocks(len(x), total.itemsize) if x.numel() else []:
             if self._tap_by_tap(x.dtype):
-                rows = dy[tuple(slice(*bounds) for bounds in block)].contiguous()
+                rows = dy[at(block)].contiguous()
                 seen = seen_by_tap(x, self.axes, block, scratch)
                 both = scratch.take("rows", rows.shape)
                 for tap, part in enumerate(seen):
@@ -246,11 +240,16 @@ class Layer:
                     total[:, 0, tap].add_(both.flatten(0, -2).sum(0))
                 continue
             matrix = gather(x, self.axes, groups, block, scratch).to(wide).transpose(1, 2).conj()
-            rows = _by_group(dy[tuple(slice(*bounds) for bounds in block)], groups).to(wide)
+            rows = _by_group(dy[at(block)], groups).to(wide)
             some = self.limit(geometry.taps * groups * total.itemsize)
             for part, filters in zip(total.split(some, 1), rows.split(some, 2), strict=True):
                 part.add_(product(filters.transpose(1, 2), matrix))
         return total.to(dy.dtype)
+
+
+def _by_tap(filters: Tensor) -> Tensor:
+    """Return the filters (groups, 1, k) of a depthwise layer as (k, groups)."""
+    return filters[:, 0].t().contiguous()
 
 
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
