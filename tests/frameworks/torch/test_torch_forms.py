@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -302,10 +303,12 @@ def test_same_padding_with_a_stride_is_refused_as_pytorch_refuses_it() -> None:
         convfc.to_fc(layer)(torch.zeros(1, 1, 8, 8))
 
 
-def test_a_mixed_dtype_is_refused_as_linear_refuses_it() -> None:
-    after = convfc.to_fc(nn.Conv2d(1, 1, 3))
-    with pytest.raises(RuntimeError, match="dtype"):
-        after(torch.zeros(1, 1, 8, 8, dtype=torch.float64))
+@pytest.mark.parametrize("layer", [nn.Conv2d, nn.ConvTranspose2d])
+@pytest.mark.parametrize("groups", [1, 40])
+def test_a_mixed_dtype_is_refused_as_linear_refuses_it(layer: Any, groups: int) -> None:
+    after = convfc.to_fc(layer(groups, groups, 3, groups=groups))
+    with pytest.raises(RuntimeError, match=r"dtype|expected scalar type"):
+        after(torch.zeros(1, groups, 8, 8, dtype=torch.float64))
 
 
 def test_the_patch_form_says_what_it_is() -> None:

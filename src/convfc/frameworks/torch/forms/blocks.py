@@ -60,14 +60,12 @@ def _by_whole_matrix(
     x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], geometry: ConvGeometry
 ) -> Tensor:
     """Compute the layer with ordinary operations only, which can be differentiated again."""
-    groups, weight = geometry.groups, torch.cat(list(weights))
-    output_size = geometry.output_size(x.shape[2:])
-    by_group = patch_matrix(x, geometry).unflatten(2, (groups, geometry.taps)).transpose(1, 2)
-    y: Tensor = by_group @ weight.unflatten(0, (groups, -1)).transpose(1, 2)
-    y = y.transpose(1, 2).flatten(2)
+    rows = patch_matrix(x, geometry).unflatten(2, (geometry.groups, geometry.taps))
+    blocks = torch.cat(list(weights)).unflatten(0, (geometry.groups, -1))
+    y = torch.einsum("nlgk,gfk->nlgf", rows, blocks).flatten(2)
     y = y + torch.cat(list(biases)) if biases else y
-    y = y.transpose(1, 2)
-    return y.reshape(len(x), geometry.out_channels, *output_size)
+    output_size = geometry.output_size(x.shape[2:])
+    return y.transpose(1, 2).reshape(len(x), geometry.out_channels, *output_size)
 
 
 def _zero_padded(x: Tensor, geometry: ConvGeometry) -> tuple[Tensor, ConvGeometry]:

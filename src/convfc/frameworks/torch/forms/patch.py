@@ -120,9 +120,9 @@ class PatchConv(nn.Module):
             self.fc = nn.ModuleList(map(plain_linear, weights, biases))
             self._lay_together()
         else:
-            blocks = [None if m is None else m.unflatten(0, (groups, -1)) for m in (matrix, grad)]
-            assert blocks[0] is not None  # noqa: S101
-            self.fc = GroupedLinear(as_parameter(blocks[0], weight, blocks[1]), bias)
+            blocks = (groups, -1, matrix.shape[1])
+            grad = None if grad is None else grad.reshape(blocks)
+            self.fc = GroupedLinear(as_parameter(matrix.reshape(blocks), weight, grad), bias)
         self.fc.train(self.training)
 
     def _lay_together(self, *, shared: bool = False) -> None:

@@ -67,13 +67,13 @@ class Layer:
         channels = geometry.in_channels, geometry.out_channels
         self.depthwise = channels == (self.groups,) * 2 and self.groups >= LONG
 
-    def _tap_by_tap(self, dtype: torch.dtype) -> bool:
+    def _tap_by_tap(self, rows: Tensor, others: Tensor) -> bool:
         """Whether to add up a depthwise layer tap by tap, without any of M.
 
         Each product is then of what all channels see and of one weight per channel. Sums of 16-bit
-        numbers would be rounded at every tap.
+        numbers would be rounded at every tap; two dtypes are refused by the other products.
         """
-        return self.depthwise and _accumulating(dtype) == dtype
+        return self.depthwise and _accumulating(rows.dtype) == rows.dtype == others.dtype
 
     @property
     def positions(self) -> tuple[int, ...]:
@@ -136,7 +136,7 @@ class Layer:
             whole = [(0, n) for n in (shape[0], *self.positions)]
             rows = product(gather(x, self.axes, 1, whole, scratch), filters, bias)[0]
             return rows.view(shape[0], *self.positions, shape[1]).movedim(-1, 1)
-        tap_by_tap = self._tap_by_tap(x.dtype)
+        tap_by_tap = self._tap_by_tap(x, filters)
         y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
         written = y.movedim(1, -1).unflatten(-1, (self.groups, -1))
         for block in self.blocks(len(x), x.itemsize) if y.numel() else []:
@@ -162,10 +162,12 @@ class Layer:
         # With its channels apart in memory, every sum would take its time.
         y = place if place.stride(-1) == 1 else scratch.take("rows", place.shape)
         for tap, part in enumerate(seen_by_tap(x, self.axes, block, scratch)):
-            if tap == 0 and bias is None:
+            if tap:
+                y.addcmul_(part, weights[tap])
+            elif bias is None:
                 torch.mul(part, weights[tap], out=y)
             else:
-                torch.addcmul(y if tap else bias, part, weights[tap], out=y)
+                torch.addcmul(bias, part, weights[tap], out=y)
         if y is not place:
             place.copy_(y)
 
@@ -186,7 +188,7 @@ class Layer:
         scratch = Scratch(total)
         for block in self.blocks(len(dy), total.itemsize) if total.numel() else []:
             part = dy[at(block)]
-            if self._tap_by_tap(dy.dtype):
+            if self._tap_by_tap(dy, filters):
                 rows = part.contiguous()
                 add_back(rows, _by_tap(filters), total, self.axes, block, scratch)
                 continue
@@ -231,7 +233,7 @@ class Layer:
         x, dy = x.movedim(1, -1), dy.movedim(1, -1)
         scratch = Scratch(x)
         for block in self.blocks(len(x), total.itemsize) if x.numel() else []:
-            if self._tap_by_tap(x.dtype):
+            if self._tap_by_tap(x, dy):
                 rows = dy[at(block)].contiguous()
                 seen = seen_by_tap(x, self.axes, block, scratch)
                 both = scratch.take("rows", rows.shape)
