@@ -170,6 +170,18 @@ def test_every_dtype_is_exact_on_integers(c: Case, dtype: torch.dtype) -> None:
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_sums_of_16_bit_numbers_are_rounded_once(dtype: torch.dtype) -> None:
+    c = case((6, 6), (3, 3), c=16, f=16, groups=16, padding=1)
+    x, weight, bias = tensors(c)
+    inputs = 12 * x + 1, 9 * weight + 1, bias
+    expected = native(*inputs, c.geometry)
+    assert expected.abs().max() > 2048
+    assert torch.equal(
+        conv_by_blocks(*(t.to(dtype) for t in inputs), c.geometry), expected.to(dtype)
+    )
+
+
 @pytest.mark.parametrize("c", FEW, ids=str)
 def test_memory_formats_and_strides_do_not_matter(c: Case, block_bytes: int) -> None:
     g, (x, weight, bias) = c.geometry, tensors(c)

@@ -65,14 +65,12 @@ AFTER = (
 AFTER_IDS = ("as-they-are", "deepcopy", "pickle", "torch.save", "dtype")
 
 
-@pytest.mark.parametrize("after", AFTER, ids=AFTER_IDS)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("case", GROUPED, ids=str)
-def test_into_a_state_dict(
-    case: ConvCase, form: str, after: Callable[[nn.Module], nn.Module]
-) -> None:
+def test_into_a_state_dict_after_a_change_of_dtype(case: ConvCase, form: str) -> None:
     layer = case.layer()
-    model, wanted = after(convfc.to_fc(nn.Sequential(layer), **FORMS[form])), halved(layer)
+    converted = convfc.to_fc(nn.Sequential(layer), **FORMS[form])
+    model, wanted = to_another_dtype(converted), halved(layer)
     for held, new in zip(model.state_dict().values(), wanted.state_dict().values(), strict=True):
         held.copy_(new)
     assert torch.equal(model(case.x()), wanted(case.x()))
