@@ -449,6 +449,11 @@ class TorchAdapter(Adapter):
                 found[[type(part) for part in found].index(nn.Linear)] = nn.Bilinear(2, 2, 2)
             return found
 
+        def mixed() -> nn.Module:
+            found = self.convert(nn.Sequential(nn.Conv2d(40, 40, 3, groups=40)), form, x)
+            found[0].fc = nn.Linear(360, 40)
+            return found
+
         def pruned() -> nn.Module:
             found = model()
             prune.l1_unstructured(found[1].parametrizations.weight, "original", amount=0.5)
@@ -463,6 +468,8 @@ class TorchAdapter(Adapter):
         if form.name == "weight":
             return {"pruned": Refusal(pruned, "1", x)}
         found = {"replaced": Refusal(replaced, "2" if not form.layers else "1", x)}
+        if form.name == "patch":
+            found["one for all groups"] = Refusal(mixed, "0", x)
         if form.name == "unrolled":
             found["no convolution"] = Refusal(moved, "1", x)
         return found

@@ -69,6 +69,7 @@ WRONG: dict[str, list[tuple[Callable[[], Any], str]]] = {
         (lambda: convfc.to_fc(CONV, form="fc"), "form: there is no such form"),
         (lambda: convfc.to_fc(CONV, inplace=True), "inplace: the model is itself the CONV layer"),
         (lambda: convfc.to_fc(CONV, form="unrolled"), "form: .*is made by convfc.unroll$"),
+        (lambda: convfc.to_fc(CONV, groups="apart"), "groups: there is no such way to hold groups"),
     ],
     "simplify": [
         (lambda: convfc.simplify(CONV, X, max_pool="mean"), "max_pool: there is no such way"),

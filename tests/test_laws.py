@@ -35,6 +35,9 @@ PLAIN = case(
     (6, 6), (3, 3), c=4, f=4, groups=2, stride=(1, 2), padding=((1, 1), (2, 2)), dilation=(1, 2)
 )
 TURNED = case((4, 4), (3, 3), f=4, transposed=True, stride=(2, 3), padding=1, output_padding=(0, 1))
+# More groups than the ones that each get an FC layer of their own: one filter per channel, or two.
+MANY = case((4, 3), (3, 2), c=40, f=40, groups=40, stride=(1, 2), padding=1, dilation=(2, 1))
+MANY_TURNED = case((2, 3), (2, 2), transposed=True, c=40, f=80, groups=40, stride=(2, 1))
 LAYERS = [
     case((4, 3), (1, 1), c=3, f=2),
     case((5, 4), (3, 2)),
@@ -58,9 +61,12 @@ LAYERS = [
     case((3, 4), (3, 2), transposed=True, c=3, stride=(2, 3), padding=1, output_padding=(1, 2)),
     case((3, 2, 2), (2, 2, 2), transposed=True, c=2, f=2, groups=2, stride=2, output_padding=1),
 ]
-FEW = [PLAIN, TURNED, LAYERS[12], LAYERS[14], LAYERS[16]]
-LAYERS += [PLAIN, TURNED]
-WITHOUT_BIAS = [LAYERS[3], LAYERS[19]]
+FEW = [PLAIN, TURNED, MANY, LAYERS[14], LAYERS[16]]
+LAYERS += [PLAIN, TURNED, MANY, MANY_TURNED]
+WITHOUT_BIAS = [LAYERS[3], LAYERS[19], MANY]
+EACH_KIND = pytest.mark.parametrize(
+    "case", [PLAIN, TURNED, MANY], ids=["plain", "transposed", "many-groups"]
+)
 
 
 def setting(**changes: Any) -> Callable[[ConvGeometry], ConvGeometry]:
@@ -72,6 +78,7 @@ SETTINGS_CHANGED: dict[str, tuple[Case, Callable[[ConvGeometry], ConvGeometry]]]
     "padding": (PLAIN, setting(padding=((2, 2), (1, 1)))),
     "dilation": (PLAIN, setting(dilation=(2, 1))),
     "dilation at the same size": (PLAIN, setting(dilation=(2, 1), padding=((2, 2), (1, 1)))),
+    "dilation of many groups": (MANY, setting(dilation=(1, 2))),
     "padding mode": (PLAIN, setting(padding_mode="circular")),
     "stride of a transposed layer": (TURNED, setting(stride=(3, 2))),
     "padding of a transposed layer": (TURNED, setting(padding=0)),
@@ -380,7 +387,7 @@ def test_verify_holds(subject: Subject, dtype: str) -> None:
     model, converted, x = subject.pair(subject.reals(), dtype)
     kept = [adapter.snapshot(one) for one in (model, converted)]
     pairs = [(model, converted), (converted, model)]
-    for pair in pairs if subject.case in (PLAIN, TURNED) else pairs[:1]:
+    for pair in pairs if subject.case in (PLAIN, TURNED, MANY) else pairs[:1]:
         certificate = convfc.verify(*pair, adapter.example(model, x))
         assert certificate.holds, str(certificate)
         (layer,) = certificate.layers
@@ -456,7 +463,7 @@ def refuted(adapter: Adapter, model: Any, other: Any, x: np.ndarray) -> bool:
     return not any(convfc.verify(*pair, given).holds for pair in ((model, other), (other, model)))
 
 
-@pytest.mark.parametrize("case", [PLAIN, TURNED], ids=["plain", "transposed"])
+@EACH_KIND
 @pytest.mark.parametrize(
     ("adapter", "form", "change"), of_forms(lambda adapter, form: NUMBERS_CHANGED)
 )
@@ -475,7 +482,7 @@ def test_verify_says_no_to_a_number(
     assert refuted(adapter, model, converted, x)
 
 
-@pytest.mark.parametrize("case", [PLAIN, TURNED], ids=["plain", "transposed"])
+@EACH_KIND
 @pytest.mark.parametrize(
     ("adapter", "form", "corrupt"), of_forms(lambda adapter, form: FILTERS_CHANGED)
 )

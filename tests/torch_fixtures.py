@@ -40,4 +40,6 @@ def in_form(model: nn.Module, form: str, x: Any, **options: Any) -> Any:
         return convfc.simplify(model, x, **options)
     if form == "unrolled":
         return convfc.unroll(model, x, **options)
+    if form == "batched":
+        return convfc.to_fc(model, groups="batched", **options)
     return convfc.to_fc(model, form=form, **options)

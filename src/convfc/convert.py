@@ -21,6 +21,7 @@ def to_fc(
     where: Any = None,
     strict: bool = True,
     inplace: bool = False,
+    groups: str = "auto",
 ) -> Any:
     """Return the model with its CONV layers as the FC layers that they equal (Section 4).
 
@@ -37,8 +38,9 @@ def to_fc(
     form : {"patch", "weight"}
         ``"patch"``: the layer becomes a module whose child ``fc`` is exactly an ``nn.Linear``,
         called on the patch matrix ``(N, L, k)``: for tools that look for, hook or replace FC
-        layers. ``"weight"``: the layer stays and runs the native convolution, but its parameter is
-        the FC matrix ``(f, k)``: for tools that look at weights only, such as the optimizer Muon.
+        layers; with groups, see ``groups``. ``"weight"``: the layer stays and runs the native
+        convolution, but its parameter is the FC matrix ``(f, k)``: for tools that look at weights
+        only, such as the optimizer Muon.
     where : function, str or list of str, optional
         Which layers: a function of name and module, or names such as ``"layer4.*"``.
     strict : bool
@@ -46,6 +48,13 @@ def to_fc(
         convolution is left as it is, and all of them are listed in one `UnsupportedLayerWarning`.
     inplace : bool
         Whether to change the given model instead of a copy.
+    groups : {"auto", "separate", "batched"}
+        How the FC layers of a layer with groups are held. ``"separate"``: apart, one ``nn.Linear``
+        ``(k, f / groups)`` per group, which every tool knows. ``"batched"``: together, in one
+        module with the weight ``(groups, f / groups, k)``, a
+        `convfc.frameworks.torch.GroupedLinear`: faster to make and to call where groups are many.
+        ``"auto"``: separate up to 32 groups, batched beyond. The weight form holds all groups of a
+        layer in one matrix, and refuses ``"separate"``.
 
     Returns
     -------
@@ -96,7 +105,9 @@ def to_fc(
     >>> to_fc(padded)(torch.ones(1, 1, 4)).tolist()
     [[[nan, inf, inf, inf]]]
     """
-    return room_of(model).to_fc(model, form=form, where=where, strict=strict, inplace=inplace)
+    return room_of(model).to_fc(
+        model, form=form, where=where, strict=strict, inplace=inplace, groups=groups
+    )
 
 
 def unroll(

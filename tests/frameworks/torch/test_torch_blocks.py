@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from strategies import cases, seeds
 from convfc import ConvGeometry, conv_as_matmul, im2col
 from convfc.errors import GeometryError
 from convfc.frameworks.torch.forms import blocks, products
-from convfc.frameworks.torch.forms.blocks import conv_by_blocks, conv_by_module, patch_blocks
+from convfc.frameworks.torch.forms.blocks import conv_by_blocks, conv_by_module
 from convfc.frameworks.torch.forms.windows import (
     open_rules,
     open_windows,
@@ -57,7 +58,8 @@ def _one_thread() -> Any:
 
 @pytest.fixture(params=[ONE_ROW, FEW_ROWS, WHOLE], ids=lambda size: f"block{size}")
 def block_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Blocks of one row, of some, and one block."""
+    """Blocks of one row, of some, and one block; depthwise layers tap by tap, and as others."""
+    monkeypatch.setattr(products, "LONG", 99 if request.param == FEW_ROWS else 2)
     monkeypatch.setattr(products, "BLOCK_BYTES", request.param)
     monkeypatch.setattr(blocks, "BLOCK_BYTES", request.param)
     return int(request.param)
@@ -117,6 +119,7 @@ def test_drawn_geometries_are_exact_on_integers(c: Case, seed: int) -> None:
     expected = native(*inputs, g)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(products, "BLOCK_BYTES", seed % 997 + 1)
+        patch.setattr(products, "LONG", 2 + seed % 2)
         assert torch.equal(conv_by_blocks(*inputs, g), expected)
         dy = torch.ones_like(expected)
         assert_all_equal(
@@ -165,6 +168,16 @@ def test_every_dtype_is_exact_on_integers(c: Case, dtype: torch.dtype) -> None:
         gradients(lambda *t: conv_by_blocks(*t, g), [t.to(dtype) for t in inputs], dy.to(dtype)),
         [t.to(dtype) for t in gradients(lambda *t: native(*t, g), inputs, dy)],
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_sums_of_16_bit_numbers_are_rounded_once(dtype: torch.dtype) -> None:
+    c = case((6, 6), (3, 3), c=16, f=16, groups=16, padding=1)
+    x, weight = (9 * t + 1 for t in tensors(c)[:2])
+    expected = native(x, weight, None, c.geometry)
+    assert expected.abs().max() > 2048
+    found = conv_by_blocks(x.to(dtype), weight.to(dtype), None, c.geometry)
+    assert torch.equal(found, expected.to(dtype))
 
 
 @pytest.mark.parametrize("c", FEW, ids=str)
@@ -280,7 +293,9 @@ def test_real_numbers_stay_within_the_rounding_bound(c: Case, dtype: str, block_
     assert (difference <= limit).all()
 
 
-def test_nan_and_infinity_reach_the_outputs_that_read_them_and_no_others() -> None:
+def test_nan_and_infinity_reach_the_outputs_that_read_them_and_no_others(
+    block_bytes: int,
+) -> None:
     for c in FEW:
         x, weight, _ = tensors(c)
         weight = weight.abs() + 1
@@ -306,13 +321,9 @@ def test_a_geometry_that_does_not_fit() -> None:
 
 
 @pytest.mark.parametrize("c", CASES, ids=str)
-def test_patch_matrix_and_its_blocks_are_im2col(c: Case) -> None:
+def test_patch_matrix_is_im2col(c: Case) -> None:
     x, _, _ = tensors(c)
-    expected = im2col(x.movedim(1, -1), c.geometry)
-    assert torch.equal(patch_matrix(x, c.geometry), expected)
-    walked = [rows.flatten(0, 1) for _, rows in patch_blocks(x, c.geometry, size=300)]
-    assert len(walked) > 1 or expected.nbytes <= 300 or prod(expected.shape[:2]) == 1
-    assert torch.equal(torch.cat(walked), expected.flatten(0, 1))
+    assert torch.equal(patch_matrix(x, c.geometry), im2col(x.movedim(1, -1), c.geometry))
 
 
 def test_patch_matrix_is_a_view_where_strides_allow() -> None:
@@ -381,11 +392,11 @@ def high_water(call: Callable[[], Any]) -> int:
 def test_m_is_never_held() -> None:
     if not pathlib.Path("/proc/self/clear_refs").exists():
         pytest.skip("only Linux says how much memory was resident at most")
-    g = ConvGeometry(16, 4, (5, 5), padding=2)
-    x = torch.randn(8, 16, 96, 96)  # 4.5 MiB, of which M makes 112
+    g = ConvGeometry(16, 4, (7, 7), padding=3)
+    x = torch.randn(4, 16, 96, 96)  # 2.3 MiB, of which M makes 110
     x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
     weight = torch.randn(4, g.taps).requires_grad_()
-    matrix = 4 * prod(g.patch_matrix_shape(8, (96, 96)))
+    matrix = 4 * prod(g.patch_matrix_shape(4, (96, 96)))
     fc = torch.nn.Linear(g.taps, 4)
 
     def train(layer: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, ...]:
@@ -394,7 +405,13 @@ def test_m_is_never_held() -> None:
     def by_blocks() -> torch.Tensor:
         return conv_by_blocks(x, weight, None, g, memory_format=torch.channels_last)
 
+    depthwise, per_channel = replace(g, out_channels=16, groups=16), torch.randn(16, 49)
+
+    def by_taps() -> torch.Tensor:
+        return conv_by_blocks(x, per_channel, None, depthwise)
+
     assert high_water(lambda: train(by_blocks)) < matrix / 3
+    assert high_water(lambda: train(by_taps)) < matrix / 3
     assert high_water(lambda: train(lambda: conv_by_module(x, fc, g, 4))) < matrix / 2
     # Had M been held, it would have been seen:
     assert high_water(lambda: train(lambda: patch_matrix(x, g) @ weight.t())) > matrix * 0.9

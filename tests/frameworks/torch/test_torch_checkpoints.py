@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import io
-import pickle
 
 import pytest
 import torch
-from conv_cases import CASES, ConvCase
 from torch import nn
 
 import convfc
@@ -35,20 +32,6 @@ def assert_same_state(one: nn.Module, other: nn.Module) -> None:
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_one_layer_both_ways(case: ConvCase, form: str) -> None:
-    layer = case.layer()
-    after = convfc.to_fc(layer, form=form)
-    assert_same_state(layer, after)
-    fresh = case.cls(*case.args, **case.rest, dtype=torch.float64)
-    fresh_after = convfc.to_fc(fresh, form=form)
-    fresh_after.load_state_dict(layer.state_dict(), strict=True)
-    assert torch.equal(fresh_after(case.x()), layer(case.x()))
-    fresh.load_state_dict(after.state_dict(), strict=True)
-    assert torch.equal(fresh(case.x()), layer(case.x()))
-
-
 @pytest.mark.parametrize("assign", [False, True])
 @pytest.mark.parametrize("form", FORMS)
 def test_whole_models_through_a_file(form: str, assign: bool) -> None:
@@ -67,23 +50,6 @@ def test_whole_models_through_a_file(form: str, assign: bool) -> None:
     file.seek(0)
     other.load_state_dict(torch.load(file, weights_only=True), strict=True, assign=assign)
     assert_same_state(model, other)
-
-
-def test_block_diagonal_speaks_the_layers_state() -> None:
-    layer = nn.Conv2d(4, 6, 3, groups=2)
-    after = convfc.to_fc(nn.Conv2d(4, 6, 3, groups=2), block_diagonal=True)
-    after.load_state_dict(layer.state_dict())
-    assert_same_state(layer, after)
-    assert torch.count_nonzero(after.fc.weight) == layer.weight.numel()
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_the_state_is_a_view_that_can_be_written(form: str) -> None:
-    """Averaging tools copy into the tensors of a state dict."""
-    after = convfc.to_fc(nn.Conv2d(3, 4, 3), form=form)
-    for value in after.state_dict().values():
-        value.fill_(2)
-    assert all((p == 2).all() for p in after.parameters())
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -107,23 +73,6 @@ def test_strict_loading_names_what_does_not_fit(form: str) -> None:
     missing = {key: value for key, value in state.items() if key != "3.bias"}
     with pytest.raises(RuntimeError, match="Missing key"):
         model.load_state_dict(missing)
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_copies_and_pickles_are_independent_and_equal(form: str) -> None:
-    model = convfc.to_fc(network(), form=form)
-    x = torch.randn(2, 3, 9, 9, dtype=torch.float64)
-    y = model.eval()(x)
-    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):  # noqa: S301 (our own)
-        assert torch.equal(other(x), y)
-        assert_same_state(model, other)
-        assert {type(m).__name__ for m in other.modules()} == {
-            type(m).__name__ for m in model.modules()
-        }
-        with torch.no_grad():
-            next(other.parameters()).zero_()
-        assert torch.equal(model(x), y)
-        assert not torch.equal(other(x), y)
 
 
 def test_a_tools_own_module_is_saved_as_it_saves_itself() -> None:

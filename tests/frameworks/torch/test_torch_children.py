@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 import convfc
+from convfc.frameworks.torch import GroupedLinear
 from convfc.frameworks.torch.forms import blocks
 from convfc.methods import uncertainty
 
@@ -115,6 +116,7 @@ IN_BLOCKS = {
     "gaussian-per-patch": lambda: random_layer("gaussian", "patch"),
     "gaussian-evaluated": lambda: random_layer("gaussian", "call").eval(),
     "promises": lambda: Promises(K, F),
+    "grouped": lambda: nn.Sequential(GroupedLinear(nn.Parameter(torch.ones(1, F, K)), None)),
 }
 ALL_ROWS = {
     "subclass": lambda: OneDraw(K, F),

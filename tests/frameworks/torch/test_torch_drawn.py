@@ -26,7 +26,7 @@ def conv(
     return drawn(cls, shape, memory, in_channels=c, out_channels=f, kernel_size=kernel, **rest)
 
 
-@settings(max_examples=400)
+@settings(max_examples=250)
 @given(drawn_layers())
 # A mode without effect must not begin to pad in the gradient.
 @example(conv(nn.Conv1d, 1, 1, 3, (1, 1, 6), bias=False, padding_mode="replicate"))
@@ -111,14 +111,14 @@ def test_drawn_layers_are_exact_in_all_forms(drawn: DrawnLayer) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_every_small_layer_accepts_and_refuses_what_pytorch_does(mode: str) -> None:
     counted: collections.Counter[str] = collections.Counter()
-    paddings = (0, 1, 2, 3, 4, "same", "valid")
+    paddings = (0, 1, 2, 3, "same", "valid")
     for kernel, dilation, padding, size in itertools.product(
-        range(1, 5), range(1, 4), paddings, range(1, 5)
+        range(1, 5), range(1, 3), paddings, range(1, 4)
     ):
         rest = {"padding": padding, "dilation": dilation, "padding_mode": mode}
         check(conv(nn.Conv1d, 1, 1, kernel, (1, 1, size), **rest), counted)
-    assert counted["Conv1d"] > 100
-    assert counted["refused by PyTorch, and by all forms"] > 50
+    assert counted["Conv1d"] > 40
+    assert counted["refused by PyTorch, and by all forms"] > 20
 
 
 @pytest.mark.parametrize("cls", [nn.Conv2d, nn.Conv3d])
@@ -128,7 +128,7 @@ def test_modes_of_two_and_three_axes(cls: type[nn.Module]) -> None:
     ndim = 2 if cls is nn.Conv2d else 3
     generator = torch.Generator().manual_seed(0)
     for mode in MODES:
-        for _ in range(60):
+        for _ in range(25):
             size, padding, kernel = torch.randint(0, 4, (3, ndim), generator=generator).tolist()
             rest = {"padding": tuple(padding), "padding_mode": mode}
             shape = (1, 1, *(n + 1 for n in size))

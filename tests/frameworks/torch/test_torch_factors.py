@@ -15,7 +15,7 @@ from torch.nn.utils import parametrizations, prune, spectral_norm
 
 import convfc
 from convfc.errors import ArgumentError, UnsupportedLayer, UnsupportedLayerWarning
-from convfc.frameworks.torch import PatchConv
+from convfc.frameworks.torch import GroupedLinear, PatchConv
 from convfc.frameworks.torch.read import matrix_to_weight, weight_to_matrix
 
 peft = pytest.importorskip("peft")
@@ -62,7 +62,7 @@ def assert_equal_function(fc: PatchConv, back: nn.Module, x: Tensor) -> None:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", CASES[1::2], ids=str)
 def test_two_factors_become_two_conv_layers(case: ConvCase, bias: bool) -> None:
     fc = convfc.to_fc(case.layer())
     swap(fc, factored(bias=bias))
@@ -77,6 +77,45 @@ def test_two_factors_become_two_conv_layers(case: ConvCase, bias: bool) -> None:
     assert set(second.kernel_size) == {1}
     assert (second.in_channels, second.out_channels) == (2 * fc.groups, fc.out_channels)
     assert_equal_function(fc, back, case.x())
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.rest.get("groups", 1) > 1], ids=str)
+def test_batched_factors_become_two_conv_layers(case: ConvCase) -> None:
+    fc = convfc.to_fc(case.layer(), groups="batched")
+    groups, filters, columns = fc.fc.weight.shape
+    sizes = (groups, 2, columns), (groups, filters, 2)
+    first, second = (nn.Parameter(torch.zeros(size, dtype=torch.float64)) for size in sizes)
+    bias = nn.Parameter(torch.zeros(2 * groups, dtype=torch.float64))
+    fc.fc = nn.Sequential(GroupedLinear(first, bias), nn.ReLU(), GroupedLinear(second, None))
+    set_integers(fc)
+    back = convfc.to_conv(fc)
+    assert [type(part) for part in back[:2]] == [case.cls, nn.ReLU]
+    assert (back[0].out_channels, back[2].in_channels) == (2 * groups, 2 * groups)
+    assert_equal_function(fc, back, case.x())
+
+
+class Tool(nn.Module):
+    """What a tool may put in the place of a batched child, and say what it equals."""
+
+    def __init__(self, inner: GroupedLinear) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * self.inner(x)
+
+    def as_plain(self) -> nn.Module:
+        weight, bias = (nn.Parameter(2 * p.detach()) for p in self.inner.parameters())
+        return GroupedLinear(weight, bias)
+
+
+def test_a_tool_s_module_for_all_groups_says_what_it_equals() -> None:
+    layer = nn.Conv2d(40, 40, 3, groups=40, dtype=torch.float64)
+    fc = convfc.to_fc(layer)
+    fc.fc = Tool(fc.fc)
+    back = convfc.to_conv(fc)
+    assert torch.equal(back.weight, 2 * layer.weight)
+    assert torch.equal(back.bias, 2 * layer.bias)
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.rest.get("groups", 1) > 1], ids=str)
@@ -184,31 +223,6 @@ def test_lora_comes_back_as_weight_plus_delta(groups: int, merged: bool) -> None
         assert torch.equal(back(x), model(x))
     assert isinstance(layer, PatchConv)  # the tool's model is left alone
     assert layer.children_fc[0].merged == merged
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        peft.VeraConfig(r=2, target_modules=CHILD),
-        peft.LoraConfig(**LORA, target_modules=CHILD, use_dora=True),
-        peft.LoraConfig(**LORA, target_modules=CHILD, lora_bias=True),
-        peft.IA3Config(target_modules=CHILD, feedforward_modules=[]),
-        peft.LoHaConfig(r=2, target_modules=CHILD),
-    ],
-    ids=["VeRA", "DoRA", "LoRA-bias", "IA3", "LoHa"],
-)
-def test_other_tuners_come_back_as_peft_merges_them(config: Any) -> None:
-    fc, model = adapted(config)
-    with torch.no_grad():
-        for p in filter(lambda p: p.requires_grad, model.parameters()):
-            p.add_(torch.randn_like(p))
-    before = copy.deepcopy(fc[0].fc.get_base_layer().weight)
-    back = convfc.to_conv(fc)[0]
-    merged = model.merge_and_unload()[0]
-    matrix = weight_to_matrix(back.weight, transposed=False, groups=1)
-    assert torch.equal(matrix, merged.fc.weight)
-    assert torch.equal(back.bias, merged.fc.bias)
-    assert not torch.equal(matrix, before)
 
 
 def test_disabled_adapters_do_not_count() -> None:
@@ -374,27 +388,6 @@ def test_a_weight_of_a_tensor_class_is_dequantised() -> None:
     assert torch.equal(weight_to_matrix(back.weight, transposed=False, groups=1), codes * 0.5)
 
 
-# ----------------------------------------------------------------------------------- block-diagonal
-
-
-def test_entries_off_the_blocks_are_refused_by_position() -> None:
-    fc = convfc.to_fc(nn.Conv2d(4, 6, 3, groups=2), block_diagonal=True)
-    with torch.no_grad():
-        fc.fc.weight[1, 20] = 0.25
-        fc.fc.weight[4, 2] = 0.5
-    with pytest.raises(
-        UnsupportedLayer, match=r"weight is 0\.25 at \[1, 20\], off the 2 blocks; 2 such entries"
-    ):
-        convfc.to_conv(nn.Sequential(fc))
-
-
-def test_a_factored_block_diagonal_child_is_refused() -> None:
-    fc = convfc.to_fc(nn.Conv2d(4, 6, 3, groups=2, dtype=torch.float64), block_diagonal=True)
-    swap(fc, factored())
-    with pytest.raises(UnsupportedLayer, match=r"block-diagonal FC part is no single nn\.Linear"):
-        convfc.to_conv(fc)
-
-
 # ----------------------------------------------------------------------------------------- refusals
 
 
@@ -485,4 +478,21 @@ def test_groups_that_do_not_fit_together_are_refused(make: Any, message: str) ->
     fc = convfc.to_fc(nn.Conv2d(4, 6, 3, groups=2))
     make(fc)
     with pytest.raises(UnsupportedLayer, match=message):
+        convfc.to_conv(fc)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda c: nn.Linear(360, 40), r"one for all 40 groups, and mixes them.*groups='separate'"),
+        (lambda c: nn.Sequential(c, nn.Linear(40, 40)), r"one for all 40 groups, and mixes them"),
+        (hooked, r"hooks stand on its FC part \(GroupedLinear\)"),
+        (pruned, r"computed before every call.*prune\.remove"),
+    ],
+    ids=["linear", "linear-behind", "hook", "pruned"],
+)
+def test_what_a_batched_child_must_not_be(make: Any, message: str) -> None:
+    fc = nn.Sequential(convfc.to_fc(nn.Conv2d(40, 40, 3, groups=40)))
+    fc[0].fc = make(fc[0].fc)
+    with pytest.raises(UnsupportedLayer, match=rf"^0: .*{message}"):
         convfc.to_conv(fc)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from conv_cases import CASES, ConvCase, integers
+from conv_cases import CASES, SMALL, ConvCase, integers
 from torch import Tensor, nn
 from torch_fixtures import in_form
 
@@ -63,8 +63,11 @@ adam = OPTIMIZERS["adam"]
 FORMS: dict[str, dict[str, Any]] = {
     "patch": {"form": "patch"},
     "weight": {"form": "weight"},
-    "block-diagonal": {"form": "patch", "block_diagonal": True},
+    "batched": {"form": "patch", "groups": "batched"},
 }
+
+
+GROUPED = [case for case in CASES if case.rest.get("groups", 1) > 1]
 
 
 def network() -> nn.Sequential:
@@ -118,8 +121,10 @@ def assert_both_step_alike(
     assert not all(torch.equal(value, before[key]) for key, value in cnn.state_dict().items())
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [(name, form) for name in OPTIMIZERS for form in ("patch", "weight")] + [("adam", "batched")],
+)
 def test_the_next_step_is_the_same_to_the_bit_there_and_back(name: str, form: str) -> None:
     make, cnn = OPTIMIZERS[name], network()
     first = make(cnn.parameters())
@@ -136,7 +141,7 @@ def test_the_next_step_is_the_same_to_the_bit_there_and_back(name: str, form: st
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", [*SMALL, *GROUPED], ids=str)
 def test_every_layer(case: ConvCase, form: str) -> None:
     cnn = case.layer()
     first = adam(cnn.parameters())
@@ -152,14 +157,15 @@ def test_every_layer(case: ConvCase, form: str) -> None:
             assert torch.equal(returned["state"][place][key], value)
 
 
-def test_between_the_two_forms() -> None:
-    patch = convfc.to_fc(network())
-    first = adam(patch.parameters())
-    stepped(patch, first)
-    weight = convfc.to_fc(convfc.to_conv(patch), form="weight")
-    second = adam(weight.parameters())
-    second.load_state_dict(convert_optimizer_state(first, patch, weight))
-    assert_both_step_alike(patch, first, weight, second)
+@pytest.mark.parametrize("forms", [("patch", "weight"), ("patch", "batched")], ids="-".join)
+def test_between_two_forms(forms: tuple[str, str]) -> None:
+    one, other = (convfc.to_fc(network(), **FORMS[form]) for form in forms)
+    first = adam(one.parameters())
+    stepped(one, first)
+    other.load_state_dict(one.state_dict())
+    second = adam(other.parameters())
+    second.load_state_dict(convert_optimizer_state(first, one, other))
+    assert_both_step_alike(one, first, other, second)
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, c: Tensor) -> None:
@@ -301,21 +307,6 @@ def test_moments_keep_their_own_dtype() -> None:
     assert found["state"][0]["exp_avg_sq"].dtype == torch.bfloat16
     for place in (0, 1):
         assert torch.equal(back["state"][place]["exp_avg"], state["state"][place]["exp_avg"])
-
-
-def test_moments_off_the_blocks_of_a_block_diagonal_weight_stay_behind() -> None:
-    cnn = nn.Conv2d(4, 6, 3, groups=2)
-    by_group, diagonal = convfc.to_fc(cnn), convfc.to_fc(cnn, block_diagonal=True)
-    optimizer = adam(diagonal.parameters())
-    stepped(diagonal, optimizer)
-    moments = optimizer.state[diagonal.fc.weight]["exp_avg"]
-    diagonal = convfc.to_fc(cnn, block_diagonal=True)  # before the step filled its zeros
-    given = optimizer.state_dict()
-    for other in (cnn, by_group):
-        found = convert_optimizer_state(given, diagonal, other)
-        again = convert_optimizer_state(found, other, by_group)["state"]
-        assert torch.equal(again[0]["exp_avg"], moments[:3, :18])
-        assert torch.equal(again[2]["exp_avg"], moments[3:, 18:])
 
 
 def test_shared_layers_and_shared_weights_have_one_state() -> None:

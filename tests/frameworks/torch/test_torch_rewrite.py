@@ -138,6 +138,13 @@ def test_an_unknown_form_is_refused() -> None:
         convfc.to_fc(network(), form="toeplitz")
 
 
+def test_a_weight_form_with_its_groups_apart_is_refused() -> None:
+    message = r"^groups: the weight form holds all groups .*got 'separate', form='weight'\. Remedy"
+    with pytest.raises(ArgumentError, match=message):
+        convfc.to_fc(network(), form="weight", groups="separate")
+    assert convfc.to_fc(network(), form="weight", groups="batched")[0].parametrizations
+
+
 @pytest.mark.parametrize("thing", [nn.Conv2d, "model.pt", {"weight": 1}, None], ids=str)
 def test_what_is_no_model_is_refused(thing: object) -> None:
     with pytest.raises(UnsupportedModel, match="give the model object itself"):

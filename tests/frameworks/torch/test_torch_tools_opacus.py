@@ -20,6 +20,7 @@ from torch_fixtures import in_form
 
 import convfc
 from convfc.errors import UnsupportedLayer
+from convfc.frameworks.torch import GroupedLinear
 from convfc.rounding import UNIT_ROUNDOFF, gamma
 
 pytestmark = [
@@ -219,6 +220,36 @@ def test_a_hooked_fc_child_is_called_once_on_the_whole_patch_matrix(
         (name, BATCH, positions[name.split(".", maxsplit=1)[0]], getattr(part, columns))
         for name, part in linears.items()
     )
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["own-rule", "vectorised"])
+def test_many_groups_give_the_gradients_of_every_sample(
+    known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One batched FC layer: by the rule that it gives Opacus, and without."""
+    cnn = nn.Sequential(
+        nn.Conv2d(1, 40, 3), nn.Conv2d(40, 80, 3, groups=40), nn.Flatten(), nn.Linear(1280, 10)
+    )
+    cnn = with_integers(cnn.double())
+    fc = convfc.to_fc(cnn)
+    assert type(fc[1].fc) is GroupedLinear
+    samplers = GradSampleModule.GRAD_SAMPLERS
+    assert GroupedLinear in samplers
+    if not known:
+        monkeypatch.delitem(samplers, GroupedLinear)
+    x = torch.randint(-2, 3, (BATCH, 1, 8, 8)).double()
+    labels = torch.arange(BATCH)
+    model = GradSampleModule(fc, loss_reduction="sum")
+    Weighted()(model(x), labels).sum().backward()
+    expected = one_by_one(cnn, x, Weighted(), labels)
+    per_sample = copy.deepcopy(fc)
+    for sample, gradients in enumerate(expected):
+        with torch.no_grad():
+            for p, made in zip(per_sample.parameters(), fc.parameters(), strict=True):
+                p.copy_(made.grad_sample[sample])
+        found = per_sample.state_dict().values()  # in the CNN's layout
+        assert all(map(torch.equal, found, gradients))
+        assert all(gradient.any() for gradient in gradients)
 
 
 @pytest.mark.parametrize("wrap", [GradSampleModule, GradSampleModuleFastGradientClipping])

@@ -1,4 +1,4 @@
-"""VeRA, a PEFT tuner for Linear layers only, fine-tunes the CONV layers of a CNN and goes back."""
+"""PEFT tuners for Linear layers fine-tune the CONV layers of a CNN, and it goes back."""
 
 from __future__ import annotations
 
@@ -15,7 +15,18 @@ import convfc
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when peft is imported
 
-from peft import PeftModel, VeraConfig, get_peft_model
+from peft import (
+    BOFTConfig,
+    HRAConfig,
+    IA3Config,
+    LoHaConfig,
+    LoKrConfig,
+    LoraConfig,
+    OFTConfig,
+    PeftModel,
+    VeraConfig,
+    get_peft_model,
+)
 from peft.tuners.vera import Linear as VeraLinear
 
 if TYPE_CHECKING:
@@ -161,3 +172,43 @@ def test_every_way_back_gives_the_same_cnn(tuned: tuple[PeftModel, list[float]])
     states = [convfc.to_conv(unfinished(model)).state_dict() for unfinished in STATES.values()]
     for name, value in states[0].items():
         assert all(torch.equal(state[name], value) for state in states), name
+
+
+TUNERS: dict[str, Any] = {
+    "LoRA-bias": lambda t: LoraConfig(r=2, lora_bias=True, target_modules=t),
+    "DoRA": lambda t: LoraConfig(r=2, use_dora=True, target_modules=t),
+    "LoHa": lambda t: LoHaConfig(r=2, target_modules=t),
+    "LoKr": lambda t: LoKrConfig(r=2, target_modules=t),
+    "OFT": lambda t: OFTConfig(oft_block_size=4, target_modules=t),
+    "BOFT": lambda t: BOFTConfig(boft_block_size=4, target_modules=t),
+    "IA3": lambda t: IA3Config(target_modules=t, feedforward_modules=[]),
+    "VeRA": lambda t: VeraConfig(r=2, target_modules=t),
+    "HRA": lambda t: HRAConfig(r=2, target_modules=t),
+}
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("tuner", TUNERS)
+def test_every_tuner_of_linear_layers_comes_back_as_peft_merges_it(
+    tuner: str, groups: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # BOFT would compile a CUDA extension, and goes without where it cannot.
+    monkeypatch.setattr("peft.tuners.boft.layer.get_fbd_cuda", lambda: None)
+    torch.manual_seed(1712)
+    layer = nn.Conv2d(8, 16, 3, groups=groups)
+    fc = convfc.to_fc(nn.Sequential(layer))
+    names = [name for name, part in fc.named_modules() if type(part) is nn.Linear]
+    model = get_peft_model(fc, TUNERS[tuner](names)).eval()
+    with torch.no_grad():
+        for p in filter(lambda p: p.requires_grad, model.parameters()):
+            p.add_(0.1 * torch.randn_like(p))
+    x = torch.randn(2, 8, 6, 6)
+    with torch.no_grad():
+        y = model(x)
+    back = convfc.to_conv(fc)[0]
+    merged = model.merge_and_unload()[0]
+    assert type(back) is nn.Conv2d
+    assert torch.equal(back.weight, merged.weight)
+    assert torch.equal(back.bias, merged.bias)
+    assert not torch.equal(back.weight, layer.weight)
+    torch.testing.assert_close(back(x), y)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 import convfc
-from convfc.frameworks.torch.forms.patch import PatchConv
+from convfc.frameworks.torch import GroupedLinear, PatchConv
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_network")
 
@@ -74,6 +74,10 @@ def check_form(fc: nn.Module, before: nn.Module, form: str) -> None:
         elif old.groups == 1:
             assert type(layer.fc) is nn.Linear, name
             assert layer.fc.weight.shape == (filters, columns), name
+        elif old.groups > 32:
+            assert type(layer.fc) is GroupedLinear, name
+            assert layer.fc.weight.shape == (old.groups, filters // old.groups, columns), name
+            continue
         else:
             assert [type(part) for part in layer.fc] == [nn.Linear] * old.groups, name
             assert layer.fc[0].weight.shape == (filters // old.groups, columns), name

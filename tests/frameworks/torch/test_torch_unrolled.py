@@ -472,9 +472,9 @@ OPTIONS = {
     "memory": ({"memory": 100}, r"memory: only the unrolled form has this option"),
     "max_pool": ({"max_pool": "relu"}, r"max_pool: only the unrolled form has this option"),
     "branches": ({"branches": "carry"}, r"branches: only the unrolled form has this option"),
-    "blocks": (
-        {"form": "unrolled", "block_diagonal": True, "example": torch.zeros(1)},
-        "block_diagonal: only the patch form",
+    "groups": (
+        {"form": "unrolled", "groups": "separate", "example": torch.zeros(1)},
+        "groups: the unrolled form holds all groups of a layer in one matrix",
     ),
     "max_pool alone": (
         {"form": "unrolled", "max_pool": "relu", "example": torch.zeros(1)},

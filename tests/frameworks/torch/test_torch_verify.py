@@ -26,7 +26,7 @@ from convfc.methods.spectrum import singular_values
 pytestmark = MARKS
 FORMS: dict[str, dict[str, Any]] = {
     "patch": {"form": "patch"},
-    "block_diagonal": {"form": "patch", "block_diagonal": True},
+    "batched": {"form": "patch", "groups": "batched"},
     "weight": {"form": "weight"},
 }
 
@@ -41,8 +41,6 @@ def normal(case: ConvCase, dtype: torch.dtype = torch.float32) -> tuple[nn.Modul
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_layer_in_every_form_in_both_directions(case: ConvCase, form: str):
     layer, x = normal(case)
-    if form == "block_diagonal" and layer.groups == 1:
-        form = "patch"
     fc = convfc.to_fc(layer, **FORMS[form])
     there, back = verify(layer, fc, x), verify(fc, layer, x)
     assert_proven(there)

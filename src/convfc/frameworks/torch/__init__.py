@@ -15,12 +15,14 @@ from convfc.frameworks.torch.convert.heads import to_fully_convolutional
 from convfc.frameworks.torch.convert.optimizers import convert_optimizer_state
 from convfc.frameworks.torch.convert.to_conv import to_conv
 from convfc.frameworks.torch.convert.to_fc import to_fc, unroll
+from convfc.frameworks.torch.forms.grouped import GroupedLinear
 from convfc.frameworks.torch.forms.patch import PatchConv
 from convfc.frameworks.torch.inspection import inspect
 from convfc.frameworks.torch.matrix import read_layer
 from convfc.frameworks.torch.simplify import simplify
 
 __all__ = [
+    "GroupedLinear",
     "PatchConv",
     "convert_optimizer_state",
     "inspect",

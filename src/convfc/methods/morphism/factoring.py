@@ -159,7 +159,7 @@ def _two_layers(layer: nn.Module, rank: int) -> nn.Module:
     """Return the layer as two, by way of its FC form."""
     if form_of(layer) != "native":
         return chained(layer, *_factors(layer, rank))
-    fc: Any = to_fc(layer)
+    fc: Any = to_fc(layer, groups="separate")
     grouped = isinstance(fc.fc, nn.ModuleList)
     children = [nn.Sequential(*_factors(child, rank)) for child in (fc.fc if grouped else [fc.fc])]
     fc.fc = nn.ModuleList(children) if grouped else children[0]

@@ -93,7 +93,7 @@ def to_bayesian(model: nn.Module, method: Method, *, where: Where = None, **opti
     """
     check_choice("method", method, Method)
     try:
-        fc_model = to_fc(model)
+        fc_model = to_fc(model, groups="separate")
     except NothingToConvert:  # it has FC layers only
         fc_model = copy_of(model, (), {})
     layers = _layers(fc_model)

@@ -27,7 +27,6 @@ from torch.nn.utils import parametrize
 from convfc.certificate import WeightComparison
 from convfc.errors import GeometryError
 from convfc.frameworks.torch.certify.engine import LARGEST, Call, Numbers, Run, Side, Sides, Sums
-from convfc.frameworks.torch.forms.children import diagonal_blocks
 from convfc.frameworks.torch.forms.form import Unrolled, form_of, linear_of, unrolled_of
 from convfc.frameworks.torch.forms.patch import PatchConv
 from convfc.frameworks.torch.forms.weight import steps_of
@@ -489,11 +488,6 @@ def _in_conv_layout(
     own = [parameter.data for parameter in parameters]
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.data = torch.zeros_like(parameter) if gradient is None else gradient
-    if isinstance(layer, PatchConv) and layer.groups > 1 and len(layer.children_fc) == 1:
-        # Off the blocks of a block-diagonal matrix there is nothing that a CONV layer has.
-        matrix: Any = layer.fc.weight
-        blocks = diagonal_blocks(matrix.detach(), layer.groups)
-        matrix.data = torch.block_diag(*blocks.chunk(layer.groups))
     weight, bias = (getattr(layer, name) for name in ("weight", "bias"))
     found = weight.detach(), None if bias is None else bias.detach()
     for parameter, numbers in zip(parameters, own, strict=True):

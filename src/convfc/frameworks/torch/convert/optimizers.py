@@ -22,8 +22,8 @@ from convfc.frameworks.torch.certify.pairs import (
     find_pairs,
     has_own_weights,
 )
-from convfc.frameworks.torch.forms.children import diagonal_blocks
 from convfc.frameworks.torch.forms.form import form_of
+from convfc.frameworks.torch.forms.grouped import GroupedLinear
 from convfc.frameworks.torch.forms.patch import PatchConv
 from convfc.frameworks.torch.forms.weight import steps_of
 from convfc.frameworks.torch.read import matrix_to_weight, weight_to_matrix
@@ -258,10 +258,7 @@ def _matrix(layer: nn.Module, moments: list[Tensor]) -> Tensor:
     """Return moments of a layer's weight as an FC matrix ``(f, k)``."""
     groups = int(layer.groups)  # type: ignore[arg-type]
     if isinstance(layer, PatchConv):
-        if len(moments) == groups:
-            return torch.cat(moments)
-        # Off the blocks of a block-diagonal weight there is nothing that a CONV layer has.
-        return diagonal_blocks(moments[0], groups)
+        return torch.cat(moments).flatten(0, -2)
     if form_of(layer) == "weight":
         return moments[0]
     return weight_to_matrix(moments[0], transposed=bool(layer.transposed), groups=groups)
@@ -271,8 +268,9 @@ def _from_matrix(layer: nn.Module, matrix: Tensor) -> list[Tensor]:
     """Return an FC matrix ``(f, k)`` as the parameters of a layer's weight have it."""
     groups = int(layer.groups)  # type: ignore[arg-type]
     if isinstance(layer, PatchConv):
-        parts = list(matrix.chunk(groups))
-        return parts if len(layer.children_fc) == groups else [torch.block_diag(*parts)]
+        if isinstance(layer.fc, GroupedLinear):
+            return [matrix.unflatten(0, (groups, -1))]
+        return list(matrix.chunk(groups))
     if form_of(layer) == "weight":
         return [matrix]
     shape: Any = layer.weight.shape

@@ -18,13 +18,18 @@ from convfc.errors import (
     UnsupportedLayer,
     UnsupportedLayerWarning,
 )
-from convfc.frameworks.torch.forms.children import HOOKS, as_parameter, is_hooked, move_attributes
+from convfc.frameworks.torch.forms.children import (
+    FC,
+    HOOKS,
+    as_parameter,
+    is_hooked,
+    move_attributes,
+)
 from convfc.frameworks.torch.forms.factors import (
     Chain,
     Product,
     by_groups,
     chain_of,
-    own_block,
     quantises_activations,
 )
 from convfc.frameworks.torch.forms.form import Form, form_of
@@ -226,35 +231,30 @@ def _chain(layer: nn.Module) -> Chain | Refusal:
         if isinstance(chain, Refusal):
             return chain
         chains.append(chain)
-    if layer.groups > 1 and not isinstance(layer.fc, nn.ModuleList):
-        if [type(step) for step in chains[0]] != [Product]:
-            return Refusal(
-                "its block-diagonal FC part is no single nn.Linear any more",
-                "convert with one Linear per group (block_diagonal=False) before factoring",
-            )
-        sizes = _misfit(chains[0], layer, columns=layer.groups)
-        joined = sizes or own_block(chains[0][0], layer.groups)  # type: ignore[arg-type]
-        return joined if isinstance(joined, Refusal) else [joined]
-    if len(chains) != layer.groups:
+    if len(chains) not in (1, layer.groups):
         return Refusal(
             f"it has {len(chains)} FC parts for {layer.groups} groups", "give every group one"
         )
-    misfits = (_misfit(chain, layer, rows=layer.groups) for chain in chains)
+    misfits = (_misfit(chain, layer, layer.groups // len(chains)) for chain in chains)
     return next(filter(None, misfits), None) or by_groups(chains)
 
 
-def _misfit(chain: Chain, layer: PatchConv, *, rows: int = 1, columns: int = 1) -> Refusal | None:
+def _misfit(chain: Chain, layer: PatchConv, groups: int) -> Refusal | None:
     """Return why a chain does not go from one patch to one output position; None if it does.
 
-    ``rows`` and ``columns`` say over how many groups the outputs and the inputs are spread.
+    ``groups`` says how many groups of the layer it is for.
     """
+    weights = [step.weight for step in chain if isinstance(step, Product)]
+    if any(math.prod(weight.shape[:-2]) != groups for weight in weights):
+        return Refusal(
+            f"its FC part is one for all {layer.groups} groups, and mixes them",
+            "give every group an FC part of its own: to_fc(model, groups='separate')",
+        )
     first, second, *kernel = layer.weight_shape
     channels = first // layer.groups if layer.transposed else second
     filters = second * layer.groups if layer.transposed else first
-    want = [math.prod(kernel) * channels * columns, filters // rows]
-    sizes = [
-        size for step in chain if isinstance(step, Product) for size in step.weight.shape[::-1]
-    ]
+    want = [math.prod(kernel) * channels, filters // layer.groups]
+    sizes = [size for weight in weights for size in weight.shape[:-3:-1]]
     fits = sizes[:1] == want[:1] and sizes[-1:] == want[1:] and sizes[1:-1:2] == sizes[2:-1:2]
     if not fits:
         return Refusal(
@@ -291,7 +291,7 @@ def _shared_with_others(model: nn.Module, layers: Mapping[str, nn.Module]) -> di
         name: tied("its FC weight", staying[id(weight)])
         for name, layer in layers.items()
         for weight in layer.parameters()
-        if (weight.dim() == 2 or form_of(layer) == "unrolled") and id(weight) in staying
+        if (weight.dim() > 1 or form_of(layer) == "unrolled") and id(weight) in staying
     }
 
 
@@ -310,7 +310,7 @@ def _native(layer: PatchConv, weight: nn.Parameter, bias: nn.Parameter | None) -
 
 def _point(layer: PatchConv, product: Product) -> nn.Module:
     """Return the 1x1 CONV layer of a product, with the groups of its layer."""
-    filters, channels = product.weight.shape
+    filters, channels = product.weight.flatten(0, -2).shape
     ones = (1,) * layer.spatial_ndim
     cls: Any = CONVS[layer.spatial_ndim]
     conv = cls(
@@ -326,7 +326,7 @@ def _point(layer: PatchConv, product: Product) -> nn.Module:
 
 def _sources(layer: PatchConv, name: str) -> list[Any]:
     """Return what identifies a parameter that its FC children may share with another layer's."""
-    parts = [fc._parameters.get(name) for fc in layer.children_fc if isinstance(fc, nn.Linear)]
+    parts = [fc._parameters.get(name) for fc in layer.children_fc if isinstance(fc, FC)]
     own = len(parts) == len(layer.children_fc) and all(type(p) is nn.Parameter for p in parts)
     return parts if own else [layer]
 

@@ -12,6 +12,7 @@ from torch import nn
 from convfc.errors import ArgumentError, Refusal
 from convfc.frameworks.torch.convert.to_conv import to_conv
 from convfc.frameworks.torch.forms.form import Form, form_of
+from convfc.frameworks.torch.forms.grouped import MOST_SEPARATE
 from convfc.frameworks.torch.forms.patch import PatchConv
 from convfc.frameworks.torch.forms.weight import steps_of, to_weight_form
 from convfc.frameworks.torch.functional import functional_convolutions
@@ -39,6 +40,7 @@ from convfc.sizes import one_of
 
 LayerForm: TypeAlias = Literal["patch", "weight"]
 """The forms that take inputs of every size."""
+Groups: TypeAlias = Literal["auto", "separate", "batched"]
 Chosen: TypeAlias = Callable[[str, nn.Module], bool]
 _NO_FC = "cannot be turned into an FC layer"
 
@@ -51,6 +53,7 @@ def to_fc(
     where: Where = None,
     strict: bool = True,
     inplace: bool = False,
+    groups: Groups = "auto",
 ) -> nn.Module:
     """Return the model with its CONV layers as FC layers; see `convfc.to_fc`."""
     one_of(
@@ -61,6 +64,23 @@ def to_fc(
         remedy="'patch' puts an nn.Linear in the layer's place, 'weight' keeps the layer and makes "
         "its parameter 2-D; one nn.Linear of the layer's whole matrix is made by convfc.unroll",
     )
+    one_of(
+        "groups",
+        groups,
+        get_args(Groups),
+        what="there is no such way to hold groups",
+        remedy="'separate' gives every group an nn.Linear, 'batched' holds all groups in one "
+        f"weight, 'auto' takes the first up to {MOST_SEPARATE} groups",
+    )
+    if groups == "separate" and form != "patch":
+        raise ArgumentError(
+            f"the {form} form holds all groups of a layer in one matrix",
+            where="groups",
+            expected="'auto' or 'batched', or form='patch'",
+            got=f"'separate', form={form!r}",
+            remedy="leave it out",
+        )
+    separate = None if groups == "auto" else groups == "separate"
     model, chosen, inplace = _taken_back(model, form, where, strict=strict, inplace=inplace)
     found, left = _found(model, form, where, chosen, inplace=inplace)
     refuse_or_list(left, _NO_FC, strict=strict)
@@ -85,7 +105,7 @@ def to_fc(
             if first is not layer:
                 to_weight_form(layer, steps_of(first).original)
         else:
-            new[id(layer)] = converted = PatchConv(layer)
+            new[id(layer)] = converted = PatchConv(layer, separate=separate)
             first = shared([source], key, partial(_itself, converted))
             if first is not converted:
                 converted.share_weight(first)

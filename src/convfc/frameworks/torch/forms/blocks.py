@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from convfc.frameworks.torch.forms.products import BLOCK_BYTES, Layer, adjoint
 from convfc.frameworks.torch.forms.whole import joined, split
 from convfc.frameworks.torch.forms.windows import (
     Axis,
+    at,
     padded,
     patch_matrix,
     patches_by_plan,
@@ -30,46 +31,19 @@ from convfc.stretch import Block, row_blocks
 
 
 def conv_by_blocks(
-    x: Tensor,
-    weight: Tensor | Sequence[Tensor],
-    bias: Tensor | Sequence[Tensor | None] | None,
+    x: Tensor,  # (N, C, *S); channels-last memory is the fastest
+    weight: Tensor | Sequence[Tensor],  # (f, k)
+    bias: Tensor | Sequence[Tensor | None] | None,  # (f,)
     geometry: ConvGeometry,
     *,
     memory_format: torch.memory_format = torch.contiguous_format,
-) -> Tensor:
+) -> Tensor:  # (N, f, *O)
     """Compute a CONV layer as the product of patches with an FC weight; M is never held.
 
     Neither is it for the backward pass, which builds its blocks again. Gradients of gradients are
-    there too; they go through the whole of M.
-
-    Parameters
-    ----------
-    x : Tensor, shape (N, C, *S)
-        With any strides; channels-last memory is the fastest.
-    weight : Tensor, shape (f, k), or sequence of Tensor
-        Its columns are taps in the order ``(*kernel, c)``; rows ``g * f / groups`` and on belong
-        to group g. A sequence holds such rows one after the other: where they lie so in memory,
-        nothing is copied.
-    bias : Tensor, shape (f,), or sequence of Tensor, or None
-    geometry : ConvGeometry
-    memory_format : torch.memory_format
-        Of the result.
-
-    Returns
-    -------
-    Tensor, shape (N, f, *O)
-
-    Raises
-    ------
-    GeometryError
-        If the geometry does not fit the size of ``x``.
-
-    Examples
-    --------
-    >>> x = torch.arange(9.0).reshape(1, 1, 3, 3)
-    >>> conv_by_blocks(x, torch.ones(1, 4), None, ConvGeometry(1, 1, (2, 2)))
-    tensor([[[[ 8., 12.],
-              [20., 24.]]]])
+    there too; they go through the whole of M. The columns of a weight are taps in the order
+    ``(*kernel, c)``, its rows belong to the groups one after the other. A sequence holds such rows
+    in parts: where they lie so in memory, nothing is copied.
     """
     weights = (weight,) if isinstance(weight, Tensor) else tuple(weight)
     given = (bias,) if bias is None or isinstance(bias, Tensor) else bias
@@ -86,14 +60,12 @@ def _by_whole_matrix(
     x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], geometry: ConvGeometry
 ) -> Tensor:
     """Compute the layer with ordinary operations only, which can be differentiated again."""
-    groups, weight = geometry.groups, torch.cat(list(weights))
-    output_size = geometry.output_size(x.shape[2:])
-    by_group = patch_matrix(x, geometry).unflatten(2, (groups, geometry.taps)).transpose(1, 2)
-    y: Tensor = by_group @ weight.unflatten(0, (groups, -1)).transpose(1, 2)
-    y = y.transpose(1, 2).flatten(2)
+    rows = patch_matrix(x, geometry).unflatten(2, (geometry.groups, geometry.taps))
+    blocks = torch.cat(list(weights)).unflatten(0, (geometry.groups, -1))
+    y = torch.einsum("nlgk,gfk->nlgf", rows, blocks).flatten(2)
     y = y + torch.cat(list(biases)) if biases else y
-    y = y.transpose(1, 2)
-    return y.reshape(len(x), geometry.out_channels, *output_size)
+    output_size = geometry.output_size(x.shape[2:])
+    return y.transpose(1, 2).reshape(len(x), geometry.out_channels, *output_size)
 
 
 def _zero_padded(x: Tensor, geometry: ConvGeometry) -> tuple[Tensor, ConvGeometry]:
@@ -173,42 +145,6 @@ class _Product(torch.autograd.Function):
         return dx, None, None, None, *gradients
 
 
-def patch_blocks(
-    x: Tensor, geometry: ConvGeometry, *, size: int = BLOCK_BYTES
-) -> Iterator[tuple[Block, Tensor]]:
-    """Walk M in blocks of rows, without recording gradients.
-
-    Parameters
-    ----------
-    x : Tensor, shape (N, C, *S)
-    geometry : ConvGeometry
-    size : int
-        Bytes that a block may take, if it holds more than one row.
-
-    Yields
-    ------
-    block : sequence of (start, stop)
-        Samples, and positions on each output axis.
-    patches : Tensor, shape (n, l, groups * k)
-        Those rows of M, in memory of their own or of ``x``.
-
-    Examples
-    --------
-    >>> x = torch.zeros(2, 1, 4, 4)
-    >>> for block, patches in patch_blocks(x, ConvGeometry(1, 1, (3, 3)), size=72):
-    ...     print(block, tuple(patches.shape))
-    [(0, 1), (0, 1), (0, 2)] (1, 2, 9)
-    [(0, 1), (1, 2), (0, 2)] (1, 2, 9)
-    [(1, 2), (0, 1), (0, 2)] (1, 2, 9)
-    [(1, 2), (1, 2), (0, 2)] (1, 2, 9)
-    """
-    axes = plan(geometry, tuple(x.shape[2:]))
-    whole = padded(x, axes)
-    rows = max(1, size // (geometry.groups * geometry.taps * x.itemsize))
-    for block in row_blocks((len(x), *(axis.positions for axis in axes)), rows):
-        yield block, _patches(whole, axes, geometry.groups, block)
-
-
 def _patches(whole: Tensor, axes: Sequence[Axis], groups: int, block: Block) -> Tensor:
     """Build rows of M with ordinary operations, from an input with its padding."""
     part = whole[slice(*block[0])]
@@ -221,45 +157,17 @@ def _patches(whole: Tensor, axes: Sequence[Axis], groups: int, block: Block) -> 
 
 
 def conv_by_module(
-    x: Tensor,
+    x: Tensor,  # (N, C, *S)
     fc_call: Callable[[Tensor], Tensor],
     geometry: ConvGeometry,
     out_channels: int,
     *,
     memory_format: torch.memory_format = torch.contiguous_format,
-) -> Tensor:
-    """Apply any FC layer to every patch, block by block.
+) -> Tensor:  # (N, out_channels, *O)
+    """Apply any FC layer, ``(n, l, groups * k)`` to ``(n, l, out_channels)``, block by block.
 
     While gradients are recorded each block is built again in the backward pass
     (`torch.utils.checkpoint`), so that M is not kept.
-
-    Parameters
-    ----------
-    x : Tensor, shape (N, C, *S)
-    fc_call : callable
-        Takes rows of M, ``(n, l, groups * k)``, and returns ``(n, l, out_channels)``.
-    geometry : ConvGeometry
-    out_channels : int
-    memory_format : torch.memory_format
-        Of the result.
-
-    Returns
-    -------
-    Tensor, shape (N, out_channels, *O)
-
-    Raises
-    ------
-    GeometryError
-        If the geometry does not fit the size of ``x``.
-
-    Examples
-    --------
-    >>> box = torch.nn.Linear(4, 1, bias=False)
-    >>> _ = torch.nn.init.ones_(box.weight)
-    >>> x = torch.arange(9.0).reshape(1, 1, 3, 3)
-    >>> conv_by_module(x, box, ConvGeometry(1, 1, (2, 2)), 1).detach()
-    tensor([[[[ 8., 12.],
-              [20., 24.]]]])
     """
     axes, groups = plan(geometry, tuple(x.shape[2:])), geometry.groups
     output_size = tuple(axis.positions for axis in axes)
@@ -297,7 +205,7 @@ def conv_by_module(
                 memory_format=memory_format,
             )
             written = y.movedim(1, -1)
-        place = written[first:][tuple(slice(*bounds) for bounds in block)]
+        place = written[first:][at(block)]
         place.copy_(product.reshape(place.shape))
     return y
 

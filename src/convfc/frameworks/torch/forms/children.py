@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from convfc.errors import ShapeError, UnsupportedLayer
+from convfc.frameworks.torch.forms.grouped import GroupedLinear
 from convfc.frameworks.torch.vocabulary import is_pointwise
 
 # What every module has, of which the hooks move over as they are.
@@ -16,6 +17,8 @@ _MODULE = frozenset(vars(nn.Module()))
 HOOKS = frozenset(name for name in _MODULE if "hook" in name)
 # What a layer in patch form has besides the attributes of the CONV layer.
 _OWN = {"fc", "native", "weight_shape", "weight_channels_last"}
+FC = (nn.Linear, GroupedLinear)
+"""What `to_fc` makes of a layer, or of its groups."""
 _PLAIN = (nn.Parameter, Tensor)  # a tensor while torch.func calls the model with its own
 # Of PEFT, those that change an nn.Linear by further products of every row. Others draw a rank or a
 # rotation for a whole call.
@@ -25,8 +28,8 @@ _ADAPTERS = {("peft.tuners.lora.layer", "Linear"), ("peft.tuners.vera.layer", "L
 class Survey(NamedTuple):
     """What the FC children of a layer are at the moment.
 
-    ``weights`` is None unless every child is exactly an ``nn.Linear`` with plain weights, to which
-    ``biases`` belong; ``hooked`` says whether calls of a child, or of a part of it, run hooks;
+    ``weights`` is None unless every child is exactly of a class in `FC`, with plain weights, to
+    which ``biases`` belong; ``hooked`` says whether calls of a child, or of its parts, run hooks;
     ``whole`` whether a child must see all rows of M in one call: unless it is known to treat every
     row alone, what it draws at random, or measures of its input, may hold for a whole image.
     """
@@ -40,12 +43,7 @@ class Survey(NamedTuple):
 def survey(fc: nn.Module) -> Survey:
     """Look at the FC children: one, or the ones that a ``ModuleList`` holds.
 
-    In one pass, and without generators: a depthwise layer has hundreds, at every call.
-
-    Examples
-    --------
-    >>> survey(nn.Linear(2, 3)).hooked, survey(nn.ReLU()).weights
-    (False, None)
+    In one pass, and without generators: a layer may have dozens, at every call.
     """
     weights: list[Tensor] = []
     biases: list[Tensor | None] = []
@@ -65,8 +63,8 @@ def survey(fc: nn.Module) -> Survey:
 
 
 def _is_plain_linear(module: nn.Module) -> bool:
-    """Say whether a module is exactly an ``nn.Linear`` with plain weights."""
-    if type(module) is not nn.Linear or "forward" in vars(module):
+    """Say whether a module is exactly an FC layer of `FC` with plain weights."""
+    if type(module) not in FC or "forward" in vars(module):
         return False
     parameters = module._parameters
     bias = parameters.get("bias")
@@ -98,15 +96,7 @@ def _row_by_row(module: nn.Module) -> bool:
 
 
 def is_hooked(module: nn.Module) -> bool:
-    """Say whether calls of a module run hooks of its own.
-
-    Examples
-    --------
-    >>> layer = nn.Flatten()
-    >>> handle = layer.register_forward_hook(lambda module, args, output: None)
-    >>> is_hooked(layer), is_hooked(nn.Flatten())
-    (True, False)
-    """
+    """Say whether calls of a module run hooks of its own."""
     return bool(
         module._forward_hooks
         or (module._forward_pre_hooks and has_pre_hooks(module))
@@ -152,20 +142,6 @@ def in_front(state: Any, entries: dict[str, Any], prefix: str, replaced: str) ->
     return state
 
 
-def diagonal_blocks(matrix: Tensor, groups: int) -> Tensor:
-    """Return the blocks ``(f, k)`` on the diagonal of ``(f, groups * k)``, one below the other.
-
-    Examples
-    --------
-    >>> diagonal_blocks(torch.tensor([[1, 2, 0, 0], [0, 0, 3, 4]]), 2)
-    tensor([[1, 2],
-            [3, 4]])
-    """
-    blocks = matrix.unflatten(0, (groups, -1)).unflatten(2, (groups, -1))
-    own: Tensor = blocks.diagonal(0, 0, 2).movedim(-1, 0).flatten(0, 1)
-    return own
-
-
 def of_another_size(key: str, given: Tensor, own: Tensor) -> str:
     """Return PyTorch's words for a state dict's entry whose size is not the layer's."""
     return (
@@ -205,24 +181,9 @@ def plain_linear(weight: nn.Parameter, bias: nn.Parameter | Tensor | None) -> nn
 def flatten_of(shape: tuple[int, ...], start_dim: int) -> nn.Flatten:
     """Return exactly an ``nn.Flatten`` that refuses examples of another shape than this one.
 
-    What follows sees the number of elements only, which other shapes have, too. The hook is no
-    object of its own that holds the shape: `torch.jit.script` compiles functions.
-
-    Parameters
-    ----------
-    shape : tuple of int
-        Of one example.
-    start_dim : int
-        If it is negative, an example may come without a batch axis.
-
-    Examples
-    --------
-    >>> flatten = flatten_of((3, 4, 6), -3)
-    >>> flatten(torch.zeros(2, 3, 4, 6)).shape
-    torch.Size([2, 72])
-    >>> flatten(torch.zeros(2, 3, 6, 4))
-    Traceback (most recent call last):
-    convfc.errors.ShapeError: x: the FC layer is the matrix for one input size only; expected ...
+    What follows sees the number of elements only, which other shapes have, too. With a negative
+    ``start_dim`` an example may come without a batch axis. The hook is no object of its own that
+    holds the shape: `torch.jit.script` compiles functions.
     """
     flatten = nn.Flatten(start_dim)
     vars(flatten)["example_shape"] = shape
@@ -231,13 +192,7 @@ def flatten_of(shape: tuple[int, ...], start_dim: int) -> nn.Flatten:
 
 
 def has_pre_hooks(module: nn.Module) -> bool:
-    """Say whether hooks of others stand before a module's forward.
-
-    Examples
-    --------
-    >>> has_pre_hooks(flatten_of((3, 4), 1))
-    False
-    """
+    """Say whether hooks of others stand before a module's forward."""
     return any(hook is not _refuse_shapes for hook in module._forward_pre_hooks.values())
 
 

@@ -19,13 +19,16 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 from convfc.errors import Refusal
-from convfc.frameworks.torch.forms.children import as_parameter, diagonal_blocks, is_hooked
+from convfc.frameworks.torch.forms.children import FC, is_hooked
 from convfc.frameworks.torch.vocabulary import is_pointwise
 
 
 @dataclass(frozen=True, eq=False)
 class Product:
-    """``x @ weight.T + bias``, the FC layer of a weight ``(f, k)`` and a bias ``(f,)`` or None."""
+    """``x @ weight.T + bias``, the FC layer of a weight ``(f, k)`` and a bias ``(f,)`` or None.
+
+    The weight of a `GroupedLinear` is ``(groups, f / groups, k)``.
+    """
 
     weight: Tensor
     bias: Tensor | None = None
@@ -58,7 +61,7 @@ def chain_of(module: nn.Module) -> Chain | Refusal:  # noqa: PLR0911 (one per ki
     if quantised is not None and isinstance(module, quantised.Linear):  # the dynamic one is too
         blocked = _hooks_obstacle(module)
         return blocked or [Product(module.weight().dequantize(), module.bias())]
-    if isinstance(module, nn.Linear):
+    if isinstance(module, FC):
         blocked = linear_obstacle(module, quantised=True)
         if blocked is not None:
             return blocked
@@ -113,7 +116,7 @@ def linear_obstacle(module: nn.Module, *, quantised: bool = False) -> Refusal | 
             f"its {names} is computed by a parametrization",
             "torch.nn.utils.parametrize.remove_parametrizations first",
         )
-    if type(module).forward is not nn.Linear.forward or "forward" in vars(module):
+    if type(module).forward not in [kind.forward for kind in FC] or "forward" in vars(module):
         return Refusal(
             f"it is a {name} with a forward of its own", "put the nn.Linear that it equals in place"
         )
@@ -129,30 +132,6 @@ def linear_obstacle(module: nn.Module, *, quantised: bool = False) -> Refusal | 
             "make it a plain parameter first",
         )
     return _hooks_obstacle(module)
-
-
-def own_block(product: Product, groups: int) -> Product | Refusal:
-    """Return the blocks ``(f, k)`` of a block-diagonal weight ``(f, groups * k)``."""
-    weight = product.weight
-    rows, columns = weight.shape
-    apart = (groups, rows // groups, groups, columns // groups)
-    own = torch.arange(groups, device=weight.device)
-    outside = weight.detach().reshape(apart).clone()
-    outside[own, :, own] = 0
-    wrong = outside.reshape(weight.shape).nonzero()
-    if len(wrong):
-        first = wrong[0].tolist()
-        return Refusal(
-            f"its block-diagonal weight is {weight[tuple(first)].item()} at {first}, off the "
-            f"{groups} blocks; {len(wrong)} such entries are not zero",
-            "set them to zero, or convert with one Linear per group (block_diagonal=False)",
-        )
-
-    def blocks(matrix: Tensor) -> Tensor:
-        return diagonal_blocks(matrix.detach(), groups)
-
-    gradient = None if weight.grad is None else blocks(weight.grad)
-    return Product(as_parameter(blocks(weight), weight, gradient), product.bias)
 
 
 def by_groups(chains: Sequence[Chain]) -> Chain | Refusal:

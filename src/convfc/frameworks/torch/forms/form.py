@@ -28,23 +28,11 @@ ATTRIBUTE = "unrolled"
 
 @dataclass(frozen=True, eq=False)
 class Unrolled:
-    """The CONV layer that an unrolled layer was.
+    """The CONV layer that an unrolled layer was, in convfc's terms for its one input size.
 
-    Attributes
-    ----------
-    native : type
-        Its class.
-    attributes : mapping
-        What its forward reads: stride, padding and so on, as they were.
-    geometry : ConvGeometry
-        The same in convfc's terms.
-    input_size : tuple of int
-        The one spatial size that the matrix is for.
-    weight : Tensor
-        The weight as it was. The matrix is read first; it says nothing of a tap that only ever
-        reads padding, and less than everything of taps that always read one element together.
-    weight_channels_last : bool
-        Whether the weight was in channels-last format.
+    ``attributes`` are what its forward reads, as they were. ``weight`` is as it was, too: the
+    matrix is read first, but it says nothing of a tap that only ever reads padding, and less than
+    everything of taps that always read one element together.
     """
 
     native: type[nn.Module]
@@ -85,12 +73,6 @@ def form_of(module: nn.Module) -> Literal["native"] | Form | None:
     """Return the form in which a module is a CONV layer; None if it is none.
 
     A subclass of PyTorch's CONV layers, and a lazy one, is native, whatever its forward computes.
-
-    Examples
-    --------
-    >>> conv = nn.Conv2d(3, 8, 3)
-    >>> form_of(conv), form_of(PatchConv(conv)), form_of(nn.Linear(3, 8))
-    ('native', 'patch', None)
     """
     if isinstance(module, PatchConv):
         return "patch"
@@ -106,13 +88,7 @@ def unrolled_of(module: nn.Module) -> Unrolled | None:
 
 
 def linear_of(layer: nn.Module) -> nn.Module | None:
-    """Return what stands between ``nn.Flatten`` and ``nn.Unflatten``; None if the three do not.
-
-    Examples
-    --------
-    >>> linear_of(nn.Sequential(nn.Flatten(), nn.Linear(4, 2), nn.Unflatten(-1, (2, 1))))
-    Linear(in_features=4, out_features=2, bias=True)
-    """
+    """Return what stands between ``nn.Flatten`` and ``nn.Unflatten``; None if the three do not."""
     parts = list(layer._modules.values())
     if len(parts) != 3 or (type(parts[0]), type(parts[2])) != (nn.Flatten, nn.Unflatten):
         return None

@@ -11,13 +11,7 @@ _CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 
 def channels_last(spatial_ndim: int) -> torch.memory_format:
-    """Return PyTorch's channels-last format of so many spatial axes; contiguous if it has none.
-
-    Examples
-    --------
-    >>> channels_last(2)
-    torch.channels_last
-    """
+    """Return PyTorch's channels-last format of so many spatial axes; contiguous if it has none."""
     return _CHANNELS_LAST.get(spatial_ndim, torch.contiguous_format)
 
 
@@ -26,12 +20,6 @@ def is_channels_last(tensor: Tensor) -> bool:
 
     The same rule as PyTorch's own ``suggest_memory_format``, which also decides where an axis has
     size 1 and both formats are one in memory.
-
-    Examples
-    --------
-    >>> x = torch.zeros(1, 2, 3, 4)
-    >>> is_channels_last(x), is_channels_last(x.to(memory_format=torch.channels_last)[..., ::2])
-    (False, True)
     """
     ndim = tensor.dim() - 2
     if ndim not in _CHANNELS_LAST or not tensor.numel() or not tensor.stride(1):
@@ -49,12 +37,6 @@ def in_format(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:
     """Return the tensor in a memory format, with the strides that PyTorch gives a new one.
 
     Where an axis has size 1, ``Tensor.contiguous`` leaves any stride there.
-
-    Examples
-    --------
-    >>> x = torch.zeros(2, 1, 3, 4).transpose(0, 1)
-    >>> in_format(x, torch.channels_last).stride()
-    (24, 1, 8, 2)
     """
     if memory_format is torch.contiguous_format:
         return tensor.contiguous().flatten().view(tensor.shape)
@@ -65,14 +47,7 @@ def in_format(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:
 def likely_output_format(
     x: Tensor, padding_mode: str, *, weight_channels_last: bool
 ) -> torch.memory_format:
-    """Return the memory format of the output as input and weight suggest it.
-
-    Examples
-    --------
-    >>> x = torch.zeros(1, 3, 8, 8).to(memory_format=torch.channels_last)
-    >>> likely_output_format(x, "circular", weight_channels_last=False)  # padded by copying
-    torch.contiguous_format
-    """
+    """Return the memory format of the output as input and weight suggest it."""
     last = _CHANNELS_LAST.get(x.dim() - 2)
     if last is None:
         return torch.contiguous_format
@@ -91,23 +66,8 @@ def native_output_format(
     """Return the memory format that PyTorch's own layer gives its output.
 
     It depends on the input, on the weight and on the kernel that PyTorch chooses, so PyTorch is
-    asked, as its own fake tensors ask it.
-
-    Parameters
-    ----------
-    x : Tensor, shape (b, c, *spatial)
-    geometry : ConvGeometry
-    weight_channels_last : bool
-        Whether the CONV layer's weight was in channels-last format.
-    padding_mode : str, optional
-        Of the layer, which copies its input by it even where it adds nothing; by default that of
-        the geometry, which is then ``"zeros"``.
-
-    Examples
-    --------
-    >>> x = torch.zeros(2, 3, 8, 8).to(memory_format=torch.channels_last)
-    >>> native_output_format(x, ConvGeometry(3, 2, (3, 3)), weight_channels_last=False)
-    torch.channels_last
+    asked, as its own fake tensors ask it. A layer copies its input by its ``padding_mode`` even
+    where that adds nothing, and the geometry's is then ``"zeros"``.
     """
     mode = geometry.padding_mode if padding_mode is None else padding_mode
     likely = likely_output_format(x, mode, weight_channels_last=weight_channels_last)

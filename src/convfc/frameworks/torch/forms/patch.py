@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +16,6 @@ from convfc.frameworks.torch.forms.blocks import conv_by_blocks, conv_by_module
 from convfc.frameworks.torch.forms.children import (
     Survey,
     as_parameter,
-    diagonal_blocks,
     in_a_transform,
     in_front,
     move_attributes,
@@ -31,6 +30,7 @@ from convfc.frameworks.torch.forms.formats import (
     likely_output_format,
     native_output_format,
 )
+from convfc.frameworks.torch.forms.grouped import MOST_SEPARATE, GroupedLinear
 from convfc.frameworks.torch.forms.whole import joined_with_gradients, lay_together, weight_of
 from convfc.frameworks.torch.forms.windows import (
     Rule,
@@ -62,14 +62,14 @@ class PatchConv(nn.Module):
     conv : nn.Module
         One of PyTorch's six CONV layers. Its bias and its hooks move over; see `to_fc`, which
         checks it first.
-    block_diagonal : bool
-        With groups, one Linear ``(groups * k, f)`` whose weight is block-diagonal, instead of a
-        ``ModuleList`` of one Linear ``(k, f / groups)`` per group. Training fills the zeros off its
-        blocks; then it is no CONV layer any more.
+    separate : bool, optional
+        Whether every group of a layer with groups gets a Linear ``(k, f / groups)`` of its own, in
+        a ``ModuleList``, instead of one `GroupedLinear`; by default where there are 32 groups or
+        fewer.
 
     Attributes
     ----------
-    fc : nn.Linear or nn.ModuleList
+    fc : nn.Linear, nn.ModuleList or GroupedLinear
         Or what a tool has put in its place.
     native : type
         The class to go back to.
@@ -85,6 +85,8 @@ class PatchConv(nn.Module):
     (True, torch.Size([8, 48]))
     >>> layer(torch.zeros(1, 3, 28, 28)).shape
     torch.Size([1, 8, 13, 13])
+    >>> PatchConv(nn.Conv2d(96, 96, 3, groups=96)).fc
+    GroupedLinear(in_features=864, out_features=96, groups=96, bias=True)
     """
 
     native: type[nn.Module]
@@ -94,7 +96,7 @@ class PatchConv(nn.Module):
     groups: int
     padding_mode: str
 
-    def __init__(self, conv: nn.Module, *, block_diagonal: bool = False) -> None:
+    def __init__(self, conv: nn.Module, *, separate: bool | None = None) -> None:
         super().__init__()
         move_attributes(conv, self)
         weight, bias = conv._parameters["weight"], conv._parameters["bias"]
@@ -102,37 +104,26 @@ class PatchConv(nn.Module):
         self.native = own_class(conv)
         self.weight_shape = tuple(weight.shape)
         self.weight_channels_last = is_channels_last(weight)
-        matrix = weight_to_matrix(weight.detach(), transposed=self.transposed, groups=self.groups)
+        groups = self.groups
+        matrix = weight_to_matrix(weight.detach(), transposed=self.transposed, groups=groups)
         grad = weight.grad
         if grad is not None:
-            grad = weight_to_matrix(grad, transposed=self.transposed, groups=self.groups)
-        if self.groups == 1:
+            grad = weight_to_matrix(grad, transposed=self.transposed, groups=groups)
+        separate = groups <= MOST_SEPARATE if separate is None else separate
+        if groups == 1:
             self.fc: nn.Module = plain_linear(as_parameter(matrix, weight, grad), bias)
-        elif block_diagonal:
-            blocks = [
-                None if m is None else torch.block_diag(*m.chunk(self.groups))
-                for m in (matrix, grad)
-            ]
-            assert blocks[0] is not None  # noqa: S101
-            self.fc = plain_linear(as_parameter(blocks[0], weight, blocks[1]), bias)
-        else:
-            self.fc = nn.ModuleList(self._split(matrix, grad, weight, bias))
+        elif separate:
+            weights = _chunks(matrix, weight, grad, groups)
+            biases: Sequence[nn.Parameter | None] = [None] * groups
+            if bias is not None:
+                biases = _chunks(bias.detach(), bias, bias.grad, groups)
+            self.fc = nn.ModuleList(map(plain_linear, weights, biases))
             self._lay_together()
+        else:
+            blocks = (groups, -1, matrix.shape[1])
+            grad = None if grad is None else grad.reshape(blocks)
+            self.fc = GroupedLinear(as_parameter(matrix.reshape(blocks), weight, grad), bias)
         self.fc.train(self.training)
-
-    def _split(
-        self, matrix: Tensor, grad: Tensor | None, weight: Tensor, bias: Tensor | None
-    ) -> Iterator[nn.Linear]:
-        """Yield one Linear per group."""
-        parts = matrix.chunk(self.groups)
-        grads = [None] * self.groups if grad is None else grad.chunk(self.groups)
-        no_bias = bias is None
-        biases = [None] * self.groups if no_bias else bias.detach().chunk(self.groups)  # type: ignore[union-attr]
-        bias_grad = None if no_bias else bias.grad  # type: ignore[union-attr]
-        bias_grads = [None] * self.groups if bias_grad is None else bias_grad.chunk(self.groups)
-        for part, g, b, bg in zip(parts, grads, biases, bias_grads, strict=True):
-            own = None if b is None else as_parameter(b, bias, bg)  # type: ignore[arg-type]
-            yield plain_linear(as_parameter(part, weight, g), own)
 
     def _lay_together(self, *, shared: bool = False) -> None:
         """Give the parameters of the groups one memory each, for weight and for bias."""
@@ -175,12 +166,16 @@ class PatchConv(nn.Module):
         return list(self.fc) if isinstance(self.fc, nn.ModuleList) else [self.fc]
 
     def is_plain(self) -> bool:
-        """Say whether every FC child is exactly an ``nn.Linear`` with plain weights, unhooked.
+        """Say whether every FC child is exactly an FC layer with plain weights, unhooked.
 
         Only then may its weight be used without calling it.
         """
-        found = survey(self.fc)
+        found = self._survey()
         return found.weights is not None and not found.hooked
+
+    def holds_conv_weight(self) -> bool:
+        """Say whether the FC children hold the weight of a CONV layer, hooked or not."""
+        return self._survey().weights is not None
 
     def matrix(self) -> Tensor:
         """Return the FC weight ``(f, k)`` of plain FC children, through which gradients flow.
@@ -188,36 +183,29 @@ class PatchConv(nn.Module):
         Raises
         ------
         UnsupportedLayer
-            If a tool has put something else in their place, or has filled a block-diagonal weight.
+            If a tool has put something else in their place.
         """
-        return self._own(joined_with_gradients(self._plain(survey(self.fc).weights)))
+        return joined_with_gradients(self._plain(self._survey())).flatten(0, -2)
 
-    def _plain(self, weights: list[Tensor] | None) -> list[Tensor]:
+    def _survey(self) -> Survey:
+        """Look at the FC children; of one nn.Linear for all groups the weight is none of M's."""
+        found = survey(self.fc)
+        other = self.groups > 1 and type(self.fc) is nn.Linear
+        return found._replace(weights=None) if other else found
+
+    def _plain(self, found: Survey) -> list[Tensor]:
         """Return the weights of the FC children if they are the weight of a CONV layer."""
-        if weights is None:
-            found = ", ".join(sorted({type(fc).__name__ for fc in self.children_fc}))
+        if found.weights is None:
+            kinds = ", ".join(sorted({type(fc).__name__ for fc in self.children_fc}))
             raise UnsupportedLayer(
                 "the FC layer has no plain weight of its own any more",
                 where="fc",
-                expected="nn.Linear",
-                got=found,
+                expected="nn.Linear" if self.groups == 1 else "nn.Linear or GroupedLinear",
+                got=kinds,
                 remedy="read the weight from the tool's module, or take the model back with "
                 "convfc.to_conv",
             )
-        if self._is_block_diagonal():
-            whole = weights[0].detach()
-            if torch.count_nonzero(whole) != torch.count_nonzero(self._own(whole)):
-                raise UnsupportedLayer(
-                    "the block-diagonal weight has entries off its blocks",
-                    where="fc",
-                    expected=f"{self.groups} blocks and zeros",
-                    remedy="set them to zero, or convert without block_diagonal=True",
-                )
-        return weights
-
-    def _own(self, whole: Tensor) -> Tensor:
-        """Return ``(f, k)`` of what the FC children hold: of a block-diagonal one, its blocks."""
-        return diagonal_blocks(whole, self.groups) if self._is_block_diagonal() else whole
+        return found.weights
 
     @property
     def weight(self) -> Tensor:
@@ -231,26 +219,32 @@ class PatchConv(nn.Module):
 
     def _weight_and_bias(self) -> tuple[Tensor, Tensor | None]:
         """Return both in the CONV layer's layout, from one look at the FC children."""
-        found = survey(self.fc)
-        weights, biases = self._plain(found.weights), found.biases
-
-        def there(whole: Tensor) -> Tensor:
-            return self.to_weight(self._own(whole))
+        found = self._survey()
+        weights, biases = self._plain(found), found.biases
 
         def back(weight: Tensor) -> Tensor:
             matrix = weight_to_matrix(weight, transposed=self.transposed, groups=self.groups)
-            own = self._is_block_diagonal()
-            return torch.block_diag(*matrix.chunk(self.groups)) if own else matrix
+            return matrix.reshape(-1, *weights[0].shape[1:])
 
-        weight = weight_of(weights, there, back)
+        weight = weight_of(weights, self.to_weight, back)
         if len(biases) == 1 or any(bias is None for bias in biases):
             return weight, _whole(weights, biases)
         return weight, weight_of(biases, lambda whole: whole, lambda whole: whole)  # type: ignore[arg-type]
 
+    def _held(self) -> dict[str, Tensor]:
+        """Return weight and bias by name; neither if a tool has changed the FC layer."""
+        if not self.holds_conv_weight():
+            return {}
+        weight, bias = self._weight_and_bias()
+        return {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
+
     def to_weight(self, matrix: Tensor) -> Tensor:
-        """Return an FC weight ``(f, k)`` in the CONV layer's layout, as a view if possible."""
+        """Return an FC weight ``(f, k)``, or in blocks, in the CONV layer's layout.
+
+        As a view if possible.
+        """
         return matrix_to_weight(
-            matrix, self.weight_shape, transposed=self.transposed, groups=self.groups
+            matrix.flatten(0, -2), self.weight_shape, transposed=self.transposed, groups=self.groups
         )
 
     def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
@@ -270,7 +264,7 @@ class PatchConv(nn.Module):
         batched = self._check(input)
         whole = input if batched else input.unsqueeze(0)
         extra = self._extra(whole, output_size)
-        found = survey(self.fc)
+        found = self._survey()
         if found.hooked or found.whole or in_a_transform(whole):
             y = self._in_one_call(whole, extra)
         else:
@@ -306,14 +300,16 @@ class PatchConv(nn.Module):
             weight_channels_last=self.weight_channels_last,
             padding_mode=self.padding_mode,
         )
-        if autocast or found.weights is None or self._is_block_diagonal():
+        if autocast or found.weights is None:
             out = geometry.out_channels
             y = conv_by_module(x, self.rows, geometry, out, memory_format=memory_format)
         else:
-            biases = found.biases
+            weights, biases = found.weights, found.biases
             if any(bias is None for bias in biases):
-                biases = [_whole(found.weights, biases)]
-            y = conv_by_blocks(x, found.weights, biases, geometry, memory_format=memory_format)
+                biases = [_whole(weights, biases)]
+            if isinstance(self.fc, GroupedLinear):
+                weights = [weights[0].flatten(0, 1)]
+            y = conv_by_blocks(x, weights, biases, geometry, memory_format=memory_format)
         return y
 
     def rows(self, patches: Tensor) -> Tensor:
@@ -326,10 +322,8 @@ class PatchConv(nn.Module):
 
     def extra_repr(self) -> str:
         """Return the CONV layer's own description."""
-        try:
-            bias: Any = self.bias
-        except UnsupportedLayer:  # what a tool has put there shows itself
-            bias = ...
+        # What a tool has put there shows itself.
+        bias = self.bias if self.holds_conv_weight() else ...
         shown: Any = SimpleNamespace(**vars(self), bias=bias)
         return f"{self.native.__name__}: {_ConvNd.extra_repr(shown)}"
 
@@ -338,30 +332,18 @@ class PatchConv(nn.Module):
 
         A tool's own module in their place is saved as that module saves itself.
         """
-        state = super().state_dict(*args, **kwargs)
-        try:
-            given = dict(zip(("weight", "bias"), self._weight_and_bias(), strict=True))
-        except UnsupportedLayer:  # a tool has changed the FC layer
-            return state
+        state, held = super().state_dict(*args, **kwargs), self._held()
         prefix = args[1] if len(args) > 1 else kwargs.get("prefix", "")
         keep = args[2] if len(args) > 2 else kwargs.get("keep_vars", False)
-        entries = {
-            prefix + name: value if keep else value.detach()
-            for name, value in given.items()
-            if value is not None
-        }
-        return in_front(state, entries, prefix, f"{prefix}fc.")
+        entries = {prefix + name: t if keep else t.detach() for name, t in held.items()}
+        return in_front(state, entries, prefix, f"{prefix}fc.") if held else state
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         messages = args[-1] if args else kwargs["error_msgs"]
-        try:
-            held = dict(zip(("weight", "bias"), self._weight_and_bias(), strict=True))
-        except UnsupportedLayer:  # a tool has changed the FC layer
-            held = {}
-        for name, own in held.items():
-            if own is None or prefix + name not in state_dict:
+        for name, own in self._held().items():
+            if prefix + name not in state_dict:
                 continue
             tensor = state_dict.pop(prefix + name)
             if tensor.shape != own.shape:
@@ -369,28 +351,12 @@ class PatchConv(nn.Module):
                 tensor = own.detach()  # what loading leaves as it is, is not missing
             if name == "weight":
                 tensor = weight_to_matrix(tensor, transposed=self.transposed, groups=self.groups)
-            state_dict.update(self._fc_entries(f"{prefix}fc.", name, tensor))
+            if isinstance(self.fc, nn.ModuleList):
+                parts = enumerate(tensor.chunk(self.groups))
+                state_dict.update({f"{prefix}fc.{group}.{name}": part for group, part in parts})
+            else:
+                state_dict[f"{prefix}fc.{name}"] = tensor.reshape(self.fc._parameters[name].shape)  # type: ignore[union-attr]
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-    def _fc_entries(self, prefix: str, name: str, tensor: Tensor) -> Iterable[tuple[str, Tensor]]:
-        """Return the entries of the FC children's state that one tensor of the CONV layer makes."""
-        if isinstance(self.fc, nn.ModuleList):
-            parts = tensor.chunk(self.groups)
-            return [(f"{prefix}{group}.{name}", part) for group, part in enumerate(parts)]
-        if name == "weight" and self._is_block_diagonal():
-            tensor = torch.block_diag(*tensor.chunk(self.groups))
-        return [(prefix + name, tensor)]
-
-    def holds_conv_weight(self) -> bool:
-        """Say whether the FC children hold the weight of a CONV layer, hooked or not."""
-        try:
-            self._plain(survey(self.fc).weights)
-        except UnsupportedLayer:
-            return False
-        return True
-
-    def _is_block_diagonal(self) -> bool:
-        return self.groups > 1 and not isinstance(self.fc, nn.ModuleList)
 
     def _extra(self, x: Tensor, output_size: Sequence[int] | None) -> Sequence[int] | None:
         """Return this call's output padding, as PyTorch's own method works it out."""
@@ -447,6 +413,15 @@ def _whole(weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Tensor
         for weight, bias in zip(weights, biases, strict=True)
     ]
     return held[0] if len(held) == 1 else torch.cat(held)
+
+
+def _chunks(
+    value: Tensor, like: nn.Parameter, grad: Tensor | None, groups: int
+) -> list[nn.Parameter]:
+    """Return one parameter per group, each with its part of a value and of its gradient."""
+    grads = [None] * groups if grad is None else grad.chunk(groups)
+    parts = zip(value.chunk(groups), grads, strict=True)
+    return [as_parameter(part, like, own) for part, own in parts]
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

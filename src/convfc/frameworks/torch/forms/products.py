@@ -19,13 +19,24 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from convfc.frameworks.torch.forms.windows import Scratch, gather, plan, scatter
+from convfc.frameworks.torch.forms.windows import (
+    Scratch,
+    add_back,
+    at,
+    gather,
+    plan,
+    scatter,
+    seen_by_tap,
+)
 from convfc.geometry import ConvGeometry
-from convfc.stretch import row_blocks
+from convfc.stretch import Block, row_blocks
 
 BLOCK_BYTES = 2**22
 """Bytes of M in one block: written and read once, it should stay in the last cache; the fewer
 blocks, the less the start of every product costs."""
+
+LONG = 16
+"""Channels of a depthwise layer from which on a product of all of them pays, one tap at a time."""
 
 
 def adjoint(geometry: ConvGeometry) -> ConvGeometry:
@@ -53,6 +64,16 @@ class Layer:
         self.axes = plan(self.geometry, size)
         self.size = size
         self.groups = geometry.groups
+        channels = geometry.in_channels, geometry.out_channels
+        self.depthwise = channels == (self.groups,) * 2 and self.groups >= LONG
+
+    def _tap_by_tap(self, rows: Tensor, others: Tensor) -> bool:
+        """Whether to add up a depthwise layer tap by tap, without any of M.
+
+        Each product is then of what all channels see and of one weight per channel. Sums of 16-bit
+        numbers would be rounded at every tap; two dtypes are refused by the other products.
+        """
+        return self.depthwise and _accumulating(rows.dtype) == rows.dtype == others.dtype
 
     @property
     def positions(self) -> tuple[int, ...]:
@@ -115,14 +136,40 @@ class Layer:
             whole = [(0, n) for n in (shape[0], *self.positions)]
             rows = product(gather(x, self.axes, 1, whole, scratch), filters, bias)[0]
             return rows.view(shape[0], *self.positions, shape[1]).movedim(-1, 1)
+        tap_by_tap = self._tap_by_tap(x, filters)
         y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
         written = y.movedim(1, -1).unflatten(-1, (self.groups, -1))
         for block in self.blocks(len(x), x.itemsize) if y.numel() else []:
+            place = written[at(block)]
+            if tap_by_tap:
+                self._add_up(x, _by_tap(filters), bias, block, scratch, place.squeeze(-1))
+                continue
             matrix = gather(x, self.axes, self.groups, block, scratch)
-            place = written[tuple(slice(*bounds) for bounds in block)]
             rows = product(matrix, filters, bias).unflatten(1, place.shape[: len(block)])
             place.copy_(rows.movedim(0, -2))
         return y
+
+    def _add_up(
+        self,
+        x: Tensor,
+        weights: Tensor,
+        bias: Tensor | None,
+        block: Block,
+        scratch: Scratch,
+        place: Tensor,
+    ) -> None:
+        """Write a block of a depthwise layer's output, tap by tap: weights are (k, groups)."""
+        # With its channels apart in memory, every sum would take its time.
+        y = place if place.stride(-1) == 1 else scratch.take("rows", place.shape)
+        for tap, part in enumerate(seen_by_tap(x, self.axes, block, scratch)):
+            if tap:
+                y.addcmul_(part, weights[tap])
+            elif bias is None:
+                torch.mul(part, weights[tap], out=y)
+            else:
+                torch.addcmul(bias, part, weights[tap], out=y)
+        if y is not place:
+            place.copy_(y)
 
     def scattered(
         self, dy: Tensor, filters: Tensor, bias: Tensor | None, memory_format: torch.memory_format
@@ -140,7 +187,12 @@ class Layer:
         transposed = filters.to(wide).transpose(1, 2)
         scratch = Scratch(total)
         for block in self.blocks(len(dy), total.itemsize) if total.numel() else []:
-            rows = _by_group(dy[tuple(slice(*bounds) for bounds in block)], self.groups)
+            part = dy[at(block)]
+            if self._tap_by_tap(dy, filters):
+                rows = part.contiguous()
+                add_back(rows, _by_tap(filters), total, self.axes, block, scratch)
+                continue
+            rows = _by_group(part, self.groups)
             matrix = product(rows.to(wide), transposed)
             scatter(matrix, total, self.axes, self.groups, block, scratch)
         total = total if bias is None else total.add_(bias)
@@ -181,12 +233,25 @@ class Layer:
         x, dy = x.movedim(1, -1), dy.movedim(1, -1)
         scratch = Scratch(x)
         for block in self.blocks(len(x), total.itemsize) if x.numel() else []:
+            if self._tap_by_tap(x, dy):
+                rows = dy[at(block)].contiguous()
+                seen = seen_by_tap(x, self.axes, block, scratch)
+                both = scratch.take("rows", rows.shape)
+                for tap, part in enumerate(seen):
+                    torch.mul(rows, part.conj(), out=both)
+                    total[:, 0, tap].add_(both.flatten(0, -2).sum(0))
+                continue
             matrix = gather(x, self.axes, groups, block, scratch).to(wide).transpose(1, 2).conj()
-            rows = _by_group(dy[tuple(slice(*bounds) for bounds in block)], groups).to(wide)
+            rows = _by_group(dy[at(block)], groups).to(wide)
             some = self.limit(geometry.taps * groups * total.itemsize)
             for part, filters in zip(total.split(some, 1), rows.split(some, 2), strict=True):
                 part.add_(product(filters.transpose(1, 2), matrix))
         return total.to(dy.dtype)
+
+
+def _by_tap(filters: Tensor) -> Tensor:
+    """Return the filters (groups, 1, k) of a depthwise layer as (k, groups)."""
+    return filters[:, 0].t().contiguous()
 
 
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -30,23 +30,7 @@ _ORIGINAL = "parametrizations.weight.original"
 
 
 class FilterMatrix(nn.Module):
-    """The parametrization: FC matrix ``(f, k)`` to CONV weight, and back.
-
-    Parameters
-    ----------
-    weight : Tensor
-        The CONV weight, ``(f, c / groups, *kernel)``; transposed ``(c, f / groups, *kernel)``.
-    transposed : bool
-    groups : int
-
-    Examples
-    --------
-    >>> conv = nn.Conv2d(3, 8, 5)
-    >>> fold = FilterMatrix(conv.weight, transposed=False, groups=1)
-    >>> matrix = fold.right_inverse(conv.weight)
-    >>> matrix.shape, torch.equal(fold(matrix), conv.weight)
-    (torch.Size([8, 75]), True)
-    """
+    """The parametrization: FC matrix ``(f, k)`` to CONV weight, and back."""
 
     def __init__(self, weight: Tensor, *, transposed: bool, groups: int) -> None:
         super().__init__()
@@ -80,41 +64,17 @@ class FilterMatrix(nn.Module):
 
 
 def is_weight_form(module: nn.Module) -> bool:
-    """Say whether a module is a CONV layer in weight form.
-
-    Examples
-    --------
-    >>> conv = nn.Conv2d(3, 8, 5)
-    >>> is_weight_form(conv), is_weight_form(to_weight_form(conv))
-    (False, True)
-    """
+    """Say whether a module is a CONV layer in weight form."""
     if not parametrize.is_parametrized(module, "weight"):
         return False
     return isinstance(steps_of(module)[0], FilterMatrix)
 
 
 def to_weight_form(conv: nn.Module, shared: nn.Parameter | None = None) -> nn.Module:
-    """Make the FC matrix ``(f, k)`` the parameter of a CONV layer, in place.
+    """Make the FC matrix ``(f, k)`` the parameter of a CONV layer, in place; return the layer.
 
-    Its state dict stays that of the CONV layer; it can be copied, pickled and compiled.
-
-    Parameters
-    ----------
-    conv : nn.Module
-        One of PyTorch's six CONV layers; `to_fc` checks it first.
-    shared : nn.Parameter, optional
-        The FC matrix of another layer, if both had the same weight.
-
-    Returns
-    -------
-    nn.Module
-        The same object.
-
-    Examples
-    --------
-    >>> conv = to_weight_form(nn.Conv2d(3, 8, 5))
-    >>> [(name, tuple(p.shape)) for name, p in conv.named_parameters()]
-    [('bias', (8,)), ('parametrizations.weight.original', (8, 75))]
+    ``shared`` is the matrix of another layer, if both had the same weight. The state dict stays
+    that of the CONV layer; it can be copied, pickled and compiled.
     """
     weight = conv._parameters["weight"]
     assert weight is not None, "to_fc refuses layers without one"  # noqa: S101
@@ -134,12 +94,6 @@ def from_weight_form(conv: nn.Module) -> nn.Module:
     """Make the CONV weight the parameter again, in place: `to_weight_form` read backwards.
 
     Other parametrizations that a tool has put on the matrix are made permanent.
-
-    Examples
-    --------
-    >>> conv = from_weight_form(to_weight_form(nn.Conv2d(3, 8, 5)))
-    >>> type(conv) is nn.Conv2d, conv.weight.shape
-    (True, torch.Size([8, 3, 5, 5]))
     """
     steps = steps_of(conv)
     fold, matrix = steps[0], steps.original
@@ -161,7 +115,8 @@ def _parametrize(conv: nn.Module, fold: FilterMatrix, matrix: nn.Parameter) -> n
     parametrize.register_parametrization(conv, "weight", fold, unsafe=True)
     steps_of(conv).original = matrix
     conv.get_submodule("parametrizations").train(conv.training)
-    # The class is new, made by PyTorch for this layer and its copies.
+    # A parametrized layer cannot say by itself how it is saved, pickled and called. The class is
+    # new, made by PyTorch for this layer and its copies, so that no other layer is changed.
     cls: Any = type(conv)
     cls.state_dict, cls._load_from_state_dict = state_dict, _load_from_state_dict
     cls.__reduce_ex__, cls.__setattr__ = _reduce, _setattr
@@ -173,13 +128,7 @@ def _parametrize(conv: nn.Module, fold: FilterMatrix, matrix: nn.Parameter) -> n
 
 
 def steps_of(conv: nn.Module) -> Any:
-    """Return the parametrizations of a layer in weight form: its `FilterMatrix`, then a tool's.
-
-    Examples
-    --------
-    >>> steps_of(to_weight_form(nn.Conv2d(3, 8, 5))).original.shape
-    torch.Size([8, 75])
-    """
+    """Return the parametrizations of a layer in weight form: its `FilterMatrix`, then a tool's."""
     return conv.get_submodule("parametrizations.weight")
 
 

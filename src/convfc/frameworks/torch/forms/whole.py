@@ -30,14 +30,7 @@ def lay_together(parts: Sequence[Tensor], *, shared: bool = False) -> None:
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:
-    """Return the parts as one tensor, without gradients: the memory that they share, or a copy.
-
-    Examples
-    --------
-    >>> whole = torch.arange(6).reshape(3, 2)
-    >>> joined([whole[:1], whole[1:]]).data_ptr() == whole.data_ptr()
-    True
-    """
+    """Return the parts as one tensor, without gradients: the memory that they share, or a copy."""
     if len(parts) == 1:
         return parts[0].detach()
     if not _side_by_side(parts):
@@ -143,11 +136,7 @@ def weight_of(
 ) -> Tensor:
     """Return the CONV weight that parts hold, with its gradient; writing into it writes into them.
 
-    Parameters
-    ----------
-    parts : sequence of Tensor
-    there, back : callable
-        From the parts, joined, to the CONV weight, and the other way.
+    ``there`` and ``back`` go from the parts, joined, to the CONV weight, and the other way.
     """
     if any(map(in_a_transform, parts)):
         return there(joined_with_gradients(parts))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -26,15 +26,9 @@ from convfc.stretch import Block
 class Axis(NamedTuple):
     """One axis of the index map in plain numbers, which a tracer takes as constants.
 
-    Attributes
-    ----------
-    before, after : tuple of int
-        Input indices in the two margins around the whole input, -1 for a zero; where the input
-        does not lie in the padded axis as a whole, ``before`` is the whole padded axis.
-    inside : bool
-        Whether the input lies in the padded axis as a whole.
-    step, tap_step, positions, taps, size : int
-        As in `convfc.indexmap.AxisMap`; a window is ``extent`` padded elements wide.
+    ``before`` and ``after`` are input indices in the two margins around the input, -1 for a zero.
+    Where the input does not lie in the padded axis as a whole (``inside``), ``before`` is all of
+    that axis. The rest is as in `convfc.indexmap.AxisMap`.
     """
 
     before: tuple[int, ...]
@@ -64,18 +58,7 @@ class Axis(NamedTuple):
 
 @lru_cache(maxsize=256)
 def plan(geometry: ConvGeometry, input_size: tuple[int, ...]) -> tuple[Axis, ...]:
-    """Ask the index map what the windows read, axis by axis.
-
-    Raises
-    ------
-    GeometryError
-        If the geometry does not fit the input size.
-
-    Examples
-    --------
-    >>> plan(ConvGeometry(1, 1, (3,), padding=1, padding_mode="circular"), (4,))[0][:3]
-    ((3,), (0,), True)
-    """
+    """Ask the index map what the windows read on each axis; it refuses a size that does not fit."""
     axes = []
     for axis in index_map(geometry, input_size).axes:
         low = int(np.argmax(axis.source == 0))
@@ -129,13 +112,6 @@ def open_windows(x: Tensor, mode: str, rules: Sequence[Rule]) -> tuple[Tensor, t
 
     `plan` and `padded` look up indices for one size; this pads by PyTorch's own functions, which
     take every size. Tests compare the two.
-
-    Examples
-    --------
-    >>> geometry = ConvGeometry(1, 1, (3,), stride=2, transposed=True)
-    >>> x, axes = open_windows(torch.ones(1, 1, 2), *open_rules(geometry))
-    >>> x, axes[0].positions
-    (tensor([[[0., 0., 1., 0., 1., 0., 0.]]]), 5)
     """
     widths: list[int] = []
     for dim, rule in enumerate(rules, start=2):
@@ -153,23 +129,7 @@ def open_windows(x: Tensor, mode: str, rules: Sequence[Rule]) -> tuple[Tensor, t
 
 
 def padded(x: Tensor, axes: Sequence[Axis]) -> Tensor:
-    """Lay the input out as the windows see it: with its padding.
-
-    Parameters
-    ----------
-    x : Tensor, shape (N, C, *S)
-    axes : sequence of Axis
-
-    Returns
-    -------
-    Tensor, shape (N, C, *padded)
-
-    Examples
-    --------
-    >>> axes = plan(ConvGeometry(1, 1, (3,), padding=1, padding_mode="circular"), (4,))
-    >>> padded(torch.arange(4).reshape(1, 1, 4), axes)
-    tensor([[[3, 0, 1, 2, 3, 0]]])
-    """
+    """Lay the input (N, C, *S) out as the windows see it, with its padding: (N, C, *padded)."""
     widths: list[int] = []
     for dim, axis in enumerate(axes, start=2):
         if axis.zeros:
@@ -193,47 +153,16 @@ def _select(x: Tensor, source: tuple[int, ...], dim: int) -> Tensor:
 
 
 def patch_matrix(x: Tensor, geometry: ConvGeometry) -> Tensor:
-    """Build the whole patch matrix M with ordinary, differentiable operations.
+    """Build the whole patch matrix M (N, L, groups * k) with ordinary, differentiable operations.
 
-    Parameters
-    ----------
-    x : Tensor, shape (N, C, *S)
-        Of any dtype, with any strides.
-    geometry : ConvGeometry
-
-    Returns
-    -------
-    Tensor, shape (N, L, groups * k)
-        A view of ``x`` where strides can say it: of a 1 x 1 layer of stride 1, and where the
-        windows lie one after the other in memory.
-
-    Raises
-    ------
-    GeometryError
-        If the geometry does not fit the size of ``x``.
-
-    Examples
-    --------
-    >>> x = torch.arange(9).reshape(1, 1, 3, 3)
-    >>> patch_matrix(x, ConvGeometry(1, 1, (2, 2)))
-    tensor([[[0, 1, 3, 4],
-             [1, 2, 4, 5],
-             [3, 4, 6, 7],
-             [4, 5, 7, 8]]])
+    A view of ``x`` where strides can say it: of a 1 x 1 layer of stride 1, and where the windows
+    lie one after the other in memory.
     """
     return patches_by_plan(x, plan(geometry, tuple(x.shape[2:])), geometry.groups)
 
 
 def patches_by_plan(x: Tensor, axes: Sequence[Axis], groups: int) -> Tensor:
-    """Build the whole patch matrix M, of which the plan is known: see `patch_matrix`.
-
-    Examples
-    --------
-    >>> geometry = ConvGeometry(1, 1, (2,))
-    >>> patches_by_plan(torch.arange(3).reshape(1, 1, 3), plan(geometry, (3,)), groups=1)
-    tensor([[[0, 1],
-             [1, 2]]])
-    """
+    """Build the whole patch matrix M, of which the plan is known: see `patch_matrix`."""
     n = len(axes)
     windows = padded(x, axes)
     if torch._C._are_functorch_transforms_active():
@@ -274,15 +203,7 @@ def _axis_windows(x: Tensor, dim: int, axis: Axis) -> Tensor:
 
 
 class Scratch:
-    """Memory that the blocks of one layer share: taken again, it still holds what was there.
-
-    Examples
-    --------
-    >>> scratch = Scratch(torch.zeros(()))
-    >>> _ = scratch.take("M", (2, 3)).fill_(1)
-    >>> scratch.take("M", (1, 2))
-    tensor([[1., 1.]])
-    """
+    """Memory that the blocks of one layer share: taken again, it still holds what was there."""
 
     def __init__(self, like: Tensor) -> None:
         self._like = like
@@ -307,6 +228,11 @@ class Scratch:
         return memory
 
 
+def at(block: Block) -> tuple[slice, ...]:
+    """Return the index of a block in what has its axes first."""
+    return tuple(slice(*bounds) for bounds in block)
+
+
 class Reach(NamedTuple):
     """What a block of positions reads: a part of the padded input, and of the input in it."""
 
@@ -319,14 +245,7 @@ class Reach(NamedTuple):
 
 
 def reach(axes: Sequence[Axis], block: Block) -> Reach:
-    """Return what a block reads, of axes that are padded with zeros.
-
-    Examples
-    --------
-    >>> axes = plan(ConvGeometry(1, 1, (3,), padding=1), (6,))
-    >>> reach(axes, [(0, 1), (0, 2)])
-    Reach(size=[4], inner=(slice(1, 4, None),), input=(slice(0, 3, None),))
-    """
+    """Return what a block reads, of axes that are padded with zeros."""
     sizes, inner, read = [], [], []
     for axis, (first, last) in zip(axes, block[1:], strict=True):
         low = len(axis.before)
@@ -340,32 +259,17 @@ def reach(axes: Sequence[Axis], block: Block) -> Reach:
     return Reach(sizes, tuple(inner), tuple(read))
 
 
-def gather(x: Tensor, axes: Sequence[Axis], groups: int, block: Block, scratch: Scratch) -> Tensor:
+def gather(
+    x: Tensor,  # (N, *S, C); fastest with the channels side by side in memory
+    axes: Sequence[Axis],
+    groups: int,
+    block: Block,  # samples, and positions on each axis
+    scratch: Scratch,
+) -> Tensor:  # (groups, rows, k)
     """Build a block of M from an input that is padded with zeros; taps are read forwards.
 
-    Parameters
-    ----------
-    x : Tensor, shape (N, *S, C)
-        Fastest with the channels side by side in memory.
-    axes : sequence of Axis
-    groups : int
-    block : sequence of (start, stop)
-        Samples, and positions on each axis.
-    scratch : Scratch
-        Holds the result until the next call.
-
-    Returns
-    -------
-    Tensor, shape (groups, rows, k)
-        A view of ``x`` where strides can say it; with groups, each is held transposed.
-
-    Examples
-    --------
-    >>> x = torch.arange(4.0).reshape(1, 4, 1)
-    >>> axes = plan(ConvGeometry(1, 1, (3,), padding=1), (4,))
-    >>> gather(x, axes, 1, [(0, 1), (0, 2)], Scratch(x))
-    tensor([[[0., 0., 1.],
-             [0., 1., 2.]]])
+    ``scratch`` holds the result until the next call, unless it is a view of ``x``, where strides
+    can say it. With groups, each is held transposed.
     """
     part = _part(x, axes, groups, block, scratch)
     lengths = [stop - start for start, stop in block]
@@ -382,6 +286,39 @@ def gather(x: Tensor, axes: Sequence[Axis], groups: int, block: Block, scratch: 
         matrix = scratch.take("M", (groups, columns, rows)).transpose(1, 2)
     _by_tap(matrix, lengths, taps).copy_(windows)
     return matrix
+
+
+def seen_by_tap(
+    x: Tensor, axes: Sequence[Axis], block: Block, scratch: Scratch
+) -> Iterator[Tensor]:
+    """Yield, tap by tap, what a block of positions reads of every channel: (n, *positions, C)."""
+    yield from _taps(_part(x, axes, 1, block, scratch), axes, block)
+
+
+def add_back(
+    rows: Tensor,
+    weights: Tensor,
+    total: Tensor,
+    axes: Sequence[Axis],
+    block: Block,
+    scratch: Scratch,
+) -> None:
+    """Add to what every tap has read its weights (k, C) times rows (n, *positions, C)."""
+    size, inner, read = reach(axes, block)
+    part = scratch.take("sum", (len(rows), *size, total.shape[-1])).zero_()
+    for seen, weight in zip(_taps(part, axes, block), weights, strict=True):
+        seen.addcmul_(rows, weight)
+    total[(slice(*block[0]), *read)].add_(part[(slice(None), *inner)])
+
+
+def _taps(part: Tensor, axes: Sequence[Axis], block: Block) -> Iterator[Tensor]:
+    """Yield views of a part of the padded input, one per tap: (n, *positions, C)."""
+    lengths = [stop - start for start, stop in block]
+    taps = [axis.taps for axis in axes]
+    windows = _windows(part, axes, 1, lengths, taps)
+    for tap in itertools.product(*map(range, taps)):
+        index: Any = (*[slice(None)] * len(lengths), 0, *tap)
+        yield windows[index]
 
 
 def _by_tap(matrix: Tensor, lengths: Sequence[int], taps: Sequence[int]) -> Tensor:
@@ -422,57 +359,31 @@ def _windows(
 
 
 def scatter(
-    matrix: Tensor,
-    total: Tensor,
+    matrix: Tensor,  # (groups, rows, k)
+    total: Tensor,  # (N, *S, C), which is added to
     axes: Sequence[Axis],
     groups: int,
     block: Block,
     scratch: Scratch,
 ) -> None:
-    """Add a block of M to what it reads: the adjoint of `gather`.
-
-    Parameters
-    ----------
-    matrix : Tensor, shape (groups, rows, k)
-    total : Tensor, shape (N, *S, C)
-        Is added to.
-    axes : sequence of Axis
-    groups : int
-    block : sequence of (start, stop)
-    scratch : Scratch
-
-    Examples
-    --------
-    >>> axes = plan(ConvGeometry(1, 1, (3,), padding=1), (4,))
-    >>> total = torch.zeros(1, 4, 1)
-    >>> scatter(torch.ones(1, 2, 3), total, axes, 1, [(0, 1), (0, 2)], Scratch(total))
-    >>> total.ravel()
-    tensor([2., 2., 1., 0.])
-    """
+    """Add a block of M to what it reads: the adjoint of `gather`."""
     size, inner, read = reach(axes, block)
     lengths = [stop - start for start, stop in block]
     taps = [axis.taps for axis in axes]
-    channels = total.shape[-1]
-    by_tap = _by_tap(matrix, lengths, taps)
-    apart = 1
     if groups == 1:
-        part = scratch.take("sum", (lengths[0], *size, channels)).zero_()
+        part = scratch.take("sum", (lengths[0], *size, total.shape[-1])).zero_()
     else:
-        part = scratch.take("sum", (channels, lengths[0], *size)).zero_().movedim(0, -1)
+        part = scratch.take("sum", (total.shape[-1], lengths[0], *size)).zero_().movedim(0, -1)
+    read_from, rows = _windows(part, axes, groups, lengths, taps), _by_tap(matrix, lengths, taps)
+    apart = 1
     if groups == 1 and axes[-1].spacing == 1:
-        # The taps of the last axis are one run in M and in the input alike. The runs of
-        # neighbouring windows overlap, those of windows so far apart do not.
-        by_tap = by_tap.flatten(-2)
+        # The taps of the last axis are one run in M and in the input alike, so that they are added
+        # at once. An element may be written only once in one addition: the runs of neighbouring
+        # windows overlap, those of windows so far apart do not.
+        read_from, rows = read_from.flatten(-2), rows.flatten(-2)
         apart = math.ceil(taps.pop() / axes[-1].step)
-    batch, *spatial, channel = part.stride()
-    steps = [axis.step * s for axis, s in zip(axes, spatial, strict=True)]
-    of_group = channels // groups * channel
-    strides = (batch, *steps[:-1], apart * steps[-1], of_group, channel)
     for phase, *tap in itertools.product(range(apart), *map(range, taps)):
         every = [slice(None)] * len(axes)
         index: Any = (*every, slice(phase, None, apart), slice(None), *tap)
-        run = by_tap[index]
-        spacings = (axis.spacing * s for axis, s in zip(axes, spatial, strict=True))
-        start = phase * steps[-1] + sum(t * s for t, s in zip(tap, spacings, strict=False))
-        part.as_strided(run.shape, strides, start).add_(run)
+        read_from[index].add_(rows[index])
     total[(slice(*block[0]), *read)].add_(part[(slice(None), *inner)])
