@@ -7,12 +7,12 @@
 `values`     a network as sums of matrices times vectors, and ReLUs
 `merge`      neighbouring affine maps multiplied; branches in one sequence
 `emit`       the modules
-`restore`    the CONV network again, if the numbers are still its own
+`unchanged`  the CONV network again, if the numbers are still its own
 ============ ====================================================================================
 """
 
 from convfc.frameworks.torch.simplify.operations import OPERATIONS
-from convfc.frameworks.torch.simplify.restore import restore
+from convfc.frameworks.torch.simplify.unchanged import restore
 from convfc.frameworks.torch.simplify.simplified import Simplified, record_of, simplify
 
 __all__ = ["OPERATIONS", "Simplified", "record_of", "restore", "simplify"]
