@@ -71,7 +71,7 @@ def _copy_modules(model: nn.Module, memo: dict[int, Any]) -> None:
         for own in (part._parameters, part._buffers, part._modules):
             if type(own) is dict and id(own) not in memo:
                 memo[id(own)] = {key: copied(one) for key, one in own.items()}
-        state: dict[str, Any] = part.__getstate__()  # type: ignore[operator]
+        state: dict[str, Any] = part.__getstate__()
         memo[id(part)].__setstate__({name: copied(value) for name, value in state.items()})
 
 

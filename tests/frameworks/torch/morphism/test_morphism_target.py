@@ -16,6 +16,7 @@ from torch.nn.utils import parametrizations, prune
 
 import convfc
 from convfc.errors import DtypeError, NothingToConvert, ShapeError, UnsupportedLayer
+from convfc.frameworks.torch.running import deep_copy
 from convfc.methods.morphism import (
     Morph,
     deepen,
@@ -113,6 +114,28 @@ def test_buffers_modes_hooks_and_attributes_of_the_rest_stay(make: Make) -> None
     assert seen == ["norm"]
     morph = make(model.eval(), "0", example=numbers((4, 2, 8), 1).float())
     assert not any(part.training for part in morph.model.modules())
+
+
+def test_copies_keep_circles_and_what_is_shared() -> None:
+    class Child(nn.Module):
+        def __setstate__(self, state: dict[str, Any]) -> None:  # a way of its own to be copied
+            super().__setstate__(state)
+            self.times = state["times"] + 1
+
+    for kind, times in ((nn.Module, 1), (Child, 2)):
+        model = nn.Sequential(nn.Conv1d(1, 1, 1), kind())
+        model[1].parts, model[1].times, model.hooked = [model, model[0]], 1, {"conv": model[0]}
+        model[0].note = model[1].note = {}
+        model[0].register_forward_hook(lambda module, args, output: None)
+        copied = deep_copy(model)
+        assert copied is not model
+        assert copied[1].parts[0] is copied
+        assert copied[1].parts[1] is copied.hooked["conv"] is copied[0] is not model[0]
+        assert copied[0].note is copied[1].note is not model[0].note
+        assert len(copied[0]._forward_hooks) == 1
+        assert copied[0].weight is not model[0].weight
+        assert torch.equal(copied[0].weight, model[0].weight)
+        assert copied[1].times == times
 
 
 def own_forward() -> nn.Module:
