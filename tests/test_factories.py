@@ -180,17 +180,18 @@ def test_a_command_finds_it(spec: str, filters: int) -> None:
 
 
 def test_the_program_finds_it_in_this_folder(here: Path) -> None:
-    """-P: it does not look there by itself."""
+    """-P: it does not look there by itself. What it finds here has no model, and no PyTorch."""
+    (here / "plain_of_mine.py").write_text("def net(): ...")
     run = subprocess.run(
-        [sys.executable, "-P", "-m", "convfc", "inspect", "nets_of_mine:net", "--json"],
+        [sys.executable, "-P", "-m", "convfc", "inspect", "plain_of_mine:nett"],
         cwd=here,
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
-    assert (run.returncode, run.stderr) == (0, "")
-    assert filters_in(run.stdout) == [4]
+    assert (run.returncode, run.stdout) == (1, "")
+    assert "plain_of_mine has no nett; expected one like net. Remedy: check" in run.stderr
 
 
 def test_the_other_commands_find_it(here: Path) -> None:
