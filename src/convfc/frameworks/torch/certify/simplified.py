@@ -36,9 +36,9 @@ from convfc.frameworks.torch.certify.pairs import Pairs, cast
 from convfc.frameworks.torch.running import deep_copy
 from convfc.frameworks.torch.simplify import Simplified, record_of
 from convfc.frameworks.torch.simplify.emit import emit
-from convfc.frameworks.torch.simplify.unchanged import other_parts
 from convfc.frameworks.torch.simplify.simplified import Programs, examples, made_of, programs_of
 from convfc.frameworks.torch.simplify.trace import Trace, trace
+from convfc.frameworks.torch.simplify.unchanged import other_parts
 from convfc.frameworks.torch.simplify.values import (
     Affine,
     Input,
