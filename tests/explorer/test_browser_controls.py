@@ -62,9 +62,11 @@ def agrees_with_python(explorer: Explorer) -> None:
 
 # The colours of cells in a grid's picture: near their corner, or in the middle of low ones.
 COLOURS = """([view, cells, high, wide, margin]) => {
-  const canvas = document.querySelector(`[data-view="${view}"] canvas.base`);
-  const { width, height } = canvas;
-  const { data } = canvas.getContext("2d").getImageData(0, 0, width, height);
+  const shown = document.querySelector(`[data-view="${view}"] canvas.base`);
+  const { width, height } = shown;
+  const context = new OffscreenCanvas(width, height).getContext("2d");
+  context.drawImage(shown, 0, 0);
+  const { data } = context.getImageData(0, 0, width, height);
   const inside = (side) => (side < 8 ? side / 2 : 2.5);
   return cells.map(([r, c]) => {
     const x = Math.floor(margin + c * wide + inside(wide));

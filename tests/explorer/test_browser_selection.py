@@ -128,17 +128,6 @@ def test_the_row_of_the_one_big_matrix_is_that_of_the_output(explorer: Explorer)
     assert elements == [i * 28 + j for i in range(14, 18) for j in range(8, 12)]
 
 
-def test_the_index_map_writes_out_eq_8(explorer: Explorer) -> None:
-    explorer.press("M", "Control+Home", "ArrowDown", "ArrowRight", "ArrowRight")
-    explorer.tab("map")
-    panel = explorer.view("map").inner_text()
-    p, q, element = explorer.chosen("p", "q", "element")
-    assert (p, q) == (1, 2)
-    i, j = divmod(element, 28)
-    for number in (p, q, i, j):
-        assert str(number) in panel
-
-
 def test_the_index_map_says_of_each_axis_what_it_reads(explorer: Explorer) -> None:
     """Row 10 of the transposed preset: in rows element 1, in columns a zero between elements."""
     explorer.preset("transposed")
@@ -156,18 +145,6 @@ def test_the_index_map_says_of_each_axis_what_it_reads(explorer: Explorer) -> No
     read = dict(row.split("\t", 1) for row in rows.all_inner_texts())
     assert read["i"].endswith("padding, 0")
     assert read["j"].endswith("\t4")
-
-
-def test_the_arithmetic_is_the_sum_that_stands_in_the_output(open_page: OpensPage) -> None:
-    explorer = open_page(address="#1;preset=figure-2")
-    panel = explorer.view("arithmetic").inner_text().replace("−", "-")
-    x = [1, 0, 2, 3, 1, 0, 0, 2, 1]
-    w = [1, 0, -1, 2, 0, -2, 1, 0, -1]
-    total = sum(a * b for a, b in zip(x, w, strict=True))
-    assert explorer.ask("store.value(0, 0)") == total == 4
-    assert str(total) in panel
-    for number in {*x, *w}:
-        assert str(number) in panel
 
 
 @pytest.mark.parametrize("preset", ["dilated", "transposed", "signal", "depthwise"])
