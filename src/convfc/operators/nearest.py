@@ -75,8 +75,10 @@ def read_entries(matrix: Any, pattern: MatrixPattern) -> Entries:
         counts = np.diff(ends[start : start + step + 1])
         first, held = int(ends[start]), part.data
         inside = np.repeat(np.arange(len(counts)), counts), columns[first : first + counts.sum()]
-        keys = (where.astype(int) * pattern.shape[1] + at for where, at in (inside, part.coords))
-        _, to, of = np.intersect1d(*keys, assume_unique=True, return_indices=True)
+        wanted, keys = (
+            row.astype(int) * pattern.shape[1] + at for row, at in (inside, part.coords)
+        )
+        _, to, of = np.intersect1d(wanted, keys, assume_unique=True, return_indices=True)
         values[first + to] = held[of]
         outside = np.setdiff1d(np.flatnonzero(held), of, assume_unique=True)
         if len(outside):
@@ -147,7 +149,7 @@ class Sets:
 
     def differing(self, values: Numbers, numbers: Numbers, made: Numbers) -> Numbers:
         """Say which entries are not those made of the filters that have these sums; NaN is NaN."""
-        wrong = values != made
+        wrong: npt.NDArray[np.bool_] = values != made
         if wrong.any() and np.issubdtype(made.dtype, np.inexact):
             wrong &= ~(np.isnan(values) & np.isnan(made))
             allowed = self._allowed(numbers)
@@ -233,7 +235,7 @@ def _left_inverse(contains: Numbers) -> tuple[Numbers, Numbers]:
 
 def taps_read(pattern: MatrixPattern) -> npt.NDArray[np.bool_]:
     """Say which taps read anything but padding, shape ``kernel``."""
-    of_axes = (axis.contains.any(axis=0) for axis in pattern.axes)
+    of_axes: list[Numbers] = [np.any(axis.contains, axis=0) for axis in pattern.axes]
     return reduce(np.logical_and.outer, of_axes)
 
 

@@ -113,8 +113,8 @@ class AxisPattern:
             one, begins = members[0], np.flatnonzero(first[members[0]])
             if not len(begins):  # only padding is read
                 continue
-            taps = (tuple(part.tolist()) for part in np.split(order[one], begins)[1:])
-            sets = np.array([numbers.setdefault(part, len(numbers)) for part in taps])
+            parts = (tuple(part.tolist()) for part in np.split(order[one], begins)[1:])
+            sets = np.array([numbers.setdefault(part, len(numbers)) for part in parts])
             begin, second = starts[[members[0], members[1 % len(members)]]]
             runs.append(Run(int(begin), int(second - begin), elements[members][:, begins], sets))
         contains = np.zeros((len(numbers), self.axis.taps), np.int64)

@@ -20,6 +20,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 import convfc
 from convfc import ConvGeometry
+from convfc.frameworks.torch.unrolled.entries import first_wrong, held_by
 from convfc.operators import pattern as pattern_module
 from convfc.operators.matrix import conv_matrix, conv_offset
 from convfc.operators.pattern import matrix_pattern
@@ -322,3 +323,12 @@ def test_no_warning_of_pytorch_reaches_the_user():
         assert tensor(nn.Conv1d(2, 2, 3), (5,)).layout is torch.sparse_csr
     finally:
         torch.set_warn_always(False)
+
+
+def test_wrong_entries_are_counted_and_the_first_is_named():
+    pattern = matrix_pattern(ConvGeometry(1, 1, (2,)), (3,), "channels_first")
+    held = held_by(torch.tensor([[3.0, 5.0, 0.0], [7.0, 3.5, 5.0]]), pattern)
+    assert first_wrong(held, torch.tensor([3.0, 5.0, 3.0, 5.0]), pattern) == ((1, 0, 0.0, 7.0), 1)
+    held = held._replace(stray=None)
+    assert first_wrong(held, torch.tensor([3.0, 5.0, 3.0, 5.0]), pattern) == ((1, 1, 3.0, 3.5), 0)
+    assert first_wrong(held, held.values, pattern) == (None, 0)

@@ -98,8 +98,8 @@ def periodic_axes(
     found = []
     for axis in index_map(geometry, input_size).axes:
         moved = axis.table[0] + np.arange(axis.positions)[:, None] * axis.step
-        around = axis.step * axis.positions == axis.size and np.all(axis.table >= 0)
-        if not around or np.any(axis.table != moved % axis.size):
+        around = axis.step * axis.positions == axis.size
+        if not around or np.any(axis.table != moved % axis.size):  # padding reads -1
             return None
         found.append(PeriodicAxis(axis.positions, axis.step, axis.table[0]))
     return tuple(found)

@@ -183,7 +183,8 @@ def layer_spectra(
             asked["smallest"] = {"k": 1, "which": "smallest"}
         if boundary != "own":
             asked["circular"] = {"boundary": "circular"}
-        values, notes = {}, []
+        values: dict[str, Any] = {}
+        notes = []
         for what, options in asked.items():
             try:
                 values[what] = singular_values(layer, size, tolerance=tolerance, **options)
