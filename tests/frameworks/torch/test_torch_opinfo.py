@@ -1,4 +1,4 @@
-"""PyTorch's own samples of its convolutions, in every dtype, through both forms, with gradients."""
+"""PyTorch's own samples of its convolutions, in every dtype, as FC layers, with gradients."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from operator_samples import (
     operator_samples,
 )
 from torch import Tensor, nn
+from torch_fixtures import in_form
 
 import convfc
 from convfc.errors import UnsupportedLayer
@@ -28,14 +29,17 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning"),
 ]
 
-FORMS = ("patch", "weight")
 Results = dict[str, Tensor]
+BOUNDED = (torch.float32, torch.bfloat16, torch.complex64)
+"""A dtype with few bits, for whose long sums there is no bound, and those with 32."""
 
-each_form = pytest.mark.parametrize("form", FORMS)
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+each_form = pytest.mark.parametrize("form", ["patch", "weight"])
 each_operator = pytest.mark.parametrize("operator", OPERATORS)
-each_dtype = pytest.mark.parametrize(
-    "dtype", OPERATOR_DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch.")
-)
 
 
 @pytest.fixture(scope="module")
@@ -48,41 +52,16 @@ def inexact(dtype: torch.dtype) -> bool:
     return dtype.is_floating_point or dtype.is_complex
 
 
-def name_of(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def as_rows(weight: Tensor, layer: nn.Module) -> Tensor:
-    """A CONV weight as rows of taps ``(*kernel, c)``, one per filter, by the definition."""
-    if layer.transposed:
-        parts = [part.transpose(0, 1) for part in weight.chunk(layer.groups)]
-        weight = torch.cat(parts)
-    return weight.movedim(1, -1).reshape(weight.shape[0], -1)
-
-
-def gradient(layer: nn.Module, name: str) -> Tensor | None:
-    """The gradient of the weight, as rows, or of the bias, whichever form the layer has."""
-    if hasattr(layer, "fc"):
-        parts = list(layer.fc) if isinstance(layer.fc, nn.ModuleList) else [layer.fc]
-        grads = [None if (p := getattr(part, name)) is None else p.grad for part in parts]
-        return None if grads[0] is None else torch.cat(grads)
-    if name == "weight" and hasattr(layer, "parametrizations"):
-        return layer.parametrizations.weight.original.grad
-    parameter = getattr(layer, name)
-    if parameter is None or parameter.grad is None:
-        return None
-    return as_rows(parameter.grad, layer) if name == "weight" else parameter.grad
-
-
-def run(layer: nn.Module, x: Tensor, dy: Tensor | None = None) -> Results:
-    """The output and, if ``dy`` is given, the gradients of input, weight and bias."""
+def run(layer: nn.Module, x: Tensor, dy: Tensor | None, form: str = "native") -> Results:
+    """The output in a form and, if ``dy`` is given, the gradients of the CONV layer."""
+    model = in_form(nn.Sequential(copy.deepcopy(layer)), form, x)
     x = x.detach().clone().requires_grad_(dy is not None)
-    y = layer(x)
+    y = model(x)
     results = {"output": y.detach()}
     if dy is not None:
         y.backward(dy)
-        grads = {name: gradient(layer, name) for name in ("weight", "bias")}
-        results |= {name: grad for name, grad in grads.items() if grad is not None}
+        (back,) = model if form == "native" else convfc.to_conv(model, inplace=True)
+        results |= {name: parameter.grad for name, parameter in back.named_parameters()}
         results["input"] = x.grad
     return results
 
@@ -134,13 +113,6 @@ def layout(y: Tensor) -> list[int]:
     return [step for step, n in zip(y.stride(), y.shape, strict=True) if n > 1 and y.numel()]
 
 
-def in_form(layer: nn.Module, form: str) -> nn.Module:
-    fc = convfc.to_fc(layer, form=form)
-    matrix = fc.parametrizations.weight.original if form == "weight" else fc.matrix()
-    assert matrix.dim() == 2
-    return fc
-
-
 def check_exact(sample: Sample, form: str) -> None:
     """On small integers no sum is rounded, so both must agree bit by bit, in layout too."""
     layer, x = small_integers(sample)
@@ -153,7 +125,7 @@ def check_exact(sample: Sample, form: str) -> None:
             (sums.max().item() for sums in moduli(layer, x, dy).values() if sums.numel()), default=0
         )
         assert largest <= exact_limit(name_of(x.dtype)), f"{sample.name}: too large to be exact"
-    expected, got = run(copy.deepcopy(layer), x, dy), run(in_form(layer, form), x, dy)
+    expected, got = run(layer, x, dy), run(layer, x, dy, form)
     assert got.keys() == expected.keys()
     for quantity, value in expected.items():
         assert got[quantity].dtype == value.dtype, f"{sample.name}: {quantity}"
@@ -161,12 +133,12 @@ def check_exact(sample: Sample, form: str) -> None:
     assert layout(got["output"]) == layout(expected["output"]), sample.name
 
 
-def check_bound(sample: Sample, form: str) -> None:
+def check_bound(sample: Sample) -> None:
     """On the sample's own values both must agree as far as rounding lets them."""
     layer, x = sample.layer, sample.x
     y = layer(x)
     dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1712)).to(y.dtype)
-    expected, got = run(copy.deepcopy(layer), x, dy), run(in_form(layer, form), x, dy)
+    expected, got = run(layer, x, dy), run(layer, x, dy, "patch")
     magnitudes, counts = moduli(layer, x, dy), terms(layer, x, y)
     assert got.keys() == expected.keys() == magnitudes.keys()
     wide = torch.complex128 if x.is_complex() else torch.float64
@@ -200,11 +172,14 @@ def test_the_databases_have_the_samples_that_these_tests_are_named_after(
     assert all(len(samples) >= 2 for samples in found["layers"].values())
 
 
-@each_form
 @each_operator
-@each_dtype
+@pytest.mark.parametrize(
+    ("dtype", "form"),
+    [*((dtype, "patch") for dtype in OPERATOR_DTYPES), (torch.float32, "weight")],
+    ids=str,
+)
 def test_an_operator_sample_on_small_integers_is_bit_identical(
-    found: dict[str, Any], dtype: torch.dtype, operator: str, form: str
+    found: dict[str, Any], dtype: torch.dtype, form: str, operator: str
 ) -> None:
     samples = operator_samples(found, operator, dtype)
     assert len(samples) >= 10
@@ -212,16 +187,15 @@ def test_an_operator_sample_on_small_integers_is_bit_identical(
         check_exact(sample, form)
 
 
-@each_form
 @each_operator
-@pytest.mark.parametrize("dtype", [d for d in OPERATOR_DTYPES if inexact(d)], ids=name_of)
+@pytest.mark.parametrize("dtype", BOUNDED, ids=name_of)
 def test_an_operator_sample_is_within_the_rounding_bound(
-    found: dict[str, Any], dtype: torch.dtype, operator: str, form: str
+    found: dict[str, Any], dtype: torch.dtype, operator: str
 ) -> None:
     samples = operator_samples(found, operator, dtype)
     assert len(samples) >= 10
     for sample in samples:
-        check_bound(sample, form)
+        check_bound(sample)
 
 
 # PyTorch says so of complex32, once in a process.
@@ -231,23 +205,17 @@ experimental = pytest.mark.filterwarnings("ignore:ComplexHalf support is experim
 @experimental
 @each_form
 @pytest.mark.parametrize("cls", [name for name in LAYERS if not name.startswith("Lazy")])
-def test_a_module_sample_agrees_exactly_and_within_the_bound(
-    found: dict[str, Any], cls: str, form: str
-) -> None:
+def test_a_module_sample_agrees_exactly(found: dict[str, Any], cls: str, form: str) -> None:
     samples = layer_samples(found, cls)
     dtypes = {dtype for dtype, _ in samples}
     assert {torch.float32, torch.float64} <= dtypes
     for dtype, sample in samples:
-        if dtype == torch.complex32:
-            check_half_complex(sample, form)
-        else:
-            check_exact(sample, form)
-            check_bound(sample, form)
+        (check_half_complex if dtype == torch.complex32 else check_exact)(sample, form)
 
 
 def check_half_complex(sample: Sample, form: str) -> None:
     """PyTorch convolves complex32 on the CPU as three real ones, but it has no matrix product."""
-    fc = in_form(sample.layer, form)
+    fc = convfc.to_fc(sample.layer, form=form)
     if form == "weight":
         # Nor a comparison; complex64 holds every complex32.
         y, expected = (part(sample.x).to(torch.complex64) for part in (fc, sample.layer))
@@ -259,14 +227,12 @@ def check_half_complex(sample: Sample, form: str) -> None:
 
 # PyTorch says so of its lazy layers, when they are made.
 @pytest.mark.filterwarnings("ignore:Lazy modules are a new feature:UserWarning")
-@each_form
 @pytest.mark.parametrize("cls", [name for name in LAYERS if name.startswith("Lazy")])
 def test_a_lazy_layer_is_refused_until_it_has_seen_an_input(
-    found: dict[str, Any], cls: str, form: str
+    found: dict[str, Any], cls: str
 ) -> None:
     for _, sample in layer_samples(found, cls):
         with pytest.raises(UnsupportedLayer, match=r"its weight has no size yet.*Remedy: run the"):
-            convfc.to_fc(nn.Sequential(sample.layer), form=form)
+            convfc.to_fc(nn.Sequential(sample.layer))
         sample.layer(sample.x)
-        check_exact(sample, form)
-        check_bound(sample, form)
+        check_exact(sample, "patch")

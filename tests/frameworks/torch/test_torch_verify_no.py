@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from proofs import MARKS, assert_proven, network, only
+from adapters import OwnForward
+from networks import net, network
+from proofs import MARKS, assert_proven, only
 from torch import Tensor, nn
+from torch_fixtures import in_form
 
 import convfc
 from convfc.frameworks.torch.certify.verify import verify
@@ -79,18 +82,21 @@ SABOTAGE: dict[str, tuple[Sabotage, str]] = {
 }
 
 
-@pytest.mark.parametrize("form", ["patch", "weight", "conv"])
 @pytest.mark.parametrize(("sabotage", "reason"), SABOTAGE.values(), ids=SABOTAGE)
-def test_it_says_no(sabotage: Sabotage, reason: str, form: str):
+def test_it_says_no(sabotage: Sabotage, reason: str):
     model, x = network(), torch.randn(1, 3, 8, 8)
     after = copy.deepcopy(model)
-    convert = (lambda m: m) if form == "conv" else (lambda m: convfc.to_fc(m, form=form))
-    assert_proven(verify(model, convert(after), x))
     sabotage(after)
-    certificate = verify(model, convert(after), x)
+    certificate = verify(model, convfc.to_fc(after), x)
     assert not certificate.holds
     assert any(failure.startswith(reason) for failure in certificate.failures), str(certificate)
     json.dumps(certificate.to_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize("form", ["patch", "weight", "native"])
+def test_it_says_yes_without_sabotage(form: str):
+    model, x = network(), torch.randn(1, 3, 8, 8)
+    assert_proven(verify(model, in_form(copy.deepcopy(model), form, x), x))
 
 
 def test_padding_off_by_one_at_the_same_output_size():
@@ -105,8 +111,7 @@ def test_padding_off_by_one_at_the_same_output_size():
     assert any("0: output in float32" in failure for failure in certificate.failures)
 
 
-@pytest.mark.parametrize("form", ["patch", "weight"])
-@pytest.mark.parametrize("what", ["weight", "geometry"])
+@pytest.mark.parametrize(("what", "form"), [("weight", "patch"), ("geometry", "weight")])
 def test_it_says_no_where_the_input_is_zero(what: str, form: str):
     """The output hides it: all of it is the bias."""
     model = nn.Sequential(nn.ReLU(), nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular"))
@@ -165,11 +170,7 @@ def test_layers_that_one_network_does_not_have():
 
 
 def test_layers_that_cannot_be_converted_are_listed_and_part_of_the_whole():
-    class Own(nn.Conv2d):
-        def forward(self, input: Tensor) -> Tensor:
-            return super().forward(input).abs()
-
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), Own(4, 4, 3))
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), OwnForward(4, 4, 3))
     after = copy.deepcopy(model)
     after[0] = convfc.to_fc(after[0])
     x = torch.randn(1, 3, 8, 8)
@@ -190,17 +191,6 @@ def test_a_second_network_that_cannot_run_is_a_finding():
     assert any(f.startswith("0: its weight; expected (4, 3, 3, 3)") for f in failures)
 
 
-class Returns(nn.Module):
-    """A CONV layer and a choice of what to return."""
-
-    def __init__(self, make: Callable[[Tensor], Any]) -> None:
-        super().__init__()
-        self.conv, self.make = nn.Conv2d(3, 4, 3), make
-
-    def forward(self, x: Tensor) -> Any:
-        return self.make(self.conv(x))
-
-
 RETURNS: dict[str, tuple[Callable[[Tensor], Any], Callable[[Tensor], Any], str]] = {
     "fewer": (lambda y: (y, y), lambda y: (y,), r"output\[1\]; expected Tensor, got NoneType"),
     "more": (lambda y: (y,), lambda y: (y, y), r"output\[1\]; expected none, got one"),
@@ -216,7 +206,10 @@ RETURNS: dict[str, tuple[Callable[[Tensor], Any], Callable[[Tensor], Any], str]]
 def test_outputs_of_another_kind(
     ours: Callable[[Tensor], Any], theirs: Callable[[Tensor], Any], reason: str
 ):
-    before, after = Returns(ours), Returns(theirs)
+    before, after = (
+        net(lambda m, x, make=make: make(m.conv(x)), conv=nn.Conv2d(3, 4, 3))
+        for make in (ours, theirs)
+    )
     after.load_state_dict(before.state_dict())
     (failure,) = verify(before, after, torch.randn(1, 3, 6, 6)).failures
     assert failure.startswith("network: ")
@@ -260,23 +253,17 @@ def test_a_tool_s_layer_is_compared_as_a_function():
     assert layer.exact.why_not == "one side is more than a plain layer"
     fc.strided.fc.b.data.normal_()
     assert not verify(model, fc, x).holds
+    weight = convfc.to_fc(model, form="weight")
+    nn.utils.parametrize.register_parametrization(weight.strided, "weight", nn.Identity())
+    certificate = verify(model, weight, x)
+    assert certificate.holds
+    assert [row.name for row in certificate.layers if row.exact.identical is None] == ["strided"]
     merged = copy.deepcopy(model)
     extra = fc.strided.to_weight(fc.strided.fc.b @ fc.strided.fc.a)
     merged.strided.weight.data += extra
     assert verify(fc, merged, x).holds
     merged.strided.weight.data[0] += 0.001 * extra[0]
     assert not verify(fc, merged, x).holds
-
-
-def test_a_tool_on_the_weight_form_is_compared_as_a_function():
-    model, x = network(), torch.randn(1, 3, 8, 8)
-    fc = convfc.to_fc(model, form="weight")
-    assert_proven(verify(model, fc, x))
-    nn.utils.parametrize.register_parametrization(fc.strided, "weight", nn.Identity())
-    certificate = verify(model, fc, x)
-    assert certificate.holds
-    layer = next(layer for layer in certificate.layers if layer.name == "strided")
-    assert layer.exact.identical is None
 
 
 def test_a_factored_layer_becomes_two_and_is_compared_as_a_whole():
