@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 import convfc
-from convfc.errors import NothingToConvert, ShapeError, UnsupportedLayer, UnsupportedLayerWarning
+from convfc.errors import NothingToConvert, UnsupportedLayer, UnsupportedLayerWarning
 from convfc.frameworks.torch import PatchConv
 
 CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -295,14 +295,19 @@ def test_nothing_to_convert_is_an_error() -> None:
         convfc.to_fully_convolutional(head(), x, where="fc")
 
 
-def test_in_place() -> None:
+def test_in_place_attributes_gradients_and_frozen_weights_are_kept() -> None:
     model = with_integers(sequential(2))
-    twin = copy.deepcopy(model)
-    weight, bias = model[4].weight, model[4].bias
+    model[4].note = "kept"
+    model[8].weight.requires_grad_(False)
+    model(integers((2, 2, 9, 9))).sum().backward()
+    before, weight, bias = copy.deepcopy(model), model[4].weight, model[4].bias
     assert convfc.to_fully_convolutional(model, integers((1, 2, 9, 9)), inplace=True) is model
     assert model[4].weight.data_ptr() == weight.data_ptr()
     assert model[4].bias is bias
-    assert_slides(twin, model, integers((2, 2, 13, 17), seed=5), 9, 2)
+    assert (model[4].note, hasattr(model[4], "in_features")) == ("kept", False)
+    assert torch.equal(model[4].weight.grad.flatten(1), weight.grad)
+    assert (model[4].weight.requires_grad, model[8].weight.requires_grad) == (True, False)
+    assert_slides(before, model, integers((2, 2, 13, 17), seed=5), 9, 2)
 
 
 def test_the_given_model_and_its_hooks_do_not_notice() -> None:
@@ -322,18 +327,6 @@ def test_the_given_model_and_its_hooks_do_not_notice() -> None:
     assert torch.equal(torch.get_rng_state(), random)
     after(torch.ones(2, 2, 11, 11))
     assert calls == ["pre", "hook", "inner"]
-
-
-def test_attributes_gradients_and_frozen_weights_are_kept() -> None:
-    model = with_integers(sequential(2))
-    model[4].note = "kept"
-    model[8].weight.requires_grad_(False)
-    model(integers((2, 2, 9, 9))).sum().backward()
-    gradient = model[4].weight.grad
-    convfc.to_fully_convolutional(model, integers((1, 2, 9, 9)), inplace=True)
-    assert (model[4].note, hasattr(model[4], "in_features")) == ("kept", False)
-    assert torch.equal(model[4].weight.grad.flatten(1), gradient)
-    assert (model[4].weight.requires_grad, model[8].weight.requires_grad) == (True, False)
 
 
 def test_a_maximum_over_the_channels_is_no_pooling() -> None:
@@ -402,12 +395,6 @@ def hooked(model: nn.Sequential, place: int) -> nn.Sequential:
 X = (1, 2, 4, 4)
 REFUSED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
     "tokens": (lambda: nn.Linear(4, 3), X, "^the model itself: .*not called on a flattened"),
-    "vector": (lambda: nn.Sequential(nn.Linear(4, 3)), (2, 4), "^0: .*not called on a flattened"),
-    "unbatched": (
-        lambda: nn.Sequential(nn.Flatten(0), nn.Linear(32, 3)),
-        X,
-        "^1: .*not called",
-    ),
     "layer-norm": (lambda: head(nn.LayerNorm(3)), X, r"^1: 2 \(LayerNorm\) in the same head"),
     "batch-norm": (
         lambda: nn.Sequential(nn.Flatten(), nn.BatchNorm1d(32), nn.Linear(32, 3)),
@@ -533,22 +520,11 @@ def test_heads_that_cannot_be_converted_are_refused_by_name(kind: str) -> None:
     assert [type(part) for part in after.modules()] == [type(part) for part in model.modules()]
 
 
-def test_an_example_is_what_every_verb_takes() -> None:
-    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(12, 2))
-    x = torch.ones(1, 2, 4, 4)
-    assert type(convfc.to_fully_convolutional(model, x.numpy())[2]) is nn.Conv2d
-    message = (
-        r"example: the model does not run on this input: Given groups=1.* got \(1, 3, 4, 4\)\."
-    )
-    with pytest.raises(ShapeError, match=message) as caught:
-        convfc.to_fully_convolutional(model, torch.ones(1, 3, 4, 4))
-    assert "While executing" not in str(caught.value)
-
-
-def test_a_dict_as_an_example_is_one_argument() -> None:
+def test_an_example_is_an_array_or_the_arguments_of_one_call() -> None:
     model = net(
         lambda m, batch: m.fc(m.conv(batch["x"] * batch["scale"]).flatten(1)),
         **{"conv": nn.Conv2d(2, 3, 3), "fc": nn.Linear(12, 2)},
     )
     batch = {"scale": torch.full((1, 2, 4, 4), 3.0), "x": torch.ones(1, 2, 4, 4).numpy()}
     assert type(convfc.to_fully_convolutional(model, batch).fc) is nn.Conv2d
+    assert type(convfc.to_fully_convolutional(head(), torch.ones(X).numpy())[1]) is nn.Conv2d

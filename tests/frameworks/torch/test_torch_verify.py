@@ -41,8 +41,7 @@ def test_what_a_certificate_says_of_a_layer(case: ConvCase, form: str):
     assert only(there).filter_matrix == (k, layer.out_channels)
 
 
-@pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("form", ["patch", "weight"])
+@pytest.mark.parametrize(("form", "training"), [("patch", True), ("weight", False)])
 def test_a_network_with_everything(form: str, training: bool):
     model = Block().train(training)
     certificate = verify(model, convfc.to_fc(model, form=form), torch.randn(2, 3, 6, 6))
@@ -259,11 +258,11 @@ def test_an_input_is_what_inspect_takes_as_well(given: Callable[[Tensor], Any]):
     assert [row.input_size for row in convfc.inspect(model, x).rows] == [(6, 6)]
 
 
+WITH_HEAD = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(64, 2))
 DOES_NOT_RUN: dict[str, tuple[Any, str]] = {
     "channels": (torch.zeros(1, 2, 6, 6), r"Given groups=1, .* got \(1, 2, 6, 6\)"),
     "array": (np.zeros((1, 2, 6, 6)), r"Given groups=1, .* got \(1, 2, 6, 6\)"),
     "axes": (torch.zeros(6), r"Expected 3D .* got \(6,\)"),
-    "rows": (torch.zeros(3, 3), r"Expected 3D .* got \(3, 3\)"),
     "arguments": ((torch.zeros(1, 3, 6, 6), 1), r".*takes 2 positional .* got \(1, 3, 6, 6\), int"),
     "a name": ({"y": torch.zeros(1, 3, 6, 6)}, r".*unexpected keyword argument 'y'"),
     "a word": ("image", r".*must be Tensor, not str|.*invalid combination .* got str"),
@@ -279,10 +278,11 @@ def test_an_input_that_the_model_does_not_take_is_explained_by_every_verb(x: Any
     model = nn.Sequential(nn.Conv2d(3, 4, 3))
     fc = convfc.to_fc(model)
     remedy = "Remedy: give an input that the model takes: a tuple for several arguments, a dict"
-    for where, run in {
+    for where, run in {  # of every argument
         "x": lambda: verify(model, fc, x),
         "x ": lambda: convfc.inspect(model, x),
         "example": lambda: convfc.unroll(model, x),
+        "example ": lambda: convfc.to_fully_convolutional(WITH_HEAD, x),
     }.items():
         message = f"^{where.strip()}: the model does not run on this input: {what}.*{remedy}"
         with pytest.raises(ShapeError, match=message) as caught:

@@ -174,7 +174,7 @@ def test_an_axis_of_one_element_has_any_stride():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *DTYPES], ids=str)
-@pytest.mark.parametrize("largest", [1, 4, 64])
+@pytest.mark.parametrize("largest", [1, 64])
 def test_integers_depend_on_each_number_alone(largest: int, dtype: torch.dtype):
     numbers = torch.randn(64, 64, dtype=dtype)
     numbers[0, :2] = torch.tensor([0.0, -0.0], dtype=dtype)

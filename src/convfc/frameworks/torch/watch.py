@@ -15,9 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from convfc.errors import (
-    GeometryError,
-)
+from convfc.errors import GeometryError
 from convfc.frameworks.torch.forms.form import form_of, unrolled_of
 from convfc.frameworks.torch.functional import CONVOLUTIONS
 from convfc.frameworks.torch.read import geometry_from, geometry_of
@@ -170,8 +168,8 @@ def geometry_or_none(
 ) -> ConvGeometry | None:
     """Return the geometry that makes this output size; None if there is none.
 
-    ``given_extra`` returns it for an output padding: a transposed layer may be asked for another
-    output size in every call.
+    ``given_extra`` returns it for an output padding: each call of a transposed layer may ask for
+    another output size.
     """
     try:
         geometry = given_extra(None)
@@ -196,7 +194,7 @@ def geometry_or_none(
 
 
 def _watched(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield every module that can be hooked, but what is inside a layer: that is its own affair."""
+    """Yield every module that can be hooked, but not those inside a layer."""
     layers = (part for part in model.modules() if form_of(part))
     inside = {id(part) for layer in layers for part in layer.modules() if part is not layer}
     for module in model.modules():
@@ -207,29 +205,7 @@ def _watched(model: nn.Module) -> Iterator[nn.Module]:
 def watched_run(model: nn.Module, x: Any, where: str = "x") -> Watch:
     """Run a model once on an input and return what it convolved; only inside `unchanged`.
 
-    Parameters
-    ----------
-    model : nn.Module
-    x : Tensor, array, tuple or dict
-        An input; a tuple holds several arguments, a dict keyword arguments.
-    where : str
-        The argument that gave the input, for messages.
-
-    Raises
-    ------
-    UnsupportedLayer
-        If a part is lazy: running would make its weights.
-    ShapeError
-        If the model does not run on this input.
-
-    Examples
-    --------
-    >>> from convfc.frameworks.torch.running import unchanged
-    >>> conv = nn.Conv2d(1, 8, 4, stride=2)
-    >>> with unchanged(conv):
-    ...     calls = watched_run(conv, torch.zeros(1, 1, 28, 28)).calls
-    >>> [call.facts["input_size"] for call in calls[id(conv)]]
-    [(28, 28)]
+    ``where`` is the argument that gave the input, for messages.
     """
     check_can_run(model, where)
     watch = Watch()
