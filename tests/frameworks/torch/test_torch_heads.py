@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 import convfc
-from convfc.errors import NothingToConvert, UnsupportedLayer, UnsupportedLayerWarning
+from convfc.errors import NothingToConvert, ShapeError, UnsupportedLayer, UnsupportedLayerWarning
 from convfc.frameworks.torch import PatchConv
 
 CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -528,3 +528,8 @@ def test_an_example_is_an_array_or_the_arguments_of_one_call() -> None:
     batch = {"scale": torch.full((1, 2, 4, 4), 3.0), "x": torch.ones(1, 2, 4, 4).numpy()}
     assert type(convfc.to_fully_convolutional(model, batch).fc) is nn.Conv2d
     assert type(convfc.to_fully_convolutional(head(), torch.ones(X).numpy())[1]) is nn.Conv2d
+    with pytest.raises(
+        ShapeError, match=r"^example: the model does not run .* got \(1, 3, 5\)\."
+    ) as e:
+        convfc.to_fully_convolutional(head(), torch.ones(1, 3, 5))
+    assert "While executing" not in str(e.value)

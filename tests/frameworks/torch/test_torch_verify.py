@@ -258,7 +258,6 @@ def test_an_input_is_what_inspect_takes_as_well(given: Callable[[Tensor], Any]):
     assert [row.input_size for row in convfc.inspect(model, x).rows] == [(6, 6)]
 
 
-WITH_HEAD = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(64, 2))
 DOES_NOT_RUN: dict[str, tuple[Any, str]] = {
     "channels": (torch.zeros(1, 2, 6, 6), r"Given groups=1, .* got \(1, 2, 6, 6\)"),
     "array": (np.zeros((1, 2, 6, 6)), r"Given groups=1, .* got \(1, 2, 6, 6\)"),
@@ -278,11 +277,10 @@ def test_an_input_that_the_model_does_not_take_is_explained_by_every_verb(x: Any
     model = nn.Sequential(nn.Conv2d(3, 4, 3))
     fc = convfc.to_fc(model)
     remedy = "Remedy: give an input that the model takes: a tuple for several arguments, a dict"
-    for where, run in {  # of every argument
+    for where, run in {
         "x": lambda: verify(model, fc, x),
         "x ": lambda: convfc.inspect(model, x),
         "example": lambda: convfc.unroll(model, x),
-        "example ": lambda: convfc.to_fully_convolutional(WITH_HEAD, x),
     }.items():
         message = f"^{where.strip()}: the model does not run on this input: {what}.*{remedy}"
         with pytest.raises(ShapeError, match=message) as caught:

@@ -13,6 +13,7 @@ import inspect
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import PurePath
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -239,10 +240,8 @@ def closed_over(function: FunctionType) -> dict[str, Any]:
     """Return the variables that a function has closed over, as far as they have a value."""
     names: dict[str, Any] = {}
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        try:
+        with suppress(ValueError):  # not assigned yet
             names[name] = cell.cell_contents
-        except ValueError:  # not assigned yet
-            continue
     return names
 
 

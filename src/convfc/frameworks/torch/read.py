@@ -124,13 +124,13 @@ def attributes_of(
         padding = tuple(zip(reverse[::2], reverse[1::2], strict=True))[::-1]
     return (
         (channels, filters, tuple(kernel)),
-        _hashable(module.stride),
-        _hashable(padding),
-        _hashable(module.dilation),
+        hashable(module.stride),
+        hashable(padding),
+        hashable(module.dilation),
         groups,
         module.padding_mode,
         transposed,
-        _hashable(output_padding),
+        hashable(output_padding),
     )
 
 
@@ -229,16 +229,19 @@ def _weight_sizes(module: nn.Module) -> tuple[int, ...]:
     weight = module._parameters.get("weight")
     # A PatchConv has no weight of its own, a weight-form layer computes it.
     sizes: Any = getattr(module, "weight_shape", None) if weight is None else weight.shape
-    first, second, *kernel = module.weight.shape if sizes is None else sizes  # type: ignore[misc]
-    groups: Any = module.groups
-    if module.transposed:
-        return (first, second * groups, *kernel)
-    return (second * groups, first, *kernel)
+    sizes = module.weight.shape if sizes is None else sizes
+    return sizes_of_weight(sizes, module.groups, transposed=bool(module.transposed))  # type: ignore[arg-type]
 
 
-def _hashable(value: Any) -> Any:
+def sizes_of_weight(shape: Sequence[int], groups: int, *, transposed: bool) -> tuple[int, ...]:
+    """Return (c, f, *kernel) of a CONV weight of this shape."""
+    first, second, *kernel = shape
+    return (first, second * groups, *kernel) if transposed else (second * groups, first, *kernel)
+
+
+def hashable(value: Any) -> Any:
     """Return lists, and lists of lists, as tuples: users set both."""
-    return tuple(map(_hashable, value)) if isinstance(value, (list, tuple)) else value
+    return tuple(map(hashable, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _one_or_all(value: Any) -> Any:
