@@ -187,14 +187,6 @@ def test_an_unbatched_input_is_a_batch_of_one() -> None:
     assert single.rows[0].patch_matrix_shape == (1, 12, 27)
 
 
-def test_all_ways_to_give_the_input_are_one() -> None:
-    conv = nn.Conv2d(1, 1, 2, dtype=torch.float64)
-    model = net(lambda m, x, scale=None: m.conv(input=x) * scale, conv=conv)
-    x, scale = torch.zeros(1, 1, 3, 3, dtype=torch.float64), torch.ones(1)
-    ways = [(x, scale), {"x": x, "scale": scale}, (x.float().numpy(), scale)]
-    assert len({convfc.inspect(model, way) for way in ways}) == 1
-
-
 class Blur(nn.Module):
     def __init__(self) -> None:
         super().__init__()
