@@ -38,10 +38,6 @@ def test_the_message_names_function_and_place() -> None:
     assert functional_convolutions(ByMethod()) == [("function", found)]
 
 
-def test_a_method_of_a_part_is_the_parts() -> None:
-    assert [finding.where for _, finding in functional_convolutions(Parent())] == ["part"]
-
-
 def test_a_forward_set_on_the_object_counts() -> None:
     part = nn.Identity()
     assert functional_convolutions(part) == []
@@ -49,15 +45,13 @@ def test_a_forward_set_on_the_object_counts() -> None:
     assert [finding.where for _, finding in functional_convolutions(part)] == [""]
 
 
-def test_a_traced_graph_is_read_like_any_forward() -> None:
-    graph = torch.fx.symbolic_trace(Direct())
-    assert ["conv2d" in finding.reason for _, finding in functional_convolutions(graph)] == [True]
-
-
-def test_findings_come_in_the_models_order_and_once_for_a_shared_part() -> None:
+def test_findings_come_in_the_models_order_and_once_for_the_part_that_convolves() -> None:
     shared = Direct()
     model = nn.Sequential(ByName(), shared, nn.Sequential(shared, ByTable()))
     assert [finding.where for _, finding in functional_convolutions(model)] == ["0", "1", "2.1"]
+    assert [finding.where for _, finding in functional_convolutions(Parent())] == ["part"]
+    graph = torch.fx.symbolic_trace(Direct())
+    assert ["conv2d" in finding.reason for _, finding in functional_convolutions(graph)] == [True]
 
 
 @pytest.mark.parametrize("cls", SEEMING, ids=lambda cls: cls.__name__)

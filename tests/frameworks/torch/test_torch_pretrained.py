@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_network")
 
-each_form = pytest.mark.parametrize("form", ["patch", "weight"])
-
 PHOTOGRAPHS = {  # and how many faces there are
     "astronaut": (data.astronaut, 1),
     "faces": (lambda: face_sheet(3, 5), 15),
@@ -75,7 +73,7 @@ def check_there_and_back(before: nn.Module, fc: nn.Module, layers: int) -> None:
     assert all(torch.equal(back[key], value) for key, value in state.items())
 
 
-@each_form
+@pytest.mark.parametrize("form", ["patch", pytest.param("weight", marks=pytest.mark.slow)])
 def test_transnet_is_equal_layer_by_layer_comes_back_and_sees_the_same_cuts(
     transnet: nn.Module, film: torch.Tensor, form: str
 ) -> None:
@@ -92,7 +90,7 @@ def test_transnet_is_equal_layer_by_layer_comes_back_and_sees_the_same_cuts(
         assert torch.equal(got, expected)
 
 
-@each_form
+@pytest.mark.parametrize("form", ["patch", "weight"])
 def test_each_network_of_mtcnn_is_equal_layer_by_layer_and_comes_back(
     mtcnn: nn.Module, form: str
 ) -> None:

@@ -46,16 +46,24 @@ def test_in_place_modes_gradients_and_frozen_weights_are_kept(form: str) -> None
     model, x = network().eval(), torch.randn(2, 3, 9, 9)
     model[0].weight.requires_grad_(False)
     model[2].train()
-    bias = model[0].bias
+    bias, random = model[0].bias, torch.get_rng_state()
     model(x).sum().backward()
     want = model[2][0].weight.grad.movedim(1, -1).flatten(1)
     assert convfc.to_fc(model, form=form, inplace=True) is model
+    assert torch.equal(torch.get_rng_state(), random)
     assert any(p is bias for p in model.parameters())
     assert [p.requires_grad for p in model[0].parameters() if p.dim() == 2] == [False]
     assert (model[0].training, model[2][0].training) == (False, True)
     assert all(m.training == model[0].training for m in model[0].modules())
     (grad,) = [p.grad for p in model[2][0].parameters() if p.dim() == 2]
     assert torch.equal(grad, want)
+
+
+def test_a_model_that_cannot_be_copied_says_so() -> None:
+    model = network()
+    model.note = (i for i in ())
+    with pytest.raises(UnsupportedModel, match=r"cannot be copied.*inplace=True"):
+        convfc.to_fc(model)
 
 
 def test_a_bare_layer() -> None:
@@ -195,14 +203,6 @@ def test_hooks_of_every_kind_are_kept_and_their_handles_work(form: str) -> None:
     assert seen == ["pre", "kwargs", "back"]
 
 
-def test_no_random_number_is_drawn() -> None:
-    model = network()
-    state = torch.get_rng_state()
-    for form in FORMS:
-        convfc.to_fc(model, form=form)
-    assert torch.equal(torch.get_rng_state(), state)
-
-
 class OwnConv(nn.Conv2d):
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return super()._conv_forward(x, weight - weight.mean(), bias)
@@ -265,18 +265,11 @@ def test_all_places_are_named() -> None:
         convfc.to_fc(model)
 
 
-class Plain(nn.Conv2d):
-    """A subclass that changes nothing about the call."""
-
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        super().__init__(*args, **kwargs)
-        self.note = ["mine"]
-        self.register_buffer("calls", torch.zeros(1))
-
-
 @each_form
-def test_a_subclass_with_pytorchs_forward_is_converted(form: str) -> None:
-    layer = Plain(3, 4, 3)
+def test_a_subclass_with_pytorchs_forward_is_converted_with_its_attributes(form: str) -> None:
+    layer = type("Plain", (nn.Conv2d,), {})(3, 4, 3)
+    layer.note = ["mine"]
+    layer.register_buffer("calls", torch.zeros(1))
     after = convfc.to_fc(layer, form=form)
     assert is_converted(after)
     assert after.note == ["mine"]
@@ -295,10 +288,3 @@ def test_a_tools_parametrization_goes_on_top_of_the_weight_form() -> None:
     parametrize.register_parametrization(after[0], "weight", Halved())
     assert torch.equal(after[0].weight, weight / 2)
     assert form_of(after[0]) == "weight"
-
-
-def test_a_model_that_cannot_be_copied_says_so() -> None:
-    model = network()
-    model.note = (i for i in ())
-    with pytest.raises(UnsupportedModel, match=r"cannot be copied.*inplace=True"):
-        convfc.to_fc(model)
