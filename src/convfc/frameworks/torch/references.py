@@ -62,12 +62,6 @@ class _Step(NamedTuple):
     shared: Any
 
 
-class _Hit(NamedTuple):
-    step: _Step
-    key: Any
-    part: nn.Module
-
-
 def blocked_references(
     model: nn.Module, parts: Collection[int], *, copied: bool
 ) -> dict[str, Refusal]:
@@ -81,11 +75,10 @@ def blocked_references(
         return found
     for name, part in model.named_modules(remove_duplicate=False):
         names.setdefault(id(part), []).append(name)
-    for hit in _hits([model], parts):
-        shared = hit.step.shared if copied else None
-        if hit.step.gives is None or shared is not None:
-            own = names.get(id(hit.part), [])
-            obstacle = _obstacle(model, hit, own, in_place=hit.step.gives is not None)
+    for step, part in _references([model], parts):
+        if step.gives is None or (copied and step.shared is not None):
+            own = names.get(id(part), [])
+            obstacle = _obstacle(model, step, own)
             for name in own:
                 found.setdefault(name, obstacle)
     return found
@@ -107,14 +100,14 @@ def exchange(model: nn.Module, new: Mapping[int, nn.Module]) -> nn.Module:
     """
     # A new part has taken over attributes of the old one, which may be a part of it now.
     leave = [vars(part)["_modules"] for part in new.values()]
-    hits = _hits([model, *new.values()], new, leave)
-    for hit in hits:
-        if hit.step.gives is None:
-            names = [name for name, part in model.named_modules() if part is hit.part]
-            blocked = _obstacle(model, hit, names, in_place=False)
+    found = _references([model, *new.values()], new, leave)
+    for step, old in found:
+        if step.gives is None:
+            names = [name for name, part in model.named_modules() if part is old]
+            blocked = _obstacle(model, step, names)
             where = next(filter(None, names), "the model itself")
             raise blocked._replace(where=where).error(UnsupportedLayer, "it cannot be exchanged")
-    for holder in {id(hit.step.gives): hit.step.gives for hit in hits}.values():
+    for holder in {id(step.gives): step.gives for step, _ in found}.values():
         _give(holder, new)
     dynamo: Any = sys.modules.get("torch._dynamo.eval_frame")
     for part in list(model.modules()) if dynamo is not None else ():
@@ -123,9 +116,11 @@ def exchange(model: nn.Module, new: Mapping[int, nn.Module]) -> nn.Module:
     return new.get(id(model), model)
 
 
-def _hits(roots: Iterable[Any], parts: Collection[int], leave: Iterable[Any] = ()) -> list[_Hit]:
-    """Find everything that refers to one of the modules; each object is searched once."""
-    hits: list[_Hit] = []
+def _references(
+    roots: Iterable[Any], parts: Collection[int], leave: Iterable[Any] = ()
+) -> list[tuple[_Step, nn.Module]]:
+    """Return what refers to one of the modules, and to which; each object is searched once."""
+    found: list[tuple[_Step, nn.Module]] = []
     kinds: dict[type, _Kind | None] = {}
     stack = [_Step(root, "", None, root, None) for root in roots]
     seen = {(id(thing), id(thing), False) for thing in leave}
@@ -139,7 +134,7 @@ def _hits(roots: Iterable[Any], parts: Collection[int], leave: Iterable[Any] = (
             if kind is None:
                 continue
             if id(value) in parts:
-                hits.append(_Hit(step, key, value))
+                found.append((step, value))
             gives = value if kind.changes else step.gives
             if not kind.changes and not (kind.made_again and _can_be_made_again(value)):
                 gives = None
@@ -150,7 +145,7 @@ def _hits(roots: Iterable[Any], parts: Collection[int], leave: Iterable[Any] = (
             if mark not in seen:
                 seen.add(mark)
                 stack.append(_Step(value, key, step, gives, shared))
-    return hits
+    return found
 
 
 class _Kind(NamedTuple):
@@ -351,18 +346,18 @@ def _give(holder: Any, new: Mapping[int, nn.Module]) -> None:
             object.__setattr__(holder, name, other)
 
 
-def _obstacle(model: nn.Module, hit: _Hit, names: list[str], *, in_place: bool) -> Refusal:
+def _obstacle(model: nn.Module, last: _Step, names: list[str]) -> Refusal:
     """Return in words why a module cannot be exchanged."""
     steps: list[_Step] = []
-    step: _Step | None = hit.step
+    step: _Step | None = last
     while step is not None:
         steps.insert(0, step)
         step = step.before
-    inside = hit.step.shared
+    inside = last.shared
     if inside is None:
-        inside = next((s.holder for s in steps if s.gives is None), hit.step.holder)
+        inside = next((s.holder for s in steps if s.gives is None), last.holder)
     remedy = f"let the model call it by its registered name ({names[0] if names else 'none'})"
-    if in_place:
+    if last.gives is not None:
         remedy += ", or change the model itself, with inplace=True"
     words, path = _words(inside), _path(model, steps, inside)
     inner = f" inside {words}," if path else ""

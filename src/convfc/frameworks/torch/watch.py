@@ -137,9 +137,8 @@ def _function_call(name: str, args: Sequence[Any], kwargs: dict[str, Any], y: Te
 
     facts = _facts(x, y, len(kernel))
     tensors = tuple(t for t in (weight, bias) if t is not None)
-    return Call(
-        kind, geometry_or_none(geometry, facts["input_size"], facts["output_size"]), facts, tensors
-    )
+    found = geometry_or_none(geometry, facts["input_size"], facts["output_size"])
+    return Call(kind, found, facts, tensors)
 
 
 def _facts(x: Tensor, y: Tensor, ndim: int) -> dict[str, Any]:
