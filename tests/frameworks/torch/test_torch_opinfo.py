@@ -1,4 +1,4 @@
-"""PyTorch's own samples of its convolutions, in every dtype, as FC layers, with gradients."""
+"""PyTorch's own samples of its convolutions, as FC layers, with gradients."""
 
 from __future__ import annotations
 
@@ -96,11 +96,10 @@ def test_the_database_has_the_samples_that_these_tests_are_named_after(
 ) -> None:
     assert set(found) == set(OPERATORS)
     for operator, by_dtype in found.items():
-        assert set(by_dtype) == {str(dtype) for dtype in DTYPES}, operator
         for dtype, samples in by_dtype.items():
             unbatched = [s for s in samples if s["x"].dim() < s["weight"].dim()]
             assert 0 < len(unbatched) < len(samples) >= 10, (operator, dtype)
-    everything = [sample for by_dtype in found.values() for sample in by_dtype["torch.float32"]]
+    everything = [sample for by_dtype in found.values() for sample in by_dtype["torch.float64"]]
     assert len(everything) >= 92
     options = [s["options"] for s in everything]
     assert {"same", "valid"} <= {o["padding"] for o in options if "padding" in o}
@@ -111,7 +110,7 @@ def test_the_database_has_the_samples_that_these_tests_are_named_after(
 @pytest.mark.parametrize("operator", OPERATORS)
 @pytest.mark.parametrize(
     ("dtype", "form"),
-    [*((dtype, "patch") for dtype in DTYPES), (torch.float32, "weight")],
+    [*((dtype, "patch") for dtype in DTYPES), (torch.float64, "weight")],
     ids=lambda value: str(value).removeprefix("torch."),
 )
 def test_a_sample_on_small_integers_is_bit_identical(

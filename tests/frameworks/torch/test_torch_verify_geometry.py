@@ -109,7 +109,7 @@ def test_what_no_input_shows_is_no_difference(
 
 
 @pytest.mark.parametrize(
-    "rest", [{"stride": 2}, {"padding": 1}, {"stride": 2, "output_padding": 1}], ids=str
+    "rest", [{"stride": 2}, {"padding": 1}, {"dilation": 2, "output_padding": 1}], ids=str
 )
 def test_a_transposed_layer_of_one_tap_that_moves_elements_is_another(rest: dict[str, Any]):
     layer = nn.Conv1d(1, 1, 1, stride=rest.get("stride", 1), padding=rest.get("padding", 0))
