@@ -1,6 +1,6 @@
 # Two commands do everything on a fresh machine with Python 3.11 or newer, make and pip:
 #   make reproduce   the paper's experiment, figures and report (40 epochs, a few minutes)
-#   make test        every test
+#   make test        every test but the slowest
 # Each sets up its own .venv and can be repeated.
 
 PYTHON ?= python3
@@ -14,12 +14,13 @@ WEB := src/convfc/explorer/web
 MINUTES ?= 30
 SEED ?=
 .DEFAULT_GOAL := help
-.PHONY: help reproduce paper test fuzz check bench explorer clean
+.PHONY: help reproduce paper test test-all fuzz check bench explorer clean
 
 help:
 	@echo "make reproduce  run the paper's experiment and write runs/default/report.html"
 	@echo "make paper      the same with the paper's 400 epochs, into runs/paper"
-	@echo "make test       run every test (installs PyTorch and TensorFlow as judges)"
+	@echo "make test       run the tests but the slowest (installs PyTorch and TensorFlow as judges)"
+	@echo "make test-all   run every test, the slowest too"
 	@echo "make fuzz       compare random layers with PyTorch's for MINUTES=30; SEED= repeats a run"
 	@echo "make check      lint, format and type checks"
 	@echo "make bench      benchmarks against named peers"
@@ -37,6 +38,10 @@ paper: $(VENV)/.installed-paper
 test: $(VENV)/.installed-test
 	@echo "== pytest"
 	$(BIN)/python -m pytest -n auto
+
+test-all: $(VENV)/.installed-test
+	@echo "== pytest, with the slowest tests"
+	$(BIN)/python -m pytest -n auto -m "slow or not slow"
 
 fuzz: $(VENV)/.installed-test
 	@echo "== random layers in all forms, $(MINUTES) minutes"

@@ -18,6 +18,14 @@ settings.register_profile("deep", max_examples=2000, **shared)
 settings.load_profile("ci")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what is slow, with a word in the last lines of the run, unless -m says what to run."""
+    if not config.getoption("-m"):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="slow: make test-all runs it"))
+
+
 @pytest.fixture(params=LIBRARIES, ids=str)
 def library(request: pytest.FixtureRequest) -> Library:
     """Each array library in turn, with a read-only NumPy among them."""

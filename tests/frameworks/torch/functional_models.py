@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import conv_transpose2d as stretch
 from torch import nn
-from torch.nn.functional import conv2d as c
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 OPERATIONS = {"one": F.conv1d, "two": F.conv2d}
 
@@ -33,9 +30,12 @@ def decorated(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Weighted(nn.Module):
-    def __init__(self) -> None:
+    """A weight, and what else it is given."""
+
+    def __init__(self, **attributes: Any) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(1, 1, 2, 2))
+        vars(self).update(attributes)
 
 
 class Direct(Weighted):
@@ -48,19 +48,9 @@ class FullName(Weighted):
         return torch.nn.functional.conv2d(x, self.weight)
 
 
-class Renamed(Weighted):
-    def forward(self, x):
-        return c(x, self.weight)
-
-
 class OneDimensional(Weighted):
     def forward(self, x):
         return torch.conv1d(x[:, 0, :1], self.weight[0, :, :1])
-
-
-class ThreeDimensional(Weighted):
-    def forward(self, x):
-        return F.conv3d(x[:, None], self.weight[None])
 
 
 class Transposed(Weighted):
@@ -73,11 +63,6 @@ class Operator(Weighted):
         return torch.ops.aten.convolution(
             x, self.weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1
         )
-
-
-class ByHelper(Weighted):
-    def forward(self, x):
-        return helper(x, self.weight)
 
 
 class ByHelperOfHelper(Weighted):
@@ -99,9 +84,7 @@ class BySuper(ByMethod):
 
 
 class ByStatic(Weighted):
-    @staticmethod
-    def blur(x, weight):
-        return F.conv2d(x, weight)
+    blur = staticmethod(helper)
 
     def forward(self, x):
         return self.blur(x, self.weight)
@@ -122,7 +105,7 @@ class ByLambda(Weighted):
         return blur(x)
 
 
-class ByNested(Weighted):
+class ByNested(ByMethod):
     def forward(self, x):
         def outer():
             def inner():
@@ -132,9 +115,6 @@ class ByNested(Weighted):
 
         return outer()
 
-    def blur(self, x):
-        return F.conv2d(x, self.weight)
-
 
 class ByComprehension(Weighted):
     def forward(self, x):
@@ -142,21 +122,16 @@ class ByComprehension(Weighted):
 
 
 class ByAttribute(Weighted):
-    def __init__(self) -> None:
-        super().__init__()
-        self.operation = F.conv2d
+    def __init__(self, operation: Callable[..., Any] = F.conv2d) -> None:
+        super().__init__(operation=operation)
 
     def forward(self, x):
         return self.operation(x, self.weight)
 
 
-class ByPartial(Weighted):
+class ByPartial(ByAttribute):
     def __init__(self) -> None:
-        super().__init__()
-        self.operation = functools.partial(F.conv2d, stride=2)
-
-    def forward(self, x):
-        return self.operation(x, self.weight)
+        super().__init__(functools.partial(F.conv2d, stride=2))
 
 
 class ByTable(Weighted):
@@ -193,20 +168,17 @@ class ByAutograd(Weighted):
         return self.Blur.apply(x, self.weight)
 
 
-class ByCallable(Weighted):
-    class Blur:
-        def __call__(self, x, weight):
-            return self.run(x, weight)
+class Blur:
+    def __call__(self, x, weight):
+        return self.run(x, weight)
 
-        def run(self, x, weight):
-            return F.conv2d(x, weight)
+    def run(self, x, weight):
+        return F.conv2d(x, weight)
 
+
+class ByCallable(ByAttribute):
     def __init__(self) -> None:
-        super().__init__()
-        self.blur = self.Blur()
-
-    def forward(self, x):
-        return self.blur(x, self.weight)
+        super().__init__(Blur())
 
 
 class ByNoGrad(Weighted):
@@ -231,32 +203,9 @@ class ByPrivateForward(nn.Module):
 
 
 REAL = [
-    Direct,
-    FullName,
-    Renamed,
-    OneDimensional,
-    ThreeDimensional,
-    Transposed,
-    Operator,
-    ByHelper,
-    ByHelperOfHelper,
-    ByMethod,
-    BySuper,
-    ByStatic,
-    ByProperty,
-    ByLambda,
-    ByNested,
-    ByComprehension,
-    ByAttribute,
-    ByPartial,
-    ByTable,
-    ByName,
-    ByLocalImport,
-    ByLocalName,
-    ByAutograd,
-    ByCallable,
-    ByNoGrad,
-    ByDecorator,
+    *(Direct, FullName, OneDimensional, Transposed, Operator, ByHelperOfHelper, ByMethod, BySuper),
+    *(ByStatic, ByProperty, ByLambda, ByNested, ByComprehension, ByAttribute, ByPartial, ByTable),
+    *(ByName, ByLocalImport, ByLocalName, ByAutograd, ByCallable, ByNoGrad, ByDecorator),
     ByPrivateForward,
 ]
 
@@ -322,10 +271,10 @@ class Calls(nn.Module):
 class Shadowed(nn.Module):
     """Locals and arguments that hide the names of the module."""
 
-    def forward(self, x, c=None):
+    def forward(self, x, helper=None):
         F = nn.ReLU()
         stretch = x + 1
-        return F(stretch) if c is None else c
+        return F(stretch) if helper is None else helper
 
 
 SEEMING = [OwnName, Unused, Calls, Shadowed]

@@ -18,22 +18,9 @@ from torch import nn
 if TYPE_CHECKING:
     from pathlib import Path
 
-DIMS = (1, 2, 3)
-OPERATORS = tuple(f"conv{t}{n}d" for t in ("", "_transpose") for n in DIMS)
-LAYERS = tuple(
-    f"{lazy}Conv{t}{n}d" for lazy in ("", "Lazy") for t in ("", "Transpose") for n in DIMS
-)
-# Every dtype in which PyTorch's databases offer samples of a convolution on CPU.
-OPERATOR_DTYPES = (
-    torch.float64,
-    torch.float32,
-    torch.bfloat16,
-    torch.float16,
-    torch.complex128,
-    torch.complex64,
-    torch.int64,
-)
-WIDER = {torch.complex32: torch.complex64}
+OPERATORS = tuple(f"conv{t}{n}d" for t in ("", "_transpose") for n in (1, 2, 3))
+# One of each kind in which PyTorch's database offers samples of a convolution on CPU.
+DTYPES = (torch.float64, torch.bfloat16, torch.complex64, torch.int64)
 
 
 class Sample(NamedTuple):
@@ -61,33 +48,20 @@ def layer_of(operator: str, sample: dict[str, Any]) -> nn.Module:
     return layer
 
 
-def operator_samples(found: dict[str, Any], operator: str, dtype: torch.dtype) -> list[Sample]:
-    """Return the operator database's samples as layers; the batched ones as zero batches too."""
+def samples_of(found: dict[str, Any], operator: str, dtype: torch.dtype) -> list[Sample]:
+    """Return samples as layers; the batched ones as zero batches too."""
     samples = []
-    for sample in found["operators"][operator][str(dtype)]:
+    for sample in found[operator][str(dtype)]:
         layer, x = layer_of(operator, sample), sample["x"]
-        sizes = "x".join(map(str, sample["weight"].shape))
-        options = ",".join(f"{key}={value}" for key, value in sample["options"].items())
-        name = f"{operator}({'x'.join(map(str, x.shape))}, {sizes}, {options})"
+        name = f"{operator}({tuple(x.shape)}, {tuple(layer.weight.shape)}, {sample['options']})"
         samples.append(Sample(layer, x, name))
-        if x.dim() == sample["weight"].dim():
+        if x.dim() == layer.weight.dim():
             samples.append(Sample(layer, x[:0], f"empty batch of {name}"))
     return samples
 
 
-def layer_samples(found: dict[str, Any], layer: str) -> list[tuple[torch.dtype, Sample]]:
-    """Return the module database's samples of a class, each in every dtype that it lists."""
-    samples = []
-    for sample in found["layers"][layer]:
-        torch.manual_seed(0)
-        module = getattr(nn, layer)(*sample["args"], **sample["kwargs"])
-        x = sample["x"].to(sample["kwargs"]["dtype"])
-        samples.append((x.dtype, Sample(module, x, f"{layer}{sample['args']}({tuple(x.shape)})")))
-    return samples
-
-
 def collect(path: Path) -> dict[str, Any]:
-    """Write the databases' samples to a file, in a process of its own, and return them."""
+    """Write the database's samples to a file, in a process of its own, and return them."""
     # PyTorch's test code looks for a compiler and for GPUs, and says so on stderr.
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "TORCH_LOGS": "-all"}
     done = subprocess.run(  # noqa: S603
@@ -102,7 +76,7 @@ def collect(path: Path) -> dict[str, Any]:
     return found
 
 
-def _operators() -> dict[str, dict[str, list[dict[str, Any]]]]:
+def _all_samples() -> dict[str, dict[str, list[dict[str, Any]]]]:
     from torch.testing._internal.common_methods_invocations import op_db
 
     found: dict[str, dict[str, list[dict[str, Any]]]] = {}
@@ -111,7 +85,7 @@ def _operators() -> dict[str, dict[str, list[dict[str, Any]]]]:
         if not name.startswith("conv"):
             continue
         by_dtype = found.setdefault(name, {})
-        for dtype in sorted(op.supported_dtypes("cpu"), key=str):
+        for dtype in DTYPES:
             torch.manual_seed(0)
             by_dtype[str(dtype)] = [
                 {"x": s.input, "weight": s.args[0], "bias": s.args[1], "options": dict(s.kwargs)}
@@ -120,31 +94,5 @@ def _operators() -> dict[str, dict[str, list[dict[str, Any]]]]:
     return found
 
 
-def _layers() -> dict[str, list[dict[str, Any]]]:
-    from torch.testing._internal.common_modules import module_db
-
-    found: dict[str, list[dict[str, Any]]] = {}
-    for info in module_db:
-        name = info.name.removeprefix("nn.")
-        if "Conv" not in name:
-            continue
-        found[name] = []
-        for dtype in info.dtypes:
-            torch.manual_seed(0)
-            inputs = info.module_inputs_func(
-                info, device="cpu", dtype=dtype, requires_grad=False, training=True
-            )
-            found[name] += [
-                {
-                    "args": tuple(i.constructor_input.args),
-                    "kwargs": {**i.constructor_input.kwargs, "dtype": dtype},
-                    # The fixture that reads complex32 would get PyTorch's warning, not the test.
-                    "x": i.forward_input.args[0].to(WIDER.get(dtype, dtype)),
-                }
-                for i in inputs
-            ]
-    return found
-
-
 if __name__ == "__main__":
-    torch.save({"operators": _operators(), "layers": _layers()}, sys.argv[1])
+    torch.save(_all_samples(), sys.argv[1])

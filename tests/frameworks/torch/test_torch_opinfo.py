@@ -1,4 +1,4 @@
-"""PyTorch's own samples of its convolutions, in every dtype, through both forms, with gradients."""
+"""PyTorch's own samples of its convolutions, as FC layers, with gradients."""
 
 from __future__ import annotations
 
@@ -7,20 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from operator_samples import (
-    LAYERS,
-    OPERATOR_DTYPES,
-    OPERATORS,
-    Sample,
-    collect,
-    layer_samples,
-    operator_samples,
-)
+from operator_samples import DTYPES, OPERATORS, Sample, collect, samples_of
 from torch import Tensor, nn
+from torch_fixtures import in_form
 
 import convfc
-from convfc.errors import UnsupportedLayer
-from convfc.rounding import exact_limit, rounding_bound
+from convfc.rounding import exact_limit
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -28,84 +20,38 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning"),
 ]
 
-FORMS = ("patch", "weight")
-Results = dict[str, Tensor]
-
-each_form = pytest.mark.parametrize("form", FORMS)
-each_operator = pytest.mark.parametrize("operator", OPERATORS)
-each_dtype = pytest.mark.parametrize(
-    "dtype", OPERATOR_DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch.")
-)
-
-
-@pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The samples of both databases."""
-    return collect(tmp_path_factory.mktemp("samples") / "samples.pt")
-
-
-def inexact(dtype: torch.dtype) -> bool:
-    return dtype.is_floating_point or dtype.is_complex
-
 
 def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def as_rows(weight: Tensor, layer: nn.Module) -> Tensor:
-    """A CONV weight as rows of taps ``(*kernel, c)``, one per filter, by the definition."""
-    if layer.transposed:
-        parts = [part.transpose(0, 1) for part in weight.chunk(layer.groups)]
-        weight = torch.cat(parts)
-    return weight.movedim(1, -1).reshape(weight.shape[0], -1)
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The samples of the database."""
+    return collect(tmp_path_factory.mktemp("samples") / "samples.pt")
 
 
-def gradient(layer: nn.Module, name: str) -> Tensor | None:
-    """The gradient of the weight, as rows, or of the bias, whichever form the layer has."""
-    if hasattr(layer, "fc"):
-        parts = list(layer.fc) if isinstance(layer.fc, nn.ModuleList) else [layer.fc]
-        grads = [None if (p := getattr(part, name)) is None else p.grad for part in parts]
-        return None if grads[0] is None else torch.cat(grads)
-    if name == "weight" and hasattr(layer, "parametrizations"):
-        return layer.parametrizations.weight.original.grad
-    parameter = getattr(layer, name)
-    if parameter is None or parameter.grad is None:
-        return None
-    return as_rows(parameter.grad, layer) if name == "weight" else parameter.grad
-
-
-def run(layer: nn.Module, x: Tensor, dy: Tensor | None = None) -> Results:
-    """The output and, if ``dy`` is given, the gradients of input, weight and bias."""
+def run(layer: nn.Module, x: Tensor, dy: Tensor | None, form: str = "native") -> dict[str, Tensor]:
+    """The output in a form and, if ``dy`` is given, the gradients of the CONV layer."""
+    model = in_form(nn.Sequential(copy.deepcopy(layer)), form, x)
     x = x.detach().clone().requires_grad_(dy is not None)
-    y = layer(x)
+    y = model(x)
     results = {"output": y.detach()}
     if dy is not None:
         y.backward(dy)
-        grads = {name: gradient(layer, name) for name in ("weight", "bias")}
-        results |= {name: grad for name, grad in grads.items() if grad is not None}
+        (back,) = model if form == "native" else convfc.to_conv(model, inplace=True)
+        results |= {name: parameter.grad for name, parameter in back.named_parameters()}
         results["input"] = x.grad
     return results
 
 
-def moduli(layer: nn.Module, x: Tensor, dy: Tensor | None) -> Results:
-    """The sums |M||K| + |b|, |dy||K|, |M|^T|dy| and of |dy|, by the native layer in float64."""
-    twin = copy.deepcopy(layer)
-    twin.weight = nn.Parameter(layer.weight.detach().abs().double())
-    if layer.bias is not None:
-        twin.bias = nn.Parameter(layer.bias.detach().abs().double())
-    return run(twin, x.abs().double(), None if dy is None else dy.abs().double())
-
-
-def terms(layer: nn.Module, x: Tensor, y: Tensor) -> dict[str, int]:
-    """How many products each of these sums has at most."""
-    taps = layer.weight[0, 0].numel()
-    read, written = x.numel() // layer.in_channels, y.numel() // layer.out_channels
-    return {
-        "output": taps * layer.in_channels // layer.groups + 1,
-        "input": taps * layer.out_channels // layer.groups,
-        "weight": read if layer.transposed else written,
-        "bias": written,
-    }
+def largest_sum(layer: nn.Module, x: Tensor, dy: Tensor) -> float:
+    """Of |M||K| + |b|, |dy||K|, |M|^T|dy| and |dy|, by the native layer in float64."""
+    moduli = copy.deepcopy(layer)
+    for name, parameter in layer.named_parameters():
+        setattr(moduli, name, nn.Parameter(parameter.detach().abs().double()))
+    sums = run(moduli, x.abs().double(), dy.abs().double()).values()
+    return max((one.max().item() for one in sums if one.numel()), default=0.0)
 
 
 def integers(like: Tensor, generator: torch.Generator, *, share: float = 1.0) -> Tensor:
@@ -119,41 +65,25 @@ def integers(like: Tensor, generator: torch.Generator, *, share: float = 1.0) ->
     return (values * kept).to(like.dtype)
 
 
-def small_integers(sample: Sample) -> tuple[nn.Module, Tensor]:
-    """The sample with its values replaced by small integers."""
-    generator = torch.Generator().manual_seed(1712)
-    layer = copy.deepcopy(sample.layer)
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.copy_(integers(parameter, generator))
-    return layer, integers(sample.x, generator)
-
-
 def layout(y: Tensor) -> list[int]:
     """The strides that matter: of axes with more than one element."""
     return [step for step, n in zip(y.stride(), y.shape, strict=True) if n > 1 and y.numel()]
 
 
-def in_form(layer: nn.Module, form: str) -> nn.Module:
-    fc = convfc.to_fc(layer, form=form)
-    matrix = fc.parametrizations.weight.original if form == "weight" else fc.matrix()
-    assert matrix.dim() == 2
-    return fc
-
-
 def check_exact(sample: Sample, form: str) -> None:
     """On small integers no sum is rounded, so both must agree bit by bit, in layout too."""
-    layer, x = small_integers(sample)
-    y = layer(x)
-    dy = None
-    if inexact(x.dtype):
+    generator = torch.Generator().manual_seed(1712)
+    layer, x = copy.deepcopy(sample.layer), integers(sample.x, generator)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.copy_(integers(parameter, generator))
+    y, dy = layer(x), None
+    if x.dtype.is_floating_point or x.is_complex():
         share = 100 * layer.out_channels / max(y.numel(), 1)  # of a channel's sums, 100 are left
-        dy = integers(y, torch.Generator().manual_seed(1259), share=share)
-        largest = max(
-            (sums.max().item() for sums in moduli(layer, x, dy).values() if sums.numel()), default=0
-        )
-        assert largest <= exact_limit(name_of(x.dtype)), f"{sample.name}: too large to be exact"
-    expected, got = run(copy.deepcopy(layer), x, dy), run(in_form(layer, form), x, dy)
+        dy = integers(y, generator, share=share)
+        limit = exact_limit(name_of(x.dtype))
+        assert largest_sum(layer, x, dy) <= limit, f"{sample.name}: too large to be exact"
+    expected, got = run(layer, x, dy), run(layer, x, dy, form)
     assert got.keys() == expected.keys()
     for quantity, value in expected.items():
         assert got[quantity].dtype == value.dtype, f"{sample.name}: {quantity}"
@@ -161,112 +91,30 @@ def check_exact(sample: Sample, form: str) -> None:
     assert layout(got["output"]) == layout(expected["output"]), sample.name
 
 
-def check_bound(sample: Sample, form: str) -> None:
-    """On the sample's own values both must agree as far as rounding lets them."""
-    layer, x = sample.layer, sample.x
-    y = layer(x)
-    dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1712)).to(y.dtype)
-    expected, got = run(copy.deepcopy(layer), x, dy), run(in_form(layer, form), x, dy)
-    magnitudes, counts = moduli(layer, x, dy), terms(layer, x, y)
-    assert got.keys() == expected.keys() == magnitudes.keys()
-    wide = torch.complex128 if x.is_complex() else torch.float64
-    for quantity, value in expected.items():
-        bound = rounding_bound(magnitudes[quantity], counts[quantity], name_of(x.dtype))
-        if bound is None:  # so many terms that these few bits bound nothing
-            assert counts[quantity] + 1 >= {torch.bfloat16: 2**8, torch.float16: 2**11}[x.dtype]
-            continue
-        difference = (got[quantity].to(wide) - value.to(wide)).abs()
-        assert (difference <= bound).all(), f"{sample.name}: {quantity}"
-
-
-def test_the_databases_have_the_samples_that_these_tests_are_named_after(
+def test_the_database_has_the_samples_that_these_tests_are_named_after(
     found: dict[str, Any],
 ) -> None:
-    assert set(found["operators"]) == set(OPERATORS)
-    assert set(found["layers"]) == set(LAYERS)
-    names = {str(dtype) for dtype in OPERATOR_DTYPES}
-    for operator, by_dtype in found["operators"].items():
-        assert set(by_dtype) == names, operator
+    assert set(found) == set(OPERATORS)
+    for operator, by_dtype in found.items():
         for dtype, samples in by_dtype.items():
             unbatched = [s for s in samples if s["x"].dim() < s["weight"].dim()]
-            assert len(samples) >= 10, (operator, dtype)
-            assert 0 < len(unbatched) < len(samples), (operator, dtype)
-    everything = [s for d in found["operators"].values() for s in d[str(torch.float32)]]
+            assert 0 < len(unbatched) < len(samples) >= 10, (operator, dtype)
+    everything = [sample for by_dtype in found.values() for sample in by_dtype["torch.float64"]]
     assert len(everything) >= 92
     options = [s["options"] for s in everything]
     assert {"same", "valid"} <= {o["padding"] for o in options if "padding" in o}
     assert all(any(name in o for o in options) for name in ("dilation", "output_padding"))
     assert any(o.get("groups", 1) > 1 for o in options)
-    assert all(len(samples) >= 2 for samples in found["layers"].values())
 
 
-@each_form
-@each_operator
-@each_dtype
-def test_an_operator_sample_on_small_integers_is_bit_identical(
-    found: dict[str, Any], dtype: torch.dtype, operator: str, form: str
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize(
+    ("dtype", "form"),
+    [*((dtype, "patch") for dtype in DTYPES), (torch.float64, "weight")],
+    ids=lambda value: str(value).removeprefix("torch."),
+)
+def test_a_sample_on_small_integers_is_bit_identical(
+    found: dict[str, Any], dtype: torch.dtype, form: str, operator: str
 ) -> None:
-    samples = operator_samples(found, operator, dtype)
-    assert len(samples) >= 10
-    for sample in samples:
+    for sample in samples_of(found, operator, dtype):
         check_exact(sample, form)
-
-
-@each_form
-@each_operator
-@pytest.mark.parametrize("dtype", [d for d in OPERATOR_DTYPES if inexact(d)], ids=name_of)
-def test_an_operator_sample_is_within_the_rounding_bound(
-    found: dict[str, Any], dtype: torch.dtype, operator: str, form: str
-) -> None:
-    samples = operator_samples(found, operator, dtype)
-    assert len(samples) >= 10
-    for sample in samples:
-        check_bound(sample, form)
-
-
-# PyTorch says so of complex32, once in a process.
-experimental = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental:UserWarning")
-
-
-@experimental
-@each_form
-@pytest.mark.parametrize("cls", [name for name in LAYERS if not name.startswith("Lazy")])
-def test_a_module_sample_agrees_exactly_and_within_the_bound(
-    found: dict[str, Any], cls: str, form: str
-) -> None:
-    samples = layer_samples(found, cls)
-    dtypes = {dtype for dtype, _ in samples}
-    assert {torch.float32, torch.float64} <= dtypes
-    for dtype, sample in samples:
-        if dtype == torch.complex32:
-            check_half_complex(sample, form)
-        else:
-            check_exact(sample, form)
-            check_bound(sample, form)
-
-
-def check_half_complex(sample: Sample, form: str) -> None:
-    """PyTorch convolves complex32 on the CPU as three real ones, but it has no matrix product."""
-    fc = in_form(sample.layer, form)
-    if form == "weight":
-        # Nor a comparison; complex64 holds every complex32.
-        y, expected = (part(sample.x).to(torch.complex64) for part in (fc, sample.layer))
-        assert torch.equal(y, expected), sample.name
-    else:
-        with pytest.raises(NotImplementedError, match="not implemented for 'ComplexHalf'"):
-            fc(sample.x)
-
-
-# PyTorch says so of its lazy layers, when they are made.
-@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature:UserWarning")
-@each_form
-@pytest.mark.parametrize("cls", [name for name in LAYERS if name.startswith("Lazy")])
-def test_a_lazy_layer_is_refused_until_it_has_seen_an_input(
-    found: dict[str, Any], cls: str, form: str
-) -> None:
-    for _, sample in layer_samples(found, cls):
-        with pytest.raises(UnsupportedLayer, match=r"its weight has no size yet.*Remedy: run the"):
-            convfc.to_fc(nn.Sequential(sample.layer), form=form)
-        sample.layer(sample.x)
-        check_exact(sample, form)
-        check_bound(sample, form)

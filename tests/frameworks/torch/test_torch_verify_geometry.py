@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from networks import net
 from proofs import MARKS, assert_proven, only
 from torch import Tensor, nn
 from torch_fixtures import in_form
@@ -16,7 +17,10 @@ from convfc.frameworks.torch.certify.verify import verify
 
 pytestmark = MARKS
 
-FORMS = ("native", "patch", "weight", "unrolled")
+each_pair = pytest.mark.parametrize(
+    ("first", "second"),
+    [("native", "patch"), ("patch", "weight"), ("weight", "unrolled"), ("unrolled", "native")],
+)
 
 
 def network_of(layer: nn.Module, form: str, x: Tensor) -> nn.Module:
@@ -56,8 +60,7 @@ UNSEEN: dict[str, tuple[nn.Module, nn.Module, tuple[int, ...], str]] = {
 }
 
 
-@pytest.mark.parametrize("second", FORMS)
-@pytest.mark.parametrize("first", FORMS)
+@each_pair
 @pytest.mark.parametrize(("layer", "other", "size", "reason"), UNSEEN.values(), ids=UNSEEN)
 def test_what_this_input_does_not_show(
     layer: nn.Module, other: nn.Module, size: tuple[int, ...], reason: str, first: str, second: str
@@ -94,8 +97,7 @@ NO_INPUT_SHOWS: dict[str, tuple[nn.Module, nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize("second", FORMS)
-@pytest.mark.parametrize("first", FORMS)
+@each_pair
 @pytest.mark.parametrize(("layer", "other"), NO_INPUT_SHOWS.values(), ids=NO_INPUT_SHOWS)
 def test_what_no_input_shows_is_no_difference(
     layer: nn.Module, other: nn.Module, first: str, second: str
@@ -107,7 +109,7 @@ def test_what_no_input_shows_is_no_difference(
 
 
 @pytest.mark.parametrize(
-    "rest", [{"stride": 2}, {"padding": 1}, {"stride": 2, "output_padding": 1}], ids=str
+    "rest", [{"stride": 2}, {"padding": 1}, {"dilation": 2, "output_padding": 1}], ids=str
 )
 def test_a_transposed_layer_of_one_tap_that_moves_elements_is_another(rest: dict[str, Any]):
     layer = nn.Conv1d(1, 1, 1, stride=rest.get("stride", 1), padding=rest.get("padding", 0))
@@ -116,41 +118,24 @@ def test_a_transposed_layer_of_one_tap_that_moves_elements_is_another(rest: dict
     assert "the model: its transposed; expected False, got True" in certificate.failures
 
 
-class Asked(nn.Module):
-    """Its layer is told its output size in every call."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.up = layer
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.up(x, output_size=(6, 5))
-
-
-@pytest.mark.parametrize("form", ["conv", "patch", "weight"])
+@pytest.mark.parametrize("form", ["native", "patch", "weight"])
 def test_an_output_size_changes_no_geometry(form: str):
     layer, x = nn.ConvTranspose2d(2, 3, 2, stride=2), torch.randn(1, 2, 3, 2)
-    before = Asked(layer)
-    convert = (lambda m: m) if form == "conv" else (lambda m: convfc.to_fc(m, form=form))
-    assert_proven(verify(before, convert(copy.deepcopy(before)), x))
+
+    def asked(up: nn.Module) -> nn.Module:
+        return net(lambda m, x: m.up(x, output_size=(6, 5)), up=up)
+
+    before = asked(layer)
+    assert_proven(verify(before, in_form(copy.deepcopy(before), form, x), x))
     other = with_weights_of(layer, nn.ConvTranspose2d(2, 3, 2, stride=2, output_padding=1))
-    certificate = verify(before, convert(Asked(other)), x)
+    certificate = verify(before, in_form(asked(other), form, x), x)
     assert certificate.failures == ("up: its output_padding; expected (0, 0), got (1, 1)",)
 
 
 def test_a_layer_that_is_not_called_has_a_geometry_too():
-    class Unused(nn.Module):
-        def __init__(self, layer: nn.Module) -> None:
-            super().__init__()
-            self.used, self.left = nn.Conv1d(1, 1, 1), layer
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.used(x)
-
-    model = Unused(nn.Conv1d(1, 1, 3, padding=1))
-    other = Unused(with_weights_of(model.left, nn.Conv1d(1, 1, 3, padding=1)))
-    other.used.load_state_dict(model.used.state_dict())
-    x = torch.randn(1, 1, 4)
+    parts = {"used": nn.Conv1d(1, 1, 1), "left": nn.Conv1d(1, 1, 3, padding=1)}
+    model, x = net(lambda m, x: m.used(x), **parts), torch.randn(1, 1, 4)
+    other = copy.deepcopy(model)
     assert_proven(verify(model, convfc.to_fc(other), x))
     other.left.stride = (7,)
     expected = "left: its stride; expected (1,), got (7,)"

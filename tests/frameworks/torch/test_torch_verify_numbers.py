@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
+from networks import net
 from proofs import DTYPES, MARKS, assert_proven, only
 from torch import Tensor, nn
 from torch_fixtures import in_form
@@ -96,8 +98,9 @@ WHY = "so there is no rounding bound to compare with; expected finite numbers:"
 GIVE = "give an input on which they are"
 
 
-@pytest.mark.parametrize("form", ["patch", "weight", "unrolled"])
-@pytest.mark.parametrize("kind", NO_NUMBERS)
+@pytest.mark.parametrize(
+    ("kind", "form"), list(zip(NO_NUMBERS, ["patch", "weight", "unrolled"], strict=True))
+)
 def test_what_is_no_number_is_not_certified(kind: str, form: str):
     model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU(), nn.Conv2d(1, 2, 1))
     x = torch.ones(1, 1, 2, 2)
@@ -119,15 +122,14 @@ def test_a_weight_that_is_no_number_is_named(form: str):
 
 
 def test_an_infinity_inside_a_network_is_named_where_it_is():
-    class Masked(nn.Sequential):
-        def forward(self, x: Tensor) -> Tensor:
-            return self[1](self[0](x).masked_fill(x[:, :1] > 0, -torch.inf))
+    def run(m: Any, x: Tensor) -> Tensor:
+        return m.last(m.first(x).masked_fill(x[:, :1] > 0, -torch.inf))
 
-    model = Masked(nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 1))
+    model = net(run, first=nn.Conv2d(1, 1, 1), last=nn.Conv2d(1, 1, 1))
     certificate = verify(model, convfc.to_fc(model), torch.ones(1, 1, 2, 2))
     assert [layer.failures for layer in certificate.layers] == [
         (),
-        (f"1: its input holds an infinity, {WHY} {GIVE}",),
+        (f"last: its input holds an infinity, {WHY} {GIVE}",),
     ]
 
 
@@ -172,7 +174,7 @@ def test_an_axis_of_one_element_has_any_stride():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *DTYPES], ids=str)
-@pytest.mark.parametrize("largest", [1, 4, 64])
+@pytest.mark.parametrize("largest", [1, 64])
 def test_integers_depend_on_each_number_alone(largest: int, dtype: torch.dtype):
     numbers = torch.randn(64, 64, dtype=dtype)
     numbers[0, :2] = torch.tensor([0.0, -0.0], dtype=dtype)
@@ -188,15 +190,15 @@ def test_integers_depend_on_each_number_alone(largest: int, dtype: torch.dtype):
 
 
 @pytest.mark.parametrize("limit", [2.0**8, 2.0**11, 2.0**24])
-@pytest.mark.parametrize("longest", [1, 27, 289, 4608, 2**20])
-def test_integers_are_as_large_as_exact_sums_allow(longest: int, limit: float):
+def test_integers_are_as_large_as_exact_sums_allow(limit: float):
     conv = nn.Conv1d(1, 1, 1)
     sides = Pair("", conv, copy.deepcopy(conv)).on(Call(torch.ones(1, 1, 1)))
-    found = list(sides.integers(longest, limit))
-    assert bool(found) is (longest <= limit)
-    for largest in found:
-        assert longest * largest**2 <= limit
-        assert largest == 256 or longest * (2 * largest) ** 2 > limit
+    for longest in (1, 27, 289, 4608, 2**20):
+        found = list(sides.integers(longest, limit))
+        assert bool(found) is (longest <= limit)
+        for largest in found:
+            assert longest * largest**2 <= limit
+            assert largest == 256 or longest * (2 * largest) ** 2 > limit
 
 
 @pytest.mark.parametrize("value", [torch.inf, torch.nan], ids=str)

@@ -20,33 +20,8 @@ _MOST = 3
 def load_weights(model: nn.Module, path: pathlib.Path) -> str:
     """Load all tensors of a model from a safetensors file, by name.
 
-    Parameters
-    ----------
-    model : nn.Module
-    path : pathlib.Path
-
-    Returns
-    -------
-    str
-        Which floating-point numbers were cast to the model's, as a sentence; empty if none.
-
-    Raises
-    ------
-    DataError
-        If there is no such file, if it is in another format, or if its tensors are not those of the
-        model: then nothing in the model changes.
-    DtypeError
-        If they hold other numbers than the model's: integers for floating-point numbers, complex
-        numbers for real ones; nothing changes either.
-    MissingDependencyError
-        If safetensors is not installed.
-
-    Examples
-    --------
-    >>> load_weights(nn.Linear(2, 1), pathlib.Path("no.safetensors"))
-    Traceback (most recent call last):
-    ...
-    convfc.errors.DataError: no.safetensors: there is no such file. Remedy: check the path
+    Returns which floating-point numbers were cast to the model's, as a sentence; empty if none.
+    Where the file is not right, a `DataError` or `DtypeError` is raised and nothing is changed.
     """
     with needing(where=str(path)):
         from safetensors import SafetensorError

@@ -13,6 +13,7 @@ import inspect
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import PurePath
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -34,7 +35,7 @@ _OPERATOR = re.compile(rf"\b\w+(::|\.)({_CONVOLVES.pattern}|conv\dd_\w+)\b")
 """A convolution as TorchScript's graphs and `torch.ops` spell it."""
 
 FUNCTION_REMEDY = "call an nn.Conv module instead, whose weight is its parameter"
-"""The way out of a functional convolution."""
+"""What to do about a functional convolution."""
 
 _QUANTISED_REMEDY = "convert the float model, and quantise the FC model afterwards"
 _SCRIPT_REMEDY = "convert the Python model, before torch.jit.script, trace or freeze"
@@ -59,16 +60,13 @@ class _Name(str):
 
 
 def functional_convolutions(model: nn.Module) -> list[tuple[str, Refusal]]:
-    """Find the convolutions of a model that are no call of one of PyTorch's CONV layers.
+    """Find the convolutions of a model that none of PyTorch's CONV layers computes.
 
-    These are the functions of `torch` and `torch.nn.functional` in the forward of a module, or in
-    what it refers to (methods, helpers, lambdas, nested functions, `torch.autograd.Function`);
-    compiled parts (TorchScript); and the layers of `torch.ao.nn.quantized`. Subclasses of CONV
-    layers are left to `obstacle`. What a forward only looks up while it runs (``getattr`` with a
-    computed name) cannot be seen here; `inspect` with an input sees that, too.
-
-    Each comes with its kind: "function", "TorchScript" or "quantised"; one per module, in the
-    model's order.
+    These are functions of torch in the forward of a module, or in what it refers to (methods,
+    helpers, lambdas, nested functions, `torch.autograd.Function`); TorchScript; and quantised
+    layers. Each comes with its kind ("function", "TorchScript" or "quantised"), one per module, in
+    the model's order. Subclasses of CONV layers are left to `obstacle`; what has a computed name,
+    as in ``getattr(F, name)``, only `inspect` with an input can see.
     """
     modules: dict[str, nn.Module] = dict(model.named_modules())
     places = {id(module): place for place, module in modules.items()}
@@ -169,7 +167,7 @@ class _Search:
         if key in self._read:
             return
         self._read[key] = (function, bound)  # kept, so that an id stays theirs
-        closed = _closed_over(function)
+        closed = closed_over(function)
         home = function.__globals__.get("__name__")
         if is_foreign(home) or is_foreign(function.__module__):
             wrapped = getattr(function, "__wrapped__", None)
@@ -211,20 +209,26 @@ def _convolution(thing: Any) -> str | None:
     return None
 
 
-def _wrapped(thing: Any) -> tuple[Any, ...]:
-    """Return the functions that a descriptor, a partial or an autograd function is made of."""
+def of_descriptor(thing: Any) -> Any:
+    """Return the function that a method, property or the like is made of, or the thing itself."""
     match thing:
         case staticmethod() | classmethod():
-            return (thing.__func__,)
+            return thing.__func__
         case property():
-            return (thing.fget,)
+            return thing.fget
         case functools.cached_property():
-            return (thing.func,)
-        case functools.partial():
-            return (thing.func, *thing.args, *thing.keywords.values())
-        case type() if issubclass(thing, torch.autograd.Function):
-            return (inspect.getattr_static(thing, "forward"),)
-    return ()
+            return thing.func
+    return thing
+
+
+def _wrapped(thing: Any) -> tuple[Any, ...]:
+    """Return the functions that a descriptor, a partial or an autograd function is made of."""
+    if isinstance(thing, functools.partial):
+        return (thing.func, *thing.args, *thing.keywords.values())
+    if isinstance(thing, type) and issubclass(thing, torch.autograd.Function):
+        return (inspect.getattr_static(thing, "forward"),)
+    function = of_descriptor(thing)
+    return () if function is thing else (function,)
 
 
 def is_foreign(module: str | None) -> bool:
@@ -232,14 +236,12 @@ def is_foreign(module: str | None) -> bool:
     return module is not None and module.partition(".")[0] in _FOREIGN
 
 
-def _closed_over(function: FunctionType) -> dict[str, Any]:
+def closed_over(function: FunctionType) -> dict[str, Any]:
     """Return the variables that a function has closed over, as far as they have a value."""
     names: dict[str, Any] = {}
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        try:
+        with suppress(ValueError):  # not assigned yet
             names[name] = cell.cell_contents
-        except ValueError:  # not assigned yet
-            continue
     return names
 
 

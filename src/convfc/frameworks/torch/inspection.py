@@ -23,38 +23,10 @@ from convfc.inspection import Inspection, LayerRow
 
 
 def inspect(model: nn.Module, x: Any = None) -> Inspection:
-    """List every CONV layer of a model and the FC layer that it equals.
+    """List every CONV layer of a model and the FC layer that it equals; see `convfc.inspect`.
 
-    Parameters
-    ----------
-    model : nn.Module
-        Nothing in it changes: it is run in evaluation mode, without gradients, on copies of its
-        buffers, and the random number generators go on where they were.
-    x : Tensor, array, tuple or dict, optional
-        An input; a tuple holds several arguments, a dict keyword arguments. NumPy arrays of real
-        numbers become tensors of the model's dtype, on its device. Without an input, what depends
-        on its size stays empty.
-
-    Returns
-    -------
-    Inspection
-
-    Raises
-    ------
-    UnsupportedLayer
-        If the model is to be run and has lazy parts without weights: running would make them.
-    ShapeError
-        If the model does not run on this input.
-
-    Examples
-    --------
-    >>> import torch
-    >>> model = nn.Sequential(nn.Conv2d(1, 128, 4, stride=2), nn.ReLU())
-    >>> print(inspect(model, torch.zeros(1000, 1, 28, 28)))
-    layer  type    geometry  in     out    M (b=1000)  K       param.  mult.  M bytes   unrolled
-    0      Conv2d  4×4 s2    28×28  13×13  169×16      16×128  2.18 k  346 M  10.3 MiB  21.6k×784
-    <BLANKLINE>
-    Sequential: 1 CONV layer, convertible; 2.18 k of 2.18 k parameters, 346 M multiplications, ...
+    The model is run in evaluation mode, without gradients, on copies of its buffers. NumPy arrays
+    of real numbers become tensors of the model's dtype, on its device.
     """
     with unchanged(model):
         watch = Watch() if x is None else watched_run(model, x)

@@ -36,15 +36,7 @@ def own_class(module: nn.Module) -> type[nn.Module]:
 
 
 def native_class(module: nn.Module) -> type[nn.Module]:
-    """Return the one of `CONV_CLASSES` that a layer is.
-
-    Examples
-    --------
-    >>> class Stem(nn.Conv2d):
-    ...     pass
-    >>> native_class(Stem(3, 8, 3)).__name__
-    'Conv2d'
-    """
+    """Return the one of `CONV_CLASSES` that a layer is."""
     return next(cls for cls in CONV_CLASSES if isinstance(module, cls))
 
 
@@ -53,13 +45,6 @@ def obstacle(module: nn.Module) -> Refusal | None:
 
     Only a layer that computes exactly what PyTorch's own forward computes, from a weight that is a
     plain parameter, can be replaced without changing the function.
-
-    Examples
-    --------
-    >>> obstacle(nn.Conv2d(3, 8, 3)) is None
-    True
-    >>> obstacle(nn.LazyConv2d(8, 3)).reason
-    'its weight has no size yet'
     """
     if isinstance(module, LazyModuleMixin):
         return Refusal(
@@ -73,13 +58,7 @@ def obstacle(module: nn.Module) -> Refusal | None:
 
 
 def own_forward(module: nn.Module) -> Refusal | None:
-    """Return what a layer does in another way than PyTorch's own; None if nothing.
-
-    Examples
-    --------
-    >>> own_forward(nn.Conv2d(3, 8, 3)) is None
-    True
-    """
+    """Return what a layer does in another way than PyTorch's own; None if nothing."""
     cls, native = own_class(module), native_class(module)
     overridden = [
         name
@@ -124,24 +103,8 @@ def geometry_of(
 ) -> ConvGeometry:
     """Return what a layer computes on an input of this spatial size, from its present attributes.
 
-    Parameters
-    ----------
-    module : nn.Module
-        A CONV layer of PyTorch, a weight-form layer or a `PatchConv`.
-    input_size : sequence of int
-        ``padding="same"`` is made explicit for it.
-    output_padding : sequence of int, optional
-        Of this call of a transposed layer, instead of the layer's own.
-
-    Raises
-    ------
-    GeometryError
-        If no convolution has these attributes.
-
-    Examples
-    --------
-    >>> geometry_of(nn.Conv2d(3, 8, 4, padding="same"), (28, 28)).padding
-    ((1, 2), (1, 2))
+    ``padding="same"`` is made explicit for the size. An ``output_padding`` is that of one call of a
+    transposed layer, instead of the layer's own.
     """
     return geometry_from(*attributes_of(module, output_padding))
 
@@ -149,31 +112,25 @@ def geometry_of(
 def attributes_of(
     module: nn.Module, output_padding: Sequence[int] | None = None
 ) -> tuple[Any, ...]:
-    """Return what `geometry_of` makes a geometry of, as plain values: a compiler's constants.
-
-    Examples
-    --------
-    >>> attributes_of(nn.Conv1d(2, 4, 3))
-    ((2, 4, (3,)), (1,), (0,), (1,), 1, 'zeros', False, 0)
-    """
+    """Return what `geometry_of` makes a geometry of, as plain values: a compiler's constants."""
     channels, filters, *kernel = _weight_sizes(module)
     transposed, groups = bool(module.transposed), module.groups
     if output_padding is None:
         output_padding = module.output_padding if transposed else 0  # type: ignore[assignment]
     padding: Any = module.padding
     if module.padding_mode != "zeros":
-        # The native forward pads by this list and looks at `padding` no more.
+        # The native forward pads by this list and does not look at `padding` any more.
         reverse: list[int] = list(module._reversed_padding_repeated_twice)  # type: ignore[arg-type]
         padding = tuple(zip(reverse[::2], reverse[1::2], strict=True))[::-1]
     return (
         (channels, filters, tuple(kernel)),
-        _hashable(module.stride),
-        _hashable(padding),
-        _hashable(module.dilation),
+        hashable(module.stride),
+        hashable(padding),
+        hashable(module.dilation),
         groups,
         module.padding_mode,
         transposed,
-        _hashable(output_padding),
+        hashable(output_padding),
     )
 
 
@@ -188,17 +145,11 @@ def geometry_from(
     transposed: bool,
     output_padding: Any,
 ) -> ConvGeometry:
-    """Return the geometry of `attributes_of` a layer.
-
-    Examples
-    --------
-    >>> geometry_from(*attributes_of(nn.Conv1d(2, 4, 3))).taps
-    6
-    """
+    """Return the geometry of `attributes_of` a layer."""
     channels, filters, kernel = sizes
     if padding == "valid":
         padding = 0
-    if padding == "same":  # PyTorch adds the odd element behind, whatever the input size
+    if padding == "same":  # PyTorch adds the odd element at the end, whatever the input size
         strides = stride if isinstance(stride, tuple) else (stride,)
         if any(step != 1 for step in strides):
             raise GeometryError(
@@ -228,23 +179,8 @@ def geometry_from(
 def weight_to_matrix(weight: Tensor, *, transposed: bool, groups: int) -> Tensor:
     """Return the FC weight ``(f, k)`` of a CONV weight: the filter matrix K, transposed.
 
-    Parameters
-    ----------
-    weight : Tensor
-        As PyTorch keeps it: ``(f, c / groups, *kernel)``; transposed ``(c, f / groups, *kernel)``.
-    transposed : bool
-    groups : int
-
-    Returns
-    -------
-    Tensor, shape (f, k)
-        Columns in the order ``(*kernel, c / groups)`` of Algorithm 1; a view where strides allow.
-
-    Examples
-    --------
-    >>> import torch
-    >>> weight_to_matrix(torch.arange(4).reshape(1, 2, 2), transposed=False, groups=1)
-    tensor([[0, 2, 1, 3]])
+    The weight is as PyTorch keeps it: ``(f, c / groups, *kernel)``; transposed ``(c, f / groups,
+    *kernel)``. Columns are in the order ``(*kernel, c / groups)``; a view where strides allow.
     """
     if transposed:
         weight = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
@@ -255,30 +191,9 @@ def weight_to_matrix(weight: Tensor, *, transposed: bool, groups: int) -> Tensor
 def matrix_to_weight(
     matrix: Tensor, weight_shape: Sequence[int], *, transposed: bool, groups: int
 ) -> Tensor:
-    """Return the CONV weight of an FC weight: `weight_to_matrix` read backwards.
+    """Return the CONV weight of an FC weight, in PyTorch's layout: `weight_to_matrix` inverted.
 
-    Parameters
-    ----------
-    matrix : Tensor, shape (f, k)
-    weight_shape : sequence of int
-        Of the CONV weight, as PyTorch keeps it; as many filters as the matrix has rows are made.
-    transposed : bool
-    groups : int
-
-    Returns
-    -------
-    Tensor
-        In PyTorch's layout; a view where strides allow.
-
-    Examples
-    --------
-    >>> import torch
-    >>> matrix = torch.arange(8).reshape(2, 4)
-    >>> weight = matrix_to_weight(matrix, (2, 2, 2), transposed=True, groups=1)
-    >>> weight.shape
-    torch.Size([2, 2, 2])
-    >>> torch.equal(weight_to_matrix(weight, transposed=True, groups=1), matrix)
-    True
+    ``weight_shape`` is the CONV weight's; as many filters as the matrix has rows are made.
     """
     first, second, *kernel = weight_shape
     per_group = first // groups if transposed else second
@@ -299,16 +214,6 @@ def conv_layer(
     """Read a layer into convfc's own terms, for one spatial input size.
 
     ``differentiable`` keeps filters and bias in PyTorch's graph, so that gradients reach the layer.
-
-    Raises
-    ------
-    GeometryError
-        If no convolution has its attributes.
-
-    Examples
-    --------
-    >>> conv_layer(nn.Conv1d(2, 3, 5), (9,)).filters.shape
-    torch.Size([3, 5, 2])
     """
     geometry = geometry_of(module, input_size)
     weight: Any = module.weight
@@ -324,16 +229,19 @@ def _weight_sizes(module: nn.Module) -> tuple[int, ...]:
     weight = module._parameters.get("weight")
     # A PatchConv has no weight of its own, a weight-form layer computes it.
     sizes: Any = getattr(module, "weight_shape", None) if weight is None else weight.shape
-    first, second, *kernel = module.weight.shape if sizes is None else sizes  # type: ignore[misc]
-    groups: Any = module.groups
-    if module.transposed:
-        return (first, second * groups, *kernel)
-    return (second * groups, first, *kernel)
+    sizes = module.weight.shape if sizes is None else sizes
+    return sizes_of_weight(sizes, module.groups, transposed=bool(module.transposed))  # type: ignore[arg-type]
 
 
-def _hashable(value: Any) -> Any:
+def sizes_of_weight(shape: Sequence[int], groups: int, *, transposed: bool) -> tuple[int, ...]:
+    """Return (c, f, *kernel) of a CONV weight of this shape."""
+    first, second, *kernel = shape
+    return (first, second * groups, *kernel) if transposed else (second * groups, first, *kernel)
+
+
+def hashable(value: Any) -> Any:
     """Return lists, and lists of lists, as tuples: users set both."""
-    return tuple(map(_hashable, value)) if isinstance(value, (list, tuple)) else value
+    return tuple(map(hashable, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _one_or_all(value: Any) -> Any:

@@ -1,10 +1,10 @@
-"""Who holds a part of a model besides the model's own registry, and an exchange of parts for all.
+"""What refers to a module besides the model's registry, and modules exchanged in all of it.
 
 ``self.pyramid = [self.conv1, self.conv2]``, ``self.last = partial(run, self.conv)`` or ``lambda x:
-self.conv(x)``: what forward calls is what such an attribute holds, whatever is registered. So when
-a part is exchanged, everything that a model's attributes lead to is looked through for the old one.
-Lists, dicts, tuples, partials, bound methods and plain objects are given the new one. What is
-closed in (in a function, say) cannot be given it, and a copy of the model shares it with the model.
+self.conv(x)``: forward calls what such an attribute refers to, whatever is registered. So when a
+module is exchanged, everything that a model's attributes lead to is searched for the old one.
+Lists, dicts, tuples, partials, bound methods and plain objects are given the new one. A function's
+closure cannot be given it, and a copy of the model shares the function with the model.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _WrappedHook
 
 from convfc.errors import Refusal, UnsupportedLayer
-from convfc.frameworks.torch.functional import is_foreign
+from convfc.frameworks.torch.functional import closed_over, is_foreign, of_descriptor
 
 _CHANGES: tuple[type, ...] = (
     *(list, dict, set, deque, functools.partial, UserDict, UserList, SimpleNamespace),
@@ -31,7 +31,7 @@ _CHANGES: tuple[type, ...] = (
 """What is given other contents, and stays the object that it is."""
 
 _MADE_AGAIN = (tuple, frozenset, MethodType, weakref.ref)
-"""What is made again with other contents, where something holds it."""
+"""What is made again with other contents, where something refers to it."""
 
 _WEAK = (weakref.WeakSet, weakref.WeakKeyDictionary, weakref.WeakValueDictionary)
 _SHARED = (FunctionType, type, weakref.ref, *_WEAK)
@@ -48,11 +48,11 @@ _COMPILED = {"forward", "_forward", "__call__", "dynamo_ctx"}
 
 
 class _Step(NamedTuple):
-    """One thing on the way from the model to a part.
+    """One object on the path from the model to a module.
 
-    ``key`` says where the thing before holds it; ``gives`` is the nearest thing, itself included,
-    whose contents can be changed to exchange what it holds, or None; ``shared`` the first thing on
-    the way that a copy of the model shares with the model, or None.
+    ``key`` says where the object before refers to it; ``gives`` is the nearest object, itself
+    included, whose contents can be exchanged, or None; ``shared`` the first object on the path that
+    a copy of the model shares with the model, or None.
     """
 
     holder: Any
@@ -62,41 +62,12 @@ class _Step(NamedTuple):
     shared: Any
 
 
-class _Hit(NamedTuple):
-    step: _Step
-    key: Any
-    part: nn.Module
-
-
 def blocked_references(
     model: nn.Module, parts: Collection[int], *, copied: bool
 ) -> dict[str, Refusal]:
-    """Return the parts that cannot be exchanged because of what else holds them, and the way out.
+    """Return the modules that cannot be exchanged because of what refers to them, by every name.
 
-    Parameters
-    ----------
-    model : nn.Module
-        It is not changed.
-    parts : collection of int
-        The ``id`` of the parts that are going to be exchanged.
-    copied : bool
-        Whether they are exchanged in a deep copy of the model, and not in the model itself.
-
-    Returns
-    -------
-    dict
-        By every name of the part.
-
-    Examples
-    --------
-    >>> model = nn.Sequential(nn.ReLU())
-    >>> relu = model[0]
-    >>> model.first = [relu]
-    >>> blocked_references(model, {id(relu)}, copied=True)
-    {}
-    >>> model.first = lambda x: relu(x)
-    >>> print(blocked_references(model, {id(relu)}, copied=True)["0"].reason)
-    first holds it as well, inside the function <lambda>, which would go on calling the old one
+    ``parts`` are their ids; ``copied`` says that they are exchanged in a deep copy of the model.
     """
     found: dict[str, Refusal] = {}
     names: dict[int, list[str]] = {}
@@ -104,24 +75,17 @@ def blocked_references(
         return found
     for name, part in model.named_modules(remove_duplicate=False):
         names.setdefault(id(part), []).append(name)
-    for hit in _hits([model], parts):
-        shared = hit.step.shared if copied else None
-        if hit.step.gives is None or shared is not None:
-            own = names.get(id(hit.part), [])
-            obstacle = _obstacle(model, hit, own, in_place=hit.step.gives is not None)
+    for step, part in _references([model], parts):
+        if step.gives is None or (copied and step.shared is not None):
+            own = names.get(id(part), [])
+            obstacle = _obstacle(model, step, own)
             for name in own:
                 found.setdefault(name, obstacle)
     return found
 
 
 def check_references(model: nn.Module, parts: Collection[int], *, copied: bool) -> None:
-    """Raise for the first part that something holds fast; see `blocked_references`.
-
-    Raises
-    ------
-    UnsupportedLayer
-        The message names the part and what holds it.
-    """
+    """Raise an `UnsupportedLayer` for the first of `blocked_references`."""
     for name, blocked in blocked_references(model, parts, copied=copied).items():
         raise blocked._replace(where=name or "the model itself").error(
             UnsupportedLayer, "it cannot be exchanged"
@@ -129,47 +93,21 @@ def check_references(model: nn.Module, parts: Collection[int], *, copied: bool) 
 
 
 def exchange(model: nn.Module, new: Mapping[int, nn.Module]) -> nn.Module:
-    """Put new parts in the place of old ones, wherever the model or its attributes hold them.
+    """Put new modules in the place of old ones, given by id, wherever something refers to them.
 
-    Parameters
-    ----------
-    model : nn.Module
-        It is changed.
-    new : mapping
-        From the ``id`` of an old part to the new one.
-
-    Returns
-    -------
-    nn.Module
-        The model; the new part if the model itself is exchanged.
-
-    Raises
-    ------
-    UnsupportedLayer
-        If something holds a part fast; then nothing is changed.
-
-    Examples
-    --------
-    >>> model = nn.Sequential(nn.ReLU())
-    >>> model.also = {"first": (model[0], model[0].forward)}
-    >>> _ = exchange(model, {id(model[0]): nn.SiLU()})
-    >>> model
-    Sequential(
-      (0): SiLU()
-    )
-    >>> model.also["first"][0] is model[0], model.also["first"][1].__self__ is model[0]
-    (True, True)
+    Returns the model, which is changed, or the new module if the model itself is exchanged. If
+    something cannot be given the new one, an `UnsupportedLayer` is raised and nothing is changed.
     """
     # A new part has taken over attributes of the old one, which may be a part of it now.
     leave = [vars(part)["_modules"] for part in new.values()]
-    hits = _hits([model, *new.values()], new, leave)
-    for hit in hits:
-        if hit.step.gives is None:
-            names = [name for name, part in model.named_modules() if part is hit.part]
-            blocked = _obstacle(model, hit, names, in_place=False)
+    found = _references([model, *new.values()], new, leave)
+    for step, old in found:
+        if step.gives is None:
+            names = [name for name, part in model.named_modules() if part is old]
+            blocked = _obstacle(model, step, names)
             where = next(filter(None, names), "the model itself")
             raise blocked._replace(where=where).error(UnsupportedLayer, "it cannot be exchanged")
-    for holder in {id(hit.step.gives): hit.step.gives for hit in hits}.values():
+    for holder in {id(step.gives): step.gives for step, _ in found}.values():
         _give(holder, new)
     dynamo: Any = sys.modules.get("torch._dynamo.eval_frame")
     for part in list(model.modules()) if dynamo is not None else ():
@@ -178,9 +116,11 @@ def exchange(model: nn.Module, new: Mapping[int, nn.Module]) -> nn.Module:
     return new.get(id(model), model)
 
 
-def _hits(roots: Iterable[Any], parts: Collection[int], leave: Iterable[Any] = ()) -> list[_Hit]:
-    """Find everything that holds one of the parts; each thing is looked into once."""
-    hits: list[_Hit] = []
+def _references(
+    roots: Iterable[Any], parts: Collection[int], leave: Iterable[Any] = ()
+) -> list[tuple[_Step, nn.Module]]:
+    """Return what refers to one of the modules, and to which; each object is searched once."""
+    found: list[tuple[_Step, nn.Module]] = []
     kinds: dict[type, _Kind | None] = {}
     stack = [_Step(root, "", None, root, None) for root in roots]
     seen = {(id(thing), id(thing), False) for thing in leave}
@@ -194,7 +134,7 @@ def _hits(roots: Iterable[Any], parts: Collection[int], leave: Iterable[Any] = (
             if kind is None:
                 continue
             if id(value) in parts:
-                hits.append(_Hit(step, key, value))
+                found.append((step, value))
             gives = value if kind.changes else step.gives
             if not kind.changes and not (kind.made_again and _can_be_made_again(value)):
                 gives = None
@@ -205,11 +145,11 @@ def _hits(roots: Iterable[Any], parts: Collection[int], leave: Iterable[Any] = (
             if mark not in seen:
                 seen.add(mark)
                 stack.append(_Step(value, key, step, gives, shared))
-    return hits
+    return found
 
 
 class _Kind(NamedTuple):
-    """What can be done about the objects of a class; None of what holds no parts."""
+    """What can be done with the objects of a class; None for what refers to no modules."""
 
     changes: bool = False
     made_again: bool = False
@@ -227,7 +167,7 @@ def _kind(cls: type) -> _Kind | None:
 
 
 def _contents(step: _Step) -> Iterator[tuple[Any, Any]]:
-    """Yield what a thing holds, and under which key."""
+    """Yield what an object refers to, and under which key."""
     holder = step.holder
     if isinstance(holder, dict):
         for key, value in dict.items(holder):
@@ -290,12 +230,7 @@ def _closed_in(function: FunctionType) -> Iterator[tuple[str, Any]]:
 
     Of a library's function, such as a decorator's, only what it has been wrapped around.
     """
-    closed = {}
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        try:
-            closed[name] = cell.cell_contents
-        except ValueError:  # not assigned yet
-            continue
+    closed = closed_over(function)
     if is_foreign(function.__globals__.get("__name__")):
         closed["__wrapped__"] = vars(function).get("__wrapped__")
         for name, value in closed.items():
@@ -307,7 +242,7 @@ def _closed_in(function: FunctionType) -> Iterator[tuple[str, Any]]:
     yield from (function.__kwdefaults__ or {}).items()
     yield from vars(function).items()
     scope, codes = function.__globals__, list(_codes(function.__code__))
-    likely = {name for code in codes for name in code.co_names if _may_be_held(scope, name)}
+    likely = {name for code in codes for name in code.co_names if _is_searched(scope, name)}
     if likely:  # attributes have names, too
         loaded = {
             i.argval
@@ -318,8 +253,8 @@ def _closed_in(function: FunctionType) -> Iterator[tuple[str, Any]]:
         yield from ((name, scope[name]) for name in likely & loaded)
 
 
-def _may_be_held(scope: Mapping[str, Any], name: str) -> bool:
-    """Say whether a global is looked into: of functions, those of the same file."""
+def _is_searched(scope: Mapping[str, Any], name: str) -> bool:
+    """Say whether a global is searched: of functions, those of the same file."""
     value = scope.get(name)
     if isinstance(value, FunctionType):
         return value.__globals__ is scope
@@ -337,22 +272,10 @@ def _of_class(cls: type) -> Iterator[tuple[str, Any]]:
         for base in cls.__mro__:
             if name not in vars(base) or is_foreign(base.__module__):
                 continue
-            for value in _functions(vars(base)[name]):
-                yield name, value
-                if isinstance(value, FunctionType):
-                    names += [n for code in _codes(value.__code__) for n in code.co_names]
-
-
-def _functions(value: Any) -> tuple[Any, ...]:
-    """Return what stands behind a descriptor, or the value itself."""
-    match value:
-        case staticmethod() | classmethod():
-            return (value.__func__,)
-        case property():
-            return (value.fget,)
-        case functools.cached_property():
-            return (value.func,)
-    return (value,)
+            value = of_descriptor(vars(base)[name])
+            yield name, value
+            if isinstance(value, FunctionType):
+                names += [n for code in _codes(value.__code__) for n in code.co_names]
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:
@@ -377,7 +300,7 @@ def _is_own(method: MethodType) -> bool:
 
 
 def _exchanged(value: Any, new: Mapping[int, nn.Module]) -> Any:
-    """Return what takes a value's place; the value itself if it holds no old part."""
+    """Return what takes a value's place; the value itself if it refers to no old module."""
     if id(value) in new:
         return new[id(value)]
     if isinstance(value, (tuple, frozenset)):
@@ -396,7 +319,7 @@ def _exchanged(value: Any, new: Mapping[int, nn.Module]) -> Any:
 
 
 def _give(holder: Any, new: Mapping[int, nn.Module]) -> None:
-    """Exchange what a thing holds itself."""
+    """Exchange what an object itself refers to."""
     if isinstance(holder, dict):
         items = {_exchanged(k, new): _exchanged(v, new) for k, v in dict.items(holder)}
         if any(mine is not old for mine, old in zip(items, holder, strict=True)):
@@ -423,26 +346,27 @@ def _give(holder: Any, new: Mapping[int, nn.Module]) -> None:
             object.__setattr__(holder, name, other)
 
 
-def _obstacle(model: nn.Module, hit: _Hit, names: list[str], *, in_place: bool) -> Refusal:
-    """Return in words what holds a part fast."""
+def _obstacle(model: nn.Module, last: _Step, names: list[str]) -> Refusal:
+    """Return in words why a module cannot be exchanged."""
     steps: list[_Step] = []
-    step: _Step | None = hit.step
+    step: _Step | None = last
     while step is not None:
         steps.insert(0, step)
         step = step.before
-    inside = hit.step.shared
+    inside = last.shared
     if inside is None:
-        inside = next((s.holder for s in steps if s.gives is None), hit.step.holder)
+        inside = next((s.holder for s in steps if s.gives is None), last.holder)
     remedy = f"let the model call it by its registered name ({names[0] if names else 'none'})"
-    if in_place:
+    if last.gives is not None:
         remedy += ", or change the model itself, with inplace=True"
     words, path = _words(inside), _path(model, steps, inside)
-    holds = f"{path} holds it as well, inside {words}," if path else f"{words} holds it as well,"
-    return Refusal(f"{holds} which would go on calling the old one", remedy)
+    inner = f" inside {words}," if path else ""
+    reason = f"{path or words} refers to it as well,{inner} which would go on calling the old one"
+    return Refusal(reason, remedy)
 
 
 def _path(model: nn.Module, steps: list[_Step], inside: Any) -> str:
-    """Return the way to what holds a part, from the last registered module on that way."""
+    """Return the path to what refers to a module, from the last registered module on it."""
     names = {id(part): name for name, part in model.named_modules()}
     path = ""
     for step in steps:

@@ -15,13 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from convfc.errors import (
-    GeometryError,
-)
+from convfc.errors import GeometryError
 from convfc.frameworks.torch.forms.form import form_of, unrolled_of
 from convfc.frameworks.torch.functional import CONVOLUTIONS
-from convfc.frameworks.torch.read import geometry_from, geometry_of
+from convfc.frameworks.torch.read import geometry_from, geometry_of, hashable, sizes_of_weight
 from convfc.frameworks.torch.running import check_can_run, run_on
+from convfc.frameworks.torch.tensors import dtype_name
 from convfc.geometry import ConvGeometry
 
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -103,15 +102,15 @@ def _layer_call(module: nn.Module, given: Sequence[Any], output: Tensor) -> Call
     x = next((value for value in given if isinstance(value, Tensor)), output)
     record = unrolled_of(module)
     ndim = len(module.kernel_size) if record is None else len(record.input_size)  # type: ignore[arg-type]
-    batch, size, new_size = _batch(x, ndim), tuple(x.shape[-ndim:]), tuple(output.shape[-ndim:])
+    facts = _facts(x, output, ndim)
+    size = facts["input_size"]
     if record is None:
-        geometry = geometry_or_none(partial(geometry_of, module, size), size, new_size)
+        geometry = geometry_or_none(partial(geometry_of, module, size), size, facts["output_size"])
     else:
         geometry = record.geometry
     channels = (x.shape[-ndim - 1], output.shape[-ndim - 1])
     if geometry is not None and channels != (geometry.in_channels, geometry.out_channels):
         geometry = None
-    facts = _facts(batch, size, new_size, x)
     return Call(type(module).__name__, geometry, facts, arguments=len(given))
 
 
@@ -122,15 +121,11 @@ def _function_call(name: str, args: Sequence[Any], kwargs: dict[str, Any], y: Te
     if name not in _ARGUMENTS:
         return Call(kind, None, {})
     x, weight, bias = given["input"], given["weight"], given.get("bias")
-    first, second, *kernel = weight.shape
-    ndim, groups = len(kernel), given.get("groups", 1)
-    transposed = given.get("transposed", "transpose" in name)
-    channels, filters = first, second * groups
-    if not transposed:
-        channels, filters = filters, channels
+    groups, transposed = given.get("groups", 1), given.get("transposed", "transpose" in name)
+    channels, filters, *kernel = sizes_of_weight(weight.shape, groups, transposed=transposed)
     stride, padding, dilation = (
-        tuple(value) if isinstance(value, (list, tuple)) else value
-        for value in (given.get("stride", 1), given.get("padding", 0), given.get("dilation", 1))
+        hashable(given.get(key, default))
+        for key, default in (("stride", 1), ("padding", 0), ("dilation", 1))
     )
 
     def geometry(extra: Sequence[int] | None) -> ConvGeometry:
@@ -140,27 +135,21 @@ def _function_call(name: str, args: Sequence[Any], kwargs: dict[str, Any], y: Te
             sizes, stride, padding, dilation, groups, "zeros", transposed, extra or 0
         )
 
-    size, new_size = tuple(x.shape[-ndim:]), tuple(y.shape[-ndim:])
-    facts = _facts(_batch(x, ndim), size, new_size, x)
+    facts = _facts(x, y, len(kernel))
     tensors = tuple(t for t in (weight, bias) if t is not None)
-    return Call(kind, geometry_or_none(geometry, size, new_size), facts, tensors)
+    found = geometry_or_none(geometry, facts["input_size"], facts["output_size"])
+    return Call(kind, found, facts, tensors)
 
 
-def _facts(
-    batch: int, input_size: tuple[int, ...], output_size: tuple[int, ...], x: Tensor
-) -> dict[str, Any]:
+def _facts(x: Tensor, y: Tensor, ndim: int) -> dict[str, Any]:
     """Return the fields of a row that a call fills."""
     return {
-        "batch": batch,
-        "input_size": input_size,
-        "output_size": output_size,
-        "dtype": str(x.dtype).removeprefix("torch."),
+        "batch": x.shape[0] if x.dim() == ndim + 2 else 1,
+        "input_size": tuple(x.shape[-ndim:]),
+        "output_size": tuple(y.shape[-ndim:]),
+        "dtype": dtype_name(x.dtype),
         "itemsize": x.itemsize,
     }
-
-
-def _batch(x: Tensor, ndim: int) -> int:
-    return x.shape[0] if x.dim() == ndim + 2 else 1
 
 
 def geometry_or_none(
@@ -170,8 +159,8 @@ def geometry_or_none(
 ) -> ConvGeometry | None:
     """Return the geometry that makes this output size; None if there is none.
 
-    ``given_extra`` returns it for an output padding: a transposed layer may be asked for another
-    output size in every call.
+    ``given_extra`` returns it for an output padding: each call of a transposed layer may ask for
+    another output size.
     """
     try:
         geometry = given_extra(None)
@@ -196,7 +185,7 @@ def geometry_or_none(
 
 
 def _watched(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield every module that can be hooked, but what is inside a layer: that is its own affair."""
+    """Yield every module that can be hooked, but not those inside a layer."""
     layers = (part for part in model.modules() if form_of(part))
     inside = {id(part) for layer in layers for part in layer.modules() if part is not layer}
     for module in model.modules():
@@ -207,29 +196,7 @@ def _watched(model: nn.Module) -> Iterator[nn.Module]:
 def watched_run(model: nn.Module, x: Any, where: str = "x") -> Watch:
     """Run a model once on an input and return what it convolved; only inside `unchanged`.
 
-    Parameters
-    ----------
-    model : nn.Module
-    x : Tensor, array, tuple or dict
-        An input; a tuple holds several arguments, a dict keyword arguments.
-    where : str
-        The argument that gave the input, for messages.
-
-    Raises
-    ------
-    UnsupportedLayer
-        If a part is lazy: running would make its weights.
-    ShapeError
-        If the model does not run on this input.
-
-    Examples
-    --------
-    >>> from convfc.frameworks.torch.running import unchanged
-    >>> conv = nn.Conv2d(1, 8, 4, stride=2)
-    >>> with unchanged(conv):
-    ...     calls = watched_run(conv, torch.zeros(1, 1, 28, 28)).calls
-    >>> [call.facts["input_size"] for call in calls[id(conv)]]
-    [(28, 28)]
+    ``where`` is the argument that gave the input, for messages.
     """
     check_can_run(model, where)
     watch = Watch()

@@ -1,15 +1,9 @@
 """Fully connected heads as CONV layers: a network for one image size runs on every larger one.
 
-An `nn.Linear` on a flattened feature map ``(n, c, *size)`` computes, for each of its outputs, the
-inner product of the whole map with one row of its weight. That is a CONV layer whose kernel is as
-large as the map, and the `nn.Linear` layers behind it are 1x1 CONV layers (Stanford CS231n,
-*Convolutional Networks*, "Converting FC layers to CONV layers"; Ma & Lu 2017 go the other way). On
-a larger image the converted network gives a map of scores: in one pass what the first network gives
-on every crop of a sliding window.
-
-That holds at every position for networks without padding only: in one with padding (or pooling in
-``ceil_mode``), a crop has zeros at its border where the whole image has a neighbourhood. What takes
-in a whole map anywhere else than before the head (squeeze and excitation) takes in the larger one.
+An `nn.Linear` on a flattened feature map ``(n, c, *size)`` is a CONV layer whose kernel is as large
+as the map, and the `nn.Linear` layers after it are 1x1 CONV layers (Stanford CS231n, *Convolutional
+Networks*, "Converting FC layers to CONV layers"). Without padding, the converted network gives on a
+larger image, in one pass, what the first network gives on every crop of a sliding window.
 
 Adaptive pooling before the head gets windows of the size that they have on the example, one
 position apart where it pools the whole map, else side by side. A model in which only modules change
@@ -70,10 +64,7 @@ def to_fully_convolutional(
     strict: bool = True,
     inplace: bool = False,
 ) -> nn.Module:
-    """Return the model with the `nn.Linear` layers of its head as CONV layers.
-
-    See `convfc.to_fully_convolutional`.
-    """
+    """Return the model with its head as CONV layers; see `convfc.to_fully_convolutional`."""
     everything = places(model)
     forms = {name: form_of(part) for name, part in everything.items()}
     fixed = next((name for name, form in forms.items() if form == "unrolled"), None)
@@ -94,15 +85,17 @@ def to_fully_convolutional(
     if not selected:
         raise nothing_to_convert("nn.Linear layer", where, linears)
     arguments = positional_arguments(model, example)
-    # The first name of each, in the model's order.
-    names = {layer: name for name, layer in list(selected.items())[::-1]}
-    heads = find_heads(model, arguments, dict(reversed(names.items())), inplace=inplace)
-    refuse_or_list(heads.refused, "cannot become a CONV layer", strict=strict)
-    return heads.convert(model if inplace else copy_of(model, (), {}))
+    names: dict[nn.Module, str] = {}
+    for name, layer in selected.items():
+        names.setdefault(layer, name)
+    graph, edits, refused = _edits_and_refusals(model, arguments, names, inplace=inplace)
+    refuse_or_list(refused, "cannot become a CONV layer", strict=strict)
+    model = model if inplace else copy_of(model, (), {})
+    return model if graph is None else _edited(model, graph, edits)
 
 
 NO_MAP = Refusal(
-    "on the example it is not called on a flattened feature map (n, c, *size), nor behind one",
+    "on the example it is not called on a flattened feature map (n, c, *size), nor after one",
     "select the layers of the head with where=",
 )
 LEAVE_OUT = "leave the layers of this head out with where="
@@ -134,7 +127,7 @@ class Value(NamedTuple):
 
 @dataclass(frozen=True)
 class Keep:
-    """The call hands on what it gets: a flattening, or a pooling of windows of one element."""
+    """The call becomes the identity: a flattening, or a pooling of windows of one element."""
 
 
 @dataclass(frozen=True)
@@ -170,49 +163,29 @@ Edit: TypeAlias = Keep | Filters | Norm | Pool | OverChannels
 
 @dataclass(eq=False)
 class Head:
-    """Calls that belong together: what is behind one flattened map, or several that join."""
+    """Calls that are converted together: all after one flattened map, or several that join."""
 
     edits: dict[fx.Node, Edit] = field(default_factory=dict)
     linears: dict[nn.Module, str] = field(default_factory=dict)
     obstacle: Refusal | None = None
 
 
-class Heads(NamedTuple):
-    """What `find_heads` found: the layers by name, and the changes that convert them."""
-
-    converted: list[str]
-    refused: dict[str, Refusal]
-    graph: fx.Graph | None
-    edits: dict[fx.Node, Edit]
-
-    def convert(self, model: nn.Module) -> nn.Module:
-        """Return the model (which is changed) with its heads as CONV layers.
-
-        Where only calls of modules change, the model keeps its class, and the modules are replaced
-        in it. Where forward itself has to change, the result is a `torch.fx.GraphModule` with the
-        parts, parameters and names of the model.
-        """
-        return model if self.graph is None else _edited(model, self.graph, self.edits)
-
-
-def find_heads(
+def _edits_and_refusals(
     model: nn.Module,
     example: tuple[Any, ...],
     selected: Mapping[nn.Module, str],
     *,
-    inplace: bool = False,
-) -> Heads:
-    """Find those of the selected `nn.Linear` layers that are CONV layers over a feature map.
+    inplace: bool,
+) -> tuple[fx.Graph | None, dict[fx.Node, Edit], dict[str, Refusal]]:
+    """Return the graph of the model, its changes, and why other selected layers stay, by name.
 
-    The example is the arguments of one call, in batches: the sizes that the model is made for. The
-    model is run once on it, and not changed; ``inplace`` says that the object has to remain the
-    model. Every selected layer that cannot be converted gets a reason; layers behind the same
-    flattened map are converted together or not at all.
+    The model is run once on the example, the arguments of one call, and not changed. Layers after
+    the same flattened map are converted together or not at all.
     """
     own = {name: linear_obstacle(module) for module, name in selected.items()}
     graph = trace(model, example)
     if isinstance(graph, Refusal):
-        return Heads([], {name: own[name] or graph for name in own}, None, {})
+        return None, {}, {name: own[name] or graph for name in own}
     heads = _Walk(model, graph, selected).heads_found()
     edits = _edits_of(heads)
     whole = _forward_obstacle(model, graph, edits, inplace=inplace)
@@ -220,8 +193,7 @@ def find_heads(
         edits = {}
     reasons = {name: head.obstacle or whole for head in heads for name in head.linears.values()}
     reasons = {name: own[name] or reasons.get(name, NO_MAP) for name in own}
-    refused = {name: reason for name, reason in reasons.items() if reason is not None}
-    return Heads([name for name in own if name not in refused], refused, graph, edits)
+    return graph, edits, {name: why for name, why in reasons.items() if why is not None}
 
 
 def _edits_of(heads: list[Head]) -> dict[fx.Node, Edit]:
@@ -246,7 +218,7 @@ class _Walk:
             elif node.op != "output" and not asks_batch(node):
                 self._continue(call, inside)
             if node not in self.heads:
-                self._note_behind(call)
+                self._note_after_end(call)
 
     def heads_found(self) -> list[Head]:
         """Return the heads with selected layers, after a look at what they share with others."""
@@ -302,8 +274,8 @@ class _Walk:
             order = tuple(axes[axis] for axis in order)
             node, source = source, earlier
 
-    def _note_behind(self, call: Call) -> None:
-        """Count what is behind the end of a head, where an obstacle stands, as part of it."""
+    def _note_after_end(self, call: Call) -> None:
+        """Count the layers after a call that stops a head as part of it."""
         heads = [self.heads[one] for one in call.node.all_input_nodes if one in self.heads]
         blocked = [head for head in heads if head.obstacle]
         if blocked and call.node.op != "output":
@@ -352,7 +324,7 @@ class _Walk:
         kernel = tuple(n // m for n, m in zip(size, pooled, strict=True))
         if math.prod(kernel) == 1 and not reduced:
             return Keep()
-        # A pooling of the whole map slides by one position, as the layer behind it does.
+        # A pooling of the whole map slides by one position, as the layer after it does.
         stride = tuple(1 if m == 1 else k for k, m in zip(kernel, pooled, strict=True))
         return Pool("max" if "max" in call.name else "avg", kernel, stride)
 
@@ -376,7 +348,7 @@ class _Walk:
             first.edits[call.node] = edit
 
     def are_features(self, nodes: list[fx.Node]) -> bool:
-        """Say whether values have one axis behind the batch's."""
+        """Say whether values have one axis beside the batch's."""
         return all(len(shape_of(node) or ()) == 2 for node in nodes)
 
     def are_channels(self, nodes: list[fx.Node]) -> bool:
@@ -505,8 +477,9 @@ def _forward_obstacle(
 ) -> Refusal | None:
     """Return why the edits cannot be made where forward itself has to change; None if they can."""
     everywhere, one_by_one = _places(model, graph, edits)
-    held = blocked_references(model, set(map(id, everywhere)), copied=not inplace)
-    for name, blocked in held.items():
+    for name, blocked in blocked_references(
+        model, set(map(id, everywhere)), copied=not inplace
+    ).items():
         return blocked._replace(reason=f"{name}, which has to change with it: {blocked.reason}")
     if not one_by_one:
         return None
