@@ -42,8 +42,8 @@ CONSTANTS = frozenset(
 )
 """Operators that ask a tensor for no more than its size and its kind."""
 _REMEDY = (
-    "leave out simplify=True, which keeps every layer and unrolls the convolutions only, or "
-    "simplify the parts before and behind it"
+    "use convfc.unroll, which keeps every layer and unrolls the convolutions only, or simplify the "
+    "parts before and after it"
 )
 
 

@@ -53,13 +53,8 @@ def sized_geometries(
 ) -> tuple[dict[int, SizedGeometry], Refusals, Refusals]:
     """Run a model once on an example, in evaluation mode, and return what each layer was called on.
 
-    Returned are geometries by the ``id`` of the layer; by name, why others have none; and the
-    layers that are not called, which have no part in what the model does with the example.
-
-    Raises
-    ------
-    ShapeError
-        If the model does not run on the example.
+    Returned are geometries by the layer's ``id``; why others have none, by name; and, by name, the
+    layers that the model does not call on the example.
     """
     with unchanged(model):
         calls = watched_run(model, example, "example").calls
@@ -93,10 +88,9 @@ def sized_geometries(
 def differing_ties(
     model: nn.Module, layers: Mapping[str, nn.Module], sized: Mapping[int, SizedGeometry]
 ) -> Refusals:
-    """Return the layers, by name, that share a parameter with something of another matrix.
+    """Return the layers, by name, that share a parameter with something that has another matrix.
 
-    Two layers can share a matrix if they compute the same thing at the same size. A layer that is
-    left as it is keeps its parameters, so that others which share them are left, too.
+    A layer that stays as it is keeps its parameters, so layers that share them stay, too.
     """
     found: Refusals = {}
     while True:
@@ -124,12 +118,9 @@ def differing_ties(
 def check_memory(
     layers: Mapping[str, nn.Module], sized: Mapping[int, SizedGeometry], memory: float | None
 ) -> None:
-    """Raise unless the matrices of all layers fit into so many bytes, before any of them is built.
-
-    None is what the machine has free. The message names the largest layer.
-    """
+    """Raise unless the matrices of all layers fit into ``memory`` bytes, before any is built."""
     estimates: dict[str, MatrixEstimate] = {}
-    working = 0  # bytes that are needed for a moment: the entries of one layer and their places
+    working = 0  # bytes needed while one matrix is filled: its entries and their places
     unique = {id(layer): (name, layer) for name, layer in list(layers.items())[::-1]}
     for key, (name, layer) in reversed(unique.items()):
         dtype = layer.weight.dtype
@@ -149,13 +140,13 @@ def check_memory(
 
 
 class ToUnrolled:
-    """Makes unrolled layers of native ones; what two layers share, they go on sharing."""
+    """Makes unrolled layers of native ones; what two layers share stays shared."""
 
     def __init__(self) -> None:
         self.shared = Shared()
 
     def __call__(self, layer: nn.Module, sized: SizedGeometry) -> nn.Sequential:
-        """Return the unrolled layer: its parameters are new; hooks and attributes move over."""
+        """Return the unrolled layer, with new parameters and the layer's hooks and attributes."""
         weight, bias = layer.weight.detach(), layer.bias
         geometry, size = sized
         record = Unrolled(
