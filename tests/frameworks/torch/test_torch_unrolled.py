@@ -13,10 +13,9 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-import torchvision
 from conv_cases import SMALL, ConvCase
 from facenet_pytorch import MTCNN
-from simplified_models import lenet, trained
+from simplified_models import lenet, resnet, trained
 from skimage import data
 from torch import Tensor, nn
 from torch_fixtures import in_form
@@ -405,9 +404,8 @@ def assert_there_and_back(model: nn.Module, x: Tensor, layers: int) -> None:
     assert all(torch.equal(back[key], value) for key, value in state.items())
 
 
-def test_a_network_of_torchvision() -> None:
-    model = torchvision.models.squeezenet1_1(weights=None).eval()
-    assert_there_and_back(model, torch.randn(1, 3, 18, 18), layers=26)
+def test_a_residual_network() -> None:
+    assert_there_and_back(trained(resnet()), torch.randn(2, 2, 8, 8), layers=6)
 
 
 def test_a_trained_network_on_a_face(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -202,7 +202,9 @@ class FromUnrolled:
             table = vector.detach().unflatten(0, by_filter)
             bias = table.mean(1)
             away = float((table - bias[:, None]).abs().norm())
-            _warn(name, f"its bias is not a convolution's; the mean over positions is {away:.3g} away")
+            _warn(
+                name, f"its bias is not a convolution's; the mean over positions is {away:.3g} away"
+            )
         gradient = None if vector.grad is None else vector.grad.unflatten(0, by_filter).sum(1)
         return as_parameter(bias, vector, gradient)
 
