@@ -23,7 +23,6 @@ from torch_fixtures import in_form
 import convfc
 from convfc.errors import (
     MemoryBudgetError,
-    NothingToConvert,
     ShapeError,
     UnsupportedLayer,
     UnsupportedLayerWarning,
@@ -81,25 +80,6 @@ def test_the_parts_are_plain_and_the_model_stays_as_it_was() -> None:
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     ours, theirs = ({p.data_ptr() for p in m.parameters()} for m in (model, after))
     assert not ours & theirs
-
-
-def test_where_selects() -> None:
-    x = torch.randn(1, 3, 9, 8)
-    after = convfc.unroll(network(), x, where="2.*")
-    assert type(after[0]) is nn.Conv2d
-    assert is_unrolled(after[2][0])
-    with pytest.raises(NothingToConvert, match=r"where= selects no CONV layer"):
-        convfc.unroll(network(), x, where="layer9")
-
-
-def test_attributes_move_over() -> None:
-    layer = nn.Conv2d(3, 4, 3)
-    layer.note = "mine"
-    layer.register_buffer("extra", torch.ones(2))
-    after = convfc.unroll(layer, torch.zeros(1, 3, 5, 5))
-    assert after.note == "mine"
-    assert torch.equal(after.extra, layer.extra)
-    assert after.kernel_size == (3, 3)  # what another part of the model may ask
 
 
 class Twice(nn.Module):

@@ -38,7 +38,6 @@ _READ_BY_FORWARD = (
     "padding_mode",
     "_reversed_padding_repeated_twice",
 )
-_EVERY_SIZE = "use convfc.to_fc, whose layers take every size"
 
 
 class SizedGeometry(NamedTuple):
@@ -73,7 +72,10 @@ def sized_geometries(
             )
         elif len(sizes) > 1:
             reason = f"it is called on inputs of the sizes {sizes[0]} and {sizes[1]}"
-            refused[name] = Refusal(f"{reason}, and one matrix is for one size", _EVERY_SIZE)
+            refused[name] = Refusal(
+                f"{reason}, and one matrix is for one size",
+                "use convfc.to_fc, whose layers take every size",
+            )
         elif geometry is None or any(call.arguments > 1 for call in found):
             reason = "it is called with more than its input, such as an output_size"
             refused[name] = Refusal(reason, "use convfc.to_fc, which takes it")
@@ -116,14 +118,16 @@ def differing_ties(
 
 
 def check_memory(
-    layers: Mapping[str, nn.Module], sized: Mapping[int, SizedGeometry], memory: float | None
+    layers: Mapping[str, Any], sized: Mapping[int, SizedGeometry], memory: float | None
 ) -> None:
     """Raise unless the matrices of all layers fit into ``memory`` bytes, before any is built."""
     estimates: dict[str, MatrixEstimate] = {}
     working = 0  # bytes needed while one matrix is filled: its entries and their places
-    unique = {id(layer): (name, layer) for name, layer in list(layers.items())[::-1]}
-    for key, (name, layer) in reversed(unique.items()):
-        dtype = layer.weight.dtype
+    unique: dict[int, str] = {}
+    for name, layer in layers.items():
+        unique.setdefault(id(layer), name)
+    for key, name in unique.items():
+        dtype = layers[name].weight.dtype
         # bfloat16 takes what float16 takes, and NumPy does not know it.
         known = "float16" if dtype is torch.bfloat16 else dtype_name(dtype)
         pattern = matrix_pattern(*sized[key], "channels_first")
@@ -145,7 +149,7 @@ class ToUnrolled:
     def __init__(self) -> None:
         self.shared = Shared()
 
-    def __call__(self, layer: nn.Module, sized: SizedGeometry) -> nn.Sequential:
+    def __call__(self, layer: Any, sized: SizedGeometry) -> nn.Sequential:
         """Return the unrolled layer, with new parameters and the layer's hooks and attributes."""
         weight, bias = layer.weight.detach(), layer.bias
         geometry, size = sized
