@@ -331,6 +331,16 @@ def test_examples_of_another_shape_are_refused(form: str, make, how: str) -> Non
 
 
 @each_made
+def test_a_head_after_a_layer_of_one_size_does_not_become_convolutional(form: str, make) -> None:
+    x = torch.zeros(MADE_FOR)
+    where = "0" if form == "unrolled" else "model"
+    with pytest.raises(
+        UnsupportedLayer, match=rf"^{where}: unrolled layers take inputs of one size"
+    ):
+        convfc.to_fully_convolutional(in_form(make().eval(), form, x), x)
+
+
+@each_made
 def test_no_tool_takes_the_check_of_the_shape_for_a_hook(form: str, make) -> None:
     """Models can be exported for any batch, batched by vmap, compiled by TorchScript, converted."""
     model, x = make().eval(), torch.randn(2, *MADE_FOR[1:])

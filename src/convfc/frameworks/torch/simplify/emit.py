@@ -24,7 +24,6 @@ from convfc.frameworks.torch.simplify.values import (
     is_identity,
     sources,
     topological,
-    users_of,
 )
 from convfc.operators.estimate import MatrixEstimate, check_fits, check_together
 
@@ -51,14 +50,9 @@ def emit(
 
 
 def is_chain(program: Program) -> bool:
-    """Say whether a program is one sequence: each value is used once and made of one other."""
-    users = users_of(program.output)
-    return all(
-        len(used) <= 1
-        and not (isinstance(value, Affine) and len(value.terms) != 1)
-        and (isinstance(value, Affine) or value is program.input or hasattr(value, "source"))
-        for value, used in users.items()
-    )
+    """Say whether a program is one sequence: each value but the input is made of one other."""
+    order = topological(program.output)
+    return all(value is program.input or len(sources(value)) == 1 for value in order)
 
 
 def check_memory(program: Program, dtype: torch.dtype, memory: float | None) -> None:
