@@ -6,42 +6,42 @@ from typing import Any
 
 import pytest
 import torch
-from conv_cases import CASES, ConvCase, integers
+from conv_cases import integers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from simplified_models import NETWORKS, exactly, lenet, mobile, resnet, trained
 from torch import Tensor, fx, nn
 
+import convfc
+from convfc import simplify
+from convfc.errors import NothingToConvert
 from convfc.frameworks.torch.certify.simplified import stages
-from convfc.frameworks.torch.simplify import simplify
 from convfc.rounding import rounding_bound
 
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning"),
-]
-WAYS: list[dict[str, Any]] = [
-    {"max_pool": "keep", "branches": "add"},
-    {"max_pool": "relu", "branches": "add"},
-    {"max_pool": "relu", "branches": "carry"},
-    {"max_pool": "relu", "branches": "add", "sparse": True},
-]
+pytestmark = pytest.mark.usefixtures("one_thread", "seed_zero")
+WAYS: dict[str, dict[str, Any]] = {
+    "keep": {},
+    "relu": {"max_pool": "relu"},
+    "sequential": {"max_pool": "relu", "sequential": True},
+}
+each_way = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+each_network = pytest.mark.parametrize("name", NETWORKS)
 
 
-def build(name: str) -> tuple[nn.Module, Tensor]:
-    make, shape = NETWORKS[name]
-    return exactly(make()), 3 * integers((3, *shape), seed=5)
+def linears(model: nn.Module) -> list[nn.Linear]:
+    return [part for part in model.modules() if type(part) is nn.Linear]
 
 
-def kinds(model: nn.Module) -> set[type[nn.Module]]:
-    return {type(part) for part in model.modules()} - {nn.Sequential, type(model)}
+def kinds(model: nn.Module) -> list[str]:
+    return [type(part).__name__ for part in model]
 
 
 def assert_plain(model: nn.Module) -> None:
     """Linear and ReLU between one Flatten and one Unflatten; of functions, additions only."""
-    assert kinds(model) <= {nn.Linear, nn.ReLU, nn.Flatten, nn.Unflatten}
-    assert sum(type(part) is nn.Flatten for part in model.modules()) <= 1
-    assert sum(type(part) is nn.Unflatten for part in model.modules()) <= 1
+    parts = [type(part) for part in model.modules()][1:]
+    assert set(parts) <= {nn.Linear, nn.ReLU, nn.Flatten, nn.Unflatten}
+    assert parts.count(nn.Flatten) <= 1
+    assert parts.count(nn.Unflatten) <= 1
     if isinstance(model, fx.GraphModule):
         calls = [node for node in model.graph.nodes if node.op.startswith("call")]
         assert {node.op for node in calls} <= {"call_module", "call_function"}
@@ -58,34 +58,36 @@ def assert_within_rounding(model: nn.Module, simple: nn.Module, x: Tensor) -> No
         bound = rounding_bound(stage.magnitude, stage.terms, str(x.dtype).removeprefix("torch."))
         assert bound is not None
         assert bool(((stage.before - stage.after).abs() <= bound).all()), stage.name
-    linears = {name for name, part in simple.named_modules() if type(part) is nn.Linear}
-    assert {name for stage in found for name in stage.layers} == linears
+    names = {name for name, part in simple.named_modules() if type(part) is nn.Linear}
+    assert {name for stage in found for name in stage.layers} == names
 
 
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: "-".join(map(str, way.values())))
-@pytest.mark.parametrize("name", NETWORKS)
+@each_way
+@each_network
 def test_on_integers_not_a_bit_differs(name: str, way: dict[str, Any]):
-    model, x = build(name)
+    """So the sequence is equal to the graph, too."""
+    make, shape = NETWORKS[name]
+    model, x = exactly(make()), 3 * integers((3, *shape), seed=5)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    simple = simplify(model, (x[:1],), **way)
+    simple = simplify(model, x[:1], **way)
     y = model(x)
     assert y.abs().max() > 10  # no dead network
     assert torch.equal(simple(x), y)
     assert torch.equal(simple(x[:1]), y[:1])
-    if way["max_pool"] == "relu":
+    if way:
         assert_plain(simple)
-    if way["branches"] == "carry":
+    if "sequential" in way:
         inner = [type(part) for part in simple if not isinstance(part, (nn.Flatten, nn.Unflatten))]
         assert inner == ([nn.Linear, nn.ReLU] * len(inner))[: len(inner)]
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: "-".join(map(str, way.values())))
-@pytest.mark.parametrize("name", NETWORKS)
+@each_way
+@each_network
 def test_on_real_numbers_each_stage_is_within_its_rounding_bound(name: str, way: dict[str, Any]):
     make, shape = NETWORKS[name]
     model, x = trained(make()), torch.randn(3, *shape)
-    simple = simplify(model, (x,), **way)
+    simple = simplify(model, x, **way)
     assert simple(x).dtype == torch.float32
     assert_within_rounding(model, simple, x)
 
@@ -97,11 +99,38 @@ def test_the_bound_knows_what_a_batch_norm_adds_and_takes_off_again():
         norm.running_mean.copy_(torch.tensor([1e3, -3e3, 1e4, 7e3]))
         norm.bias.copy_(norm.running_mean / (norm.running_var + norm.eps).sqrt())
     x = torch.rand(50, 4)
-    simple = simplify(norm, (x,))
+    simple = simplify(norm, x)
     (stage,) = stages(norm, simple, x)
     alone = rounding_bound(simple[0].weight.diagonal() * x.double(), stage.terms, "float32")
     assert bool(((stage.before - stage.after).abs() > alone).any())
     assert_within_rounding(norm, simple, x)
+
+
+def test_a_wrong_number_breaks_the_bound():
+    model, x = trained(resnet()), torch.randn(3, 2, 8, 8)
+    simple = simplify(model, x)
+    weight = linears(simple)[0].weight
+    with torch.no_grad():
+        weight[weight != 0] *= 1.001
+    with pytest.raises(AssertionError):
+        assert_within_rounding(model, simple, x)
+
+
+# What is made -------------------------------------------------------------------------------------
+
+
+def test_a_lenet_becomes_four_layers_with_both_poolings_in_the_ones_after_them():
+    simple = simplify(lenet().eval(), torch.ones(1, 1, 12, 12))
+    expected = ["Flatten", "Linear", "ReLU", "Linear", "ReLU", "Linear", "ReLU", "Linear"]
+    assert kinds(simple) == expected
+    assert [part.out_features for part in linears(simple)] == [4 * 12 * 12, 6 * 4 * 4, 12, 5]
+
+
+def test_the_layers_that_nothing_is_merged_with_keep_their_bits():
+    model = lenet(nn.MaxPool2d).eval()
+    last = linears(simplify(model, torch.ones(1, 1, 12, 12)))[-1]
+    assert torch.equal(last.weight, model[-1].weight)
+    assert torch.equal(last.bias, model[-1].bias)
 
 
 def test_a_value_is_multiplied_into_each_of_several_users():
@@ -116,64 +145,29 @@ def test_a_value_is_multiplied_into_each_of_several_users():
             return torch.relu(self.one(x)) + torch.relu(self.other(x))
 
     model, x = exactly(Shared()), integers((2, 2, 4, 4))
-    simple = simplify(model, (x,))
-    assert sum(type(part) is nn.Linear for part in simple.modules()) == 2
+    simple = simplify(model, x)
+    assert len(linears(simple)) == 2
     assert torch.equal(simple(x), model(x))
 
 
-@pytest.mark.parametrize("name", ["resnet", "inception"])
-def test_a_wrong_number_breaks_the_bound(name: str):
-    make, shape = NETWORKS[name]
-    model, x = trained(make()), torch.randn(3, *shape)
-    simple = simplify(model, (x,), max_pool="relu")
-    weight = next(part for part in simple.modules() if type(part) is nn.Linear).weight
-    with torch.no_grad():
-        weight[weight != 0] *= 1.001
-    with pytest.raises(AssertionError):
-        assert_within_rounding(model, simple, x)
-
-
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_every_conv_layer_is_one_linear(case: ConvCase):
-    layer, x = case.layer(), case.x()
-    simple = simplify(layer.eval(), (x,))
-    assert [type(part) for part in simple] == [nn.Flatten, nn.Linear, nn.Unflatten]
-    assert torch.equal(simple(x), layer(x))
-
-
-def test_what_a_lenet_becomes():
-    simple = simplify(lenet().eval(), (torch.ones(1, 1, 12, 12),))
-    assert [type(part).__name__ for part in simple] == [
-        *("Flatten", "Linear", "ReLU", "Linear", "ReLU", "Linear", "ReLU", "Linear"),
-    ]
-    widths = [part.out_features for part in simple if type(part) is nn.Linear]
-    assert widths == [4 * 12 * 12, 6 * 4 * 4, 12, 5]  # both poolings are in the layers behind
-
-
-def test_the_layers_that_nothing_is_merged_with_keep_their_bits():
-    model = lenet(nn.MaxPool2d).eval()
-    simple = simplify(model, (torch.ones(1, 1, 12, 12),))
-    last = [part for part in simple if type(part) is nn.Linear][-1]
-    assert torch.equal(last.weight, model[-1].weight)
-    assert torch.equal(last.bias, model[-1].bias)
-
-
-def test_a_resnet_has_one_linear_for_each_convolution_and_the_head():
-    simple = simplify(resnet().eval(), (torch.ones(1, 2, 8, 8),))
+def test_a_residual_network_keeps_its_additions_and_the_sequence_carries_the_branches():
+    """The first block's input is never negative; the second one's shortcut is, but narrower."""
+    model, x = exactly(resnet()), integers((1, 2, 8, 8))
+    simple = simplify(model, x)
     assert isinstance(simple, fx.GraphModule)
-    assert_plain(simple)
-    assert sum(type(part) is nn.Linear for part in simple.modules()) == 7
-    additions = [node for node in simple.graph.nodes if node.op == "call_function"]
-    assert len(additions) == 2
+    assert len(linears(simple)) == 7
+    assert sum(node.op == "call_function" for node in simple.graph.nodes) == 2
+    block, strided = 3 * 64, 4 * 16
+    widths = [part.out_features for part in linears(simplify(model, x, sequential=True))]
+    assert widths == [block, 2 * block, block, strided + 2 * strided, strided, 3]
 
 
 def test_a_bottleneck_is_not_multiplied_out_unless_the_sequence_has_to_alternate():
     model, x = exactly(mobile()), integers((2, 2, 5, 5))
     narrow = 2 * 3 * 3
-    widths = [p.out_features for p in simplify(model, (x,)) if type(p) is nn.Linear]
-    assert narrow in widths
-    carried = simplify(model, (x,), branches="carry")
-    assert narrow not in [p.out_features for p in carried if type(p) is nn.Linear]
+    assert narrow in [part.out_features for part in linears(simplify(model, x))]
+    one = simplify(model, x, sequential=True)
+    assert narrow not in [part.out_features for part in linears(one)]
 
 
 def test_pooling_is_multiplied_into_the_next_layer_although_that_costs_a_few_numbers():
@@ -182,56 +176,75 @@ def test_pooling_is_multiplied_into_the_next_layer_although_that_costs_a_few_num
         *(nn.Conv2d(1, 6, 5, padding=2), nn.ReLU(), nn.AvgPool2d(2)),
         *(nn.Conv2d(6, 16, 5), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(400, 10)),
     )
-    x = integers((2, 1, 28, 28))
-    simple = simplify(exactly(model), (x,))
-    assert [type(part) for part in simple] == [
-        *(nn.Flatten, nn.Linear, nn.ReLU, nn.Linear, nn.ReLU, nn.Linear)
-    ]
-    assert torch.equal(simple(x), model(x))
+    simple = simplify(model.eval(), torch.zeros(1, 1, 28, 28))
+    assert kinds(simple) == ["Flatten", "Linear", "ReLU", "Linear", "ReLU", "Linear"]
 
 
 def test_a_flat_input_needs_no_flatten_and_a_flat_output_no_unflatten():
     model = nn.Sequential(nn.Unflatten(1, (1, 4, 4)), nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten())
     x = integers((2, 16))
-    simple = simplify(exactly(model), (x,))
-    assert [type(part) for part in simple] == [nn.Linear, nn.ReLU]
+    simple = simplify(exactly(model), x)
+    assert kinds(simple) == ["Linear", "ReLU"]
     assert torch.equal(simple(x), model(x))
-
-
-def test_what_a_sequence_carries():
-    """The first block's input is never negative; the second one's shortcut is, but narrower."""
-    simple = simplify(exactly(resnet()), (integers((1, 2, 8, 8)),), branches="carry")
-    widths = [part.out_features for part in simple if type(part) is nn.Linear]
-    block, strided = 3 * 64, 4 * 16
-    assert widths == [block, 2 * block, block, strided + 2 * strided, strided, 3]
 
 
 def test_it_follows_dtype_mode_and_gradients():
     model = trained(lenet()).to(torch.bfloat16)
     x = torch.randn(2, 1, 12, 12).to(torch.bfloat16)
-    simple = simplify(model, (x,))
+    simple = simplify(model, x)
     assert {parameter.dtype for parameter in simple.parameters()} == {torch.bfloat16}
     assert simple(x).dtype == torch.bfloat16
     assert not simple.training
-    assert simplify(nn.Sequential(nn.Conv1d(1, 1, 1)), (torch.ones(1, 1, 2),)).training
+    assert simplify(nn.Sequential(nn.Conv1d(1, 1, 1)), torch.ones(1, 1, 2)).training
     assert all(parameter.requires_grad for parameter in simple.parameters())
 
 
-def test_sparse_weights_hold_the_non_zeros_only():
-    model, x = exactly(resnet()), integers((1, 2, 8, 8))
-    dense, sparse = simplify(model, (x,)), simplify(model, (x,), sparse=True)
-    for part in sparse.modules():
-        if type(part) is nn.Linear:
-            assert part.weight.layout == torch.sparse_csr
-    stored = sum(p._nnz() for p in sparse.parameters() if p.layout == torch.sparse_csr)
-    assert stored < sum(p.numel() for p in dense.parameters()) / 5
+def test_a_part_of_a_network_is_simplified_by_itself():
+    """A CONV layer and the FC layer after it are one matrix; the rest of the network stays."""
+    model, x = exactly(lenet()), integers((2, 1, 12, 12))
+    features = model[:3](x)
+    part = simplify(model[3:8], features)
+    assert kinds(part) == ["Flatten", "Linear", "ReLU", "Linear"]
+    whole = nn.Sequential(*model[:3], part, *model[8:])
+    assert torch.equal(whole(x), model(x))
+    both = simplify(nn.Sequential(model[3], nn.Flatten(), nn.Linear(96, 5).double()), features)
+    assert kinds(both) == ["Flatten", "Linear"]
+    again = simplify(whole, x)  # a network with a simplified part is a network
+    assert kinds(again) == kinds(simplify(model, x))
+    assert torch.equal(again(x), model(x))
+    assert torch.equal(convfc.to_conv(part)[0].weight, model[3].weight)
+
+
+@pytest.mark.parametrize("name", ["lenet", "resnet"])
+def test_what_is_simplified_already_is_nothing_to_convert(name: str):
+    make, shape = NETWORKS[name]
+    x = torch.zeros(1, *shape)
+    simple = simplify(make().eval(), x)
+    message = r"^model: the model has no layer that is not simplified already\. Remedy: "
+    with pytest.raises(NothingToConvert, match=message):
+        simplify(simple, x, max_pool="relu", sequential=True)
+
+
+# Networks drawn at random -------------------------------------------------------------------------
+
+
+class Branches(nn.Module):
+    """Two ways from the same value, joined."""
+
+    def __init__(self, kind: str, *ways: nn.Module) -> None:
+        super().__init__()
+        self.kind, self.ways = kind, nn.ModuleList(ways)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, other = (way(x) for way in self.ways)
+        return one + other if self.kind == "add" else torch.cat([one, other], 1)
 
 
 @st.composite
 def networks(draw: st.DrawFn) -> tuple[nn.Module, tuple[int, ...]]:
     """A few layers after each other, with branches that are added or put side by side."""
     channels = first = draw(st.integers(1, 3))
-    size = draw(st.integers(4, 7))
+    size = draw(st.integers(4, 6))
 
     def layers(channels: int, depth: int) -> tuple[list[nn.Module], int]:
         made: list[nn.Module] = []
@@ -263,24 +276,14 @@ def networks(draw: st.DrawFn) -> tuple[nn.Module, tuple[int, ...]]:
     return nn.Sequential(*made), (first, size, size)
 
 
-class Branches(nn.Module):
-    """Two ways from the same value, joined."""
-
-    def __init__(self, kind: str, *ways: nn.Module) -> None:
-        super().__init__()
-        self.kind, self.ways = kind, nn.ModuleList(ways)
-
-    def forward(self, x: Tensor) -> Tensor:
-        one, other = (way(x) for way in self.ways)
-        return one + other if self.kind == "add" else torch.cat([one, other], 1)
-
-
-@pytest.mark.parametrize("branches", ["add", "carry"])
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(network=networks())
-def test_any_network(branches: str, network: tuple[nn.Module, tuple[int, ...]]):
+def test_any_network_is_equal_on_integers_as_a_graph_and_as_a_sequence(
+    network: tuple[nn.Module, tuple[int, ...]],
+):
     model, shape = network
     model, x = exactly(model), integers((2, *shape))
-    simple = simplify(model, (x,), max_pool="relu", branches=branches)
-    assert_plain(simple)
-    assert torch.equal(simple(x), model(x))
+    for sequential in (False, True):
+        simple = simplify(model, x, max_pool="relu", sequential=sequential)
+        assert_plain(simple)
+        assert torch.equal(simple(x), model(x))

@@ -1,32 +1,43 @@
-"""The way back from a plain MLP to the CONV network, and what the MLP remembers of it."""
+"""Simplified networks in verify, stage by stage, and back as CONV networks with to_conv."""
 
 from __future__ import annotations
 
 import copy
+import importlib
 import io
+import json
+import operator
+import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from conv_cases import integers
-from simplified_models import NETWORKS, exactly, lenet, mobile, resnet, trained
-from torch import nn
+from simplified_models import NETWORKS, lenet, mobile, resnet, trained
+from torch import Tensor, fx, nn
 
-from convfc.errors import NotAConvolution, UnsupportedLayer, UnsupportedModel
+import convfc
+from convfc.errors import ArgumentError, ShapeError, UnsupportedLayer, UnsupportedModel
 from convfc.frameworks.torch.certify.simplified import stages
-from convfc.frameworks.torch.simplify import record_of, restore, simplify
-from convfc.rounding import UNIT_ROUNDOFF, gamma
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-WAYS = [
-    {"max_pool": "keep"},
-    {"max_pool": "relu", "branches": "carry"},
-    {"max_pool": "relu", "sparse": True},
-]
+pytestmark = pytest.mark.usefixtures("one_thread", "seed_zero")
+WAYS: dict[str, dict[str, Any]] = {
+    "graph": {},
+    "sequence": {"max_pool": "relu", "sequential": True},
+}
+each_way = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 
 
-def linears(model: nn.Module) -> list[nn.Linear]:
-    return [part for part in model.modules() if type(part) is nn.Linear]
+def plain() -> nn.Sequential:
+    return nn.Sequential(
+        *(nn.Conv2d(3, 4, 3, stride=2), nn.ReLU(), nn.Conv2d(4, 4, 2), nn.ReLU()),
+        *(nn.Flatten(), nn.Linear(4, 3)),
+    )
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return torch.randn(2, 3, 6, 6)
 
 
 def assert_same_state(found: nn.Module, expected: nn.Module) -> None:
@@ -36,180 +47,290 @@ def assert_same_state(found: nn.Module, expected: nn.Module) -> None:
         assert torch.equal(value, state[key]), key
 
 
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: "-".join(map(str, way.values())))
+# Back, while nothing has changed ------------------------------------------------------------------
+
+
+@each_way
 @pytest.mark.parametrize("name", NETWORKS)
-def test_what_has_not_changed_comes_back_bit_for_bit(name: str, way: dict[str, Any]):
+def test_a_network_comes_back_bit_for_bit(name: str, way: dict[str, Any]) -> None:
     make, shape = NETWORKS[name]
     model = trained(make())
-    back = restore(simplify(model, (torch.randn(1, *shape),), **way))
-    assert type(back) is type(model)
-    assert [type(part) for part in back.modules()] == [type(part) for part in model.modules()]
-    assert_same_state(back, model)
-    assert back is not model
+    simple = convfc.simplify(model, torch.randn(1, *shape), **way)
+    kept = copy.deepcopy(model)
+    with torch.no_grad():
+        next(model.parameters()).zero_()  # which the simplified network has no part in
+    back = convfc.to_conv(simple)
+    assert [type(part) for part in back.modules()] == [type(part) for part in kept.modules()]
+    assert_same_state(back, kept)
     assert not back.training
 
 
-@pytest.mark.parametrize("branches", ["add", "carry"])
-def test_the_record_is_no_part_of_the_module_but_of_its_copies(branches: str):
-    model, x = trained(resnet()), torch.randn(2, 2, 8, 8)
-    simple = simplify(model, (x,), branches=branches)
-    assert all(parameter.dim() <= 2 for parameter in simple.parameters())
+def saved(model: nn.Module) -> nn.Module:
     file = io.BytesIO()
-    torch.save(simple, file)
+    torch.save(model, file)
     file.seek(0)
-    for other in (copy.deepcopy(simple), torch.load(file, weights_only=False)):
-        assert record_of(other) is not None
-        assert torch.equal(other(x), simple(x))
-        assert_same_state(restore(other), model)
-    assert record_of(model) is None
-    with torch.no_grad():
-        model[0].weight.zero_()
-    assert restore(simple)[0].weight.any()
+    return torch.load(file, weights_only=False)
 
 
-def test_it_comes_back_in_the_dtype_that_it_has_now():
-    model = trained(lenet())
-    simple = simplify(model, (torch.randn(1, 1, 12, 12),)).double()
-    back = restore(simple)
-    assert {parameter.dtype for parameter in back.parameters()} == {torch.float64}
-    assert_same_state(back, model.double())
-
-
-@pytest.mark.parametrize("name", ["lenet", "lenet_max", "mobilenet"])
-def test_a_changed_convolution_is_found_again(name: str):
-    """Another network of the same kind: its MLP's numbers, in the first one's MLP."""
-    make, shape = NETWORKS[name]
-    model, other, x = exactly(make()).float(), exactly(make()).float(), integers((2, *shape))
-    with torch.no_grad():
-        for part in other.modules():
-            if isinstance(part, (nn.Conv2d, nn.Linear)):
-                part.weight.copy_(integers(part.weight.shape, seed=8))
-                part.bias.copy_(integers(part.bias.shape, seed=9))
-    simple = simplify(model, (x.float(),))
-    assert_same_state(restore(simple), model)
-    simple.load_state_dict(simplify(other, (x.float(),)).state_dict())
-    back = restore(simple)
-    for key, value in back.state_dict().items():
-        if "weight" in key:
-            assert torch.equal(value, other.state_dict()[key]), key
-    bound = gamma(64, UNIT_ROUNDOFF["float32"]) * 64 * other(x.float()).abs().max()
-    assert bool(((back(x.float()) - other(x.float())).abs() <= bound).all())
-
-
-def test_a_pooling_with_overlap_is_undone_by_least_squares():
-    model = nn.Sequential(nn.AvgPool2d(3, 2), nn.Conv2d(2, 3, 2, bias=False)).eval()
+def loaded(model: nn.Module) -> nn.Module:
     other = copy.deepcopy(model)
-    nn.init.normal_(other[1].weight)
-    x = torch.randn(1, 2, 9, 9)
-    simple = simplify(model, (x,))
-    simple.load_state_dict(simplify(other, (x,)).state_dict())
-    # Each number of the matrix is rounded once, so the filters move by about as much.
-    bound = 9 * gamma(36, UNIT_ROUNDOFF["float32"]) * other[1].weight.abs().max()
-    assert bool(((restore(simple)[1].weight - other[1].weight).abs() <= bound).all())
-
-
-def test_one_branch_of_a_residual_network():
-    model, x = exactly(resnet()).float(), torch.randn(2, 2, 8, 8)
-    simple = simplify(model, (x,))
-    last = linears(simple)[2]  # the second convolution of the first block
     with torch.no_grad():
-        last.weight.mul_(2)
-    back = restore(simple)
-    assert torch.equal(back[3].conv2.weight, 2 * model[3].conv2.weight)
-    state, expected = back.state_dict(), model.state_dict()
-    assert {key for key in state if not torch.equal(state[key], expected[key])} == {
-        "3.conv2.weight"
-    }
+        for parameter in other.parameters():
+            parameter.zero_()
+    other.load_state_dict(model.state_dict())
+    return other
 
 
-def test_a_bias_goes_into_the_batch_norm_where_the_layer_has_none():
-    model, x = exactly(resnet()).float(), integers((2, 2, 8, 8)).float()
-    simple = simplify(model, (x,))
+MOVED: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "copied": copy.deepcopy,
+    "saved": saved,
+    "state loaded": loaded,
+    "double": lambda model: copy.deepcopy(model).double(),
+    "double and back": lambda model: copy.deepcopy(model).double().float(),
+    "half": lambda model: copy.deepcopy(model).half(),
+    "bfloat16": lambda model: copy.deepcopy(model).bfloat16(),
+}
+
+
+@each_way
+def test_it_comes_back_from_every_copy_and_dtype(way: dict[str, Any]) -> None:
+    model, x = trained(resnet()), torch.randn(2, 2, 8, 8)
+    simple = convfc.simplify(model, x, **way)
+    for name, move in MOVED.items():
+        other = move(simple)
+        dtype = next(other.parameters()).dtype
+        assert other(x.to(dtype)).dtype == dtype
+        back = convfc.to_conv(other)
+        assert {parameter.dtype for parameter in back.parameters()} == {dtype}, name
+        assert_same_state(back, copy.deepcopy(model).to(dtype))
+
+
+@pytest.mark.parametrize("options", [{"inplace": True}, {"where": "1"}], ids=str)
+def test_it_goes_back_as_a_whole(options: dict[str, object], x: Tensor) -> None:
+    (name,) = options
+    with pytest.raises(ArgumentError, match=f"{name}: a simplified network goes back"):
+        convfc.to_conv(convfc.simplify(plain(), x), **options)
+
+
+# No: to_conv refuses what is not as it was made, and verify says no to it -------------------------
+
+
+def at(name: str, index: tuple[int, ...], away: float) -> Callable[[nn.Module], None]:
+    def change(after: nn.Module) -> None:
+        with torch.no_grad():
+            after.get_parameter(name)[index] += away
+
+    return change
+
+
+def negative_zero(after: nn.Module) -> None:
     with torch.no_grad():
-        linears(simple)[1].bias.add_(3)
-    back = restore(simple)
-    assert torch.equal(back[3].bn1.bias, model[3].bn1.bias + 3)
-    assert torch.equal(simple(x), back(x))
+        after[1].weight[0, 107] = -0.0
 
 
-def test_what_is_no_convolution_is_refused_or_projected():
-    model, x = trained(lenet()), torch.randn(2, 1, 12, 12)
-    simple = simplify(model, (x,))
-    with torch.no_grad():
-        linears(simple)[0].weight[0, 0] += 1
-    with pytest.raises(NotAConvolution, match=r"1: the weight at \[\d+, \d+\] .* project=True"):
-        restore(simple)
-    back = restore(simple, project=True)
-    changed = {
-        key
-        for key, value in back.state_dict().items()
-        if not torch.equal(value, model.state_dict()[key])
-    }
-    assert changed == {"0.weight"}
-    away = (simplify(back, (x,))[1].weight - linears(simple)[0].weight).norm()
-    kept = (simplify(model, (x,))[1].weight - linears(simple)[0].weight).norm()
-    assert away < kept
-    simple = simplify(model, (x,))
-    with torch.no_grad():
-        linears(simple)[0].weight[0, -1] = 1  # no window reads from corner to corner
-    with pytest.raises(NotAConvolution, match=r"1: the weight at \[0, 143\]"):
-        restore(simple)
-    simple = simplify(model, (x,))
-    with torch.no_grad():
-        linears(simple)[0].bias[3] += 1
-    with pytest.raises(NotAConvolution, match=r"1: the bias at \[\d+\]"):
-        restore(simple)
+def subtracting(after: nn.Module) -> None:
+    assert isinstance(after, fx.GraphModule)
+    for node in after.graph.nodes:
+        if node.target is operator.add:
+            node.target = operator.sub
+    after.recompile()
 
 
-def test_what_cannot_come_back_is_named():
-    x = torch.randn(2, 2, 8, 8)
-    carried = simplify(trained(resnet()), (x,), branches="carry")
-    with torch.no_grad():
-        carried[3].weight.mul_(2)
-    with pytest.raises(UnsupportedLayer, match=r"3: .* carries values .* branches='add'"):
-        restore(carried)
-    model = simplify(trained(lenet()), (x[:, :1].repeat(1, 1, 2, 2)[..., :12, :12],))
-    model[3] = nn.Linear(model[3].in_features, 7)
-    with pytest.raises(UnsupportedLayer, match="3: it has another size"):
-        restore(model)
-    model[3] = nn.Sequential()
-    with pytest.raises(UnsupportedLayer, match=r"3: a Sequential stands in the place"):
-        restore(model)
-    twice = nn.Conv2d(2, 2, 1)
-    shared = simplify(nn.Sequential(twice, nn.ReLU(), twice).eval(), (x,))
-    with torch.no_grad():
-        shared[1].weight.mul_(2)
-    with pytest.raises(UnsupportedLayer, match=r"1: .* is called more than once"):
-        restore(shared)
-    product = simplify(nn.Sequential(nn.Conv2d(2, 2, 3), nn.Conv2d(2, 2, 3)).eval(), (x,))
-    with torch.no_grad():
-        product[1].weight.mul_(2)
-    with pytest.raises(UnsupportedLayer, match=r"1: .* 2 layers with weights"):
-        restore(product)
-    with pytest.raises(UnsupportedLayer, match="it has no record"):
-        restore(nn.Sequential())
+CHANGED: dict[str, tuple[Callable[[nn.Module], object], str]] = {
+    "a weight": (at("1.weight", (5, 0), 1e-2), r"1\.weight at \[5, 0\]; expected -?0\.\d+, got "),
+    "a weight off the pattern": (
+        at("1.weight", (0, 107), 1e-6),
+        r"1\.weight at \[0, 107\]; expected 0\.0, got ",
+    ),
+    "the sign of a zero": (negative_zero, r"1\.weight at "),
+    "a bias": (at("3.bias", (1,), 1e-2), r"3\.bias at \[1\]; expected -?0\.\d+, got "),
+    "an activation": (lambda m: m.__setitem__(2, nn.ELU()), "2; expected ReLU, got ELU"),
+    "a part": (lambda m: m.append(nn.ReLU()), "6; expected none, got ReLU"),
+    "a part gone": (lambda m: m.__delitem__(5), "5; expected Linear, got none"),
+    "a size": (
+        lambda m: m.__setitem__(5, nn.Linear(4, 2)),
+        r"5\.weight; expected \(3, 4\) .*, got \(2, 4\)",
+    ),
+    "no bias": (lambda m: setattr(m[3], "bias", None), r"3\.bias; expected \(4,\) .*, got none"),
+}
 
 
-def test_stages_know_the_network_that_they_belong_to():
+@pytest.mark.parametrize(("change", "words"), CHANGED.values(), ids=CHANGED)
+def test_what_is_not_as_it_was_made_is_refused_and_refuted(change, words: str, x: Tensor) -> None:
+    model = plain()
+    after = convfc.simplify(model, x)
+    assert convfc.verify(model, after, x).holds
+    change(after)
+    message = (
+        rf"^Sequential: it is not as it was made: {words}.*\. Remedy: let tools change the layers "
+        "that convfc.to_fc makes, which go back with any numbers, and simplify after that$"
+    )
+    with pytest.raises(UnsupportedLayer, match=message):
+        convfc.to_conv(after)
+    certificate = convfc.verify(model, after, x)
+    assert not certificate.holds
+    assert any(re.match(f"network: {words}", one) for one in certificate.failures) or (
+        "parts are not those" in str(certificate.failures)
+    ), str(certificate)
+
+
+def test_another_forward_is_refused_and_refuted() -> None:
+    model, x = trained(resnet()), torch.randn(1, 2, 8, 8)
+    after = convfc.simplify(model, x)
+    subtracting(after)
+    words = "its forward; expected that of the same network made again, got another"
+    with pytest.raises(UnsupportedLayer, match=f"Simplified: it is not as it was made: {words}"):
+        convfc.to_conv(after)
+    failures = convfc.verify(model, after, x).failures
+    assert any(failure.startswith(f"network: {words}") for failure in failures)
+
+
+def test_large_weights_are_compared_by_blocks_of_rows(
+    monkeypatch: pytest.MonkeyPatch, x: Tensor
+) -> None:
+    module = importlib.import_module("convfc.frameworks.torch.simplify.restore")
+    monkeypatch.setattr(module, "_BLOCK", 3 * 108)
+    model = plain()
+    after = convfc.simplify(model, x)
+    assert convfc.verify(model, after, x).holds
+    at("1.weight", (14, 2), 1e-2)(after)
+    with pytest.raises(UnsupportedLayer, match=r"1\.weight at \[14, 2\]; expected"):
+        convfc.to_conv(after)
+
+
+# Stage by stage -----------------------------------------------------------------------------------
+
+
+class Branched(nn.Module):
+    """A residual block with BatchNorm, pooling and a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(4)
+        self.second = nn.Conv2d(4, 4, 3, padding=1)
+        self.short = nn.Conv2d(3, 4, 1)
+        self.pool = nn.MaxPool2d(2)
+        self.last = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.norm(self.first(x)))
+        y = self.pool(torch.relu(self.second(y) + self.short(x)))
+        return self.last(y.mean((2, 3)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@each_way
+def test_it_is_proven_stage_by_stage(way: dict[str, Any], dtype: torch.dtype, x: Tensor) -> None:
+    model, x = trained(Branched()).to(dtype), x.to(dtype)
+    after = convfc.simplify(model, x, **way)
+    random = torch.get_rng_state()
+    there, backwards = convfc.verify(model, after, x), convfc.verify(after, model, x)
+    assert torch.equal(torch.get_rng_state(), random)
+    for certificate in (there, backwards):
+        assert certificate.holds, str(certificate)
+        assert not certificate.missing
+        assert len(certificate.layers) >= 3
+        for layer in certificate.layers:
+            assert layer.own["output"].ratio is not None
+            assert layer.float64["output"].ratio is not None
+        (output,) = certificate.network.outputs
+        assert output.float64 is not None
+        assert output.rounding is not None
+        assert "products of layers" in str(certificate.notes)
+    assert "compared in the other direction" in backwards.notes
+    json.dumps(there.to_dict(), allow_nan=False)
+
+
+def test_a_large_change_breaks_the_bound_of_its_stage(x: Tensor) -> None:
+    model = plain()
+    after = convfc.simplify(model, x)
+    at("3.weight", (0, 0), 0.1)(after)
+    wrong = [layer.name for layer in convfc.verify(model, after, x).layers if not layer.holds]
+    assert wrong == ["2"]  # the layer of the first network that the changed one computes
+
+
+class Constant(nn.Module):
+    """A network that cannot run in float64: its forward makes a tensor in float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(1, 2, 3)
+        self.last = nn.Conv1d(2, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.relu(self.conv(x) @ torch.ones(8, 2)))
+
+
+@each_way
+def test_a_network_without_float64_is_compared_in_its_own_dtype(way: dict[str, Any]) -> None:
+    model, x = Constant().eval(), torch.randn(2, 1, 10)
+    after = convfc.simplify(model, x, **way)
+    certificate = convfc.verify(model, after, x)
+    assert certificate.holds, str(certificate)
+    assert len(certificate.layers) == 2
+    for layer in certificate.layers:
+        assert layer.own["output"].ratio <= 1
+        assert layer.float64 == {}
+    (output,) = certificate.network.outputs
+    assert output.float64 is None
+    first, note = certificate.notes
+    assert first == (
+        "in float64, the first network fails; expected an output, got RuntimeError: expected m1 "
+        "and m2 to have the same dtype, but got: double != float"
+    )
+    assert "made again from the first network in its own dtype, since that one cannot run" in note
+    at("1.weight", (0, 0), 1e-6)(after)
+    failures = convfc.verify(model, after, x).failures
+    assert any(re.match(r"network: 1\.weight at \[0, 0\]; expected", f) for f in failures)
+
+
+@pytest.mark.parametrize("kind", ["NaN", "an infinity"])
+def test_an_input_that_is_not_a_number_is_told(kind: str, x: Tensor) -> None:
+    after = convfc.simplify(plain(), x)
+    x[0, 0, 0, 0] = torch.nan if kind == "NaN" else torch.inf
+    certificate = convfc.verify(plain(), after, x)
+    assert len(certificate.layers) == 3
+    reason = f"its input, or a weight, holds {kind}, so there is no rounding bound to compare with"
+    told = f"{certificate.layers[0].name}: {reason}; expected finite numbers: give finite ones of "
+    assert certificate.failures[0] == told + "both"
+    assert not any("got none" in failure for failure in certificate.failures)
+
+
+def test_inputs_that_the_networks_do_not_take(x: Tensor) -> None:
+    class Scaled(nn.Sequential):
+        def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+            return super().forward(x) * scale
+
+    model = plain()
+    after = convfc.simplify(model, x)
+    certificate = convfc.verify(Scaled(*model), after, (x, 2.0))
+    assert any("expected one tensor" in failure for failure in certificate.failures)
+    message = r"x: the model does not run on this input: Given groups=1.* got \(2, 2, 6, 6\)\. Rem"
+    with pytest.raises(ShapeError, match=message):
+        convfc.verify(model, after, x[:, :2])
+
+
+def test_stages_know_the_network_that_they_belong_to() -> None:
     model, x = trained(mobile()), torch.randn(2, 2, 5, 5)
-    simple = simplify(model, (x,))
+    simple = convfc.simplify(model, x)
     names = [stage.name for stage in stages(model, simple, x)]
     assert names == ["7", "8"]  # in front of a ReLU6 there is more than the value
     with pytest.raises(UnsupportedModel, match="was made of another one"):
         next(stages(trained(lenet()), simple, torch.randn(1, 1, 12, 12)))
     images = torch.randn(3, 1, 12, 12)
-    other = simplify(trained(lenet()), (images,))
+    other = convfc.simplify(trained(lenet()), images)
     with pytest.raises(UnsupportedModel, match=r"another one; .* on the same shape of input"):
         next(stages(trained(lenet(nn.MaxPool2d)), other, images))
 
     class Counting(nn.Sequential):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            y: torch.Tensor = super().forward(x)
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = super().forward(x)
             return y if len(x) == 2 else 2 * y / 2
 
-    counting = Counting(*trained(lenet()))
+    counting = Counting(*trained(lenet())).eval()
     with pytest.raises(UnsupportedModel, match="another one; expected the same calls"):
-        next(stages(counting.eval(), simplify(counting, (images,)), images))
+        next(stages(counting, convfc.simplify(counting, images), images))
     with pytest.raises(UnsupportedModel, match="has no record"):
         next(stages(model, model, x))
     del simple[5:]

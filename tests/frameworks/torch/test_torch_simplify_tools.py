@@ -1,8 +1,7 @@
-"""Plain MLPs where plain MLPs are asked for: ONNX of three operators, a solver, real networks."""
+"""What simplified networks are for: ONNX files of four operators, a solver; real networks."""
 
 from __future__ import annotations
 
-import io
 import itertools
 import warnings
 from pathlib import Path
@@ -17,11 +16,12 @@ from pyscipopt import Model, quicksum
 from pyscipopt_ml.exceptions import NoModel
 from pyscipopt_ml.torch import add_sequential_constr
 from simplified_models import NETWORKS, exactly, trained
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torchvision import models
 
+import convfc
+from convfc import simplify
 from convfc.frameworks.torch.certify.simplified import stages
-from convfc.frameworks.torch.simplify import restore, simplify
 from convfc.rounding import rounding_bound
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_network")
@@ -49,21 +49,17 @@ def exported(model: nn.Module, x: Tensor, path: Path, *, dynamo: bool) -> onnx.M
     return found
 
 
-EXPORTS = [
-    *((name, way, False) for name in ("lenet", "lenet_max", "resnet") for way in ("add", "carry")),
-    *(("lenet_max", "carry", True), ("resnet", "add", True)),
-]
-
-
-@pytest.mark.parametrize(("name", "branches", "dynamo"), EXPORTS)
+@pytest.mark.parametrize(
+    ("name", "sequential", "dynamo"), [("lenet_max", True, True), ("resnet", False, False)]
+)
 def test_onnx_holds_products_sums_and_relus_only(
-    name: str, branches: str, dynamo: bool, tmp_path: Path
+    name: str, sequential: bool, dynamo: bool, tmp_path: Path
 ):
     make, shape = NETWORKS[name]
     model = exactly(make()).float()
     x = torch.randint(-2, 3, (3, *shape)).float()
     whole = flat(model, shape)
-    simple = simplify(whole, (x.flatten(1),), max_pool="relu", branches=branches)
+    simple = simplify(whole, x.flatten(1), max_pool="relu", sequential=sequential)
     graph = exported(simple, x.flatten(1), tmp_path / "model.onnx", dynamo=dynamo)
     assert {node.op_type for node in graph.graph.node} <= ONLY
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
@@ -75,13 +71,10 @@ def test_onnx_holds_products_sums_and_relus_only(
 def test_onnx_of_images_flattens_them_first(tmp_path: Path):
     make, shape = NETWORKS["resnet"]
     model, x = exactly(make()).float(), torch.randint(-2, 3, (2, *shape)).float()
-    graph = exported(simplify(model, (x,)), x, tmp_path / "model.onnx", dynamo=False)
+    graph = exported(simplify(model, x), x, tmp_path / "model.onnx", dynamo=False)
     operators = [node.op_type for node in graph.graph.node]
     assert operators[0] in ("Flatten", "Reshape")
     assert set(operators[1:]) <= ONLY
-    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
-    (y,) = session.run(None, {"x": x.numpy()})
-    assert np.array_equal(y, model(x).detach().numpy())
 
 
 class Tiny(nn.Module):
@@ -113,16 +106,22 @@ def largest_margin(network: nn.Module, columns: int) -> tuple[float, np.ndarray]
     return problem.getObjVal(), found
 
 
-def test_a_solver_that_reads_linear_and_relu_only_verifies_the_network():
-    """Maximise over all binary images what brute force finds by trying all 512 of them."""
+def test_a_solver_that_reads_sequences_of_linear_and_relu_only_verifies_the_network():
+    """Maximise over all binary images what brute force finds by trying all 512 of them.
+
+    It reads ``nn.Sequential`` alone, which is why `simplify` has ``sequential=True``.
+    """
     model = exactly(Tiny(), seed=4).float()
     images = torch.tensor(list(itertools.product([0.0, 1.0], repeat=9))).reshape(-1, 1, 3, 3)
     margins = (model(images) @ torch.tensor([1.0, -1.0])).detach()
     with pytest.raises(NoModel, match="Unsupported layer"):
         largest_margin(nn.Sequential(nn.Unflatten(1, (1, 3, 3)), *model.children()), 9)
-    simple = simplify(
-        flat(model, (1, 3, 3)), (images.flatten(1),), max_pool="relu", branches="carry"
-    )
+    rows = flat(model, (1, 3, 3))
+    graph = simplify(rows, images.flatten(1), max_pool="relu")
+    assert isinstance(graph, fx.GraphModule)
+    with pytest.raises(TypeError, match=r"'Simplified' has no len\(\)"):
+        largest_margin(graph, 9)
+    simple = simplify(rows, images.flatten(1), max_pool="relu", sequential=True)
     assert {type(part) for part in simple} == {nn.Linear, nn.ReLU}
     best, image = largest_margin(simple, 9)
     assert margins.max() > margins.median()
@@ -130,35 +129,24 @@ def test_a_solver_that_reads_linear_and_relu_only_verifies_the_network():
     assert margins[int("".join(map(str, image)), 2)] == margins.max()
 
 
-REAL = {"resnet18": 21, "squeezenet1_1": 36, "mobilenet_v2": 53}
+REAL: dict[str, tuple[int, int, dict[str, Any]]] = {
+    "resnet18": (12, 21, {}),
+    "squeezenet1_1": (18, 28, {"sequential": True, "max_pool": "relu"}),
+}
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_torchvision_networks_in_both_ways_and_back(name: str):
+def test_torchvision_networks_there_and_back(name: str):
     torch.manual_seed(1712)
-    model, x = trained(models.get_model(name, weights=None)), torch.randn(1, 3, 18, 18)
-    ways: list[dict[str, Any]] = [{"branches": "add"}, {"branches": "carry", "max_pool": "relu"}]
-    for way in ways[: 1 if name == "mobilenet_v2" else 2]:
-        simple = simplify(model, (x,), sparse=True, **way)
-        if way["branches"] == "carry":
-            assert {type(part) for part in simple} == {nn.Flatten, nn.Linear, nn.ReLU}
-        else:
-            assert sum(type(part) is nn.Linear for part in simple.modules()) == REAL[name]
-        for stage in stages(model, simple, x):
-            bound = rounding_bound(stage.magnitude, stage.terms, "float32")
-            assert bool(((stage.before - stage.after).abs() <= bound).all()), stage.name
-    back = restore(simple)
+    side, layers, way = REAL[name]
+    model, x = trained(models.get_model(name, weights=None)), torch.randn(1, 3, side, side)
+    simple = simplify(model, x, **way)
+    assert sum(type(part) is nn.Linear for part in simple.modules()) == layers
+    if way:
+        assert {type(part) for part in simple} == {nn.Flatten, nn.Linear, nn.ReLU}
+    for stage in stages(model, simple, x):
+        bound = rounding_bound(stage.magnitude, stage.terms, "float32")
+        assert bool(((stage.before - stage.after).abs() <= bound).all()), stage.name
+    back = convfc.to_conv(simple)
     for key, value in back.state_dict().items():
         assert torch.equal(value, model.state_dict()[key]), key
-
-
-def test_dense_weights_of_a_real_network_and_a_file():
-    torch.manual_seed(0)
-    model, x = trained(models.squeezenet1_1(num_classes=10)), torch.randn(1, 3, 18, 18)
-    simple = simplify(model, (x,), max_pool="relu", branches="carry")
-    file = io.BytesIO()
-    torch.save(simple.state_dict(), file)
-    file.seek(0)
-    other = simplify(model, (x,), max_pool="relu", branches="carry")
-    other.load_state_dict(torch.load(file))
-    assert torch.equal(other(x), simple(x))

@@ -339,7 +339,7 @@ class _Side:
             if value in stops or isinstance(value, Input):
                 found[value] = np.abs(numbers(self.raw[value])), 0
             elif isinstance(value, Affine):
-                total = np.tile(value.offset_modulus, (batch, 1))
+                total = np.tile(value.offset_bound, (batch, 1))
                 for source, matrix in value.terms.items():
                     total = total + (abs(matrix) @ found[source][0].T).T
                 longest = max((found[source][1] for source in value.terms), default=0)
@@ -367,4 +367,4 @@ def _longest_sum(value: Affine) -> int:
     counts = np.zeros(value.size, np.int64)
     for matrix in value.terms.values():
         counts += np.diff(matrix.indptr)
-    return int(counts.max(initial=0)) + bool(value.offset_modulus.any())
+    return int(counts.max(initial=0)) + bool(value.offset_bound.any())

@@ -24,7 +24,6 @@ from convfc.frameworks.torch.simplify.values import (
     is_identity,
     sources,
     topological,
-    users_of,
 )
 from convfc.operators.estimate import MatrixEstimate, check_fits, check_together
 
@@ -51,18 +50,13 @@ def emit(
 
 
 def is_chain(program: Program) -> bool:
-    """Say whether a program is one sequence: no value is used twice, none is a sum of two."""
-    users = users_of(program.output)
-    return all(
-        len(used) <= 1
-        and not (isinstance(value, Affine) and len(value.terms) != 1)
-        and (isinstance(value, Affine) or value is program.input or hasattr(value, "source"))
-        for value, used in users.items()
-    )
+    """Say whether a program is one sequence: each value but the input is made of one other."""
+    order = topological(program.output)
+    return all(value is program.input or len(sources(value)) == 1 for value in order)
 
 
 def check_memory(program: Program, dtype: torch.dtype, memory: float | None) -> None:
-    """Refuse weights that do not fit in memory, before the first of them is made."""
+    """Refuse weights that do not fit into memory, before the first of them is made."""
     largest, total, nonzeros = (0, 0), 0, 0
     for value in topological(program.output):
         for matrix in value.terms.values() if isinstance(value, Affine) else ():
@@ -75,13 +69,13 @@ def check_memory(program: Program, dtype: torch.dtype, memory: float | None) -> 
 
 
 def check_least(program: Program, dtype: torch.dtype, memory: float | None) -> None:
-    """Refuse weights of which the least part does not fit, before anything is multiplied.
+    """Refuse weights whose least size does not fit, before anything is multiplied.
 
-    What an activation is given is never multiplied away: its matrix has at least as many columns
+    The input of an activation is never multiplied away, and its matrix has at least as many columns
     as the narrowest of the affine values that it may be multiplied with.
     """
     least: dict[Value, int] = {}
-    mixing: set[Value] = set()  # a mere permutation may be undone by another one
+    mixing: set[Value] = set()  # no mere permutations, which another one may undo
     estimates: dict[str, MatrixEstimate] = {}
     order = topological(program.output)
     for value in order:
@@ -114,34 +108,28 @@ class _Build:
 
     def linear(self, matrix: Any, offset: npt.NDArray[Any] | None) -> nn.Linear:
         """Return the FC layer of a matrix and an offset."""
-        if self.device.type == "meta":  # asked for its parts only
-            return plain_linear(
-                nn.Parameter(torch.empty(matrix.shape, dtype=self.dtype, device=self.device)), None
-            )
+        if self.device.type == "meta":  # only the names of the parts are asked for
+            weight = torch.empty(matrix.shape, dtype=self.dtype, device=self.device)
+            return plain_linear(nn.Parameter(weight), None)
         values = torch.from_numpy(matrix.data).to(self.device, self.dtype)
         if self.sparse_weights:
-            weight = self._rows(matrix, values)
+            index = (self._index(matrix.indptr), self._index(matrix.indices))
+            with warnings.catch_warnings():  # PyTorch's note that these are in beta
+                warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state")
+                weight = torch.sparse_csr_tensor(
+                    *index, values, matrix.shape, check_invariants=False
+                )
         else:
             weight = torch.zeros(matrix.shape, dtype=self.dtype, device=self.device)
-            entries = sparse.coo_array(matrix)
-            rows, columns = (torch.from_numpy(a.astype(np.int64)) for a in entries.coords)
-            weight[rows.to(self.device), columns.to(self.device)] = values
+            rows, columns = map(self._index, sparse.coo_array(matrix).coords)
+            weight[rows, columns] = values
         bias = None
         if offset is not None:
             bias = nn.Parameter(torch.from_numpy(offset).to(self.device, self.dtype))
         return plain_linear(nn.Parameter(weight), bias)
 
-    def _rows(self, matrix: Any, values: Tensor) -> Tensor:
-        """Return a matrix in compressed rows; PyTorch's note that these are in beta is not news."""
-        indptr, indices = (
-            torch.from_numpy(index.astype(np.int64)).to(self.device)
-            for index in (matrix.indptr, matrix.indices)
-        )
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state")
-            return torch.sparse_csr_tensor(
-                indptr, indices, values, matrix.shape, check_invariants=False
-            )
+    def _index(self, index: npt.NDArray[Any]) -> Tensor:
+        return torch.from_numpy(index.astype(np.int64)).to(self.device)
 
 
 def _sequential(program: Program, build: _Build) -> Emitted:
@@ -178,8 +166,8 @@ def _graph(program: Program, build: _Build) -> Emitted:
         if isinstance(value, Affine):
             node, bias = None, value.offset if value.offset.any() else None
             own: dict[Value | None, str] = {}
-            biggest_first = sorted(value.terms.items(), key=lambda term: is_identity(term[1]))
-            for source, matrix in biggest_first:
+            identities_last = sorted(value.terms.items(), key=lambda term: is_identity(term[1]))
+            for source, matrix in identities_last:
                 term = nodes[source]
                 if bias is not None or not is_identity(matrix):
                     linear = build.linear(matrix, bias)
@@ -211,7 +199,7 @@ def _own_modules(value: Any) -> list[nn.Module]:
 
 
 def _beginning(program: Program) -> list[nn.Module]:
-    """Return what makes an input flat, and refuses what has another shape."""
+    """Return what flattens an input, and refuses one of another shape."""
     shape = program.input_shape
     return [flatten_of(shape, 1)] if len(shape) != 1 else []
 

@@ -1,9 +1,9 @@
-"""Neighbouring affine maps multiplied; and branches in one sequence.
+"""Neighbouring affine maps multiplied, and branches in one sequence.
 
-A value that several others use is multiplied into each of them, so a residual branch stays what it
-is. That can cost more than it saves: a bottleneck (a narrow layer between two wide ones without an
-activation) has more numbers as a product than as two factors. An affine value is therefore removed
-only if fewer numbers, or as many, are left, or half as many more if it is used once.
+A value that several others use is multiplied into each of them, so a residual branch stays one. A
+product can have more numbers than its factors, such as that of a bottleneck (a narrow layer between
+two wide ones without an activation). An affine value is therefore multiplied away only if no more
+numbers are left, or half as many more if it is used once.
 """
 
 from __future__ import annotations
@@ -32,17 +32,18 @@ from convfc.frameworks.torch.simplify.values import (
 )
 
 Terms = dict[Value, Any]
+Row = tuple[Terms, npt.NDArray[Any]]  # a value as a sum of others, and the offset
 
 
 class Merged(NamedTuple):
-    """A program after merging, and the value of the first program that each of its values is."""
+    """A program after merging, and for each of its values the one of the program before."""
 
     program: Program
     before: Mapping[Value, Value]
 
 
 def merge(program: Program, *, alternating: bool = False) -> Merged:
-    """Multiply neighbouring affine maps."""
+    """Multiply neighbouring affine maps: where it pays, or as one sequence needs it."""
     work = _Work(program)
     depth = levels(program.output)
     for value in list(work.terms):
@@ -62,7 +63,7 @@ def merge(program: Program, *, alternating: bool = False) -> Merged:
 
 
 def levels(output: Value) -> dict[Value, int]:
-    """Return how many activations stand in front of each value, at most."""
+    """Return how many activations stand before each value, at most."""
     found: dict[Value, int] = {}
     for value in topological(output):
         below = max((found[source] for source in sources(value)), default=0)
@@ -71,7 +72,7 @@ def levels(output: Value) -> dict[Value, int]:
 
 
 def _width(value: Value) -> int:
-    """Return how many numbers of ReLU's range carry a value."""
+    """Return how many numbers pass a value through a ReLU."""
     return value.size if value.nonnegative else 2 * value.size
 
 
@@ -90,7 +91,7 @@ class _Work:
                 self.offset[value] = value.offset
 
     def gain(self, value: Value, users: Sequence[Value]) -> int:
-        """Return how many numbers fewer there are if a value is multiplied into its users."""
+        """Return by how many the numbers decrease if a value is multiplied into its users."""
         own, gained = self.terms[value], 0
         if len(users) == len(self.users[value]) and value is not self.program.output:
             gained += sum(map(_cost, own.values()))
@@ -106,7 +107,7 @@ class _Work:
         return gained
 
     def allowance(self, value: Value, users: Sequence[Value]) -> int:
-        """Return how many numbers more a product may have: half of its factors', if used once."""
+        """Return how many more numbers a product may have: half of its factors', if used once."""
         if len(self.users[value]) != 1 or value is self.program.output:
             return 0
         factors = (*self.terms[value].values(), self.terms[users[0]][value])
@@ -132,7 +133,7 @@ class _Work:
                 self.users[source].remove(value)
 
     def result(self) -> Merged:
-        """Return the program of new values."""
+        """Return the program, made of new values."""
         new: dict[Value, Value] = {}
         for value in self.order:
             if isinstance(value, Affine):
@@ -148,15 +149,9 @@ class _Work:
             else:
                 new[value] = value
         program = self.program
-        start = new.get(program.input, program.input)
         places = {new[v]: place for v, place in program.places.items() if v in new}
-        merged = Program(
-            start,  # type: ignore[arg-type]
-            new[program.output],
-            program.input_shape,
-            program.output_shape,
-            places,
-        )
+        shapes = program.input_shape, program.output_shape
+        merged = Program(program.input, new[program.output], *shapes, places)
         first: dict[Value, Value] = {}
         for before, after in new.items():
             first.setdefault(after, before)
@@ -170,11 +165,9 @@ def _cost(matrix: Any) -> int:
 
 # One sequence -------------------------------------------------------------------------------------
 #
-# Branches in one sequence of FC layers and ReLUs: what is needed later is carried through.
-#
 # Between two ReLU layers the whole network is one vector, its state. A number that a later layer
-# needs goes through the ReLUs unchanged if it cannot be negative, else as the pair relu(v) and
-# relu(-v), whose difference it is: of each pair one is zero, so not a bit is lost.
+# needs passes the ReLUs unchanged if it cannot be negative, else as the pair relu(v) and relu(-v),
+# whose difference it is: one of each pair is zero, so nothing is rounded.
 
 
 class Part(NamedTuple):
@@ -185,11 +178,7 @@ class Part(NamedTuple):
 
 
 class Chained(NamedTuple):
-    """A program that is one sequence, and what its states hold.
-
-    ``states`` gives, for each value of the sequence that is no affine map, the values of the first
-    program in it and their parts.
-    """
+    """A program that is one sequence, and which values of the first program its states contain."""
 
     program: Program
     states: Mapping[Value, Mapping[Value, Part]]
@@ -226,7 +215,7 @@ def _chain(program: Program, wanted: list[list[Value]], depth: Mapping[Value, in
                 opaque.name,
                 "leave out sequential=True, or give max_pool='relu' if it is a max-pooling",
             )
-        rows: list[tuple[dict[Value, Any], npt.NDArray[Any]]] = []
+        rows: list[Row] = []
         new: dict[Value, Part] = {}
         size = 0
         for value in made + others:
@@ -246,17 +235,15 @@ def _chain(program: Program, wanted: list[list[Value]], depth: Mapping[Value, in
         parts = new
         states[state] = parts
     end = _stack([_expand(program.output, len(wanted) - 1, depth)], state, parts)
-    chained = Program(program.input, end, program.input_shape, program.output_shape)
-    return Chained(chained, states)
+    shapes = program.input_shape, program.output_shape
+    return Chained(Program(program.input, end, *shapes), states)
 
 
-def _expand(
-    value: Value, level: int, depth: Mapping[Value, int]
-) -> tuple[dict[Value, Any], npt.NDArray[Any]]:
-    """Return a value as a sum over what stands in the state of a level, and the offset."""
+def _expand(value: Value, level: int, depth: Mapping[Value, int]) -> Row:
+    """Return a value as a sum over the values in the state of a level."""
     if not isinstance(value, Affine) or depth[value] < level:
         return {value: sparse.eye_array(value.size, format="csr")}, np.zeros(value.size)
-    terms: dict[Value, Any] = {}
+    terms: Terms = {}
     offset = value.offset
     for source, outer in value.terms.items():
         inner, more = _expand(source, level, depth)
@@ -267,12 +254,8 @@ def _expand(
     return terms, offset
 
 
-def _stack(
-    rows: list[tuple[dict[Value, Any], npt.NDArray[Any]]],
-    state: Value,
-    parts: Mapping[Value, Part],
-) -> Value:
-    """Return the affine map of a state that has these rows."""
+def _stack(rows: list[Row], state: Value, parts: Mapping[Value, Part]) -> Value:
+    """Return the affine value of a state that has these rows."""
     data, at, columns, first = [], [], [], 0
     for terms, offset in rows:
         for value, matrix in terms.items():

@@ -1,13 +1,13 @@
 """What each operation does to a value: the table of operations, open for registration.
 
-An operation is named as in a `trace`: ATen's operator, or one that is a call of its own there. What
-it does is one function, registered under its name (or several), that gets the call and, by ATen's
-names, the arguments: a `Tracked` in the place of each tensor that depends on the model's input,
-``x`` the first one. It returns the value, or for another shape than PyTorch's result has, an error.
+An operation has its name in a `trace`: ATen's, or one that is a call of its own there. One function
+is registered under one name or several. It gets the call and, by ATen's names, the arguments, with
+a `Tracked` for each tensor that depends on the model's input, the first of them ``x``. It returns
+the value; `simplified` refuses one that does not have the shape of PyTorch's result.
 
 CONV layers, ``nn.Linear`` and BatchNorm are built from their parameters. What only moves numbers
-(flattening, permuting, padding, concatenating, slicing) is run on numbered elements, and what else
-is affine on the vectors of a basis: there PyTorch itself says what it does.
+(flattening, permuting, padding, concatenating, slicing) is run on numbered elements, and every
+other affine operation on the vectors of a basis, so that PyTorch itself says what it does.
 """
 
 from __future__ import annotations
@@ -48,9 +48,11 @@ from convfc.operators.matrix import conv_matrix, conv_offset
 from convfc.operators.pattern import matrix_pattern
 from convfc.sizes import geometry_errors, per_axis
 
-_BLOCK = 2**26  # bytes of basis vectors, or of their images, that are held at a time
+_BLOCK = 2**26  # bytes of basis vectors, or of their images, that are in memory at a time
 _NORM_ROUNDINGS = 8  # eps, the root, its inverse, two products, a difference, a sum, one to store
 _EACH = "it does not treat each example of a batch by itself"
+_PRODUCT = "a product of two values of the network is not affine"
+_QUOTIENT = "a division by a value of the network, or a rounded one"
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,11 +73,11 @@ class Condition:
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One call while a trace is read: what an operation may ask besides its arguments."""
+    """One call of a trace: what an operation may ask besides its arguments."""
 
     call: Call
-    given: Tensor  # the first argument of the network, without numbers, of two examples
-    result: Any  # likewise
+    given: Tensor  # the first tensor of the network among them, of two examples, on the meta device
+    result: Any  # on the meta device, too
     max_pool: str
     memory: float | None
 
@@ -124,10 +126,10 @@ Operation = Callable[..., Any]
 
 
 class _Operations(dict[str, Operation]):
-    """What operations do, by their names."""
+    """The functions, by the names of their operations."""
 
     def register(self, *names: str) -> Callable[[Operation], Operation]:
-        """Teach what the operations of these names do."""
+        """Register a function for the operations of these names."""
 
         def enter(operation: Operation) -> Operation:
             self.update(dict.fromkeys(names, operation))
@@ -148,9 +150,9 @@ def _axes(names: Iterable[str]) -> list[str]:
 
 
 def estimate(call: Call, x: Tensor) -> MatrixEstimate | None:
-    """Return how large the matrix of a layer will be that is called on a tensor; None without one.
+    """Return how large the matrix of a called layer will be; None for any other call.
 
-    Zeros of an ``nn.Linear`` are left out, so that those of an unrolled layer cost nothing.
+    Zeros of an ``nn.Linear`` are not counted, so those of an unrolled layer cost nothing.
     """
     if call.name == LAYER:
         module: Any = call.module
@@ -190,7 +192,7 @@ def _(step: Step, x: Tracked) -> Value:
 def _linear(step: Step, x: Any, weight: Any, bias: Any = None) -> Value | Tracked:
     """Multiply the last axis."""
     if not isinstance(x, Tracked) or isinstance(weight, Tracked) or isinstance(bias, Tracked):
-        raise refuse("a product of two values of the network is not affine", step.place)
+        raise refuse(_PRODUCT, step.place)
     matrix, rows = sparse.csr_array(numbers(weight)), math.prod(x.shape[:-1])
     offset = np.zeros(matrix.shape[0]) if bias is None else numbers(bias)
     whole = matrix if rows == 1 else sparse.kron(identity(rows), matrix, format="csr")
@@ -224,7 +226,7 @@ def _(
         {x.value: diagonal(np.repeat(scale, each))},
         np.repeat(shift - mean * scale, each),
         of_layer=own is not None,
-        offset_modulus=np.repeat(np.abs(shift) + np.abs(mean * scale), each),
+        offset_bound=np.repeat(np.abs(shift) + np.abs(mean * scale), each),
         roundings=_NORM_ROUNDINGS,
     )
     return [value, *[None] * (len(step.result) - 1)]
@@ -246,19 +248,11 @@ def _sum(step: Step, operands: Sequence[tuple[Any, float]]) -> Value:
     return shifted(total(values), constant) if constant.any() else total(values)
 
 
-@OPERATIONS.register("add")
+@OPERATIONS.register("add", "sub", "rsub")
 def _(step: Step, x: Any, other: Any, alpha: float = 1) -> Value:
-    return _sum(step, [(x, 1), (other, alpha)])
-
-
-@OPERATIONS.register("sub")
-def _(step: Step, x: Any, other: Any, alpha: float = 1) -> Value:
-    return _sum(step, [(x, 1), (other, -alpha)])
-
-
-@OPERATIONS.register("rsub")
-def _(step: Step, x: Any, other: Any, alpha: float = 1) -> Value:
-    return _sum(step, [(other, 1), (x, -alpha)])
+    if step.call.name == "rsub":
+        return _sum(step, [(other, 1), (x, -alpha)])
+    return _sum(step, [(x, 1), (other, alpha if step.call.name == "add" else -alpha)])
 
 
 @OPERATIONS.register("neg")
@@ -269,7 +263,7 @@ def _(step: Step, x: Tracked) -> Value:
 @OPERATIONS.register("mul")
 def _(step: Step, x: Any, other: Any) -> Value:
     if isinstance(x, Tracked) and isinstance(other, Tracked):
-        raise refuse("a product of two values of the network is not affine", step.place)
+        raise refuse(_PRODUCT, step.place)
     value, factor = (x, other) if isinstance(x, Tracked) else (other, x)
     return scaled(step.like_result(value).value, step.constant(factor))
 
@@ -277,18 +271,18 @@ def _(step: Step, x: Any, other: Any) -> Value:
 @OPERATIONS.register("div")
 def _(step: Step, x: Any, other: Any, rounding_mode: str | None = None) -> Value:
     if isinstance(other, Tracked) or rounding_mode is not None:
-        raise refuse("a division by a value of the network, or a rounded one", step.place)
+        raise refuse(_QUOTIENT, step.place)
     return scaled(step.like_result(x).value, 1 / step.constant(other))
 
 
 @OPERATIONS.register("reciprocal")
 def _(step: Step, x: Tracked) -> Value:
-    raise refuse("a division by a value of the network, or a rounded one", step.place)
+    raise refuse(_QUOTIENT, step.place)
 
 
 @OPERATIONS.register("sum", "mean")
 def _(step: Step, x: Tracked, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Tracked:
-    """Each number goes to where its number is in the result."""
+    """Add each element to the element of the result that it is summed into."""
     axes = range(1 + len(x.shape)) if dim is None or dim == [] else dim
     axes = {axis % (1 + len(x.shape)) for axis in ([axes] if isinstance(axes, int) else axes)}
     if 0 in axes:
@@ -307,7 +301,7 @@ def _(step: Step, x: Tracked, dim: Any = None, keepdim: bool = False, dtype: Any
 def _(step: Step, *operands: Any, **named: Any) -> Tracked:
     tracked = [one for one in tree_leaves((operands, named)) if isinstance(one, Tracked)]
     if len(tracked) > 1:
-        raise refuse("a product of two values of the network is not affine", step.place)
+        raise refuse(_PRODUCT, step.place)
     return probed(step, tracked[0])
 
 
@@ -394,18 +388,13 @@ def _(step: Step, x: Any, min: Any = None, max: Any = None) -> Value:
     return value
 
 
-@OPERATIONS.register("maximum", "fmax")
+@OPERATIONS.register("maximum", "fmax", "minimum", "fmin")
 def _(step: Step, x: Any, other: Any) -> Value:
-    return _larger(step, x, other, 1)
-
-
-@OPERATIONS.register("minimum", "fmin")
-def _(step: Step, x: Any, other: Any) -> Value:
-    return _larger(step, x, other, -1)
+    return _larger(step, x, other, 1 if "max" in step.call.name else -1)
 
 
 def _larger(step: Step, x: Any, other: Any, sign: int) -> Value:
-    """Return a + relu(b - a); with a minus sign, the smaller one, a - relu(a - b)."""
+    """Return the larger one, a + relu(b - a), or with sign -1 the smaller one, a - relu(a - b)."""
     rise = relu(_sum(step, [(other, sign), (x, -sign)]))
     return _sum(step, [(x, 1), (Tracked(rise, step.shape), sign)])
 
@@ -419,7 +408,7 @@ def _(step: Step, x: Any, other: Any) -> Condition:
 
 @OPERATIONS.register("where")
 def _(step: Step, condition: Any, x: Any, other: Any) -> Value:
-    """Where d > 0, a, else b, is b + k relu(d), if a - b is k d, element by element."""
+    """Return a where d > 0, else b, as b + k relu(d): so it is if a - b = k d for each element."""
     if not isinstance(condition, Condition):
         raise refuse("where() asks what is in a tensor", step.place)
     first, second = (x, other) if condition.positive else (other, x)
@@ -433,7 +422,7 @@ def _(step: Step, condition: Any, x: Any, other: Any) -> Value:
 
 
 def _ratio(value: Value, other: Value) -> npt.NDArray[Any] | None:
-    """Return k where a value is k times another one, element by element; None if it is not."""
+    """Return the k with value = k * other for each element; None if there is none."""
     (own, offset), (terms, other_offset) = _elementwise(value), _elementwise(other)
     if not terms:
         return None
@@ -448,7 +437,7 @@ def _ratio(value: Value, other: Value) -> npt.NDArray[Any] | None:
 
 
 def _elementwise(value: Value) -> tuple[dict[Value, npt.NDArray[Any]], npt.NDArray[Any]]:
-    """Return a value as a sum of other ones, each times a constant for each element."""
+    """Return a value as a sum of others, each times a vector of constants, and an offset."""
     if isinstance(value, Affine) and not value.of_layer:
         diagonals = {s: m.diagonal() for s, m in value.terms.items() if m.shape[0] == m.shape[1]}
         if all(
@@ -466,10 +455,7 @@ def _elementwise(value: Value) -> tuple[dict[Value, npt.NDArray[Any]], npt.NDArr
 
 
 def leaky(x: Value, slope: float | npt.NDArray[Any]) -> Value:
-    """Return x where it is positive, slope * x elsewhere: relu(x) - slope * relu(-x).
-
-    One of the two is zero, so nothing is rounded but the product.
-    """
+    """Return relu(x) - slope * relu(-x): one of the two is zero, so only the product is rounded."""
     eye = identity(x.size)
     halves = relu(linear(x, sparse.vstack([eye, -eye], format="csr")))
     slopes = diagonal(np.broadcast_to(-np.asarray(slope, float), x.size))
@@ -477,7 +463,7 @@ def leaky(x: Value, slope: float | npt.NDArray[Any]) -> Value:
 
 
 def between(x: Value, low: float | None, high: float | None) -> Value:
-    """Return x held between two numbers: low + relu(x - low) - relu(x - high).
+    """Return x clamped to two numbers: low + relu(x - low) - relu(x - high).
 
     From ``high`` to twice that, x - (x - high) is exact (Sterbenz); farther out it is rounded once.
     """
@@ -495,17 +481,8 @@ def between(x: Value, low: float | None, high: float | None) -> Value:
     return affine({above: back}, np.full(n, float(low)), nonnegative=known, roundings=1)
 
 
-def _kept(name: str, module: Callable[..., nn.Module]) -> None:
-    """Keep an operation as a module, made of the arguments behind the first one."""
-
-    @OPERATIONS.register(name)
-    def _(step: Step, x: Tracked, *arguments: Any, **named: Any) -> Value:
-        made = module(*arguments, **named).eval()
-        return Opaque(x.value.size, x.value, (made,), step.place)
-
-
 def _elu(alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> nn.Module:
-    """ATen has one operator for the three."""
+    """Return the module of ATen's one operator for ELU, CELU and SELU."""
     if input_scale != 1.0:
         return nn.CELU(alpha)
     return nn.ELU(alpha) if scale == 1.0 else nn.SELU()
@@ -526,8 +503,12 @@ _KEPT: dict[str, Callable[..., nn.Module]] = {
     "tanhshrink": nn.Tanhshrink,
     "threshold": nn.Threshold,
 }
-for _name, _module in _KEPT.items():
-    _kept(_name, _module)
+
+
+@OPERATIONS.register(*_KEPT)
+def _(step: Step, x: Tracked, *arguments: Any, **named: Any) -> Value:
+    module = _KEPT[step.call.name](*arguments, **named).eval()
+    return Opaque(x.value.size, x.value, (module,), step.place)
 
 
 @OPERATIONS.register("log_sigmoid_forward")
@@ -547,7 +528,7 @@ def _(step: Step, x: Tracked, dim: int, half_to_float: bool) -> Value:
 #
 # The maximum of two numbers is max(a, b) = a + relu(b - a). A window's maximum is taken axis by
 # axis, and along an axis as a tree of pairs; what windows share is computed once. Positions in the
-# padding, which are minus infinity to PyTorch, are not candidates.
+# padding, which are minus infinity in PyTorch, are left out.
 
 Windows = list[tuple[int, ...]]
 
@@ -580,15 +561,14 @@ def _(step: Step, x: Tracked, output_size: Any, return_indices: bool = False) ->
 
 def _max_pool_kept(step: Step, module: nn.Module, x: Tracked) -> Value:
     modules = (nn.Unflatten(1, x.shape), module, nn.Flatten())
-    nonnegative = x.value.nonnegative
-    size = math.prod(step.shape)
-    return Opaque(size, x.value, modules, step.place, nonnegative=nonnegative)
+    size, known = math.prod(step.shape), x.value.nonnegative
+    return Opaque(size, x.value, modules, step.place, nonnegative=known)
 
 
 def pool_windows(module: Any, size: Sequence[int], out: Sequence[int]) -> list[Windows]:
-    """Return, axis by axis and for each output position, the input positions of its window.
+    """Return, for each axis and output position, the input positions of the window.
 
-    Spatial sizes of its input and its output tell a window that ``ceil_mode`` adds.
+    The output size tells a window that ``ceil_mode`` adds.
     """
     n = len(size)
     with geometry_errors():
@@ -621,18 +601,18 @@ def adaptive_windows(size: Sequence[int], out: Sequence[int]) -> list[Windows]:
 def _max_pool_relu(x: Tracked, windows: Sequence[Windows]) -> Value:
     value, shape = x.value, x.shape
     for axis, positions in enumerate(windows, start=1):
-        before, behind = math.prod(shape[:axis]), math.prod(shape[axis + 1 :])
-        value = _maxima(value, before, shape[axis], behind, positions)
+        before, after = math.prod(shape[:axis]), math.prod(shape[axis + 1 :])
+        value = _maxima(value, before, shape[axis], after, positions)
         shape = (*shape[:axis], len(positions), *shape[axis + 1 :])
     return value
 
 
-def _maxima(value: Value, before: int, n: int, behind: int, windows: Windows) -> Value:
-    """Take maxima along the middle one of three axes."""
+def _maxima(value: Value, before: int, n: int, after: int, windows: Windows) -> Value:
+    """Return the maxima over windows of the middle axis of a value (before, n, after)."""
 
     def along(rows: Sequence[int], columns: Sequence[int], shape: tuple[int, int]) -> Any:
         one = sparse.coo_array((np.ones(len(rows)), (rows, columns)), shape=shape)
-        both = sparse.kron(sparse.eye_array(before), sparse.kron(one, sparse.eye_array(behind)))
+        both = sparse.kron(sparse.eye_array(before), sparse.kron(one, sparse.eye_array(after)))
         return sparse.csr_array(both)
 
     while max(map(len, windows)) > 1:
@@ -643,10 +623,10 @@ def _maxima(value: Value, before: int, n: int, behind: int, windows: Windows) ->
         firsts = along(range(m), [pair[0] for pair in new], (m, n))
         seconds = along(range(count), [new[i][1] for i in pairs], (count, n))
         base = along(range(count), [new[i][0] for i in pairs], (count, n))
-        rise = Relu(before * count * behind, linear(value, seconds - base), nonnegative=True)
+        rise = Relu(before * count * after, linear(value, seconds - base), nonnegative=True)
         value = affine(
             {value: firsts, rise: along(pairs, range(count), (m, count))},
-            np.zeros(before * m * behind),
+            np.zeros(before * m * after),
             nonnegative=value.nonnegative,
         )
         place = {pair: i for i, pair in enumerate(new)}
@@ -668,10 +648,9 @@ def shifted(x: Value, offset: npt.NDArray[Any]) -> Value:
 
 
 def moved(call: Callable[[list[Tensor]], Any], inputs: Sequence[Tracked], where: str) -> Any:
-    """Return what a call that only moves numbers, or puts constants beside them, makes of values.
+    """Return what a call that only moves numbers, or adds constants to them, makes of values.
 
-    It is called on one tensor ``(n, *shape)`` per input, of numbered elements; it may return
-    tensors in tuples and lists.
+    It is called on one tensor of numbered elements per input, and on zeros for the constants.
     """
     total = sum(one.value.size for one in inputs)
     given, first = [], 1
@@ -702,7 +681,7 @@ def moved(call: Callable[[list[Tensor]], Any], inputs: Sequence[Tracked], where:
 def _selected(
     inputs: Sequence[Tracked], number: npt.NDArray[Any], offset: npt.NDArray[Any]
 ) -> Value:
-    """Return the value whose elements are these ones of the inputs, -1 for none."""
+    """Return the value with these elements of the inputs, none where the number is -1."""
     terms: dict[Value, Any] = {}
     first = 0
     for one in inputs:
@@ -717,9 +696,9 @@ def _selected(
 
 
 def probed(step: Step, x: Tracked, *, channelwise: bool = False) -> Tracked:
-    """Return what an affine call makes of a value: its matrix is found on the vectors of a basis.
+    """Return what an affine call makes of a value: its matrix is its results on a basis.
 
-    If it does the same to every channel, one channel is enough.
+    If the call does the same to every channel, one channel is enough.
     """
 
     def call(given: Tensor) -> Tensor:

@@ -1,18 +1,17 @@
-"""A model run once, on a tensor that notes what is done to it: a list of calls of ATen's operators.
+"""A model run once, on a tensor that records what is done to it: calls of ATen's operators.
 
 PyTorch takes every call apart into ATen's operators, whose names and arguments are the same however
-it was written (``F.relu(x)``, ``torch.relu(x)``, ``x.relu_()``, ``nn.ReLU()(x)``). What is noted is
-what has run, so a forward may be written in any way as long as it does not ask what is in a tensor.
-The tensor has no numbers of its own that anything could look at unseen.
+it was written (``F.relu(x)``, ``torch.relu(x)``, ``x.relu_()``, ``nn.ReLU()(x)``). What has run is
+recorded, so a forward may be written in any way as long as it does not ask what is in a tensor.
 
-A CONV layer, in whatever form, is one call, and so are the functions of `WHOLE`, which ATen would
-take apart into calls that mix the examples of a batch, or that say less.
+A CONV layer, in any form, is one call, and so are the functions of `WHOLE`, which ATen would take
+apart into calls that mix the examples of a batch, or that say less.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,13 +41,13 @@ CONSTANTS = frozenset(
 )
 """Operators that ask a tensor for no more than its size and its kind."""
 _REMEDY = (
-    "leave out simplify=True, which keeps every layer and unrolls the convolutions only, or "
-    "simplify the parts before and behind it"
+    "use convfc.unroll, which keeps every layer and unrolls the convolutions only, or simplify the "
+    "parts before and after it"
 )
 
 
 def refuse(what: str, where: str, remedy: str = _REMEDY) -> UnsupportedLayer:
-    """Return the error for something that no plain MLP computes, or that is not known to be one."""
+    """Return the error for something that a plain MLP does not compute, or is not known to."""
     return UnsupportedLayer(f"{what}; it cannot be simplified", where=where, remedy=remedy)
 
 
@@ -61,37 +60,19 @@ class Ref:
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """What was called.
+    """What was called, with a `Ref` in the place of each tensor that depends on the input."""
 
-    Attributes
-    ----------
-    name : str
-        ATen's name of an operator, without a final underscore; or one of `WHOLE`; or `LAYER`.
-    function : callable
-        It, to be called again.
-    args, kwargs
-        Its arguments, a `Ref` in the place of each tensor that depends on the model's input.
-    result
-        What it returned, likewise.
-    place : str
-        The module in whose forward it stands.
-    module : nn.Module
-        That module.
-    versions : tuple
-        Of the constant tensors among the arguments.
-    """
-
-    name: str
+    name: str  # ATen's, without a final underscore; or one of `WHOLE`; or `LAYER`
     function: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     result: Any
-    place: str
-    module: nn.Module
-    versions: tuple[int, ...]
+    place: str  # the name of the module in whose forward it stands
+    module: nn.Module  # that module
+    versions: tuple[int, ...]  # of the constant tensors among the arguments
 
     def arguments(self, change: Callable[[Any], Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return its arguments, each changed: of ATen's operators all of them, by their names."""
+        """Return its arguments after ``change``: of ATen's operators all of them, by name."""
         args, kwargs = tree_map(change, (self.args, self.kwargs))
         schema = getattr(self.function, "_schema", None)
         if schema is not None:
@@ -122,16 +103,9 @@ class Call:
 
 @dataclass(eq=False)
 class Trace:
-    """The calls of one run.
+    """The calls of one run, its tensors by the number in a `Ref`, and what the model returned.
 
-    Attributes
-    ----------
-    calls : list of Call
-    tensors : list of Tensor
-        By the number in a `Ref`: the input, and every result; without numbers (on the meta device)
-        unless they were asked for.
-    output : object
-        What the model returned.
+    The tensors are on the meta device unless their numbers were asked for.
     """
 
     calls: list[Call] = field(default_factory=list)
@@ -140,20 +114,12 @@ class Trace:
 
     @property
     def signature(self) -> tuple[tuple[str, str], ...]:
-        """Names and places of the calls: another network has others."""
+        """Names and places of the calls, by which another network is recognised."""
         return tuple((call.name, call.place) for call in self.calls)
 
 
 def trace(model: nn.Module, x: Tensor, *, numbers: bool = False) -> Trace:
-    """Run a model in evaluation mode on a tensor, and note the calls; it is left as it was.
-
-    Raises
-    ------
-    ShapeError
-        If the model does not run on the tensor.
-    UnsupportedModel, UnsupportedLayer
-        If it asks what is in a tensor, or does something else that cannot be followed.
-    """
+    """Run a model in evaluation mode on a tensor, and return the calls; it is left as it was."""
     recorder = _Recorder(numbers)
     with unchanged(model), torch.inference_mode(mode=False):
         try:
@@ -193,7 +159,7 @@ def _check_runs(model: nn.Module, x: Tensor) -> None:
 
 
 class _Noting(Tensor):
-    """A tensor that tells its recorder what is done to it; its numbers are in ``plain``."""
+    """A tensor that tells its recorder what is done to it; its numbers are in ``plain`` alone."""
 
     recorder: _Recorder
     plain: Tensor
@@ -236,7 +202,7 @@ class _Noting(Tensor):
 
 
 class _Beside(TorchDispatchMode):
-    """Sees what a forward does with other tensors, of which the trace holds the results alone."""
+    """Sees what a forward does with constants, of which the trace has only the results."""
 
     def __init__(self, recorder: _Recorder, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -259,7 +225,7 @@ class _Beside(TorchDispatchMode):
 
 
 def _tensors_of(module: nn.Module) -> Iterator[Tensor]:
-    """Yield the tensors that a module holds itself, registered or not."""
+    """Yield the tensors that are a module's own, registered or not."""
     for values in (module._parameters.values(), module._buffers.values(), vars(module).values()):
         yield from (t for t in values if isinstance(t, Tensor) and t.layout is torch.strided)
 
@@ -273,7 +239,7 @@ def _recorder_of(arguments: Any) -> _Recorder:
 
 
 class _Recorder:
-    """Notes the calls of one run."""
+    """Records the calls of one run."""
 
     def __init__(self, numbers: bool) -> None:
         self.found, self.numbers = Trace(), numbers
@@ -292,7 +258,7 @@ class _Recorder:
         return made
 
     def refuse(self, what: str, place: str, *remedy: str) -> ConvfcError:
-        """Return the error of something that cannot be followed, and remember it."""
+        """Return the error of something that cannot be followed, and keep it: see `trace`."""
         self.refused = self.refused or refuse(what, place, *remedy)
         return self.refused
 
@@ -302,7 +268,7 @@ class _Recorder:
         return len(self.found.tensors) - 1
 
     def ref(self, value: Any) -> Any:
-        """Return what stands for an argument or a result in a call."""
+        """Return an argument or a result as a call has it."""
         if not isinstance(value, _Noting):
             return value
         if value.lost:
@@ -314,7 +280,7 @@ class _Recorder:
         return Ref(value.number)
 
     def call(self, name: str, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run a function on the real tensors, and note it."""
+        """Run a function on the real tensors, and record it."""
         place, module = self.stack[-1]
         noted = tree_map(self.ref, (args, kwargs))
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
@@ -327,9 +293,10 @@ class _Recorder:
             self.calling = False
         if name in CONSTANTS:
             return real
+        schema = getattr(function, "_schema", None)
         written: list[Any] = [
             kwargs.get(argument.name, args[i] if i < len(args) else None)
-            for i, argument in enumerate(getattr(function, "_schema", _NONE).arguments)
+            for i, argument in enumerate(schema.arguments if schema else ())
             if argument.is_write
         ]
         if not all(isinstance(t, _Noting) for t in written):
@@ -357,12 +324,8 @@ class _Recorder:
         """Give a tensor that was changed in place, and those that are the same, a new number."""
         number, real = self._number(written.plain), written.plain
         self.alive = [ref for ref in self.alive if ref() is not None]
-        for ref in self.alive:
-            other = ref()
-            if (
-                other is None
-                or other.plain.untyped_storage()._cdata != real.untyped_storage()._cdata
-            ):
+        for other in (ref() for ref in self.alive):
+            if other is None or _memory(other.plain) != _memory(real):
                 continue
             if _layout(other.plain) == _layout(real):
                 other.number = number
@@ -371,7 +334,7 @@ class _Recorder:
 
     @contextmanager
     def watching(self, model: nn.Module) -> Iterator[None]:
-        """Note in which module's forward a call stands; take a CONV layer's forward as one call."""
+        """Follow in which module's forward a call stands; a CONV layer's forward is one call."""
         self.stack = [("the model itself", model)]
         inside: set[nn.Module] = set()
         with ExitStack() as stack:
@@ -429,10 +392,3 @@ def _version(t: Tensor) -> int:
 
 def _layout(t: Tensor) -> tuple[Any, ...]:
     return t.shape, t.stride(), t.storage_offset()
-
-
-class _NoSchema:
-    arguments: Collection[Any] = ()
-
-
-_NONE = _NoSchema()

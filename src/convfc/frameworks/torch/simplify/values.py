@@ -1,9 +1,9 @@
 """A network as values: flat vectors that are sums of matrices times vectors, or ReLU of one.
 
 What a CONV network computes between two activations is affine, however many layers it takes. Here
-every value of one example is a flat vector, in PyTorch's order of elements, and says what it is
-made of. Matrices and offsets are float64 (complex128 for complex networks): products are rounded
-there, and once more when they become the weights of an ``nn.Linear``.
+every value is a flat vector of one example, in PyTorch's order of elements. Matrices and offsets
+are float64 (complex128 for complex networks): products are rounded there, and once more when they
+become the weights of an ``nn.Linear``.
 """
 
 from __future__ import annotations
@@ -28,19 +28,15 @@ Vector: TypeAlias = npt.NDArray[Any]
 
 @dataclass(eq=False)
 class Value:
-    """A vector of the network, for one example.
-
-    It is compared by what it is, not by its numbers.
-    """
+    """A vector of the network, for one example; two values are equal if they are one object."""
 
     size: int
-    # Whether it is known to have no negative element.
-    nonnegative: bool = field(default=False, kw_only=True)
+    nonnegative: bool = field(default=False, kw_only=True)  # whether it is known to be
 
 
 @dataclass(eq=False)
 class Input(Value):
-    """What the network is given."""
+    """The input of the network."""
 
 
 @dataclass(eq=False)
@@ -49,17 +45,15 @@ class Affine(Value):
 
     terms: Mapping[Value, Matrix]
     offset: Vector
-    # Whether it is a layer of the original network, with numbers that it has learnt.
-    of_layer: bool = False
-    # What the moduli of the offset's own parts add up to; more than |offset| where the original
-    # network adds and takes off again, as a BatchNorm does.
-    offset_modulus: Vector = None  # type: ignore[assignment]
-    # How many more roundings than a sum of products has: of the original layer's other steps.
-    roundings: int = 0
+    of_layer: bool = False  # of the original network, with weights
+    # The sum of the absolute values that the offset is computed from: more than |offset| where the
+    # original network adds and subtracts again, as a BatchNorm does.
+    offset_bound: Vector = None  # type: ignore[assignment]
+    roundings: int = 0  # more than a sum of products has: of the original layer's other steps
 
     def __post_init__(self) -> None:
-        if self.offset_modulus is None:
-            self.offset_modulus = np.abs(self.offset)
+        if self.offset_bound is None:
+            self.offset_bound = np.abs(self.offset)
 
 
 @dataclass(eq=False)
@@ -71,31 +65,24 @@ class Relu(Value):
 
 @dataclass(eq=False)
 class Opaque(Value):
-    """Modules that are neither: they stay as they are, one after the other, on the flat vector.
-
-    ``name`` is their place in the original network.
-    """
+    """Modules that are neither affine nor ReLU: they stay, in a sequence on the flat vector."""
 
     source: Value
     modules: tuple[nn.Module, ...]
-    name: str
+    name: str  # the place in the original network
 
 
 @dataclass(eq=False)
 class Program:
-    """A whole network as values; the shapes are those of one example.
-
-    ``places`` says where the original network has a value, and ``tensors`` which one of its trace
-    it is. ``signature`` is the trace's.
-    """
+    """A whole network as values; the shapes are those of one example."""
 
     input: Input
     output: Value
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
-    places: Mapping[Value, str] = field(default_factory=dict)
-    tensors: Mapping[Value, int] = field(default_factory=dict)
-    signature: tuple[tuple[str, str], ...] = ()
+    places: Mapping[Value, str] = field(default_factory=dict)  # in the original network
+    tensors: Mapping[Value, int] = field(default_factory=dict)  # their numbers in its trace
+    signature: tuple[tuple[str, str], ...] = ()  # of its trace
 
 
 def affine(
@@ -106,10 +93,10 @@ def affine(
     of_layer: bool = False,
     **rest: Any,
 ) -> Value:
-    """Return the affine value; the value itself where nothing is done to it.
+    """Return the affine value, or the one value in ``terms`` if nothing is done to it.
 
-    Whether it can be negative is worked out from the numbers unless it is given, or they are a
-    layer's: what a network looks like must not depend on the numbers that it has learnt.
+    Whether it can be negative follows from the numbers, unless it is given or they are a layer's:
+    what is made of a network must not depend on the numbers that it has learnt.
     """
     if not of_layer and len(terms) == 1 and not offset.any():
         ((source, matrix),) = terms.items()
@@ -133,7 +120,7 @@ def linear(source: Value, matrix: Matrix, **rest: Any) -> Value:
 
 
 def relu(source: Value) -> Value:
-    """Return the ReLU of a value; the value itself if it has no negative element."""
+    """Return the ReLU of a value, or the value itself if it has no negative element."""
     return source if source.nonnegative else Relu(source.size, source, nonnegative=True)
 
 
@@ -176,7 +163,7 @@ def is_identity(matrix: Matrix) -> bool:
 
 
 def times(left: Matrix, right: Matrix) -> Matrix:
-    """Return the product of two matrices, by the way that is faster for them."""
+    """Return the product of two matrices, sparse or dense, whichever is faster."""
     if is_identity(left):
         return right
     if is_identity(right):
@@ -184,7 +171,7 @@ def times(left: Matrix, right: Matrix) -> Matrix:
     (rows, inner), columns = left.shape, right.shape[1]
     products = int(np.diff(right.indptr)[left.indices].sum())
     small = max(rows * inner, inner * columns, rows * columns) <= _DENSE
-    # One product by way of an index takes about as long as thirty of those in a dense loop.
+    # A product in the sparse loop takes about as long as thirty in the dense one.
     if small and 30 * products > rows * inner * columns:
         return sparse.csr_array(left.toarray() @ right.toarray())
     product = sparse.csr_array(left @ right)
@@ -200,7 +187,7 @@ def sources(value: Value) -> list[Value]:
 
 
 def topological(output: Value, stops: Collection[Value] = ()) -> list[Value]:
-    """Return every value that an output needs, each behind its sources; of a stop, no sources."""
+    """Return every value that an output needs, each after its sources; none before a stop."""
     order: dict[Value, None] = {}
     open_: set[Value] = set()
     stack = [output]
@@ -217,7 +204,7 @@ def topological(output: Value, stops: Collection[Value] = ()) -> list[Value]:
 
 
 def users_of(output: Value) -> dict[Value, list[Value]]:
-    """Return by value the values that are made of it."""
+    """Return, for each value, the values that are made of it."""
     users: dict[Value, list[Value]] = {value: [] for value in topological(output)}
     for value in users:
         for source in sources(value):

@@ -1,4 +1,4 @@
-"""An unrolled layer as the CONV layer that it was, whatever a tool has made of its numbers."""
+"""An unrolled layer as a CONV layer again, with the numbers that a tool has given it."""
 
 from __future__ import annotations
 
@@ -27,20 +27,14 @@ from convfc.frameworks.torch.unrolled.entries import (
 from convfc.operators.nearest import nearest_conv
 
 _REMEDY = (
-    "to_conv(..., project=True) takes the closest convolution; form='patch' has a weight that is a "
-    "convolution's whatever a tool makes of its numbers"
+    "to_conv(..., project=True) takes the closest convolution; what convfc.to_fc makes goes back "
+    "with any numbers"
 )
 
 
 def product_of(layer: nn.Module) -> Product | Refusal:
-    """Return the one matrix and vector that an unrolled layer multiplies by and adds.
-
-    A product of factors is multiplied out, an adapter of PEFT merged, a quantised weight
-    dequantised, as far as `factors` knows them.
-    """
-    record = unrolled_of(layer)
-    assert record is not None, "asked of unrolled layers only"  # noqa: S101
-    linear = linear_of(layer)
+    """Return the matrix and vector of an unrolled layer: factors multiplied, adapters merged."""
+    record, linear = _record(layer), linear_of(layer)
     if linear is None:
         parts = ", ".join(type(part).__name__ for part in layer._modules.values())
         return Refusal(
@@ -55,12 +49,10 @@ def product_of(layer: nn.Module) -> Product | Refusal:
     products = [step for step in chain if isinstance(step, Product)]
     if len(products) != len(chain) or not products:
         return Refusal(
-            "its FC part is no product of matrices",
+            "its FC part is not a product of matrices",
             "take out what stands between the nn.Linear layers; a CONV layer has nothing there",
         )
-    whole = products[0]
-    if len(products) > 1:
-        whole = _multiplied(products)
+    whole = products[0] if len(products) == 1 else _multiplied(products)
     shape = tuple(whole.weight.shape)
     if shape != record.pattern.shape:
         return Refusal(
@@ -71,12 +63,12 @@ def product_of(layer: nn.Module) -> Product | Refusal:
 
 
 def _multiplied(products: list[Product]) -> Product:
-    """Return several products as one; it trains if a factor did."""
+    """Return several products as one, which is trained if a factor was."""
     with torch.no_grad():
         weight, bias = products[0].weight, products[0].bias
         for step in products[1:]:
-            carried = None if bias is None else step.weight @ bias
-            terms = [term for term in (carried, step.bias) if term is not None]
+            earlier = None if bias is None else step.weight @ bias
+            terms = [term for term in (earlier, step.bias) if term is not None]
             bias = sum(terms[1:], terms[0]) if terms else None
             weight = step.weight @ weight
     trains = any(product.weight.requires_grad for product in products)
@@ -87,7 +79,7 @@ def _multiplied(products: list[Product]) -> Product:
 
 
 def bias_of(vector: Tensor, record: Unrolled) -> tuple[Tensor, tuple[int, int] | None]:
-    """Return one bias per filter, and where the vector is no bias: (filter, position) or None."""
+    """Return one bias per filter, and the first (filter, position) where the vector differs."""
     table = vector.detach().unflatten(0, (record.geometry.out_channels, record.positions))
     first = table[:, :1]
     wrong = (table != first) & ~(table.isnan() & first.isnan())
@@ -102,42 +94,48 @@ def unrolled_obstacle(layer: nn.Module, *, project: bool = False) -> Refusal | N
     product = product_of(layer)
     if isinstance(product, Refusal):
         return product
-    record = unrolled_of(layer)
-    assert record is not None, "asked of unrolled layers only"  # noqa: S101
     if project:
         return None
+    record = _record(layer)
     try:
         _filters(product.weight, record)
+        if product.bias is not None:
+            _check_bias(product.bias, record)
     except NotAConvolution as error:
-        return no_convolution(error)
-    if product.bias is not None:
-        bias, wrong = bias_of(product.bias, record)
-        if wrong is not None:
-            filter_, position = wrong
-            return no_convolution(
-                NotAConvolution(
-                    "the bias of a filter differs from position to position",
-                    where=f"bias[{filter_ * record.positions + position}]",
-                    expected=f"{bias[filter_].item()}, as at the first position of the filter",
-                    got=product.bias[filter_ * record.positions + position].item(),
-                    remedy="project=True takes the mean",
-                )
-            )
+        what = str(error).partition(". Remedy:")[0]
+        return Refusal(f"its matrix is not a convolution's: {what}", _REMEDY, cause=error)
     return None
 
 
-def _filters(matrix: Tensor, record: Unrolled, *, project: bool = False) -> tuple[Tensor, float]:
-    """Return the filters that a matrix holds, or the closest ones, and how far away they are.
+def _check_bias(vector: Tensor, record: Unrolled) -> None:
+    bias, wrong = bias_of(vector, record)
+    if wrong is not None:
+        filter_, position = wrong
+        index = filter_ * record.positions + position
+        raise NotAConvolution(
+            "the bias of a filter differs from position to position",
+            where=f"bias[{index}]",
+            expected=f"{bias[filter_].item()}, as at the first position of the filter",
+            got=vector[index].item(),
+            remedy="project=True takes the mean",
+        )
 
-    Raises
-    ------
-    NotAConvolution
-        If there are none, unless ``project``.
+
+def _record(layer: nn.Module) -> Unrolled:
+    record = unrolled_of(layer)
+    assert record is not None, "asked of unrolled layers only"  # noqa: S101
+    return record
+
+
+def _filters(matrix: Tensor, record: Unrolled, *, project: bool = False) -> tuple[Tensor, float]:
+    """Return the filters of a matrix, or the closest ones, and how far away their matrix is.
+
+    Without ``project``, a matrix that is not a convolution's raises `NotAConvolution`.
     """
     pattern, known = record.pattern, record.filters_of(record.weight)
-    held = held_by(matrix, pattern)
-    likely = likely_filters(held.values, pattern, known)
-    if first_wrong(held, matrix_values(likely, pattern), pattern)[0] is None:
+    entries = held_by(matrix, pattern)
+    likely = likely_filters(entries.values, pattern, known)
+    if first_wrong(entries, matrix_values(likely, pattern), pattern)[0] is None:
         return likely, 0.0
     filters, distance = nearest_conv(
         numpy_has(matrix),
@@ -150,12 +148,9 @@ def _filters(matrix: Tensor, record: Unrolled, *, project: bool = False) -> tupl
 
 
 class FromUnrolled:
-    """Makes CONV layers of unrolled ones; what two of them share, they go on sharing.
+    """Makes CONV layers of unrolled ones; what two of them share stays shared.
 
-    Parameters
-    ----------
-    project : bool
-        Whether a matrix that is no convolution becomes the closest one.
+    With ``project``, a matrix that is not a convolution's becomes the closest one that is.
     """
 
     def __init__(self, *, project: bool = False) -> None:
@@ -164,8 +159,7 @@ class FromUnrolled:
 
     def __call__(self, layer: nn.Module, name: str = "") -> nn.Module:
         """Return the CONV layer of an unrolled one that `unrolled_obstacle` lets pass."""
-        record, product = unrolled_of(layer), product_of(layer)
-        assert record is not None  # noqa: S101
+        record, product = _record(layer), product_of(layer)
         assert isinstance(product, Product), product  # noqa: S101
         conv: Any = record.native.__new__(record.native)
         nn.Module.__init__(conv)
@@ -175,10 +169,9 @@ class FromUnrolled:
             lambda: self._weight(product.weight, record, name),
         )
         conv.register_parameter("weight", weight)
-        bias = None
-        if product.bias is not None:
-            given = product.bias
-            bias = self.shared([given], "bias", lambda: self._bias(given, record, name))
+        bias, vector = None, product.bias
+        if vector is not None:
+            bias = self.shared([vector], "bias", lambda: self._bias(vector, record, name))
         conv.register_parameter("bias", bias)
         parts = layer._modules
         layer._modules = {}
@@ -209,15 +202,11 @@ class FromUnrolled:
             table = vector.detach().unflatten(0, by_filter)
             bias = table.mean(1)
             away = float((table - bias[:, None]).abs().norm())
-            _warn(name, f"its bias is no convolution's; the mean over positions is {away:.3g} away")
+            _warn(
+                name, f"its bias is not a convolution's; the mean over positions is {away:.3g} away"
+            )
         gradient = None if vector.grad is None else vector.grad.unflatten(0, by_filter).sum(1)
         return as_parameter(bias, vector, gradient)
-
-
-def no_convolution(error: NotAConvolution) -> Refusal:
-    """Return what an exception says, with a better remedy than its own."""
-    what = str(error).partition(". Remedy:")[0]
-    return Refusal(f"its matrix is no convolution's: {what}", _REMEDY, cause=error)
 
 
 def _warn(name: str, what: str) -> None:

@@ -38,7 +38,6 @@ _READ_BY_FORWARD = (
     "padding_mode",
     "_reversed_padding_repeated_twice",
 )
-_EVERY_SIZE = "use convfc.to_fc, whose layers take every size"
 
 
 class SizedGeometry(NamedTuple):
@@ -53,13 +52,8 @@ def sized_geometries(
 ) -> tuple[dict[int, SizedGeometry], Refusals, Refusals]:
     """Run a model once on an example, in evaluation mode, and return what each layer was called on.
 
-    Returned are geometries by the ``id`` of the layer; by name, why others have none; and the
-    layers that are not called, which have no part in what the model does with the example.
-
-    Raises
-    ------
-    ShapeError
-        If the model does not run on the example.
+    Returned are geometries by the layer's ``id``; why others have none, by name; and, by name, the
+    layers that the model does not call on the example.
     """
     with unchanged(model):
         calls = watched_run(model, example, "example").calls
@@ -78,7 +72,10 @@ def sized_geometries(
             )
         elif len(sizes) > 1:
             reason = f"it is called on inputs of the sizes {sizes[0]} and {sizes[1]}"
-            refused[name] = Refusal(f"{reason}, and one matrix is for one size", _EVERY_SIZE)
+            refused[name] = Refusal(
+                f"{reason}, and one matrix is for one size",
+                "use convfc.to_fc, whose layers take every size",
+            )
         elif geometry is None or any(call.arguments > 1 for call in found):
             reason = "it is called with more than its input, such as an output_size"
             refused[name] = Refusal(reason, "use convfc.to_fc, which takes it")
@@ -93,10 +90,9 @@ def sized_geometries(
 def differing_ties(
     model: nn.Module, layers: Mapping[str, nn.Module], sized: Mapping[int, SizedGeometry]
 ) -> Refusals:
-    """Return the layers, by name, that share a parameter with something of another matrix.
+    """Return the layers, by name, that share a parameter with something that has another matrix.
 
-    Two layers can share a matrix if they compute the same thing at the same size. A layer that is
-    left as it is keeps its parameters, so that others which share them are left, too.
+    A layer that stays as it is keeps its parameters, so layers that share them stay, too.
     """
     found: Refusals = {}
     while True:
@@ -122,17 +118,16 @@ def differing_ties(
 
 
 def check_memory(
-    layers: Mapping[str, nn.Module], sized: Mapping[int, SizedGeometry], memory: float | None
+    layers: Mapping[str, Any], sized: Mapping[int, SizedGeometry], memory: float | None
 ) -> None:
-    """Raise unless the matrices of all layers fit into so many bytes, before any of them is built.
-
-    None is what the machine has free. The message names the largest layer.
-    """
+    """Raise unless the matrices of all layers fit into ``memory`` bytes, before any is built."""
     estimates: dict[str, MatrixEstimate] = {}
-    working = 0  # bytes that are needed for a moment: the entries of one layer and their places
-    unique = {id(layer): (name, layer) for name, layer in list(layers.items())[::-1]}
-    for key, (name, layer) in reversed(unique.items()):
-        dtype = layer.weight.dtype
+    working = 0  # bytes needed while one matrix is filled: its entries and their places
+    unique: dict[int, str] = {}
+    for name, layer in layers.items():
+        unique.setdefault(id(layer), name)
+    for key, name in unique.items():
+        dtype = layers[name].weight.dtype
         # bfloat16 takes what float16 takes, and NumPy does not know it.
         known = "float16" if dtype is torch.bfloat16 else dtype_name(dtype)
         pattern = matrix_pattern(*sized[key], "channels_first")
@@ -149,13 +144,13 @@ def check_memory(
 
 
 class ToUnrolled:
-    """Makes unrolled layers of native ones; what two layers share, they go on sharing."""
+    """Makes unrolled layers of native ones; what two layers share stays shared."""
 
     def __init__(self) -> None:
         self.shared = Shared()
 
-    def __call__(self, layer: nn.Module, sized: SizedGeometry) -> nn.Sequential:
-        """Return the unrolled layer: its parameters are new; hooks and attributes move over."""
+    def __call__(self, layer: Any, sized: SizedGeometry) -> nn.Sequential:
+        """Return the unrolled layer, with new parameters and the layer's hooks and attributes."""
         weight, bias = layer.weight.detach(), layer.bias
         geometry, size = sized
         record = Unrolled(
