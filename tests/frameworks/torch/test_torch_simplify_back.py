@@ -188,7 +188,7 @@ def test_another_forward_is_refused_and_refuted() -> None:
 def test_large_weights_are_compared_by_blocks_of_rows(
     monkeypatch: pytest.MonkeyPatch, x: Tensor
 ) -> None:
-    module = importlib.import_module("convfc.frameworks.torch.simplify.restore")
+    module = importlib.import_module("convfc.frameworks.torch.simplification.restore")
     monkeypatch.setattr(module, "_BLOCK", 3 * 108)
     model = plain()
     after = convfc.simplify(model, x)

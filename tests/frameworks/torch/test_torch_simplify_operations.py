@@ -19,7 +19,7 @@ from torchvision.models import segmentation
 import convfc
 from convfc import simplify
 from convfc.errors import MemoryBudgetError, ShapeError, UnsupportedLayer, UnsupportedModel
-from convfc.frameworks.torch.simplify import OPERATIONS, simplified
+from convfc.frameworks.torch.simplification import OPERATIONS, simplified
 from convfc.rounding import UNIT_ROUNDOFF, gamma
 
 pytestmark = pytest.mark.usefixtures("one_thread", "seed_zero")

@@ -19,7 +19,7 @@ from convfc.frameworks.torch.forms.grouped import GroupedLinear
 from convfc.frameworks.torch.forms.patch import PatchConv
 from convfc.frameworks.torch.inspection import inspect
 from convfc.frameworks.torch.matrix import read_layer
-from convfc.frameworks.torch.simplify import simplify
+from convfc.frameworks.torch.simplification import simplify
 
 __all__ = [
     "GroupedLinear",

@@ -34,12 +34,17 @@ from convfc.frameworks.torch.certify.engine import bounded
 from convfc.frameworks.torch.certify.networks import Runner, compare_networks
 from convfc.frameworks.torch.certify.pairs import Pairs, cast
 from convfc.frameworks.torch.running import deep_copy
-from convfc.frameworks.torch.simplify import Simplified, record_of
-from convfc.frameworks.torch.simplify.emit import emit
-from convfc.frameworks.torch.simplify.simplified import Programs, examples, made_of, programs_of
-from convfc.frameworks.torch.simplify.trace import Trace, trace
-from convfc.frameworks.torch.simplify.unchanged import other_parts
-from convfc.frameworks.torch.simplify.values import (
+from convfc.frameworks.torch.simplification import Simplified, record_of
+from convfc.frameworks.torch.simplification.emit import emit
+from convfc.frameworks.torch.simplification.simplified import (
+    Programs,
+    examples,
+    made_of,
+    programs_of,
+)
+from convfc.frameworks.torch.simplification.trace import Trace, trace
+from convfc.frameworks.torch.simplification.unchanged import other_parts
+from convfc.frameworks.torch.simplification.values import (
     Affine,
     Input,
     Value,
@@ -47,7 +52,7 @@ from convfc.frameworks.torch.simplify.values import (
     numbers,
     sources,
 )
-from convfc.frameworks.torch.simplify.values import topological as ordered
+from convfc.frameworks.torch.simplification.values import topological as ordered
 from convfc.frameworks.torch.tensors import (
     describe,
     dtype_name,

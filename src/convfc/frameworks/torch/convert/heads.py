@@ -44,7 +44,7 @@ from convfc.frameworks.torch.places import (
 )
 from convfc.frameworks.torch.references import blocked_references, exchange
 from convfc.frameworks.torch.running import positional_arguments
-from convfc.frameworks.torch.simplify import record_of
+from convfc.frameworks.torch.simplification import record_of
 from convfc.frameworks.torch.vocabulary import (
     CONVS,
     NORMS,

@@ -27,7 +27,7 @@ from convfc.frameworks.torch.forms.grouped import GroupedLinear
 from convfc.frameworks.torch.forms.patch import PatchConv
 from convfc.frameworks.torch.forms.weight import steps_of
 from convfc.frameworks.torch.read import matrix_to_weight, weight_to_matrix
-from convfc.frameworks.torch.simplify import record_of
+from convfc.frameworks.torch.simplification import record_of
 
 State: TypeAlias = Mapping[str, Any]
 Convert: TypeAlias = Callable[[list[Tensor]], list[Tensor]]

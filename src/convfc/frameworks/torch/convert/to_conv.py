@@ -49,7 +49,7 @@ from convfc.frameworks.torch.places import (
 )
 from convfc.frameworks.torch.references import blocked_references, exchange
 from convfc.frameworks.torch.running import check_has_numbers
-from convfc.frameworks.torch.simplify import record_of, restore
+from convfc.frameworks.torch.simplification import record_of, restore
 from convfc.frameworks.torch.unrolled.back import FromUnrolled, unrolled_obstacle
 from convfc.frameworks.torch.vocabulary import CONVS
 

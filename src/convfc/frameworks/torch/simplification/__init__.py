@@ -11,8 +11,8 @@
 ============ ====================================================================================
 """
 
-from convfc.frameworks.torch.simplify.operations import OPERATIONS
-from convfc.frameworks.torch.simplify.simplified import Simplified, record_of, simplify
-from convfc.frameworks.torch.simplify.unchanged import restore
+from convfc.frameworks.torch.simplification.operations import OPERATIONS
+from convfc.frameworks.torch.simplification.simplified import Simplified, record_of, simplify
+from convfc.frameworks.torch.simplification.unchanged import restore
 
 __all__ = ["OPERATIONS", "Simplified", "record_of", "restore", "simplify"]

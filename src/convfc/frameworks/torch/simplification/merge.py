@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from convfc.frameworks.torch.simplify.trace import refuse
-from convfc.frameworks.torch.simplify.values import (
+from convfc.frameworks.torch.simplification.trace import refuse
+from convfc.frameworks.torch.simplification.values import (
     Affine,
     Opaque,
     Program,

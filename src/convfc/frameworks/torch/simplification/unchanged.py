@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from convfc.errors import UnsupportedLayer
 from convfc.frameworks.torch.running import deep_copy
-from convfc.frameworks.torch.simplify.simplified import Simplified
+from convfc.frameworks.torch.simplification.simplified import Simplified
 from convfc.frameworks.torch.tensors import compare, describe, same_bits
 
 _BLOCK = 2**21  # numbers of a weight that are compared, or multiplied by in float64, at a time

@@ -20,17 +20,17 @@ from convfc.frameworks.torch.running import (
     deep_copy,
     positional_arguments,
 )
-from convfc.frameworks.torch.simplify import emit
-from convfc.frameworks.torch.simplify.merge import Merged, Part, as_sequence, merge
-from convfc.frameworks.torch.simplify.operations import (
+from convfc.frameworks.torch.simplification import emit
+from convfc.frameworks.torch.simplification.merge import Merged, Part, as_sequence, merge
+from convfc.frameworks.torch.simplification.operations import (
     OPERATIONS,
     Condition,
     Step,
     Tracked,
     estimate,
 )
-from convfc.frameworks.torch.simplify.trace import Call, Ref, Trace, refuse, trace
-from convfc.frameworks.torch.simplify.values import Affine, Input, Program, Value, topological
+from convfc.frameworks.torch.simplification.trace import Call, Ref, Trace, refuse, trace
+from convfc.frameworks.torch.simplification.values import Affine, Input, Program, Value, topological
 from convfc.frameworks.torch.vocabulary import BY_MODE
 from convfc.operators.estimate import MatrixEstimate, check_together
 from convfc.sizes import one_of

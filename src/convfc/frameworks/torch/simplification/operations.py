@@ -26,8 +26,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves, tree_map
 
 from convfc.frameworks.torch.matrix import read_layer
-from convfc.frameworks.torch.simplify.trace import LAYER, Call, Ref, refuse
-from convfc.frameworks.torch.simplify.values import (
+from convfc.frameworks.torch.simplification.trace import LAYER, Call, Ref, refuse
+from convfc.frameworks.torch.simplification.values import (
     Affine,
     Opaque,
     Relu,

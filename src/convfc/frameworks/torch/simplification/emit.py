@@ -15,7 +15,7 @@ from scipy import sparse
 from torch import Tensor, fx, nn
 
 from convfc.frameworks.torch.forms.children import flatten_of, plain_linear
-from convfc.frameworks.torch.simplify.values import (
+from convfc.frameworks.torch.simplification.values import (
     Affine,
     Input,
     Program,
