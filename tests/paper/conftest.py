@@ -1,5 +1,5 @@
 """Fixtures for the tests of the paper's experiment."""
 
-from small_run import small, trained
+from small_run import small_networks, trained
 
-__all__ = ["small", "trained"]
+__all__ = ["small_networks", "trained"]

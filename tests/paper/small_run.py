@@ -36,7 +36,7 @@ def undrawn() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def small() -> Iterator[None]:
+def small_networks() -> Iterator[None]:
     """Networks with few filters, and reports without pictures."""
     with few_filters(), undrawn():
         yield

@@ -39,7 +39,9 @@ def explore(folder: pathlib.Path) -> Result:
 
 @pytest.fixture(scope="module")
 def whole(
-    small: None, trained: tuple[pathlib.Path, str], tmp_path_factory: pytest.TempPathFactory
+    small_networks: None,
+    trained: tuple[pathlib.Path, str],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> pathlib.Path:
     """The finished run with costs that are made up."""
     folder = shutil.copytree(trained[0], tmp_path_factory.mktemp("whole") / "run")

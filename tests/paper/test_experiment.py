@@ -114,7 +114,7 @@ def test_report_is_drawn_and_progress_told(trained: tuple[pathlib.Path, str]) ->
     assert f"Report: {folder / 'report.html'}\n" in told
 
 
-@pytest.mark.usefixtures("small")
+@pytest.mark.usefixtures("small_networks")
 def test_dead_outputs_are_counted() -> None:
     """The second layer is given such that only output 1, the sum of layer 1, is alive."""
     digits = data.load(count=30)

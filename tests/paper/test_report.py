@@ -9,11 +9,13 @@ import pathlib
 import re
 import runpy
 import shutil
+import xml.etree.ElementTree as ET
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pytest
-from small_run import undrawn
+from small_run import few_filters, undrawn
 from synthetic import DEAD, make_run
 
 from convfc.errors import RunError
@@ -63,7 +65,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     results = results_of(folder)
     del results["dead_outputs"]
     RunFolder(folder).write_results(results)
-    with undrawn():
+    with few_filters(), undrawn():
         write_report(folder)
     return folder
 
@@ -140,8 +142,15 @@ def test_page_shows_the_drawings_of_the_folder(run: pathlib.Path) -> None:
     assert {f"figures/{path.name}" for path in (run / "figures").iterdir()} == expected
 
 
-def test_all_figures_of_the_paper_and_ours_are_there(run: pathlib.Path) -> None:
+def test_all_figures_are_there_and_valid_in_both_formats(run: pathlib.Path) -> None:
     names = ("06", "07", "08", "09", "10", "difference", "cost")
+    for name in names:
+        pixels = mpl.image.imread(run / "figures" / f"figure-{name}.png")
+        assert pixels.shape[1] >= 1200, "too small for a README on a dense screen"
+        assert pixels.min() < 0.5 < pixels.max(), "nothing is drawn"
+        root = ET.parse(run / "figures" / f"figure-{name}.svg").getroot()  # noqa: S314 - ours
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        assert root.findall(".//{http://www.w3.org/2000/svg}path")
     assert {path.stem for path in (run / "figures").iterdir()} == {f"figure-{n}" for n in names}
 
 
@@ -316,7 +325,7 @@ def test_texts_of_a_strange_run_are_shown_as_they_are(tmp_path: pathlib.Path, ev
     folder = make_run(tmp_path / "run", optimizers=["sgd"], epochs=1, companion=False)
     texts = {"data": evil, "seed": [evil], "machine": evil, "backend": evil}
     RunFolder(folder).write_results(results_of(folder) | texts | {"versions": {evil: evil}})
-    with undrawn():
+    with few_filters(), undrawn():
         page = write_report(folder).read_text("utf-8")
     cells = re.findall(r"<td[^>]*>Backend</td>\s*<td[^>]*>(.*?)</td>", page)
     assert [html.unescape(cell) for cell in cells] == [" ".join(evil.split())]

@@ -70,7 +70,7 @@ def digits() -> data.Digits:
 
 
 @pytest.fixture(scope="module")
-def initial(small: None) -> networks.Weights:
+def initial(small_networks: None) -> networks.Weights:
     return networks.initial_weights(0)
 
 

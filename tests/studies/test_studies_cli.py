@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 import sys
 from typing import TYPE_CHECKING
 
@@ -15,6 +13,7 @@ from typer.testing import CliRunner, Result
 from convfc.cli import app
 from convfc.cli.reproduce import Study
 from convfc.studies.catalogue import PACKAGES
+from convfc.studies.uncertainty.methods import score_table
 
 if TYPE_CHECKING:
     import pathlib
@@ -44,7 +43,10 @@ def test_the_command_knows_every_study() -> None:
 
 
 @pytest.mark.parametrize("study", SMALL)
-def test_a_study_from_end_to_end(place: pathlib.Path, study: str) -> None:
+def test_a_study_from_end_to_end(
+    place: pathlib.Path, monkeypatch: pytest.MonkeyPatch, study: str
+) -> None:
+    monkeypatch.setitem(score_table.__kwdefaults__, "draws", 20)  # of the bootstrap
     small = ("--study", study, "--name", "small", *SMALL[study])
     result = call(*small)
     assert result.exit_code == 0, result.output
@@ -112,22 +114,12 @@ def test_settings_without_meaning_are_one_line(place: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("package", ["torch", "jinja2", "laplace"])
-def test_a_missing_package_names_the_extra(tmp_path: pathlib.Path, package: str) -> None:
-    program = (
-        f"import sys; sys.modules[{package!r}] = None; "
-        "sys.argv = ['convfc', 'reproduce', '--study', 'uncertainty']; "
-        "from convfc.__main__ import main; main()"
-    )
-    result = subprocess.run(  # noqa: S603
-        [sys.executable, "-c", program],
-        cwd=tmp_path,
-        env=os.environ | {"COLUMNS": "200"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert result.returncode == 1
+def test_a_missing_package_names_the_extra(
+    place: pathlib.Path, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    result = call("--study", "uncertainty")
+    assert result.exit_code == 1
     expected = f"the package {package} is not installed. Remedy: pip install 'convfc[study]'\n"
     assert result.stderr == f"Error: study uncertainty: {expected}"
-    assert list(tmp_path.iterdir()) == []
+    assert list(place.iterdir()) == []

@@ -67,6 +67,7 @@ class PaperSettings(Settings):
 
         Where a network of the run trains, JAX has never heard of float64.
         """
+        found: dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]]
         found = {self.dtype: (self.epochs, self.optimizers, ("cnn", "fc", "control"))}
         if self.float64_epochs:
             found["float64"] = (self.float64_epochs, ("adam",), ("cnn", "fc"))
