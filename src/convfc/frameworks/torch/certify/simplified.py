@@ -200,8 +200,7 @@ def _stages(
         other = _Side(found, found.run, exact)
     final, places = found.final, program.places
     for value in ordered(final.output):
-        target = own.target(value) if isinstance(value, Affine) else None
-        if target is None:
+        if not isinstance(value, Affine) or (target := own.target(value)) is None:
             continue
         expected, origins = target
         used: dict[Value, None] = {}
