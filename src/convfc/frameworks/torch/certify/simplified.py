@@ -7,11 +7,11 @@ computes. And the two networks are compared where both have the same value, stag
 
 A stage ends where the FC layers give a value that the first network computes, too: in front of an
 activation, or at the output. It begins at the values of that kind before it. The first network runs
-once; each stage of the other network is given the first one's own values, so that errors of one
-stage do not reach the next.
+once per dtype; each stage of the other one is given the first one's own values, so that errors of
+one stage do not reach the next. In float64 the other one is the network that was made again.
 
 What rounding may do: both sides are sums of products of the same numbers, in another order of
-multiplying. With B the product of moduli ``|A_k| ... |A_1| |x|`` (offsets included, layer by layer
+multiplying. With B the product ``|A_k| ... |A_1| |x|`` of absolute values (offsets included, layer by layer
 as the first network has them), each of them is within ``gamma_n B`` of the exact value (Higham,
 *Accuracy and Stability of Numerical Algorithms*, chapter 3), where n is the longest chain of
 roundings. ReLU carries no error on that is larger than the one it is given.
