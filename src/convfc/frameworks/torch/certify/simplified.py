@@ -12,9 +12,9 @@ one stage do not reach the next. In float64 the other one is the network that wa
 
 What rounding may do: both sides are sums of products of the same numbers, in another order of
 multiplying. With B the product ``|A_k| ... |A_1| |x|`` of absolute values (offsets included, layer
-by layer as the first network has them), each of them is within ``gamma_n B`` of the exact value (Higham,
-*Accuracy and Stability of Numerical Algorithms*, chapter 3), where n is the longest chain of
-roundings. ReLU carries no error on that is larger than the one it is given.
+by layer as the first network has them), each of them is within ``gamma_n B`` of the exact value
+(Higham, *Accuracy and Stability of Numerical Algorithms*, chapter 3), where n is the longest chain
+of roundings. ReLU carries no error on that is larger than the one it is given.
 """
 
 from __future__ import annotations
