@@ -233,14 +233,13 @@ def positional_arguments(model: nn.Module, x: Any) -> tuple[Any, ...]:
     args, kwargs = call_arguments(model, x)
     try:
         bound = signature(model.forward).bind(*args, **kwargs)
-    except (TypeError, ValueError) as error:
-        if not kwargs:
-            return args  # what the model says of its own arguments, it says when it is run
+    except TypeError as error:
         raise ShapeError(
-            f"the model does not take these arguments: {words(error)}",
+            f"the model does not take these arguments: {first_words(error)}",
             where="example",
-            got=", ".join(kwargs),
-            remedy="give an input that the model takes: a tuple for several arguments",
+            got=", ".join((*(type(value).__name__ for value in args), *kwargs)),
+            remedy="give an input that the model takes: a tuple for several arguments, a dict for "
+            "keyword arguments",
         ) from error
     return (*bound.args, *bound.kwargs.values())
 

@@ -7,14 +7,14 @@ computes. And the two networks are compared where both have the same value, stag
 
 A stage ends where the FC layers give a value that the first network computes, too: in front of an
 activation, or at the output. It begins at the values of that kind before it. The first network runs
-once; each stage of the other network is given the first one's own values, so that errors of one
-stage do not reach the next.
+once per dtype; each stage of the other one is given the first one's own values, so that errors of
+one stage do not reach the next. In float64 the other one is the network that was made again.
 
 What rounding may do: both sides are sums of products of the same numbers, in another order of
-multiplying. With B the product of moduli ``|A_k| ... |A_1| |x|`` (offsets included, layer by layer
-as the first network has them), each of them is within ``gamma_n B`` of the exact value (Higham,
-*Accuracy and Stability of Numerical Algorithms*, chapter 3), where n is the longest chain of
-roundings. ReLU carries no error on that is larger than the one it is given.
+multiplying. With B the product ``|A_k| ... |A_1| |x|`` of absolute values (offsets included, layer
+by layer as the first network has them), each of them is within ``gamma_n B`` of the exact value
+(Higham, *Accuracy and Stability of Numerical Algorithms*, chapter 3), where n is the longest chain
+of roundings. ReLU carries no error on that is larger than the one it is given.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ from convfc.frameworks.torch.simplification import Simplified, record_of
 from convfc.frameworks.torch.simplification.emit import emit
 from convfc.frameworks.torch.simplification.simplified import (
     Programs,
-    examples,
     made_of,
     programs_of,
 )
@@ -108,7 +107,7 @@ def certify_simplified(
             errors += other_parts(exact, after)
             layers = [
                 _certificate(stage, x.dtype)
-                for stage in _stages(found, before, after, x, exact if double else None)
+                for stage in _stages(found, before, after, x, (first, exact) if double else None)
             ]
         except (ConvfcError, RuntimeError) as error:
             errors.append(f"it cannot be made again; expected a network, got {words(error)}")
@@ -180,24 +179,23 @@ def stages(before: nn.Module, after: nn.Module, x: Tensor) -> Iterator[Stage]:
 
 
 def _stages(
-    found: Programs, before: nn.Module, after: nn.Module, x: Tensor, exact: nn.Module | None
+    found: Programs,
+    before: nn.Module,
+    after: nn.Module,
+    x: Tensor,
+    exact: tuple[nn.Module, nn.Module] | None,
 ) -> Iterator[Stage]:
-    """Yield the stages in the dtype of x, and of the run that was read with ``exact``."""
+    """Yield the stages in the dtype of x and, with both networks in float64, in float64 too."""
     program, record = found.original, record_of(after)
     if record is None or (program.signature, program.input_shape) != (
         record.signature,
         record.shape,
     ):
         raise _another("the same calls of PyTorch's functions, on the same shape of input")
-    run, double = found.run, found.run.tensors[0].dtype
-    if double != x.dtype:
-        run = trace(before, examples(x), numbers=True)
-    if run.signature != program.signature:
-        raise _another("the same calls of PyTorch's functions")
-    own = _Side(found, run, after)
-    other = own if double == x.dtype else None
-    if exact is not None and other is None:
-        other = _Side(found, found.run, exact)
+    own = _Side(found, _run(found, before, x), after)
+    double = None if exact is None else own
+    if exact is not None and wide(x).dtype != x.dtype:
+        double = _Side(found, _run(found, exact[0], wide(x)), exact[1])
     final, places = found.final, program.places
     for value in ordered(final.output):
         if not isinstance(value, Affine) or (target := own.target(value)) is None:
@@ -206,17 +204,27 @@ def _stages(
         used: dict[Value, None] = {}
         layers: dict[str, None] = {}
         pair = expected, own.computed(value, used, layers)
-        again = None if exact is None else pair
-        if exact is not None and other is not None and other is not own:
-            known = other.target(value)
+        again = None if double is None else pair
+        if double is not None and double is not own:
+            known = double.target(value)
             assert known is not None, "as in the other dtype"  # noqa: S101
-            again = known[0], other.computed(value, {}, {})
+            again = known[0], double.computed(value, {}, {})
         stops = {raw for stop in used for raw in own.origins(stop)}
         sums = [own.magnitude(raw, stops) for raw in origins]
         magnitude = torch.from_numpy(np.concatenate([b for b, _ in sums], axis=1))
         # One more: in float64, the magnitude is that of values that were rounded to another dtype.
         terms = 1 + max(_terms(value, used), *(n for _, n in sums))
         yield Stage(places[origins[0]], tuple(layers), pair, again, magnitude, terms)
+
+
+def _run(found: Programs, network: nn.Module, x: Tensor) -> Trace:
+    """Return the run of a network on all of x: the one that was read, if it was on that."""
+    if len(x) <= 2 and found.run.tensors[0].dtype == x.dtype:
+        return found.run
+    run = trace(network, x if len(x) > 1 else x[[0, 0]], numbers=True)
+    if run.signature != found.original.signature:
+        raise _another("the same calls of PyTorch's functions")
+    return run
 
 
 def _another(expected: str) -> UnsupportedModel:

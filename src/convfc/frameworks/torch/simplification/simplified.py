@@ -158,7 +158,7 @@ def programs_of(
     to_be_made: bool = False,
     numbers: bool = False,
 ) -> Programs:
-    """Read and merge a network; with numbers, its run keeps every value of the example.
+    """Read and merge a network; with numbers, its run keeps every value of two examples.
 
     If the FC layers are to be made of it, those that cannot fit are refused before the merging.
     """
@@ -232,14 +232,11 @@ def _run(
             "an empty batch shows nothing", where="example", got=_words(example), expected="n >= 1"
         )
     _check(model)
-    found = trace(model, examples(example[0]) if numbers else example[0][[0, 0]], numbers=numbers)
+    # Two examples: what mixes them, or counts them, cannot hide.
+    two = example[0].detach()[:2] if numbers and len(example[0]) > 1 else example[0][[0, 0]]
+    found = trace(model, two, numbers=numbers)
     _check_memory(found, memory)
     return found
-
-
-def examples(x: Tensor) -> Tensor:
-    """Return two examples or more: what mixes them, or counts them, cannot hide."""
-    return x if len(x) > 1 else x[[0, 0]]
 
 
 def _program(found: Trace, max_pool: str, memory: float | None) -> Program:
@@ -275,7 +272,7 @@ def _program(found: Trace, max_pool: str, memory: float | None) -> Program:
                 Tracked(result, tuple(like.shape[1:])) if isinstance(result, Value) else result
             )
             if isinstance(made, Tracked):
-                _check_result(call, like, made, len(x))
+                _check_result(call, like, made)
                 places.setdefault(made.value, call.label)
                 tensors.setdefault(made.value, ref.number)
     end = values.get(found.output.number) if isinstance(found.output, Ref) else None
@@ -295,10 +292,10 @@ def _refs(tree: Any) -> list[Ref]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Ref)]
 
 
-def _check_result(call: Call, like: Tensor, result: Tracked, batch: int) -> None:
+def _check_result(call: Call, like: Tensor, result: Tracked) -> None:
     """Compare a value with what PyTorch returned."""
     shape = tuple(like.shape)
-    if shape[:1] != (batch,) or shape[1:] != result.shape or like[0].numel() != result.value.size:
+    if shape[:1] != (2,) or shape[1:] != result.shape or like[0].numel() != result.value.size:
         raise refuse(f"{call.words} does not treat each example of a batch by itself", call.place)
 
 
