@@ -96,3 +96,4 @@ CASES = [
     case(nn.ConvTranspose3d, (2, 4, 2), 3, 2, 3, stride=2, groups=2, output_padding=(1, 0, 1)),
 ]
 SMALL = [c for c in CASES if c.size in ((7, 6), (9,), (4, 5))][::3]
+GROUPED = [c for c in CASES if c.rest.get("groups", 1) > 1]

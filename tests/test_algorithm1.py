@@ -12,7 +12,7 @@ import oracle
 import pytest
 import torch
 from bounds import UNIT_ROUNDOFF, conv_bound, gamma, reference
-from cases import CASES, EXPERIMENT, FIGURE_6, Case, case
+from cases import CASES, Case, case
 from hypothesis import given
 from judges import EXACT_DTYPE, JUDGES, LARGEST_NDIM, jax_layer, judge_torch, torch_layer
 from libraries import JAX, NUMPY, TORCH, Library, dtype_name, to_numpy
@@ -50,11 +50,6 @@ def test_m_and_the_output_are_the_oracles(subject: Case, seed: int):
     assert np.array_equal(im2col(x, subject.geometry), oracle.im2col(x, subject.geometry))
     y = conv_as_matmul(x, filters, subject.geometry)
     assert np.array_equal(y, oracle.conv(x, filters, subject.geometry))
-
-
-def test_the_papers_patches():
-    assert im2col(FIGURE_6.integers()[0], FIGURE_6.geometry).shape == (1, 49, 16)
-    assert im2col(EXPERIMENT.integers()[0], EXPERIMENT.geometry).shape == (2, 169, 16)
 
 
 def judged_equal(judge: str, subject: Case, seed: int = 0) -> None:

@@ -9,12 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-import torch
 from cases import CASES, EXPERIMENT, FIGURE_6, Case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
-from judges import torch_layer
 from strategies import MODES, cases
 
 from convfc import ConvGeometry, conv_as_matmul
@@ -87,20 +85,6 @@ def test_output_size_counts_the_places_of_the_kernel(subject: Case):
     expected = oracle.output_size(g, n)
     assert g.output_size(n) == expected
     assert g.patch_matrix_shape(5, n) == (5, prod(expected), g.groups * g.taps)
-
-
-def meta_size(geometry: ConvGeometry, input_size: tuple[int, ...]) -> tuple[int, ...]:
-    """The size PyTorch gives its own layer's output, found without computing it."""
-    x = torch.empty(1, *input_size, geometry.in_channels, device="meta")
-    filters = torch.empty(geometry.filters_shape, device="meta")
-    return tuple(torch_layer(x, filters, geometry).shape[1:-1])
-
-
-@given(cases(max_ndim=3))
-def test_output_size_is_pytorchs_on_small_inputs(subject: Case):
-    assert subject.geometry.output_size(subject.input_size) == meta_size(
-        subject.geometry, subject.input_size
-    )
 
 
 # The relationships of Dumoulin & Visin (2016), A guide to convolution arithmetic for deep learning.

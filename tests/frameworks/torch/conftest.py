@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import warnings
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +13,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = ["no_network", "one_thread", "seed_zero"]
+
+
+@pytest.fixture(autouse=True)
+def _calm(one_thread: None, seed_zero: None) -> None:
+    """One thread and the same random numbers for every test, and silence from PyTorch's layers."""
+    for words in ("Using padding='same' with even kernel", "Complex modules are a new feature"):
+        warnings.filterwarnings("ignore", words, UserWarning)  # pytest undoes it after the test
 
 
 @pytest.fixture(scope="module")

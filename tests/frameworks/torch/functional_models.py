@@ -38,36 +38,24 @@ class Weighted(nn.Module):
         vars(self).update(attributes)
 
 
-class Direct(Weighted):
-    def forward(self, x):
-        return F.conv2d(x, self.weight)
+def of(**forwards: Callable[..., Any]) -> list[type[Weighted]]:
+    """Return a class for each forward."""
+    return [type(name, (Weighted,), {"forward": run}) for name, run in forwards.items()]
 
 
-class FullName(Weighted):
-    def forward(self, x):
-        return torch.nn.functional.conv2d(x, self.weight)
-
-
-class OneDimensional(Weighted):
-    def forward(self, x):
-        return torch.conv1d(x[:, 0, :1], self.weight[0, :, :1])
-
-
-class Transposed(Weighted):
-    def forward(self, x):
-        return stretch(x, self.weight)
-
-
-class Operator(Weighted):
-    def forward(self, x):
-        return torch.ops.aten.convolution(
-            x, self.weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1
-        )
-
-
-class ByHelperOfHelper(Weighted):
-    def forward(self, x):
-        return helper_of_helper(x, self.weight)
+ONE_LINE = Direct, _, _, _, _, _, _, ByTable, ByName = of(
+    Direct=lambda m, x: F.conv2d(x, m.weight),
+    FullName=lambda m, x: torch.nn.functional.conv2d(x, m.weight),
+    OneDimensional=lambda m, x: torch.conv1d(x[:, 0, :1], m.weight[0, :, :1]),
+    Transposed=lambda m, x: stretch(x, m.weight),
+    Operator=lambda m, x: torch.ops.aten.convolution(
+        x, m.weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1
+    ),
+    ByHelperOfHelper=lambda m, x: helper_of_helper(x, m.weight),
+    ByComprehension=lambda m, x: torch.stack([F.conv2d(part, m.weight) for part in x]),
+    ByTable=lambda m, x: OPERATIONS["two"](x, m.weight),
+    ByName=lambda m, x: getattr(F, f"conv{x.dim() - 2}d")(x, m.weight),
+)
 
 
 class ByMethod(Weighted):
@@ -116,11 +104,6 @@ class ByNested(ByMethod):
         return outer()
 
 
-class ByComprehension(Weighted):
-    def forward(self, x):
-        return torch.stack([F.conv2d(part, self.weight) for part in x])
-
-
 class ByAttribute(Weighted):
     def __init__(self, operation: Callable[..., Any] = F.conv2d) -> None:
         super().__init__(operation=operation)
@@ -132,16 +115,6 @@ class ByAttribute(Weighted):
 class ByPartial(ByAttribute):
     def __init__(self) -> None:
         super().__init__(functools.partial(F.conv2d, stride=2))
-
-
-class ByTable(Weighted):
-    def forward(self, x):
-        return OPERATIONS["two"](x, self.weight)
-
-
-class ByName(Weighted):
-    def forward(self, x):
-        return getattr(F, f"conv{x.dim() - 2}d")(x, self.weight)
 
 
 class ByLocalImport(Weighted):
@@ -203,9 +176,8 @@ class ByPrivateForward(nn.Module):
 
 
 REAL = [
-    *(Direct, FullName, OneDimensional, Transposed, Operator, ByHelperOfHelper, ByMethod, BySuper),
-    *(ByStatic, ByProperty, ByLambda, ByNested, ByComprehension, ByAttribute, ByPartial, ByTable),
-    *(ByName, ByLocalImport, ByLocalName, ByAutograd, ByCallable, ByNoGrad, ByDecorator),
+    *(*ONE_LINE, ByMethod, BySuper, ByStatic, ByProperty, ByLambda, ByNested, ByAttribute),
+    *(ByPartial, ByLocalImport, ByLocalName, ByAutograd, ByCallable, ByNoGrad, ByDecorator),
     ByPrivateForward,
 ]
 

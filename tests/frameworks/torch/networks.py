@@ -1,13 +1,13 @@
-"""Toy networks that several tests need, and the numbers that they are given."""
+"""Toy networks that several tests need, their numbers, and whether two hold the same ones."""
 
 from __future__ import annotations
 
+import io
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from conv_cases import integers
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -54,22 +54,29 @@ def network() -> nn.Sequential:
     ).eval()
 
 
-def with_integers(model: nn.Module) -> nn.Module:
-    """Small integers in float64, where sums are exact; BatchNorms divide by powers of two."""
+def with_integers(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Return the model in float64, its numbers small integers, BatchNorms without rounding."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(like: Tensor, low: int, high: int) -> Tensor:
+        return torch.randint(low, high, like.shape, generator=generator).double()
+
+    model = model.double().eval()
     with torch.no_grad():
-        for seed, parameter in enumerate(model.parameters()):
-            parameter.copy_(integers(parameter.shape, seed=seed))
+        for parameter in model.parameters():
+            parameter.copy_(draw(parameter, -2, 3))
         for part in model.modules():
             if isinstance(part, _BatchNorm):
                 part.eps = 0.0
-                part.running_var.fill_(4.0)
-                part.running_mean.copy_(integers(part.running_mean.shape, seed=1))
-                part.weight.mul_(2)
-    return model.double().eval()
+                part.weight.copy_(draw(part.weight, 0, 2) * 3 - 1)  # -1 or 2
+                part.running_mean.copy_(draw(part.running_mean, -2, 3))
+                part.running_var.copy_(4.0 ** draw(part.running_var, -1, 2))
+    return model
 
 
 def trained(model: nn.Module) -> nn.Module:
-    """Give the BatchNorms the numbers that they may have after training."""
+    """Return the model with real numbers, its BatchNorms as after training."""
+    torch.manual_seed(0)
     for part in model.modules():
         if isinstance(part, _BatchNorm):
             nn.init.normal_(part.running_mean, std=0.1)
@@ -77,3 +84,27 @@ def trained(model: nn.Module) -> nn.Module:
             nn.init.uniform_(part.weight, 0.5, 1.5)
             nn.init.normal_(part.bias, std=0.1)
     return model.eval()
+
+
+def two_convs() -> nn.Sequential:
+    """One CONV layer, and one inside a part, before a BatchNorm."""
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))
+    )
+
+
+def through_a_file(thing: Any, *, weights_only: bool = False) -> Any:
+    """Return what `torch.load` reads of what `torch.save` has written."""
+    file = io.BytesIO()
+    torch.save(thing, file)
+    file.seek(0)
+    return torch.load(file, weights_only=weights_only)
+
+
+def assert_same_state(found: nn.Module, expected: nn.Module) -> None:
+    """The same names in the same order, the same dtypes and numbers."""
+    ours, theirs = found.state_dict(), expected.state_dict()
+    assert list(ours) == list(theirs)
+    for name, value in theirs.items():
+        assert ours[name].dtype == value.dtype, name
+        assert torch.equal(ours[name], value), name

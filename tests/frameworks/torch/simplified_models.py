@@ -1,45 +1,14 @@
-"""Networks of the kinds that are simplified, small, on small integers where nothing is rounded."""
+"""Networks of the kinds that are simplified, small, and the ways to simplify them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.modules.batchnorm import _BatchNorm
-
-
-def exactly(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Return the model in float64, its numbers small integers, BatchNorms without rounding."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(like: Tensor, low: int, high: int) -> Tensor:
-        return torch.randint(low, high, like.shape, generator=generator).double()
-
-    model = model.double().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(draw(parameter, -2, 3))
-        for part in model.modules():
-            if isinstance(part, _BatchNorm):
-                part.eps = 0.0
-                part.weight.copy_(draw(part.weight, 0, 2) * 3 - 1)  # -1 or 2
-                part.running_mean.copy_(draw(part.running_mean, -2, 3))
-                part.running_var.copy_(4.0 ** draw(part.running_var, -1, 2))
-    return model
-
-
-def trained(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Return the model with real numbers, its BatchNorms as after training."""
-    torch.manual_seed(seed)
-    for part in model.modules():
-        if isinstance(part, _BatchNorm):
-            nn.init.normal_(part.running_mean, std=0.1)
-            nn.init.uniform_(part.running_var, 0.5, 2.0)
-            nn.init.uniform_(part.weight, 0.5, 1.5)
-            nn.init.normal_(part.bias, std=0.1)
-    return model.eval()
 
 
 def lenet(pool: type[nn.Module] = nn.AvgPool2d) -> nn.Module:
@@ -135,3 +104,8 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "mobilenet": (mobile, (2, 5, 5)),
     "inception": (Inception, (2, 4, 4)),
 }
+WAYS: dict[str, dict[str, Any]] = {
+    "graph": {},
+    "sequence": {"max_pool": "relu", "sequential": True},
+}
+each_way = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)

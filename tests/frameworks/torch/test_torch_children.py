@@ -25,7 +25,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when peft is imported
 from peft import LoraConfig, VeraConfig, get_peft_model
 
 pytestmark = [
-    pytest.mark.usefixtures("one_thread", "seed_zero"),
     pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated"),
     pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor"),
 ]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.ao.nn.quantized
-from conv_cases import CASES, SMALL, ConvCase, integers
+from conv_cases import CASES, GROUPED, SMALL, ConvCase, integers
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune, spectral_norm
 
@@ -19,7 +19,6 @@ from convfc.frameworks.torch import GroupedLinear, PatchConv
 from convfc.frameworks.torch.read import matrix_to_weight, weight_to_matrix
 
 peft = pytest.importorskip("peft")
-pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 
 
 def set_integers(model: nn.Module) -> None:
@@ -79,7 +78,7 @@ def test_two_factors_become_two_conv_layers(case: ConvCase, bias: bool) -> None:
     assert_equal_function(fc, back, case.x())
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.rest.get("groups", 1) > 1], ids=str)
+@pytest.mark.parametrize("case", GROUPED, ids=str)
 def test_batched_factors_become_two_conv_layers(case: ConvCase) -> None:
     fc = convfc.to_fc(case.layer(), groups="batched")
     groups, filters, columns = fc.fc.weight.shape
@@ -118,7 +117,7 @@ def test_a_tool_s_module_for_all_groups_says_what_it_equals() -> None:
     assert torch.equal(back.bias, 2 * layer.bias)
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.rest.get("groups", 1) > 1], ids=str)
+@pytest.mark.parametrize("case", GROUPED, ids=str)
 def test_groups_of_unequal_rank_are_filled_up(case: ConvCase) -> None:
     fc = convfc.to_fc(case.layer())
     swap(fc, factored(ranks=(1, 3)))
@@ -127,7 +126,7 @@ def test_groups_of_unequal_rank_are_filled_up(case: ConvCase) -> None:
     assert_equal_function(fc, back, case.x())
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.rest.get("groups", 1) > 1], ids=str)
+@pytest.mark.parametrize("case", GROUPED, ids=str)
 def test_groups_of_which_one_has_no_bias(case: ConvCase) -> None:
     fc = convfc.to_fc(case.layer())
 
@@ -447,52 +446,39 @@ REFUSED = {
     ),
     "nothing": (lambda c: nn.Identity(), "the sizes of its input, where 27 -> 4 is expected"),
     "first-nonlinear": (lambda c: nn.Sequential(nn.ReLU(), c), "begins with a ReLU, before the"),
+    # Of two groups, which are held apart, and of many, which are held together:
+    "one-more": (lambda c: c.append(nn.Linear(18, 3)), "has 3 FC parts for 2 groups", 2),
+    "one-otherwise": (
+        lambda c: c.insert(0, nn.Sequential(c.pop(0), nn.ReLU())) or c,
+        "not of one kind",
+        2,
+    ),
+    "other-functions": (
+        lambda c: c.extend([nn.Sequential(c.pop(0), f) for f in (nn.ReLU(), nn.SiLU())]),
+        "not of one kind",
+        2,
+    ),
+    "mixed": (
+        lambda c: nn.Linear(360, 40),
+        r"one for all 40 groups, and mixes them.*groups='separate'",
+        40,
+    ),
+    "mixed-behind": (
+        lambda c: nn.Sequential(c, nn.Linear(40, 40)),
+        r"one for all 40 groups, and mixes them",
+        40,
+    ),
+    "hook-many": (hooked, r"hooks stand on its FC part \(GroupedLinear\)", 40),
+    "pruned-many": (pruned, r"computed before every call.*prune\.remove", 40),
 }
+LAYERS = {1: (3, 4, 3), 2: (4, 6, 3), 40: (40, 40, 3)}
 
 
 @pytest.mark.filterwarnings("ignore:`torch.nn.utils.spectral_norm`")
 @pytest.mark.parametrize("kind", REFUSED)
 def test_what_cannot_be_taken_back_is_refused_by_name(kind: str) -> None:
-    make, message = REFUSED[kind]
-    fc = convfc.to_fc(nn.ModuleDict({"stem": nn.Conv2d(3, 4, 3)}))
+    make, message, groups = (*REFUSED[kind], 1)[:3]
+    fc = convfc.to_fc(nn.ModuleDict({"stem": nn.Conv2d(*LAYERS[groups], groups=groups)}))
     fc["stem"].fc = make(fc["stem"].fc)
     with pytest.raises(UnsupportedLayer, match=rf"^stem: .*{message}"):
-        convfc.to_conv(fc)
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda fc: fc.fc.append(nn.Linear(18, 3)), "has 3 FC parts for 2 groups"),
-        (lambda fc: fc.fc.insert(0, nn.Sequential(fc.fc.pop(0), nn.ReLU())), "not of one kind"),
-        (
-            lambda fc: fc.fc.extend(
-                [nn.Sequential(fc.fc.pop(0), f) for f in (nn.ReLU(), nn.SiLU())]
-            ),
-            "not of one kind",
-        ),
-    ],
-    ids=["one-more", "one-otherwise", "other-functions"],
-)
-def test_groups_that_do_not_fit_together_are_refused(make: Any, message: str) -> None:
-    fc = convfc.to_fc(nn.Conv2d(4, 6, 3, groups=2))
-    make(fc)
-    with pytest.raises(UnsupportedLayer, match=message):
-        convfc.to_conv(fc)
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda c: nn.Linear(360, 40), r"one for all 40 groups, and mixes them.*groups='separate'"),
-        (lambda c: nn.Sequential(c, nn.Linear(40, 40)), r"one for all 40 groups, and mixes them"),
-        (hooked, r"hooks stand on its FC part \(GroupedLinear\)"),
-        (pruned, r"computed before every call.*prune\.remove"),
-    ],
-    ids=["linear", "linear-behind", "hook", "pruned"],
-)
-def test_what_a_batched_child_must_not_be(make: Any, message: str) -> None:
-    fc = nn.Sequential(convfc.to_fc(nn.Conv2d(40, 40, 3, groups=40)))
-    fc[0].fc = make(fc[0].fc)
-    with pytest.raises(UnsupportedLayer, match=rf"^0: .*{message}"):
         convfc.to_conv(fc)

@@ -13,7 +13,7 @@ from networks import net
 from torch import nn
 
 import convfc
-from convfc.errors import Refusal, UnsupportedLayer, UnsupportedLayerWarning
+from convfc.errors import Refusal
 from convfc.frameworks.torch.functional import CONVOLUTIONS, functional_convolutions
 
 
@@ -143,18 +143,6 @@ def test_quantised_layers_are_found_and_fused_float_ones_are_not() -> None:
     _, first = findings[0]
     assert "torch.ao.nn.quantized" in first.reason
     assert first.remedy == "convert the float model, and quantise the FC model afterwards"
-
-
-def test_to_fc_refuses_and_with_strict_false_lists() -> None:
-    model = nn.Sequential(nn.Conv2d(1, 1, 1), ByMethod())
-    with pytest.raises(
-        UnsupportedLayer, match=r"^1: its forward reaches conv2d as a function \(ByM"
-    ):
-        convfc.to_fc(model)
-    with pytest.warns(UnsupportedLayerWarning, match=r"1 \(its forward reaches conv2d"):
-        fc = convfc.to_fc(model, strict=False)
-    x = torch.arange(16.0).reshape(1, 1, 4, 4)
-    torch.testing.assert_close(fc(x), model(x))
 
 
 def test_the_functions_of_torch_are_all_known() -> None:

@@ -201,7 +201,6 @@ class Blur(nn.Module):
         return F.conv2d(w, torch.ones(4, 1, 2, 2), groups=4, padding="same")
 
 
-@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 def test_functional_convolutions_have_a_row_for_every_call() -> None:
     model = nn.Sequential(nn.Conv2d(1, 2, 1), Blur())
     inspection = convfc.inspect(model, torch.zeros(1, 1, 7, 6))
@@ -366,7 +365,6 @@ def test_the_users_hooks_see_and_change_what_they_always_do() -> None:
     assert row.geometry.padding_mode == "reflect"
 
 
-@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 def test_a_compiled_model_has_the_same_rows() -> None:
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), Blur())
     x = torch.zeros(1, 1, 9, 9)

@@ -59,8 +59,6 @@ def columns(images: torch.Tensor, order: str) -> np.ndarray:
     return images.flatten(1).numpy().T
 
 
-# PyTorch says so of its own layer, where padding "same" is odd.
-@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 @pytest.mark.parametrize("subject", CASES + MORE, ids=str)
 def test_it_is_the_layer_and_its_adjoint(subject: ConvCase):
     """Each product of a batch is one convolution."""

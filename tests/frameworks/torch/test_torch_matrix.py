@@ -28,8 +28,6 @@ from convfc.operators.pattern import matrix_pattern
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
-
 LAYOUTS = ("csr", "dense")
 ORDERS = ("channels_first", "channels_last")
 
@@ -59,17 +57,20 @@ def gradients(y: Tensor, layer: nn.Module) -> list[Tensor]:
     return list(torch.autograd.grad((y * weights).sum(), list(layer.parameters())))
 
 
+def check_outputs_and_gradients(y: Tensor, layer: nn.Module, x: Tensor) -> None:
+    expected = layer(x).flatten(1)
+    assert torch.equal(y, expected)
+    for found, native in zip(gradients(y, layer), gradients(expected, layer), strict=True):
+        assert torch.equal(found, native)
+
+
 @pytest.mark.parametrize("subject", CASES, ids=str)
 def test_it_computes_the_layer_and_its_gradients_and_is_scipy_s_matrix(subject: ConvCase):
     layer, x = subject.layer(), subject.x()
-    expected = layer(x).flatten(1)
-    natives = gradients(expected, layer)
     for layout in LAYOUTS:
         A = tensor(layer, subject.size, layout=layout)
         y = x.flatten(1) @ A.t() + offset(layer, subject.size)
-        assert torch.equal(y, expected)
-        for gradient, native in zip(gradients(y, layer), natives, strict=True):
-            assert torch.equal(gradient, native)
+        check_outputs_and_gradients(y, layer, x)
     A = conv_matrix(layer, subject.size)
     sparse = tensor(layer, subject.size)
     assert sparse.layout is torch.sparse_csr
@@ -112,13 +113,6 @@ def test_every_product_of_pytorch_passes_the_gradient_on(way: str):
         layer, x = subject.layer(), subject.x()
         y = PRODUCTS[way](tensor(layer, subject.size), x.flatten(1)) + offset(layer, subject.size)
         check_outputs_and_gradients(y, layer, x)
-
-
-def check_outputs_and_gradients(y: Tensor, layer: nn.Module, x: Tensor) -> None:
-    expected = layer(x).flatten(1)
-    assert torch.equal(y, expected)
-    for found, native in zip(gradients(y, layer), gradients(expected, layer), strict=True):
-        assert torch.equal(found, native)
 
 
 @pytest.mark.parametrize(

@@ -7,24 +7,19 @@ make equal weights, to the bit.
 from __future__ import annotations
 
 import copy
-import io
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
 import torch
-from conv_cases import CASES, SMALL, ConvCase, integers
+from conv_cases import GROUPED, SMALL, ConvCase, integers
+from networks import assert_same_state, net, through_a_file, with_integers
 from torch import Tensor, nn
 from torch_fixtures import in_form
 
 import convfc
 from convfc import convert_optimizer_state
 from convfc.errors import UnsupportedModel, UnsupportedOptimizer
-
-pytestmark = [
-    pytest.mark.usefixtures("one_thread", "seed_zero"),
-    pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning"),
-]
 
 Make = Callable[[Iterable[Any]], torch.optim.Optimizer]
 optim = torch.optim
@@ -60,14 +55,7 @@ OPTIMIZERS: dict[str, Make] = {
     "lion": Lion,
 }
 adam = OPTIMIZERS["adam"]
-FORMS: dict[str, dict[str, Any]] = {
-    "patch": {"form": "patch"},
-    "weight": {"form": "weight"},
-    "batched": {"form": "patch", "groups": "batched"},
-}
-
-
-GROUPED = [case for case in CASES if case.rest.get("groups", 1) > 1]
+FORMS = ("patch", "weight", "batched")
 
 
 def network() -> nn.Sequential:
@@ -85,17 +73,13 @@ def give_gradients(model: nn.Module, seed: int) -> None:
         parameter.grad = grad.to(parameter.dtype)
 
 
-def stepped(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 3) -> None:
+def stepped(
+    model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 3
+) -> torch.optim.Optimizer:
     for seed in range(steps):
         give_gradients(model, seed)
         optimizer.step()
-
-
-def assert_same_weights(one: nn.Module, other: nn.Module) -> None:
-    first, second = one.state_dict(), other.state_dict()
-    assert list(first) == list(second)
-    for key, value in first.items():
-        assert torch.equal(value, second[key]), key
+    return optimizer
 
 
 def give_same_gradients(one: nn.Module, other: nn.Module, seed: int = 10) -> None:
@@ -117,8 +101,17 @@ def assert_both_step_alike(
     give_same_gradients(cnn, fc)
     first.step()
     second.step()
-    assert_same_weights(cnn, fc)
+    assert_same_state(cnn, fc)
     assert not all(torch.equal(value, before[key]) for key, value in cnn.state_dict().items())
+
+
+def goes_on(
+    first: Any, one: nn.Module, other: nn.Module, make: Make = adam
+) -> torch.optim.Optimizer:
+    """Return an optimizer of the other model that has the state of the first one's."""
+    second = make(other.parameters())
+    second.load_state_dict(convert_optimizer_state(first, one, other))
+    return second
 
 
 @pytest.mark.parametrize(
@@ -127,16 +120,13 @@ def assert_both_step_alike(
 )
 def test_the_next_step_is_the_same_to_the_bit_there_and_back(name: str, form: str) -> None:
     make, cnn = OPTIMIZERS[name], network()
-    first = make(cnn.parameters())
-    stepped(cnn, first)
+    first = stepped(cnn, make(cnn.parameters()))
     first.load_state_dict(first.state_dict())  # which widens NAdam's float32 scalars
-    fc = convfc.to_fc(cnn, **FORMS[form])
-    second = make(fc.parameters())
-    second.load_state_dict(convert_optimizer_state(first, cnn, fc))
+    fc = in_form(cnn, form, None)
+    second = goes_on(first, cnn, fc, make)
     assert_both_step_alike(cnn, first, fc, second)
     back = convfc.to_conv(fc)
-    third = make(back.parameters())
-    third.load_state_dict(convert_optimizer_state(second, fc, back))
+    third = goes_on(second, fc, back, make)
     assert_both_step_alike(back, third, fc, second)
 
 
@@ -144,11 +134,9 @@ def test_the_next_step_is_the_same_to_the_bit_there_and_back(name: str, form: st
 @pytest.mark.parametrize("case", [*SMALL, *GROUPED], ids=str)
 def test_every_layer(case: ConvCase, form: str) -> None:
     cnn = case.layer()
-    first = adam(cnn.parameters())
-    stepped(cnn, first)
-    fc = convfc.to_fc(cnn, **FORMS[form])
-    second = adam(fc.parameters())
-    second.load_state_dict(convert_optimizer_state(first, cnn, fc))
+    first = stepped(cnn, adam(cnn.parameters()))
+    fc = in_form(cnn, form, None)
+    second = goes_on(first, cnn, fc)
     assert_both_step_alike(cnn, first, fc, second)
     returned = convert_optimizer_state(second, fc, cnn)
     assert list(returned["state"]) == list(range(len(list(cnn.parameters()))))
@@ -159,12 +147,10 @@ def test_every_layer(case: ConvCase, form: str) -> None:
 
 @pytest.mark.parametrize("forms", [("patch", "weight"), ("patch", "batched")], ids="-".join)
 def test_between_two_forms(forms: tuple[str, str]) -> None:
-    one, other = (convfc.to_fc(network(), **FORMS[form]) for form in forms)
-    first = adam(one.parameters())
-    stepped(one, first)
+    one, other = (in_form(network(), form, None) for form in forms)
+    first = stepped(one, adam(one.parameters()))
     other.load_state_dict(one.state_dict())
-    second = adam(other.parameters())
-    second.load_state_dict(convert_optimizer_state(first, one, other))
+    second = goes_on(first, one, other)
     assert_both_step_alike(one, first, other, second)
 
 
@@ -179,72 +165,31 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, c: Tens
 def test_training_that_rounds_nothing_goes_on_exactly(form: str) -> None:
     """Integers, and powers of two for rate and momentum: every number is exact in float64."""
     cnn = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1, groups=2), nn.ReLU(), nn.Conv2d(4, 2, 2))
-    cnn = cnn.double()
-    with torch.no_grad():
-        for seed, parameter in enumerate(cnn.parameters()):
-            parameter.copy_(integers(parameter.shape, seed=seed))
+    with_integers(cnn)
     x, c = integers((2, 2, 5, 4), seed=7), integers((2, 2, 4, 3), seed=8)
 
-    def make(model: nn.Module) -> torch.optim.Optimizer:
-        return optim.SGD(model.parameters(), lr=2.0**-6, momentum=0.5)
+    def make(parameters: Iterable[Any]) -> torch.optim.Optimizer:
+        return optim.SGD(parameters, lr=2.0**-6, momentum=0.5)
 
-    first = make(cnn)
+    first = make(cnn.parameters())
     train(cnn, first, x, c)
-    fc = convfc.to_fc(cnn, **FORMS[form])
-    second = make(fc)
-    second.load_state_dict(convert_optimizer_state(first, cnn, fc))
+    fc = in_form(cnn, form, None)
+    second = goes_on(first, cnn, fc, make)
     train(cnn, first, x, c)
     train(fc, second, x, c)
-    assert_same_weights(cnn, fc)
-
-
-def test_training_with_adam_goes_on_but_for_rounding() -> None:
-    """In float64 the two differ by less than rounding to float32 makes of one of them."""
-    x = torch.randn(8, 2, 9, 7, dtype=torch.float64)
-    y = torch.randint(0, 3, (8,))
-    ends = {}
-    for dtype in (torch.float64, torch.float32):
-        torch.manual_seed(1)
-        cnn = network().to(dtype).eval()
-
-        def run(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-            for _ in range(5):
-                optimizer.zero_grad()
-                nn.functional.cross_entropy(model(x.to(model[0].weight.dtype)), y).backward()
-                optimizer.step()
-
-        first = adam(cnn.parameters())
-        run(cnn, first)
-        fc = convfc.to_fc(cnn)
-        second = adam(fc.parameters())
-        second.load_state_dict(convert_optimizer_state(first, cnn, fc))
-        run(cnn, first)
-        run(fc, second)
-        for name, model in (("cnn", cnn), ("fc", fc)):
-            ends[name, dtype] = [p.double() for p in model.state_dict().values()]
-
-    def apart(one: tuple[str, torch.dtype], other: tuple[str, torch.dtype]) -> float:
-        pairs = zip(ends[one], ends[other], strict=True)
-        return max((a - b).abs().max().item() for a, b in pairs)
-
-    rounding = apart(("cnn", torch.float64), ("cnn", torch.float32))
-    assert 0 < apart(("cnn", torch.float64), ("fc", torch.float64)) < rounding
+    assert_same_state(cnn, fc)
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_checkpoint_file_of_the_cnn_goes_on_in_the_other_form(form: str) -> None:
     cnn = network()
-    first = adam(cnn.parameters())
-    stepped(cnn, first)
-    file = io.BytesIO()
-    torch.save({"model": cnn.state_dict(), "optimizer": first.state_dict()}, file)
-    file.seek(0)
-    checkpoint = torch.load(file, weights_only=True)
+    first = stepped(cnn, adam(cnn.parameters()))
+    kept = {"model": cnn.state_dict(), "optimizer": first.state_dict()}
+    checkpoint = through_a_file(kept, weights_only=True)
     fresh = network()
-    fc = convfc.to_fc(fresh, **FORMS[form])
+    fc = in_form(fresh, form, None)
     fc.load_state_dict(checkpoint["model"])
-    second = adam(fc.parameters())
-    second.load_state_dict(convert_optimizer_state(checkpoint["optimizer"], fresh, fc))
+    second = goes_on(checkpoint["optimizer"], fresh, fc)
     assert_both_step_alike(cnn, first, fc, second)
 
 
@@ -264,7 +209,7 @@ def test_groups_of_parameters_stay_groups(form: str) -> None:
 
     first = optim.AdamW(groups(cnn), lr=0.1, weight_decay=0.3)
     stepped(cnn, first)
-    fc = convfc.to_fc(cnn, **FORMS[form])
+    fc = in_form(cnn, form, None)
     for given in (first, first.state_dict()):
         state = convert_optimizer_state(given, cnn, fc)
         second = optim.AdamW(groups(fc))
@@ -296,8 +241,7 @@ def test_nothing_is_shared_with_the_first_optimizer() -> None:
 
 def test_moments_keep_their_own_dtype() -> None:
     cnn = nn.Conv2d(2, 4, 3, groups=2, dtype=torch.bfloat16)
-    first = adam(cnn.parameters())
-    stepped(cnn, first)
+    first = stepped(cnn, adam(cnn.parameters()))
     state = first.state_dict()
     for entry in state["state"].values():
         entry["exp_avg"] = entry["exp_avg"].double() + 1e-9
@@ -310,33 +254,25 @@ def test_moments_keep_their_own_dtype() -> None:
 
 
 def test_shared_layers_and_shared_weights_have_one_state() -> None:
-    class Shared(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.one, self.two = nn.Conv1d(2, 2, 3), nn.Conv1d(2, 2, 3)
-            self.two.weight = self.one.weight
-            self.again = self.one
-
-    for options in ({"form": "patch"}, {"form": "weight"}):
-        cnn = Shared()
-        first = adam(cnn.parameters())
-        stepped(cnn, first)
-        fc = convfc.to_fc(cnn, **options)
+    one, two = nn.Conv1d(2, 2, 3), nn.Conv1d(2, 2, 3)
+    two.weight = one.weight
+    shared = net(lambda m, x: x, one=one, two=two, again=one)
+    for form in ("patch", "weight"):
+        cnn = copy.deepcopy(shared)
+        first = stepped(cnn, adam(cnn.parameters()))
+        fc = convfc.to_fc(cnn, form=form)
         assert len(list(fc.parameters())) == 3
-        second = adam(fc.parameters())
-        second.load_state_dict(convert_optimizer_state(first, cnn, fc))
+        second = goes_on(first, cnn, fc)
         assert_both_step_alike(cnn, first, fc, second)
 
 
 def test_a_head_that_became_a_conv_layer_goes_on() -> None:
     small = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 9, 3)).double()
-    first = adam(small.parameters())
-    stepped(small, first)
+    first = stepped(small, adam(small.parameters()))
     give_gradients(small, 10)
     x = torch.zeros(1, 1, 5, 5, dtype=torch.float64)
     wide = convfc.to_fully_convolutional(small, x)
-    second = adam(wide.parameters())
-    second.load_state_dict(convert_optimizer_state(first, small, wide))
+    second = goes_on(first, small, wide)
     for one, other in zip(small.parameters(), wide.parameters(), strict=True):
         other.grad = one.grad.reshape(other.shape)
     first.step()
@@ -356,8 +292,7 @@ def test_an_optimizer_that_has_not_stepped_and_one_that_has_for_some() -> None:
     give_gradients(cnn, 0)
     cnn[3].weight.grad = None
     first.step()
-    second = adam(fc.parameters())
-    second.load_state_dict(convert_optimizer_state(first, cnn, fc))
+    second = goes_on(first, cnn, fc)
     named = {name: p for name, p in fc.named_parameters() if p in second.state}
     assert named.keys() == dict(fc.named_parameters()).keys() - {"3.fc.0.weight", "3.fc.1.weight"}
 

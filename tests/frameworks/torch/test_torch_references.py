@@ -25,8 +25,6 @@ from convfc.frameworks.torch.references import blocked_references, exchange
 from convfc.methods.morphism import factor, morph_activation, morph_depth, morph_kernel, widen
 from convfc.methods.uncertainty import mean_network, sample, to_bayesian
 
-pytestmark = pytest.mark.usefixtures("seed_zero")
-
 X = integers((2, 2, 6, 6))
 Named = namedtuple("Named", "layer")
 

@@ -9,7 +9,8 @@ import torch
 from conv_cases import integers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simplified_models import NETWORKS, exactly, lenet, mobile, resnet, trained
+from networks import net, trained, with_integers
+from simplified_models import NETWORKS, lenet, mobile, resnet
 from torch import Tensor, fx, nn
 
 import convfc
@@ -18,7 +19,6 @@ from convfc.errors import NothingToConvert
 from convfc.frameworks.torch.certify.simplified import stages
 from convfc.rounding import rounding_bound
 
-pytestmark = pytest.mark.usefixtures("one_thread", "seed_zero")
 WAYS: dict[str, dict[str, Any]] = {
     "keep": {},
     "relu": {"max_pool": "relu"},
@@ -67,7 +67,7 @@ def assert_within_rounding(model: nn.Module, simple: nn.Module, x: Tensor) -> No
 def test_on_integers_not_a_bit_differs(name: str, way: dict[str, Any]):
     """So the sequence is equal to the graph, too."""
     make, shape = NETWORKS[name]
-    model, x = exactly(make()), 3 * integers((3, *shape), seed=5)
+    model, x = with_integers(make()), 3 * integers((3, *shape), seed=5)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     simple = simplify(model, x[:1], **way)
     y = model(x)
@@ -134,17 +134,12 @@ def test_the_layers_that_nothing_is_merged_with_keep_their_bits():
 
 
 def test_a_value_is_multiplied_into_each_of_several_users():
-    class Shared(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.norm = nn.BatchNorm2d(2)
-            self.one, self.other = nn.Conv2d(2, 2, 3), nn.Conv2d(2, 2, 3)
+    def run(m: Any, x: Tensor) -> Tensor:
+        x = m.norm(x)
+        return torch.relu(m.one(x)) + torch.relu(m.other(x))
 
-        def forward(self, x: Tensor) -> Tensor:
-            x = self.norm(x)
-            return torch.relu(self.one(x)) + torch.relu(self.other(x))
-
-    model, x = exactly(Shared()), integers((2, 2, 4, 4))
+    parts = {"norm": nn.BatchNorm2d(2), "one": nn.Conv2d(2, 2, 3), "other": nn.Conv2d(2, 2, 3)}
+    model, x = with_integers(net(run, **parts)), integers((2, 2, 4, 4))
     simple = simplify(model, x)
     assert len(linears(simple)) == 2
     assert torch.equal(simple(x), model(x))
@@ -152,7 +147,7 @@ def test_a_value_is_multiplied_into_each_of_several_users():
 
 def test_a_residual_network_keeps_its_additions_and_the_sequence_carries_the_branches():
     """The first block's input is never negative; the second one's shortcut is, but narrower."""
-    model, x = exactly(resnet()), integers((1, 2, 8, 8))
+    model, x = with_integers(resnet()), integers((1, 2, 8, 8))
     simple = simplify(model, x)
     assert isinstance(simple, fx.GraphModule)
     assert len(linears(simple)) == 7
@@ -163,7 +158,7 @@ def test_a_residual_network_keeps_its_additions_and_the_sequence_carries_the_bra
 
 
 def test_a_bottleneck_is_not_multiplied_out_unless_the_sequence_has_to_alternate():
-    model, x = exactly(mobile()), integers((2, 2, 5, 5))
+    model, x = with_integers(mobile()), integers((2, 2, 5, 5))
     narrow = 2 * 3 * 3
     assert narrow in [part.out_features for part in linears(simplify(model, x))]
     one = simplify(model, x, sequential=True)
@@ -183,7 +178,7 @@ def test_pooling_is_multiplied_into_the_next_layer_although_that_costs_a_few_num
 def test_a_flat_input_needs_no_flatten_and_a_flat_output_no_unflatten():
     model = nn.Sequential(nn.Unflatten(1, (1, 4, 4)), nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten())
     x = integers((2, 16))
-    simple = simplify(exactly(model), x)
+    simple = simplify(with_integers(model), x)
     assert kinds(simple) == ["Linear", "ReLU"]
     assert torch.equal(simple(x), model(x))
 
@@ -201,7 +196,7 @@ def test_it_follows_dtype_mode_and_gradients():
 
 def test_a_part_of_a_network_is_simplified_by_itself():
     """A CONV layer and the FC layer after it are one matrix; the rest of the network stays."""
-    model, x = exactly(lenet()), integers((2, 1, 12, 12))
+    model, x = with_integers(lenet()), integers((2, 1, 12, 12))
     features = model[:3](x)
     part = simplify(model[3:8], features)
     assert kinds(part) == ["Flatten", "Linear", "ReLU", "Linear"]
@@ -282,7 +277,7 @@ def test_any_network_is_equal_on_integers_as_a_graph_and_as_a_sequence(
     network: tuple[nn.Module, tuple[int, ...]],
 ):
     model, shape = network
-    model, x = exactly(model), integers((2, *shape))
+    model, x = with_integers(model), integers((2, *shape))
     for sequential in (False, True):
         simple = simplify(model, x, max_pool="relu", sequential=sequential)
         assert_plain(simple)

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 from conv_cases import integers
-from simplified_models import exactly, lenet, trained
+from networks import trained, with_integers
+from simplified_models import each_way, lenet
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
@@ -22,12 +23,6 @@ from convfc.errors import MemoryBudgetError, ShapeError, UnsupportedLayer, Unsup
 from convfc.frameworks.torch.simplification import OPERATIONS, simplified
 from convfc.rounding import UNIT_ROUNDOFF, gamma
 
-pytestmark = pytest.mark.usefixtures("one_thread", "seed_zero")
-WAYS: dict[str, dict[str, Any]] = {
-    "graph": {},
-    "sequence": {"max_pool": "relu", "sequential": True},
-}
-each_way = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 Forward = Callable[[Any, Tensor, Tensor], Any]
 X = torch.ones(1, 1, 12, 12)
 CONV = nn.Conv2d(1, 2, 3)
@@ -153,7 +148,7 @@ CALLS: dict[str, Forward] = {
 @each_way
 @pytest.mark.parametrize("name", CALLS)
 def test_functions_and_methods(name: str, way: dict[str, Any]):
-    model, x = exactly(Call(CALLS[name])), 12 * integers((2, 3, 5, 6), seed=1)
+    model, x = with_integers(Call(CALLS[name])), 12 * integers((2, 3, 5, 6), seed=1)
     y = model(x.clone())
     simple = simplify(model, x[:1], **way)
     if way:
@@ -172,7 +167,7 @@ MODULES = [
 
 @pytest.mark.parametrize("module", MODULES, ids=str)
 def test_modules(module: nn.Module):
-    model, x = exactly(nn.Sequential(nn.ReLU(), module)), integers((2, 4, 4, 6))
+    model, x = with_integers(nn.Sequential(nn.ReLU(), module)), integers((2, 4, 4, 6))
     assert torch.equal(simplify(model, x)(x), model(x))
 
 
@@ -256,7 +251,7 @@ KEPT = [nn.Sigmoid(), nn.Tanh(), nn.GELU(), nn.SiLU(), nn.ELU(), nn.Softplus(), 
 @pytest.mark.parametrize("activation", [*KEPT, nn.Softmax(1)], ids=str)
 def test_other_activations_stay(activation: nn.Module):
     model = nn.Sequential(nn.Conv2d(3, 3, 3), nn.Flatten(), activation, nn.Linear(27, 2))
-    model, x = exactly(model), integers((2, 3, 5, 5))
+    model, x = with_integers(model), integers((2, 3, 5, 5))
     simple = simplify(model, x, sequential=True)
     assert [type(part) for part in simple] == [nn.Flatten, nn.Linear, type(activation), nn.Linear]
     assert torch.equal(simple[:3](x), model[:3](x))
@@ -264,7 +259,7 @@ def test_other_activations_stay(activation: nn.Module):
 
 @pytest.mark.parametrize("form", ["patch", "weight", "unrolled"])
 def test_layers_in_every_form_are_read(form: str):
-    model, x = exactly(lenet()), integers((2, 1, 12, 12))
+    model, x = with_integers(lenet()), integers((2, 1, 12, 12))
     assert torch.equal(simplify(in_form(model, form, x), x)(x), model(x))
 
 
@@ -309,7 +304,7 @@ REFUSED: dict[str, tuple[Forward, type[Exception], str]] = {
 
 @pytest.mark.parametrize(("call", "error", "message"), REFUSED.values(), ids=REFUSED)
 def test_what_is_refused(call: Forward, error: type[Exception], message: str):
-    model = exactly(Call(call))
+    model = with_integers(Call(call))
     scale = model.scale.clone()
     with pytest.raises(error, match=message):
         simplify(model, integers((2, 3, 5, 6)))
@@ -381,10 +376,12 @@ def test_a_convolution_without_a_batch_axis_is_refused():
 
 def test_what_cannot_go_through_another_activation_in_one_sequence():
     x = integers((1, 3, 4, 4))
-    model = exactly(Call(lambda m, x, y: x + torch.sigmoid(y)))
+    model = with_integers(Call(lambda m, x, y: x + torch.sigmoid(y)))
     with pytest.raises(UnsupportedLayer, match=r"another branch .* Sigmoid.* sequential=True"):
         simplify(model, x, sequential=True)
-    pooled = exactly(Call(lambda m, x, y: F.pad(F.max_pool2d(F.relu(x), 2), (0, 2, 0, 2)) + x))
+    pooled = with_integers(
+        Call(lambda m, x, y: F.pad(F.max_pool2d(F.relu(x), 2), (0, 2, 0, 2)) + x)
+    )
     with pytest.raises(UnsupportedLayer, match=r"MaxPool2d.* max_pool='relu'"):
         simplify(pooled, x, sequential=True)
     assert torch.equal(simplify(pooled, x, sequential=True, max_pool="relu")(x), pooled(x))
@@ -507,7 +504,7 @@ def test_a_segmentation_network_of_torchvision():
 
 def test_a_further_operation_is_one_entry():
     """Of torch.xlogy nothing is known; that xlogy(x, e) is x is said here."""
-    model = exactly(Call(lambda m, x, y: torch.xlogy(y, torch.tensor(torch.e))))
+    model = with_integers(Call(lambda m, x, y: torch.xlogy(y, torch.tensor(torch.e))))
     x = integers((2, 3, 3, 3))
     with pytest.raises(UnsupportedLayer, match=r"the model itself: xlogy\(\) is not known"):
         simplify(model, x)

@@ -12,10 +12,11 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from networks import assert_same_state, net, trained, with_integers
 from pyscipopt import Model, quicksum
 from pyscipopt_ml.exceptions import NoModel
 from pyscipopt_ml.torch import add_sequential_constr
-from simplified_models import NETWORKS, exactly, trained
+from simplified_models import NETWORKS
 from torch import Tensor, fx, nn
 from torchvision import models
 
@@ -24,7 +25,7 @@ from convfc import simplify
 from convfc.frameworks.torch.certify.simplified import stages
 from convfc.rounding import rounding_bound
 
-pytestmark = pytest.mark.usefixtures("one_thread", "no_network")
+pytestmark = pytest.mark.usefixtures("no_network")
 
 ONLY = {"Gemm", "MatMul", "Add", "Relu"}
 
@@ -56,7 +57,7 @@ def test_onnx_holds_products_sums_and_relus_only(
     name: str, sequential: bool, dynamo: bool, tmp_path: Path
 ):
     make, shape = NETWORKS[name]
-    model = exactly(make()).float()
+    model = with_integers(make()).float()
     x = torch.randint(-2, 3, (3, *shape)).float()
     whole = flat(model, shape)
     simple = simplify(whole, x.flatten(1), max_pool="relu", sequential=sequential)
@@ -70,27 +71,23 @@ def test_onnx_holds_products_sums_and_relus_only(
 
 def test_onnx_of_images_flattens_them_first(tmp_path: Path):
     make, shape = NETWORKS["resnet"]
-    model, x = exactly(make()).float(), torch.randint(-2, 3, (2, *shape)).float()
+    model, x = with_integers(make()).float(), torch.randint(-2, 3, (2, *shape)).float()
     graph = exported(simplify(model, x), x, tmp_path / "model.onnx", dynamo=False)
     operators = [node.op_type for node in graph.graph.node]
     assert operators[0] in ("Flatten", "Reshape")
     assert set(operators[1:]) <= ONLY
 
 
-class Tiny(nn.Module):
+def tiny() -> nn.Module:
     """A CONV network with a residual connection, a max-pooling and nine inputs."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(1, 2, 2)
-        self.same = nn.Conv2d(2, 2, 1)
-        self.pool = nn.MaxPool2d(2)
-        self.head = nn.Linear(2, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.conv(x))
-        y: Tensor = self.head(self.pool(x + torch.relu(self.same(x))).flatten(1))
+    def run(m: Any, x: Tensor) -> Tensor:
+        x = torch.relu(m.conv(x))
+        y: Tensor = m.head(m.pool(x + torch.relu(m.same(x))).flatten(1))
         return y
+
+    parts = {"conv": nn.Conv2d(1, 2, 2), "same": nn.Conv2d(2, 2, 1), "pool": nn.MaxPool2d(2)}
+    return net(run, **parts, head=nn.Linear(2, 2))
 
 
 def largest_margin(network: nn.Module, columns: int) -> tuple[float, np.ndarray]:
@@ -111,7 +108,7 @@ def test_a_solver_that_reads_sequences_of_linear_and_relu_only_verifies_the_netw
 
     It reads ``nn.Sequential`` alone, which is why `simplify` has ``sequential=True``.
     """
-    model = exactly(Tiny(), seed=4).float()
+    model = with_integers(tiny(), seed=4).float()
     images = torch.tensor(list(itertools.product([0.0, 1.0], repeat=9))).reshape(-1, 1, 3, 3)
     margins = (model(images) @ torch.tensor([1.0, -1.0])).detach()
     with pytest.raises(NoModel, match="Unsupported layer"):
@@ -147,6 +144,4 @@ def test_torchvision_networks_there_and_back(name: str):
     for stage in stages(model, simple, x):
         bound = rounding_bound(stage.magnitude, stage.terms, "float32")
         assert bool(((stage.before - stage.after).abs() <= bound).all()), stage.name
-    back = convfc.to_conv(simple)
-    for key, value in back.state_dict().items():
-        assert torch.equal(value, model.state_dict()[key]), key
+    assert_same_state(convfc.to_conv(simple), model)

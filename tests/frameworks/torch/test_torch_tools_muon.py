@@ -10,8 +10,6 @@ from torchvision.models.resnet import BasicBlock, ResNet
 
 import convfc
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 LAYERS = 12
 STEPS = 3
 

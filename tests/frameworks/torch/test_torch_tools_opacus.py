@@ -24,7 +24,6 @@ from convfc.frameworks.torch import GroupedLinear
 from convfc.rounding import UNIT_ROUNDOFF, gamma
 
 pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
     # The images need no gradient; so it is with any model whose first layer is hooked by Opacus.
     pytest.mark.filterwarnings("ignore:Full backward hook is firing when gradients:UserWarning"),
 ]
@@ -173,20 +172,6 @@ def test_in_patch_form_it_makes_none_and_its_norms_are_exact_on_integers(
     # The norm of norms rounds: roots, squares, a sum, a root.
     bound = gamma(len(squares) + 4, UNIT_ROUNDOFF["float64"]) * total.sqrt()
     assert ((found.norms - total.sqrt()).abs() <= bound).all()
-
-
-@each_cnn
-def test_in_patch_form_its_norms_are_those_of_one_gradient_per_digit(
-    cnn: nn.Sequential, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    images, labels = digits()
-    losses = nn.CrossEntropyLoss(reduction="none")
-    found = ghost_norms(convfc.to_fc(cnn), images, losses, labels, monkeypatch)
-    expected = norms_of(one_by_one(cnn, images, losses, labels))
-    assert found.norms.unique().numel() == BATCH
-    # Two ways to the same norms in float64 are nearer than one way in two precisions.
-    rounded = norms_of(one_by_one(cnn.float(), images.float(), losses, labels))
-    assert (found.norms - expected).abs().max() < (rounded - expected).abs().max()
 
 
 @each_cnn

@@ -32,7 +32,7 @@ from peft.tuners.vera import Linear as VeraLinear
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.usefixtures("one_thread", "no_network")
+pytestmark = pytest.mark.usefixtures("no_network")
 
 HEAD = "6"
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from networks import trained
-from torch import Tensor, nn
+from networks import assert_same_state, trained
+from torch import nn
 from torchvision import models
 
 import convfc
-from convfc.frameworks.torch import GroupedLinear, PatchConv
 
-pytestmark = pytest.mark.usefixtures("one_thread", "no_network")
+pytestmark = pytest.mark.usefixtures("no_network")
 
 # Each network with the input that it gets and the number of its CONV layers.
 NETWORKS = {
@@ -49,40 +48,10 @@ def build(name: str) -> nn.Module:
     return trained(model)
 
 
-def convs(model: nn.Module) -> dict[str, nn.Module]:
-    """Every CONV layer, in whatever form; PyTorch's and subclasses of them."""
-    kinds = (nn.modules.conv._ConvNd, PatchConv)
-    return {name: part for name, part in model.named_modules() if isinstance(part, kinds)}
-
-
-def check_state(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """Same keys, same order, same bits."""
-    assert list(found) == list(expected)
-    for key, value in expected.items():
-        assert found[key].dtype == value.dtype, key
-        assert torch.equal(found[key], value), key
-
-
-def check_form(fc: nn.Module, before: nn.Module, form: str) -> None:
-    """Every CONV layer is an FC layer now, none is left over."""
-    found, expected = convs(fc), convs(before)
-    assert list(found) == list(expected)
-    for name, layer in found.items():
-        old = expected[name]
-        filters, columns = old.out_channels, old.weight[0].numel()
-        if form == "weight":
-            assert layer.parametrizations.weight.original.shape == (filters, columns), name
-        elif old.groups == 1:
-            assert type(layer.fc) is nn.Linear, name
-            assert layer.fc.weight.shape == (filters, columns), name
-        elif old.groups > 32:
-            assert type(layer.fc) is GroupedLinear, name
-            assert layer.fc.weight.shape == (old.groups, filters // old.groups, columns), name
-            continue
-        else:
-            assert [type(part) for part in layer.fc] == [nn.Linear] * old.groups, name
-            assert layer.fc[0].weight.shape == (filters // old.groups, columns), name
-        assert max(p.dim() for p in layer.parameters()) == 2, name
+def convs(model: nn.Module) -> set[str]:
+    """The names of all CONV layers, PyTorch's and subclasses of them."""
+    kind = nn.modules.conv._ConvNd
+    return {name for name, part in model.named_modules() if isinstance(part, kind)}
 
 
 @pytest.mark.parametrize(
@@ -100,20 +69,19 @@ def test_a_network_becomes_fc_layers_is_proven_equal_and_comes_back_bit_for_bit(
     assert len(convs(before)) == count
 
     fc = convfc.to_fc(before, form=form)
-    check_form(fc, before, form)
-
     x = torch.randn(sizes, generator=torch.Generator().manual_seed(1259))
     certificate = convfc.verify(before, fc, x)
     assert certificate.holds, str(certificate)
-    assert {layer.name for layer in certificate.layers} == set(convs(before))
+    assert {layer.name for layer in certificate.layers} == convs(before)
+    assert {layer.forms for layer in certificate.layers} == {("conv", form)}
 
     back = convfc.to_conv(fc)
     assert [*map(type, back.modules())] == [*map(type, before.modules())]
-    check_state(back.state_dict(), before.state_dict())
+    assert_same_state(back, before)
 
     # Checkpoints go both ways, strictly.
-    other = {key: value + 1 for key, value in before.state_dict().items()}
-    fc.load_state_dict(other, strict=True)
-    check_state(fc.state_dict(), other)
+    before.load_state_dict({key: value + 1 for key, value in before.state_dict().items()})
+    fc.load_state_dict(before.state_dict(), strict=True)
+    assert_same_state(fc, before)
     back.load_state_dict(fc.state_dict(), strict=True)
-    check_state(back.state_dict(), other)
+    assert_same_state(back, before)

@@ -14,9 +14,8 @@ import onnxruntime
 import pytest
 import torch
 from conv_cases import SMALL, ConvCase
-from facenet_pytorch import MTCNN
-from simplified_models import lenet, resnet, trained
-from skimage import data
+from networks import assert_same_state, net, trained, two_convs
+from simplified_models import lenet, resnet
 from torch import Tensor, nn
 from torch_fixtures import in_form
 
@@ -29,21 +28,11 @@ from convfc.errors import (
 )
 from convfc.frameworks.torch.forms.form import form_of
 
-pytestmark = [
-    pytest.mark.usefixtures("one_thread", "seed_zero", "no_network"),
-    pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning"),
-]
 PARTS = [nn.Flatten, nn.Linear, nn.Unflatten]
 
 
 def is_unrolled(layer: nn.Module) -> bool:
     return type(layer) is nn.Sequential and [type(part) for part in layer] == PARTS
-
-
-def network() -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))
-    )
 
 
 @pytest.mark.parametrize("case", SMALL, ids=str)
@@ -61,7 +50,7 @@ def test_the_weight_is_the_layer_s_matrix_for_batches_of_every_size(case: ConvCa
 
 
 def test_the_parts_are_plain_and_the_model_stays_as_it_was() -> None:
-    model, x = network().train(), torch.randn(2, 3, 9, 8)
+    model, x = two_convs().train(), torch.randn(2, 3, 9, 8)
     model[0].weight.requires_grad_(requires_grad=False)
     state, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     after = convfc.unroll(model, x)
@@ -82,24 +71,26 @@ def test_the_parts_are_plain_and_the_model_stays_as_it_was() -> None:
     assert not ours & theirs
 
 
-class Twice(nn.Module):
-    def __init__(self, padding: int) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(4, 4, 3, padding=padding)
-        self.again = self.first
+def tied(model: nn.Sequential, *parameters: tuple[int, int, str]) -> nn.Sequential:
+    """Let a layer have the weight or bias of an earlier one."""
+    for first, second, name in parameters:
+        setattr(model[second], name, getattr(model[first], name))
+    return model
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.again(self.first(x))
+
+def twice(padding: int) -> nn.Module:
+    """One layer at two places, called at both."""
+    layer = nn.Conv2d(4, 4, 3, padding=padding)
+    return net(lambda m, x: m.again(m.first(x)), first=layer, again=layer)
 
 
 def test_what_is_shared_stays_shared() -> None:
-    model, x = Twice(padding=1).double(), torch.randn(1, 4, 6, 5, dtype=torch.float64)
+    model, x = twice(padding=1).double(), torch.randn(1, 4, 6, 5, dtype=torch.float64)
     after = convfc.unroll(model, x)
     assert after.first is after.again
     torch.testing.assert_close(after(x), model(x))
-    tied = nn.Sequential(*(nn.Conv2d(4, 4, 3, padding=1) for _ in range(2)))
-    tied[1].weight, tied[1].bias = tied[0].weight, tied[0].bias
-    after = convfc.unroll(tied.double(), x)
+    model = nn.Sequential(*(nn.Conv2d(4, 4, 3, padding=1) for _ in range(2)))
+    after = convfc.unroll(tied(model, (0, 1, "weight"), (0, 1, "bias")).double(), x)
     back = convfc.to_conv(after)
     for first, second in ((after[0][1], after[1][1]), back):
         assert first.weight is second.weight
@@ -134,42 +125,6 @@ def test_layers_in_another_form_are_taken_back_first() -> None:
 # What cannot be unrolled --------------------------------------------------------------------------
 
 
-class Untaken(nn.Sequential):
-    def forward(self, x: Tensor) -> Tensor:
-        return self[0](x)
-
-
-class Asked(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.up = nn.ConvTranspose2d(3, 2, 3, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.up(x, output_size=(12, 12))
-
-
-def shared_across_sizes() -> nn.Module:
-    model = nn.Sequential(nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3))
-    model[1].weight = model[0].weight
-    return model
-
-
-def chained() -> nn.Module:
-    """The first two share a bias, the last two a weight: all or none can be unrolled."""
-    model = nn.Sequential(
-        nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3)
-    )
-    model[1].bias = model[0].bias
-    model[2].weight = model[1].weight
-    return model
-
-
-def shared_with_another() -> nn.Module:
-    model = nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3))
-    model[1].bias = model[0].bias
-    return model
-
-
 def with_a_part() -> nn.Module:
     model = convfc.to_fc(nn.Sequential(nn.Conv2d(3, 3, 3)))
     model[0].observer = nn.Identity()
@@ -177,15 +132,32 @@ def with_a_part() -> nn.Module:
 
 
 REFUSED = {
-    "two sizes": (lambda: Twice(0), r"first: it is called on inputs of the sizes \(5, 5\) and"),
+    "two sizes": (lambda: twice(0), r"first: it is called on inputs of the sizes \(5, 5\) and"),
     "none called": (
-        lambda: Untaken(nn.Identity(), nn.Conv2d(3, 3, 3)),
-        "1: the model does not call it on the example",
+        lambda: net(lambda m, x: x, left=nn.Conv2d(3, 3, 3)),
+        "left: the model does not call it on the example",
     ),
-    "output size": (Asked, "up: it is called with more than its input"),
-    "shared, two sizes": (shared_across_sizes, "0: its weight is also a parameter of 1, which has"),
-    "shared in a chain": (chained, r"1: its weight is also .* \(nor can 2, 0\)"),
-    "shared with a norm": (shared_with_another, "0: its bias is also a parameter of 1 .* stays"),
+    "output size": (
+        lambda: net(
+            lambda m, x: m.up(x, output_size=(12, 12)), up=nn.ConvTranspose2d(3, 2, 3, stride=2)
+        ),
+        "up: it is called with more than its input",
+    ),
+    "shared, two sizes": (
+        lambda: tied(nn.Sequential(nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3)), (0, 1, "weight")),
+        "0: its weight is also a parameter of 1, which has",
+    ),
+    "shared in a chain": (  # of which all or none can be unrolled
+        lambda: tied(
+            nn.Sequential(*(nn.Conv2d(3, 3, 3, padding=n) for n in (1, 1, 0))),
+            *((0, 1, "bias"), (1, 2, "weight")),
+        ),
+        r"1: its weight is also .* \(nor can 2, 0\)",
+    ),
+    "shared with a norm": (
+        lambda: tied(nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3)), (0, 1, "bias")),
+        "0: its bias is also a parameter of 1 .* stays",
+    ),
     "a part of its own": (with_a_part, r"0: it has parts of its own \(observer\)"),
 }
 
@@ -238,7 +210,7 @@ def test_what_the_model_does_not_call_on_the_example_is_left_and_listed() -> Non
 
 
 def test_examples() -> None:
-    model, x = network().eval(), torch.zeros(1, 3, 9, 9)
+    model, x = two_convs().eval(), torch.zeros(1, 3, 9, 9)
     for example in (x.numpy(), (x,), {"input": x}):
         assert is_unrolled(convfc.unroll(model, example)[0])
     with pytest.raises(ShapeError, match="example: the model does not run on this input"):
@@ -260,10 +232,10 @@ def test_what_does_not_fit_in_memory_is_refused_before_it_is_built() -> None:
         r"needs no such matrix; .*conv_operator.*smaller example"
     )
     with pytest.raises(MemoryBudgetError, match=message):
-        convfc.unroll(network(), x, memory=needed - 1)
-    assert is_unrolled(convfc.unroll(network(), x, memory=needed)[0])
+        convfc.unroll(two_convs(), x, memory=needed - 1)
+    assert is_unrolled(convfc.unroll(two_convs(), x, memory=needed)[0])
     with pytest.raises(MemoryBudgetError, match="memory: this is not an amount of memory"):
-        convfc.unroll(network(), x, memory=-1)
+        convfc.unroll(two_convs(), x, memory=-1)
     large = nn.Sequential(nn.Conv2d(3, 64, 7, stride=2, padding=3, dtype=torch.bfloat16))
     x = torch.zeros(1, 3, 224, 224, dtype=torch.bfloat16)
     with pytest.raises(MemoryBudgetError, match=r"0: .* got 802,816 x 150,528.* 225 GiB"):
@@ -368,7 +340,7 @@ def test_no_tool_takes_the_check_of_the_shape_for_a_hook(form: str, make) -> Non
 
 
 def test_inspect_knows_the_form() -> None:
-    model, x = network(), torch.zeros(5, 3, 9, 8)
+    model, x = two_convs(), torch.zeros(5, 3, 9, 8)
     after = convfc.unroll(model, x)
     rows = convfc.inspect(after, x).rows
     assert [(row.name, row.kind, row.form) for row in rows] == [
@@ -383,27 +355,14 @@ def test_inspect_knows_the_form() -> None:
     assert first.parameters == 168 * 216 + 168
 
 
-def assert_there_and_back(model: nn.Module, x: Tensor, layers: int) -> None:
+def test_a_residual_network() -> None:
+    model, x = trained(resnet()), torch.randn(2, 2, 8, 8)
     after = convfc.unroll(model, x[:1])
     assert not [part for part in after.modules() if isinstance(part, nn.modules.conv._ConvNd)]
     certificate = convfc.verify(model, after, x)
     assert certificate.holds, str(certificate)
-    assert len(certificate.layers) == layers
-    state, back = model.state_dict(), convfc.to_conv(after).state_dict()
-    assert list(back) == list(state)
-    assert all(torch.equal(back[key], value) for key, value in state.items())
-
-
-def test_a_residual_network() -> None:
-    assert_there_and_back(trained(resnet()), torch.randn(2, 2, 8, 8), layers=6)
-
-
-def test_a_trained_network_on_a_face(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The weights of MTCNN's authors on the astronaut's face, mirrored in a batch of two."""
-    monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
-    face = torch.from_numpy(data.astronaut()[60:200, 160:300]).permute(2, 0, 1)[None].float()
-    face = nn.functional.interpolate((face - 127.5) / 128, 20, mode="area")
-    assert_there_and_back(MTCNN(keep_all=True).pnet, torch.cat([face, face.flip(-1)]), layers=5)
+    assert len(certificate.layers) == 6
+    assert_same_state(convfc.to_conv(after), model)
 
 
 def test_an_onnx_file_without_convolutions_agrees() -> None:

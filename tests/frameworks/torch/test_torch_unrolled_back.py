@@ -7,26 +7,12 @@ import copy
 import peft
 import pytest
 import torch
-from conv_cases import CHANNELS_LAST, SMALL, ConvCase, integers
+from conv_cases import integers
 from torch import nn
 
 import convfc
 from convfc.errors import NotAConvolution, UnsupportedLayer, UnsupportedLayerWarning
 from convfc.rounding import rounding_bound
-
-pytestmark = [
-    pytest.mark.usefixtures("one_thread", "seed_zero"),
-    pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning"),
-]
-
-
-@pytest.mark.parametrize("case", SMALL, ids=str)
-def test_the_memory_format_of_the_weight_comes_back(case: ConvCase) -> None:
-    form = CHANNELS_LAST.get(len(case.size) + 2, torch.contiguous_format)
-    layer = case.layer().to(memory_format=form)
-    back = convfc.to_conv(convfc.unroll(layer, case.x()))
-    assert back.weight.stride() == layer.weight.stride()
-    assert torch.equal(back.weight, layer.weight)
 
 
 class Stem(nn.Conv2d):

@@ -5,41 +5,22 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from proofs import MARKS, Block, assert_proven, network, only
+from networks import net, network
+from proofs import assert_proven, only
 from torch import Tensor, nn
 
 import convfc
 from convfc.frameworks.torch.certify.engine import Call, measure
 from convfc.frameworks.torch.certify.pairs import find_pairs
 
-pytestmark = MARKS
-
 
 def one_layer() -> tuple[nn.Sequential, nn.Sequential, Tensor]:
     model, x = nn.Sequential(nn.Conv2d(1, 2, 3)), torch.randn(4, 1, 6, 6)
     return model, convfc.unroll(model, x), x
-
-
-def test_a_network_with_everything():
-    class Fixed(Block):
-        """Its layers are called on one size each."""
-
-    model = Fixed().eval()
-    x = torch.randn(2, 3, 6, 6)
-    after = convfc.unroll(model, x)
-    certificate = convfc.verify(model, after, x)
-    assert_proven(certificate)
-    calls = [(layer.name, layer.call) for layer in certificate.layers]
-    assert calls == [("stem", 0), ("stem", 1), ("twice", 0), ("twice", 1), ("head", 0)]
-    assert {layer.forms for layer in certificate.layers} == {("conv", "unrolled")}
-    first = certificate.layers[0]
-    assert (first.patch_matrix, first.filter_matrix) == ((2, 36, 27), (27, 4))
-    assert "unrolled" in str(certificate)
-    assert_proven(convfc.verify(after, convfc.to_conv(after), x))
-    assert find_pairs(model, after).places == {"stem", "twice", "head", "same.place"}
 
 
 def test_other_batches_none_and_another_size():
@@ -62,16 +43,11 @@ def test_the_gradient_of_a_weight_is_a_sum_over_all_its_entries():
 
 
 def test_a_layer_that_the_input_does_not_reach_is_compared_at_its_own_size():
-    class Sometimes(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, (5, 3), stride=3)
+    def run(m: Any, x: Tensor, further: bool = True) -> Tensor:
+        y = m.first(x)
+        return m.second(y) if further else y
 
-        def forward(self, x: Tensor, further: bool = True) -> Tensor:
-            y = self.first(x)
-            return self.second(y) if further else y
-
-    model = Sometimes()
+    model = net(run, first=nn.Conv2d(3, 4, 3), second=nn.Conv2d(4, 4, (5, 3), stride=3))
     x = torch.randn(1, 3, 9, 8)
     certificate = convfc.verify(model, convfc.unroll(model, x), (x, False))
     assert_proven(certificate)
@@ -84,20 +60,12 @@ def test_a_layer_that_the_input_does_not_reach_is_compared_at_its_own_size():
 Sabotage = Callable[[nn.Sequential], object]
 
 
-def entry(name: str, change: Callable[[Tensor], object]) -> Sabotage:
+def entry(name: str, change: Callable[[Tensor], object], which: str = "weight") -> Sabotage:
     """Change the matrix of one layer; its pattern is that of 3x3 filters on 8x8."""
 
     def sabotage(model: nn.Sequential) -> None:
         with torch.no_grad():
-            change(model.get_submodule(name)[1].weight)
-
-    return sabotage
-
-
-def vector(name: str, index: int) -> Sabotage:
-    def sabotage(model: nn.Sequential) -> None:
-        with torch.no_grad():
-            model.get_submodule(name)[1].bias[index] += 1e-3
+            change(getattr(model.get_submodule(name)[1], which))
 
     return sabotage
 
@@ -129,7 +97,7 @@ SABOTAGE: dict[str, tuple[Sabotage, str]] = {
         "first: output in float32",
     ),
     "one number of the vector": (
-        vector("last", 7),
+        entry("last", lambda b: b[7].add_(1e-3), "bias"),
         "last: its vector at [7] (filter 0, position 7); expected ",
     ),
 }

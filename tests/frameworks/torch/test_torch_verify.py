@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conv_cases import SMALL, ConvCase
 from networks import Block, net
-from proofs import MARKS, assert_proven, only
+from proofs import assert_proven, only
 from torch import Tensor, nn
+from torch_fixtures import in_form
 
 import convfc
 from convfc.errors import DtypeError, ShapeError, UnsupportedLayer, UnsupportedModel
@@ -23,36 +23,29 @@ from convfc.frameworks.torch.certify.pairs import find_pairs
 from convfc.frameworks.torch.certify.verify import verify
 from convfc.methods.spectrum import singular_values
 
-pytestmark = MARKS
 
-
-@pytest.mark.parametrize("form", ["patch", "weight"])
-@pytest.mark.parametrize("case", SMALL[-2:], ids=str)
-def test_what_a_certificate_says_of_a_layer(case: ConvCase, form: str):
-    layer, x = case.cls(*case.args, **case.rest), torch.randn(2, case.args[0], *case.size)
-    fc = convfc.to_fc(layer, form=form)
-    there, back = verify(layer, fc, x), verify(fc, layer, x)
-    assert_proven(there)
-    assert_proven(back)
-    assert (only(there).forms, only(back).forms) == (("conv", form), (form, "conv"))
-    assert only(there).dtype == "float32"
-    k = layer.weight.numel() // layer.out_channels
-    assert only(there).patch_matrix == (2, layer(x)[0, 0].numel(), k)
-    assert only(there).filter_matrix == (k, layer.out_channels)
-
-
-@pytest.mark.parametrize(("form", "training"), [("patch", True), ("weight", False)])
+@pytest.mark.parametrize(
+    ("form", "training"), [("patch", True), ("weight", False), ("unrolled", False)]
+)
 def test_a_network_with_everything(form: str, training: bool):
-    model = Block().train(training)
-    certificate = verify(model, convfc.to_fc(model, form=form), torch.randn(2, 3, 6, 6))
+    model, x = Block().train(training), torch.randn(2, 3, 6, 6)
+    after = in_form(model, form, x)
+    certificate = verify(model, after, x)
     assert_proven(certificate)
+    first = certificate.layers[0]
+    assert (first.patch_matrix, first.filter_matrix) == ((2, 36, 27), (27, 4))
+    assert {(*layer.forms, layer.dtype) for layer in certificate.layers} == {
+        ("conv", form, "float32")
+    }
+    assert form in str(certificate)
     calls = [(layer.name, layer.call) for layer in certificate.layers]
     assert calls == [("stem", 0), ("stem", 1), ("twice", 0), ("twice", 1), ("head", 0)]
     paths = [output.path for output in certificate.network.outputs]
     assert paths == ["['out']", "['features'][0]", "['features'][1][0]"]
-    back = verify(model, convfc.to_conv(convfc.to_fc(model, form=form)), torch.randn(2, 3, 6, 6))
+    back = verify(after, convfc.to_conv(after), x)
     assert_proven(back)
-    assert {layer.forms for layer in back.layers} == {("conv", "conv")}
+    assert {layer.forms for layer in back.layers} == {(form, "conv")}
+    assert find_pairs(model, after).places == {"stem", "twice", "head", "same.place"}
 
 
 @pytest.mark.parametrize("which", ["input", "weight"])
@@ -217,9 +210,6 @@ def test_what_cannot_be_run_or_copied_is_refused():
 
 def test_pairs_of_nested_and_shared_layers():
     model = Block()
-    found = find_pairs(model, convfc.to_fc(model))
-    assert [pair.name for pair in found.pairs] == ["stem", "twice", "head"]
-    assert found.places == {"stem", "twice", "same.place", "head"}
     apart = convfc.to_fc(model)
     apart.same["place"] = convfc.to_fc(copy.deepcopy(model.stem))
     assert [pair.name for pair in find_pairs(model, apart).pairs][:3] == [

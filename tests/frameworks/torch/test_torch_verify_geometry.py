@@ -8,14 +8,12 @@ from typing import Any
 import pytest
 import torch
 from networks import net
-from proofs import MARKS, assert_proven, only
+from proofs import assert_proven, only
 from torch import Tensor, nn
 from torch_fixtures import in_form
 
 import convfc
 from convfc.frameworks.torch.certify.verify import verify
-
-pytestmark = MARKS
 
 each_pair = pytest.mark.parametrize(
     ("first", "second"),

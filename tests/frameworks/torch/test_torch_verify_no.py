@@ -12,15 +12,12 @@ import pytest
 import torch
 from adapters import OwnForward
 from networks import net, network
-from proofs import MARKS, assert_proven, only
+from proofs import assert_proven, only
 from torch import Tensor, nn
 from torch_fixtures import in_form
 
 import convfc
 from convfc.frameworks.torch.certify.verify import verify
-
-pytestmark = MARKS
-
 
 Sabotage = Callable[[nn.Sequential], Any]
 
