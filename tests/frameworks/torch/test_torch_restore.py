@@ -104,15 +104,14 @@ def test_where_gets_the_modules_of_the_model_itself() -> None:
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [
-        (two_convs(), {}, "no layer of the model is in patch or weight form.*as example="),
+        (two_convs(), {}, "^model: the model has no layer in patch, weight or unrolled form"),
         (
             convfc.to_fc(two_convs()),
             {"where": "9"},
-            r"where= selects nothing.*one of 0, 2\.0; got 9",
+            r"^where: where= selects no layer in patch, .*at least one of 0, 2\.0; got 9",
         ),
-        (two_convs(), {"example": torch.ones(1)}, "neither FC forms nor nn.Linear layers"),
     ],
-    ids=["plain", "where", "example"],
+    ids=["plain", "where"],
 )
 def test_nothing_to_convert(model: nn.Module, options: dict[str, object], message: str) -> None:
     with pytest.raises(NothingToConvert, match=message):

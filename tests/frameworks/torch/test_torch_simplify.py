@@ -57,7 +57,7 @@ def assert_within_rounding(model: nn.Module, simple: nn.Module, x: Tensor) -> No
     for stage in found:
         bound = rounding_bound(stage.magnitude, stage.terms, str(x.dtype).removeprefix("torch."))
         assert bound is not None
-        assert bool(((stage.before - stage.after).abs() <= bound).all()), stage.name
+        assert bool(((stage.own[0] - stage.own[1]).abs() <= bound).all()), stage.name
     names = {name for name, part in simple.named_modules() if type(part) is nn.Linear}
     assert {name for stage in found for name in stage.layers} == names
 
@@ -102,7 +102,7 @@ def test_the_bound_knows_what_a_batch_norm_adds_and_takes_off_again():
     simple = simplify(norm, x)
     (stage,) = stages(norm, simple, x)
     alone = rounding_bound(simple[0].weight.diagonal() * x.double(), stage.terms, "float32")
-    assert bool(((stage.before - stage.after).abs() > alone).any())
+    assert bool(((stage.own[0] - stage.own[1]).abs() > alone).any())
     assert_within_rounding(norm, simple, x)
 
 

@@ -143,5 +143,5 @@ def test_torchvision_networks_there_and_back(name: str):
         assert {type(part) for part in simple} == {nn.Flatten, nn.Linear, nn.ReLU}
     for stage in stages(model, simple, x):
         bound = rounding_bound(stage.magnitude, stage.terms, "float32")
-        assert bool(((stage.before - stage.after).abs() <= bound).all()), stage.name
+        assert bool(((stage.own[0] - stage.own[1]).abs() <= bound).all()), stage.name
     assert_same_state(convfc.to_conv(simple), model)
