@@ -37,7 +37,7 @@ def test_a_network_with_everything(form: str, training: bool):
     first = certificate.layers[0]
     assert (first.patch_matrix, first.filter_matrix) == ((2, 36, 27), (27, 4))
     assert {(*layer.forms, layer.dtype) for layer in certificate.layers} == {
-        ("conv", form, "float32")
+        ("native", form, "float32")
     }
     assert form in str(certificate)
     calls = [(layer.name, layer.call) for layer in certificate.layers]
@@ -46,7 +46,7 @@ def test_a_network_with_everything(form: str, training: bool):
     assert paths == ["['out']", "['features'][0]", "['features'][1][0]"]
     back = verify(after, convfc.to_conv(after), x)
     assert_proven(back)
-    assert {layer.forms for layer in back.layers} == {(form, "conv")}
+    assert {layer.forms for layer in back.layers} == {(form, "native")}
     assert find_pairs(model, after).places == {"stem", "twice", "head", "same.place"}
 
 
