@@ -277,3 +277,15 @@ def test_a_tools_parametrization_goes_on_top_of_the_weight_form() -> None:
     parametrize.register_parametrization(after[0], "weight", Halved())
     assert torch.equal(after[0].weight, weight / 2)
     assert form_of(after[0]) == "weight"
+
+
+def test_where_is_asked_of_the_model_that_is_given() -> None:
+    """A layer of another form is taken back first, and is of another class then."""
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
+    fc = convfc.to_fc(model)
+    fc[2].fc = nn.Sequential(nn.Linear(36, 2, bias=False), nn.Linear(2, 4))  # goes back as two
+    after = convfc.to_fc(
+        fc, form="weight", where=lambda name, part: isinstance(part, PatchConv) and name == "2"
+    )
+    assert form_of(after[0]) == "patch"
+    assert [form_of(part) for part in after[2]] == ["weight", "weight"]

@@ -291,3 +291,12 @@ def test_stages_know_the_network_that_they_belong_to() -> None:
     del simple[5:]
     with pytest.raises(UnsupportedModel, match="its parts are not those"):
         list(stages(model, simple, x))
+
+
+def test_in_float64_the_stages_are_compared_with_those_of_exact_weights():
+    model, x = trained(lenet()), torch.randn(3, 1, 12, 12)
+    certificate = convfc.verify(model, convfc.simplify(model, x), x)
+    found = [layer.float64["output"] for layer in certificate.layers]
+    assert {one.dtype for one in found} == {"float64"}
+    assert all(one.ratio <= 1 for one in found)
+    assert any(one.difference > 0 for one in found)  # they are added in another order

@@ -304,3 +304,14 @@ def test_a_model_or_an_input_without_numbers_is_refused():
     message = r"x: an input on the meta device has a shape and no numbers; got \(1, 3, 6, 6\)"
     with pytest.raises(ShapeError, match=message):
         verify(model, model, x.to("meta"))
+
+
+def test_a_forward_that_writes_into_its_parameters_starts_anew_each_time():
+    def halved(model: Any, x: Tensor) -> Tensor:
+        model.scale.data.mul_(0.5)
+        return model.conv(x) * model.scale
+
+    model = net(halved, conv=nn.Conv2d(3, 4, 3))
+    model.scale = nn.Parameter(torch.ones(()))
+    assert verify(model, convfc.to_fc(model), torch.randn(1, 3, 6, 6)).holds
+    assert model.scale == 1

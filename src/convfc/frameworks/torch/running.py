@@ -241,7 +241,7 @@ def positional_arguments(model: nn.Module, x: Any) -> tuple[Any, ...]:
             remedy="give an input that the model takes: a tuple for several arguments, a dict for "
             "keyword arguments",
         ) from error
-    return (*bound.args, *bound.kwargs.values())
+    return bound.args
 
 
 def call_model(
