@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -56,3 +57,13 @@ NUMPY_READ_ONLY = Library("numpy-readonly", read_only, np.ndarray, "int64")
 TORCH = Library("torch", torch.tensor, torch.Tensor, "int64")
 JAX = Library("jax", jnp.asarray, jax.Array, "int32")  # without jax's 64-bit switch
 LIBRARIES = [NUMPY, NUMPY_READ_ONLY, TORCH, JAX]
+
+
+def traced_peak(call: Callable[[], Any]) -> tuple[Any, int]:
+    """What a call returns and the most bytes NumPy held during it, its result included."""
+    tracemalloc.start()
+    try:
+        result = call()
+        return result, tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()

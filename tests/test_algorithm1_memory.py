@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import tracemalloc
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ import pytest
 import torch
 from cases import CASES, Case, case
 from hypothesis import given
-from libraries import JAX, TORCH, Library, to_numpy
+from libraries import JAX, TORCH, Library, to_numpy, traced_peak
 from strategies import cases, seeds
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -23,7 +22,7 @@ from convfc.algorithm1 import DEFAULT_MEMORY
 from convfc.errors import MemoryBudgetError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    pass
 
 MIB = 2**20
 
@@ -57,16 +56,6 @@ def test_one_row_at_a_time_in_torch_and_jax(library: Library, subject: Case):
     blocked = conv_as_matmul(x, filters, subject.geometry, bias, memory=memory)
     assert type(blocked) is type(whole)
     assert np.array_equal(to_numpy(blocked), to_numpy(whole))
-
-
-def traced_peak(call: Callable[[], Any]) -> tuple[Any, int]:
-    """What a call returns and the most bytes NumPy held during it, its result included."""
-    tracemalloc.start()
-    try:
-        result = call()
-        return result, tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
 
 
 BUDGET = 2 * MIB

@@ -38,7 +38,7 @@ class _Record:
     def to_dict(self) -> dict[str, Any]:
         """Return it as values that JSON has; an infinity or a NaN as text."""
         names = [one.name for one in fields(self)]  # type: ignore[arg-type]
-        return {name: _json(getattr(self, name)) for name in (*names, *self._derived)}
+        return {name: as_json(getattr(self, name)) for name in (*names, *self._derived)}
 
 
 @dataclass(frozen=True)
@@ -361,16 +361,16 @@ def _value(value: complex | None, dtype: str = "float64") -> str:
     return f"{value.real:.{digits}g}" if value.imag == 0 else f"{value:.{digits}g}"
 
 
-def _json(thing: Any) -> Any:
+def as_json(thing: Any) -> Any:
     """Return records, mappings and tuples as what `json` writes and every reader takes."""
     if isinstance(thing, _Record):
         return thing.to_dict()
     if isinstance(thing, Mapping):
-        return {str(key): _json(value) for key, value in thing.items()}
+        return {str(key): as_json(value) for key, value in thing.items()}
     if isinstance(thing, (tuple, list)):
-        return [_json(item) for item in thing]
+        return [as_json(item) for item in thing]
     if isinstance(thing, complex):
-        return _json(thing.real) if thing.imag == 0 else str(thing)
+        return as_json(thing.real) if thing.imag == 0 else str(thing)
     if isinstance(thing, float) and not math.isfinite(thing):
         return str(thing)  # JSON has no infinity
     return thing

@@ -37,6 +37,10 @@ _STYLE: Mapping[str, Any] = {
     "svg.fonttype": "path",
     "svg.hashsalt": "convfc",
 }
+_UNDATED: Mapping[str, Mapping[str, Any]] = {
+    "png": {"Software": "convfc"},
+    "svg": {"Creator": "convfc", "Date": None},
+}
 
 
 @contextlib.contextmanager
@@ -49,10 +53,12 @@ def house_style() -> Iterator[None]:
 def save_figure(figure: Figure, folder: pathlib.Path, name: str) -> None:
     """Write a figure as ``<name>.png`` and ``<name>.svg``, each whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    undated: Mapping[str, Mapping[str, Any]] = {
-        "png": {"Software": "convfc"},
-        "svg": {"Creator": "convfc", "Date": None},
-    }
-    for kind, metadata in undated.items():
-        with replacing(folder / f"{name}.{kind}") as handle:
-            figure.savefig(handle, format=kind, metadata=dict(metadata))
+    for kind in _UNDATED:
+        write_figure(figure, folder / f"{name}.{kind}")
+
+
+def write_figure(figure: Figure, path: pathlib.Path) -> None:
+    """Write a figure as PNG or SVG, by the path's ending, without the date."""
+    kind = path.suffix.lower().removeprefix(".")
+    with replacing(path) as handle:
+        figure.savefig(handle, format=kind, metadata=dict(_UNDATED[kind]))

@@ -22,22 +22,9 @@ from convfc.extras import PIP
 def make(spec: str, arguments: Mapping[str, Any] | None = None) -> Any:
     """Import a module and call a function or class in it, or return any other object in it.
 
-    Parameters
-    ----------
-    spec : str
-        ``module:factory``, the module by its name as in ``import``, or by the path of its file:
-        ``./nets.py:Net``. The factory may be inside another object: ``module:Builder.small``.
-        What the module imports is looked for in ``sys.path``, which stays as it is; see `folder`.
-    arguments : mapping, optional
-        Keyword arguments of the factory.
-
-    Raises
-    ------
-    FactoryError
-        If there is no such module or factory, the module cannot be imported, or the factory does
-        not take these arguments. What the factory itself raises is passed on.
-    MissingDependencyError
-        If the module needs a part of convfc whose extra is not installed.
+    ``spec`` is ``module:factory``, the module by its name or by the path of its file; the factory
+    may be inside another object: ``module:Builder.small``. ``sys.path`` stays as it is; see
+    `folder`. What the factory itself raises is passed on.
     """
     module_name, _, path = spec.rpartition(":")
     if not module_name or not path or not path.replace(".", "").isidentifier():

@@ -155,8 +155,7 @@ class ConvGeometry:
         """Half padding: floor(k / 2) on each side, which keeps the size if k is odd and stride 1.
 
         Dumoulin & Visin (2016), section 2.3.1, with the dilated kernel's extent as k. Takes what
-        `ConvGeometry` takes, but for ``padding``. For a size that is kept whatever the kernel, see
-        `same`.
+        `valid` takes. For a size that is kept whatever the kernel, see `same`.
         """
         plain = cls(in_channels, out_channels, kernel_size, **rest)
         halves = [(extent // 2, extent // 2) for extent in plain.effective_kernel_size]
@@ -168,8 +167,7 @@ class ConvGeometry:
     ) -> ConvGeometry:
         """Full padding: k - 1 on each side, so that every partial overlap counts.
 
-        Dumoulin & Visin (2016), section 2.3.2. Takes what `ConvGeometry` takes, but for
-        ``padding``.
+        Dumoulin & Visin (2016), section 2.3.2. Takes what `valid` takes.
         """
         plain = cls(in_channels, out_channels, kernel_size, **rest)
         margins = [(extent - 1, extent - 1) for extent in plain.effective_kernel_size]

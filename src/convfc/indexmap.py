@@ -48,6 +48,13 @@ class AxisMap:
     size: int
 
     @cached_property
+    def margins(self) -> tuple[Indices, Indices] | None:
+        """The parts of `source` around the input; None where the input is not in it as a whole."""
+        low = int(np.argmax(self.source == 0))
+        inside = np.array_equal(self.source[low : low + self.size], np.arange(self.size))
+        return (self.source[:low], self.source[low + self.size :]) if inside else None
+
+    @cached_property
     def table(self) -> Indices:
         """Input index that (position, tap) reads, shape ``(positions, taps)``; -1 reads zero."""
         positions = np.arange(self.positions)[:, None]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from convfc.certificate import as_json
 from convfc.geometry import ConvGeometry
 from convfc.printable import printable
 from convfc.sizes import Sizes
@@ -109,7 +110,7 @@ class LayerRow:
     def to_dict(self) -> dict[str, Any]:
         """Return every field and derived number, as `json` writes them."""
         derived = [name for name, of in vars(LayerRow).items() if isinstance(of, property)]
-        found: dict[str, Any] = _json(
+        found: dict[str, Any] = as_json(
             asdict(self) | {name: getattr(self, name) for name in derived if name != "name"}
         )
         return found
@@ -174,19 +175,21 @@ class Inspection:
         for row in self.rows:
             key = (row.names, row.kind)
             layers[key] = layers.get(key, True) and row.convertible
-        sums: dict[str, int | None] = {}
-        for name in ("multiplications", "native_multiplications", "patch_matrix_bytes"):
-            values = [getattr(row, name) or 0 for row in self.rows]
-            sums[name] = sum(values) if self.was_run else None
-            if name == "patch_matrix_bytes":
-                sums[f"largest_{name}"] = max(values, default=0) if self.was_run else None
+
+        def total(name: str, of: Callable[[list[int]], int] = sum) -> int | None:
+            numbers = [0, *(getattr(row, name) or 0 for row in self.rows)]
+            return of(numbers) if self.was_run else None
+
         return Totals(
             layers=len(layers),
             convertible=sum(layers.values()),
             calls=sum(row.call is not None for row in self.rows),
             parameters=self.parameters,
             model_parameters=self.model_parameters,
-            **sums,
+            multiplications=total("multiplications"),
+            native_multiplications=total("native_multiplications"),
+            patch_matrix_bytes=total("patch_matrix_bytes"),
+            largest_patch_matrix_bytes=total("patch_matrix_bytes", max),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -328,10 +331,3 @@ def _scaled(number: int, base: int, units: Sequence[str]) -> str:
         value, unit = value / base, unit + 1
     decimals = 0 if not unit or value >= 99.95 else 1 if value >= 9.995 else 2
     return f"{value:.{decimals}f} {units[unit]}".rstrip()
-
-
-def _json(thing: Any) -> Any:
-    """Return tuples as lists, all the way down."""
-    if isinstance(thing, dict):
-        return {key: _json(value) for key, value in thing.items()}
-    return [_json(item) for item in thing] if isinstance(thing, (tuple, list)) else thing

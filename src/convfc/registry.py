@@ -10,7 +10,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import array_api_compat
 
@@ -121,7 +121,7 @@ def check_order(order: Order) -> Order:
     one_of(
         "order",
         order,
-        get_args(Order),
+        Order,
         what="there is no such order of axes",
         remedy="'channels_first' is PyTorch and ONNX, 'channels_last' is Keras",
     )

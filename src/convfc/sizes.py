@@ -7,7 +7,7 @@ import numbers
 import operator
 import sys
 from collections.abc import Iterator, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias, get_args
 
 import numpy as np
 
@@ -98,12 +98,13 @@ def flag(name: str, value: object) -> bool:
 def one_of(
     name: str,
     value: object,
-    choices: Sequence[object],
+    choices: Any,
     *,
-    what: str,
-    remedy: str | None,
+    what: str = "no such choice",
+    remedy: str | None = None,
 ) -> None:
-    """Raise an ``ArgumentError`` unless a value is one of the choices."""
+    """Raise an ``ArgumentError`` unless a value is one of a `typing.Literal`, or of a sequence."""
+    choices = get_args(choices) or choices
     if value not in choices:
         raise ArgumentError(
             what,

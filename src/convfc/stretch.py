@@ -31,15 +31,11 @@ SHORT_RUN, FEW_TAPS = 8, 5
 def pad(xp: Any, x: Array, where: IndexMap) -> Array:
     """Return the input with its padding, ``(b, *padded, c)``, as the windows read it."""
     for a, axis in enumerate(where.axes, start=1):
-        low = int(np.argmax(axis.source == 0))
-        high = low + axis.size
-        if np.array_equal(axis.source[low:high], np.arange(axis.size)):
-            # The whole input is in the middle, so only the two margins need a gather.
-            margins = (axis.source[:low], axis.source[high:])
-            before, after = ([take_or_zero(xp, x, m, a)] if m.size else [] for m in margins)
-            x = xp.concat([*before, x, *after], axis=a) if before or after else x
-        else:
+        if axis.margins is None:
             x = take_or_zero(xp, x, axis.source, a)
+        else:  # only what is added needs a gather
+            before, after = ([take_or_zero(xp, x, m, a)] if m.size else [] for m in axis.margins)
+            x = xp.concat([*before, x, *after], axis=a) if before or after else x
     # Once here, not in every block: `_stretch_numpy` reads contiguous memory.
     return np.ascontiguousarray(x) if array_api_compat.is_numpy_array(x) else x
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import oracle
 import pytest
 import strategies
 import torch
@@ -14,7 +13,7 @@ from hypothesis import given
 from periodic import EPS, apart, lapack, lapack_bound, periodic_matrix
 from torch import nn
 
-from convfc import ConvGeometry, ConvLayer, conv_matrix
+from convfc import ConvGeometry, conv_matrix
 from convfc.errors import (
     ArgumentError,
     DtypeError,
@@ -76,19 +75,6 @@ def test_every_geometry_on_a_circle(c: Case) -> None:
     if found.method == "dense":
         assert not divides
         assert "does not divide" in found.note
-
-
-@given(c=strategies.cases(max_ndim=3))
-def test_the_sum_of_squares_is_the_frobenius_norm(c: Case) -> None:
-    """Exact on integers: the oracle on one-hot inputs gives the matrix."""
-    filters = c.integers()[1].astype(float)
-    inputs = np.eye(math.prod(c.input_size) * c.geometry.in_channels)
-    columns = oracle.conv(inputs.reshape(-1, *c.x_shape[1:]), filters, c.geometry, None)
-    square = float(np.sum(np.asarray(columns, float) ** 2))
-    found = spectrum.singular_values(filters, c.input_size, geometry=c.geometry)
-    # Each value is off by residual * σ_max at most, and the squares of n values by 2 n times that.
-    off = found.residual + found.count * EPS
-    assert abs(np.sum(found.values**2) - square) <= 2.1 * off * found.count * found.values[0] ** 2
 
 
 @pytest.mark.parametrize(
@@ -239,37 +225,23 @@ BIG = ConvGeometry(8, 8, (3, 3), padding=1)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "options", "error", "text"),
+    ("arguments", "error", "text"),
     [
-        ((ONES, (5,), None, "periodic", GEOMETRY), {}, ArgumentError, "boundary: there is no such"),
-        ((ONES, (5,), None, None, GEOMETRY), {"which": "all"}, ArgumentError, "which: there is no"),
-        ((ONES, (5,), 4, None, GEOMETRY), {}, ArgumentError, "k: .*expected 3 at most"),
-        ((ONES, (5,), 0, None, GEOMETRY), {}, ArgumentError, "k: a size is too small"),
-        ((ONES, (5,), 1, None, GEOMETRY), {"tolerance": -1}, ArgumentError, "tolerance: "),
-        ((ONES * np.nan, (5,), 1, None, GEOMETRY), {}, DtypeError, "NaN or infinity"),
-        ((ONES, (5,)), {}, ArgumentError, "filters alone do not say"),
+        ((ONES, (5,), 4, None, GEOMETRY), ArgumentError, "k: .*expected 3 at most"),
+        ((ONES * np.nan, (5,), 1, None, GEOMETRY), DtypeError, "NaN or infinity"),
         (
             (np.ones((8, 3, 3, 8)), (64, 64), None, None, BIG),
-            {},
             MemoryBudgetError,
             "all 32768 singular values take the dense matrix.*boundary='circular'",
         ),
         (
             (np.ones((8, 3, 3, 8)), (64, 64), 20000, None, BIG),
-            {},
             MemoryBudgetError,
             "iterations are for a few",
         ),
     ],
-    ids=["boundary", "which", "k", "k0", "tolerance", "nan", "geometry", "all", "many"],
+    ids=["k", "nan", "all", "many"],
 )
-def test_refusals(arguments: tuple, options: dict, error: type, text: str) -> None:
+def test_refusals(arguments: tuple, error: type, text: str) -> None:
     with pytest.raises(error, match=text):
-        spectrum.singular_values(*arguments, **options)
-
-
-def test_a_conv_layer_is_taken_too() -> None:
-    layer = ConvLayer(GEOMETRY, ONES)
-    assert spectrum.spectral_norm(layer, (5,)) == spectrum.spectral_norm(
-        ONES, (5,), geometry=GEOMETRY
-    )
+        spectrum.singular_values(*arguments)

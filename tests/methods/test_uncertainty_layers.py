@@ -438,17 +438,6 @@ def test_a_scale_mixture_as_prior_is_estimated_without_bias():
     assert abs(estimates.mean() - value) < 5 * spread
 
 
-def test_evaluation_mode_is_the_network_of_the_means():
-    conv = nn.Conv2d(2, 3, 3)
-    bayes = uncertainty.to_bayesian(nn.Sequential(conv), "gaussian").eval()
-    x = torch.randn(2, 2, 6, 6)
-    means = uncertainty.mean_network(bayes)
-    assert torch.equal(convfc.to_conv(means)[0].weight, conv.weight)
-    assert torch.equal(bayes(x), bayes(x))
-    certificate = convfc.verify(nn.Sequential(conv), means, x)
-    assert certificate.holds, str(certificate)
-
-
 def test_one_row_without_a_batch_axis():
     layer = layer_of(per="image")
     torch.manual_seed(1)

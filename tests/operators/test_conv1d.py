@@ -16,7 +16,7 @@ from strategies import cases, seeds
 from torch import nn
 
 from convfc import ConvGeometry, ConvLayer
-from convfc.errors import ArgumentError, GeometryError, ShapeError
+from convfc.errors import ShapeError
 from convfc.operators.conv1d import as_conv1d
 
 
@@ -100,7 +100,3 @@ def test_what_does_not_fit_is_refused():
         form(np.ones((1, 3, 4, 1)))
     with pytest.raises(ShapeError, match=r"y: wrong size; expected \(b, 5, 1\)"):
         form.read_out(np.ones((1, 6, 1)))
-    with pytest.raises(ArgumentError, match="filters alone do not say how they are moved"):
-        as_conv1d(np.ones((1, 2, 2, 1)), (3, 3))
-    with pytest.raises(GeometryError, match="the kernel is larger than the padded input"):
-        as_conv1d(np.ones((1, 2, 2, 1)), (1, 3), geometry)

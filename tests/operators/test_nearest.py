@@ -6,7 +6,6 @@ Of a matrix that is no convolution: the entry that is named, and the closest con
 from __future__ import annotations
 
 import sys
-import tracemalloc
 from math import prod
 from typing import Any
 
@@ -18,6 +17,7 @@ from cases import UNREAD, Case, case
 from designs import ORDERS, U, adds_up, bits, both, design, matrix_of, nearest, orders
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from libraries import traced_peak
 from scipy import sparse
 from strategies import cases, seeds
 
@@ -223,12 +223,7 @@ def test_a_large_sparse_matrix_is_read_where_it_is():
     filters = subject.reals(dtype=np.float32)[1]
     A = matrix_of(filters, subject, LAST)
     nearest(A, subject, LAST)  # warm
-    tracemalloc.start()
-    try:
-        found, distance = nearest(A, subject, LAST)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+    (found, distance), peak = traced_peak(lambda: nearest(A, subject, LAST))
     assert bits(found) == bits(filters)
     assert distance == 0.0
     assert peak < A.data.nbytes + A.indices.nbytes

@@ -126,13 +126,8 @@ def as_conv1d(
 
     Parameters
     ----------
-    layer : object
-        A framework's CONV layer in any form, a `ConvLayer`, or filters ``(f, *kernel, c / groups)``
-        with a geometry.
-    input_size : sequence of int
-        Spatial size of the input.
-    geometry : ConvGeometry, optional
-        Of filters; a layer has its own.
+    layer, input_size, geometry
+        As for `conv_matrix`.
 
     Returns
     -------
@@ -140,10 +135,8 @@ def as_conv1d(
 
     Raises
     ------
-    ArgumentError, GeometryError
-        If the geometry is missing, or does not fit the input size.
-    UnsupportedModel, UnsupportedLayer
-        If this is no layer that convfc knows.
+    ArgumentError, GeometryError, UnsupportedModel, UnsupportedLayer
+        As for `conv_matrix`.
 
     Examples
     --------

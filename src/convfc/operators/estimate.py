@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -32,8 +32,8 @@ _MATRIX_FREE = (
 class MatrixEstimate:
     """The size of a matrix: rows and columns, entries, and bytes.
 
-    The entries are those that the geometry has, also where a weight happens to be 0; the bytes are
-    what the finished matrix takes in its layout, indices included.
+    Entries count also where a weight happens to be 0; the bytes are what the finished matrix takes
+    in its layout, indices included.
 
     Examples
     --------
@@ -70,12 +70,9 @@ def matrix_estimate(
     Parameters
     ----------
     layer : object
-        A CONV layer, a `ConvLayer`, filters with a geometry, or a `ConvGeometry` alone.
-    input_size : sequence of int
-        Spatial size of the input.
-    geometry : ConvGeometry, optional
-        Of filters; a layer has its own.
-    layout : {"csr", "dense"}
+        What `convfc.conv_matrix` takes, or a `ConvGeometry` alone.
+    input_size, geometry, layout
+        As for `convfc.conv_matrix`.
     dtype : dtype, optional
         Of the entries; that of the matrix by default, float32 for a geometry alone.
 
@@ -113,8 +110,10 @@ def matrix_estimate(
 
 def pattern_estimate(pattern: MatrixPattern, dtype: Any, layout: Layout = "csr") -> MatrixEstimate:
     """Return the size of the matrix that has a pattern."""
+    remedy = "'csr' keeps the geometry's entries, 'dense' zeros, too"
+    one_of("layout", layout, Layout, what="there is no such layout", remedy=remedy)
     size = itemsize(dtype)
-    if check_layout(layout) == "dense":
+    if layout == "dense":
         needed = math.prod(pattern.shape) * size
     else:
         index = pattern.index_dtype.itemsize
@@ -173,16 +172,6 @@ def _allowed(memory: float | None) -> int | None:
     if memory is None:
         return available_memory()
     return budget(memory, remedy="leave it out for what the machine has free")
-
-
-def check_layout(layout: Layout) -> Layout:
-    """Return the layout, or say that there is none of this name."""
-    what, remedy = (
-        "there is no such layout",
-        "'csr' keeps the geometry's entries, 'dense' zeros, too",
-    )
-    one_of("layout", layout, get_args(Layout), what=what, remedy=remedy)
-    return layout
 
 
 def available_memory(root: str | os.PathLike[str] = "/") -> int | None:

@@ -11,8 +11,7 @@ import importlib
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from types import ModuleType
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 import array_api_compat
 import numpy as np
@@ -22,7 +21,7 @@ from scipy import sparse
 from convfc.arrays import Array, accumulating_dtype, as_numpy, namespace
 from convfc.errors import ArgumentError, DtypeError
 from convfc.geometry import ConvGeometry
-from convfc.operators.estimate import Layout, check_fits, check_layout, pattern_estimate
+from convfc.operators.estimate import Layout, check_fits, pattern_estimate
 from convfc.operators.pattern import MatrixPattern, matrix_pattern
 from convfc.registry import ROOMS, Order, read_layer
 from convfc.sizes import one_of
@@ -123,22 +122,20 @@ def conv_matrix(
     >>> layer.weight.grad.shape
     torch.Size([3, 2, 3, 3])
     """
-    _check_library(library)
-    check_layout(layout)
     reading = read_layer(
         layer, geometry, input_size=input_size, order=order, differentiable=library == "torch"
     )
     filters = reading.layer.filters
+    room = _room(library, filters)
     pattern = matrix_pattern(reading.layer.geometry, input_size, reading.order)
     xp = namespace(filters=filters)
     dtype = accumulating_dtype(xp, filters=filters)
-    needed = pattern_estimate(pattern, dtype)
-    if layout == "dense":
-        dense = pattern_estimate(pattern, dtype, layout)
-        needed = replace(dense, bytes=dense.bytes + needed.bytes)
+    needed = pattern_estimate(pattern, dtype, layout)
+    if layout == "dense":  # it is made of the sparse one
+        needed = replace(needed, bytes=needed.bytes + pattern_estimate(pattern, dtype).bytes)
     check_fits(needed, memory)
-    if library == "torch":
-        return _torch_room(filters).matrix_tensor(xp.astype(filters, dtype), pattern, layout)
+    if room is not None:
+        return room.matrix_tensor(xp.astype(filters, dtype), pattern, layout)
     weights = as_numpy(xp.astype(filters, dtype, copy=False), "filters")
     return _dense(pattern, weights) if layout == "dense" else _sparse(pattern, weights)
 
@@ -179,7 +176,6 @@ def conv_offset(
     >>> conv_offset(np.ones((2, 2, 1)), (4,), geometry, bias=np.array([3.0, 5.0]))
     array([3., 5., 3., 5., 3., 5.])
     """
-    _check_library(library)
     rest: dict[str, Any] = {"bias": bias, "order": order, "differentiable": library == "torch"}
     reading = read_layer(layer, geometry, input_size=input_size, **rest)
     filters, b = reading.layer.filters, reading.layer.bias
@@ -188,9 +184,7 @@ def conv_offset(
     if b is None:
         dtype = accumulating_dtype(xp, filters=filters)
         b = xp.zeros(filters.shape[0], dtype=dtype, device=array_api_compat.device(filters))
-    if library == "torch":
-        _torch_room(b)
-    else:
+    if _room(library, b) is None:
         xp, b = np, as_numpy(b, "bias")
     first = reading.order == "channels_first"
     return xp.repeat(b, positions) if first else xp.tile(b, (positions,))
@@ -220,13 +214,12 @@ def _dense(pattern: MatrixPattern, weights: npt.NDArray[Any]) -> npt.NDArray[Any
     return dense.astype(weights.dtype, copy=False)
 
 
-def _check_library(library: Library) -> None:
+def _room(library: Library, array: Array) -> Any:
+    """Return what makes PyTorch's tensors of PyTorch's arrays; None if SciPy's are wanted."""
     what, remedy = "no matrix is made of this library's arrays", "leave it out for SciPy's"
-    one_of("library", library, get_args(Library), what=what, remedy=remedy)
-
-
-def _torch_room(array: Array) -> ModuleType:
-    """Return what makes tensors of PyTorch, after checking that these are some."""
+    one_of("library", library, Library, what=what, remedy=remedy)
+    if library == "scipy":
+        return None
     if not array_api_compat.is_torch_array(array):
         raise ArgumentError(
             "a matrix of PyTorch is made of PyTorch's filters",

@@ -49,15 +49,14 @@ class ConvOperator(LinearOperator):  # type: ignore[misc]  # SciPy has no types
     shape : (int, int)
         ``(f * product of the output size, c * product of the input size)``.
     dtype : numpy.dtype
-        Of the filters; booleans and small integers widened, as NumPy's sums are. A product has the
-        dtype that the matrix's would have: float32 filters and a float64 vector give float64.
+        Of the filters; booleans and small integers widened, as NumPy's sums are.
     geometry : ConvGeometry
     input_size, output_size : tuple of int
         Spatial sizes.
     order : {"channels_first", "channels_last"}
         Of the axes of input and output, before they are flattened.
     filters : NumPy array, shape (f, *kernel, c / groups)
-        All that is held: a copy, which does not change when the layer does.
+        A copy, and all that is held.
     """
 
     def __init__(self, layer: ConvLayer, where: IndexMap, order: Order, room: ModuleType | None):
@@ -80,10 +79,7 @@ class ConvOperator(LinearOperator):  # type: ignore[misc]  # SciPy has no types
     def _rmatmat(self, X: Any) -> npt.NDArray[Any]:
         return self._apply(X, adjoint=True)
 
-    def _matvec(self, x: Any) -> npt.NDArray[Any]:
-        return self._apply(np.asarray(x).reshape(-1, 1), adjoint=False)
-
-    def _rmatvec(self, x: Any) -> npt.NDArray[Any]:
+    def _rmatvec(self, x: Any) -> npt.NDArray[Any]:  # SciPy makes _matvec of _matmat itself
         return self._apply(np.asarray(x).reshape(-1, 1), adjoint=True)
 
     def _apply(self, X: Any, *, adjoint: bool) -> npt.NDArray[Any]:
@@ -114,9 +110,13 @@ class ConvOperator(LinearOperator):  # type: ignore[misc]  # SciPy has no types
             product = self._native[adjoint](batch if first else np.moveaxis(batch, -1, 1))
             product = product if first else np.moveaxis(product, 1, -1)
         else:
-            multiply = _multiply_adjoint if adjoint else _multiply
             filters = self.filters.astype(dtype, copy=False)
-            product = multiply(np.moveaxis(batch, 1, -1) if first else batch, filters, self._where)
+            batch = np.moveaxis(batch, 1, -1) if first else batch
+            if adjoint:
+                product = _multiply_adjoint(batch, filters, self._where)
+            else:
+                memory = max(_BLOCK, self._where.shape[1] * dtype.itemsize)
+                product = conv_as_matmul(batch, filters, self.geometry, memory=memory)
             product = np.moveaxis(product, -1, 1) if first else product
         return product.reshape(X.shape[1], self.shape[adjoint]).T
 
@@ -136,16 +136,9 @@ def conv_operator(
 
     Parameters
     ----------
-    layer : object
-        A framework's CONV layer in any form, a `ConvLayer`, or filters ``(f, *kernel, c / groups)``
-        with a geometry. A copy of the filters is kept: the operator does not change with the layer.
-    input_size : sequence of int
-        Spatial size of the input.
-    geometry : ConvGeometry, optional
-        Of filters; a layer has its own.
-    order : {"channels_first", "channels_last"}, optional
-        Order of the axes of one input and output before they are flattened. Without it the
-        framework's own; ``"channels_last"`` for filters and `ConvLayer`.
+    layer, input_size, geometry, order
+        As for `conv_matrix`. A copy of the filters is kept: the operator does not change with the
+        layer.
 
     Returns
     -------
@@ -153,10 +146,8 @@ def conv_operator(
 
     Raises
     ------
-    ArgumentError, GeometryError
-        If the geometry is missing, or does not fit the input size.
-    UnsupportedModel, UnsupportedLayer
-        If this is no layer that convfc knows.
+    ArgumentError, GeometryError, UnsupportedModel, UnsupportedLayer
+        As for `conv_matrix`.
     DtypeError
         If NumPy has no such dtype; multiplying raises it for vectors without numbers.
 
@@ -165,8 +156,8 @@ def conv_operator(
     The columns of ``op.matmat(X)`` are one batch, convolved in one call. A layer of PyTorch is
     multiplied by PyTorch's own convolution and its adjoint, on the layer's device; everything else
     (filters, integers, float16) by NumPy. Integers are exact. A product has the dtype that NumPy
-    gives the two: a float64 vector makes a float32 layer calculate in float64, at the price of it.
-    Cast the vector to ``op.dtype`` for speed.
+    gives the two: with a float64 vector a float32 layer calculates in float64. Cast the vector to
+    ``op.dtype`` for speed.
 
     Examples
     --------
@@ -196,13 +187,6 @@ def _door(
         return None
     maps: tuple[LinearMap, LinearMap] = importlib.import_module(name).linear_maps(layer, input_size)
     return maps
-
-
-def _multiply(x: npt.NDArray[Any], filters: npt.NDArray[Any], where: IndexMap) -> npt.NDArray[Any]:
-    """Return the outputs ``(b, *output, f)`` of inputs ``(b, *spatial, c)``."""
-    memory = max(_BLOCK, where.shape[1] * x.itemsize)
-    product: npt.NDArray[Any] = conv_as_matmul(x, filters, where.geometry, memory=memory)
-    return product
 
 
 def _multiply_adjoint(

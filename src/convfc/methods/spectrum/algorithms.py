@@ -207,11 +207,9 @@ def lapack_error(rows: int, columns: int) -> float:
 _BATCH = 2**25
 """Bytes of the matrices that one thread holds at a time."""
 
-_Complex = npt.NDArray[np.complex128]
-
 
 def fourier_values(
-    taps: npt.NDArray[np.float64] | _Complex,
+    taps: Filters,
     axes: Sequence[PeriodicAxis],
     *,
     threads: int | None = None,
@@ -241,9 +239,7 @@ def fourier_values(
     size = max(1, min(_BATCH // per_frequency, math.ceil(len(numbers) / 16)))
     batches = [numbers[start : start + size] for start in range(0, len(numbers), size)]
     with _pool(threads, len(batches)) as pool:
-        found = np.concatenate(
-            list(pool.map(of_batch, batches) if pool else map(of_batch, batches))
-        )
+        found = np.concatenate(list((pool.map if pool else map)(of_batch, batches)))
     return np.repeat(found, times, axis=0).ravel()
 
 
@@ -261,7 +257,7 @@ def frequencies(sizes: Sequence[int], *, paired: bool) -> tuple[Indices, Indices
     return everything[first], np.where(everything == partner, 1, 2)[first]
 
 
-def fourier_error(taps: npt.NDArray[np.float64] | _Complex, axes: Sequence[PeriodicAxis]) -> float:
+def fourier_error(taps: Filters, axes: Sequence[PeriodicAxis]) -> float:
     """Return how far any of `fourier_values` may be off.
 
     The sum over n taps is off by ``√2 γ_(2n + 24 axes)`` times the sum of their norms: two products
@@ -279,7 +275,7 @@ def fourier_error(taps: npt.NDArray[np.float64] | _Complex, axes: Sequence[Perio
     return float(sums + size * 4 * u * moduli)
 
 
-def _waves(batch: Indices, axes: Sequence[PeriodicAxis]) -> _Complex:
+def _waves(batch: Indices, axes: Sequence[PeriodicAxis]) -> Filters:
     """Return exp(2πi k·offset / fine) for each frequency, its aliases and the taps.
 
     Shape ``(len(batch), aliases, taps)``. The angles are reduced as integers, so that each is as

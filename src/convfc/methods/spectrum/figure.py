@@ -50,15 +50,10 @@ def check_figure(path: pathlib.Path) -> None:
 def save_spectra(spectra: Sequence[LayerSpectrum], path: pathlib.Path, title: str) -> None:
     """Draw the spectra, and write them as PNG or SVG, whole or not at all."""
     check_figure(path)
-    from convfc.drawing import house_style
-    from convfc.files import replacing
+    from convfc.drawing import house_style, write_figure
 
-    kind = path.suffix.lower().removeprefix(".")
-    metadata = {"png": {"Software": "convfc"}, "svg": {"Creator": "convfc", "Date": None}}[kind]
     with house_style():
-        figure = draw_spectra(spectra, title)
-        with replacing(path) as handle:
-            figure.savefig(handle, format=kind, metadata=metadata)
+        write_figure(draw_spectra(spectra, title), path)
 
 
 def draw_spectra(spectra: Sequence[LayerSpectrum], title: str) -> Figure:

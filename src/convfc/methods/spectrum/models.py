@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 from convfc.convert import inspect
 from convfc.errors import MemoryBudgetError, NotConverged, NothingToConvert, ShapeError
@@ -167,7 +167,7 @@ def layer_spectra(
     [('0', 'dense'), ('1', 'kernel')]
     """
     what, remedy = "there is no such boundary", "leave it out for both"
-    one_of("boundary", boundary, get_args(Boundaries), what=what, remedy=remedy)
+    one_of("boundary", boundary, Boundaries, what=what, remedy=remedy)
     rows = list(_rows(_inspected(model, x), layers))
     found = []
     for number, (name, geometry, size) in enumerate(rows):

@@ -168,16 +168,12 @@ class SingularValues:
     def to_dict(self) -> dict[str, Any]:
         """Return everything as numbers and strings, as `json` writes them."""
         return {
+            **vars(self),
             "values": self.values.tolist(),
-            "method": self.method,
-            "residual": self.residual,
-            "residual_is": "measured" if self.measured else "theory",
             "shape": list(self.shape),
+            "residual_is": "measured" if self.measured else "theory",
             "count": self.count,
             "complete": self.complete,
-            "which": self.which,
-            "reshaped_norm": self.reshaped_norm,
-            "note": self.note,
         }
 
     def __str__(self) -> str:
@@ -342,7 +338,7 @@ def _check(k: object, shape: tuple[int, int], boundary: object, which: object, e
     choices = (None, *get_args(Boundary))
     one_of("boundary", boundary, choices, what="there is no such boundary", remedy=remedy)
     remedy = "leave it out for the largest"
-    one_of("which", which, get_args(Which), what="there is no such which", remedy=remedy)
+    one_of("which", which, Which, what="there is no such which", remedy=remedy)
     if not 0 <= end < 1:
         raise ArgumentError(
             "this is no tolerance",
@@ -406,18 +402,13 @@ def singular_values(
 
     Parameters
     ----------
-    layer : object
-        A framework's CONV layer in any form, a `ConvLayer`, or filters ``(f, *kernel, c / groups)``
-        with a geometry. The bias plays no part.
-    input_size : sequence of int
-        Spatial size of the input.
+    layer, input_size, geometry
+        As for `convfc.conv_matrix`. The bias plays no part.
     k : int, optional
         How many; by default all of them.
     boundary : {"circular"}, optional
         The same kernel, stride, dilation and groups on a circle, with ceil(input / stride) windows
         on each axis, instead of the layer's own padding. (Transposed: input * stride outputs.)
-    geometry : ConvGeometry, optional
-        Of filters; a layer has its own.
     which : {"largest", "smallest"}
         Which k of them.
     tolerance : float

@@ -5,18 +5,16 @@ outputs multiplies columns: a random K. Gal (*Uncertainty in Deep Learning*, 201
 & Ghahramani 2016, arXiv:1506.02158, Section 3) carries this to CONV layers through the patch
 matrix, whose rows are the FC layer's inputs: ``y_n = m_n K diag(z_n)`` for patch n.
 
-Every ``kl()`` is a sum over the layer's weights (and random biases), in nats. The loss to minimise
-is the *mean* negative log-likelihood over the data points plus ``KL / N``, where N counts data
-points: images, not patches, and not batches. For dropout it is the divergence of the random K from
-a Gaussian prior of standard deviation 1/l on every weight, without its constants (Gal & Ghahramani,
-*Dropout as a Bayesian Approximation*, 2016, appendix, Proposition 1)::
+The loss is the *mean* negative log-likelihood of the data points plus ``KL / N``, for N data points
+(images, not patches). For dropout, KL is the divergence from a Gaussian prior of standard deviation
+1/l on every weight, without constants (Gal & Ghahramani, *Dropout as a Bayesian Approximation*,
+2016, appendix, Proposition 1)::
 
-    KL = l^2 (1 - p) / 2 · ||M||^2 - n H(p),      H(p) = -p ln p - (1 - p) ln(1 - p)
+    KL = l^2 / (2 (1 - p)) · ||W||^2 - n H(p),      H(p) = -p ln p - (1 - p) ln(1 - p)
 
-with M the weight of a unit that is not dropped, and n the number of Bernoulli variables of one K: k
-inputs or f outputs. The layer stores the mean weight W = (1 - p) M, as every framework's dropout
-does ("inverted dropout"), so the first term is ``l^2 / (2 (1 - p)) · ||W||^2``: divided by 1 - p,
-not multiplied. Programs with ``2 / N`` for the second term have a squared error without its 1/2
+with n Bernoulli variables (k inputs or f outputs) and the mean weight W = (1 - p) M, which the
+layer stores ("inverted dropout"); in M, the weight of a unit that is kept, the first term is
+``l^2 (1 - p) / 2 · ||M||^2``. Programs with ``2 / N`` before H have a squared error without its 1/2
 (Gal's reply in yaringal/ConcreteDropout#8).
 
 Blundell, Cornebise, Kavukcuoglu & Wierstra (2015, arXiv:1505.05424) learn mean and standard
@@ -28,7 +26,7 @@ local reparameterisation.
 from __future__ import annotations
 
 import math
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +57,7 @@ class RandomLinear(nn.Module):
 
     def __init__(self, per: Per) -> None:
         super().__init__()
-        check_choice("per", per, Per)
+        one_of("per", per, Per)
         self.per = per
 
     @property
@@ -76,10 +74,7 @@ class RandomLinear(nn.Module):
         raise NotImplementedError
 
     def kl(self) -> Tensor:
-        """Return the Kullback-Leibler divergence from the prior, a scalar in nats.
-
-        It is a sum over the weights, not a mean.
-        """
+        """Return the divergence from the prior: a sum over weights and random biases, in nats."""
         raise NotImplementedError
 
     def as_plain(self) -> nn.Module | Refusal:
@@ -104,17 +99,12 @@ def draws(module: nn.Module) -> bool:
     return isinstance(module, (RandomLinear, _DropoutNd))
 
 
-def check_choice(name: str, value: object, choices: object) -> None:
-    """Raise an `ArgumentError` unless a value is one of a `typing.Literal`'s."""
-    one_of(name, value, get_args(choices), what="no such choice", remedy=None)
-
-
 def check_number(
-    name: str, value: float, *, above: float = 0.0, below: float = math.inf, open_: bool = True
+    name: str, value: float, *, below: float = math.inf, positive: bool = True
 ) -> None:
-    """Raise if a number is not between two others; if ``open_``, nor equal to the lower one."""
-    if not (above < value if open_ else above <= value) or not value < below:
-        rule = f"{'above' if open_ else 'at least'} {above:g}"
+    """Raise if a number is negative, or 0 where it is to be ``positive``, or not below another."""
+    if not (value > 0 if positive else value >= 0) or not value < below:
+        rule = f"{'above' if positive else 'at least'} 0"
         rule += "" if math.isinf(below) else f" and below {below:g}"
         raise ArgumentError("a number out of range", where=name, expected=rule, got=value)
 
@@ -162,8 +152,8 @@ class DropoutLinear(RandomLinear):
         length_scale: float = 1.0,
     ) -> None:
         super().__init__(per)
-        check_choice("drop", drop, Drop)
-        check_number("rate", rate, below=1.0, open_=False)
+        one_of("drop", drop, Drop)
+        check_number("rate", rate, below=1.0, positive=False)
         check_number("length_scale", length_scale)
         self.linear = linear
         self.drop, self.length_scale = drop, length_scale
@@ -351,9 +341,10 @@ class GaussianLinear(RandomLinear):
         self.bias_mean = linear.bias
         self.bias_rho = None if linear.bias is None else _like(linear.bias, start)
 
-    def _stds(self) -> tuple[Tensor, Tensor | None]:
-        bias = None if self.bias_rho is None else functional.softplus(self.bias_rho)
-        return functional.softplus(self.weight_rho), bias
+    def _moments(self) -> list[tuple[Tensor, Tensor]]:
+        """Return mean and standard deviation of the weight, and of the bias if there is one."""
+        pairs = ((self.weight_mean, self.weight_rho), (self.bias_mean, self.bias_rho))
+        return [(mean, functional.softplus(rho)) for mean, rho in pairs if rho is not None]
 
     def forward(self, rows: Tensor) -> Tensor:
         """Return the outputs ``(*, f)`` of rows ``(*, k)``."""
@@ -366,22 +357,20 @@ class GaussianLinear(RandomLinear):
             y = torch.bmm(rows.reshape(len(rows), -1, rows.shape[-1]), weight.transpose(1, 2))
             y = y if bias is None else y + bias[:, None]
             return y.reshape(*rows.shape[:-1], -1)
-        std, bias_std = self._stds()
         mean = functional.linear(rows, self.weight_mean, self.bias_mean)
-        square = None if bias_std is None else bias_std.square()
-        variance = functional.linear(rows.square(), std.square(), square)
+        squares = [std.square() for _, std in self._moments()]
+        variance = functional.linear(rows.square(), *squares)
         # The square root has no derivative at 0, the variance of a patch of padding.
         spread = variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt()
         return mean + spread * torch.randn_like(mean)
 
     def _draws(self, count: int) -> tuple[Tensor, Tensor | None]:
         """Draw weights ``(count, f, k)`` and biases ``(count, f)``."""
-        std, bias_std = self._stds()
-        weight = self.weight_mean + std * torch.randn_like(std.expand(count, *std.shape))
-        if bias_std is None:
-            return weight, None
-        noise = torch.randn_like(bias_std.expand(count, *bias_std.shape))
-        return weight, self.bias_mean + bias_std * noise
+        weight, *bias = (
+            mean + std * torch.randn_like(std.expand(count, *std.shape))
+            for mean, std in self._moments()
+        )
+        return weight, bias[0] if bias else None
 
     def draw(self) -> tuple[Tensor, Tensor | None]:
         """Draw a weight ``(f, k)`` and a bias ``(f,)``, as a call with per="call" does."""
@@ -393,12 +382,8 @@ class GaussianLinear(RandomLinear):
         return self.weight_mean, self.bias_mean
 
     def kl(self) -> Tensor:
-        """Return the divergence of all weights and biases from the prior: a sum, in nats."""
-        weight_std, bias_std = self._stds()
-        total = self._kl(self.weight_mean, weight_std)
-        if bias_std is not None:
-            total = total + self._kl(self.bias_mean, bias_std)
-        return total
+        """Return the divergence of all weights and biases from the prior."""
+        return torch.stack([self._kl(mean, std) for mean, std in self._moments()]).sum()
 
     def _kl(self, mean: Tensor, std: Tensor) -> Tensor:
         posterior, prior = Normal(mean, std, validate_args=False), self.prior

@@ -26,8 +26,8 @@ from convfc.methods.uncertainty.layers import (
     DropoutLinear,
     GaussianLinear,
     RandomLinear,
-    check_choice,
 )
+from convfc.sizes import one_of
 
 Method: TypeAlias = Literal["dropout", "concrete", "gaussian"]
 
@@ -91,13 +91,22 @@ def to_bayesian(model: nn.Module, method: Method, *, where: Where = None, **opti
     >>> [type(part).__name__ for part in (bayes[0].fc, bayes[3])]
     ['GaussianLinear', 'GaussianLinear']
     """
-    check_choice("method", method, Method)
+    one_of("method", method, Method)
+    make = _LAYERS[method]
+    known = {name: one.default for name, one in signature(make).parameters.items()}
+    del known["linear"]
+    if wrong := sorted(options.keys() - known):
+        raise ArgumentError(
+            f"{method} has no option {', '.join(wrong)}",
+            where="to_bayesian",
+            expected=f"some of {', '.join(known)}",
+        )
     try:
         fc_model = to_fc(model, groups="separate")
     except NothingToConvert:  # it has FC layers only
         fc_model = copy_of(model, (), {})
     layers = _layers(fc_model)
-    if where is None and _drops_kernels(method, options):
+    if where is None and (known | options).get("drop") == "kernels":
         layers = dict(list(layers.items())[:-1])
     chosen = selector(where)
     layers = {name: layer for name, layer in layers.items() if chosen(name, layer)}
@@ -113,7 +122,7 @@ def to_bayesian(model: nn.Module, method: Method, *, where: Where = None, **opti
     for name, layer in layers.items():
         for child in layer.children_fc if isinstance(layer, PatchConv) else [layer]:
             _check_plain(name, child, owners)
-            new[id(child)] = _random(child, method, options)
+            new[id(child)] = make(child, **options).train(child.training)
     originals = dict(model.named_modules())
     named = {id(part): name for name, part in fc_model.named_modules()}
     same = {id(originals[named[key]]) for key in new if named[key] in originals}
@@ -234,12 +243,6 @@ def _layers(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-def _drops_kernels(method: str, options: Mapping[str, Any]) -> bool:
-    """Return whether the layers of a method lose outputs."""
-    usual = {"dropout": "kernels", "concrete": "taps"}.get(method)
-    return bool(options.get("drop", usual) == "kernels")
-
-
 def _owners(model: nn.Module) -> dict[int, list[tuple[int, str]]]:
     """Return the modules that hold each parameter, by ids: computed once for all FC children."""
     found: dict[int, list[tuple[int, str]]] = {}
@@ -271,18 +274,6 @@ def _check_plain(name: str, linear: nn.Module, owners: Mapping[int, list[tuple[i
             where=_place(name),
             remedy="untie them, or choose other layers with where=",
         )
-
-
-def _random(linear: nn.Module, method: str, options: Mapping[str, Any]) -> RandomLinear:
-    """Return the random layer in place of a plain one."""
-    known = [name for name in signature(_LAYERS[method]).parameters if name != "linear"]
-    if wrong := sorted(set(options) - set(known)):
-        raise ArgumentError(
-            f"{method} has no option {', '.join(wrong)}",
-            where="to_bayesian",
-            expected=f"some of {', '.join(known)}",
-        )
-    return _LAYERS[method](linear, **options).train(linear.training)
 
 
 def _plain(model: nn.Module, read: Callable[[Any], tuple[Tensor, Tensor | None]]) -> nn.Module:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from convfc.errors import ArgumentError, NothingToConvert, ShapeError
 from convfc.frameworks.torch.running import call_model, in_mode, random_numbers
-from convfc.methods.uncertainty.layers import check_choice, draws
+from convfc.methods.uncertainty.layers import draws
+from convfc.sizes import one_of
 
 Output: TypeAlias = Literal["logits", "probabilities", "log_probabilities"]
 Progress: TypeAlias = Callable[[int, int], None]
@@ -143,7 +144,7 @@ def predict(
     >>> bool((found.mean.sum(dim=1) - 1).abs().max() < 1e-12)
     True
     """
-    check_choice("output", output, Output)
+    one_of("output", output, Output)
     for name, value in (("samples", samples), ("batch_size", batch_size)):
         if value < 1:
             raise ArgumentError("a count below one", where=name, expected="1 or more", got=value)

@@ -178,10 +178,12 @@ def conv_by_module(
     def rows(part: Tensor, block: Block) -> Tensor:
         return fc_call(_patches(part, axes, groups, block))
 
-    if len(x) * math.prod(output_size) <= limit:
-        y = rows(whole, [(0, n) for n in (len(x), *output_size)])
+    def laid_out(y: Tensor) -> Tensor:
         y = y.reshape(len(x), *output_size, out_channels).movedim(-1, 1)
         return in_format(y, memory_format)
+
+    if len(x) * math.prod(output_size) <= limit:
+        return laid_out(rows(whole, [(0, n) for n in (len(x), *output_size)]))
     samples = max(1, limit // math.prod(output_size))
     # Split first: the gradient of what a block reads is then no larger than its samples.
     parts = [
@@ -191,9 +193,7 @@ def conv_by_module(
     ]
     if torch.is_grad_enabled():
         pieces = (checkpoint(rows, *part, use_reentrant=False) for _, *part in parts)
-        y = torch.cat([piece.flatten(0, 1) for piece in pieces])
-        y = y.view(len(x), *output_size, out_channels).movedim(-1, 1)
-        return in_format(y, memory_format)
+        return laid_out(torch.cat([piece.flatten(0, 1) for piece in pieces]))
     written = None
     for first, part, block in parts:
         product = rows(part, block)

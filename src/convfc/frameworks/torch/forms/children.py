@@ -142,12 +142,19 @@ def in_front(state: Any, entries: dict[str, Any], prefix: str, replaced: str) ->
     return state
 
 
-def of_another_size(key: str, given: Tensor, own: Tensor) -> str:
-    """Return PyTorch's words for a state dict's entry whose size is not the layer's."""
-    return (
+def taken(state: dict[str, Any], key: str, own: Tensor, messages: list[str]) -> Tensor | None:
+    """Take an entry out of a state dict; one of another size is replaced by the layer's own.
+
+    With PyTorch's words for it: what loading leaves as it is, is not missing.
+    """
+    given: Tensor | None = state.pop(key, None)
+    if given is None or given.shape == own.shape:
+        return given
+    messages.append(
         f"size mismatch for {key}: copying a param with shape {given.shape} from checkpoint, "
         f"the shape in current model is {own.shape}."
     )
+    return own
 
 
 def no_new_parameter(name: str, form: str, holder: str) -> UnsupportedLayer:

@@ -59,11 +59,9 @@ def chain_of(module: nn.Module) -> Chain | Refusal:  # noqa: PLR0911 (one per ki
         return _adapted(module)
     quantised = sys.modules.get("torch.ao.nn.quantized")
     if quantised is not None and isinstance(module, quantised.Linear):  # the dynamic one is too
-        blocked = _hooks_obstacle(module)
-        return blocked or [Product(module.weight().dequantize(), module.bias())]
+        return _hooks_obstacle(module) or [Product(module.weight().dequantize(), module.bias())]
     if isinstance(module, FC):
-        blocked = linear_obstacle(module, quantised=True)
-        if blocked is not None:
+        if (blocked := linear_obstacle(module, quantised=True)) is not None:
             return blocked
         if type(module.weight) is nn.Parameter:
             return [Product(module.weight, module.bias)]
@@ -199,8 +197,7 @@ def _joined(parts: Sequence[nn.Module]) -> Chain | Refusal:
 
 def _adapted(module: Any) -> Chain | Refusal:
     """Read an adapter layer of PEFT: its base layer, with the adapters that are in effect."""
-    blocked = _hooks_obstacle(module)
-    if blocked is not None:
+    if (blocked := _hooks_obstacle(module)) is not None:
         return blocked
     name = f"{type(module).__module__.split('.')[2]} adapter of PEFT"
     if module.disable_adapters and module.merged:
@@ -223,14 +220,10 @@ def _hooks_obstacle(module: nn.Module) -> Refusal | None:
     if not is_hooked(module):
         return None
     remedy = "remove the hooks (handle.remove()), or register them on the layer itself"
-    if any(map(_is_of_opacus, module._forward_hooks.values())):
+    owners = (type(getattr(hook, "__self__", None)) for hook in module._forward_hooks.values())
+    if any(owner.__module__.partition(".")[0] == "opacus" for owner in owners):
         remedy = (
             "they are of Opacus: give to_conv what model.to_standard_module() returns, where model "
             "is the GradSampleModule (or what make_private returned)"
         )
     return Refusal(f"hooks stand on its FC part ({type(module).__name__})", remedy)
-
-
-def _is_of_opacus(hook: Any) -> bool:
-    owner = getattr(hook, "__self__", None)
-    return type(owner).__module__.partition(".")[0] == "opacus"

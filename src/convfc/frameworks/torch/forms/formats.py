@@ -48,20 +48,12 @@ def likely_output_format(
     x: Tensor, padding_mode: str, *, weight_channels_last: bool
 ) -> torch.memory_format:
     """Return the memory format of the output as input and weight suggest it."""
-    last = _CHANNELS_LAST.get(x.dim() - 2)
-    if last is None:
-        return torch.contiguous_format
-    if weight_channels_last or (is_channels_last(x) and padding_mode != "circular"):
-        return last
-    return torch.contiguous_format
+    last = weight_channels_last or (is_channels_last(x) and padding_mode != "circular")
+    return channels_last(x.dim() - 2) if last else torch.contiguous_format
 
 
 def native_output_format(
-    x: Tensor,
-    geometry: ConvGeometry,
-    *,
-    weight_channels_last: bool,
-    padding_mode: str | None = None,
+    x: Tensor, geometry: ConvGeometry, padding_mode: str, *, weight_channels_last: bool
 ) -> torch.memory_format:
     """Return the memory format that PyTorch's own layer gives its output.
 
@@ -69,8 +61,7 @@ def native_output_format(
     asked, as its own fake tensors ask it. A layer copies its input by its ``padding_mode`` even
     where that adds nothing, and the geometry's is then ``"zeros"``.
     """
-    mode = geometry.padding_mode if padding_mode is None else padding_mode
-    likely = likely_output_format(x, mode, weight_channels_last=weight_channels_last)
+    likely = likely_output_format(x, padding_mode, weight_channels_last=weight_channels_last)
     if likely is torch.contiguous_format or not hasattr(torch._C, "_select_conv_backend"):
         return likely
     filters, *kernel, per_group = geometry.filters_shape

@@ -20,9 +20,9 @@ from convfc.frameworks.torch.forms.children import (
     in_front,
     move_attributes,
     no_new_parameter,
-    of_another_size,
     plain_linear,
     survey,
+    taken,
 )
 from convfc.frameworks.torch.forms.formats import (
     in_format,
@@ -104,11 +104,8 @@ class PatchConv(nn.Module):
         self.native = own_class(conv)
         self.weight_shape = tuple(weight.shape)
         self.weight_channels_last = is_channels_last(weight)
-        groups = self.groups
-        matrix = weight_to_matrix(weight.detach(), transposed=self.transposed, groups=groups)
-        grad = weight.grad
-        if grad is not None:
-            grad = weight_to_matrix(grad, transposed=self.transposed, groups=groups)
+        groups, matrix = self.groups, self.to_matrix(weight.detach())
+        grad = None if weight.grad is None else self.to_matrix(weight.grad)
         separate = groups <= MOST_SEPARATE if separate is None else separate
         if groups == 1:
             self.fc: nn.Module = plain_linear(as_parameter(matrix, weight, grad), bias)
@@ -223,8 +220,7 @@ class PatchConv(nn.Module):
         weights, biases = self._plain(found), found.biases
 
         def back(weight: Tensor) -> Tensor:
-            matrix = weight_to_matrix(weight, transposed=self.transposed, groups=self.groups)
-            return matrix.reshape(-1, *weights[0].shape[1:])
+            return self.to_matrix(weight).reshape(-1, *weights[0].shape[1:])
 
         weight = weight_of(weights, self.to_weight, back)
         if len(biases) == 1 or any(bias is None for bias in biases):
@@ -238,11 +234,12 @@ class PatchConv(nn.Module):
         weight, bias = self._weight_and_bias()
         return {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
 
-    def to_weight(self, matrix: Tensor) -> Tensor:
-        """Return an FC weight ``(f, k)``, or in blocks, in the CONV layer's layout.
+    def to_matrix(self, weight: Tensor) -> Tensor:
+        """Return a weight in the CONV layer's layout as an FC weight ``(f, k)``."""
+        return weight_to_matrix(weight, transposed=self.transposed, groups=self.groups)
 
-        As a view if possible.
-        """
+    def to_weight(self, matrix: Tensor) -> Tensor:
+        """Return an FC weight, or its blocks, in the CONV layer's layout: a view if possible."""
         return matrix_to_weight(
             matrix.flatten(0, -2), self.weight_shape, transposed=self.transposed, groups=self.groups
         )
@@ -280,11 +277,9 @@ class PatchConv(nn.Module):
             axes = plan(geometry_from(*attributes), tuple(map(operator.index, x.shape[2:])))
         rows = self.rows(patches_by_plan(x, axes, self.groups))
         y = rows.transpose(1, 2).unflatten(2, tuple([axis.positions for axis in axes]))
+        last = self.weight_channels_last
         return in_format(
-            y,
-            likely_output_format(
-                input, self.padding_mode, weight_channels_last=self.weight_channels_last
-            ),
+            y, likely_output_format(input, self.padding_mode, weight_channels_last=last)
         )
 
     def _in_blocks(self, x: Tensor, extra: Sequence[int] | None, found: Survey) -> Tensor:
@@ -295,22 +290,17 @@ class PatchConv(nn.Module):
             x = x.to(torch.get_autocast_dtype(device))
         geometry = geometry_of(self, x.shape[2:], extra)
         memory_format = native_output_format(
-            x,
-            geometry,
-            weight_channels_last=self.weight_channels_last,
-            padding_mode=self.padding_mode,
+            x, geometry, self.padding_mode, weight_channels_last=self.weight_channels_last
         )
         if autocast or found.weights is None:
             out = geometry.out_channels
-            y = conv_by_module(x, self.rows, geometry, out, memory_format=memory_format)
-        else:
-            weights, biases = found.weights, found.biases
-            if any(bias is None for bias in biases):
-                biases = [_whole(weights, biases)]
-            if isinstance(self.fc, GroupedLinear):
-                weights = [weights[0].flatten(0, 1)]
-            y = conv_by_blocks(x, weights, biases, geometry, memory_format=memory_format)
-        return y
+            return conv_by_module(x, self.rows, geometry, out, memory_format=memory_format)
+        weights, biases = found.weights, found.biases
+        if any(bias is None for bias in biases):
+            biases = [_whole(weights, biases)]
+        if isinstance(self.fc, GroupedLinear):
+            weights = [weights[0].flatten(0, 1)]
+        return conv_by_blocks(x, weights, biases, geometry, memory_format=memory_format)
 
     def rows(self, patches: Tensor) -> Tensor:
         """Return the FC layer's outputs ``(N, L, f)`` of rows of M, ``(N, L, groups * k)``."""
@@ -343,14 +333,11 @@ class PatchConv(nn.Module):
     ) -> None:
         messages = args[-1] if args else kwargs["error_msgs"]
         for name, own in self._held().items():
-            if prefix + name not in state_dict:
+            tensor = taken(state_dict, prefix + name, own.detach(), messages)
+            if tensor is None:
                 continue
-            tensor = state_dict.pop(prefix + name)
-            if tensor.shape != own.shape:
-                messages.append(of_another_size(prefix + name, tensor, own))
-                tensor = own.detach()  # what loading leaves as it is, is not missing
             if name == "weight":
-                tensor = weight_to_matrix(tensor, transposed=self.transposed, groups=self.groups)
+                tensor = self.to_matrix(tensor)
             if isinstance(self.fc, nn.ModuleList):
                 parts = enumerate(tensor.chunk(self.groups))
                 state_dict.update({f"{prefix}fc.{group}.{name}": part for group, part in parts})
@@ -362,17 +349,9 @@ class PatchConv(nn.Module):
         """Return this call's output padding, as PyTorch's own method works it out."""
         if not self.transposed or output_size is None:
             return None
-        found: Sequence[int] = _ConvTransposeNd._output_padding(
-            self,  # type: ignore[arg-type]
-            x,
-            list(output_size),
-            self.stride,  # type: ignore[arg-type]
-            self.padding,  # type: ignore[arg-type]
-            self.kernel_size,  # type: ignore[arg-type]
-            self.spatial_ndim,
-            self.dilation,  # type: ignore[arg-type]
-        )
-        return found
+        me: Any = self
+        rest = (me.stride, me.padding, me.kernel_size, self.spatial_ndim, me.dilation)
+        return _ConvTransposeNd._output_padding(me, x, list(output_size), *rest)
 
     def _check(self, x: Tensor) -> bool:
         """Return whether the input has a batch axis, after checking that it fits."""

@@ -83,8 +83,6 @@ class Layer:
     def filters(self, weight: Tensor) -> Tensor:
         """Bring an FC weight (f, k) into the order of memory."""
         groups, geometry = self.groups, self.geometry
-        if not self.transposed and not geometry.flip:
-            return weight.reshape(groups, -1, geometry.taps)
         f, c = geometry.out_channels // groups, geometry.in_channels // groups
         if self.transposed:
             weight = weight.reshape(groups, c, -1, f).transpose(1, 3)
@@ -97,8 +95,6 @@ class Layer:
         """Bring filters in the order of memory back to an FC weight: `filters` read backwards."""
         groups, geometry = self.groups, self.geometry
         f, c = geometry.out_channels // groups, geometry.in_channels // groups
-        if not self.transposed and not geometry.flip:
-            return filters.flatten(0, 1)
         filters = filters.reshape(groups, f, -1, c)
         filters = filters.flip(2) if geometry.flip else filters
         filters = filters.transpose(1, 3) if self.transposed else filters

@@ -16,12 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from convfc.frameworks.torch.forms.children import (
-    as_parameter,
-    in_front,
-    no_new_parameter,
-    of_another_size,
-)
+from convfc.frameworks.torch.forms.children import as_parameter, in_front, no_new_parameter, taken
 from convfc.frameworks.torch.forms.formats import channels_last, in_format, is_channels_last
 from convfc.frameworks.torch.forms.whole import Written, weight_of
 from convfc.frameworks.torch.read import matrix_to_weight, own_class, weight_to_matrix
@@ -185,14 +180,9 @@ def _load_from_state_dict(
 ) -> None:
     """Take the state of the CONV layer; its weight is on the way to the parametrization's list."""
     fold = steps_of(self)[0]
-    given = state_dict.get(f"{prefix}weight")
+    own = fold.unfold(steps_of(self).original.detach())
+    given = taken(state_dict, f"{prefix}weight", own, args[-1] if args else kwargs["error_msgs"])
     if given is not None:
-        own = fold.unfold(steps_of(self).original.detach())
-        if given.shape != own.shape:
-            messages = args[-1] if args else kwargs["error_msgs"]
-            messages.append(of_another_size(f"{prefix}weight", given, own))
-            given = own  # what loading leaves as it is, is not missing
-        del state_dict[f"{prefix}weight"]
         state_dict[prefix + _ORIGINAL] = fold.right_inverse(given)
     super(type(self), self)._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 

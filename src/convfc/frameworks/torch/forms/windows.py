@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -61,13 +60,10 @@ def plan(geometry: ConvGeometry, input_size: tuple[int, ...]) -> tuple[Axis, ...
     """Ask the index map what the windows read on each axis; it refuses a size that does not fit."""
     axes = []
     for axis in index_map(geometry, input_size).axes:
-        low = int(np.argmax(axis.source == 0))
-        high = low + axis.size
-        inside = np.array_equal(axis.source[low:high], np.arange(axis.size))
-        parts = (axis.source[:low], axis.source[high:]) if inside else (axis.source, ())
+        parts = axis.margins or (axis.source, ())
         before, after = (tuple(int(i) for i in part) for part in parts)
         numbers = (axis.step, axis.tap_step, axis.positions, axis.taps, axis.size)
-        axes.append(Axis(before, after, inside, *numbers))
+        axes.append(Axis(before, after, axis.margins is not None, *numbers))
     return tuple(axes)
 
 
@@ -88,21 +84,17 @@ class Rule(NamedTuple):
 def open_rules(geometry: ConvGeometry) -> tuple[str, tuple[Rule, ...]]:
     """Return PyTorch's name of what is padded with, and how each axis is padded and read."""
     rules = []
+    backwards = geometry.transposed != geometry.flip
     for axis, (low, high) in enumerate(geometry.padding):
-        step, spacing, taps = (
-            geometry.stride[axis],
-            geometry.dilation[axis],
-            geometry.kernel_size[axis],
-        )
+        spread, margins = 1, (low, high)
+        step, spacing = geometry.stride[axis], geometry.dilation[axis]
         if geometry.transposed:
-            # Windows move by one over the input with step - 1 zeros between its elements.
+            # Windows move by one over the input with stride - 1 zeros between its elements.
+            spread, step = step, 1
             reach = geometry.effective_kernel_size[axis] - 1
             margins = (reach - low, reach - high + geometry.output_padding[axis])
-            tap_step = spacing if geometry.flip else -spacing
-            rules.append(Rule(step, *margins, 1, tap_step, taps))
-        else:
-            tap_step = -spacing if geometry.flip else spacing
-            rules.append(Rule(1, low, high, step, tap_step, taps))
+        tap_step = -spacing if backwards else spacing
+        rules.append(Rule(spread, *margins, step, tap_step, geometry.kernel_size[axis]))
     mode = geometry.padding_mode
     return "constant" if mode == "zeros" else mode, tuple(rules)
 
@@ -272,19 +264,17 @@ def gather(
     can say it. With groups, each is held transposed.
     """
     part = _part(x, axes, groups, block, scratch)
-    lengths = [stop - start for start, stop in block]
-    taps = [axis.taps for axis in axes]
-    channels = x.shape[-1] // groups
-    windows = _windows(part, axes, groups, lengths, taps)
-    rows, columns = math.prod(lengths), math.prod(taps) * channels
-    if columns == channels and groups == 1:
+    windows = _windows(part, axes, groups, block)
+    rows = math.prod(windows.shape[: len(block)])
+    columns = math.prod(windows.shape[len(block) + 1 :])
+    if groups == 1 and columns == x.shape[-1]:  # a single tap
         return windows.reshape(1, rows, columns)
     if groups == 1:
         matrix = scratch.take("M", (1, rows, columns))
     else:
         # With few channels in a group positions are the longer runs: Mᵀ is held.
         matrix = scratch.take("M", (groups, columns, rows)).transpose(1, 2)
-    _by_tap(matrix, lengths, taps).copy_(windows)
+    _as_windows(matrix, windows).copy_(windows)
     return matrix
 
 
@@ -313,18 +303,18 @@ def add_back(
 
 def _taps(part: Tensor, axes: Sequence[Axis], block: Block) -> Iterator[Tensor]:
     """Yield views of a part of the padded input, one per tap: (n, *positions, C)."""
-    lengths = [stop - start for start, stop in block]
-    taps = [axis.taps for axis in axes]
-    windows = _windows(part, axes, 1, lengths, taps)
-    for tap in itertools.product(*map(range, taps)):
-        index: Any = (*[slice(None)] * len(lengths), 0, *tap)
+    windows = _windows(part, axes, 1, block)
+    for tap in itertools.product(*(range(axis.taps) for axis in axes)):
+        index: Any = (*[slice(None)] * len(block), 0, *tap)
         yield windows[index]
 
 
-def _by_tap(matrix: Tensor, lengths: Sequence[int], taps: Sequence[int]) -> Tensor:
-    """View (groups, rows, k) as (n, *positions, groups, *taps, channels of a group)."""
-    by_tap: Tensor = matrix.unflatten(2, (*taps, -1)).unflatten(1, lengths)
-    return by_tap.movedim(0, len(lengths))
+def _as_windows(matrix: Tensor, windows: Tensor) -> Tensor:
+    """View (groups, rows, k) in the shape of `_windows`."""
+    groups = (windows.dim() - 1) // 2  # the axis in the middle
+    taps, lengths = windows.shape[groups + 1 :], windows.shape[:groups]
+    by_tap: Tensor = matrix.unflatten(2, taps).unflatten(1, lengths)
+    return by_tap.movedim(0, groups)
 
 
 def _part(x: Tensor, axes: Sequence[Axis], groups: int, block: Block, scratch: Scratch) -> Tensor:
@@ -344,16 +334,15 @@ def _part(x: Tensor, axes: Sequence[Axis], groups: int, block: Block, scratch: S
     return part
 
 
-def _windows(
-    part: Tensor, axes: Sequence[Axis], groups: int, lengths: Sequence[int], taps: Sequence[int]
-) -> Tensor:
+def _windows(part: Tensor, axes: Sequence[Axis], groups: int, block: Block) -> Tensor:
     """View a part of the padded input as (n, *positions, groups, *taps, channels of a group)."""
     batch, *spatial, channel = part.stride()
     channels = part.shape[-1] // groups
     steps = [axis.step * s for axis, s in zip(axes, spatial, strict=True)]
     tap_steps = [axis.spacing * s for axis, s in zip(axes, spatial, strict=True)]
+    lengths = [stop - start for start, stop in block]
     return part.as_strided(
-        (*lengths, groups, *taps, channels),
+        (*lengths, groups, *[axis.taps for axis in axes], channels),
         (batch, *steps, channels * channel, *tap_steps, channel),
     )
 
@@ -368,13 +357,14 @@ def scatter(
 ) -> None:
     """Add a block of M to what it reads: the adjoint of `gather`."""
     size, inner, read = reach(axes, block)
-    lengths = [stop - start for start, stop in block]
+    samples, channels = block[0][1] - block[0][0], total.shape[-1]
     taps = [axis.taps for axis in axes]
     if groups == 1:
-        part = scratch.take("sum", (lengths[0], *size, total.shape[-1])).zero_()
+        part = scratch.take("sum", (samples, *size, channels)).zero_()
     else:
-        part = scratch.take("sum", (total.shape[-1], lengths[0], *size)).zero_().movedim(0, -1)
-    read_from, rows = _windows(part, axes, groups, lengths, taps), _by_tap(matrix, lengths, taps)
+        part = scratch.take("sum", (channels, samples, *size)).zero_().movedim(0, -1)
+    read_from = _windows(part, axes, groups, block)
+    rows = _as_windows(matrix, read_from)
     apart = 1
     if groups == 1 and axes[-1].spacing == 1:
         # The taps of the last axis are one run in M and in the input alike, so that they are added
