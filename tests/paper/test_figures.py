@@ -133,6 +133,9 @@ def test_difference_draws_zero_in_the_band_and_the_rest_above(record: Record) ->
         assert (shown[1:] == apart[1:]).all()
         assert np.isnan(lines[f"control − FC network, {label}, float32"]).all()
     assert len(lines["FC network − CNN, Adam, float64"]) == 3
+    start = record.networks["float32", "sgd", "cnn"].first_layer[0].astype(np.float64)
+    marks = {line.get_ydata()[0] for line in above.lines if line.get_linestyle() == ":"}
+    assert 2.0**-24 * np.linalg.norm(start) in marks
     assert above.get_yscale() == "log"
     assert band.get_yscale() == "linear"
     assert [tick.get_text() for tick in band.get_yticklabels()] == ["exactly 0"]

@@ -250,6 +250,7 @@ def test_costs_are_ratios_of_what_was_measured(run: pathlib.Path) -> None:
     cost = find(read_record(run))["cost"]
     assert cost["points"] == 9
     assert cost["time"]["direct"] == pytest.approx({"least": 0.1, "median": 0.1, "most": 0.1})
+    assert cost["time"]["blocks"] == pytest.approx({"least": 1.25, "median": 1.25, "most": 1.25})
     assert cost["memory"]["native"] == pytest.approx({"least": 4.5, "median": 4.5, "most": 4.5})
     text = text_of(run)
     assert "takes 0.1 times as long. It is more efficient at every size." in text
