@@ -54,38 +54,33 @@ def make_run(
     trained = [("float32", optimizer, epochs) for optimizer in optimizers]
     if companion:
         trained.append(("float64", "adam", max(1, epochs // 4)))
-        results["float64"] = {}
     for dtype, optimizer, length in trained:
         unit = float64_rounding if dtype == "float64" else 2.0**-24
         noise = unit * (1e4 if optimizer == "adam" else 1)
         steps = random.normal(0, 1e-2, (length, 16, 128))
         steps_apart = noise * random.normal(0, 1, (length, 16, 128))
-        control_apart = np.full((length, 16, 128), control_difference)
         pairs = {"cnn": steps, "fc": steps + steps_apart}
         if control and dtype == "float32":
-            pairs["control"] = steps + steps_apart + control_apart
+            pairs["control"] = steps + steps_apart + control_difference
         for network, moves in pairs.items():
             walk = np.concatenate([start[None], start + np.cumsum(moves, axis=0)])
             losses = 0.1 * np.exp(-np.arange(1, length + 1) / 5) + 0.05
             name = f"{dtype}-{optimizer}-{network}"
-            write_network(run, name, walk.astype(dtype), losses)
+            numbers = {"loss": losses.tolist(), "val_loss": (losses + 0.01).tolist()}
+            run.part(name).save(Result(numbers, {"first_layer": walk.astype(dtype)}))
             results["seconds"][name] = {"training": 0.5 * length}
-        pair_results = {
-            name: {
-                "output_difference_mean": float(random.uniform(1, 9) * noise),
-                "output_difference_printed": float(random.uniform(1, 9) * noise / 30),
-                "weight_difference": float(random.uniform(1, 9) * noise),
-                "max_loss_difference": float(random.uniform(1, 9) * noise / 100),
-            }
-            for name in ("fc",)
+        found = {
+            "output_difference_mean": float(random.uniform(1, 9) * noise),
+            "output_difference_printed": float(random.uniform(1, 9) * noise / 30),
+            "weight_difference": float(random.uniform(1, 9) * noise),
+            "max_loss_difference": float(random.uniform(1, 9) * noise / 100),
         }
         if dtype == "float64":
-            pair_results["fc"]["epochs"] = length
-            results["float64"][optimizer] = pair_results
+            results["float64"] = {optimizer: {"fc": found | {"epochs": length}}}
             continue
+        results[optimizer] = {"fc": found}
         if control:
-            pair_results["control"] = dict.fromkeys(pair_results["fc"], control_difference)
-        results[optimizer] = pair_results
+            results[optimizer]["control"] = dict.fromkeys(found, control_difference)
     settings = PaperSettings(
         name=folder.name,
         epochs=epochs,
@@ -98,11 +93,8 @@ def make_run(
     return folder
 
 
-def write_network(
-    run: RunFolder, name: str, walk: np.ndarray[Any, Any], losses: np.ndarray[Any, Any]
-) -> None:
-    numbers = {"loss": losses.tolist(), "val_loss": (losses + 0.01).tolist()}
-    run.part(name).save(Result(numbers, {"first_layer": walk}))
+def results_of(folder: pathlib.Path) -> dict[str, Any]:
+    return dict(RunFolder(folder).read().results)
 
 
 def synthetic_cost() -> dict[str, Any]:

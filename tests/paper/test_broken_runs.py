@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from small_run import reproduce
-from synthetic import synthetic_cost
+from synthetic import results_of, synthetic_cost
 from typer.testing import CliRunner, Result
 
 from convfc.cli import app
@@ -50,10 +50,6 @@ def whole(
     run.part("cost").save(Found(cost))
     run.write_results({**results, "cost": cost, "seconds": {**results["seconds"], "cost": {}}})
     return folder
-
-
-def results_of(folder: pathlib.Path) -> dict[str, Any]:
-    return dict(RunFolder(folder).read().results)
 
 
 @pytest.fixture

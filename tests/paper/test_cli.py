@@ -59,12 +59,8 @@ def test_help_names_every_option() -> None:
 
 
 @pytest.mark.usefixtures("small_networks")
-def test_a_run_shows_its_differences_and_is_not_run_again(
-    trained: tuple[pathlib.Path, str],
-) -> None:
-    folder, told = trained
-    assert f"Differences after {EPOCHS} epochs" in told
-    assert "2.12e-7" in told
+def test_a_run_is_not_run_again(trained: tuple[pathlib.Path, str]) -> None:
+    folder, _ = trained
     run = ("--name", folder.name, "--runs-dir", str(folder.parent), "--epochs", str(EPOCHS))
     for options, texts in (
         (run, ("the folder exists", "--resume", "--overwrite")),

@@ -73,7 +73,7 @@ def test_stretch_marks_the_same_patch_everywhere() -> None:
         assert output[colour] == (left - 0.5, up - 0.5)
 
 
-def test_layers_are_read_from_the_models() -> None:
+def test_networks_are_drawn_with_the_shapes_and_weights_of_the_models() -> None:
     if "keras" not in sys.modules:
         choose_backend("jax")
     import keras
@@ -85,9 +85,12 @@ def test_layers_are_read_from_the_models() -> None:
             keras.layers.ReLU(name="re_lu_17"),
         ]
     )
-    assert figures.describe_layers(model) == [
-        figures.DrawnLayer("first", "Conv2D", (None, 4, 4, 1), (None, 3, 3, 3), 12),
-        figures.DrawnLayer("re_lu", "ReLU", (None, 3, 3, 3), (None, 3, 3, 3), 0),
+    (axes,) = figures.networks_figure({"cnn": model}).axes
+    small, large = "(None, 3, 3, 3)", "(None, 4, 4, 1)"
+    assert [text.get_text() for text in axes.texts] == [
+        *("CNN", "12 weights", "images"),
+        *("first", "Conv2D, 12 weights", "in", large, "out", small),
+        *("re_lu", "ReLU", "in", small, "out", small),
     ]
 
 
@@ -130,6 +133,9 @@ def test_difference_draws_zero_in_the_band_and_the_rest_above(record: Record) ->
         assert (shown[1:] == apart[1:]).all()
         assert np.isnan(lines[f"control − FC network, {label}, float32"]).all()
     assert len(lines["FC network − CNN, Adam, float64"]) == 3
+    start = record.networks["float32", "sgd", "cnn"].first_layer[0].astype(np.float64)
+    marks = {line.get_ydata()[0] for line in above.lines if line.get_linestyle() == ":"}
+    assert 2.0**-24 * np.linalg.norm(start) in marks
     assert above.get_yscale() == "log"
     assert band.get_yscale() == "linear"
     assert [tick.get_text() for tick in band.get_yticklabels()] == ["exactly 0"]

@@ -16,7 +16,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 from small_run import few_filters, undrawn
-from synthetic import DEAD, make_run
+from synthetic import DEAD, make_run, results_of
 
 from convfc.errors import RunError
 from convfc.explorer.state import state_layer
@@ -43,10 +43,6 @@ def write_report(folder: pathlib.Path) -> pathlib.Path:
 
 def text_from(folder: pathlib.Path) -> str:
     return study.report_text(STUDY, RunFolder(folder).read())
-
-
-def results_of(folder: pathlib.Path) -> dict[str, Any]:
-    return dict(RunFolder(folder).read().results)
 
 
 @pytest.fixture(scope="module")
@@ -138,20 +134,17 @@ def test_page_shows_the_drawings_of_the_folder(run: pathlib.Path) -> None:
     for attributes, (_, figure) in zip(shown, named, strict=True):
         drawing = base64.b64decode((attributes["src"] or "").partition(",")[2])
         assert drawing == (run / f"{figure}.svg").read_bytes()
-    expected = {f"{figure}.{kind}" for _, figure in named for kind in ("png", "svg")}
-    assert {f"figures/{path.name}" for path in (run / "figures").iterdir()} == expected
+    assert {f"figures/{path.stem}" for path in (run / "figures").iterdir()} == {f for _, f in named}
 
 
 def test_all_figures_are_there_and_valid_in_both_formats(run: pathlib.Path) -> None:
-    names = ("06", "07", "08", "09", "10", "difference", "cost")
-    for name in names:
+    for name in ("06", "07", "08", "09", "10", "difference", "cost"):
         pixels = mpl.image.imread(run / "figures" / f"figure-{name}.png")
         assert pixels.shape[1] >= 1200, "too small for a README on a dense screen"
         assert pixels.min() < 0.5 < pixels.max(), "nothing is drawn"
         root = ET.parse(run / "figures" / f"figure-{name}.svg").getroot()  # noqa: S314 - ours
         assert root.tag == "{http://www.w3.org/2000/svg}svg"
         assert root.findall(".//{http://www.w3.org/2000/svg}path")
-    assert {path.stem for path in (run / "figures").iterdir()} == {f"figure-{n}" for n in names}
 
 
 def test_page_has_the_words_of_the_markdown(run: pathlib.Path) -> None:
@@ -212,16 +205,9 @@ def test_run_without_optional_parts_leaves_them_out(small: pathlib.Path) -> None
     assert "which this run did not train" in text
     assert "was not trained in this run, so it says nothing here" in text
     assert "after 1 epoch the first layers" in text
-    for absent in (
-        "Conclusion",
-        "More efficient",
-        "Adam:",
-        "float64:",
-        "final ReLU",
-        "None",
-        "nan",
-    ):
-        assert absent not in text.replace("(None,", "")
+    absent = "Conclusion", "More efficient", "Adam:", "float64:", "final ReLU", "None", "nan"
+    for words in absent:
+        assert words not in text.replace("(None,", "")
 
 
 def test_same_run_gives_the_same_bytes(run: pathlib.Path, tmp_path: pathlib.Path) -> None:
@@ -264,6 +250,7 @@ def test_costs_are_ratios_of_what_was_measured(run: pathlib.Path) -> None:
     cost = find(read_record(run))["cost"]
     assert cost["points"] == 9
     assert cost["time"]["direct"] == pytest.approx({"least": 0.1, "median": 0.1, "most": 0.1})
+    assert cost["time"]["blocks"] == pytest.approx({"least": 1.25, "median": 1.25, "most": 1.25})
     assert cost["memory"]["native"] == pytest.approx({"least": 4.5, "median": 4.5, "most": 4.5})
     text = text_of(run)
     assert "takes 0.1 times as long. It is more efficient at every size." in text

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import pathlib
 import signal
-import subprocess
-import sys
-import textwrap
-import time
 
 import keras
 import numpy as np
@@ -205,59 +200,6 @@ def test_ctrl_c_is_not_lost_where_keras_drops_it(
         signal.signal(signal.SIGINT, before)
     assert watched.epochs == []
     assert not RunFolder(tmp_path).part("float32-sgd-fc").finished
-
-
-KILLED = """
-    import pathlib, sys, time
-    from small_run import few_filters
-    from convfc.paper import data, keras_networks
-    from convfc.paper.experiment import LEARNING_RATES, PaperSettings
-    from convfc.paper.keras_training import train
-    from convfc.runs.folder import RunFolder
-    from convfc.runs.study import Part, Work
-
-    class Slow:
-        def start(self, name, done):
-            pass
-
-        def step(self, name, done, told):
-            time.sleep(60 if done == 2 else 0)
-
-    part = Part("{name}", train, steps=3)
-    settings, run = PaperSettings(batch_size={batch}), RunFolder(pathlib.Path(sys.argv[1]))
-    work = Work(settings, part, 0, dict(), run, Slow(), 0)
-    with few_filters():
-        initial = keras_networks.initial_weights(0)
-        train(work, data.load(count={images}), initial, LEARNING_RATES["adam"])
-"""
-
-
-def test_kill_and_resume_give_the_same_bits(
-    tmp_path: pathlib.Path,
-    digits: data.Digits,
-    initial: networks.Weights,
-    whole: tuple[PartFiles, list[int]],
-) -> None:
-    files = RunFolder(tmp_path).part(NAME)
-    program = textwrap.dedent(KILLED.format(name=NAME, images=IMAGES, batch=BATCH))
-    paths = [str(pathlib.Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-    command = [sys.executable, "-c", program, str(tmp_path)]
-    process = subprocess.Popen(command, env=environment)  # noqa: S603
-    try:
-        deadline = time.monotonic() + 240
-        while (saved := files.load_checkpoint()) is None or saved["loss"].size < 2:
-            assert process.poll() is None, "the training ended before it could be killed"
-            assert time.monotonic() < deadline, "no checkpoint within 240 s"
-            time.sleep(0.05)
-    finally:
-        process.kill()
-        process.wait()
-    assert process.returncode == -signal.SIGKILL
-    assert not files.finished
-    watched = Watched()
-    assert_same(learn(tmp_path, NAME, digits, initial, watched), whole[0])
-    assert watched.started == [2]
 
 
 def test_checkpoint_of_another_network_is_refused(

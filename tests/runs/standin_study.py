@@ -53,7 +53,7 @@ def trained(work: Work) -> Result:
         return {"norm": float(net[1].weight.detach().norm())}
 
     images = load_digits(work.settings.images, work.settings.seed).training
-    curves, seconds = train(model, images, work, epochs=work.part.steps, watch=watch, told="norm")
+    curves, seconds = train(model, images, work, watch=watch, told="norm")
     return Result({}, curves, {"training": seconds}, weights_of(model))
 
 

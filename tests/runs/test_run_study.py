@@ -19,8 +19,7 @@ import torch
 from standin_study import PARTS, STUDY, Settings, run
 from torch import nn
 
-from convfc.errors import ArgumentError, RunError
-from convfc.runs import study as engine
+from convfc.errors import ArgumentError
 from convfc.runs.folder import Result, RunFolder
 from convfc.runs.study import Part, seed_of
 from convfc.studies import torch_training
@@ -46,31 +45,28 @@ def copied(whole: RunFolder, tmp_path: pathlib.Path) -> RunFolder:
 
 def assert_same_run(found: RunFolder, expected: RunFolder) -> None:
     for name in PARTS:
-        one, other = found.part(name).load(), expected.part(name).load()
-        assert one.numbers == other.numbers
-        assert one.arrays.keys() == other.arrays.keys()
-        for key, array in one.arrays.items():
-            np.testing.assert_array_equal(array, other.arrays[key], strict=True)
-        weights, others = found.part(name).weights(), expected.part(name).weights()
-        assert weights.keys() == others.keys()
-        for key, array in weights.items():
-            np.testing.assert_array_equal(array, others[key], strict=True)
+        assert found.part(name).load().numbers == expected.part(name).load().numbers
     assert found.read().results["total"] == expected.read().results["total"]
+    arrays = ["drawn.npz", "trained.npz", "trained.weights.npz"]
+    for name in arrays:
+        one, other = (run.path / "parts" / name for run in (found, expected))
+        assert one.read_bytes() == other.read_bytes(), name
     names = sorted(path.name for path in (found.path / "parts").iterdir())
-    assert names == sorted(
-        [*(f"{name}.json" for name in PARTS), "drawn.npz", "trained.npz", "trained.weights.npz"]
-    )
+    assert names == sorted([*(f"{name}.json" for name in PARTS), *arrays])
 
 
-def test_run_has_results_report_and_figures(whole: RunFolder) -> None:
+def test_run_has_results_report_and_figures(finished: tuple[RunFolder, str]) -> None:
+    whole, told = finished
+    assert "drawn: done, step 1/1, " in told
+    assert "trained: done, step 4/4, loss " in told
+    assert ", norm " in told
     total = sum(float(a.sum()) for n in PARTS[:2] for a in whole.part(n).load().arrays.values())
     total += sum(float(a.sum()) for a in whole.part("trained").weights().values())
     assert whole.read().results["total"] == total
     assert whole.read().results["settings"] == Settings(name="run").as_json()
     assert whole.read().results["settings"]["threads"] == 1
-    assert {"python", "numpy", "torch", "mlxtend", "convfc"} == set(
-        whole.read().results["versions"]
-    )
+    packages = {"python", "numpy", "torch", "mlxtend", "convfc"}
+    assert whole.read().results["versions"].keys() == packages
     assert whole.read().results["seconds"]["drawn"] == {"drawing": 1.0}
     assert f"The total is {total}." in (whole.path / "report.md").read_text()
     assert "data:image/svg+xml;base64," in (whole.path / "report.html").read_text()
@@ -89,7 +85,7 @@ def test_the_training_learns_and_keeps_its_curves(whole: RunFolder) -> None:
 
 @pytest.mark.parametrize("part", PARTS)
 def test_after_an_exception_in_any_part_it_goes_on_to_the_same_bits(
-    whole: RunFolder, tmp_path: pathlib.Path, part: str, monkeypatch: pytest.MonkeyPatch
+    whole: RunFolder, tmp_path: pathlib.Path, part: str
 ) -> None:
     def breaking(given: Part) -> Part:
         def stopped(work: Any) -> Result:
@@ -155,41 +151,6 @@ def test_a_killed_process_goes_on_to_the_same_bits(
     assert_same_run(place, whole)
 
 
-def test_a_damaged_checkpoint_only_costs_time(whole: RunFolder, tmp_path: pathlib.Path) -> None:
-    with RunFolder.open(tmp_path, Settings(name="run")) as place:
-        place.part("trained").save_checkpoint({"done": np.array(2)})
-    checkpoint = place.path / "parts" / "trained.checkpoint.npz"
-    checkpoint.write_bytes(checkpoint.read_bytes()[:50])
-    _, told = run(tmp_path)
-    assert "trained: starts" in told
-    assert_same_run(place, whole)
-
-
-@pytest.mark.parametrize("file", ["drawn.npz", "drawn.json"])
-def test_a_damaged_part_of_a_finished_run_is_computed_again_once_removed(
-    whole: RunFolder, copied: RunFolder, file: str
-) -> None:
-    damaged, part = copied.path / "parts" / file, copied.path / "parts" / "drawn.json"
-    damaged.write_bytes(damaged.read_bytes()[:40])
-    with pytest.raises(RunError, match=rf"{file}: the file is damaged") as caught:
-        run(copied.path.parent)
-    assert f"remove {part} and {copied.results_path}, and continue" in str(caught.value)
-    part.unlink()
-    copied.results_path.unlink()
-    place, told = run(copied.path.parent)
-    assert told.count("finished earlier") == 2
-    assert_same_run(place, whole)
-
-
-def test_a_study_is_not_finished_with_other_versions(
-    copied: RunFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    copied.results_path.unlink()
-    monkeypatch.setattr(engine, "versions_of", lambda packages: {"python": "1", "torch": "0.1"})
-    with pytest.raises(RunError, match=r"with other versions; .*; got .*torch 0\.1.*--name"):
-        run(copied.path.parent)
-
-
 def test_a_finished_run_is_only_reported_again(copied: RunFolder) -> None:
     (copied.path / "report.html").unlink()
     _, told = run(copied.path.parent)
@@ -198,23 +159,11 @@ def test_a_finished_run_is_only_reported_again(copied: RunFolder) -> None:
     assert (copied.path / "report.html").exists()
 
 
-def test_other_settings_are_refused(whole: RunFolder) -> None:
-    with pytest.raises(RunError, match=r"other settings; expected seed=0; got seed=1\. Remedy"):
-        run(whole.path.parent, seed=1)
-
-
 def test_another_seed_finds_something_else(whole: RunFolder, tmp_path: pathlib.Path) -> None:
     place, _ = run(tmp_path, seed=1)
     assert place.read().results["total"] != whole.read().results["total"]
     one, other = (run.part("drawn").load().arrays["all"] for run in (place, whole))
     assert not np.array_equal(one, other)
-
-
-def test_every_part_ends_with_its_last_step(finished: tuple[RunFolder, str]) -> None:
-    _, told = finished
-    assert "drawn: done, step 1/1, " in told
-    assert "trained: done, step 4/4, loss " in told
-    assert ", norm " in told
 
 
 def test_a_part_sees_only_what_it_needs(tmp_path: pathlib.Path) -> None:
@@ -242,8 +191,9 @@ def test_the_users_random_numbers_and_threads_are_left_alone(tmp_path: pathlib.P
 
 
 def test_seeds_depend_on_every_name() -> None:
-    seeds = {seed_of(0), seed_of(1), seed_of(0, "a"), seed_of(0, "b"), seed_of(0, "a", 1)}
-    assert len(seeds) == 5
+    seeds = [seed_of(*names) for names in ((0,), (1,), (0, "a"), (0, "b"), (0, "a", 1))]
+    assert len(set(seeds)) == 5
+    assert seed_of(0, "a", 1) == seeds[-1]
 
 
 @pytest.mark.parametrize(
@@ -285,7 +235,7 @@ def test_every_epoch_has_every_image_once_in_an_order_of_its_own(tmp_path: pathl
             watched.append(net.training)
             return {}
 
-        torch_training.train(model, images, work, epochs=2, loss=looking, watch=watch)
+        torch_training.train(model, images, work, loss=looking, watch=watch)
         assert watched == [False] * 3
         return Result({"total": 0.0})
 

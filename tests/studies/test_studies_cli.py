@@ -69,7 +69,6 @@ def test_a_study_from_end_to_end(
     assert all(cell in result.stdout for cell in cells)
     other = next(name for name in SMALL if name != study)
     for arguments, words in (
-        (small, "the folder exists"),
         ((*small, "--seed", "2", "--resume"), "expected seed=0; got seed=2"),
         (("--study", other, "--name", "small", "--resume"), f"expected study={study}"),
         (("--name", "small", "--resume"), "the run was started with other settings"),
@@ -102,14 +101,6 @@ def test_options_that_make_no_sense_are_refused_by_name(
     result = call(*arguments)
     assert result.exit_code == 2, result.output
     assert words in result.stderr
-    assert list(place.iterdir()) == []
-
-
-def test_settings_without_meaning_are_one_line(place: pathlib.Path) -> None:
-    result = call("--study", "morphism", "--images", "100")
-    assert result.exit_code == 1
-    assert result.stderr.startswith("Error: images: not a number of digits to learn from")
-    assert result.stderr.count("\n") == 1
     assert list(place.iterdir()) == []
 
 

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import copy
 import pathlib
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from convfc.certificate import (
+    Certificate,
+    Comparison,
+    ExactTest,
+    LayerCertificate,
+    NetworkCertificate,
+    OutputComparison,
+)
 from convfc.runs.folder import FinishedRun, RunFolder
 from convfc.runs.study import report_text
 from convfc.studies.morphism.report import summary
 from convfc.studies.morphism.study import STUDY, student_of, teacher
 from convfc.studies.morphism.study import MorphismSettings as Settings
+from convfc.studies.torch_training import certified
 
 EPOCHS = 4
 
@@ -155,6 +165,35 @@ def test_a_broken_certificate_is_not_hidden() -> None:
     assert "| 0: widened | 2 of 3 | 0.2 | others, or no test |" in text
     assert "- 0: another function" in text
     assert "Noise of 0.05 of the weights' standard deviation" in text
+
+
+@pytest.mark.parametrize(
+    ("tests", "integers"),
+    [
+        ([ExactTest("float32")] * 2, True),
+        ([ExactTest("float32"), ExactTest(why_not="random")], True),
+        ([ExactTest("float32"), ExactTest("float32", differing=("output",))], False),
+        ([ExactTest(why_not="random")] * 2, False),
+    ],
+    ids=["same", "one-not-tested", "differing", "none-tested"],
+)
+def test_a_certificate_is_told_by_its_worst_numbers(tests: list[ExactTest], integers: bool) -> None:
+    own = Comparison("output", "float32", terms=3, difference=1e-7, ratio=0.25)
+    first, second = (LayerCertificate(name, ("conv", "patch"), exact=test)
+                     for name, test in zip("03", tests, strict=True))  # fmt: skip
+    layers = (
+        replace(first, own={"output": own, "input": replace(own, ratio=None)}),
+        replace(second, own={"output": replace(own, ratio=0.5)}),
+    )
+    outputs = tuple(OutputComparison("", "float32", difference, 0.1) for difference in (1e-6, 1e-7))
+    certificate = Certificate(layers, NetworkCertificate(outputs))
+    assert certified(certificate) == {
+        "holds": certificate.holds,
+        "failures": list(certificate.failures),
+        "ratio": 0.5,
+        "integers": integers,
+        "difference": 1e-6,
+    }
 
 
 def test_one_seed_has_no_spread() -> None:

@@ -17,6 +17,7 @@ from convfc.runs.folder import FinishedRun, Result, RunFolder
 from convfc.runs.progress import Lines
 from convfc.runs.study import Part, Work, report_text
 from convfc.studies.images import Images
+from convfc.studies.torch_training import lenet
 from convfc.studies.uncertainty import methods
 from convfc.studies.uncertainty import study as parts
 from convfc.studies.uncertainty.methods import (
@@ -24,7 +25,6 @@ from convfc.studies.uncertainty.methods import (
     MEASURES,
     METHODS,
     groups_of,
-    lenet,
     loss_of,
     score_table,
     untrained,
@@ -271,11 +271,11 @@ def test_the_divergence_counts_images() -> None:
 
 def test_learned_rates_take_longer_steps_and_nothing_is_left_out() -> None:
     model = untrained("concrete", Settings.named())
-    usual, logits = groups_of(model, 0.001)
+    usual, logits = groups_of(model)
     assert (usual["lr"], logits["lr"], len(logits["params"])) == (0.001, 0.01, 4)
     found = {id(p) for group in (usual, logits) for p in group["params"]}
     assert found == {id(p) for p in model.parameters()}
-    assert len(groups_of(lenet(0), 0.001)) == 1
+    assert len(groups_of(lenet(0))) == 1
 
 
 # --- the parts ---

@@ -127,7 +127,8 @@ def reproduce(
     [bold]convfc reproduce --study morphism[/bold]     a student that starts as its teacher
     """
     console, errors = Console(), Console(stderr=True)
-    given = {name for name in context.params if _given(context, name)}
+    sources = {key: context.get_parameter_source(key) for key in context.params}
+    given = {key for key, source in sources.items() if source and source.name == "COMMANDLINE"}
     folder = (runs_dir, resume, overwrite)
     if study is not None:
         _refuse(given & set(_PAPER_ONLY), "the paper's experiment, which --study replaces")
@@ -145,7 +146,7 @@ def reproduce(
     if paper and epochs is not None:
         raise typer.BadParameter("--paper means 400 epochs; give only one of --paper and --epochs")
     count = 400 if paper else epochs or 40
-    optimizers = [o.value for o in Optimizer if o in (optimizer or list(Optimizer))]
+    optimizers = [o.value for o in Optimizer if o in (optimizer or Optimizer)]
     with errors_in_one_line(errors, *_REMEDIES), ctrl_c_explained(errors):
         from convfc.paper.study import STUDY
 
@@ -162,12 +163,6 @@ def reproduce(
             cost=cost,
         )
         _run(console, STUDY, settings, *folder)
-
-
-def _given(context: typer.Context, name: str) -> bool:
-    """Say whether the user wrote this option."""
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
 
 
 def _refuse(options: set[str], owner: str) -> None:

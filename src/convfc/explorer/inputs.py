@@ -60,11 +60,11 @@ def as_input(
     """
     ndim, channels = geometry.spatial_ndim, geometry.in_channels
     if isinstance(source, (str, os.PathLike)):
-        size = None if input_size is None else (*([1] * (2 - ndim)), *input_size)
-        found = read_image(pathlib.Path(source), channels, None if ndim == 1 else size)
+        found = read_image(pathlib.Path(source), channels, None if ndim == 1 else input_size)
         return found if ndim == 2 else _middle_row(found, input_size)
     if isinstance(source, (int, np.integer)) and not isinstance(source, bool):
-        return _digit(int(source), ndim, channels, input_size)
+        found = _digit(int(source), channels, None if ndim == 1 else input_size)
+        return found if ndim == 2 else _middle_row(found, input_size)
     values = _one_of(real_numbers("x", source), geometry, order)
     if input_size is not None and tuple(input_size) != values.shape[:-1]:
         raise ArgumentError(
@@ -151,18 +151,15 @@ def _one_of(x: NDArray[Any], geometry: ConvGeometry, order: str) -> NDArray[Any]
     )
 
 
-def _digit(kind: int, ndim: int, channels: int, size: Sequence[int] | None) -> Picture:
+def _digit(kind: int, channels: int, size: Sequence[int] | None) -> Picture:
     """Return a digit of any size: every pixel the nearest one, as the page does it."""
     _check_channels(f"digit {kind}", channels)
-    image = digit(kind)[..., 0]
-    said = f"a handwritten {kind}"
-    if ndim == 1:
-        image, said = image[len(image) // 2], f"{said}, its middle row"
-    shape = image.shape if size is None else tuple(size)
-    values = np.round(image[np.ix_(*map(_nearest, shape, image.shape))], 2)
-    if shape != image.shape:
-        said += f", {' to '.join(' × '.join(map(str, each)) for each in (image.shape, shape))}"
-    return Picture(np.repeat(values[..., None], channels, axis=-1), said, (0.0, 1.0))
+    image, said = digit(kind), f"a handwritten {kind}"
+    old = image.shape[:2]
+    if size is not None and tuple(size) != old:
+        said += f", {' to '.join(' × '.join(map(str, each)) for each in (old, size))}"
+        image = image[np.ix_(*map(_nearest, size, old))]
+    return Picture(np.repeat(np.round(image, 2), channels, axis=-1), said, (0.0, 1.0))
 
 
 def _middle_row(picture: Picture, size: Sequence[int] | None) -> Picture:
@@ -276,19 +273,16 @@ def input_for(
             where="input",
             remedy="give --image photo.png, or --input 3,224,224",
         )
-    ndim = None if sizes is None else _axes(model, sizes)
-    if source is None:
-        assert sizes is not None, "checked before"  # noqa: S101
-        shape = tuple(sizes)[-(ndim or 0) - 1 :]
-        noise = np.random.default_rng(0).random((1, *shape)).astype(np.float32)
-        return noise, f"random numbers, {' × '.join(map(str, shape))}"
-    if sizes is None or ndim is None:
-        first = _first(model)
-        geometry, size = ConvGeometry(first.in_channels, 1, (1,) * first.spatial_ndim), None
+    if sizes is None:
+        first, size = _first(model), None
+        channels, ndim = first.in_channels, first.spatial_ndim
     else:
+        ndim = _axes(model, sizes)
         channels, *size = tuple(sizes)[-ndim - 1 :]
-        geometry = ConvGeometry(channels, 1, (1,) * ndim)
-    picture = as_input(source, geometry, size)
+        if source is None:
+            noise = np.random.default_rng(0).random((1, channels, *size)).astype(np.float32)
+            return noise, f"random numbers, {' × '.join(map(str, noise.shape[1:]))}"
+    picture = as_input(source, ConvGeometry(channels, 1, (1,) * ndim), size)
     x = np.moveaxis(picture.values, -1, 0)[None].astype(np.float32)
     return x, picture.said
 
@@ -298,7 +292,7 @@ def _axes(model: Any, sizes: Sequence[int]) -> int:
     if len(sizes) in (2, 4):
         return len(sizes) // 2
     if len(sizes) == 3:  # (c, h, w), or (b, c, n)
-        return 2 if model is None else _first(model).spatial_ndim
+        return _first(model).spatial_ndim
     raise ShapeError(
         "the page shows one or two spatial axes",
         where="input",

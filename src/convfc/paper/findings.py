@@ -25,15 +25,17 @@ with needing():
 
 @dataclass(frozen=True)
 class Trained:
-    """One trained network of a run: one entry per epoch, counted from 1.
+    """One trained network of a run, with its losses after each epoch."""
 
-    ``first_layer``, ``(epochs + 1, 16, 128)``, has its weights before training and after each one.
-    """
-
-    epoch: NDArray[np.integer[Any]]
     loss: NDArray[np.float64]
     val_loss: NDArray[np.float64]
-    first_layer: NDArray[Any]
+    first_layer: NDArray[Any]  # (epochs + 1, 16, 128): weights before training and after each epoch
+
+    def one_rounding(self, epoch: int) -> float:
+        """Return the F-norm of one rounding of every weight of the first layer: ``u ||W||_F``."""
+        weights = self.first_layer[epoch]
+        unit = float(np.finfo(weights.dtype).eps) / 2
+        return unit * float(np.linalg.norm(weights.astype(np.float64)))
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,7 @@ class Record:
         if None in pair:
             return None
         a, b = (trained.first_layer.astype(np.float64) for trained in pair if trained)
-        epochs = min(len(a), len(b))
-        difference: NDArray[np.float64] = np.linalg.norm(a[:epochs] - b[:epochs], axis=(1, 2))
-        return difference
+        return np.asarray(np.linalg.norm(a - b, axis=(1, 2)))
 
 
 def read_record(folder: pathlib.Path) -> Record:
@@ -106,7 +106,7 @@ def _read_network(run: FinishedRun, name: str) -> Trained:
             or not len(loss) == len(val_loss) == len(first_layer) - 1
         ):
             raise ValueError("its losses and its first layers do not belong together")
-    return Trained(np.arange(1, len(loss) + 1), loss, val_loss, first_layer)
+    return Trained(loss, val_loss, first_layer)
 
 
 PAPER: Mapping[str, Mapping[str, str]] = {
@@ -132,7 +132,11 @@ def find(record: Record) -> dict[str, Any]:
         "optimizers": optimizers,
         "paper": PAPER,
         "paper_epochs": PAPER_EPOCHS,
-        "roundings": {o: d / _one_rounding(record, o) for o, d in distances.items()},
+        "roundings": {
+            optimizer: distance
+            / record.networks[record.dtype, optimizer, "cnn"].one_rounding(epoch=-1)
+            for optimizer, distance in distances.items()
+        },
         "adam_over_sgd": _ratio(distances["adam"], distances["sgd"]) if both else None,
         "control": _control(record, optimizers),
         "companion": _companion(record),
@@ -143,13 +147,6 @@ def find(record: Record) -> dict[str, Any]:
     }
 
 
-def _one_rounding(record: Record, optimizer: str) -> float:
-    """Return the F-norm of one rounding of every weight of the first layer: ``u ||W||_F``."""
-    weights = record.networks[record.dtype, optimizer, "cnn"].first_layer[-1]
-    unit = float(np.finfo(weights.dtype).eps) / 2
-    return unit * float(np.linalg.norm(weights.astype(np.float64)))
-
-
 def _control(record: Record, optimizers: Sequence[str]) -> dict[str, Any] | None:
     """Compare the control with the FC network, over all epochs and in all results."""
     largest = {}
@@ -158,13 +155,8 @@ def _control(record: Record, optimizers: Sequence[str]) -> dict[str, Any] | None
         numbers = record.results[optimizer].get("control")
         if distance is not None and numbers is not None:
             largest[optimizer] = max(float(distance.max()), *map(float, numbers.values()))
-    if not largest:
-        return None
-    return {
-        "largest": largest,
-        "exact": not any(largest.values()),
-        "unequal": [optimizer for optimizer, value in largest.items() if value],
-    }
+    unequal = [optimizer for optimizer, value in largest.items() if value]
+    return {"largest": largest, "exact": not unequal, "unequal": unequal} if largest else None
 
 
 def _companion(record: Record) -> dict[str, Any] | None:
@@ -201,7 +193,7 @@ def _losses(record: Record, optimizer: str) -> dict[str, dict[str, float]]:
     }
 
 
-def adam_example(noise: float = 1e-9) -> list[dict[str, float]]:
+def adam_example() -> list[dict[str, float]]:
     """Compare how the first steps of SGD and Adam treat two gradients that a rounding tells apart.
 
     >>> [f"{row['gradient']:g}: {row['adam'] / row['sgd']:.2g}" for row in adam_example()]
@@ -210,49 +202,46 @@ def adam_example(noise: float = 1e-9) -> list[dict[str, float]]:
     # With its bias correction Adam's first step is rate * g / (|g| + epsilon / sqrt(1 - decay)):
     # Kingma & Ba 2014, Section 2, last paragraph.
     epsilon = _ADAM_EPSILON / math.sqrt(1 - _ADAM_DECAY)
-    rows = []
-    for gradient in (1e-2, 1e-4, 1e-6, 0.0):
-        # Steps of g + noise and g, subtracted on paper so that no digits cancel here.
-        apart = noise * epsilon / ((gradient + noise + epsilon) * (gradient + epsilon))
-        rows.append(
-            {
-                "gradient": gradient,
-                "sgd": LEARNING_RATES["sgd"] * noise,
-                "adam": LEARNING_RATES["adam"] * apart,
-            }
-        )
-    return rows
+    noise, gradients = 1e-9, (1e-2, 1e-4, 1e-6, 0.0)
+    # Steps of g + noise and g, subtracted on paper so that no digits cancel here.
+    apart = [noise * epsilon / ((g + noise + epsilon) * (g + epsilon)) for g in gradients]
+    sgd, adam = LEARNING_RATES["sgd"], LEARNING_RATES["adam"]
+    return [
+        {"gradient": gradient, "sgd": sgd * noise, "adam": adam * step}
+        for gradient, step in zip(gradients, apart, strict=True)
+    ]
 
 
 def cost_findings(cost: Mapping[str, Any]) -> dict[str, Any]:
     """Return ratios of times and peak memory over all sizes; None where nothing was measured."""
     points = [point for rows in cost["axes"].values() for point in rows]
 
-    def ratios(kind: str, method: str, other: str) -> dict[str, float] | None:
-        pairs = [[measured(point, name, kind) for name in (method, other)] for point in points]
-        found = [a / b for a, b in pairs if a and b]
-        return _spread(found) if found else None
+    pairs = {
+        "direct": ("product", "direct sliding"),
+        "native": ("product", "native"),
+        "blocks": ("product in row blocks", "product"),
+    }
 
-    growth = [point["patch_matrix_bytes"] / point["input_bytes"] for point in points]
+    def ratios(kind: str) -> dict[str, dict[str, float] | None]:
+        found = {
+            name: [[measured(point, method, kind) for method in pair] for point in points]
+            for name, pair in pairs.items()
+        }
+        return {name: _spread([a / b for a, b in two if a and b]) for name, two in found.items()}
+
     return {
         "points": len(points),
         "machine": cost.get("machine"),
         "memory_method": cost.get("memory_method"),
-        "time": {
-            "direct": ratios("seconds", "product", "direct sliding"),
-            "native": ratios("seconds", "product", "native"),
-            "blocks": ratios("seconds", "product in row blocks", "product"),
-        },
-        "memory": {
-            "native": ratios("peak_bytes", "product", "native"),
-            "direct": ratios("peak_bytes", "product", "direct sliding"),
-            "blocks": ratios("peak_bytes", "product in row blocks", "product"),
-        },
-        "growth": _spread(growth) if growth else None,
+        "time": ratios("seconds"),
+        "memory": ratios("peak_bytes"),
+        "growth": _spread([p["patch_matrix_bytes"] / p["input_bytes"] for p in points]),
     }
 
 
-def _spread(values: Sequence[float]) -> dict[str, float]:
+def _spread(values: Sequence[float]) -> dict[str, float] | None:
+    if not values:
+        return None
     return {"least": min(values), "median": statistics.median(values), "most": max(values)}
 
 

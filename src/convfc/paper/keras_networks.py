@@ -125,23 +125,19 @@ def compare(
     }
 
 
-def dead_outputs(
-    network: str, initial: Weights, final: Weights, digits: Digits
-) -> dict[str, float]:
-    """Return how many final ReLUs are zero on every validation image, and what that costs.
+def dead_outputs(initial: Weights, final: Weights, digits: Digits) -> dict[str, float]:
+    """Return how many final ReLUs of the CNN are zero on every validation image, and the cost.
 
     Such a ReLU has no gradient and stays zero: right where no image has ink, elsewhere
     ``wrongly_dead``. Beside the losses stand those of two constant answers.
     """
-    dtype = final.first.dtype
-    images = digits.validation.astype(dtype)
-    inputs = network_input(network, images)
+    images = digits.validation.astype(final.first.dtype)
     targets = images.reshape(len(images), -1).astype(np.float64)
 
     outputs = []
     for state in (initial, final):
-        model = build(network, state)
-        prediction = keras.ops.convert_to_numpy(model(inputs))
+        model = build("cnn", state)
+        prediction = keras.ops.convert_to_numpy(model(images))
         outputs.append(prediction.reshape(targets.shape).astype(np.float64))
         del model
         keras.utils.clear_session()

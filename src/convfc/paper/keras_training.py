@@ -141,21 +141,14 @@ class _Recorder(keras.callbacks.Callback):  # type: ignore[misc]
 
     def _state(self) -> dict[str, Array]:
         """Return everything that a training needs to go on, as arrays."""
-        own = {
+        variables = _variables(self.model).items()
+        return {
             "loss": np.array(self.loss),
             "val_loss": np.array(self.val_loss),
             "first_layer": np.stack(self.first_layer),
             "seconds": np.array(self.seconds),
+            **{name: np.asarray(keras.ops.convert_to_numpy(v.value)) for name, v in variables},
         }
-        variables = enumerate(_variables(self.model))
-        return own | {_VARIABLE.format(n): _numpy(variable) for n, variable in variables}
-
-
-_VARIABLE = "variable_{:03d}"
-
-
-def _numpy(variable: keras.Variable) -> Array:
-    return np.asarray(keras.ops.convert_to_numpy(variable.value))
 
 
 @contextlib.contextmanager
@@ -188,16 +181,17 @@ def _ctrl_c_remembered() -> Iterator[Callable[[], None]]:
         signal.signal(signal.SIGINT, former)
 
 
-def _variables(model: keras.Model) -> list[keras.Variable]:
-    """Return all that training changes, in an order that is the same in every process."""
-    return [*model.weights, *model.optimizer.variables]
+def _variables(model: keras.Model) -> dict[str, keras.Variable]:
+    """Return all that training changes, under names that are the same in every process."""
+    variables = [*model.weights, *model.optimizer.variables]
+    return {f"variable_{number:03d}": variable for number, variable in enumerate(variables)}
 
 
 def _restore(model: keras.Model, saved: Mapping[str, Array], work: Work) -> None:
     """Give a compiled model the variables of a checkpoint."""
-    variables = {_VARIABLE.format(n): variable for n, variable in enumerate(_variables(model))}
+    variables = _variables(model)
     shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
-    found = {name: value.shape for name, value in saved.items() if name[:8] == _VARIABLE[:8]}
+    found = {name: value.shape for name, value in saved.items() if name.startswith("variable")}
     if shapes != found:
         raise RunError(
             "the checkpoint belongs to another network",

@@ -23,6 +23,7 @@ from convfc.geometry import ConvGeometry
 from convfc.paper import data, experiment, figures
 from convfc.paper.findings import Record, find, read_record, record_of, summary_table
 from convfc.runs.folder import FinishedRun
+from convfc.runs.sealed import Array
 from convfc.runs.study import Study
 
 _QUANTITIES = {
@@ -52,19 +53,17 @@ def _explored(record: Record) -> dict[str, Any]:
     return state
 
 
-def _digit(record: Record) -> np.ndarray[Any, Any]:
+def _digit(record: Record) -> Array:
     """Return an image that no network has seen, with much ink: many rows of M show something."""
     settings = record.settings
     some = data.load(settings["data"], settings["seed"], settings["images"]).new[:10]
-    chosen: np.ndarray[Any, Any] = some[some.sum(axis=(1, 2, 3)).argmax()]
-    return chosen
+    return np.asarray(some[some.sum(axis=(1, 2, 3)).argmax()])
 
 
-def _filters(record: Record) -> np.ndarray[Any, Any]:
+def _filters(record: Record) -> Array:
     """Return the trained filters of the CNN, ``(128, 4, 4, 1)``."""
     matrix = record.networks[record.dtype, record.optimizers()[0], "cnn"].first_layer[-1]
-    geometry = ConvGeometry.valid(1, matrix.shape[1], (4, 4))
-    return np.asarray(matrix_to_filters(matrix, geometry))
+    return np.asarray(matrix_to_filters(matrix, ConvGeometry.valid(1, matrix.shape[1], (4, 4))))
 
 
 def _drawn(run: FinishedRun) -> Iterator[tuple[str, Figure]]:
@@ -72,7 +71,7 @@ def _drawn(run: FinishedRun) -> Iterator[tuple[str, Figure]]:
     record = record_of(run)
     optimizers = record.optimizers()
     yield "figure-06", figures.stretch_figure(_digit(record)[:, :, 0], _filters(record)[:1])
-    yield "figure-08", figures.networks_figure(_layers(record))
+    yield "figure-08", figures.networks_figure(_models(record))
     for name, optimizer in (("figure-07", "sgd"), ("figure-10", "adam")):
         if optimizer in optimizers:
             yield name, figures.loss_figure(record, optimizer)
@@ -82,27 +81,23 @@ def _drawn(run: FinishedRun) -> Iterator[tuple[str, Figure]]:
         yield "figure-cost", figures.cost_figure(record.cost)
 
 
-def _layers(record: Record) -> dict[str, list[figures.DrawnLayer]]:
-    """Build the run's networks, untrained, and list their layers."""
+def _models(record: Record) -> dict[str, Any]:
+    """Build the run's networks, untrained."""
     if "keras" not in sys.modules:
         # Any backend knows the shapes; take the run's own unless another one is at work already.
         choose_backend(record.settings["backend"])
     from convfc.paper.keras_networks import NETWORKS, build
 
     trained = {network for _, _, network in record.networks}
-    return {name: figures.describe_layers(build(name)) for name in NETWORKS if name in trained}
+    return {name: build(name) for name in NETWORKS if name in trained}
 
 
 def _found(run: FinishedRun) -> dict[str, Any]:
     """Return the values of the report's template."""
     images = run.results["settings"]["images"]
     quantities = {key: title.format(images=images) for key, title in _QUANTITIES.items()}
-    rates = experiment.LEARNING_RATES
-    return find(record_of(run)) | {"quantities": quantities, "rates": rates}
-
-
-def _write_explorer(run: FinishedRun) -> None:
-    write_page(run.folder.path / "explorer.html", _explored(record_of(run)))
+    own = {"quantities": quantities, "rates": experiment.LEARNING_RATES}
+    return find(record_of(run)) | own
 
 
 STUDY = Study(
@@ -115,6 +110,6 @@ STUDY = Study(
     template=(importlib.resources.files(__package__) / "report.md.j2").read_text("utf-8"),
     summary=summary_table,
     prepare=lambda settings: choose_backend(settings.backend),
-    beside=_write_explorer,
+    beside=lambda run: write_page(run.folder.path / "explorer.html", _explored(record_of(run))),
     words=("networks", "epoch"),
 )

@@ -104,12 +104,6 @@ class Part:
     weight: int = 1  # how much longer its steps take than those of others, about
 
 
-@contextlib.contextmanager
-def _nothing_special(settings: Any, seed: int) -> Iterator[None]:
-    del settings, seed
-    yield
-
-
 @dataclass(frozen=True)
 class Study:
     """What there is to run, and to say about it."""
@@ -127,7 +121,9 @@ class Study:
     template: str
     summary: Callable[[Mapping[str, Any]], Any]
     """Given ``results.json``: the table for the terminal."""
-    surroundings: Callable[[Any, int], contextlib.AbstractContextManager[None]] = _nothing_special
+    surroundings: Callable[[Any, int], contextlib.AbstractContextManager[None]] = (
+        lambda settings, seed: contextlib.nullcontext()
+    )
     """Given the settings and a seed: the context in which each part is run."""
     prepare: Callable[[Any], None] = lambda settings: None
     """Given the settings: raises if the study cannot run, before there is a folder."""
@@ -185,10 +181,6 @@ class Work:
             pause = max(self.pause, (now - began) / CHECKPOINT_SHARE) if self.pause else 0
             self.next_checkpoint = now + pause
         self.display.step(self.part.name, done, told)
-
-    def note(self, text: str) -> None:
-        """Say something else that the user should know."""
-        self.display.note(text)
 
 
 def run_study(
@@ -280,10 +272,6 @@ def _run_parts(
 
 
 def seed_of(seed: int, *names: str | int) -> int:
-    """Return a seed for something that has a name, from the seed of the run.
-
-    >>> seed_of(0, "plain") == seed_of(0, "plain") != seed_of(0, "concrete")
-    True
-    """
+    """Return a seed for something that has a name, from the seed of the run."""
     words = [zlib.crc32(str(name).encode()) for name in names]
     return int(np.random.SeedSequence([seed, *words]).generate_state(1)[0])

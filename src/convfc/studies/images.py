@@ -67,12 +67,7 @@ class Digits:
 
 
 def load_digits(images: int = 3000, seed: int = 0) -> Digits:
-    """Return so many digits to learn from, a third as many for validation, and for the test.
-
-    >>> digits = load_digits(images=30)
-    >>> digits.training.images.shape, len(digits.validation), len(digits.test)
-    ((30, 1, 28, 28), 10, 10)
-    """
+    """Return so many digits to learn from, a third as many for validation, and for the test."""
     pictures, labels = labelled_digits()
     order = np.random.default_rng(seed).permutation(len(labels))
     third = images // 3
@@ -96,10 +91,6 @@ def render_letters(count: int, seed: int = 0) -> Images:
 
     Every letter comes in turn; the seed decides font, size, turn and place, up to one pixel from
     the middle. The labels are places in `LETTERS`.
-
-    >>> letters = render_letters(32)
-    >>> letters.images.shape, "".join(LETTERS[label] for label in letters.labels[:16])
-    ((32, 1, 28, 28), 'ACEFHKMNPRTUVWXY')
     """
     random = np.random.default_rng([seed, 1])
     folder = pathlib.Path(matplotlib.get_data_path()) / "fonts" / "ttf"
@@ -139,13 +130,7 @@ def _filled(outline: Path, at: NDArray[np.float64]) -> NDArray[np.float32]:
 
 
 def rotated(image: NDArray[Any], angles: Sequence[float]) -> NDArray[np.float32]:
-    """Turn one image ``(1, 28, 28)`` counter-clockwise by several angles in degrees.
-
-    >>> image = np.zeros((1, 28, 28), np.float32)
-    >>> image[0, :14] = 1
-    >>> rotated(image, [0, 180])[:, 0, [0, -1], 14].tolist()
-    [[1.0, 0.0], [0.0, 1.0]]
-    """
+    """Turn one image ``(1, 28, 28)`` counter-clockwise by several angles in degrees."""
     return np.stack([_turned(image[0], angle)[None] for angle in angles])
 
 

@@ -1,4 +1,4 @@
-"""What the studies share: their settings, and a training in PyTorch that resumes to the bit.
+"""What the studies share: settings, network, and a training in PyTorch that resumes to the bit.
 
 An epoch is a function of the state at its start and of its number alone: the order of its images
 and the random numbers of its layers come from a seed made of the part's seed and the epoch. So a
@@ -22,6 +22,7 @@ with needing("study"):
     from torch import Tensor, nn
     from torch.nn import functional
 
+from convfc.certificate import Certificate
 from convfc.errors import ArgumentError
 from convfc.runs.sealed import Array
 from convfc.runs.study import Settings, Work, seed_of
@@ -72,25 +73,61 @@ def seeded_torch(settings: StudySettings, seed: int) -> Iterator[None]:
         torch.set_num_threads(former)
 
 
+def lenet(seed: int, filters: tuple[int, int] = (10, 20), units: int = 100) -> nn.Sequential:
+    """Return two CONV layers with pooling and two FC layers, as in LeNet, but smaller."""
+    first, second = filters
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Conv2d(1, first, 5),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(first, second, 5),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(16 * second, units),
+            nn.ReLU(),
+            nn.Linear(units, 10),
+        )
+
+
+def certified(certificate: Certificate) -> dict[str, Any]:
+    """Return what a report says of a certificate; not every layer has a test on integers."""
+    layers = certificate.layers
+    ratios = [c.ratio for layer in layers for c in layer.own.values() if c.ratio is not None]
+    exact = {layer.exact.identical for layer in layers}
+    return {
+        "holds": certificate.holds,
+        "failures": list(certificate.failures),
+        "ratio": max(ratios, default=0.0),
+        "integers": True in exact and False not in exact,
+        "difference": max(output.difference for output in certificate.network.outputs),
+    }
+
+
+def cross_entropy(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Return the usual loss of a classifier."""
+    return functional.cross_entropy(model(x), y)
+
+
 def train(
     model: nn.Module,
     images: Images,
     work: Work,
     *,
-    epochs: int,
-    loss: Loss | None = None,
-    watch: Watch | None = None,
+    loss: Loss = cross_entropy,
+    watch: Watch = lambda model: {},
     groups: Sequence[dict[str, Any]] = (),
     seed: int | None = None,
     told: str = "",
 ) -> tuple[dict[str, Array], float]:
     """Train a model with Adam in place, from the part's checkpoint; leave it in evaluation mode.
 
-    Returned are curves, the ``loss`` (cross-entropy if none is given) of each epoch and what
-    ``watch`` found before the first and after each, and the seconds of CPU time. Progress shows
-    the watched number ``told``; ``groups`` are parameters as PyTorch's optimizers take them.
+    The part's steps are epochs. Returned are curves, the ``loss`` of each epoch and what ``watch``
+    found before the first and after each, and the seconds of CPU time. Progress shows the watched
+    number ``told``; ``groups`` are parameters as PyTorch's optimizers take them.
     """
-    loss = loss or _cross_entropy
     order = work.seed if seed is None else seed
     optimizer = torch.optim.Adam(list(groups) or [{"params": list(model.parameters())}], RATE)
     x, y = torch.from_numpy(images.images), torch.from_numpy(images.labels)
@@ -104,21 +141,24 @@ def train(
         _load_optimizer(optimizer, saved)
     work.start(done)
     model.eval()
-    if not done and watch is not None:
-        for name, value in watch(model).items():
-            curves[name] = [value]
-    for epoch in range(done, epochs):
+    if not done:
+        curves |= {name: [value] for name, value in watch(model).items()}
+
+    def state() -> dict[str, Array]:
+        arrays = {f"model.{name}": value for name, value in weights_of(model).items()}
+        arrays |= {f"curve.{name}": np.array(values) for name, values in curves.items()}
+        for index, values in optimizer.state_dict()["state"].items():
+            arrays |= {f"adam.{index}.{key}": value.numpy() for key, value in values.items()}
+        return arrays | {"done": np.array(work.done), "seconds": np.array(seconds)}
+
+    for epoch in range(done, work.part.steps):
         began = time.process_time()
         curves["loss"].append(_epoch(model, optimizer, x, y, loss, seed_of(order, epoch)))
         seconds += time.process_time() - began
-        for name, value in (watch(model) if watch else {}).items():
+        for name, value in watch(model).items():
             curves[name].append(value)
-        shown = f"{told.replace('_', ' ')} {curves[told][-1]:.4f}" if told else ""
-        work.step(
-            epoch + 1,
-            f"loss {curves['loss'][-1]:.4f}" + (shown and f", {shown}"),
-            lambda: _state(model, optimizer, curves, epoch + 1, seconds),  # noqa: B023
-        )
+        shown = f", {told.replace('_', ' ')} {curves[told][-1]:.4f}" if told else ""
+        work.step(epoch + 1, f"loss {curves['loss'][-1]:.4f}{shown}", state)
     return {name: np.array(values) for name, values in curves.items()}, seconds
 
 
@@ -129,8 +169,8 @@ def score(model: nn.Module, images: Images) -> dict[str, float]:
         logits = torch.cat([model(part) for part in x.split(250)]).double()
     right = (logits.argmax(dim=1) == y).double().mean()
     return {
-        "test_loss": float(functional.cross_entropy(logits, y)),
-        "test_accuracy": float(right),
+        "test_loss": functional.cross_entropy(logits, y).item(),
+        "test_accuracy": right.item(),
     }
 
 
@@ -142,10 +182,6 @@ def weights_of(model: nn.Module) -> dict[str, Array]:
 def load_weights(model: nn.Module, arrays: Mapping[str, Array]) -> None:
     """Give a model the weights that `weights_of` returned."""
     model.load_state_dict({name: torch.from_numpy(np.array(v)) for name, v in arrays.items()})
-
-
-def _cross_entropy(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    return functional.cross_entropy(model(x), y)
 
 
 def _epoch(
@@ -163,21 +199,6 @@ def _epoch(
         total += value.item() * len(chosen)
     model.eval()
     return total / len(x)
-
-
-def _state(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    curves: Mapping[str, list[float]],
-    done: int,
-    seconds: float,
-) -> dict[str, Array]:
-    """Return everything that a training needs to go on, as arrays."""
-    arrays = {f"model.{name}": value for name, value in weights_of(model).items()}
-    arrays |= {f"curve.{name}": np.array(values) for name, values in curves.items()}
-    for index, values in optimizer.state_dict()["state"].items():
-        arrays |= {f"adam.{index}.{key}": value.numpy() for key, value in values.items()}
-    return arrays | {"done": np.array(done), "seconds": np.array(seconds)}
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Array]) -> None:

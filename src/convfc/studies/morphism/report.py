@@ -16,6 +16,7 @@ with needing("study"):
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from convfc.drawing import INK, WIDTH
+from convfc.runs.folder import FinishedRun
 from convfc.studies.torch_training import BATCH
 from convfc.tables import Column, TextTable
 
@@ -100,11 +101,9 @@ def _spread(values: Sequence[float], written: Callable[[float], str]) -> str:
 def _start(runs: Runs) -> dict[str, float]:
     """Return how far the student's loss before its first step is from the teacher's last one."""
     gaps = [abs(run["student"]["test_loss"][0] - run["teacher"]["test_loss"][-1]) for run in runs]
-    scratch = [run["scratch"]["test_loss"][0] for run in runs]
     return {
         "gap": max(gaps),
         "teacher": statistics.median(run["teacher"]["test_loss"][-1] for run in runs),
-        "scratch": statistics.median(scratch),
         "same_accuracy": all(
             run["student"]["test_accuracy"][0] == run["teacher"]["test_accuracy"][-1]
             for run in runs
@@ -135,14 +134,8 @@ def _compared(runs: Runs, other: str, kind: str) -> dict[str, Any]:
     sign = 1 if kind == "test_accuracy" else -1
     gains = [sign * (_last(run, "student", kind) - _last(run, other, kind)) for run in runs]
     better, worse = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
-    if better == len(gains):
-        verdict = "better"
-    elif worse == len(gains):
-        verdict = "worse"
-    else:
-        verdict = "mixed"
     return {
-        "verdict": verdict,
+        "verdict": {better: "better", worse: "worse"}.get(len(gains), "mixed"),
         "better": better,
         "worse": worse,
         "median": statistics.median(gains),
@@ -163,7 +156,7 @@ def _reach(runs: Runs, steps_per_epoch: int) -> dict[str, Any]:
         "first": steps_per_epoch,
         "goal": statistics.median(run["student"]["test_accuracy"][1] for run in runs),
         "never": len(reached) - len(known),
-        "within": (len(runs[0]["scratch"]["loss"])) * steps_per_epoch,
+        "within": len(runs[0]["scratch"]["loss"]) * steps_per_epoch,
         "median": statistics.median(known) if known else None,
         "least": min(known, default=None),
         "most": max(known, default=None),
@@ -195,13 +188,8 @@ _STROKES = {
 }
 
 
-def figures(results: Mapping[str, Any]) -> Iterator[tuple[str, Figure]]:
-    """Yield the figures of the report by file name."""
-    yield "figure-curves", _curves(results)
-
-
-def _curves(results: Mapping[str, Any]) -> Figure:
-    """Draw loss and accuracy on the test against the epochs after the morph."""
+def figures(run: FinishedRun) -> Iterator[tuple[str, Figure]]:
+    """Draw loss and errors on the test against the epochs after the morph."""
     figure = Figure(figsize=(WIDTH, 3.9), layout="constrained")
     panels = figure.subplots(1, 2)
     for panel, kind, title in zip(
@@ -211,7 +199,7 @@ def _curves(results: Mapping[str, Any]) -> Figure:
         strict=True,
     ):
         for role in _STROKES:
-            _curve(panel, results["runs"], role, kind)
+            _curve(panel, run.results["runs"], role, kind)
         panel.axvline(0, color=INK, linewidth=0.8)
         panel.set_yscale("log")
         _plain_numbers(panel, percent=kind == "test_accuracy")
@@ -223,7 +211,7 @@ def _curves(results: Mapping[str, Any]) -> Figure:
     panels[1].set_ylabel("share of the images, %")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=4)
-    return figure
+    yield "figure-curves", figure
 
 
 def _plain_numbers(panel: Axes, *, percent: bool) -> None:

@@ -20,20 +20,17 @@ from convfc.errors import UnsupportedModel
 from convfc.methods.morphism import Morph, deepen, widen
 from convfc.runs.folder import Result
 from convfc.runs.study import Part, Study, Work, seed_of
-from convfc.studies import images
 from convfc.studies.morphism.report import ROLES, figures, find, summary
 from convfc.studies.torch_training import (
     StudySettings,
+    certified,
+    lenet,
     load_weights,
     score,
     seeded_torch,
     train,
     weights_of,
 )
-
-FACTOR = 2
-WIDENED = ("0", "3")
-DEEPENED = "3"
 
 
 @dataclass(frozen=True)
@@ -45,11 +42,6 @@ class MorphismSettings(StudySettings):
     epochs: int = 6  # of the teacher, of the student, and of the teacher trained on
     seeds: int = 5  # how often all is done, with other first weights, orders of images and morphs
 
-    @property
-    def scratch_epochs(self) -> int:
-        """Epochs from first weights: as many as teacher and student have had together."""
-        return 2 * self.epochs
-
 
 def parts(settings: MorphismSettings) -> list[Part]:
     """Return all parts, one seed after the other."""
@@ -60,27 +52,15 @@ def parts(settings: MorphismSettings) -> list[Part]:
             Part(f"teacher-{number}", _teach, steps=settings.epochs),
             Part(f"on-{number}", _teach_on, begun, settings.epochs),
             Part(f"student-{number}", _study, begun, settings.epochs),
-            Part(f"scratch-{number}", _start_anew, (), settings.scratch_epochs),
+            # As many as teacher and student have had together.
+            Part(f"scratch-{number}", _start_anew, (), 2 * settings.epochs),
         ]
     return found
 
 
 def teacher(seed: int) -> nn.Sequential:
-    """Return the teacher before its training: two CONV layers with pooling, two FC layers."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return nn.Sequential(
-            nn.Conv2d(1, 8, 5),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Conv2d(8, 16, 5),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Flatten(),
-            nn.Linear(256, 32),
-            nn.ReLU(),
-            nn.Linear(32, 10),
-        )
+    """Return the teacher before its training."""
+    return lenet(seed, (8, 16), 32)
 
 
 def student_of(model: nn.Module, example: torch.Tensor, seed: int) -> list[Morph]:
@@ -90,11 +70,11 @@ def student_of(model: nn.Module, example: torch.Tensor, seed: int) -> list[Morph
     what reads them, so they differ from the first step on without noise.
     """
     morphs: list[Morph] = []
-    for name in WIDENED:
+    for name in ("0", "3"):
         before = morphs[-1].model if morphs else model
-        options: Any = {"factor": FACTOR, "split": "random", "seed": seed_of(seed, name)}
+        options: Any = {"factor": 2, "split": "random", "seed": seed_of(seed, name)}
         morphs.append(widen(before, name, example=example, **options))
-    morphs.append(deepen(morphs[-1].model, DEEPENED, example=example, seed=seed))
+    morphs.append(deepen(morphs[-1].model, "3", example=example, seed=seed))
     return morphs
 
 
@@ -117,21 +97,16 @@ def _taught(work: Work) -> nn.Sequential:
 
 def _example(work: Work) -> torch.Tensor:
     """Return the images on which the morphs are certified."""
-    settings = work.settings
-    return torch.from_numpy(
-        images.load_digits(settings.images, settings.seed).validation.images[:8]
-    )
+    return torch.from_numpy(work.settings.digits.validation.images[:8])
 
 
-def _learn(work: Work, model: nn.Module, epochs: int, order: str) -> Result:
+def _learn(work: Work, model: nn.Module, order: str) -> Result:
     """Train a model and keep its curves on the test and its weights."""
-    settings = work.settings
-    digits = images.load_digits(settings.images, settings.seed)
+    settings, digits = work.settings, work.settings.digits
     curves, seconds = train(
         model,
         digits.training,
         work,
-        epochs=epochs,
         watch=lambda network: score(network, digits.test),
         seed=seed_of(settings.seed, order, _number(work)),
         told="test_accuracy",
@@ -143,19 +118,19 @@ def _learn(work: Work, model: nn.Module, epochs: int, order: str) -> Result:
 
 
 def _teach(work: Work) -> Result:
-    return _learn(work, _first(work), work.settings.epochs, "teacher")
+    return _learn(work, _first(work), "teacher")
 
 
 def _teach_on(work: Work) -> Result:
-    return _learn(work, _taught(work), work.settings.epochs, "order")
+    return _learn(work, _taught(work), "order")
 
 
 def _study(work: Work) -> Result:
     """Morph the teacher and train the student, whose images come in the order of `_teach_on`."""
     morphs = student_of(_taught(work), _example(work), work.seed)
-    found = _learn(work, morphs[-1].model, work.settings.epochs, "order")
-    numbers = {"morphs": [_told(morph) for morph in morphs]}
-    return replace(found, numbers={**found.numbers, **numbers})
+    found = _learn(work, morphs[-1].model, "order")
+    told = [{"what": m.what, "noise": m.noise, **certified(m.certificate)} for m in morphs]
+    return replace(found, numbers={**found.numbers, "morphs": told})
 
 
 def _start_anew(work: Work) -> Result:
@@ -173,23 +148,7 @@ def _start_anew(work: Work) -> Result:
         raise UnsupportedModel(
             "a weight without first weights of its own", where=", ".join(kept), got=type(model)
         )
-    return _learn(work, model, work.settings.scratch_epochs, "order")
-
-
-def _told(morph: Morph) -> Mapping[str, Any]:
-    """Return what the report says of a morph."""
-    certificate = morph.certificate
-    ratios = [c.ratio for layer in certificate.layers for c in layer.own.values()]
-    exact = [layer.exact.identical for layer in certificate.layers]
-    return {
-        "what": morph.what,
-        "noise": morph.noise,
-        "holds": certificate.holds,
-        "failures": list(certificate.failures),
-        "ratio": max((ratio for ratio in ratios if ratio is not None), default=0.0),
-        "integers": all(one is not False for one in exact) and any(one for one in exact),
-        "difference": max(o.difference for o in certificate.network.outputs),
-    }
+    return _learn(work, model, "order")
 
 
 def results(settings: MorphismSettings, found: Mapping[str, Result]) -> dict[str, Any]:
@@ -208,7 +167,7 @@ STUDY = Study(
     packages=lambda settings: ("numpy", "torch", "mlxtend"),
     parts=parts,
     results=results,
-    figures=lambda run: figures(run.results),
+    figures=figures,
     findings=lambda run: find(run.results),
     template=(importlib.resources.files(__package__) / "report.md.j2").read_text("utf-8"),
     summary=summary,

@@ -12,14 +12,12 @@ from numpy.typing import NDArray
 from convfc.extras import needing
 
 with needing("study"):
-    import torch
     from torch import Tensor, nn
-    from torch.nn import functional
 
 from convfc.methods import uncertainty
 from convfc.runs.sealed import Array
 from convfc.runs.study import seed_of
-from convfc.studies.torch_training import StudySettings
+from convfc.studies.torch_training import RATE, Loss, StudySettings, cross_entropy, lenet
 
 ANGLES = tuple(range(0, 181, 15))
 """Degrees by which the 1 of Gal's figure is turned."""
@@ -92,24 +90,6 @@ METHODS: Mapping[str, Method] = {
 """In the order of the tables; Laplace needs no training of its own."""
 
 
-def lenet(seed: int) -> nn.Sequential:
-    """Return the network: two CONV layers with pooling, two FC layers, as in LeNet, but smaller."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return nn.Sequential(
-            nn.Conv2d(1, 10, 5),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Conv2d(10, 20, 5),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Flatten(),
-            nn.Linear(320, 100),
-            nn.ReLU(),
-            nn.Linear(100, 10),
-        )
-
-
 def untrained(key: str, settings: UncertaintySettings) -> nn.Module:
     """Return the network of a method before its training; all begin with the same weights."""
     network, method = lenet(seed_of(settings.seed, "weights")), METHODS[key]
@@ -119,23 +99,22 @@ def untrained(key: str, settings: UncertaintySettings) -> nn.Module:
     return made
 
 
-def loss_of(key: str, images: int) -> Any:
+def loss_of(key: str, images: int) -> Loss:
     """Return the loss of a method: cross-entropy, and the divergence per image where it has one."""
 
     def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        value = functional.cross_entropy(model(x), y)
-        return value + uncertainty.kl(model) / images if METHODS[key].divergence else value
+        return cross_entropy(model, x, y) + uncertainty.kl(model) / images
 
-    return loss
+    return loss if METHODS[key].divergence else cross_entropy
 
 
-def groups_of(model: nn.Module, rate: float) -> list[dict[str, Any]]:
+def groups_of(model: nn.Module) -> list[dict[str, Any]]:
     """Return the parameters for the optimizer; learned rates take ten times longer steps."""
     # Their logits start at -2.2 and have to go far in few steps.
     logits = [p for name, p in model.named_parameters() if name.endswith("logit")]
     others = [p for name, p in model.named_parameters() if not name.endswith("logit")]
-    groups = [{"params": others, "lr": rate}]
-    return [*groups, {"params": logits, "lr": 10 * rate}] if logits else groups
+    groups = [{"params": others, "lr": RATE}]
+    return [*groups, {"params": logits, "lr": 10 * RATE}] if logits else groups
 
 
 DRAWS = 400

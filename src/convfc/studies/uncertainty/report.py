@@ -192,7 +192,13 @@ def figures(run: FinishedRun) -> Iterator[tuple[str, Figure]]:
     """Yield the figures of the report by file name."""
     yield "figure-images", _images_figure(run)
     yield "figure-turned", _turned_figure(run)
-    yield "figure-reliability", _reliability_figure(run)
+    labels = run.load("scores").arrays["test.labels"]
+    means = {
+        method.title: run.load(f"predict-{key}").arrays["test.mean"]
+        for key, method in METHODS.items()
+    }
+    found = {title: uncertainty.calibration(mean, labels) for title, mean in means.items()}
+    yield "figure-reliability", uncertainty.reliability_figure(found)
     yield "figure-entropy", _entropy_figure(run)
     yield "figure-rates", _rates_figure(run)
 
@@ -266,19 +272,6 @@ def _strip(panel: Axes, images: np.ndarray[Any, Any]) -> None:
     panel.set_xlim(-10, 190)
     panel.set_ylim(0, 1)
     panel.set_axis_off()
-
-
-def _reliability_figure(run: FinishedRun) -> Figure:
-    """Draw the reliability diagrams of all methods on the digits of the test."""
-    labels = run.load("scores").arrays["test.labels"]
-    found = {
-        method.title: uncertainty.calibration(
-            run.load(f"predict-{key}").arrays["test.mean"], labels
-        )
-        for key, method in METHODS.items()
-    }
-    figure: Figure = uncertainty.reliability_figure(found)
-    return figure
 
 
 def _entropy_figure(run: FinishedRun) -> Figure:

@@ -6,6 +6,7 @@ Its parts are trainings, predictions, their scores, and a network drawn from eac
 from __future__ import annotations
 
 import importlib.resources
+import math
 import time
 import warnings
 from collections.abc import Mapping
@@ -27,13 +28,19 @@ from convfc.runs.folder import Result
 from convfc.runs.sealed import Array
 from convfc.runs.study import Part, Study, Work, seed_of
 from convfc.studies import images
-from convfc.studies.torch_training import RATE, load_weights, seeded_torch, train, weights_of
+from convfc.studies.torch_training import (
+    certified,
+    lenet,
+    load_weights,
+    seeded_torch,
+    train,
+    weights_of,
+)
 from convfc.studies.uncertainty.methods import (
     ANGLES,
     METHODS,
     UncertaintySettings,
     groups_of,
-    lenet,
     loss_of,
     score_table,
     untrained,
@@ -49,13 +56,14 @@ _LAPLACE_BATCH = 5  # the Jacobians of a batch are found together: its time grow
 def parts(settings: UncertaintySettings) -> list[Part]:
     """Return all parts, in their order."""
     trained = [key for key in METHODS if key != "laplace"]
+    asked = settings.images // 3 + settings.letters + settings.moved + len(ANGLES)
     return [
         *(Part(key, _train, steps=settings.epochs) for key in trained),
         *(
             Part(f"predict-{key}", _predict, (key,), 1 if key == "plain" else 3 * settings.samples)
             for key in trained
         ),
-        Part("predict-laplace", _predict_laplace, ("plain",), _laplace_steps(settings)),
+        Part("predict-laplace", _predict_laplace, ("plain",), math.ceil(asked / _LAPLACE_BATCH)),
         Part("scores", _score, tuple(f"predict-{key}" for key in METHODS)),
         Part("drawn", _draw, tuple(key for key in trained if key != "plain")),
     ]
@@ -88,9 +96,8 @@ def _train(work: Work) -> Result:
         model,
         digits.training,
         work,
-        epochs=settings.epochs,
         loss=loss_of(key, settings.images),
-        groups=groups_of(model, RATE),
+        groups=groups_of(model),
         watch=rates,
     )
     arrays = {f"curve.{name}": values for name, values in curves.items()}
@@ -112,8 +119,7 @@ def _predict(work: Work) -> Result:
     model, asked = _trained(work, key), questions(work.settings)
     work.start()
     arrays: dict[str, Array] = {}
-    seconds = 0.0
-    done = 0
+    seconds, done = 0.0, 0
     # Seconds are those of the test images alone: the same question for every method.
     for names in (("test",), ("letters", "moved"), ("turned",)):
         x = torch.from_numpy(np.concatenate([asked[name].images for name in names]))
@@ -155,13 +161,6 @@ def _split(found: Prediction, counts: Mapping[str, int]) -> dict[str, Array]:
             arrays["turned.draws"] = found.draws.numpy()
         start += count
     return arrays
-
-
-def _laplace_steps(settings: UncertaintySettings) -> int:
-    """Return the batches of all images, counted without making the images."""
-    return -(
-        -(settings.images // 3 + settings.letters + settings.moved + len(ANGLES)) // _LAPLACE_BATCH
-    )
 
 
 def _predict_laplace(work: Work) -> Result:
@@ -240,16 +239,8 @@ def _draw(work: Work) -> Result:
     numbers: dict[str, Any] = {}
     for key in work.results:
         drawn = uncertainty.sample(_trained(work, key), seed=work.seed).eval()
-        cnn = convfc.to_conv(drawn)
-        certificate = convfc.verify(cnn, drawn, x, seed=work.seed)
-        ratios = [c.ratio for layer in certificate.layers for c in layer.own.values()]
-        numbers[key] = {
-            "holds": certificate.holds,
-            "failures": list(certificate.failures),
-            "ratio": max((ratio for ratio in ratios if ratio is not None), default=0.0),
-            "integers": all(layer.exact.identical for layer in certificate.layers),
-            "difference": max(o.difference for o in certificate.network.outputs),
-        }
+        certificate = convfc.verify(convfc.to_conv(drawn), drawn, x, seed=work.seed)
+        numbers[key] = certified(certificate)
     return Result(numbers)
 
 
@@ -258,7 +249,7 @@ def results(settings: UncertaintySettings, found: Mapping[str, Result]) -> dict[
     scores = found["scores"].numbers
     return {
         "images": found["plain"].numbers["images"],
-        "weights": sum(p.numel() for p in lenet(settings.seed).parameters()),
+        "weights": sum(p.numel() for p in lenet(0).parameters()),
         "letters": settings.letters,
         "moved": settings.moved,
         "table": scores["table"],
