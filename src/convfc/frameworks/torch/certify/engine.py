@@ -300,7 +300,7 @@ class _Measurement:
 
     def _normal(self, like: Tensor) -> Tensor:
         """Return random numbers of the normal distribution, the same ones on every device."""
-        dtype = torch.complex128 if like.is_complex() else torch.float64
+        dtype = like.dtype if like.dtype.itemsize >= 4 else torch.float32
         drawn = torch.randn(like.shape, generator=self.generator, dtype=dtype)
         return drawn.to(like.device)
 
