@@ -92,7 +92,7 @@ def comparison(quantity: str = "output", ratio: float | None = 0.5, **rest: Any)
 
 
 GOOD_LAYER = LayerCertificate(
-    "stem.conv", ("conv", "patch"), (2, 64, 27), (27, 8), "float32",
+    "stem.conv", ("native", "patch"), (2, 64, 27), (27, 8), "float32",
     own={"output": comparison(), "input": comparison("input")},
     float64={"output": dataclasses.replace(comparison(), dtype="float64")},
     weights=(WeightComparison("weight", True, 0.0, (0,), 1.0, 1.0),),

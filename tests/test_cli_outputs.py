@@ -154,7 +154,7 @@ def test_a_disk_that_takes_nothing(
 
 
 @pytest.mark.parametrize(
-    ("option", "words"), [(("--json",), '"reshaped_norm": '), ((), "3×3 s1")], ids=["json", "table"]
+    ("option", "words"), [(("--json",), '"reshaped_norm": '), ((), "σ max")], ids=["json", "table"]
 )
 def test_what_was_computed_is_not_lost_with_its_figure(
     place: pathlib.Path, option: tuple[str, ...], words: str

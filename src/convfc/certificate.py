@@ -107,7 +107,7 @@ class ExactTest(_Record):
 class LayerCertificate(_Record):
     """What is known about one layer, on one input that it really received.
 
-    A form is ``conv``, ``patch``, ``weight``, ``unrolled``, or the name of another class; of a
+    A form is ``native``, ``patch``, ``weight``, ``unrolled``, or the name of another class; of a
     simplified network, ``stage`` and what that became.
     """
 

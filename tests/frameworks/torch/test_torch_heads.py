@@ -504,13 +504,12 @@ def test_heads_that_cannot_be_converted_are_refused_by_name(kind: str) -> None:
 
 def test_an_example_is_an_array_or_the_arguments_of_one_call() -> None:
     model = net(
-        lambda m, x, scale: m.fc(m.conv(x * scale).flatten(1)),
+        lambda m, batch: m.fc(m.conv(batch["x"] * batch["scale"]).flatten(1)),
         **{"conv": nn.Conv2d(2, 3, 3), "fc": nn.Linear(12, 2)},
     )
-    named = {"scale": torch.full((1, 2, 4, 4), 3.0), "x": torch.ones(1, 2, 4, 4).numpy()}
-    assert type(convfc.to_fully_convolutional(model, named).fc) is nn.Conv2d
-    with pytest.raises(ShapeError, match=r"^example: the model does not take these ar.* got y\. R"):
-        convfc.to_fully_convolutional(model, {"y": torch.ones(1, 2, 4, 4)})
+    batch = {"scale": torch.full((1, 2, 4, 4), 3.0), "x": torch.ones(1, 2, 4, 4).numpy()}
+    for example in ((batch,), {"batch": batch}):
+        assert type(convfc.to_fully_convolutional(model, example).fc) is nn.Conv2d
     assert type(convfc.to_fully_convolutional(head(), torch.ones(X).numpy())[1]) is nn.Conv2d
     with pytest.raises(
         ShapeError, match=r"^example: the model does not run .* got \(1, 3, 5\)\."

@@ -73,7 +73,7 @@ def test_a_network_becomes_fc_layers_is_proven_equal_and_comes_back_bit_for_bit(
     certificate = convfc.verify(before, fc, x)
     assert certificate.holds, str(certificate)
     assert {layer.name for layer in certificate.layers} == convs(before)
-    assert {layer.forms for layer in certificate.layers} == {("conv", form)}
+    assert {layer.forms for layer in certificate.layers} == {("native", form)}
 
     back = convfc.to_conv(fc)
     assert [*map(type, back.modules())] == [*map(type, before.modules())]

@@ -19,9 +19,10 @@ from torch_fixtures import in_form
 
 import convfc
 from convfc.errors import DtypeError, ShapeError, UnsupportedLayer, UnsupportedModel
-from convfc.frameworks.torch import running
+from convfc.frameworks.torch.certify import networks, pairs
 from convfc.frameworks.torch.certify.pairs import find_pairs
 from convfc.frameworks.torch.certify.verify import verify
+from convfc.frameworks.torch.running import deep_copy
 from convfc.methods.spectrum import singular_values
 
 
@@ -36,7 +37,7 @@ def test_a_network_with_everything(form: str, training: bool):
     first = certificate.layers[0]
     assert (first.patch_matrix, first.filter_matrix) == ((2, 36, 27), (27, 4))
     assert {(*layer.forms, layer.dtype) for layer in certificate.layers} == {
-        ("conv", form, "float32")
+        ("native", form, "float32")
     }
     assert form in str(certificate)
     calls = [(layer.name, layer.call) for layer in certificate.layers]
@@ -45,7 +46,7 @@ def test_a_network_with_everything(form: str, training: bool):
     assert paths == ["['out']", "['features'][0]", "['features'][1][0]"]
     back = verify(after, convfc.to_conv(after), x)
     assert_proven(back)
-    assert {layer.forms for layer in back.layers} == {(form, "conv")}
+    assert {layer.forms for layer in back.layers} == {(form, "native")}
     assert find_pairs(model, after).places == {"stem", "twice", "head", "same.place"}
 
 
@@ -181,15 +182,15 @@ def test_each_network_runs_once_in_each_dtype_and_few_copies_are_made(
         return model.second(model.first(x).relu())
 
     copies: list[nn.Module] = []
-    prepare = running._copy_modules  # once in every copy of a module
 
-    def counted(thing: nn.Module, memo: dict[int, Any]) -> None:
+    def counted(thing: nn.Module, *options: Any) -> nn.Module:
         copies.append(thing)
-        prepare(thing, memo)
+        return deep_copy(thing, *options)
 
     model = net(run, first=nn.Conv2d(3, 4, 3), second=nn.Conv2d(4, 2, 1)).to(dtype)
     after = convfc.to_fc(model)
-    monkeypatch.setattr(running, "_copy_modules", counted)
+    for module in (networks, pairs):
+        monkeypatch.setattr(module, "deep_copy", counted)
     assert verify(model, after, torch.randn(1, 3, 6, 6, dtype=dtype)).holds
     assert len(runs) == 4 - (dtype == torch.float64)  # one of them in float32, for comparison
     assert len(copies) == len(runs) + 2 * 3

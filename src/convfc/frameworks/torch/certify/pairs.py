@@ -215,7 +215,7 @@ def word_for(module: nn.Module) -> str:
     if isinstance(module, (UnrolledLayer, HeadConv)):
         module = module.layer
     form = form_of(module)
-    return "conv" if form == "native" else form or type(module).__name__
+    return form or type(module).__name__
 
 
 def has_own_weights(module: nn.Module) -> bool:

@@ -81,7 +81,7 @@ def _is_simple(model: nn.Module, found: Programs) -> bool:
     names = [call.name for call in found.run.calls]
     linears = sum(isinstance(value, Affine) for value in topological(found.final.output))
     plain = leaves <= {nn.Linear, nn.ReLU} and set(names) <= {"linear", "relu"}
-    return plain and names.count("linear") == linears
+    return plain and len(found.original.input_shape) == 1 and names.count("linear") == linears
 
 
 def made_of(
