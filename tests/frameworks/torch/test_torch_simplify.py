@@ -10,7 +10,14 @@ from conv_cases import integers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import net, trained, with_integers
-from simplified_models import NETWORKS, lenet, mobile, resnet
+from simplified_models import (
+    NETWORKS,
+    assert_within_rounding,
+    difference_of,
+    lenet,
+    mobile,
+    resnet,
+)
 from torch import Tensor, fx, nn
 
 import convfc
@@ -49,17 +56,6 @@ def assert_plain(model: nn.Module) -> None:
         assert functions <= {"add"}
     else:
         assert type(model) is nn.Sequential
-
-
-def assert_within_rounding(model: nn.Module, simple: nn.Module, x: Tensor) -> None:
-    """Every stage, on the input that it really has, and every FC layer in one of them."""
-    found = list(stages(model, simple, x))
-    for stage in found:
-        bound = rounding_bound(stage.magnitude, stage.terms, str(x.dtype).removeprefix("torch."))
-        assert bound is not None
-        assert bool(((stage.own[0] - stage.own[1]).abs() <= bound).all()), stage.name
-    names = {name for name, part in simple.named_modules() if type(part) is nn.Linear}
-    assert {name for stage in found for name in stage.layers} == names
 
 
 @each_way
@@ -102,7 +98,7 @@ def test_the_bound_knows_what_a_batch_norm_adds_and_takes_off_again():
     simple = simplify(norm, x)
     (stage,) = stages(norm, simple, x)
     alone = rounding_bound(simple[0].weight.diagonal() * x.double(), stage.terms, "float32")
-    assert bool(((stage.own[0] - stage.own[1]).abs() > alone).any())
+    assert bool((difference_of(stage) > alone).any())
     assert_within_rounding(norm, simple, x)
 
 

@@ -16,14 +16,12 @@ from networks import assert_same_state, net, trained, with_integers
 from pyscipopt import Model, quicksum
 from pyscipopt_ml.exceptions import NoModel
 from pyscipopt_ml.torch import add_sequential_constr
-from simplified_models import NETWORKS
+from simplified_models import NETWORKS, assert_within_rounding
 from torch import Tensor, fx, nn
 from torchvision import models
 
 import convfc
 from convfc import simplify
-from convfc.frameworks.torch.certify.simplified import stages
-from convfc.rounding import rounding_bound
 
 pytestmark = pytest.mark.usefixtures("no_network")
 
@@ -141,7 +139,5 @@ def test_torchvision_networks_there_and_back(name: str):
     assert sum(type(part) is nn.Linear for part in simple.modules()) == layers
     if way:
         assert {type(part) for part in simple} == {nn.Flatten, nn.Linear, nn.ReLU}
-    for stage in stages(model, simple, x):
-        bound = rounding_bound(stage.magnitude, stage.terms, "float32")
-        assert bool(((stage.own[0] - stage.own[1]).abs() <= bound).all()), stage.name
+    assert_within_rounding(model, simple, x)
     assert_same_state(convfc.to_conv(simple), model)
