@@ -237,7 +237,7 @@ def positional_arguments(model: nn.Module, x: Any) -> tuple[Any, ...]:
         raise ShapeError(
             f"the model does not take these arguments: {first_words(error)}",
             where="example",
-            got=", ".join((*(type(value).__name__ for value in args), *kwargs)),
+            got=", ".join((*(type(value).__name__ for value in args), *kwargs)) or "nothing",
             remedy="give an input that the model takes: a tuple for several arguments, a dict for "
             "keyword arguments",
         ) from error
