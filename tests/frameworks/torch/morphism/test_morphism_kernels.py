@@ -509,6 +509,7 @@ def test_the_bound_of_a_sum_is_the_sum_of_the_bounds() -> None:
         ({"branches": [[(3, None)]] * 33}, "branches: too many branches; expected 32 at most"),
         ({"layers": [(2, 1), (2, None)]}, "so few channels between .* expected 3 or more; 4 alw"),
         ({"layers": [(3, 2.5), (1, None)]}, "channels: a size is not an integer"),
+        ({"layers": [(3, None)], "activation": "relu"}, "activation: there is no such activation"),
     ],
     ids=str,
 )

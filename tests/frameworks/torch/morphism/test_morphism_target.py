@@ -86,9 +86,18 @@ def test_a_shared_layer_changes_at_all_its_places(make: Make) -> None:
     assert morph.certificate.holds, str(morph)
 
 
-@pytest.mark.parametrize("make", MORPHS, ids=lambda make: make.__name__)
-def test_dtype_hooks_and_requires_grad_of_the_layer_are_those_of_the_new_part(make: Make) -> None:
-    layer = filled(nn.Conv1d(2, 3, 3, padding=1)).to(torch.bfloat16)
+@pytest.mark.parametrize(
+    ("make", "linear"),
+    [
+        *((make, False) for make in MORPHS),
+        *((make, True) for make in (deepen, morph_depth, of_full_rank)),
+    ],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
+def test_dtype_hooks_and_requires_grad_of_the_layer_are_those_of_the_new_part(
+    make: Make, linear: bool
+) -> None:
+    layer = filled(nn.Linear(8, 8) if linear else nn.Conv1d(2, 3, 3, padding=1)).bfloat16()
     layer.weight.requires_grad_(False)
     seen: list[Tensor] = []
     layer.register_forward_hook(lambda module, args, output: seen.append(output))

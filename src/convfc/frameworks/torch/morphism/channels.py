@@ -170,7 +170,7 @@ def grown(axis: Axis, space: Space, units: Tensor) -> Tensor:
     )
 
 
-def along(axis: Axis, space: Space, values: Tensor, other: float) -> Tensor:
+def per_place(axis: Axis, space: Space, values: Tensor, other: float) -> Tensor:
     """Return one number per place of an axis whose space has grown: a unit's, or another."""
     return torch.cat(
         [
@@ -223,10 +223,9 @@ def reshaped(axes: Axes, old: Sequence[int], new: Sequence[int]) -> tuple[Axes, 
 class Layer:
     """A module whose parameters belong to units: all calls of it.
 
-    ``inputs`` are the units that it sums over, or has one parameter each for, if any;
-    ``outputs`` those that it makes, or its inputs. It is ``"dense"``: sums over the units of
-    each group; ``"depthwise"``: filters each unit by itself; or ``"channels"``: has one number per
-    unit.
+    ``inputs`` are the units that it sums over, or has one parameter each for, if any; ``outputs``
+    those that it makes, or its inputs. It is ``"dense"``: sums over the units of each group;
+    ``"depthwise"``: filters each unit by itself; or ``"channels"``: has one number per unit.
     """
 
     name: str
@@ -341,7 +340,7 @@ class _Reader:
             raise empty_example()
         spatial = max(weight.dim() - 2, 0)
         at = len(axes) - 1 - spatial
-        self.pin(node, axes[at + 1 :], "it sums over neighbouring ones", ELSEWHERE)
+        self.pin_axes(node, axes[at + 1 :], "it sums over neighbouring ones", ELSEWHERE)
         if id(module) not in self.layers:
             self.layers[id(module)] = self._layer(node, module, axes[at])
         made = self._called(node, module, axes[at])
@@ -351,7 +350,7 @@ class _Reader:
         """Note a call of a layer: every one has to read the same kind of units as the first."""
         layer = self.layers[id(module)]
         why = "the layer is called several times, on units that are not alike"
-        unify(layer.inputs, read, self.why(node, why, "give each call a layer of its own"))
+        unify(layer.inputs, read, self.reason(node, why, "give each call a layer of its own"))
         return layer.outputs
 
     def _layer(self, node: fx.Node, module: Any, read: Axis) -> Layer:
@@ -366,7 +365,7 @@ class _Reader:
         made = (Segment(Space(filters)),)
         why = f"its {groups} groups do not divide them into whole units"
         for axis in (read, made) if groups > 1 else ():
-            divide(axis, groups, self.why(node, why, ELSEWHERE))
+            divide(axis, groups, self.reason(node, why, ELSEWHERE))
         return Layer(name, module, read, made, "dense")
 
     def _per_channel(self, call: Call, module: nn.Module, axes: Axes) -> Axes:
@@ -386,14 +385,16 @@ class _Reader:
 
     def along(self, node: fx.Node, axes: Axes, where: set[int], why: str) -> Axes:
         """Pin the units on the axes along which something works, and keep the others."""
-        self.pin(node, [axes[k] for k in where], why, UNKNOWN)
+        self.pin_axes(node, [axes[k] for k in where], why, UNKNOWN)
         return tuple(() if k in where else axis for k, axis in enumerate(axes))
 
     def written(self, node: fx.Node, axes: Axes, sizes: Sequence[Any]) -> Axes:
         """Pin the units whose number is given as a number."""
         for axis, size in zip(axes, tree_leaves(sizes), strict=False):
             if isinstance(size, int) and size > 0:
-                self.pin(node, [axis], f"their number, {size}, is written down there", _DYNAMIC)
+                self.pin_axes(
+                    node, [axis], f"their number, {size}, is written down there", _DYNAMIC
+                )
         return axes
 
     def unknown(self, call: Call) -> Axes:
@@ -406,15 +407,15 @@ class _Reader:
     def lost(self, node: fx.Node, why: str, remedy: str) -> Axes:
         """Pin all units that something is given; what it returns holds none."""
         for source in node.all_input_nodes:
-            self.pin(node, self.axes.get(source, ()), why, remedy)
+            self.pin_axes(node, self.axes.get(source, ()), why, remedy)
         return ((),) * len(shape_of(node) or ())
 
-    def pin(self, node: fx.Node, axes: Iterable[Axis], why: str, remedy: str) -> None:
+    def pin_axes(self, node: fx.Node, axes: Iterable[Axis], why: str, remedy: str) -> None:
         """Pin all units of some axes because of a call."""
         for axis in axes:
-            pin(axis, self.why(node, why, remedy))
+            pin(axis, self.reason(node, why, remedy))
 
-    def why(self, node: fx.Node, why: str, remedy: str) -> Refusal:
+    def reason(self, node: fx.Node, why: str, remedy: str) -> Refusal:
         """Return a reason with its place: which module or call."""
         what = words(node)
         if node.op == "call_module":
@@ -430,7 +431,7 @@ class _Reader:
         if node.target == "size" or (node.target is getattr and node.args[1] == "shape"):
             for axis, users in self._asked(node, self.axes[sources[0]]):
                 if not all(map(_only_reshapes, users)):
-                    self.pin(node, [axis], "the forward computes with their number", ELSEWHERE)
+                    self.pin_axes(node, [axis], "the forward computes with their number", ELSEWHERE)
         elif node.target is not getattr and node.target not in QUESTIONS:
             self.unknown(Call.of(node, self.model))
 
@@ -482,7 +483,7 @@ def _elementwise(call: Call, reader: _Reader, given: list[fx.Node], shape: Sizes
     """Unite the units of values that are added, multiplied or the like, axis by axis."""
     result: list[Axis] = []
     why = "they are combined with values whose number cannot change, or that are made otherwise"
-    apart = reader.why(call.node, why, _FIXED)
+    apart = reader.reason(call.node, why, _FIXED)
     for behind in range(len(shape), 0, -1):
         found: list[Axis] = []
         for one in given:
@@ -493,7 +494,7 @@ def _elementwise(call: Call, reader: _Reader, given: list[fx.Node], shape: Sizes
             if sizes[-behind] == shape[-behind] > 1 or (axis and shape[-behind] == 1):
                 found.append(axis)
             else:
-                reader.pin(call.node, [axis], "a single one stands for many there", ELSEWHERE)
+                reader.pin_axes(call.node, [axis], "a single one stands for many there", ELSEWHERE)
         for axis in found[1:]:
             unify(found[0], axis, apart)
         result.append(found[0] if found else ())
@@ -509,7 +510,7 @@ def _concatenation(call: Call, reader: _Reader, given: list[fx.Node], shape: Siz
     if not isinstance(dim, int) or not all(one in reader.axes for one in parts):
         return reader.unknown(call)
     dim %= len(shape)
-    fixed = reader.why(node, "they are beside values whose number cannot change", _FIXED)
+    fixed = reader.reason(node, "they are beside values whose number cannot change", _FIXED)
     units = any(reader.axes[one][dim] for one in parts)
     joined: list[Segment] = []
     result: list[Axis] = list(reader.axes[parts[0]])
@@ -565,7 +566,7 @@ def _reshape(call: Call, reader: _Reader, axes: Axes, shape: Sizes) -> Axes:
     """Follow a reshape; a size that is written down is one that cannot change."""
     node = call.node
     after, lost = reshaped(axes, shape_of(node.args[0]) or (), shape)
-    reader.pin(node, lost, "it divides them over several axes", UNKNOWN)
+    reader.pin_axes(node, lost, "it divides them over several axes", UNKNOWN)
     sizes = () if call.name == "flatten" else (*node.args[1:], *node.kwargs.values())
     return reader.written(node, after, sizes)
 
@@ -601,7 +602,7 @@ def _squeeze(call: Call, reader: _Reader, axes: Axes, shape: Sizes) -> Axes:
     sizes = shape_of(call.node.args[0]) or ()
     gone = {k for k in call.axes(len(axes)) or range(len(axes)) if sizes[k] == 1}
     why = "it takes the axis away that they are on"
-    reader.pin(call.node, [axes[k] for k in gone], why, ELSEWHERE)
+    reader.pin_axes(call.node, [axes[k] for k in gone], why, ELSEWHERE)
     return tuple(axis for k, axis in enumerate(axes) if k not in gone)
 
 

@@ -113,20 +113,15 @@ def morph_kernel(
     check_room(resized(old, size, at), target)
 
     def make(layer: nn.Module) -> nn.Module:
-        return _remade(layer, resized(kernel_of(layer), size, at))
+        parts = build(resized(kernel_of(layer), size, at), layer)
+        (fresh,) = (part for part in parts if form_of(part) == "native")
+        # It stays the same object, with all that it has.
+        for attribute in ("kernel_size", "weight", *_PADDING):
+            setattr(layer, attribute, getattr(fresh, attribute))
+        return chained(layer, *(layer if part is fresh else part for part in parts))
 
     what = f"a kernel of {in_words(size)}"
     return replaced(target, make, what=what, form="larger kernel", seed=seed)
-
-
-def _remade(layer: nn.Module, kernel: Kernel) -> nn.Module:
-    """Give a layer its new numbers; it stays the same object, with pads around it if need be."""
-    parts = build(kernel, layer)
-    (fresh,) = (part for part in parts if form_of(part) == "native")
-    for attribute in ("kernel_size", *_PADDING):
-        setattr(layer, attribute, getattr(fresh, attribute))
-    layer.weight = fresh.weight
-    return chained(layer, *(layer if part is fresh else part for part in parts))
 
 
 # Two layers

@@ -49,7 +49,7 @@ from convfc.frameworks.torch.read import (
 )
 from convfc.frameworks.torch.references import exchange
 from convfc.frameworks.torch.running import check_can_run, deep_copy, run_on, unchanged
-from convfc.frameworks.torch.tensors import dtype_name
+from convfc.frameworks.torch.tensors import dtype_name, wide
 from convfc.sizes import Sizes, per_axis
 
 Pads: TypeAlias = tuple[tuple[int, int], ...]
@@ -290,9 +290,9 @@ def _no_hooks() -> dict[str, Any]:
 class Kernel:
     """A CONV or FC layer, as the numbers that it computes with.
 
-    ``filters`` ``(f, *size, c / groups)`` and ``bias`` are in float64, on the CPU. ``pads`` are
-    what is added to the input on either side of an axis; of a transposed layer, what is taken from
-    the output.
+    ``filters`` ``(f, *size, c / groups)`` and ``bias`` are wide, on the CPU. ``pads`` are what is
+    added to the input on either side of an axis; of a transposed layer, what is taken from the
+    output.
     """
 
     filters: Tensor
@@ -315,12 +315,10 @@ class Kernel:
         return list(self.filters.chunk(self.groups))
 
 
-def kernel_of(layer: nn.Module) -> Kernel:
+def kernel_of(layer: Any) -> Kernel:
     """Read a layer of `torch.nn`."""
-    weight: Tensor = layer.weight.detach()  # type: ignore[operator]
-    bias: Any = layer.bias
-    bias = None if bias is None else bias.detach().double().cpu()
-    weight = weight.double().cpu()
+    weight = wide(layer.weight.detach()).cpu()
+    bias = None if layer.bias is None else wide(layer.bias.detach()).cpu()
     if form_of(layer) != "native":
         return Kernel(weight, bias)
     # For padding="same" the size does not matter: it asks for stride 1.

@@ -29,10 +29,10 @@ from convfc.frameworks.torch.morphism.channels import (
     Axis,
     Layer,
     Space,
-    along,
     dependencies,
     grown,
     length,
+    per_place,
 )
 from convfc.frameworks.torch.morphism.target import (
     Kernel,
@@ -411,8 +411,8 @@ class _Growth:
             one.view(groups, 1, 1, -1)
             for one in (
                 self._places(axis),
-                along(axis, self.space, units.numerators, 1),
-                along(axis, self.space, units.denominators, 1),
+                per_place(axis, self.space, units.numerators, 1),
+                per_place(axis, self.space, units.denominators, 1),
             )
         )
         first = length(axis) // groups * torch.arange(groups)
@@ -427,12 +427,12 @@ class _Growth:
         some: Any = layer.module
         old, matrix = _read(some)
         new = (*matrix.shape[:3], -1)
-        whole = torch.ones_like(matrix).scatter_(3, index.expand(new), down.expand(new))
+        whole = torch.ones_like(matrix).scatter_(3, index.expand(new), down.to(matrix).expand(new))
         rows, shape = whole.flatten(2).flatten(0, 1), some.weight.shape
         return matrix_to_weight(rows, shape, transposed=old.transposed, groups=old.groups)
 
     def _fresh(self, layer: Layer) -> Tensor:
-        return along(layer.outputs, self.space, self.units.fresh, False)
+        return per_place(layer.outputs, self.space, self.units.fresh, False)
 
     def _places(self, axis: Axis) -> Tensor:
         return grown(axis, self.space, self.units.index)
