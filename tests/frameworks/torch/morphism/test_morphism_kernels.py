@@ -82,6 +82,12 @@ def test_the_padding_grows_with_the_kernel(
     assert morph.certificate.holds
 
 
+def test_an_even_kernel_grows_where_no_layer_of_padding_is_needed() -> None:
+    layer, x = filled(nn.Conv1d(2, 3, 2, padding="same")), numbers((2, 2, 12), 1).float()
+    morph = morph_kernel(layer, "", example=x, kernel_size=3)
+    assert (type(morph.model), morph.model.padding) == (nn.Conv1d, "same")
+
+
 def test_the_layer_stays_the_same_object_with_all_that_it_has() -> None:
     class Stem(nn.Conv2d):
         """A class of the user's."""
