@@ -9,26 +9,31 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from morphism_layers import assert_unchanged, state_of
+from morphism_layers import assert_unchanged, numbers, state_of
 from morphism_models import NETWORKS, example, mlp, trained
 from torch import Tensor, nn
 
+from convfc.certificate import Certificate
 from convfc.frameworks.torch.certify.engine import Call
 from convfc.frameworks.torch.morphism.certify import Change, finish
 from convfc.frameworks.torch.morphism.magnitude import Sums, magnitude
-from convfc.methods.morphism import Morph, widen
+from convfc.methods.morphism import widen
 from convfc.rounding import UNIT_ROUNDOFF, gamma, rounding_bound
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def morph_of(before: nn.Module, after: nn.Module, x: Tensor, *names: str, **more: object) -> Morph:
-    """A morph that copies layers, whatever ``after`` really is."""
-    changes = [
+def certified(before: nn.Module, after: nn.Module, x: Tensor, *changes: Change) -> Certificate:
+    """The certificate of a morph of these changes."""
+    return finish(before, after, x, changes, what="a test").certificate
+
+
+def copied(before: nn.Module, after: nn.Module, *names: str) -> list[Change]:
+    """Changes that copy layers, whatever ``after`` really is."""
+    return [
         Change(name, before.get_submodule(name), after.get_submodule(name), rebuild=copy.deepcopy)
         for name in names
     ]
-    return finish(before, after, x, changes, what="a test", **more)
 
 
 def chain() -> nn.Module:
@@ -46,9 +51,8 @@ def chain() -> nn.Module:
 
 def test_a_copy_is_the_same_function():
     before = chain()
-    x = torch.randn(2, 2, 7, generator=torch.Generator().manual_seed(0))
-    morph = morph_of(before, copy.deepcopy(before), x, "0", "1", "3", "4", "5")
-    certificate = morph.certificate
+    after, x = copy.deepcopy(before), numbers((2, 2, 7), 0).float()
+    certificate = certified(before, after, x, *copied(before, after, "0", "1", "3", "4", "5"))
     assert certificate.holds, str(certificate)
     assert [layer.own["output"].difference for layer in certificate.layers] == [0.0] * 5
     assert [layer.exact.identical for layer in certificate.layers] == [True, None, True, True, True]
@@ -59,12 +63,11 @@ def test_a_copy_is_the_same_function():
 
 def test_a_layer_that_is_called_twice_is_compared_twice():
     before = trained(NETWORKS["volume"].make())
-    morph = morph_of(before, copy.deepcopy(before), example("volume"), "twice", "last")
-    assert [(one.name, one.call) for one in morph.certificate.layers] == [
-        ("twice", 0),
-        ("twice", 1),
-        ("last", 0),
-    ]
+    after = copy.deepcopy(before)
+    changes = copied(before, after, "twice", "last")
+    morph = finish(before, after, example("volume"), changes, what="a test")
+    calls = [("twice", 0), ("twice", 1), ("last", 0)]
+    assert [(one.name, one.call) for one in morph.certificate.layers] == calls
     assert morph.changed == ("twice", "last")
 
 
@@ -83,10 +86,8 @@ def test_both_run_in_evaluation_mode_and_the_certificate_says_so():
 
 def test_the_copies_hold_in_training_as_well_where_nothing_is_drawn():
     """Of copies, a batch has the same statistics."""
-    before = (
-        trained(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))).double().train()
-    )
-    x = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    layers = nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)
+    before, x = trained(nn.Sequential(*layers)).double().train(), numbers((5, 3), 0)
     after = widen(before, "0", width=7, example=x).model
     expected, found = before(x), after(x)
     terms = 64  # more than all sums of this network together
@@ -103,8 +104,7 @@ def test_the_matrices_are_those_of_the_whole_new_layer():
         for old, new in zip(before.parameters(), after.parameters(), strict=True):
             new[:3] = old
     change = Change("0", before[0], after[0], keep_output=lambda y: y[:, :3])
-    x = torch.randn(5, 2, 7, generator=torch.Generator().manual_seed(0))
-    (layer,) = finish(before, after, x, [change], what="a test").certificate.layers
+    (layer,) = certified(before, after, numbers((5, 2, 7), 0).float(), change).layers
     assert layer.holds
     assert (layer.patch_matrix, layer.filter_matrix) == ((5, 7, 6), (6, 4))
 
@@ -118,15 +118,11 @@ def test_another_weight_is_seen_in_every_way(index: tuple[int, ...]):
     after = copy.deepcopy(before)
     with torch.no_grad():
         after[0].weight[index] *= 1 + 2.0**-10
-    x = torch.randn(2, 2, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    changes = [Change("0", before[0], after[0])]
-    certificate = finish(before, after, x, changes, what="a test").certificate
+    certificate = certified(before, after, numbers((2, 2, 7), 0), Change("0", before[0], after[0]))
     assert not certificate.holds
     assert certificate.failures[0].startswith("0: output in float64 at [")
-    assert (
-        certificate.layers[0].exact.why_not
-        == "there is no way to make the layer again from integers"
-    )
+    why_not = "there is no way to make the layer again from integers"
+    assert certificate.layers[0].exact.why_not == why_not
     assert not certificate.network.holds
 
 
@@ -141,7 +137,7 @@ def test_a_way_to_make_the_layer_that_is_wrong_is_seen_on_integers_and_in_float6
         return layer
 
     change = Change("0", before[0], after[0], rebuild=wrong)
-    certificate = finish(before, after, example("mlp"), [change], what="a test").certificate
+    certificate = certified(before, after, example("mlp"), change)
     (layer,) = certificate.layers
     assert layer.own["output"].holds
     assert not layer.float64["output"].holds
@@ -162,7 +158,7 @@ def test_integers_that_cannot_be_divided_are_no_test():
     found = []
     for divides in (1, 3):
         one = Change("0", before[0], after[0], rebuild=halved, divides=divides)
-        (layer,) = finish(before, after, example("mlp"), [one], what="a test").certificate.layers
+        (layer,) = certified(before, after, example("mlp"), one).layers
         found.append(layer.exact)
     assert found[0].why_not == "its weights, made of integers, are no integers"
     assert found[1].differing == ("output",)
@@ -172,14 +168,12 @@ def test_spread_and_kept_parts_are_what_they_say():
     """Outputs that are spread otherwise, or of which another part is kept, are other outputs."""
     before = trained(mlp())
     morph = widen(before, "0", width=7, example=example("mlp"))
-    good = Change(
-        "0",
-        before[0],
-        morph.model[0],
+    other = Change(
+        *("0", before[0], morph.model[0]),
         spread_output=lambda t: t[..., [0, 1, 2, 3, 4, 0, 0]],
         rebuild=copy.deepcopy,
     )
-    certificate = finish(before, morph.model, example("mlp"), [good], what="a test").certificate
+    certificate = certified(before, morph.model, example("mlp"), other)
     assert not certificate.layers[0].holds
     assert "its output; expected (3, 7)" in " ".join(certificate.failures)
 
@@ -210,30 +204,20 @@ def test_everything_that_changed_is_a_change_or_an_error():
     with torch.no_grad():
         after.last.bias += 1
         after.norm.running_mean[0] = 7
-    certificate = morph_of(before, after, example("unet"), "first").certificate
-    text = " ".join(certificate.failures)
+    x, names = example("unet"), ("first", "last", "norm")
+    text = " ".join(certified(before, after, x, *copied(before, after, "first")).failures)
     assert "last.bias; expected the same bits, got others" in text
     assert "norm.running_mean; expected the same bits" in text
-    assert (
-        morph_of(before, after, example("unet"), "first", "last", "norm").certificate.network.errors
-        == ()
-    )
+    assert certified(before, after, x, *copied(before, after, *names)).network.errors == ()
 
 
 def test_a_change_that_is_not_called_proves_nothing():
-    class Unused(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.one, self.two = nn.Linear(2, 2), nn.Linear(2, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            y: Tensor = self.one(x)
-            return y
-
-    before = Unused()
-    morph = morph_of(before, copy.deepcopy(before), torch.ones(1, 2), "one", "two")
-    assert morph.certificate.failures == (
-        "two: it is not called with a tensor; expected a call on this input, got none",
+    before = nn.Sequential(nn.Linear(2, 2))
+    before[0].two = nn.Linear(2, 2)
+    after = copy.deepcopy(before)
+    changes = copied(before, after, "0", "0.two")
+    assert certified(before, after, torch.ones(1, 2), *changes).failures == (
+        "0.two: it is not called with a tensor; expected a call on this input, got none",
     )
 
 
@@ -241,7 +225,7 @@ def test_without_theory_there_is_no_proof():
     before = nn.Sequential(nn.Linear(2, 2), nn.Softmax(dim=1))
     after = copy.deepcopy(before)
     change = Change("1", before[1], after[1], rebuild=copy.deepcopy)
-    certificate = finish(before, after, torch.ones(1, 2), [change], what="a test").certificate
+    certificate = certified(before, after, torch.ones(1, 2), change)
     assert "1: output; expected a rounding bound, got none in any dtype" in certificate.failures
 
 
@@ -249,7 +233,8 @@ def test_without_finite_numbers_there_is_no_proof():
     before = trained(mlp())
     x = example("mlp")
     x[0, 0] = torch.nan
-    certificate = morph_of(before, copy.deepcopy(before), x, "2").certificate
+    after = copy.deepcopy(before)
+    certificate = certified(before, after, x, *copied(before, after, "2"))
     assert certificate.failures[0] == (
         "2: its input holds NaN, so there is no rounding bound to compare with; expected finite "
         "numbers: give an input on which they are"
@@ -261,7 +246,7 @@ def test_a_layer_that_fails_is_a_finding():
     before = trained(mlp())
     after = copy.deepcopy(before)
     after[2] = nn.Linear(7, 4)
-    certificate = morph_of(before, after, example("mlp"), "2").certificate
+    certificate = certified(before, after, example("mlp"), *copied(before, after, "2"))
     assert certificate.failures[0].startswith("2: its comparison fails; expected outputs, got Runt")
     assert any("the second network fails" in reason for reason in certificate.failures)
 
@@ -271,7 +256,8 @@ def test_nothing_is_changed_by_comparing():
     after = copy.deepcopy(before)
     kept = [state_of(model) for model in (before, after)]
     state = torch.get_rng_state()
-    morph = morph_of(before, after, example("unet"), "first", "norm", "last")
+    changes = copied(before, after, "first", "norm", "last")
+    morph = finish(before, after, example("unet"), changes, what="a test")
     assert morph.model is after
     assert torch.equal(torch.get_rng_state(), state)
     for model, tensors in zip((before, after), kept, strict=True):
@@ -281,24 +267,19 @@ def test_nothing_is_changed_by_comparing():
 
 
 def test_random_numbers_that_a_comparison_draws_are_not_missed_by_the_network():
-    class Noisy(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.one, self.two = nn.Linear(3, 4), nn.Linear(4, 2)
-
+    class Noisy(nn.Sequential):
         def forward(self, x: Tensor) -> Tensor:
-            x = self.one(x)
-            y: Tensor = self.two(x + torch.randn_like(x))
-            return y
+            y: Tensor = super().forward(x)
+            return y + torch.randn_like(y)
 
     def drawing(layer: nn.Module) -> nn.Module:
         torch.randn(7)
         return copy.deepcopy(layer)
 
-    before = trained(Noisy())
+    before = trained(Noisy(nn.Linear(3, 4)))
     after = copy.deepcopy(before)
-    change = Change("one", before.one, after.one, rebuild=drawing)
-    certificate = finish(before, after, torch.ones(2, 3), [change], what="a test").certificate
+    change = Change("0", before[0], after[0], rebuild=drawing)
+    certificate = certified(before, after, torch.ones(2, 3), change)
     assert certificate.network.outputs[0].difference == 0
 
 
@@ -318,10 +299,7 @@ def test_the_bound_is_that_of_the_longer_and_larger_side(longer: str):
     x = torch.tensor([[1.0, 1.0]])
     sides = (two, single) if longer == "before" else (single, two)
     before, after = (nn.Sequential(side) for side in sides)
-    certificate = finish(
-        before, after, x, [Change("0", before[0], after[0])], what="a test"
-    ).certificate
-    (layer,) = certificate.layers
+    (layer,) = certified(before, after, x, Change("0", before[0], after[0])).layers
     assert layer.holds
     assert layer.own["output"].terms == 2 * (2 + 2)
     # |W2||W1||x| = 6, and |w||x| = 4.
@@ -387,7 +365,7 @@ def test_a_normalisation_on_moduli():
 def test_rounding_stays_within_the_bound_of_a_chain(seed: int, scale: float):
     """float32 against float64, whose own rounding is smaller by 2**29."""
     chain_ = trained(chain(), seed)
-    x = scale * torch.randn(2, 2, 7, generator=torch.Generator().manual_seed(seed))
+    x = (scale * numbers((2, 2, 7), seed)).float()
     sums = magnitude(chain_, Sums(x.abs()))
     exact = copy.deepcopy(chain_).double()(x.double())
     bound = gamma(sums.terms, UNIT_ROUNDOFF["float32"]) * (1 + 2.0**-20) * sums.values

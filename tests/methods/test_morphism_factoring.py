@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from morphism_layers import LayerCase, assert_unchanged, filled, layers, numbers, state_of
 from morphism_layers import train_a_step as trains
-from torch import Tensor, nn
+from torch import nn
 
 from convfc.errors import ArgumentError
 from convfc.frameworks.torch.read import weight_to_matrix
@@ -27,11 +27,8 @@ pytestmark = [
 
 def of_layer(layer: nn.Module, **options: Any) -> Factored:
     """A layer alone, factored on random numbers."""
-    shape = (
-        2,
-        layer.weight.shape[1] * getattr(layer, "groups", 1),
-        *[5] * (layer.weight.dim() - 2),
-    )
+    channels = layer.weight.shape[1] * getattr(layer, "groups", 1)
+    shape = (2, channels, *[5] * (layer.weight.dim() - 2))
     return factor(layer, "", example=numbers(shape, 1).to(layer.weight.dtype), **options)
 
 
@@ -130,23 +127,10 @@ def test_groups_of_unequal_rank_take_the_larger() -> None:
     assert of_layer(layer, rank=1).model[0].out_channels == 2
 
 
-def test_in_a_model_everything_else_stays() -> None:
-    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)).eval()
+def test_training_moves_every_parameter_of_the_two() -> None:
+    model = filled(nn.Conv2d(1, 4, 3))
     x = numbers((2, 1, 6, 6), 1).float()
-    seen: list[Tensor] = []
-    model[3].register_forward_hook(lambda module, args, output: seen.append(output))
-    model[3].weight.requires_grad_(False)
-    factored = factor(model, "3", rank=3, example=x)
-    assert factored.certificate.holds
-    pair = factored.model[3]
-    assert [p.requires_grad for p in pair.parameters()] == [False, False, True]
-    assert not any(part.training for part in factored.model.modules())
-    seen.clear()
-    y = factored.model(x)
-    assert len(seen) == 1
-    assert torch.equal(seen[0], y)
-    moved = factor(model, "0", rank=2, example=x).model
-    assert all(changed for name, changed in trains(moved, x).items() if name != "3.weight")
+    assert all(trains(factor(model, "", rank=2, example=x).model, x).values())
 
 
 @pytest.mark.parametrize(
@@ -155,9 +139,7 @@ def test_in_a_model_everything_else_stays() -> None:
         ({}, "rank, energy: .* expected one of the two; got none"),
         ({"rank": 1, "energy": 0.5}, "expected one of the two; got both"),
         ({"rank": 5}, "rank: the filter matrix has no such rank; expected 4 at mo"),
-        ({"rank": 0}, "rank: a size is too small"),
         ({"energy": 1.5}, "energy: a number out of its range; .* 0 or more, at most 1; got 1.5"),
-        ({"energy": "all"}, "energy: a number out of its range"),
     ],
     ids=str,
 )

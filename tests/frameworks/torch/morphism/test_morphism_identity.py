@@ -134,36 +134,6 @@ def test_another_activation_may_stand_there_if_it_starts_as_the_identity() -> No
     morph = deepen(model, "0", example=x, activation=nn.GELU())
     assert type(morph.model[0][1]) is IdentityStart
     assert morph.certificate.holds
-    with pytest.raises(ArgumentError, match="activation: Softmax does not start as the ident"):
-        deepen(model, "0", example=x, activation=nn.Softmax(dim=1))
-
-
-def test_modes_requires_grad_dtype_and_hooks_stay() -> None:
-    model, x = nn.Sequential(nn.Linear(2, 3), nn.ReLU()).to(torch.bfloat16).eval(), torch.ones(1, 2)
-    model[0].weight.requires_grad_(False)
-    seen: list[Tensor] = []
-    model[0].register_forward_hook(lambda module, args, output: seen.append(output))
-    morph = deepen(model, "0", example=x.bfloat16())
-    assert morph.certificate.holds, str(morph)
-    new = morph.model[0][2]
-    assert (new.weight.dtype, new.weight.requires_grad) == (torch.bfloat16, False)
-    seen.clear()
-    morph.model(x.bfloat16())
-    assert len(seen) == 1
-    assert torch.equal(seen[0], model[0](x.bfloat16()))
-
-
-@pytest.mark.parametrize(
-    ("layer", "kernel", "text"),
-    [
-        (nn.Conv1d(1, 4, 3), 4, r"an even kernel has no middle; .* got \(4,\)"),
-        (nn.Linear(5, 4), 3, "kernel_size: an FC layer has no kernel"),
-    ],
-    ids=str,
-)
-def test_what_is_no_identity_layer_is_refused(layer: nn.Module, kernel: int, text: str) -> None:
-    with pytest.raises(ArgumentError, match=text):
-        deepen(layer, "", example=torch.ones(1, 1, 5), kernel_size=kernel)
 
 
 # Activations

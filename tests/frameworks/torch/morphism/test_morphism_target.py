@@ -47,12 +47,8 @@ def larger(model: nn.Module, name: str, **options: Any) -> Morph:
 
 
 MORPHS: list[Make] = [
-    deepen,
-    morph_depth,
-    morph_activation,
-    larger,
-    to_two_branches,
-    of_full_rank,
+    *(deepen, morph_depth, morph_activation),
+    *(larger, to_two_branches, of_full_rank),
 ]
 
 
@@ -88,6 +84,35 @@ def test_a_shared_layer_changes_at_all_its_places(make: Make) -> None:
     assert morph.model[0] is morph.model[2][0]
     assert len(morph.certificate.layers) == 2
     assert morph.certificate.holds, str(morph)
+
+
+@pytest.mark.parametrize(
+    ("make", "linear"),
+    [
+        *((make, False) for make in MORPHS),
+        *((make, True) for make in (deepen, morph_depth, of_full_rank)),
+    ],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
+def test_dtype_hooks_and_requires_grad_of_the_layer_are_those_of_the_new_part(
+    make: Make, linear: bool
+) -> None:
+    layer = filled(nn.Linear(8, 8) if linear else nn.Conv1d(2, 3, 3, padding=1)).bfloat16()
+    layer.weight.requires_grad_(False)
+    seen: list[Tensor] = []
+    layer.register_forward_hook(lambda module, args, output: seen.append(output))
+    x = numbers((2, 2, 8), 1).bfloat16()
+    morph = make(nn.Sequential(layer), "0", example=x)
+    assert morph.certificate.holds, str(morph)
+    trains = {name: p.requires_grad for name, p in morph.model.named_parameters()}
+    first, *others = [name for name, train in trains.items() if train]
+    assert first.endswith("bias")
+    assert all(name.endswith("bias") for name in others)
+    assert {p.dtype for p in morph.model.parameters()} == {torch.bfloat16}
+    seen.clear()
+    y = morph.model(x)
+    assert len(seen) == 1
+    assert torch.equal(seen[0], y)
 
 
 @pytest.mark.parametrize("make", MORPHS, ids=lambda make: make.__name__)
@@ -138,41 +163,43 @@ def test_copies_keep_circles_and_what_is_shared() -> None:
         assert copied[1].times == times
 
 
-def own_forward() -> nn.Module:
-    class Standardised(nn.Conv1d):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x) * 2
+class DoubledConv(nn.Conv1d):
+    """A layer with a forward of its own."""
 
-    return Standardised(2, 2, 3)
-
-
-def own_linear() -> nn.Module:
-    class Doubled(nn.Linear):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x) * 2
-
-    return Doubled(8, 8)
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * 2
 
 
-def pruned() -> nn.Module:
-    return prune.random_unstructured(nn.Conv1d(2, 2, 3), "weight", amount=0.5)
+class DoubledLinear(nn.Linear):
+    """A layer with a forward of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * 2
 
 
 def form(name: str) -> nn.Module:
-    example = torch.ones(1, 2, 8) if name == "unrolled" else None
-    model: nn.Module = convfc.to_fc(nn.Conv1d(2, 2, 3), form=name, example=example)
+    conv = nn.Conv1d(2, 2, 3)
+    if name == "unrolled":
+        return convfc.unroll(conv, torch.ones(1, 2, 8))
+    model: nn.Module = convfc.to_fc(conv, form=name)
     return model
 
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "forward": (own_forward, "has a forward of its own; .* the layer of torch.nn that it equals"),
-    "linear": (own_linear, "Doubled with a forward of its own; .* Remedy: put the nn.Linear"),
+    "forward": (lambda: DoubledConv(2, 2, 3), "has a forward of its own; .* that it equals"),
+    "linear": (
+        lambda: DoubledLinear(8, 8),
+        "DoubledLinear with a forward of its own; .* Remedy: put the nn.Linear",
+    ),
     "lazy": (lambda: nn.LazyConv1d(2, 3), "its weight has no size yet; .* run the model once"),
     "parametrized": (
         lambda: parametrizations.orthogonal(nn.Linear(8, 8)),
         "Linear: its weight is computed by a parametrization; .*remove_parametrizations first",
     ),
-    "pruned": (pruned, "its weight is not a parameter .*prune.remove"),
+    "pruned": (
+        lambda: prune.random_unstructured(nn.Conv1d(2, 2, 3), "weight", amount=0.5),
+        "its weight is not a parameter .*prune.remove",
+    ),
     "patch": (lambda: form("patch"), "PatchConv: it is an FC form .* with convfc.to_conv"),
     "weight": (lambda: form("weight"), "it is an FC form of a CONV layer; .* with convfc.to_conv"),
     "unrolled": (lambda: form("unrolled"), "it is an unrolled CONV layer; .* with convfc.to_conv"),

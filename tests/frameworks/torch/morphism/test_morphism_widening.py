@@ -7,7 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from morphism_layers import assert_unchanged, state_of
+from morphism_layers import assert_unchanged, numbers, state_of
 from morphism_models import CASES, NETWORKS, example, integers, mlp, trained, whole
 from torch import Tensor, nn
 
@@ -349,7 +349,7 @@ class OwnLinear(nn.Linear):
 @pytest.mark.parametrize("name", ["0", "3"])
 def test_a_subclass_with_the_forward_of_its_class_is_widened(name: str):
     layers = OwnConv(1, 4, 3), nn.ReLU(), nn.Flatten(), OwnLinear(24, 5), nn.ReLU(), OwnLinear(5, 2)
-    model, x = trained(nn.Sequential(*layers)), integers((2, 1, 8)).float()
+    model, x = trained(nn.Sequential(*layers)), numbers((2, 1, 8), 0).float()
     morph = widen(model, name, width=7, example=x)
     assert morph.certificate.holds, str(morph.certificate)
     assert [type(part) for part in morph.model] == [type(part) for part in model]

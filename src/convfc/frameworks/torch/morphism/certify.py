@@ -124,21 +124,9 @@ def finish(
 ) -> Morph:
     """Return a morph with its certificate; the two models share no part, and stay as they are.
 
-    Nothing is raised if the models are not the same function: the certificate says no, and why.
+    Copies of both are compared in evaluation mode: every change at every call, and the wholes.
+    Nothing is raised if they are not the same function: the certificate says no, and why.
     """
-    certificate = _certify(before, after, example, changes, seed)
-    changed = tuple(dict.fromkeys(change.name for change in changes))
-    return Morph(after, certificate, what, noise, changed)
-
-
-def _certify(
-    before: nn.Module,
-    after: nn.Module,
-    example: Any,
-    changes: Sequence[Change],
-    seed: int,
-) -> Certificate:
-    """Compare copies of both models in evaluation mode: every change at every call, the wholes."""
     run = _Runner(before, after, example, changes)
     with ExitStack() as stack:
         stack.enter_context(evaluating(before))
@@ -147,8 +135,7 @@ def _certify(
         output, measured = measure_calls(before, changes, run, seed)
         changed = {id(change.before) for change in changes}
         places = {name for name, part in all_places(before).items() if id(part) in changed}
-        found = Pairs(places=places)
-        network = compare_networks(before, after, output, found, run)
+        network = compare_networks(before, after, output, Pairs(places=places), run)
     not_called = "it is not called with a tensor; expected a call on this input, got none"
     layers = [
         certificate
@@ -158,7 +145,10 @@ def _certify(
     ]
     if any(isinstance(part, BY_MODE) and part.training for part in before.modules()):
         network = replace(network, notes=(*network.notes, _MODE))
-    return Certificate(tuple(layers), network, framework=f"torch {torch.__version__}", seed=seed)
+    framework = f"torch {torch.__version__}"
+    certificate = Certificate(tuple(layers), network, framework=framework, seed=seed)
+    changed_places = tuple(dict.fromkeys(change.name for change in changes))
+    return Morph(after, certificate, what, noise, changed_places)
 
 
 class _Runner(Runner):

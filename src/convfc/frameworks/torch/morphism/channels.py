@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import operator
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -39,7 +39,7 @@ from convfc.frameworks.torch.graph import (
     shape_of,
     words,
 )
-from convfc.frameworks.torch.morphism.target import empty_example, graph_of
+from convfc.frameworks.torch.morphism.target import BACK, empty_example, graph_of
 from convfc.frameworks.torch.read import obstacle
 from convfc.frameworks.torch.running import deep_copy
 from convfc.frameworks.torch.vocabulary import (
@@ -49,13 +49,18 @@ from convfc.frameworks.torch.vocabulary import (
     by_operation,
     operation_of,
 )
+from convfc.sizes import Sizes
 
 ELSEWHERE = "widen a layer whose units do not get there"
 UNKNOWN = f"put an operation there that works on each channel by itself, or {ELSEWHERE}"
 _DYNAMIC = "let it follow the sizes: x.flatten(1), or x.view(x.size(0), -1)"
-_BACK = "take the model back first, with convfc.to_conv"
 _PLAIN = "make its weight a plain parameter first, or put a layer of torch.nn there"
 _FIXED = "put a CONV or FC layer of its own between the two"
+_RETURNED = Refusal(
+    "the model returns them, so that their number is a part of what it computes",
+    "widen a layer before it, or add a layer behind it",
+    "the output of the model",
+)
 _RESHAPES = ("flatten", "reshape", "unflatten")
 # What a forward computes sizes with.
 _NUMBERS = frozenset(
@@ -71,120 +76,110 @@ _CONSTANT = "_tensor_constant"  # what torch.fx calls a tensor that a forward ma
 # Spaces
 
 
+@dataclass(eq=False)
+class Space:
+    """So many units that can only grow together, and what is known of all that grow with them."""
+
+    size: int
+    pins: list[Refusal] = field(default_factory=list)  # why they cannot grow
+    blocks: int = 1  # which grow alike: layers with groups divide the units into them
+    parent: Space | None = None  # a space of the same units, which speaks for this one
+
+    @property
+    def root(self) -> Space:
+        """The space that speaks for all that grow together with this one."""
+        space = self
+        while space.parent is not None:
+            space = space.parent
+        return space
+
+
 class Segment(NamedTuple):
     """A space within an axis; each unit takes ``repeat`` places in a row."""
 
-    space: int
+    space: Space
     repeat: int = 1
+
+    @property
+    def root(self) -> Space:
+        """The space that speaks for its units."""
+        return self.space.root
+
+    @property
+    def places(self) -> int:
+        """How long it is."""
+        return self.space.size * self.repeat
 
 
 Axis: TypeAlias = tuple[Segment, ...]
-"""The segments of one axis; an axis that holds no units is None."""
-Axes: TypeAlias = tuple[Axis | None, ...]
+"""The segments of one axis; none if it holds no units."""
+Axes: TypeAlias = tuple[Axis, ...]
 """All axes of a value."""
 
 
-class Spaces:
-    """All spaces of a network: a forest in which those that grow together have one root."""
+def length(axis: Axis) -> int:
+    """Return how long an axis is."""
+    return sum(segment.places for segment in axis)
 
-    def __init__(self) -> None:
-        self._parents: list[int] = []
-        self._sizes: list[int] = []
-        self._blocks: list[int] = []
-        self._pins: list[list[Refusal]] = []
 
-    def new(self, size: int, pin: Refusal | None = None) -> Axis:
-        """Return an axis that is a new space."""
-        self._parents.append(len(self._parents))
-        self._sizes.append(size)
-        self._blocks.append(1)
-        self._pins.append([] if pin is None else [pin])
-        return (Segment(self._parents[-1]),)
+def pin(axis: Axis, why: Refusal) -> None:
+    """Note that the units of an axis cannot grow."""
+    for segment in axis:
+        segment.root.pins.append(why)
 
-    def root(self, space: int) -> int:
-        """Return the space that stands for all that grow together with this one."""
-        while self._parents[space] != space:
-            self._parents[space] = self._parents[self._parents[space]]
-            space = self._parents[space]
-        return space
 
-    def size(self, space: int) -> int:
-        """Return how many units a space has."""
-        return self._sizes[self.root(space)]
+def divide(axis: Axis, groups: int, why: Refusal) -> None:
+    """Note that a layer gives each group an equal part of an axis; pin it if it cannot."""
+    if not axis:
+        return
+    space = axis[0].root
+    blocks = math.lcm(space.blocks, groups)
+    if len(axis) > 1 or space.size % blocks:
+        pin(axis, why)
+    else:
+        space.blocks = blocks
 
-    def blocks(self, space: int) -> int:
-        """Return into how many blocks, which grow alike, layers with groups divide a space."""
-        return self._blocks[self.root(space)]
 
-    def pins(self, space: int) -> Sequence[Refusal]:
-        """Return why a space cannot grow; nothing if it can."""
-        return self._pins[self.root(space)]
+def unify(one: Axis, other: Axis, why: Refusal) -> None:
+    """Note that two axes hold the same units; pin both if they are not made alike."""
+    shapes = [[(s.space.size, s.repeat) for s in axis] for axis in (one, other)]
+    if shapes[0] != shapes[1]:
+        pin(one, why)
+        pin(other, why)
+        return
+    for mine, theirs in zip(one, other, strict=True):
+        first, second = mine.root, theirs.root
+        if first is not second:
+            second.parent = first
+            first.pins += second.pins
+            two_ways = why._replace(reason="groups divide its units in two ways")
+            divide((mine,), second.blocks, two_ways)
 
-    def places(self, axis: Axis) -> int:
-        """Return how long an axis is."""
-        return sum(self.size(segment.space) * segment.repeat for segment in axis)
 
-    def pin(self, axis: Axis | None, pin: Refusal) -> None:
-        """Note that the spaces of an axis cannot grow."""
-        for segment in axis or ():
-            self._pins[self.root(segment.space)].append(pin)
+def grown(axis: Axis, space: Space, units: Tensor) -> Tensor:
+    """Return which old place each place of an axis holds, after one space has grown.
 
-    def divide(self, axis: Axis, groups: int, pin: Refusal) -> None:
-        """Note that a layer gives each group an equal part of an axis."""
-        segment = axis[0]
-        blocks = math.lcm(self.blocks(segment.space), groups)
-        if len(axis) > 1 or self.size(segment.space) % blocks:
-            self.pin(axis, pin)
-        else:
-            self._blocks[self.root(segment.space)] = blocks
+    ``units`` says for each unit of the grown space which old one it copies.
+    """
+    parts = torch.arange(length(axis), device=units.device).split([s.places for s in axis])
+    return torch.cat(
+        [
+            part.unflatten(0, (-1, s.repeat))[units].flatten() if s.root is space else part
+            for s, part in zip(axis, parts, strict=True)
+        ]
+    )
 
-    def unify(self, one: Axis, other: Axis, pin: Refusal) -> None:
-        """Note that two axes hold the same units; pin both if they are not made alike."""
-        shapes = [[(self.size(s.space), s.repeat) for s in axis] for axis in (one, other)]
-        if shapes[0] != shapes[1]:
-            self.pin(one, pin)
-            self.pin(other, pin)
-            return
-        for mine, theirs in zip(one, other, strict=True):
-            first, second = self.root(mine.space), self.root(theirs.space)
-            if first == second:
-                continue
-            self._parents[second] = first
-            self._pins[first] += self._pins[second]
-            self.divide(
-                (Segment(first),),
-                self._blocks[second],
-                pin._replace(reason="groups divide its units in two ways"),
-            )
 
-    def grown(self, axis: Axis, space: int, units: Tensor) -> Tensor:
-        """Return which old place each place of an axis holds, after one space has grown.
-
-        ``units`` says for each unit of the grown space which old one it copies.
-        """
-        places = torch.arange(self.places(axis), device=units.device)
-        parts = places.split([self.size(s.space) * s.repeat for s in axis])
-        return torch.cat(
-            [
-                part.unflatten(0, (-1, s.repeat))[units].flatten() if self.holds(s, space) else part
-                for s, part in zip(axis, parts, strict=True)
-            ]
-        )
-
-    def along(self, axis: Axis, space: int, values: Tensor, other: float) -> Tensor:
-        """Return one number per place of an axis whose space has grown: a unit's, or another."""
-        return torch.cat(
-            [
-                values.repeat_interleave(s.repeat)
-                if self.holds(s, space)
-                else values.new_full((self.size(s.space) * s.repeat,), other)
-                for s in axis
-            ]
-        )
-
-    def holds(self, segment: Segment, space: int) -> bool:
-        """Say whether a segment is of a space, or of one that grows together with it."""
-        return self.root(segment.space) == self.root(space)
+def per_place(axis: Axis, space: Space, values: Tensor, other: float) -> Tensor:
+    """Return one number per place of an axis whose space has grown: a unit's, or another."""
+    return torch.cat(
+        [
+            values.repeat_interleave(s.repeat)
+            if s.root is space
+            else values.new_full((s.places,), other)
+            for s in axis
+        ]
+    )
 
 
 def reshaped(axes: Axes, old: Sequence[int], new: Sequence[int]) -> tuple[Axes, list[Axis]]:
@@ -192,7 +187,7 @@ def reshaped(axes: Axes, old: Sequence[int], new: Sequence[int]) -> tuple[Axes, 
 
     Returns the axes after, and those before whose units cannot be followed.
     """
-    result: list[Axis | None] = []
+    result: list[Axis] = []
     lost: list[Axis] = []
     i = j = 0
     while i < len(old) and j < len(new):
@@ -206,9 +201,9 @@ def reshaped(axes: Axes, old: Sequence[int], new: Sequence[int]) -> tuple[Axes, 
                 j += 1
                 after *= new[j]
         i, j = i + 1, j + 1
-        held = [(k, axis) for k in range(first, i) if (axis := axes[k]) is not None]
+        held = [(k, axes[k]) for k in range(first, i) if axes[k]]
         wide = [k for k in range(second, j) if new[k] != 1] or [second]
-        followed: Axis | None = None
+        followed: Axis = ()
         if len(held) == 1 and len(wide) == 1:
             k, axis = held[0]
             inner = math.prod(old[k + 1 : i])
@@ -216,9 +211,9 @@ def reshaped(axes: Axes, old: Sequence[int], new: Sequence[int]) -> tuple[Axes, 
             followed *= math.prod(old[first:k])
         else:
             lost += [axis for _, axis in held]
-        result += [followed if k == wide[0] else None for k in range(second, j)]
-    lost += [axis for axis in axes[i:] if axis is not None]
-    return (*result, *[None] * (len(new) - j)), lost
+        result += [followed if k == wide[0] else () for k in range(second, j)]
+    lost += axes[i:]
+    return (*result, *[()] * (len(new) - j)), lost
 
 
 # The graph
@@ -228,29 +223,20 @@ def reshaped(axes: Axes, old: Sequence[int], new: Sequence[int]) -> tuple[Axes, 
 class Layer:
     """A module whose parameters belong to units: all calls of it.
 
-    ``inputs`` are the units that it sums over, or has one parameter each for, None if these are
-    none; ``outputs`` those that it makes, or its inputs. It is ``"dense"``: sums over the units of
-    each group; ``"depthwise"``: filters each unit by itself; or ``"channels"``: has one number per
-    unit.
+    ``inputs`` are the units that it sums over, or has one parameter each for, if any; ``outputs``
+    those that it makes, or its inputs. It is ``"dense"``: sums over the units of each group;
+    ``"depthwise"``: filters each unit by itself; or ``"channels"``: has one number per unit.
     """
 
     name: str
     module: nn.Module
-    inputs: Axis | None
+    inputs: Axis
     outputs: Axis
     kind: str
 
 
-@dataclass
-class DependencyGraph:
-    """The spaces, and the layers by ``id``."""
-
-    spaces: Spaces
-    layers: dict[int, Layer] = field(default_factory=dict)
-
-
-def dependencies(model: nn.Module, example: Any) -> DependencyGraph:
-    """Trace a model, and follow the units through its graph.
+def dependencies(model: nn.Module, example: Any) -> dict[int, Layer]:
+    """Trace a model, follow the units through its graph, and return its layers by ``id``.
 
     A forward is refused that `torch.fx` cannot trace, with the line that stands in the way, or that
     calls something else in training, where its layers would be read as well.
@@ -301,55 +287,35 @@ class _Reader:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.axes: dict[fx.Node, Axes] = {}
-        self.spaces = Spaces()
-        self.found = DependencyGraph(self.spaces)
+        self.layers: dict[int, Layer] = {}
 
-    def read(self, graph: fx.Graph) -> DependencyGraph:
+    def read(self, graph: fx.Graph) -> dict[int, Layer]:
         """Follow every node."""
         for node in graph.nodes:
             shape = shape_of(node)
             if node.op == "output":
-                self._end(node)
+                for source in node.all_input_nodes:
+                    for axis in self.axes.get(source, ()):
+                        pin(axis, _RETURNED)
             elif shape is None:
                 self._no_tensor(node)
             else:
                 axes = self._node(node, shape)
-                if axes is not None and not self._fits(axes, shape):
-                    axes = self.unknown(Call.of(node, self.model))
-                self.axes[node] = (None,) * len(shape) if axes is None else axes
-        return self.found
+                fits = _fits(axes, shape)
+                self.axes[node] = axes if fits else self.unknown(Call.of(node, self.model))
+        return self.layers
 
-    def _fits(self, axes: Axes, shape: tuple[int, ...]) -> bool:
-        """Say whether a value's axes are as long as they really are on the example."""
-        return len(axes) == len(shape) and all(
-            axis is None or self.spaces.places(axis) == size
-            for axis, size in zip(axes, shape, strict=True)
-        )
-
-    def _node(self, node: fx.Node, shape: tuple[int, ...]) -> Axes | None:
-        """Return the axes of a value; None if it holds no units, which it may have lost."""
-        if node.op in ("placeholder", "get_attr"):
-            return None
+    def _node(self, node: fx.Node, shape: Sizes) -> Axes:
+        """Return the axes of a value."""
         call = Call.of(node, self.model)
         if call.module is not None:
             return self._module(call, call.module, shape)
         given = [one for one in node.all_input_nodes if one in self.axes]
-        return follow(call, self, given, shape) if given else None
-
-    def _end(self, node: fx.Node) -> None:
-        for leaf in tree_leaves(node.args):
-            self.pin_all(
-                leaf,
-                Refusal(
-                    "the model returns them, so that their number is a part of what it computes",
-                    "widen a layer before it, or add a layer behind it",
-                    "the output of the model",
-                ),
-            )
+        return follow(call, self, given, shape) if given else ((),) * len(shape)
 
     # Layers
 
-    def _module(self, call: Call, module: nn.Module, shape: tuple[int, ...]) -> Axes | None:
+    def _module(self, call: Call, module: nn.Module, shape: Sizes) -> Axes:
         """Follow a module."""
         x = call.node.args[0] if call.node.args else None
         if not isinstance(x, fx.Node) or x not in self.axes:
@@ -362,11 +328,11 @@ class _Reader:
             return self._per_channel(call, module, self.axes[x])
         return follow(call, self, [x], shape)
 
-    def _weights(self, node: fx.Node, module: nn.Module, axes: Axes) -> Axes | None:
+    def _weights(self, node: fx.Node, module: nn.Module, axes: Axes) -> Axes:
         """Return what a CONV or FC layer makes, and note who it reads from."""
         weight = module._parameters.get("weight")
         if form_of(module) in ("patch", "weight"):
-            return self.lost(node, "it is an FC form of a CONV layer", _BACK)
+            return self.lost(node, "it is an FC form of a CONV layer", BACK)
         if not has_own_weights(module) or type(weight) is not Parameter:
             why = obstacle(module) if form_of(module) == "native" else None
             return self.lost(node, *(why or ("it is no plain layer", _PLAIN)))
@@ -374,137 +340,119 @@ class _Reader:
             raise empty_example()
         spatial = max(weight.dim() - 2, 0)
         at = len(axes) - 1 - spatial
-        for axis in axes[at + 1 :]:
-            self.spaces.pin(axis, self.pin(node, "it sums over neighbouring ones", ELSEWHERE))
-        if id(module) in self.found.layers:
-            made = self._again(node, self.found.layers[id(module)], axes[at])
-        else:
-            layer = self._layer(node, module, axes[at])
-            self.found.layers[id(module)] = layer
-            made = layer.outputs
-        return (*axes[:at], made, *[None] * spatial)
+        self.pin_axes(node, axes[at + 1 :], "it sums over neighbouring ones", ELSEWHERE)
+        if id(module) not in self.layers:
+            self.layers[id(module)] = self._layer(node, module, axes[at])
+        made = self._called(node, module, axes[at])
+        return (*axes[:at], made, *[()] * spatial)
 
-    def _layer(self, node: fx.Node, module: nn.Module, read: Axis | None) -> Layer:
-        """Return a layer at its first call."""
-        name = str(node.target)
-        if isinstance(module, nn.Linear):
-            return Layer(name, module, read, self.spaces.new(module.out_features), "dense")
-        conv: Any = module
-        groups, filters = conv.groups, conv.out_channels
-        if groups == conv.in_channels > 1 and read is not None:
-            made = tuple(Segment(s.space, s.repeat * (filters // groups)) for s in read)
-            return Layer(name, module, read, made, "depthwise")
-        made = self.spaces.new(filters)
-        if groups > 1:
-            why = f"its {groups} groups do not divide them into whole units"
-            for axis in (read, made):
-                if axis is not None:
-                    self.spaces.divide(axis, groups, self.pin(node, why, ELSEWHERE))
-        return Layer(name, module, read, made, "dense")
-
-    def _again(self, node: fx.Node, layer: Layer, read: Axis | None) -> Axis:
-        """Note another call of a layer: it has to read the same kind of units."""
+    def _called(self, node: fx.Node, module: nn.Module, read: Axis) -> Axis:
+        """Note a call of a layer: every one has to read the same kind of units as the first."""
+        layer = self.layers[id(module)]
         why = "the layer is called several times, on units that are not alike"
-        self.unify(layer.inputs, read, self.pin(node, why, "give each call a layer of its own"))
+        unify(layer.inputs, read, self.reason(node, why, "give each call a layer of its own"))
         return layer.outputs
 
-    def _per_channel(self, call: Call, module: nn.Module, axes: Axes) -> Axes | None:
+    def _layer(self, node: fx.Node, module: Any, read: Axis) -> Layer:
+        """Return a layer of weights at its first call."""
+        name = str(node.target)
+        if isinstance(module, nn.Linear):
+            return Layer(name, module, read, (Segment(Space(module.out_features)),), "dense")
+        groups, filters = module.groups, module.out_channels
+        if groups == module.in_channels > 1 and read:
+            made = tuple(Segment(s.space, s.repeat * (filters // groups)) for s in read)
+            return Layer(name, module, read, made, "depthwise")
+        made = (Segment(Space(filters)),)
+        why = f"its {groups} groups do not divide them into whole units"
+        for axis in (read, made) if groups > 1 else ():
+            divide(axis, groups, self.reason(node, why, ELSEWHERE))
+        return Layer(name, module, read, made, "dense")
+
+    def _per_channel(self, call: Call, module: nn.Module, axes: Axes) -> Axes:
         """Follow what has one parameter, or running statistic, per channel."""
         if len(axes) < 2:
             return self.unknown(call)
-        axis = axes[1]
-        if id(module) in self.found.layers:
-            self._again(call.node, self.found.layers[id(module)], axis)
-        elif axis is not None:
-            name = str(call.node.target)
-            self.found.layers[id(module)] = Layer(name, module, axis, axis, "channels")
+        name, axis = str(call.node.target), axes[1]
+        if axis:
+            self.layers.setdefault(id(module), Layer(name, module, axis, axis, "channels"))
+        if id(module) in self.layers:
+            self._called(call.node, module, axis)
         others = {k for k in range(len(axes)) if k != 1}
         self.along(call.node, axes, others, "it looks at several of them")
         return axes
 
-    def unify(self, one: Axis | None, other: Axis | None, pin: Refusal) -> None:
-        """Note that two axes hold the same units, if both hold units."""
-        if one is not None and other is not None:
-            self.spaces.unify(one, other, pin)
-        elif one is not None or other is not None:
-            self.spaces.pin(one or other, pin)
+    # What a rule notes
 
     def along(self, node: fx.Node, axes: Axes, where: set[int], why: str) -> Axes:
         """Pin the units on the axes along which something works, and keep the others."""
-        for k in where:
-            self.spaces.pin(axes[k], self.pin(node, why, UNKNOWN))
-        return tuple(None if k in where else axis for k, axis in enumerate(axes))
-
-    def trailing(self, node: fx.Node, axes: Axes, count: int) -> Axes:
-        """Follow what works on so many last axes, in each unit by itself."""
-        why = "it works along the axis that they are on"
-        return self.along(node, axes, set(range(len(axes) - count, len(axes))), why)
+        self.pin_axes(node, [axes[k] for k in where], why, UNKNOWN)
+        return tuple(() if k in where else axis for k, axis in enumerate(axes))
 
     def written(self, node: fx.Node, axes: Axes, sizes: Sequence[Any]) -> Axes:
         """Pin the units whose number is given as a number."""
         for axis, size in zip(axes, tree_leaves(sizes), strict=False):
-            if axis is not None and isinstance(size, int) and size > 0:
-                why = f"their number, {size}, is written down there"
-                self.spaces.pin(axis, self.pin(node, why, _DYNAMIC))
+            if isinstance(size, int) and size > 0:
+                self.pin_axes(
+                    node, [axis], f"their number, {size}, is written down there", _DYNAMIC
+                )
         return axes
 
-    # What is not followed
-
-    def _no_tensor(self, node: fx.Node) -> None:
-        """Look at what is no tensor: sizes that a forward asks for, tuples of tensors."""
-        sources = [one for one in node.all_input_nodes if one in self.axes]
-        if not sources or asks_batch(node):
-            return
-        if node.target == "size" or (node.target is getattr and node.args[1] == "shape"):
-            self._sizes(node, self.axes[sources[0]])
-        elif node.target is not getattr and node.target not in QUESTIONS:
-            self.unknown(Call.of(node, self.model))
-
-    def _sizes(self, node: fx.Node, axes: Axes) -> None:
-        """Pin units whose number a forward computes with, unless it reshapes only."""
-        asked = (*node.args[1:], *node.kwargs.values(), None)[0] if node.target == "size" else None
-        for axis, users in self._asked(node, asked, axes):
-            if axis is not None and not all(map(_only_reshapes, users)):
-                why = "the forward computes with their number"
-                self.spaces.pin(axis, self.pin(node, why, ELSEWHERE))
-
-    def _asked(
-        self, node: fx.Node, dim: Any, axes: Axes
-    ) -> list[tuple[Axis | None, list[fx.Node]]]:
-        """Return each axis whose size is asked for, with who uses the size."""
-        if isinstance(dim, int):
-            return [(axes[dim], list(node.users))]
-        found: list[tuple[Axis | None, list[fx.Node]]] = []
-        for user in node.users:
-            index = user.args[1] if user.target is operator.getitem else slice(None)
-            picked = axes[index] if isinstance(index, slice) else (axes[index],)  # type: ignore[index]
-            users = [user] if user.target is not operator.getitem else list(user.users)
-            found += [(axis, users) for axis in picked]
-        return found
-
-    def unknown(self, call: Call) -> Axes | None:
+    def unknown(self, call: Call) -> Axes:
         """Pin all units that something is given which is not known to leave each to itself."""
+        why = "it is not known to leave each of them to itself"
         if call.kind == "normalisation":
-            return self.lost(call.node, "it normalises over several of them", UNKNOWN)
-        return self.lost(call.node, "it is not known to leave each of them to itself", UNKNOWN)
+            why = "it normalises over several of them"
+        return self.lost(call.node, why, UNKNOWN)
 
-    def lost(self, node: fx.Node, why: str, remedy: str) -> Axes | None:
-        """Pin all units that something is given."""
+    def lost(self, node: fx.Node, why: str, remedy: str) -> Axes:
+        """Pin all units that something is given; what it returns holds none."""
         for source in node.all_input_nodes:
-            self.pin_all(source, self.pin(node, why, remedy))
-        return None
+            self.pin_axes(node, self.axes.get(source, ()), why, remedy)
+        return ((),) * len(shape_of(node) or ())
 
-    def pin_all(self, value: Any, pin: Refusal) -> None:
-        """Pin all units of a value."""
-        for axis in self.axes.get(value, ()) if isinstance(value, fx.Node) else ():
-            self.spaces.pin(axis, pin)
+    def pin_axes(self, node: fx.Node, axes: Iterable[Axis], why: str, remedy: str) -> None:
+        """Pin all units of some axes because of a call."""
+        for axis in axes:
+            pin(axis, self.reason(node, why, remedy))
 
-    def pin(self, node: fx.Node, why: str, remedy: str) -> Refusal:
+    def reason(self, node: fx.Node, why: str, remedy: str) -> Refusal:
         """Return a reason with its place: which module or call."""
         what = words(node)
         if node.op == "call_module":
             what = type(self.model.get_submodule(str(node.target))).__name__
         return Refusal(why, remedy, f"{what} at {place(node)}")
+
+    # What is no tensor: sizes that a forward asks for, tuples of tensors
+
+    def _no_tensor(self, node: fx.Node) -> None:
+        sources = [one for one in node.all_input_nodes if one in self.axes]
+        if not sources or asks_batch(node):
+            return
+        if node.target == "size" or (node.target is getattr and node.args[1] == "shape"):
+            for axis, users in self._asked(node, self.axes[sources[0]]):
+                if not all(map(_only_reshapes, users)):
+                    self.pin_axes(node, [axis], "the forward computes with their number", ELSEWHERE)
+        elif node.target is not getattr and node.target not in QUESTIONS:
+            self.unknown(Call.of(node, self.model))
+
+    def _asked(self, node: fx.Node, axes: Axes) -> Iterator[tuple[Axis, Iterable[fx.Node]]]:
+        """Yield each axis whose size is asked for, with who uses the size."""
+        dim = (*node.args[1:], *node.kwargs.values(), None)[0] if node.target == "size" else None
+        if isinstance(dim, int):
+            yield axes[dim], node.users
+            return
+        for user in node.users:
+            picks = user.target is operator.getitem
+            index: Any = user.args[1] if picks else slice(None)
+            for axis in axes[index] if isinstance(index, slice) else (axes[index],):
+                yield axis, user.users if picks else [user]
+
+
+def _fits(axes: Axes, shape: Sizes) -> bool:
+    """Say whether a value's axes are as long as they really are on the example."""
+    return len(axes) == len(shape) and all(
+        not axis or length(axis) == size for axis, size in zip(axes, shape, strict=True)
+    )
 
 
 def _only_reshapes(node: fx.Node) -> bool:
@@ -521,10 +469,8 @@ def _only_reshapes(node: fx.Node) -> bool:
 
 
 @by_operation
-def follow(
-    call: Call, reader: _Reader, given: list[fx.Node], shape: tuple[int, ...]
-) -> Axes | None:
-    """Return the axes of what a call returns; None if the units that it is given are lost."""
+def follow(call: Call, reader: _Reader, given: list[fx.Node], shape: Sizes) -> Axes:
+    """Return the axes of what a call returns, and pin the units that are lost in it."""
     what = call.node.target if call.module is None else type(call.module)
     home, name = str(getattr(what, "__module__", "")), getattr(what, "__name__", "")
     if home.startswith("torchvision.ops") and name in ("StochasticDepth", "stochastic_depth"):
@@ -533,15 +479,13 @@ def follow(
 
 
 @follow.register(*POINTWISE, "dropout of channels", "expand_as")
-def _elementwise(
-    call: Call, reader: _Reader, given: list[fx.Node], shape: tuple[int, ...]
-) -> Axes | None:
+def _elementwise(call: Call, reader: _Reader, given: list[fx.Node], shape: Sizes) -> Axes:
     """Unite the units of values that are added, multiplied or the like, axis by axis."""
-    result: list[Axis | None] = []
+    result: list[Axis] = []
     why = "they are combined with values whose number cannot change, or that are made otherwise"
-    pin = reader.pin(call.node, why, _FIXED)
+    apart = reader.reason(call.node, why, _FIXED)
     for behind in range(len(shape), 0, -1):
-        found: list[Axis | None] = []
+        found: list[Axis] = []
         for one in given:
             sizes = shape_of(one)
             if sizes is None or len(sizes) < behind:
@@ -550,18 +494,15 @@ def _elementwise(
             if sizes[-behind] == shape[-behind] > 1 or (axis and shape[-behind] == 1):
                 found.append(axis)
             else:
-                alone = "a single one stands for many there"
-                reader.spaces.pin(axis, reader.pin(call.node, alone, ELSEWHERE))
+                reader.pin_axes(call.node, [axis], "a single one stands for many there", ELSEWHERE)
         for axis in found[1:]:
-            reader.unify(found[0], axis, pin)
-        result.append(found[0] if found else None)
+            unify(found[0], axis, apart)
+        result.append(found[0] if found else ())
     return tuple(result)
 
 
 @follow.register("concatenation")
-def _concatenation(
-    call: Call, reader: _Reader, given: list[fx.Node], shape: tuple[int, ...]
-) -> Axes | None:
+def _concatenation(call: Call, reader: _Reader, given: list[fx.Node], shape: Sizes) -> Axes:
     """Follow a concatenation: the segments of all parts, one behind the other."""
     node = call.node
     parts: Any = node.args[0] if node.args else node.kwargs["tensors"]
@@ -569,117 +510,103 @@ def _concatenation(
     if not isinstance(dim, int) or not all(one in reader.axes for one in parts):
         return reader.unknown(call)
     dim %= len(shape)
-    fixed = reader.pin(node, "they are beside values whose number cannot change", _FIXED)
-    units = any(reader.axes[one][dim] is not None for one in parts)
+    fixed = reader.reason(node, "they are beside values whose number cannot change", _FIXED)
+    units = any(reader.axes[one][dim] for one in parts)
     joined: list[Segment] = []
-    result: list[Axis | None] = list(reader.axes[parts[0]])
+    result: list[Axis] = list(reader.axes[parts[0]])
     for one in parts:
         axes, sizes = reader.axes[one], shape_of(one) or ()
         axis = axes[dim]
-        joined += reader.spaces.new(sizes[dim], fixed) if axis is None else axis
+        joined += axis or [Segment(Space(sizes[dim], [fixed]))]
         for k, other in enumerate(axes):
             if k != dim:
-                reader.unify(result[k], other, fixed)
-    result[dim] = tuple(joined) if units else None
+                unify(result[k], other, fixed)
+    result[dim] = tuple(joined) if units else ()
     return tuple(result)
 
 
-_OfOne: TypeAlias = Callable[[Call, "_Reader", Axes, tuple[int, ...]], Axes | None]
+_OfOne: TypeAlias = Callable[[Call, _Reader, Axes, Sizes], Axes]
 
 
 def _of_one(*names: str) -> Callable[[_OfOne], _OfOne]:
     """Register what operations of one value do, given the axes of this value."""
 
     def enter(rule: _OfOne) -> _OfOne:
-        def whole(
-            call: Call, reader: _Reader, given: list[fx.Node], shape: tuple[int, ...]
-        ) -> Axes | None:
-            if len(given) > 1:
-                return reader.unknown(call)
-            return rule(call, reader, reader.axes[given[0]], shape)
+        @follow.register(*names)
+        def _(call: Call, reader: _Reader, given: list[fx.Node], shape: Sizes) -> Axes:
+            one, *others = given
+            return reader.unknown(call) if others else rule(call, reader, reader.axes[one], shape)
 
-        follow.register(*names)(whole)
         return rule
 
     return enter
 
 
 @_of_one("activation per channel")
-def _prelu(call: Call, reader: _Reader, axes: Axes, shape: tuple[int, ...]) -> Axes | None:
+def _prelu(call: Call, reader: _Reader, axes: Axes, shape: Sizes) -> Axes:
     return axes  # one slope for all: a slope per channel is a layer
 
 
-@_of_one("pooling", "adaptive pooling", "padding", "resizing")
-def _spatial(call: Call, reader: _Reader, axes: Axes, shape: tuple[int, ...]) -> Axes | None:
-    """Follow what works on so many trailing axes, the same for all units."""
-    if call.operation is None:
-        return reader.unknown(call)
-    count = call.operation.axes or len(shape) - 2
+@_of_one("pooling", "adaptive pooling", "padding", "resizing", "layer_norm")
+def _trailing(call: Call, reader: _Reader, axes: Axes, shape: Sizes) -> Axes:
+    """Follow what works on so many last axes, in each unit by itself."""
+    count = (call.operation and call.operation.axes) or len(shape) - 2
     if call.name == "pad":
         count = len(call["pad"]) // 2
-    return reader.trailing(call.node, axes, count)
-
-
-@_of_one("layer_norm")
-def _layer_norm(call: Call, reader: _Reader, axes: Axes, shape: tuple[int, ...]) -> Axes | None:
-    if call.module is None:
-        return reader.unknown(call)
-    return reader.trailing(call.node, axes, len(call["normalized_shape"]))
+    if call.name == "layer_norm":
+        if call.module is None:
+            return reader.unknown(call)
+        count = len(call["normalized_shape"])
+    last = set(range(len(axes) - count, len(axes)))
+    return reader.along(call.node, axes, last, "it works along the axis that they are on")
 
 
 @_of_one(*_RESHAPES)
-def _reshape(call: Call, reader: _Reader, axes: Axes, shape: tuple[int, ...]) -> Axes | None:
+def _reshape(call: Call, reader: _Reader, axes: Axes, shape: Sizes) -> Axes:
     """Follow a reshape; a size that is written down is one that cannot change."""
     node = call.node
     after, lost = reshaped(axes, shape_of(node.args[0]) or (), shape)
-    for axis in lost:
-        reader.spaces.pin(axis, reader.pin(node, "it divides them over several axes", UNKNOWN))
+    reader.pin_axes(node, lost, "it divides them over several axes", UNKNOWN)
     sizes = () if call.name == "flatten" else (*node.args[1:], *node.kwargs.values())
     return reader.written(node, after, sizes)
 
 
 @_of_one("expand")
-def _expand(call: Call, reader: _Reader, axes: Axes, shape: tuple[int, ...]) -> Axes | None:
+def _expand(call: Call, reader: _Reader, axes: Axes, shape: Sizes) -> Axes:
     """Follow an expansion to sizes that are given."""
-    result: Axes = (*[None] * (len(shape) - len(axes)), *axes)
+    result: Axes = (*[()] * (len(shape) - len(axes)), *axes)
     return reader.written(call.node, result, call.node.args[1:])
 
 
-@_of_one("reduction")
-def _reduction(call: Call, reader: _Reader, axes: Axes, shape: tuple[int, ...]) -> Axes | None:
-    """Follow a mean, a sum or a maximum along axes."""
+@_of_one("reduction", "distribution")
+def _reduction(call: Call, reader: _Reader, axes: Axes, shape: Sizes) -> Axes:
+    """Follow a mean or a softmax along axes; all, or PyTorch's choice of one, if none is given."""
     gone = call.axes(len(axes)) or set(range(len(axes)))
-    why = "it takes one value of all of them, in which a copy would count twice"
+    why = "it divides by a sum over them"
+    if call.kind == "reduction":
+        why = "it takes one value of all of them, in which a copy would count twice"
     left = reader.along(call.node, axes, gone, why)
     if len(shape) == len(axes):
         return left
     return tuple(axis for k, axis in enumerate(axes) if k not in gone)
 
 
-@_of_one("distribution")
-def _distribution(call: Call, reader: _Reader, axes: Axes, shape: tuple[int, ...]) -> Axes | None:
-    """Follow a softmax along an axis; PyTorch chooses one if none is given."""
-    where = call.axes(len(axes)) or set(range(len(axes)))
-    return reader.along(call.node, axes, where, "it divides by a sum over them")
-
-
 @_of_one("permutation")
-def _permutation(call: Call, reader: _Reader, axes: Axes, shape: tuple[int, ...]) -> Axes | None:
+def _permutation(call: Call, reader: _Reader, axes: Axes, shape: Sizes) -> Axes:
     order = call.order(len(axes))
     return reader.unknown(call) if order is None else tuple(axes[axis] for axis in order)
 
 
 @_of_one("squeeze")
-def _squeeze(call: Call, reader: _Reader, axes: Axes, shape: tuple[int, ...]) -> Axes | None:
+def _squeeze(call: Call, reader: _Reader, axes: Axes, shape: Sizes) -> Axes:
     sizes = shape_of(call.node.args[0]) or ()
     gone = {k for k in call.axes(len(axes)) or range(len(axes)) if sizes[k] == 1}
-    for k in gone:
-        why = "it takes the axis away that they are on"
-        reader.spaces.pin(axes[k], reader.pin(call.node, why, ELSEWHERE))
+    why = "it takes the axis away that they are on"
+    reader.pin_axes(call.node, [axes[k] for k in gone], why, ELSEWHERE)
     return tuple(axis for k, axis in enumerate(axes) if k not in gone)
 
 
 @_of_one("unsqueeze")
-def _unsqueeze(call: Call, reader: _Reader, axes: Axes, shape: tuple[int, ...]) -> Axes | None:
+def _unsqueeze(call: Call, reader: _Reader, axes: Axes, shape: Sizes) -> Axes:
     (at,) = call.axes(len(axes) + 1)
-    return (*axes[:at], None, *axes[at:])
+    return (*axes[:at], (), *axes[at:])

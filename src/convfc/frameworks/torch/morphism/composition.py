@@ -69,19 +69,20 @@ def factorised(
     sizes = _sizes(old, kernels)
     for active in sizes:
         whole = _taps(active)
-        unknowns = {True: c * whole <= channels * math.prod(active[1])}
-        unknowns[False] = f * whole <= channels * math.prod(active[0])
+        room = [a + b - 1 - k for a, b, k in zip(*active, old, strict=True)]
+        start = tuple(map(min, at, room))  # of the old kernel in the composition of the active
         # The equations fall apart into one small system per tap if the given kernel is a point.
         point = math.prod(active[0]) == 1
         for first_given in (point, not point):
-            if not unknowns[first_given]:
+            inner, unknown = (c, active[1]) if first_given else (f, active[0])
+            if inner * whole > channels * math.prod(unknown):
                 continue
             pairs = [
-                _solved(group, active, at, channels, generator, dtype, first_given)
+                _solved(group, active, start, channels, generator, dtype, first_given)
                 for group in groups
             ]
             if all(pair is not None for pair in pairs):
-                return _placed([pair for pair in pairs if pair], active, kernels, at, old)
+                return _placed([pair for pair in pairs if pair], active, kernels, at, start)
     raise _too_few(sizes, channels, (f, c), len(groups), where)
 
 
@@ -103,24 +104,19 @@ def _turned(filters: Tensor) -> Tensor:
 
 def _sizes(old: Sizes, kernels: _Pair) -> list[_Pair]:
     """Return the given sizes, and those with one kernel smaller that still reach over the old."""
-    first, second = kernels
     found = []
-    for less in range(max((*first, *second, 1))):
-        fewer = tuple(
-            max(b - less, k - a + 1, 1) for a, b, k in zip(first, second, old, strict=True)
-        )
-        found.append((first, fewer))
-        fewer = tuple(
-            max(a - less, k - b + 1, 1) for a, b, k in zip(first, second, old, strict=True)
-        )
-        found.append((fewer, second))
+    for less in range(max((*kernels[0], *kernels[1], 1))):
+        for one, other in ((1, 0), (0, 1)):
+            whole = zip(kernels[one], kernels[other], old, strict=True)
+            fewer = tuple(max(n - less, k - m + 1, 1) for n, m, k in whole)
+            found.append((kernels[0], fewer) if one else (fewer, kernels[1]))
     return list(dict.fromkeys(found))
 
 
 def _solved(
     group: Tensor,
     active: _Pair,
-    at: Sizes,
+    start: Sizes,
     channels: int,
     generator: torch.Generator,
     dtype: torch.dtype,
@@ -128,7 +124,7 @@ def _solved(
 ) -> tuple[Tensor, Tensor] | None:
     """Return A and B of one group; None if the given factor does not make the rank."""
     whole = [a + b - 1 for a, b in zip(*active, strict=True)]
-    target = _inside(group, whole, _start(active, at, tuple(group.shape[1:-1])))
+    target = _inside(group, whole, start)
     if not first_given:  # the same equation, transposed
         target = _turned(target)
     own, other = active if first_given else active[::-1]
@@ -187,18 +183,11 @@ def _inside(filters: Tensor, size: Sequence[int], at: Sizes) -> Tensor:
     return larger
 
 
-def _start(active: _Pair, at: Sizes, old: Sizes) -> Sizes:
-    """Return where the old kernel begins in the composition of the active ones."""
-    room = [a + b - 1 - k for a, b, k in zip(*active, old, strict=True)]
-    return tuple(map(min, at, room))
-
-
 def _placed(
-    pairs: Sequence[tuple[Tensor, Tensor]], active: _Pair, kernels: _Pair, at: Sizes, old: Sizes
+    pairs: Sequence[tuple[Tensor, Tensor]], active: _Pair, kernels: _Pair, at: Sizes, start: Sizes
 ) -> Factors:
     """Put the active kernels into the ones asked for, so that the old one begins at its place."""
-    used = _start(active, at, old)
-    left = [start - u for start, u in zip(at, used, strict=True)]
+    left = [n - m for n, m in zip(at, start, strict=True)]
     first_at = tuple(min(n, k - a) for n, k, a in zip(left, kernels[0], active[0], strict=True))
     second_at = tuple(n - m for n, m in zip(left, first_at, strict=True))
     return Factors(

@@ -99,7 +99,14 @@ def identity_start(activation: nn.Module | None, like: nn.Module) -> nn.Module:
     elif _is_identity(activation):
         made = copy.deepcopy(activation).to(**kind)
     else:
-        _check_activation(activation)
+        if not is_pointwise(activation):
+            raise ArgumentError(
+                f"{type(activation).__name__} does not start as the identity and is no activation "
+                "of torch.nn that does the same to every element",
+                where="activation",
+                remedy="give one such as nn.ReLU(), nn.GELU() or nn.PReLU(init=1.0), or an "
+                "IdentityStart",
+            )
         made = IdentityStart(copy.deepcopy(activation).to(**kind), **kind)
     return made.train(like.training).requires_grad_(weight.requires_grad)
 
@@ -116,10 +123,6 @@ def morph_activation(
         As for every morph: see `convfc.methods.morphism`.
     activation : nn.Module, optional
         What it can become; ReLU by default, so that it is PReLU with slope 1.
-
-    Returns
-    -------
-    Morph
 
     Raises
     ------
@@ -156,17 +159,6 @@ def _is_identity(activation: nn.Module) -> bool:
     return type(activation) is nn.Identity
 
 
-def _check_activation(activation: nn.Module) -> None:
-    if is_pointwise(activation):
-        return
-    raise ArgumentError(
-        f"{type(activation).__name__} does not start as the identity and is no activation of "
-        "torch.nn that does the same to every element",
-        where="activation",
-        remedy="give one such as nn.ReLU(), nn.GELU() or nn.PReLU(init=1.0), or an IdentityStart",
-    )
-
-
 def _what(activation: nn.Module) -> str:
     """Return an activation in words."""
     if isinstance(activation, IdentityStart):
@@ -200,15 +192,11 @@ def deepen(
     model, name, example, seed
         As for every morph: see `convfc.methods.morphism`.
     kernel_size : int or tuple of int, optional
-        Odd, of the new CONV layer: the identity has a 1 in the middle (`torch.nn.init.dirac_`). 3
-        by default. Behind an FC layer comes an FC layer.
+        Odd, of the new CONV layer: the identity has a 1 in the middle. 3 by default. Behind an FC
+        layer comes an FC layer.
     activation : nn.Module, optional
         What the activation can become that starts as the identity; None takes the one that follows,
         if it is ReLU, ReLU6 or Hardtanh, else PReLU.
-
-    Returns
-    -------
-    Morph
 
     Raises
     ------
@@ -267,18 +255,17 @@ def _identity(like: nn.Module, channels: int, kernel: Sizes) -> nn.Module:
     """Return a CONV or FC layer that returns its input, with a bias of zeros."""
     old: Tensor = like.weight  # type: ignore[assignment]
     kind: Any = {"dtype": old.dtype, "device": old.device}
-    zeros = nn.Parameter(torch.zeros(channels, **kind), requires_grad=old.requires_grad)
+    padding: Any = tuple(k // 2 for k in kernel)
+    values = torch.zeros(channels, channels, *kernel, **kind)
+    values[..., *padding] = torch.eye(channels, **kind)
+    weight = nn.Parameter(values, requires_grad=old.requires_grad)
+    bias = nn.Parameter(torch.zeros(channels, **kind), requires_grad=old.requires_grad)
     if not kernel:
-        eye = nn.Parameter(torch.eye(channels, **kind), requires_grad=old.requires_grad)
-        return plain_linear(eye, zeros)
+        return plain_linear(weight, bias)
     cls: Any = CONVS[len(kernel)]
-    padding = tuple(k // 2 for k in kernel)
-    conv: Any = cls(channels, channels, kernel, padding=padding, bias=False, device="meta")
-    weight = nn.init.dirac_(torch.empty(conv.weight.shape, **kind))
-    conv.weight = nn.Parameter(weight, requires_grad=old.requires_grad)
-    conv.bias = zeros
-    layer: nn.Module = conv
-    return layer
+    conv: nn.Module = cls(channels, channels, kernel, padding=padding, bias=False, device="meta")
+    conv.weight, conv.bias = weight, bias
+    return conv
 
 
 def _odd_kernel(target: Target, given: Any) -> Sizes:
@@ -315,29 +302,22 @@ def _what_follows(target: Target) -> tuple[nn.Module, nn.Module | None]:
     calls = {node: Call.of(node, model) for node in graph.nodes}
     last = target.part
     while True:
-        nexts = [_only_user(node) for node, call in calls.items() if call.module is last]
-        found = [calls[node] for node in nexts if node is not None]
-        if not found or len(found) < len(nexts):
+        readers = [list(node.users) for node, call in calls.items() if call.module is last]
+        if not readers or any(len(users) != 1 for users in readers):
             return last, None
+        found = [calls[user] for (user,) in readers]
         first = found[0].module
         alone = all(call.module is first for call in found)
-        if alone and isinstance(first, _BatchNorm) and first.weight is not None:
-            last = first
-            continue
-        activations = [_idempotent(call) for call in found]
-        return last, activations[0] if len(set(map(repr, activations))) == 1 else None
+        if not (alone and isinstance(first, _BatchNorm) and first.weight is not None):
+            activations = [_idempotent(call) for call in found]
+            return last, activations[0] if len(set(map(repr, activations))) == 1 else None
+        last = first
 
 
-def _only_user(node: fx.Node) -> fx.Node | None:
-    users = list(node.users)
-    return users[0] if len(users) == 1 else None
-
-
-def _idempotent(what: Call | nn.Module | None) -> nn.Module | None:
+def _idempotent(call: Call) -> nn.Module | None:
     """Return a fresh activation like this, not in place, if ``phi(phi(x)) == phi(x)``; or None."""
-    if isinstance(what, Call):
-        known = what.name in ("relu", "relu6", "hardtanh")
-        what = what.module or (what.as_module() if known else None)
+    known = call.name in ("relu", "relu6", "hardtanh")
+    what = call.module or (call.as_module() if known else None)
     for kind in (nn.ReLU, nn.ReLU6):
         if type(what) is kind:
             return kind()

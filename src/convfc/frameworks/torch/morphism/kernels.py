@@ -15,6 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import reduce
+from operator import add
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -23,7 +25,7 @@ from torch import Tensor, nn
 from convfc.errors import ArgumentError, UnsupportedLayer
 from convfc.frameworks.torch.forms.form import form_of
 from convfc.frameworks.torch.morphism.certify import Morph
-from convfc.frameworks.torch.morphism.composition import Factors, factorised
+from convfc.frameworks.torch.morphism.composition import factorised
 from convfc.frameworks.torch.morphism.identity import identity_start
 from convfc.frameworks.torch.morphism.magnitude import Caller, Sums, magnitude
 from convfc.frameworks.torch.morphism.target import (
@@ -47,13 +49,7 @@ from convfc.sizes import Sizes, integer, one_of
 Chain: TypeAlias = Sequence[tuple[Any, int | None]]
 """Kernel and channels of one layer after the other; the last has None, the layer's own filters."""
 
-_CHANGES = (
-    "kernel_size",
-    "padding",
-    "padding_mode",
-    "output_padding",
-    "_reversed_padding_repeated_twice",
-)
+_PADDING = ("padding", "padding_mode", "output_padding", "_reversed_padding_repeated_twice")
 # Shares are multiples of 1/64: they are exact, and so is what they are shares of, if it is 64 n.
 _PARTS = 64
 
@@ -77,10 +73,6 @@ def morph_kernel(
         As for every morph: see `convfc.methods.morphism`.
     kernel_size : int or tuple of int
         At least the old one on every axis, even or odd.
-
-    Returns
-    -------
-    Morph
 
     Raises
     ------
@@ -121,20 +113,15 @@ def morph_kernel(
     check_room(resized(old, size, at), target)
 
     def make(layer: nn.Module) -> nn.Module:
-        return _remade(layer, resized(kernel_of(layer), size, at))
+        parts = build(resized(kernel_of(layer), size, at), layer)
+        (fresh,) = (part for part in parts if form_of(part) == "native")
+        # It stays the same object, with all that it has.
+        for attribute in ("kernel_size", "weight", *_PADDING):
+            setattr(layer, attribute, getattr(fresh, attribute))
+        return chained(layer, *(layer if part is fresh else part for part in parts))
 
     what = f"a kernel of {in_words(size)}"
     return replaced(target, make, what=what, form="larger kernel", seed=seed)
-
-
-def _remade(layer: nn.Module, kernel: Kernel) -> nn.Module:
-    """Give a layer its new numbers; it stays the same object, with pads around it if need be."""
-    parts = build(kernel, layer)
-    (fresh,) = (part for part in parts if form_of(part) == "native")
-    for attribute in _CHANGES:
-        setattr(layer, attribute, getattr(fresh, attribute))
-    layer.weight = fresh.weight
-    return chained(layer, *(layer if part is fresh else part for part in parts))
 
 
 # Two layers
@@ -172,10 +159,6 @@ def morph_depth(
         Between the two, starting as the identity: PReLU with slope 1 by default, or what
         `morph_activation` makes of the one given. None for none.
 
-    Returns
-    -------
-    Morph
-
     Raises
     ------
     ArgumentError
@@ -206,66 +189,64 @@ def morph_depth(
     sizes = _two_sizes(kernel, kernel_sizes)
     count = _middle_channels(channels, kernel, target.where)
 
-    def factors(layer: nn.Module) -> tuple[Kernel, Kernel, Factors]:
-        return split(layer, kernel_of(layer), sizes, count, seed, target.where)
+    def two(layer: nn.Module) -> tuple[Kernel, Kernel, tuple[Sizes, Sizes]]:
+        return _split(layer, kernel_of(layer), sizes, count, seed, target.where)
 
     def make(layer: nn.Module) -> nn.Module:
-        return chained(layer, *_in_a_row(layer, factors(layer)[:2], activation))
+        return chained(layer, *_in_a_row(layer, two(layer)[:2], activation))
 
-    first, _, found = factors(target.part)
+    first, _, active = two(target.part)
     check_room(first, target)
-    said = [in_words(size) or "1" for size in (*sizes, *found.active)]
+    said = [in_words(size) or "1" for size in (*sizes, *active)]
     what = f"two layers with the kernels {said[0]} and {said[1]} and {count} channels between them"
-    if found.active != sizes:
+    if active != sizes:
         what += f", of which {said[2]} and {said[3]} are not zero"
     why = "its factors are real numbers"
     return replaced(target, make, what=what, form="two layers", why_no_integers=why, seed=seed)
 
 
-def split(
-    layer: nn.Module,
+def _split(
+    layer: Any,
     kernel: Kernel,
     sizes: tuple[Sizes, Sizes],
     channels: int,
     seed: int,
     where: str,
-) -> tuple[Kernel, Kernel, Factors]:
-    """Return the two kernels of these sizes that a kernel, or a part of one, becomes.
+) -> tuple[Kernel, Kernel, tuple[Sizes, Sizes]]:
+    """Return the two kernels of these sizes that a kernel becomes, and how much is not zero.
 
-    Of the layer the dtype and the dialect of padding count.
+    It is the layer's, or a part of it; of the layer only the dtype counts.
     """
-    weight: Tensor = layer.weight  # type: ignore[assignment]
     whole = tuple(a + b - 1 for a, b in zip(*sizes, strict=True))
     at = offsets(kernel, whole)
-    found = factorised(
-        kernel.by_group,
-        sizes,
-        at,
-        channels // kernel.groups,
-        generator=generator_of(seed),
-        dtype=weight.dtype,
-        where=where,
-    )
+    random: Any = {"generator": generator_of(seed), "dtype": layer.weight.dtype}
+    per_group = channels // kernel.groups
+    found = factorised(kernel.by_group, sizes, at, per_group, where=where, **random)
+    written, read = resized(kernel, whole, at).pads, ((0, 0),) * len(whole)
     ones = (1,) * len(whole)
-    pads = resized(kernel, whole, at).pads
     bias = None if kernel.bias is None else torch.zeros(channels, dtype=torch.float64)
-    first = replace(kernel, filters=found.first, bias=bias)
-    second = replace(kernel, filters=found.second)
+    first = replace(kernel, filters=found.first, bias=bias, pads=written, stride=ones)
+    second = replace(kernel, filters=found.second, pads=read, mode="zeros")
     if kernel.transposed:
-        written, cropped = _two_crops(replace(kernel, pads=pads))
-        return replace(first, pads=written), replace(second, pads=cropped, stride=ones), found
-    none = ((0, 0),) * len(whole)
-    return replace(first, pads=pads, stride=ones), replace(second, pads=none, mode="zeros"), found
+        written, read = _two_crops(replace(kernel, pads=written))
+        first = replace(first, pads=written, stride=kernel.stride)
+        second = replace(second, pads=read, stride=ones)
+    return first, second, found.active
 
 
 def _in_a_row(
     layer: nn.Module, kernels: Sequence[Kernel], activation: nn.Module | str | None
 ) -> list[nn.Module]:
     """Return layers like this one with these kernels, and activations between them."""
+    if not isinstance(activation, nn.Module):
+        remedy = "give the activation as a module, such as nn.SiLU()"
+        what = "there is no such activation"
+        one_of("activation", activation, ("prelu", None), what=what, remedy=remedy)
     made = build(kernels[0], layer)
     for one in kernels[1:]:
         if activation is not None:
-            made.append(_starting(activation, layer))
+            like = None if isinstance(activation, str) else activation
+            made.append(identity_start(like, layer))
         made += build(one, layer)
     return made
 
@@ -327,16 +308,6 @@ def _two_sizes(kernel: Kernel, given: tuple[Any, Any] | None) -> tuple[Sizes, Si
     return first, second
 
 
-def _starting(activation: nn.Module | str, layer: nn.Module) -> nn.Module:
-    """Return the activation between two layers."""
-    if isinstance(activation, nn.Module):
-        return identity_start(activation, layer)
-    remedy = "give the activation as a module, such as nn.SiLU()"
-    known = ("prelu", None)
-    one_of("activation", activation, known, what="there is no such activation", remedy=remedy)
-    return identity_start(None, layer)
-
-
 # Sub-networks
 
 
@@ -352,23 +323,18 @@ class ParallelSum(nn.ModuleList):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the sum of what the branches return."""
-        first, *others = self
-        total: Tensor = first(x)
-        for branch in others:
-            total = total + branch(x)
+        total: Tensor = reduce(add, [branch(x) for branch in self])
         return total
 
 
 @magnitude.register
 def _(module: ParallelSum, sums: Sums, call: Caller = nn.Module.__call__) -> Sums | None:
     found = [magnitude(branch, sums, call) for branch in module]
-    values = terms = None
-    for one in found:
-        if one is None:
-            return None
-        values = one.values if values is None else values + one.values
-        terms = one.terms if terms is None else max(terms, one.terms)
-    return None if values is None else Sums(values, (terms or 0) + len(found) - 1)
+    known = [one for one in found if one is not None]
+    if not known or len(known) < len(found):
+        return None
+    values = reduce(add, [one.values for one in known])
+    return Sums(values, max(one.terms for one in known) + len(known) - 1)
 
 
 class _Step(NamedTuple):
@@ -409,10 +375,6 @@ def morph_subnet(
         reaches over the layer's kernel; the others may reach less, or more.
     activation : nn.Module, "prelu" or None
         Between the layers of a chain, starting as the identity; as for `morph_depth`.
-
-    Returns
-    -------
-    Morph
 
     Raises
     ------
@@ -484,7 +446,7 @@ def _chain(
     found = []
     for number, step in enumerate(chain[:-1]):
         sizes = step.size, _reach(chain[number + 1 :])
-        first, kernel, _ = split(layer, kernel, sizes, step.channels, seed + 1000 * number, where)
+        first, kernel, _ = _split(layer, kernel, sizes, step.channels, seed + 1000 * number, where)
         found.append(first)
     return [*found, resized(kernel, chain[-1].size, offsets(kernel, chain[-1].size))]
 
@@ -501,14 +463,13 @@ def _shares(kernel: Kernel, chains: Sequence[Sequence[_Step]], seed: int) -> lis
     parts: list[Kernel] = []
     for number, reach in enumerate(reaches):
         size = tuple(map(min, reach, kernel.size))
-        at = offsets(kernel, size)
-        shape = kernel.filters.shape
-        drawn = torch.randint(1, _PARTS // len(chains), shape, generator=generator).double()
-        back = tuple(-start for start in at)
-        inside = resized(replace(kernel, filters=torch.ones_like(kernel.filters)), size, at)
-        share = drawn * resized(inside, kernel.size, back).filters
+        at = offsets(kernel, size)  # not positive: the branch reaches a part of the kernel
+        inside = (slice(None), *(slice(-n, k - n) for n, k in zip(at, size, strict=True)))
+        drawn = torch.randint(1, _PARTS // len(chains), left.shape, generator=generator).double()
+        share = torch.zeros_like(left)
+        share[inside] = drawn[inside]
         if number != full:
-            left = left - share
+            left -= share
         part = replace(kernel, filters=kernel.filters * share / _PARTS, bias=None)
         parts.append(resized(part, size, at))
     parts[full] = replace(kernel, filters=kernel.filters * left / _PARTS)
@@ -527,12 +488,9 @@ def _covers(size: Sizes, old: Sizes) -> bool:
 
 def _steps(chain: Any, kernel: Kernel, name: str, where: str) -> list[_Step]:
     """Read a chain that a user gives."""
-    given = chain if isinstance(chain, (tuple, list)) else ()
-    pairs: list[Any] = [
-        pair if isinstance(pair, (tuple, list)) and len(pair) == 2 else None for pair in given
-    ]
-    good = bool(pairs) and None not in pairs
-    if not good or pairs[-1][1] is not None or any(pair[1] is None for pair in pairs[:-1]):
+    pairs = list(chain) if isinstance(chain, (tuple, list)) else []
+    good = all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs)
+    if not good or [n for n, pair in enumerate(pairs) if pair[1] is None] != [len(pairs) - 1]:
         raise ArgumentError(
             "this is no chain of layers",
             where=name,
@@ -540,12 +498,9 @@ def _steps(chain: Any, kernel: Kernel, name: str, where: str) -> list[_Step]:
             got=repr(chain),
             remedy="write it as [(3, 16), (1, None)]",
         )
-    return [
-        _Step(
-            read_size(size, kernel, f"{name}[{number}]"), _middle_channels(channels, kernel, where)
-        )
-        for number, (size, channels) in enumerate(pairs)
-    ]
+    sizes = [read_size(size, kernel, f"{name}[{n}]") for n, (size, _) in enumerate(pairs)]
+    counts = [_middle_channels(channels, kernel, where) for _, channels in pairs]
+    return list(map(_Step, sizes, counts))
 
 
 def _check_reach(chains: Sequence[Sequence[_Step]], kernel: Kernel) -> None:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.padding import _CircularPadNd, _ReflectionPadNd, _ReplicationPadNd
 
 from convfc.frameworks.torch.certify.pairs import cast, has_own_weights
 from convfc.frameworks.torch.running import deep_copy
@@ -69,9 +70,8 @@ def _(module: nn.Sequential, sums: Sums, call: Caller = _forward) -> Sums | None
     return result
 
 
-@magnitude.register(_ConvNd)
-@magnitude.register(nn.Linear)
-def _(module: nn.Module, sums: Sums, call: Caller = _forward) -> Sums | None:
+@magnitude.register
+def _(module: _ConvNd | nn.Linear, sums: Sums, call: Caller = _forward) -> Sums | None:
     if not has_own_weights(module):
         return None
     layer = cast(deep_copy(module), lambda t: wide(t.detach()).abs())
@@ -99,7 +99,7 @@ def _counting(layer: Any, ones: Tensor) -> tuple[nn.Module, Tensor]:
     return layer, ones[:1] if axis else ones
 
 
-@magnitude.register(_BatchNorm)
+@magnitude.register
 def _(module: _BatchNorm, sums: Sums, call: Caller = _forward) -> Sums | None:
     if module.running_mean is None or module.running_var is None:
         return None
@@ -113,7 +113,7 @@ def _(module: _BatchNorm, sums: Sums, call: Caller = _forward) -> Sums | None:
     return Sums(values, sums.terms + _NORM_TERMS)
 
 
-@magnitude.register(nn.PReLU)
+@magnitude.register
 def _(module: nn.PReLU, sums: Sums, call: Caller = _forward) -> Sums | None:
     values = wide(sums.values)
     slopes = wide(module.weight.detach()).abs().clamp(min=1)
@@ -122,32 +122,17 @@ def _(module: nn.PReLU, sums: Sums, call: Caller = _forward) -> Sums | None:
     return Sums(values * slopes, sums.terms + 1)
 
 
-@magnitude.register(nn.Identity)
-@magnitude.register(nn.ReLU)
-@magnitude.register(nn.ReLU6)
-@magnitude.register(_DropoutNd)
+@magnitude.register(nn.Identity | nn.ReLU | nn.ReLU6 | _DropoutNd)
 def _(module: nn.Module, sums: Sums, call: Caller = _forward) -> Sums | None:
     return sums
 
 
-@magnitude.register(nn.Hardtanh)
+@magnitude.register
 def _(module: nn.Hardtanh, sums: Sums, call: Caller = _forward) -> Sums | None:
     return sums if module.min_val <= 0 <= module.max_val else None
 
 
-@magnitude.register(nn.Flatten)
-@magnitude.register(nn.Unflatten)
-@magnitude.register(nn.ZeroPad1d)
-@magnitude.register(nn.ZeroPad2d)
-@magnitude.register(nn.ZeroPad3d)
-@magnitude.register(nn.CircularPad1d)
-@magnitude.register(nn.CircularPad2d)
-@magnitude.register(nn.CircularPad3d)
-@magnitude.register(nn.ReflectionPad1d)
-@magnitude.register(nn.ReflectionPad2d)
-@magnitude.register(nn.ReflectionPad3d)
-@magnitude.register(nn.ReplicationPad1d)
-@magnitude.register(nn.ReplicationPad2d)
-@magnitude.register(nn.ReplicationPad3d)
+@magnitude.register(nn.Flatten | nn.Unflatten | nn.ZeroPad1d | nn.ZeroPad2d | nn.ZeroPad3d)
+@magnitude.register(_CircularPadNd | _ReflectionPadNd | _ReplicationPadNd)
 def _(module: nn.Module, sums: Sums, call: Caller = _forward) -> Sums | None:
     return Sums(_forward(module, wide(sums.values)), sums.terms)

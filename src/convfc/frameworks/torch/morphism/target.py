@@ -37,7 +37,7 @@ from convfc.frameworks.torch.forms.form import form_of
 from convfc.frameworks.torch.forms.formats import channels_last, in_format, is_channels_last
 from convfc.frameworks.torch.graph import as_traced, trace
 from convfc.frameworks.torch.morphism.certify import Change, Morph, finish
-from convfc.frameworks.torch.places import copy_of, holders, places, tied
+from convfc.frameworks.torch.places import copy_of, holders, place_in_words, places, tied
 from convfc.frameworks.torch.read import (
     geometry_of,
     matrix_to_weight,
@@ -49,18 +49,18 @@ from convfc.frameworks.torch.read import (
 )
 from convfc.frameworks.torch.references import exchange
 from convfc.frameworks.torch.running import check_can_run, deep_copy, run_on, unchanged
-from convfc.frameworks.torch.tensors import dtype_name
+from convfc.frameworks.torch.tensors import dtype_name, wide
 from convfc.sizes import Sizes, per_axis
 
 Pads: TypeAlias = tuple[tuple[int, int], ...]
 """(low, high) per axis."""
 
-_BACK = "take the model back first, with convfc.to_conv"
+BACK = "take the model back first, with convfc.to_conv"
 _PADS = {
-    "zeros": (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
-    "reflect": (nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
-    "replicate": (nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
-    "circular": (nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d),
+    "zeros": "Zero",
+    "reflect": "Reflection",
+    "replicate": "Replication",
+    "circular": "Circular",
 }
 
 
@@ -80,7 +80,7 @@ class Target:
     @property
     def where(self) -> str:
         """The place in words."""
-        return self.name or "the model itself"
+        return place_in_words(self.name)
 
 
 def find_layer(model: nn.Module, name: str, example: Any) -> Target:
@@ -95,13 +95,13 @@ def check_layer(model: nn.Module, name: str) -> nn.Module:
     blocked = _layer_obstacle(model, name, part)
     if blocked is not None:
         raise blocked._replace(
-            reason=f"{own_class(part).__name__}: {blocked.reason}", where=name or "the model itself"
+            reason=f"{own_class(part).__name__}: {blocked.reason}", where=place_in_words(name)
         ).error(UnsupportedLayer, "it cannot be morphed")
     weight: Tensor = part.weight  # type: ignore[assignment]
     if not weight.is_floating_point():
         raise DtypeError(
             "morphs are for real weights",
-            where=name or "the model itself",
+            where=place_in_words(name),
             expected="a real floating-point dtype",
             got=dtype_name(weight.dtype),
             remedy="write the layer as two real ones",
@@ -133,7 +133,7 @@ def find_part(model: nn.Module, name: str, example: Any) -> Target:
     if others or not shapes:
         raise UnsupportedLayer(
             "its call has more than one tensor" if others else "the model does not call it",
-            where=name or "the model itself",
+            where=place_in_words(name),
             expected="calls with one tensor",
             got=others[0] if others else "none",
             remedy="let the model call the layer as layer(x)",
@@ -180,11 +180,8 @@ def replaced(
     new = make(old)
     new.training = target.part.training
     model = exchange(copied, {id(old): new})
-
-    def rebuild(layer: nn.Module) -> nn.Module:
-        return make(deep_copy(layer))
-
-    one = Change(target.name, target.part, new, rebuild=rebuild, **change)
+    change["rebuild"] = lambda layer: make(deep_copy(layer))
+    one = Change(target.name, target.part, new, **change)
     what = f"{target.where}: {what}"
     return finish(target.model, model, target.example, [one], what=what, seed=seed)
 
@@ -195,10 +192,8 @@ def chained(old: nn.Module, *parts: nn.Module) -> nn.Module:
     for part in (whole, *parts):
         part.train(old.training)
     if whole is not old and is_hooked(old):
-        fresh = vars(nn.Module())
-        for name in HOOKS:
-            vars(whole)[name] = vars(old)[name]
-            vars(old)[name] = fresh[name]
+        vars(whole).update({name: vars(old)[name] for name in HOOKS})
+        vars(old).update(_no_hooks())
     return whole
 
 
@@ -249,9 +244,9 @@ def _layer_obstacle(model: nn.Module, name: str, part: nn.Module) -> Refusal | N
     above = [model, *map(model.get_submodule, parents)] if name else []
     forms = {form_of(one) for one in (part, *above)}
     if forms & {"patch", "weight"}:
-        return Refusal("it is an FC form of a CONV layer", _BACK)
+        return Refusal("it is an FC form of a CONV layer", BACK)
     if "unrolled" in forms:
-        return Refusal("it is an unrolled CONV layer", _BACK)
+        return Refusal("it is an unrolled CONV layer", BACK)
     if form_of(part) == "native":
         blocked = obstacle(part)
         if blocked is not None and own_forward(part) == blocked:
@@ -262,24 +257,30 @@ def _layer_obstacle(model: nn.Module, name: str, part: nn.Module) -> Refusal | N
         return Refusal(
             "it is no CONV or FC layer", "name a layer of torch.nn: a Conv, ConvTranspose or Linear"
         )
-    if blocked is None:
-        held = holders(model, but={id(part)})
-        shared = [held[id(p)] for p in part.parameters(recurse=False) if id(p) in held]
-        if shared:
-            reason, *_ = tied("its weight or bias", shared[0])
+    return blocked or tie_of(model, part)
+
+
+def tie_of(model: nn.Module, part: nn.Module) -> Refusal | None:
+    """Return why a layer whose parameter another module holds, too, cannot change; or None."""
+    held = holders(model, but={id(part)})
+    for parameter in part.parameters(recurse=False):
+        if id(parameter) in held:
+            reason, *_ = tied("its weight or bias", held[id(parameter)])
             return Refusal(reason, "untie them: give the layer a copy of the parameter")
-    return blocked
+    return None
 
 
 def _linear_obstacle(part: nn.Linear) -> Refusal | None:
     """Return why an `nn.Linear` is not what its parameters say; its hooks are no obstacle here."""
-    state = vars(part)
-    kept = {name: state[name] for name in HOOKS}
-    try:
-        state.update({name: vars(nn.Module())[name] for name in HOOKS})
-        return linear_obstacle(part)
-    finally:
-        state.update(kept)
+    bare = object.__new__(type(part))
+    vars(bare).update(vars(part), **_no_hooks())
+    return linear_obstacle(bare)
+
+
+def _no_hooks() -> dict[str, Any]:
+    """Return the hooks of a module that has none."""
+    fresh = vars(nn.Module())
+    return {name: fresh[name] for name in HOOKS}
 
 
 # The layer as its kernel
@@ -289,9 +290,9 @@ def _linear_obstacle(part: nn.Linear) -> Refusal | None:
 class Kernel:
     """A CONV or FC layer, as the numbers that it computes with.
 
-    ``filters`` ``(f, *size, c / groups)`` and ``bias`` are in float64, on the CPU. ``pads`` are
-    what is added to the input on either side of an axis; of a transposed layer, what is taken from
-    the output.
+    ``filters`` ``(f, *size, c / groups)`` and ``bias`` are wide, on the CPU. ``pads`` are what is
+    added to the input on either side of an axis; of a transposed layer, what is taken from the
+    output.
     """
 
     filters: Tensor
@@ -314,12 +315,10 @@ class Kernel:
         return list(self.filters.chunk(self.groups))
 
 
-def kernel_of(layer: nn.Module) -> Kernel:
+def kernel_of(layer: Any) -> Kernel:
     """Read a layer of `torch.nn`."""
-    weight: Tensor = layer.weight.detach()  # type: ignore[operator]
-    bias: Any = layer.bias
-    bias = None if bias is None else bias.detach().double().cpu()
-    weight = weight.double().cpu()
+    weight = wide(layer.weight.detach()).cpu()
+    bias = None if layer.bias is None else wide(layer.bias.detach()).cpu()
     if form_of(layer) != "native":
         return Kernel(weight, bias)
     # For padding="same" the size does not matter: it asks for stride 1.
@@ -347,19 +346,19 @@ def build(kernel: Kernel, like: nn.Module) -> list[nn.Module]:
     They get class, dtype, device, mode and ``requires_grad`` of the layer ``like``; no random
     number is drawn.
     """
-    weight, bias = _parameters(kernel, like)
+    weight = new_weight(kernel.filters.flatten(1), kernel.size, like, kernel.groups)
+    bias = None
+    if kernel.bias is not None:
+        train = weight if like.bias is None else like.bias
+        value = kernel.bias.to(weight.device, weight.dtype).clone()
+        bias = nn.Parameter(value, requires_grad=bool(train.requires_grad))
     if form_of(like) != "native":
         return [plain_linear(weight, bias).train(like.training)]
-    sizes: Any = {"stride": kernel.stride, "dilation": kernel.dilation, "groups": kernel.groups}
-    before: list[nn.Module] = []
-    behind: list[nn.Module] = []
-    if kernel.transposed:
-        sizes |= _cropping(kernel, behind)
-    else:
-        sizes |= _padding(kernel, like, before)
+    says, before, behind = (_cropping if kernel.transposed else _padding)(kernel, like)
     filters, channels = len(kernel.filters), kernel.filters.shape[-1] * kernel.groups
+    says |= {"stride": kernel.stride, "dilation": kernel.dilation, "groups": kernel.groups}
     cls: Any = native_class(like)
-    conv: Any = cls(channels, filters, kernel.size, **sizes, bias=False, device="meta")
+    conv: Any = cls(channels, filters, kernel.size, **says, bias=False, device="meta")
     conv.weight, conv.bias = weight, bias
     return [part.train(like.training) for part in (*before, conv, *behind)]
 
@@ -371,17 +370,19 @@ def resized(kernel: Kernel, size: Sizes, at: Sequence[int]) -> Kernel:
     new size, the outermost taps are cut off.
     """
     ends = [new - old - low for new, old, low in zip(size, kernel.size, at, strict=True)]
-    # What nn.functional.pad takes: the last axis first, which is that of the channels.
-    amounts = [
-        0,
-        0,
-        *(n for low, high in zip(at[::-1], ends[::-1], strict=True) for n in (low, high)),
-    ]
+    added = tuple(zip(at, ends, strict=True))
     pads = tuple(
         (low + d * start, high + d * end)
-        for (low, high), d, start, end in zip(kernel.pads, kernel.dilation, at, ends, strict=True)
+        for (low, high), d, (start, end) in zip(kernel.pads, kernel.dilation, added, strict=True)
     )
-    return replace(kernel, filters=nn.functional.pad(kernel.filters, amounts), pads=pads)
+    # The last axis is that of the channels.
+    filters = nn.functional.pad(kernel.filters, [0, 0, *_from_the_last(added)])
+    return replace(kernel, filters=filters, pads=pads)
+
+
+def _from_the_last(pads: Pads) -> tuple[int, ...]:
+    """Return pads as PyTorch's functions of padding take them: the last axis first."""
+    return tuple(n for pair in pads[::-1] for n in pair)
 
 
 def offsets(kernel: Kernel, size: Sizes) -> Sizes:
@@ -435,73 +436,63 @@ def in_words(size: Sizes) -> str:
     return "×".join(map(str, size))
 
 
-def new_weight(matrix: Tensor, shape: Sequence[int], layer: Any, groups: int) -> nn.Parameter:
+def new_weight(matrix: Tensor, size: Sizes, layer: Any, groups: int) -> nn.Parameter:
     """Return an FC matrix ``(f, k)`` as a weight like a layer's: its dtype, device and format."""
     old: Tensor = layer.weight
     if form_of(layer) == "native":
-        matrix = matrix_to_weight(matrix, shape, transposed=layer.transposed, groups=groups)
+        filters, inner = len(matrix), matrix.shape[1] // math.prod(size)
+        shape = (inner * groups, filters // groups) if layer.transposed else (filters, inner)
+        matrix = matrix_to_weight(
+            matrix, (*shape, *size), transposed=layer.transposed, groups=groups
+        )
     new = matrix.to(old.device, old.dtype).clone(memory_format=torch.contiguous_format)
     if form_of(layer) == "native" and is_channels_last(old):
         new = in_format(new, channels_last(old.dim() - 2))
     return nn.Parameter(new, old.requires_grad)
 
 
-def _parameters(kernel: Kernel, like: nn.Module) -> tuple[nn.Parameter, nn.Parameter | None]:
-    """Return weight and bias in PyTorch's layout, with dtype, device and format of a layer."""
-    filters, inner = len(kernel.filters), kernel.filters.shape[-1]
-    sizes = (filters, inner)
-    if kernel.transposed:
-        sizes = (inner * kernel.groups, filters // kernel.groups)
-    shape = (*sizes, *kernel.size)
-    weight = new_weight(kernel.filters.flatten(1), shape, like, kernel.groups)
-    if kernel.bias is None:
-        return weight, None
-    train = weight if like.bias is None else like.bias
-    bias = kernel.bias.to(weight.device, weight.dtype).clone()
-    return weight, nn.Parameter(bias, requires_grad=bool(train.requires_grad))
+_Says: TypeAlias = tuple[dict[str, Any], list[nn.Module], list[nn.Module]]
+"""What a layer says of its padding, and the layers in front of it and behind it."""
 
 
-def _padding(kernel: Kernel, like: nn.Module, before: list[nn.Module]) -> dict[str, Any]:
+def _padding(kernel: Kernel, like: nn.Module) -> _Says:
     """Return the padding of a layer; what it cannot say becomes layers in front."""
-    if like.padding == "same" and kernel.pads == _same(kernel.size, kernel.dilation):
-        return {"padding": "same", "padding_mode": kernel.mode}
+    totals = [d * (k - 1) for k, d in zip(kernel.size, kernel.dilation, strict=True)]
+    same = tuple((total // 2, total - total // 2) for total in totals)
+    if like.padding == "same" and kernel.pads == same:
+        return {"padding": "same", "padding_mode": kernel.mode}, [], []
     if all(low == high >= 0 for low, high in kernel.pads):
-        return {"padding": tuple(low for low, _ in kernel.pads), "padding_mode": kernel.mode}
+        sizes = tuple(low for low, _ in kernel.pads)
+        return {"padding": sizes, "padding_mode": kernel.mode}, [], []
     added = tuple((max(low, 0), max(high, 0)) for low, high in kernel.pads)
     taken = tuple((min(low, 0), min(high, 0)) for low, high in kernel.pads)
-    before += _pad_layer(kernel.mode, added) + _pad_layer("zeros", taken)
-    return {"padding": (0,) * len(kernel.size)}
+    return {"padding": 0}, _pad_layer(kernel.mode, added) + _pad_layer("zeros", taken), []
 
 
-def _cropping(kernel: Kernel, behind: list[nn.Module]) -> dict[str, Any]:
+def _cropping(kernel: Kernel, like: nn.Module) -> _Says:
     """Return padding and output padding of a transposed layer; the rest becomes a layer behind."""
     padding, extra, rest = [], [], []
     for axis, (low, high) in enumerate(kernel.pads):
-        if is_cropped(kernel, axis, low, high):
-            padding.append(low)
-            extra.append(low - high)
-            rest.append((0, 0))
-        else:
-            least = max(0, min(low, high))
-            padding.append(least)
-            extra.append(0)
-            rest.append((least - low, least - high))
+        said = is_cropped(kernel, axis, low, high)
+        padding.append(low if said else max(0, min(low, high)))
+        extra.append(low - high if said else 0)
+        rest.append((padding[-1] - low, padding[-1] - extra[-1] - high))
     if kernel.bias is not None and any(n > 0 for pair in rest for n in pair):
         raise ArgumentError(
             "zeros would have to be added behind a transposed layer with a bias",
             where="padding",
             remedy="take larger kernels",
         )
-    behind += _pad_layer("zeros", tuple(rest))
-    return {"padding": tuple(padding), "output_padding": tuple(extra)}
+    says = {"padding": tuple(padding), "output_padding": tuple(extra)}
+    return says, [], _pad_layer("zeros", tuple(rest))
 
 
 def _pad_layer(mode: str, pads: Pads) -> list[nn.Module]:
     """Return a layer that pads; none if there is nothing to pad. Negative numbers crop."""
     if not any(n for pair in pads for n in pair):
         return []
-    cls: Any = _PADS[mode][len(pads) - 1]
-    return [cls(tuple(n for pair in pads[::-1] for n in pair))]
+    cls: Any = getattr(nn, f"{_PADS[mode]}Pad{len(pads)}d")
+    return [cls(_from_the_last(pads))]
 
 
 def _offset(kernel: Kernel, axis: int, new: int) -> int:
@@ -511,11 +502,9 @@ def _offset(kernel: Kernel, axis: int, new: int) -> int:
 
     def cost(start: int) -> tuple[bool, int, int]:
         first, last = low + d * start, high + d * (growth - start)
-        said = (
-            is_cropped(kernel, axis, first, last)
-            if kernel.transposed
-            else first == last and first >= 0
-        )
+        said = first == last >= 0
+        if kernel.transposed:
+            said = is_cropped(kernel, axis, first, last)
         return not said, abs(2 * start - growth), start
 
     return min(range(min(0, growth), max(0, growth) + 1), key=cost)
@@ -524,9 +513,3 @@ def _offset(kernel: Kernel, axis: int, new: int) -> int:
 def is_cropped(kernel: Kernel, axis: int, low: int, high: int) -> bool:
     """Say whether padding and output padding of a transposed layer can say what is cropped."""
     return low >= 0 and 0 <= low - high < max(kernel.stride[axis], kernel.dilation[axis])
-
-
-def _same(size: Sizes, dilation: Sizes) -> Pads:
-    """Return what ``padding="same"`` adds; the odd element stands behind."""
-    totals = [d * (k - 1) for k, d in zip(size, dilation, strict=True)]
-    return tuple((total // 2, total - total // 2) for total in totals)

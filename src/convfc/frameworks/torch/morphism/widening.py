@@ -27,20 +27,25 @@ from convfc.frameworks.torch.forms.form import form_of
 from convfc.frameworks.torch.morphism.certify import Change, Morph, finish
 from convfc.frameworks.torch.morphism.channels import (
     Axis,
-    DependencyGraph,
     Layer,
+    Space,
     dependencies,
+    grown,
+    length,
+    per_place,
 )
 from convfc.frameworks.torch.morphism.target import (
+    Kernel,
     check_layer,
     generator_of,
+    kernel_of,
     new_weight,
     real_number,
+    tie_of,
 )
-from convfc.frameworks.torch.places import copy_of, holders, tied
-from convfc.frameworks.torch.read import matrix_to_weight, weight_to_matrix
+from convfc.frameworks.torch.places import copy_of, place_in_words
+from convfc.frameworks.torch.read import matrix_to_weight
 from convfc.frameworks.torch.running import check_can_run, deep_copy
-from convfc.frameworks.torch.tensors import wide
 from convfc.sizes import integer, one_of
 
 How: TypeAlias = Literal["copy", "zero"]
@@ -54,8 +59,8 @@ _DONE = {
 # Of random shares, 1/64 or less is the unit: enough for few copies to differ much.
 _FEWEST_PARTS = 64
 # What a module starts with, as its own reset_parameters has it.
-_PER_CHANNEL = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
-_SLOPE = 0.25
+_NORMALISED = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
+_SLOPES = {"weight": 0.25}
 
 
 @torch.inference_mode(mode=False)  # what is made here is to be trained
@@ -98,10 +103,6 @@ def widen(
         layer's weights: Net2Net's way to make copies differ. Then the model does not compute quite
         the same, and the certificate says so.
 
-    Returns
-    -------
-    Morph
-
     Raises
     ------
     UnsupportedLayer
@@ -129,67 +130,72 @@ def widen(
     _check_options(width, factor, how, split, noise)
     part = check_layer(model, name)
     check_can_run(model, "example")
-    graph = dependencies(model, example)
-    layer = graph.layers.get(id(part))
+    layers = dependencies(model, example)
+    layer = layers.get(id(part))
     if layer is None:
         raise UnsupportedLayer(
             "the model's forward does not call it as a layer of torch.nn",
             where=name,
             remedy="call it as layer(x), and let its forward be that of a class of torch.nn",
         )
-    space, repeat = _space(graph, layer, name)
-    size, blocks = graph.spaces.size(space), graph.spaces.blocks(space)
-    wanted = _wanted(size * repeat, width, factor, blocks * repeat, name)
+    space, repeat = _space(layer, name)
+    wanted = _wanted(space.size * repeat, width, factor, space.blocks * repeat, name)
     generator = generator_of(seed)
     units = draw_copies(
-        size, wanted // repeat, blocks=blocks, how=how, split=split, generator=generator
+        space.size,
+        wanted // repeat,
+        blocks=space.blocks,
+        how=how,
+        split=split,
+        generator=generator,
     )
-    growth = _Growth(graph, space, units, how == "zero", noise, generator)
-    growing = growth.layers()
-    _check_tied(model, growing)
+    growth = _Growth(space, units, how == "zero", noise, generator)
+    growing = [
+        one for one in layers.values() if growth.holds(one.inputs) or growth.holds(one.outputs)
+    ]
+    for one in growing:
+        if (tie := tie_of(model, one.module)) is not None:
+            raise tie._replace(where=one.name).error(UnsupportedLayer)
     copies: dict[int, Any] = {}
     after = copy_of(model, {id(one.module) for one in growing}, copies)
     changes = [growth.change(one, copies[id(one.module)]) for one in growing]
     made = [one.name for one in growing if one.kind != "channels" and growth.holds(one.outputs)]
-    along = f", and with it {', '.join(sorted(set(made) - {layer.name}))}" if len(made) > 1 else ""
-    what = f"{name}: widened from {size * repeat} to {wanted} ({_DONE[how, split]}){along}"
+    others = f", and with it {', '.join(sorted(set(made) - {layer.name}))}" if len(made) > 1 else ""
+    what = f"{name}: widened from {space.size * repeat} to {wanted} ({_DONE[how, split]}){others}"
     return finish(model, after, example, changes, what=what, noise=noise, seed=seed)
 
 
-def _space(graph: DependencyGraph, layer: Layer, name: str) -> tuple[int, int]:
+def _space(layer: Layer, name: str) -> tuple[Space, int]:
     """Return the space of a layer's outputs, if it can grow, and how many filters a unit has."""
-    for pin in [pin for segment in layer.outputs for pin in graph.spaces.pins(segment.space)]:
-        raise UnsupportedLayer(
-            f"its units cannot become more, because of {pin.where}: {pin.reason}",
-            where=name or "the model itself",
-            remedy=pin.remedy,
-        )
+    for pin in [pin for segment in layer.outputs for pin in segment.root.pins]:
+        why = f"its units cannot become more, because of {pin.where}: {pin.reason}"
+        raise pin._replace(reason=why, where=place_in_words(name)).error(UnsupportedLayer)
     if len(layer.outputs) > 1:
         raise UnsupportedLayer(
             "a depthwise layer on a concatenation has units of several layers",
             where=name,
             remedy="widen one of the layers before it",
         )
-    return layer.outputs[0].space, layer.outputs[0].repeat
+    return layer.outputs[0].root, layer.outputs[0].repeat
 
 
 def _wanted(now: int, width: int | None, factor: float | None, unit: int, name: str) -> int:
     """Return how many filters there are to be."""
-    if factor is not None:
+    if width is None:
         exact = Fraction(str(factor)) * now
         return math.ceil(exact / unit) * unit
-    assert width is not None, "checked before"  # noqa: S101
+    if width % unit:
+        what = "this width does not fit the groups"
+        remedy = "give factor=, which is rounded up to what the groups allow"
+    else:
+        what, remedy = "a layer can only become wider", "train a smaller network instead"
     if width < now or width % unit:
         raise ArgumentError(
-            "this width does not fit the groups"
-            if width % unit
-            else "a layer can only become wider",
+            what,
             where=f"{name}, width",
             expected=f"{now} or more" + (f", a multiple of {unit}" if unit > 1 else ""),
             got=width,
-            remedy="give factor=, which is rounded up to what the groups allow"
-            if width % unit
-            else "train a smaller network instead",
+            remedy=remedy,
         )
     return width
 
@@ -219,18 +225,6 @@ def _check_options(
         integer("width", width, least=1)
     real_number("factor", 1 if factor is None else factor, 1)
     real_number("noise", noise, 0)
-
-
-def _check_tied(model: nn.Module, growing: list[Layer]) -> None:
-    """Refuse layers that share a parameter with another module."""
-    for one in growing:
-        held = holders(model, but={id(one.module)})
-        for parameter in one.module.parameters(recurse=False):
-            if id(parameter) in held:
-                reason, *_ = tied("one of its parameters", held[id(parameter)])
-                raise UnsupportedLayer(
-                    reason, where=one.name, remedy="untie them: give it a copy of the parameter"
-                )
 
 
 # Which old unit each new unit copies, and how copies share what they have to say
@@ -274,14 +268,13 @@ def draw_copies(
     starts = torch.arange(blocks)[:, None] * old
     index = (torch.cat([first, drawn], dim=1) + starts).flatten()
     fresh = (torch.arange(old + more) >= old).repeat(blocks)
+    ones = torch.ones(width, dtype=torch.float64)
     if how == "zero":
-        return Copies(index, fresh, (~fresh).double(), torch.ones(width, dtype=torch.float64))
+        return Copies(index, fresh, (~fresh).double(), ones)
     counts = index.bincount(minlength=size)
     if split == "equal":
-        ones = torch.ones(width, dtype=torch.float64)
         return Copies(index, fresh, ones, counts[index].double())
-    numerators = torch.empty(width, dtype=torch.float64)
-    denominators = torch.empty(width, dtype=torch.float64)
+    numerators, denominators = ones, ones.clone()
     for unit in range(size):
         parts = _different_parts(int(counts[unit]), generator)
         numerators[index == unit] = parts.double()
@@ -302,220 +295,156 @@ def _different_parts(count: int, generator: torch.Generator) -> Tensor:
     return parts[torch.randperm(count, generator=generator)]
 
 
-# Layers with more rows and columns
-
-
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """The filters of a grown layer: for each the old one that it copies, and which are new.
-
-    New ones are copies, with noise relative to the standard deviation of all weights; or random
-    (He et al. 2015) and without a bias.
-    """
-
-    index: Tensor
-    fresh: Tensor
-    random: bool = False
-    noise: float = 0.0
-    seed: int = 0
-
-    def of(self, matrix: Tensor) -> Tensor:
-        """Return the rows of a grown matrix (f, k)."""
-        fresh = self.fresh.to(matrix.device)
-        rows = matrix[self.index.to(matrix.device)]
-        if not fresh.any():
-            return rows
-        generator = generator_of(self.seed)
-        drawn = torch.empty(int(fresh.sum()), matrix.shape[1], dtype=torch.float64)
-        if self.random:
-            init.kaiming_normal_(drawn, nonlinearity="relu", generator=generator)
-            rows[fresh] = drawn.to(rows)
-        elif self.noise:
-            init.normal_(drawn, std=self.noise, generator=generator)
-            rows[fresh] += drawn.to(rows) * matrix.std(correction=0)
-        return rows
-
-    def of_bias(self, bias: Tensor) -> Tensor:
-        """Return the bias of the rows."""
-        rows = bias[self.index.to(bias.device)]
-        return rows.masked_fill(self.fresh.to(bias.device), 0.0) if self.random else rows
-
-
-@dataclass(frozen=True, eq=False)
-class Columns:
-    """The channels that a grown layer reads, ``(groups, c / groups)``.
-
-    For each there is the old one of its group that it copies, and by what its weights are
-    multiplied, and then divided.
-    """
-
-    index: Tensor
-    numerators: Tensor
-    denominators: Tensor
-
-    def of(self, matrix: Tensor) -> Tensor:
-        """Return the columns of a grown matrix: (groups, f / groups, taps, c / groups)."""
-        index, up, down = (
-            t.to(matrix.device)[:, None, None, :]
-            for t in (self.index, self.numerators, self.denominators)
-        )
-        return matrix.gather(3, index.expand(*matrix.shape[:3], -1)) * up / down
-
-
-@torch.no_grad()
-def grow_weights(
-    layer: nn.Module, rows: Rows | None = None, columns: Columns | None = None, groups: int = 1
-) -> nn.Module:
-    """Grow a CONV or FC layer, which then has so many groups, and return it."""
-    some: Any = layer
-    matrix = _fc_matrix(some, some.weight)
-    if columns is not None:
-        matrix = columns.of(matrix)
-    channels = matrix.shape[-1]
-    matrix = matrix.flatten(2).flatten(0, 1)
-    if rows is not None:
-        matrix = rows.of(matrix)
-        if some.bias is not None:
-            some.bias = nn.Parameter(rows.of_bias(some.bias.detach()), some.bias.requires_grad)
-    filters = len(matrix)
-    sizes = (filters, channels)
-    if getattr(some, "transposed", False):
-        sizes = (channels * groups, filters // groups)
-    some.weight = new_weight(matrix, (*sizes, *some.weight.shape[2:]), some, groups)
-    if form_of(layer) == "native":
-        some.groups = groups
-        some.in_channels, some.out_channels = channels * groups, filters
-    else:
-        some.in_features, some.out_features = channels, filters
-    return layer
-
-
-def _divisors(layer: nn.Module, columns: Columns | None) -> Tensor | int:
-    """Return by what each old weight of a layer is divided, in the weight's shape."""
-    if columns is None:
-        return 1
-    some: Any = layer
-    matrix = _fc_matrix(some, torch.ones_like(some.weight))
-    groups = len(matrix)
-    down = matrix.new_ones(groups, matrix.shape[-1])
-    down.scatter_(1, columns.index.to(down.device), columns.denominators.to(down))
-    matrix = (matrix * down[:, None, None, :]).flatten(2).flatten(0, 1)
-    transposed = getattr(some, "transposed", False)
-    return matrix_to_weight(matrix, some.weight.shape, transposed=transposed, groups=groups)
-
-
-def _fc_matrix(layer: Any, weight: Tensor) -> Tensor:
-    """Return a weight as the FC matrix (groups, f / groups, taps, c / groups), in float64."""
-    transposed, groups = getattr(layer, "transposed", False), getattr(layer, "groups", 1)
-    channels = weight.shape[0] // groups if transposed else weight.shape[1]
-    matrix = wide(weight_to_matrix(weight.detach(), transposed=transposed, groups=groups))
-    grouped: Tensor = matrix.unflatten(0, (groups, -1)).unflatten(2, (-1, channels))
-    return grouped
-
-
-@torch.no_grad()
-def grow_channels(layer: nn.Module, rows: Rows) -> nn.Module:
-    """Grow a module that has one parameter, or running statistic, per channel; and return it."""
-    index, fresh = rows.index, rows.fresh
-    for name, start in _PER_CHANNEL.items():
-        old = getattr(layer, name, None)
-        if old is None:
-            continue
-        new = old.detach()[index.to(old.device)]
-        if rows.random:
-            value = _SLOPE if isinstance(layer, nn.PReLU) else start
-            new = new.masked_fill(fresh.to(old.device), value)
-        setattr(
-            layer, name, nn.Parameter(new, old.requires_grad) if name in layer._parameters else new
-        )
-    setattr(layer, "num_parameters" if isinstance(layer, nn.PReLU) else "num_features", len(index))
-    return layer
-
-
-# What becomes of every layer of a model when one space of units grows
+# Every layer that makes or reads the units of a space that grows
 
 
 @dataclass(frozen=True, eq=False)
 class _Growth:
     """The growth of one space.
 
-    The incoming weights of new units are random, or copies with noise; the generator draws a seed
-    for each layer.
+    New filters are copies, with noise relative to the standard deviation of all weights; or random
+    (He et al. 2015) and without a bias. The generator draws a seed for each layer.
     """
 
-    graph: DependencyGraph
-    space: int
+    space: Space
     units: Copies
     random: bool
     noise: float
     generator: torch.Generator
 
-    def layers(self) -> list[Layer]:
-        """Return all layers that change."""
-        every = self.graph.layers.values()
-        return [one for one in every if self.holds(one.inputs) or self.holds(one.outputs)]
-
-    def holds(self, axis: Axis | None) -> bool:
+    def holds(self, axis: Axis) -> bool:
         """Say whether an axis has units of the space."""
-        return any(self.graph.spaces.holds(segment, self.space) for segment in axis or ())
+        return any(segment.root is self.space for segment in axis)
 
     def change(self, layer: Layer, copied: nn.Module) -> Change:
         """Grow a layer's copy, and return what there is to prove."""
-        rows = self._rows(layer) if self.holds(layer.outputs) else None
-        grow: Callable[[nn.Module], nn.Module]
-        divides: Tensor | int = 1
+        makes, reads = self.holds(layer.outputs), self.holds(layer.inputs)
+        seed = int(torch.randint(2**31, (), generator=self.generator)) if makes else 0
+        grow, axis = partial(self._grow_weights, layer, seed), -1
         if layer.kind == "channels":
-            assert rows is not None, "its inputs are its outputs"  # noqa: S101
-            grow = partial(grow_channels, rows=rows)
-        else:
-            columns = self._columns(layer)
-            groups = getattr(layer.module, "groups", 1)
-            if layer.kind == "depthwise":
-                groups = len(self._places(layer.inputs))
-            grow = partial(grow_weights, rows=rows, columns=columns, groups=groups)
-            divides = _divisors(layer.module, columns)
-        behind = 1 + max(getattr(layer.module, "weight").dim() - 2, 0)  # noqa: B009
-        axis = 1 if layer.kind == "channels" else -behind
-        keep = rows is not None and self.random
+            grow, axis = partial(self._grow_channels, layer), 1
+        elif form_of(layer.module) == "native":
+            axis = -len(kernel_of(layer.module).size) - 1
+        spread = _picked(self._places(layer.outputs), axis) if makes else None
+        keep = None
+        if makes and self.random:
+            spread, keep = None, _picked((~self._fresh(layer)).nonzero().flatten(), axis)
         return Change(
             layer.name,
             layer.module,
             grow(copied),
-            spread_input=self._spread(layer.inputs, axis) if self.holds(layer.inputs) else None,
-            spread_output=self._spread(layer.outputs, axis) if rows and not keep else None,
+            spread_input=_picked(self._places(layer.inputs), axis) if reads else None,
+            spread_output=spread,
             rebuild=lambda module: grow(deep_copy(module)),
-            keep_output=_picked(~rows.fresh, axis) if rows and keep else None,
-            divides=divides,
+            keep_output=keep,
+            divides=self._divisors(layer),
             form="widened",
-            why_no_integers="noise was added" if rows and self.noise else "",
+            why_no_integers="noise was added" if makes and self.noise else "",
         )
 
-    def _rows(self, layer: Layer) -> Rows:
-        fresh = self.graph.spaces.along(layer.outputs, self.space, self.units.fresh, False)
-        seed = int(torch.randint(2**31, (), generator=self.generator))
-        return Rows(self._places(layer.outputs), fresh, self.random, self.noise, seed)
+    @torch.no_grad()
+    def _grow_weights(self, layer: Layer, seed: int, module: nn.Module) -> nn.Module:
+        """Grow a CONV or FC layer, and return it."""
+        some: Any = module
+        old, matrix = _read(module)
+        groups = old.groups if layer.kind == "dense" else len(self._places(layer.inputs))
+        columns = self._columns(layer)
+        if columns is not None:
+            index, up, down = columns
+            matrix = matrix.gather(3, index.expand(*matrix.shape[:3], -1)) * up / down
+        channels = matrix.shape[-1]
+        matrix = matrix.flatten(2).flatten(0, 1)
+        if self.holds(layer.outputs):
+            matrix = self._rows(layer, matrix, seed)
+            if some.bias is not None:
+                some.bias = nn.Parameter(self._each(layer, some.bias, 0.0), some.bias.requires_grad)
+        some.weight = new_weight(matrix, old.size, some, groups)
+        if form_of(module) == "native":
+            some.groups = groups
+            some.in_channels, some.out_channels = channels * groups, len(matrix)
+        else:
+            some.in_features, some.out_features = channels, len(matrix)
+        return module
 
-    def _columns(self, layer: Layer) -> Columns | None:
-        axis, spaces = layer.inputs, self.graph.spaces
-        if axis is None or layer.kind == "depthwise" or not self.holds(axis):
+    @torch.no_grad()
+    def _grow_channels(self, layer: Layer, module: nn.Module) -> nn.Module:
+        """Grow a module with one parameter, or running statistic, per channel; and return it."""
+        slopes = isinstance(module, nn.PReLU)
+        for name, start in _SLOPES.items() if slopes else _NORMALISED.items():
+            old = getattr(module, name)
+            if old is not None:
+                new = self._each(layer, old, start)
+                is_parameter = name in module._parameters
+                setattr(module, name, nn.Parameter(new, old.requires_grad) if is_parameter else new)
+        count = len(self._places(layer.outputs))
+        setattr(module, "num_parameters" if slopes else "num_features", count)
+        return module
+
+    def _rows(self, layer: Layer, matrix: Tensor, seed: int) -> Tensor:
+        """Return the rows of a grown matrix (f, k)."""
+        rows, fresh = matrix[self._places(layer.outputs)], self._fresh(layer)
+        drawn = torch.empty(int(fresh.sum()), matrix.shape[1], dtype=torch.float64)
+        if self.random and len(drawn):
+            init.kaiming_normal_(drawn, nonlinearity="relu", generator=generator_of(seed))
+            rows[fresh] = drawn
+        elif self.noise and len(drawn):
+            init.normal_(drawn, std=self.noise, generator=generator_of(seed))
+            rows[fresh] += drawn * matrix.std(correction=0)
+        return rows
+
+    def _each(self, layer: Layer, values: Tensor, start: float) -> Tensor:
+        """Return one number per filter; random filters start with this one."""
+        new = values.detach()[self._places(layer.outputs).to(values.device)]
+        return new.masked_fill(self._fresh(layer).to(new.device), start) if self.random else new
+
+    def _columns(self, layer: Layer) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Return what a layer reads when it has grown, as (groups, 1, 1, c / groups).
+
+        For each channel the old one of its group that it copies, and by what its weights are
+        multiplied, and then divided; None where no column changes.
+        """
+        axis, units = layer.inputs, self.units
+        if layer.kind != "dense" or not self.holds(axis):
             return None
         groups = int(getattr(layer.module, "groups", 1))
-        index = self._places(axis).unflatten(0, (groups, -1))
-        per_group = spaces.places(axis) // groups
-        return Columns(
-            index - per_group * torch.arange(groups)[:, None],
-            spaces.along(axis, self.space, self.units.numerators, 1).view_as(index),
-            spaces.along(axis, self.space, self.units.denominators, 1).view_as(index),
+        index, up, down = (
+            one.view(groups, 1, 1, -1)
+            for one in (
+                self._places(axis),
+                per_place(axis, self.space, units.numerators, 1),
+                per_place(axis, self.space, units.denominators, 1),
+            )
         )
+        first = length(axis) // groups * torch.arange(groups)
+        return index - first[:, None, None, None], up, down
 
-    def _places(self, axis: Axis | None) -> Tensor:
-        return self.graph.spaces.grown(axis or (), self.space, self.units.index)
+    def _divisors(self, layer: Layer) -> Tensor | int:
+        """Return by what each old weight of a layer is divided, in the weight's shape."""
+        columns = self._columns(layer)
+        if columns is None:
+            return 1
+        index, _, down = columns
+        some: Any = layer.module
+        old, matrix = _read(some)
+        new = (*matrix.shape[:3], -1)
+        whole = torch.ones_like(matrix).scatter_(3, index.expand(new), down.to(matrix).expand(new))
+        rows, shape = whole.flatten(2).flatten(0, 1), some.weight.shape
+        return matrix_to_weight(rows, shape, transposed=old.transposed, groups=old.groups)
 
-    def _spread(self, axis: Axis | None, dim: int) -> Callable[[Tensor], Tensor]:
-        return _picked(self._places(axis), dim)
+    def _fresh(self, layer: Layer) -> Tensor:
+        return per_place(layer.outputs, self.space, self.units.fresh, False)
+
+    def _places(self, axis: Axis) -> Tensor:
+        return grown(axis, self.space, self.units.index)
 
 
-def _picked(index: Tensor, dim: int) -> Callable[[Tensor], Tensor]:
-    """Return a function that picks elements along an axis, by their places or by a mask."""
-    places = index.nonzero().flatten() if index.dtype == torch.bool else index
+def _read(layer: nn.Module) -> tuple[Kernel, Tensor]:
+    """Return a layer, and its FC matrix as (groups, f / groups, taps, c / groups)."""
+    old = kernel_of(layer)
+    filters, channels = len(old.filters), old.filters.shape[-1]
+    return old, old.filters.reshape(old.groups, filters // old.groups, -1, channels)
+
+
+def _picked(places: Tensor, dim: int) -> Callable[[Tensor], Tensor]:
+    """Return a function that picks elements along an axis."""
     return lambda t: t.index_select(dim, places.to(t.device))
