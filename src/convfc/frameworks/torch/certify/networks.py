@@ -71,8 +71,9 @@ class Runner:
         made, known = self._made.get(key, (None, None))
         if made is None or known is None or not torch.equal(_sum_of_bits(made), known):
             t = parameter.detach()
-            changes = numbers is not None and (t.is_floating_point() or t.is_complex())
-            made = nn.Parameter(numbers(t) if changes else t.clone(), parameter.requires_grad)  # type: ignore[misc]
+            floating = t.is_floating_point() or t.is_complex()
+            value = numbers(t) if numbers is not None and floating else t.clone()
+            made = nn.Parameter(value, parameter.requires_grad)
             self._made[key] = made, _sum_of_bits(made)
         return made
 

@@ -192,10 +192,12 @@ def _stages(
         record.shape,
     ):
         raise _another("the same calls of PyTorch's functions, on the same shape of input")
-    own = _Side(found, _run(found, before, x), after)
+    # By value, the names of the modules that compute it: on the meta device nothing is made.
+    parts = emit(found.final, torch.float32, torch.device("meta")).parts
+    own = _Side(found, _run(found, before, x), after, parts)
     double = None if exact is None else own
     if exact is not None and wide(x).dtype != x.dtype:
-        double = _Side(found, _run(found, exact[0], wide(x)), exact[1])
+        double = _Side(found, _run(found, exact[0], wide(x)), exact[1], parts)
     final, places = found.final, program.places
     for value in ordered(final.output):
         if not isinstance(value, Affine) or (target := own.target(value)) is None:
@@ -239,11 +241,16 @@ def _another(expected: str) -> UnsupportedModel:
 class _Side:
     """The values of both networks in one dtype: what one run had, and what modules make of it."""
 
-    def __init__(self, found: Programs, run: Trace, after: nn.Module) -> None:
-        self.found, self.after = found, after
+    def __init__(
+        self,
+        found: Programs,
+        run: Trace,
+        after: nn.Module,
+        parts: Mapping[Value, Mapping[Value | None, str]],
+    ) -> None:
+        self.found, self.after, self.parts = found, after, parts
         tensors = found.original.tensors
         self.raw = {value: run.tensors[i].flatten(1) for value, i in tensors.items()}
-        self.parts = emit(found.final, torch.float32, torch.device("meta")).parts
         self.real = {
             value: known
             for value in ordered(found.final.output)

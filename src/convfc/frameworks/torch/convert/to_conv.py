@@ -49,7 +49,7 @@ from convfc.frameworks.torch.places import (
 )
 from convfc.frameworks.torch.references import blocked_references, exchange
 from convfc.frameworks.torch.running import check_has_numbers
-from convfc.frameworks.torch.simplification import record_of, restore
+from convfc.frameworks.torch.simplification import Simplified, record_of, restore
 from convfc.frameworks.torch.unrolled.back import FromUnrolled, unrolled_obstacle
 from convfc.frameworks.torch.vocabulary import CONVS
 
@@ -74,10 +74,11 @@ def to_conv(
     weight it was made of did.
     """
     model, inplace = _without_peft(model, inplace=inplace)
-    if record_of(model) is not None or any(form_of(part) == "unrolled" for part in model.modules()):
+    record = record_of(model)
+    if record is not None or any(form_of(part) == "unrolled" for part in model.modules()):
         check_has_numbers(model, "model")
-    if record_of(model) is not None:
-        return _simplified_back(model, inplace=inplace, where=where)
+    if record is not None:
+        return _simplified_back(model, record, inplace=inplace, where=where)
     chosen = selector(where)
     forms = {name: part for name, part in places(model).items() if form_of(part) in get_args(Form)}
     layers = {name: layer for name, layer in forms.items() if chosen(name, layer)}
@@ -123,7 +124,9 @@ def to_conv(
     return exchange(model, new)
 
 
-def _simplified_back(model: nn.Module, *, inplace: bool, where: Any) -> nn.Module:
+def _simplified_back(
+    model: nn.Module, record: Simplified, *, inplace: bool, where: Any
+) -> nn.Module:
     """Return the CONV network that a simplified network was: all of it, as a new object."""
     for name, given in (("inplace", inplace), ("where", where is not None)):
         if given:
@@ -132,8 +135,6 @@ def _simplified_back(model: nn.Module, *, inplace: bool, where: Any) -> nn.Modul
                 where=name,
                 remedy=f"leave out {name}=",
             )
-    record = record_of(model)
-    assert record is not None, "asked before"  # noqa: S101
     return restore(model, record)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from functools import partial
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import nn
@@ -59,7 +59,7 @@ def to_fc(
     one_of(
         "form",
         form,
-        get_args(LayerForm),
+        LayerForm,
         what="there is no such form",
         remedy="'patch' puts an nn.Linear in the layer's place, 'weight' keeps the layer and makes "
         "its parameter 2-D; one nn.Linear of the layer's whole matrix is made by convfc.unroll",
@@ -67,7 +67,7 @@ def to_fc(
     one_of(
         "groups",
         groups,
-        get_args(Groups),
+        Groups,
         what="there is no such way to hold groups",
         remedy="'separate' gives every group an nn.Linear, 'batched' holds all groups in one "
         f"weight, 'auto' takes the first up to {MOST_SEPARATE} groups",

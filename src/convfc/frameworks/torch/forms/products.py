@@ -132,13 +132,13 @@ class Layer:
             whole = [(0, n) for n in (shape[0], *self.positions)]
             rows = product(gather(x, self.axes, 1, whole, scratch), filters, bias)[0]
             return rows.view(shape[0], *self.positions, shape[1]).movedim(-1, 1)
-        tap_by_tap = self._tap_by_tap(x, filters)
+        by_tap = _by_tap(filters) if self._tap_by_tap(x, filters) else None
         y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
         written = y.movedim(1, -1).unflatten(-1, (self.groups, -1))
         for block in self.blocks(len(x), x.itemsize) if y.numel() else []:
             place = written[at(block)]
-            if tap_by_tap:
-                self._add_up(x, _by_tap(filters), bias, block, scratch, place.squeeze(-1))
+            if by_tap is not None:
+                self._add_up(x, by_tap, bias, block, scratch, place.squeeze(-1))
                 continue
             matrix = gather(x, self.axes, self.groups, block, scratch)
             rows = product(matrix, filters, bias).unflatten(1, place.shape[: len(block)])
@@ -182,11 +182,12 @@ class Layer:
         dy = dy.movedim(1, -1)
         transposed = filters.to(wide).transpose(1, 2)
         scratch = Scratch(total)
+        by_tap = _by_tap(filters) if self._tap_by_tap(dy, filters) else None
         for block in self.blocks(len(dy), total.itemsize) if total.numel() else []:
             part = dy[at(block)]
-            if self._tap_by_tap(dy, filters):
+            if by_tap is not None:
                 rows = part.contiguous()
-                add_back(rows, _by_tap(filters), total, self.axes, block, scratch)
+                add_back(rows, by_tap, total, self.axes, block, scratch)
                 continue
             rows = _by_group(part, self.groups)
             matrix = product(rows.to(wide), transposed)

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -203,8 +203,8 @@ def _wanted(now: int, width: int | None, factor: float | None, unit: int, name: 
 def _check_options(
     width: int | None, factor: float | None, how: str, split: str, noise: float
 ) -> None:
-    one_of("how", how, get_args(How), what="there is no such way", remedy="leave it out to copy")
-    one_of("split", split, get_args(Split), what="there is no such split", remedy="leave it out")
+    one_of("how", how, How, what="there is no such way", remedy="leave it out to copy")
+    one_of("split", split, Split, what="there is no such split", remedy="leave it out")
     if how == "zero" and (split != "equal" or noise):
         raise ArgumentError(
             "new units without outgoing weights have no copies to tell apart",

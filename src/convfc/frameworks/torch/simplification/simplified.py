@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
@@ -58,7 +58,7 @@ def simplify(
     one_of(
         "max_pool",
         max_pool,
-        get_args(MaxPool),
+        MaxPool,
         what="there is no such way",
         remedy="'keep' leaves max-pooling as it is, 'relu' writes it with ReLU",
     )
