@@ -29,30 +29,6 @@ def trained(model: nn.Module, seed: int = 0) -> nn.Module:
     return model.eval()
 
 
-def whole(model: nn.Module, multiple: int = 1, seed: int = 0) -> nn.Module:
-    """Return the model in float64, of integers; weights that sum are multiples of a number.
-
-    BatchNorms scale by 1/2, 1 or 2, and so round nothing.
-    """
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(like: Tensor, low: int, high: int) -> Tensor:
-        return torch.randint(low, high, like.shape, generator=generator).double()
-
-    model = model.double().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            scale = multiple if parameter.dim() > 1 else 1
-            parameter.copy_(draw(parameter, -2, 3) * scale)
-        for part in model.modules():
-            if isinstance(part, _BatchNorm):
-                part.eps = 0.0
-                part.weight.copy_(draw(part.weight, 0, 2) * 3 - 1)  # -1 or 2
-                part.running_mean.copy_(draw(part.running_mean, -2, 3))
-                part.running_var.copy_(4.0 ** draw(part.running_var, -1, 2))
-    return model
-
-
 def integers(shape: tuple[int, ...], seed: int = 0) -> Tensor:
     """Small integers, in float64."""
     drawn = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

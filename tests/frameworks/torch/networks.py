@@ -54,26 +54,6 @@ def network() -> nn.Sequential:
     ).eval()
 
 
-def with_integers(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Return the model in float64, its numbers small integers, BatchNorms without rounding."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(like: Tensor, low: int, high: int) -> Tensor:
-        return torch.randint(low, high, like.shape, generator=generator).double()
-
-    model = model.double().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(draw(parameter, -2, 3))
-        for part in model.modules():
-            if isinstance(part, _BatchNorm):
-                part.eps = 0.0
-                part.weight.copy_(draw(part.weight, 0, 2) * 3 - 1)  # -1 or 2
-                part.running_mean.copy_(draw(part.running_mean, -2, 3))
-                part.running_var.copy_(4.0 ** draw(part.running_var, -1, 2))
-    return model
-
-
 def trained(model: nn.Module) -> nn.Module:
     """Return the model with real numbers, its BatchNorms as after training."""
     torch.manual_seed(0)

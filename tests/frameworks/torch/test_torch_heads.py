@@ -12,9 +12,10 @@ import pytest
 import torch
 import torchvision
 from conv_cases import integers
-from networks import net, with_integers
+from networks import net
 from torch import Tensor, fx, nn
 from torch.nn import functional
+from torch_fixtures import with_integers
 
 import convfc
 from convfc.errors import NothingToConvert, ShapeError, UnsupportedLayer, UnsupportedLayerWarning

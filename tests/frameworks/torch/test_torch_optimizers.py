@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 from conv_cases import GROUPED, SMALL, ConvCase, integers
-from networks import assert_same_state, net, through_a_file, with_integers
+from networks import assert_same_state, net, through_a_file
 from torch import Tensor, nn
-from torch_fixtures import in_form
+from torch_fixtures import in_form, with_integers
 
 import convfc
 from convfc import convert_optimizer_state

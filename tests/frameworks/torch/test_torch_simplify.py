@@ -9,7 +9,7 @@ import torch
 from conv_cases import integers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import net, trained, with_integers
+from networks import net, trained
 from simplified_models import (
     NETWORKS,
     assert_within_rounding,
@@ -19,6 +19,7 @@ from simplified_models import (
     resnet,
 )
 from torch import Tensor, fx, nn
+from torch_fixtures import with_integers
 
 import convfc
 from convfc import simplify

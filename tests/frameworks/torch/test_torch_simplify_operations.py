@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 from conv_cases import integers
-from networks import trained, with_integers
+from networks import trained
 from simplified_models import each_way, lenet
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
-from torch_fixtures import in_form
+from torch_fixtures import in_form, with_integers
 from torchvision.models import segmentation
 
 import convfc

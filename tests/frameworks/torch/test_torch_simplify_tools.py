@@ -12,12 +12,13 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from networks import assert_same_state, net, trained, with_integers
+from networks import assert_same_state, net, trained
 from pyscipopt import Model, quicksum
 from pyscipopt_ml.exceptions import NoModel
 from pyscipopt_ml.torch import add_sequential_constr
 from simplified_models import NETWORKS, assert_within_rounding
 from torch import Tensor, fx, nn
+from torch_fixtures import with_integers
 from torchvision import models
 
 import convfc

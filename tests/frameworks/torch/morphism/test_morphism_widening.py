@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 from morphism_layers import assert_unchanged, numbers, state_of
-from morphism_models import CASES, NETWORKS, example, integers, mlp, trained, whole
+from morphism_models import CASES, NETWORKS, example, integers, mlp, trained
 from torch import Tensor, nn
+from torch_fixtures import with_integers
 
 from convfc.frameworks.torch.morphism.widening import draw_copies
 from convfc.frameworks.torch.tensors import same_bits
@@ -50,7 +51,7 @@ def test_wider_networks_are_the_same_function(network: str, layer: str, way: str
     """On integers to the bit: all weights are multiples of what copies divide them by."""
     case = NETWORKS[network]
     if exact := network not in ROUNDING:
-        model, x = whole(case.make(), DIVISIBLE), integers(case.shape)
+        model, x = with_integers(case.make(), multiple=DIVISIBLE), integers(case.shape)
     else:
         model, x = trained(case.make()), example(network)
     morph = widen(model, layer, factor=2, example=x, seed=3, **WAYS[way])
