@@ -194,15 +194,22 @@ class OwnForward(nn.Conv2d):
         return super().forward(input).abs()
 
 
-class Functional(nn.Module):
-    """It convolves by a function."""
+class OwnCall(nn.Conv2d):
+    """More than its forward is its own."""
 
-    def __init__(self) -> None:
+    def __call__(self, input: Tensor) -> Any:
+        return super().__call__(input).abs()
+
+
+class AsksForClass(nn.Module):
+    """Its forward takes another way for what is no CONV layer."""
+
+    def __init__(self, *sizes: int) -> None:
         super().__init__()
-        self.kernel = nn.Parameter(torch.ones(3, 3, 1, 1))
+        self.conv = nn.Conv2d(*sizes)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.conv2d(x, self.kernel)
+    def forward(self, x: Tensor) -> Any:
+        return self.conv(x) if isinstance(self.conv, nn.Conv2d) else x
 
 
 class Twice(nn.Module):
@@ -240,7 +247,8 @@ class TorchAdapter(Adapter):
     dtypes = ("float64", "float32", "bfloat16", "float16", "complex64", "complex128")
     exact = "float64"
     forms = (
-        Form("patch", "to_fc", {"form": "patch"}),
+        Form("patch", "to_fc", {"form": "patch", "product": "matrix"}),
+        Form("patch by PyTorch", "to_fc", {"form": "patch"}),
         Form("weight", "to_fc", {"form": "weight"}),
         Form("unrolled", "unroll", example=True, state=False),
         Form("simplified", "simplify", example=True, layers=False, state=False),
@@ -419,15 +427,18 @@ class TorchAdapter(Adapter):
                 "closed in": Refusal(closed_in, "1", x),
             }
         found = {
-            "own forward": Refusal(lambda: conv(OwnForward(3, 3, 3)), "1", x),
             "no size yet": Refusal(lambda: conv(nn.LazyConv2d(3, 3)), "1", x),
-            "functional": Refusal(lambda: conv(Functional()), "1", x),
-            "computed": Refusal(lambda: conv(weight_norm(nn.Conv2d(3, 3, 3))), "1", x),
             "a part named fc": Refusal(lambda: with_a_part("fc"), "1", x),
             "shared": Refusal(shared, "1", x),
             # In weight form the layer stays the same object.
             "closed in": Refusal(closed_in, "1", x, inplace=form.name != "weight"),
         }
+        if form.name.startswith("patch"):
+            found["a call of its own"] = Refusal(lambda: conv(OwnCall(3, 3, 3)), "1", x)
+            found["its class"] = Refusal(lambda: AsksForClass(3, 3, 3), "conv", x)
+        else:
+            found["own forward"] = Refusal(lambda: conv(OwnForward(3, 3, 3)), "1", x)
+            found["computed"] = Refusal(lambda: conv(weight_norm(nn.Conv2d(3, 3, 3))), "1", x)
         if form.example:
             found["two sizes"] = Refusal(Twice, "conv", x)
             found["a part"] = Refusal(lambda: with_a_part("observer"), "1", x)
@@ -441,7 +452,7 @@ class TorchAdapter(Adapter):
 
         def replaced() -> nn.Module:
             found = model()
-            if form.name == "patch":
+            if form.name.startswith("patch"):
                 found[1].fc = nn.Bilinear(2, 2, 2)
             elif form.name == "unrolled":
                 found[1][1] = nn.Bilinear(2, 2, 2)
@@ -468,7 +479,7 @@ class TorchAdapter(Adapter):
         if form.name == "weight":
             return {"pruned": Refusal(pruned, "1", x)}
         found = {"replaced": Refusal(replaced, "2" if not form.layers else "1", x)}
-        if form.name == "patch":
+        if form.name.startswith("patch"):
             found["one for all groups"] = Refusal(mixed, "0", x)
         if form.name == "unrolled":
             found["no convolution"] = Refusal(moved, "1", x)

@@ -34,7 +34,7 @@ def seed_zero() -> None:
     torch.manual_seed(0)
 
 
-def in_form(model: nn.Module, form: str, x: Any, **options: Any) -> Any:
+def in_form(model: nn.Module, form: str, x: Any = None, **options: Any) -> Any:
     """Return a model with its CONV layers in a form; ``x`` is an input of it."""
     if form == "native":
         return model
@@ -43,7 +43,9 @@ def in_form(model: nn.Module, form: str, x: Any, **options: Any) -> Any:
     if form == "unrolled":
         return convfc.unroll(model, x, **options)
     if form == "batched":
-        return convfc.to_fc(model, groups="batched", **options)
+        return convfc.to_fc(model, groups="batched", product="matrix", **options)
+    if form == "patch":  # what PyTorch's own convolution computes would prove nothing
+        options = {"product": "matrix", **options}
     return convfc.to_fc(model, form=form, **options)
 
 

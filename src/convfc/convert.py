@@ -22,11 +22,13 @@ def to_fc(
     strict: bool = True,
     inplace: bool = False,
     groups: str = "auto",
+    product: str = "auto",
 ) -> Any:
     """Return the model with its CONV layers as the FC layers that they equal (Section 4).
 
     Every ``Conv1d``, ``Conv2d``, ``Conv3d`` and their transposed kin, with every hyper-parameter,
-    for inputs of every size. Nothing is converted wrongly or passed over in silence: what cannot be
+    for inputs of every size. In the patch form also their subclasses with a forward of their own,
+    and layers whose weight is computed before every call (weight norm, pruning). What cannot be
     converted is refused by name. Hooks stay, shared layers stay shared, and state dicts of the
     original load into the result and the other way round.
 
@@ -55,6 +57,11 @@ def to_fc(
         `convfc.frameworks.torch.GroupedLinear`: faster to make and to call where groups are many.
         ``"auto"``: separate up to 32 groups, batched beyond. The weight form holds all groups of a
         layer in one matrix, and refuses ``"separate"``.
+    product : {"auto", "matrix"}
+        How the patch form computes the product of M and K. ``"auto"``: with PyTorch's native
+        convolution while nothing has touched the FC layer, so that outputs and gradients are those
+        of the CONV layer, bit for bit and as fast; by calling the FC layer on M as soon as it has
+        hooks, is replaced, or is traced, compiled or transformed. ``"matrix"``: always on M.
 
     Returns
     -------
@@ -66,9 +73,10 @@ def to_fc(
     UnsupportedModel
         If no framework owns the model.
     UnsupportedLayer
-        If strict, for a layer with a forward of its own, an uninitialised one, a functional
-        convolution, TorchScript, a layer that a function's closure holds (see Notes). The message
-        says where, and what to do.
+        If strict, for an uninitialised layer, TorchScript, a quantised layer, one that a function's
+        closure holds (see Notes), one whose class a forward asks for; in the weight form, for a
+        layer with a forward of its own or a computed weight. The message says where, and what to
+        do.
     NothingToConvert
         If the model, or what ``where`` selects of it, has no CONV layer that is not in this form.
     ArgumentError
@@ -81,6 +89,10 @@ def to_fc(
     is infinite or NaN gives NaN wherever its tap reads padding. Of PyTorch's native kernels some do
     the same, and others leave the padding out (oneDNN's, which compute most layers in float32).
     `verify` does not hold for such weights, in any form.
+
+    A convolution that no layer computes (``F.conv2d`` with a parameter or a fixed filter of the
+    model's own) stays as it is; ``convfc.inspect(model, x)`` lists it. One that is given a layer's
+    weight, wherever it is called, is computed by that layer's FC layer.
 
     Where attributes hold a layer as well (a list, a dict, a partial, a bound method, an object),
     they are given the new one. A closure, such as that of a lambda that calls the layer, cannot be
@@ -95,18 +107,24 @@ def to_fc(
     >>> type(fc[0].fc) is nn.Linear, fc[0].fc.weight.shape
     (True, torch.Size([8, 16]))
     >>> images = torch.randint(-9, 10, (2, 1, 28, 28)).float()
-    >>> bool(((fc(images) - cnn(images)).abs() < 1e-4).all())
+    >>> bool((fc(images) == cnn(images)).all())
     True
 
     A weight that is not finite, and the padding:
 
     >>> padded = nn.Conv1d(1, 1, 3, padding=1, bias=False)
     >>> _ = padded.weight.data.copy_(torch.tensor([[[torch.inf, 1.0, 1.0]]]))
-    >>> to_fc(padded)(torch.ones(1, 1, 4)).tolist()
+    >>> to_fc(padded, product="matrix")(torch.ones(1, 1, 4)).tolist()
     [[[nan, inf, inf, inf]]]
     """
     return room_of(model).to_fc(
-        model, form=form, where=where, strict=strict, inplace=inplace, groups=groups
+        model,
+        form=form,
+        where=where,
+        strict=strict,
+        inplace=inplace,
+        groups=groups,
+        product=product,
     )
 
 

@@ -191,7 +191,7 @@ def test_integers_whose_sums_may_be_rounded_are_no_test():
         )
 
     for limit in (17.0, 18.0):
-        sides = Change("", layers, layers, rebuild=nothing).on(Call(x))
+        (sides,) = Change("", layers, layers, rebuild=nothing).on(Call(x))
         sides.sums(x / 8)  # those of other numbers say nothing of these
         made = sides.on_integers(lambda t: t.clone(), x, limit)
         assert (made is not None) is (limit == 18.0)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conv_cases import CASES, CHANNELS_LAST, SMALL, ConvCase, integers
 from torch import Tensor, nn
+from torch_fixtures import in_form
 
 import convfc
 from convfc import ConvGeometry
@@ -38,7 +39,7 @@ def test_the_output_has_the_memory_format_of_the_native_layer(
     for weight, given in itertools.product((torch.contiguous_format, last), repeat=2):
         layer = case.layer(dtype).to(memory_format=weight)
         x = case.x(dtype).contiguous(memory_format=given)
-        after = convfc.to_fc(layer, form=form)
+        after = in_form(layer, form)
         with torch.no_grad():
             y, z = layer(x), after(x)
         assert torch.equal(y, z)
@@ -48,7 +49,7 @@ def test_the_output_has_the_memory_format_of_the_native_layer(
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_patch_form_calls_exactly_linear_on_rows_of_m(case: ConvCase) -> None:
     layer = case.layer()
-    after = convfc.to_fc(layer)
+    after = in_form(layer, "patch")
     linears = [m for m in after.modules() if isinstance(m, nn.Linear)]
     assert all(type(m) is nn.Linear for m in linears)
     assert len(linears) == layer.groups
@@ -72,7 +73,7 @@ def test_the_patch_form_calls_exactly_linear_on_rows_of_m(case: ConvCase) -> Non
 @pytest.mark.parametrize(("groups", "held"), [(32, nn.ModuleList), (33, GroupedLinear)])
 def test_how_groups_are_held(groups: int, held: type[nn.Module]) -> None:
     layer = nn.Conv2d(groups, 2 * groups, 3, groups=groups, bias=False)
-    assert type(convfc.to_fc(layer).fc) is held
+    assert type(in_form(layer, "patch").fc) is held
     separate = convfc.to_fc(layer, groups="separate").fc
     assert [tuple(child.weight.shape) for child in separate] == [(2, 9)] * groups
     batched = convfc.to_fc(layer, groups="batched").fc
@@ -86,7 +87,7 @@ def test_how_groups_are_held(groups: int, held: type[nn.Module]) -> None:
 
 def test_a_batched_child_is_called_once_on_all_of_m() -> None:
     layer = ConvCase(nn.Conv2d, (40, 80, 3), (5, 4), {"groups": 40, "padding": 1}).layer()
-    after, x = convfc.to_fc(layer), integers((2, 40, 5, 4))
+    after, x = in_form(layer, "patch"), integers((2, 40, 5, 4))
     assert after.is_plain()
     seen: list[Tensor] = []
     handle = after.fc.register_forward_hook(lambda module, args, y: seen.append(args[0]) or 2 * y)
@@ -100,7 +101,7 @@ def test_a_batched_child_is_called_once_on_all_of_m() -> None:
 
 
 def test_one_linear_for_all_groups_is_no_conv_weight() -> None:
-    after = convfc.to_fc(nn.Conv2d(4, 6, 3, groups=2))
+    after = in_form(nn.Conv2d(4, 6, 3, groups=2), "patch")
     after.fc = nn.Linear(36, 6)
     assert after(torch.zeros(1, 4, 5, 5)).shape == (1, 6, 3, 3)
     with pytest.raises(UnsupportedLayer, match=r"expected nn.Linear or GroupedLinear; got Linear"):
@@ -119,7 +120,7 @@ class Doubled(nn.Linear):
 @pytest.mark.parametrize("case", SMALL, ids=str)
 def test_a_swapped_child_is_called(case: ConvCase) -> None:
     layer = case.layer()
-    after = convfc.to_fc(layer)
+    after = in_form(layer, "patch")
     for child in after.children_fc:
         child.__class__ = Doubled
     for seed in range(2):
@@ -133,7 +134,7 @@ def test_a_swapped_child_is_called(case: ConvCase) -> None:
 @pytest.mark.parametrize("change", ["weight class", "instance forward", "global hook"])
 def test_what_is_not_plain_is_called(change: str) -> None:
     layer = CASES[0].layer()
-    after = convfc.to_fc(layer)
+    after = in_form(layer, "patch")
     x = CASES[0].x()
     calls = []
     handle = None
@@ -160,7 +161,7 @@ def test_what_is_not_plain_is_called(change: str) -> None:
 
 def test_hooks_on_the_child_see_and_change_its_output() -> None:
     layer = CASES[0].layer()
-    after = convfc.to_fc(layer)
+    after = in_form(layer, "patch")
     handle = after.fc.register_forward_hook(lambda module, args, out: out + 1)
     assert torch.equal(after(CASES[0].x()), layer(CASES[0].x()) + 1)
     handle.remove()
@@ -179,7 +180,7 @@ CHANGES = [
 @pytest.mark.parametrize("changes", CHANGES, ids=str)
 def test_a_geometry_changed_on_the_module_counts(changes: dict, form: str) -> None:
     layer, x = CASES[0].layer(), CASES[0].x()
-    after = convfc.to_fc(layer, form=form)
+    after = in_form(layer, form)
     for name, value in changes.items():
         setattr(layer, name, value)
         setattr(after, name, value)
@@ -193,7 +194,7 @@ def test_a_padding_that_the_native_layer_ignores_is_ignored() -> None:
     layer = nn.Conv2d(2, 3, 3, padding=1, padding_mode="reflect")
     layer.padding = (2, 2)
     x = torch.randn(1, 2, 6, 6)
-    assert convfc.to_fc(layer)(x).shape == layer(x).shape == (1, 3, 6, 6)
+    assert in_form(layer, "patch")(x).shape == layer(x).shape == (1, 3, 6, 6)
 
 
 def test_a_weight_of_another_shape_counts() -> None:
@@ -204,14 +205,14 @@ def test_a_weight_of_another_shape_counts() -> None:
         layer.bias.zero_()
     x = integers((2, 1, 5, 5))
     for form in FORMS:
-        assert torch.equal(convfc.to_fc(layer, form=form)(x), layer(x))
+        assert torch.equal(in_form(layer, form)(x), layer(x))
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_output_size_of_a_transposed_layer(form: str) -> None:
     case = next(c for c in CASES if c.rest.get("stride") == (2, 3))
     layer = case.layer()
-    after = convfc.to_fc(layer, form=form)
+    after = in_form(layer, form)
     sizes = set()
     for size in itertools.product((7, 8), (12, 13, 14)):
         y = after(case.x(), output_size=size)
@@ -225,7 +226,7 @@ def test_output_size_of_a_transposed_layer(form: str) -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_the_input_by_name(form: str) -> None:
     layer = CASES[0].layer()
-    after = convfc.to_fc(layer, form=form)
+    after = in_form(layer, form)
     assert torch.equal(after(input=CASES[0].x()), layer(input=CASES[0].x()))
 
 
@@ -238,7 +239,7 @@ def test_patches_side_by_side_are_a_view_where_strides_allow() -> None:
         (nn.Conv1d(1, 5, 4, stride=4), torch.randn(2, 1, 12)),
         (nn.Conv2d(1, 5, (2, 4), stride=(2, 4)), torch.randn(2, 1, 6, 4)),
     ):
-        after, seen = convfc.to_fc(layer), []
+        after, seen = in_form(layer, "patch"), []
         after.fc.register_forward_pre_hook(lambda m, args, seen=seen: seen.append(args[0]))
         after(x)
         assert [rows.data_ptr() for rows in seen] == [x.data_ptr()]
@@ -246,27 +247,27 @@ def test_patches_side_by_side_are_a_view_where_strides_allow() -> None:
 
 @pytest.mark.parametrize("shape", [(2, 4, 7, 6), (3, 7), (1, 2, 3, 7, 6), (7, 6, 3)], ids=str)
 def test_an_input_of_the_wrong_shape_is_refused(shape: tuple[int, ...]) -> None:
-    after = convfc.to_fc(CASES[0].layer())
+    after = in_form(CASES[0].layer(), "patch")
     with pytest.raises(ShapeError, match=r"expected \(N, 3, size 0, size 1\)"):
         after(torch.zeros(shape, dtype=torch.float64))
 
 
 def test_an_input_smaller_than_the_kernel_is_refused() -> None:
     with pytest.raises(GeometryError, match="the kernel is larger than the padded input"):
-        convfc.to_fc(nn.Conv2d(1, 1, 5))(torch.zeros(1, 1, 4, 9))
+        in_form(nn.Conv2d(1, 1, 5), "patch")(torch.zeros(1, 1, 4, 9))
 
 
 def test_same_padding_with_a_stride_is_refused_as_pytorch_refuses_it() -> None:
     layer = nn.Conv2d(1, 1, 3, padding="same")
     layer.stride = (2, 2)
     with pytest.raises(GeometryError, match="stride 1 only"):
-        convfc.to_fc(layer)(torch.zeros(1, 1, 8, 8))
+        in_form(layer, "patch")(torch.zeros(1, 1, 8, 8))
 
 
 @pytest.mark.parametrize("layer", [nn.Conv2d, nn.ConvTranspose2d])
 @pytest.mark.parametrize("groups", [1, 40])
 def test_a_mixed_dtype_is_refused_as_linear_refuses_it(layer: Any, groups: int) -> None:
-    after = convfc.to_fc(layer(groups, groups, 3, groups=groups))
+    after = in_form(layer(groups, groups, 3, groups=groups), "patch")
     with pytest.raises(RuntimeError, match=r"dtype|expected scalar type"):
         after(torch.zeros(1, groups, 8, 8, dtype=torch.float64))
 

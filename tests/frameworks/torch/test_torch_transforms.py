@@ -10,8 +10,7 @@ from conv_cases import CASES, ConvCase, case, integers
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 from torch.autograd import gradcheck, gradgradcheck
-
-import convfc
+from torch_fixtures import in_form
 
 FORMS = ("patch", "weight")
 MANY = case(nn.Conv2d, (40, 80, 3), 7, 6, groups=40, padding=1)
@@ -42,7 +41,7 @@ def fresh_compiler():
 @pytest.mark.parametrize("case", TRACED, ids=str)
 def test_compile_in_one_graph(case: ConvCase, form: str) -> None:
     layer = case.layer()
-    compiled = torch.compile(convfc.to_fc(layer, form=form), backend="eager", fullgraph=True)
+    compiled = torch.compile(in_form(layer, form), backend="eager", fullgraph=True)
     for batch in (2, 3, 5):
         x = case.x(batch=batch)
         assert torch.equal(compiled(x), layer(x))
@@ -51,7 +50,7 @@ def test_compile_in_one_graph(case: ConvCase, form: str) -> None:
 def test_compiled_gradients_are_exact() -> None:
     case = CASES[13]
     layer = case.layer()
-    after = convfc.to_fc(layer)
+    after = in_form(layer, "patch")
     compiled = torch.compile(after, backend="aot_eager", fullgraph=True)
     x, z = case.x().requires_grad_(), case.x().requires_grad_()
     compiled(x).square().sum().backward()
@@ -65,7 +64,7 @@ def test_compiled_gradients_are_exact() -> None:
 @pytest.mark.parametrize("case", TRACED, ids=str)
 def test_export_with_any_batch(case: ConvCase, form: str) -> None:
     layer = case.layer()
-    after = convfc.to_fc(layer, form=form)
+    after = in_form(layer, form)
     program = torch.export.export(
         after, (case.x(),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)
     )
@@ -91,7 +90,7 @@ def test_export_with_every_size_open(case: ConvCase, form: str) -> None:
     inputs = other_sizes(case)
     dims = dict.fromkeys((0, *range(2, inputs[0].dim())), torch.export.Dim.AUTO)
     ranges = []
-    for model in (layer, convfc.to_fc(layer, form=form)):
+    for model in (layer, in_form(layer, form)):
         program = torch.export.export(nn.Sequential(model), (inputs[1],), dynamic_shapes=(dims,))
         ranges.append(sorted(map(str, program.range_constraints.values())))
         for x in inputs:
@@ -104,7 +103,7 @@ def test_export_with_every_size_open(case: ConvCase, form: str) -> None:
 def test_one_compilation_serves_every_size(case: ConvCase, form: str) -> None:
     layer = case.layer()
     counts = []
-    for model in (layer, convfc.to_fc(layer, form=form)):
+    for model in (layer, in_form(layer, form)):
         torch._dynamo.reset()
         counter = CompileCounter()
         compiled = torch.compile(model, backend=counter, dynamic=True, fullgraph=True)
@@ -118,7 +117,7 @@ def test_one_compilation_serves_every_size(case: ConvCase, form: str) -> None:
 @pytest.mark.parametrize("case", TRACED, ids=str)
 def test_vmap_over_inputs_and_over_weights(case: ConvCase, form: str) -> None:
     layer = case.layer()
-    after = convfc.to_fc(layer, form=form)
+    after = in_form(layer, form)
     x = case.x(batch=4)
     assert torch.equal(torch.vmap(after)(x), layer(x))
     stacked = torch.stack([x, x + 1])
@@ -132,7 +131,7 @@ def test_vmap_over_inputs_and_over_weights(case: ConvCase, form: str) -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_per_sample_gradients(form: str) -> None:
     model = network()
-    after = convfc.to_fc(model, form=form)
+    after = in_form(model, form)
     x = torch.randn(3, 3, 6, 6, dtype=torch.float64)
 
     def loss(parameters: dict[str, Tensor], sample: Tensor) -> Tensor:
@@ -154,11 +153,11 @@ def test_per_sample_gradients(form: str) -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_forward_mode_and_hessians(form: str) -> None:
     model = network()
-    after = convfc.to_fc(model, form=form)
+    after = in_form(model, form)
     x, v = torch.randn(2, 1, 3, 6, 6, dtype=torch.float64)
     torch.testing.assert_close(torch.func.jvp(after, (x,), (v,)), torch.func.jvp(model, (x,), (v,)))
     small = nn.Sequential(nn.Conv1d(1, 2, 2), nn.Tanh()).double()
-    after = convfc.to_fc(small, form=form)
+    after = in_form(small, form)
     x = torch.randn(1, 1, 4, dtype=torch.float64)
     hessians = [torch.func.hessian(lambda z, f=f: f(z).sum())(x) for f in (small, after)]
     torch.testing.assert_close(*hessians)
@@ -167,7 +166,7 @@ def test_forward_mode_and_hessians(form: str) -> None:
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("case", [*CASES[1::6], CASES[14], MANY], ids=str)
 def test_first_and_second_derivatives(case: ConvCase, form: str) -> None:
-    after = convfc.to_fc(case.layer(), form=form)
+    after = in_form(case.layer(), form)
     parameters = dict(after.named_parameters())
 
     def call(x: Tensor, *values: Tensor) -> Tensor:
@@ -187,7 +186,7 @@ def test_first_and_second_derivatives(case: ConvCase, form: str) -> None:
 @pytest.mark.parametrize("case", [CASES[0], MANY], ids=str)
 def test_autocast(case: ConvCase, dtype: torch.dtype, form: str) -> None:
     layer = case.layer(torch.float32)
-    after = convfc.to_fc(layer, form=form)
+    after = in_form(layer, form)
     x = case.x(torch.float32)
     with torch.autocast("cpu", dtype=dtype):
         y, z = layer(x), after(x)
@@ -209,18 +208,18 @@ def test_fake_and_meta_tensors(form: str) -> None:
     shape = model(x).shape
     with torch.device("meta"):
         meta = network()
-    assert convfc.to_fc(meta, form=form)(x.to("meta")).shape == shape
+    assert in_form(meta, form)(x.to("meta")).shape == shape
     from torch._subclasses import FakeTensorMode
 
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        after = convfc.to_fc(model, form=form)
+        after = in_form(model, form)
         assert after(mode.from_tensor(x)).shape == shape
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_threads_of_training_and_inference_mode(form: str) -> None:
     model = network()
-    after = convfc.to_fc(model, form=form)
+    after = in_form(model, form)
     x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
     with torch.inference_mode():
         y = after(x)

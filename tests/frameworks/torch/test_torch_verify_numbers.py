@@ -26,7 +26,7 @@ def test_the_bound_is_that_of_the_paper_s_matrices():
     fc = convfc.to_fc(conv)
     with torch.no_grad():
         fc.fc.weight[1, 5] += 0.125
-    layer = measure(Pair("", conv, fc).on(Call(x)), seed=0)
+    layer = measure(Pair("", conv, fc).on(Call(x))[0], seed=0)
     patches = convfc.im2col(
         x.movedim(1, -1).double().abs(), convfc.ConvGeometry(2, 3, (3, 3), stride=2)
     )
@@ -190,7 +190,7 @@ def test_integers_depend_on_each_number_alone(largest: int, dtype: torch.dtype):
 @pytest.mark.parametrize("limit", [2.0**8, 2.0**11, 2.0**24])
 def test_integers_are_as_large_as_exact_sums_allow(limit: float):
     conv = nn.Conv1d(1, 1, 1)
-    sides = Pair("", conv, copy.deepcopy(conv)).on(Call(torch.ones(1, 1, 1)))
+    (sides,) = Pair("", conv, copy.deepcopy(conv)).on(Call(torch.ones(1, 1, 1)))
     for longest in (1, 27, 289, 4608, 2**20):
         found = list(sides.integers(longest, limit))
         assert bool(found) is (longest <= limit)
@@ -209,7 +209,7 @@ def test_a_weight_that_is_no_number_meets_the_zeros_of_padding_in_m(cls: type, v
     ones = torch.ones(2, 1, 4, 4)
     reads = torch.zeros(4, 4, dtype=torch.bool)  # where the tap reads the image, not its padding
     reads[(slice(1, 4) if cls is nn.Conv2d else slice(0, 3),) * 2] = True
-    patch = convfc.to_fc(conv)(ones)
+    patch = convfc.to_fc(conv, product="matrix")(ones)
     assert torch.equal(patch.isnan(), ~reads.expand_as(patch) | torch.tensor(value).isnan())
     unrolled = convfc.unroll(conv, ones)(ones)
     assert torch.equal(unrolled.isfinite(), ~reads.expand_as(unrolled))

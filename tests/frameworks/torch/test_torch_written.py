@@ -192,7 +192,7 @@ def test_in_inference_mode(case: ConvCase, form: str) -> None:
 
 @pytest.mark.parametrize("frozen", [False, True])
 def test_a_group_that_changes_between_forward_and_backward_is_told(frozen: bool) -> None:
-    layer = convfc.to_fc(nn.Conv2d(4, 6, 3, groups=2)).requires_grad_(not frozen)
+    layer = in_form(nn.Conv2d(4, 6, 3, groups=2), "patch").requires_grad_(not frozen)
     x = torch.ones(1, 4, 5, 5, requires_grad=True)
     y = layer(x).sum()
     with torch.no_grad():

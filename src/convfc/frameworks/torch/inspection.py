@@ -15,11 +15,13 @@ from torch.nn.parameter import is_lazy
 
 from convfc.frameworks.torch.forms.form import form_of, unrolled_of
 from convfc.frameworks.torch.forms.patch import PatchConv
-from convfc.frameworks.torch.functional import FUNCTION_REMEDY, functional_convolutions
+from convfc.frameworks.torch.reach import out_of_reach
 from convfc.frameworks.torch.read import geometry_of, obstacle, own_class
 from convfc.frameworks.torch.running import unchanged
 from convfc.frameworks.torch.watch import Call, Watch, geometry_or_none, watched_run
 from convfc.inspection import Inspection, LayerRow
+
+_FUNCTION_REMEDY = "call an nn.Conv module instead, whose weight is its parameter"
 
 
 def inspect(model: nn.Module, x: Any = None) -> Inspection:
@@ -44,11 +46,12 @@ def _rows(
     model: nn.Module, watch: Watch, *, was_run: bool
 ) -> tuple[list[LayerRow], dict[int, int]]:
     """Return the rows in the model's order, and the sizes of their parameters by id."""
-    findings = {found.where: (kind, found) for kind, found in functional_convolutions(model)}
+    findings = {found.where: (kind, found) for kind, found in out_of_reach(model)}
     names: dict[int, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         names.setdefault(id(module), []).append(name)
     own = _sizes(model)
+    _give_to_layers(model, watch)
     rows: list[LayerRow] = []
     parameters: dict[int, int] = {}
     for place, module in model.named_modules():
@@ -57,9 +60,9 @@ def _rows(
         counted = _sizes(module)
         if form_of(module):
             row = _layer_row(module, places)
-        elif found is not None and kind != "function":
+        elif found is not None:
             row = LayerRow(places, kind, "other", parameters=sum(counted.values()))
-        elif found is not None or calls:
+        elif calls:
             row = LayerRow(places, "function", "functional")
             counted = {id(t): own[id(t)] for c in calls for t in c.tensors if id(t) in own}
         else:
@@ -68,10 +71,21 @@ def _rows(
             row = replace(row, reason=found.reason, remedy=found.remedy)
         elif row.form == "functional":
             used = " and ".join(dict.fromkeys(call.kind for call in calls))
-            row = replace(row, reason=f"its forward calls {used}", remedy=FUNCTION_REMEDY)
+            row = replace(row, reason=f"its forward calls {used}", remedy=_FUNCTION_REMEDY)
         parameters |= counted
         rows += [_row_of_call(row, *numbered) for numbered in enumerate(calls)] or [row]
     return rows, parameters
+
+
+def _give_to_layers(model: nn.Module, watch: Watch) -> None:
+    """Count a convolution with a layer's weight as a call of that layer, wherever it was made."""
+    holders = {
+        id(part._parameters.get("weight")): part for part in model.modules() if form_of(part)
+    }
+    for calls in watch.functional.values():
+        for call in [call for call in calls if call.tensors and id(call.tensors[0]) in holders]:
+            calls.remove(call)
+            watch.calls.setdefault(id(holders[id(call.tensors[0])]), []).append(call)
 
 
 def _layer_row(module: nn.Module, places: tuple[str, ...]) -> LayerRow:
@@ -83,7 +97,7 @@ def _layer_row(module: nn.Module, places: tuple[str, ...]) -> LayerRow:
         output = record.geometry.output_size(size)
         return replace(row, parameters=sum(sizes.values()), input_size=size, output_size=output)
     form = form_of(module)
-    blocked = obstacle(module) if form == "native" else None
+    blocked = obstacle(module, patch=True) if form == "native" else None
     sizes, lazy = _sizes(module), any(map(is_lazy, module.parameters()))
     return LayerRow(
         places,

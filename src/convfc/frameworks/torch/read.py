@@ -7,7 +7,7 @@ reads them, never from what its constructor was given.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 from torch import Tensor, nn
@@ -40,11 +40,12 @@ def native_class(module: nn.Module) -> type[nn.Module]:
     return next(cls for cls in CONV_CLASSES if isinstance(module, cls))
 
 
-def obstacle(module: nn.Module) -> Refusal | None:
+def obstacle(module: nn.Module, *, patch: bool = False) -> Refusal | None:
     """Return why a CONV layer cannot be converted; None if it can.
 
-    Only a layer that computes exactly what PyTorch's own forward computes, from a weight that is a
-    plain parameter, can be replaced without changing the function.
+    A layer that computes exactly what PyTorch's own forward computes, from a weight that is a plain
+    parameter, is known from its attributes. In ``patch`` form a layer runs the forward of its own
+    class, and its weight may be computed before every call.
     """
     if isinstance(module, LazyModuleMixin):
         return Refusal(
@@ -54,36 +55,61 @@ def obstacle(module: nn.Module) -> Refusal | None:
         return Refusal("its forward is its own", "build it from torch.nn's CONV layers")
     if "fc" in module._modules or "fc" in vars(module):
         return Refusal("it has a part named fc already", "rename that part")
+    if patch:
+        return _own_call(module) or _own_weight(module, computed=True)
     return own_forward(module) or _own_weight(module)
+
+
+_METHODS = ("forward", "_conv_forward", "_output_padding", "__call__")
+
+
+@cache
+def overridden(cls: type[nn.Module]) -> str | None:
+    """Return the first method in which a subclass of a CONV layer computes something else."""
+    native = next(base for base in CONV_CLASSES if issubclass(cls, base))
+    names = (n for n in _METHODS if getattr(cls, n, None) is not getattr(native, n, None))
+    return next(names, None)
 
 
 def own_forward(module: nn.Module) -> Refusal | None:
     """Return what a layer does in another way than PyTorch's own; None if nothing."""
     cls, native = own_class(module), native_class(module)
-    overridden = [
-        name
-        for name in ("forward", "_conv_forward", "_output_padding", "__call__")
-        if getattr(cls, name, None) is not getattr(native, name, None) or name in vars(module)
-    ]
-    if overridden:
+    name = overridden(cls) or next((n for n in _METHODS if n in vars(module)), None)
+    if name is not None:
         return Refusal(
-            f"its class {cls.__name__} has a {overridden[0]} of its own",
+            f"its class {cls.__name__} has a {name} of its own",
             f"replace it by the nn.{native.__name__} that computes the same, if there is one, or "
             "leave it out with where=",
         )
     return None
 
 
-def _own_weight(module: nn.Module) -> Refusal | None:
-    """Return why the weight of a layer is not simply its parameter."""
+def _own_call(module: nn.Module) -> Refusal | None:
+    """Return what of a layer is not in its class's forward, which goes with it to another form."""
+    name = next((n for n in _METHODS if n in vars(module)), None)
+    if name is None and type(module).__call__ is nn.Module.__call__:
+        return None
+    return Refusal(
+        f"it has a {name or '__call__'} of its own, beside the forward of its class",
+        "put it into the class's forward, or leave the layer out with where=",
+    )
+
+
+def _own_weight(module: nn.Module, *, computed: bool = False) -> Refusal | None:
+    """Return why the weight of a layer is not simply its parameter, or computed where it may be."""
     if parametrize.is_parametrized(module):
-        names = ", ".join(module.parametrizations)  # type: ignore[arg-type]
+        parametrized: Any = module.parametrizations
+        if computed and [*parametrized] == ["weight"]:
+            return None
+        names = ", ".join(parametrized)
         return Refusal(
             f"its {names} is computed by a parametrization",
             "torch.nn.utils.parametrize.remove_parametrizations first, and parametrize the FC "
             "child afterwards",
         )
     weight = module._parameters.get("weight")
+    if computed and isinstance(vars(module).get("weight"), Tensor) and "bias" in module._parameters:
+        return None
     if weight is None:
         return Refusal(
             "its weight is not a parameter but computed before every call",

@@ -15,6 +15,7 @@ import sys
 import weakref
 from collections import OrderedDict, UserDict, UserList, deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from types import CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -22,7 +23,6 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _WrappedHook
 
 from convfc.errors import Refusal, UnsupportedLayer
-from convfc.frameworks.torch.functional import closed_over, is_foreign, of_descriptor
 
 _CHANGES: tuple[type, ...] = (
     *(list, dict, set, deque, functools.partial, UserDict, UserList, SimpleNamespace),
@@ -45,6 +45,35 @@ _IGNORED = {
 }
 _COMPILED = {"forward", "_forward", "__call__", "dynamo_ctx"}
 """What a module of `torch.compile` makes of the module inside it."""
+
+
+_FOREIGN = {"torch", "numpy", *sys.stdlib_module_names} - {"__main__"}
+
+
+def of_descriptor(thing: Any) -> Any:
+    """Return the function that a method, property or the like is made of, or the thing itself."""
+    match thing:
+        case staticmethod() | classmethod():
+            return thing.__func__
+        case property():
+            return thing.fget
+        case functools.cached_property():
+            return thing.func
+    return thing
+
+
+def is_foreign(module: str | None) -> bool:
+    """Say whether functions of a module are not read: they are no user's model."""
+    return module is not None and module.partition(".")[0] in _FOREIGN
+
+
+def closed_over(function: FunctionType) -> dict[str, Any]:
+    """Return the variables that a function has closed over, as far as they have a value."""
+    names: dict[str, Any] = {}
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with suppress(ValueError):  # not assigned yet
+            names[name] = cell.cell_contents
+    return names
 
 
 class _Step(NamedTuple):
@@ -187,7 +216,7 @@ def _contents(step: _Step) -> Iterator[tuple[Any, Any]]:
         yield from _closed_in(holder)
         return
     elif isinstance(holder, type):
-        yield from _of_class(holder)
+        yield from what_calls_reach(holder)
         return
     elif isinstance(holder, weakref.ref):
         yield "", holder()
@@ -241,7 +270,7 @@ def _closed_in(function: FunctionType) -> Iterator[tuple[str, Any]]:
     yield from enumerate(function.__defaults__ or ())
     yield from (function.__kwdefaults__ or {}).items()
     yield from vars(function).items()
-    scope, codes = function.__globals__, list(_codes(function.__code__))
+    scope, codes = function.__globals__, list(codes_in(function.__code__))
     likely = {name for code in codes for name in code.co_names if _is_searched(scope, name)}
     if likely:  # attributes have names, too
         loaded = {
@@ -261,7 +290,7 @@ def _is_searched(scope: Mapping[str, Any], name: str) -> bool:
     return isinstance(value, (*_CHANGES, tuple, MethodType))
 
 
-def _of_class(cls: type) -> Iterator[tuple[str, Any]]:
+def what_calls_reach(cls: type) -> Iterator[tuple[str, Any]]:
     """Yield what calls of a class's objects look up in it: forward, and whatever that names."""
     names, done = ["forward", "__call__"], set()
     while names:
@@ -275,15 +304,15 @@ def _of_class(cls: type) -> Iterator[tuple[str, Any]]:
             value = of_descriptor(vars(base)[name])
             yield name, value
             if isinstance(value, FunctionType):
-                names += [n for code in _codes(value.__code__) for n in code.co_names]
+                names += [n for code in codes_in(value.__code__) for n in code.co_names]
 
 
-def _codes(code: CodeType) -> Iterator[CodeType]:
+def codes_in(code: CodeType) -> Iterator[CodeType]:
     """Yield a piece of code and the pieces inside it."""
     yield code
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            yield from _codes(constant)
+            yield from codes_in(constant)
 
 
 def _can_be_made_again(value: Any) -> bool:

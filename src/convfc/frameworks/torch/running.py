@@ -35,6 +35,11 @@ def deep_copy(
 ) -> _Module:
     """Return a deep copy of a module; ``copies`` receives that of everything inside, by ``id``."""
     memo = {} if copies is None else copies
+    for part in model.modules():
+        for name in _computed_before_calls(part):
+            value = vars(part).get(name)  # of a graph, which PyTorch does not copy
+            if isinstance(value, Tensor):
+                memo.setdefault(id(value), value.detach().clone())
     try:
         _copy_modules(model, memo)
         return copy.deepcopy(model, memo)
@@ -44,6 +49,14 @@ def deep_copy(
             where=type(model).__name__,
             remedy=remedy,
         ) from error
+
+
+def _computed_before_calls(part: nn.Module) -> Iterator[str]:
+    """Yield the tensors that a hook computes before every call: weight norm's, and pruning's."""
+    for hook in part._forward_pre_hooks.values():
+        for attribute in ("name", "_tensor_name"):
+            if isinstance(name := getattr(hook, attribute, None), str):
+                yield name
 
 
 def _copy_modules(model: nn.Module, memo: dict[int, Any]) -> None:

@@ -16,23 +16,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from convfc.errors import GeometryError
+from convfc.frameworks.torch.forms.calls import CONVOLUTIONS, convolution_of
 from convfc.frameworks.torch.forms.form import form_of, unrolled_of
-from convfc.frameworks.torch.functional import CONVOLUTIONS
-from convfc.frameworks.torch.read import geometry_from, geometry_of, hashable, sizes_of_weight
+from convfc.frameworks.torch.read import geometry_of
 from convfc.frameworks.torch.running import check_can_run, run_on
 from convfc.frameworks.torch.tensors import dtype_name
 from convfc.geometry import ConvGeometry
-
-_CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-_TRANSPOSE = (*_CONV[:5], "output_padding", "groups", "dilation")
-_GENERAL = (*_CONV[:6], "transposed", "output_padding", "groups")
-_ARGUMENTS = {
-    **{f"conv{n}d": _CONV for n in (1, 2, 3)},
-    **{f"conv_transpose{n}d": _TRANSPOSE for n in (1, 2, 3)},
-    "convolution": _GENERAL,
-    "_convolution": _GENERAL,
-}
-"""How the functions of torch name their arguments; of the others only the name is told."""
 
 
 class Call(NamedTuple):
@@ -65,9 +54,8 @@ class Watch(TorchFunctionMode):
     ) -> Any:
         """Run a function of torch, and note it if it convolves."""
         result = func(*args, **(kwargs or {}))
-        name = CONVOLUTIONS.get(func)
-        if name is not None and self._running:
-            self._running[-1][2].append(_function_call(name, args, kwargs or {}, result))
+        if func in CONVOLUTIONS and self._running:
+            self._running[-1][2].append(_function_call(func, args, kwargs or {}, result))
         return result
 
     @contextlib.contextmanager
@@ -114,30 +102,16 @@ def _layer_call(module: nn.Module, given: Sequence[Any], output: Tensor) -> Call
     return Call(type(module).__name__, geometry, facts, arguments=len(given))
 
 
-def _function_call(name: str, args: Sequence[Any], kwargs: dict[str, Any], y: Tensor) -> Call:
+def _function_call(function: Any, args: Sequence[Any], kwargs: dict[str, Any], y: Tensor) -> Call:
     """Return a call of a function; without geometry if it is not one of the well-known ones."""
+    name = CONVOLUTIONS[function]
     kind = f"F.{name}" if hasattr(nn.functional, name) else f"torch.{name}"
-    given = dict(zip(_ARGUMENTS.get(name, ()), args, strict=False)) | kwargs
-    if name not in _ARGUMENTS:
+    call = convolution_of(function, args, kwargs)
+    if call is None:
         return Call(kind, None, {})
-    x, weight, bias = given["input"], given["weight"], given.get("bias")
-    groups, transposed = given.get("groups", 1), given.get("transposed", "transpose" in name)
-    channels, filters, *kernel = sizes_of_weight(weight.shape, groups, transposed=transposed)
-    stride, padding, dilation = (
-        hashable(given.get(key, default))
-        for key, default in (("stride", 1), ("padding", 0), ("dilation", 1))
-    )
-
-    def geometry(extra: Sequence[int] | None) -> ConvGeometry:
-        sizes = (channels, filters, tuple(kernel))
-        extra = tuple(extra or ()) if transposed else ()
-        return geometry_from(
-            sizes, stride, padding, dilation, groups, "zeros", transposed, extra or 0
-        )
-
-    facts = _facts(x, y, len(kernel))
-    tensors = tuple(t for t in (weight, bias) if t is not None)
-    found = geometry_or_none(geometry, facts["input_size"], facts["output_size"])
+    facts = _facts(call.x, y, call.spatial_ndim)
+    tensors = tuple(t for t in (call.weight, call.bias) if t is not None)
+    found = geometry_or_none(call.geometry, facts["input_size"], facts["output_size"])
     return Call(kind, found, facts, tensors)
 
 

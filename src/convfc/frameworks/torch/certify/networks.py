@@ -16,6 +16,7 @@ from convfc.errors import ShapeError
 from convfc.frameworks.torch.certify.engine import Call, Numbers, Sides, measure
 from convfc.frameworks.torch.certify.pairs import HeadConv, Pairs, cast
 from convfc.frameworks.torch.forms.form import form_of
+from convfc.frameworks.torch.forms.patch import by_matrix
 from convfc.frameworks.torch.running import (
     RandomState,
     call_arguments,
@@ -61,7 +62,7 @@ class Runner:
             if type(parameter) is nn.Parameter and (shared or plain or numbers is None):
                 made = parameter if shared else self._in(numbers, parameter)
                 copies.setdefault(id(parameter), made)
-        copied = deep_copy(model, copies)
+        copied = by_matrix(deep_copy(model, copies))
         return copied if numbers is None or shared else cast(copied, numbers)
 
     def _in(self, numbers: Numbers | None, parameter: nn.Parameter) -> nn.Parameter:
@@ -142,8 +143,8 @@ class Compared(Protocol):
     def called(self) -> nn.Module:
         """The part of the first network."""
 
-    def on(self, call: Call) -> Sides:
-        """Return it on one input, for `measure`."""
+    def on(self, call: Call) -> Sequence[Sides]:
+        """Return it on one input, for `measure`: as one or, by the convolutions in it, several."""
 
 
 def measure_calls(
@@ -163,7 +164,7 @@ def measure_calls(
             try:
                 with random_numbers(run.tensors):
                     if call is not None:
-                        certificates.append(measure(part.on(call), seed=seed))
+                        certificates.extend(measure(one, seed=seed) for one in part.on(call))
             except Exception as error:
                 failed.append(error)
                 raise

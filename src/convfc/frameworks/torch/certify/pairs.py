@@ -16,19 +16,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.overrides import TorchFunctionMode
 
 from convfc.certificate import WeightComparison
 from convfc.errors import GeometryError
 from convfc.frameworks.torch.certify.engine import LARGEST, Call, Numbers, Run, Side, Sides, Sums
+from convfc.frameworks.torch.forms.calls import Convolution, convolution_of
 from convfc.frameworks.torch.forms.form import Unrolled, form_of, linear_of, unrolled_of
-from convfc.frameworks.torch.forms.patch import PatchConv
+from convfc.frameworks.torch.forms.patch import PatchConv, by_matrix
 from convfc.frameworks.torch.forms.weight import steps_of
 from convfc.frameworks.torch.matrix import matrix_tensor, matrix_values
 from convfc.frameworks.torch.read import geometry_of, obstacle, own_forward
@@ -39,6 +41,7 @@ from convfc.frameworks.torch.tensors import (
     dtype_name,
     same_bits,
     wide,
+    words,
 )
 from convfc.frameworks.torch.unrolled.back import bias_of
 from convfc.frameworks.torch.unrolled.entries import (
@@ -66,6 +69,7 @@ class Pair:
     before: nn.Module
     after: nn.Module
     part: nn.Module | None = None
+    errors: tuple[str, ...] = ()
 
     @property
     def called(self) -> nn.Module:
@@ -77,9 +81,15 @@ class Pair:
         """What the layer is before and after, in one word each."""
         return word_for(self.before), word_for(self.after)
 
-    def on(self, call: Call) -> Sides:
-        """Return the pair on one input, for `measure`; its layers are copied."""
-        return _Layers(self, call)
+    def on(self, call: Call) -> list[Sides]:
+        """Return the pair on one input, for `measure`; its layers are copied.
+
+        Of layers with a forward of their own, or with a computed weight, it is the convolutions
+        inside: what runs before, between and after them is the same code.
+        """
+        if runs_own_forward(self.before) or runs_own_forward(self.after):
+            return [_Layers(pair, inner) for pair, inner in _inside(self, call)]
+        return [_Layers(self, call)]
 
 
 @dataclass
@@ -221,7 +231,7 @@ def word_for(module: nn.Module) -> str:
 def has_own_weights(module: nn.Module) -> bool:
     """Say whether a layer's weight is its own parameter, element by element, in any layout."""
     if isinstance(module, PatchConv):
-        return module.holds_conv_weight()
+        return module.holds_conv_weight() and not runs_own_forward(module)
     form = form_of(module)
     if form == "weight":
         return len(steps_of(module)) == 1
@@ -233,6 +243,62 @@ def has_own_weights(module: nn.Module) -> bool:
         return module.is_plain()
     own = isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
     return own and not parametrize.is_parametrized(module)
+
+
+def runs_own_forward(layer: nn.Module) -> bool:
+    """Say whether a layer runs a forward of its own class, or has its weight computed."""
+    if isinstance(layer, PatchConv):
+        return layer.own_forward or layer.is_computed
+    own = form_of(layer) == "native" and obstacle(layer) is not None
+    return own and obstacle(layer, patch=True) is None
+
+
+class _Convolutions(TorchFunctionMode):
+    """Notes what is convolved, with plain tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[Convolution] = []
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        found = convolution_of(func, args, kwargs or {})
+        if found is not None:
+            self.found.append(found.plain())
+        return func(*args, **(kwargs or {}))
+
+
+def _inside(pair: Pair, call: Call) -> Iterator[tuple[Pair, Call]]:
+    """Yield the convolutions inside one call, each as a pair of layers on what it received."""
+    noted: list[list[Convolution]] = []
+    errors: tuple[str, ...] = ()
+    for which, layer in (("first", pair.before), ("second", pair.after)):
+        with _Convolutions() as mode, torch.no_grad():
+            try:
+                call(by_matrix(deep_copy(layer)), call.x)
+            except Exception as error:
+                errors += (f"the {which} layer fails; expected an output, got {words(error)}",)
+        noted.append(mode.found)
+    ours, theirs = noted
+    if len(ours) != len(theirs) or not ours:
+        errors += (f"its convolutions; expected {len(ours)}, got {len(theirs)}",)
+    if errors:
+        yield replace(pair, errors=errors), call
+        return
+    for number, (mine, other) in enumerate(zip(ours, theirs, strict=True), start=call.number):
+        inner = Pair(pair.name, mine.as_layer(), _as_child(pair.after, other))
+        yield inner, Call(mine.x, number=number)
+
+
+def _as_child(layer: nn.Module, convolution: Convolution) -> nn.Module:
+    """Return a convolution inside a layer as a layer: in patch form with the FC children of it."""
+    native = convolution.as_layer()
+    if not isinstance(layer, PatchConv):
+        return native
+    made = PatchConv(native, separate=isinstance(layer.fc, nn.ModuleList), product="matrix")
+    made.put_children(deep_copy(layer.fc))
+    return made
 
 
 def is_linear_map(module: nn.Module) -> bool:
@@ -339,7 +405,7 @@ def _callable(layer: nn.Module) -> nn.Module:
 
 def _is_known(module: nn.Module) -> bool:
     form = form_of(module)
-    return form is not None and (form != "native" or obstacle(module) is None)
+    return form is not None and (form != "native" or obstacle(module, patch=True) is None)
 
 
 class _Layers(Sides):
@@ -355,7 +421,7 @@ class _Layers(Sides):
         # The native layer, where there is one, tells how large the sums are.
         sides = sorted(self.parts, key=_far_from_native)
         self.reference = next(filter(is_linear_map, sides), None)
-        self.errors = list(other_geometry(pair))
+        self.errors = [*pair.errors, *other_geometry(pair)]
         if self.plain:
             self.weights = tuple(self._weights())
             self.errors += self._wrong_entries()
@@ -369,7 +435,7 @@ class _Layers(Sides):
     def made(self, numbers: Numbers | None) -> tuple[Side, Side]:
         # What a tool has put in may keep something of a run: then the next one has its own copies.
         if not self.copies or not self.plain:
-            self.copies = [deep_copy(part) for part in self.parts]
+            self.copies = [by_matrix(deep_copy(part)) for part in self.parts]
         if numbers is not None:
             for copied in self.copies:
                 cast(copied, numbers)
@@ -400,7 +466,7 @@ class _Layers(Sides):
         """B is the reference layer on absolute values. On ones, and one image, it counts."""
         if self.reference is None or dy is None:
             return {}
-        layer = deep_copy(self.reference)
+        layer = by_matrix(deep_copy(self.reference))
         batched = x.dim() > 1 + _spatial_ndim(layer)
         images = x.shape[0] if batched else 1
 

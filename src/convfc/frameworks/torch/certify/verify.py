@@ -19,6 +19,7 @@ from convfc.frameworks.torch.certify.pairs import (
     UnrolledLayer,
     find_pairs,
     has_own_weights,
+    runs_own_forward,
 )
 from convfc.frameworks.torch.certify.simplified import certify_simplified, simplified_record
 from convfc.frameworks.torch.read import geometry_of
@@ -57,7 +58,7 @@ def verify(before: nn.Module, after: nn.Module, x: Any, *, seed: int = 0) -> Cer
             found = find_pairs(before, after)
             output, measured = measure_calls(before, found.pairs, run, seed)
             for pair, calls in zip(found.pairs, measured, strict=True):
-                layers += calls or [_measure_unreached(pair, seed)]
+                layers += calls or _measure_unreached(pair, seed)
             network = compare_networks(before, after, output, found, run)
     return Certificate(
         layers=tuple(layers),
@@ -69,12 +70,13 @@ def verify(before: nn.Module, after: nn.Module, x: Any, *, seed: int = 0) -> Cer
     )
 
 
-def _measure_unreached(pair: Pair, seed: int) -> LayerCertificate:
+def _measure_unreached(pair: Pair, seed: int) -> list[LayerCertificate]:
     """Compare a pair that the network does not call on this input, on random numbers."""
-    layer = next(filter(has_own_weights, (pair.before, pair.after)), None)
+    sides = (pair.before, pair.after)
+    layer = next((one for one in sides if has_own_weights(one) or runs_own_forward(one)), None)
     if layer is None:
         error = "it is not called; expected a call on this input, got none"
-        return LayerCertificate(pair.name, pair.forms, errors=(error,))
+        return [LayerCertificate(pair.name, pair.forms, errors=(error,))]
     weight: Tensor = layer.weight.detach()  # type: ignore[operator]
     unrolled = [side for side in (pair.before, pair.after) if isinstance(side, UnrolledLayer)]
     if unrolled:
@@ -94,7 +96,7 @@ def _measure_unreached(pair: Pair, seed: int) -> LayerCertificate:
         size = (1, geometry.in_channels, *spatial)
     x = torch.randn(size, generator=torch.Generator().manual_seed(seed)).to(weight)
     note = f"not called on this input, so compared on random numbers of shape {size}"
-    return measure(pair.on(Call(x)), seed=seed, notes=(note,))
+    return [measure(one, seed=seed, notes=(note,)) for one in pair.on(Call(x))]
 
 
 def _check(name: str, model: nn.Module) -> None:

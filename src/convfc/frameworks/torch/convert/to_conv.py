@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, get_args
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from convfc.errors import (
     ArgumentError,
@@ -164,9 +165,12 @@ class _Builder:
         """Return the CONV layer or, of a longer chain, the `nn.Sequential`."""
         if not isinstance(layer, PatchConv):
             return self._from_matrix(layer)
+        if layer.is_computed:
+            return _computed(layer)
         first, *others = chain
         assert isinstance(first, Product), "see _chain"  # noqa: S101
-        conv = _native(layer, self._weight(layer, first), self._bias(layer, first))
+        weight = self._weight(layer, first)
+        conv = _native(layer, weight.shape, self._bias(layer, first), weight)
         if not others:
             return conv
         parts = [_point(layer, step) if isinstance(step, Product) else step for step in others]
@@ -226,6 +230,8 @@ def _chain(layer: nn.Module) -> Chain | Refusal:
     """Read a layer, and check that it is as large as the CONV layer; of a weight form, nothing."""
     if not isinstance(layer, PatchConv):
         return _weight_form_obstacle(layer) or []
+    if layer.is_computed:
+        return _computed_obstacle(layer) or []
     chains = []
     for child in layer.children_fc:
         chain = chain_of(child)
@@ -284,6 +290,37 @@ def _weight_form_obstacle(layer: nn.Module) -> Refusal | None:
     return None
 
 
+def _computed_obstacle(layer: PatchConv) -> Refusal | None:
+    """Return why a layer whose weight is computed cannot be the CONV layer again."""
+    if layer.holds_computed_weight():
+        return None
+    return Refusal(
+        "its weight is computed before every call, and a tool has changed its FC part",
+        "merge what the tool has put there, or make the weight permanent before to_fc "
+        "(torch.nn.utils.parametrize.remove_parametrizations, remove_weight_norm, prune.remove)",
+    )
+
+
+def _computed(layer: PatchConv) -> nn.Module:
+    """Return the CONV layer of a layer whose weight is computed: nothing has touched that."""
+    bias = layer.bias
+    if bias is not None and type(bias) is not nn.Parameter:  # of several groups
+        own: list[Any] = [child.bias for child in layer.children_fc]
+        grads = [one.grad for one in own if one.grad is not None]
+        bias = as_parameter(
+            torch.cat(own), own[0], torch.cat(grads) if len(grads) == len(own) else None
+        )
+    conv = _native(layer, layer.weight_shape, bias)
+    steps = layer._modules.get("parametrizations")
+    if steps is not None:  # PyTorch's own way to the class that computes the weight
+        conv.register_parameter(
+            "weight", nn.Parameter(torch.empty(layer.weight_shape, device="meta"))
+        )
+        parametrize.register_parametrization(conv, "weight", nn.Identity(), unsafe=True)
+        conv._modules["parametrizations"] = steps
+    return conv
+
+
 def _shared_with_others(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, Refusal]:
     """Return the layers whose FC weight is also a parameter of something that stays as it is."""
     inside = {id(part) for layer in layers.values() for part in layer.modules()}
@@ -296,14 +333,20 @@ def _shared_with_others(model: nn.Module, layers: Mapping[str, nn.Module]) -> di
     }
 
 
-def _native(layer: PatchConv, weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Module:
+def _native(
+    layer: PatchConv,
+    shape: Sequence[int],
+    bias: nn.Parameter | None,
+    weight: nn.Parameter | None = None,
+) -> nn.Module:
     """Return an object of the layer's own class, with everything that the layer has now."""
     conv: Any = layer.native.__new__(layer.native)
     nn.Module.__init__(conv)
-    conv.register_parameter("weight", weight)
+    if weight is not None:
+        conv.register_parameter("weight", weight)
     conv.register_parameter("bias", bias)
     move_attributes(layer, conv)
-    first, second, *_ = weight.shape
+    first, second, *_ = shape
     conv.out_channels = second * layer.groups if layer.transposed else first
     native: nn.Module = conv
     return native

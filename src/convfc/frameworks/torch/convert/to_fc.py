@@ -13,9 +13,8 @@ from convfc.errors import ArgumentError, Refusal
 from convfc.frameworks.torch.convert.to_conv import to_conv
 from convfc.frameworks.torch.forms.form import Form, form_of
 from convfc.frameworks.torch.forms.grouped import MOST_SEPARATE
-from convfc.frameworks.torch.forms.patch import PatchConv
+from convfc.frameworks.torch.forms.patch import PatchConv, Product
 from convfc.frameworks.torch.forms.weight import steps_of, to_weight_form
-from convfc.frameworks.torch.functional import functional_convolutions
 from convfc.frameworks.torch.places import (
     Shared,
     Where,
@@ -27,6 +26,7 @@ from convfc.frameworks.torch.places import (
     selector,
     tied,
 )
+from convfc.frameworks.torch.reach import asked_for_class, out_of_reach
 from convfc.frameworks.torch.read import obstacle
 from convfc.frameworks.torch.references import blocked_references, exchange
 from convfc.frameworks.torch.unrolled.form import (
@@ -54,6 +54,7 @@ def to_fc(
     strict: bool = True,
     inplace: bool = False,
     groups: Groups = "auto",
+    product: Product = "auto",
 ) -> nn.Module:
     """Return the model with its CONV layers as FC layers; see `convfc.to_fc`."""
     one_of(
@@ -80,6 +81,22 @@ def to_fc(
             got=f"'separate', form={form!r}",
             remedy="leave it out",
         )
+    one_of(
+        "product",
+        product,
+        Product,
+        what="there is no such product",
+        remedy="'auto' leaves it to PyTorch's convolution while nothing has touched the FC layer, "
+        "'matrix' always computes M K",
+    )
+    if product == "matrix" and form != "patch":
+        raise ArgumentError(
+            f"the {form} form runs PyTorch's convolution and has no M",
+            where="product",
+            expected="'auto', or form='patch'",
+            got=f"'matrix', form={form!r}",
+            remedy="leave it out",
+        )
     separate = None if groups == "auto" else groups == "separate"
     model, chosen, inplace = _taken_back(model, form, where, strict=strict, inplace=inplace)
     found, left = _found(model, form, where, chosen, inplace=inplace)
@@ -99,13 +116,13 @@ def to_fc(
     new: dict[int, nn.Module] = {}
     for layer in {id(layer): layer for layer in layers}.values():
         # Layers that share a parameter, in one layout, go on sharing it.
-        source, key = layer.weight, (layer.weight.shape, layer.transposed, layer.groups)
+        source, key = layer._parameters.get("weight", layer), (layer.transposed, layer.groups)
         if form == "weight":
             first = shared([source], key, partial(to_weight_form, layer))
             if first is not layer:
                 to_weight_form(layer, steps_of(first).original)
         else:
-            new[id(layer)] = converted = PatchConv(layer, separate=separate)
+            new[id(layer)] = converted = PatchConv(layer, separate=separate, product=product)
             first = shared([source], key, partial(_itself, converted))
             if first is not converted:
                 converted.share_weight(first)
@@ -189,12 +206,12 @@ def _found(
     }
     left: dict[str, Refusal] = {}
     for name, layer in found.items():
-        blocked = obstacle(layer)
+        blocked = obstacle(layer, patch=form == "patch")
         if blocked is not None:
             left[name] = blocked._replace(reason=f"{type(layer).__name__}: {blocked.reason}")
-    for _, call in functional_convolutions(model):
-        if chosen(call.where, model.get_submodule(call.where)):
-            left.setdefault(call.where, call)
+    for _, part in out_of_reach(model):
+        if chosen(part.where, model.get_submodule(part.where)):
+            left.setdefault(part.where, part)
     if not found and not left:
         already = any(chosen(name, part) for name, part in layers.items())
         raise nothing_to_convert(
@@ -202,6 +219,9 @@ def _found(
             where,
             layers,
         )
+    if form != "weight":
+        ready = {name: layer for name, layer in found.items() if name not in left}
+        left |= asked_for_class(model, ready)
     # Layers that get the weight form in place stay the objects that they are.
     moving = {
         id(layer)

@@ -16,7 +16,7 @@ from convfc.frameworks.torch.vocabulary import is_pointwise
 _MODULE = frozenset(vars(nn.Module()))
 HOOKS = frozenset(name for name in _MODULE if "hook" in name)
 # What a layer in patch form has besides the attributes of the CONV layer.
-_OWN = {"fc", "native", "weight_shape", "weight_channels_last"}
+_OWN = {"fc", "native", "own_forward", "product", "weight_shape", "weight_channels_last"}
 FC = (nn.Linear, GroupedLinear)
 """What `to_fc` makes of a layer, or of its groups."""
 _PLAIN = (nn.Parameter, Tensor)  # a tensor while torch.func calls the model with its own
@@ -31,13 +31,16 @@ class Survey(NamedTuple):
     ``weights`` is None unless every child is exactly of a class in `FC`, with plain weights, to
     which ``biases`` belong; ``hooked`` says whether calls of a child, or of its parts, run hooks;
     ``whole`` whether a child must see all rows of M in one call: unless it is known to treat every
-    row alone, what it draws at random, or measures of its input, may hold for a whole image.
+    row alone, what it draws at random, or measures of its input, may hold for a whole image;
+    ``bare`` whether every child is exactly of a class in `FC`, with plain weights or with one that
+    is computed before every call.
     """
 
     weights: list[Tensor] | None
     biases: list[Tensor | None]
     hooked: bool
     whole: bool
+    bare: bool
 
 
 def survey(fc: nn.Module) -> Survey:
@@ -47,7 +50,7 @@ def survey(fc: nn.Module) -> Survey:
     """
     weights: list[Tensor] = []
     biases: list[Tensor | None] = []
-    hooked, plain, whole = bool(_has_any_global_hook()), True, False
+    hooked, plain, whole, bare = bool(_has_any_global_hook()), True, False, True
     for child in fc._modules.values() if type(fc) is nn.ModuleList else (fc,):
         assert child is not None, "a ModuleList holds modules"  # noqa: S101
         if _is_plain_linear(child):
@@ -55,11 +58,30 @@ def survey(fc: nn.Module) -> Survey:
             weights.append(parameters["weight"])  # type: ignore[arg-type]
             biases.append(parameters["bias"])
             hooked = hooked or is_hooked(child)
-        else:
+        elif type(child) in FC and "weight" in vars(child) and "forward" not in vars(child):
             plain = False
+            biases.append(child._parameters["bias"])
+            hooked = hooked or is_hooked(child)
+        else:
+            plain = bare = False
             hooked = hooked or any(map(is_hooked, child.modules()))
             whole = whole or not _row_by_row(child)
-    return Survey(weights if plain else None, biases, hooked, whole)
+    return Survey(weights if plain else None, biases, hooked, whole, bare)
+
+
+def inner_layer(child: nn.Module, rows: int, columns: int) -> tuple[str, nn.Module] | None:
+    """Return the FC layer in what a tool has made of an FC child, and its name there.
+
+    It is the first that has the size of the FC layer, and a weight that is a plain tensor.
+    """
+    plain = (Tensor,) if transforming() else ()
+    for name, part in child.named_modules():
+        weight = getattr(part, "weight", None) if isinstance(part, FC) else None
+        if (type(weight) in _PLAIN or isinstance(weight, plain)) and weight.flatten(
+            0, -2
+        ).shape == (rows, columns):  # type: ignore[union-attr]
+            return name, part
+    return None
 
 
 def _is_plain_linear(module: nn.Module) -> bool:
@@ -107,9 +129,13 @@ def is_hooked(module: nn.Module) -> bool:
 
 def in_a_transform(x: Tensor) -> bool:
     """Say whether PyTorch is tracing or transforming a call: then ordinary operations only."""
+    return type(x) not in _PLAIN or transforming()
+
+
+def transforming() -> bool:
+    """Say whether PyTorch is tracing or transforming whatever is called now."""
     return (
-        type(x) not in _PLAIN
-        or torch.compiler.is_compiling()
+        torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
         or torch._C._get_tracing_state() is not None
     )

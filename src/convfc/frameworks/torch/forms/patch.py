@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.utils import parametrize
 
 from convfc.errors import GeometryError, ShapeError, UnsupportedLayer
 from convfc.frameworks.torch.forms.blocks import conv_by_blocks, conv_by_module
+from convfc.frameworks.torch.forms.calls import Convolution
 from convfc.frameworks.torch.forms.children import (
+    FC,
     Survey,
     as_parameter,
     in_a_transform,
     in_front,
+    inner_layer,
     move_attributes,
     no_new_parameter,
     plain_linear,
@@ -25,14 +31,17 @@ from convfc.frameworks.torch.forms.children import (
     taken,
 )
 from convfc.frameworks.torch.forms.formats import (
+    channels_last,
     in_format,
     is_channels_last,
     likely_output_format,
     native_output_format,
 )
 from convfc.frameworks.torch.forms.grouped import MOST_SEPARATE, GroupedLinear
-from convfc.frameworks.torch.forms.whole import joined_with_gradients, lay_together, weight_of
+from convfc.frameworks.torch.forms.shown import Role, as_shown, weight_of
+from convfc.frameworks.torch.forms.whole import joined_with_gradients, lay_together
 from convfc.frameworks.torch.forms.windows import (
+    Axis,
     Rule,
     open_rules,
     open_windows,
@@ -44,18 +53,29 @@ from convfc.frameworks.torch.read import (
     geometry_from,
     geometry_of,
     matrix_to_weight,
+    overridden,
     own_class,
     weight_to_matrix,
 )
+from convfc.frameworks.torch.running import in_mode
+from convfc.geometry import ConvGeometry
+
+Product: TypeAlias = Literal["auto", "matrix"]
+"""Whether PyTorch's own convolution may compute the product while nothing has touched K."""
 
 
 class PatchConv(nn.Module):
     """A CONV layer in patch form: ``fc``, a plain ``nn.Linear``, applied to every row of M.
 
     The child is called as a module on the patch matrix ``(N, L, k)``, so whatever works on
-    ``nn.Linear`` works on it: hooks, other types of weight, another module in its place. (While it
-    is a plain Linear without hooks, a faster product takes its weight directly.) Attributes are
-    those of the CONV layer, and count as they are when the layer is called.
+    ``nn.Linear`` works on it: hooks, other types of weight, another module in its place. While
+    nothing has touched it, PyTorch's own convolution computes the same product without M, to the
+    bits of the CONV layer. Attributes are those of the CONV layer, and count as they are when the
+    layer is called.
+
+    A subclass of PyTorch's layers with a forward of its own runs that forward; the convolution in
+    it is the FC child's. A weight that is computed before every call (weight norm, pruning) is
+    computed as before, and given to the FC child.
 
     Parameters
     ----------
@@ -66,6 +86,8 @@ class PatchConv(nn.Module):
         Whether every group of a layer with groups gets a Linear ``(k, f / groups)`` of its own, in
         a ``ModuleList``, instead of one `GroupedLinear`; by default where there are 32 groups or
         fewer.
+    product : {"auto", "matrix"}, optional
+        "matrix" computes M K even while nothing has touched the FC child.
 
     Attributes
     ----------
@@ -96,16 +118,25 @@ class PatchConv(nn.Module):
     groups: int
     padding_mode: str
 
-    def __init__(self, conv: nn.Module, *, separate: bool | None = None) -> None:
+    product: Product
+
+    def __init__(
+        self, conv: nn.Module, *, separate: bool | None = None, product: Product = "auto"
+    ) -> None:
         super().__init__()
         move_attributes(conv, self)
-        weight, bias = conv._parameters["weight"], conv._parameters["bias"]
-        assert weight is not None, "to_fc refuses layers without one"  # noqa: S101
-        self.native = own_class(conv)
+        with in_mode(conv, lambda _: False):  # spectral norm takes a step wherever it is read
+            weight: Any = conv.weight
+        bias = conv._parameters["bias"]
+        if parametrize.is_parametrized(conv):
+            self._modules["parametrizations"] = conv._modules["parametrizations"]
+        self.native, self.product = own_class(conv), product
+        self.own_forward = overridden(self.native) is not None
         self.weight_shape = tuple(weight.shape)
         self.weight_channels_last = is_channels_last(weight)
         groups, matrix = self.groups, self.to_matrix(weight.detach())
-        grad = None if weight.grad is None else self.to_matrix(weight.grad)
+        computed = conv._parameters.get("weight") is None
+        grad = None if computed or weight.grad is None else self.to_matrix(weight.grad)
         separate = groups <= MOST_SEPARATE if separate is None else separate
         if groups == 1:
             self.fc: nn.Module = plain_linear(as_parameter(matrix, weight, grad), bias)
@@ -120,6 +151,8 @@ class PatchConv(nn.Module):
             blocks = (groups, -1, matrix.shape[1])
             grad = None if grad is None else grad.reshape(blocks)
             self.fc = GroupedLinear(as_parameter(matrix.reshape(blocks), weight, grad), bias)
+        for child in self.children_fc if computed else ():
+            vars(child)["weight"] = child._parameters.pop("weight").detach()  # type: ignore[union-attr]
         self.fc.train(self.training)
 
     def _lay_together(self, *, shared: bool = False) -> None:
@@ -143,6 +176,9 @@ class PatchConv(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute; weight and bias are those of the FC children."""
+        if name == "weight" and "weight" in vars(self):
+            vars(self)["weight"] = value  # a hook has computed it, for the call that follows
+            return
         if name in ("weight", "bias"):
             raise no_new_parameter(name, "patch form", "its FC child: layer.fc")
         super().__setattr__(name, value)
@@ -151,6 +187,17 @@ class PatchConv(nn.Module):
         """Use another layer's FC weight as one's own: two CONV layers that shared theirs."""
         for mine, theirs in zip(self.children_fc, other.children_fc, strict=True):
             mine.weight = theirs.weight
+
+    def put_children(self, fc: nn.Module) -> None:
+        """Put other FC children in place, which keep what a tool has made of them.
+
+        The FC layer in each of them holds this layer's weight and bias from now on.
+        """
+        own = self.children_fc
+        self.fc = fc
+        for child, (_, layer) in zip(own, self._inner_layers(), strict=True):
+            vars(layer).pop("weight", None)
+            layer.weight, layer.bias = child.weight, child.bias
 
     @property
     def spatial_ndim(self) -> int:
@@ -174,6 +221,11 @@ class PatchConv(nn.Module):
         """Say whether the FC children hold the weight of a CONV layer, hooked or not."""
         return self._survey().weights is not None
 
+    def holds_computed_weight(self) -> bool:
+        """Say whether the FC children are given a computed weight, and nothing else, unhooked."""
+        found = self._survey()
+        return self.is_computed and found.bare and not found.hooked
+
     def matrix(self) -> Tensor:
         """Return the FC weight ``(f, k)`` of plain FC children, through which gradients flow.
 
@@ -188,51 +240,117 @@ class PatchConv(nn.Module):
         """Look at the FC children; of one nn.Linear for all groups the weight is none of M's."""
         found = survey(self.fc)
         other = self.groups > 1 and type(self.fc) is nn.Linear
-        return found._replace(weights=None) if other else found
+        return found._replace(weights=None, bare=False) if other else found
 
     def _plain(self, found: Survey) -> list[Tensor]:
         """Return the weights of the FC children if they are the weight of a CONV layer."""
         if found.weights is None:
-            kinds = ", ".join(sorted({type(fc).__name__ for fc in self.children_fc}))
-            raise UnsupportedLayer(
-                "the FC layer has no plain weight of its own any more",
-                where="fc",
-                expected="nn.Linear" if self.groups == 1 else "nn.Linear or GroupedLinear",
-                got=kinds,
-                remedy="read the weight from the tool's module, or take the model back with "
-                "convfc.to_conv",
-            )
+            raise self._not_plain()
         return found.weights
+
+    def _not_plain(self) -> UnsupportedLayer:
+        """Return why the weight cannot be told."""
+        kinds = ", ".join(sorted({type(fc).__name__ for fc in self.children_fc}))
+        return UnsupportedLayer(
+            "the FC layer has no plain weight of its own any more",
+            where="fc",
+            expected="nn.Linear" if self.groups == 1 else "nn.Linear or GroupedLinear",
+            got=kinds,
+            remedy="read the weight from the tool's module, or take the model back with "
+            "convfc.to_conv",
+        )
+
+    @property
+    def is_computed(self) -> bool:
+        """Whether the weight is computed before every call, by a hook or a parametrization."""
+        return "weight" in vars(self) or "parametrizations" in self._modules
 
     @property
     def weight(self) -> Tensor:
-        """The weight in the CONV layer's layout: what is written into it reaches the FC weight."""
-        return self._weight_and_bias()[0]
+        """The weight in the CONV layer's layout: what is written into it reaches the FC weight.
+
+        A convolution that is given it, of whatever forward, is computed by the FC child.
+        """
+        return self._shown("weight", self.to_weight)  # type: ignore[return-value]
 
     @property
     def bias(self) -> Tensor | None:
-        """The bias of plain FC children, shape ``(f,)``, or None if none of them has one."""
-        return self._weight_and_bias()[1]
+        """The bias of the FC children, shape ``(f,)``, or None if none of them has one."""
+        if len(self.children_fc) == 1 and type(self.fc) in FC:
+            return self.fc.bias  # type: ignore[return-value]
+        return self._shown("bias", _itself)
 
-    def _weight_and_bias(self) -> tuple[Tensor, Tensor | None]:
-        """Return both in the CONV layer's layout, from one look at the FC children."""
+    def _shown(
+        self, name: str, there: Callable[[Tensor], Tensor], *, inside: bool = False
+    ) -> Tensor | None:
+        """Return weight or bias as a user sees it, or, ``inside``, the layer's own forward."""
+        if name == "weight" and self.is_computed:
+            given: Tensor = vars(self).get("weight", None)
+            steps: Any = self._modules.get("parametrizations")
+            weight = given if steps is None else steps["weight"]()
+            return as_shown(weight, None, Role(self, name, own=False))
         found = self._survey()
-        weights, biases = self._plain(found), found.biases
+        role = Role(self, name, wrapped=not (found.bare or inside))
+        return self._joined(name, found, there, role, with_gradient=not inside)
 
-        def back(weight: Tensor) -> Tensor:
-            return self.to_matrix(weight).reshape(-1, *weights[0].shape[1:])
+    def _joined(
+        self,
+        name: str,
+        found: Survey,
+        there: Callable[[Tensor], Tensor],
+        role: Role | None = None,
+        *,
+        with_gradient: bool = True,
+    ) -> Tensor | None:
+        """Return weight or bias of all FC children as one tensor, in the CONV layer's layout."""
+        parts = self._held_parts(name, found)
+        held = [part for part in parts if part is not None]
+        if not held:
+            return None
+        if len(held) < len(parts):
+            return _whole(self._held_parts("weight", found), parts)  # type: ignore[arg-type]
+        if any(map(in_a_transform, held)) and (self._is_wrapped() or found.hooked):
+            raise self._not_plain()
+        if name == "weight":
+            back = partial(self._blocks_of, held[0])
+            return weight_of(held, there, back, role, with_gradient=with_gradient)
+        if len(held) == 1:
+            return held[0] if role is None else as_shown(held[0], None, role)
+        return weight_of(held, _itself, _itself, role, with_gradient=with_gradient)
 
-        weight = weight_of(weights, self.to_weight, back)
-        if len(biases) == 1 or any(bias is None for bias in biases):
-            return weight, _whole(weights, biases)
-        return weight, weight_of(biases, lambda whole: whole, lambda whole: whole)  # type: ignore[arg-type]
+    def _is_wrapped(self) -> bool:
+        """Say whether a tool has put something else in the place of an FC layer."""
+        return any(type(fc) not in FC or "forward" in vars(fc) for fc in self.children_fc)
+
+    def _blocks_of(self, like: Tensor, weight: Tensor) -> Tensor:
+        """Return a weight in the CONV layer's layout as the FC children hold it."""
+        return self.to_matrix(weight).reshape(-1, *like.shape[1:])
+
+    def _held_parts(self, name: str, found: Survey) -> list[Tensor | None]:
+        """Return weight or bias of every FC child, or of the FC layer that a tool has wrapped."""
+        if found.weights is not None:
+            return found.weights if name == "weight" else found.biases  # type: ignore[return-value]
+        return [getattr(layer, name) for _, layer in self._inner_layers()]
+
+    def _inner_layers(self) -> list[tuple[str, nn.Module]]:
+        """Return of every FC child the FC layer in it, and its name there."""
+        first, second, *kernel = self.weight_shape
+        children = self.children_fc
+        columns = math.prod(kernel) * (first // self.groups if self.transposed else second)
+        rows = (second if self.transposed else first // self.groups) * self.groups
+        found = [inner_layer(child, rows // len(children), columns) for child in children]
+        if any(one is None for one in found):
+            raise self._not_plain()
+        return found  # type: ignore[return-value]
 
     def _held(self) -> dict[str, Tensor]:
-        """Return weight and bias by name; neither if a tool has changed the FC layer."""
-        if not self.holds_conv_weight():
+        """Return weight and bias by name, as far as the FC children have them as a layer has."""
+        found = self._survey()
+        if not found.bare:
             return {}
-        weight, bias = self._weight_and_bias()
-        return {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
+        names = ("weight", "bias") if found.weights is not None else ("bias",)
+        held = {name: self._joined(name, found, self.to_weight) for name in names}
+        return {name: tensor for name, tensor in held.items() if tensor is not None}
 
     def to_matrix(self, weight: Tensor) -> Tensor:
         """Return a weight in the CONV layer's layout as an FC weight ``(f, k)``."""
@@ -244,63 +362,158 @@ class PatchConv(nn.Module):
             matrix.flatten(0, -2), self.weight_shape, transposed=self.transposed, groups=self.groups
         )
 
-    def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+    def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return what the CONV layer returns, in the same memory format.
 
         Parameters
         ----------
         input : Tensor, shape (N, c, *spatial) or (c, *spatial)
-        output_size : sequence of int, optional
-            Of transposed layers, as PyTorch's take it.
+        args, kwargs
+            What the CONV layer takes besides: of a transposed one, ``output_size``.
 
         Raises
         ------
         ShapeError, GeometryError
             If the input does not fit the layer.
         """
+        if self.is_computed or self.own_forward:
+            return self._by_own_forward(input, *args, **kwargs)
         batched = self._check(input)
-        whole = input if batched else input.unsqueeze(0)
-        extra = self._extra(whole, output_size)
         found = self._survey()
-        if found.hooked or found.whole or in_a_transform(whole):
-            y = self._in_one_call(whole, extra)
-        else:
-            y = self._in_blocks(whole, extra, found)
+        if self._untouched(found, input):
+            y: Tensor = self.as_native().forward(input, *args, **kwargs)
+            return y
+        whole = input if batched else input.unsqueeze(0)
+        y = self._by_matrix(whole, self._extra(whole, *args, **kwargs), found)
         return y if batched else y.squeeze(0)
 
-    def _in_one_call(self, input: Tensor, extra: Sequence[int] | None) -> Tensor:
-        """Call the FC layer once on all of M, with operations that PyTorch can trace."""
-        x, attributes = input, attributes_of(self, extra)
-        if torch.compiler.is_compiling():
-            x, axes = open_windows(x, *_constant_rules(attributes))
-        else:
-            axes = plan(geometry_from(*attributes), tuple(map(operator.index, x.shape[2:])))
-        rows = self.rows(patches_by_plan(x, axes, self.groups))
-        y = rows.transpose(1, 2).unflatten(2, tuple([axis.positions for axis in axes]))
-        last = self.weight_channels_last
-        return in_format(
-            y, likely_output_format(input, self.padding_mode, weight_channels_last=last)
-        )
+    @torch.compiler.disable  # a forward of a user's own may do anything
+    def _by_own_forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        y: Tensor = self.as_native().forward(*args, **kwargs)
+        return y
 
-    def _in_blocks(self, x: Tensor, extra: Sequence[int] | None, found: Survey) -> Tensor:
-        """Walk M in blocks; take the weight itself where the FC layer is plain."""
-        device = x.device.type
-        autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-        if autocast and x.is_floating_point() and x.dtype != torch.float64:
-            x = x.to(torch.get_autocast_dtype(device))
-        geometry = geometry_of(self, x.shape[2:], extra)
-        memory_format = native_output_format(
-            x, geometry, self.padding_mode, weight_channels_last=self.weight_channels_last
-        )
-        if autocast or found.weights is None:
-            out = geometry.out_channels
-            return conv_by_module(x, self.rows, geometry, out, memory_format=memory_format)
+    def _untouched(self, found: Survey, x: Tensor) -> bool:
+        """Say whether PyTorch's own convolution may stand for the FC children, on this input."""
+        return self.product == "auto" and found.bare and not found.hooked and not in_a_transform(x)
+
+    def as_native(self) -> Any:
+        """Return the layer as its own class knows it: with the same attributes, and its methods."""
+        layer = object.__new__(_stand_in(self.native))
+        object.__setattr__(layer, "__dict__", vars(self))
+        object.__setattr__(layer, "_patch", self)
+        return layer
+
+    def __getattr__(self, name: str) -> Any:
+        """Return a parameter, buffer or part, or a method of the CONV layer's class."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            native = vars(self).get("native")
+            if native is None or name.startswith("__") or not hasattr(native, name):
+                raise
+        return getattr(self.as_native(), name)
+
+    def seen_inside(self, name: str) -> Tensor | None:
+        """Return weight or bias as the layer's own forward sees it, in the memory format it had."""
+        if self.is_computed or self.own_forward:
+            return self._shown(name, self._native_weight, inside=True)
+        found = self._survey()
+        if name == "bias":
+            return _whole(self._plain(found), found.biases)
+        return self._native_weight(joined_with_gradients(self._plain(found)))
+
+    def _native_weight(self, matrix: Tensor) -> Tensor:
+        """Return an FC weight as the CONV layer's, laid out in memory as that was."""
+        return self._laid_out(self.to_weight(matrix)) if matrix.dim() > 1 else matrix
+
+    def _laid_out(self, weight: Tensor) -> Tensor:
+        last = channels_last(self.spatial_ndim)
+        return in_format(weight, last if self.weight_channels_last else torch.contiguous_format)
+
+    def convolve(self, function: Any, call: Convolution, plain: Convolution) -> Tensor:
+        """Compute a convolution that is given this layer's weight: by the FC child, on M.
+
+        ``plain`` is the call with plain tensors. A weight or a bias that is not just the FC
+        child's takes the place of it in this call.
+        """
+        weight, bias = plain.weight, call.bias
+        found = self._survey()
+        fits = (plain.groups, plain.transposed) == (self.groups, self.transposed)
+        fits = fits and weight.numel() == math.prod(self.weight_shape)
+        if self._untouched(found, plain.x) or (found.bare and not fits):
+            return plain._replace(weight=self._laid_out(weight)).by_pytorch()
+        if not fits:
+            raise self._not_plain()
+        given: dict[str, Tensor | None] = {}
+        if not call.weight._role.own:  # type: ignore[attr-defined]
+            given["weight"] = self.to_matrix(weight)
+        role = getattr(bias, "_role", None)
+        mine = bias is self.bias if role is None else (role.layer is self and role.own)
+        if not mine:
+            given["bias"] = plain.bias
+        batched = plain.x.dim() == plain.spatial_ndim + 2
+        x = plain.x if batched else plain.x.unsqueeze(0)
+        y = self._by_child(x, plain.geometry(), found, partial(self._rows_of, given))
+        return y if batched else y.squeeze(0)
+
+    def _rows_of(self, given: dict[str, Tensor | None], patches: Tensor) -> Tensor:
+        """Return the FC layer's outputs with another weight or bias in its place."""
+        if not given:
+            return self.rows(patches)
+        layers, children = self._inner_layers(), self.children_fc
+        parts = {name: _parts_of(t, layers, name) for name, t in given.items()}
+        columns = patches.chunk(len(children), dim=-1)
+        outputs = []
+        for number, ((name, _), child) in enumerate(zip(layers, children, strict=True)):
+            inner = f"{name}." if name else ""
+            named = {inner + key: part[number] for key, part in parts.items()}
+            outputs.append(torch.func.functional_call(child, named, (columns[number],)))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
+
+    def _by_matrix(self, x: Tensor, extra: Sequence[int] | None, found: Survey) -> Tensor:
+        """Compute M K, by the attributes of PyTorch's own forward."""
+        if torch.compiler.is_compiling():
+            windows, axes = open_windows(x, *_constant_rules(attributes_of(self, extra)))
+            return self._in_one_call(x, windows, axes, self.rows)
+        geometry = geometry_of(self, tuple(map(operator.index, x.shape[2:])), extra)
+        if not found.weights or found.hooked or in_a_transform(x) or _autocast(x) is not None:
+            return self._by_child(x, geometry, found, self.rows)
+        memory_format = self._output_format(x, geometry)
         weights, biases = found.weights, found.biases
         if any(bias is None for bias in biases):
             biases = [_whole(weights, biases)]
         if isinstance(self.fc, GroupedLinear):
             weights = [weights[0].flatten(0, 1)]
         return conv_by_blocks(x, weights, biases, geometry, memory_format=memory_format)
+
+    def _by_child(
+        self, x: Tensor, geometry: ConvGeometry, found: Survey, rows: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """Call the FC children on M: in one call, or block by block where that is the same."""
+        if found.hooked or found.whole or in_a_transform(x):
+            axes = plan(geometry, tuple(map(operator.index, x.shape[2:])))
+            return self._in_one_call(x, x, axes, rows)
+        narrow = _autocast(x)
+        x = x if narrow is None else x.to(narrow)
+        memory_format = self._output_format(x, geometry)
+        return conv_by_module(x, rows, geometry, geometry.out_channels, memory_format=memory_format)
+
+    def _in_one_call(
+        self,
+        x: Tensor,
+        windows: Tensor,
+        axes: Sequence[Axis],
+        rows: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        """Call the FC children once on all of M, with operations that PyTorch can trace."""
+        y = rows(patches_by_plan(windows, axes, self.groups))
+        y = y.transpose(1, 2).unflatten(2, tuple([axis.positions for axis in axes]))
+        last = self.weight_channels_last
+        return in_format(y, likely_output_format(x, self.padding_mode, weight_channels_last=last))
+
+    def _output_format(self, x: Tensor, geometry: ConvGeometry) -> torch.memory_format:
+        last = self.weight_channels_last
+        return native_output_format(x, geometry, self.padding_mode, weight_channels_last=last)
 
     def rows(self, patches: Tensor) -> Tensor:
         """Return the FC layer's outputs ``(N, L, f)`` of rows of M, ``(N, L, groups * k)``."""
@@ -313,7 +526,7 @@ class PatchConv(nn.Module):
     def extra_repr(self) -> str:
         """Return the CONV layer's own description."""
         # What a tool has put there shows itself.
-        bias = self.bias if self.holds_conv_weight() else ...
+        bias = self.bias if self._survey().bare else ...
         shown: Any = SimpleNamespace(**vars(self), bias=bias)
         return f"{self.native.__name__}: {_ConvNd.extra_repr(shown)}"
 
@@ -345,7 +558,7 @@ class PatchConv(nn.Module):
                 state_dict[f"{prefix}fc.{name}"] = tensor.reshape(self.fc._parameters[name].shape)  # type: ignore[union-attr]
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
-    def _extra(self, x: Tensor, output_size: Sequence[int] | None) -> Sequence[int] | None:
+    def _extra(self, x: Tensor, output_size: Sequence[int] | None = None) -> Sequence[int] | None:
         """Return this call's output padding, as PyTorch's own method works it out."""
         if not self.transposed or output_size is None:
             return None
@@ -381,6 +594,64 @@ class PatchConv(nn.Module):
                         remedy="use less padding, or a larger input",
                     )
         return x.dim() == ndim + 2
+
+
+def by_matrix(model: nn.Module) -> nn.Module:
+    """Have every layer in patch form compute M K from now on; return the model."""
+    for part in model.modules():
+        if isinstance(part, PatchConv):
+            part.product = "matrix"
+    return model
+
+
+@cache
+def _stand_in(cls: type[nn.Module]) -> type[nn.Module]:
+    """Return a subclass whose objects are layers in patch form, seen as their own class.
+
+    They share the attributes of the layer in patch form. Only weight and bias are its FC child's.
+    """
+
+    def set_attribute(self: Any, name: str, value: Any) -> None:
+        if name in ("weight", "bias"):
+            setattr(self._patch, name, value)  # which refuses, or takes what a hook has computed
+        else:
+            super(made, self).__setattr__(name, value)
+
+    body = {
+        "__slots__": ("_patch",),
+        "__module__": cls.__module__,
+        "__setattr__": set_attribute,
+        "weight": property(lambda self: self._patch.seen_inside("weight")),
+        "bias": property(lambda self: self._patch.seen_inside("bias")),
+    }
+    made: type[nn.Module] = type(cls.__name__, (cls,), body)
+    return made
+
+
+def _parts_of(
+    whole: Tensor | None, layers: Sequence[tuple[str, nn.Module]], name: str
+) -> Sequence[Tensor | None]:
+    """Return the parts of a weight (f, k) or a bias (f,) that belong to the FC layers."""
+    if whole is None:
+        return [None] * len(layers)
+    parts = whole.chunk(len(layers))
+    return [
+        part.reshape(layer.weight.shape) if name == "weight" else part  # type: ignore[arg-type]
+        for part, (_, layer) in zip(parts, layers, strict=True)
+    ]
+
+
+def _autocast(x: Tensor) -> torch.dtype | None:
+    """Return the dtype in which autocast has a convolution of this input computed, if it does."""
+    device = x.device.type
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        return None
+    wanted = x.is_floating_point() and x.dtype != torch.float64
+    return torch.get_autocast_dtype(device) if wanted else None
+
+
+def _itself(whole: Tensor) -> Tensor:
+    return whole
 
 
 def _whole(weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Tensor | None:

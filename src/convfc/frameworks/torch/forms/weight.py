@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 
 from convfc.frameworks.torch.forms.children import as_parameter, in_front, no_new_parameter, taken
 from convfc.frameworks.torch.forms.formats import channels_last, in_format, is_channels_last
-from convfc.frameworks.torch.forms.whole import Written, weight_of
+from convfc.frameworks.torch.forms.shown import Shown, weight_of
 from convfc.frameworks.torch.read import matrix_to_weight, own_class, weight_to_matrix
 
 _ORIGINAL = "parametrizations.weight.original"
@@ -42,7 +42,7 @@ class FilterMatrix(nn.Module):
 
     def native(self, weight: Tensor) -> Tensor:
         """Return the CONV weight as the layer held it: plain, in the memory format it had."""
-        weight = weight.as_subclass(Tensor) if type(weight) is Written else weight
+        weight = weight.as_subclass(Tensor) if type(weight) is Shown else weight
         last = channels_last(weight.dim() - 2)
         return in_format(weight, last if self.channels_last else torch.contiguous_format)
 

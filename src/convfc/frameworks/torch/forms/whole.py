@@ -6,12 +6,11 @@ written into the one is written into the other: by an optimizer, into a state di
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import Tensor
 
 from convfc.frameworks.torch.forms.children import in_a_transform
 
@@ -80,84 +79,3 @@ def _side_by_side(parts: Sequence[Tensor]) -> bool:
             return False
         place += size
     return True
-
-
-class Written(Tensor):
-    """A copy that stands for what it was made of: what is written into it is written there, too.
-
-    Strides cannot show every weight in the CONV layer's layout: not that of a transposed layer with
-    groups of several channels, nor parts that a tool has moved away from each other. What is
-    computed with it is plain, but for what shares its memory: ``.data``, or a slice.
-    """
-
-    _source: tuple[Tensor, Callable[[Tensor], None]]
-    """The copy as a plain tensor, and what writes it back."""
-
-    @classmethod
-    def __torch_function__(
-        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        """Run a function of torch on plain tensors, and write back what it has changed."""
-        given = (args, kwargs or {})
-        held = {id(t): t for t in pytree.tree_leaves(given) if isinstance(t, cls)}
-        with torch._C.DisableTorchFunctionSubclass():
-            if func == vars(torch._C.TensorBase)["grad"].__get__:
-                return func(*args)
-            plain = {key: t.as_subclass(Tensor) for key, t in held.items()}
-            versions = {key: t._version for key, t in plain.items()}
-            args, kwargs = pytree.tree_map(lambda value: plain.get(id(value), value), given)
-            result = func(*args, **kwargs)
-            for key, t in held.items():
-                if plain[key]._version != versions[key]:
-                    copy, write = t._source
-                    write(copy)
-            sources = {_memory(t): t._source for t in held.values()}
-            return pytree.tree_map_only(
-                Tensor, lambda t: _written(t, sources.get(_memory(t))), result
-            )
-
-
-def _written(t: Tensor, source: Any) -> Tensor:
-    if source is None or isinstance(t, nn.Parameter):
-        return t
-    written = t.as_subclass(Written)
-    written._source = source
-    return written
-
-
-def _memory(t: Tensor) -> int:
-    return t.untyped_storage().data_ptr()
-
-
-def weight_of(
-    parts: Sequence[Tensor],
-    there: Callable[[Tensor], Tensor],
-    back: Callable[[Tensor], Tensor],
-) -> Tensor:
-    """Return the CONV weight that parts hold, with its gradient; writing into it writes into them.
-
-    ``there`` and ``back`` go from the parts, joined, to the CONV weight, and the other way.
-    """
-    if any(map(in_a_transform, parts)):
-        return there(joined_with_gradients(parts))
-    weight = _through(there(joined_with_gradients(parts)), parts, back)
-    gradients = [part.grad for part in parts if part.is_leaf and part.grad is not None]
-    if len(gradients) == len(parts):
-        with torch._C.DisableTorchFunctionSubclass():
-            weight.grad = _through(there(joined(gradients)), gradients, back)
-    return weight
-
-
-def _through(weight: Tensor, parts: Sequence[Tensor], back: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return a tensor as it is if it shows the memory of the parts, and written through if not."""
-    if not weight.numel() or _memory(weight) == _memory(parts[0]):
-        return weight
-
-    @torch.no_grad()
-    def write(value: Tensor) -> None:
-        for part, new in zip(parts, split(back(value), parts), strict=True):
-            part.copy_(new)
-
-    with torch.inference_mode(mode=False):  # whose tensors do not count what is written
-        weight = weight.clone() if weight.is_inference() else weight
-    return _written(weight, (weight.detach(), write))

@@ -107,9 +107,9 @@ class Change:
             return cast(deep_copy(self.after), wide).eval()
         return self.rebuild(before).eval()
 
-    def on(self, call: Call) -> Sides:
+    def on(self, call: Call) -> list[Sides]:
         """Return the two layers on one input of the old one, to be measured."""
-        return _Changed(self, call)
+        return [_Changed(self, call)]
 
 
 def finish(

@@ -1,0 +1,300 @@
+"""Layers with a forward of their own, or a computed weight, and parts that use a layer's weight."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from networks import net
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
+
+import convfc
+from convfc.errors import ArgumentError, UnsupportedLayer
+from convfc.frameworks.torch import PatchConv
+from convfc.frameworks.torch.forms.grouped import GroupedLinear
+
+
+class Standardised(nn.Conv2d):
+    """As in Big Transfer: the weight has mean 0 and variance 1 per filter."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = self.weight.reshape(1, self.out_channels, -1)
+        weight = F.batch_norm(flat, None, None, training=True, momentum=0.0, eps=1e-6)
+        weight = weight.reshape_as(self.weight)
+        rest = (self.stride, self.padding, self.dilation, self.groups)
+        return F.conv2d(x, weight, self.bias, *rest)
+
+
+class SameSize(nn.Conv2d):
+    """Pads by the size of the input, as EfficientNet does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        pads = [max((-(-n // 2) - 1) * 2 + 3 - n, 0) for n in x.shape[:1:-1]]
+        return super().forward(F.pad(x, [p for n in pads for p in (n // 2, n - n // 2)]))
+
+
+class Cast(nn.Conv1d):
+    """Casts its weight to the input, as Whisper does."""
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        bias = None if bias is None else bias.to(x.dtype)
+        return super()._conv_forward(x, weight.to(x.dtype), bias)
+
+
+class MaxNorm(nn.Conv2d):
+    """Writes into its weight before every call, as EEGNet does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.weight.data = torch.renorm(self.weight.data, p=2, dim=0, maxnorm=0.3)
+        return super().forward(x)
+
+
+class Causal(nn.Conv1d):
+    """Keeps the end of its input for the next call, as streaming models do."""
+
+    def forward(self, x: Tensor, cache: dict[str, Tensor]) -> Tensor:
+        before = cache.get("x", x.new_zeros(*x.shape[:2], 2))
+        whole = torch.cat([before, x], dim=-1)
+        cache["x"] = whole[..., -2:]
+        return super().forward(whole)
+
+
+class Chunks(nn.Conv2d):
+    """Two convolutions in one call."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = x.chunk(2, dim=0)
+        return torch.cat([super(Chunks, self).forward(part) for part in (left, right)])
+
+
+def by_parent(*args: Any, **kwargs: Any) -> nn.Module:
+    """As Mamba: the parent convolves with its child's weight."""
+    return net(
+        lambda m, x: F.conv1d(x, m.conv.weight, m.conv.bias, padding=2, groups=m.conv.groups),
+        conv=nn.Conv1d(*args, **kwargs),
+    )
+
+
+def by_method(*args: Any, **kwargs: Any) -> nn.Module:
+    """The parent calls a method of its child."""
+    return net(
+        lambda m, x: m.conv._conv_forward(x, m.conv.weight, m.conv.bias),
+        conv=nn.Conv2d(*args, **kwargs),
+    )
+
+
+def old_norm(layer: nn.Module) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch's own, that it is deprecated
+        return nn.utils.weight_norm(layer)
+
+
+def pruned(layer: nn.Module) -> nn.Module:
+    return prune.l1_unstructured(layer, "weight", amount=0.5)
+
+
+IMAGE, GROUPED, SIGNAL = (2, 3, 9, 8), (2, 4, 9, 8), (2, 4, 9)
+MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "standardised": (lambda: Standardised(3, 6, 3, padding=1), IMAGE),
+    "standardised-groups": (lambda: Standardised(4, 6, 3, groups=2, bias=False), GROUPED),
+    "same-size": (lambda: SameSize(3, 6, 3, stride=2), IMAGE),
+    "cast": (lambda: Cast(4, 6, 3), SIGNAL),
+    "max-norm": (lambda: MaxNorm(3, 6, 3), IMAGE),
+    "max-norm-groups": (lambda: MaxNorm(4, 6, 3, groups=2), GROUPED),
+    "chunks": (lambda: Chunks(3, 6, 3), IMAGE),
+    "by-parent": (lambda: by_parent(4, 4, 3, groups=4), SIGNAL),
+    "by-parent-batched": (lambda: by_parent(40, 40, 3, groups=40), (2, 40, 9)),
+    "by-method": (lambda: by_method(3, 6, 3), IMAGE),
+    "weight-norm": (lambda: parametrizations.weight_norm(nn.Conv2d(3, 6, 3)), IMAGE),
+    "weight-norm-transposed": (
+        lambda: parametrizations.weight_norm(nn.ConvTranspose1d(4, 6, 3, groups=2)),
+        SIGNAL,
+    ),
+    "weight-norm-old": (lambda: old_norm(nn.Conv2d(3, 6, 3)), IMAGE),
+    "weight-norm-old-groups": (lambda: old_norm(nn.ConvTranspose1d(4, 6, 3, groups=2)), SIGNAL),
+    "spectral-norm": (lambda: parametrizations.spectral_norm(nn.Conv2d(3, 6, 3)), IMAGE),
+    "orthogonal": (lambda: parametrizations.orthogonal(nn.Conv2d(3, 6, 3)), IMAGE),
+    "pruned": (lambda: pruned(nn.Conv2d(3, 6, 3)), IMAGE),
+    "weight-norm-standardised": (
+        lambda: parametrizations.weight_norm(Standardised(3, 6, 3, padding=1)),
+        IMAGE,
+    ),
+}
+
+
+@pytest.fixture(params=MODELS)
+def made(request: pytest.FixtureRequest) -> tuple[nn.Module, Tensor]:
+    """A model with such a layer, and an input."""
+    make, shape = MODELS[request.param]
+    return nn.Sequential(make(), nn.Identity()), torch.randn(shape)
+
+
+def linears(model: nn.Module) -> list[nn.Module]:
+    return [part for part in model.modules() if type(part) in (nn.Linear, GroupedLinear)]
+
+
+def trained(model: nn.Module, x: Tensor) -> list[float]:
+    """The losses of a few steps of training."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    losses = []
+    for _ in range(3):
+        loss = (model(x) - 1).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def test_untouched_it_is_the_native_layer_bit_for_bit(made: tuple[nn.Module, Tensor]) -> None:
+    model, x = made
+    fc = convfc.to_fc(model)
+    assert not [part for part in fc.modules() if isinstance(part, nn.modules.conv._ConvNd)]
+    assert list(fc.state_dict()) == list(model.state_dict())
+    assert trained(fc, x) == trained(model, x)
+    for name, value in model.state_dict().items():
+        assert torch.equal(fc.state_dict()[name], value), name
+
+
+def test_the_fc_layer_is_called_on_m_as_soon_as_it_is_touched(
+    made: tuple[nn.Module, Tensor],
+) -> None:
+    model, x = made
+    fc = convfc.to_fc(model.eval())
+    expected, seen = model(x), []
+    for linear in linears(fc):
+        linear.register_forward_hook(lambda m, args, y: seen.append(args[0].dim()) or 2 * y)
+    assert torch.allclose(fc(x), 2 * expected, atol=1e-5)
+    assert seen
+    assert set(seen) == {3}
+
+
+def test_the_certificate_holds_and_says_no(made: tuple[nn.Module, Tensor]) -> None:
+    model, x = made
+    fc = convfc.to_fc(model)
+    certificate = convfc.verify(model, fc, x)
+    assert certificate.holds, certificate.failures
+    assert {layer.exact.identical for layer in certificate.layers} == {True}
+    wrong = copy.deepcopy(fc)
+    for linear in linears(wrong):
+        linear.forward = lambda rows, own=linear: type(own).forward(own, rows.roll(1, -1))
+    assert not convfc.verify(model, wrong, x).holds
+    with torch.no_grad():
+        next(p for p in fc.parameters() if p.dim() > 1)[0, 0] += 1
+    assert not convfc.verify(model, fc, x).holds
+
+
+def test_back_it_is_the_layer_that_it_was(made: tuple[nn.Module, Tensor]) -> None:
+    model, x = made
+    fc = convfc.to_fc(model)
+    back = convfc.to_conv(fc)
+    layer, same = (next(p for p in m.modules() if hasattr(p, "kernel_size")) for m in (model, back))
+    assert convfc.frameworks.torch.read.own_class(same) is convfc.frameworks.torch.read.own_class(
+        layer
+    )
+    assert list(back.state_dict()) == list(model.state_dict())
+    back.load_state_dict(fc.state_dict())
+    model.load_state_dict(fc.state_dict())
+    assert trained(back, x) == trained(model, x)
+
+
+def test_a_copy_trains_by_itself(made: tuple[nn.Module, Tensor]) -> None:
+    model, x = made
+    fc = convfc.to_fc(model)
+    before = {name: value.clone() for name, value in fc.state_dict().items()}
+    assert trained(convfc.to_fc(model), x) == trained(copy.deepcopy(convfc.to_fc(model)), x)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_forward_with_a_cache_over_two_calls() -> None:
+    model, x = Causal(4, 6, 3), torch.randn(2, 4, 8)
+    fc, ours, theirs = convfc.to_fc(model, product="matrix"), {}, {}
+    for part in x.chunk(2, dim=-1):
+        assert torch.allclose(fc(part, ours), model(part, cache=theirs), atol=1e-6)
+    assert torch.equal(ours["x"], theirs["x"])
+
+
+class Wrapper(nn.Module):
+    """What a tool puts in the place of the FC layer."""
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.more = nn.Linear(base_layer.in_features, 6, bias=False)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return self.base_layer(rows) + self.more(rows)
+
+
+def test_what_a_tool_adds_counts_in_whatever_forward() -> None:
+    model, x = Standardised(3, 6, 3), torch.randn(IMAGE)
+    fc = convfc.to_fc(model)
+    fc.fc = Wrapper(fc.fc)
+    added = convfc.to_fc(nn.Conv2d(3, 6, 3, bias=False))
+    with torch.no_grad():
+        added.fc.weight.copy_(fc.fc.more.weight)
+    y = fc(x)
+    assert torch.allclose(y, model(x) + added(x), atol=1e-5)
+    y.sum().backward()
+    assert all(p.grad is not None for p in fc.parameters())
+    assert type(convfc.to_fc(nn.Sequential(nn.Conv1d(4, 6, 3)))[0].weight) is not Tensor
+
+
+def test_a_wrapped_weight_convolves_and_does_nothing_else() -> None:
+    model = by_parent(4, 6, 3)
+    fc, x = convfc.to_fc(model), torch.randn(SIGNAL)
+    fc.conv.fc = Wrapper(fc.conv.fc)
+    with torch.no_grad():
+        fc.conv.fc.more.weight.zero_()
+    assert torch.allclose(fc(x), model(x), atol=1e-6)
+    assert fc.conv.weight.shape == (6, 4, 3)
+    with pytest.raises(ArgumentError, match=r"^weight: .* it only convolves; .* merge what"):
+        fc.conv.weight * 2
+
+
+def test_a_weight_used_for_another_convolution_is_plain() -> None:
+    fc = convfc.to_fc(nn.Conv2d(4, 6, 3, groups=2))
+    x = torch.randn(1, 2, 5, 5)
+    native = convfc.to_conv(fc)
+    assert torch.equal(F.conv2d(x, fc.weight, fc.bias), F.conv2d(x, native.weight, native.bias))
+    fc.fc[0] = Wrapper(fc.fc[0])
+    with pytest.raises(UnsupportedLayer, match="no plain weight"):
+        F.conv2d(x, fc.weight)
+
+
+def test_compiled_and_exported_it_computes_the_same() -> None:
+    model, x = nn.Sequential(Standardised(3, 6, 3), nn.ReLU()), torch.randn(IMAGE)
+    fc = convfc.to_fc(model)
+    assert torch.equal(torch.compile(fc, backend="eager")(x), model(x))
+    exported = torch.export.export(fc, (x,), strict=False).module()
+    assert torch.allclose(exported(x), model(x), atol=1e-6)
+    fc[0].fc.register_forward_hook(lambda m, args, y: 2 * y)
+    with pytest.raises(UnsupportedLayer, match="no plain weight"):
+        torch.export.export(fc, (x,), strict=False)
+
+
+def test_another_weight_cannot_be_set_in_a_forward() -> None:
+    class Sets(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            self.weight = nn.Parameter(self.weight * 2)
+            return super().forward(x)
+
+    with pytest.raises(UnsupportedLayer, match=r"^weight: a layer in patch form"):
+        convfc.to_fc(Sets(3, 4, 3))(torch.zeros(1, 3, 5, 5))
+
+
+def test_a_computed_weight_goes_home_with_the_hook_that_computes_it() -> None:
+    fc = convfc.to_fc(nn.Sequential(pruned(nn.Conv2d(3, 6, 3))))
+    assert isinstance(fc[0], PatchConv)
+    back = convfc.to_conv(fc)[0]
+    prune.remove(back, "weight")
+    assert (back.weight == 0).sum() == 81
+    fc[0].fc = Wrapper(fc[0].fc)
+    with pytest.raises(UnsupportedLayer, match=r"^0: its weight is computed before every call"):
+        convfc.to_conv(fc)
