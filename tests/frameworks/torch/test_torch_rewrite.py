@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 import torch
-from adapters import Functional, OwnForward
+from adapters import OwnForward
 from conv_cases import integers
 from networks import net, two_convs
 from torch import Tensor, nn
@@ -226,7 +226,6 @@ REFUSED = {
         lambda: prune.l1_unstructured(nn.Conv2d(3, 4, 3), "weight", 0.5),
         "its weight is not a parameter but computed",
     ),
-    "functional": (Functional, "conv2d"),
     "script": (lambda: torch.jit.script(nn.Conv2d(3, 4, 3)), "TorchScript"),
 }
 
@@ -237,13 +236,15 @@ def test_what_cannot_be_converted_is_refused_by_name_or_listed(name: str) -> Non
     make, reason = REFUSED[name]
     model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ModuleDict({"odd": make()}))
     with pytest.raises(UnsupportedLayer, match=rf"^1\.odd: .*{reason}.*Remedy: .*strict=False"):
-        convfc.to_fc(model, inplace=True)
+        convfc.to_fc(model, form="weight", inplace=True)
     assert type(model[0]) is nn.Conv2d, "a refused model stays as it was"
     twin = nn.Sequential(nn.Conv2d(3, 3, 1), model[1])
-    convfc.to_fc(twin, where="0", inplace=True)  # what is not selected may be anything
+    convfc.to_fc(
+        twin, form="weight", where="0", inplace=True
+    )  # what is not selected may be anything
     assert is_converted(twin[0])
     with pytest.warns(UnsupportedLayerWarning, match=rf"1\.odd \(.*{reason}"):
-        after = convfc.to_fc(model, strict=False, inplace=True)
+        after = convfc.to_fc(model, form="weight", strict=False, inplace=True)
     assert is_converted(after[0])
     assert not is_converted(after[1]["odd"])
 
@@ -251,7 +252,7 @@ def test_what_cannot_be_converted_is_refused_by_name_or_listed(name: str) -> Non
 def test_all_places_are_named() -> None:
     model = nn.Sequential(OwnForward(3, 4, 3), nn.Conv2d(4, 4, 1), OwnConv(4, 4, 3))
     with pytest.raises(UnsupportedLayer, match=r"^0: .* \(nor can 2\)"):
-        convfc.to_fc(model)
+        convfc.to_fc(model, form="weight")
 
 
 @each_form

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from adapters import OwnForward
+from adapters import OwnCall
 from networks import net, network
 from proofs import assert_proven, only
 from torch import Tensor, nn
@@ -150,7 +150,7 @@ def test_layers_that_one_network_does_not_have():
 
 
 def test_layers_that_cannot_be_converted_are_listed_and_part_of_the_whole():
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), OwnForward(4, 4, 3))
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), OwnCall(4, 4, 3))
     after = copy.deepcopy(model)
     after[0] = convfc.to_fc(after[0])
     x = torch.randn(1, 3, 8, 8)

@@ -6,6 +6,7 @@ import functools
 import re
 from collections.abc import Collection, Mapping
 from types import FunctionType
+from typing import Any
 
 import torch
 from torch import nn
@@ -66,7 +67,8 @@ def asked_for_class(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[s
     """
     left: dict[str, Refusal] = {}
     for place, part in model.named_modules(remove_duplicate=False):
-        asked = _classes_asked_for(type(part))
+        kind: Any = type(part)
+        asked = _classes_asked_for(kind)
         inside = f"{place}." if place else ""
         for name, layer in layers.items() if asked else ():
             if name.startswith(inside) and name != place and isinstance(layer, asked):
@@ -78,7 +80,7 @@ def asked_for_class(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[s
 
 
 @functools.cache
-def _classes_asked_for(cls: type[nn.Module]) -> tuple[type[nn.Module], ...]:
+def _classes_asked_for(cls: Any) -> tuple[type[nn.Module], ...]:
     """Return the classes of CONV layers that calls of such a part name beside `isinstance`."""
     found: list[type[nn.Module]] = []
     if is_foreign(cls.__module__) or issubclass(cls, _ConvNd):

@@ -64,7 +64,7 @@ _METHODS = ("forward", "_conv_forward", "_output_padding", "__call__")
 
 
 @cache
-def overridden(cls: type[nn.Module]) -> str | None:
+def overridden(cls: Any) -> str | None:
     """Return the first method in which a subclass of a CONV layer computes something else."""
     native = next(base for base in CONV_CLASSES if issubclass(cls, base))
     names = (n for n in _METHODS if getattr(cls, n, None) is not getattr(native, n, None))
@@ -73,12 +73,12 @@ def overridden(cls: type[nn.Module]) -> str | None:
 
 def own_forward(module: nn.Module) -> Refusal | None:
     """Return what a layer does in another way than PyTorch's own; None if nothing."""
-    cls, native = own_class(module), native_class(module)
+    cls: Any = own_class(module)
     name = overridden(cls) or next((n for n in _METHODS if n in vars(module)), None)
     if name is not None:
         return Refusal(
             f"its class {cls.__name__} has a {name} of its own",
-            f"replace it by the nn.{native.__name__} that computes the same, if there is one, or "
+            f"replace it by the nn.{native_class(module).__name__} that computes the same, if there is one, or "
             "leave it out with where=",
         )
     return None

@@ -101,10 +101,9 @@ class Convolution(NamedTuple):
     def by_pytorch(self) -> Tensor:
         """Return what PyTorch's function of this call returns."""
         rest = (self.stride, self.padding)
+        name, more = "conv", [self.dilation, self.groups]
         if self.transposed:
-            name, more = "conv_transpose", (self.output_padding, self.groups, self.dilation)
-        else:
-            name, more = "conv", (self.dilation, self.groups)
+            name, more = "conv_transpose", [self.output_padding, self.groups, self.dilation]
         function = getattr(torch, f"{name}{self.spatial_ndim}d")
         y: Tensor = function(self.x, self.weight, self.bias, *rest, *more)
         return y
@@ -115,15 +114,17 @@ def convolution_of(
 ) -> Convolution | None:
     """Read a call; None if the function does not convolve, or is not one of the well-known ones."""
     name = CONVOLUTIONS.get(function, "")
-    if name not in _ARGUMENTS:
+    given = {**dict(zip(_ARGUMENTS.get(name, ()), args, strict=False)), **kwargs}
+    if name not in _ARGUMENTS or not {"input", "weight"} <= given.keys():
         return None
-    given = {**dict(zip(_ARGUMENTS[name], args, strict=False)), **kwargs}
     numbers = {"stride": 1, "padding": 0, "dilation": 1, "output_padding": 0, **given}
     return Convolution(
         given["input"],
         given["weight"],
         given.get("bias"),
-        *(hashable(numbers[key]) for key in ("stride", "padding", "dilation")),
+        hashable(numbers["stride"]),
+        hashable(numbers["padding"]),
+        hashable(numbers["dilation"]),
         given.get("groups", 1),
         given.get("transposed", "transpose" in name),
         hashable(numbers["output_padding"]),

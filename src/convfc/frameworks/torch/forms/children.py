@@ -74,12 +74,11 @@ def inner_layer(child: nn.Module, rows: int, columns: int) -> tuple[str, nn.Modu
 
     It is the first that has the size of the FC layer, and a weight that is a plain tensor.
     """
-    plain = (Tensor,) if transforming() else ()
+    size, traced = (rows, columns), transforming()
     for name, part in child.named_modules():
-        weight = getattr(part, "weight", None) if isinstance(part, FC) else None
-        if (type(weight) in _PLAIN or isinstance(weight, plain)) and weight.flatten(
-            0, -2
-        ).shape == (rows, columns):  # type: ignore[union-attr]
+        weight: Any = getattr(part, "weight", None) if isinstance(part, FC) else None
+        plain = type(weight) in _PLAIN or (traced and isinstance(weight, Tensor))
+        if plain and weight.flatten(0, -2).shape == size:
             return name, part
     return None
 

@@ -111,7 +111,7 @@ class PatchConv(nn.Module):
     GroupedLinear(in_features=864, out_features=96, groups=96, bias=True)
     """
 
-    native: type[nn.Module]
+    native: Any  # the class to go back to
     weight_shape: tuple[int, ...]
     weight_channels_last: bool
     transposed: bool
@@ -285,9 +285,8 @@ class PatchConv(nn.Module):
     ) -> Tensor | None:
         """Return weight or bias as a user sees it, or, ``inside``, the layer's own forward."""
         if name == "weight" and self.is_computed:
-            given: Tensor = vars(self).get("weight", None)
             steps: Any = self._modules.get("parametrizations")
-            weight = given if steps is None else steps["weight"]()
+            weight: Tensor = vars(self)["weight"] if steps is None else steps["weight"]()
             return as_shown(weight, None, Role(self, name, own=False))
         found = self._survey()
         role = Role(self, name, wrapped=not (found.bare or inside))
@@ -377,17 +376,18 @@ class PatchConv(nn.Module):
             If the input does not fit the layer.
         """
         if self.is_computed or self.own_forward:
-            return self._by_own_forward(input, *args, **kwargs)
+            y: Tensor = self._by_own_forward(input, *args, **kwargs)
+            return y
         batched = self._check(input)
         found = self._survey()
         if self._untouched(found, input):
-            y: Tensor = self.as_native().forward(input, *args, **kwargs)
-            return y
+            native: Tensor = self.as_native().forward(input, *args, **kwargs)
+            return native
         whole = input if batched else input.unsqueeze(0)
         y = self._by_matrix(whole, self._extra(whole, *args, **kwargs), found)
         return y if batched else y.squeeze(0)
 
-    @torch.compiler.disable  # a forward of a user's own may do anything
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # it may do anything
     def _by_own_forward(self, *args: Any, **kwargs: Any) -> Tensor:
         y: Tensor = self.as_native().forward(*args, **kwargs)
         return y
@@ -466,7 +466,7 @@ class PatchConv(nn.Module):
         outputs = []
         for number, ((name, _), child) in enumerate(zip(layers, children, strict=True)):
             inner = f"{name}." if name else ""
-            named = {inner + key: part[number] for key, part in parts.items()}
+            named: Any = {inner + key: part[number] for key, part in parts.items()}
             outputs.append(torch.func.functional_call(child, named, (columns[number],)))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
 
@@ -605,7 +605,7 @@ def by_matrix(model: nn.Module) -> nn.Module:
 
 
 @cache
-def _stand_in(cls: type[nn.Module]) -> type[nn.Module]:
+def _stand_in(cls: Any) -> type[nn.Module]:
     """Return a subclass whose objects are layers in patch form, seen as their own class.
 
     They share the attributes of the layer in patch form. Only weight and bias are its FC child's.
