@@ -59,7 +59,8 @@ def block_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 def tensors(c: Case, dtype: torch.dtype = torch.float64, seed: int = 0) -> list[torch.Tensor]:
     """x in PyTorch's layout, the FC weight and the bias, of small integers."""
     x, filters, bias = c.integers(seed)
-    parts = [np.moveaxis(x, -1, 1), filters.reshape(len(filters), -1), bias]
+    weight = np.moveaxis(filters, -1, 1)
+    parts = [np.moveaxis(x, -1, 1), weight.reshape(len(weight), -1), bias]
     found = [torch.tensor(np.ascontiguousarray(part)).to(dtype) for part in parts]
     if dtype.is_complex:
         found = [part * (1 + 2j) for part in found]
@@ -71,7 +72,8 @@ def native(
 ) -> torch.Tensor:
     """PyTorch's own layer; beyond three axes, the package's own product."""
     layer = torch_layer if g.spatial_ndim <= 3 else conv_as_matmul
-    y: torch.Tensor = layer(x.movedim(1, -1), weight.reshape(g.filters_shape), g, bias)
+    filters = weight.unflatten(1, (-1, *g.kernel_size)).movedim(1, -1)
+    y: torch.Tensor = layer(x.movedim(1, -1), filters, g, bias)
     return y.movedim(-1, 1)
 
 
@@ -253,7 +255,7 @@ def test_real_numbers_stay_within_the_rounding_bound(c: Case, dtype: str, block_
     arrays = [torch.tensor(a).to(number) for a in c.reals()]
     x, filters, bias = arrays
     exact = [a.double().numpy() for a in arrays]
-    found = conv_by_blocks(x.movedim(-1, 1), filters.flatten(1), bias, c.geometry)
+    found = conv_by_blocks(x.movedim(-1, 1), filters.movedim(-1, 1).flatten(1), bias, c.geometry)
     difference = np.abs(
         found.movedim(1, -1).double().numpy() - bounds.reference(*exact[:2], c.geometry, exact[2])
     )
@@ -280,9 +282,10 @@ def test_nan_and_infinity_reach_the_outputs_that_read_them_and_no_others(
 
 
 @pytest.mark.parametrize("c", CASES, ids=str)
-def test_patch_matrix_is_im2col(c: Case) -> None:
-    x, _, _ = tensors(c)
-    assert torch.equal(patch_matrix(x, c.geometry), im2col(x.movedim(1, -1), c.geometry))
+def test_patch_matrix_is_im2col_with_the_channels_of_a_tap_apart(c: Case) -> None:
+    x, g = tensors(c)[0], c.geometry
+    columns = im2col(x.movedim(1, -1), g).unflatten(2, (g.groups, *g.kernel_size, -1))
+    assert torch.equal(patch_matrix(x, g), columns.movedim(-1, 3).flatten(2))
 
 
 @pytest.mark.parametrize("c", FEW, ids=str)

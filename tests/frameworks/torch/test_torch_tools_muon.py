@@ -40,8 +40,8 @@ def matrices(model: nn.Module) -> list[nn.Parameter]:
 
 
 def as_rows(weight: Tensor) -> Tensor:
-    """A CONV weight as FC weight (f, k), taps before channels."""
-    return weight.movedim(1, -1).flatten(1).clone()
+    """A CONV weight as FC weight (f, k)."""
+    return weight.flatten(1).clone()
 
 
 def backward(model: nn.Module) -> Tensor:

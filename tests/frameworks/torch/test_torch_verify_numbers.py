@@ -30,7 +30,7 @@ def test_the_bound_is_that_of_the_paper_s_matrices():
     patches = convfc.im2col(
         x.movedim(1, -1).double().abs(), convfc.ConvGeometry(2, 3, (3, 3), stride=2)
     )
-    filters = convfc.to_fc(conv).matrix().detach().double().abs()
+    filters = conv.weight.detach().movedim(1, -1).flatten(1).double().abs()
     output = layer.own["output"]
     image, channel, row, column = output.index
     position = 3 * row + column

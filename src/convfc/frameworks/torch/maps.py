@@ -11,7 +11,7 @@ from torch import Tensor
 
 from convfc.arrays import as_numpy
 from convfc.frameworks.torch.forms.windows import padded, plan
-from convfc.frameworks.torch.read import matrix_to_weight
+from convfc.frameworks.torch.read import filters_to_weight
 from convfc.layer import ConvLayer
 from convfc.operators.matrixfree import LinearMap
 
@@ -23,14 +23,8 @@ def linear_maps(layer: ConvLayer, input_size: Sequence[int]) -> tuple[LinearMap,
     back. The filters are taken as they are now, and cast to the dtype of the array.
     """
     geometry = layer.geometry
-    first, second = geometry.out_channels, geometry.in_channels // geometry.groups
-    if geometry.transposed:
-        first, second = geometry.in_channels, geometry.out_channels // geometry.groups
-    weight = matrix_to_weight(
-        layer.filters.detach().reshape(geometry.out_channels, -1),
-        (first, second, *geometry.kernel_size),
-        transposed=geometry.transposed,
-        groups=geometry.groups,
+    weight = filters_to_weight(
+        layer.filters.detach(), transposed=geometry.transposed, groups=geometry.groups
     ).clone(memory_format=torch.contiguous_format)
     size = tuple(input_size)
     # PyTorch's own layer pads by a call of its own, too, unless by equal zeros on both sides.

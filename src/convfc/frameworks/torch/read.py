@@ -78,8 +78,7 @@ def own_forward(module: nn.Module) -> Refusal | None:
     if name is not None:
         return Refusal(
             f"its class {cls.__name__} has a {name} of its own",
-            f"replace it by the nn.{native_class(module).__name__} that computes the same, if there is one, or "
-            "leave it out with where=",
+            "convert it to patch form (convfc.to_fc), which runs it, or leave it out with where=",
         )
     return None
 
@@ -206,11 +205,12 @@ def weight_to_matrix(weight: Tensor, *, transposed: bool, groups: int) -> Tensor
     """Return the FC weight ``(f, k)`` of a CONV weight: the filter matrix K, transposed.
 
     The weight is as PyTorch keeps it: ``(f, c / groups, *kernel)``; transposed ``(c, f / groups,
-    *kernel)``. Columns are in the order ``(*kernel, c / groups)``; a view where strides allow.
+    *kernel)``. Columns are in PyTorch's order ``(c / groups, *kernel)``: of a layer that is not
+    transposed, ``weight.flatten(1)``, which shows its memory.
     """
     if transposed:
         weight = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
-    matrix: Tensor = weight.movedim(1, -1).flatten(1)
+    matrix: Tensor = weight.flatten(1)
     return matrix
 
 
@@ -223,10 +223,24 @@ def matrix_to_weight(
     """
     first, second, *kernel = weight_shape
     per_group = first // groups if transposed else second
-    filters: Tensor = matrix.unflatten(1, (*kernel, per_group)).movedim(-1, 1)
-    if not transposed:
-        return filters
-    weight: Tensor = filters.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+    weight: Tensor = matrix.unflatten(1, (per_group, *kernel))
+    if transposed:
+        weight = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+    return weight
+
+
+def weight_to_filters(weight: Tensor, *, transposed: bool, groups: int) -> Tensor:
+    """Return a CONV weight as convfc's filters ``(f, *kernel, c / groups)``."""
+    if transposed:
+        weight = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+    return weight.movedim(1, -1)
+
+
+def filters_to_weight(filters: Tensor, *, transposed: bool, groups: int) -> Tensor:
+    """Return filters as a CONV weight, in PyTorch's layout: `weight_to_filters` inverted."""
+    weight = filters.movedim(-1, 1)
+    if transposed:
+        weight = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
     return weight
 
 
@@ -246,8 +260,8 @@ def conv_layer(
     bias: Any = module.bias
     if not differentiable:
         weight, bias = weight.detach(), None if bias is None else bias.detach()
-    matrix = weight_to_matrix(weight, transposed=geometry.transposed, groups=geometry.groups)
-    return ConvLayer(geometry, matrix.reshape(geometry.filters_shape), bias, name)
+    filters = weight_to_filters(weight, transposed=geometry.transposed, groups=geometry.groups)
+    return ConvLayer(geometry, filters, bias, name)
 
 
 def _weight_sizes(module: nn.Module) -> tuple[int, ...]:

@@ -159,9 +159,8 @@ def kernels_of(layer: nn.Module) -> np.ndarray:
     weight = layer.weight.detach().double()
     if isinstance(layer, nn.Linear):
         return weight.numpy()
-    kernel, groups = weight.shape[2:], layer.groups
-    matrix = weight_to_matrix(weight, transposed=layer.transposed, groups=groups)
-    return matrix.unflatten(1, (*kernel, -1)).movedim(-1, 1).numpy()
+    matrix = weight_to_matrix(weight, transposed=layer.transposed, groups=layer.groups)
+    return matrix.unflatten(1, (-1, *weight.shape[2:])).numpy()
 
 
 def judged(second: np.ndarray, first: np.ndarray, groups: int) -> tuple[np.ndarray, np.ndarray]:

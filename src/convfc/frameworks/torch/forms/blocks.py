@@ -42,7 +42,7 @@ def conv_by_blocks(
 
     Neither is it for the backward pass, which builds its blocks again. Gradients of gradients are
     there too; they go through the whole of M. The columns of a weight are taps in the order
-    ``(*kernel, c)``, its rows belong to the groups one after the other. A sequence holds such rows
+    ``(c, *kernel)``, its rows belong to the groups one after the other. A sequence holds such rows
     in parts: where they lie so in memory, nothing is copied.
     """
     weights = (weight,) if isinstance(weight, Tensor) else tuple(weight)

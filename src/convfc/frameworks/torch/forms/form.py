@@ -16,7 +16,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from convfc.frameworks.torch.forms.patch import PatchConv
 from convfc.frameworks.torch.forms.weight import is_weight_form
-from convfc.frameworks.torch.read import matrix_to_weight, weight_to_matrix
+from convfc.frameworks.torch.read import filters_to_weight, weight_to_filters
 from convfc.geometry import ConvGeometry
 from convfc.operators.pattern import MatrixPattern, matrix_pattern
 
@@ -55,18 +55,12 @@ class Unrolled:
     def filters_of(self, weight: Tensor) -> Tensor:
         """Return a CONV weight as filters ``(f, *kernel, c / groups)``."""
         geometry = self.geometry
-        matrix = weight_to_matrix(weight, transposed=geometry.transposed, groups=geometry.groups)
-        return matrix.reshape(geometry.filters_shape)
+        return weight_to_filters(weight, transposed=geometry.transposed, groups=geometry.groups)
 
     def weight_of(self, filters: Tensor) -> Tensor:
         """Return filters in the CONV layer's layout: `filters_of` read backwards."""
         geometry = self.geometry
-        return matrix_to_weight(
-            filters.flatten(1),
-            self.weight.shape,
-            transposed=geometry.transposed,
-            groups=geometry.groups,
-        )
+        return filters_to_weight(filters, transposed=geometry.transposed, groups=geometry.groups)
 
 
 def form_of(module: nn.Module) -> Literal["native"] | Form | None:

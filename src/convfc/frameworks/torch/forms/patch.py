@@ -376,8 +376,7 @@ class PatchConv(nn.Module):
             If the input does not fit the layer.
         """
         if self.is_computed or self.own_forward:
-            y: Tensor = self._by_own_forward(input, *args, **kwargs)
-            return y
+            return self._by_own_forward(input, *args, **kwargs)  # type: ignore[no-any-return]
         batched = self._check(input)
         found = self._survey()
         if self._untouched(found, input):
@@ -427,6 +426,8 @@ class PatchConv(nn.Module):
         return self._laid_out(self.to_weight(matrix)) if matrix.dim() > 1 else matrix
 
     def _laid_out(self, weight: Tensor) -> Tensor:
+        if not self.weight_channels_last and weight.is_contiguous():
+            return weight
         last = channels_last(self.spatial_ndim)
         return in_format(weight, last if self.weight_channels_last else torch.contiguous_format)
 

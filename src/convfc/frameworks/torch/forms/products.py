@@ -85,9 +85,9 @@ class Layer:
         groups, geometry = self.groups, self.geometry
         f, c = geometry.out_channels // groups, geometry.in_channels // groups
         if self.transposed:
-            weight = weight.reshape(groups, c, -1, f).transpose(1, 3)
+            weight = weight.reshape(groups, c, f, -1).permute(0, 2, 3, 1)
         else:
-            weight = weight.reshape(groups, f, -1, c)
+            weight = weight.reshape(groups, f, c, -1).transpose(2, 3)
         weight = weight.flip(2) if geometry.flip else weight
         return weight.reshape(groups, f, -1)
 
@@ -97,7 +97,7 @@ class Layer:
         f, c = geometry.out_channels // groups, geometry.in_channels // groups
         filters = filters.reshape(groups, f, -1, c)
         filters = filters.flip(2) if geometry.flip else filters
-        filters = filters.transpose(1, 3) if self.transposed else filters
+        filters = filters.permute(0, 3, 1, 2) if self.transposed else filters.transpose(2, 3)
         return filters.flatten(0, 1).flatten(1)
 
     def blocks(self, samples: int, itemsize: int) -> list[list[tuple[int, int]]]:

@@ -147,6 +147,8 @@ def _select(x: Tensor, source: tuple[int, ...], dim: int) -> Tensor:
 def patch_matrix(x: Tensor, geometry: ConvGeometry) -> Tensor:
     """Build the whole patch matrix M (N, L, groups * k) with ordinary, differentiable operations.
 
+    Its columns are in PyTorch's order, ``(groups, c / groups, *kernel)``.
+
     A view of ``x`` where strides can say it: of a 1 x 1 layer of stride 1, and where the windows
     lie one after the other in memory.
     """
@@ -165,8 +167,8 @@ def patches_by_plan(x: Tensor, axes: Sequence[Axis], groups: int) -> Tensor:
         backwards = [2 + n + a for a, axis in enumerate(axes) if axis.tap_step < 0]
         windows = windows.flip(backwards) if backwards else windows
     windows = windows.unflatten(1, (groups, x.shape[1] // groups))
-    # (N, g, c, *positions, *taps) -> (N, *positions, g, *taps, c)
-    windows = windows.permute(0, *range(3, 3 + n), 1, *range(3 + n, 3 + 2 * n), 2)
+    # (N, g, c, *positions, *taps) -> (N, *positions, g, c, *taps)
+    windows = windows.permute(0, *range(3, 3 + n), 1, 2, *range(3 + n, 3 + 2 * n))
     columns = x.shape[1] * math.prod([axis.taps for axis in axes])
     positions = math.prod([axis.positions for axis in axes])
     matrix: Tensor = windows.reshape(x.shape[0], positions, columns)

@@ -39,13 +39,13 @@ from convfc.frameworks.torch.graph import as_traced, trace
 from convfc.frameworks.torch.morphism.certify import Change, Morph, finish
 from convfc.frameworks.torch.places import copy_of, holders, place_in_words, places, tied
 from convfc.frameworks.torch.read import (
+    filters_to_weight,
     geometry_of,
-    matrix_to_weight,
     native_class,
     obstacle,
     own_class,
     own_forward,
-    weight_to_matrix,
+    weight_to_filters,
 )
 from convfc.frameworks.torch.references import exchange
 from convfc.frameworks.torch.running import check_can_run, deep_copy, run_on, unchanged
@@ -323,13 +323,13 @@ def kernel_of(layer: Any) -> Kernel:
         return Kernel(weight, bias)
     # For padding="same" the size does not matter: it asks for stride 1.
     geometry = geometry_of(layer, (1,) * (weight.dim() - 2))
-    matrix = weight_to_matrix(weight, transposed=geometry.transposed, groups=geometry.groups)
+    filters = weight_to_filters(weight, transposed=geometry.transposed, groups=geometry.groups)
     pads = tuple(
         (low, high - extra)
         for (low, high), extra in zip(geometry.padding, geometry.output_padding, strict=True)
     )
     return Kernel(
-        matrix.reshape(geometry.filters_shape).contiguous(),
+        filters.contiguous(),
         bias,
         geometry.groups,
         geometry.stride,
@@ -440,11 +440,8 @@ def new_weight(matrix: Tensor, size: Sizes, layer: Any, groups: int) -> nn.Param
     """Return an FC matrix ``(f, k)`` as a weight like a layer's: its dtype, device and format."""
     old: Tensor = layer.weight
     if form_of(layer) == "native":
-        filters, inner = len(matrix), matrix.shape[1] // math.prod(size)
-        shape = (inner * groups, filters // groups) if layer.transposed else (filters, inner)
-        matrix = matrix_to_weight(
-            matrix, (*shape, *size), transposed=layer.transposed, groups=groups
-        )
+        filters = matrix.unflatten(1, (*size, -1))
+        matrix = filters_to_weight(filters, transposed=layer.transposed, groups=groups)
     new = matrix.to(old.device, old.dtype).clone(memory_format=torch.contiguous_format)
     if form_of(layer) == "native" and is_channels_last(old):
         new = in_format(new, channels_last(old.dim() - 2))

@@ -44,7 +44,7 @@ from convfc.frameworks.torch.morphism.target import (
     tie_of,
 )
 from convfc.frameworks.torch.places import copy_of, place_in_words
-from convfc.frameworks.torch.read import matrix_to_weight
+from convfc.frameworks.torch.read import filters_to_weight
 from convfc.frameworks.torch.running import check_can_run, deep_copy
 from convfc.sizes import integer, one_of
 
@@ -428,8 +428,9 @@ class _Growth:
         old, matrix = _read(some)
         new = (*matrix.shape[:3], -1)
         whole = torch.ones_like(matrix).scatter_(3, index.expand(new), down.to(matrix).expand(new))
-        rows, shape = whole.flatten(2).flatten(0, 1), some.weight.shape
-        return matrix_to_weight(rows, shape, transposed=old.transposed, groups=old.groups)
+        kernel = some.weight.shape[2:]
+        filters = whole.flatten(0, 1).unflatten(1, kernel) if kernel else whole.flatten(0, 2)
+        return filters_to_weight(filters, transposed=old.transposed, groups=old.groups)
 
     def _fresh(self, layer: Layer) -> Tensor:
         return per_place(layer.outputs, self.space, self.units.fresh, False)
