@@ -109,6 +109,29 @@ class Convolution(NamedTuple):
         return y
 
 
+def by_class(
+    cls: Any,
+    layer: Any,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    output_size: Sequence[int] | None = None,
+) -> Tensor:
+    """Run the forward of one of PyTorch's CONV classes with another weight and bias.
+
+    ``layer`` need not be of the class: its attributes are read.
+    """
+    if not layer.transposed:
+        y: Tensor = cls._conv_forward(layer, x, weight, bias)
+        return y
+    sizes = (layer.stride, layer.padding, layer.kernel_size)
+    ndim = weight.dim() - 2
+    extra = cls._output_padding(layer, x, output_size, *sizes, ndim, layer.dilation)
+    rest = (layer.stride, layer.padding, extra, layer.groups, layer.dilation)
+    z: Tensor = getattr(torch, f"conv_transpose{ndim}d")(x, weight, bias, *rest)
+    return z
+
+
 def convolution_of(
     function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> Convolution | None:

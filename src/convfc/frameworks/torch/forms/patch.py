@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 
 from convfc.errors import GeometryError, ShapeError, UnsupportedLayer
 from convfc.frameworks.torch.forms.blocks import conv_by_blocks, conv_by_module
-from convfc.frameworks.torch.forms.calls import Convolution
+from convfc.frameworks.torch.forms.calls import Convolution, by_class
 from convfc.frameworks.torch.forms.children import (
     FC,
     Survey,
@@ -380,8 +380,9 @@ class PatchConv(nn.Module):
         batched = self._check(input)
         found = self._survey()
         if self._untouched(found, input):
-            native: Tensor = self.as_native().forward(input, *args, **kwargs)
-            return native
+            weight = self._native_weight(joined_with_gradients(self._plain(found)))
+            bias = _whole(self._plain(found), found.biases)
+            return by_class(self.native, self, input, weight, bias, *args, **kwargs)
         whole = input if batched else input.unsqueeze(0)
         y = self._by_matrix(whole, self._extra(whole, *args, **kwargs), found)
         return y if batched else y.squeeze(0)
@@ -414,16 +415,15 @@ class PatchConv(nn.Module):
 
     def seen_inside(self, name: str) -> Tensor | None:
         """Return weight or bias as the layer's own forward sees it, in the memory format it had."""
-        if self.is_computed or self.own_forward:
-            return self._shown(name, self._native_weight, inside=True)
-        found = self._survey()
-        if name == "bias":
-            return _whole(self._plain(found), found.biases)
-        return self._native_weight(joined_with_gradients(self._plain(found)))
+        return self._shown(name, self._native_weight, inside=True)
 
     def _native_weight(self, matrix: Tensor) -> Tensor:
         """Return an FC weight as the CONV layer's, laid out in memory as that was."""
-        return self._laid_out(self.to_weight(matrix)) if matrix.dim() > 1 else matrix
+        if matrix.dim() == 1:  # it is the bias
+            return matrix
+        if self.transposed or self.weight_channels_last:
+            return self._laid_out(self.to_weight(matrix))
+        return matrix.reshape(-1, *self.weight_shape[1:])
 
     def _laid_out(self, weight: Tensor) -> Tensor:
         if not self.weight_channels_last and weight.is_contiguous():
@@ -657,13 +657,13 @@ def _itself(whole: Tensor) -> Tensor:
 
 def _whole(weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Tensor | None:
     """Return the biases of all groups as one, with zeros where a group has none; None if none."""
-    if all(bias is None for bias in biases):
-        return None
+    if len(biases) == 1 or all(bias is None for bias in biases):
+        return biases[0]
     held = [
         weight.new_zeros(len(weight)) if bias is None else bias
         for weight, bias in zip(weights, biases, strict=True)
     ]
-    return held[0] if len(held) == 1 else torch.cat(held)
+    return torch.cat(held)
 
 
 def _chunks(

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
+from convfc.frameworks.torch.forms.calls import by_class
 from convfc.frameworks.torch.forms.children import as_parameter, in_front, no_new_parameter, taken
 from convfc.frameworks.torch.forms.formats import channels_last, in_format, is_channels_last
 from convfc.frameworks.torch.forms.shown import Shown, weight_of
@@ -134,24 +134,15 @@ def _placeholder(shape: tuple[int, ...], dtype: torch.dtype) -> nn.Parameter:
 
 def _conv_forward(self: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Run the native convolution, which chooses its kernel and memory format by the weight's."""
-    weight = steps_of(self)[0].native(weight)
-    native: Any = own_class(self)
-    y: Tensor = native._conv_forward(self, input, weight, bias)
-    return y
+    return by_class(own_class(self), self, input, steps_of(self)[0].native(weight), bias)
 
 
 def _transposed_forward(
     self: Any, input: Tensor, output_size: Sequence[int] | None = None
 ) -> Tensor:
-    """Run the native transposed convolution, as PyTorch's own forward does."""
-    ndim = len(self.kernel_size)
-    extra = self._output_padding(
-        input, output_size, self.stride, self.padding, self.kernel_size, ndim, self.dilation
-    )
+    """Run the native transposed convolution."""
     weight = steps_of(self)[0].native(self.weight)
-    rest = (self.stride, self.padding, extra, self.groups, self.dilation)
-    y: Tensor = getattr(F, f"conv_transpose{ndim}d")(input, weight, self.bias, *rest)
-    return y
+    return by_class(own_class(self), self, input, weight, self.bias, output_size)
 
 
 def _setattr(self: Any, name: str, value: Any) -> None:
