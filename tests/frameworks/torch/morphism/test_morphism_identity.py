@@ -16,7 +16,13 @@ from torch.nn import functional
 
 from convfc.errors import ArgumentError, UnsupportedLayer
 from convfc.frameworks.torch.morphism.magnitude import Sums, magnitude
-from convfc.methods.morphism import IdentityStart, deepen, morph_activation, morph_depth
+from convfc.methods.morphism import (
+    IdentityStart,
+    ParallelSum,
+    deepen,
+    morph_activation,
+    morph_depth,
+)
 from convfc.rounding import rounding_bound
 
 pytestmark = [
@@ -180,8 +186,8 @@ def test_what_starts_as_the_identity_is_taken_as_it_is() -> None:
         assert not ours & {id(p) for p in morph.model.parameters()}
 
 
-def test_a_graph_goes_through_it() -> None:
-    model = nn.Sequential(nn.Linear(2, 2), IdentityStart(nn.Tanh(), 0.5))
+def test_a_graph_goes_through_it_and_through_a_sum() -> None:
+    model = nn.Sequential(ParallelSum([nn.Linear(2, 2), IdentityStart(nn.Tanh(), 0.5)]), nn.ReLU())
     graph, x = fx.symbolic_trace(model), numbers((3, 2), 1).float()
     assert torch.equal(graph(x), model(x))
 

@@ -62,13 +62,6 @@ _RETURNED = Refusal(
     "the output of the model",
 )
 _RESHAPES = ("flatten", "reshape", "unflatten")
-# What a forward computes sizes with.
-_NUMBERS = frozenset(
-    [
-        *(operator.add, operator.sub, operator.mul, operator.floordiv, operator.truediv),
-        *(operator.mod, operator.neg, operator.getitem, int, max, min),
-    ]
-)
 _TORCH = str(Path(torch.__file__).parent)
 _CONSTANT = "_tensor_constant"  # what torch.fx calls a tensor that a forward makes
 
@@ -456,13 +449,13 @@ def _fits(axes: Axes, shape: Sizes) -> bool:
 
 
 def _only_reshapes(node: fx.Node) -> bool:
-    """Say whether a size goes nowhere but into the shape of a value."""
-    if node.op in ("call_function", "call_method"):
-        operation = operation_of(node.target)
-        if operation and (operation.name in _RESHAPES or operation.kind == "expansion"):
-            return True
-    numbers = node.target in _NUMBERS and shape_of(node) is None
-    return numbers and all(map(_only_reshapes, node.users))
+    """Say whether a size, or a number made of it, goes nowhere but into the shape of a value."""
+    if node.op not in ("call_function", "call_method"):
+        return False
+    operation = operation_of(node.target)
+    if operation and (operation.name in _RESHAPES or operation.kind == "expansion"):
+        return True
+    return shape_of(node) is None and all(map(_only_reshapes, node.users))
 
 
 # What each operation does to the units of the values that it is given
@@ -547,16 +540,12 @@ def _prelu(call: Call, reader: _Reader, axes: Axes, shape: Sizes) -> Axes:
     return axes  # one slope for all: a slope per channel is a layer
 
 
-@_of_one("pooling", "adaptive pooling", "padding", "resizing", "layer_norm")
+@_of_one("pooling", "adaptive pooling", "padding", "resizing")
 def _trailing(call: Call, reader: _Reader, axes: Axes, shape: Sizes) -> Axes:
     """Follow what works on so many last axes, in each unit by itself."""
     count = (call.operation and call.operation.axes) or len(shape) - 2
     if call.name == "pad":
         count = len(call["pad"]) // 2
-    if call.name == "layer_norm":
-        if call.module is None:
-            return reader.unknown(call)
-        count = len(call["normalized_shape"])
     last = set(range(len(axes) - count, len(axes)))
     return reader.along(call.node, axes, last, "it works along the axis that they are on")
 

@@ -247,7 +247,8 @@ def deepen(
 
     what = f"an identity layer {f'of kernel {in_words(kernel)} ' if kernel else ''}behind it"
     what += ", after a copy of its activation" if phi is not None else ""
-    morph = replaced(behind, make, what=what, form="deeper", spread_output=phi, seed=seed)
+    after: Any = {} if phi is None else {"spread_output": phi}
+    morph = replaced(behind, make, what=what, form="deeper", seed=seed, **after)
     return replace(morph, what=f"{target.where}: {what}")
 
 

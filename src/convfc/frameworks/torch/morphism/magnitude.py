@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import singledispatch
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -64,39 +64,24 @@ def magnitude(module: nn.Module, sums: Sums, call: Caller = _forward) -> Sums | 
 
 @magnitude.register
 def _(module: nn.Sequential, sums: Sums, call: Caller = _forward) -> Sums | None:
-    result: Sums | None = sums
     for part in module:
-        result = None if result is None else magnitude(part, result, call)
-    return result
+        made = magnitude(part, sums, call)
+        if made is None:
+            return None
+        sums = made
+    return sums
 
 
 @magnitude.register
 def _(module: _ConvNd | nn.Linear, sums: Sums, call: Caller = _forward) -> Sums | None:
     if not has_own_weights(module):
         return None
+    moduli = wide(sums.values)
     layer = cast(deep_copy(module), lambda t: wide(t.detach()).abs())
     with torch.no_grad():
-        values = call(layer, wide(sums.values))
-        counts = call(*_counting(layer, torch.ones_like(wide(sums.values))))
+        values = call(layer, moduli)
+        counts = call(cast(layer, torch.ones_like), torch.ones_like(moduli))
     return Sums(values, sums.terms + int(counts.max() if counts.numel() else 0) + _MADE_AND_STORED)
-
-
-def _counting(layer: Any, ones: Tensor) -> tuple[nn.Module, Tensor]:
-    """Turn a layer into one that counts its terms, and what it counts on.
-
-    All filters have as many as one, and all inputs of a batch.
-    """
-    weight, groups = layer.weight, getattr(layer, "groups", 1)
-    if not isinstance(layer, _ConvNd):
-        return cast(layer, torch.ones_like), ones
-    axis = ones.dim() - weight.dim() + 1  # of the channels
-    layer.groups = 1
-    weight = weight[: len(weight) // groups, :1] if layer.transposed else weight[:1]
-    layer.weight = nn.Parameter(torch.ones_like(weight))
-    if layer.bias is not None:
-        layer.bias = nn.Parameter(torch.ones_like(layer.bias[:1]))
-    ones = ones.narrow(axis, 0, ones.shape[axis] // groups)
-    return layer, ones[:1] if axis else ones
 
 
 @magnitude.register

@@ -207,8 +207,7 @@ def real_number(name: str, value: object, least: float, most: float = math.inf) 
     if (
         isinstance(value, bool)
         or not isinstance(value, (int, float))
-        or not least <= value <= most
-        or math.isinf(value)
+        or not (least <= value <= most and math.isfinite(value))
     ):
         raise ArgumentError(
             "a number out of its range",
@@ -224,11 +223,8 @@ def look_up(model: nn.Module, name: str) -> nn.Module:
     """Return the part at a place, or refuse a name that no part has."""
     found = places(model)
     if name not in found:
-        layers = [
-            n
-            for n, part in found.items()
-            if form_of(part) == "native" or isinstance(part, nn.Linear)
-        ]
+        known = {n: form_of(part) == "native" for n, part in found.items()}
+        layers = [n for n in known if known[n] or isinstance(found[n], nn.Linear)]
         raise NothingToConvert(
             "the model has no such part",
             where=name,
@@ -271,7 +267,7 @@ def tie_of(model: nn.Module, part: nn.Module) -> Refusal | None:
 
 
 def _linear_obstacle(part: nn.Linear) -> Refusal | None:
-    """Return why an `nn.Linear` is not what its parameters say; its hooks are no obstacle here."""
+    """Return why an `nn.Linear` is not what its parameters say, its hooks aside."""
     bare = object.__new__(type(part))
     vars(bare).update(vars(part), **_no_hooks())
     return linear_obstacle(bare)
@@ -380,7 +376,7 @@ def resized(kernel: Kernel, size: Sizes, at: Sequence[int]) -> Kernel:
     return replace(kernel, filters=filters, pads=pads)
 
 
-def _from_the_last(pads: Pads) -> tuple[int, ...]:
+def _from_the_last(pads: Sequence[tuple[int, int]]) -> tuple[int, ...]:
     """Return pads as PyTorch's functions of padding take them: the last axis first."""
     return tuple(n for pair in pads[::-1] for n in pair)
 
@@ -464,8 +460,8 @@ def _padding(kernel: Kernel, like: nn.Module) -> _Says:
     if all(low == high >= 0 for low, high in kernel.pads):
         sizes = tuple(low for low, _ in kernel.pads)
         return {"padding": sizes, "padding_mode": kernel.mode}, [], []
-    added = tuple((max(low, 0), max(high, 0)) for low, high in kernel.pads)
-    taken = tuple((min(low, 0), min(high, 0)) for low, high in kernel.pads)
+    added = [(max(low, 0), max(high, 0)) for low, high in kernel.pads]
+    taken = [(min(low, 0), min(high, 0)) for low, high in kernel.pads]
     return {"padding": 0}, _pad_layer(kernel.mode, added) + _pad_layer("zeros", taken), []
 
 
@@ -474,9 +470,9 @@ def _cropping(kernel: Kernel, like: nn.Module) -> _Says:
     padding, extra, rest = [], [], []
     for axis, (low, high) in enumerate(kernel.pads):
         said = is_cropped(kernel, axis, low, high)
-        padding.append(low if said else max(0, min(low, high)))
+        padding.append(low if said else 0)
         extra.append(low - high if said else 0)
-        rest.append((padding[-1] - low, padding[-1] - extra[-1] - high))
+        rest.append((0, 0) if said else (-low, -high))
     if kernel.bias is not None and any(n > 0 for pair in rest for n in pair):
         raise ArgumentError(
             "zeros would have to be added behind a transposed layer with a bias",
@@ -484,10 +480,10 @@ def _cropping(kernel: Kernel, like: nn.Module) -> _Says:
             remedy="take larger kernels",
         )
     says = {"padding": tuple(padding), "output_padding": tuple(extra)}
-    return says, [], _pad_layer("zeros", tuple(rest))
+    return says, [], _pad_layer("zeros", rest)
 
 
-def _pad_layer(mode: str, pads: Pads) -> list[nn.Module]:
+def _pad_layer(mode: str, pads: Sequence[tuple[int, int]]) -> list[nn.Module]:
     """Return a layer that pads; none if there is nothing to pad. Negative numbers crop."""
     if not any(n for pair in pads for n in pair):
         return []

@@ -141,14 +141,8 @@ def widen(
     space, repeat = _space(layer, name)
     wanted = _wanted(space.size * repeat, width, factor, space.blocks * repeat, name)
     generator = generator_of(seed)
-    units = draw_copies(
-        space.size,
-        wanted // repeat,
-        blocks=space.blocks,
-        how=how,
-        split=split,
-        generator=generator,
-    )
+    how_made: Any = {"blocks": space.blocks, "how": how, "split": split, "generator": generator}
+    units = draw_copies(space.size, wanted // repeat, **how_made)
     growth = _Growth(space, units, how == "zero", noise, generator)
     growing = [
         one for one in layers.values() if growth.holds(one.inputs) or growth.holds(one.outputs)
@@ -182,13 +176,11 @@ def _space(layer: Layer, name: str) -> tuple[Space, int]:
 def _wanted(now: int, width: int | None, factor: float | None, unit: int, name: str) -> int:
     """Return how many filters there are to be."""
     if width is None:
-        exact = Fraction(str(factor)) * now
-        return math.ceil(exact / unit) * unit
+        return math.ceil(Fraction(str(factor)) * now / unit) * unit
+    what, remedy = "a layer can only become wider", "train a smaller network instead"
     if width % unit:
         what = "this width does not fit the groups"
         remedy = "give factor=, which is rounded up to what the groups allow"
-    else:
-        what, remedy = "a layer can only become wider", "train a smaller network instead"
     if width < now or width % unit:
         raise ArgumentError(
             what,
@@ -300,10 +292,9 @@ def _different_parts(count: int, generator: torch.Generator) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class _Growth:
-    """The growth of one space.
+    """The growth of one space: new filters are copies, or random (He et al. 2015).
 
-    New filters are copies, with noise relative to the standard deviation of all weights; or random
-    (He et al. 2015) and without a bias. The generator draws a seed for each layer.
+    The noise of copies is relative to the standard deviation of all weights.
     """
 
     space: Space
@@ -325,21 +316,20 @@ class _Growth:
             grow, axis = partial(self._grow_channels, layer), 1
         elif form_of(layer.module) == "native":
             axis = -len(kernel_of(layer.module).size) - 1
-        spread = _picked(self._places(layer.outputs), axis) if makes else None
-        keep = None
+        maps = {"spread_input": self._places(layer.inputs)} if reads else {}
         if makes and self.random:
-            spread, keep = None, _picked((~self._fresh(layer)).nonzero().flatten(), axis)
+            maps["keep_output"] = (~self._fresh(layer)).nonzero().flatten()
+        elif makes:
+            maps["spread_output"] = self._places(layer.outputs)
         return Change(
             layer.name,
             layer.module,
             grow(copied),
-            spread_input=_picked(self._places(layer.inputs), axis) if reads else None,
-            spread_output=spread,
             rebuild=lambda module: grow(deep_copy(module)),
-            keep_output=keep,
             divides=self._divisors(layer),
             form="widened",
             why_no_integers="noise was added" if makes and self.noise else "",
+            **{name: _picked(places, axis) for name, places in maps.items()},
         )
 
     @torch.no_grad()
@@ -407,14 +397,9 @@ class _Growth:
         if layer.kind != "dense" or not self.holds(axis):
             return None
         groups = int(getattr(layer.module, "groups", 1))
-        index, up, down = (
-            one.view(groups, 1, 1, -1)
-            for one in (
-                self._places(axis),
-                per_place(axis, self.space, units.numerators, 1),
-                per_place(axis, self.space, units.denominators, 1),
-            )
-        )
+        shares = units.numerators, units.denominators
+        found = self._places(axis), *(per_place(axis, self.space, one, 1) for one in shares)
+        index, up, down = (one.view(groups, 1, 1, -1) for one in found)
         first = length(axis) // groups * torch.arange(groups)
         return index - first[:, None, None, None], up, down
 
