@@ -10,10 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from convfc.frameworks.torch.certify.simplified import Stage, stages
-from convfc.frameworks.torch.tensors import dtype_name
-from convfc.rounding import rounding_bound
-
 
 def lenet(pool: type[nn.Module] = nn.AvgPool2d) -> nn.Module:
     """LeNet-5 on 12x12 images."""
@@ -113,20 +109,3 @@ WAYS: dict[str, dict[str, Any]] = {
     "sequence": {"max_pool": "relu", "sequential": True},
 }
 each_way = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
-
-
-def difference_of(stage: Stage) -> Tensor:
-    """How far the two values at the end of a stage are from each other."""
-    ours, theirs = stage.own
-    return (ours.double() - theirs.double()).abs()
-
-
-def assert_within_rounding(model: nn.Module, simple: nn.Module, x: Tensor) -> None:
-    """Every stage, on the input that it really has, and every FC layer in one of them."""
-    found = list(stages(model, simple, x))
-    for stage in found:
-        bound = rounding_bound(stage.magnitude, stage.terms, dtype_name(x.dtype))
-        assert bound is not None
-        assert bool((difference_of(stage) <= bound).all()), stage.name
-    names = {name for name, part in simple.named_modules() if type(part) is nn.Linear}
-    assert {name for stage in found for name in stage.layers} == names

@@ -16,7 +16,7 @@ from networks import assert_same_state, net, trained
 from pyscipopt import Model, quicksum
 from pyscipopt_ml.exceptions import NoModel
 from pyscipopt_ml.torch import add_sequential_constr
-from simplified_models import NETWORKS, assert_within_rounding
+from simplified_models import NETWORKS
 from torch import Tensor, fx, nn
 from torch_fixtures import with_integers
 from torchvision import models
@@ -140,5 +140,5 @@ def test_torchvision_networks_there_and_back(name: str):
     assert sum(type(part) is nn.Linear for part in simple.modules()) == layers
     if way:
         assert {type(part) for part in simple} == {nn.Flatten, nn.Linear, nn.ReLU}
-    assert_within_rounding(model, simple, x)
+    assert convfc.verify(model, simple, x).holds
     assert_same_state(convfc.to_conv(simple), model)

@@ -20,7 +20,7 @@ of roundings. ReLU carries no error on that is larger than the one it is given.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -105,10 +105,7 @@ def certify_simplified(
             exact = made_of(found, first, example, sparse_weights=True)
             run.shared |= {id(exact), id(after)}
             errors += other_parts(exact, after)
-            layers = [
-                _certificate(stage, x.dtype)
-                for stage in _stages(found, before, after, x, (first, exact) if double else None)
-            ]
+            layers = list(_stages(found, before, after, x, (first, exact) if double else None))
         except (ConvfcError, RuntimeError) as error:
             errors.append(f"it cannot be made again; expected a network, got {words(error)}")
     network = compare_networks(before, after, ours, Pairs(), run, again=(exact, errors))
@@ -117,65 +114,7 @@ def certify_simplified(
     return layers, replace(network, notes=(*network.notes, *notes))
 
 
-def _certificate(stage: Stage, dtype: torch.dtype) -> LayerCertificate:
-    first, last = stage.layers[:1], stage.layers[1:][-1:]
-    pairs = [pair for pair in (stage.own, stage.double) if pair is not None]
-    errors = [
-        f"its output; expected {describe(before)}, got {describe(after)}"
-        for before, after in pairs
-        if describe(before) != describe(after)
-    ]
-    unbounded = not_finite("input, or a weight,", stage.magnitude, "give finite ones of both")
-    errors += [unbounded] if unbounded else []
-    sums = stage.magnitude.to(pairs[0][0].device), stage.terms
-    compared = [
-        {"output": bounded("output", *pair, sums, (pair[0].dtype, pair[0].dtype))}
-        for pair in (() if errors else pairs)
-    ]
-    return LayerCertificate(
-        name=stage.name,
-        forms=("stage", "Linear " + " to ".join((*first, *last)) if first else "stage"),
-        dtype=dtype_name(dtype),
-        own=next(iter(compared), {}),
-        float64=compared[-1] if compared and stage.double is not None else {},
-        exact=ExactTest(why_not=_NO_INTEGERS),
-        errors=tuple(dict.fromkeys(errors)),
-    )
-
-
 # Stages -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Stage:
-    """One stage of two networks: values of shape (n, size), with B and n of the rounding bound."""
-
-    # The layer or call of the first network at whose output the two are compared.
-    name: str
-    # The FC layers of the simplified network that compute it.
-    layers: tuple[str, ...]
-    # Its values in the first network and in the other one; the same in float64.
-    own: tuple[Tensor, Tensor]
-    double: tuple[Tensor, Tensor] | None
-    magnitude: Tensor
-    terms: int
-
-
-def stages(before: nn.Module, after: nn.Module, x: Tensor) -> Iterator[Stage]:
-    """Run a network and its simplified form, whose numbers may have changed, stage by stage.
-
-    The network is run in evaluation mode, without hooks.
-    """
-    record = record_of(after)
-    if record is None:
-        raise UnsupportedModel(
-            "it has no record of the network that it was",
-            where="after",
-            expected="what convfc.simplify returns",
-            got=type(after).__name__,
-        )
-    found = programs_of(before, (x,), record.options, numbers=True)
-    yield from _stages(found, before, after, x, None)
 
 
 def _stages(
@@ -184,8 +123,11 @@ def _stages(
     after: nn.Module,
     x: Tensor,
     exact: tuple[nn.Module, nn.Module] | None,
-) -> Iterator[Stage]:
-    """Yield the stages in the dtype of x and, with both networks in float64, in float64 too."""
+) -> Iterator[LayerCertificate]:
+    """Yield the stages in the dtype of x and, with both networks in float64, in float64 too.
+
+    A stage has the name of the layer or call of the first network at whose output it ends.
+    """
     program, record = found.original, record_of(after)
     if record is None or (program.signature, program.input_shape) != (
         record.signature,
@@ -205,18 +147,38 @@ def _stages(
         expected, origins = target
         used: dict[Value, None] = {}
         layers: dict[str, None] = {}
-        pair = expected, own.computed(value, used, layers)
-        again = None if double is None else pair
+        pairs = [(expected, own.computed(value, used, layers))]
         if double is not None and double is not own:
             known = double.target(value)
             assert known is not None, "as in the other dtype"  # noqa: S101
-            again = known[0], double.computed(value, {}, {})
+            pairs.append((known[0], double.computed(value, {}, {})))
         stops = {raw for stop in used for raw in own.origins(stop)}
         sums = [own.magnitude(raw, stops) for raw in origins]
         magnitude = torch.from_numpy(np.concatenate([b for b, _ in sums], axis=1))
         # One more: in float64, the magnitude is that of values that were rounded to another dtype.
         terms = 1 + max(_terms(value, used), *(n for _, n in sums))
-        yield Stage(places[origins[0]], tuple(layers), pair, again, magnitude, terms)
+        errors = [
+            f"its output; expected {describe(before)}, got {describe(after)}"
+            for before, after in pairs
+            if describe(before) != describe(after)
+        ]
+        unbounded = not_finite("input, or a weight,", magnitude, "give finite ones of both")
+        errors += [unbounded] if unbounded else []
+        bound = magnitude.to(expected.device), terms
+        compared = [
+            {"output": bounded("output", *pair, bound, (pair[0].dtype, pair[0].dtype))}
+            for pair in (() if errors else pairs)
+        ]
+        ends = dict.fromkeys([*layers][i] for i in (0, -1) if layers)
+        yield LayerCertificate(
+            name=places[origins[0]],
+            forms=("stage", "Linear " + " to ".join(ends) if ends else "stage"),
+            dtype=dtype_name(x.dtype),
+            own=next(iter(compared), {}),
+            float64=compared[-1] if compared and double is not None else {},
+            exact=ExactTest(why_not=_NO_INTEGERS),
+            errors=tuple(dict.fromkeys(errors)),
+        )
 
 
 def _run(found: Programs, network: nn.Module, x: Tensor) -> Trace:
@@ -280,16 +242,15 @@ class _Side:
         raw = self.found.merged.before.get(value)
         if not self.found.states:
             known = None if raw is None else self.raw.get(raw)
-            if raw is None or known is None:
-                return None
-            return known, [raw]
+            return None if raw is None or known is None else (known, [raw])
         if value is self.found.final.output:
             raw = self.found.merged.before[self.found.merged.program.output]
             return self.raw[raw], [raw]
         state = next(s for s in self.found.states if sources(s) == [value])
         pieces: list[Tensor] = []
         origins: list[Value] = []
-        earlier = self._parts_before(value)
+        (state_before,) = value.terms
+        earlier = self.found.states[state_before]
         for part, where in self.found.states[state].items():
             inner = part if part in earlier or where.pair or not sources(part) else None
             if inner is None:
@@ -301,11 +262,6 @@ class _Side:
             pieces += [known, -known] if where.pair else [known]
             origins += [origin] * (1 + where.pair)
         return torch.cat(pieces, 1), origins
-
-    def _parts_before(self, value: Affine) -> set[Value]:
-        """Return what the state that an affine value is made of holds."""
-        (state,) = value.terms
-        return set(self.found.states[state])
 
     def computed(self, value: Value, used: dict[Value, None], layers: dict[str, None]) -> Tensor:
         """Compute a value by the simplified network's modules, from values of the original."""
