@@ -1,20 +1,15 @@
 """A simplified network in a certificate: stage by stage, since its layers are products of layers.
 
-Nothing in it stands for one CONV layer. So the first network is read once, in float64, as it was
-when it was simplified. What is made of that has to be the same modules as the second network, with
-the same numbers once these are rounded to its dtype, and has to compute what the first network
-computes. And the two networks are compared where both have the same value, stage by stage.
+The first network is read again in float64. What is made of that has to be the same modules as the
+second network, with the same numbers once they are rounded to its dtype. And the two are compared
+stage by stage. A stage ends where the FC layers give a value that the first network computes, too:
+in front of an activation, or at the output. Each is given the first network's own values, so that
+errors do not reach the next. In float64 the second network is the one that was made again.
 
-A stage ends where the FC layers give a value that the first network computes, too: in front of an
-activation, or at the output. It begins at the values of that kind before it. The first network runs
-once per dtype; each stage of the other one is given the first one's own values, so that errors of
-one stage do not reach the next. In float64 the other one is the network that was made again.
-
-What rounding may do: both sides are sums of products of the same numbers, in another order of
-multiplying. With B the product ``|A_k| ... |A_1| |x|`` of absolute values (offsets included, layer
-by layer as the first network has them), each of them is within ``gamma_n B`` of the exact value
-(Higham, *Accuracy and Stability of Numerical Algorithms*, chapter 3), where n is the longest chain
-of roundings. ReLU carries no error on that is larger than the one it is given.
+Both sides are sums of products of the same numbers, multiplied in another order. With B the product
+``|A_k| ... |A_1| |x|`` of absolute values (offsets included, layer by layer as the first network
+has them), each is within ``gamma_n B`` of the exact value (Higham, *Accuracy and Stability of
+Numerical Algorithms*, chapter 3), n being the longest chain of roundings. ReLU adds no error.
 """
 
 from __future__ import annotations

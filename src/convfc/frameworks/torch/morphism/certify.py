@@ -120,10 +120,9 @@ def finish(
     noise: float = 0.0,
     seed: int = 0,
 ) -> Morph:
-    """Return a morph with its certificate; the two models share no part, and stay as they are.
+    """Return a morph with its certificate, of every change at every call, and of the wholes.
 
-    Copies of both are compared in evaluation mode: every change at every call, and the wholes.
-    Nothing is raised if they are not the same function: the certificate says no, and why.
+    The two models share no part, and stay as they are. What differs is said, not raised.
     """
     run = _Runner(before, after, example, changes)
     with ExitStack() as stack:
@@ -150,10 +149,7 @@ def finish(
 
 
 class _Runner(Runner):
-    """Runs the second network, when it is asked for in float64, with its layers made in float64.
-
-    Their weights may have been rounded to their own dtype, which is no property of the morph.
-    """
+    """Runs the second network in float64 with layers made in float64, not rounded before."""
 
     def __init__(
         self, before: nn.Module, after: nn.Module, example: Any, changes: Sequence[Change]

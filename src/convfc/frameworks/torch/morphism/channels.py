@@ -1,15 +1,11 @@
 """The dependency graph of a model: which channels are coupled, who makes them, who reads them.
 
-A *space* is a number of units (filters of a CONV layer, neurons of an FC layer) that are coupled:
-they can only grow together. An axis of a value is a list of segments, one behind the other: a
-space, each of whose units takes a number of places in a row. A CONV layer's output has one segment
-with one place per unit; flattened, a unit takes as many places as the feature map has positions; a
-concatenation has the segments of all its parts.
-
-Every value of a graph of ``torch.fx`` gets its axes. Adding two values makes one space of two.
-Where a number of units is written down, where a layer looks at all units at once, or where an
-operation is not known to leave each unit to itself, their space is pinned, and the reason is kept
-until somebody asks for more of them.
+A *space* is a number of units (filters of a CONV layer, neurons of an FC layer) that can only grow
+together. An axis of a value is a list of segments: a space, each of whose units takes a number of
+places in a row. A CONV layer's output has one segment with one place per unit; flattened, a unit
+takes as many places as the feature map has positions; a concatenation has the segments of all its
+parts. Adding two values makes one space of two. Where a number of units is written down, or an
+operation is not known to leave each unit to itself, their space is pinned, with the reason.
 """
 
 from __future__ import annotations
@@ -150,10 +146,7 @@ def unify(one: Axis, other: Axis, why: Refusal) -> None:
 
 
 def grown(axis: Axis, space: Space, units: Tensor) -> Tensor:
-    """Return which old place each place of an axis holds, after one space has grown.
-
-    ``units`` says for each unit of the grown space which old one it copies.
-    """
+    """Return which old place each place of an axis holds; ``units``, which old unit each copies."""
     parts = torch.arange(length(axis), device=units.device).split([s.places for s in axis])
     return torch.cat(
         [
@@ -176,10 +169,7 @@ def per_place(axis: Axis, space: Space, values: Tensor, other: float) -> Tensor:
 
 
 def reshaped(axes: Axes, old: Sequence[int], new: Sequence[int]) -> tuple[Axes, list[Axis]]:
-    """Follow a reshape: flattening keeps the units, each with more places.
-
-    Returns the axes after, and those before whose units cannot be followed.
-    """
+    """Return the axes after a reshape, and those before whose units cannot be followed."""
     result: list[Axis] = []
     lost: list[Axis] = []
     i = j = 0
@@ -229,11 +219,7 @@ class Layer:
 
 
 def dependencies(model: nn.Module, example: Any) -> dict[int, Layer]:
-    """Trace a model, follow the units through its graph, and return its layers by ``id``.
-
-    A forward is refused that `torch.fx` cannot trace, with the line that stands in the way, or that
-    calls something else in training, where its layers would be read as well.
-    """
+    """Trace a model, follow the units through its graph, and return its layers by ``id``."""
     graph = graph_of(model, example)
     if isinstance(graph, Refusal):
         raise UnsupportedModel(

@@ -52,10 +52,9 @@ def factorised(
 ) -> Factors:
     """Find two kernels whose composition is a third with zeros around, of each group.
 
-    The third, ``(f, *K0, c)`` in float64, begins ``at`` these taps in ``K1 + K2 - 1``, which is at
-    least K0 on every axis; ``channels`` is C of one group. Random are the given factor, with
-    orthogonal rows or columns, and what the equation leaves free in the other, which is solved for
-    when the given one has been rounded to ``dtype``.
+    The third, ``(f, *K0, c)`` in float64, begins ``at`` these taps in ``K1 + K2 - 1``; ``channels``
+    is C of one group. The given factor is random and orthogonal, and rounded to ``dtype`` before
+    the other is solved for; what the equation leaves free there is random, too.
     """
     f, *kernel, c = groups[0].shape
     old = tuple(kernel)
@@ -125,8 +124,7 @@ def _completed(
 ) -> Tensor | None:
     """Return B of kernel ``size`` whose composition with A is the target; None without full rank.
 
-    Of all solutions the one that is closest to random numbers as large as the smallest solution, so
-    that no channel of the middle layer repeats another.
+    Of all solutions the closest to random numbers, so that no channel in between repeats another.
     """
     channels, *kernel, c = given.shape
     if math.prod(kernel) == 1:

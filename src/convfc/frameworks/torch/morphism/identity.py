@@ -86,9 +86,8 @@ def _(module: IdentityStart, sums: Sums, call: Caller = nn.Module.__call__) -> S
 
 
 def identity_start(activation: nn.Module | None, like: nn.Module) -> nn.Module:
-    """Return an activation that starts as the identity and can become this one.
+    """Return an activation that starts as the identity and can become this one; ReLU by default.
 
-    None and ReLU give PReLU with slope 1; what starts as the identity already is taken as it is.
     Its parameters get dtype, device, mode and ``requires_grad`` of a layer.
     """
     weight: Tensor = like.weight  # type: ignore[assignment]
@@ -291,10 +290,8 @@ def _odd_kernel(target: Target, given: Any) -> Sizes:
 def _what_follows(target: Target) -> tuple[nn.Module, nn.Module | None]:
     """Return the last module before an activation, and that activation if it is idempotent.
 
-    The last is the layer itself, or the normalisation behind it. A normalisation counts if every
-    call of the layer goes there, and nowhere else; an activation if every call of what is before it
-    goes there, and nowhere else, so that nobody else sees what is put between. Of a model that
-    `torch.fx` cannot trace, nothing is known.
+    The last is the layer itself, or the normalisation behind it. Either counts if every call of
+    what is before it goes there, and nowhere else: then nobody else sees what is put between.
     """
     graph = graph_of(target.model, target.example)
     if not isinstance(graph, fx.Graph):

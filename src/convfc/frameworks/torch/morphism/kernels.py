@@ -213,10 +213,7 @@ def _split(
     seed: int,
     where: str,
 ) -> tuple[Kernel, Kernel, tuple[Sizes, Sizes]]:
-    """Return the two kernels of these sizes that a kernel becomes, and how much is not zero.
-
-    It is the layer's, or a part of it; of the layer only the dtype counts.
-    """
+    """Return the two kernels that one becomes, in a layer's dtype, and how much is not zero."""
     whole = tuple(a + b - 1 for a, b in zip(*sizes, strict=True))
     at = offsets(kernel, whole)
     random: Any = {"generator": generator_of(seed), "dtype": layer.weight.dtype}
@@ -254,8 +251,7 @@ def _in_a_row(
 def _two_crops(kernel: Kernel) -> tuple[Pads, Pads]:
     """Share out what a transposed layer crops: the first layer gets the output padding.
 
-    It adds rows of zeros behind, if the first layer's bias is zero and the activation leaves zero
-    as it is; the second layer writes zeros from them, as the old layer did.
+    It adds zeros, as its bias is zero, and the second layer writes zeros from them.
     """
     written, cropped = [], []
     for axis, (low, high) in enumerate(kernel.pads):
@@ -452,10 +448,7 @@ def _chain(
 
 
 def _shares(kernel: Kernel, chains: Sequence[Sequence[_Step]], seed: int) -> list[Kernel]:
-    """Share the kernel out among branches: every weight at random among those that reach it.
-
-    The bias goes to the first branch that reaches everything.
-    """
+    """Share every weight out at random among the branches that reach it, the bias to the first."""
     generator = generator_of(seed)
     reaches = [_reach(chain) for chain in chains]
     full = next(n for n, reach in enumerate(reaches) if _covers(reach, kernel.size))

@@ -1,17 +1,12 @@
 """How large the sums in a chain of layers are, and how many roundings a result has gone through.
 
 A layer's computed output is within ``gamma_n * B`` of the exact one, where B is the layer on
-absolute values (see `convfc.rounding`). The bound composes. Let a value h be computed as g, with
-``|g - h| <= gamma_n * B`` and ``|h| <= B``. A layer of m terms with weights W and bias b makes of
-it a value that is computed within ``gamma_(n+m) * (|W| B + |b|)``, as its own error is at most
-``gamma_m * (|W| (1 + gamma_n) B + |b|)``, and ``gamma_m + gamma_n + gamma_m * gamma_n`` is at most
-``gamma_(n+m)`` (Higham 2002, Lemma 3.3). A function with ``|phi(s) - phi(t)| <= |s - t|`` and
-``phi(0) = 0`` that rounds nothing, such as ReLU, leaves both n and B as they are. So B is the whole
-chain on absolute values, and n the sum over its layers.
-
-A weight that was itself rounded when it was made (a share of another one, for instance) is one more
-factor ``1 + delta``, and so is the storing of a result in fewer digits than it was summed in: each
-layer of weights counts these two.
+absolute values (see `convfc.rounding`). The bound composes: of a value with ``|g - h| <= gamma_n
+B`` and ``|h| <= B``, a layer of m terms makes one within ``gamma_(n+m) * (|W| B + |b|)``, since
+``gamma_m + gamma_n + gamma_m * gamma_n <= gamma_(n+m)`` (Higham 2002, Lemma 3.3). A function with
+``|phi(s) - phi(t)| <= |s - t|`` and ``phi(0) = 0`` that rounds nothing, such as ReLU, leaves n and
+B as they are. So B is the chain on absolute values, and n the sum over its layers, each of which
+counts two more: its weights may have been rounded when they were made, and its result when stored.
 """
 
 from __future__ import annotations
@@ -55,9 +50,7 @@ def _forward(layer: nn.Module, x: Tensor) -> Tensor:
 def magnitude(module: nn.Module, sums: Sums, call: Caller = _forward) -> Sums | None:
     """Return B and n of what a module in evaluation mode makes of a value with these B and n.
 
-    Of an exact input they are its absolute values, and no rounding; None is what theory says
-    nothing of. Other modules are taught with ``@magnitude.register``; ``call`` is how a layer of
-    weights is called.
+    None if theory says nothing; ``call`` is how a layer of weights is called.
     """
     return None
 

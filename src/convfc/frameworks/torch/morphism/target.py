@@ -1,14 +1,11 @@
 """The target layer of a morph: found, checked, read as its kernel, and given its new part.
 
-All morphs but widening change one layer and leave everything else as it is. What they have in
-common is here: the layer is looked up by name, refused if its forward or its weight is not
-PyTorch's own, seen at work on the example, and replaced in a copy of the model, wherever it stands.
-
-In between it is a `Kernel`. CONV layers of any number of axes and FC layers are one thing there,
-the filters ``(f, *kernel, c / groups)`` with what the geometry adds; an `nn.Linear` is the case
-without kernel axes. A larger kernel with zeros around needs as much more padding (a transposed
-layer: crops as much more). Where `torch.nn` cannot express it, because the two sides of an axis are
-not alike, a layer of padding in front, or of cropping behind, says it.
+The layer is looked up by name, refused if its forward or its weight is not PyTorch's own, seen at
+work on the example, and replaced in a copy of the model, wherever it stands. In between it is a
+`Kernel`: the filters ``(f, *kernel, c / groups)`` with what the geometry adds; an `nn.Linear` is
+the case without kernel axes. A larger kernel needs as much more padding (a transposed layer: crops
+as much more). Where the two sides of an axis are not alike, a layer of padding in front, or of
+cropping behind, says it.
 """
 
 from __future__ import annotations
@@ -149,10 +146,7 @@ def empty_example() -> ShapeError:
 
 
 def graph_of(model: nn.Module, example: Any) -> fx.Graph | Refusal:
-    """Trace a model's forward, or say why `torch.fx` cannot; the example is a call's arguments.
-
-    A copy is traced, as torch.fx may leave attributes behind; it shares the parameters.
-    """
+    """Trace a copy of a model, where torch.fx may leave attributes; or say why it cannot."""
     args = example if isinstance(example, tuple) else (example,)
     if isinstance(example, Mapping):
         bound = inspect.signature(model.forward).bind(**example)
@@ -170,10 +164,7 @@ def replaced(
     seed: int = 0,
     **change: Any,
 ) -> Morph:
-    """Return the model with what ``make`` makes of a copy of the target in its place.
-
-    ``what`` was done is said without the place; more keywords are those of `Change`.
-    """
+    """Return the model with what ``make`` makes of a copy of the target in its place."""
     copies: dict[int, Any] = {}
     copied = copy_of(target.model, {id(target.part)}, copies)
     old = copies[id(target.part)]
@@ -339,8 +330,7 @@ def kernel_of(layer: Any) -> Kernel:
 def build(kernel: Kernel, like: nn.Module) -> list[nn.Module]:
     """Return ordinary layers that compute this: the layer itself, and pads or crops around it.
 
-    They get class, dtype, device, mode and ``requires_grad`` of the layer ``like``; no random
-    number is drawn.
+    They get class, dtype, device, mode and ``requires_grad`` of the layer ``like``.
     """
     weight = new_weight(kernel.filters.flatten(1), kernel.size, like, kernel.groups)
     bias = None
@@ -362,8 +352,7 @@ def build(kernel: Kernel, like: nn.Module) -> list[nn.Module]:
 def resized(kernel: Kernel, size: Sizes, at: Sequence[int]) -> Kernel:
     """Return the same layer with a larger kernel, zeros around the old one, and more padding.
 
-    ``at`` is where the old kernel begins in the new one. Where that is negative, or ends beyond the
-    new size, the outermost taps are cut off.
+    The old one begins ``at`` these taps of the new one; what stands outside is cut off.
     """
     ends = [new - old - low for new, old, low in zip(size, kernel.size, at, strict=True)]
     added = tuple(zip(at, ends, strict=True))
@@ -382,20 +371,16 @@ def _from_the_last(pads: Sequence[tuple[int, int]]) -> tuple[int, ...]:
 
 
 def offsets(kernel: Kernel, size: Sizes) -> Sizes:
-    """Return where the old kernel best begins in a larger one, per axis.
+    """Return where the old kernel begins in a larger one: where no layer of padding is needed.
 
-    In the middle; where that is between two taps, where the padding can be said without a layer of
-    its own, if there is such a place.
+    Of several such places, or without one, it is the nearest to the middle.
     """
     return tuple(_offset(kernel, axis, new) for axis, new in enumerate(size))
 
 
 def check_room(kernel: Kernel, target: Target) -> None:
-    """Refuse more padding of the target's inputs than its mode can make.
-
-    Reflection reaches over less than the whole axis, a circle goes round once at most.
-    """
-    less = {"reflect": 1, "circular": 0}.get(kernel.mode)
+    """Refuse more padding of the target's inputs than its mode can make."""
+    less = {"reflect": 1, "circular": 0}.get(kernel.mode)  # a circle goes round once
     if less is None:
         return
     for shape in target.shapes:

@@ -249,10 +249,8 @@ def draw_copies(
     """Draw Net2Net's random mapping from new units to old ones.
 
     In each of the blocks, which are alike, the first units are the old ones, every other one is a
-    copy of an old one drawn at random. Who reads them divides its weights by the number of copies.
-    To the same sum, copies get random shares, no two of a unit alike, so that they differ in what
-    they learn: multiples of a power of two, which add up without rounding. With ``how="zero"`` the
-    outgoing weights of new units are nothing, those of old ones as before.
+    copy of an old one drawn at random. Random shares are multiples of a power of two, no two of a
+    unit alike, which add up without rounding.
     """
     old, more = size // blocks, (width - size) // blocks
     first = torch.arange(old).expand(blocks, -1)
@@ -388,10 +386,9 @@ class _Growth:
         return new.masked_fill(self._fresh(layer).to(new.device), start) if self.random else new
 
     def _columns(self, layer: Layer) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Return what a layer reads when it has grown, as (groups, 1, 1, c / groups).
+        """Return the old channel that each channel copies, and what multiplies and divides it.
 
-        For each channel the old one of its group that it copies, and by what its weights are
-        multiplied, and then divided; None where no column changes.
+        Each is (groups, 1, 1, c / groups); None where no column changes.
         """
         axis, units = layer.inputs, self.units
         if layer.kind != "dense" or not self.holds(axis):

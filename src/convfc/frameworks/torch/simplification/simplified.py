@@ -92,10 +92,7 @@ def made_of(
     *,
     sparse_weights: bool = False,
 ) -> nn.Module:
-    """Return the plain MLP of a network that was read, of its dtype, on its device.
-
-    With sparse weights, which take little memory, it is for comparing and for running only.
-    """
+    """Return the plain MLP of a network that was read; with sparse weights, only to compare it."""
     one = like(model, x)
     if not sparse_weights:
         emit.check_memory(found.final, one.dtype, memory)
@@ -125,10 +122,9 @@ class Programs(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Simplified:
-    """The original network, and how it was simplified; it stands in ``vars(model)``.
+    """The original network, and how it was simplified; no part of the module, it follows no ``to``.
 
-    It is no part of the module: it has no parameters there, and follows no ``to()``. What each
-    layer is made of is not kept but worked out again, by `made_again`.
+    What each layer is made of is worked out again, by `made_again`.
     """
 
     original: nn.Module

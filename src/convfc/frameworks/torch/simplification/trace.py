@@ -1,11 +1,9 @@
 """A model run once, on a tensor that records what is done to it: calls of ATen's operators.
 
-PyTorch takes every call apart into ATen's operators, whose names and arguments are the same however
-it was written (``F.relu(x)``, ``torch.relu(x)``, ``x.relu_()``, ``nn.ReLU()(x)``). What has run is
-recorded, so a forward may be written in any way as long as it does not ask what is in a tensor.
-
-A CONV layer, in any form, is one call, and so are the functions of `WHOLE`, which ATen would take
-apart into calls that mix the examples of a batch, or that say less.
+Their names and arguments are the same however a call was written (``F.relu(x)``, ``x.relu_()``,
+``nn.ReLU()(x)``), and a forward may do anything but ask what is in a tensor. A CONV layer, in any
+form, is one call, and so are the functions of `WHOLE`, which ATen would take apart into calls that
+mix the examples of a batch, or that say less.
 """
 
 from __future__ import annotations
