@@ -174,11 +174,13 @@ MORPHS = {
     "depth": lambda model, x: morph_depth(model, "conv", example=x),
     "activation": lambda model, x: morph_activation(model, "conv", example=x),
     "widen": lambda model, x: widen(model, "conv", width=5, example=x),
+    "factor": lambda model, x: factor(model, "conv", rank=3, example=x),
 }
 
 
 @pytest.mark.parametrize(
-    ("name", "holder"), list(zip(MORPHS, ["list", "tuple", "partial", "object"], strict=True))
+    ("name", "holder"),
+    list(zip(MORPHS, ["list", "tuple", "partial", "object", "dict"], strict=True)),
 )
 def test_a_morphed_layer_is_called_through_what_holds_it(name: str, holder: str) -> None:
     model, x = Held(holder), torch.rand(2, 2, 6, 6).double()
@@ -194,12 +196,6 @@ def test_a_morphed_layer_is_called_through_what_holds_it(name: str, holder: str)
         for p in (*morph.model.conv.parameters(), morph.model.last.bias):
             p.zero_()
     assert not morph.model(x).any()
-
-
-def test_a_factored_layer_is_called_through_what_holds_it() -> None:
-    after = factor(Held("list"), "conv", rank=1, example=X).model
-    assert after.held[0] is after.conv
-    assert len(after.conv) == 2
 
 
 def flat() -> nn.Module:

@@ -21,7 +21,6 @@ from torch_fixtures import with_integers
 
 import convfc
 from convfc import simplify
-from convfc.errors import NothingToConvert
 from convfc.rounding import rounding_bound
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -183,16 +182,6 @@ def test_a_part_of_a_network_is_simplified_by_itself():
     assert kinds(again) == kinds(simplify(model, x))
     assert torch.equal(again(x), model(x))
     assert torch.equal(convfc.to_conv(part)[0].weight, model[3].weight)
-
-
-@pytest.mark.parametrize("name", ["lenet", "resnet"])
-def test_what_is_simplified_already_is_nothing_to_convert(name: str):
-    make, shape = NETWORKS[name]
-    x = torch.zeros(1, *shape)
-    simple = simplify(make().eval(), x)
-    message = r"^model: the model has no layer that is not simplified already\. Remedy: "
-    with pytest.raises(NothingToConvert, match=message):
-        simplify(simple, x, max_pool="relu", sequential=True)
 
 
 # Networks drawn at random -------------------------------------------------------------------------

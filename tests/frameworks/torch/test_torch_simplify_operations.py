@@ -447,32 +447,6 @@ def test_weights_that_cannot_fit_are_refused_before_anything_is_multiplied(
 # Segmentation, and a further operation ------------------------------------------------------------
 
 
-class UNet(nn.Module):
-    """Down, up with a skip connection, and a map of scores."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.down = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU())
-        self.pool = nn.MaxPool2d(2)
-        self.bottom = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU())
-        self.up = nn.Upsample(scale_factor=2, mode="bilinear")
-        self.last = nn.Sequential(nn.Conv2d(7, 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, 2, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        skip = self.down(x)
-        y: Tensor = self.last(torch.cat([skip, self.up(self.bottom(self.pool(skip)))], 1))
-        return y
-
-
-@each_way
-def test_a_u_net(way: dict[str, Any]):
-    model, x = trained(UNet()), torch.randn(2, 2, 8, 8)
-    simple = simplify(model, x, **way)
-    certificate = convfc.verify(model, simple, x)
-    assert certificate.holds, str(certificate)
-    assert simple(x).shape == (2, 2, 8, 8)
-
-
 class Backbone(nn.Module):
     """What a torchvision segmentation network expects: a dictionary of features."""
 

@@ -152,14 +152,12 @@ def test_factors_are_multiplied_out_and_others_refused() -> None:
         convfc.to_conv(after)
 
 
-def test_in_place_and_where() -> None:
+def test_where_selects() -> None:
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 3))
     x = torch.zeros(1, 1, 7, 7)
     after = convfc.unroll(model, x)
     some = convfc.to_conv(after, where="1")
     assert [type(part) for part in some] == [nn.Sequential, nn.Conv2d]
-    assert convfc.to_conv(after, inplace=True) is after
-    assert [type(part) for part in after] == [nn.Conv2d, nn.Conv2d]
 
 
 def test_a_matrix_that_something_else_holds_is_refused() -> None:

@@ -76,10 +76,6 @@ SABOTAGE: dict[str, tuple[Sabotage, str]] = {
         entry("first", lambda A: A[0, 0].mul_(1.001)),
         "first: its matrix at [0, 0] (filter 0, position 0); expected ",
     ),
-    "another entry by a thousandth": (
-        entry("first", lambda A: A[64 + 9, 9].mul_(1.001)),
-        "first: its matrix at [73, 9] (filter 1, position 9); expected ",
-    ),
     "an entry outside the pattern": (
         entry("first", lambda A: A[0, 30].fill_(1e-3)),
         "first: its matrix at [0, 30] (filter 0, position 0); expected 0.0, got 0.001",
@@ -91,10 +87,6 @@ SABOTAGE: dict[str, tuple[Sabotage, str]] = {
     "an entry forgotten": (
         entry("last", lambda A: A[5, 5].zero_()),
         "last: its matrix at [5, 5] (filter 0, position 5); expected ",
-    ),
-    "two rows swapped": (
-        entry("first", lambda A: A.copy_(A[[1, 0, *range(2, len(A))]])),
-        "first: output in float32",
     ),
     "one number of the vector": (
         entry("last", lambda b: b[7].add_(1e-3), "bias"),

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
-import scipy.signal
 import torch
-from conv_cases import CASES, ConvCase
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from morphism_layers import LayerCase, assert_unchanged, filled, layers, numbers, state_of
@@ -21,7 +17,6 @@ from torch import Tensor, nn
 from convfc.errors import ArgumentError, ConvfcError, GeometryError, UnsupportedLayer
 from convfc.frameworks.torch.morphism.composition import Factors, factorised
 from convfc.frameworks.torch.morphism.magnitude import Sums, magnitude
-from convfc.frameworks.torch.read import weight_to_matrix
 from convfc.methods.morphism import Morph, ParallelSum, morph_depth, morph_kernel, morph_subnet
 from convfc.rounding import UNIT_ROUNDOFF, rounding_bound
 
@@ -137,30 +132,6 @@ def test_what_is_no_larger_kernel_is_refused(
 # Two layers
 
 
-def kernels_of(layer: nn.Module) -> np.ndarray:
-    """The filters (f, c / groups, *kernel) of a layer, transposed or not."""
-    weight = layer.weight.detach().double()
-    if isinstance(layer, nn.Linear):
-        return weight.numpy()
-    kernel, groups = weight.shape[2:], layer.groups
-    matrix = weight_to_matrix(weight, transposed=layer.transposed, groups=groups)
-    return matrix.unflatten(1, (*kernel, -1)).movedim(-1, 1).numpy()
-
-
-def judged(second: np.ndarray, first: np.ndarray, groups: int) -> tuple[np.ndarray, np.ndarray]:
-    """SciPy's full convolution of two layers' kernels, summed over the channels between; and B."""
-
-    convolve = functools.partial(scipy.signal.convolve, method="direct")
-
-    def walk(second: np.ndarray, first: np.ndarray) -> np.ndarray:
-        found: list[Any] = []
-        for b, a in zip(np.split(second, groups), np.split(first, groups), strict=True):
-            found += [[sum(map(convolve, row, a[:, c])) for c in range(a.shape[1])] for row in b]
-        return np.array(found)
-
-    return walk(second, first), walk(abs(second), abs(first))
-
-
 def layers_in(model: nn.Module) -> list[nn.Module]:
     return [part for part in model.modules() if hasattr(part, "weight") and part.weight.dim() > 1]
 
@@ -193,28 +164,6 @@ def test_every_layer_is_two(case: LayerCase, more: int, turned: bool, seed: int)
         assert bool((first.weight != 0).all())
         assert bool((second.weight != 0).all())
     assert first.weight.dtype == second.weight.dtype == layer.weight.dtype
-
-
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_the_composition_by_scipy_is_the_old_kernel(case: ConvCase) -> None:
-    layer = filled(case.layer())
-    kernels = (tuple(k + 2 for k in layer.kernel_size), (1,) * len(layer.kernel_size))
-    if layer.padding_mode == "reflect":
-        kernels = (layer.kernel_size, kernels[1])
-    channels = 4 * max(case.args[:2])
-    morph = morph_depth(layer, "", example=case.x(), kernel_sizes=kernels, channels=channels)
-    first, second = layers_in(morph.model)
-    whole, sums = judged(kernels_of(second), kernels_of(first), layer.groups)
-    old = kernels_of(layer)
-    border = [
-        ((n - k) // 2, n - k - (n - k) // 2) for n, k in zip(whole.shape, old.shape, strict=True)
-    ]
-    wanted = np.pad(old, border)
-    if layer.padding == "same" or any(high != low for low, high in border):
-        # The odd element stands where the padding can be said: compare the taps only.
-        assert whole.shape == wanted.shape
-    terms = channels // layer.groups * int(np.prod(kernels[0]))
-    assert (abs(whole - wanted) <= rounding_bound(sums, terms, "float64")).all()
 
 
 def test_stride_padding_output_padding_and_bias_stand_where_they_belong() -> None:
