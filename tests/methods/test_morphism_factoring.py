@@ -14,7 +14,6 @@ from morphism_layers import LayerCase, assert_unchanged, filled, layers, numbers
 from morphism_layers import train_a_step as trains
 from torch import nn
 
-from convfc.errors import ArgumentError
 from convfc.frameworks.torch.read import weight_to_matrix
 from convfc.methods.morphism import Factored, factor
 from convfc.rounding import UNIT_ROUNDOFF, rounding_bound
@@ -131,18 +130,3 @@ def test_training_moves_every_parameter_of_the_two() -> None:
     model = filled(nn.Conv2d(1, 4, 3))
     x = numbers((2, 1, 6, 6), 1).float()
     assert all(trains(factor(model, "", rank=2, example=x).model, x).values())
-
-
-@pytest.mark.parametrize(
-    ("options", "text"),
-    [
-        ({}, "rank, energy: .* expected one of the two; got none"),
-        ({"rank": 1, "energy": 0.5}, "expected one of the two; got both"),
-        ({"rank": 5}, "rank: the filter matrix has no such rank; expected 4 at mo"),
-        ({"energy": 1.5}, "energy: a number out of its range; .* 0 or more, at most 1; got 1.5"),
-    ],
-    ids=str,
-)
-def test_what_is_no_rank_is_refused(options: Any, text: str) -> None:
-    with pytest.raises(ArgumentError, match=text):
-        of_layer(nn.Conv1d(2, 4, 3), **options)
