@@ -314,14 +314,6 @@ def test_what_is_closed_in_is_refused_by_name_or_listed(name: str) -> None:
 
 def test_only_the_weight_form_in_place_leaves_a_closed_in_layer_where_it_is() -> None:
     model, x = Closed(lambda model: closed(model.conv)), X.float()
-    for convert in (
-        lambda: convfc.to_fc(model, form="weight"),
-        lambda: convfc.to_fc(model, inplace=True),
-        lambda: convfc.unroll(model, x),
-        lambda: convfc.simplify(model.eval(), x),  # it could not be taken back
-    ):
-        with pytest.raises(UnsupportedLayer, match=r"^conv: f refers to it as well, inside"):
-            convert()
     y = model(x)
     convfc.to_fc(model, form="weight", inplace=True)
     assert torch.equal(model(x), y)

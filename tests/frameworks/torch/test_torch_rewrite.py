@@ -10,7 +10,6 @@ import torch
 from adapters import Functional, OwnForward
 from networks import net, two_convs
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, prune
 from torch_fixtures import in_form
 
 import convfc
@@ -215,16 +214,7 @@ REFUSED = {
     ),
     "own _conv_forward": (lambda: OwnConv(3, 4, 3), "has a _conv_forward of its own"),
     "instance forward": (instance_forward, "has a forward of its own"),
-    "lazy": (lambda: nn.LazyConv2d(4, 3), "its weight has no size yet"),
-    "parametrized": (
-        lambda: parametrizations.weight_norm(nn.Conv2d(3, 4, 3)),
-        "its weight is computed by a parametrization",
-    ),
     "weight norm": (old_weight_norm, "its weight is not a parameter but computed"),
-    "pruned": (
-        lambda: prune.l1_unstructured(nn.Conv2d(3, 4, 3), "weight", 0.5),
-        "its weight is not a parameter but computed",
-    ),
     "functional": (Functional, "conv2d"),
     "script": (lambda: torch.jit.script(nn.Conv2d(3, 4, 3)), "TorchScript"),
 }

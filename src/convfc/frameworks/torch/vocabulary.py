@@ -70,6 +70,7 @@ def _entry(kind: str, names: str, *others: Any, axes: int = 0) -> None:
     _BY_SPELLING.update(dict.fromkeys([*modules, *functions, *methods], entry))
 
 
+_module: type[nn.Module]
 for _module in (
     *(nn.CELU, nn.ELU, nn.GELU, nn.Hardshrink, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.Mish),
     *(nn.LogSigmoid, nn.ReLU, nn.ReLU6, nn.RReLU, nn.SELU, nn.Sigmoid, nn.SiLU, nn.Softplus),

@@ -44,10 +44,6 @@ class _Link:
     targets: tuple[Tensor, ...]
     convert: Convert
 
-    def same_as(self, other: _Link) -> bool:
-        """Say whether it links the same parameters: layers may share theirs."""
-        return [*map(id, self.sources + self.targets)] == [*map(id, other.sources + other.targets)]
-
 
 def convert_optimizer_state(
     optimizer: torch.optim.Optimizer | Mapping[str, Any], before: nn.Module, after: nn.Module
@@ -103,10 +99,8 @@ def convert_optimizer_state(
             group["param_names"] = [names[id(target)] for target, _ in ordered]
         groups.append({**group, "params": list(range(count, count + len(ordered)))})
         count += len(ordered)
-    rest = {
-        key: copy.deepcopy(v) for key, v in given.items() if key not in {"state", "param_groups"}
-    }
-    return {**rest, "state": state, "param_groups": groups}
+    converted = {"state": state, "param_groups": groups}
+    return {key: copy.deepcopy(v) for key, v in given.items() if key not in converted} | converted
 
 
 def _converted(link: _Link, states: Sequence[State]) -> list[dict[str, Any]]:
@@ -175,25 +169,26 @@ def _links(before: nn.Module, after: nn.Module) -> dict[int, _Link]:
         for pair in pairs.pairs
         for link in _layer_links(pair.name or "the layer", pair.before, pair.after)
     ]
-    linked = {id(p) for link in links for p in (*link.sources, *link.targets)}
+    linked = {id(p) for link in links for p in link.sources + link.targets}
     ours, theirs = (
         {name: p for name, p in _named(model).items() if id(p) not in linked}
         for model in (before, after)
     )
     for name in ours | theirs:
-        one, other = ours.get(name), theirs.get(name)
-        if one is None or other is None:
+        mine, its = ours.get(name), theirs.get(name)
+        if mine is None or its is None:
             raise _not_the_same(name, "only one of the models has this parameter")
-        if one.shape != other.shape:
-            sizes = tuple(one.shape), tuple(other.shape)
+        if mine.shape != its.shape:
+            sizes = tuple(mine.shape), tuple(its.shape)
             raise _not_the_same(name, "the parameter has two sizes", *sizes)
-        links.append(_Link(name, (one,), (other,), lambda moments: moments))
+        links.append(_Link(name, (mine,), (its,), lambda moments: moments))
     found: dict[tuple[str, int], _Link] = {}
     for link in links:
         for side, parameters in (("first", link.sources), ("second", link.targets)):
             for parameter in parameters:
                 other = found.setdefault((side, id(parameter)), link)
-                if not link.same_as(other):
+                ends = [[*map(id, one.sources + one.targets)] for one in (link, other)]
+                if ends[0] != ends[1]:
                     raise UnsupportedOptimizer(
                         f"it is one parameter with {other.name} in the {side} model, and two in "
                         "the other, whose moments are not the same",

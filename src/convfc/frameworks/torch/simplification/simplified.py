@@ -71,7 +71,12 @@ def simplify(
     if _is_simple(model, found):
         raise nothing_to_convert("layer other than nn.Linear and ReLU", None, ())
     made = made_of(found, model, arguments[0], memory)
-    attach(made, remember(model, arguments[0], found.original, options))
+    check_references(model, {id(part) for part in model.modules()}, copied=True)
+    read, dtype = found.original, like(model, arguments[0]).dtype
+    record = Simplified(deep_copy(model), read.input_shape, dtype, options, read.signature)
+    vars(made)[ATTRIBUTE] = record
+    if isinstance(made, fx.GraphModule):  # copies of it, and what is loaded from a file, have it
+        made.meta[_KEPT] = {ATTRIBUTE: record}
     return made.train(model.training)
 
 
@@ -184,25 +189,10 @@ def like(model: nn.Module, x: Tensor) -> Tensor:
     return next((p for p in model.parameters() if p.is_floating_point()), x)
 
 
-def attach(module: nn.Module, record: Simplified) -> None:
-    """Give a module its record; copies of it and what is loaded from a file have it, too."""
-    vars(module)[ATTRIBUTE] = record
-    if isinstance(module, fx.GraphModule):
-        module.meta[_KEPT] = {ATTRIBUTE: record}
-
-
 def record_of(module: nn.Module) -> Simplified | None:
     """Return the record of a simplified network; None of any other."""
     record = vars(module).get(ATTRIBUTE)
     return record if isinstance(record, Simplified) else None
-
-
-def remember(model: nn.Module, x: Tensor, read: Program, options: Options) -> Simplified:
-    """Return the record of a network that was read."""
-    check_references(model, {id(part) for part in model.modules()}, copied=True)
-    original = deep_copy(model)
-    dtype = like(model, x).dtype
-    return Simplified(original, read.input_shape, dtype, options, read.signature)
 
 
 # Reading ------------------------------------------------------------------------------------------

@@ -205,7 +205,10 @@ class _Beside(TorchDispatchMode):
     def __init__(self, recorder: _Recorder, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.recorder = recorder
-        self.own = {_memory(t) for part in model.modules() for t in _tensors_of(part)}
+        # The tensors of the model's own, registered or not.
+        own = [*model.parameters(), *model.buffers()]
+        own += [t for part in model.modules() for t in vars(part).values()]
+        self.own = {_memory(t) for t in own if isinstance(t, Tensor)} - {0}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -220,12 +223,6 @@ class _Beside(TorchDispatchMode):
             if any(isinstance(t, Tensor) and _memory(t) in self.own for t in written):
                 raise self.recorder.refuse(f"{name}() changes a tensor of the model's own", place)
         return func(*args, **(kwargs or {}))
-
-
-def _tensors_of(module: nn.Module) -> Iterator[Tensor]:
-    """Yield the tensors that are a module's own, registered or not."""
-    for values in (module._parameters.values(), module._buffers.values(), vars(module).values()):
-        yield from (t for t in values if isinstance(t, Tensor) and t.layout is torch.strided)
 
 
 def _memory(t: Tensor) -> int:
@@ -283,7 +280,9 @@ class _Recorder:
         noted = tree_map(self.ref, (args, kwargs))
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         versions = tuple(_version(t) for t in given if not isinstance(t, _Noting))
-        real_args, real_kwargs = tree_map(_real, (args, kwargs))
+        real_args, real_kwargs = tree_map(
+            lambda value: value.plain if isinstance(value, _Noting) else value, (args, kwargs)
+        )
         self.calling = True
         try:
             real = function(*real_args, **real_kwargs)
@@ -378,10 +377,6 @@ class _Recorder:
                 del vars(module)["forward"]
             else:
                 vars(module)["forward"] = own
-
-
-def _real(value: Any) -> Any:
-    return value.plain if isinstance(value, _Noting) else value
 
 
 def _version(t: Tensor) -> int:
