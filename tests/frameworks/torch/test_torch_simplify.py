@@ -7,8 +7,6 @@ from typing import Any
 import pytest
 import torch
 from conv_cases import integers
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from networks import net, trained
 from simplified_models import (
     NETWORKS,
@@ -182,67 +180,3 @@ def test_a_part_of_a_network_is_simplified_by_itself():
     assert kinds(again) == kinds(simplify(model, x))
     assert torch.equal(again(x), model(x))
     assert torch.equal(convfc.to_conv(part)[0].weight, model[3].weight)
-
-
-# Networks drawn at random -------------------------------------------------------------------------
-
-
-class Branches(nn.Module):
-    """Two ways from the same value, joined."""
-
-    def __init__(self, kind: str, *ways: nn.Module) -> None:
-        super().__init__()
-        self.kind, self.ways = kind, nn.ModuleList(ways)
-
-    def forward(self, x: Tensor) -> Tensor:
-        one, other = (way(x) for way in self.ways)
-        return one + other if self.kind == "add" else torch.cat([one, other], 1)
-
-
-@st.composite
-def networks(draw: st.DrawFn) -> tuple[nn.Module, tuple[int, ...]]:
-    """A few layers after each other, with branches that are added or put side by side."""
-    channels = first = draw(st.integers(1, 3))
-    size = draw(st.integers(4, 6))
-
-    def layers(channels: int, depth: int) -> tuple[list[nn.Module], int]:
-        made: list[nn.Module] = []
-        for _ in range(draw(st.integers(1, 3))):
-            kind = draw(st.sampled_from(["conv", "norm", "relu", "avg", "max", "add", "cat"]))
-            if kind == "conv":
-                filters = draw(st.integers(1, 3))
-                padding = draw(st.sampled_from(["zeros", "reflect", "circular"]))
-                made.append(nn.Conv2d(channels, filters, 3, padding=1, padding_mode=padding))
-                channels = filters
-            elif kind in ("add", "cat") and depth:
-                ways = [layers(channels, depth - 1) for _ in range(2)]
-                if kind == "add":
-                    ways = [([*way, nn.Conv2d(c, 2, 1)], 2) for way, c in ways]
-                made.append(Branches(kind, *(nn.Sequential(*way) for way, _ in ways)))
-                channels = 2 if kind == "add" else sum(c for _, c in ways)
-            else:
-                simple = {
-                    "norm": nn.BatchNorm2d(channels),
-                    "avg": nn.AvgPool2d(2, 1, count_include_pad=False),
-                    "max": nn.MaxPool2d(3, 1, padding=1),
-                }
-                made.append(simple.get(kind, nn.ReLU()))
-                if kind == "avg":
-                    made[-1] = nn.Sequential(nn.ZeroPad2d((0, 1, 1, 0)), made[-1])
-        return made, channels
-
-    made, _ = layers(channels, 2)
-    return nn.Sequential(*made), (first, size, size)
-
-
-@settings(max_examples=20)
-@given(network=networks())
-def test_any_network_is_equal_on_integers_as_a_graph_and_as_a_sequence(
-    network: tuple[nn.Module, tuple[int, ...]],
-):
-    model, shape = network
-    model, x = with_integers(model), integers((2, *shape))
-    for sequential in (False, True):
-        simple = simplify(model, x, max_pool="relu", sequential=sequential)
-        assert_plain(simple)
-        assert torch.equal(simple(x), model(x))

@@ -355,7 +355,7 @@ EXAMPLES: dict[str, tuple[Any, str]] = {
     "none": ((), r"^example: .* does not take these arguments: missing a required argument"),
     "no tensor": ((1,), r"^example: .* expected one tensor \(n, c, \*size\).* got int"),
     "two": ((X, 1), r"does not take these arguments: too many positional .* got Tensor, int"),
-    "size": (X[..., :3], "does not run on two examples of this shape"),
+    "size": (X[..., :3], "example: the model does not run on this input: "),
     "channels": (
         X.expand(1, 2, 12, 12),
         r"Given groups=1.* 2 channels instead; got \(2, 2, 12, 12",

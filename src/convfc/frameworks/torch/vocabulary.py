@@ -36,17 +36,14 @@ POINTWISE = ("activation", "function", "arithmetic", "dropout of elements", "cop
 
 @dataclass(frozen=True, eq=False)
 class Operation:
-    """One operation: types of modules, functions, and names of methods that all compute it.
-
-    ``axes`` says on how many last axes a pooling or a padding works; 0 if that is not fixed.
-    """
+    """One operation: types of modules, functions, and names of methods that all compute it."""
 
     name: str
     kind: str
     modules: tuple[type[nn.Module], ...]
     functions: tuple[Callable[..., Any], ...]
     methods: tuple[str, ...]
-    axes: int
+    axes: int  # on how many last axes a pooling or a padding works; 0 if that is not fixed
 
 
 OPERATIONS: dict[str, Operation] = {}
@@ -188,10 +185,7 @@ class Call:
 
     @cached_property
     def arguments(self) -> dict[str, Any]:
-        """What a function or method is given, by the names that the function gives, and defaults.
-
-        Empty for modules, and without the arguments of a method that is no function, such as `to`.
-        """
+        """What a function, or a method that is one, is given: by name, with the defaults."""
         if self.operation is None or self.module is not None:
             return {}
         node = self.node

@@ -82,7 +82,7 @@ FUNCTIONS = {
     "size": (lambda x: x / x.size(1), "size()", "the forward computes with their number"),
     "pad": (lambda x: functional.pad(x, (0, 0, 0, 0, 0, 1)), "pad()", "works along the axis"),
     "matmul": (lambda x: x @ x.mT, "getattr()", "not known to leave each of them"),
-    "expand": (lambda x: x.expand(2, 4, 6, 6), "expand()", "their number, 4, is written down"),
+    "expand": (lambda x: x.expand(2, 4, 6, 6), "expand()", "not known to leave each of them"),
 }
 NORMS = {
     "GroupNorm": nn.GroupNorm(2, 4),

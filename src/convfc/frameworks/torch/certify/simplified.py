@@ -73,10 +73,7 @@ def simplified_record(before: nn.Module, after: nn.Module) -> Simplified | None:
 def certify_simplified(
     before: nn.Module, after: nn.Module, run: Runner, *, backwards: bool = False
 ) -> tuple[list[LayerCertificate], NetworkCertificate]:
-    """Compare a network and what it was simplified to: stages, numbers, outputs.
-
-    ``backwards`` says that they were given the other way round, and a note does so too.
-    """
+    """Compare a network and what it was simplified to, maybe given the other way round."""
     record = record_of(after)
     assert record is not None, "asked before"  # noqa: S101
     ours = run(before)
@@ -119,10 +116,7 @@ def _stages(
     x: Tensor,
     exact: tuple[nn.Module, nn.Module] | None,
 ) -> Iterator[LayerCertificate]:
-    """Yield the stages in the dtype of x and, with both networks in float64, in float64 too.
-
-    A stage has the name of the layer or call of the first network at whose output it ends.
-    """
+    """Yield the stages, by the layer or call of the first network at whose output they end."""
     program, record = found.original, record_of(after)
     if record is None or (program.signature, program.input_shape) != (
         record.signature,

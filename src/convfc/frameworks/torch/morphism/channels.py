@@ -546,13 +546,6 @@ def _reshape(call: Call, reader: _Reader, axes: Axes, shape: Sizes) -> Axes:
     return reader.written(node, after, sizes)
 
 
-@_of_one("expand")
-def _expand(call: Call, reader: _Reader, axes: Axes, shape: Sizes) -> Axes:
-    """Follow an expansion to sizes that are given."""
-    result: Axes = (*[()] * (len(shape) - len(axes)), *axes)
-    return reader.written(call.node, result, call.node.args[1:])
-
-
 @_of_one("reduction", "distribution")
 def _reduction(call: Call, reader: _Reader, axes: Axes, shape: Sizes) -> Axes:
     """Follow a mean or a softmax along axes; all, or PyTorch's choice of one, if none is given."""

@@ -122,10 +122,7 @@ def _solved(
 def _completed(
     given: Tensor, target: Tensor, size: Sizes, generator: torch.Generator
 ) -> Tensor | None:
-    """Return B of kernel ``size`` whose composition with A is the target; None without full rank.
-
-    Of all solutions the closest to random numbers, so that no channel in between repeats another.
-    """
+    """Return B of kernel ``size`` whose composition with A is the target, if there is one."""
     channels, *kernel, c = given.shape
     if math.prod(kernel) == 1:
         system, wanted = given.reshape(channels, c), target.reshape(-1, c)
@@ -138,6 +135,7 @@ def _completed(
     found = torch.linalg.lstsq(system.mT, both.mT, driver="gelsy")
     if int(found.rank) < system.shape[1]:
         return None
+    # Random, so that no channel in between repeats another.
     smallest, seen = found.solution.mT.split(len(wanted))
     scale = smallest.square().mean().sqrt()
     solution = smallest + scale * (free - seen)

@@ -86,10 +86,7 @@ def _(module: IdentityStart, sums: Sums, call: Caller = nn.Module.__call__) -> S
 
 
 def identity_start(activation: nn.Module | None, like: nn.Module) -> nn.Module:
-    """Return an activation that starts as the identity and can become this one; ReLU by default.
-
-    Its parameters get dtype, device, mode and ``requires_grad`` of a layer.
-    """
+    """Return an activation that starts as the identity, its numbers like a layer's."""
     weight: Tensor = like.weight  # type: ignore[assignment]
     kind: Any = {"dtype": weight.dtype, "device": weight.device}
     made: nn.Module

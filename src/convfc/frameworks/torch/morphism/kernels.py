@@ -249,10 +249,7 @@ def _in_a_row(
 
 
 def _two_crops(kernel: Kernel) -> tuple[Pads, Pads]:
-    """Share out what a transposed layer crops: the first layer gets the output padding.
-
-    It adds zeros, as its bias is zero, and the second layer writes zeros from them.
-    """
+    """Share out what a transposed layer crops: the first gets the output padding, of zeros."""
     written, cropped = [], []
     for axis, (low, high) in enumerate(kernel.pads):
         said = is_cropped(kernel, axis, low, high)

@@ -48,10 +48,7 @@ def _forward(layer: nn.Module, x: Tensor) -> Tensor:
 
 @singledispatch
 def magnitude(module: nn.Module, sums: Sums, call: Caller = _forward) -> Sums | None:
-    """Return B and n of what a module in evaluation mode makes of a value with these B and n.
-
-    None if theory says nothing; ``call`` is how a layer of weights is called.
-    """
+    """Return B and n of what a module in evaluation mode makes of these, if theory knows."""
     return None
 
 

@@ -328,10 +328,7 @@ def kernel_of(layer: Any) -> Kernel:
 
 
 def build(kernel: Kernel, like: nn.Module) -> list[nn.Module]:
-    """Return ordinary layers that compute this: the layer itself, and pads or crops around it.
-
-    They get class, dtype, device, mode and ``requires_grad`` of the layer ``like``.
-    """
+    """Return ordinary layers like this one: the layer itself, and pads or crops around it."""
     weight = new_weight(kernel.filters.flatten(1), kernel.size, like, kernel.groups)
     bias = None
     if kernel.bias is not None:

@@ -290,10 +290,7 @@ def _different_parts(count: int, generator: torch.Generator) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class _Growth:
-    """The growth of one space: new filters are copies, or random (He et al. 2015).
-
-    The noise of copies is relative to the standard deviation of all weights.
-    """
+    """The growth of one space: new filters are copies, or random (He et al. 2015)."""
 
     space: Space
     units: Copies

@@ -626,10 +626,7 @@ def shifted(x: Value, offset: npt.NDArray[Any]) -> Value:
 
 
 def moved(call: Callable[[list[Tensor]], Any], inputs: Sequence[Tracked], where: str) -> Any:
-    """Return what a call that only moves numbers, or adds constants to them, makes of values.
-
-    It is called on one tensor of numbered elements per input, and on zeros for the constants.
-    """
+    """Return what a call that only moves numbers, or adds constants to them, makes of values."""
     total = sum(one.value.size for one in inputs)
     given, first = [], 1
     for one in inputs:
@@ -672,10 +669,7 @@ def _selected(
 
 
 def probed(step: Step, x: Tracked, *, channelwise: bool = False) -> Tracked:
-    """Return what an affine call makes of a value: its matrix is its results on a basis.
-
-    If the call does the same to every channel, one channel is enough.
-    """
+    """Return what an affine call makes of a value; or of one channel, if all are alike."""
 
     def call(given: Tensor) -> Tensor:
         result: Tensor = step.again([given])

@@ -50,11 +50,7 @@ def simplify(
     sequential: bool = False,
     memory: float | None = None,
 ) -> nn.Module:
-    """Return a CONV network as a plain MLP that computes the same; see `convfc.simplify`.
-
-    Products are computed in float64 and rounded to the model's dtype once; where nothing is
-    multiplied, the weights have the same bits.
-    """
+    """Return a CONV network as a plain MLP that computes the same; see `convfc.simplify`."""
     one_of(
         "max_pool",
         max_pool,
@@ -113,10 +109,7 @@ class Options:
 
 
 class Programs(NamedTuple):
-    """A network as values: run, as it was, merged, and, where it had to be, in one sequence.
-
-    ``states`` says what the values of the sequence hold; it is empty where nothing is carried.
-    """
+    """A network as values: run, as it was, merged, in one sequence; what its values hold."""
 
     run: Trace
     original: Program
@@ -127,10 +120,7 @@ class Programs(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Simplified:
-    """The original network, and how it was simplified; no part of the module, it follows no ``to``.
-
-    What each layer is made of is worked out again, by `made_again`.
-    """
+    """The original network, and how it was simplified; it follows no ``to()``."""
 
     original: nn.Module
     shape: tuple[int, ...]
@@ -159,10 +149,7 @@ def programs_of(
     to_be_made: bool = False,
     numbers: bool = False,
 ) -> Programs:
-    """Read and merge a network; with numbers, its run keeps every value of two examples.
-
-    If the FC layers are to be made of it, those that cannot fit are refused before the merging.
-    """
+    """Read and merge a network; with numbers, its run keeps every value of two examples."""
     try:
         run = _run(model, example, memory, numbers=numbers)
         original = _program(run, options.max_pool, memory)
@@ -201,10 +188,7 @@ def record_of(module: nn.Module) -> Simplified | None:
 def _run(
     model: nn.Module, example: tuple[Any, ...], memory: float | None, *, numbers: bool
 ) -> Trace:
-    """Run a model in evaluation mode on an example, and note its calls.
-
-    Matrices that do not fit together are refused before the first of them is made.
-    """
+    """Run a model in evaluation mode on an example, and note its calls."""
     if len(example) != 1 or not isinstance(example[0], Tensor) or example[0].dim() < 2:
         raise ShapeError(
             "the sizes of the FC layers follow from one input",
@@ -306,10 +290,7 @@ def _check(model: nn.Module) -> None:
 
 
 def _check_memory(found: Trace, memory: float | None) -> None:
-    """Refuse a network whose layers' matrices do not fit together, by its sizes alone.
-
-    All of them are held, sparse and in float64, until they are multiplied and rounded.
-    """
+    """Refuse matrices that do not fit together, before the first of them is made."""
     estimates: dict[str, MatrixEstimate] = {}
     for call in found.calls:
         first = _refs((call.args, call.kwargs))[0]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from convfc.errors import ConvfcError, ShapeError, UnsupportedLayer, UnsupportedModel
+from convfc.errors import ConvfcError, UnsupportedLayer, UnsupportedModel
 from convfc.frameworks.torch.forms.form import form_of
 from convfc.frameworks.torch.running import call_model, unchanged
 from convfc.frameworks.torch.tensors import first_words
@@ -101,10 +101,7 @@ class Call:
 
 @dataclass(eq=False)
 class Trace:
-    """The calls of one run, its tensors by the number in a `Ref`, and what the model returned.
-
-    The tensors are on the meta device unless their numbers were asked for.
-    """
+    """The calls of one run, its tensors (their numbers only if asked for), and its output."""
 
     calls: list[Call] = field(default_factory=list)
     tensors: list[Tensor] = field(default_factory=list)
@@ -125,7 +122,7 @@ def trace(model: nn.Module, x: Tensor, *, numbers: bool = False) -> Trace:
                 output = model(recorder.tensor(x.detach().clone()))
         except Exception as error:
             if recorder.refused is None and not isinstance(error, ConvfcError):
-                _check_runs(model, x)
+                call_model(model, (x.detach().clone(),), {}, "example")  # whether it runs at all
                 raise UnsupportedModel(
                     f"its forward cannot be followed: {first_words(error)}",
                     where=recorder.failed or recorder.stack[-1][0],
@@ -139,21 +136,6 @@ def trace(model: nn.Module, x: Tensor, *, numbers: bool = False) -> Trace:
         raise recorder.refused
     recorder.found.output = tree_map(recorder.ref, output)
     return recorder.found
-
-
-def _check_runs(model: nn.Module, x: Tensor) -> None:
-    """Refuse an example that the model itself does not take."""
-    try:
-        call_model(model, (x.detach().clone(),), {}, "example")
-    except ShapeError as error:
-        cause = error.__cause__
-        raise ShapeError(
-            "the model does not run on two examples of this shape: "
-            + (first_words(cause) if isinstance(cause, Exception) else ""),
-            where="example",
-            got=tuple(x.shape),
-            remedy="give an input as the model is called with, in a batch of one or more",
-        ) from cause
 
 
 class _Noting(Tensor):

@@ -41,10 +41,7 @@ class SizedGeometry(NamedTuple):
 def sized_geometries(
     model: nn.Module, layers: Mapping[str, nn.Module], example: Any
 ) -> tuple[dict[int, SizedGeometry], Refusals, Refusals]:
-    """Run a model once on an example, in evaluation mode, and see what each layer is called on.
-
-    Returned are geometries by the layer's ``id``; why others have none; and the layers not called.
-    """
+    """Return what each layer is called on, by ``id``, and why others are refused, or idle."""
     with unchanged(model):
         calls = watched_run(model, example, "example").calls
     sized: dict[int, SizedGeometry] = {}
