@@ -352,7 +352,6 @@ def test_refusals_name_the_place_and_the_remedy(make, error: type[Exception], me
 
 
 EXAMPLES: dict[str, tuple[Any, str]] = {
-    "none": ((), r"^example: .* does not take these arguments: missing a required argument"),
     "no tensor": ((1,), r"^example: .* expected one tensor \(n, c, \*size\).* got int"),
     "two": ((X, 1), r"does not take these arguments: too many positional .* got Tensor, int"),
     "size": (X[..., :3], "example: the model does not run on this input: "),

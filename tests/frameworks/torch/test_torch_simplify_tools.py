@@ -68,15 +68,6 @@ def test_onnx_holds_products_sums_and_relus_only(
         assert np.array_equal(y, model(images).flatten(1).detach().numpy())
 
 
-def test_onnx_of_images_flattens_them_first(tmp_path: Path):
-    make, shape = NETWORKS["resnet"]
-    model, x = with_integers(make()).float(), torch.randint(-2, 3, (2, *shape)).float()
-    graph = exported(simplify(model, x), x, tmp_path / "model.onnx", dynamo=False)
-    operators = [node.op_type for node in graph.graph.node]
-    assert operators[0] in ("Flatten", "Reshape")
-    assert set(operators[1:]) <= ONLY
-
-
 def tiny() -> nn.Module:
     """A CONV network with a residual connection, a max-pooling and nine inputs."""
 

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import copy
-import io
 import pickle
 import re
 import warnings
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
 import torch
 from conv_cases import SMALL, ConvCase
-from networks import net, trained, two_convs
-from simplified_models import lenet
+from networks import net, two_convs
 from torch import Tensor, nn
 from torch_fixtures import in_form
 
@@ -324,22 +320,3 @@ def test_inspect_knows_the_form() -> None:
     (first, _) = convfc.inspect(after).rows
     assert first.unrolled_shape == (168, 216)
     assert first.parameters == 168 * 216 + 168
-
-
-def test_an_onnx_file_without_convolutions_agrees() -> None:
-    """In float64 it is nearer to the network than the network's own rounding to float32."""
-    # Max-pooling, since the ONNX runtime averages no float64.
-    model, x = trained(lenet(nn.MaxPool2d)), torch.randn(2, 1, 12, 12)
-    with torch.no_grad():
-        rounded, exact = model(x), model.double()(x.double())
-    after = convfc.unroll(model, x.double())
-    file = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own
-        torch.onnx.export(after, (x.double(),), file, dynamo=False)
-    kinds = {node.op_type for node in onnx.load_model_from_string(file.getvalue()).graph.node}
-    assert "Conv" not in kinds
-    assert "Gemm" in kinds
-    session = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
-    (got,) = session.run(None, {session.get_inputs()[0].name: x.double().numpy()})
-    assert np.abs(got - exact.numpy()).max() <= (rounded - exact).abs().max()

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-
 import numpy as np
 import pytest
 import torch
 from morphism_layers import assert_unchanged, numbers, state_of
 from morphism_models import CASES, NETWORKS, example, integers, mlp, trained
-from torch import Tensor, nn
+from torch import nn
 from torch_fixtures import with_integers
 
 from convfc.frameworks.torch.morphism.widening import draw_copies
@@ -301,24 +299,6 @@ def test_noise_has_the_standard_deviation_that_was_asked_for():
     variance = added.square().mean() / (0.1 * model[0].weight.std(correction=0)) ** 2
     six_deviations = 6 * (2 / added.numel()) ** 0.5
     assert abs(variance.item() - 1) < six_deviations
-
-
-def test_keyword_arguments_and_several_arguments():
-    class Two(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.one, self.two, self.head = nn.Linear(3, 4), nn.Linear(2, 4), nn.Linear(4, 1)
-
-        def forward(self, x: Tensor, *, scale: float = 1.0, y: Tensor | None = None) -> Tensor:
-            z: Tensor = self.head(torch.relu(self.one(x) * scale + self.two(y)))
-            return z
-
-    model = trained(Two())
-    x, y = torch.ones(2, 3), torch.ones(2, 2)
-    morph = widen(model, "two", width=6, example={"y": y, "x": x})
-    assert_proven(morph)
-    assert morph.changed == ("one", "two", "head")
-    assert copy.deepcopy(morph.model)(x, y=y).shape == (2, 1)
 
 
 class OwnConv(nn.Conv1d):
