@@ -126,8 +126,7 @@ def finish(
     """
     run = _Runner(before, after, example, changes)
     with ExitStack() as stack:
-        stack.enter_context(evaluating(before))
-        stack.enter_context(evaluating(after))
+        stack.enter_context(evaluating(before, after))
         stack.enter_context(run.undisturbed())
         output, measured = measure_calls(before, changes, run, seed)
         changed = {id(change.before) for change in changes}

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from convfc.errors import ArgumentError
-from convfc.frameworks.torch.forms.children import plain_linear
+from convfc.frameworks.torch.forms.children import as_parameter, plain_linear
 from convfc.frameworks.torch.graph import as_traced
 from convfc.frameworks.torch.morphism.certify import Morph
 from convfc.frameworks.torch.morphism.magnitude import Caller, Sums, magnitude
@@ -94,16 +94,15 @@ def identity_start(activation: nn.Module | None, like: nn.Module) -> nn.Module:
         made = nn.PReLU(init=1.0, **kind)
     elif _is_identity(activation):
         made = copy.deepcopy(activation).to(**kind)
-    else:
-        if not is_pointwise(activation):
-            raise ArgumentError(
-                f"{type(activation).__name__} does not start as the identity and is no activation "
-                "of torch.nn that does the same to every element",
-                where="activation",
-                remedy="give one such as nn.ReLU(), nn.GELU() or nn.PReLU(init=1.0), or an "
-                "IdentityStart",
-            )
+    elif is_pointwise(activation):
         made = IdentityStart(copy.deepcopy(activation).to(**kind), **kind)
+    else:
+        raise ArgumentError(
+            f"{type(activation).__name__} does not start as the identity and is no activation of "
+            "torch.nn that does the same to every element",
+            where="activation",
+            remedy="give nn.ReLU(), nn.GELU(), nn.PReLU(init=1.0), or an IdentityStart",
+        )
     return made.train(like.training).requires_grad_(weight.requires_grad)
 
 
@@ -255,8 +254,7 @@ def _identity(like: nn.Module, channels: int, kernel: Sizes) -> nn.Module:
     padding: Any = tuple(k // 2 for k in kernel)
     values = torch.zeros(channels, channels, *kernel, **kind)
     values[..., *padding] = torch.eye(channels, **kind)
-    weight = nn.Parameter(values, requires_grad=old.requires_grad)
-    bias = nn.Parameter(torch.zeros(channels, **kind), requires_grad=old.requires_grad)
+    weight, bias = as_parameter(values, old), as_parameter(torch.zeros(channels, **kind), old)
     if not kernel:
         return plain_linear(weight, bias)
     cls: Any = CONVS[len(kernel)]

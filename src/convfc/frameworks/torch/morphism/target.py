@@ -28,7 +28,7 @@ from convfc.errors import (
     ShapeError,
     UnsupportedLayer,
 )
-from convfc.frameworks.torch.forms.children import HOOKS, is_hooked, plain_linear
+from convfc.frameworks.torch.forms.children import HOOKS, as_parameter, is_hooked, plain_linear
 from convfc.frameworks.torch.forms.factors import linear_obstacle
 from convfc.frameworks.torch.forms.form import form_of
 from convfc.frameworks.torch.forms.formats import channels_last, in_format, is_channels_last
@@ -315,16 +315,9 @@ def kernel_of(layer: Any) -> Kernel:
         (low, high - extra)
         for (low, high), extra in zip(geometry.padding, geometry.output_padding, strict=True)
     )
-    return Kernel(
-        matrix.reshape(geometry.filters_shape).contiguous(),
-        bias,
-        geometry.groups,
-        geometry.stride,
-        geometry.dilation,
-        pads,
-        geometry.padding_mode,
-        geometry.transposed,
-    )
+    filters = matrix.reshape(geometry.filters_shape).contiguous()
+    walk = geometry.groups, geometry.stride, geometry.dilation
+    return Kernel(filters, bias, *walk, pads, geometry.padding_mode, geometry.transposed)
 
 
 def build(kernel: Kernel, like: nn.Module) -> list[nn.Module]:
@@ -332,9 +325,8 @@ def build(kernel: Kernel, like: nn.Module) -> list[nn.Module]:
     weight = new_weight(kernel.filters.flatten(1), kernel.size, like, kernel.groups)
     bias = None
     if kernel.bias is not None:
-        train = weight if like.bias is None else like.bias
-        value = kernel.bias.to(weight.device, weight.dtype).clone()
-        bias = nn.Parameter(value, requires_grad=bool(train.requires_grad))
+        value = kernel.bias.to(weight.device, weight.dtype)
+        bias = as_parameter(value, weight if like.bias is None else like.bias)  # type: ignore[arg-type]
     if form_of(like) != "native":
         return [plain_linear(weight, bias).train(like.training)]
     says, before, behind = (_cropping if kernel.transposed else _padding)(kernel, like)
@@ -420,13 +412,12 @@ def new_weight(matrix: Tensor, size: Sizes, layer: Any, groups: int) -> nn.Param
     if form_of(layer) == "native":
         filters, inner = len(matrix), matrix.shape[1] // math.prod(size)
         shape = (inner * groups, filters // groups) if layer.transposed else (filters, inner)
-        matrix = matrix_to_weight(
-            matrix, (*shape, *size), transposed=layer.transposed, groups=groups
-        )
-    new = matrix.to(old.device, old.dtype).clone(memory_format=torch.contiguous_format)
+        whole = *shape, *size
+        matrix = matrix_to_weight(matrix, whole, transposed=layer.transposed, groups=groups)
+    new = as_parameter(matrix.to(old.device, old.dtype), old)
     if form_of(layer) == "native" and is_channels_last(old):
-        new = in_format(new, channels_last(old.dim() - 2))
-    return nn.Parameter(new, old.requires_grad)
+        new.data = in_format(new.data, channels_last(old.dim() - 2))
+    return new
 
 
 _Says: TypeAlias = tuple[dict[str, Any], list[nn.Module], list[nn.Module]]
