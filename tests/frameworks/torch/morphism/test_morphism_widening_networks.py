@@ -36,7 +36,6 @@ NETWORKS: dict[str, tuple[tuple[int, ...], dict[str, set[str]]]] = {
         },
     ),
     "squeezenet1_1": ((1, 3, 32, 32), {"features.3.expand3x3": {"features.3.expand3x3"}}),
-    "googlenet": ((1, 3, 32, 32), {"inception3a.branch4.1.conv": {"inception3a.branch4.1.conv"}}),
 }
 CASES = [(name, layer) for name, (_, layers) in NETWORKS.items() for layer in layers]
 
@@ -44,9 +43,8 @@ CASES = [(name, layer) for name, (_, layers) in NETWORKS.items() for layer in la
 @functools.cache
 def build(name: str) -> nn.Module:
     """A network with random numbers, so that its output depends on all of its input."""
-    options = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
     with torch.random.fork_rng():
-        model = models.get_model(name, weights=None, **options)
+        model = models.get_model(name, weights=None)
     return trained(model)
 
 

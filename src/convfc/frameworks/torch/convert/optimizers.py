@@ -113,11 +113,8 @@ def _converted(link: _Link, states: Sequence[State]) -> list[dict[str, Any]]:
             got=next(", ".join(s) or "none" for s in states if s.keys() != states[0].keys()),
             remedy="train all groups of a layer with the same optimizer",
         )
-    found: list[dict[str, Any]] = [{} for _ in link.targets]
-    for key in states[0]:
-        for new, value in zip(found, _values(link, key, [s[key] for s in states]), strict=True):
-            new[key] = value
-    return found
+    moved = {key: _values(link, key, [state[key] for state in states]) for key in states[0]}
+    return [{key: values[n] for key, values in moved.items()} for n in range(len(link.targets))]
 
 
 def _values(link: _Link, key: str, values: list[Any]) -> list[Any]:

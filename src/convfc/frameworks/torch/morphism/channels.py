@@ -280,7 +280,8 @@ class _Reader:
                 self._no_tensor(node)
             else:
                 axes = self._node(node, shape)
-                fits = _fits(axes, shape)
+                sizes = [length(axis) if axis else n for axis, n in zip(axes, shape, strict=False)]
+                fits = len(axes) == len(shape) and sizes == [*shape]  # as on the example
                 self.axes[node] = axes if fits else self.unknown(Call.of(node, self.model))
         return self.layers
 
@@ -425,13 +426,6 @@ class _Reader:
             index: Any = user.args[1] if picks else slice(None)
             for axis in axes[index] if isinstance(index, slice) else (axes[index],):
                 yield axis, user.users if picks else [user]
-
-
-def _fits(axes: Axes, shape: Sizes) -> bool:
-    """Say whether a value's axes are as long as they really are on the example."""
-    return len(axes) == len(shape) and all(
-        not axis or length(axis) == size for axis, size in zip(axes, shape, strict=True)
-    )
 
 
 def _only_reshapes(node: fx.Node) -> bool:

@@ -176,11 +176,11 @@ def deepen(
 ) -> Morph:
     """Put a layer that is the identity behind a layer (Net2DeeperNet).
 
-    Chen, Goodfellow & Shlens (2015, arXiv 1511.05641): behind the layer's activation phi a layer
-    with the identity as its weight, and phi again, which changes nothing if
-    ``phi(phi(x)) = phi(x)``. Where the activation is another, or none, or not known to be alone
-    behind the layer, the layer gets an activation that starts as the identity instead, as in
-    `morph_activation`.
+    Chen, Goodfellow & Shlens (2015, arXiv 1511.05641): between the layer (or the BatchNorm behind
+    it) and its activation phi come a copy of phi and a layer with the identity as its weight. That
+    changes nothing if ``phi(phi(x)) = phi(x)``, however the model writes phi. Where it is another,
+    or none, or not known to be alone behind the layer, an activation that starts as the identity
+    takes the place of the copy, as in `morph_activation`.
 
     Parameters
     ----------
@@ -197,12 +197,6 @@ def deepen(
     ------
     ArgumentError
         If the kernel is even, or the activation none.
-
-    Notes
-    -----
-    What is put in stands between the layer (or the BatchNorm behind it) and the activation that the
-    model has: a copy of that activation, then the new layer. So it does not matter how the model
-    writes its activation.
 
     Examples
     --------

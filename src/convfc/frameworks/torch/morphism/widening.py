@@ -1,12 +1,9 @@
 """Wider layers that compute the same: Net2Net's and network morphism's widening, of any layer.
 
-A layer gets more filters, or units. With it grow all layers whose channels are coupled with its
-own, what has a number per channel on the way, and the columns of everything that reads them.
-
-Every layer is read as the FC matrix that it equals, ``(f, taps, c / groups)``: the paper's K,
-transposed; an `nn.Linear` is the case of one tap. More filters are more rows, which are copies of
-old ones. More units to read are more columns, with the shares of old ones. The matrix then goes
-back into a weight.
+With a layer grow all whose channels are coupled with its own, what has a number per channel on the
+way, and the columns of everything that reads them. Every layer is read as the FC matrix that it
+equals, ``(f, taps, c / groups)``: the paper's K, transposed. More filters are more rows, copies of
+old ones; more units to read are more columns, with shares of old ones.
 """
 
 from __future__ import annotations
