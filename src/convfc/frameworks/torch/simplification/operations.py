@@ -261,31 +261,25 @@ def _(step: Step, x: Any, other: Any) -> Value:
     return scaled(step.like_result(value).value, step.constant(factor))
 
 
-@OPERATIONS.register("div")
-def _(step: Step, x: Any, other: Any, rounding_mode: str | None = None) -> Value:
-    if isinstance(other, Tracked) or rounding_mode is not None:
+@OPERATIONS.register("div", "reciprocal")
+def _(step: Step, x: Any, other: Any = None, rounding_mode: str | None = None) -> Value:
+    if other is None or isinstance(other, Tracked) or rounding_mode is not None:
         raise refuse(_QUOTIENT, step.place)
     return scaled(step.like_result(x).value, 1 / step.constant(other))
-
-
-@OPERATIONS.register("reciprocal")
-def _(step: Step, x: Tracked) -> Value:
-    raise refuse(_QUOTIENT, step.place)
 
 
 @OPERATIONS.register("sum", "mean")
 def _(step: Step, x: Tracked, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Tracked:
     """Add each element to the element of the result that it is summed into."""
-    axes = range(1 + len(x.shape)) if dim is None or dim == [] else dim
-    axes = {axis % (1 + len(x.shape)) for axis in ([axes] if isinstance(axes, int) else axes)}
+    given = [dim] if isinstance(dim, int) else dim or [0]  # without axes it is over all of them
+    axes = {axis % (1 + len(x.shape)) for axis in given}
     if 0 in axes:
         raise refuse(_EACH, step.place)
     kept = [1 if axis in axes else n for axis, n in enumerate(x.shape, start=1)]
     rows = np.broadcast_to(np.arange(math.prod(kept)).reshape(kept), x.shape).ravel()
     n = x.value.size
     share = math.prod(kept) / n if step.call.name == "mean" else 1.0
-    entries = sparse.coo_array((np.full(n, share), (rows, np.arange(n))))
-    matrix = sparse.csr_array(entries)
+    matrix = sparse.csr_array((np.full(n, share), (rows, np.arange(n))))
     return Tracked(linear(x.value, matrix, roundings=2), step.shape)
 
 
@@ -345,13 +339,8 @@ def _(step: Step, x: Tracked) -> Value:
     return relu(x.value)
 
 
-@OPERATIONS.register("abs")
-def _(step: Step, x: Tracked) -> Value:
-    return leaky(x.value, -1.0)
-
-
-@OPERATIONS.register("leaky_relu")
-def _(step: Step, x: Tracked, negative_slope: float) -> Value:
+@OPERATIONS.register("abs", "leaky_relu")
+def _(step: Step, x: Tracked, negative_slope: float = -1.0) -> Value:
     return leaky(x.value, negative_slope)
 
 
@@ -662,7 +651,7 @@ def _selected(
         rows = np.flatnonzero((number >= first) & (number < first + n))
         if len(rows):
             entries = (np.ones(len(rows)), (rows, number[rows] - first))
-            matrix = sparse.csr_array(sparse.coo_array(entries, shape=(len(number), n)))
+            matrix = sparse.csr_array(entries, shape=(len(number), n))
             terms[one.value] = terms[one.value] + matrix if one.value in terms else matrix
         first += n
     return affine(terms, offset)
