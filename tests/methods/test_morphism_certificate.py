@@ -224,8 +224,10 @@ def test_random_numbers_that_a_comparison_draws_are_not_missed_by_the_network():
     before = trained(Noisy(nn.Linear(3, 4)))
     after = copy.deepcopy(before)
     change = Change("0", before[0], after[0], rebuild=drawing)
+    state = torch.get_rng_state()
     certificate = certified(before, after, torch.ones(2, 3), change)
     assert certificate.network.outputs[0].difference == 0
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 # The bound

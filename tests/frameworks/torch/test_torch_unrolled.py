@@ -6,6 +6,7 @@ import copy
 import pickle
 import re
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -157,24 +158,17 @@ def test_what_cannot_be_unrolled_is_refused_by_name_or_listed(make, message: str
     assert torch.equal(after.eval()(x), model.eval()(x))
 
 
-class WithHead(nn.Module):
-    """As GoogLeNet: the auxiliary head is called in training only."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 4, 3)
-        self.head = nn.Sequential(nn.Conv2d(4, 2, 3), nn.Flatten())
-        self.out = nn.Linear(36, 2)
-
-    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        y = self.conv(x).relu()
-        scores = self.out(y.flatten(1))
-        return (scores, self.head(y)) if self.training else scores
-
-
 def test_what_the_model_does_not_call_on_the_example_is_left_and_listed() -> None:
     """It has no part in what is unrolled; a simplified network has nothing of it."""
-    model, x = WithHead().eval(), torch.randn(2, 3, 5, 5)
+
+    def run(m: Any, x: Tensor) -> Any:  # as GoogLeNet, whose other head is called in training only
+        y = m.conv(x).relu()
+        scores = m.out(y.flatten(1))
+        return (scores, m.head(y)) if m.training else scores
+
+    head = nn.Sequential(nn.Conv2d(4, 2, 3), nn.Flatten())
+    model = net(run, conv=nn.Conv2d(3, 4, 3), head=head, out=nn.Linear(36, 2)).eval()
+    x = torch.randn(2, 3, 5, 5)
     left = r"^left as they are: head\.0 \(the model does not call it on the example\)$"
     for strict in (True, False):
         with pytest.warns(UnsupportedLayerWarning, match=left):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from morphism_layers import assert_unchanged, filled, numbers, state_of
 from morphism_models import trained
+from networks import net
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
@@ -216,25 +217,15 @@ def test_a_tied_weight_is_refused() -> None:
         morph_depth(model, "1", example=torch.ones(1, 8))
 
 
-class Calls(nn.Module):
-    """Calls one layer with two arguments, and another never."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.up = nn.ConvTranspose1d(2, 2, 3, stride=2)
-        self.idle = nn.Linear(2, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.up(x, [18])[..., :17] + self.up(x)
-
-
 @pytest.mark.parametrize(
     ("name", "text"),
     [("up", "more than one tensor; .* got 2 arguments"), ("idle", "does not call it; .* got none")],
 )
 def test_calls_that_two_layers_cannot_take_are_refused(name: str, text: str) -> None:
+    parts = {"up": nn.ConvTranspose1d(2, 2, 3, stride=2), "idle": nn.Linear(2, 2)}
+    model = net(lambda m, x: m.up(x, [18])[..., :17] + m.up(x), **parts)
     with pytest.raises(UnsupportedLayer, match=f"{name}: .*{text}"):
-        morph_depth(Calls(), name, example=torch.ones(1, 2, 8))
+        morph_depth(model, name, example=torch.ones(1, 2, 8))
 
 
 def test_complex_weights_and_wrong_or_empty_examples_are_refused() -> None:
@@ -259,20 +250,13 @@ def test_seeds_decide_and_the_global_generator_stays(make: Make) -> None:
     assert not any(torch.equal(one[name], other[name]) for name in weights)
 
 
-class Keyword(nn.Module):
-    """Takes two inputs by name."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(3, 3)
-
-    def forward(self, x: Tensor, *, shift: float = 1.0, scale: float) -> Tensor:
-        return torch.relu(self.layer(input=x)) * scale + shift
-
-
 def test_examples_may_be_keyword_arguments() -> None:
     example = {"x": numbers((2, 3), 1).float(), "scale": 2.0}
-    model = trained(Keyword())
+
+    def run(m: Any, x: Tensor, *, shift: float = 1.0, scale: float) -> Tensor:
+        return torch.relu(m.layer(input=x)) * scale + shift
+
+    model = trained(net(run, layer=nn.Linear(3, 3)))
     for make in (deepen, morph_depth, of_full_rank):
         morph = make(model, "layer", example=example)
         assert morph.certificate.network.holds, str(morph)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from morphism_models import NETWORKS, Tokens, example, mlp, trained
+from networks import net
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations
@@ -23,25 +24,12 @@ LINE = torch.randn(2, 1, 5, generator=torch.Generator().manual_seed(0))
 ROWS = torch.ones(2, 3)
 
 
-class Wired(nn.Module):
-    """Layers, and a forward that is a function of the model and its input."""
-
-    def __init__(self, wiring: Callable[[Any, Tensor], Tensor], **layers: nn.Module) -> None:
-        super().__init__()
-        self.wiring = wiring
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.wiring(self, x)
-
-
 def through(function: Callable[[Tensor], Tensor], norm: nn.Module | None = None) -> nn.Module:
     """A CONV layer of 4 filters, a function of its output, and an FC layer that reads it."""
     conv, norm = nn.Conv2d(3, 4, 3, padding=1), nn.Identity() if norm is None else norm
     head = nn.Linear(function(norm(conv(X))).flatten(1).shape[1], 2)
     layers = {"conv": conv, "norm": norm, "head": head}
-    return Wired(lambda m, x: m.head(function(m.norm(m.conv(x))).flatten(1)), **layers)
+    return net(lambda m, x: m.head(function(m.norm(m.conv(x))).flatten(1)), **layers)
 
 
 def pair(
@@ -59,7 +47,7 @@ def pair(
         x = m.stem(x)
         return m.head(function(m.one(x), m.two(x)))
 
-    return Wired(wiring, **layers)
+    return net(wiring, **layers)
 
 
 FUNCTIONS = {
@@ -151,7 +139,7 @@ def joined(**options: Any) -> nn.Module:
         x = torch.cat([m.one(x), m.two(x)], 1)
         return m.head(m.plain(x) + m.depthwise(x))
 
-    return Wired(wiring, **sizes, plain=nn.Conv1d(4, 4, 1, **options), depthwise=depthwise)
+    return net(wiring, **sizes, plain=nn.Conv1d(4, 4, 1, **options), depthwise=depthwise)
 
 
 def side_by_side() -> nn.Module:
@@ -162,7 +150,7 @@ def side_by_side() -> nn.Module:
         "depthwise": nn.Conv1d(3, 6, 1, groups=3),
         "head": nn.Conv1d(6, 1, 1),
     }
-    return Wired(lambda m, x: m.head(m.depthwise(torch.cat([m.one(x), m.two(x)], 1))), **layers)
+    return net(lambda m, x: m.head(m.depthwise(torch.cat([m.one(x), m.two(x)], 1))), **layers)
 
 
 def tied() -> nn.Module:
@@ -195,12 +183,12 @@ def in_other_numbers() -> nn.Module:
 
 def added_to_its_input() -> nn.Module:
     layers = {"conv": nn.Conv1d(2, 2, 1), "head": nn.Conv1d(2, 1, 1)}
-    return Wired(lambda m, x: m.head(x + m.conv(x)), **layers)
+    return net(lambda m, x: m.head(x + m.conv(x)), **layers)
 
 
 def called_on_two_kinds() -> nn.Module:
     layers = {name: nn.Linear(3, 3) for name in ("first", "twice", "head")}
-    return Wired(lambda m, x: m.head(m.twice(m.first(x)) + m.twice(x)), **layers)
+    return net(lambda m, x: m.head(m.twice(m.first(x)) + m.twice(x)), **layers)
 
 
 def own_forwards() -> nn.Module:
@@ -304,10 +292,10 @@ def in_training(m: Any, x: Tensor) -> Tensor:
             r"^.*test_morphism_widening_refused\.py, line \d+, if y\.sum\(\) > 0:.*torch.fx cannot "
             "trace.*Remedy: write this line without asking what is in a tensor",
         ),
-        (in_training, "^Wired: its forward does something else in training.*aux_logits=False"),
+        (in_training, "^Net: its forward does something else in training.*aux_logits=False"),
         (
             lambda m, x: m.two(m.one(x) + torch.ones(4)),
-            r"^Wired: its forward makes tensors .*register_b",
+            r"^Net: its forward makes tensors .*register_b",
         ),
     ],
     ids=["traced", "training", "tensors"],
@@ -315,7 +303,7 @@ def in_training(m: Any, x: Tensor) -> Tensor:
 def test_forwards_that_cannot_be_followed_are_refused(
     wiring: Callable[[Any, Tensor], Tensor], text: str
 ):
-    model = Wired(wiring, one=nn.Linear(3, 4), two=nn.Linear(4, 2))
+    model = net(wiring, one=nn.Linear(3, 4), two=nn.Linear(4, 2))
     attributes = set(vars(model))
     with pytest.raises(UnsupportedModel, match=text):
         widen(model, "one", width=8, example=ROWS)
