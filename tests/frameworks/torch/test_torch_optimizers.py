@@ -130,15 +130,6 @@ def test_every_layer(case: ConvCase, form: str) -> None:
             assert torch.equal(returned["state"][place][key], value)
 
 
-@pytest.mark.parametrize("forms", [("patch", "weight"), ("patch", "batched")], ids="-".join)
-def test_between_two_forms(forms: tuple[str, str]) -> None:
-    one, other = (in_form(network(), form, None) for form in forms)
-    first = stepped(one, adam(one.parameters()))
-    other.load_state_dict(one.state_dict())
-    second = goes_on(first, one, other)
-    assert_both_step_alike(one, first, other, second)
-
-
 @pytest.mark.parametrize("form", FORMS)
 def test_a_checkpoint_file_of_the_cnn_goes_on_in_the_other_form(form: str) -> None:
     cnn = network()

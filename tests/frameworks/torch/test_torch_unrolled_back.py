@@ -152,14 +152,6 @@ def test_factors_are_multiplied_out_and_others_refused() -> None:
         convfc.to_conv(after)
 
 
-def test_where_selects() -> None:
-    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 3))
-    x = torch.zeros(1, 1, 7, 7)
-    after = convfc.unroll(model, x)
-    some = convfc.to_conv(after, where="1")
-    assert [type(part) for part in some] == [nn.Sequential, nn.Conv2d]
-
-
 def test_a_matrix_that_something_else_holds_is_refused() -> None:
     after = convfc.unroll(nn.Sequential(nn.Conv2d(1, 2, 3)), torch.zeros(1, 1, 5, 5))
     after.append(nn.Linear(25, 18))

@@ -301,17 +301,10 @@ def test_noise_has_the_standard_deviation_that_was_asked_for():
     assert abs(variance.item() - 1) < six_deviations
 
 
-class OwnConv(nn.Conv1d):
-    """A class of the user's, with PyTorch's forward."""
-
-
-class OwnLinear(nn.Linear):
-    """A class of the user's, with PyTorch's forward."""
-
-
 @pytest.mark.parametrize("name", ["0", "3"])
 def test_a_subclass_with_the_forward_of_its_class_is_widened(name: str):
-    layers = OwnConv(1, 4, 3), nn.ReLU(), nn.Flatten(), OwnLinear(24, 5), nn.ReLU(), OwnLinear(5, 2)
+    conv, linear = (type(f"Own{cls.__name__}", (cls,), {}) for cls in (nn.Conv1d, nn.Linear))
+    layers = conv(1, 4, 3), nn.ReLU(), nn.Flatten(), linear(24, 5), nn.ReLU(), linear(5, 2)
     model, x = trained(nn.Sequential(*layers)), numbers((2, 1, 8), 0).float()
     morph = widen(model, name, width=7, example=x)
     assert morph.certificate.holds, str(morph.certificate)

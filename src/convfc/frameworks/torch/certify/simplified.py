@@ -241,10 +241,8 @@ class _Side:
         (state_before,) = value.terms
         earlier = self.found.states[state_before]
         for part, where in self.found.states[state].items():
-            inner = part if part in earlier or where.pair or not sources(part) else None
-            if inner is None:
-                inner = part if isinstance(part, Affine) else sources(part)[0]
-            origin = self.found.merged.before[inner]
+            kept = part in earlier or where.pair or not sources(part) or isinstance(part, Affine)
+            origin = self.found.merged.before[part if kept else sources(part)[0]]
             known = self.raw.get(origin)
             if known is None:
                 return None
@@ -283,14 +281,9 @@ class _Side:
                 where="after",
                 remedy="verify it before a tool changes its parts",
             ) from error
-        layers.update(
-            dict.fromkeys(
-                name
-                for name, module in zip(names.split(), modules, strict=True)
-                if isinstance(module, nn.Linear)
-            )
-        )
-        for module in modules:
+        for name, module in zip(names.split(), modules, strict=True):
+            if isinstance(module, nn.Linear):
+                layers[name] = None
             with torch.no_grad():
                 x = module(x)
         return x

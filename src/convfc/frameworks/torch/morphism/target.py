@@ -239,7 +239,9 @@ def _layer_obstacle(model: nn.Module, name: str, part: nn.Module) -> Refusal | N
         if blocked is not None and own_forward(part) == blocked:
             blocked = blocked._replace(remedy="put the layer of torch.nn that it equals in place")
     elif isinstance(part, nn.Linear):
-        blocked = _linear_obstacle(part)
+        bare = object.__new__(type(part))  # without its hooks, which are no obstacle here
+        vars(bare).update(vars(part), **_no_hooks())
+        blocked = linear_obstacle(bare)
     else:
         return Refusal(
             "it is no CONV or FC layer", "name a layer of torch.nn: a Conv, ConvTranspose or Linear"
@@ -257,17 +259,9 @@ def tie_of(model: nn.Module, part: nn.Module) -> Refusal | None:
     return None
 
 
-def _linear_obstacle(part: nn.Linear) -> Refusal | None:
-    """Return why an `nn.Linear` is not what its parameters say, its hooks aside."""
-    bare = object.__new__(type(part))
-    vars(bare).update(vars(part), **_no_hooks())
-    return linear_obstacle(bare)
-
-
 def _no_hooks() -> dict[str, Any]:
     """Return the hooks of a module that has none."""
-    fresh = vars(nn.Module())
-    return {name: fresh[name] for name in HOOKS}
+    return {name: vars(nn.Module())[name] for name in HOOKS}
 
 
 # The layer as its kernel

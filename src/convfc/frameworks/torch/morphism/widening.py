@@ -262,8 +262,8 @@ def draw_copies(
     if split == "equal":
         return Copies(index, fresh, ones, counts[index].double())
     numerators, denominators = ones, ones.clone()
-    for unit in range(size):
-        parts = _different_parts(int(counts[unit]), generator)
+    for unit, count in enumerate(counts.tolist()):
+        parts = _different_parts(count, generator)
         numerators[index == unit] = parts.double()
         denominators[index == unit] = float(parts.sum())
     return Copies(index, fresh, numerators, denominators)
