@@ -101,7 +101,7 @@ WRONG: dict[str, list[tuple[Callable[[], Any], str]]] = {
         (network(morphism.morph_depth, "0", activation="relu"), "activation: there is no such"),
         (network(morphism.morph_depth, "0", channels=1), "0: so few channels between"),
         (network(morphism.morph_depth, "0", kernel_sizes=3), "kernel_sizes: two layers have two"),
-        (network(morphism.morph_depth, "0", kernel_sizes=(1, 1)), "kernel_sizes: no chain of kernels"),
+        (network(morphism.morph_depth, "0", kernel_sizes=(1, 1)), "kernel_sizes: no chain of ker"),
         (network(morphism.morph_depth, "3", kernel_sizes=(3, 1)), r"kernel_sizes.* has no kernel"),
     ],
     "morph_kernel": [
