@@ -240,9 +240,7 @@ def _in_a_row(
 ) -> list[nn.Module]:
     """Return a chain of layers like this one that is a kernel, and activations between them."""
     if not isinstance(activation, nn.Module):
-        remedy = "give the activation as a module, such as nn.SiLU()"
-        what = "there is no such activation"
-        one_of("activation", activation, ("prelu", None), what=what, remedy=remedy)
+        one_of("activation", activation, ("prelu", None), remedy="give a module: nn.SiLU()")
     first, *others = _chain(layer, kernel, chain, seed, target.where)
     check_room(first, target)
     made = build(first, layer)

@@ -51,13 +51,8 @@ def simplify(
     memory: float | None = None,
 ) -> nn.Module:
     """Return a CONV network as a plain MLP that computes the same; see `convfc.simplify`."""
-    one_of(
-        "max_pool",
-        max_pool,
-        MaxPool,
-        what="there is no such way",
-        remedy="'keep' leaves max-pooling as it is, 'relu' writes it with ReLU",
-    )
+    remedy = "'keep' leaves max-pooling as it is, 'relu' writes it with ReLU"
+    one_of("max_pool", max_pool, MaxPool, remedy=remedy)
     if record_of(model) is not None:
         raise nothing_to_convert("layer that is not simplified already", None, ())
     check_has_numbers(model, "model")
