@@ -19,6 +19,7 @@ from torch_fixtures import with_integers
 
 import convfc
 from convfc import simplify
+from convfc.errors import NothingToConvert
 from convfc.rounding import rounding_bound
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -153,6 +154,8 @@ def test_a_flat_input_needs_no_flatten_and_a_flat_output_no_unflatten():
     simple = simplify(with_integers(model), x)
     assert kinds(simple) == ["Linear", "ReLU"]
     assert torch.equal(simple(x), model(x))
+    with pytest.raises(NothingToConvert, match=r"no layer other than nn\.Linear and ReLU"):
+        simplify(nn.Sequential(*simple), x)
 
 
 def test_it_follows_dtype_mode_and_gradients():

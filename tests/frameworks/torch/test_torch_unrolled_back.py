@@ -140,6 +140,7 @@ def test_factors_are_multiplied_out_and_others_refused() -> None:
     after[0][1] = nn.Sequential(linear, double)
     back = convfc.to_conv(after)
     assert torch.equal(back[0].weight, 2 * layer.weight)
+    assert back[0].weight.requires_grad
     assert torch.equal(back[0].bias, 2 * layer.bias)
     after[0][1] = nn.Sequential(linear, nn.ReLU(), double)
     with pytest.raises(UnsupportedLayer, match="0: its FC part is not a product of matrices"):
