@@ -89,21 +89,6 @@ def separable() -> nn.Module:
     )
 
 
-class Residual(nn.Module):
-    """A branch that is added to what it reads."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv1d(2, 4, 3, padding=2, dilation=2, padding_mode="circular")
-        self.branch = nn.Conv1d(4, 4, 1)
-        self.head = nn.Conv1d(4, 2, 3, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.stem(x))
-        y: Tensor = self.head(x + self.branch(x))
-        return y
-
-
 class Volume(nn.Module):
     """Three axes, a layer that is called twice, and a reshape that follows the sizes."""
 
@@ -166,7 +151,6 @@ NETWORKS = {
     "unet": Case(Unet, (2, 2, 6, 8), ("first", "down", "up")),
     "excite": Case(Excite, (2, 2, 6, 5), ("stem", "conv", "squeeze", "excite")),
     "separable": Case(separable, (2, 2, 6, 6), ("0", "3", "6")),
-    "residual": Case(Residual, (2, 2, 9), ("stem", "branch")),
     "volume": Case(Volume, (2, 1, 4, 3, 4), ("stem", "twice", "hidden")),
     "upward": Case(upward, (2, 4, 3, 2), ("0", "2", "4")),
     "tokens": Case(Tokens, (2, 2, 6, 4), ("up",)),

@@ -72,7 +72,7 @@ WRONG: dict[str, list[tuple[Callable[[], Any], str]]] = {
         (lambda: convfc.to_fc(CONV, groups="apart"), "groups: there is no such way to hold groups"),
     ],
     "simplify": [
-        (lambda: convfc.simplify(CONV, X, max_pool="mean"), "max_pool: there is no such way"),
+        (lambda: convfc.simplify(CONV, X, max_pool="mean"), "max_pool: no such choice"),
     ],
     "to_conv": [
         (
@@ -98,10 +98,10 @@ WRONG: dict[str, list[tuple[Callable[[], Any], str]]] = {
         (network(morphism.morph_activation, "0", activation=nn.Softmax(1)), "activation: Softmax"),
     ],
     "morph_depth": [
-        (network(morphism.morph_depth, "0", activation="relu"), "activation: there is no such"),
+        (network(morphism.morph_depth, "0", activation="relu"), "activation: no such choice"),
         (network(morphism.morph_depth, "0", channels=1), "0: so few channels between"),
         (network(morphism.morph_depth, "0", kernel_sizes=3), "kernel_sizes: two layers have two"),
-        (network(morphism.morph_depth, "0", kernel_sizes=(1, 1)), "kernel_sizes: the composition"),
+        (network(morphism.morph_depth, "0", kernel_sizes=(1, 1)), "kernel_sizes: no chain of ker"),
         (network(morphism.morph_depth, "3", kernel_sizes=(3, 1)), r"kernel_sizes.* has no kernel"),
     ],
     "morph_kernel": [

@@ -14,7 +14,6 @@ from morphism_layers import LayerCase, assert_unchanged, filled, layers, numbers
 from morphism_layers import train_a_step as trains
 from torch import nn
 
-from convfc.errors import ArgumentError
 from convfc.frameworks.torch.read import weight_to_matrix
 from convfc.methods.morphism import Factored, factor
 from convfc.rounding import UNIT_ROUNDOFF, rounding_bound
@@ -95,17 +94,6 @@ def test_at_full_rank_every_number_is_as_exact_as_its_size_asks_for(seed: int, s
     assert bool(((second @ first - layer.weight).abs() <= room).all())
 
 
-@pytest.mark.parametrize("energy", [0.1, 0.5, 0.9, 0.99, 1.0])
-def test_energy_takes_the_smallest_rank_that_keeps_it(energy: float) -> None:
-    layer = filled(nn.Conv1d(3, 6, 3, dtype=torch.float64))
-    factored = of_layer(layer, energy=energy)
-    squares = np.linalg.svd(matrices(layer)[0], compute_uv=False) ** 2
-    shares = squares.cumsum() / squares.sum()
-    wanted = len(squares) if energy == 1.0 else int((shares < energy).sum()) + 1
-    assert factored.rank == wanted
-    assert factored.energy >= energy or energy == 1.0
-
-
 def test_energy_counts_known_singular_values() -> None:
     linear = nn.Linear(4, 4, bias=False, dtype=torch.float64)
     with torch.no_grad():
@@ -131,18 +119,3 @@ def test_training_moves_every_parameter_of_the_two() -> None:
     model = filled(nn.Conv2d(1, 4, 3))
     x = numbers((2, 1, 6, 6), 1).float()
     assert all(trains(factor(model, "", rank=2, example=x).model, x).values())
-
-
-@pytest.mark.parametrize(
-    ("options", "text"),
-    [
-        ({}, "rank, energy: .* expected one of the two; got none"),
-        ({"rank": 1, "energy": 0.5}, "expected one of the two; got both"),
-        ({"rank": 5}, "rank: the filter matrix has no such rank; expected 4 at mo"),
-        ({"energy": 1.5}, "energy: a number out of its range; .* 0 or more, at most 1; got 1.5"),
-    ],
-    ids=str,
-)
-def test_what_is_no_rank_is_refused(options: Any, text: str) -> None:
-    with pytest.raises(ArgumentError, match=text):
-        of_layer(nn.Conv1d(2, 4, 3), **options)

@@ -7,12 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from networks import net
 from torch import Tensor, nn
 from torch.nn import functional
-
-from convfc.frameworks.torch.certify.simplified import Stage, stages
-from convfc.frameworks.torch.tensors import dtype_name
-from convfc.rounding import rounding_bound
 
 
 def lenet(pool: type[nn.Module] = nn.AvgPool2d) -> nn.Module:
@@ -54,22 +51,19 @@ def resnet() -> nn.Module:
     return nn.Sequential(*stem, Residual(3, 3, 1), Residual(3, 4, 2), *head)
 
 
-class Dense(nn.Module):
+def dense() -> nn.Module:
     """Pre-activation layers, each of which sees the outputs of all before it."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(2, 3, 3, padding=1)
-        self.norms = nn.ModuleList(nn.BatchNorm2d(3 + 2 * i) for i in range(3))
-        self.convs = nn.ModuleList(nn.Conv2d(3 + 2 * i, 2, 3, padding=1) for i in range(2))
-        self.pool = nn.AvgPool2d(2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        features = [self.stem(x)]
-        for norm, conv in zip(self.norms, self.convs, strict=False):
+    def run(m: Any, x: Tensor) -> Tensor:
+        features = [m.stem(x)]
+        for norm, conv in zip(m.norms, m.convs, strict=False):
             features.append(conv(functional.relu(norm(torch.cat(features, 1)))))
-        y: Tensor = self.pool(functional.relu(self.norms[2](torch.cat(features, 1))))
-        return y
+        return m.pool(functional.relu(m.norms[2](torch.cat(features, 1))))
+
+    norms = nn.ModuleList(nn.BatchNorm2d(3 + 2 * i) for i in range(3))
+    convs = nn.ModuleList(nn.Conv2d(3 + 2 * i, 2, 3, padding=1) for i in range(2))
+    stem = nn.Conv2d(2, 3, 3, padding=1)
+    return net(run, stem=stem, norms=norms, convs=convs, pool=nn.AvgPool2d(2))
 
 
 def mobile() -> nn.Module:
@@ -81,52 +75,29 @@ def mobile() -> nn.Module:
     )
 
 
-class Inception(nn.Module):
+def inception() -> nn.Module:
     """Branches of different depth side by side, one with a max-pooling."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.one = nn.Conv2d(2, 2, 1)
-        self.two = nn.Sequential(
-            nn.Conv2d(2, 3, 1), nn.ReLU(), nn.Conv2d(3, 2, 3, padding=1), nn.ReLU()
-        )
-        self.pool = nn.MaxPool2d(3, stride=1, padding=1)
-        self.last = nn.Conv2d(6, 2, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
+    def run(m: Any, x: Tensor) -> Tensor:
         x = functional.relu(x - 1)
-        branches = [functional.relu(self.one(x)), self.two(x), self.pool(x)]
-        y: Tensor = self.last(torch.cat(branches, dim=1)).flatten(1)
-        return y
+        branches = [functional.relu(m.one(x)), m.two(x), m.pool(x)]
+        return m.last(torch.cat(branches, dim=1)).flatten(1)
+
+    two = (nn.Conv2d(2, 3, 1), nn.ReLU(), nn.Conv2d(3, 2, 3, padding=1), nn.ReLU())
+    parts = {"one": nn.Conv2d(2, 2, 1), "two": nn.Sequential(*two)}
+    return net(run, **parts, pool=nn.MaxPool2d(3, stride=1, padding=1), last=nn.Conv2d(6, 2, 3))
 
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "lenet": (lenet, (1, 12, 12)),
     "lenet_max": (lambda: lenet(nn.MaxPool2d), (1, 12, 12)),
     "resnet": (resnet, (2, 8, 8)),
-    "densenet": (Dense, (2, 4, 4)),
+    "densenet": (dense, (2, 4, 4)),
     "mobilenet": (mobile, (2, 5, 5)),
-    "inception": (Inception, (2, 4, 4)),
+    "inception": (inception, (2, 4, 4)),
 }
 WAYS: dict[str, dict[str, Any]] = {
     "graph": {},
     "sequence": {"max_pool": "relu", "sequential": True},
 }
 each_way = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
-
-
-def difference_of(stage: Stage) -> Tensor:
-    """How far the two values at the end of a stage are from each other."""
-    ours, theirs = stage.own
-    return (ours.double() - theirs.double()).abs()
-
-
-def assert_within_rounding(model: nn.Module, simple: nn.Module, x: Tensor) -> None:
-    """Every stage, on the input that it really has, and every FC layer in one of them."""
-    found = list(stages(model, simple, x))
-    for stage in found:
-        bound = rounding_bound(stage.magnitude, stage.terms, dtype_name(x.dtype))
-        assert bound is not None
-        assert bool((difference_of(stage) <= bound).all()), stage.name
-    names = {name for name, part in simple.named_modules() if type(part) is nn.Linear}
-    assert {name for stage in found for name in stage.layers} == names

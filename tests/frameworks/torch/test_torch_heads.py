@@ -511,7 +511,6 @@ def test_an_example_is_an_array_or_the_arguments_of_one_call() -> None:
     batch = {"scale": torch.full((1, 2, 4, 4), 3.0), "x": torch.ones(1, 2, 4, 4).numpy()}
     for example in ((batch,), {"batch": batch}):
         assert type(convfc.to_fully_convolutional(model, example).fc) is nn.Conv2d
-    assert type(convfc.to_fully_convolutional(head(), torch.ones(X).numpy())[1]) is nn.Conv2d
     with pytest.raises(
         ShapeError, match=r"^example: the model does not run .* got \(1, 3, 5\)\."
     ) as e:

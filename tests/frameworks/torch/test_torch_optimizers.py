@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from conv_cases import GROUPED, SMALL, ConvCase, integers
+from conv_cases import GROUPED, SMALL, ConvCase
 from networks import assert_same_state, net, through_a_file
-from torch import Tensor, nn
-from torch_fixtures import in_form, with_integers
+from torch import nn
+from torch_fixtures import in_form
 
 import convfc
 from convfc import convert_optimizer_state
@@ -23,20 +23,6 @@ from convfc.errors import UnsupportedModel, UnsupportedOptimizer
 
 Make = Callable[[Iterable[Any]], torch.optim.Optimizer]
 optim = torch.optim
-
-
-class Lion(optim.Optimizer):
-    """Chen et al. (2023), arXiv:2302.06675: one momentum, and the sign of it."""
-
-    def __init__(self, params: Iterable[Any]) -> None:
-        super().__init__(params, {"lr": 0.01})
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:
-        for p in (p for group in self.param_groups for p in group["params"]):
-            m = self.state[p].setdefault("exp_avg", torch.zeros_like(p))
-            p.sub_((0.9 * m + 0.1 * p.grad).sign(), alpha=0.01)
-            m.mul_(0.99).add_(p.grad, alpha=0.01)
 
 
 OPTIMIZERS: dict[str, Make] = {
@@ -52,7 +38,6 @@ OPTIMIZERS: dict[str, Make] = {
     "adadelta": optim.Adadelta,
     "asgd": optim.ASGD,
     "rprop": optim.Rprop,
-    "lion": Lion,
 }
 adam = OPTIMIZERS["adam"]
 FORMS = ("patch", "weight", "batched")
@@ -143,41 +128,6 @@ def test_every_layer(case: ConvCase, form: str) -> None:
     for place, parameter in enumerate(cnn.parameters()):
         for key, value in first.state[parameter].items():
             assert torch.equal(returned["state"][place][key], value)
-
-
-@pytest.mark.parametrize("forms", [("patch", "weight"), ("patch", "batched")], ids="-".join)
-def test_between_two_forms(forms: tuple[str, str]) -> None:
-    one, other = (in_form(network(), form, None) for form in forms)
-    first = stepped(one, adam(one.parameters()))
-    other.load_state_dict(one.state_dict())
-    second = goes_on(first, one, other)
-    assert_both_step_alike(one, first, other, second)
-
-
-def train(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, c: Tensor) -> None:
-    for _ in range(3):
-        optimizer.zero_grad()
-        (model(x) * c).sum().backward()
-        optimizer.step()
-
-
-@pytest.mark.parametrize("form", ["patch", "weight"])
-def test_training_that_rounds_nothing_goes_on_exactly(form: str) -> None:
-    """Integers, and powers of two for rate and momentum: every number is exact in float64."""
-    cnn = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1, groups=2), nn.ReLU(), nn.Conv2d(4, 2, 2))
-    with_integers(cnn)
-    x, c = integers((2, 2, 5, 4), seed=7), integers((2, 2, 4, 3), seed=8)
-
-    def make(parameters: Iterable[Any]) -> torch.optim.Optimizer:
-        return optim.SGD(parameters, lr=2.0**-6, momentum=0.5)
-
-    first = make(cnn.parameters())
-    train(cnn, first, x, c)
-    fc = in_form(cnn, form, None)
-    second = goes_on(first, cnn, fc, make)
-    train(cnn, first, x, c)
-    train(fc, second, x, c)
-    assert_same_state(cnn, fc)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -174,11 +174,13 @@ MORPHS = {
     "depth": lambda model, x: morph_depth(model, "conv", example=x),
     "activation": lambda model, x: morph_activation(model, "conv", example=x),
     "widen": lambda model, x: widen(model, "conv", width=5, example=x),
+    "factor": lambda model, x: factor(model, "conv", rank=3, example=x),
 }
 
 
 @pytest.mark.parametrize(
-    ("name", "holder"), list(zip(MORPHS, ["list", "tuple", "partial", "object"], strict=True))
+    ("name", "holder"),
+    list(zip(MORPHS, ["list", "tuple", "partial", "object", "dict"], strict=True)),
 )
 def test_a_morphed_layer_is_called_through_what_holds_it(name: str, holder: str) -> None:
     model, x = Held(holder), torch.rand(2, 2, 6, 6).double()
@@ -194,12 +196,6 @@ def test_a_morphed_layer_is_called_through_what_holds_it(name: str, holder: str)
         for p in (*morph.model.conv.parameters(), morph.model.last.bias):
             p.zero_()
     assert not morph.model(x).any()
-
-
-def test_a_factored_layer_is_called_through_what_holds_it() -> None:
-    after = factor(Held("list"), "conv", rank=1, example=X).model
-    assert after.held[0] is after.conv
-    assert len(after.conv) == 2
 
 
 def flat() -> nn.Module:
@@ -318,14 +314,6 @@ def test_what_is_closed_in_is_refused_by_name_or_listed(name: str) -> None:
 
 def test_only_the_weight_form_in_place_leaves_a_closed_in_layer_where_it_is() -> None:
     model, x = Closed(lambda model: closed(model.conv)), X.float()
-    for convert in (
-        lambda: convfc.to_fc(model, form="weight"),
-        lambda: convfc.to_fc(model, inplace=True),
-        lambda: convfc.unroll(model, x),
-        lambda: convfc.simplify(model.eval(), x),  # it could not be taken back
-    ):
-        with pytest.raises(UnsupportedLayer, match=r"^conv: f refers to it as well, inside"):
-            convert()
     y = model(x)
     convfc.to_fc(model, form="weight", inplace=True)
     assert torch.equal(model(x), y)

@@ -8,10 +8,8 @@ import warnings
 import pytest
 import torch
 from adapters import OwnForward
-from conv_cases import integers
 from networks import net, two_convs
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, parametrize, prune
 from torch_fixtures import in_form
 
 import convfc
@@ -216,16 +214,7 @@ REFUSED = {
     ),
     "own _conv_forward": (lambda: OwnConv(3, 4, 3), "has a _conv_forward of its own"),
     "instance forward": (instance_forward, "has a forward of its own"),
-    "lazy": (lambda: nn.LazyConv2d(4, 3), "its weight has no size yet"),
-    "parametrized": (
-        lambda: parametrizations.weight_norm(nn.Conv2d(3, 4, 3)),
-        "its weight is computed by a parametrization",
-    ),
     "weight norm": (old_weight_norm, "its weight is not a parameter but computed"),
-    "pruned": (
-        lambda: prune.l1_unstructured(nn.Conv2d(3, 4, 3), "weight", 0.5),
-        "its weight is not a parameter but computed",
-    ),
     "script": (lambda: torch.jit.script(nn.Conv2d(3, 4, 3)), "TorchScript"),
 }
 
@@ -253,31 +242,6 @@ def test_all_places_are_named() -> None:
     model = nn.Sequential(OwnForward(3, 4, 3), nn.Conv2d(4, 4, 1), OwnConv(4, 4, 3))
     with pytest.raises(UnsupportedLayer, match=r"^0: .* \(nor can 2\)"):
         convfc.to_fc(model, form="weight")
-
-
-@each_form
-def test_a_subclass_with_pytorchs_forward_is_converted_with_its_attributes(form: str) -> None:
-    layer = type("Plain", (nn.Conv2d,), {})(3, 4, 3)
-    layer.note = ["mine"]
-    layer.register_buffer("calls", torch.zeros(1))
-    after = convfc.to_fc(layer, form=form)
-    assert is_converted(after)
-    assert after.note == ["mine"]
-    assert list(after.state_dict()) == list(layer.state_dict())
-    x = integers((1, 3, 5, 5), torch.float32)
-    torch.testing.assert_close(after(x), layer(x))
-
-
-def test_a_tools_parametrization_goes_on_top_of_the_weight_form() -> None:
-    class Halved(nn.Module):
-        def forward(self, weight: Tensor) -> Tensor:
-            return weight / 2
-
-    after = convfc.to_fc(two_convs(), form="weight")
-    weight = after[0].weight.detach().clone()
-    parametrize.register_parametrization(after[0], "weight", Halved())
-    assert torch.equal(after[0].weight, weight / 2)
-    assert form_of(after[0]) == "weight"
 
 
 def test_where_is_asked_of_the_model_that_is_given() -> None:

@@ -140,6 +140,7 @@ def test_factors_are_multiplied_out_and_others_refused() -> None:
     after[0][1] = nn.Sequential(linear, double)
     back = convfc.to_conv(after)
     assert torch.equal(back[0].weight, 2 * layer.weight)
+    assert back[0].weight.requires_grad
     assert torch.equal(back[0].bias, 2 * layer.bias)
     after[0][1] = nn.Sequential(linear, nn.ReLU(), double)
     with pytest.raises(UnsupportedLayer, match="0: its FC part is not a product of matrices"):
@@ -150,16 +151,6 @@ def test_factors_are_multiplied_out_and_others_refused() -> None:
     after[0].append(nn.ReLU())
     with pytest.raises(UnsupportedLayer, match="0: its parts are Flatten, Linear, Unflatten, ReLU"):
         convfc.to_conv(after)
-
-
-def test_in_place_and_where() -> None:
-    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 3))
-    x = torch.zeros(1, 1, 7, 7)
-    after = convfc.unroll(model, x)
-    some = convfc.to_conv(after, where="1")
-    assert [type(part) for part in some] == [nn.Sequential, nn.Conv2d]
-    assert convfc.to_conv(after, inplace=True) is after
-    assert [type(part) for part in after] == [nn.Conv2d, nn.Conv2d]
 
 
 def test_a_matrix_that_something_else_holds_is_refused() -> None:

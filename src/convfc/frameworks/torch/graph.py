@@ -20,10 +20,7 @@ from convfc.frameworks.torch.vocabulary import Call
 
 
 class _Tracer(fx.Tracer):
-    """PyTorch's own modules are calls, and so is the patch form; hooks do not see the tracing.
-
-    A layer of weights may be of a subclass whose forward is PyTorch's own.
-    """
+    """PyTorch's own modules are calls, and so is the patch form; hooks do not see the tracing."""
 
     def __init__(self, leaves: frozenset[str] = frozenset()) -> None:
         super().__init__()
@@ -65,6 +62,9 @@ class _Shapes(fx.Interpreter):
         return self.fetch_attr(target).forward(*args, **kwargs)
 
 
+_called = operator.attrgetter("op", "name", "target")
+
+
 def shape_of(node: Any) -> tuple[int, ...] | None:
     """Return the shape that a value had on the example; None if it is no tensor."""
     return node.meta.get("shape") if isinstance(node, fx.Node) else None
@@ -82,8 +82,7 @@ def trace(model: nn.Module, example: tuple[Any, ...]) -> fx.Graph | Refusal:
     """Return the graph of a model's forward, with every value's shape on the example.
 
     The example, which is the arguments of one call, is run in evaluation mode, without gradients
-    and without hooks; afterwards the model is as before. `torch.fx` cannot trace a forward that
-    asks what is in a tensor, and parts that are uninitialised have no shapes.
+    and without hooks; afterwards the model is as before.
     """
     for name, module in model.named_modules():
         if isinstance(module, LazyModuleMixin):
@@ -94,7 +93,8 @@ def trace(model: nn.Module, example: tuple[Any, ...]) -> fx.Graph | Refusal:
             training, failed_training = _trace(model.train(), leaves)
             graph, failed = _trace(model.eval(), leaves)
             asks = _compare_modes(model, graph, training) | {failed_training, failed}
-            more = {name for name in asks if name and _is_single(model, name)} - leaves
+            # What has no parts has no flattening between layers inside it.
+            more = {n for n in asks if n and not list(model.get_submodule(n).children())} - leaves
             if not more:
                 break
             leaves |= more  # called as they are, they need not be traced
@@ -110,10 +110,7 @@ def graph_follows_mode(graph: fx.Graph) -> bool:
 
 
 def dropouts_by_mode(graph: fx.Graph) -> dict[fx.Node, nn.Module]:
-    """Return the functional dropouts that ask ``self.training``, and the modules they equal.
-
-    A graph holds the answer of the moment of tracing; a module in the call's place goes on asking.
-    """
+    """Return the functional dropouts that ask ``self.training``, and modules that go on asking."""
     return {node: node.meta["dropout"] for node in graph.nodes if "dropout" in node.meta}
 
 
@@ -140,7 +137,7 @@ def _compare_modes(
     others = [] if isinstance(training, Refusal) else list(training.nodes)
     parts: set[str] = set()
     for node, other in zip_longest(nodes, others):
-        if node is None or other is None or _what(node) != _what(other):
+        if node is None or other is None or _called(node) != _called(other):
             nodes[0].meta["mode"] = True
             return parts | {_part(one) for one in (node, other) if one is not None}
         if (str(node.args), str(node.kwargs)) == (str(other.args), str(other.kwargs)):
@@ -158,16 +155,6 @@ def _part(node: fx.Node) -> str:
     """Return the name of the innermost module in whose forward a call stands."""
     stack = list(node.meta.get("nn_module_stack", {}).values())
     return str(stack[-1][0]) if stack else ""
-
-
-def _is_single(model: nn.Module, name: str) -> bool:
-    """Say whether a module has no parts: then no flattening stands between layers inside it."""
-    return not list(model.get_submodule(name).children())
-
-
-def _what(node: fx.Node) -> tuple[Any, ...]:
-    """Return what a node calls."""
-    return node.op, node.name, node.target
 
 
 def _is_on_in_training(call: Call, other: Call) -> bool:
@@ -190,12 +177,11 @@ def words(node: fx.Node) -> str:
 
 def asks_batch(node: fx.Node) -> bool:
     """Say whether a call asks a tensor for its batch size only, or for its dtype or device."""
-    if node.target is getattr and node.args[1] in ("dtype", "device"):
+    attribute = node.args[1] if node.target is getattr else None
+    if attribute in ("dtype", "device"):
         return True
-    sizes = (node.op == "call_method" and node.target == "size") or (
-        node.target is getattr and node.args[1] == "shape"
-    )
-    if sizes and node.target == "size" and (len(node.args) > 1 or node.kwargs):
+    size = node.op == "call_method" and node.target == "size"
+    if size and (len(node.args) > 1 or node.kwargs):
         return bool(node.args[1:] == (0,) or node.kwargs == {"dim": 0})
     firsts = [user.target is operator.getitem and user.args[1] == 0 for user in node.users]
-    return bool(sizes and all(firsts))
+    return bool((size or attribute == "shape") and all(firsts))

@@ -94,10 +94,7 @@ class _Step(NamedTuple):
 def blocked_references(
     model: nn.Module, parts: Collection[int], *, copied: bool
 ) -> dict[str, Refusal]:
-    """Return the modules that cannot be exchanged because of what refers to them, by every name.
-
-    ``parts`` are their ids; ``copied`` says that they are exchanged in a deep copy of the model.
-    """
+    """Return why modules, given by id, cannot be exchanged, or not in a copy, by every name."""
     found: dict[str, Refusal] = {}
     names: dict[int, list[str]] = {}
     if not parts:
@@ -255,11 +252,9 @@ def _slots(cls: type) -> tuple[str, ...]:
 
 
 def _closed_in(function: FunctionType) -> Iterator[tuple[str, Any]]:
-    """Yield what a function has closed over, its defaults, and the globals that it uses.
-
-    Of a library's function, such as a decorator's, only what it has been wrapped around.
-    """
+    """Yield what a function closes over, its defaults, and the globals that it uses."""
     closed = closed_over(function)
+    # Of a library's function, such as a decorator's, only what it has been wrapped around.
     if is_foreign(function.__globals__.get("__name__")):
         closed["__wrapped__"] = vars(function).get("__wrapped__")
         for name, value in closed.items():

@@ -36,17 +36,14 @@ POINTWISE = ("activation", "function", "arithmetic", "dropout of elements", "cop
 
 @dataclass(frozen=True, eq=False)
 class Operation:
-    """One operation: types of modules, functions, and names of methods that all compute it.
-
-    ``axes`` says on how many last axes a pooling or a padding works; 0 if that is not fixed.
-    """
+    """One operation: types of modules, functions, and names of methods that all compute it."""
 
     name: str
     kind: str
     modules: tuple[type[nn.Module], ...]
     functions: tuple[Callable[..., Any], ...]
     methods: tuple[str, ...]
-    axes: int
+    axes: int  # on how many last axes a pooling or a padding works; 0 if that is not fixed
 
 
 OPERATIONS: dict[str, Operation] = {}
@@ -70,28 +67,14 @@ def _entry(kind: str, names: str, *others: Any, axes: int = 0) -> None:
     _BY_SPELLING.update(dict.fromkeys([*modules, *functions, *methods], entry))
 
 
-_entry("activation", "celu", nn.CELU)
-_entry("activation", "elu", nn.ELU)
-_entry("activation", "gelu", nn.GELU)
-_entry("activation", "hardshrink", nn.Hardshrink)
-_entry("activation", "hardsigmoid", nn.Hardsigmoid)
-_entry("activation", "hardswish", nn.Hardswish)
-_entry("activation", "hardtanh", nn.Hardtanh)
+_module: type[nn.Module]
+for _module in (
+    *(nn.CELU, nn.ELU, nn.GELU, nn.Hardshrink, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.Mish),
+    *(nn.LogSigmoid, nn.ReLU, nn.ReLU6, nn.RReLU, nn.SELU, nn.Sigmoid, nn.SiLU, nn.Softplus),
+    *(nn.Softshrink, nn.Softsign, nn.Tanh, nn.Tanhshrink, nn.Threshold),
+):
+    _entry("activation", _module.__name__.lower(), _module)
 _entry("activation", "leaky_relu", nn.LeakyReLU)
-_entry("activation", "logsigmoid", nn.LogSigmoid)
-_entry("activation", "mish", nn.Mish)
-_entry("activation", "relu", nn.ReLU)
-_entry("activation", "relu6", nn.ReLU6)
-_entry("activation", "rrelu", nn.RReLU)
-_entry("activation", "selu", nn.SELU)
-_entry("activation", "sigmoid", nn.Sigmoid)
-_entry("activation", "silu", nn.SiLU)
-_entry("activation", "softplus", nn.Softplus)
-_entry("activation", "softshrink", nn.Softshrink)
-_entry("activation", "softsign", nn.Softsign)
-_entry("activation", "tanh", nn.Tanh)
-_entry("activation", "tanhshrink", nn.Tanhshrink)
-_entry("activation", "threshold", nn.Threshold)
 _entry("activation per channel", "prelu", nn.PReLU)
 for _name in ["exp", "log", "sqrt", "rsqrt", "square", "erf", "sin", "cos", "maximum", "minimum"]:
     _entry("function", _name)
@@ -110,9 +93,8 @@ for _name in ["to", "type", "type_as", "float", "double", "half", "bfloat16", "c
     _entry("casting", _name)
 _entry("dropout of elements", "dropout", nn.Dropout)
 _entry("dropout of elements", "alpha_dropout", nn.AlphaDropout)
-_entry("dropout of channels", "dropout1d", nn.Dropout1d)
-_entry("dropout of channels", "dropout2d", nn.Dropout2d)
-_entry("dropout of channels", "dropout3d", nn.Dropout3d)
+for _module in (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d):
+    _entry("dropout of channels", _module.__name__.lower(), _module)
 _entry("dropout of channels", "feature_alpha_dropout", nn.FeatureAlphaDropout)
 _entry("distribution", "softmax", nn.Softmax)
 _entry("distribution", "log_softmax", nn.LogSoftmax)
@@ -143,17 +125,14 @@ for _n in (1, 2, 3):
     for _name in ("Avg", "Max", "LP"):
         _entry("pooling", f"{_name}_pool{_n}d".lower(), getattr(nn, f"{_name}Pool{_n}d"), axes=_n)
     for _name in ("Avg", "Max"):
-        _function, _module = f"adaptive_{_name.lower()}_pool{_n}d", f"Adaptive{_name}Pool{_n}d"
-        _entry("adaptive pooling", _function, getattr(nn, _module), axes=_n)
+        _function = f"adaptive_{_name.lower()}_pool{_n}d"
+        _entry("adaptive pooling", _function, getattr(nn, f"Adaptive{_name}Pool{_n}d"), axes=_n)
     for _name in ("Zero", "Constant", "Reflection", "Replication", "Circular"):
         _entry("padding", f"{_name}_pad{_n}d".lower(), getattr(nn, f"{_name}Pad{_n}d"), axes=_n)
 
 
 def operation_of(what: Any) -> Operation | None:
-    """Return the operation of a module, its type, a function or the name of a method.
-
-    None if there is no entry for it, or if the module has got another forward.
-    """
+    """Return the operation of a module, its type, a function or the name of a method, if known."""
     if isinstance(what, nn.Module):
         return None if "forward" in vars(what) else _BY_SPELLING.get(type(what))
     return _BY_SPELLING.get(what)
@@ -206,10 +185,7 @@ class Call:
 
     @cached_property
     def arguments(self) -> dict[str, Any]:
-        """What a function or method is given, by the names that the function gives, and defaults.
-
-        Empty for modules, and without the arguments of a method that is no function, such as `to`.
-        """
+        """What a function, or a method that is one, is given: by name, with the defaults."""
         if self.operation is None or self.module is not None:
             return {}
         node = self.node
@@ -239,9 +215,8 @@ class Call:
             return None
         module: Any = self.operation.modules[0]
         wanted = inspect.signature(module).parameters
-        made: nn.Module = module(
-            **{name: one for name, one in self.arguments.items() if name in wanted}
-        )
+        given = {name: one for name, one in self.arguments.items() if name in wanted}
+        made: nn.Module = module(**given)
         return made
 
     def axes(self, ndim: int) -> set[int]:
@@ -267,10 +242,7 @@ Result = TypeVar("Result")
 
 
 class by_operation(Generic[Result]):  # noqa: N801 (a decorator)
-    """A function whose first argument, a call or a module, chooses what it does.
-
-    The decorated function is for what nothing is registered for. A name goes before a kind.
-    """
+    """A function whose first argument, a call or a module, chooses by name, or by kind."""
 
     def __init__(self, default: Callable[..., Result]) -> None:
         self.default = default

@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from morphism_layers import LayerCase, assert_unchanged, filled, layers, numbers, state_of
 from morphism_layers import train_a_step as trains
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from convfc.errors import ArgumentError, ConvfcError, GeometryError, UnsupportedLayer
-from convfc.frameworks.torch.morphism.composition import composed, factorised
+from convfc.errors import ArgumentError, GeometryError, UnsupportedLayer
+from convfc.frameworks.torch.morphism.composition import Factors, factorised
 from convfc.frameworks.torch.morphism.magnitude import Sums, magnitude
 from convfc.frameworks.torch.read import weight_to_matrix
 from convfc.methods.morphism import Morph, ParallelSum, morph_depth, morph_kernel, morph_subnet
@@ -71,6 +71,7 @@ def test_a_larger_kernel_is_the_same_function_on_integers(case: LayerCase, more:
         (nn.Conv1d, {"padding": 1}, 4, (0,), (0,), 2),
         (nn.Conv1d, {"padding": 1, "padding_mode": "replicate"}, 4, (0,), (0,), 2),
         (nn.Conv1d, {"padding": "same"}, 4, "same", (0,), 1),
+        (nn.Conv1d, {"padding": "same", "kernel_size": 2}, 3, "same", (0,), 1),
         (nn.Conv1d, {"padding": "same", "dilation": 2}, 4, (0,), (0,), 2),
         (nn.Conv1d, {"padding": "valid"}, 3, (0,), (0,), 1),
         (nn.Conv1d, {"padding": 1, "padding_mode": "circular", "stride": 2}, 7, (3,), (0,), 1),
@@ -84,19 +85,13 @@ def test_a_larger_kernel_is_the_same_function_on_integers(case: LayerCase, more:
 def test_the_padding_grows_with_the_kernel(
     cls: Any, options: Any, kernel: int, padding: Any, extra: Any, parts: int
 ) -> None:
-    layer, x = filled(cls(2, 3, 3, **options)), numbers((2, 2, 12), 1).float()
+    layer, x = filled(cls(2, 3, **{"kernel_size": 3} | options)), numbers((2, 2, 12), 1).float()
     morph = morph_kernel(nn.Sequential(layer), "0", example=x, kernel_size=kernel)
     conv, *others = (part for part in morph.model[0].modules() if hasattr(part, "stride"))
     assert not others
     assert sum(not list(part.children()) for part in morph.model[0].modules()) == parts
     assert (conv.padding, conv.output_padding) == (padding, extra)
     assert morph.certificate.holds
-
-
-def test_an_even_kernel_grows_where_no_layer_of_padding_is_needed() -> None:
-    layer, x = filled(nn.Conv1d(2, 3, 2, padding="same")), numbers((2, 2, 12), 1).float()
-    morph = morph_kernel(layer, "", example=x, kernel_size=3)
-    assert (type(morph.model), morph.model.padding) == (nn.Conv1d, "same")
 
 
 def test_the_layer_stays_the_same_object_with_all_that_it_has() -> None:
@@ -116,39 +111,14 @@ def test_the_layer_stays_the_same_object_with_all_that_it_has() -> None:
     assert (new.kernel_size, new.padding) == ((3, 5), (1, 2))
 
 
-def test_new_taps_train() -> None:
-    layer, x = filled(nn.Conv2d(2, 3, 1)), numbers((2, 2, 6, 6), 1).float()
-    morph = morph_kernel(layer, "", example=x, kernel_size=3)
-    assert all(trains(morph.model, x).values())
-    assert bool((morph.model.weight != 0).all())
-
-
-@pytest.mark.parametrize(
-    ("layer", "kernel", "error", "text"),
-    [
-        (nn.Conv1d(1, 1, 3), 2, ArgumentError, r"cannot become smaller .* at least \(3,\)"),
-        (nn.Conv1d(1, 1, 3), (3, 3), ArgumentError, "kernel_size: the kernel has 1 spatial axes"),
-        (nn.Conv1d(1, 1, 3), 4.5, ArgumentError, "kernel_size: a size is not an integer"),
-        (nn.Linear(5, 2), 3, UnsupportedLayer, "an FC layer has no kernel"),
-        (
-            nn.Conv1d(1, 1, 3, padding=1, padding_mode="circular"),
-            13,
-            GeometryError,
-            "'circular' cannot pad .* at most 5 .* got 6",
-        ),
-    ],
-    ids=str,
-)
-def test_what_is_no_larger_kernel_is_refused(
-    layer: nn.Module, kernel: Any, error: type[ConvfcError], text: str
-) -> None:
-    with pytest.raises(error, match=text):
-        morph_kernel(layer, "", example=torch.ones(1, 1, 5), kernel_size=kernel)
-
-
-def test_a_circle_goes_round_once() -> None:
-    layer = nn.Conv1d(1, 1, 3, padding=1, padding_mode="circular")
-    assert morph_kernel(layer, "", example=torch.ones(1, 1, 5), kernel_size=11).certificate.holds
+def test_what_is_no_larger_kernel_is_refused() -> None:
+    x = torch.ones(1, 1, 5)
+    with pytest.raises(UnsupportedLayer, match="an FC layer has no kernel"):
+        morph_kernel(nn.Linear(5, 2), "", example=x, kernel_size=3)
+    circle = nn.Conv1d(1, 1, 3, padding=1, padding_mode="circular")  # which goes round once
+    assert morph_kernel(circle, "", example=x, kernel_size=11).certificate.holds
+    with pytest.raises(GeometryError, match=r"'circular' cannot pad .* at most 5 .* got 6"):
+        morph_kernel(circle, "", example=x, kernel_size=13)
 
 
 # Two layers
@@ -181,6 +151,28 @@ def layers_in(model: nn.Module) -> list[nn.Module]:
     return [part for part in model.modules() if hasattr(part, "weight") and part.weight.dim() > 1]
 
 
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_composition_by_scipy_is_the_old_kernel(case: ConvCase) -> None:
+    layer = filled(case.layer())
+    kernels = (tuple(k + 2 for k in layer.kernel_size), (1,) * len(layer.kernel_size))
+    if layer.padding_mode == "reflect":
+        kernels = (layer.kernel_size, kernels[1])
+    channels = 4 * max(case.args[:2])
+    morph = morph_depth(layer, "", example=case.x(), kernel_sizes=kernels, channels=channels)
+    first, second = layers_in(morph.model)
+    whole, sums = judged(kernels_of(second), kernels_of(first), layer.groups)
+    old = kernels_of(layer)
+    border = [
+        ((n - k) // 2, n - k - (n - k) // 2) for n, k in zip(whole.shape, old.shape, strict=True)
+    ]
+    wanted = np.pad(old, border)
+    if layer.padding == "same" or any(high != low for low, high in border):
+        # The odd element stands where the padding can be said: compare the taps only.
+        assert whole.shape == wanted.shape
+    terms = channels // layer.groups * int(np.prod(kernels[0]))
+    assert (abs(whole - wanted) <= rounding_bound(sums, terms, "float64")).all()
+
+
 @given(case=layers(), more=st.integers(0, 2), turned=st.booleans(), seed=st.integers(0, 9))
 @settings(max_examples=40)
 def test_every_layer_is_two(case: LayerCase, more: int, turned: bool, seed: int) -> None:
@@ -211,50 +203,29 @@ def test_every_layer_is_two(case: LayerCase, more: int, turned: bool, seed: int)
     assert first.weight.dtype == second.weight.dtype == layer.weight.dtype
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_the_composition_by_scipy_is_the_old_kernel(case: ConvCase) -> None:
-    layer = filled(case.layer())
-    kernels = (tuple(k + 2 for k in layer.kernel_size), (1,) * len(layer.kernel_size))
-    if layer.padding_mode == "reflect":
-        kernels = (layer.kernel_size, kernels[1])
-    channels = 4 * max(case.args[:2])
-    morph = morph_depth(layer, "", example=case.x(), kernel_sizes=kernels, channels=channels)
-    first, second = layers_in(morph.model)
-    whole, sums = judged(kernels_of(second), kernels_of(first), layer.groups)
-    old = kernels_of(layer)
-    border = [
-        ((n - k) // 2, n - k - (n - k) // 2) for n, k in zip(whole.shape, old.shape, strict=True)
-    ]
-    wanted = np.pad(old, border)
-    if layer.padding == "same" or any(high != low for low, high in border):
-        # The odd element stands where the padding can be said: compare the taps only.
-        assert whole.shape == wanted.shape
-    terms = channels // layer.groups * int(np.prod(kernels[0]))
-    assert (abs(whole - wanted) <= rounding_bound(sums, terms, "float64")).all()
-
-
-def test_stride_padding_and_output_padding_stand_where_they_belong() -> None:
+def test_stride_padding_output_padding_and_bias_stand_where_they_belong() -> None:
     conv = filled(nn.Conv2d(2, 4, 3, stride=2, padding=1, dilation=2, padding_mode="circular"))
     x = numbers((1, 2, 9, 9), 1).float()
     first, _, second = morph_depth(conv, "", example=x, kernel_sizes=(3, 3), channels=18).model
     assert (first.stride, first.padding, first.padding_mode) == ((1, 1), (3, 3), "circular")
     assert (second.stride, second.padding, second.padding_mode) == ((2, 2), (0, 0), "zeros")
     assert first.dilation == second.dilation == (2, 2)
+    assert not first.bias.any()
+    assert torch.equal(second.bias, conv.bias)
     up = filled(nn.ConvTranspose2d(2, 4, 3, stride=2, padding=1, output_padding=1))
     first, _, second = morph_depth(up, "", example=x, kernel_sizes=(1, 3)).model
     assert (first.stride, first.padding, first.output_padding) == ((2, 2), (0, 0), (1, 1))
     assert (second.stride, second.padding, second.output_padding) == ((1, 1), (1, 1), (0, 0))
+    bare = morph_depth(nn.Linear(3, 2, bias=False), "", example=torch.ones(1, 3)).model
+    assert bare[0].bias is bare[2].bias is None
 
 
-def test_where_nothing_is_free_zeros_stay_zeros() -> None:
+def test_where_nothing_is_free_zeros_stay_zeros_and_no_channel_repeats_the_others() -> None:
     layer, x = filled(nn.Conv1d(2, 2, 1)).double(), numbers((1, 2, 8), 1)
     morph = morph_depth(layer, "", example=x, kernel_sizes=(1, 3))
     assert int((morph.model[2].weight != 0).sum()) == 4
     up = filled(nn.ConvTranspose1d(2, 1, 1, stride=2, bias=False)).double()
     assert morph_depth(up, "", example=x, kernel_sizes=(1, 2), channels=2).certificate.holds
-
-
-def test_no_channel_between_the_two_repeats_the_others() -> None:
     layer, x = filled(nn.Conv2d(2, 3, 3)).double(), numbers((1, 2, 8, 8), 1)
     first, _, second = morph_depth(layer, "", example=x, channels=8).model
     assert int(torch.linalg.matrix_rank(first.weight.flatten(1))) == 8
@@ -275,6 +246,24 @@ def test_the_solved_factor_fits_the_given_one_as_it_is_stored(size: tuple[int, i
     assert bool(((stored - solved).abs() <= room).all())
 
 
+def composed(second: Tensor, first: Tensor) -> Tensor:
+    """The definition: G[t] is the sum over t1 + t2 = t of B[t2] A[t1]."""
+    sizes = second.shape[1:-1], first.shape[1:-1]
+    whole = second.new_zeros(len(second), *(a + b - 1 for a, b in zip(*sizes, strict=True)), 1)
+    whole = whole.expand(*whole.shape[:-1], first.shape[-1]).clone()
+    for pair in itertools.product(*(itertools.product(*map(range, size)) for size in sizes)):
+        at = (slice(None), *map(sum, zip(*pair, strict=True)))
+        whole[at] += second[(slice(None), *pair[0])] @ first[(slice(None), *pair[1])]
+    return whole
+
+
+def assert_composes_to(kernel: Tensor, found: Factors, terms: int) -> None:
+    """Number by number, within its own bound."""
+    sums = composed(found.second.abs(), found.first.abs())
+    missing = (composed(found.second, found.first) - kernel).abs()
+    assert bool((missing <= rounding_bound(sums, terms, "float64")).all())
+
+
 @given(seed=st.integers(0, 999), sizes=st.tuples(*[st.integers(1, 3)] * 2))
 def test_every_number_of_the_solved_factor_is_as_exact_as_its_size_asks_for(
     seed: int, sizes: Any
@@ -283,18 +272,7 @@ def test_every_number_of_the_solved_factor_is_as_exact_as_its_size_asks_for(
     kernel = numbers((3, 2, c), seed)
     options: Any = {"generator": torch.Generator().manual_seed(seed), "dtype": torch.float64}
     found = factorised([kernel], ((1,), (2,)), (0,), c + more - 1, where="", **options)
-    sums = composed(found.second.abs(), found.first.abs())
-    missing = (composed(found.second, found.first) - kernel).abs()
-    assert bool((missing <= rounding_bound(sums, 2 * (c + more), "float64")).all())
-
-
-def test_the_first_bias_is_zero_and_the_second_the_layers() -> None:
-    conv = filled(nn.Conv2d(2, 4, 3))
-    first, _, second = morph_depth(conv, "", example=numbers((1, 2, 6, 6), 1).float()).model
-    assert not first.bias.any()
-    assert torch.equal(second.bias, conv.bias)
-    bare = morph_depth(nn.Linear(3, 2, bias=False), "", example=torch.ones(1, 3)).model
-    assert bare[0].bias is bare[2].bias is None
+    assert_composes_to(kernel, found, 2 * (c + more))
 
 
 @pytest.mark.parametrize(
@@ -309,6 +287,8 @@ def test_too_few_channels_are_refused_with_how_many_it_takes(
     options: Any = {"example": x, "kernel_sizes": kernels}
     with pytest.raises(ArgumentError, match=f"expected {least} or more; {enough} always do"):
         morph_depth(conv, "", channels=channels, **options)
+    with pytest.raises(ArgumentError, match=r"a multiple of 2; got 3\. Remedy: give 4"):
+        morph_depth(nn.Conv2d(2, 4, 3, groups=2), "", example=x[:, :2], channels=3)
     assert morph_depth(conv, "", channels=least, **options).certificate.holds
     assert morph_depth(conv, "", channels=enough, **options).certificate.holds
 
@@ -321,21 +301,7 @@ def test_numbers_that_suffice_may_not_make_the_rank_on_two_axes() -> None:
     with pytest.raises(ArgumentError, match="layer: so few channels"):
         factorised([kernel], ((2, 2), (3, 3)), (0, 0), 2, **options)
     found = factorised([kernel], ((2, 2), (3, 3)), (0, 0), 4, **options)
-    sums = composed(found.second.abs(), found.first.abs())
-    missing = (composed(found.second, found.first) - kernel).abs()
-    assert bool((missing <= rounding_bound(sums, 4 * 4, "float64")).all())
-
-
-@given(seed=st.integers(0, 99), whole=st.tuples(*[st.integers(1, 3)] * 4))
-def test_composition_on_integers_is_exact_and_associative(seed: int, whole: Any) -> None:
-    f, m, n, c = whole
-    third, second, first = (
-        numbers(shape, seed + number, whole=True)
-        for number, shape in enumerate([(f, 2, 3, m), (m, 3, 1, n), (n, 1, 2, c)])
-    )
-    once = composed(composed(third, second), first)
-    assert torch.equal(once, composed(third, composed(second, first)))
-    assert once.shape == (f, 4, 4, c)
+    assert_composes_to(kernel, found, 4 * 4)
 
 
 def test_where_channels_are_scarce_a_smaller_kernel_inside_is_solved_for() -> None:
@@ -359,33 +325,10 @@ def test_training_moves_every_parameter(activation: Any) -> None:
         morph = morph_depth(model, name, example=x, activation=activation)
         assert morph.certificate.holds, str(morph)
         model = morph.model
+    model = morph_kernel(model, "0.0", example=x, kernel_size=5).model
     changed = trains(model, x)
     assert all(changed.values()), changed
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_narrow_dtypes_hold_in_float64(dtype: torch.dtype) -> None:
-    conv = filled(nn.Conv1d(2, 3, 3)).to(dtype)
-    morph = morph_depth(conv, "", example=numbers((1, 2, 8), 1).to(dtype))
-    assert morph.model[0].weight.dtype == morph.model[1].weight.dtype == dtype
-    assert morph.certificate.holds, str(morph)
-
-
-@pytest.mark.parametrize(
-    ("options", "text"),
-    [
-        ({"kernel_sizes": (2, 1)}, r"kernel_sizes: the composition .* expected K1 \+ K2 - 1 of 3"),
-        ({"kernel_sizes": (3, 1, 1)}, "kernel_sizes: two layers have two kernels; expected a pair"),
-        ({"kernel_sizes": (3, 0)}, r"kernel_sizes\[1\]: a size is too small; expected 1 or more"),
-        ({"channels": 3}, "a multiple of 2; got 3. Remedy: give 4"),
-        ({"activation": "relu"}, "activation: there is no such activation; expected 'prelu'"),
-    ],
-    ids=str,
-)
-def test_what_is_no_pair_of_layers_is_refused(options: Any, text: str) -> None:
-    conv = nn.Conv2d(2, 4, 3, groups=2)
-    with pytest.raises(ArgumentError, match=text):
-        morph_depth(conv, "", example=torch.ones(1, 2, 6, 6), **options)
+    assert bool((model[0][0].weight != 0).all())  # the new taps, too
 
 
 # Sub-networks
@@ -481,13 +424,6 @@ def test_what_reaches_less_crops_the_input() -> None:
     assert morph.certificate.holds
 
 
-def test_a_graph_goes_through_the_sum() -> None:
-    model = nn.Sequential(ParallelSum([nn.Linear(2, 2), nn.Tanh()]), nn.ReLU())
-    graph, x = fx.symbolic_trace(model), numbers((3, 2), 1).float()
-    assert torch.equal(graph(x), model(x))
-    assert [node.op for node in graph.graph.nodes].count("call_module") == 3
-
-
 def test_chains_of_one_morph_do_not_repeat_each_other() -> None:
     layer, x = filled(nn.Conv1d(2, 4, 3)), numbers((1, 2, 8), 1).float()
     morph = morph_subnet(layer, "", example=x, branches=[[(3, 4), (1, None)]] * 3)
@@ -509,18 +445,9 @@ def test_the_bound_of_a_sum_is_the_sum_of_the_bounds() -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({}, "layers, branches: a sub-network is either a chain or branches; .* got none"),
         ({"layers": CHAINS[0], "branches": CHAINS}, "one of the two; got both"),
-        ({"layers": []}, "layers: this is no chain of layers; expected pairs"),
         ({"layers": [(3, 4)]}, "the last one with None for the layer's filters"),
-        ({"branches": [[(3, None)], [(1, None)] * 2]}, r"branches\[1\]: this is no chain of lay"),
-        ({"branches": [[(3, None)], [(0, None)]]}, r"branches\[1\]\[0\]: a size is too small"),
-        ({"branches": []}, r"no chain of kernels reaches .* at least \(3,\) .* got none"),
         ({"branches": [[(2, None)], [(1, 4), (2, None)]]}, r"got \(2,\) and \(2,\)"),
-        ({"branches": [[(3, None)]] * 33}, "branches: too many branches; expected 32 at most"),
-        ({"layers": [(2, 1), (2, None)]}, "so few channels between .* expected 3 or more; 4 alw"),
-        ({"layers": [(3, 2.5), (1, None)]}, "channels: a size is not an integer"),
-        ({"layers": [(3, None)], "activation": "relu"}, "activation: there is no such activation"),
     ],
     ids=str,
 )

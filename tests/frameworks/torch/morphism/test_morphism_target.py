@@ -1,16 +1,15 @@
-"""Morphs of one layer in whole models: torchvision's, shared layers, and all that is refused."""
+"""Morphs of one layer in whole models: shared layers, what stays, and all that is refused."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-import torchvision
 from morphism_layers import assert_unchanged, filled, numbers, state_of
 from morphism_models import trained
+from networks import net
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
@@ -50,30 +49,6 @@ MORPHS: list[Make] = [
     *(deepen, morph_depth, morph_activation),
     *(larger, to_two_branches, of_full_rank),
 ]
-
-
-NETWORKS: dict[str, tuple[int, list[str]]] = {
-    "resnet18": (32, ["layer1.0.conv1"]),
-    "mobilenet_v3_small": (64, ["features.1.block.0.0", "features.1.block.1.fc1"]),
-}
-
-
-@pytest.mark.parametrize("network", NETWORKS)
-def test_torchvision(network: str) -> None:
-    with torch.random.fork_rng():
-        model = trained(torchvision.models.get_model(network, weights=None))
-    size, names = NETWORKS[network]
-    x = numbers((1, 3, size, size), 1).float()
-    state = state_of(model)
-    for name, make in itertools.product(names, MORPHS):
-        morph = make(model, name, example=x)
-        assert morph.certificate.holds, str(morph)
-        assert type(morph.model) is type(model)
-        assert morph.what.startswith(f"{name}: ")
-        kept = {key: t for key, t in morph.model.state_dict().items() if key in state}
-        inside = tuple(f"{place}." for place in morph.changed)
-        assert all(key.startswith(inside) for key in state.keys() - kept.keys())
-    assert_unchanged(model, state)
 
 
 @pytest.mark.parametrize("make", MORPHS, ids=lambda make: make.__name__)
@@ -242,25 +217,15 @@ def test_a_tied_weight_is_refused() -> None:
         morph_depth(model, "1", example=torch.ones(1, 8))
 
 
-class Calls(nn.Module):
-    """Calls one layer with two arguments, and another never."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.up = nn.ConvTranspose1d(2, 2, 3, stride=2)
-        self.idle = nn.Linear(2, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.up(x, [18])[..., :17] + self.up(x)
-
-
 @pytest.mark.parametrize(
     ("name", "text"),
     [("up", "more than one tensor; .* got 2 arguments"), ("idle", "does not call it; .* got none")],
 )
 def test_calls_that_two_layers_cannot_take_are_refused(name: str, text: str) -> None:
+    parts = {"up": nn.ConvTranspose1d(2, 2, 3, stride=2), "idle": nn.Linear(2, 2)}
+    model = net(lambda m, x: m.up(x, [18])[..., :17] + m.up(x), **parts)
     with pytest.raises(UnsupportedLayer, match=f"{name}: .*{text}"):
-        morph_depth(Calls(), name, example=torch.ones(1, 2, 8))
+        morph_depth(model, name, example=torch.ones(1, 2, 8))
 
 
 def test_complex_weights_and_wrong_or_empty_examples_are_refused() -> None:
@@ -285,20 +250,13 @@ def test_seeds_decide_and_the_global_generator_stays(make: Make) -> None:
     assert not any(torch.equal(one[name], other[name]) for name in weights)
 
 
-class Keyword(nn.Module):
-    """Takes two inputs by name."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(3, 3)
-
-    def forward(self, x: Tensor, *, scale: float) -> Tensor:
-        return torch.relu(self.layer(input=x)) * scale
-
-
 def test_examples_may_be_keyword_arguments() -> None:
     example = {"x": numbers((2, 3), 1).float(), "scale": 2.0}
-    model = trained(Keyword())
+
+    def run(m: Any, x: Tensor, *, shift: float = 1.0, scale: float) -> Tensor:
+        return torch.relu(m.layer(input=x)) * scale + shift
+
+    model = trained(net(run, layer=nn.Linear(3, 3)))
     for make in (deepen, morph_depth, of_full_rank):
         morph = make(model, "layer", example=example)
         assert morph.certificate.network.holds, str(morph)

@@ -1,26 +1,21 @@
 """A simplified network in a certificate: stage by stage, since its layers are products of layers.
 
-Nothing in it stands for one CONV layer. So the first network is read once, in float64, as it was
-when it was simplified. What is made of that has to be the same modules as the second network, with
-the same numbers once these are rounded to its dtype, and has to compute what the first network
-computes. And the two networks are compared where both have the same value, stage by stage.
+The first network is read again in float64. What is made of that has to be the same modules as the
+second network, with the same numbers once they are rounded to its dtype. And the two are compared
+stage by stage. A stage ends where the FC layers give a value that the first network computes, too:
+in front of an activation, or at the output. Each is given the first network's own values, so that
+errors do not reach the next. In float64 the second network is the one that was made again.
 
-A stage ends where the FC layers give a value that the first network computes, too: in front of an
-activation, or at the output. It begins at the values of that kind before it. The first network runs
-once per dtype; each stage of the other one is given the first one's own values, so that errors of
-one stage do not reach the next. In float64 the other one is the network that was made again.
-
-What rounding may do: both sides are sums of products of the same numbers, in another order of
-multiplying. With B the product ``|A_k| ... |A_1| |x|`` of absolute values (offsets included, layer
-by layer as the first network has them), each of them is within ``gamma_n B`` of the exact value
-(Higham, *Accuracy and Stability of Numerical Algorithms*, chapter 3), where n is the longest chain
-of roundings. ReLU carries no error on that is larger than the one it is given.
+Both sides are sums of products of the same numbers, multiplied in another order. With B the product
+``|A_k| ... |A_1| |x|`` of absolute values (offsets included, layer by layer as the first network
+has them), each is within ``gamma_n B`` of the exact value (Higham, *Accuracy and Stability of
+Numerical Algorithms*, chapter 3), n being the longest chain of roundings. ReLU adds no error.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -78,10 +73,7 @@ def simplified_record(before: nn.Module, after: nn.Module) -> Simplified | None:
 def certify_simplified(
     before: nn.Module, after: nn.Module, run: Runner, *, backwards: bool = False
 ) -> tuple[list[LayerCertificate], NetworkCertificate]:
-    """Compare a network and what it was simplified to: stages, numbers, outputs.
-
-    ``backwards`` says that they were given the other way round, and a note does so too.
-    """
+    """Compare a network and what it was simplified to, maybe given the other way round."""
     record = record_of(after)
     assert record is not None, "asked before"  # noqa: S101
     ours = run(before)
@@ -105,10 +97,7 @@ def certify_simplified(
             exact = made_of(found, first, example, sparse_weights=True)
             run.shared |= {id(exact), id(after)}
             errors += other_parts(exact, after)
-            layers = [
-                _certificate(stage, x.dtype)
-                for stage in _stages(found, before, after, x, (first, exact) if double else None)
-            ]
+            layers = list(_stages(found, before, after, x, (first, exact) if double else None))
         except (ConvfcError, RuntimeError) as error:
             errors.append(f"it cannot be made again; expected a network, got {words(error)}")
     network = compare_networks(before, after, ours, Pairs(), run, again=(exact, errors))
@@ -117,65 +106,7 @@ def certify_simplified(
     return layers, replace(network, notes=(*network.notes, *notes))
 
 
-def _certificate(stage: Stage, dtype: torch.dtype) -> LayerCertificate:
-    first, last = stage.layers[:1], stage.layers[1:][-1:]
-    pairs = [pair for pair in (stage.own, stage.double) if pair is not None]
-    errors = [
-        f"its output; expected {describe(before)}, got {describe(after)}"
-        for before, after in pairs
-        if describe(before) != describe(after)
-    ]
-    unbounded = not_finite("input, or a weight,", stage.magnitude, "give finite ones of both")
-    errors += [unbounded] if unbounded else []
-    sums = stage.magnitude.to(pairs[0][0].device), stage.terms
-    compared = [
-        {"output": bounded("output", *pair, sums, (pair[0].dtype, pair[0].dtype))}
-        for pair in (() if errors else pairs)
-    ]
-    return LayerCertificate(
-        name=stage.name,
-        forms=("stage", "Linear " + " to ".join((*first, *last)) if first else "stage"),
-        dtype=dtype_name(dtype),
-        own=next(iter(compared), {}),
-        float64=compared[-1] if compared and stage.double is not None else {},
-        exact=ExactTest(why_not=_NO_INTEGERS),
-        errors=tuple(dict.fromkeys(errors)),
-    )
-
-
 # Stages -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Stage:
-    """One stage of two networks: values of shape (n, size), with B and n of the rounding bound."""
-
-    # The layer or call of the first network at whose output the two are compared.
-    name: str
-    # The FC layers of the simplified network that compute it.
-    layers: tuple[str, ...]
-    # Its values in the first network and in the other one; the same in float64.
-    own: tuple[Tensor, Tensor]
-    double: tuple[Tensor, Tensor] | None
-    magnitude: Tensor
-    terms: int
-
-
-def stages(before: nn.Module, after: nn.Module, x: Tensor) -> Iterator[Stage]:
-    """Run a network and its simplified form, whose numbers may have changed, stage by stage.
-
-    The network is run in evaluation mode, without hooks.
-    """
-    record = record_of(after)
-    if record is None:
-        raise UnsupportedModel(
-            "it has no record of the network that it was",
-            where="after",
-            expected="what convfc.simplify returns",
-            got=type(after).__name__,
-        )
-    found = programs_of(before, (x,), record.options, numbers=True)
-    yield from _stages(found, before, after, x, None)
 
 
 def _stages(
@@ -184,8 +115,8 @@ def _stages(
     after: nn.Module,
     x: Tensor,
     exact: tuple[nn.Module, nn.Module] | None,
-) -> Iterator[Stage]:
-    """Yield the stages in the dtype of x and, with both networks in float64, in float64 too."""
+) -> Iterator[LayerCertificate]:
+    """Yield the stages, by the layer or call of the first network at whose output they end."""
     program, record = found.original, record_of(after)
     if record is None or (program.signature, program.input_shape) != (
         record.signature,
@@ -205,18 +136,38 @@ def _stages(
         expected, origins = target
         used: dict[Value, None] = {}
         layers: dict[str, None] = {}
-        pair = expected, own.computed(value, used, layers)
-        again = None if double is None else pair
+        pairs = [(expected, own.computed(value, used, layers))]
         if double is not None and double is not own:
             known = double.target(value)
             assert known is not None, "as in the other dtype"  # noqa: S101
-            again = known[0], double.computed(value, {}, {})
+            pairs.append((known[0], double.computed(value, {}, {})))
         stops = {raw for stop in used for raw in own.origins(stop)}
         sums = [own.magnitude(raw, stops) for raw in origins]
         magnitude = torch.from_numpy(np.concatenate([b for b, _ in sums], axis=1))
         # One more: in float64, the magnitude is that of values that were rounded to another dtype.
         terms = 1 + max(_terms(value, used), *(n for _, n in sums))
-        yield Stage(places[origins[0]], tuple(layers), pair, again, magnitude, terms)
+        errors = [
+            f"its output; expected {describe(before)}, got {describe(after)}"
+            for before, after in pairs
+            if describe(before) != describe(after)
+        ]
+        unbounded = not_finite("input, or a weight,", magnitude, "give finite ones of both")
+        errors += [unbounded] if unbounded else []
+        bound = magnitude.to(expected.device), terms
+        compared = [
+            {"output": bounded("output", *pair, bound, (pair[0].dtype, pair[0].dtype))}
+            for pair in (() if errors else pairs)
+        ]
+        ends = dict.fromkeys([*layers][i] for i in (0, -1) if layers)
+        yield LayerCertificate(
+            name=places[origins[0]],
+            forms=("stage", "Linear " + " to ".join(ends) if ends else "stage"),
+            dtype=dtype_name(x.dtype),
+            own=next(iter(compared), {}),
+            float64=compared[-1] if compared and double is not None else {},
+            exact=ExactTest(why_not=_NO_INTEGERS),
+            errors=tuple(dict.fromkeys(errors)),
+        )
 
 
 def _run(found: Programs, network: nn.Module, x: Tensor) -> Trace:
@@ -280,32 +231,24 @@ class _Side:
         raw = self.found.merged.before.get(value)
         if not self.found.states:
             known = None if raw is None else self.raw.get(raw)
-            if raw is None or known is None:
-                return None
-            return known, [raw]
+            return None if raw is None or known is None else (known, [raw])
         if value is self.found.final.output:
             raw = self.found.merged.before[self.found.merged.program.output]
             return self.raw[raw], [raw]
         state = next(s for s in self.found.states if sources(s) == [value])
         pieces: list[Tensor] = []
         origins: list[Value] = []
-        earlier = self._parts_before(value)
+        (state_before,) = value.terms
+        earlier = self.found.states[state_before]
         for part, where in self.found.states[state].items():
-            inner = part if part in earlier or where.pair or not sources(part) else None
-            if inner is None:
-                inner = part if isinstance(part, Affine) else sources(part)[0]
-            origin = self.found.merged.before[inner]
+            kept = part in earlier or where.pair or not sources(part) or isinstance(part, Affine)
+            origin = self.found.merged.before[part if kept else sources(part)[0]]
             known = self.raw.get(origin)
             if known is None:
                 return None
             pieces += [known, -known] if where.pair else [known]
             origins += [origin] * (1 + where.pair)
         return torch.cat(pieces, 1), origins
-
-    def _parts_before(self, value: Affine) -> set[Value]:
-        """Return what the state that an affine value is made of holds."""
-        (state,) = value.terms
-        return set(self.found.states[state])
 
     def computed(self, value: Value, used: dict[Value, None], layers: dict[str, None]) -> Tensor:
         """Compute a value by the simplified network's modules, from values of the original."""
@@ -338,14 +281,9 @@ class _Side:
                 where="after",
                 remedy="verify it before a tool changes its parts",
             ) from error
-        layers.update(
-            dict.fromkeys(
-                name
-                for name, module in zip(names.split(), modules, strict=True)
-                if isinstance(module, nn.Linear)
-            )
-        )
-        for module in modules:
+        for name, module in zip(names.split(), modules, strict=True):
+            if isinstance(module, nn.Linear):
+                layers[name] = None
             with torch.no_grad():
                 x = module(x)
         return x

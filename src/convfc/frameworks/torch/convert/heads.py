@@ -2,13 +2,9 @@
 
 An `nn.Linear` on a flattened feature map ``(n, c, *size)`` is a CONV layer whose kernel is as large
 as the map, and the `nn.Linear` layers after it are 1x1 CONV layers (Stanford CS231n, *Convolutional
-Networks*, "Converting FC layers to CONV layers"). Without padding, the converted network gives on a
-larger image, in one pass, what the first network gives on every crop of a sliding window.
-
-Adaptive pooling before the head gets windows of the size that they have on the example, one
-position apart where it pools the whole map, else side by side. A model in which only modules change
-keeps its class; where forward itself flattens or pools, the result is a `torch.fx.GraphModule` with
-the same parts and names.
+Networks*, "Converting FC layers to CONV layers"). Adaptive pooling before the head gets windows of
+the size that they have on the example, one position apart where it pools the whole map, else side
+by side. Where forward itself flattens or pools, the result is a `torch.fx.GraphModule`.
 """
 
 from __future__ import annotations
@@ -102,14 +98,11 @@ LEAVE_OUT = "leave the layers of this head out with where="
 
 
 class Value(NamedTuple):
-    """A tensor ``(n, channels * prod(size))``, which becomes a map ``(n, channels, *size)``.
-
-    ``order`` holds the map's axes (0 is the channels) in the order in which they are flattened.
-    """
+    """A tensor ``(n, channels * prod(size))``, which becomes a map ``(n, channels, *size)``."""
 
     channels: int
     size: tuple[int, ...]
-    order: tuple[int, ...]
+    order: tuple[int, ...]  # of the map's axes, where 0 is the channels, when they are flattened
 
     @property
     def is_single(self) -> bool:
@@ -177,11 +170,7 @@ def _edits_and_refusals(
     *,
     inplace: bool,
 ) -> tuple[fx.Graph | None, dict[fx.Node, Edit], dict[str, Refusal]]:
-    """Return the graph of the model, its changes, and why other selected layers stay, by name.
-
-    The model is run once on the example, the arguments of one call, and not changed. Layers after
-    the same flattened map are converted together or not at all.
-    """
+    """Return the graph of the model, its changes, and why other selected layers stay, by name."""
     own = {name: linear_obstacle(module) for module, name in selected.items()}
     graph = trace(model, example)
     if isinstance(graph, Refusal):
@@ -375,10 +364,8 @@ class _Walk:
             for place, other in self.model.named_modules():
                 shares = any(part is module.weight for part in other._parameters.values())
                 if shares and calls.get(other) != same:
-                    return Refusal(
-                        f"the weight of {name} is that of {place} too, which stays as it is",
-                        LEAVE_OUT,
-                    )
+                    why = f"the weight of {name} is that of {place} too, which stays as it is"
+                    return Refusal(why, LEAVE_OUT)
         return None
 
     def _hooks(self, call: Call) -> Refusal | None:
@@ -406,8 +393,7 @@ def _step(call: Call, walk: _Walk, inside: list[fx.Node]) -> Step:
     value = walk.values[inside[0]]
     if isinstance(call.module, nn.Linear) and walk.are_features(inside):
         return _linear(call, walk, value)
-    own_forward = call.module is not None and "forward" in vars(call.module)
-    norm = type(call.module) is nn.BatchNorm1d and not own_forward
+    norm = type(call.module) is nn.BatchNorm1d and "forward" not in vars(call.module)
     if norm and walk.are_channels(inside):
         return value, Norm(len(value.size))
     return Refusal(
@@ -477,10 +463,8 @@ def _forward_obstacle(
 ) -> Refusal | None:
     """Return why the edits cannot be made where forward itself has to change; None if they can."""
     everywhere, one_by_one = _places(model, graph, edits)
-    for name, blocked in blocked_references(
-        model, set(map(id, everywhere)), copied=not inplace
-    ).items():
-        return blocked._replace(reason=f"{name}, which has to change with it: {blocked.reason}")
+    for name, why in blocked_references(model, {*map(id, everywhere)}, copied=not inplace).items():
+        return why._replace(reason=f"{name}, which has to change with it: {why.reason}")
     if not one_by_one:
         return None
     what = f"the forward of the model ({type(model).__name__}) has to change"
@@ -584,20 +568,13 @@ def _places(
     model: nn.Module, graph: fx.Graph, edits: Mapping[fx.Node, Edit]
 ) -> tuple[dict[nn.Module, Edit], dict[fx.Node, Edit]]:
     """Return which modules change wherever they are called, and which calls change otherwise."""
+    calls = [node for node in graph.nodes if node.op == "call_module"]
+    callee = {node: model.get_submodule(str(node.target)) for node in calls}
     wanted: dict[nn.Module, set[Edit | None]] = {}
-    callee = {
-        node: model.get_submodule(str(node.target))
-        for node in graph.nodes
-        if node.op == "call_module"
-    }
     for node, module in callee.items():
         wanted.setdefault(module, set()).add(edits.get(node))
-    everywhere = {
-        module: edit
-        for module, chosen in wanted.items()
-        for edit in chosen
-        if len(chosen) == 1 and edit is not None
-    }
+    alone = {module: next(iter(chosen)) for module, chosen in wanted.items() if len(chosen) == 1}
+    everywhere = {module: edit for module, edit in alone.items() if edit is not None}
     rest = {node: edit for node, edit in edits.items() if callee.get(node) not in everywhere}
     return everywhere, rest
 

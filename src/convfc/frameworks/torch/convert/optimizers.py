@@ -1,8 +1,7 @@
 """An optimizer's state goes where the weights went: moments are laid out as their parameters are.
 
-The two models are walked in pairs, as a certificate walks them. What an optimizer keeps for every
-number of a parameter (momentum, moments, their maxima) is stretched, folded, split and joined like
-the weight; what it keeps once per parameter (a count of steps) stays.
+What an optimizer keeps for every number of a parameter (momentum, moments, their maxima) moves as
+the weight does; what it keeps once per parameter (a count of steps) stays.
 """
 
 from __future__ import annotations
@@ -38,19 +37,12 @@ _FACTORED = {"row_var", "col_var"}
 
 @dataclass(frozen=True, eq=False)
 class _Link:
-    """Parameters of the first model, those of the second that they became, and how.
-
-    One to one, but where one of the models has an FC layer per group.
-    """
+    """Parameters of the first model, those of the second that they became, and how."""
 
     name: str
     sources: tuple[Tensor, ...]
     targets: tuple[Tensor, ...]
     convert: Convert
-
-    def same_as(self, other: _Link) -> bool:
-        """Say whether it links the same parameters: layers may share theirs."""
-        return [*map(id, self.sources + self.targets)] == [*map(id, other.sources + other.targets)]
 
 
 def convert_optimizer_state(
@@ -68,7 +60,9 @@ def convert_optimizer_state(
         optimized = _optimized(given["param_groups"], before)
     links = _links(before, after)
     order = {id(p): place for place, p in enumerate(before.parameters())}
-    _check_they_are_the_models(optimized, order)
+    for place, parameter in enumerate(optimized):
+        if id(parameter) not in order:
+            raise _foreign(f"its parameter {place}, {tuple(parameter.shape)},")
     keys = [key for group in given["param_groups"] for key in group["params"]]
     key_of = dict(zip(map(id, optimized), keys, strict=True))
     place_of = {id(p): place for place, p in enumerate(after.parameters())}
@@ -89,7 +83,12 @@ def convert_optimizer_state(
             )
         targets: dict[int, tuple[Tensor, State]] = {}
         for link in dict.fromkeys(links[id(p)] for p in sources):
-            _check_all_are_in(link, sources, f"param_groups[{len(groups)}]")
+            if not {*map(id, link.sources)} <= {*map(id, sources)}:
+                raise UnsupportedOptimizer(
+                    f"it holds only some of the FC layers that {link.name} consists of",
+                    where=f"param_groups[{len(groups)}]",
+                    remedy="put all groups of a layer into the same group of the optimizer",
+                )
             states = [given["state"].get(key_of[id(p)], {}) for p in link.sources]
             new_states = zip(link.targets, _converted(link, states), strict=True)
             targets |= {place_of[id(target)]: (target, new) for target, new in new_states}
@@ -100,10 +99,8 @@ def convert_optimizer_state(
             group["param_names"] = [names[id(target)] for target, _ in ordered]
         groups.append({**group, "params": list(range(count, count + len(ordered)))})
         count += len(ordered)
-    rest = {
-        key: copy.deepcopy(v) for key, v in given.items() if key not in {"state", "param_groups"}
-    }
-    return {**rest, "state": state, "param_groups": groups}
+    converted = {"state": state, "param_groups": groups}
+    return {key: copy.deepcopy(v) for key, v in given.items() if key not in converted} | converted
 
 
 def _converted(link: _Link, states: Sequence[State]) -> list[dict[str, Any]]:
@@ -116,11 +113,8 @@ def _converted(link: _Link, states: Sequence[State]) -> list[dict[str, Any]]:
             got=next(", ".join(s) or "none" for s in states if s.keys() != states[0].keys()),
             remedy="train all groups of a layer with the same optimizer",
         )
-    found: list[dict[str, Any]] = [{} for _ in link.targets]
-    for key in states[0]:
-        for new, value in zip(found, _values(link, key, [s[key] for s in states]), strict=True):
-            new[key] = value
-    return found
+    moved = {key: _values(link, key, [state[key] for state in states]) for key in states[0]}
+    return [{key: values[n] for key, values in moved.items()} for n in range(len(link.targets))]
 
 
 def _values(link: _Link, key: str, values: list[Any]) -> list[Any]:
@@ -140,7 +134,7 @@ def _values(link: _Link, key: str, values: list[Any]) -> list[Any]:
             raise UnsupportedOptimizer(
                 "the groups of one layer have different values, which cannot become one",
                 where=where,
-                got=", ".join(str(_number(value)) for value in values),
+                got=", ".join(f"{value}" for value in values),
                 remedy="train all groups of a layer together",
             )
         return [copy.deepcopy(values[0]) for _ in link.targets]
@@ -162,10 +156,6 @@ def _is_scalar(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float, complex, str))
 
 
-def _number(value: Any) -> Any:
-    return value.item() if isinstance(value, Tensor) else value
-
-
 def _links(before: nn.Module, after: nn.Module) -> dict[int, _Link]:
     """Link all parameters of two models; by the ``id`` of the first one's."""
     pairs = find_pairs(before, after)
@@ -176,24 +166,26 @@ def _links(before: nn.Module, after: nn.Module) -> dict[int, _Link]:
         for pair in pairs.pairs
         for link in _layer_links(pair.name or "the layer", pair.before, pair.after)
     ]
-    linked = {id(p) for link in links for p in (*link.sources, *link.targets)}
+    linked = {id(p) for link in links for p in link.sources + link.targets}
     ours, theirs = (
         {name: p for name, p in _named(model).items() if id(p) not in linked}
         for model in (before, after)
     )
     for name in ours | theirs:
-        if name not in ours or name not in theirs:
+        mine, its = ours.get(name), theirs.get(name)
+        if mine is None or its is None:
             raise _not_the_same(name, "only one of the models has this parameter")
-        if ours[name].shape != theirs[name].shape:
-            sizes = tuple(ours[name].shape), tuple(theirs[name].shape)
+        if mine.shape != its.shape:
+            sizes = tuple(mine.shape), tuple(its.shape)
             raise _not_the_same(name, "the parameter has two sizes", *sizes)
-        links.append(_Link(name, (ours[name],), (theirs[name],), lambda moments: moments))
+        links.append(_Link(name, (mine,), (its,), lambda moments: moments))
     found: dict[tuple[str, int], _Link] = {}
     for link in links:
         for side, parameters in (("first", link.sources), ("second", link.targets)):
             for parameter in parameters:
                 other = found.setdefault((side, id(parameter)), link)
-                if not link.same_as(other):
+                ends = [[*map(id, one.sources + one.targets)] for one in (link, other)]
+                if ends[0] != ends[1]:
                     raise UnsupportedOptimizer(
                         f"it is one parameter with {other.name} in the {side} model, and two in "
                         "the other, whose moments are not the same",
@@ -256,11 +248,11 @@ def _size(layer: nn.Module) -> tuple[Any, ...]:
 
 def _matrix(layer: nn.Module, moments: list[Tensor]) -> Tensor:
     """Return moments of a layer's weight as an FC matrix ``(f, k)``."""
-    groups = int(layer.groups)  # type: ignore[arg-type]
     if isinstance(layer, PatchConv):
         return torch.cat(moments).flatten(0, -2)
     if form_of(layer) == "weight":
         return moments[0]
+    groups = int(layer.groups)  # type: ignore[arg-type]
     return weight_to_matrix(moments[0], transposed=bool(layer.transposed), groups=groups)
 
 
@@ -315,23 +307,6 @@ def _optimized(groups: Sequence[Mapping[str, Any]], model: nn.Module) -> list[nn
             "convert_optimizer_state(optimizer, before, after)",
         )
     return parameters
-
-
-def _check_they_are_the_models(optimized: Sequence[Tensor], order: Mapping[int, int]) -> None:
-    for place, parameter in enumerate(optimized):
-        if id(parameter) not in order:
-            raise _foreign(f"its parameter {place}, {tuple(parameter.shape)},")
-
-
-def _check_all_are_in(link: _Link, group: Sequence[Tensor], where: str) -> None:
-    """Raise if a group holds some of the parameters that become one, and others not."""
-    inside = set(map(id, group))
-    if not all(id(source) in inside for source in link.sources):
-        raise UnsupportedOptimizer(
-            f"it holds only some of the FC layers that {link.name} consists of",
-            where=where,
-            remedy="put all groups of a layer into the same group of the optimizer",
-        )
 
 
 def _foreign(what: str) -> UnsupportedOptimizer:

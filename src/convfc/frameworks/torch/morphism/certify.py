@@ -70,23 +70,27 @@ class Morph:
     __repr__ = __str__
 
 
+def _same(t: Tensor) -> Tensor:
+    return t
+
+
 @dataclass(frozen=True, eq=False)
 class Change:
     """One layer, or chain of layers, before and after a morph, where they stand in the two models.
 
-    ``spread_input`` makes the new layer's input of the old one's, ``spread_output`` what its output
-    has to be; ``keep_output`` is the part of it that is compared. ``rebuild`` makes the new layer
-    again, from an old layer with other numbers or another dtype; it divides the weight by
-    ``divides``, which broadcasts with it. ``form`` says in a word what the layer has become.
+    ``rebuild`` makes the new layer again, from an old layer with other numbers or another dtype; it
+    divides the weight by ``divides``, which broadcasts with it. ``spread_input`` makes the new
+    layer's input of the old one's, ``spread_output`` what its output has to be; ``keep_output`` is
+    the part of it that is compared. ``form`` says in a word what the layer has become.
     """
 
     name: str
     before: nn.Module
     after: nn.Module
-    spread_input: Callable[[Tensor], Tensor] | None = None
-    spread_output: Callable[[Tensor], Tensor] | None = None
-    rebuild: Callable[[nn.Module], nn.Module] | None = None
-    keep_output: Callable[[Tensor], Tensor] | None = None
+    rebuild: Callable[[nn.Module], nn.Module]
+    spread_input: Callable[[Tensor], Tensor] = _same
+    spread_output: Callable[[Tensor], Tensor] = _same
+    keep_output: Callable[[Tensor], Tensor] = _same
     divides: Tensor | int = 1
     form: str = ""
     why_no_integers: str = ""
@@ -100,12 +104,6 @@ class Change:
     def forms(self) -> tuple[str, str]:
         """What it is before and after, in one word each."""
         return word_for(self.before), self.form or word_for(self.after)
-
-    def again(self, before: nn.Module) -> nn.Module:
-        """Return the new layer as it is made of this old one, in evaluation mode."""
-        if self.rebuild is None:
-            return cast(deep_copy(self.after), wide).eval()
-        return self.rebuild(before).eval()
 
     def on(self, call: Call) -> list[Sides]:
         """Return the two layers on one input of the old one, to be measured."""
@@ -122,15 +120,13 @@ def finish(
     noise: float = 0.0,
     seed: int = 0,
 ) -> Morph:
-    """Return a morph with its certificate; the two models share no part, and stay as they are.
+    """Return a morph with its certificate, of every change at every call, and of the wholes.
 
-    Copies of both are compared in evaluation mode: every change at every call, and the wholes.
-    Nothing is raised if they are not the same function: the certificate says no, and why.
+    The two models share no part, and stay as they are. What differs is said, not raised.
     """
     run = _Runner(before, after, example, changes)
     with ExitStack() as stack:
-        stack.enter_context(evaluating(before))
-        stack.enter_context(evaluating(after))
+        stack.enter_context(evaluating(before, after))
         stack.enter_context(run.undisturbed())
         output, measured = measure_calls(before, changes, run, seed)
         changed = {id(change.before) for change in changes}
@@ -152,10 +148,7 @@ def finish(
 
 
 class _Runner(Runner):
-    """Runs the second network, when it is asked for in float64, with its layers made in float64.
-
-    Their weights may have been rounded to their own dtype, which is no property of the morph.
-    """
+    """Runs the second network in float64 with layers made in float64, not rounded before."""
 
     def __init__(
         self, before: nn.Module, after: nn.Module, example: Any, changes: Sequence[Change]
@@ -166,9 +159,8 @@ class _Runner(Runner):
     def copy(self, model: nn.Module, numbers: Numbers | None, copies: dict[int, Any]) -> nn.Module:
         if model is self.after and numbers is wide:
             copies |= {
-                id(change.after): change.again(cast(deep_copy(change.before), wide))
+                id(change.after): change.rebuild(cast(deep_copy(change.before), wide)).eval()
                 for change in self.changes
-                if change.rebuild is not None
             }
         return super().copy(model, numbers, copies)
 
@@ -177,18 +169,16 @@ class _Changed(Sides):
     """The two layers of a change on one input of the old one; gradients are not compared."""
 
     failing = "its comparison fails; expected outputs"
+    remade = True
 
     def __init__(self, change: Change, call: Call) -> None:
         self.change, self.call = change, call
         self.name, self.forms, self.errors = change.name, change.forms, []
         self.parts = self.now = change.before, change.after
         self.ours: Sum | None = None  # of the first side, until it gets other numbers
-        self.remade = change.rebuild is not None
         self.why_no_integers = change.why_no_integers
         if any(isinstance(module, _BatchNorm) for part in self.parts for module in part.modules()):
             self.why_no_integers = "normalisation divides by a square root"
-        if not self.remade:
-            self.why_no_integers = "there is no way to make the layer again from integers"
 
     def made(self, numbers: Numbers | None, divides: Tensor | int = 1) -> tuple[Side, Side]:
         change = self.change
@@ -198,24 +188,21 @@ class _Changed(Sides):
             weight = before._parameters.get("weight")
             if weight is not None:
                 weight.data.mul_(torch.as_tensor(divides, device=weight.device).to(weight.dtype))
-            self.now = before, change.again(before)
+            self.now = before, change.rebuild(before).eval()
         before, after = self.now
         return (
-            lambda x: Run(_mapped(change.spread_output, self.call(before, x))),
-            lambda x: Run(
-                _mapped(change.keep_output, self.call(after, _mapped(change.spread_input, x)))
-            ),
+            lambda x: Run(change.spread_output(self.call(before, x))),
+            lambda x: Run(change.keep_output(self.call(after, change.spread_input(x)))),
         )
 
     def sums(self, x: Tensor, dy: Tensor | None = None) -> Sums:
         """Return the larger B of both sides, and the larger n."""
         change, (before, after), call = self.change, self.now, self.call.__call__
         ours = self.ours = self.ours or magnitude(before, Sum(wide(x).abs()), call)
-        theirs = magnitude(after, Sum(wide(_mapped(change.spread_input, x)).abs()), call)
+        theirs = magnitude(after, Sum(wide(change.spread_input(x)).abs()), call)
         if ours is None or theirs is None:
             return {}
-        values = _mapped(change.spread_output, ours.values)
-        others = _mapped(change.keep_output, theirs.values)
+        values, others = change.spread_output(ours.values), change.keep_output(theirs.values)
         return {"output": (torch.maximum(values, others), max(ours.terms, theirs.terms))}
 
     def integers(self, longest: int, limit: float) -> Iterable[int]:
@@ -225,14 +212,10 @@ class _Changed(Sides):
         made = self.made(numbers, self.change.divides)
         values, _ = self.sums(x).get("output", (None, 0))
         whole = all(bool((p == p.round()).all()) for p in self.now[1].parameters())
-        if values is None or not (whole or self.change.keep_output is not None):
+        if values is None or not (whole or self.change.keep_output is not _same):
             self.why_no_integers = "its weights, made of integers, are no integers"
             return None
         return made if not values.numel() or values.max() <= limit else None
 
     def matrices(self, y: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return matrices_of(self.change.after, y)
-
-
-def _mapped(function: Callable[[Tensor], Tensor] | None, t: Tensor) -> Tensor:
-    return t if function is None else function(t)

@@ -1,15 +1,11 @@
 """The dependency graph of a model: which channels are coupled, who makes them, who reads them.
 
-A *space* is a number of units (filters of a CONV layer, neurons of an FC layer) that are coupled:
-they can only grow together. An axis of a value is a list of segments, one behind the other: a
-space, each of whose units takes a number of places in a row. A CONV layer's output has one segment
-with one place per unit; flattened, a unit takes as many places as the feature map has positions; a
-concatenation has the segments of all its parts.
-
-Every value of a graph of ``torch.fx`` gets its axes. Adding two values makes one space of two.
-Where a number of units is written down, where a layer looks at all units at once, or where an
-operation is not known to leave each unit to itself, their space is pinned, and the reason is kept
-until somebody asks for more of them.
+A *space* is a number of units (filters of a CONV layer, neurons of an FC layer) that can only grow
+together. An axis of a value is a list of segments: a space, each of whose units takes a number of
+places in a row. A CONV layer's output has one segment with one place per unit; flattened, a unit
+takes as many places as the feature map has positions; a concatenation has the segments of all its
+parts. Adding two values makes one space of two. Where a number of units is written down, or an
+operation is not known to leave each unit to itself, their space is pinned, with the reason.
 """
 
 from __future__ import annotations
@@ -62,13 +58,6 @@ _RETURNED = Refusal(
     "the output of the model",
 )
 _RESHAPES = ("flatten", "reshape", "unflatten")
-# What a forward computes sizes with.
-_NUMBERS = frozenset(
-    [
-        *(operator.add, operator.sub, operator.mul, operator.floordiv, operator.truediv),
-        *(operator.mod, operator.neg, operator.getitem, int, max, min),
-    ]
-)
 _TORCH = str(Path(torch.__file__).parent)
 _CONSTANT = "_tensor_constant"  # what torch.fx calls a tensor that a forward makes
 
@@ -157,10 +146,7 @@ def unify(one: Axis, other: Axis, why: Refusal) -> None:
 
 
 def grown(axis: Axis, space: Space, units: Tensor) -> Tensor:
-    """Return which old place each place of an axis holds, after one space has grown.
-
-    ``units`` says for each unit of the grown space which old one it copies.
-    """
+    """Return which old place each place of an axis holds; ``units``, which old unit each copies."""
     parts = torch.arange(length(axis), device=units.device).split([s.places for s in axis])
     return torch.cat(
         [
@@ -183,10 +169,7 @@ def per_place(axis: Axis, space: Space, values: Tensor, other: float) -> Tensor:
 
 
 def reshaped(axes: Axes, old: Sequence[int], new: Sequence[int]) -> tuple[Axes, list[Axis]]:
-    """Follow a reshape: flattening keeps the units, each with more places.
-
-    Returns the axes after, and those before whose units cannot be followed.
-    """
+    """Return the axes after a reshape, and those before whose units cannot be followed."""
     result: list[Axis] = []
     lost: list[Axis] = []
     i = j = 0
@@ -236,11 +219,7 @@ class Layer:
 
 
 def dependencies(model: nn.Module, example: Any) -> dict[int, Layer]:
-    """Trace a model, follow the units through its graph, and return its layers by ``id``.
-
-    A forward is refused that `torch.fx` cannot trace, with the line that stands in the way, or that
-    calls something else in training, where its layers would be read as well.
-    """
+    """Trace a model, follow the units through its graph, and return its layers by ``id``."""
     graph = graph_of(model, example)
     if isinstance(graph, Refusal):
         raise UnsupportedModel(
@@ -301,7 +280,8 @@ class _Reader:
                 self._no_tensor(node)
             else:
                 axes = self._node(node, shape)
-                fits = _fits(axes, shape)
+                sizes = [length(axis) if axis else n for axis, n in zip(axes, shape, strict=False)]
+                fits = len(axes) == len(shape) and sizes == [*shape]  # as on the example
                 self.axes[node] = axes if fits else self.unknown(Call.of(node, self.model))
         return self.layers
 
@@ -448,21 +428,14 @@ class _Reader:
                 yield axis, user.users if picks else [user]
 
 
-def _fits(axes: Axes, shape: Sizes) -> bool:
-    """Say whether a value's axes are as long as they really are on the example."""
-    return len(axes) == len(shape) and all(
-        not axis or length(axis) == size for axis, size in zip(axes, shape, strict=True)
-    )
-
-
 def _only_reshapes(node: fx.Node) -> bool:
-    """Say whether a size goes nowhere but into the shape of a value."""
-    if node.op in ("call_function", "call_method"):
-        operation = operation_of(node.target)
-        if operation and (operation.name in _RESHAPES or operation.kind == "expansion"):
-            return True
-    numbers = node.target in _NUMBERS and shape_of(node) is None
-    return numbers and all(map(_only_reshapes, node.users))
+    """Say whether a size, or a number made of it, goes nowhere but into the shape of a value."""
+    if node.op not in ("call_function", "call_method"):
+        return False
+    operation = operation_of(node.target)
+    if operation and (operation.name in _RESHAPES or operation.kind == "expansion"):
+        return True
+    return shape_of(node) is None and all(map(_only_reshapes, node.users))
 
 
 # What each operation does to the units of the values that it is given
@@ -547,16 +520,12 @@ def _prelu(call: Call, reader: _Reader, axes: Axes, shape: Sizes) -> Axes:
     return axes  # one slope for all: a slope per channel is a layer
 
 
-@_of_one("pooling", "adaptive pooling", "padding", "resizing", "layer_norm")
+@_of_one("pooling", "adaptive pooling", "padding", "resizing")
 def _trailing(call: Call, reader: _Reader, axes: Axes, shape: Sizes) -> Axes:
     """Follow what works on so many last axes, in each unit by itself."""
     count = (call.operation and call.operation.axes) or len(shape) - 2
     if call.name == "pad":
         count = len(call["pad"]) // 2
-    if call.name == "layer_norm":
-        if call.module is None:
-            return reader.unknown(call)
-        count = len(call["normalized_shape"])
     last = set(range(len(axes) - count, len(axes)))
     return reader.along(call.node, axes, last, "it works along the axis that they are on")
 
@@ -569,13 +538,6 @@ def _reshape(call: Call, reader: _Reader, axes: Axes, shape: Sizes) -> Axes:
     reader.pin_axes(node, lost, "it divides them over several axes", UNKNOWN)
     sizes = () if call.name == "flatten" else (*node.args[1:], *node.kwargs.values())
     return reader.written(node, after, sizes)
-
-
-@_of_one("expand")
-def _expand(call: Call, reader: _Reader, axes: Axes, shape: Sizes) -> Axes:
-    """Follow an expansion to sizes that are given."""
-    result: Axes = (*[()] * (len(shape) - len(axes)), *axes)
-    return reader.written(call.node, result, call.node.args[1:])
 
 
 @_of_one("reduction", "distribution")

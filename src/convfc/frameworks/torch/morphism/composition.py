@@ -40,13 +40,6 @@ class Factors(NamedTuple):
     active: _Pair
 
 
-def composed(second: Tensor, first: Tensor) -> Tensor:
-    """Return the filters ``(f, *K, c)`` of one layer, ``(f, *K2, C)``, on another's output."""
-    system = _system(first, tuple(second.shape[1:-1]))
-    product: Tensor = (second.flatten(1) @ system.flatten(1)).unflatten(1, system.shape[1:])
-    return product
-
-
 def factorised(
     groups: Sequence[Tensor],
     kernels: _Pair,
@@ -59,30 +52,26 @@ def factorised(
 ) -> Factors:
     """Find two kernels whose composition is a third with zeros around, of each group.
 
-    The third, ``(f, *K0, c)`` in float64, begins ``at`` these taps in ``K1 + K2 - 1``, which is at
-    least K0 on every axis; ``channels`` is C of one group. Random are the given factor, with
-    orthogonal rows or columns, and what the equation leaves free in the other, which is solved for
-    when the given one has been rounded to ``dtype``.
+    The third, ``(f, *K0, c)`` in float64, begins ``at`` these taps in ``K1 + K2 - 1``; ``channels``
+    is C of one group. The given factor is random and orthogonal, and rounded to ``dtype`` before
+    the other is solved for; what the equation leaves free there is random, too.
     """
     f, *kernel, c = groups[0].shape
     old = tuple(kernel)
     sizes = _sizes(old, kernels)
     for active in sizes:
-        whole = _taps(active)
         room = [a + b - 1 - k for a, b, k in zip(*active, old, strict=True)]
         start = tuple(map(min, at, room))  # of the old kernel in the composition of the active
         # The equations fall apart into one small system per tap if the given kernel is a point.
         point = math.prod(active[0]) == 1
         for first_given in (point, not point):
             inner, unknown = (c, active[1]) if first_given else (f, active[0])
-            if inner * whole > channels * math.prod(unknown):
+            if inner * _taps(active) > channels * math.prod(unknown):
                 continue
-            pairs = [
-                _solved(group, active, start, channels, generator, dtype, first_given)
-                for group in groups
-            ]
-            if all(pair is not None for pair in pairs):
-                return _placed([pair for pair in pairs if pair], active, kernels, at, start)
+            given = active, start, channels, generator, dtype, first_given
+            pairs = [pair for group in groups if (pair := _solved(group, *given)) is not None]
+            if len(pairs) == len(groups):
+                return _placed(pairs, active, kernels, at, start)
     raise _too_few(sizes, channels, (f, c), len(groups), where)
 
 
@@ -95,11 +84,6 @@ def _system(given: Tensor, size: Sizes) -> Tensor:
         window: Any = tuple(slice(t, t + k) for t, k in zip(tap, kernel, strict=True))
         system[(*tap, slice(None), *window)] = given
     return system.flatten(0, len(size))
-
-
-def _turned(filters: Tensor) -> Tensor:
-    """Swap filters and channels, ``(f, *K, c)`` to ``(c, *K, f)``: B A transposed is A' B'."""
-    return filters.transpose(0, -1)
 
 
 def _sizes(old: Sizes, kernels: _Pair) -> list[_Pair]:
@@ -125,24 +109,20 @@ def _solved(
     """Return A and B of one group; None if the given factor does not make the rank."""
     whole = [a + b - 1 for a, b in zip(*active, strict=True)]
     target = _inside(group, whole, start)
-    if not first_given:  # the same equation, transposed
-        target = _turned(target)
+    if not first_given:  # the same equation with filters and channels swapped: A' B'
+        target = target.transpose(0, -1)
     own, other = active if first_given else active[::-1]
     given = _orthogonal(channels, own, target.shape[-1], generator).to(dtype).double()
     found = _completed(given, target, other, generator)
-    if found is None:
-        return None
-    return (given, found) if first_given else (_turned(found), _turned(given))
+    if found is None or first_given:
+        return found if found is None else (given, found)
+    return found.transpose(0, -1), given.transpose(0, -1)
 
 
 def _completed(
     given: Tensor, target: Tensor, size: Sizes, generator: torch.Generator
 ) -> Tensor | None:
-    """Return B of kernel ``size`` with ``composed(B, given) == target``; None without full rank.
-
-    Of all solutions the one that is closest to random numbers as large as the smallest solution, so
-    that no channel of the middle layer repeats another.
-    """
+    """Return B of kernel ``size`` whose composition with A is the target, if there is one."""
     channels, *kernel, c = given.shape
     if math.prod(kernel) == 1:
         system, wanted = given.reshape(channels, c), target.reshape(-1, c)
@@ -155,6 +135,7 @@ def _completed(
     found = torch.linalg.lstsq(system.mT, both.mT, driver="gelsy")
     if int(found.rank) < system.shape[1]:
         return None
+    # Random, so that no channel in between repeats another.
     smallest, seen = found.solution.mT.split(len(wanted))
     scale = smallest.square().mean().sqrt()
     solution = smallest + scale * (free - seen)
@@ -207,16 +188,10 @@ def _too_few(
 ) -> ArgumentError:
     """Return the refusal, with the number of channels that is needed and one that suffices."""
     f, c = ends
-    needed = min(
-        -(-inner * _taps(active) // math.prod(unknown))
-        for active in sizes
-        for inner, unknown in ((c, active[1]), (f, active[0]))
-    )
-    enough = min(
-        inner * math.prod(size)
-        for active in sizes
-        for inner, size in ((c, active[0]), (f, active[1]))
-    )
+    ways = [(c, *active, _taps(active)) for active in sizes]
+    ways += [(f, second, first, _taps((first, second))) for first, second in sizes]
+    needed = min(-(-inner * whole // math.prod(unknown)) for inner, _, unknown, whole in ways)
+    enough = min(inner * math.prod(given) for inner, given, _, _ in ways)
     least = f"{max(needed, channels + 1) * groups} or more"
     return ArgumentError(
         "so few channels between the two layers do not hold every such kernel",

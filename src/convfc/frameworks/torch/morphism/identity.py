@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from convfc.errors import ArgumentError
-from convfc.frameworks.torch.forms.children import plain_linear
+from convfc.frameworks.torch.forms.children import as_parameter, plain_linear
 from convfc.frameworks.torch.graph import as_traced
 from convfc.frameworks.torch.morphism.certify import Morph
 from convfc.frameworks.torch.morphism.magnitude import Caller, Sums, magnitude
@@ -86,11 +86,7 @@ def _(module: IdentityStart, sums: Sums, call: Caller = nn.Module.__call__) -> S
 
 
 def identity_start(activation: nn.Module | None, like: nn.Module) -> nn.Module:
-    """Return an activation that starts as the identity and can become this one.
-
-    None and ReLU give PReLU with slope 1; what starts as the identity already is taken as it is.
-    Its parameters get dtype, device, mode and ``requires_grad`` of a layer.
-    """
+    """Return an activation that starts as the identity, its numbers like a layer's."""
     weight: Tensor = like.weight  # type: ignore[assignment]
     kind: Any = {"dtype": weight.dtype, "device": weight.device}
     made: nn.Module
@@ -98,16 +94,15 @@ def identity_start(activation: nn.Module | None, like: nn.Module) -> nn.Module:
         made = nn.PReLU(init=1.0, **kind)
     elif _is_identity(activation):
         made = copy.deepcopy(activation).to(**kind)
-    else:
-        if not is_pointwise(activation):
-            raise ArgumentError(
-                f"{type(activation).__name__} does not start as the identity and is no activation "
-                "of torch.nn that does the same to every element",
-                where="activation",
-                remedy="give one such as nn.ReLU(), nn.GELU() or nn.PReLU(init=1.0), or an "
-                "IdentityStart",
-            )
+    elif is_pointwise(activation):
         made = IdentityStart(copy.deepcopy(activation).to(**kind), **kind)
+    else:
+        raise ArgumentError(
+            f"{type(activation).__name__} does not start as the identity and is no activation of "
+            "torch.nn that does the same to every element",
+            where="activation",
+            remedy="give nn.ReLU(), nn.GELU(), nn.PReLU(init=1.0), or an IdentityStart",
+        )
     return made.train(like.training).requires_grad_(weight.requires_grad)
 
 
@@ -181,11 +176,11 @@ def deepen(
 ) -> Morph:
     """Put a layer that is the identity behind a layer (Net2DeeperNet).
 
-    Chen, Goodfellow & Shlens (2015, arXiv 1511.05641): behind the layer's activation phi a layer
-    with the identity as its weight, and phi again, which changes nothing if
-    ``phi(phi(x)) = phi(x)``. Where the activation is another, or none, or not known to be alone
-    behind the layer, the layer gets an activation that starts as the identity instead, as in
-    `morph_activation`.
+    Chen, Goodfellow & Shlens (2015, arXiv 1511.05641): between the layer (or the BatchNorm behind
+    it) and its activation phi come a copy of phi and a layer with the identity as its weight. That
+    changes nothing if ``phi(phi(x)) = phi(x)``, however the model writes phi. Where it is another,
+    or none, or not known to be alone behind the layer, an activation that starts as the identity
+    takes the place of the copy, as in `morph_activation`.
 
     Parameters
     ----------
@@ -202,12 +197,6 @@ def deepen(
     ------
     ArgumentError
         If the kernel is even, or the activation none.
-
-    Notes
-    -----
-    What is put in stands between the layer (or the BatchNorm behind it) and the activation that the
-    model has: a copy of that activation, then the new layer. So it does not matter how the model
-    writes its activation.
 
     Examples
     --------
@@ -247,7 +236,8 @@ def deepen(
 
     what = f"an identity layer {f'of kernel {in_words(kernel)} ' if kernel else ''}behind it"
     what += ", after a copy of its activation" if phi is not None else ""
-    morph = replaced(behind, make, what=what, form="deeper", spread_output=phi, seed=seed)
+    after: Any = {} if phi is None else {"spread_output": phi}
+    morph = replaced(behind, make, what=what, form="deeper", seed=seed, **after)
     return replace(morph, what=f"{target.where}: {what}")
 
 
@@ -258,8 +248,7 @@ def _identity(like: nn.Module, channels: int, kernel: Sizes) -> nn.Module:
     padding: Any = tuple(k // 2 for k in kernel)
     values = torch.zeros(channels, channels, *kernel, **kind)
     values[..., *padding] = torch.eye(channels, **kind)
-    weight = nn.Parameter(values, requires_grad=old.requires_grad)
-    bias = nn.Parameter(torch.zeros(channels, **kind), requires_grad=old.requires_grad)
+    weight, bias = as_parameter(values, old), as_parameter(torch.zeros(channels, **kind), old)
     if not kernel:
         return plain_linear(weight, bias)
     cls: Any = CONVS[len(kernel)]
@@ -290,10 +279,8 @@ def _odd_kernel(target: Target, given: Any) -> Sizes:
 def _what_follows(target: Target) -> tuple[nn.Module, nn.Module | None]:
     """Return the last module before an activation, and that activation if it is idempotent.
 
-    The last is the layer itself, or the normalisation behind it. A normalisation counts if every
-    call of the layer goes there, and nowhere else; an activation if every call of what is before it
-    goes there, and nowhere else, so that nobody else sees what is put between. Of a model that
-    `torch.fx` cannot trace, nothing is known.
+    The last is the layer itself, or the normalisation behind it. Either counts if every call of
+    what is before it goes there, and nowhere else: then nobody else sees what is put between.
     """
     graph = graph_of(target.model, target.example)
     if not isinstance(graph, fx.Graph):

@@ -31,6 +31,7 @@ from convfc.frameworks.torch.morphism.magnitude import Caller, Sums, magnitude
 from convfc.frameworks.torch.morphism.target import (
     Kernel,
     Pads,
+    Target,
     build,
     chained,
     check_room,
@@ -188,15 +189,13 @@ def morph_depth(
     kernel = kernel_of(target.part)
     sizes = _two_sizes(kernel, kernel_sizes)
     count = _middle_channels(channels, kernel, target.where)
-
-    def two(layer: nn.Module) -> tuple[Kernel, Kernel, tuple[Sizes, Sizes]]:
-        return _split(layer, kernel_of(layer), sizes, count, seed, target.where)
+    chain = [_Step(sizes[0], count), _Step(sizes[1], len(kernel.filters))]
+    _check_reach([chain], kernel, "kernel_sizes")
 
     def make(layer: nn.Module) -> nn.Module:
-        return chained(layer, *_in_a_row(layer, two(layer)[:2], activation))
+        return chained(layer, *_in_a_row(target, layer, kernel_of(layer), chain, activation, seed))
 
-    first, _, active = two(target.part)
-    check_room(first, target)
+    _, _, active = _split(target.part, kernel, sizes, count, seed, target.where)
     said = [in_words(size) or "1" for size in (*sizes, *active)]
     what = f"two layers with the kernels {said[0]} and {said[1]} and {count} channels between them"
     if active != sizes:
@@ -213,10 +212,7 @@ def _split(
     seed: int,
     where: str,
 ) -> tuple[Kernel, Kernel, tuple[Sizes, Sizes]]:
-    """Return the two kernels of these sizes that a kernel becomes, and how much is not zero.
-
-    It is the layer's, or a part of it; of the layer only the dtype counts.
-    """
+    """Return the two kernels that one becomes, in a layer's dtype, and how much is not zero."""
     whole = tuple(a + b - 1 for a, b in zip(*sizes, strict=True))
     at = offsets(kernel, whole)
     random: Any = {"generator": generator_of(seed), "dtype": layer.weight.dtype}
@@ -235,15 +231,20 @@ def _split(
 
 
 def _in_a_row(
-    layer: nn.Module, kernels: Sequence[Kernel], activation: nn.Module | str | None
+    target: Target,
+    layer: nn.Module,
+    kernel: Kernel,
+    chain: Sequence[_Step],
+    activation: nn.Module | str | None,
+    seed: int,
 ) -> list[nn.Module]:
-    """Return layers like this one with these kernels, and activations between them."""
+    """Return a chain of layers like this one that is a kernel, and activations between them."""
     if not isinstance(activation, nn.Module):
-        remedy = "give the activation as a module, such as nn.SiLU()"
-        what = "there is no such activation"
-        one_of("activation", activation, ("prelu", None), what=what, remedy=remedy)
-    made = build(kernels[0], layer)
-    for one in kernels[1:]:
+        one_of("activation", activation, ("prelu", None), remedy="give a module: nn.SiLU()")
+    first, *others = _chain(layer, kernel, chain, seed, target.where)
+    check_room(first, target)
+    made = build(first, layer)
+    for one in others:
         if activation is not None:
             like = None if isinstance(activation, str) else activation
             made.append(identity_start(like, layer))
@@ -252,11 +253,7 @@ def _in_a_row(
 
 
 def _two_crops(kernel: Kernel) -> tuple[Pads, Pads]:
-    """Share out what a transposed layer crops: the first layer gets the output padding.
-
-    It adds rows of zeros behind, if the first layer's bias is zero and the activation leaves zero
-    as it is; the second layer writes zeros from them, as the old layer did.
-    """
+    """Share out what a transposed layer crops: the first gets the output padding, of zeros."""
     written, cropped = [], []
     for axis, (low, high) in enumerate(kernel.pads):
         said = is_cropped(kernel, axis, low, high)
@@ -293,18 +290,7 @@ def _two_sizes(kernel: Kernel, given: tuple[Any, Any] | None) -> tuple[Sizes, Si
             got=repr(given),
             remedy="give the first layer's, then the second's",
         )
-    first, second = (
-        read_size(one, kernel, f"kernel_sizes[{number}]") for number, one in enumerate(given)
-    )
-    for k, a, b in zip(kernel.size, first, second, strict=True):
-        if a + b - 1 < k:
-            raise ArgumentError(
-                "the composition of two so small kernels does not cover the layer's",
-                where="kernel_sizes",
-                expected=f"K1 + K2 - 1 of {k} or more",
-                got=a + b - 1,
-                remedy="take larger kernels",
-            )
+    first, second = (read_size(one, kernel, f"kernel_sizes[{n}]") for n, one in enumerate(given))
     return first, second
 
 
@@ -411,16 +397,14 @@ def morph_subnet(
     if layers is not None:
         given = {"layers": layers}
     chains = [_steps(chain, kernel, said, target.where) for said, chain in given.items()]
-    _check_reach(chains, kernel)
+    _check_reach(chains, kernel, "layers or branches")
 
     def make(layer: nn.Module) -> nn.Module:
         whole = kernel_of(layer)
         parts = [whole] if layers is not None else _shares(whole, chains, seed)
         made = []
         for number, (part, chain) in enumerate(zip(parts, chains, strict=True)):
-            kernels = _chain(layer, part, chain, seed + number, target.where)
-            check_room(kernels[0], target)
-            made.append(_in_a_row(layer, kernels, activation))
+            made.append(_in_a_row(target, layer, part, chain, activation, seed + number))
         if layers is not None:
             return chained(layer, *made[0])
         branched = [one[0] if len(one) == 1 else nn.Sequential(*one) for one in made]
@@ -452,10 +436,7 @@ def _chain(
 
 
 def _shares(kernel: Kernel, chains: Sequence[Sequence[_Step]], seed: int) -> list[Kernel]:
-    """Share the kernel out among branches: every weight at random among those that reach it.
-
-    The bias goes to the first branch that reaches everything.
-    """
+    """Share every weight out at random among the branches that reach it, the bias to the first."""
     generator = generator_of(seed)
     reaches = [_reach(chain) for chain in chains]
     full = next(n for n, reach in enumerate(reaches) if _covers(reach, kernel.size))
@@ -503,12 +484,12 @@ def _steps(chain: Any, kernel: Kernel, name: str, where: str) -> list[_Step]:
     return list(map(_Step, sizes, counts))
 
 
-def _check_reach(chains: Sequence[Sequence[_Step]], kernel: Kernel) -> None:
+def _check_reach(chains: Sequence[Sequence[_Step]], kernel: Kernel, where: str) -> None:
     reaches = [_reach(chain) for chain in chains]
     if not any(_covers(reach, kernel.size) for reach in reaches):
         raise ArgumentError(
             "no chain of kernels reaches over the layer's kernel",
-            where="layers or branches",
+            where=where,
             expected=f"K1 + K2 - 1 and so on of at least {kernel.size} in one of them",
             got=" and ".join(map(str, reaches)) or "none",
             remedy="take larger kernels, or more layers",

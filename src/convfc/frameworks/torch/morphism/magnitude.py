@@ -1,24 +1,19 @@
 """How large the sums in a chain of layers are, and how many roundings a result has gone through.
 
 A layer's computed output is within ``gamma_n * B`` of the exact one, where B is the layer on
-absolute values (see `convfc.rounding`). The bound composes. Let a value h be computed as g, with
-``|g - h| <= gamma_n * B`` and ``|h| <= B``. A layer of m terms with weights W and bias b makes of
-it a value that is computed within ``gamma_(n+m) * (|W| B + |b|)``, as its own error is at most
-``gamma_m * (|W| (1 + gamma_n) B + |b|)``, and ``gamma_m + gamma_n + gamma_m * gamma_n`` is at most
-``gamma_(n+m)`` (Higham 2002, Lemma 3.3). A function with ``|phi(s) - phi(t)| <= |s - t|`` and
-``phi(0) = 0`` that rounds nothing, such as ReLU, leaves both n and B as they are. So B is the whole
-chain on absolute values, and n the sum over its layers.
-
-A weight that was itself rounded when it was made (a share of another one, for instance) is one more
-factor ``1 + delta``, and so is the storing of a result in fewer digits than it was summed in: each
-layer of weights counts these two.
+absolute values (see `convfc.rounding`). The bound composes: of a value with ``|g - h| <= gamma_n
+B`` and ``|h| <= B``, a layer of m terms makes one within ``gamma_(n+m) * (|W| B + |b|)``, since
+``gamma_m + gamma_n + gamma_m * gamma_n <= gamma_(n+m)`` (Higham 2002, Lemma 3.3). A function with
+``|phi(s) - phi(t)| <= |s - t|`` and ``phi(0) = 0`` that rounds nothing, such as ReLU, leaves n and
+B as they are. So B is the chain on absolute values, and n the sum over its layers, each of which
+counts two more: its weights may have been rounded when they were made, and its result when stored.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import singledispatch
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -53,50 +48,30 @@ def _forward(layer: nn.Module, x: Tensor) -> Tensor:
 
 @singledispatch
 def magnitude(module: nn.Module, sums: Sums, call: Caller = _forward) -> Sums | None:
-    """Return B and n of what a module in evaluation mode makes of a value with these B and n.
-
-    Of an exact input they are its absolute values, and no rounding; None is what theory says
-    nothing of. Other modules are taught with ``@magnitude.register``; ``call`` is how a layer of
-    weights is called.
-    """
+    """Return B and n of what a module in evaluation mode makes of these, if theory knows."""
     return None
 
 
 @magnitude.register
 def _(module: nn.Sequential, sums: Sums, call: Caller = _forward) -> Sums | None:
-    result: Sums | None = sums
     for part in module:
-        result = None if result is None else magnitude(part, result, call)
-    return result
+        made = magnitude(part, sums, call)
+        if made is None:
+            return None
+        sums = made
+    return sums
 
 
 @magnitude.register
 def _(module: _ConvNd | nn.Linear, sums: Sums, call: Caller = _forward) -> Sums | None:
     if not has_own_weights(module):
         return None
+    moduli = wide(sums.values)
     layer = cast(deep_copy(module), lambda t: wide(t.detach()).abs())
     with torch.no_grad():
-        values = call(layer, wide(sums.values))
-        counts = call(*_counting(layer, torch.ones_like(wide(sums.values))))
+        values = call(layer, moduli)
+        counts = call(cast(layer, torch.ones_like), torch.ones_like(moduli))
     return Sums(values, sums.terms + int(counts.max() if counts.numel() else 0) + _MADE_AND_STORED)
-
-
-def _counting(layer: Any, ones: Tensor) -> tuple[nn.Module, Tensor]:
-    """Turn a layer into one that counts its terms, and what it counts on.
-
-    All filters have as many as one, and all inputs of a batch.
-    """
-    weight, groups = layer.weight, getattr(layer, "groups", 1)
-    if not isinstance(layer, _ConvNd):
-        return cast(layer, torch.ones_like), ones
-    axis = ones.dim() - weight.dim() + 1  # of the channels
-    layer.groups = 1
-    weight = weight[: len(weight) // groups, :1] if layer.transposed else weight[:1]
-    layer.weight = nn.Parameter(torch.ones_like(weight))
-    if layer.bias is not None:
-        layer.bias = nn.Parameter(torch.ones_like(layer.bias[:1]))
-    ones = ones.narrow(axis, 0, ones.shape[axis] // groups)
-    return layer, ones[:1] if axis else ones
 
 
 @magnitude.register

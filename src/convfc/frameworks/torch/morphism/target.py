@@ -1,14 +1,11 @@
 """The target layer of a morph: found, checked, read as its kernel, and given its new part.
 
-All morphs but widening change one layer and leave everything else as it is. What they have in
-common is here: the layer is looked up by name, refused if its forward or its weight is not
-PyTorch's own, seen at work on the example, and replaced in a copy of the model, wherever it stands.
-
-In between it is a `Kernel`. CONV layers of any number of axes and FC layers are one thing there,
-the filters ``(f, *kernel, c / groups)`` with what the geometry adds; an `nn.Linear` is the case
-without kernel axes. A larger kernel with zeros around needs as much more padding (a transposed
-layer: crops as much more). Where `torch.nn` cannot express it, because the two sides of an axis are
-not alike, a layer of padding in front, or of cropping behind, says it.
+The layer is looked up by name, refused if its forward or its weight is not PyTorch's own, seen at
+work on the example, and replaced in a copy of the model, wherever it stands. In between it is a
+`Kernel`: the filters ``(f, *kernel, c / groups)`` with what the geometry adds; an `nn.Linear` is
+the case without kernel axes. A larger kernel needs as much more padding (a transposed layer: crops
+as much more). Where the two sides of an axis are not alike, a layer of padding in front, or of
+cropping behind, says it.
 """
 
 from __future__ import annotations
@@ -31,7 +28,7 @@ from convfc.errors import (
     ShapeError,
     UnsupportedLayer,
 )
-from convfc.frameworks.torch.forms.children import HOOKS, is_hooked, plain_linear
+from convfc.frameworks.torch.forms.children import HOOKS, as_parameter, is_hooked, plain_linear
 from convfc.frameworks.torch.forms.factors import linear_obstacle
 from convfc.frameworks.torch.forms.form import form_of
 from convfc.frameworks.torch.forms.formats import channels_last, in_format, is_channels_last
@@ -149,10 +146,7 @@ def empty_example() -> ShapeError:
 
 
 def graph_of(model: nn.Module, example: Any) -> fx.Graph | Refusal:
-    """Trace a model's forward, or say why `torch.fx` cannot; the example is a call's arguments.
-
-    A copy is traced, as torch.fx may leave attributes behind; it shares the parameters.
-    """
+    """Trace a copy of a model, where torch.fx may leave attributes; or say why it cannot."""
     args = example if isinstance(example, tuple) else (example,)
     if isinstance(example, Mapping):
         bound = inspect.signature(model.forward).bind(**example)
@@ -170,10 +164,7 @@ def replaced(
     seed: int = 0,
     **change: Any,
 ) -> Morph:
-    """Return the model with what ``make`` makes of a copy of the target in its place.
-
-    ``what`` was done is said without the place; more keywords are those of `Change`.
-    """
+    """Return the model with what ``make`` makes of a copy of the target in its place."""
     copies: dict[int, Any] = {}
     copied = copy_of(target.model, {id(target.part)}, copies)
     old = copies[id(target.part)]
@@ -207,8 +198,7 @@ def real_number(name: str, value: object, least: float, most: float = math.inf) 
     if (
         isinstance(value, bool)
         or not isinstance(value, (int, float))
-        or not least <= value <= most
-        or math.isinf(value)
+        or not (least <= value <= most and math.isfinite(value))
     ):
         raise ArgumentError(
             "a number out of its range",
@@ -224,11 +214,8 @@ def look_up(model: nn.Module, name: str) -> nn.Module:
     """Return the part at a place, or refuse a name that no part has."""
     found = places(model)
     if name not in found:
-        layers = [
-            n
-            for n, part in found.items()
-            if form_of(part) == "native" or isinstance(part, nn.Linear)
-        ]
+        known = {n: form_of(part) == "native" for n, part in found.items()}
+        layers = [n for n in known if known[n] or isinstance(found[n], nn.Linear)]
         raise NothingToConvert(
             "the model has no such part",
             where=name,
@@ -252,7 +239,9 @@ def _layer_obstacle(model: nn.Module, name: str, part: nn.Module) -> Refusal | N
         if blocked is not None and own_forward(part) == blocked:
             blocked = blocked._replace(remedy="put the layer of torch.nn that it equals in place")
     elif isinstance(part, nn.Linear):
-        blocked = _linear_obstacle(part)
+        bare = object.__new__(type(part))  # without its hooks, which are no obstacle here
+        vars(bare).update(vars(part), **_no_hooks())
+        blocked = linear_obstacle(bare)
     else:
         return Refusal(
             "it is no CONV or FC layer", "name a layer of torch.nn: a Conv, ConvTranspose or Linear"
@@ -270,17 +259,9 @@ def tie_of(model: nn.Module, part: nn.Module) -> Refusal | None:
     return None
 
 
-def _linear_obstacle(part: nn.Linear) -> Refusal | None:
-    """Return why an `nn.Linear` is not what its parameters say; its hooks are no obstacle here."""
-    bare = object.__new__(type(part))
-    vars(bare).update(vars(part), **_no_hooks())
-    return linear_obstacle(bare)
-
-
 def _no_hooks() -> dict[str, Any]:
     """Return the hooks of a module that has none."""
-    fresh = vars(nn.Module())
-    return {name: fresh[name] for name in HOOKS}
+    return {name: vars(nn.Module())[name] for name in HOOKS}
 
 
 # The layer as its kernel
@@ -328,30 +309,18 @@ def kernel_of(layer: Any) -> Kernel:
         (low, high - extra)
         for (low, high), extra in zip(geometry.padding, geometry.output_padding, strict=True)
     )
-    return Kernel(
-        filters.contiguous(),
-        bias,
-        geometry.groups,
-        geometry.stride,
-        geometry.dilation,
-        pads,
-        geometry.padding_mode,
-        geometry.transposed,
-    )
+    walk = geometry.groups, geometry.stride, geometry.dilation
+    mode = geometry.padding_mode, geometry.transposed
+    return Kernel(filters.contiguous(), bias, *walk, pads, *mode)
 
 
 def build(kernel: Kernel, like: nn.Module) -> list[nn.Module]:
-    """Return ordinary layers that compute this: the layer itself, and pads or crops around it.
-
-    They get class, dtype, device, mode and ``requires_grad`` of the layer ``like``; no random
-    number is drawn.
-    """
+    """Return ordinary layers like this one: the layer itself, and pads or crops around it."""
     weight = new_weight(kernel.filters.flatten(1), kernel.size, like, kernel.groups)
     bias = None
     if kernel.bias is not None:
-        train = weight if like.bias is None else like.bias
-        value = kernel.bias.to(weight.device, weight.dtype).clone()
-        bias = nn.Parameter(value, requires_grad=bool(train.requires_grad))
+        value = kernel.bias.to(weight.device, weight.dtype)
+        bias = as_parameter(value, weight if like.bias is None else like.bias)  # type: ignore[arg-type]
     if form_of(like) != "native":
         return [plain_linear(weight, bias).train(like.training)]
     says, before, behind = (_cropping if kernel.transposed else _padding)(kernel, like)
@@ -366,8 +335,7 @@ def build(kernel: Kernel, like: nn.Module) -> list[nn.Module]:
 def resized(kernel: Kernel, size: Sizes, at: Sequence[int]) -> Kernel:
     """Return the same layer with a larger kernel, zeros around the old one, and more padding.
 
-    ``at`` is where the old kernel begins in the new one. Where that is negative, or ends beyond the
-    new size, the outermost taps are cut off.
+    The old one begins ``at`` these taps of the new one; what stands outside is cut off.
     """
     ends = [new - old - low for new, old, low in zip(size, kernel.size, at, strict=True)]
     added = tuple(zip(at, ends, strict=True))
@@ -380,26 +348,22 @@ def resized(kernel: Kernel, size: Sizes, at: Sequence[int]) -> Kernel:
     return replace(kernel, filters=filters, pads=pads)
 
 
-def _from_the_last(pads: Pads) -> tuple[int, ...]:
+def _from_the_last(pads: Sequence[tuple[int, int]]) -> tuple[int, ...]:
     """Return pads as PyTorch's functions of padding take them: the last axis first."""
     return tuple(n for pair in pads[::-1] for n in pair)
 
 
 def offsets(kernel: Kernel, size: Sizes) -> Sizes:
-    """Return where the old kernel best begins in a larger one, per axis.
+    """Return where the old kernel begins in a larger one: where no layer of padding is needed.
 
-    In the middle; where that is between two taps, where the padding can be said without a layer of
-    its own, if there is such a place.
+    Of several such places, or without one, it is the nearest to the middle.
     """
     return tuple(_offset(kernel, axis, new) for axis, new in enumerate(size))
 
 
 def check_room(kernel: Kernel, target: Target) -> None:
-    """Refuse more padding of the target's inputs than its mode can make.
-
-    Reflection reaches over less than the whole axis, a circle goes round once at most.
-    """
-    less = {"reflect": 1, "circular": 0}.get(kernel.mode)
+    """Refuse more padding of the target's inputs than its mode can make."""
+    less = {"reflect": 1, "circular": 0}.get(kernel.mode)  # a circle goes round once
     if less is None:
         return
     for shape in target.shapes:
@@ -442,10 +406,10 @@ def new_weight(matrix: Tensor, size: Sizes, layer: Any, groups: int) -> nn.Param
     if form_of(layer) == "native":
         filters = matrix.unflatten(1, (*size, -1))
         matrix = filters_to_weight(filters, transposed=layer.transposed, groups=groups)
-    new = matrix.to(old.device, old.dtype).clone(memory_format=torch.contiguous_format)
+    new = as_parameter(matrix.to(old.device, old.dtype), old)
     if form_of(layer) == "native" and is_channels_last(old):
-        new = in_format(new, channels_last(old.dim() - 2))
-    return nn.Parameter(new, old.requires_grad)
+        new.data = in_format(new.data, channels_last(old.dim() - 2))
+    return new
 
 
 _Says: TypeAlias = tuple[dict[str, Any], list[nn.Module], list[nn.Module]]
@@ -461,8 +425,8 @@ def _padding(kernel: Kernel, like: nn.Module) -> _Says:
     if all(low == high >= 0 for low, high in kernel.pads):
         sizes = tuple(low for low, _ in kernel.pads)
         return {"padding": sizes, "padding_mode": kernel.mode}, [], []
-    added = tuple((max(low, 0), max(high, 0)) for low, high in kernel.pads)
-    taken = tuple((min(low, 0), min(high, 0)) for low, high in kernel.pads)
+    added = [(max(low, 0), max(high, 0)) for low, high in kernel.pads]
+    taken = [(min(low, 0), min(high, 0)) for low, high in kernel.pads]
     return {"padding": 0}, _pad_layer(kernel.mode, added) + _pad_layer("zeros", taken), []
 
 
@@ -471,9 +435,9 @@ def _cropping(kernel: Kernel, like: nn.Module) -> _Says:
     padding, extra, rest = [], [], []
     for axis, (low, high) in enumerate(kernel.pads):
         said = is_cropped(kernel, axis, low, high)
-        padding.append(low if said else max(0, min(low, high)))
+        padding.append(low if said else 0)
         extra.append(low - high if said else 0)
-        rest.append((padding[-1] - low, padding[-1] - extra[-1] - high))
+        rest.append((0, 0) if said else (-low, -high))
     if kernel.bias is not None and any(n > 0 for pair in rest for n in pair):
         raise ArgumentError(
             "zeros would have to be added behind a transposed layer with a bias",
@@ -481,10 +445,10 @@ def _cropping(kernel: Kernel, like: nn.Module) -> _Says:
             remedy="take larger kernels",
         )
     says = {"padding": tuple(padding), "output_padding": tuple(extra)}
-    return says, [], _pad_layer("zeros", tuple(rest))
+    return says, [], _pad_layer("zeros", rest)
 
 
-def _pad_layer(mode: str, pads: Pads) -> list[nn.Module]:
+def _pad_layer(mode: str, pads: Sequence[tuple[int, int]]) -> list[nn.Module]:
     """Return a layer that pads; none if there is nothing to pad. Negative numbers crop."""
     if not any(n for pair in pads for n in pair):
         return []

@@ -1,12 +1,9 @@
 """Wider layers that compute the same: Net2Net's and network morphism's widening, of any layer.
 
-A layer gets more filters, or units. With it grow all layers whose channels are coupled with its
-own, what has a number per channel on the way, and the columns of everything that reads them.
-
-Every layer is read as the FC matrix that it equals, ``(f, taps, c / groups)``: the paper's K,
-transposed; an `nn.Linear` is the case of one tap. More filters are more rows, which are copies of
-old ones. More units to read are more columns, with the shares of old ones. The matrix then goes
-back into a weight.
+With a layer grow all whose channels are coupled with its own, what has a number per channel on the
+way, and the columns of everything that reads them. Every layer is read as the FC matrix that it
+equals, ``(f, taps, c / groups)``: the paper's K, transposed. More filters are more rows, copies of
+old ones; more units to read are more columns, with shares of old ones.
 """
 
 from __future__ import annotations
@@ -141,14 +138,8 @@ def widen(
     space, repeat = _space(layer, name)
     wanted = _wanted(space.size * repeat, width, factor, space.blocks * repeat, name)
     generator = generator_of(seed)
-    units = draw_copies(
-        space.size,
-        wanted // repeat,
-        blocks=space.blocks,
-        how=how,
-        split=split,
-        generator=generator,
-    )
+    how_made: Any = {"blocks": space.blocks, "how": how, "split": split, "generator": generator}
+    units = draw_copies(space.size, wanted // repeat, **how_made)
     growth = _Growth(space, units, how == "zero", noise, generator)
     growing = [
         one for one in layers.values() if growth.holds(one.inputs) or growth.holds(one.outputs)
@@ -182,13 +173,11 @@ def _space(layer: Layer, name: str) -> tuple[Space, int]:
 def _wanted(now: int, width: int | None, factor: float | None, unit: int, name: str) -> int:
     """Return how many filters there are to be."""
     if width is None:
-        exact = Fraction(str(factor)) * now
-        return math.ceil(exact / unit) * unit
+        return math.ceil(Fraction(str(factor)) * now / unit) * unit
+    what, remedy = "a layer can only become wider", "train a smaller network instead"
     if width % unit:
         what = "this width does not fit the groups"
         remedy = "give factor=, which is rounded up to what the groups allow"
-    else:
-        what, remedy = "a layer can only become wider", "train a smaller network instead"
     if width < now or width % unit:
         raise ArgumentError(
             what,
@@ -257,10 +246,8 @@ def draw_copies(
     """Draw Net2Net's random mapping from new units to old ones.
 
     In each of the blocks, which are alike, the first units are the old ones, every other one is a
-    copy of an old one drawn at random. Who reads them divides its weights by the number of copies.
-    To the same sum, copies get random shares, no two of a unit alike, so that they differ in what
-    they learn: multiples of a power of two, which add up without rounding. With ``how="zero"`` the
-    outgoing weights of new units are nothing, those of old ones as before.
+    copy of an old one drawn at random. Random shares are multiples of a power of two, no two of a
+    unit alike, which add up without rounding.
     """
     old, more = size // blocks, (width - size) // blocks
     first = torch.arange(old).expand(blocks, -1)
@@ -275,8 +262,8 @@ def draw_copies(
     if split == "equal":
         return Copies(index, fresh, ones, counts[index].double())
     numerators, denominators = ones, ones.clone()
-    for unit in range(size):
-        parts = _different_parts(int(counts[unit]), generator)
+    for unit, count in enumerate(counts.tolist()):
+        parts = _different_parts(count, generator)
         numerators[index == unit] = parts.double()
         denominators[index == unit] = float(parts.sum())
     return Copies(index, fresh, numerators, denominators)
@@ -300,11 +287,7 @@ def _different_parts(count: int, generator: torch.Generator) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class _Growth:
-    """The growth of one space.
-
-    New filters are copies, with noise relative to the standard deviation of all weights; or random
-    (He et al. 2015) and without a bias. The generator draws a seed for each layer.
-    """
+    """The growth of one space: new filters are copies, or random (He et al. 2015)."""
 
     space: Space
     units: Copies
@@ -325,21 +308,20 @@ class _Growth:
             grow, axis = partial(self._grow_channels, layer), 1
         elif form_of(layer.module) == "native":
             axis = -len(kernel_of(layer.module).size) - 1
-        spread = _picked(self._places(layer.outputs), axis) if makes else None
-        keep = None
+        maps = {"spread_input": self._places(layer.inputs)} if reads else {}
         if makes and self.random:
-            spread, keep = None, _picked((~self._fresh(layer)).nonzero().flatten(), axis)
+            maps["keep_output"] = (~self._fresh(layer)).nonzero().flatten()
+        elif makes:
+            maps["spread_output"] = self._places(layer.outputs)
         return Change(
             layer.name,
             layer.module,
             grow(copied),
-            spread_input=_picked(self._places(layer.inputs), axis) if reads else None,
-            spread_output=spread,
             rebuild=lambda module: grow(deep_copy(module)),
-            keep_output=keep,
             divides=self._divisors(layer),
             form="widened",
             why_no_integers="noise was added" if makes and self.noise else "",
+            **{name: _picked(places, axis) for name, places in maps.items()},
         )
 
     @torch.no_grad()
@@ -398,23 +380,17 @@ class _Growth:
         return new.masked_fill(self._fresh(layer).to(new.device), start) if self.random else new
 
     def _columns(self, layer: Layer) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Return what a layer reads when it has grown, as (groups, 1, 1, c / groups).
+        """Return the old channel that each channel copies, and what multiplies and divides it.
 
-        For each channel the old one of its group that it copies, and by what its weights are
-        multiplied, and then divided; None where no column changes.
+        Each is (groups, 1, 1, c / groups); None where no column changes.
         """
         axis, units = layer.inputs, self.units
         if layer.kind != "dense" or not self.holds(axis):
             return None
         groups = int(getattr(layer.module, "groups", 1))
-        index, up, down = (
-            one.view(groups, 1, 1, -1)
-            for one in (
-                self._places(axis),
-                per_place(axis, self.space, units.numerators, 1),
-                per_place(axis, self.space, units.denominators, 1),
-            )
-        )
+        shares = units.numerators, units.denominators
+        found = self._places(axis), *(per_place(axis, self.space, one, 1) for one in shares)
+        index, up, down = (one.view(groups, 1, 1, -1) for one in found)
         first = length(axis) // groups * torch.arange(groups)
         return index - first[:, None, None, None], up, down
 

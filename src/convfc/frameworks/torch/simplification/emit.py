@@ -80,8 +80,7 @@ def check_least(program: Program, dtype: torch.dtype, memory: float | None) -> N
     order = topological(program.output)
     for value in order:
         if isinstance(value, Affine) and value.terms:
-            least[value] = min(least.get(source, source.size) for source in value.terms)
-            least[value] = min(least[value], *(source.size for source in value.terms))
+            least[value] = min(min(s.size, least.get(s, s.size)) for s in value.terms)
             if not mixing.isdisjoint(value.terms) or any(
                 matrix.nnz > value.size for matrix in value.terms.values()
             ):

@@ -82,13 +82,10 @@ class _Work:
     def __init__(self, program: Program) -> None:
         self.program = program
         self.order = topological(program.output)
-        self.terms: dict[Value, Terms] = {}
-        self.offset: dict[Value, npt.NDArray[Any]] = {}
         self.users = users_of(program.output)
-        for value in self.order:
-            if isinstance(value, Affine):
-                self.terms[value] = dict(value.terms)
-                self.offset[value] = value.offset
+        affines = [value for value in self.order if isinstance(value, Affine)]
+        self.terms: dict[Value, Terms] = {value: dict(value.terms) for value in affines}
+        self.offset: dict[Value, Any] = {value: value.offset for value in affines}
 
     def gain(self, value: Value, users: Sequence[Value]) -> int:
         """Return by how many the numbers decrease if a value is multiplied into its users."""

@@ -1,19 +1,18 @@
 """What each operation does to a value: the table of operations, open for registration.
 
-An operation has its name in a `trace`: ATen's, or one that is a call of its own there. One function
-is registered under one name or several. It gets the call and, by ATen's names, the arguments, with
-a `Tracked` for each tensor that depends on the model's input, the first of them ``x``. It returns
-the value; `simplified` refuses one that does not have the shape of PyTorch's result.
+An operation has its name in a `trace`. Its function gets the call and, by ATen's names, the
+arguments, with a `Tracked` for each tensor that depends on the model's input, the first of them
+``x``; it returns the value, which has to have the shape of PyTorch's result.
 
-CONV layers, ``nn.Linear`` and BatchNorm are built from their parameters. What only moves numbers
-(flattening, permuting, padding, concatenating, slicing) is run on numbered elements, and every
-other affine operation on the vectors of a basis, so that PyTorch itself says what it does.
+CONV layers, ``nn.Linear`` and BatchNorm are built from their parameters. What only moves numbers is
+run on numbered elements, and every other affine operation on the vectors of a basis, so that
+PyTorch itself says what it does.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -40,13 +39,10 @@ from convfc.frameworks.torch.simplification.values import (
     relu,
     total,
 )
-from convfc.geometry import ConvGeometry
-from convfc.indexmap import index_map
 from convfc.layer import ConvLayer
 from convfc.operators.estimate import MatrixEstimate, pattern_estimate
 from convfc.operators.matrix import conv_matrix, conv_offset
 from convfc.operators.pattern import matrix_pattern
-from convfc.sizes import geometry_errors, per_axis
 
 _BLOCK = 2**26  # bytes of basis vectors, or of their images, that are in memory at a time
 _NORM_ROUNDINGS = 8  # eps, the root, its inverse, two products, a difference, a sum, one to store
@@ -141,19 +137,16 @@ class _Operations(dict[str, Operation]):
 OPERATIONS = _Operations()
 
 
-def _axes(names: Iterable[str]) -> list[str]:
+def _axes(*names: str) -> list[str]:
     """Return names with every dimension in the place of a ``*``."""
-    return [name.replace("*", n) for name in names for n in ("123" if "*" in name else "1")]
+    return [name.replace("*", n) for name in names for n in "123"]
 
 
 # Layers -------------------------------------------------------------------------------------------
 
 
 def estimate(call: Call, x: Tensor) -> MatrixEstimate | None:
-    """Return how large the matrix of a called layer will be; None for any other call.
-
-    Zeros of an ``nn.Linear`` are not counted, so those of an unrolled layer cost nothing.
-    """
+    """Return how large the matrix of a called layer will be; None for any other call."""
     if call.name == LAYER:
         module: Any = call.module
         size = tuple(x.shape[-len(module.kernel_size) :])
@@ -164,8 +157,8 @@ def estimate(call: Call, x: Tensor) -> MatrixEstimate | None:
         dense = weight.layout is torch.strided
         nonzeros = rows * int(torch.count_nonzero(weight) if dense else weight._nnz())
         shape = (rows * weight.shape[0], rows * weight.shape[1])
-        index = 4  # bytes
-        return MatrixEstimate(shape, nonzeros, (_wide(weight).itemsize + index) * nonzeros)
+        # An index takes 4 bytes; zeros, such as those of an unrolled layer, none.
+        return MatrixEstimate(shape, nonzeros, (_wide(weight).itemsize + 4) * nonzeros)
     return None
 
 
@@ -268,31 +261,25 @@ def _(step: Step, x: Any, other: Any) -> Value:
     return scaled(step.like_result(value).value, step.constant(factor))
 
 
-@OPERATIONS.register("div")
-def _(step: Step, x: Any, other: Any, rounding_mode: str | None = None) -> Value:
-    if isinstance(other, Tracked) or rounding_mode is not None:
+@OPERATIONS.register("div", "reciprocal")
+def _(step: Step, x: Any, other: Any = None, rounding_mode: str | None = None) -> Value:
+    if other is None or isinstance(other, Tracked) or rounding_mode is not None:
         raise refuse(_QUOTIENT, step.place)
     return scaled(step.like_result(x).value, 1 / step.constant(other))
-
-
-@OPERATIONS.register("reciprocal")
-def _(step: Step, x: Tracked) -> Value:
-    raise refuse(_QUOTIENT, step.place)
 
 
 @OPERATIONS.register("sum", "mean")
 def _(step: Step, x: Tracked, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Tracked:
     """Add each element to the element of the result that it is summed into."""
-    axes = range(1 + len(x.shape)) if dim is None or dim == [] else dim
-    axes = {axis % (1 + len(x.shape)) for axis in ([axes] if isinstance(axes, int) else axes)}
+    given = [dim] if isinstance(dim, int) else dim or [0]  # without axes it is over all of them
+    axes = {axis % (1 + len(x.shape)) for axis in given}
     if 0 in axes:
         raise refuse(_EACH, step.place)
     kept = [1 if axis in axes else n for axis, n in enumerate(x.shape, start=1)]
     rows = np.broadcast_to(np.arange(math.prod(kept)).reshape(kept), x.shape).ravel()
     n = x.value.size
     share = math.prod(kept) / n if step.call.name == "mean" else 1.0
-    entries = sparse.coo_array((np.full(n, share), (rows, np.arange(n))))
-    matrix = sparse.csr_array(entries)
+    matrix = sparse.csr_array((np.full(n, share), (rows, np.arange(n))))
     return Tracked(linear(x.value, matrix, roundings=2), step.shape)
 
 
@@ -305,7 +292,7 @@ def _(step: Step, *operands: Any, **named: Any) -> Tracked:
     return probed(step, tracked[0])
 
 
-@OPERATIONS.register(*_axes(["avg_pool*d", "_adaptive_avg_pool*d", "adaptive_avg_pool*d"]))
+@OPERATIONS.register(*_axes("avg_pool*d", "_adaptive_avg_pool*d", "adaptive_avg_pool*d"))
 @OPERATIONS.register("upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d")
 @OPERATIONS.register("upsample_bicubic2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa")
 def _(step: Step, x: Tracked, *_: Any, **__: Any) -> Tracked:
@@ -321,8 +308,8 @@ def _(step: Step, x: Tracked, *_: Any, **__: Any) -> Tracked:
 @OPERATIONS.register("constant_pad_nd", "pad", "pixel_shuffle", "pixel_unshuffle", "unfold")
 @OPERATIONS.register("channel_shuffle", "native_channel_shuffle", "im2col", "index_select", "index")
 @OPERATIONS.register("repeat", "clone", "detach", "alias", "lift_fresh", "diagonal", "unsafe_split")
-@OPERATIONS.register(*_axes(["reflection_pad*d", "replication_pad*d"]))
-@OPERATIONS.register(*_axes(["upsample_nearest*d", "_upsample_nearest_exact*d"]))
+@OPERATIONS.register(*_axes("reflection_pad*d", "replication_pad*d"))
+@OPERATIONS.register(*_axes("upsample_nearest*d", "_upsample_nearest_exact*d"))
 def _(step: Step, /, *operands: Any, **named: Any) -> Any:
     inputs = [one for one in tree_leaves((operands, named)) if isinstance(one, Tracked)]
     return moved(step.again, inputs, step.place)
@@ -352,13 +339,8 @@ def _(step: Step, x: Tracked) -> Value:
     return relu(x.value)
 
 
-@OPERATIONS.register("abs")
-def _(step: Step, x: Tracked) -> Value:
-    return leaky(x.value, -1.0)
-
-
-@OPERATIONS.register("leaky_relu")
-def _(step: Step, x: Tracked, negative_slope: float) -> Value:
+@OPERATIONS.register("abs", "leaky_relu")
+def _(step: Step, x: Tracked, negative_slope: float = -1.0) -> Value:
     return leaky(x.value, negative_slope)
 
 
@@ -566,32 +548,17 @@ def _max_pool_kept(step: Step, module: nn.Module, x: Tracked) -> Value:
 
 
 def pool_windows(module: Any, size: Sequence[int], out: Sequence[int]) -> list[Windows]:
-    """Return, for each axis and output position, the input positions of the window.
-
-    The output size tells a window that ``ceil_mode`` adds.
-    """
-    n = len(size)
-    with geometry_errors():
-        kernel = per_axis("kernel_size", module.kernel_size, n, least=1)
-        stride = per_axis("stride", module.stride, n, least=1)
-        low = per_axis("padding", module.padding, n, least=0)
-        dilation = per_axis("dilation", module.dilation, n, least=1)
-    high = [
-        max(0, (o - 1) * s + d * (k - 1) + 1 - i - p)
-        for i, o, k, s, p, d in zip(size, out, kernel, stride, low, dilation, strict=True)
-    ]
-    geometry = ConvGeometry(
-        1, 1, kernel, stride=stride, padding=list(zip(low, high, strict=True)), dilation=dilation
-    )
-    axes = index_map(geometry, size).axes
+    """Return, for each axis and output position, the input positions of the window."""
+    settings = module.kernel_size, module.stride, module.padding, module.dilation
+    each = (np.broadcast_to(one, len(size)).tolist() for one in settings)
     return [
-        [tuple(int(i) for i in row if i >= 0) for row in axis.table[:o]]
-        for axis, o in zip(axes, out, strict=True)
+        [tuple(i for t in range(k) if 0 <= (i := o * s - p + t * d) < n) for o in range(m)]
+        for n, m, k, s, p, d in zip(size, out, *each, strict=True)
     ]
 
 
 def adaptive_windows(size: Sequence[int], out: Sequence[int]) -> list[Windows]:
-    """Return the windows of an adaptive pooling: from floor(i n / m) to ceil((i + 1) n / m)."""
+    """Return those of an adaptive pooling: from floor(i n / m) to ceil((i + 1) n / m)."""
     return [
         [tuple(range(i * n // m, -(-(i + 1) * n // m))) for i in range(m)]
         for n, m in zip(size, out, strict=True)
@@ -648,10 +615,7 @@ def shifted(x: Value, offset: npt.NDArray[Any]) -> Value:
 
 
 def moved(call: Callable[[list[Tensor]], Any], inputs: Sequence[Tracked], where: str) -> Any:
-    """Return what a call that only moves numbers, or adds constants to them, makes of values.
-
-    It is called on one tensor of numbered elements per input, and on zeros for the constants.
-    """
+    """Return what a call that only moves numbers, or adds constants to them, makes of values."""
     total = sum(one.value.size for one in inputs)
     given, first = [], 1
     for one in inputs:
@@ -665,12 +629,10 @@ def moved(call: Callable[[list[Tensor]], Any], inputs: Sequence[Tracked], where:
     def read(result: Tensor) -> Tracked:
         offset = next(constant)
         index = result - offset
-        row, other = index[0], index[1] if index.dim() and len(index) == 2 else index
-        if (
-            index.dim() == 0
-            or len(index) != 2
-            or not torch.equal(other, torch.where(row > 0, row + total, 0.0))
-        ):
+        if index.shape[:1] != (2,):
+            raise refuse(_EACH, where)
+        row, other = index
+        if not torch.equal(other, torch.where(row > 0, row + total, 0.0)):
             raise refuse(_EACH, where)
         shape, number = tuple(row.shape), row.flatten().numpy().astype(np.int64) - 1
         return Tracked(_selected(inputs, number, offset[0].flatten().numpy()), shape)
@@ -689,17 +651,14 @@ def _selected(
         rows = np.flatnonzero((number >= first) & (number < first + n))
         if len(rows):
             entries = (np.ones(len(rows)), (rows, number[rows] - first))
-            matrix = sparse.csr_array(sparse.coo_array(entries, shape=(len(number), n)))
+            matrix = sparse.csr_array(entries, shape=(len(number), n))
             terms[one.value] = terms[one.value] + matrix if one.value in terms else matrix
         first += n
     return affine(terms, offset)
 
 
 def probed(step: Step, x: Tracked, *, channelwise: bool = False) -> Tracked:
-    """Return what an affine call makes of a value: its matrix is its results on a basis.
-
-    If the call does the same to every channel, one channel is enough.
-    """
+    """Return what an affine call makes of a value; or of one channel, if all are alike."""
 
     def call(given: Tensor) -> Tensor:
         result: Tensor = step.again([given])

@@ -50,18 +50,9 @@ def simplify(
     sequential: bool = False,
     memory: float | None = None,
 ) -> nn.Module:
-    """Return a CONV network as a plain MLP that computes the same; see `convfc.simplify`.
-
-    Products are computed in float64 and rounded to the model's dtype once; where nothing is
-    multiplied, the weights have the same bits.
-    """
-    one_of(
-        "max_pool",
-        max_pool,
-        MaxPool,
-        what="there is no such way",
-        remedy="'keep' leaves max-pooling as it is, 'relu' writes it with ReLU",
-    )
+    """Return a CONV network as a plain MLP that computes the same; see `convfc.simplify`."""
+    remedy = "'keep' leaves max-pooling as it is, 'relu' writes it with ReLU"
+    one_of("max_pool", max_pool, MaxPool, remedy=remedy)
     if record_of(model) is not None:
         raise nothing_to_convert("layer that is not simplified already", None, ())
     check_has_numbers(model, "model")
@@ -71,7 +62,12 @@ def simplify(
     if _is_simple(model, found):
         raise nothing_to_convert("layer other than nn.Linear and ReLU", None, ())
     made = made_of(found, model, arguments[0], memory)
-    attach(made, remember(model, arguments[0], found.original, options))
+    check_references(model, {id(part) for part in model.modules()}, copied=True)
+    read, dtype = found.original, like(model, arguments[0]).dtype
+    record = Simplified(deep_copy(model), read.input_shape, dtype, options, read.signature)
+    vars(made)[ATTRIBUTE] = record
+    if isinstance(made, fx.GraphModule):  # copies of it, and what is loaded from a file, have it
+        made.meta[_KEPT] = {ATTRIBUTE: record}
     return made.train(model.training)
 
 
@@ -92,10 +88,7 @@ def made_of(
     *,
     sparse_weights: bool = False,
 ) -> nn.Module:
-    """Return the plain MLP of a network that was read, of its dtype, on its device.
-
-    With sparse weights, which take little memory, it is for comparing and for running only.
-    """
+    """Return the plain MLP of a network that was read; with sparse weights, only to compare it."""
     one = like(model, x)
     if not sparse_weights:
         emit.check_memory(found.final, one.dtype, memory)
@@ -111,10 +104,7 @@ class Options:
 
 
 class Programs(NamedTuple):
-    """A network as values: run, as it was, merged, and, where it had to be, in one sequence.
-
-    ``states`` says what the values of the sequence hold; it is empty where nothing is carried.
-    """
+    """A network as values: run, as it was, merged, in one sequence; what its values hold."""
 
     run: Trace
     original: Program
@@ -125,11 +115,7 @@ class Programs(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Simplified:
-    """The original network, and how it was simplified; it stands in ``vars(model)``.
-
-    It is no part of the module: it has no parameters there, and follows no ``to()``. What each
-    layer is made of is not kept but worked out again, by `made_again`.
-    """
+    """The original network, and how it was simplified; it follows no ``to()``."""
 
     original: nn.Module
     shape: tuple[int, ...]
@@ -158,10 +144,7 @@ def programs_of(
     to_be_made: bool = False,
     numbers: bool = False,
 ) -> Programs:
-    """Read and merge a network; with numbers, its run keeps every value of two examples.
-
-    If the FC layers are to be made of it, those that cannot fit are refused before the merging.
-    """
+    """Read and merge a network; with numbers, its run keeps every value of two examples."""
     try:
         run = _run(model, example, memory, numbers=numbers)
         original = _program(run, options.max_pool, memory)
@@ -188,25 +171,10 @@ def like(model: nn.Module, x: Tensor) -> Tensor:
     return next((p for p in model.parameters() if p.is_floating_point()), x)
 
 
-def attach(module: nn.Module, record: Simplified) -> None:
-    """Give a module its record; copies of it and what is loaded from a file have it, too."""
-    vars(module)[ATTRIBUTE] = record
-    if isinstance(module, fx.GraphModule):
-        module.meta[_KEPT] = {ATTRIBUTE: record}
-
-
 def record_of(module: nn.Module) -> Simplified | None:
     """Return the record of a simplified network; None of any other."""
     record = vars(module).get(ATTRIBUTE)
     return record if isinstance(record, Simplified) else None
-
-
-def remember(model: nn.Module, x: Tensor, read: Program, options: Options) -> Simplified:
-    """Return the record of a network that was read."""
-    check_references(model, {id(part) for part in model.modules()}, copied=True)
-    original = deep_copy(model)
-    dtype = like(model, x).dtype
-    return Simplified(original, read.input_shape, dtype, options, read.signature)
 
 
 # Reading ------------------------------------------------------------------------------------------
@@ -215,10 +183,7 @@ def remember(model: nn.Module, x: Tensor, read: Program, options: Options) -> Si
 def _run(
     model: nn.Module, example: tuple[Any, ...], memory: float | None, *, numbers: bool
 ) -> Trace:
-    """Run a model in evaluation mode on an example, and note its calls.
-
-    Matrices that do not fit together are refused before the first of them is made.
-    """
+    """Run a model in evaluation mode on an example, and note its calls."""
     if len(example) != 1 or not isinstance(example[0], Tensor) or example[0].dim() < 2:
         raise ShapeError(
             "the sizes of the FC layers follow from one input",
@@ -320,10 +285,7 @@ def _check(model: nn.Module) -> None:
 
 
 def _check_memory(found: Trace, memory: float | None) -> None:
-    """Refuse a network whose layers' matrices do not fit together, by its sizes alone.
-
-    All of them are held, sparse and in float64, until they are multiplied and rounded.
-    """
+    """Refuse matrices that do not fit together, before the first of them is made."""
     estimates: dict[str, MatrixEstimate] = {}
     for call in found.calls:
         first = _refs((call.args, call.kwargs))[0]

@@ -1,11 +1,9 @@
 """A model run once, on a tensor that records what is done to it: calls of ATen's operators.
 
-PyTorch takes every call apart into ATen's operators, whose names and arguments are the same however
-it was written (``F.relu(x)``, ``torch.relu(x)``, ``x.relu_()``, ``nn.ReLU()(x)``). What has run is
-recorded, so a forward may be written in any way as long as it does not ask what is in a tensor.
-
-A CONV layer, in any form, is one call, and so are the functions of `WHOLE`, which ATen would take
-apart into calls that mix the examples of a batch, or that say less.
+Their names and arguments are the same however a call was written (``F.relu(x)``, ``x.relu_()``,
+``nn.ReLU()(x)``), and a forward may do anything but ask what is in a tensor. A CONV layer, in any
+form, is one call, and so are the functions of `WHOLE`, which ATen would take apart into calls that
+mix the examples of a batch, or that say less.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from convfc.errors import ConvfcError, ShapeError, UnsupportedLayer, UnsupportedModel
+from convfc.errors import ConvfcError, UnsupportedLayer, UnsupportedModel
 from convfc.frameworks.torch.forms.form import form_of
 from convfc.frameworks.torch.running import call_model, unchanged
 from convfc.frameworks.torch.tensors import first_words
@@ -103,10 +101,7 @@ class Call:
 
 @dataclass(eq=False)
 class Trace:
-    """The calls of one run, its tensors by the number in a `Ref`, and what the model returned.
-
-    The tensors are on the meta device unless their numbers were asked for.
-    """
+    """The calls of one run, its tensors (their numbers only if asked for), and its output."""
 
     calls: list[Call] = field(default_factory=list)
     tensors: list[Tensor] = field(default_factory=list)
@@ -127,7 +122,7 @@ def trace(model: nn.Module, x: Tensor, *, numbers: bool = False) -> Trace:
                 output = model(recorder.tensor(x.detach().clone()))
         except Exception as error:
             if recorder.refused is None and not isinstance(error, ConvfcError):
-                _check_runs(model, x)
+                call_model(model, (x.detach().clone(),), {}, "example")  # whether it runs at all
                 raise UnsupportedModel(
                     f"its forward cannot be followed: {first_words(error)}",
                     where=recorder.failed or recorder.stack[-1][0],
@@ -141,21 +136,6 @@ def trace(model: nn.Module, x: Tensor, *, numbers: bool = False) -> Trace:
         raise recorder.refused
     recorder.found.output = tree_map(recorder.ref, output)
     return recorder.found
-
-
-def _check_runs(model: nn.Module, x: Tensor) -> None:
-    """Refuse an example that the model itself does not take."""
-    try:
-        call_model(model, (x.detach().clone(),), {}, "example")
-    except ShapeError as error:
-        cause = error.__cause__
-        raise ShapeError(
-            "the model does not run on two examples of this shape: "
-            + (first_words(cause) if isinstance(cause, Exception) else ""),
-            where="example",
-            got=tuple(x.shape),
-            remedy="give an input as the model is called with, in a batch of one or more",
-        ) from cause
 
 
 class _Noting(Tensor):
@@ -207,7 +187,10 @@ class _Beside(TorchDispatchMode):
     def __init__(self, recorder: _Recorder, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.recorder = recorder
-        self.own = {_memory(t) for part in model.modules() for t in _tensors_of(part)}
+        # The tensors of the model's own, registered or not.
+        own = [*model.parameters(), *model.buffers()]
+        own += [t for part in model.modules() for t in vars(part).values()]
+        self.own = {_memory(t) for t in own if isinstance(t, Tensor)} - {0}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -222,12 +205,6 @@ class _Beside(TorchDispatchMode):
             if any(isinstance(t, Tensor) and _memory(t) in self.own for t in written):
                 raise self.recorder.refuse(f"{name}() changes a tensor of the model's own", place)
         return func(*args, **(kwargs or {}))
-
-
-def _tensors_of(module: nn.Module) -> Iterator[Tensor]:
-    """Yield the tensors that are a module's own, registered or not."""
-    for values in (module._parameters.values(), module._buffers.values(), vars(module).values()):
-        yield from (t for t in values if isinstance(t, Tensor) and t.layout is torch.strided)
 
 
 def _memory(t: Tensor) -> int:
@@ -285,7 +262,9 @@ class _Recorder:
         noted = tree_map(self.ref, (args, kwargs))
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         versions = tuple(_version(t) for t in given if not isinstance(t, _Noting))
-        real_args, real_kwargs = tree_map(_real, (args, kwargs))
+        real_args, real_kwargs = tree_map(
+            lambda value: value.plain if isinstance(value, _Noting) else value, (args, kwargs)
+        )
         self.calling = True
         try:
             real = function(*real_args, **real_kwargs)
@@ -380,10 +359,6 @@ class _Recorder:
                 del vars(module)["forward"]
             else:
                 vars(module)["forward"] = own
-
-
-def _real(value: Any) -> Any:
-    return value.plain if isinstance(value, _Noting) else value
 
 
 def _version(t: Tensor) -> int:

@@ -20,13 +20,7 @@ _BLOCK = 2**21  # numbers of a weight that are compared, or multiplied by in flo
 
 
 def restore(model: nn.Module, record: Simplified) -> nn.Module:
-    """Return the CONV network that a simplified network was, on its device, in its dtype.
-
-    Raises
-    ------
-    UnsupportedLayer
-        If numbers or parts have changed: a product of layers does not say which of them has.
-    """
+    """Return the CONV network that an unchanged simplified network was."""
     different = next(other_parts(record.made_again(), model), None)
     if different is not None:
         place, _, found = different.partition("; ")

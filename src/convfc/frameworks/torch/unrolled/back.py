@@ -68,8 +68,9 @@ def _multiplied(products: list[Product]) -> Product:
         weight, bias = products[0].weight, products[0].bias
         for step in products[1:]:
             earlier = None if bias is None else step.weight @ bias
-            terms = [term for term in (earlier, step.bias) if term is not None]
-            bias = sum(terms[1:], terms[0]) if terms else None
+            bias = step.bias if earlier is None else earlier
+            if earlier is not None and step.bias is not None:
+                bias = earlier + step.bias
             weight = step.weight @ weight
     trains = any(product.weight.requires_grad for product in products)
     return Product(
@@ -128,10 +129,7 @@ def _record(layer: nn.Module) -> Unrolled:
 
 
 def _filters(matrix: Tensor, record: Unrolled, *, project: bool = False) -> tuple[Tensor, float]:
-    """Return the filters of a matrix, or the closest ones, and how far away their matrix is.
-
-    Without ``project``, a matrix that is not a convolution's raises `NotAConvolution`.
-    """
+    """Return a matrix's filters, or with ``project`` the closest, and how far away they are."""
     pattern, known = record.pattern, record.filters_of(record.weight)
     entries = held_by(matrix, pattern)
     likely = likely_filters(entries.values, pattern, known)
@@ -148,10 +146,7 @@ def _filters(matrix: Tensor, record: Unrolled, *, project: bool = False) -> tupl
 
 
 class FromUnrolled:
-    """Makes CONV layers of unrolled ones; what two of them share stays shared.
-
-    With ``project``, a matrix that is not a convolution's becomes the closest one that is.
-    """
+    """Makes CONV layers of unrolled ones; what two of them share stays shared."""
 
     def __init__(self, *, project: bool = False) -> None:
         self.project = project
@@ -163,18 +158,13 @@ class FromUnrolled:
         assert isinstance(product, Product), product  # noqa: S101
         conv: Any = record.native.__new__(record.native)
         nn.Module.__init__(conv)
-        weight = self.shared(
-            [product.weight],
-            ("weight", record.geometry),
-            lambda: self._weight(product.weight, record, name),
-        )
-        conv.register_parameter("weight", weight)
-        bias, vector = None, product.bias
+        matrix, vector = product.weight, product.bias
+        key = "weight", record.geometry
+        conv.weight = self.shared([matrix], key, lambda: self._weight(matrix, record, name))
+        conv.register_parameter("bias", None)
         if vector is not None:
-            bias = self.shared([vector], "bias", lambda: self._bias(vector, record, name))
-        conv.register_parameter("bias", bias)
-        parts = layer._modules
-        layer._modules = {}
+            conv.bias = self.shared([vector], "bias", lambda: self._bias(vector, record, name))
+        parts, layer._modules = layer._modules, {}
         move_attributes(layer, conv)
         layer._modules = parts
         del vars(conv)[ATTRIBUTE]
@@ -201,10 +191,8 @@ class FromUnrolled:
         if wrong is not None:
             table = vector.detach().unflatten(0, by_filter)
             bias = table.mean(1)
-            away = float((table - bias[:, None]).abs().norm())
-            _warn(
-                name, f"its bias is not a convolution's; the mean over positions is {away:.3g} away"
-            )
+            away = f"{float((table - bias[:, None]).abs().norm()):.3g} away"
+            _warn(name, f"its bias is not a convolution's; the mean over positions is {away}")
         gradient = None if vector.grad is None else vector.grad.unflatten(0, by_filter).sum(1)
         return as_parameter(bias, vector, gradient)
 

@@ -26,17 +26,8 @@ from convfc.operators.pattern import matrix_pattern
 Refusals = dict[str, Refusal]
 
 _READ_BY_FORWARD = (
-    "in_channels",
-    "out_channels",
-    "kernel_size",
-    "stride",
-    "padding",
-    "dilation",
-    "transposed",
-    "output_padding",
-    "groups",
-    "padding_mode",
-    "_reversed_padding_repeated_twice",
+    *nn.Conv2d.__constants__,
+    *("transposed", "_reversed_padding_repeated_twice"),
 )
 
 
@@ -50,11 +41,7 @@ class SizedGeometry(NamedTuple):
 def sized_geometries(
     model: nn.Module, layers: Mapping[str, nn.Module], example: Any
 ) -> tuple[dict[int, SizedGeometry], Refusals, Refusals]:
-    """Run a model once on an example, in evaluation mode, and return what each layer was called on.
-
-    Returned are geometries by the layer's ``id``; why others have none, by name; and, by name, the
-    layers that the model does not call on the example.
-    """
+    """Return what each layer is called on, by ``id``, and why others are refused, or idle."""
     with unchanged(model):
         calls = watched_run(model, example, "example").calls
     sized: dict[int, SizedGeometry] = {}
@@ -66,16 +53,13 @@ def sized_geometries(
         geometry = found[0].geometry if found else None
         extra = sorted(key for key, part in layer._modules.items() if part is not None)
         if not found:
-            idle[name] = Refusal(
-                "the model does not call it on the example",
-                "give an example on which the model does, or use convfc.to_fc",
-            )
+            reason = "the model does not call it on the example"
+            remedy = "give an example on which the model does, or use convfc.to_fc"
+            idle[name] = Refusal(reason, remedy)
         elif len(sizes) > 1:
-            reason = f"it is called on inputs of the sizes {sizes[0]} and {sizes[1]}"
-            refused[name] = Refusal(
-                f"{reason}, and one matrix is for one size",
-                "use convfc.to_fc, whose layers take every size",
-            )
+            reason = f"it is called on inputs of the sizes {sizes[0]} and {sizes[1]}, and one "
+            remedy = "use convfc.to_fc, whose layers take every size"
+            refused[name] = Refusal(f"{reason}matrix is for one size", remedy)
         elif geometry is None or any(call.arguments > 1 for call in found):
             reason = "it is called with more than its input, such as an output_size"
             refused[name] = Refusal(reason, "use convfc.to_fc, which takes it")
@@ -90,10 +74,7 @@ def sized_geometries(
 def differing_ties(
     model: nn.Module, layers: Mapping[str, nn.Module], sized: Mapping[int, SizedGeometry]
 ) -> Refusals:
-    """Return the layers, by name, that share a parameter with something that has another matrix.
-
-    A layer that stays as it is keeps its parameters, so layers that share them stay, too.
-    """
+    """Return the layers, by name, that share a parameter with what has another matrix, or stays."""
     found: Refusals = {}
     while True:
         ready = {name: layer for name, layer in layers.items() if name not in found}
@@ -155,9 +136,7 @@ class ToUnrolled:
         geometry, size = sized
         record = Unrolled(
             native=own_class(layer),
-            attributes={
-                name: vars(layer)[name] for name in _READ_BY_FORWARD if name in vars(layer)
-            },
+            attributes={key: vars(layer)[key] for key in _READ_BY_FORWARD if key in vars(layer)},
             geometry=geometry,
             input_size=size,
             weight=weight.clone(),
