@@ -14,7 +14,7 @@ from torch import nn
 
 from convfc.methods import uncertainty
 from convfc.runs.folder import FinishedRun, Result, RunFolder
-from convfc.runs.progress import Lines
+from convfc.runs.progress import Display
 from convfc.runs.study import Part, Work, report_text
 from convfc.studies.images import Images
 from convfc.studies.torch_training import lenet
@@ -87,45 +87,41 @@ def text_of(results: dict[str, Any]) -> str:
     return report_text(STUDY, FinishedRun(RunFolder(pathlib.Path("run")), results))
 
 
-@pytest.mark.parametrize(("gain", "kind"), [(1, "better"), (-1, "worse"), (0, "same")])
-def test_methods_are_sorted_by_their_intervals(gain: int, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("gain", "kind", "words"),
+    [
+        (1, "better", "better with {}"),
+        (-1, "worse", "better with none; worse with {}"),
+        (0, "same", "better with none; not told apart: {}"),
+    ],
+)
+def test_methods_are_sorted_by_their_intervals(gain: int, kind: str, words: str) -> None:
+    results = made_up(gain)
     for measure in MEASURES:
-        found = sorted_out(made_up(gain)["table"], measure)
+        found = sorted_out(results["table"], measure)
         assert found.pop(kind) == TITLES
         assert set(map(tuple, found.values())) == {()}
-
-
-def test_errors_are_better_small_and_the_rest_large() -> None:
-    large = {measure for measure, (_, sign) in MEASURES.items() if sign == 1}
-    assert large == {"accuracy", "auroc_entropy", "auroc_mutual", "moved_accuracy"}
-
-
-def test_an_interval_that_touches_zero_says_nothing() -> None:
-    results = made_up(1)
+    told = f"- **Likelihood of the digits (NLL):** {words.format(', '.join(TITLES))}.\n"
+    assert told in text_of(results)
+    # An interval that touches zero says nothing.
     results["table"]["taps"]["nll"] |= {"low": -0.03, "high": 0.0}
-    assert sorted_out(results["table"], "nll")["same"] == ["MC dropout (taps)"]
-
-
-def test_words_follow_the_numbers() -> None:
-    everything = ", ".join(TITLES)
-    good, bad, nothing = (text_of(made_up(gain)) for gain in (1, -1, 0))
-    assert f"- **Likelihood of the digits (NLL):** better with {everything}.\n" in good
-    assert f"(NLL):** better with none; worse with {everything}.\n" in bad
-    assert f"(NLL):** better with none; not told apart: {everything}.\n" in nothing
+    assert "MC dropout (taps)" in sorted_out(results["table"], "nll")["same"]
 
 
 def test_table_has_the_numbers_with_their_marks() -> None:
+    large = {measure for measure, (_, sign) in MEASURES.items() if sign == 1}
+    assert large == {"accuracy", "auroc_entropy", "auroc_mutual", "moved_accuracy"}
     text = text_of(made_up(1))
-    assert "| no method |  |" in text  # its settings, in the table of methods
-    row = "| no method | 50.0 % | 0.500 | 50.0 % | 0.500 | 0.500 | – | 2.0 | 0.10 |"
-    assert row in text
-    better = "51.0 % ▲ | 0.510 ▲ | 51.0 % ▲ | 0.510 ▲ | 0.510 ▲ | 0.900 ▲ | 2.0"
-    assert f"| Concrete Dropout | {better}" in text
+    for words in (
+        "| no method |  |",  # its settings, in the table of methods
+        "| no method | 50.0 % | 0.500 | 50.0 % | 0.500 | 0.500 | – | 2.0 | 0.10 |",
+        "| Concrete Dropout | 51.0 % ▲ | 0.510 ▲ | 51.0 % ▲ | 0.510 ▲ | 0.510 ▲ | 0.900 ▲ | 2.0",
+        "| 3.0 | 10.00 |",  # Laplace needs a trained network first
+        "take 100 to 100 times the time",
+        "CONV layer 0 0.05 (down), CONV layer 3 0.2 (up), FC layer 7 0.3 (up)",
+    ):
+        assert words in text
     assert "| Laplace (Kronecker) | 49.0 % ▼ | 0.490 ▼ |" in text_of(made_up(-1))
-    # Laplace needs a trained network first.
-    assert "| 3.0 | 10.00 |" in text
-    assert "take 100 to 100 times the time" in text
-    assert "CONV layer 0 0.05 (down), CONV layer 3 0.2 (up), FC layer 7 0.3 (up)" in text
 
 
 def test_mutual_information_is_praised_only_where_it_is_better() -> None:
@@ -143,9 +139,9 @@ def test_mutual_information_is_praised_only_where_it_is_better() -> None:
 def test_the_turned_one_is_told_as_it_was() -> None:
     results = made_up()
     text = text_of(results)
+    sure = "mean confidence of 90 %. Less sure at these angles: 60 % with MC dropout (kernels), "
     assert "takes the 1 for 7 at 30, 45, 60," in text
-    assert "mean confidence of 90 %" in text
-    assert "Less sure at these angles: 60 % with MC dropout (kernels), " in text
+    assert sure in text
     assert "Not less sure" not in text
     results["turned"]["laplace"]["confidence"] = [0.95] * len(ANGLES)
     assert "Not less sure: 95 % with Laplace (Kronecker)." in text_of(results)
@@ -155,8 +151,9 @@ def test_the_turned_one_is_told_as_it_was() -> None:
 
 def test_a_broken_certificate_is_not_hidden() -> None:
     results = made_up()
-    assert "every network that was drawn is certified" in text_of(results)
-    assert "does not hold" not in text_of(results)
+    text = text_of(results)
+    assert "every network that was drawn is certified" in text
+    assert "does not hold" not in text
     results["drawn"]["gaussian"] |= {"holds": False, "failures": ["0: another bit"]}
     text = text_of(results)
     assert "*not* certified to be the same function as CONV layers: Bayes by Backprop" in text
@@ -283,7 +280,7 @@ def test_learned_rates_take_longer_steps_and_nothing_is_left_out() -> None:
 
 def work_on(folder: pathlib.Path, name: str, results: dict[str, Result]) -> Work:
     settings = Settings.named(images=30, samples=2)
-    display, run = Lines(Console(file=io.StringIO()), "parts", "step"), RunFolder(folder)
+    display, run = Display(Console(file=io.StringIO()), "parts", "step"), RunFolder(folder)
     display.plan({name: 3}, set(), {name: 1})
     for key, result in results.items():
         run.part(key).save(result)
@@ -317,7 +314,7 @@ def test_draws_of_laplace_resume_to_the_same_bits(
             with pytest.raises(KeyboardInterrupt):
                 parts._predict_laplace(work_on(tmp_path / "again", "predict-laplace", plain))
         work = work_on(tmp_path / "again", "predict-laplace", plain)
-        saved = work.saved()
+        saved = work.files.load_checkpoint()
         assert saved is not None
         assert saved["draws"].shape == (2, 4, 10)
         torch.manual_seed(2)

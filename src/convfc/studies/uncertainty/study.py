@@ -188,7 +188,9 @@ def _predict_laplace(work: Work) -> Result:
         fitting = time.process_time() - began
         asked = questions(settings)
         x = torch.from_numpy(np.concatenate([asked[name].images for name in SETS]))
-        saved = work.saved() or {"draws": np.zeros((settings.samples, 0, 10), np.float32)}
+        saved = work.files.load_checkpoint() or {
+            "draws": np.zeros((settings.samples, 0, 10), np.float32)
+        }
         draws, sampling = [torch.from_numpy(saved["draws"])], float(saved.get("seconds", 0))
         done = draws[0].shape[1]
         work.start(done // _LAPLACE_BATCH)
