@@ -16,15 +16,9 @@ from convfc.studies.catalogue import PACKAGES
 from convfc.tables import TextTable
 
 if TYPE_CHECKING:
-    from convfc.runs.study import Settings
-    from convfc.runs.study import Study as RunnableStudy
+    from convfc.runs import study as runs
 
-    Study = StrEnum
-else:
-    # What there is to run beside the paper's experiment.
-    Study = StrEnum("Study", {name: name for name in PACKAGES})
-
-
+Study = StrEnum("Study", list(PACKAGES))  # type: ignore[misc]
 Optimizer = StrEnum("Optimizer", ["sgd", "adam"])
 Backend = StrEnum("Backend", ["jax", "torch", "tensorflow"])
 Dtype = StrEnum("Dtype", ["float32", "float64"])
@@ -159,8 +153,8 @@ def _refuse(options: set[str], owner: str) -> None:
 
 def _run(
     console: Console,
-    study: RunnableStudy,
-    settings: Settings,
+    study: runs.Study,
+    settings: runs.Settings,
     runs_dir: pathlib.Path,
     resume: bool,
     overwrite: bool,

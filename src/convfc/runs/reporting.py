@@ -59,6 +59,9 @@ def render(template: str, values: Mapping[str, Any]) -> str:
         "listed": listed,
         "epochs": lambda count: f"{count} epoch" if count == 1 else f"{count} epochs",
     }
+    environment.globals["figure"] = lambda name, alt, caption: (
+        f"![{alt}](figures/{name}.png)\n\n*{caption}*"
+    )
     return environment.from_string(template).render(values)
 
 
