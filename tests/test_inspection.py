@@ -115,8 +115,9 @@ def test_the_summary(rows: tuple[LayerRow, ...], text: str) -> None:
     assert text in str(Inspection("Net", rows, 10, 20)).splitlines()
 
 
-def test_it_is_a_sequence_and_json() -> None:
-    inspection = Inspection("Net", (ROW, OWN), 1, 2, was_run=True)
+def test_it_is_a_sequence_and_json_and_html() -> None:
+    inspection = Inspection("<Net>", (ROW, OWN), 1, 2, was_run=True)
+    assert "<div>&lt;Net&gt;: 2 CONV layers" in inspection._repr_html_()
     assert (list(inspection), len(inspection)) == ([ROW, OWN], 2)
     data = json.loads(json.dumps(inspection.to_dict()))
     assert data["totals"]["layers"] == 2
@@ -124,14 +125,6 @@ def test_it_is_a_sequence_and_json() -> None:
     assert data["rows"][0]["geometry"]["kernel_size"] == [7, 7]
     own = data["rows"][1]
     assert (own["remedy"], own["convertible"]) == ("use a layer", False)
-
-
-def test_in_a_notebook_names_are_escaped() -> None:
-    row = replace(ROW, kind="<script>")
-    text = Inspection("<Net>", (row,), 1, 2)._repr_html_()
-    assert "<script>" not in text
-    assert "&lt;script&gt;" in text
-    assert "&lt;Net&gt;: 1 CONV layer" in text
 
 
 @pytest.mark.parametrize(

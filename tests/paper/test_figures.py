@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import pathlib
 import sys
-from collections.abc import Iterator
 
 import matplotlib as mpl
 import matplotlib.colors
@@ -24,20 +23,14 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> Record:
     return read_record(make_run(tmp_path_factory.mktemp("figures") / "run"))
 
 
-@pytest.fixture(autouse=True)
-def style() -> Iterator[None]:
-    with drawing.house_style():
-        yield
-
-
 DIGIT = np.arange(28 * 28, dtype=np.float64).reshape(28, 28) % 251
 FILTER = (np.arange(16, dtype=np.float64) - 7).reshape(1, 4, 4, 1)
 
 
 def test_the_users_own_settings_change_nothing(record: Record, tmp_path: pathlib.Path) -> None:
-    drawing.save_figure(figures.histogram_figure(record, ["sgd"]), tmp_path, "usual")
-    with mpl.rc_context({"font.size": 30, "svg.hashsalt": None}), drawing.house_style():
-        drawing.save_figure(figures.histogram_figure(record, ["sgd"]), tmp_path, "own")
+    for name, own in (("usual", {}), ("own", {"font.size": 30, "svg.hashsalt": None})):
+        with mpl.rc_context(own), drawing.house_style():
+            drawing.save_figure(figures.histogram_figure(record, ["sgd"]), tmp_path, name)
     assert (tmp_path / "usual.svg").read_bytes() == (tmp_path / "own.svg").read_bytes()
 
 
