@@ -185,11 +185,6 @@ ERRORS = {
     "nets_of_mine.py. Remedy: give its path from this folder, as in ./nets.py:Net",
     "./sub:net": "no Python file sub; expected a file that ends in .py. "
     "Remedy: give its path from this folder, as in ./nets.py:Net",
-    "./nets_of_mine.py": "this does not name a module and a factory; expected module:factory; got "
-    "'./nets_of_mine.py'. Remedy: write it as in torchvision.models:resnet18, or ./nets.py:Net for "
-    "a file",
-    "./nets_of_mine.py:nett": "nets_of_mine has no nett; expected one like net. "
-    "Remedy: check the spelling; dir() lists what it has",
     "./wrong_name.py:net": "./wrong_name.py cannot be imported, AttributeError: module 'torch.nn' "
     "has no attribute 'Conv4d'; got line 2 of {here}/wrong_name.py. "
     "Remedy: see it all with python ./wrong_name.py",

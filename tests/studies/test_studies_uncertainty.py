@@ -43,7 +43,7 @@ def cell(value: float, gain: int, measure: str) -> dict[str, float]:
     return {"value": value, "difference": (low + high) / 2, "low": low, "high": high}
 
 
-def made_up(gain: int = 1, **changed: Any) -> dict[str, Any]:
+def made_up(gain: int = 1) -> dict[str, Any]:
     """Results that nobody measured: every method better than none, or worse, or neither."""
     plain = {m: {"value": 0.5} if m != "auroc_mutual" else None for m in MEASURES}
     table = {"plain": plain} | {
@@ -55,12 +55,7 @@ def made_up(gain: int = 1, **changed: Any) -> dict[str, Any]:
         table[key]["auroc_mutual"]["value"] = 0.9
     wrong = [1 if angle in (0, 15, 165, 180) else 7 for angle in ANGLES]
     turned = {
-        key: {
-            "class": wrong,
-            "confidence": [0.9 if key == "plain" else 0.6] * len(ANGLES),
-            "entropy": [0.5] * len(ANGLES),
-            "mutual": [0.1] * len(ANGLES),
-        }
+        key: {"class": wrong, "confidence": [0.9 if key == "plain" else 0.6] * len(ANGLES)}
         for key in METHODS
     }
     one = {"holds": True, "failures": [], "ratio": 0.1, "integers": True, "difference": 1e-7}
@@ -80,7 +75,7 @@ def made_up(gain: int = 1, **changed: Any) -> dict[str, Any]:
         "seconds": seconds,
         "versions": {"python": "3.11.7", "torch": "2.14.1"},
         "machine": {"processor": "some CPU", "cores": 2, "system": "Linux x86_64"},
-    } | changed
+    }
 
 
 def text_of(results: dict[str, Any]) -> str:

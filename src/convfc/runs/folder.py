@@ -19,18 +19,20 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+import numpy as np
+
 from convfc.errors import ArgumentError, RunError
+from convfc.files import read_arrays, write_arrays
 from convfc.runs.sealed import (
     Array,
     Sealed,
-    read_checkpoint,
+    print_of_arrays,
     read_finite,
     read_json,
     read_sealed,
     readable,
     removing,
     require_folder,
-    write_checkpoint,
     write_finite,
     write_sealed,
 )
@@ -100,13 +102,17 @@ class PartFiles:
             sealed.check(name)
 
     def save_checkpoint(self, arrays: Mapping[str, Array]) -> None:
-        """Write a checkpoint in the place of the former one."""
+        """Write a checkpoint in the place of the former one, with its fingerprint inside."""
         self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        write_checkpoint(self.checkpoint, arrays)
+        write_arrays(self.checkpoint, {**arrays, "sha256": np.array(print_of_arrays(arrays))})
 
     def load_checkpoint(self) -> dict[str, Array] | None:
-        """Return the checkpoint; None if there is none, or only a damaged one."""
-        return read_checkpoint(self.checkpoint)
+        """Return the checkpoint; None if there is none that is whole and of this version."""
+        with contextlib.suppress(RunError), readable(self.checkpoint, ""):
+            arrays = read_arrays(self.checkpoint)
+            if str(arrays.pop("sha256")) == print_of_arrays(arrays):
+                return arrays
+        return None
 
     def clean(self) -> None:
         """Remove what a killed process may have left: unfinished files, an outdated checkpoint."""

@@ -155,24 +155,8 @@ def _require_finite(arrays: Mapping[str, Array]) -> None:
             raise ValueError(f"{name}: some of its numbers are not finite")
 
 
-def write_checkpoint(path: pathlib.Path, arrays: Mapping[str, Array]) -> None:
-    """Write arrays in the place of the former checkpoint, with their fingerprint among them."""
-    write_arrays(path, {**arrays, _SEAL: np.array(_print_of_arrays(arrays))})
-
-
-def read_checkpoint(path: pathlib.Path) -> dict[str, Array] | None:
-    """Return a checkpoint; None if there is none, or one that is damaged or of another version."""
-    with contextlib.suppress(RunError), readable(path, ""):
-        arrays = read_arrays(path)
-        if str(arrays.pop(_SEAL)) == _print_of_arrays(arrays):
-            return arrays
-    return None
-
-
-_SEAL = "sha256"
-
-
-def _print_of_arrays(arrays: Mapping[str, Array]) -> str:
+def print_of_arrays(arrays: Mapping[str, Array]) -> str:
+    """Return a fingerprint of arrays, which is another one in another version of the files."""
     digest = hashlib.sha256(f"format {FORMAT}".encode())
     for name, array in sorted(arrays.items()):
         whole = np.ascontiguousarray(array)
