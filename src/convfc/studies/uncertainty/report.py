@@ -113,19 +113,16 @@ def _turned(turned: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {
         "wrong": [ANGLES[n] for n in wrong],
         "classes": sorted({plain["class"][n] for n in wrong}),
+        "less": [],
+        "not": [],
     }
-    if not wrong:
-        return found
-    means = {
-        key: sum(numbers["confidence"][n] for n in wrong) / len(wrong)
-        for key, numbers in turned.items()
-    }
-    found["plain"] = means["plain"]
-    found["less"], found["not"] = [], []
-    for key, mean in means.items():
-        if key != "plain":
+    for key in METHODS if wrong else ():  # the network without a method is the first
+        mean = sum(turned[key]["confidence"][n] for n in wrong) / len(wrong)
+        if key == "plain":
+            found["plain"] = mean
+        else:
             words = f"{100 * mean:.0f} % with {METHODS[key].title}"
-            found["less" if mean < means["plain"] else "not"].append(words)
+            found["less" if mean < found["plain"] else "not"].append(words)
     return found
 
 

@@ -170,9 +170,8 @@ def _predict_laplace(work: Work) -> Result:
     """
     with warnings.catch_warnings():
         # laplace-torch and what it stands on import and call what PyTorch calls deprecated.
-        warnings.simplefilter("ignore", category=FutureWarning)
-        warnings.simplefilter("ignore", category=DeprecationWarning)
-        warnings.simplefilter("ignore", category=UserWarning)
+        for kind in (FutureWarning, DeprecationWarning, UserWarning):
+            warnings.simplefilter("ignore", category=kind)
         from laplace import Laplace
 
         settings = work.settings
