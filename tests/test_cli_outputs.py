@@ -5,15 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import pathlib
-import subprocess
-import sys
 from collections.abc import Callable
-from typing import IO, Any
+from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
-
-from convfc.cli import app
+from commands import call, enter, python, refused
 
 FULL = pathlib.Path("/dev/full")
 NO_FULL = "only Linux has a device that is always full"
@@ -40,24 +36,7 @@ RUNS: dict[str, Command] = {
 
 @pytest.fixture(autouse=True)
 def place(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
-    (tmp_path / "flat_net.py").write_text(NET)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "flat_net", raising=False)
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def call(*arguments: str) -> Result:
-    return CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
-
-
-def one_line(result: Result, *texts: str) -> None:
-    assert result.exit_code == 1, result.output
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("Error: ")
-    for text in texts:
-        assert text in line
+    return enter(tmp_path, monkeypatch, flat_net=NET)
 
 
 def contents(folder: pathlib.Path) -> dict[str, bytes | str]:
@@ -106,10 +85,9 @@ IN_THE_WAY = [
 def test_something_in_the_way(place: pathlib.Path, command: Command, kind: str) -> None:
     path = blocked(kind, place / "out.svg")
     before = contents(place)
-    result = call(*command(path))
     named = path.name if kind in ("folder", "dangling", "loop") else ""
-    one_line(result, ". Remedy: ", named)
-    assert any(words in result.stderr for words in PLACES[kind])
+    line = refused(call(*command(path)), ". Remedy: ", named)
+    assert any(words in line for words in PLACES[kind])
     assert contents(place) == before
 
 
@@ -144,12 +122,12 @@ def test_a_disk_that_takes_nothing(
     before = contents(place)
     refuse_to_write(monkeypatch, error)
     arguments = command(place / "out.svg")
-    result = call(*arguments)
-    one_line(result, f"Error: {place / 'out.svg'}", f"({os.strerror(error)}). Remedy: ")
     remedies = {"explore": "--html", "spectrum": "--figure"}
-    assert remedies.get(arguments[0], "another --runs-dir or --name") in result.stderr
-    assert (": the disk is full (" in result.stderr) == (error == errno.ENOSPC)
-    assert ".tmp" not in result.stderr
+    remedy = remedies.get(arguments[0], "another --runs-dir or --name")
+    texts = (f"Error: {place / 'out.svg'}", f"({os.strerror(error)}). Remedy: ", remedy)
+    line = refused(call(*arguments), *texts)
+    assert (": the disk is full (" in line) == (error == errno.ENOSPC)
+    assert ".tmp" not in line
     assert contents(place) == before
 
 
@@ -161,14 +139,14 @@ def test_what_was_computed_is_not_lost_with_its_figure(
 ) -> None:
     blocked("folder", place / "out.svg")
     result = call(*SPECTRUM, *option, "--figure", "out.svg")
-    one_line(result, "out.svg: it cannot be used (Is a directory). Remedy: draw to another file")
+    refused(result, "out.svg: it cannot be used (Is a directory). Remedy: draw to another file")
     assert words in result.stdout
 
 
 def test_a_disk_that_fills_during_a_run_loses_nothing(place: pathlib.Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         refuse_to_write(patch, errno.ENOSPC, "*results.json.tmp")
-        one_line(call(*STUDY), "results.json: the disk is full (", "Remedy: ")
+        refused(call(*STUDY), "results.json: the disk is full (", "Remedy: ")
     (run,) = (place / "runs").iterdir()
     parts = contents(run / "parts")
     assert parts
@@ -179,38 +157,24 @@ def test_a_disk_that_fills_during_a_run_loses_nothing(place: pathlib.Path) -> No
     assert (run / "report.html").exists()
 
 
-def printed_to(output: IO[Any] | int, *arguments: str) -> tuple[int, str]:
-    """Run a command in another process, and return its exit code and its errors."""
-    result = subprocess.run(  # noqa: S603
-        [sys.executable, "-m", "convfc", *arguments],
-        stdout=output,
-        stderr=subprocess.PIPE,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    return result.returncode, result.stderr
-
-
 @pytest.mark.skipif(not FULL.exists(), reason=NO_FULL)
-@pytest.mark.usefixtures("place")
 @pytest.mark.parametrize("arguments", [("--version",), ("explore", "--html", "page.html")])
 def test_an_output_that_takes_nothing(arguments: tuple[str, ...]) -> None:
     with FULL.open("w") as full:
-        assert printed_to(full, *arguments) == (
-            1,
-            "Error: the disk is full (No space left on device). Remedy: free some space, or send "
-            "the output somewhere else\n",
-        )
+        run = python("-m", "convfc", *arguments, stdout=full)
+    assert (run.returncode, run.stderr) == (
+        1,
+        "Error: the disk is full (No space left on device). Remedy: free some space, or send "
+        "the output somewhere else\n",
+    )
 
 
 def test_a_reader_that_has_seen_enough_gets_no_error() -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    try:
-        assert printed_to(writer, "--version") == (1, "")
-    finally:
-        os.close(writer)
+    run = python("-m", "convfc", "--version", stdout=writer)
+    os.close(writer)
+    assert (run.returncode, run.stderr) == (1, "")
 
 
 SEPARATORS, PRINTABLE = "one name without separators", "printable characters only"
@@ -230,8 +194,6 @@ STARTS += [pytest.param(PAPER, "a/b", SEPARATORS, id="paper-a/b")]
 def test_a_name_that_is_not_a_folders(
     place: pathlib.Path, start: tuple[str, ...], name: str, rule: str
 ) -> None:
-    result = call(*start, f"--name={name}")
-    one_line(
-        result, f"name: not a folder's name; expected {rule}; got {name!r}. Remedy: use letters"
-    )
+    text = f"name: not a folder's name; expected {rule}; got {name!r}. Remedy: use letters"
+    refused(call(*start, f"--name={name}"), text)
     assert [path.name for path in place.iterdir()] == ["flat_net.py"]

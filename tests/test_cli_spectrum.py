@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import pathlib
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from commands import call, enter, refused
 from safetensors.torch import save_file
-from typer.testing import CliRunner, Result
 
-from convfc.cli import app
 from convfc.errors import DtypeError
 from convfc.frameworks.torch import checkpoint
 from convfc.methods import spectrum
@@ -40,17 +38,12 @@ class Net(nn.Module):
 """
 
 
+SPECTRUM = ("spectrum", "spectral_net:Net", "--input", "1,8,8")
+
+
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "spectral_net.py").write_text(NET)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "spectral_net", raising=False)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def call(*arguments: str) -> Result:
-    return CliRunner().invoke(app, ["spectrum", *arguments], env={"COLUMNS": "200"})
+    return enter(tmp_path, monkeypatch, spectral_net=NET)
 
 
 @pytest.mark.parametrize(
@@ -58,19 +51,19 @@ def call(*arguments: str) -> Result:
 )
 def test_a_table_and_a_figure(place: Path, sizes: str, name: str | None) -> None:
     asked = ("--figure", name) if name else ()
-    result = call("spectral_net:Net", "--input", sizes, *asked)
+    result = call(*SPECTRUM[:-1], sizes, *asked)
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
     assert [line.split()[0] for line in lines[:3]] == ["layer", "first", "second"]
     assert lines[1].split()[1:3] == ["8×8", "256×64"]
     name = name or "Net-spectrum.svg"
     assert lines[-1] == f"Figure: {name}"
-    assert [path.name for path in place.iterdir() if path.suffix not in (".py", "")] == [name]
+    assert [path.name for path in place.iterdir() if path.suffix != ".py"] == [name]
     assert (place / name).read_bytes()[:4] == (b"\x89PNG" if name.endswith("png") else b"<?xm")
 
 
 def test_json_has_the_numbers_of_the_functions(place: Path) -> None:
-    result = call("spectral_net:Net", "--input", "1,8,8", "--json", "--k", "3", "--smallest")
+    result = call(*SPECTRUM, "--json", "--k", "3", "--smallest")
     assert result.exit_code == 0, result.output
     import spectral_net
 
@@ -94,8 +87,7 @@ def test_json_has_the_numbers_of_the_functions(place: Path) -> None:
 )
 def test_one_boundary_and_one_layer(boundary: str, present: list[bool]) -> None:
     options = ("--boundary", boundary, "--layer", "sec*", "--json")
-    result = call("spectral_net:Net", "--input", "1,8,8", *options)
-    (layer,) = json.loads(result.stdout)["layers"]
+    (layer,) = json.loads(call(*SPECTRUM, *options).stdout)["layers"]
     assert layer["name"] == "second"
     assert [layer[name] is not None for name in ("own", "circular")] == present
 
@@ -108,17 +100,15 @@ def saved(kinds: dict[str, torch.dtype], times: int = 1) -> tuple[str, ...]:
     for end, dtype in kinds.items():
         tensors |= {name: t.to(dtype) for name, t in tensors.items() if name.endswith(end)}
     save_file(tensors, "kinds.safetensors")
-    plain = ("spectral_net:Net", "--input", "1,8,8", "--layer", "first", "--boundary", "own")
-    return (*plain, "--json", "--weights", "kinds.safetensors")
+    options = ("--layer", "first", "--boundary", "own", "--json")
+    return (*SPECTRUM, *options, "--weights", "kinds.safetensors")
 
 
 def test_weights_come_from_a_file() -> None:
-    norms = []
-    for times in (1, 2):
-        result = call(*saved({}, times))
-        assert (result.exit_code, result.stderr) == (0, "")
-        norms.append(json.loads(result.stdout)["layers"][0]["norm"])
-    assert norms[1] == 2 * norms[0]  # exact: a power of 2
+    results = [call(*saved({}, times)) for times in (1, 2)]
+    assert [(result.exit_code, result.stderr) for result in results] == [(0, "")] * 2
+    one, two = (json.loads(result.stdout)["layers"][0]["norm"] for result in results)
+    assert two == 2 * one  # exact: a power of 2
 
 
 @pytest.mark.parametrize(
@@ -155,11 +145,9 @@ def test_weights_that_are_other_numbers_are_refused(
     end: str, dtype: torch.dtype, text: str
 ) -> None:
     result = call(*saved({end: dtype}))
-    assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr.startswith("Error: kinds.safetensors: these are not the model's kinds")
-    assert "; expected floating-point numbers for floating-point numbers, and all" in result.stderr
-    assert text in result.stderr
-    assert result.stderr.count("\n") == 1
+    line = refused(result, "; expected floating-point numbers for floating-point numbers, ", text)
+    assert line.startswith("Error: kinds.safetensors: these are not the model's kinds")
+    assert result.stdout == ""
 
 
 @pytest.mark.parametrize(
@@ -185,39 +173,36 @@ def test_numbers_that_their_dtype_would_change_are_refused(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "text"),
+    ("options", "text"),
     [
-        (("spectral_net:Nest",), "spectral_net has no Nest"),
-        (("spectral_net:Net", "--layer", "third"), "no CONV layer was called of these names"),
-        (("spectral_net:Net", "--arg", "channels=5"), "x: the model does not run on this input"),
-        (("spectral_net:Net", "--figure", "a.pdf"), "figures are PNG or SVG; expected .png or"),
-        (("spectral_net:Net", "--figure", "no/a.png"), "no: there is no such folder"),
-        (("spectral_net:Net", "--weights", "no.safetensors"), "there is no such file"),
-        (("spectral_net:Net", "--weights", "text.safetensors"), "this is no safetensors file"),
+        ("--layer third", "no CONV layer was called of these names"),
+        ("--arg channels=5", "x: the model does not run on this input"),
+        ("--figure a.pdf", "figures are PNG or SVG; expected .png or"),
+        ("--figure no/a.png", "no: there is no such folder"),
+        ("--weights no.safetensors", "there is no such file"),
+        ("--weights text.safetensors", "this is no safetensors file"),
         (
-            ("spectral_net:Net", "--weights", "other.safetensors"),
+            "--weights other.safetensors",
             "missing: first.bias, first.weight, last.bias and 9 more; "
             "unknown to the model: extra; of another shape: last.weight (2, 3) instead of (2, 96)",
         ),
         (
-            ("spectral_net:Net", "--weights", "names.safetensors"),
+            "--weights names.safetensors",
             r"unknown to the model: \x1b]0;owned\x07, "
             f"{'z' * 180} … {'z' * 180} (2,000,000 characters). Remedy: give",
         ),
     ],
-    ids=["factory", "layer", "input", "pdf", "folder", "no-file", "format", "tensors", "names"],
+    ids=["layer", "input", "pdf", "folder", "no-file", "format", "tensors", "names"],
 )
-def test_errors_are_one_line(place: Path, arguments: tuple[str, ...], text: str) -> None:
+def test_errors_are_one_line(place: Path, options: str, text: str) -> None:
     (place / "text.safetensors").write_text("this is text")
     tensors = {"last.weight": torch.zeros(2, 3), "extra": torch.zeros(1)}
     save_file(tensors, place / "other.safetensors")
     names = ("\x1b]0;owned\x07", "z" * 2_000_000)
     save_file({name: torch.zeros(1) for name in names}, place / "names.safetensors")
-    result = call(*arguments, "--input", "1,8,8")
-    assert (result.exit_code, result.stdout) == (1, "")
-    assert text in result.stderr
-    assert result.stderr.startswith("Error: ")
-    assert result.stderr.count("\n") == 1
+    result = call(*SPECTRUM, *options.split())
+    refused(result, text)
+    assert result.stdout == ""
     assert not list(place.glob("*.svg"))
 
 
@@ -226,14 +211,14 @@ def test_ctrl_c_leaves_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> 
         raise KeyboardInterrupt
 
     monkeypatch.setattr(models, "singular_values", stopped)
-    result = call("spectral_net:Net", "--input", "1,8,8")
+    result = call(*SPECTRUM)
     assert result.exit_code == 130
     assert "Stopped; nothing was written." in result.stderr
     assert not list(place.glob("*spectrum*"))
 
 
 def test_two_wishes_about_the_figure_are_wrong_usage() -> None:
-    result = call("spectral_net:Net", "--input", "1,8,8", "--figure", "a.png", "--no-figure")
+    result = call(*SPECTRUM, "--figure", "a.png", "--no-figure")
     assert result.exit_code == 2
     assert "give only one of --figure and --no-figure" in result.stderr
-    assert call("spectral_net:Net").exit_code == 2
+    assert call(*SPECTRUM[:2]).exit_code == 2

@@ -32,15 +32,11 @@ UP = LayerRow(
 OWN = LayerRow(("",), "F.conv2d", "functional", reason="it is a function", remedy="use a layer")
 
 
-def row_of(case: Case) -> LayerRow:
-    size = case.geometry.output_size(case.input_size)
-    facts = {"call": 0, "batch": case.batch, "input_size": case.input_size, "output_size": size}
-    return LayerRow(("layer",), "Conv", "native", case.geometry, itemsize=8, **facts)
-
-
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_shapes_and_numbers_are_those_of_the_arrays(case: Case) -> None:
-    row = row_of(case)
+    size = case.geometry.output_size(case.input_size)
+    facts = {"call": 0, "batch": case.batch, "input_size": case.input_size, "output_size": size}
+    row = LayerRow(("layer",), "Conv", "native", case.geometry, itemsize=8, **facts)
     x, filters, _ = case.integers()
     M = convfc.im2col(x, case.geometry)
     K = convfc.filters_to_matrix(filters, case.geometry)
@@ -119,25 +115,16 @@ def test_the_summary(rows: tuple[LayerRow, ...], text: str) -> None:
     assert text in str(Inspection("Net", rows, 10, 20)).splitlines()
 
 
-def test_it_is_a_sequence_and_json() -> None:
-    inspection = Inspection("Net", (ROW, OWN), 1, 2, was_run=True)
+def test_it_is_a_sequence_and_json_and_html() -> None:
+    inspection = Inspection("<Net>", (ROW, OWN), 1, 2, was_run=True)
+    assert "<div>&lt;Net&gt;: 2 CONV layers" in inspection._repr_html_()
     assert (list(inspection), len(inspection)) == ([ROW, OWN], 2)
     data = json.loads(json.dumps(inspection.to_dict()))
     assert data["totals"]["layers"] == 2
     assert data["rows"][0]["unrolled_shape"] == [802816, 150528]
     assert data["rows"][0]["geometry"]["kernel_size"] == [7, 7]
-    assert data["rows"][1] | {"reason": "", "remedy": "use a layer"} == data["rows"][1] | {
-        "reason": ""
-    }
-    assert data["rows"][1]["convertible"] is False
-
-
-def test_in_a_notebook_names_are_escaped() -> None:
-    row = replace(ROW, kind="<script>")
-    text = Inspection("<Net>", (row,), 1, 2)._repr_html_()
-    assert "<script>" not in text
-    assert "&lt;script&gt;" in text
-    assert "&lt;Net&gt;: 1 CONV layer" in text
+    own = data["rows"][1]
+    assert (own["remedy"], own["convertible"]) == ("use a layer", False)
 
 
 @pytest.mark.parametrize(
@@ -163,16 +150,16 @@ NUMBERS = {0: "0", 999: "999", 1000: "1.00 k", 9994: "9.99 k", 9996: "10.0 k", 9
 NUMBERS |= {99_960: "100 k", 999_499: "999 k", 999_500: "1.00 M", 1_234_567_890: "1.23 G"}
 
 
-@pytest.mark.parametrize(("number", "text"), NUMBERS.items())
-def test_large_numbers_are_readable(number: int, text: str) -> None:
-    row = replace(ROW, parameters=number)
-    assert f"  {text}  " in str(Inspection("Net", (row,), 1, 2))
+BYTES = {1: "3.52 MiB", 64: "225 MiB", 290: "1020 MiB", 292: "1.00 GiB"}
 
 
 @pytest.mark.parametrize(
-    ("itemsize", "text"),
-    [(1, "3.52 MiB"), (64, "225 MiB"), (290, "1020 MiB"), (292, "1.00 GiB")],
+    ("field", "number", "text"),
+    [
+        *(("parameters", number, text) for number, text in NUMBERS.items()),
+        *(("itemsize", number, text) for number, text in BYTES.items()),
+    ],
 )
-def test_bytes_are_readable(itemsize: int, text: str) -> None:
-    row = replace(ROW, itemsize=itemsize)
+def test_large_numbers_are_readable(field: str, number: int, text: str) -> None:
+    row = replace(ROW, **{field: number})
     assert f"  {text}  " in str(Inspection("Net", (row,), 1, 2, was_run=True))

@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from convfc.tables import Column, TextTable
+from convfc.tables import TextTable
 
 _WIDTH = 100
 _TITLES = ("layer", "form", "M", "K", "out", "d.in", "d.wt", "d.bias", "f64", "ints", "holds")
@@ -283,22 +283,15 @@ class Certificate(_Record):
         K, the worst ratio of difference to bound for the output and for the gradients of input,
         weight and bias, the worst of the four in float64, the integer test, the verdict.
         """
-        cells = zip(*map(_row, self.layers), strict=True) if self.layers else [()] * len(_TITLES)
-        columns = (
-            Column(title, tuple(column), right=number > 1)
-            for number, (title, column) in enumerate(zip(_TITLES, cells, strict=True))
-        )
         good = sum(layer.holds for layer in self.layers)
         verdict = "holds" if self.holds else "DOES NOT HOLD"
-        return TextTable(
-            tuple(columns),
-            (
-                f"{self.network}.",
-                f"Certificate: {verdict}; {good} of {len(self.layers)} layers hold.",
-                *(f"- failure: {reason}" for reason in self.failures),
-                *(f"- note: {note}" for note in self.notes),
-            ),
+        notes = (
+            f"{self.network}.",
+            f"Certificate: {verdict}; {good} of {len(self.layers)} layers hold.",
+            *(f"- failure: {reason}" for reason in self.failures),
+            *(f"- note: {note}" for note in self.notes),
         )
+        return TextTable.of(_TITLES, [_row(layer) for layer in self.layers], notes, left=2)
 
     def __str__(self) -> str:
         return self.table().text(_WIDTH)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from convfc.extras import needing
@@ -43,11 +43,9 @@ _UNDATED: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-@contextlib.contextmanager
-def house_style() -> Iterator[None]:
+def house_style() -> contextlib.AbstractContextManager[None]:
     """Draw in the one style of all figures, whatever the user's own matplotlib settings are."""
-    with matplotlib.style.context(["default", dict(_STYLE)]):
-        yield
+    return matplotlib.style.context(["default", dict(_STYLE)])
 
 
 def save_figure(figure: Figure, folder: pathlib.Path, name: str) -> None:

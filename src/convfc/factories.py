@@ -37,7 +37,14 @@ def make(spec: str, arguments: Mapping[str, Any] | None = None) -> Any:
         )
     thing: Any = _module(spec, module_name)
     for name in path.split("."):
-        thing = _attribute(spec, thing, name)
+        if not hasattr(thing, name):
+            raise FactoryError(
+                f"{getattr(thing, '__name__', type(thing).__name__)} has no {name}",
+                where=spec,
+                expected=_similar(name, (other for other in dir(thing) if other[0] != "_")),
+                remedy="check the spelling; dir() lists what it has",
+            )
+        thing = getattr(thing, name)
     arguments = dict(arguments or {})
     # A model is callable too, but calling it would run it.
     if not (inspect.isroutine(thing) or isinstance(thing, (type, functools.partial))):
@@ -102,33 +109,34 @@ def _module(spec: str, name: str) -> Any:
                 remedy=pip or f"install {error.name} where convfc is",
             ) from error
         raise FactoryError(
-            f"there is no module {name}",
+            f"no module {name}",
             where=spec,
             expected="a module that Python can import",
             got=f"no {error.name}",
             remedy=pip or "install it where convfc is, or name its file, as in ./nets.py:Net",
         ) from error
     except (Exception, SystemExit) as error:  # whatever a user's file raises; some end the program
-        relative = isinstance(error, ImportError) and "relative import" in str(error)
+        remedy = f"see it all with python {name if _is_path(name) else f'-m {name}'}"
+        if isinstance(error, ImportError) and "relative import" in str(error):
+            remedy = "name it by its package, as in package.nets:Net, from the folder it is in"
+        trace = traceback.extract_tb(error.__traceback__)
+        lines = [f"line {at.lineno} of {at.filename}" for at in trace if at.name == "<module>"]
         raise FactoryError(
             f"{name} cannot be imported, {type(error).__name__}: {' '.join(str(error).split())}",
             where=spec,
-            got=_line(error),
-            remedy="name it by its package, as in package.nets:Net, from the folder that this is in"
-            if relative
-            else f"see it all with python {name if _is_path(name) else f'-m {name}'}",
+            got=lines[-1] if lines else None,
+            remedy=remedy,
         ) from error
 
 
 def _file(spec: str, path: pathlib.Path) -> Any:
     """Import a file by its path, as a module of its own name if no other has it."""
     if path.suffix != ".py" or not path.is_file():
-        there = [each.name for each in path.absolute().parent.glob("*.py")]
-        similar = difflib.get_close_matches(f"{path.stem}.py", there, n=1)
+        there = (each.name for each in path.absolute().parent.glob("*.py"))
         raise FactoryError(
-            f"there is no Python file {path}",
+            f"no Python file {path}",
             where=spec,
-            expected=f"one like {', '.join(similar)}" if similar else "a file that ends in .py",
+            expected=_similar(f"{path.stem}.py", there, most=1) or "a file that ends in .py",
             remedy="give its path from this folder, as in ./nets.py:Net",
         )
     place = str(path.resolve())
@@ -147,26 +155,10 @@ def _file(spec: str, path: pathlib.Path) -> Any:
     return sys.modules[name]
 
 
-def _line(error: BaseException) -> str | None:
-    """Return the line of a module at which importing it has failed."""
-    frames = [each for each in traceback.extract_tb(error.__traceback__) if each.name == "<module>"]
-    return f"line {frames[-1].lineno} of {frames[-1].filename}" if frames else None
-
-
-def _attribute(spec: str, owner: Any, name: str) -> Any:
-    """Return a part of a module or class, or say which ones have a similar name."""
-    try:
-        return getattr(owner, name)
-    except AttributeError:
-        known = [other for other in dir(owner) if not other.startswith("_")]
-        similar = difflib.get_close_matches(name, known, n=3)
-        where = getattr(owner, "__name__", type(owner).__name__)
-        raise FactoryError(
-            f"{where} has no {name}",
-            where=spec,
-            expected=f"one like {', '.join(similar)}" if similar else None,
-            remedy="check the spelling; dir() lists what it has",
-        ) from None
+def _similar(name: str, known: Iterable[str], most: int = 3) -> str | None:
+    """Return which of the names that are known are like one that is not."""
+    similar = difflib.get_close_matches(name, list(known), n=most)
+    return f"one like {', '.join(similar)}" if similar else None
 
 
 def _check_arguments(spec: str, factory: Any, arguments: Mapping[str, Any]) -> None:

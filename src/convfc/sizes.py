@@ -42,14 +42,10 @@ def integer(name: str, value: object, *, least: int) -> int:
             remedy="give a whole number, such as int(x)",
         ) from None
     if number < least:
+        remedy = "crop the input" if name.startswith("padding") else f"use {least} or more"
+        expected = f"{least} or more"
         raise ArgumentError(
-            "a size is too small",
-            where=name,
-            expected=f"{least} or more",
-            got=number,
-            remedy="crop the input yourself"
-            if name.startswith("padding")
-            else f"use {least} or more",
+            "a size is too small", where=name, expected=expected, got=number, remedy=remedy
         )
     return number
 
@@ -152,12 +148,8 @@ def padding_pairs(padding: Padding, ndim: int) -> tuple[tuple[int, int], ...]:
                 got=repr(padding),
                 remedy="give one pair per axis of kernel_size",
             )
-        return tuple(
-            (
-                integer(f"padding[{axis}] low", pair[0], least=0),  # type: ignore[index]
-                integer(f"padding[{axis}] high", pair[1], least=0),  # type: ignore[index]
-            )
-            for axis, pair in enumerate(padding)
-        )
+        pairs: Any = enumerate(padding)
+        sides = (per_axis(f"padding[{axis}]", pair, 2, least=0) for axis, pair in pairs)
+        return tuple((low, high) for low, high in sides)
     sizes = per_axis("padding", padding, ndim, least=0)  # type: ignore[arg-type]
     return tuple((size, size) for size in sizes)

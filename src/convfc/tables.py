@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import TYPE_CHECKING
@@ -59,6 +59,24 @@ class TextTable:
     def __post_init__(self) -> None:
         object.__setattr__(self, "notes", _printable(self.notes))
 
+    @classmethod
+    def of(
+        cls,
+        titles: Sequence[str],
+        rows: Sequence[Sequence[str]],
+        notes: tuple[str, ...],
+        *,
+        left: int = 1,
+        spare: Mapping[str, int] | None = None,
+    ) -> TextTable:
+        """Return the table of these rows; the columns after the ``left`` ones are right-aligned."""
+        cells = zip(*rows, strict=True) if rows else [()] * len(titles)
+        columns = (
+            Column(title, tuple(column), right=number >= left, spare=(spare or {}).get(title, 0))
+            for number, (title, column) in enumerate(zip(titles, cells, strict=True))
+        )
+        return cls(tuple(columns), notes)
+
     def fitted(self, width: int) -> TextTable:
         """Return the table as it fits: long names are folded, then columns are left out.
 
@@ -89,10 +107,14 @@ class TextTable:
 
     def html(self) -> str:
         """Return the table as HTML; every text is escaped."""
-        columns = [column for column in self.columns if any(column.cells)]
-        head, *body = TextTable(tuple(columns))._rows() if columns else [()]
-        rows = [("th", head), *(("td", row) for row in body)]
-        lines = "".join(f"<tr>{_html_cells(columns, tag, row)}</tr>" for tag, row in rows if row)
+        shown = TextTable(tuple(column for column in self.columns if any(column.cells)))
+        lines = ""
+        for number, row in enumerate(shown._rows()):
+            tag, cells = "td" if number else "th", ""
+            for column, cell in zip(shown.columns, row, strict=True):
+                side = "right" if column.right else "left"
+                cells += f'<{tag} style="text-align:{side}">{html.escape(cell)}</{tag}>'
+            lines += f"<tr>{cells}</tr>"
         notes = "".join(f"<div>{html.escape(note)}</div>" for note in self.notes)
         return f"<div><table>{lines}</table>{notes}</div>"
 
@@ -121,10 +143,8 @@ class TextTable:
                     no_wrap=True,
                     overflow="fold",
                 )
-            for row in zip(*(column.cells for column in fitted.columns), strict=True):
-                table.add_row(
-                    *(Text(cell, "red" if cell.startswith("no ") else "") for cell in row)
-                )
+            for row in fitted._rows()[1:]:
+                table.add_row(*(Text(cell, "red" * cell.startswith("no ")) for cell in row))
             yield table
             yield ""
         for note in fitted.notes:
@@ -148,11 +168,3 @@ def _lines(columns: tuple[Column, ...], row: tuple[str, ...]) -> Iterator[str]:
             for column, part in zip(columns, parts, strict=True)
         )
         yield (" " * _GAP).join(aligned).rstrip()
-
-
-def _html_cells(columns: list[Column], tag: str, row: tuple[str, ...]) -> str:
-    sides = ("right" if column.right else "left" for column in columns)
-    return "".join(
-        f'<{tag} style="text-align:{side}">{html.escape(cell)}</{tag}>'
-        for side, cell in zip(sides, row, strict=True)
-    )

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import pathlib
 from collections.abc import Iterator
 
 import pytest
+from commands import call
 from matplotlib.figure import Figure
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
-from convfc.cli import app
 from convfc.geometry import ConvGeometry
 from convfc.paper import keras_networks
+from convfc.paper.experiment import PaperSettings
 
 EPOCHS = 2
 FILTERS = 4
@@ -20,10 +22,14 @@ FILTERS = 4
 
 @contextlib.contextmanager
 def few_filters() -> Iterator[None]:
-    """Let networks have 4 filters, not 128: half a million weights, not 17."""
+    """Let networks have 4 filters, not 128: half a million weights, not 17.
+
+    Two whole batches are their images, so that every network is compiled for one size only.
+    """
     with pytest.MonkeyPatch.context() as patch:
         geometry = ConvGeometry.valid(1, FILTERS, (4, 4), stride=2)
         patch.setattr(keras_networks, "GEOMETRY", geometry)
+        patch.setattr(PaperSettings, "named", functools.partial(PaperSettings.named, images=256))
         yield
 
 
@@ -45,7 +51,7 @@ def small_networks() -> Iterator[None]:
 def reproduce(folder: pathlib.Path) -> Result:
     """Run the experiment, or resume it, in this process."""
     options = f"--epochs {EPOCHS} --no-cost --name {folder.name} --resume --runs-dir"
-    return CliRunner().invoke(app, ["reproduce", *options.split(), str(folder.parent)])
+    return call("reproduce", *options.split(), str(folder.parent))
 
 
 @pytest.fixture(scope="session")

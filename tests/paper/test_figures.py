@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import pathlib
 import sys
-from collections.abc import Iterator
 
 import matplotlib as mpl
 import matplotlib.colors
 import numpy as np
 import pytest
-from matplotlib.axes import Axes
 from synthetic import make_run, synthetic_cost
 
 from convfc import drawing
@@ -24,29 +23,20 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> Record:
     return read_record(make_run(tmp_path_factory.mktemp("figures") / "run"))
 
 
-@pytest.fixture(autouse=True)
-def style() -> Iterator[None]:
-    with drawing.house_style():
-        yield
-
-
-ORDER = ("image", "kernel", "batch")
 DIGIT = np.arange(28 * 28, dtype=np.float64).reshape(28, 28) % 251
 FILTER = (np.arange(16, dtype=np.float64) - 7).reshape(1, 4, 4, 1)
 
 
 def test_the_users_own_settings_change_nothing(record: Record, tmp_path: pathlib.Path) -> None:
-    drawing.save_figure(figures.histogram_figure(record, ["sgd"]), tmp_path, "usual")
-    with mpl.rc_context({"font.size": 30, "svg.hashsalt": None}), drawing.house_style():
-        drawing.save_figure(figures.histogram_figure(record, ["sgd"]), tmp_path, "own")
+    for name, own in (("usual", {}), ("own", {"font.size": 30, "svg.hashsalt": None})):
+        with mpl.rc_context(own), drawing.house_style():
+            drawing.save_figure(figures.histogram_figure(record, ["sgd"]), tmp_path, name)
     assert (tmp_path / "usual.svg").read_bytes() == (tmp_path / "own.svg").read_bytes()
 
 
 def test_stretch_shows_the_patches_as_rows_of_m_and_their_product() -> None:
-    shown = {
-        axes.get_title(): np.asarray(axes.images[0].get_array())
-        for axes in figures.stretch_figure(DIGIT, FILTER).axes
-    }
+    panels = {axes.get_title(): axes for axes in figures.stretch_figure(DIGIT, FILTER).axes}
+    shown = {title: np.asarray(axes.images[0].get_array()) for title, axes in panels.items()}
     rows = [
         DIGIT[up : up + 4, left : left + 4].ravel()
         for up in range(0, 28, 4)
@@ -57,15 +47,11 @@ def test_stretch_shows_the_patches_as_rows_of_m_and_their_product() -> None:
     products = [[float((row * FILTER.ravel()).sum())] for row in rows]
     assert (shown["M K 49×1"] == products).all()
     assert (shown["output 7×7"] == np.reshape(products, (7, 7))).all()
-
-
-def test_stretch_marks_the_same_patch_everywhere() -> None:
-    panels = {axes.get_title(): axes for axes in figures.stretch_figure(DIGIT, FILTER).axes}
-    marks = {
-        title: {patch.get_edgecolor(): patch.get_xy() for patch in panels[title].patches}
+    # The same patches are marked everywhere.
+    image, matrix, output = (
+        {patch.get_edgecolor(): patch.get_xy() for patch in panels[title].patches}
         for title in ("input 28×28, stride 4", "M 49×16", "output 7×7")
-    }
-    image, matrix, output = marks.values()
+    )
     assert len(matrix) == 4
     for colour, (_, row) in matrix.items():
         up, left = divmod(round(row + 0.5), 7)
@@ -117,14 +103,9 @@ def test_histograms_count_every_weight_in_the_networks_colour(record: Record) ->
         assert tops.sum() == 16 * 128
 
 
-def drawn(axes: Axes) -> dict[str, np.ndarray]:
-    """The lines with a legend, by their label."""
-    return {str(line.get_label()): np.asarray(line.get_ydata()) for line in axes.lines}
-
-
 def test_difference_draws_zero_in_the_band_and_the_rest_above(record: Record) -> None:
     above, band = figures.difference_figure(record).axes
-    lines = drawn(above)
+    lines = {line.get_label(): line.get_ydata() for line in above.lines}
     for optimizer, label in (("adam", "Adam"), ("sgd", "SGD")):
         apart = record.weight_difference("float32", optimizer, "fc", "cnn")
         assert apart is not None
@@ -147,18 +128,17 @@ def test_difference_draws_zero_in_the_band_and_the_rest_above(record: Record) ->
 def test_difference_shows_a_control_that_is_not_zero(tmp_path: pathlib.Path) -> None:
     record = read_record(make_run(tmp_path / "run", control_difference=1e-3))
     above, band = figures.difference_figure(record).axes
-    shown = drawn(above)["control − FC network, Adam, float32"]
-    assert (shown[1:] > 0).all()
+    lines = {line.get_label(): line.get_ydata() for line in above.lines}
+    assert (lines["control − FC network, Adam, float32"][1:] > 0).all()
     assert max(np.isfinite(line.get_ydata()).sum() for line in band.lines) == 1
 
 
 def test_cost_leaves_gaps_where_nothing_was_measured() -> None:
-    axes = iter(figures.cost_figure(synthetic_cost()).axes)
-    panels = {(row, what): next(axes) for row in ("time", "memory") for what in ORDER}
+    panels = itertools.product(("time", "memory"), ("image", "kernel", "batch"))
     gaps = {
         (*place, number)
-        for place, panel in panels.items()
-        for number, line in enumerate(panel.lines)
+        for place, axes in zip(panels, figures.cost_figure(synthetic_cost()).axes, strict=True)
+        for number, line in enumerate(axes.lines)
         if np.isnan(line.get_ydata()).any()
     }
     sliding, product, native = 0, 1, 3

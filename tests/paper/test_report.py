@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-import html.parser
+import html
 import json
 import pathlib
 import re
@@ -15,9 +15,11 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pytest
+from commands import call
 from small_run import few_filters, undrawn
 from synthetic import DEAD, make_run, results_of
 
+from convfc.cli import reproduce
 from convfc.errors import RunError
 from convfc.explorer.state import state_layer
 from convfc.geometry import ConvGeometry
@@ -66,31 +68,31 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return folder
 
 
+@pytest.fixture
+def copied(small: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
+    """The smaller run once more, to be changed."""
+    return pathlib.Path(shutil.copytree(small, tmp_path / "run"))
+
+
 def text_of(folder: pathlib.Path) -> str:
     return (folder / "report.md").read_text(encoding="utf-8")
 
 
-class Page(html.parser.HTMLParser):
-    """Collects the elements of a page, their attributes, and the text."""
-
-    def __init__(self, folder: pathlib.Path) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed((folder / "report.html").read_text(encoding="utf-8"))
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
+def page_of(folder: pathlib.Path) -> tuple[list[tuple[str, dict[str, str]]], str]:
+    """The elements of a page with their attributes, and its text."""
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    elements = [
+        (tag, {key: html.unescape(value) for key, value in re.findall(r'(\w+)="(.*?)"', rest)})
+        for tag, rest in re.findall(r"<(\w+)([^>]*)>", page)
+    ]
+    return elements, html.unescape(re.sub("<[^>]*>", "", page))
 
 
 def test_page_loads_nothing(run: pathlib.Path) -> None:
-    page = Page(run)
+    elements, text = page_of(run)
     loading = [
-        (tag, key, value or "")
-        for tag, attributes in page.elements
+        (tag, key, value)
+        for tag, attributes in elements
         for key, value in attributes.items()
         if key in {"src", "srcset", "href", "data", "action", "poster"}
     ]
@@ -101,12 +103,12 @@ def test_page_loads_nothing(run: pathlib.Path) -> None:
         else:
             assert (tag, key) == ("img", "src")
             assert value.startswith("data:image/svg+xml;base64,")
-    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.elements}
-    assert not re.search(r"@import|url\(", page.text)
+    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in elements}
+    assert not re.search(r"@import|url\(", text)
 
 
 def test_explorer_beside_the_report_shows_the_trained_layer(run: pathlib.Path) -> None:
-    assert ("a", {"href": "explorer.html"}) in Page(run).elements
+    assert ("a", {"href": "explorer.html"}) in page_of(run)[0]
     page = (run / "explorer.html").read_text(encoding="utf-8")
     (written,) = re.findall(r'id="convfc-state">(.*?)</script>', page, flags=re.DOTALL)
     layer, _ = state_layer(json.loads(written))
@@ -129,10 +131,10 @@ def test_kept_copy_of_a_report_does_not_name_the_page(
 
 def test_page_shows_the_drawings_of_the_folder(run: pathlib.Path) -> None:
     named = re.findall(r"!\[([^\]]+)\]\((figures/[\w-]+)\.png\)", text_of(run))
-    shown = [attributes for tag, attributes in Page(run).elements if tag == "img"]
+    shown = [attributes for tag, attributes in page_of(run)[0] if tag == "img"]
     assert [attributes["alt"] for attributes in shown] == [alt for alt, _ in named]
     for attributes, (_, figure) in zip(shown, named, strict=True):
-        drawing = base64.b64decode((attributes["src"] or "").partition(",")[2])
+        drawing = base64.b64decode(attributes["src"].partition(",")[2])
         assert drawing == (run / f"{figure}.svg").read_bytes()
     assert {f"figures/{path.stem}" for path in (run / "figures").iterdir()} == {f for _, f in named}
 
@@ -148,7 +150,7 @@ def test_all_figures_are_there_and_valid_in_both_formats(run: pathlib.Path) -> N
 
 
 def test_page_has_the_words_of_the_markdown(run: pathlib.Path) -> None:
-    page = " ".join(Page(run).text.replace("*", "").split())
+    page = " ".join(page_of(run)[1].replace("*", "").split())
     marks = r"!\[.*|\[([^\]]*)\]\([^)]*\)|```|[#*`]|^\|[-:|]+$|\||^- "
     text = re.sub(marks, r"\1", text_of(run), flags=re.MULTILINE)
     for line in filter(None, map(str.strip, text.splitlines())):
@@ -171,56 +173,68 @@ def test_table_has_the_papers_and_the_measured_numbers(run: pathlib.Path, optimi
         assert control == "0"
 
 
+DECIDED = "It is the order of rounding, enlarged by Adam's division"
+UNDECIDED = "All three are needed, so this run alone does not decide it."
+
+
 def test_control_of_zero_and_fine_float64_decide_the_question(run: pathlib.Path) -> None:
     text = text_of(run)
-    assert "| paper, 400 epochs | measured, 8 epochs |" in text
-    assert "This run has 8 epochs and the paper 400" in text
-    assert "It differs from the FC network by exactly 0, after every epoch, with both optim" in text
-    assert "It is the order of rounding, enlarged by Adam's division" in text
-    assert "does not decide it" not in text
+    for words in (
+        "| paper, 400 epochs | measured, 8 epochs |",
+        "This run has 8 epochs and the paper 400",
+        "It differs from the FC network by exactly 0, after every epoch, with both optimizers",
+        DECIDED,
+    ):
+        assert words in text
+    assert UNDECIDED not in text
 
 
-def test_control_that_is_not_zero_changes_the_text(tmp_path: pathlib.Path) -> None:
-    folder = make_run(tmp_path / "run", control_difference=1e-3, cost=False)
-    text = text_from(folder)
-    largest = find(read_record(folder))["control"]["largest"]
-    assert "exactly 0 in every number" not in text
-    assert "**The control is not exactly 0 here.**" in text
-    assert f"{number(largest['sgd'])} with SGD and {number(largest['adam'])} with Adam" in text
-    assert "this run shows: no control of exactly 0;" in text
-    assert "All three are needed, so this run alone does not decide it." in text
-    assert "It is the order of rounding, enlarged" not in text
-
-
-def test_gap_that_stays_in_float64_changes_the_text(tmp_path: pathlib.Path) -> None:
-    folder = make_run(tmp_path / "run", float64_rounding=2.0**-24, cost=False)
-    text = text_from(folder)
-    assert "so rounding alone does not explain the gap" in text
-    assert "no such small gap in float64" in text
-    assert "It is the order of rounding, enlarged" not in text
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        (
+            {"control_difference": 1e-3},
+            ("**The control is not exactly 0 here.**", "shows: no control of exactly 0;"),
+        ),
+        (
+            {"float64_rounding": 2.0**-24},
+            ("so rounding alone does not explain the gap", "no such small gap in float64"),
+        ),
+    ],
+    ids=["control", "float64"],
+)
+def test_another_control_or_gap_changes_the_text(
+    tmp_path: pathlib.Path, changed: dict[str, float], words: tuple[str, ...]
+) -> None:
+    folder = make_run(tmp_path / "run", cost=False, **changed)
+    text, control = text_from(folder), find(read_record(folder))["control"]
+    assert all(each in text for each in (*words, UNDECIDED))
+    assert DECIDED not in text
+    told = " and ".join(f"{number(control['largest'][o])} with {o}" for o in control["unequal"])
+    assert told in text.replace("SGD", "sgd").replace("Adam", "adam")
+    assert ("exactly 0 in every number" in text) == control["exact"] == (not told)
 
 
 def test_run_without_optional_parts_leaves_them_out(small: pathlib.Path) -> None:
-    text = text_of(small)
+    text = text_of(small).replace("(None,", "")
     assert "which this run did not train" in text
     assert "was not trained in this run, so it says nothing here" in text
     assert "after 1 epoch the first layers" in text
-    absent = "Conclusion", "More efficient", "Adam:", "float64:", "final ReLU", "None", "nan"
-    for words in absent:
-        assert words not in text.replace("(None,", "")
+    for words in ("Conclusion", "More efficient", "Adam:", "float64:", "final ReLU", "None", "nan"):
+        assert words not in text
 
 
 def test_same_run_gives_the_same_bytes(run: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    again = tmp_path / "run"
-    shutil.copytree(run, again)
+    again = shutil.copytree(run, tmp_path / "run")
     for path in (again / "report.md", again / "report.html"):
         path.unlink()
     shutil.rmtree(again / "figures")
     write_report(again)
-    written = [path.relative_to(run) for path in sorted(run.rglob("*")) if path.is_file()]
-    assert [p.relative_to(again) for p in sorted(again.rglob("*")) if p.is_file()] == written
-    for path in written:
-        assert (again / path).read_bytes() == (run / path).read_bytes(), path
+    one, other = (
+        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.*")}
+        for folder in (run, again)
+    )
+    assert one == other
 
 
 @pytest.mark.parametrize(
@@ -232,13 +246,11 @@ def test_same_run_gives_the_same_bytes(run: pathlib.Path, tmp_path: pathlib.Path
     ],
 )
 def test_loss_is_judged_by_constant_answers(
-    loss: float, verdict: str, small: pathlib.Path, tmp_path: pathlib.Path
+    loss: float, verdict: str, copied: pathlib.Path
 ) -> None:
-    folder = tmp_path / "run"
-    shutil.copytree(small, folder)
-    results = results_of(folder) | {"dead_outputs": {"sgd": DEAD | {"val_loss": loss}}}
-    RunFolder(folder).write_results(results)
-    text = text_from(folder)
+    results = results_of(copied) | {"dead_outputs": {"sgd": DEAD | {"val_loss": loss}}}
+    RunFolder(copied).write_results(results)
+    text = text_from(copied)
     assert f"The CNN's validation loss is {loss}, {verdict}" in text
     assert table_row(text, "always answering the mean training image")[-1] == "0.07"
     share = round(100 * DEAD["val_loss_of_dead"] / loss)
@@ -257,38 +269,30 @@ def test_costs_are_ratios_of_what_was_measured(run: pathlib.Path) -> None:
     assert "2 times as long. The native layer is faster at every size." in text
 
 
-def changed(**settings: Any) -> Settings:
-    return Settings(**{"name": "a-run", **settings})
-
-
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("changed", "options"),
     [
-        (changed(), "convfc reproduce"),
-        (changed(epochs=400, float64_epochs=100), "convfc reproduce --paper"),
+        ({}, ""),
+        ({"epochs": 400, "float64_epochs": 100}, " --paper"),
         (
-            changed(epochs=3, optimizers=("adam",), float64_epochs=0, seed=5),
-            "convfc reproduce --epochs 3 --optimizer adam --seed 5 --no-companion",
+            {"epochs": 3, "optimizers": ("adam",), "float64_epochs": 0, "seed": 5},
+            " --epochs 3 --optimizer adam --seed 5 --no-companion",
         ),
         (
-            changed(dtype="float64", float64_epochs=0, backend="torch", data="mnist"),
-            "convfc reproduce --backend torch --dtype float64 --data mnist",
+            {"dtype": "float64", "float64_epochs": 0, "backend": "torch", "data": "mnist"},
+            " --backend torch --dtype float64 --data mnist",
         ),
-        (changed(optimizers=("sgd",), float64_epochs=0), "convfc reproduce --optimizer sgd"),
+        ({"optimizers": ("sgd",), "float64_epochs": 0}, " --optimizer sgd"),
     ],
-    ids=lambda value: value if isinstance(value, str) else "settings",
 )
 def test_command_repeats_the_settings(
-    settings: Settings, words: str, monkeypatch: pytest.MonkeyPatch
+    changed: dict[str, Any], options: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from typer.testing import CliRunner
-
-    from convfc.cli import app, reproduce
-
-    assert Settings.command(settings.as_json()) == words
+    settings = Settings(name="a-run", **changed)
+    assert Settings.command(settings.as_json()) == f"convfc reproduce{options}"
     asked: list[Settings] = []
     monkeypatch.setattr(reproduce, "_run", lambda console, which, found, *rest: asked.append(found))
-    outcome = CliRunner().invoke(app, [*words.split()[1:], "--name", "a-run"])
+    outcome = call("reproduce", *options.split(), "--name", "a-run")
     assert outcome.exit_code == 0, outcome.output
     assert asked == [settings]
 
@@ -307,19 +311,16 @@ SECRET = b"<svg xmlns='http://www.w3.org/2000/svg'><text>mine alone</text></svg>
         "&#33;&#91;x](../secret.png) | cell | **bold** _slanted_",
     ],
 )
-def test_texts_of_a_strange_run_are_shown_as_they_are(tmp_path: pathlib.Path, evil: str) -> None:
-    (tmp_path / "secret.svg").write_bytes(SECRET)
-    folder = make_run(tmp_path / "run", optimizers=["sgd"], epochs=1, companion=False)
+def test_texts_of_a_strange_run_are_shown_as_they_are(copied: pathlib.Path, evil: str) -> None:
+    (copied.parent / "secret.svg").write_bytes(SECRET)
     texts = {"data": evil, "seed": [evil], "machine": evil, "backend": evil}
-    RunFolder(folder).write_results(results_of(folder) | texts | {"versions": {evil: evil}})
-    with few_filters(), undrawn():
-        page = write_report(folder).read_text("utf-8")
+    RunFolder(copied).write_results(results_of(copied) | texts | {"versions": {evil: evil}})
+    page = write_report_files(copied, text_from(copied)).read_text("utf-8")
     cells = re.findall(r"<td[^>]*>Backend</td>\s*<td[^>]*>(.*?)</td>", page)
     assert [html.unescape(cell) for cell in cells] == [" ".join(evil.split())]
     assert "<" not in cells[0]
     images = re.findall(r"<img [^>]*", page)
-    drawn = (folder / "figures").glob("*.svg")
-    assert len(images) == len(list(drawn))
+    assert len(images) == len(list((copied / "figures").glob("*.svg")))
 
 
 @pytest.mark.parametrize("source", ["../secret.png", "/etc/x.png", "figures/link.png", "x.png"])

@@ -1,12 +1,9 @@
-"""A study as small as can be, with everything that a study has; also run in another process."""
+"""A study as small as can be, with everything that a study has."""
 
 from __future__ import annotations
 
 import io
-import os
 import pathlib
-import sys
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -17,7 +14,7 @@ from rich.console import Console
 from torch import nn
 
 from convfc.runs.folder import FinishedRun, Result, RunFolder
-from convfc.runs.progress import Lines
+from convfc.runs.progress import Display
 from convfc.runs.study import Part, Study, Work, run_study
 from convfc.studies.images import load_digits
 from convfc.studies.torch_training import StudySettings, seeded_torch, train, weights_of
@@ -46,10 +43,8 @@ def drawn(work: Work) -> Result:
 
 def trained(work: Work) -> Result:
     model = network()
-    pause = float(os.environ.get("STANDIN_PAUSE", "0"))
 
     def watch(net: nn.Module) -> Mapping[str, float]:
-        time.sleep(pause)
         return {"norm": float(net[1].weight.detach().norm())}
 
     images = load_digits(work.settings.images, work.settings.seed).training
@@ -95,10 +90,6 @@ def run(folder: pathlib.Path, *, study: Study = STUDY, **given: int | None) -> t
     """Run or resume it with a checkpoint after every epoch; return the folder and what was told."""
     settings = Settings.named("run", **given)
     console = Console(file=io.StringIO(), width=200)
-    with RunFolder.open(folder, settings, resume=True) as place:
-        run_study(study, place, settings, Lines(console, "parts", "step"), checkpoint_seconds=0)
+    with RunFolder.open(folder, settings.as_json(), resume=True) as place:
+        run_study(study, place, settings, Display(console, "parts", "step"), checkpoint_seconds=0)
     return place, console.file.getvalue()  # type: ignore[attr-defined]
-
-
-if __name__ == "__main__":
-    run(pathlib.Path(sys.argv[1]))

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from convfc.runs import progress
-from convfc.runs.progress import Bars, Lines, display_for
+from convfc.runs.progress import Bars, Display, display_for
 
 
 def test_terminal_shows_bars_with_losses_and_remaining_time() -> None:
@@ -31,7 +31,7 @@ def test_terminal_shows_bars_with_losses_and_remaining_time() -> None:
 
 def test_pipe_shows_a_line_every_ten_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = display_for(Console(file=io.StringIO()), "networks", "epoch")
-    assert isinstance(lines, Lines)
+    assert type(lines) is Display
     told: list[str] = []
     lines.note = told.append  # type: ignore[method-assign]
     lines.plan({"m": 1, "n": 25}, {"m"}, {"m": 1, "n": 1})
@@ -52,8 +52,12 @@ def test_pipe_shows_a_line_every_ten_epochs(monkeypatch: pytest.MonkeyPatch) -> 
     ]
 
 
+def bars_in_memory() -> Bars:
+    return Bars(Console(file=io.StringIO(), force_terminal=True, width=140), "parts", "step")
+
+
 def test_a_longer_step_counts_more_in_the_whole() -> None:
-    bars = Bars(Console(file=io.StringIO(), force_terminal=True, width=140), "networks")
+    bars = bars_in_memory()
     bars.plan({"a": 4, "b": 4, "c": 2}, {"a"}, {"a": 1, "b": 1, "c": 2})
     bars.start("c", 0)
     bars.step("c", 1, "")
@@ -63,8 +67,7 @@ def test_a_longer_step_counts_more_in_the_whole() -> None:
 
 @pytest.mark.parametrize(("parts", "shown"), [(3, {0, 1, 2}), (13, {1})], ids=["few", "many"])
 def test_of_many_bars_only_the_one_at_work_is_shown(parts: int, shown: set[int]) -> None:
-    console = Console(file=io.StringIO(), force_terminal=True, width=140)
-    bars = Bars(console, "parts")
+    bars = bars_in_memory()
     names = [f"part-{n}" for n in range(parts)]
     bars.plan(dict.fromkeys(names, 4), set(), dict.fromkeys(names, 1))
     bars.start("part-1", 1)

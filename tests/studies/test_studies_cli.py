@@ -1,4 +1,4 @@
-"""``convfc reproduce --study``, as a user calls it."""
+"""``convfc reproduce``, as a user calls it: a whole study, and what is refused."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from typer.testing import CliRunner, Result
+from commands import call, enter, refused
 
-from convfc.cli import app
 from convfc.cli.reproduce import Study
 from convfc.studies.catalogue import PACKAGES
 from convfc.studies.uncertainty.methods import score_table
@@ -28,14 +27,9 @@ FIGURES = {
 }
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def place(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def call(*arguments: str) -> Result:
-    return CliRunner().invoke(app, ["reproduce", *arguments], env={"COLUMNS": "200"})
+    return enter(tmp_path, monkeypatch)
 
 
 def test_the_command_knows_every_study() -> None:
@@ -47,7 +41,7 @@ def test_a_study_from_end_to_end(
     place: pathlib.Path, monkeypatch: pytest.MonkeyPatch, study: str
 ) -> None:
     monkeypatch.setitem(score_table.__kwdefaults__, "draws", 20)  # of the bootstrap
-    small = ("--study", study, "--name", "small", *SMALL[study])
+    small = ("reproduce", "--study", study, "--name", "small", *SMALL[study])
     result = call(*small)
     assert result.exit_code == 0, result.output
     run = place / "runs" / "small"
@@ -68,49 +62,58 @@ def test_a_study_from_end_to_end(
     assert len(cells) in {4, 9}
     assert all(cell in result.stdout for cell in cells)
     other = next(name for name in SMALL if name != study)
-    for arguments, words in (
-        ((*small, "--seed", "2", "--resume"), "expected seed=0; got seed=2"),
-        (("--study", other, "--name", "small", "--resume"), f"expected study={study}"),
-        (("--name", "small", "--resume"), "the run was started with other settings"),
-    ):
-        refused = call(*arguments)
-        assert refused.exit_code == 1
-        assert words in refused.stderr
-        assert refused.stderr.count("\n") == 1
+    again = ("reproduce", "--name", "small", "--resume")
+    refused(call(*small, "--seed", "2", "--resume"), "expected seed=0; got seed=2")
+    refused(call(*again, "--study", other), f"expected study={study}")
+    refused(call(*again), "the run was started with other settings")
     assert list(place.iterdir()) == [place / "runs"]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("options", "words"),
     [
-        (("--study", "dreams"), "'uncertainty', 'morphism'"),
-        (("--study", "morphism", "--paper"), "--paper: an option of the paper's experiment"),
-        (("--study", "morphism", "--backend", "jax"), "--backend: an option of the paper's"),
-        (("--study", "morphism", "--no-cost"), "--cost: an option of the paper's"),
-        (("--study", "morphism", "--samples", "5"), "--samples: an option of another study"),
-        (("--study", "uncertainty", "--seeds", "5"), "--seeds: an option of another study"),
-        (("--images", "30"), "--images: an option of a study; say which with --study"),
-        (("--samples", "5", "--seeds", "2"), "--samples, --seeds: an option of a study"),
-        (("--study", "uncertainty", "--samples", "1"), "--samples"),
+        ("--study dreams", "'uncertainty', 'morphism'"),
+        ("--study morphism --paper", "--paper: an option of the paper's experiment"),
+        ("--study morphism --backend jax", "--backend: an option of the paper's"),
+        ("--study morphism --no-cost", "--cost: an option of the paper's"),
+        ("--study morphism --samples 5", "--samples: an option of another study"),
+        ("--study uncertainty --seeds 5", "--seeds: an option of another study"),
+        ("--images 30", "--images: an option of a study; say which with --study"),
+        ("--samples 5 --seeds 2", "--samples, --seeds: an option of a study"),
+        ("--study uncertainty --samples 1", "--samples"),
+        ("--epochs 0", "--epochs"),
+        ("--paper --epochs 3", "give only one of --paper and --epochs"),
+        ("--backend numpy", "'jax', 'torch', 'tensorflow'"),
     ],
-    ids=lambda value: "_".join(value) if isinstance(value, tuple) else None,
 )
 def test_options_that_make_no_sense_are_refused_by_name(
-    place: pathlib.Path, arguments: tuple[str, ...], words: str
+    place: pathlib.Path, options: str, words: str
 ) -> None:
-    result = call(*arguments)
+    result = call("reproduce", *options.split())
     assert result.exit_code == 2, result.output
     assert words in result.stderr
     assert list(place.iterdir()) == []
 
 
-@pytest.mark.parametrize("package", ["torch", "jinja2", "laplace"])
+@pytest.mark.parametrize(
+    ("package", "study", "where"),
+    [
+        ("torch", "uncertainty", "study uncertainty"),
+        ("jinja2", "uncertainty", "study uncertainty"),
+        ("laplace", "uncertainty", "study uncertainty"),
+        ("keras", None, "backend jax"),
+    ],
+)
 def test_a_missing_package_names_the_extra(
-    place: pathlib.Path, monkeypatch: pytest.MonkeyPatch, package: str
+    place: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    package: str,
+    study: str | None,
+    where: str,
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    result = call("--study", "uncertainty")
-    assert result.exit_code == 1
-    expected = f"the package {package} is not installed. Remedy: pip install 'convfc[study]'\n"
-    assert result.stderr == f"Error: study uncertainty: {expected}"
+    line = refused(call("reproduce", *(("--study", study) if study else ())))
+    extra = "study" if study else "paper"
+    remedy = f"Remedy: pip install 'convfc[{extra}]'"
+    assert line == f"Error: {where}: the package {package} is not installed. {remedy}"
     assert list(place.iterdir()) == []

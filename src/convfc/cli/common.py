@@ -19,9 +19,6 @@ from convfc.printable import printable
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
-_STOPPED = 130
-"""The exit code of a program that Ctrl-C stopped."""
-
 WIDTH = 160
 """Characters of a table where the output is not a terminal."""
 
@@ -85,6 +82,7 @@ def errors_in_one_line(
 
     The remedies: ``elsewhere`` for a place that cannot be written, ``full`` for a full disk.
     """
+    shown: ConvfcError
     try:
         yield
     except ConvfcError as error:
@@ -92,23 +90,17 @@ def errors_in_one_line(
     except OSError as error:
         if error.errno == errno.EPIPE:  # the reader has closed the pipe, which is not an error
             raise
-        shown = _explained(error, elsewhere, full)
+        where = None if error.filename is None else str(error.filename)
+        what, remedy = "it cannot be used", elsewhere
+        if where is None or remedy is None:  # without a name it was standard output
+            remedy = "send the output somewhere else"
+        if error.errno in _FULL:
+            what, remedy = "the disk is full", f"{full}, or {remedy}"
+        shown = RunError(f"{what} ({error.strerror or error})", where=where, remedy=remedy)
     else:
         return
     errors.print(Text(f"Error: {shown}", style="red"), soft_wrap=True)
     raise SystemExit(1)
-
-
-def _explained(error: OSError, elsewhere: str | None, full: str) -> RunError:
-    """Return an error of the system as one of convfc, with a remedy."""
-    if error.filename is None or elsewhere is None:  # without a name it was standard output
-        elsewhere = "send the output somewhere else"
-    if error.errno in _FULL:
-        what, remedy = "the disk is full", f"{full}, or {elsewhere}"
-    else:
-        what, remedy = "it cannot be used", elsewhere
-    where = None if error.filename is None else str(error.filename)
-    return RunError(f"{what} ({error.strerror or error})", where=where, remedy=remedy)
 
 
 @contextlib.contextmanager
@@ -121,4 +113,4 @@ def ctrl_c_explained(
         yield
     except KeyboardInterrupt:
         errors.print(what)
-        raise typer.Exit(_STOPPED) from None
+        raise typer.Exit(130) from None

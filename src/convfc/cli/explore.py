@@ -82,18 +82,19 @@ def explore(
     console, errors = Console(), Console(stderr=True)
     if run is not None and model is not None:
         raise typer.BadParameter("give only one of MODULE:FACTORY and --run")
-    of_model: dict[str, object] = {"--layer": layer, "--input": input_, "--image": image}
-    of_model |= {"--weights": weights, "--filters": filters}
-    given = [name for name, value in of_model.items() if value is not None]
+    of_model = {"layer": layer, "input": input_, "image": image, "weights": weights}
+    options = [*of_model.items(), ("filters", filters)]
+    given = [f"--{name}" for name, value in options if value is not None]
     if model is None and given:
         raise typer.BadParameter(f"{', '.join(given)} needs a MODULE:FACTORY")
     elsewhere = "write it somewhere else with --html, or leave --html out"
     with errors_in_one_line(errors, elsewhere), ctrl_c_explained(errors, "Stopped."):
         state: dict[str, Any] | None = None
         if run is not None:
-            from convfc.paper.study import run_state
+            from convfc.paper.findings import read_record
+            from convfc.paper.study import explored
 
-            state = run_state(run)
+            state = explored(read_record(run))
         elif model is not None:
             from convfc.explorer.inputs import input_for, layer_in_model
             from convfc.explorer.state import explorer_state
@@ -115,24 +116,17 @@ def explore(
                 )
         if state is not None:
             console.print(Text(printable(f"{state['title']}. {state['source']}")), soft_wrap=True)
-        if html is not None:
-            from convfc.explorer.page import write_page
+        from convfc.explorer.page import ExplorerServer, write_page
 
+        if html is not None:
             write_page(html, state)
             console.print(Text(f"Page: {html}"), soft_wrap=True)
             return
-        _serve(console, state, port, browse=not no_browser)
-
-
-def _serve(console: Console, state: Any, port: int, *, browse: bool) -> None:
-    """Serve the page until Ctrl-C, the ordinary end."""
-    from convfc.explorer.page import ExplorerServer
-
-    with ExplorerServer(state, port) as server:
-        console.print(Text(f"Explorer: {server.url}   (Ctrl-C ends it)"), soft_wrap=True)
-        if browse:
-            webbrowser.open(server.url)
-        try:
-            server.serve_forever()
-        except KeyboardInterrupt:
-            console.print("Stopped.")
+        with ExplorerServer(state, port) as server:
+            console.print(Text(f"Explorer: {server.url}   (Ctrl-C ends it)"), soft_wrap=True)
+            if not no_browser:
+                webbrowser.open(server.url)
+            try:
+                server.serve_forever()
+            except KeyboardInterrupt:  # the ordinary end
+                console.print("Stopped.")

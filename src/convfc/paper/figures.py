@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,15 +23,7 @@ from convfc.geometry import ConvGeometry
 from convfc.paper.findings import Record, measured
 
 # Okabe and Ito's palette: told apart by colour-blind readers too.
-COLOURS = {
-    "cnn": "#0072B2",
-    "fc": "#D55E00",
-    "control": "#009E73",
-    "direct sliding": "#CC79A7",
-    "product": "#D55E00",
-    "product in row blocks": "#E69F00",
-    "native": "#0072B2",
-}
+COLOURS = {"cnn": "#0072B2", "fc": "#D55E00", "control": "#009E73"}
 LABELS = {"cnn": "CNN", "fc": "FC network", "control": "control"}
 OPTIMIZERS = {"sgd": "SGD", "adam": "Adam"}
 # CNN wide and solid below, FC dashed on top, control thin: equal curves stay visible.
@@ -48,23 +40,21 @@ def loss_figure(record: Record, optimizer: str) -> Figure:
     Above, the losses; below, how far the FC network's are from the CNN's.
     """
     figure = Figure(figsize=(WIDTH, 4.4), layout="constrained")
-    rows = figure.subplots(
-        2, 2, sharex=True, gridspec_kw={"height_ratios": [2.6, 1]}, squeeze=False
-    )
+    rows = figure.subplots(2, 2, sharex=True, gridspec_kw={"height_ratios": [2.6, 1]})
     rows[0][1].sharey(rows[0][0])
-    networks = {
-        name: record.networks[record.dtype, optimizer, name]
-        for name in _STROKES
-        if (record.dtype, optimizer, name) in record.networks
-    }
-    for column, (part, title) in enumerate((("loss", "training"), ("val_loss", "validation"))):
-        above, below = rows[0][column], rows[1][column]
-        for name, trained in networks.items():
-            label, colour = LABELS[name], COLOURS[name]
-            losses = getattr(trained, part)
-            epochs = np.arange(1, len(losses) + 1)
-            above.plot(epochs, losses, color=colour, label=label, **_STROKES[name])
-        apart = np.abs(getattr(networks["fc"], part) - getattr(networks["cnn"], part))
+    for (above, below), part, title in zip(
+        rows.T, ("loss", "val_loss"), ("training", "validation"), strict=True
+    ):
+        losses = {
+            name: getattr(record.networks[record.dtype, optimizer, name], part)
+            for name in _STROKES
+            if (record.dtype, optimizer, name) in record.networks
+        }
+        epochs = np.arange(1, len(losses["cnn"]) + 1)
+        for name, values in losses.items():
+            stroke = {"color": COLOURS[name], "label": LABELS[name], **_STROKES[name]}
+            above.plot(epochs, values, **stroke)
+        apart = np.abs(losses["fc"] - losses["cnn"])
         if apart.any():
             # Points, because between two of them the difference may be exactly 0.
             below.plot(epochs, _positive(apart), ".", color=INK, markersize=4)
@@ -88,17 +78,18 @@ def histogram_figure(record: Record, optimizers: Sequence[str]) -> Figure:
     """Draw histograms of the first layer's weights after training (Figure 9), a panel each."""
     figure = Figure(figsize=(WIDTH, 3.1), layout="constrained")
     panels = figure.subplots(1, len(optimizers), squeeze=False, sharey=True)[0]
+    strokes: Mapping[str, Mapping[str, Any]] = {
+        "cnn": {"histtype": "stepfilled", "alpha": 0.5},
+        "fc": {"histtype": "step", "linewidth": 1.6, "linestyle": (0, (4, 2))},
+    }
     for panel, letter, optimizer in zip(panels, "ab", optimizers, strict=False):
-        weights = {
-            name: record.networks[record.dtype, optimizer, name].first_layer[-1].ravel()
-            for name in ("cnn", "fc")
-        }
-        everything = np.concatenate(list(weights.values()))
-        bins = np.linspace(everything.min(), everything.max(), 41)
-        filled = {"histtype": "stepfilled", "alpha": 0.5}
-        panel.hist(weights["cnn"], bins, color=COLOURS["cnn"], label="CNN", **filled)
-        outline = {"histtype": "step", "linewidth": 1.6, "linestyle": (0, (4, 2))}
-        panel.hist(weights["fc"], bins, color=COLOURS["fc"], label="FC network", **outline)
+        weights = [
+            record.networks[record.dtype, optimizer, name].first_layer[-1].ravel()
+            for name in strokes
+        ]
+        bins = np.linspace(np.min(weights), np.max(weights), 41)
+        for (name, stroke), values in zip(strokes.items(), weights, strict=True):
+            panel.hist(values, bins, color=COLOURS[name], label=LABELS[name], **stroke)
         panel.set_title(f"({letter}) {OPTIMIZERS[optimizer]}")
         panel.set_xlabel("weight of the first layer")
     panels[0].set_ylabel("number of weights")
@@ -130,23 +121,23 @@ def difference_figure(record: Record) -> Figure:
             "linestyle": dashes.get(optimizer, "solid"),
             "linewidth": 2,
         }
-        names = f"{LABELS[network]} − {LABELS[other]}"
+        label = f"{LABELS[network]} − {LABELS[other]}, {OPTIMIZERS[optimizer]}, {dtype}"
+        dots: dict[str, Any] = {"marker": "o" if len(difference) < 25 else None, "markersize": 3}
         epoch = np.arange(len(difference))
-        above.plot(
-            epoch,
-            _positive(difference),
-            marker="o" if len(difference) < 25 else None,
-            markersize=3,
-            label=f"{names}, {OPTIMIZERS[optimizer]}, {dtype}",
-            **stroke,
-        )
+        above.plot(epoch, _positive(difference), label=label, **dots, **stroke)
         zero = np.where(difference == 0, -float(lane), np.nan)
         band.plot(epoch, zero, **stroke)
-        alone = difference == 0
+        alone = difference == 0  # a point between two others that are not, which has no line
         alone[1:] &= difference[:-1] != 0
         alone[:-1] &= difference[1:] != 0
         band.plot(epoch[alone], zero[alone], marker="o", markersize=4.5, **stroke)
-    _mark_rounding(above, record)
+    for dtype in sorted({d for d, _, _ in record.networks}):
+        trained = next(t for (d, _, _), t in record.networks.items() if d == dtype)
+        size = trained.one_rounding(epoch=0)
+        above.axhline(size, color="#888888", linewidth=0.9, linestyle=":")
+        text, at = f"one rounding of every weight, {dtype}", above.get_yaxis_transform()
+        over: dict[str, Any] = {"xytext": (0, 2.5), "textcoords": "offset points", "ha": "right"}
+        above.annotate(text, (1, size), xycoords=at, fontsize=8, color="#666666", **over)
     above.set_yscale("log")
     above.set_ylabel("‖difference of the first layers‖$_F$")
     above.grid(visible=True, which="major")
@@ -160,22 +151,11 @@ def difference_figure(record: Record) -> Figure:
     return figure
 
 
-def _mark_rounding(axes: Axes, record: Record) -> None:
-    """Mark the size of one rounding of all weights, for every dtype of the run."""
-    for dtype in sorted({d for d, _, _ in record.networks}):
-        trained = next(t for (d, _, _), t in record.networks.items() if d == dtype)
-        size = trained.one_rounding(epoch=0)
-        axes.axhline(size, color="#888888", linewidth=0.9, linestyle=":")
-        text, at = f"one rounding of every weight, {dtype}", axes.get_yaxis_transform()
-        above: dict[str, Any] = {"xytext": (0, 2.5), "textcoords": "offset points", "ha": "right"}
-        axes.annotate(text, (1, size), xycoords=at, fontsize=8, color="#666666", **above)
-
-
 _METHODS = {
-    "direct sliding": ("direct sliding", "v"),
-    "product": ("M K", "o"),
-    "product in row blocks": ("M K in row blocks", "s"),
-    "native": ("native layer", "D"),
+    "direct sliding": ("direct sliding", "v", "#CC79A7"),
+    "product": ("M K", "o", "#D55E00"),
+    "product in row blocks": ("M K in row blocks", "s", "#E69F00"),
+    "native": ("native layer", "D", "#0072B2"),
 }
 _AXES = {
     "image": "image height and width",
@@ -189,35 +169,26 @@ def cost_figure(cost: Mapping[str, Any]) -> Figure:
     axes = {name: rows for name, rows in cost["axes"].items() if rows}
     figure = Figure(figsize=(WIDTH, 4.8), layout="constrained")
     panels = figure.subplots(2, len(axes), squeeze=False, sharey="row", sharex="col")
-    kinds: Sequence[tuple[str, str, Callable[[Any], Any]]] = (
-        ("seconds", "time in milliseconds", lambda seconds: seconds * 1e3),
-        ("peak_bytes", "peak memory in MiB", lambda size: size / 2**20),
-    )
+    kinds = (("seconds", "time in milliseconds", 1e3), ("peak_bytes", "peak memory in MiB", 2**-20))
     for column, (name, rows) in enumerate(axes.items()):
         values = [row["value"] for row in rows]
-        for line, (kind, title, scaled) in enumerate(kinds):
-            panel = panels[line][column]
-            for method, (label, marker) in _METHODS.items():
-                found = [measured(row, method, kind) for row in rows]
-                panel.plot(
-                    values,
-                    scaled(np.array(found, float)),  # None becomes NaN, a gap
-                    marker=marker,
-                    markersize=4,
-                    color=COLOURS[method],
-                    label=label if (line, column) == (0, 0) else None,
-                )
+        for panel, (kind, title, factor) in zip(panels[:, column], kinds, strict=True):
+            for method, (label, marker, colour) in _METHODS.items():
+                found = np.array([measured(row, method, kind) for row in rows], float)  # or a gap
+                dots: dict[str, Any] = {"marker": marker, "markersize": 4}
+                panel.plot(values, factor * found, color=colour, label=label, **dots)
             if kind == "peak_bytes":
                 sizes = np.array([row.get("patch_matrix_bytes") or np.nan for row in rows], float)
-                alone = "M alone" if column == 0 else None
-                panel.plot(values, scaled(sizes), color="#888888", linestyle=":", label=alone)
+                panel.plot(values, factor * sizes, color="#888888", linestyle=":", label="M alone")
             panel.set_xscale("log", base=2)
             panel.set_yscale("log")
             panel.set_xticks(values, [str(value) for value in values])
             panel.xaxis.minorticks_off()
-            panels[line][0].set_ylabel(title)
+            if column == 0:
+                panel.set_ylabel(title)
         panels[1][column].set_xlabel(_AXES.get(name, name))
-    figure.legend(loc="outside upper center", ncols=5, fontsize=8.5)
+    handles, labels = panels[1][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=5, fontsize=8.5)
     return figure
 
 
@@ -251,8 +222,7 @@ def stretch_figure(digit: NDArray[Any], filters: NDArray[Any]) -> Figure:
             (left / WIDTH, 1 - (top + tall) / height, width / WIDTH, tall / height)
         )
         axes.set_title(title, fontsize=9.5, pad=7)
-        axes.set_xticks([])
-        axes.set_yticks([])
+        axes.set(xticks=[], yticks=[])
         axes.grid(visible=False)
         axes.spines[:].set_visible(True)
         return axes
@@ -265,16 +235,16 @@ def stretch_figure(digit: NDArray[Any], filters: NDArray[Any]) -> Figure:
     product = place(5.4, top, 0.2, 4.0, f"M K {_size(rows[0])}")
     result = place(6.0, top, 1.05, 1.05, f"output {_size(output)}")
 
-    grey: dict[str, Any] = {"cmap": "Greys", "interpolation": "none", "aspect": "auto"}
-    signed: dict[str, Any] = {"cmap": "RdBu_r", "interpolation": "none", "aspect": "auto"}
-    filter_range = {"vmin": -np.abs(K).max(), "vmax": np.abs(K).max()}
-    output_range = {"vmin": -np.abs(rows).max(), "vmax": np.abs(rows).max()}
-    image.imshow(batch[0, :, :, 0], **grey)
-    small.imshow(filters[0, :, :, 0], **signed, **filter_range)
-    matrix.imshow(M[0], **grey)
-    column.imshow(K, **signed, **filter_range)
-    product.imshow(rows[0], **signed, **output_range)
-    result.imshow(output, **signed, **output_range)
+    plain: dict[str, Any] = {"interpolation": "none", "aspect": "auto"}
+    for panel, shown in ((image, batch[0, :, :, 0]), (matrix, M[0])):
+        panel.imshow(shown, cmap="Greys", **plain)
+    for panel, shown, most in (
+        (small, filters[0, :, :, 0], np.abs(K).max()),
+        (column, K, np.abs(K).max()),
+        (product, rows[0], np.abs(rows).max()),
+        (result, output, np.abs(rows).max()),
+    ):
+        panel.imshow(shown, cmap="RdBu_r", vmin=-most, vmax=most, **plain)
 
     for line in np.arange(kernel, digit.shape[0], kernel) - 0.5:
         image.axhline(line, color="#bbbbbb", linewidth=0.6)
@@ -282,18 +252,21 @@ def stretch_figure(digit: NDArray[Any], filters: NDArray[Any]) -> Figure:
     bold: dict[str, Any] = {"fontweight": "bold", "va": "center"}
     for row, colour in zip(_busiest_rows(M[0], wide), _HIGHLIGHTS, strict=False):
         up, left = divmod(row, wide)
-        _outline(image, (left * kernel, up * kernel), kernel, kernel, colour)
-        _outline(matrix, (0, row), M.shape[2], 1, colour)
-        _outline(product, (0, row), 1, 1, colour)
-        _outline(result, (left, up), 1, 1, colour)
+        frame: dict[str, Any] = {"fill": False, "edgecolor": colour, "linewidth": 1.8}
+        for panel, across, down, size in (
+            (image, left * kernel, up * kernel, (kernel, kernel)),
+            (matrix, 0, row, (M.shape[2], 1)),
+            (product, 0, row, (1, 1)),
+            (result, left, up, (1, 1)),
+        ):
+            panel.add_patch(Rectangle((across - 0.5, down - 0.5), *size, **frame, zorder=3))
         tag: dict[str, Any] = {"bbox": {"facecolor": colour, "edgecolor": "none", "pad": 1.2}}
         tag |= {"color": "white", "fontsize": 7.5, "ha": "center", "zorder": 4, **bold}
         image.text(left * kernel - 0.5, up * kernel - 0.5, str(row), **tag)
         matrix.text(-1.2, row, str(row), color=colour, fontsize=8.5, ha="right", **bold)
+    middle: dict[str, Any] = {"fontsize": 14, "ha": "center", "va": "center"}
     for between, symbol, high in ((4.52, "×", 1.1), (5.18, "=", 1.1), (5.8, "→", 0.97)):
-        figure.text(
-            between / WIDTH, 1 - high / height, symbol, fontsize=14, ha="center", va="center"
-        )
+        figure.text(between / WIDTH, 1 - high / height, symbol, **middle)
     figure.text(
         5.72 / WIDTH,
         1 - 2.0 / height,
@@ -317,11 +290,6 @@ def _busiest_rows(M: NDArray[Any], wide: int) -> list[int]:
         if all(distance > 1 for distance in apart) and all(abs(row - c) > 2 for c in chosen):
             chosen.append(int(row))
     return sorted(chosen)
-
-
-def _outline(axes: Axes, corner: tuple[int, int], wide: int, tall: int, colour: str) -> None:
-    at = (corner[0] - 0.5, corner[1] - 0.5)
-    axes.add_patch(Rectangle(at, wide, tall, fill=False, edgecolor=colour, linewidth=1.8, zorder=3))
 
 
 def _size(array: NDArray[Any]) -> str:

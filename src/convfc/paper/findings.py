@@ -125,7 +125,7 @@ def find(record: Record) -> dict[str, Any]:
         optimizer: float(record.results[optimizer]["fc"]["weight_difference"])
         for optimizer in optimizers
     }
-    both = "sgd" in distances and "adam" in distances
+    both = "adam" in distances and distances.get("sgd")
     return {
         "dtype": record.dtype,
         "epochs": int(record.results["epochs"]),
@@ -137,10 +137,21 @@ def find(record: Record) -> dict[str, Any]:
             / record.networks[record.dtype, optimizer, "cnn"].one_rounding(epoch=-1)
             for optimizer, distance in distances.items()
         },
-        "adam_over_sgd": _ratio(distances["adam"], distances["sgd"]) if both else None,
+        "adam_over_sgd": distances["adam"] / distances["sgd"] if both else None,
         "control": _control(record, optimizers),
         "companion": _companion(record),
-        "losses": {optimizer: _losses(record, optimizer) for optimizer in optimizers},
+        "losses": {
+            optimizer: {
+                network: {
+                    "first_loss": float(found.loss[0]),
+                    "loss": float(found.loss[-1]),
+                    "val_loss": float(found.val_loss[-1]),
+                }
+                for network in ("cnn", "fc", "control")
+                if (found := record.networks.get((record.dtype, optimizer, network)))
+            }
+            for optimizer in optimizers
+        },
         "dead": record.results.get("dead_outputs") or {},
         "adam_example": adam_example(),
         "cost": cost_findings(record.cost) if record.cost else None,
@@ -166,30 +177,18 @@ def _companion(record: Record) -> dict[str, Any] | None:
     if record.dtype == "float64" or here is None or there is None:
         return None
     epochs = min(len(here), len(there)) - 1
-    shrinks = _ratio(float(here[epochs]), float(there[epochs]))
+    gaps = float(here[epochs]), float(there[epochs])
+    shrinks = gaps[0] / gaps[1] if gaps[1] else None
     unit_ratio = float(np.finfo(record.dtype).eps / np.finfo("float64").eps)
     return {
         "epochs": epochs,
-        "here": float(here[epochs]),
-        "there": float(there[epochs]),
+        "here": gaps[0],
+        "there": gaps[1],
         "shrinks": shrinks,
         "unit_ratio": unit_ratio,
         # Rounding shrinks the gap by the unit ratio, a property of the layers by 1: which of these
         # factors is nearer to the measured one?
         "rounding": shrinks is None or shrinks > math.sqrt(unit_ratio),
-    }
-
-
-def _losses(record: Record, optimizer: str) -> dict[str, dict[str, float]]:
-    """Return the first and last losses of every network of one optimizer."""
-    return {
-        network: {
-            "first_loss": float(found.loss[0]),
-            "loss": float(found.loss[-1]),
-            "val_loss": float(found.val_loss[-1]),
-        }
-        for network in ("cnn", "fc", "control")
-        if (found := record.networks.get((record.dtype, optimizer, network)))
     }
 
 
@@ -215,7 +214,6 @@ def adam_example() -> list[dict[str, float]]:
 def cost_findings(cost: Mapping[str, Any]) -> dict[str, Any]:
     """Return ratios of times and peak memory over all sizes; None where nothing was measured."""
     points = [point for rows in cost["axes"].values() for point in rows]
-
     pairs = {
         "direct": ("product", "direct sliding"),
         "native": ("product", "native"),
@@ -223,11 +221,11 @@ def cost_findings(cost: Mapping[str, Any]) -> dict[str, Any]:
     }
 
     def ratios(kind: str) -> dict[str, dict[str, float] | None]:
-        found = {
-            name: [[measured(point, method, kind) for method in pair] for point in points]
-            for name, pair in pairs.items()
-        }
-        return {name: _spread([a / b for a, b in two if a and b]) for name, two in found.items()}
+        found = {}
+        for name, pair in pairs.items():
+            two = ([measured(point, method, kind) for method in pair] for point in points)
+            found[name] = _spread([a / b for a, b in two if a and b])
+        return found
 
     return {
         "points": len(points),
@@ -252,11 +250,6 @@ def measured(point: Mapping[str, Any], method: str, kind: str) -> float | None:
     if value is None or (kind == "peak_bytes" and value < point.get("output_bytes", 0)):
         return None
     return float(value)
-
-
-def _ratio(a: float, b: float) -> float | None:
-    """Return a / b, or None when b is 0 and no ratio exists."""
-    return a / b if b else None
 
 
 _TITLES = {

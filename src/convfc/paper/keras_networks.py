@@ -16,11 +16,11 @@ with needing("paper"):
 
 from convfc.algorithm1 import filters_to_matrix, im2col, matrix_to_filters
 from convfc.digits import IMAGE_SHAPE
-from convfc.errors import ArgumentError
 from convfc.frameworks.keras.layers import Im2Col
 from convfc.geometry import ConvGeometry
 from convfc.paper.data import Digits
 from convfc.runs.folder import Result
+from convfc.sizes import one_of
 
 Array = NDArray[np.floating[Any]]
 
@@ -45,10 +45,7 @@ NETWORKS = ("cnn", "fc", "control")
 
 def build(network: str, weights: Weights | None = None) -> keras.Model:
     """Return the network of this name in Keras's current precision, with these weights if given."""
-    if network not in NETWORKS:
-        raise ArgumentError(
-            "unknown network", where="network", expected=" or ".join(NETWORKS), got=network
-        )
+    one_of("network", network, NETWORKS)
     model = keras.Sequential([*_head(network), *_tail()], name=network)
     if weights is not None:
         first = model.get_layer("first")

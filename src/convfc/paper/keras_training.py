@@ -69,7 +69,7 @@ def train(work: Work, digits: Digits, initial: networks.Weights, rate: float) ->
     optimizers = {"sgd": keras.optimizers.SGD, "adam": keras.optimizers.Adam}
     model.compile(optimizer=optimizers[optimizer](learning_rate=rate), loss="mse")
     model.optimizer.build(model.trainable_variables)
-    saved = work.saved()
+    saved = work.files.load_checkpoint()
     if saved is not None:
         _restore(model, saved, work)
     recorder = _Recorder(work, saved or {"first_layer": networks.read_first(model)[None]})

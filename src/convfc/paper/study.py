@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.resources
-import pathlib
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -21,7 +20,7 @@ from convfc.explorer.state import explorer_state
 from convfc.frameworks.keras.backend import choose_backend
 from convfc.geometry import ConvGeometry
 from convfc.paper import data, experiment, figures
-from convfc.paper.findings import Record, find, read_record, record_of, summary_table
+from convfc.paper.findings import Record, find, record_of, summary_table
 from convfc.runs.folder import FinishedRun
 from convfc.runs.sealed import Array
 from convfc.runs.study import Study
@@ -34,13 +33,8 @@ _QUANTITIES = {
 }
 
 
-def run_state(folder: pathlib.Path) -> dict[str, Any]:
-    """Return the explorer's state of the first layer that a finished run has trained."""
-    return _explored(read_record(folder))
-
-
-def _explored(record: Record) -> dict[str, Any]:
-    """Return the explorer's state of the CNN's filters on a digit."""
+def explored(record: Record) -> dict[str, Any]:
+    """Return the explorer's state of the CNN's filters, which a finished run has trained."""
     filters = _filters(record)
     state = explorer_state(
         filters,
@@ -110,6 +104,6 @@ STUDY = Study(
     template=(importlib.resources.files(__package__) / "report.md.j2").read_text("utf-8"),
     summary=summary_table,
     prepare=lambda settings: choose_backend(settings.backend),
-    beside=lambda run: write_page(run.folder.path / "explorer.html", _explored(record_of(run))),
+    beside=lambda run: write_page(run.folder.path / "explorer.html", explored(record_of(run))),
     words=("networks", "epoch"),
 )

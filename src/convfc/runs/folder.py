@@ -17,37 +17,30 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Self
+from typing import Any, Self
+
+import numpy as np
 
 from convfc.errors import ArgumentError, RunError
+from convfc.files import read_arrays, write_arrays
 from convfc.runs.sealed import (
     Array,
     Sealed,
-    read_checkpoint,
+    print_of_arrays,
     read_finite,
     read_json,
     read_sealed,
     readable,
     removing,
     require_folder,
-    write_checkpoint,
     write_finite,
     write_sealed,
 )
 
 _DEVICE = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³]) *", re.IGNORECASE)
-
 _OTHER_PLACE = (
     "choose another --name or --runs-dir, or remove the whole folder if nothing in it is needed"
 )
-
-
-class RunSettings(Protocol):
-    """What a folder has to know of the settings of a run: its name, and ``settings.json``."""
-
-    @property
-    def name(self) -> str: ...  # noqa: D102
-    def as_json(self) -> dict[str, Any]: ...  # noqa: D102
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,10 +75,11 @@ class PartFiles:
     def save(self, result: Result) -> None:
         """Write the result, the mark last, and remove the checkpoint."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        files = {self._arrays: result.arrays, self._weights: result.weights}
-        files = {path: arrays for path, arrays in files.items() if arrays}
-        for path, arrays in files.items():
-            write_finite(path, arrays)
+        files = []
+        for path, arrays in ((self._arrays, result.arrays), (self._weights, result.weights)):
+            if arrays:
+                write_finite(path, arrays)
+                files.append(path)
         content = {"numbers": dict(result.numbers), "seconds": dict(result.seconds)}
         write_sealed(self.path, content, files)
         self.clean()
@@ -95,27 +89,30 @@ class PartFiles:
         sealed = self._sealed()
         with readable(self.path, self.remedy):
             numbers, seconds = sealed.content["numbers"], sealed.content["seconds"]
-        return Result(numbers, self._read(sealed, self._arrays), seconds)
+        return Result(numbers, read_finite(sealed, self._arrays), seconds)
 
     def weights(self) -> dict[str, Array]:
         """Return the weights of a finished part."""
-        return self._read(self._sealed(), self._weights)
+        return read_finite(self._sealed(), self._weights)
 
     def check(self) -> None:
         """Raise if a file of a finished part is damaged or missing."""
         sealed = self._sealed()
         for name in sealed.files:
-            with sealed.reading(name):
-                pass
+            sealed.check(name)
 
     def save_checkpoint(self, arrays: Mapping[str, Array]) -> None:
-        """Write a checkpoint in the place of the former one."""
+        """Write a checkpoint in the place of the former one, with its fingerprint inside."""
         self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        write_checkpoint(self.checkpoint, arrays)
+        write_arrays(self.checkpoint, {**arrays, "sha256": np.array(print_of_arrays(arrays))})
 
     def load_checkpoint(self) -> dict[str, Array] | None:
-        """Return the checkpoint; None if there is none, or only a damaged one."""
-        return read_checkpoint(self.checkpoint)
+        """Return the checkpoint; None if there is none that is whole and of this version."""
+        with contextlib.suppress(RunError), readable(self.checkpoint, ""):
+            arrays = read_arrays(self.checkpoint)
+            if str(arrays.pop("sha256")) == print_of_arrays(arrays):
+                return arrays
+        return None
 
     def clean(self) -> None:
         """Remove what a killed process may have left: unfinished files, an outdated checkpoint."""
@@ -126,10 +123,6 @@ class PartFiles:
 
     def _sealed(self) -> Sealed:
         return read_sealed(self.path, self.remedy)
-
-    @staticmethod
-    def _read(sealed: Sealed, path: pathlib.Path) -> dict[str, Array]:
-        return read_finite(sealed, path.name) if path.name in sealed.files else {}
 
 
 @dataclass(frozen=True)
@@ -148,8 +141,8 @@ class FinishedRun:
         """Return the result of a part."""
         part = self.folder.part(name)
         sealed = read_sealed(self.folder.results_path, self.remedy)
-        with sealed.reading(f"parts/{name}.json", part.remedy):
-            return part.load()
+        sealed.check(f"parts/{name}.json", part.remedy)
+        return part.load()
 
 
 class RunFolder:
@@ -157,15 +150,14 @@ class RunFolder:
 
     def __init__(self, path: pathlib.Path) -> None:
         self.path = path
-        self.results_path = path / "results.json"
-        """Exists only when the run is finished."""
+        self.results_path = path / "results.json"  # exists only when the run is finished
 
     @classmethod
     @contextlib.contextmanager
     def open(
         cls,
         runs: pathlib.Path,
-        settings: RunSettings,
+        settings: Mapping[str, Any],
         *,
         resume: bool = False,
         overwrite: bool = False,
@@ -174,8 +166,8 @@ class RunFolder:
 
         A folder that exists is an error without ``resume``, or ``overwrite``, which empties it.
         """
-        _check_name(settings.name)
-        run = cls(runs / settings.name)
+        _check_name(settings["name"])
+        run = cls(runs / settings["name"])
         if resume and overwrite:
             raise ArgumentError("resume and overwrite exclude each other", remedy="give only one")
         # Before there is a lock in it: it may be no run.
@@ -187,7 +179,7 @@ class RunFolder:
             if run._occupied():
                 run._check_settings(settings)
             else:
-                write_sealed(run.path / "settings.json", settings.as_json(), [])
+                write_sealed(run.path / "settings.json", settings, [])
             yield run
 
     @property
@@ -214,7 +206,6 @@ class RunFolder:
             "the run was begun with other versions",
             "install these again, or start a new run with --name: one run with several would "
             "compare their roundings",
-            sign=" ",
         )
 
     def write_results(self, results: Mapping[str, Any]) -> None:
@@ -227,14 +218,13 @@ class RunFolder:
         if not self.finished:
             begun = (self.path / "settings.json").exists()
             raise RunError(
-                "the run is not finished: no such file" if begun else "there is no run",
+                "the run is not finished: no such file" if begun else "no run",
                 where=str(self.results_path if begun else self.path),
                 remedy="finish the run with convfc reproduce --resume, or start one",
             )
         self._settings()  # first: of another version it says so with the remedy that helps
         sealed = read_sealed(self.results_path, FinishedRun(self, {}).remedy)
-        with sealed.reading("settings.json", _OTHER_PLACE):
-            pass
+        sealed.check("settings.json", _OTHER_PLACE)
         places = self.path / "parts"
         require_folder(places, removing([places, self.results_path], "all is computed again"))
         return FinishedRun(self, sealed.content)
@@ -285,8 +275,8 @@ class RunFolder:
             return read_json(path, _OTHER_PLACE)
         return read_sealed(path, _OTHER_PLACE).content
 
-    def _check_settings(self, settings: RunSettings) -> None:
-        found, wanted = self._settings(), settings.as_json()
+    def _check_settings(self, wanted: Mapping[str, Any]) -> None:
+        found = self._settings()
         if found.get("study") == wanted.get("study") and found.keys() != wanted.keys():
             raise RunError(
                 "the settings are those of another version of convfc",
@@ -301,19 +291,13 @@ class RunFolder:
         )
 
     def _check_same(
-        self,
-        found: Mapping[str, Any],
-        wanted: Mapping[str, Any],
-        what: str,
-        remedy: str,
-        sign: str = "=",
+        self, found: Mapping[str, Any], wanted: Mapping[str, Any], what: str, remedy: str
     ) -> None:
         """Raise with what differs between the run that is there and the one that is asked for."""
         differing = [key for key in {**wanted, **found} if found.get(key) != wanted.get(key)]
         if differing:
             expected, got = (
-                ", ".join(f"{key}{sign}{one.get(key)}" for key in differing)
-                for one in (found, wanted)
+                ", ".join(f"{key}={one.get(key)}" for key in differing) for one in (found, wanted)
             )
             raise RunError(what, where=str(self.path), expected=expected, got=got, remedy=remedy)
 
@@ -382,19 +366,19 @@ def _take_lock(path: pathlib.Path) -> int:
 
 def _check_name(name: str) -> None:
     """Raise if a name does not stand for one folder, on every system and in every command line."""
-    broken = {
+    rules = {
         "one name without separators": name in ("", ".", "..") or any(c in name for c in "/\\:"),
         "printable characters only": not name.isprintable(),
         "no - at its beginning": name.startswith("-"),
         "no dot or space at its end": name.endswith((".", " ")),
         "no name that Windows keeps for a device": _DEVICE.fullmatch(name.partition(".")[0]),
     }
-    for rule, is_broken in broken.items():
-        if is_broken:
-            raise RunError(
-                "not a folder's name",
-                where="name",
-                expected=rule,
-                got=repr(name),
-                remedy="use letters, digits, - and _; --runs-dir says where runs are kept",
-            )
+    broken = [rule for rule, is_broken in rules.items() if is_broken]
+    if broken:
+        raise RunError(
+            "not a folder's name",
+            where="name",
+            expected=broken[0],
+            got=repr(name),
+            remedy="use letters, digits, - and _; --runs-dir says where runs are kept",
+        )

@@ -9,6 +9,7 @@ import importlib.metadata
 import os
 import pathlib
 import platform
+import re
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -16,16 +17,12 @@ from typing import Any
 
 def describe_machine() -> dict[str, Any]:
     """Return processor, cores that this process may use, and system; no names."""
-    processor = platform.processor() or platform.machine()
     cpuinfo = pathlib.Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                processor = line.partition(":")[2].strip()
-                break
+    told = cpuinfo.read_text(errors="replace") if cpuinfo.exists() else ""
+    named = re.search(r"^model name\s*:\s*(.*?)\s*$", told, re.MULTILINE)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
-        "processor": processor,
+        "processor": named[1] if named else platform.processor() or platform.machine(),
         "cores": cores,
         "system": f"{platform.system()} {platform.machine()}",
         "byte_order": sys.byteorder,

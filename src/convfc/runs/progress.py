@@ -26,10 +26,13 @@ _MANY = 12
 
 
 class Display:
-    """What a run tells of its parts, each with its steps: epochs, or what else it counts."""
+    """What a run tells of its parts, each with its steps (``unit``, such as epochs), in lines."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self, console: Console, parts: str, unit: str) -> None:
+        self._console, self._parts, self._unit = console, parts, unit
+        self._steps: dict[str, int] = {}
+        self._told: dict[str, str] = {}
+        self._began, self._from = 0.0, 0
 
     def __enter__(self) -> Self:
         return self
@@ -41,48 +44,20 @@ class Display:
         self, steps: Mapping[str, int], finished: Collection[str], weights: Mapping[str, int]
     ) -> None:
         """Announce all parts with their steps and how long these are, and which are finished."""
-
-    def start(self, name: str, done: int) -> None:
-        """Say that a part begins, or continues after the steps that are done."""
-
-    def step(self, name: str, done: int, told: str) -> None:
-        """Say how many steps of a part are done, with a few words or numbers on them."""
-
-    def end(self, name: str) -> None:
-        """Say that a part is finished."""
-
-    def note(self, text: str) -> None:
-        """Show a line, above the bars if there are any."""
-        self._console.print(text, soft_wrap=True, markup=False, highlight=False)
-
-
-class Lines(Display):
-    """Plain lines, for files, pipes and continuous integration; ``unit`` is what steps are."""
-
-    def __init__(self, console: Console, parts: str, unit: str) -> None:
-        super().__init__(console)
-        self._parts, self._unit = parts, unit
-        self._steps: dict[str, int] = {}
-        self._told: dict[str, str] = {}
-        self._began, self._from = 0.0, 0
-
-    def plan(  # noqa: D102
-        self, steps: Mapping[str, int], finished: Collection[str], weights: Mapping[str, int]
-    ) -> None:
         del weights
         self._steps = dict(steps)
-        total = sum(steps.values())
-        self.note(f"{len(steps)} {self._parts}, {total} {self._unit}s in all")
+        self.note(f"{len(steps)} {self._parts}, {sum(steps.values())} {self._unit}s in all")
         for name in steps:
             if name in finished:
                 self.note(f"{name}: finished earlier")
 
-    def start(self, name: str, done: int) -> None:  # noqa: D102
+    def start(self, name: str, done: int) -> None:
+        """Say that a part begins, or continues after the steps that are done."""
         self._began, self._from = time.monotonic(), done
         self.note(f"{name}: " + (f"continues after {self._unit} {done}" if done else "starts"))
 
     def step(self, name: str, done: int, told: str) -> None:
-        """Keep what is told of a step, and show every tenth of them."""
+        """Say how many steps of a part are done, with a few words on them; here every tenth."""
         count = f"{self._unit} {done}/{self._steps[name]}"
         self._told[name] = f"{count}, {told}" if told else count
         if done % _LINE_EVERY == 0 and done < self._steps[name]:
@@ -91,17 +66,20 @@ class Lines(Display):
             self.note(f"{name}: {self._told[name]}, about {left:.0f} s left")
 
     def end(self, name: str) -> None:
-        """Show what was told last of a part."""
+        """Say that a part is finished."""
         told = self._told.get(name, f"all {self._unit}s")
         self.note(f"{name}: done, {told}, {time.monotonic() - self._began:.0f} s")
+
+    def note(self, text: str) -> None:
+        """Show a line, above the bars if there are any."""
+        self._console.print(text, soft_wrap=True, markup=False, highlight=False)
 
 
 class Bars(Display):
     """One bar per part with its numbers, and one for the whole, each with its remaining time."""
 
-    def __init__(self, console: Console, parts: str) -> None:
-        super().__init__(console)
-        self._parts = parts
+    def __init__(self, console: Console, parts: str, unit: str) -> None:
+        super().__init__(console, parts, unit)
         self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -115,7 +93,6 @@ class Bars(Display):
             speed_estimate_period=300,
         )
         self._tasks: dict[str, TaskID] = {}
-        self._done: dict[str, int] = {}
         self._weights: Mapping[str, int] = {}
         self._all = TaskID(0)
 
@@ -130,12 +107,13 @@ class Bars(Display):
         self, steps: Mapping[str, int], finished: Collection[str], weights: Mapping[str, int]
     ) -> None:
         self._weights = weights
-        total = sum(weights[name] * count for name, count in steps.items())
-        done = sum(weights[name] * count for name, count in steps.items() if name in finished)
-        self._all = self._bars.add_task(
-            f"[bold]all {self._parts}", total=total, told="", completed=done
+        total, done = (
+            sum(weights[name] * steps[name] for name in steps if name in counted)
+            for counted in (steps, finished)
         )
-        self._bars.update(self._all, visible=len(steps) > 1)
+        self._all = self._bars.add_task(
+            f"[bold]all {self._parts}", total=total, told="", completed=done, visible=len(steps) > 1
+        )
         for name, count in steps.items():
             self._tasks[name] = self._bars.add_task(
                 name,
@@ -152,9 +130,9 @@ class Bars(Display):
         self.step(name, done, "")
 
     def step(self, name: str, done: int, told: str) -> None:  # noqa: D102
+        more = done - self._bars.tasks[self._tasks[name]].completed
         self._bars.update(self._tasks[name], completed=done, told=told)
-        self._bars.advance(self._all, self._weights[name] * (done - self._done.get(name, 0)))
-        self._done[name] = done
+        self._bars.advance(self._all, self._weights[name] * more)
 
     def end(self, name: str) -> None:  # noqa: D102
         self._bars.stop_task(self._tasks[name])
@@ -163,4 +141,4 @@ class Bars(Display):
 
 def display_for(console: Console, parts: str, unit: str) -> Display:
     """Return bars for a terminal, lines for anything else."""
-    return Bars(console, parts) if console.is_terminal else Lines(console, parts, unit)
+    return (Bars if console.is_terminal else Display)(console, parts, unit)

@@ -59,6 +59,9 @@ def render(template: str, values: Mapping[str, Any]) -> str:
         "listed": listed,
         "epochs": lambda count: f"{count} epoch" if count == 1 else f"{count} epochs",
     }
+    environment.globals["figure"] = lambda name, alt, caption: (
+        f"![{alt}](figures/{name}.png)\n\n*{caption}*"
+    )
     return environment.from_string(template).render(values)
 
 
@@ -102,47 +105,33 @@ def write_report_files(folder: pathlib.Path, text: str) -> pathlib.Path:
     return folder / "report.html"
 
 
-def _drawing(folder: pathlib.Path, source: str) -> pathlib.Path:
-    """Return the drawing that the page shows where Markdown shows its pixels."""
-    path = (folder / source).with_suffix(".svg")
-    # Links are followed first: the report of somebody else's run shall not show what is mine.
-    if path.resolve().parent != folder.resolve() / "figures":
-        raise RunError(
-            "an image of the report is not in its folder of figures",
-            where=str(path),
-            expected=f"a file in {folder / 'figures'}",
-            remedy="remove what the report should not show, such as a link, and write it again",
-        )
-    return path
-
-
 def _page(markdown: str, folder: pathlib.Path) -> str:
     """Return the Markdown as a page of HTML with everything it shows inside."""
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
 
-    def image(
-        renderer: RendererHTML, tokens: Sequence[Token], index: int, options: Any, env: Any
-    ) -> str:
-        drawing = _drawing(folder, str(tokens[index].attrs["src"])).read_bytes()
-        tokens[index].attrs["src"] = (
-            f"data:image/svg+xml;base64,{base64.b64encode(drawing).decode()}"
-        )
-        inner = renderer.image(tokens, index, options, env)
-        return f'<span class="figure">{inner}</span>'
+    def image(renderer: RendererHTML, tokens: Sequence[Token], index: int, *rest: Any) -> str:
+        # The page shows the drawing, and Markdown its pixels.
+        path = (folder / str(tokens[index].attrs["src"])).with_suffix(".svg")
+        # Links are followed first: the report of somebody else's run shall not show what is mine.
+        if path.resolve().parent != folder.resolve() / "figures":
+            raise RunError(
+                "an image of the report is not in its folder of figures",
+                where=str(path),
+                expected=f"a file in {folder / 'figures'}",
+                remedy="remove what the report should not show, such as a link, and write it again",
+            )
+        drawing = base64.b64encode(path.read_bytes()).decode()
+        tokens[index].attrs["src"] = f"data:image/svg+xml;base64,{drawing}"
+        return f'<span class="figure">{renderer.image(tokens, index, *rest)}</span>'
 
-    def table(
-        renderer: RendererHTML, tokens: Sequence[Token], index: int, options: Any, env: Any
-    ) -> str:
-        token = renderer.renderToken(tokens, index, options, env)
+    def table(renderer: RendererHTML, tokens: Sequence[Token], index: int, *rest: Any) -> str:
+        token = renderer.renderToken(tokens, index, *rest)
         opens = tokens[index].nesting == 1
         return f'<div class="table">{token}' if opens else f"{token}</div>\n"
 
-    def unbroken(
-        renderer: RendererHTML, tokens: Sequence[Token], index: int, options: Any, env: Any
-    ) -> str:
+    def unbroken(renderer: RendererHTML, *given: Any) -> str:
         # A line may end at a hyphen, but not inside a number.
-        text = renderer.text(tokens, index, options, env)
-        return re.sub(r"[\d.]+e-\d+", r'<span class="number">\g<0></span>', text)
+        return re.sub(r"[\d.]+e-\d+", r'<span class="number">\g<0></span>', renderer.text(*given))
 
     parser.add_render_rule("text", unbroken)
     parser.add_render_rule("image", image)

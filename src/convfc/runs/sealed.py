@@ -82,14 +82,12 @@ class Sealed:
     files: Mapping[str, str]
     remedy: str
 
-    @contextlib.contextmanager
-    def reading(self, name: str, remedy: str | None = None) -> Iterator[pathlib.Path]:
-        """Yield the path of one of the files to read it there, if it is what was sealed."""
+    def check(self, name: str, remedy: str | None = None) -> None:
+        """Raise if one of the files is not what was sealed."""
         path = self.path.parent / name
         with readable(path, remedy or self.remedy):
             if self.files[name] != _print_of_file(path):
                 raise ValueError("its bytes are not those that were written")
-            yield path
 
 
 def write_sealed(
@@ -140,12 +138,15 @@ def write_finite(path: pathlib.Path, arrays: Mapping[str, Array]) -> None:
     write_arrays(path, arrays)
 
 
-def read_finite(sealed: Sealed, name: str) -> dict[str, Array]:
-    """Return the arrays of a file that was sealed."""
-    with sealed.reading(name) as path:
+def read_finite(sealed: Sealed, path: pathlib.Path) -> dict[str, Array]:
+    """Return the arrays of a file that may have been sealed beside the seal; none if it was not."""
+    if path.name not in sealed.files:
+        return {}
+    sealed.check(path.name)
+    with readable(path, sealed.remedy):
         arrays = read_arrays(path)
         _require_finite(arrays)
-        return arrays
+    return arrays
 
 
 def _require_finite(arrays: Mapping[str, Array]) -> None:
@@ -154,24 +155,8 @@ def _require_finite(arrays: Mapping[str, Array]) -> None:
             raise ValueError(f"{name}: some of its numbers are not finite")
 
 
-def write_checkpoint(path: pathlib.Path, arrays: Mapping[str, Array]) -> None:
-    """Write arrays in the place of the former checkpoint, with their fingerprint among them."""
-    write_arrays(path, {**arrays, _SEAL: np.array(_print_of_arrays(arrays))})
-
-
-def read_checkpoint(path: pathlib.Path) -> dict[str, Array] | None:
-    """Return a checkpoint; None if there is none, or one that is damaged or of another version."""
-    with contextlib.suppress(RunError), readable(path, ""):
-        arrays = read_arrays(path)
-        if str(arrays.pop(_SEAL)) == _print_of_arrays(arrays):
-            return arrays
-    return None
-
-
-_SEAL = "sha256"
-
-
-def _print_of_arrays(arrays: Mapping[str, Array]) -> str:
+def print_of_arrays(arrays: Mapping[str, Array]) -> str:
+    """Return a fingerprint of arrays, which is another one in another version of the files."""
     digest = hashlib.sha256(f"format {FORMAT}".encode())
     for name, array in sorted(arrays.items()):
         whole = np.ascontiguousarray(array)
@@ -191,11 +176,7 @@ def require_folder(
 ) -> None:
     """Raise if a file, or a link to nothing, is where a run has a folder."""
     if os.path.lexists(path) and not path.is_dir():
-        raise RunError(
-            "there is a file in the place of a folder",
-            where=str(path),
-            remedy=remedy,
-        )
+        raise RunError("a file in the place of a folder", where=str(path), remedy=remedy)
 
 
 def _print_of(content: Mapping[str, Any]) -> str:

@@ -27,11 +27,8 @@ from convfc.runs.sealed import Array, readable, require_folder
 if TYPE_CHECKING:
     from convfc.runs.progress import Display
 
-CHECKPOINT_SECONDS = 20.0
-"""Time of training that a kill may cost, about."""
-
-CHECKPOINT_SHARE = 0.02
-"""The share of the time that writing checkpoints may take, at most."""
+CHECKPOINT_SECONDS = 20.0  # time of training that a kill may cost, about
+CHECKPOINT_SHARE = 0.02  # of the time, that writing checkpoints may take, at most
 
 
 @dataclass(frozen=True)
@@ -67,14 +64,21 @@ class Settings:
 
     def default_name(self) -> str:
         """Return a name made from the settings."""
-        other = [f"{key}{value}" for key, value in _differing(type(self), asdict(self))]
-        return "-".join([self.study, *other])
+        other = [f"-{key}{value}" for key, value in self._unusual(asdict(self))]
+        return self.study + "".join(other)
 
     @classmethod
     def command(cls, settings: Mapping[str, Any]) -> str:
         """Return the command that repeats a run with these settings."""
-        options = [f" --{key} {value}" for key, value in _differing(cls, settings)]
+        options = [f" --{key} {value}" for key, value in cls._unusual(settings)]
         return f"convfc reproduce --study {cls.study}{''.join(options)}"
+
+    @classmethod
+    def _unusual(cls, given: Mapping[str, Any]) -> list[tuple[str, Any]]:
+        """Return the settings that are options and differ from the usual ones."""
+        usual = asdict(cls())
+        own = [key for key in usual if key not in ("name", "threads")]
+        return [(key, given[key]) for key in own if given[key] != usual[key]]
 
     @property
     def title(self) -> str:
@@ -84,13 +88,6 @@ class Settings:
     def as_json(self) -> dict[str, Any]:
         """Return what ``settings.json`` holds."""
         return {"study": self.study, **asdict(self)}
-
-
-def _differing(kind: type[Settings], given: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Return the settings that are options and differ from the ordinary ones."""
-    ordinary = asdict(kind())
-    own = [key for key in ordinary if key not in ("name", "threads")]
-    return [(key, given[key]) for key in own if given[key] != ordinary[key]]
 
 
 @dataclass(frozen=True)
@@ -109,28 +106,24 @@ class Study:
     """What there is to run, and to say about it."""
 
     settings: type[Settings]
+    # Of the settings: the packages whose versions have a part in the numbers.
     packages: Callable[[Any], Sequence[str]]
-    """Given the settings: the packages whose versions have a part in the numbers."""
-    parts: Callable[[Any], Sequence[Part]]
-    """Given the settings: the parts, each after those that it needs."""
+    parts: Callable[[Any], Sequence[Part]]  # of the settings; each after those that it needs
+    # Of the settings and the results of all parts: what ``results.json`` holds.
     results: Callable[[Any, Mapping[str, Result]], dict[str, Any]]
-    """Given the settings and the results of all parts: what ``results.json`` holds."""
     figures: Callable[[FinishedRun], Iterator[tuple[str, Figure]]]
+    # What the template takes beside results, settings and command.
     findings: Callable[[FinishedRun], dict[str, Any]]
-    """Given the finished run: what the template takes beside results, settings and command."""
     template: str
-    summary: Callable[[Mapping[str, Any]], Any]
-    """Given ``results.json``: the table for the terminal."""
+    summary: Callable[[Mapping[str, Any]], Any]  # of ``results.json``: the table for the terminal
+    # Of the settings and a seed: the context in which each part is run.
     surroundings: Callable[[Any, int], contextlib.AbstractContextManager[None]] = (
         lambda settings, seed: contextlib.nullcontext()
     )
-    """Given the settings and a seed: the context in which each part is run."""
+    # Of the settings: raises if the study cannot run, before there is a folder.
     prepare: Callable[[Any], None] = lambda settings: None
-    """Given the settings: raises if the study cannot run, before there is a folder."""
-    beside: Callable[[FinishedRun], None] = lambda run: None
-    """Given the finished run: writes what else belongs to the report."""
-    words: tuple[str, str] = ("parts", "step")
-    """What progress calls its parts and their steps."""
+    beside: Callable[[FinishedRun], None] = lambda run: None  # writes what else the report needs
+    words: tuple[str, str] = ("parts", "step")  # what progress calls its parts and their steps
 
 
 @dataclass
@@ -158,10 +151,6 @@ class Work:
     def weights(self, name: str) -> dict[str, Array]:
         """Return the weights that an earlier part found."""
         return self.folder.part(name).weights()
-
-    def saved(self) -> dict[str, Array] | None:
-        """Return the last checkpoint, or None."""
-        return self.files.load_checkpoint()
 
     def start(self, done: int = 0) -> None:
         """Say that the part begins, or goes on behind the steps that are done."""

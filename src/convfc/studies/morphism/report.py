@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from convfc.extras import needing
 
@@ -18,14 +19,12 @@ with needing("study"):
 from convfc.drawing import INK, WIDTH
 from convfc.runs.folder import FinishedRun
 from convfc.studies.torch_training import BATCH
-from convfc.tables import Column, TextTable
+from convfc.tables import TextTable
 
 ROLES = ("teacher", "on", "student", "scratch")
 """The teacher; the teacher trained on; the student; the student's layers from first weights."""
 
 Runs = Sequence[Mapping[str, Mapping[str, Any]]]
-
-_ROWS = ("teacher", "on", "student", "scratch", "scratch_longer")
 
 
 def find(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,27 +74,15 @@ def _last(run: Mapping[str, Mapping[str, Any]], row: str, kind: str) -> float:
 
 def _rows(results: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     """Return the table in words: median over the seeds, least and most."""
-    rows, titles = [], _titles(results)
-    for row in _ROWS:
-        accuracy, loss = (
-            [_last(run, row, kind) for run in results["runs"]]
-            for kind in ("test_accuracy", "test_loss")
-        )
-        weights = results["runs"][0][row.removesuffix("_longer")]["weights"]
-        cells = [
-            f"{weights:,}",
-            _spread(accuracy, lambda value: f"{100 * value:.1f}") + " %",
-            _spread(loss, lambda value: f"{value:.3f}"),
-        ]
-        rows.append((titles[row], cells))
+    runs, rows = results["runs"], []
+    for row, title in _titles(results).items():
+        cells = [f"{runs[0][row.removesuffix('_longer')]['weights']:,}"]
+        for kind, form, unit in (("test_accuracy", "{:.1f}", " %"), ("test_loss", "{:.3f}", "")):
+            values = [_last(run, row, kind) * (100 if unit else 1) for run in runs]
+            middle, least, most = (form.format(of(values)) for of in (statistics.median, min, max))
+            cells.append((middle if least == most else f"{middle} ({least} to {most})") + unit)
+        rows.append((title, cells))
     return rows
-
-
-def _spread(values: Sequence[float], written: Callable[[float], str]) -> str:
-    """Write the median and, if they differ, the least and the most."""
-    least, most = written(min(values)), written(max(values))
-    middle = written(statistics.median(values))
-    return middle if least == most else f"{middle} ({least} to {most})"
 
 
 def _start(runs: Runs) -> dict[str, float]:
@@ -165,18 +152,14 @@ def _reach(runs: Runs, steps_per_epoch: int) -> dict[str, Any]:
 
 def summary(results: Mapping[str, Any]) -> TextTable:
     """Return the table for the terminal."""
-    rows = _rows(results)
-    columns = [Column("network", tuple(title for title, _ in rows))]
-    for number, title in enumerate(("weights", "test accuracy", "test loss")):
-        cells = tuple(cells[number] for _, cells in rows)
-        columns.append(Column(title, cells, right=True))
+    titles = ("network", "weights", "test accuracy", "test loss")
     gap = _start(results["runs"])["gap"]
     count = len(results["runs"])
     seeds = "1 seed" if count == 1 else f"{count} seeds: median (least to most)"
-    return TextTable(
-        tuple(columns), (f"{seeds}. Before its first step the student's loss is within {gap:.2g} "
-                         "of its teacher's.",)
-    )  # fmt: skip
+    note = (
+        f"{seeds}. Before its first step the student's loss is within {gap:.2g} of its teacher's."
+    )
+    return TextTable.of(titles, [(title, *cells) for title, cells in _rows(results)], (note,))
 
 
 # Okabe and Ito's palette: told apart by colour-blind readers too.
@@ -192,54 +175,41 @@ def figures(run: FinishedRun) -> Iterator[tuple[str, Figure]]:
     """Draw loss and errors on the test against the epochs after the morph."""
     figure = Figure(figsize=(WIDTH, 3.9), layout="constrained")
     panels = figure.subplots(1, 2)
-    for panel, kind, title in zip(
+    for panel, kind, title, unit, form in zip(
         panels,
         ("test_loss", "test_accuracy"),
         ("loss on the test", "errors on the test"),
+        ("cross-entropy, nats", "share of the images, %"),
+        (lambda value, _: f"{value:g}", lambda value, _: f"{100 * value:g}"),
         strict=True,
     ):
         for role in _STROKES:
-            _curve(panel, run.results["runs"], role, kind)
+            values = np.array([seed[role][kind] for seed in run.results["runs"]])
+            if kind == "test_accuracy":
+                # On a logarithmic axis an error of 0 is a gap.
+                values = np.where(values < 1, 1 - values, np.nan)
+            _curve(panel, role, values)
         panel.axvline(0, color=INK, linewidth=0.8)
         panel.set_yscale("log")
-        _plain_numbers(panel, percent=kind == "test_accuracy")
-        panel.set_title(title)
-        panel.set_xlabel("epochs after the morph")
+        # 0.2 and not 2 times a power, at 1, 2 and 5 of each decade.
+        panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        panel.yaxis.set_major_formatter(FuncFormatter(form))
+        panel.yaxis.set_minor_formatter(NullFormatter())
+        panel.set(title=title, xlabel="epochs after the morph", ylabel=unit)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.grid(visible=True, which="minor", linewidth=0.3)
-    panels[0].set_ylabel("cross-entropy, nats")
-    panels[1].set_ylabel("share of the images, %")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=4)
     yield "figure-curves", figure
 
 
-def _plain_numbers(panel: Axes, *, percent: bool) -> None:
-    """Write 0.2 and not 2 times a power, at 1, 2 and 5 of each decade."""
-    factor = 100 if percent else 1
-    panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{factor * value:g}"))
-    panel.yaxis.set_minor_formatter(NullFormatter())
-
-
-def _curve(panel: Axes, runs: Any, role: str, kind: str) -> None:
+def _curve(panel: Axes, role: str, values: NDArray[np.float64]) -> None:
     """Draw the median over the seeds, and a band from the least to the most."""
     title, colour, dashes = _STROKES[role]
-    values = np.array([run[role][kind] for run in runs])
-    if kind == "test_accuracy":
-        # On a logarithmic axis an error of 0 is a gap.
-        values = np.where(values < 1, 1 - values, np.nan)
     epochs = np.arange(values.shape[1])
     if role == "teacher":
         epochs = epochs - epochs[-1]
-    panel.fill_between(epochs, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.15,
-                       linewidth=0)  # fmt: skip
-    panel.plot(
-        epochs,
-        np.median(values, axis=0),
-        color=colour,
-        linestyle=dashes,
-        marker="o",
-        markersize=3,
-        label=title,
-    )
+    ends = values.min(axis=0), values.max(axis=0)
+    panel.fill_between(epochs, *ends, color=colour, alpha=0.15, linewidth=0)
+    stroke: dict[str, Any] = {"linestyle": dashes, "marker": "o", "markersize": 3}
+    panel.plot(epochs, np.median(values, axis=0), color=colour, label=title, **stroke)

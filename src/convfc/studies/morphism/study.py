@@ -50,7 +50,7 @@ def parts(settings: MorphismSettings) -> list[Part]:
         begun = (f"teacher-{number}",)
         found += [
             Part(f"teacher-{number}", _teach, steps=settings.epochs),
-            Part(f"on-{number}", _teach_on, begun, settings.epochs),
+            Part(f"on-{number}", _teach, begun, settings.epochs),
             Part(f"student-{number}", _study, begun, settings.epochs),
             # As many as teacher and student have had together.
             Part(f"scratch-{number}", _start_anew, (), 2 * settings.epochs),
@@ -118,15 +118,14 @@ def _learn(work: Work, model: nn.Module, order: str) -> Result:
 
 
 def _teach(work: Work) -> Result:
+    """Train the teacher, or train it on."""
+    if work.part.needs:
+        return _learn(work, _taught(work), "order")
     return _learn(work, _first(work), "teacher")
 
 
-def _teach_on(work: Work) -> Result:
-    return _learn(work, _taught(work), "order")
-
-
 def _study(work: Work) -> Result:
-    """Morph the teacher and train the student, whose images come in the order of `_teach_on`."""
+    """Morph the teacher and train the student, whose images come in the order of `_teach`."""
     morphs = student_of(_taught(work), _example(work), work.seed)
     found = _learn(work, morphs[-1].model, "order")
     told = [{"what": m.what, "noise": m.noise, **certified(m.certificate)} for m in morphs]

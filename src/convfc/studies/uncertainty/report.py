@@ -18,17 +18,19 @@ from convfc.drawing import WIDTH
 from convfc.methods import uncertainty
 from convfc.runs.folder import FinishedRun
 from convfc.studies.uncertainty.methods import ANGLES, DRAWS, MEASURES, METHODS
-from convfc.tables import Column, TextTable
+from convfc.tables import TextTable
 
 _PERCENT = {"accuracy", "ece", "moved_accuracy", "moved_ece"}
 _COLUMNS = ("accuracy", "nll", "ece", "brier", "auroc_entropy", "auroc_mutual")
 _MOVED = ("moved_accuracy", "moved_nll", "moved_ece")
-BETTER, WORSE = " ▲", " ▼"
 
 
 def find(results: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of the report's template, from ``results.json``."""
-    table = results["table"]
+    table, drawn = results["table"], results["drawn"]
+    # How many times as long all draws take as one evaluation.
+    seconds = {key: results["seconds"][f"predict-{key}"]["sampling"] for key in METHODS}
+    times = [seconds[key] / seconds["plain"] for key in METHODS if key != "plain"]
     return {
         "methods": METHODS,
         "bootstrap": DRAWS,
@@ -41,8 +43,12 @@ def find(results: Mapping[str, Any]) -> dict[str, Any]:
         "epistemic": _epistemic(table),
         "turned": _turned(results["turned"]),
         "rates": _rates(results["rates"]),
-        "sampling": _sampling(results["seconds"]),
-        "drawn": _drawn(results["drawn"]),
+        "sampling": {"least": min(times), "most": max(times)},
+        "drawn": {
+            "rows": [(METHODS[key].title, one) for key, one in drawn.items()],
+            "broken": [METHODS[key].title for key, one in drawn.items() if not one["holds"]],
+            "failures": [reason for one in drawn.values() for reason in one["failures"]],
+        },
         "weights": results["weights"],
     }
 
@@ -71,8 +77,11 @@ def _rows(
     for key, row in results["table"].items():
         cells = [_cell(row[measure], measure) for measure in measures]
         if costs:
-            cells += [f"{_training(results['seconds'], key):.1f}"]
-            cells += [f"{results['seconds'][f'predict-{key}']['sampling']:.2f}"]
+            seconds = results["seconds"]
+            # Laplace needs a trained network.
+            parts = ("plain", "predict-laplace") if key == "laplace" else (key,)
+            cells.append(f"{sum(seconds[part]['training'] for part in parts):.1f}")
+            cells.append(f"{seconds[f'predict-{key}']['sampling']:.2f}")
         rows.append((METHODS[key].title, cells))
     return rows
 
@@ -84,14 +93,7 @@ def _cell(cell: Mapping[str, float] | None, measure: str) -> str:
     text = f"{100 * value:.1f} %" if measure in _PERCENT else f"{value:.3f}"
     if "difference" not in cell:
         return text
-    return text + {"better": BETTER, "worse": WORSE, "same": ""}[_verdict(cell, measure)]
-
-
-def _training(seconds: Mapping[str, Any], key: str) -> float:
-    """Return how long a method took until it could be asked; Laplace needs a trained network."""
-    if key == "laplace":
-        return float(seconds["plain"]["training"] + seconds["predict-laplace"]["training"])
-    return float(seconds[key]["training"])
+    return text + {"better": " ▲", "worse": " ▼", "same": ""}[_verdict(cell, measure)]
 
 
 def _epistemic(table: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -111,19 +113,16 @@ def _turned(turned: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {
         "wrong": [ANGLES[n] for n in wrong],
         "classes": sorted({plain["class"][n] for n in wrong}),
+        "less": [],
+        "not": [],
     }
-    if not wrong:
-        return found
-    means = {
-        key: sum(numbers["confidence"][n] for n in wrong) / len(wrong)
-        for key, numbers in turned.items()
-    }
-    found["plain"] = means["plain"]
-    found["less"], found["not"] = [], []
-    for key, mean in means.items():
-        if key != "plain":
+    for key in METHODS if wrong else ():  # the network without a method is the first
+        mean = sum(turned[key]["confidence"][n] for n in wrong) / len(wrong)
+        if key == "plain":
+            found["plain"] = mean
+        else:
             words = f"{100 * mean:.0f} % with {METHODS[key].title}"
-            found["less" if mean < means["plain"] else "not"].append(words)
+            found["less" if mean < found["plain"] else "not"].append(words)
     return found
 
 
@@ -141,37 +140,15 @@ def _rates(rates: Mapping[str, float]) -> list[dict[str, Any]]:
     ]
 
 
-def _sampling(seconds: Mapping[str, Any]) -> dict[str, float]:
-    """Return how many times as long all draws take as one evaluation, least and most."""
-    once = seconds["predict-plain"]["sampling"]
-    ratios = [seconds[f"predict-{key}"]["sampling"] / once for key in METHODS if key != "plain"]
-    return {"least": min(ratios), "most": max(ratios)}
-
-
-def _drawn(drawn: Mapping[str, Any]) -> dict[str, Any]:
-    """Return whether every network that was drawn is the same function in CONV form."""
-    broken = [METHODS[key].title for key, one in drawn.items() if not one["holds"]]
-    return {
-        "rows": [(METHODS[key].title, one) for key, one in drawn.items()],
-        "broken": broken,
-        "failures": [reason for one in drawn.values() for reason in one["failures"]],
-    }
-
-
 def summary(results: Mapping[str, Any]) -> TextTable:
     """Return the table for the terminal."""
-    rows = _rows(results, _COLUMNS, costs=True)
-    titles = [MEASURES[measure][0] for measure in _COLUMNS]
     draws = results["settings"]["samples"]
-    columns = [Column("method", tuple(title for title, _ in rows))]
-    for number, title in enumerate((*titles, "training, CPU s", f"{draws} draws, CPU s")):
-        cells = tuple(cells[number] for _, cells in rows)
-        columns.append(Column(title, cells, right=True, spare=number if number > 3 else 0))
-    return TextTable(
-        tuple(columns),
-        (f"{BETTER.strip()} better, {WORSE.strip()} worse than no method, more than the choice of "
-         "the images explains.",),
-    )  # fmt: skip
+    measures = [MEASURES[measure][0] for measure in _COLUMNS]
+    titles = ("method", *measures, "training, CPU s", f"{draws} draws, CPU s")
+    rows = [(title, *cells) for title, cells in _rows(results, _COLUMNS, costs=True)]
+    note = "▲ better, ▼ worse than no method, more than the choice of the images explains."
+    spare = {title: number for number, title in enumerate(titles[5:], 4)}
+    return TextTable.of(titles, rows, (note,), spare=spare)
 
 
 # Okabe and Ito's palette: told apart by colour-blind readers too.
@@ -239,8 +216,8 @@ def _turned_figure(run: FinishedRun) -> Figure:
         for number, (label, colour) in enumerate(zip(classes, _CLASS_COLOURS, strict=True)):
             # Side by side, so that the clouds of the classes do not hide one another.
             x = np.broadcast_to(np.array(ANGLES) + 3.4 * (number - 1), values.shape[:2])
-            panel.scatter(x, values[:, :, label], s=12, marker="_", color=colour, alpha=0.35,
-                          linewidth=1.1)  # fmt: skip
+            dash: dict[str, Any] = {"s": 12, "marker": "_", "alpha": 0.35, "linewidth": 1.1}
+            panel.scatter(x, values[:, :, label], color=colour, **dash)
             panel.plot([], [], color=colour, linewidth=3, label=f"class {label}")
         panel.set_ylabel(title)
     rows[1].set_title(f"{METHODS[_IN_THE_STRIP].title}: {len(draws)} draws", loc="left")

@@ -170,9 +170,8 @@ def _predict_laplace(work: Work) -> Result:
     """
     with warnings.catch_warnings():
         # laplace-torch and what it stands on import and call what PyTorch calls deprecated.
-        warnings.simplefilter("ignore", category=FutureWarning)
-        warnings.simplefilter("ignore", category=DeprecationWarning)
-        warnings.simplefilter("ignore", category=UserWarning)
+        for kind in (FutureWarning, DeprecationWarning, UserWarning):
+            warnings.simplefilter("ignore", category=kind)
         from laplace import Laplace
 
         settings = work.settings
@@ -188,7 +187,9 @@ def _predict_laplace(work: Work) -> Result:
         fitting = time.process_time() - began
         asked = questions(settings)
         x = torch.from_numpy(np.concatenate([asked[name].images for name in SETS]))
-        saved = work.saved() or {"draws": np.zeros((settings.samples, 0, 10), np.float32)}
+        saved = work.files.load_checkpoint() or {
+            "draws": np.zeros((settings.samples, 0, 10), np.float32)
+        }
         draws, sampling = [torch.from_numpy(saved["draws"])], float(saved.get("seconds", 0))
         done = draws[0].shape[1]
         work.start(done // _LAPLACE_BATCH)
