@@ -187,10 +187,10 @@ def test_bfloat16_has_none():
 
 def test_unknown_names_are_refused():
     wrong: Any = "coo"
-    with pytest.raises(ArgumentError, match="layout: there is no such layout; expected 'csr' or"):
+    with pytest.raises(ArgumentError, match="layout: no such choice; expected 'csr' or"):
         conv_matrix(ONES, (4,), PLAIN, layout=wrong)
     for make in (conv_matrix, conv_offset):
-        with pytest.raises(ArgumentError, match=r"library: no matrix is made .*'scipy' or 'torch'"):
+        with pytest.raises(ArgumentError, match=r"library: no such .*'scipy' or 'torch'"):
             make(ONES, (4,), PLAIN, library=wrong)
 
 

@@ -216,15 +216,13 @@ def _dense(pattern: MatrixPattern, weights: npt.NDArray[Any]) -> npt.NDArray[Any
 
 def _room(library: Library, array: Array) -> Any:
     """Return what makes PyTorch's tensors of PyTorch's arrays; None if SciPy's are wanted."""
-    what, remedy = "no matrix is made of this library's arrays", "leave it out for SciPy's"
-    one_of("library", library, Library, what=what, remedy=remedy)
+    one_of("library", library, Library)
     if library == "scipy":
         return None
     if not array_api_compat.is_torch_array(array):
         raise ArgumentError(
             "a matrix of PyTorch is made of PyTorch's filters",
             where="library",
-            expected="a layer of PyTorch, or torch tensors with a geometry",
             got=type(array).__name__,
             remedy="convert them with torch.as_tensor, or leave library out",
         )

@@ -25,7 +25,8 @@ import numpy.typing as npt
 from convfc.arrays import check_shape
 from convfc.geometry import ConvGeometry
 from convfc.indexmap import AxisMap, IndexMap, index_map
-from convfc.registry import Order, check_order
+from convfc.registry import Order
+from convfc.sizes import one_of
 
 _LARGEST_INT32 = int(np.iinfo(np.int32).max)
 
@@ -339,11 +340,9 @@ class MatrixPattern:
 def matrix_pattern(
     geometry: ConvGeometry, input_size: Sequence[int], order: Order
 ) -> MatrixPattern:
-    """Return where the matrix of a geometry has entries, for one input size and order of axes.
-
-    Nothing of the matrix's size is built.
-    """
-    return _pattern(index_map(geometry, input_size), check_order(order))
+    """Return where the matrix of a geometry has entries; nothing of the matrix's size is built."""
+    one_of("order", order, Order)
+    return _pattern(index_map(geometry, input_size), order)
 
 
 @lru_cache(maxsize=64)

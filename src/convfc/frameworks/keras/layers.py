@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -65,8 +66,7 @@ class Im2Col(keras.layers.Layer):  # type: ignore[misc]
             geometry = ConvGeometry(**geometry)
         self.geometry = geometry
         self.data_format = keras.config.image_data_format() if data_format is None else data_format
-        one_of("data_format", self.data_format, ("channels_last", "channels_first"),
-               what="the layout does not exist", remedy=None)  # fmt: skip
+        one_of("data_format", self.data_format, ("channels_last", "channels_first"))
         self._elements: Any = None
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
@@ -96,11 +96,7 @@ class Im2Col(keras.layers.Layer):  # type: ignore[misc]
 
     def get_config(self) -> dict[str, Any]:
         """Return the layer's arguments as plain JSON values."""
-        geometry = {
-            field.name: _plain(getattr(self.geometry, field.name))
-            for field in dataclasses.fields(self.geometry)
-            if field.init
-        }
+        geometry = json.loads(json.dumps(dataclasses.asdict(self.geometry)))
         return {**super().get_config(), "geometry": geometry, "data_format": self.data_format}
 
     def _spatial(self, input_shape: tuple[int | None, ...]) -> tuple[int, ...]:
@@ -119,8 +115,3 @@ class Im2Col(keras.layers.Layer):  # type: ignore[misc]
                 remedy="give keras.Input its full size, or set data_format",
             )
         return known
-
-
-def _plain(value: Any) -> Any:
-    """Return nested tuples as nested lists, as JSON does."""
-    return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
