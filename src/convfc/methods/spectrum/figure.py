@@ -86,7 +86,11 @@ def draw_spectra(spectra: Sequence[LayerSpectrum], title: str) -> Figure:
         for panel in panels
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
     }
-    style = {"loc": "outside upper center", "fontsize": "small", "title_fontsize": "large"}
+    style: dict[str, Any] = {
+        "loc": "outside upper center",
+        "fontsize": "small",
+        "title_fontsize": "large",
+    }
     figure.legend(labels.values(), labels.keys(), title=title, ncols=3, **style)
     return figure
 
@@ -110,7 +114,7 @@ def _draw_layer(panel: Axes, layer: LayerSpectrum) -> None:
         values = np.where(found.values > 0, found.values, np.nan)  # a logarithmic axis has no 0
         panel.plot(100 * share[at] / max(1, found.count - 1), values[at], style, **more)
     if (norm := layer.best.reshaped_norm) > 0:
-        dotted = {"color": _KERNEL, "linewidth": 1.1, "linestyle": (0, (1, 1.5))}
+        dotted: dict[str, Any] = {"color": _KERNEL, "linewidth": 1.1, "linestyle": (0, (1, 1.5))}
         panel.axhline(norm, label="norm of the reshaped kernel", **dotted)
     name = layer.name if len(layer.name) <= 24 else "…" + layer.name[-23:]  # ends tell them apart
     panel.set_title(name, fontsize=8, pad=3)
