@@ -75,19 +75,15 @@ def explore(
     >>> widget.state["settings"]["filters"]
     4
     """
-    state: dict[str, Any] = {}
-    given = {"x": x, "geometry": geometry, "input_size": input_size, "filters": filters}
-    if layer is None and any(value is not None for value in given.values()):
+    given: dict[str, Any] = {"x": x, "geometry": geometry}
+    given |= {"input_size": input_size, "filters": filters}
+    if layer is None and (named := [name for name in given if given[name] is not None]):
         raise ArgumentError(
             "there is no layer that it belongs to",
-            where=next(name for name, value in given.items() if value is not None),
-            expected="a layer, or filters with a geometry",
+            where=named[0],
             remedy="give the layer first; without any, the page starts with the experiment",
         )
-    if layer is not None:
-        state = explorer_state(
-            layer, x, geometry, input_size=input_size, filters=filters, title=title
-        )
+    state = {} if layer is None else explorer_state(layer, **given, title=title)
     from convfc.explorer.widget import ExplorerWidget
 
     return ExplorerWidget(state=state, height=height)
