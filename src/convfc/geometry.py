@@ -134,8 +134,7 @@ class ConvGeometry:
             one_of("padding_mode", padding_mode, PaddingMode, remedy=remedy)
         for name, value in values.items():
             object.__setattr__(self, name, value)
-        self._check_groups()
-        self._check_modes()
+        self._check()
         if not np.any(self.padding):
             # Otherwise `replace` with another padding would switch on a mode that had no effect.
             object.__setattr__(self, "padding_mode", "zeros")
@@ -313,10 +312,7 @@ class ConvGeometry:
     def _padded(
         self, pairs: Sequence[tuple[int, int]], given: dict[str, Any], **worked_out: Any
     ) -> ConvGeometry:
-        """Return this geometry with the padding that a constructor has worked out.
-
-        Its mode comes from the arguments ``given``: without padding, this geometry lost it.
-        """
+        """Return it with the padding that a constructor worked out, and the mode that was given."""
         worked_out["padding"] = pairs
         for name in worked_out:
             if np.any(getattr(self, name)):
@@ -329,7 +325,7 @@ class ConvGeometry:
         mode = given.get("padding_mode", self.padding_mode)
         return replace(self, padding_mode=mode, **worked_out)
 
-    def _check_groups(self) -> None:
+    def _check(self) -> None:
         for name in ("in_channels", "out_channels"):
             if getattr(self, name) % self.groups:
                 raise GeometryError(
@@ -339,8 +335,6 @@ class ConvGeometry:
                     got=self.groups,
                     remedy=f"change groups, or make {name} a multiple of it",
                 )
-
-    def _check_modes(self) -> None:
         if self.transposed and self.padding_mode != "zeros":
             raise GeometryError(
                 "a transposed convolution can only be padded with zeros",

@@ -232,10 +232,7 @@ def _opened(path: pathlib.Path, channels: int) -> tuple[Image, list[str]]:
 
 
 def layer_in_model(model: Any, name: str | None, x: Any) -> tuple[str, Any, Any]:
-    """Return a layer's place, the layer, and what it is called with when the model is run.
-
-    Without a name it is the first CONV layer.
-    """
+    """Return a layer's place (without a name the first), the layer, and what it is called with."""
     rows = [row for row in inspect(model) if row.form in ("native", "patch", "weight")]
     names = list(dict.fromkeys(row.names[0] if row.names else row.name for row in rows))
     place = names[0] if names and name is None else name
@@ -256,9 +253,8 @@ def input_for(
 ) -> tuple[NDArray[np.float32], str]:
     """Return an input ``(1, c, *spatial)`` of a model, and what it is.
 
-    That is an image or a digit fitted to the sizes, or random numbers from 0 to 1. Sizes are those
-    of ``(c, *spatial)``, with or without a batch axis before; without any, the first CONV layer
-    says how many axes and channels there are.
+    That is an image or a digit fitted to the sizes, or random numbers from 0 to 1. Sizes are
+    ``(c, *spatial)``, perhaps after a batch axis; without any, the first CONV layer says how many.
     """
     # The geometry of the first CONV layer; of an image, if it is not known.
     known = (row.geometry for row in inspect(model) if row.geometry is not None)

@@ -166,8 +166,7 @@ def _allowed(memory: float | None) -> float:
 def available_memory(root: str | os.PathLike[str] = "/") -> int | None:
     """Return the bytes that a process can still take without swapping; None if nothing says so.
 
-    On Linux what the kernel calls available, or what is left of the control group's limit if that
-    is less; elsewhere the free pages, where the system counts them.
+    On Linux what the kernel or the control group leaves; elsewhere the free pages, if counted.
     """
     files = Path(root)
     for line in _lines(files / "proc/meminfo"):

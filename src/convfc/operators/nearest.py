@@ -195,11 +195,9 @@ class Sets:
 def _left_inverse(contains: Numbers) -> tuple[Numbers, Numbers]:
     """Return Q with Q B w = w, and the moduli that its rounding errors are relative to.
 
-    Taps that stand alone in a set are simply taken from it, further ones by subtracting what is
-    known: whole numbers. Where only sums are determined, Q is the pseudo-inverse: the weights of
-    least norm. Sets that share no taps, not even through others, have nothing to do with each
-    other: to these it is 0, without rounding. Inside of each part its errors are relative to the
-    largest entry.
+    Taps that stand alone in a set are taken from it, further ones by subtracting what is known:
+    whole numbers. Where only sums are determined, Q is the pseudo-inverse, for each part of sets
+    that share taps: the weights of least norm. Its errors are relative to a part's largest entry.
     """
     known: dict[int, Numbers] = {}
     by_size = np.argsort(contains.sum(axis=1), kind="stable")

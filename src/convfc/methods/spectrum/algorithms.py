@@ -134,9 +134,8 @@ def kernel_values(
 ) -> Values | None:
     """Return the values of an operator that is copies of K, and zeros up to ``count``, else None.
 
-    It is where no two windows overlap, and none reads padding. A transposed layer has windows on
-    its output: there no output may belong to two inputs, nor any be cut off. The zeros belong to
-    elements of the input that no window reads.
+    It is where no two windows overlap, and none reads padding (of a transposed layer: on its output
+    none is cut off). The zeros belong to elements of the input that no window reads.
     """
     where, groups, f = index_map(geometry, input_size), geometry.groups, geometry.out_channels
     tables = [axis.table for axis in where.axes]
@@ -220,10 +219,7 @@ def fourier_values(
 
 
 def frequencies(sizes: Sequence[int], *, paired: bool) -> tuple[Indices, Indices]:
-    """Return the frequencies to decompose, raveled, and how often each one counts.
-
-    If they are paired, a frequency and its opposite give the same.
-    """
+    """Return the frequencies to decompose, raveled, and how often each counts; of pairs one."""
     everything = np.arange(math.prod(sizes))
     if not paired:
         return everything, np.ones_like(everything)
@@ -312,10 +308,7 @@ def largest_values(operator: LinearOperator, k: int, tolerance: float) -> Found:
 
 
 def smallest_values(operator: LinearOperator, k: int, norm: float, tolerance: float) -> Found:
-    """Return the k smallest singular values, from products alone: slow where they lie close.
-
-    The norm is the largest singular value, to which the tolerance is relative.
-    """
+    """Return the k smallest singular values, from products alone: slow where they lie close."""
     gram = _gram(operator, 0.0)
     # Turned round, the wanted end is the largest in size: ARPACK measures its residuals with that.
     limit = (1.01 * norm) ** 2

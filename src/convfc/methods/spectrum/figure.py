@@ -56,11 +56,7 @@ def save_spectra(spectra: Sequence[LayerSpectrum], path: pathlib.Path, title: st
 
 
 def draw_spectra(spectra: Sequence[LayerSpectrum], title: str) -> Figure:
-    """Return a figure with a panel for each layer: its values in descending order.
-
-    The curve is the layer on a circle, of which all values are known; the points are those with the
-    layer's own padding; the dotted line is the norm of the reshaped kernel.
-    """
+    """Return a figure with a panel for each layer: its values in descending order."""
     from matplotlib.figure import Figure
 
     columns = min(_COLUMNS, len(spectra))
