@@ -96,7 +96,7 @@ def test_more_values_than_there_are_or_than_fit() -> None:
 def test_the_table_has_a_line_for_each_layer(spectra: list) -> None:
     text = spectra_table(spectra).text(200)
     lines = text.split("\n")
-    assert lines[0].split() == "layer in σ max σ min cond. ‖K‖ method".split()
+    assert lines[0].split() == ["layer", "in", "σ", "max", "σ", "min", "cond.", "‖K‖", "method"]
     first = spectra[0]
     numbers = (first.norm, first.smallest.values[0], first.condition_number)
     numbers += (first.own.reshaped_norm,)

@@ -185,15 +185,6 @@ def test_bfloat16_has_none():
             of(jnp.ones(FAR_OUT.filters_shape, dtype=jnp.bfloat16), layout=layout)
 
 
-def test_unknown_names_are_refused():
-    wrong: Any = "coo"
-    with pytest.raises(ArgumentError, match="layout: no such choice; expected 'csr' or"):
-        conv_matrix(ONES, (4,), PLAIN, layout=wrong)
-    for make in (conv_matrix, conv_offset):
-        with pytest.raises(ArgumentError, match=r"library: no such .*'scipy' or 'torch'"):
-            make(ONES, (4,), PLAIN, library=wrong)
-
-
 def test_a_tensor_is_made_of_tensors_only():
     for filters in (ONES, jnp.ones((1, 2, 1))):
         for make in (conv_matrix, conv_offset):

@@ -181,28 +181,6 @@ def test_products_sums_and_powers_of_operators():
     assert np.array_equal((sla.aslinearoperator(A.T) @ op) @ u, A.T @ (A @ u))
 
 
-def singular_bound(A: np.ndarray, dtype: str) -> float:
-    """How far two computed sets of singular values may lie apart.
-
-    Weyl: a backward error E moves none of them by more than |E|; for LAPACK's SVD |E| is a modest
-    multiple of max(m, n) u |A| (LAPACK Users' Guide, section 4.9), and so it is for ARPACK at
-    ``tol=0``, which orthogonalises to full precision.
-    """
-    return 10 * max(A.shape) * float(np.finfo(dtype).eps) * float(np.linalg.norm(A, 2))
-
-
-@pytest.mark.parametrize("dtype", ["float32", "complex128"])
-def test_svds_finds_the_largest_singular_values(dtype: str):
-    _, filters, _ = TALL.reals(dtype=dtype)
-    op, A = operator(filters, TALL), dense(filters, TALL)
-    left, found, right = sla.svds(op, k=3, v0=np.ones(min(op.shape), dtype))
-    expected = np.linalg.svd(A.astype("complex128"), compute_uv=False)[:3]
-    bound = singular_bound(A, dtype)
-    assert np.abs(np.sort(found)[::-1] - expected).max() <= bound
-    residual = np.linalg.norm(op @ right.conj().T - left * found, axis=0)
-    assert residual.max() <= np.sqrt(bound) * expected[0]
-
-
 # Memory, and what is refused
 
 

@@ -287,13 +287,6 @@ def test_the_first_of_several_is_named_row_by_row():
             nearest(A, subject, LAST)
 
 
-def test_the_order_of_axes_matters():
-    subject = case((3, 4), (2, 2))
-    A = matrix_of(subject.integers()[1], subject, "channels_first")
-    with pytest.raises(NotAConvolution, match="check geometry, input size and order"):
-        nearest(A, subject, LAST)
-
-
 @pytest.mark.parametrize(
     ("matrix", "error", "text"),
     [

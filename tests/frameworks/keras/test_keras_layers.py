@@ -84,7 +84,5 @@ def test_input_that_does_not_fit_is_refused(shape: tuple[int | None, ...], got: 
 
 def test_layout_is_keras_own_setting_when_left_out_and_an_unknown_one_is_refused() -> None:
     assert Im2Col(ConvGeometry.valid(1, 1, (2,))).data_format == keras.config.image_data_format()
-    with pytest.raises(
-        ArgumentError, match=r"data_format: no such choice; .* got 'channels_m"
-    ):
+    with pytest.raises(ArgumentError, match=r"data_format: no such choice; .* got 'channels_m"):
         Im2Col(ConvGeometry.valid(2, 4, (3, 3)), data_format="channels_middle")
