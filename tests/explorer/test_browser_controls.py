@@ -154,8 +154,6 @@ def test_what_cannot_be_is_explained_beside_the_control(explorer: Explorer) -> N
         assert explorer.settings == before  # the last convolution stays on show
         assert explorer.picture("M", "base") == drawn
         top, bottom = note.bounding_box(), control.bounding_box()
-        assert top is not None
-        assert bottom is not None
         assert 0 <= top["y"] - bottom["y"] - bottom["height"] < 60, name
         control.fill(good)
         control.press("Enter")

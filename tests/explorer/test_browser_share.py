@@ -38,7 +38,6 @@ def address() -> Iterator[str]:
     """The address of `convfc explore`, which runs until the tests of this file are done."""
     command = [*RUN, "--no-browser", "--port", "0"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: S603
-    assert server.stdout is not None
     found = None
     for line in server.stdout:
         if found := re.search(r"http://127\.0\.0\.1:\d+/", line):
@@ -54,7 +53,6 @@ def test_the_served_page_obeys_its_strict_policy(open_context: OpensContext, add
     page = open_context(permissions=["clipboard-read", "clipboard-write"]).new_page()
     watch = Watch(page, own=[address.rstrip("/")])
     answer = page.goto(address)
-    assert answer is not None
     policy = answer.headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
@@ -118,8 +116,7 @@ def copied(explorer: Explorer, action: str) -> str:
     explorer.ask("void (explorer.toast.hidden = true)")
     explorer.act(action)
     explorer.root.locator(".toast").wait_for()
-    text: str = explorer.page.evaluate(CLIPBOARD)
-    return text
+    return explorer.page.evaluate(CLIPBOARD)
 
 
 def test_an_address_opens_the_same_state_on_a_new_page(open_page: OpensPage) -> None:

@@ -76,8 +76,7 @@ def shown(path: str = "out.html") -> dict[str, Any]:
     """The state that stands in a page that was written."""
     text = Path(path).read_text(encoding="utf-8")
     (written,) = re.findall(r'id="convfc-state">(.*?)</script>', text, flags=re.DOTALL)
-    state: dict[str, Any] = json.loads(written)
-    return state
+    return json.loads(written)
 
 
 def pages(*arguments: str) -> tuple[ConvLayer, np.ndarray]:
@@ -86,7 +85,6 @@ def pages(*arguments: str) -> tuple[ConvLayer, np.ndarray]:
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[-1] == "Page: out.html"
     layer, x = state_layer(shown())
-    assert x is not None
     return layer, x
 
 
@@ -269,7 +267,6 @@ def test_it_serves_until_ctrl_c() -> None:
     with subprocess.Popen(  # noqa: S603 (our own interpreter)
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as program:
-        assert program.stdout is not None
         try:
             assert program.stdout.readline() == "Net, first. Input: random numbers, 1 × 9 × 8\n"
             port = re.findall(r"http://127\.0\.0\.1:(\d+)/", program.stdout.readline())[0]

@@ -50,8 +50,7 @@ def run(program: str) -> dict[str, Any]:
 def expected(settings: dict[str, Any], x: Any, filters: Any, bias: Any) -> np.ndarray:
     geometry, size = geometry_of(settings)
     assert x.shape == (1, *size, geometry.in_channels)
-    y: np.ndarray = conv_as_matmul(np.asarray(x), np.asarray(filters), geometry, bias)
-    return y
+    return conv_as_matmul(np.asarray(x), np.asarray(filters), geometry, bias)
 
 
 def test_the_numpy_program_computes_the_output(model: Model, wanted: list[dict[str, Any]]) -> None:

@@ -80,7 +80,6 @@ def test_a_state_leads_back_to_its_layer_and_its_input(case: Case, with_bias: bo
     assert (found.filters == filters).all()
     assert (found.bias is None) != with_bias
     assert found.bias is None or (found.bias == bias).all()
-    assert given_x is not None
     assert (given_x == x[0]).all()
 
 
@@ -110,7 +109,6 @@ def test_a_state_goes_through_the_page(model: Model, state: dict[str, Any]) -> N
         assert found[name] == state[name], name
     layer, x = state_layer(found)
     before, x_before = state_layer(state)
-    assert x is not None
     assert (layer(x[None]) == before(x_before[None])).all()
 
 
@@ -161,7 +159,6 @@ def test_layers_of_pytorch_in_every_form(form: str, dtype: torch.dtype) -> None:
     x = torch.as_tensor(X).movedim(-1, 0).to(dtype)
     found, given_x = state_layer(explorer_state(layer, x.requires_grad_()))
     assert found.geometry.padding_mode == "reflect"
-    assert given_x is not None
     assert (given_x == X).all()
     y = native(x[None]).detach().to(torch.float64).movedim(1, -1).numpy()
     assert (found(given_x[None]) == y).all()
@@ -181,7 +178,6 @@ def test_the_page_shows_what_keras_computes(
     layer.set_weights([rng.integers(-4, 5, w.shape).astype("float32") for w in layer.weights])
     x = rng.integers(-4, 5, (2, *shape)).astype("float32")
     found, shown = state_layer(explorer_state(layer, keras.ops.array(x) if batched else x[0]))
-    assert shown is not None
     theirs = keras.ops.convert_to_numpy(layer(x))[0]
     ours = found(shown[None])[0]
     assert np.array_equal(np.moveaxis(ours, -1, 0) if name == "first" else ours, theirs)

@@ -140,12 +140,6 @@ def test_dtypes_and_unbatched_inputs():
     assert layer(torch.randn(1, 16, 16, dtype=torch.bfloat16)).shape == (4, 12, 12)
 
 
-def test_printing_a_random_network_shows_its_layers():
-    text = str(uncertainty.to_bayesian(lenet(), "concrete", rate=0.25))
-    assert "Conv2d: 1, 4, kernel_size=(5, 5)" in text
-    assert "rate=0.25, drop='taps', per='image'" in text
-
-
 class Tied(nn.Module):
     def __init__(self) -> None:
         super().__init__()

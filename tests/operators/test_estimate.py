@@ -70,13 +70,6 @@ def test_nothing_is_built_for_it():
     assert estimate.bytes == estimate.nonzeros * 8 + (estimate.shape[0] + 1) * 4
 
 
-def test_from_two_to_the_31_entries_on_an_index_takes_eight_bytes():
-    for width, index in ((2**16, 8), (2**15, 4)):
-        geometry = ConvGeometry(width, width, (1,))  # width**2 entries per position
-        estimate = matrix_estimate(geometry, (1,), dtype=np.float64)
-        assert estimate.bytes == width**2 * (8 + index) + (width + 1) * index
-
-
 def test_two_geometries_are_refused_and_any_size_is_readable():
     geometry = ConvGeometry(1, 1, (2,))
     with pytest.raises(ArgumentError, match="geometry: two geometries were given"):

@@ -8,7 +8,6 @@ from math import prod
 import numpy as np
 import oracle
 import pytest
-import scipy.sparse.linalg as sla
 from bounds import sum_bound
 from cases import CASES, Case, case
 from designs import flat, matrix_of, orders
@@ -157,28 +156,6 @@ def test_vectors_in_every_memory_layout():
     strange = (wide[::2, ::-2], wide[::-2].T.copy().T, read_only, wide[::2].astype(">i4"))
     for x in (*strange, wide[::2, :0]):
         assert np.array_equal(op @ x, A @ x)
-
-
-# What SciPy makes of operators, and what its methods find with them
-
-
-TALL = case((6, 5), (3, 3), c=2, f=3, padding=1)
-WIDE = case((6, 5), (3, 2), c=3, f=2, stride=2, padding=1)
-
-
-def test_products_sums_and_powers_of_operators():
-    one, two = TALL.integers(1)[1], WIDE.integers(2)[1]
-    op, after = operator(one, TALL), operator(two, WIDE)
-    A, B = dense(one, TALL), dense(two, WIDE)
-    x = TALL.integers(3)[0]
-    y = oracle.conv(oracle.conv(x, one, TALL.geometry), two, WIDE.geometry)
-    assert np.array_equal((after @ op) @ flat(x, LAST), flat(y, LAST))  # two layers in sequence
-    u, v = np.arange(op.shape[1]), np.arange(after.shape[0])
-    assert np.array_equal((after @ op).H @ v, (B @ A).T @ v)
-    assert np.array_equal((3 * op - op) @ u, 2 * A @ u)
-    assert np.array_equal((2j * op).H @ (A @ u), -2j * A.T @ (A @ u))
-    assert np.array_equal(((op.H @ op) ** 2) @ u, A.T @ (A @ (A.T @ (A @ u))))
-    assert np.array_equal((sla.aslinearoperator(A.T) @ op) @ u, A.T @ (A @ u))
 
 
 # Memory, and what is refused
