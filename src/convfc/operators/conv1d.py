@@ -111,21 +111,8 @@ def as_conv1d(
 
     The 1-D filter has ``1 + sum over axes of (k - 1) * dilation * row length`` taps, where rows are
     those of the padded input; the share `Conv1dForm.zeros` of them are zeros. It is exact, and of
-    use where a (fast) 1-D convolution is all there is.
-
-    Parameters
-    ----------
-    layer, input_size, geometry
-        As for `conv_matrix`.
-
-    Returns
-    -------
-    Conv1dForm
-
-    Raises
-    ------
-    ArgumentError, GeometryError, UnsupportedModel, UnsupportedLayer
-        As for `conv_matrix`.
+    use where a (fast) 1-D convolution is all there is. Arguments and errors are those of
+    `conv_matrix`.
 
     Examples
     --------

@@ -63,17 +63,10 @@ def matrix_estimate(
 
     Parameters
     ----------
-    layer : object
-        What `convfc.conv_matrix` takes, or a `ConvGeometry` alone.
-    input_size, geometry, layout
-        As for `convfc.conv_matrix`.
+    layer, input_size, geometry, layout
+        As for `convfc.conv_matrix`, which raises the same errors; or a `ConvGeometry` as the layer.
     dtype : dtype, optional
         Of the entries; that of the matrix by default, float32 for a geometry alone.
-
-    Raises
-    ------
-    ArgumentError, GeometryError, UnsupportedModel, UnsupportedLayer
-        As `convfc.conv_matrix`.
 
     Examples
     --------

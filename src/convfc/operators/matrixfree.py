@@ -134,22 +134,8 @@ def conv_operator(
     without its bias (`conv_offset`). Iterative methods (SciPy's ``svds``, ``lsqr``, ``eigsh``) then
     work on layers whose matrix would fit into no memory.
 
-    Parameters
-    ----------
-    layer, input_size, geometry, order
-        As for `conv_matrix`. A copy of the filters is kept: the operator does not change with the
-        layer.
-
-    Returns
-    -------
-    ConvOperator
-
-    Raises
-    ------
-    ArgumentError, GeometryError, UnsupportedModel, UnsupportedLayer
-        As for `conv_matrix`.
-    DtypeError
-        If NumPy has no such dtype; multiplying raises it for vectors without numbers.
+    Arguments and errors are those of `conv_matrix`; multiplying raises a `DtypeError` for vectors
+    without numbers. A copy of the filters is kept: the operator does not change with the layer.
 
     Notes
     -----

@@ -25,9 +25,9 @@ from convfc.sizes import one_of
 class Im2Col(keras.layers.Layer):  # type: ignore[misc]
     """Algorithm 1, steps 1 and 2, inside the graph: a feature map becomes its patch matrix M.
 
-    The layer has no weights and only moves elements, so M holds the bits of the input. A
+    It only moves elements: M, ``(b, L, groups * k)``, holds the bits of the input. A
     ``Dense(f, use_bias=False)`` after it is the CONV layer of this geometry (Ma & Lu 2017,
-    Section 4), one row of M per output position.
+    Section 4).
 
     Parameters
     ----------
@@ -35,15 +35,9 @@ class Im2Col(keras.layers.Layer):  # type: ignore[misc]
         The convolution; a saved model holds a mapping of its arguments.
     data_format : {"channels_last", "channels_first"}, optional
         The layout of the input: ``(b, *spatial, c)`` or ``(b, c, *spatial)``; Keras's own setting
-        when left out. M is ``(b, L, groups * k)`` in both cases, with taps in the order
-        ``(*kernel, c)``.
+        when left out.
     **kwargs
         Those of every Keras layer.
-
-    Raises
-    ------
-    ShapeError
-        The input has another rank or channel count than the geometry, or an unknown spatial size.
 
     Examples
     --------

@@ -185,12 +185,8 @@ def sample(model: nn.Module, seed: int = 0) -> Any:
 def mean_network(model: nn.Module) -> Any:
     """Return the network of the mean weights: a plain FC form, for `convfc.to_conv`.
 
-    It computes what the network with random weights computes in evaluation mode.
-
-    Raises
-    ------
-    NothingToConvert
-        If the network has no random layer.
+    It computes what the network with random weights computes in evaluation mode. Errors are those
+    of `sample`.
 
     Examples
     --------
