@@ -140,27 +140,6 @@ def test_arguments_of_the_factory_and_weights_from_a_file(place: Path) -> None:
     assert x.shape == (6, 6, 3)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "code", "text"),
-    [
-        (torch.float16, 0, "Weights: w.safetensors: cast from float16 to float32: first.weight\n"),
-        (torch.int8, 1, "Error: w.safetensors: these are not the model's kinds of numbers"),
-    ],
-    ids=str,
-)
-def test_weights_of_another_dtype(dtype: torch.dtype, code: int, text: str) -> None:
-    import explored_net
-
-    tensors = explored_net.Net().state_dict()
-    tensors["first.weight"] = tensors["first.weight"].to(dtype)
-    save_file(tensors, "w.safetensors")
-    options = ("--weights", "w.safetensors", "--input", "1,6,6", "--html", "out.html")
-    result = call("explored_net:Net", *options)
-    assert result.exit_code == code
-    assert result.stderr.startswith(text)
-    assert Path("out.html").exists() == (code == 0)
-
-
 def test_a_digit_some_of_the_filters_one_axis() -> None:
     layer, x = pages("explored_net:Net", "--image", "7", "--filters", "2")
     from explored_net import Net
