@@ -87,12 +87,8 @@ def checked_gradients(layer: nn.Module, x: Tensor) -> bool:
 # Dropout.
 
 
-def dropped(case: ConvCase, **options: Any) -> nn.Module:
-    """The layer in patch form, under dropout in training mode."""
-    return half_dropped(case.layer(), **options)
-
-
 def half_dropped(layer: nn.Module, **options: Any) -> nn.Module:
+    """The layer in patch form, under dropout in training mode."""
     model = nn.Sequential(layer)
     return uncertainty.to_bayesian(model, "dropout", rate=HALF, where="*", **options).train()
 
@@ -100,7 +96,7 @@ def half_dropped(layer: nn.Module, **options: Any) -> nn.Module:
 def test_every_patch_drops_kernels_of_its_own_as_native_dropout_after_the_layer_does():
     """Gal's formula, y_n = m_n K diag(z_n): an element is 0 or twice the layer's."""
     case = CASES[0]
-    y, native = dropped(case)(case.x(batch=50)), case.layer()(case.x(batch=50))
+    y, native = half_dropped(case.layer())(case.x(batch=50)), case.layer()(case.x(batch=50))
     kept = y != 0
     assert torch.equal(y[kept], 2 * native[kept])
     there = native != 0
@@ -162,7 +158,7 @@ def test_rate_zero_and_evaluation_mode_change_nothing():
     x = case.x()
     none = uncertainty.to_bayesian(nn.Sequential(case.layer()), "dropout", rate=0.0, where="*")
     assert torch.equal(none.train()(x), case.layer()(x))
-    assert torch.equal(dropped(case).eval()(x), case.layer()(x))
+    assert torch.equal(half_dropped(case.layer()).eval()(x), case.layer()(x))
 
 
 def test_to_conv_makes_the_layer_and_native_dropout_where_that_is_the_same():
