@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 from convfc import ConvGeometry
-from convfc.digits import digit, labelled_digits
+from convfc.digits import digit
 from convfc.errors import ArgumentError, DataError, MissingDependencyError, ShapeError
 from convfc.explorer import explorer_state
 from convfc.explorer.inputs import (
@@ -215,13 +215,6 @@ def test_there_are_ten_digits_of_one_channel_or_three() -> None:
         for channels in (2, 64):
             with pytest.raises(ShapeError, match="--layer NAME --image FILE runs the model on the"):
                 as_input(source, ConvGeometry(channels, 1, (3, 3)))
-
-
-def test_digits_are_shared_by_the_experiment() -> None:
-    from convfc.paper import data
-    from convfc.studies import images
-
-    assert data.labelled_digits is images.labelled_digits is labelled_digits
 
 
 # --- arrays ---
