@@ -331,10 +331,10 @@ def _size(
 
 def _described(layer: Any, geometry: ConvGeometry) -> str:
     """Return a title for a layer without a name: its kind, if it says one, and its sizes."""
-    named = not isinstance(layer, ConvLayer) and not hasattr(layer, "shape")
+    plain = isinstance(layer, ConvLayer) or hasattr(layer, "shape")
     kernel = " × ".join(map(str, geometry.kernel_size))
     channels = f"{geometry.in_channels} to {geometry.out_channels} channels"
-    return f"{type(layer).__name__ if named else 'CONV layer'}, {channels}, kernel {kernel}"
+    return f"{'CONV layer' if plain else type(layer).__name__}, {channels}, kernel {kernel}"
 
 
 def _chosen(

@@ -219,7 +219,14 @@ def _find(
     circular = boundary == "circular"
     shape = operator_shape(own, size, circular=circular)
     _check(k, shape, boundary, which, tolerance)
-    filters = _filters(reading.layer)
+    given = as_numpy(reading.layer.filters, "filters")
+    filters = given.astype(np.result_type(given.dtype, np.float64))
+    if not np.isfinite(filters).all():
+        raise DtypeError(
+            "the filters hold NaN or infinity, and have no singular values",
+            where="filters",
+            remedy="look for where training diverged",
+        )
     facts: dict[str, Any] = {"shape": shape, "reshaped_norm": reshaped_norm(filters)}
     rolled = circular and own.transposed
     moved = circular_geometry(own, size) if circular and not rolled else own
@@ -309,20 +316,6 @@ def _factors_bytes(
     return 2.0 * min(shape) * min(band * wraps, side) * itemsize
 
 
-def _filters(layer: ConvLayer) -> Filters:
-    """Return the filters in float64 or complex128."""
-    given = as_numpy(layer.filters, "filters")
-    filters = given.astype(np.result_type(given.dtype, np.float64))
-    if np.isfinite(filters).all():
-        return filters
-    raise DtypeError(
-        "the filters hold NaN or infinity, and have no singular values",
-        where="filters",
-        expected="finite numbers",
-        remedy="look for where training diverged",
-    )
-
-
 def _check(k: object, shape: tuple[int, int], boundary: object, which: object, end: float) -> None:
     """Raise an `ArgumentError` for a name that there is not, and numbers that nothing fits."""
     one_of("boundary", boundary, (None, *get_args(Boundary)))
@@ -345,16 +338,16 @@ def _check_memory(
     """Raise MemoryBudgetError for all values, and where iterations would keep too many vectors."""
     side = min(shape)
     most = min(int(memory / (3 * itemsize * side)), side // 3)
+    remedy = "fewer of them, boundary='circular' for all of the periodic one, or more memory=..."
     if k is None:
         rows, columns = (n // groups for n in shape)
         raise MemoryBudgetError(
             f"all {side} singular values take the dense matrix, {rows} × {columns}"
-            + (f" for each of {groups} groups" if groups > 1 else ""),
+            + f" for each of {groups} groups" * (groups > 1),
             where="k",
             expected=f"at most {memory:.3g} bytes",
             got=f"{rows * columns * itemsize:.3g} bytes",
-            remedy="k=... for some of them, boundary='circular' for all of the periodic operator, "
-            "or more memory=...",
+            remedy=remedy,
         )
     if k > most:
         raise MemoryBudgetError(
@@ -362,7 +355,7 @@ def _check_memory(
             where="k",
             expected=f"{most} at most",
             got=k,
-            remedy="fewer, boundary='circular' for all of the periodic one, or more memory=...",
+            remedy=remedy,
         )
 
 
