@@ -55,6 +55,16 @@ def expected(settings: dict[str, Any], x: Any, filters: Any, bias: Any) -> np.nd
     return conv_as_matmul(np.asarray(x), np.asarray(filters), geometry, bias)
 
 
+def weights(names: dict[str, Any], settings: dict[str, Any], size: Any = None) -> tuple[Any, Any]:
+    """Return the filters and the bias of a program's layer, as the settings mean them."""
+    layer = read_layer(names["layer"], input_size=size or settings["size"]).layer
+    filters = np.asarray(layer.filters)
+    if settings["flip"]:  # the program has turned the layer's own weight round
+        filters = np.flip(filters, tuple(range(1, filters.ndim - 1)))
+    assert (layer.bias is None) != settings["bias"]
+    return filters, None if layer.bias is None else np.asarray(layer.bias)
+
+
 def test_the_numpy_program_computes_the_output(model: Model, wanted: list[dict[str, Any]]) -> None:
     nonzero = 0
     for settings in wanted:
@@ -83,15 +93,7 @@ def test_the_pytorch_program_computes_the_output(
         torch.manual_seed(0)
         program = model.ask("code", settings, "torch")
         names = run(_keeping_x(program))
-        layer = read_layer(names["layer"], input_size=settings["size"]).layer
-        filters = layer.filters.numpy()
-        if settings["flip"]:  # the program has turned the layer's own weight round
-            filters = np.flip(filters, tuple(range(1, filters.ndim - 1)))
-        bias = None if layer.bias is None else layer.bias.numpy()
-        assert (bias is None) != settings["bias"], program
-        y = expected(
-            settings, names["given"].numpy().transpose(0, *range(2, filters.ndim), 1), filters, bias
-        )
+        y = expected(settings, names["given"].movedim(1, -1), *weights(names, settings))
         assert tuple(names["y"].shape) == (1, y.shape[-1], *y.shape[1:-1]), program
         assert names["y"].movedim(1, -1).tolist() == y.tolist(), program
 
@@ -133,12 +135,8 @@ def test_the_keras_program_computes_the_output(
             assert "NumPy" in program
             continue
         names = run(_keeping_x(program))
-        layer = read_layer(names["layer"], input_size=names["x"].shape[1:-1]).layer
-        filters = np.asarray(layer.filters)
-        if settings["flip"]:
-            filters = np.flip(filters, tuple(range(1, filters.ndim - 1)))
-        assert (layer.bias is None) != settings["bias"], program
-        y = expected(settings, names["given"], filters, layer.bias)
+        size = names["x"].shape[1:-1]  # of an input that the program has padded
+        y = expected(settings, names["given"], *weights(names, settings, size))
         found = keras.ops.convert_to_numpy(names["y"])
         assert found.shape == y.shape, program
         assert found.tolist() == y.tolist(), program
