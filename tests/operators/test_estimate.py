@@ -100,75 +100,52 @@ def test_memory_is_a_number_of_bytes(memory: Any):
         check_fits(MatrixEstimate((1, 1), 1, 1), memory)
 
 
-def machine(root: Path, files: dict[str, str]) -> Path:
-    for name, text in {
-        "proc/meminfo": "MemTotal: 9 kB\nMemAvailable:   1000 kB\n",
-        **files,
-    }.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text)
-    return root
+def group(limit: str, used: int, cached: str = "", place: str = "") -> dict[str, str]:
+    """The files of a control group of version 2."""
+    place = f"sys/fs/cgroup/{place}memory."
+    return {f"{place}max": f"{limit}\n", f"{place}current": f"{used}\n", f"{place}stat": cached}
 
 
-V2 = "sys/fs/cgroup/"
-V1 = "sys/fs/cgroup/memory/"
+def group_1(limit: int, used: int, cached: str = "") -> dict[str, str]:
+    place = "sys/fs/cgroup/memory/memory."
+    names = {"limit_in_bytes": f"{limit}\n", "usage_in_bytes": f"{used}\n", "stat": cached}
+    return {f"{place}{name}": text for name, text in names.items()}
+
+
+CACHED = "anon 1\ninactive_file 300\n"
 
 
 @pytest.mark.parametrize(
-    ("files", "free"),
+    ("groups", "files", "free"),
     [
-        ({}, 1_024_000),
-        (
-            {
-                "proc/self/cgroup": "0::/box\n",
-                f"{V2}box/memory.max": "5000\n",
-                f"{V2}box/memory.current": "4000\n",
-                f"{V2}box/memory.stat": "anon 1\ninactive_file 300\n",
-            },
-            1300,
-        ),
+        ("", {}, 1_024_000),
+        ("0::/box\n", group("5000", 4000, CACHED, "box/"), 1300),
         (  # a group's limit holds for the groups within
-            {
-                "proc/self/cgroup": "0::/box/inner\n",
-                f"{V2}box/inner/memory.max": "max\n",
-                f"{V2}box/inner/memory.current": "10\n",
-                f"{V2}box/memory.max": "5000\n",
-                f"{V2}box/memory.current": "4000\n",
-            },
+            "0::/box/in\n",
+            group("max", 10, place="box/in/") | group("5000", 4000, place="box/"),
             1000,
         ),
         (  # a container that is told the host's path
-            {
-                "proc/self/cgroup": "8:pids:/\n4:cpu,memory:/host/path\n",
-                f"{V1}memory.limit_in_bytes": "5000\n",
-                f"{V1}memory.usage_in_bytes": "4000\n",
-                f"{V1}memory.stat": "inactive_file 1\ntotal_inactive_file 200\n",
-            },
+            "8:pids:/\n4:cpu,memory:/host/path\n",
+            group_1(5000, 4000, "inactive_file 1\ntotal_inactive_file 200\n"),
             1200,
         ),
-        (  # version 1's way to say that there is no limit
-            {
-                "proc/self/cgroup": "4:memory:/\n",
-                f"{V1}memory.limit_in_bytes": "9223372036854771712\n",
-                f"{V1}memory.usage_in_bytes": "4000\n",
-            },
-            1_024_000,
-        ),
-        (  # more in use than allowed, since the limit was lowered
-            {
-                "proc/self/cgroup": "0::/\n",
-                f"{V2}memory.max": "5000\n",
-                f"{V2}memory.current": "6000\n",
-            },
-            0,
-        ),
+        # version 1's way to say that there is no limit
+        ("4:memory:/\n", group_1(9223372036854771712, 4000), 1_024_000),
+        # more in use than allowed, since the limit was lowered
+        ("0::/\n", group("5000", 6000), 0),
     ],
     ids=["no-groups", "v2", "v2-parent", "v1-host-path", "v1-no-limit", "overfull"],
 )
 def test_free_memory_is_what_the_kernel_and_the_groups_leave(
-    tmp_path: Path, files: dict[str, str], free: int
+    tmp_path: Path, groups: str, files: dict[str, str], free: int
 ):
-    assert available_memory(machine(tmp_path, files)) == free
+    memory = "MemTotal: 9 kB\nMemAvailable:   1000 kB\n"
+    told = {"proc/meminfo": memory, "proc/self/cgroup": groups, **files}
+    for name, text in told.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert available_memory(tmp_path) == free
 
 
 def test_without_a_proc_the_system_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
