@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -35,21 +34,13 @@ if TYPE_CHECKING:
 # On integers: the oracle, and judges none of us wrote.
 
 
-@pytest.mark.parametrize("subject", CASES, ids=str)
-def test_m_and_the_output_are_the_oracles_on_the_table(subject: Case):
-    x, filters, bias = subject.integers()
+@given(cases(), seeds)
+def test_m_and_the_output_are_the_oracles(subject: Case, seed: int):
+    x, filters, bias = subject.integers(seed)
     assert np.array_equal(im2col(x, subject.geometry), oracle.im2col(x, subject.geometry))
     y = conv_as_matmul(x, filters, subject.geometry, bias)
     assert y.dtype == np.int64
     assert np.array_equal(y, oracle.conv(x, filters, subject.geometry, bias))
-
-
-@given(cases(), seeds)
-def test_m_and_the_output_are_the_oracles(subject: Case, seed: int):
-    x, filters, _ = subject.integers(seed)
-    assert np.array_equal(im2col(x, subject.geometry), oracle.im2col(x, subject.geometry))
-    y = conv_as_matmul(x, filters, subject.geometry)
-    assert np.array_equal(y, oracle.conv(x, filters, subject.geometry))
 
 
 def judged_equal(judge: str, subject: Case, seed: int = 0) -> None:
@@ -77,11 +68,6 @@ def test_conv_as_matmul_is_the_judges_on_the_table(judge: str, subject: Case):
 @given(cases(max_ndim=LARGEST_NDIM["torch"]), seeds)
 def test_conv_as_matmul_is_pytorchs(subject: Case, seed: int):
     judged_equal("torch", subject, seed)
-
-
-@given(cases(max_ndim=LARGEST_NDIM["scipy"]), seeds)
-def test_conv_as_matmul_is_scipys(subject: Case, seed: int):
-    judged_equal("scipy", subject, seed)
 
 
 LARGE = [  # M is larger than a core's cache, and its rows are of every kind that NumPy copies
@@ -131,46 +117,6 @@ def test_col2im_is_the_adjoint_of_im2col(subject: Case, seed: int):
     assert (im2col(x, subject.geometry) * patches).sum() == (x * folded).sum()
 
 
-@given(cases(), seeds)
-def test_every_map_is_linear(subject: Case, seed: int):
-    g, n = subject.geometry, subject.input_size
-    x, filters, bias = subject.integers(seed)
-    x2, filters2, bias2 = subject.integers(seed + 1)
-    M, N = random_patches(subject, seed), random_patches(subject, seed + 1)
-    y = conv_as_matmul(x, filters, g)
-    for both, one, other in (
-        (im2col(2 * x - x2, g), im2col(x, g), im2col(x2, g)),
-        (col2im(2 * M - N, g, n), col2im(M, g, n), col2im(N, g, n)),
-        (conv_as_matmul(2 * x - x2, filters, g), y, conv_as_matmul(x2, filters, g)),
-        (conv_as_matmul(x, 2 * filters - filters2, g), y, conv_as_matmul(x, filters2, g)),
-    ):
-        assert np.array_equal(both, 2 * one - other)
-    assert np.array_equal(conv_as_matmul(x, filters, g, bias - bias2), y + bias - bias2)
-
-
-@given(cases(), seeds)
-def test_a_transposed_layer_is_the_adjoint_of_its_convolution(subject: Case, seed: int):
-    """<conv(x), v> == <x, transposed(v)>, which is where the name comes from."""
-    g = replace(
-        subject.geometry, groups=1, transposed=False, output_padding=0, padding_mode="zeros"
-    )
-    n = tuple(m + e for m, e in zip(subject.input_size, g.effective_kernel_size, strict=True))
-    x, filters, _ = Case(g, n, subject.batch).integers(seed)
-    y = conv_as_matmul(x, filters, g)
-    v = np.random.default_rng(seed).integers(-4, 5, size=y.shape)
-    axes = zip(n, g.padding, g.effective_kernel_size, g.stride, strict=True)
-    backward = replace(
-        g,
-        in_channels=g.out_channels,
-        out_channels=g.in_channels,
-        transposed=True,
-        output_padding=[(m + low + high - e) % s for m, (low, high), e, s in axes],  # the floor's
-    )
-    back = conv_as_matmul(v, np.swapaxes(filters, 0, -1), backward)
-    assert back.shape == x.shape
-    assert (y * v).sum() == (x * back).sum()
-
-
 @pytest.mark.parametrize("subject", CASES, ids=str)
 def test_the_steps(subject: Case):
     """K and back; each group's columns of M meet its own filters; the five steps are the whole."""
@@ -185,11 +131,6 @@ def test_the_steps(subject: Case):
     assert np.array_equal(patch_product(M[:, 1:3], K, g), rows[:, 1:3])
     y = rows_to_output(rows, g, subject.input_size)
     assert np.array_equal(y, conv_as_matmul(x, filters, g))
-
-
-def test_a_column_of_k_is_one_filter_flattened_row_by_row_channels_innermost():
-    K = filters_to_matrix(np.arange(24).reshape(2, 2, 2, 3), ConvGeometry(3, 2, (2, 2)))
-    assert K.T.tolist() == [list(range(12)), list(range(12, 24))]
 
 
 # Gradients, against the native layers' own.

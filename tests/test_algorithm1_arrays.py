@@ -368,118 +368,61 @@ def conv(x: Any = X, filters: Any = W, bias: Any = None, **rest: Any) -> Any:
     return conv_as_matmul(x, filters, G, bias, **rest)
 
 
-Refusals = dict[str, tuple["Callable[[], Any]", str]]
-SHAPES: Refusals = {
-    "x-rank": (lambda: conv(X[0]), r"x: wrong rank; .*got \(4, 4, 2\).*: type x\[None\]$"),
-    "x-channels": (lambda: conv(X[..., :1]), r"x: .*got \(1, 4, 4, 1\). Remedy"),
-    "im2col": (lambda: im2col(X[..., :1], G), r"x: .*got \(1, 4, 4, 1\)"),
-    "filters-rank": (lambda: conv(filters=W[0]), r"filters: wrong rank; .*\(3, 2, 2\)"),
-    "filters-count": (
-        lambda: conv(filters=W[:2]),
-        r"filters: .*expected \(3, 3, 2, 2\); got \(2, 3, 2, 2\)",
-    ),
-    "bias-size": (lambda: conv(bias=np.ones(2)), r"bias: .*expected \(3.*got \(2,\)"),
-    "bias-rank": (lambda: conv(bias=np.ones((1, 3))), r"bias: .*rank.*got \(1, 3\)"),
-    "col2im-rows": (
-        lambda: col2im(M[:, :5], G, (4, 4)),
-        r"patches: .*expected \(b, 6, 12\); got \(1, 5, 12\)",
-    ),
-    "col2im-rank": (lambda: col2im(M[0], G, (4, 4)), r"patches: .*got \(6, 12\)"),
-    "filters_to_matrix": (
+REFUSED: list[tuple[type[ConvfcError], Callable[[], Any], str]] = [
+    (ShapeError, lambda: conv(X[0]), r"x: wrong rank; .*got \(4, 4, 2\).*: type x\[None\]$"),
+    (ShapeError, lambda: im2col(X[..., :1], G), r"x: wrong size; .*got \(1, 4, 4, 1\)"),
+    (ShapeError, lambda: conv(filters=W[:2]), r"filters: .*\(3, 3, 2, 2\); got \(2, 3, 2, 2\)"),
+    (ShapeError, lambda: conv(bias=np.ones(2)), r"bias: .*expected \(3.*got \(2,\)"),
+    (ShapeError, lambda: col2im(M[:, :5], G, (4, 4)), r"patches: .*\(b, 6, 12\); got \(1, 5, 12\)"),
+    (
+        ShapeError,
         lambda: filters_to_matrix(W[0], G),
-        r"filters: wrong rank; .*layout \(f, \*kernel, c/groups\)",
+        r"filters: .*layout \(f, \*kernel, c/groups\)",
     ),
-    "matrix_to_filters": (
-        lambda: matrix_to_filters(K.T, G),
-        r"matrix: .*expected \(12, 3\); got \(3, 12\)",
-    ),
-    "product-K": (lambda: patch_product(M, K[:5], G), r"matrix: .*got \(5, 3\)"),
-    "product-M": (lambda: patch_product(M[..., :5], K, G), r"patches: .*\(1, 6, 5\)"),
-    "rows-count": (
+    (ShapeError, lambda: matrix_to_filters(K.T, G), r"matrix: .*\(12, 3\); got \(3, 12\)"),
+    (ShapeError, lambda: patch_product(M, K[:5], G), r"matrix: .*got \(5, 3\)"),
+    (ShapeError, lambda: patch_product(M[..., :5], K, G), r"patches: .*\(1, 6, 5\)"),
+    (
+        ShapeError,
         lambda: rows_to_output(ROWS[:, :5], G, (4, 4)),
-        r"rows: .*expected \(b, 6, 3\); got \(1, 5, 3\)",
+        r"rows: .*\(b, 6, 3\); got \(1, 5",
     ),
-    "rows-filters": (lambda: rows_to_output(ROWS[..., :2], G, (4, 4)), r"\(1, 6, 2\)"),
-}
-DTYPES: Refusals = {
-    "x-list": (lambda: conv(X.tolist()), r"x: this is not an array.*got list.*asarray"),
-    "bias-list": (lambda: conv(bias=[1.0, 2.0, 3.0]), r"bias: .*got list"),
-    "x-none": (lambda: conv(None), r"x: this is not an array.*got NoneType"),
-    "x-masked": (lambda: conv(np.ma.masked_less(X, 0)), r"x: .*got MaskedArray"),
-    "x-string": (lambda: conv(X.astype(str)), r"x: .*not hold numbers.*got <U"),
-    "x-object": (lambda: conv(X.astype(object)), r"x: .*not hold numbers.*got object"),
-    "x-date": (lambda: conv(X.astype("datetime64[s]")), r"x: .*got datetime64\[s\]"),
-    "im2col-string": (lambda: im2col(X.astype(str), G), r"x: .*not hold numbers"),
-    "col2im-string": (lambda: col2im(M.astype(str), G, (4, 4)), r"patches: .*numbers"),
-    "float32-float64": (
+    (DtypeError, lambda: conv(X.tolist()), r"x: this is not an array.*got list.*asarray"),
+    (DtypeError, lambda: conv(np.ma.masked_less(X, 0)), r"x: .*got MaskedArray"),
+    (DtypeError, lambda: conv(X.astype(str)), r"x: .*not hold numbers.*got <U"),
+    (DtypeError, lambda: col2im(M.astype(str), G, (4, 4)), r"patches: .*numbers"),
+    (
+        DtypeError,
         lambda: conv(X.astype(np.float32)),
         r"x and filters: the dtypes differ; .*float32, float64\..* type x\.astype\(np\.float64\)$",
     ),
-    "complex-real": (lambda: conv(X.astype(complex)), r"got complex128, float64"),
-    "uint64-int8": (
+    (
+        DtypeError,
         lambda: conv(X.astype(np.uint64), W.astype(np.int8)),
         r"common integer dtype.*got uint64, int8\. Remedy: type x\.astype\(np\.int64\)$",
     ),
-    "bias-float32": (lambda: conv(bias=np.ones(3, "f4")), r"bias.*dtypes differ.*float32"),
-    "product": (lambda: patch_product(M, K.astype("f4"), G), r"dtypes differ"),
-    "torch": (
+    (
+        DtypeError,
         lambda: conv(torch.ones(1, 4, 4, 2), torch.tensor(W)),
         r"got torch\.float32, torch\.float64\. Remedy: type x\.to\(torch\.float64\)$",
     ),
-    "half-bfloat16": (
+    (
+        DtypeError,
         lambda: conv(torch.tensor(X).half(), torch.tensor(W).bfloat16()),
         r"type x\.to\(torch\.float32\) and filters\.to\(torch\.float32\)$",
     ),
-    "int64-float32-float64": (
-        lambda: conv(X.astype(int), W.astype("f4"), np.ones(3)),
-        r"type x\.astype\(np\.float64\) and filters\.astype\(np\.float64\)$",
-    ),
-    "numpy-torch": (
-        lambda: conv(filters=torch.tensor(W)),
-        r"x and filters: .*different libraries; expected one library; got numpy, torch",
-    ),
-    "torch-jax": (
-        lambda: conv(torch.ones(1, 4, 4, 2), jnp.ones((3, 3, 2, 2))),
-        r"different libraries.*got torch, jax",
-    ),
-    "product-libraries": (
-        lambda: patch_product(M, torch.tensor(K), G),
-        r"patches and matrix: .*got numpy, torch",
-    ),
-}
-SIZES: Refusals = {
-    "x-size": (lambda: conv(X[:, :2]), r"kernel_size: .*larger than the padded"),
-    "x-empty-axis": (lambda: conv(X[:, :0]), r"input_size\[0\]: .*got 0"),
-    "col2im-axes": (lambda: col2im(M, G, (4,)), r"input_size: .*got \(4,\)"),
-    "geometry-tuple": (lambda: conv_as_matmul(X, W, (3, 2)), r"geometry: .*got tuple"),
-}
-BUDGETS: Refusals = {
-    "nan": (lambda: conv(memory=float("nan")), r"memory: .*got nan"),
-    "text": (lambda: conv(memory="1 GB"), r"memory: .*got '1 GB'"),
-    "true": (lambda: conv(memory=True), r"memory: .*got True"),
-    "zero": (lambda: conv(memory=0), r"memory: .*got 0"),
-    "negative": (lambda: im2col(X, G, memory=-1), r"memory: .*got -1"),
-}
-OTHERS: Refusals = {
-    "entry": (lambda: index_map(G, (4, 4)).element(0.5, 0), r"\(p, q\): .*got \(0\.5, 0\)")
-}
-KINDS: list[tuple[type[ConvfcError], Refusals]] = [
-    (ShapeError, SHAPES),
-    (DtypeError, DTYPES),
-    (GeometryError, SIZES),
-    (MemoryBudgetError, BUDGETS),
-    (ConvfcError, OTHERS),
+    (DtypeError, lambda: conv(filters=torch.tensor(W)), r"different libraries; got numpy, torch"),
+    (GeometryError, lambda: conv(X[:, :2]), r"kernel_size: .*larger than the padded"),
+    (GeometryError, lambda: conv(X[:, :0]), r"input_size\[0\]: .*got 0"),
+    (GeometryError, lambda: col2im(M, G, (4,)), r"input_size: .*got \(4,\)"),
+    (GeometryError, lambda: conv_as_matmul(X, W, (3, 2)), r"geometry: .*got tuple"),
+    (MemoryBudgetError, lambda: conv(memory=float("nan")), r"memory: .*got nan"),
+    (MemoryBudgetError, lambda: im2col(X, G, memory=-1), r"memory: .*got -1"),
+    (ConvfcError, lambda: index_map(G, (4, 4)).element(0.5, 0), r"\(p, q\): .*got \(0\.5, 0\)"),
 ]
 
 
-@pytest.mark.parametrize(
-    ("error", "call", "message"),
-    [
-        pytest.param(error, *refusal, id=f"{error.__name__}-{name}")
-        for error, table in KINDS
-        for name, refusal in table.items()
-    ],
-)
+@pytest.mark.parametrize(("error", "call", "message"), REFUSED)
 def test_refused(error: type[ConvfcError], call: Callable[[], Any], message: str):
     with pytest.raises(error, match=message):
         call()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +20,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from convfc import ConvGeometry, conv_as_matmul, im2col
 from convfc.algorithm1 import DEFAULT_MEMORY
 from convfc.errors import MemoryBudgetError
-
-if TYPE_CHECKING:
-    pass
 
 MIB = 2**20
 

@@ -30,39 +30,39 @@ def network(of: Callable[..., Any], name: str, **arguments: Any) -> Callable[[],
 WRONG: dict[str, list[tuple[Callable[[], Any], str]]] = {
     "as_conv1d": [(lambda: convfc.as_conv1d(FILTERS, (6, 6)), "geometry: filters alone")],
     "conv_matrix": [
-        (lambda: convfc.conv_matrix(CONV, (6, 6), layout="coo"), "layout: there is no such"),
-        (lambda: convfc.conv_matrix(CONV, (6, 6), order="last"), "order: there is no such"),
+        (lambda: convfc.conv_matrix(CONV, (6, 6), layout="coo"), "layout: no such"),
+        (lambda: convfc.conv_matrix(CONV, (6, 6), order="last"), "order: no such"),
         (lambda: convfc.conv_matrix(CONV, (6, 6), GEOMETRY), "geometry: only filters are given"),
     ],
-    "conv_offset": [(lambda: convfc.conv_offset(CONV, (6, 6), library="jax"), "library: no")],
-    "conv_operator": [(lambda: convfc.conv_operator(CONV, (6, 6), order="last"), "order: there")],
+    "conv_offset": [(lambda: convfc.conv_offset(CONV, (6, 6), library="jax"), "library: no such")],
+    "conv_operator": [(lambda: convfc.conv_operator(CONV, (6, 6), order="last"), "order: no such")],
     "explore": [(lambda: convfc.explore(x=X), "x: there is no layer that it belongs to")],
     "matrix_estimate": [
-        (lambda: convfc.matrix_estimate(CONV, (6, 6), layout="coo"), "layout: there is no such"),
+        (lambda: convfc.matrix_estimate(CONV, (6, 6), layout="coo"), "layout: no such"),
     ],
     "nearest_conv": [
         (
             lambda: convfc.nearest_conv(np.ones((4, 6)), GEOMETRY, (6,), order="last"),
-            "order: there is no such",
+            "order: no such",
         )
     ],
     "singular_values": [
         (lambda: convfc.singular_values(CONV, (6, 6), k=0), "k: a size is too small"),
         (lambda: convfc.singular_values(CONV, (6, 6), k=145), "k: the layer has fewer"),
-        (lambda: convfc.singular_values(CONV, (6, 6), tolerance=2.0), "tolerance: this is no"),
-        (lambda: convfc.singular_values(CONV, (6, 6), which="all"), "which: there is no such"),
+        (lambda: convfc.singular_values(CONV, (6, 6), tolerance=2.0), "tolerance: no"),
+        (lambda: convfc.singular_values(CONV, (6, 6), which="all"), "which: no such"),
     ],
     "spectral_norm": [
-        (lambda: spectrum.spectral_norm(CONV, (6, 6), boundary="zero"), "boundary: there is no"),
+        (lambda: spectrum.spectral_norm(CONV, (6, 6), boundary="zero"), "boundary: no such"),
     ],
     "condition_number": [
-        (lambda: spectrum.condition_number(CONV, (6, 6), boundary=1), "boundary: there is no"),
+        (lambda: spectrum.condition_number(CONV, (6, 6), boundary=1), "boundary: no such"),
     ],
     "effective_rank": [
-        (lambda: spectrum.effective_rank(CONV, (6, 6), boundary=1), "boundary: there is no"),
+        (lambda: spectrum.effective_rank(CONV, (6, 6), boundary=1), "boundary: no such"),
     ],
     "layer_spectra": [
-        (lambda: spectrum.layer_spectra(NETWORK, X, boundary=1), "boundary: there"),
+        (lambda: spectrum.layer_spectra(NETWORK, X, boundary=1), "boundary: no such"),
         (lambda: spectrum.layer_spectra(NETWORK, X, k=0), "k: a size is too small"),
     ],
     "to_fc": [

@@ -40,6 +40,7 @@ def test_integers_serve_every_axis_and_become_plain_tuples():
     assert geometry.stride == (2, 2, 2)
     assert geometry.dilation == (1, 2, 3)
     assert geometry.output_padding == (0, 0, 0)
+    assert geometry.output_size(np.array([9, 9, 9])) == (4, 4, 5)
     numbers = [geometry.in_channels, geometry.groups, *geometry.kernel_size, *geometry.dilation]
     assert {type(number) for number in numbers} == {int}
 
@@ -62,10 +63,9 @@ def test_a_geometry_is_frozen_and_replace_checks_again():
 
 
 def test_sizes_of_the_papers_figure_6_and_experiment():
-    assert FIGURE_6.geometry.output_size((28, 28)) == (7, 7)
-    assert FIGURE_6.geometry.patch_matrix_shape(1, (28, 28)) == (1, 49, 16)
-    assert EXPERIMENT.geometry.output_size((28, 28)) == (13, 13)
-    assert EXPERIMENT.geometry.patch_matrix_shape(1000, (28, 28)) == (1000, 169, 16)
+    for subject, out, rows in ((FIGURE_6, (7, 7), 49), (EXPERIMENT, (13, 13), 169)):
+        assert subject.geometry.output_size((28, 28)) == out
+        assert subject.geometry.patch_matrix_shape(1000, (28, 28)) == (1000, rows, 16)
 
 
 @pytest.mark.parametrize("subject", CASES, ids=str)
@@ -161,11 +161,6 @@ def test_a_named_padding_does_not_take_padding_as_well(name):
         getattr(ConvGeometry, name)(1, 1, (3,), padding=1, **size)
 
 
-def test_output_size_takes_any_sequence_of_integers():
-    for size in ([9], np.array([9])):
-        assert ConvGeometry(1, 1, (3,)).output_size(size) == (7,)
-
-
 @pytest.mark.parametrize("mode", MODES)
 def test_without_padding_there_is_one_mode(mode):
     plain = ConvGeometry(2, 3, (3, 2))
@@ -197,20 +192,14 @@ TRANSPOSED = {"transposed": True, "stride": 2}
 
 REFUSED = [  # what is changed in ALLOWED, and what the message must say
     ({"in_channels": 0}, r"in_channels: .*expected 1 or more; got 0\. Remedy"),
-    ({"in_channels": 2.5}, r"in_channels: .*not an integer.*got 2\.5"),
     ({"in_channels": True}, r"in_channels: .*not an integer.*got True"),
-    ({"in_channels": "4"}, r"in_channels: .*not an integer.*got '4'"),
     ({"out_channels": -2}, r"out_channels: .*expected 1 or more; got -2"),
     ({"kernel_size": (3, 0)}, r"kernel_size\[1\]: .*1 or more; got 0"),
-    ({"kernel_size": (3, 2.0)}, r"kernel_size\[1\]: .*integer.*got 2\.0"),
     ({"kernel_size": 3}, r"kernel_size: .*one size per spatial axis; got 3"),
-    ({"kernel_size": ()}, r"kernel_size: .*one size per spatial axis; got \(\)"),
     ({"stride": 0}, r"stride: .*expected 1 or more; got 0\. Remedy"),
-    ({"stride": (1, -1)}, r"stride\[1\]: .*expected 1 or more; got -1"),
     ({"stride": (1, 2, 3)}, r"stride: .*2 spatial axes; expected 2 numbers.*got"),
     ({"dilation": 0}, r"dilation: .*expected 1 or more; got 0"),
     ({"padding": -1}, r"padding: .*expected 0 or more; got -1.*crop the input"),
-    ({"padding": (1, -1)}, r"padding\[1\]: .*expected 0 or more; got -1"),
     ({"padding": ((0, -1), (0, 0))}, r"padding.*expected 0 or more; got -1"),
     ({"padding": 0.5}, r"padding: .*got 0\.5"),
     ({"padding": "same"}, r"padding: .*explicit.*got 'same'.*ConvGeometry\.valid"),
@@ -219,21 +208,14 @@ REFUSED = [  # what is changed in ALLOWED, and what the message must say
     ({"groups": 0}, r"groups: .*expected 1 or more; got 0"),
     ({"groups": 3}, r"groups: .*in_channels; expected a divisor of 4; got 3.*multiple"),
     ({"groups": 4}, r"groups: .*out_channels; expected a divisor of 6; got 4"),
-    (
-        {"padding_mode": "wrap"},
-        r"padding_mode: .*zeros \| reflect \| replicate \| circular; got 'wrap'",
-    ),
-    ({"padding_mode": None}, r"padding_mode: .*got None"),
+    ({"padding_mode": "wrap"}, r"padding_mode: .*'zeros' or .*'circular'; got 'wrap'.*padding=0"),
     ({"output_padding": 1}, r"output_padding: .*transposed.*Remedy: set"),
     (
-        {**TRANSPOSED, "output_padding": 2},
-        r"output_padding: .*axis 0; expected below max\(stride, dilation\) = 2; got 2",
+        {**TRANSPOSED, "dilation": 3, "output_padding": 3},
+        r"output_padding: .*axis 0; expected below max\(stride, dilation\) = 3; got 3",
     ),
     ({**TRANSPOSED, "output_padding": -1}, r"output_padding: .*got -1"),
-    (
-        {**TRANSPOSED, "padding_mode": "reflect"},
-        r"padding_mode: .*transposed.*expected 'zeros'; got 'reflect'",
-    ),
+    ({**TRANSPOSED, "padding_mode": "reflect"}, r"padding_mode: .*zeros; got 'reflect'"),
     ({"flip": "no"}, r"flip: .*got 'no'"),
     ({"transposed": 2}, r"transposed: .*got 2"),
 ]
@@ -249,8 +231,6 @@ def test_a_geometry_that_no_convolution_has_is_refused(change: dict, message: st
 def test_output_padding_may_reach_the_larger_of_stride_and_dilation():
     geometry = ConvGeometry(1, 1, (2,), transposed=True, dilation=3, output_padding=2)
     assert geometry.output_size((4,)) == (9,)
-    with pytest.raises(GeometryError, match=r"expected below max\(stride, dilation\) = 3; got 3"):
-        ConvGeometry(1, 1, (2,), transposed=True, dilation=3, output_padding=3)
 
 
 REFUSED_SIZES = {

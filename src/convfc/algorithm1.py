@@ -141,16 +141,9 @@ def col2im(patches: Array, geometry: ConvGeometry, input_size: Sequence[int]) ->
     where = index_map(geometry, input_size)
     check_shape("patches", patches, ("b", *where.shape), "give M as im2col builds it")
     dtype = accumulating_dtype(xp, patches=patches)
-    ndim, groups = geometry.spatial_ndim, geometry.groups
+    ndim = geometry.spatial_ndim
     total = xp.reshape(
-        xp.astype(patches, dtype, copy=False),
-        (
-            patches.shape[0],
-            *where.output_size,
-            groups,
-            *geometry.kernel_size,
-            geometry.in_channels // groups,
-        ),
+        xp.astype(patches, dtype, copy=False), (patches.shape[0], *where.entry_shape)
     )
     # (b, *positions, g, *taps, c) -> (b, position, tap, position, tap, ..., g, c), so that each
     # spatial axis is a pair that its own table folds to one.
@@ -193,10 +186,8 @@ def filters_to_matrix(filters: Array, geometry: ConvGeometry) -> Array:
            [2, 6],
            [3, 7]])
     """
-    xp = namespace(filters=filters)
-    check_shape(
-        "filters", filters, checked(geometry).filters_shape, "use the layout (f, *kernel, c/groups)"
-    )
+    xp, shape = namespace(filters=filters), checked(geometry).filters_shape
+    check_shape("filters", filters, shape, "use the layout (f, *kernel, c/groups)")
     return xp.permute_dims(xp.reshape(filters, geometry.filter_matrix_shape[::-1]), (1, 0))
 
 
@@ -301,8 +292,7 @@ def rows_to_output(rows: Array, geometry: ConvGeometry, input_size: Sequence[int
     >>> rows_to_output(np.zeros((10, 169, 128)), geometry, (28, 28)).shape
     (10, 13, 13, 128)
     """
-    xp = namespace(rows=rows)
-    out = checked(geometry).output_size(input_size)
+    xp, out = namespace(rows=rows), checked(geometry).output_size(input_size)
     f = geometry.out_channels
     check_shape("rows", rows, ("b", math.prod(out), f), "give the rows as patch_product does")
     return xp.reshape(rows, (rows.shape[0], *out, f))
@@ -375,16 +365,15 @@ def conv_as_matmul(
             got=memory,
             remedy="allow more memory, or use a geometry with fewer taps",
         )
-    padded = pad(xp, x, where)
+    padded, positions = pad(xp, x, where), (x.shape[0], *where.output_size)
     blocks = (
         patch_product(stretch(xp, padded, where, block)[None, ...], matrix, geometry)[0, ...]
-        for block in row_blocks((x.shape[0], *where.output_size), rows)
+        for block in row_blocks(positions, rows)
     )
-    product = stack_rows(xp, blocks, (x.shape[0] * where.shape[0], geometry.out_channels))
-    product = xp.reshape(product, (x.shape[0], where.shape[0], geometry.out_channels))
+    product = stack_rows(xp, blocks, (math.prod(positions), geometry.out_channels))
     if bias is not None:
         product = product + xp.astype(bias, dtype, copy=False)
-    return rows_to_output(product, geometry, where.input_size)
+    return xp.reshape(product, (*positions, geometry.out_channels))
 
 
 def _input(x: Array, geometry: ConvGeometry) -> tuple[Any, IndexMap]:

@@ -36,7 +36,6 @@ def namespace(**arrays: Array) -> Any:
         raise DtypeError(
             "the arrays come from different libraries",
             where=" and ".join(arrays),
-            expected="one library",
             got=", ".join(type(array).__module__.split(".")[0] for array in arrays.values()),
             remedy="convert them to the same library",
         ) from None
@@ -45,7 +44,6 @@ def namespace(**arrays: Array) -> Any:
             raise DtypeError(
                 "the array does not hold numbers",
                 where=name,
-                expected="a boolean, integer, floating or complex dtype",
                 got=array.dtype,
                 remedy="cast it to a numeric dtype first",
             )
@@ -84,7 +82,7 @@ def check_shape(name: str, array: Array, expected: Sequence[int | str], remedy: 
         raise ShapeError(
             "wrong rank" if len(sizes) != len(expected) else "wrong size",
             where=name,
-            expected="(" + ", ".join(str(e) for e in expected) + ")",
+            expected=f"({', '.join(map(str, expected))})",
             got=sizes,
             remedy=remedy,
         )
@@ -124,9 +122,8 @@ def accumulating_dtype(xp: Any, **arrays: Array) -> Any:
     """Return the dtype in which sums of products of the arrays are kept.
 
     Floating and complex dtypes must be the same and stay; beside them may stand booleans, and
-    integers every one of which they hold: up to 2**53 in float64, 2**24 in float32, 2**11 in
-    float16, 2**8 in bfloat16. Booleans and integers among themselves are added up in the library's
-    default integer or a wider one, as its ``sum`` does, so that 8-bit images do not wrap.
+    integers that they hold: up to 2**53 in float64, 2**24 in float32, 2**11 in float16, 2**8 in
+    bfloat16. Booleans and integers alone are added up in the default integer or a wider one.
     """
     dtypes = [array.dtype for array in arrays.values()]
     integers = [dtype for dtype in dtypes if xp.isdtype(dtype, "integral")]
@@ -169,12 +166,7 @@ def _mixed(xp: Any, arrays: dict[str, Array], dtype: Any, floating: list[Any]) -
         what, expected = "the dtypes differ", "integers that a common integer dtype holds"
     name = str(dtype).removeprefix("torch.")
     cast = [
-        _spelled(
-            array,
-            f"{each}.astype(np.{name})",
-            f"{each}.to(torch.{name})",
-            f"{each}.astype(jnp.{name})",
-        )
+        each + _spelled(array, f".astype(np.{name})", f".to(torch.{name})", f".astype(jnp.{name})")
         for each, array in arrays.items()
         if not _joins(xp, array.dtype, dtype)
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from convfc.sizes import (
     geometry_errors,
     input_sizes,
     integer,
+    one_of,
     padding_pairs,
     per_axis,
 )
@@ -129,10 +130,11 @@ class ConvGeometry:
                 "output_padding": per_axis("output_padding", output_padding, ndim, least=0),
                 "flip": flag("flip", flip),
             }
+            remedy = "for another mode, pad the input yourself and use padding=0"
+            one_of("padding_mode", padding_mode, PaddingMode, remedy=remedy)
         for name, value in values.items():
             object.__setattr__(self, name, value)
-        self._check_groups()
-        self._check_modes()
+        self._check()
         if not np.any(self.padding):
             # Otherwise `replace` with another padding would switch on a mode that had no effect.
             object.__setattr__(self, "padding_mode", "zeros")
@@ -205,14 +207,8 @@ class ConvGeometry:
         >>> ConvGeometry.same(3, 8, (3, 3), stride=2, input_size=(28, 27)).padding
         ((0, 1), (1, 1))
         """
-        if odd not in ("upper", "lower"):
-            raise GeometryError(
-                "the side does not exist",
-                where="odd",
-                expected="'upper' or 'lower'",
-                got=repr(odd),
-                remedy="'upper' is the rule of TensorFlow and Keras",
-            )
+        with geometry_errors():
+            one_of("odd", odd, ("upper", "lower"))
         plain = cls(in_channels, out_channels, kernel_size, **rest)
         pairs, output_padding = [], []
         for size, extent, step in zip(
@@ -316,10 +312,7 @@ class ConvGeometry:
     def _padded(
         self, pairs: Sequence[tuple[int, int]], given: dict[str, Any], **worked_out: Any
     ) -> ConvGeometry:
-        """Return this geometry with the padding that a constructor has worked out.
-
-        Its mode comes from the arguments ``given``: without padding, this geometry lost it.
-        """
+        """Return it with the padding that a constructor worked out, and the mode that was given."""
         worked_out["padding"] = pairs
         for name in worked_out:
             if np.any(getattr(self, name)):
@@ -332,7 +325,7 @@ class ConvGeometry:
         mode = given.get("padding_mode", self.padding_mode)
         return replace(self, padding_mode=mode, **worked_out)
 
-    def _check_groups(self) -> None:
+    def _check(self) -> None:
         for name in ("in_channels", "out_channels"):
             if getattr(self, name) % self.groups:
                 raise GeometryError(
@@ -342,29 +335,17 @@ class ConvGeometry:
                     got=self.groups,
                     remedy=f"change groups, or make {name} a multiple of it",
                 )
-
-    def _check_modes(self) -> None:
-        if self.padding_mode not in get_args(PaddingMode):
-            raise GeometryError(
-                "the padding mode does not exist",
-                where="padding_mode",
-                expected=" | ".join(get_args(PaddingMode)),
-                got=repr(self.padding_mode),
-                remedy="for another mode, pad the input yourself and use padding=0",
-            )
         if self.transposed and self.padding_mode != "zeros":
             raise GeometryError(
                 "a transposed convolution can only be padded with zeros",
                 where="padding_mode",
-                expected="'zeros'",
                 got=repr(self.padding_mode),
-                remedy="pad the input of the transposed convolution yourself",
+                remedy="pad its input yourself",
             )
         if not self.transposed and any(self.output_padding):
             raise GeometryError(
                 "only a transposed convolution has output padding",
                 where="output_padding",
-                expected=0,
                 got=self.output_padding,
                 remedy="set transposed=True, or leave output_padding out",
             )
@@ -383,9 +364,8 @@ def checked(geometry: ConvGeometry) -> ConvGeometry:
     """Return the geometry, or raise if it is something else, such as sizes."""
     if not isinstance(geometry, ConvGeometry):
         raise GeometryError(
-            "this is not a geometry",
+            "no ConvGeometry",
             where="geometry",
-            expected="a ConvGeometry",
             got=type(geometry).__name__,
             remedy="ConvGeometry(in_channels, out_channels, kernel_size, ...)",
         )

@@ -69,10 +69,9 @@ class AxisMap:
         up with -1.
         """
         flat = self.table.ravel()
-        # Entries sorted by the element they read (a counting sort), without those that read zero;
-        # an entry's rank among those of the same element is its place in the row.
-        order = np.argsort(flat, kind="stable")
-        order = order[np.count_nonzero(flat < 0) :]
+        # Entries sorted by the element they read, without those that read zero; an entry's rank
+        # among those of the same element is its place in the row.
+        order = np.argsort(flat, kind="stable")[np.count_nonzero(flat < 0) :]
         counts = np.bincount(flat[order], minlength=self.size)
         rank = np.arange(order.size) - np.repeat(np.cumsum(counts) - counts, counts)
         readers = np.full((self.size, max(1, int(counts.max()))), -1)
@@ -130,7 +129,7 @@ class IndexMap:
         (3, 3, 0)
         """
         self._check("(p, q)", (p, q), self.shape)
-        shape = self._entry_shape
+        shape = self.entry_shape
         entry = [int(i) for i in np.unravel_index(p * self.shape[1] + q, shape)]
         ndim = self.geometry.spatial_ndim
         position, group, tap, channel = entry[:ndim], entry[ndim], entry[ndim + 1 : -1], entry[-1]
@@ -161,7 +160,7 @@ class IndexMap:
         entries = []
         for combination in itertools.product(*per_axis):
             position, tap = zip(*combination, strict=True)
-            entry = np.ravel_multi_index((*position, group, *tap, channel), self._entry_shape)
+            entry = np.ravel_multi_index((*position, group, *tap, channel), self.entry_shape)
             entries.append(divmod(int(entry), self.shape[1]))
         return sorted(entries)
 
@@ -181,23 +180,19 @@ class IndexMap:
                [3, 4, 6, 7],
                [4, 5, 7, 8]])
         """
-        ndim, channels = self.geometry.spatial_ndim, self.geometry.in_channels
-        index = np.zeros((1,) * (2 * ndim), dtype=np.int64)
-        padding = np.zeros((1,) * (2 * ndim), dtype=bool)
+        geometry, ndim = self.geometry, self.geometry.spatial_ndim
+        index, padding = np.zeros((), dtype=np.int64), np.zeros((), dtype=bool)
         for a, axis in enumerate(self.axes):
             table = np.expand_dims(axis.table, [i for i in range(2 * ndim) if i % ndim != a])
             index = index * axis.size + table
             padding = padding | (table < 0)
-        by_group = np.arange(channels).reshape(
-            (self.geometry.groups, *(1,) * ndim, channels // self.geometry.groups)
-        )
-        where = np.expand_dims(index, (ndim, -1)) * channels + by_group
-        where[np.broadcast_to(np.expand_dims(padding, (ndim, -1)), where.shape)] = -1
-        return where.reshape(self.shape)
+        channels = np.arange(geometry.in_channels).reshape(geometry.groups, *(1,) * ndim, -1)
+        index = np.expand_dims(index, (ndim, -1)) * geometry.in_channels + channels
+        return np.where(np.expand_dims(padding, (ndim, -1)), -1, index).reshape(self.shape)
 
     @property
-    def _entry_shape(self) -> tuple[int, ...]:
-        """Shape of M with every axis of its rows and columns apart."""
+    def entry_shape(self) -> tuple[int, ...]:
+        """Shape ``(*output, groups, *kernel, c / groups)`` of M, all axes of it apart."""
         geometry = self.geometry
         per_group = geometry.in_channels // geometry.groups
         return (*self.output_size, geometry.groups, *geometry.kernel_size, per_group)
@@ -263,8 +258,8 @@ def _axis_map(geometry: ConvGeometry, axis: int, size: int, positions: int) -> A
         # moves by one over the input with stride - 1 zeros between its elements, read backwards.
         step = 1
         spread = np.arange(positions + reach) - (reach - low)
-        source = np.where(spread % geometry.stride[axis] == 0, spread // geometry.stride[axis], -1)
-        source = np.where(source < size, np.maximum(source, -1), -1)
+        element, rest = np.divmod(spread, geometry.stride[axis])
+        source = np.where((rest == 0) & (element >= 0) & (element < size), element, -1)
         backwards = not geometry.flip
     else:
         step = geometry.stride[axis]
@@ -278,9 +273,8 @@ def _padded_source(mode: str, index: Indices, size: int) -> Indices:
     """Return the input index that each element of the padded axis holds; it starts at -low."""
     match mode:
         case "reflect":  # about the edge element, which is not repeated
-            last = size - 1
-            reflected: Indices = last - np.abs(last - np.abs(index))
-            return reflected
+            index = np.abs(index)
+            return np.where(index < size, index, 2 * (size - 1) - index)
         case "replicate":
             return np.clip(index, 0, size - 1)
         case "circular":

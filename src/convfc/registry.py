@@ -1,7 +1,6 @@
 """Finds the room of the framework that a model or layer belongs to, and reads a layer.
 
-No framework is imported for it: a user's object can only belong to a framework that is already
-imported, so ``sys.modules`` says which rooms may be asked.
+A user's object can only belong to a framework that is already imported: none is imported for it.
 """
 
 from __future__ import annotations
@@ -61,11 +60,7 @@ def room_of(
 
 
 class Reading(NamedTuple):
-    """A layer in convfc's own terms, and what is known of where it came from.
-
-    ``order`` is that of the layer's framework, channels last for filters with a geometry; ``room``
-    is None for these, too.
-    """
+    """A layer in convfc's own terms, its framework's order, and room (None of none)."""
 
     layer: ConvLayer
     order: Order
@@ -86,46 +81,29 @@ def read_layer(
     Filters are ``(f, *kernel, c / groups)``; ``differentiable`` asks for the framework's own
     parameters, not copies out of its graph.
     """
-    wanted = None if order is None else check_order(order)
+    if order is not None:
+        one_of("order", order, Order)
     if geometry is not None and not isinstance(layer, ConvLayer) and _is_array(layer):
-        return Reading(ConvLayer(geometry, layer, bias), wanted or "channels_last", None)
+        return Reading(ConvLayer(geometry, layer, bias), order or "channels_last", None)
     if geometry is not None or bias is not None:
         raise ArgumentError(
             "only filters are given a geometry and a bias; a layer has its own",
             where="geometry" if geometry is not None else "bias",
-            expected="an array of filters (f, *kernel, c/groups)",
             got=type(layer).__name__,
-            remedy="leave them out, or give the layer's filters",
+            remedy="leave them out, or give the layer's filters (f, *kernel, c/groups)",
         )
     if isinstance(layer, ConvLayer):
-        return Reading(layer, wanted or "channels_last", None)
+        return Reading(layer, order or "channels_last", None)
     if _is_array(layer):
         raise ArgumentError(
             "filters alone do not say how they are moved",
             where="geometry",
-            expected="a ConvGeometry beside the filters",
-            got=None,
             remedy="ConvGeometry(in_channels, out_channels, kernel_size, stride=..., padding=...)",
         )
     choices = "a CONV layer of PyTorch or Keras, a ConvLayer, or filters with a geometry"
     room = room_of(layer, "layer", kind="layer", expected=choices)
-    return Reading(
-        room.read_layer(layer, input_size, differentiable=differentiable),
-        wanted or room.order_of(layer),
-        room,
-    )
-
-
-def check_order(order: Order) -> Order:
-    """Return the order of axes, or say that there is none of this name."""
-    one_of(
-        "order",
-        order,
-        Order,
-        what="there is no such order of axes",
-        remedy="'channels_first' is PyTorch and ONNX, 'channels_last' is Keras",
-    )
-    return order
+    read = room.read_layer(layer, input_size, differentiable=differentiable)
+    return Reading(read, order or room.order_of(layer), room)
 
 
 def _is_array(thing: object) -> bool:

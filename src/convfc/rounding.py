@@ -71,10 +71,6 @@ def rounding_bound(magnitude: Magnitude, terms: int, dtype: str) -> Magnitude | 
 
 
 def exact_limit(dtype: str) -> float:
-    """Return up to which sum of absolute values a sum of integers is exact, in any order.
-
-    For complex numbers a quarter of it: making them of three real products passes through values
-    of up to four times the result.
-    """
-    largest = 1 / UNIT_ROUNDOFF[dtype]
-    return largest / 4 if dtype in _PART else largest
+    """Return up to which sum of absolute values a sum of integers is exact, in any order."""
+    # A complex product that is made of three real ones passes through four times its value.
+    return 1 / UNIT_ROUNDOFF[dtype] / (4 if dtype in _PART else 1)

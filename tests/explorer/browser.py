@@ -240,18 +240,15 @@ class Explorer:
     @property
     def state(self) -> dict[str, Any]:
         """What the store holds, as JSON."""
-        state: dict[str, Any] = self.ask("store.toJSON()")
-        return state
+        return self.ask("store.toJSON()")
 
     @property
     def settings(self) -> dict[str, Any]:
-        settings: dict[str, Any] = self.ask("store.settings")
-        return settings
+        return self.ask("store.settings")
 
     @property
     def selection(self) -> dict[str, Any]:
-        selection: dict[str, Any] = self.ask("store.selection")
-        return selection
+        return self.ask("store.selection")
 
     def chosen(self, *names: str) -> tuple[Any, ...]:
         """Return some of the selection."""
@@ -317,8 +314,7 @@ class Explorer:
     def picture(self, view: str, layer: str = "overlay") -> str:
         """Return what a grid shows, as bytes in text: equal for equal pictures."""
         canvas = self.view(view).locator(f"canvas.{layer}").first
-        url: str = canvas.evaluate("canvas => canvas.toDataURL()")
-        return url
+        return canvas.evaluate("canvas => canvas.toDataURL()")
 
     # --- controls ---
 

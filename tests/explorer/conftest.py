@@ -170,5 +170,4 @@ def model() -> Iterator[Model]:
 @pytest.fixture(scope="session")
 def facts(model: Model) -> dict[str, Any]:
     """What the page knows by heart: limits, presets, digits."""
-    found: dict[str, Any] = model.ask("facts")
-    return found
+    return model.ask("facts")

@@ -33,8 +33,6 @@ class Model:
 
     def ask(self, question: str, *given: Any) -> Any:
         """Return the answer; what the model throws is a failure."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
         self._process.stdin.write(json.dumps({"ask": question, "with": given}) + "\n")
         self._process.stdin.flush()
         answer = json.loads(self._process.stdout.readline())
@@ -43,8 +41,6 @@ class Model:
 
     def close(self) -> None:
         """End the process."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
         self._process.stdin.close()
         self._process.wait(PATIENCE)
         self._process.stdout.close()

@@ -121,6 +121,11 @@ def test_smaller_and_larger_again_gives_the_same_numbers_back(layer: Explorer) -
 
 def test_the_head_says_what_is_not_as_it_was_given(layer: Explorer) -> None:
     back = layer.root.locator("[data-action=restore]")
+    value = layer.ask("store.filters[0]")
+    layer.edit("K", 0, 0, "3")
+    assert "changed here" in head(layer)
+    layer.edit("K", 0, 0, str(value))  # as if nothing had been
+    assert "changed here" not in head(layer)
     assert "Input: photo.png" in head(layer)
     assert back.is_hidden()
     layer.enter(stride__0=1)
@@ -144,14 +149,6 @@ def test_the_head_says_what_is_not_as_it_was_given(layer: Explorer) -> None:
     assert layer.settings["stride"] == [2, 2]
     layer.act("undo")
     assert "the input: a digit" in head(layer)  # also this can be undone
-
-
-def test_a_number_changed_back_is_as_if_nothing_had_been(layer: Explorer) -> None:
-    value = layer.ask("store.filters[0]")
-    layer.edit("K", 0, 0, "3")
-    assert "changed here" in head(layer)
-    layer.edit("K", 0, 0, str(value))
-    assert "changed here" not in head(layer)
 
 
 def test_python_is_told_what_was_given_and_that_it_was_changed(layer: Explorer) -> None:
@@ -275,16 +272,13 @@ def test_back_beyond_a_reload_goes_by_the_addresses(open_page: OpensPage) -> Non
     page.reload()
     explorer.ready()
     explorer.preset("figure-2")
-    for title in ("A signal", "Dilated", "The experiment"):
-        page.go_back()
-        page.wait_for_function(
-            "(title) => document.querySelector('.title').textContent === title", arg=title
-        )
-    for title in ("Dilated", "A signal", "One patch, one filter"):
-        page.go_forward()
-        page.wait_for_function(
-            "(title) => document.querySelector('.title').textContent === title", arg=title
-        )
+    titles = ["The experiment", "Dilated", "A signal", "One patch, one filter"]
+    for go, shown in ((page.go_back, titles[-2::-1]), (page.go_forward, titles[1:])):
+        for title in shown:
+            go()
+            page.wait_for_function(
+                "(title) => document.querySelector('.title').textContent === title", arg=title
+            )
 
 
 def test_a_page_opened_anew_on_an_address_of_its_layer_keeps_the_layer(

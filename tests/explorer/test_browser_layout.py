@@ -114,8 +114,7 @@ def test_a_pixel_more_does_not_take_m_away(explorer: Explorer) -> None:
     """Where the layout changes: from a column to a row, and to a row beside the settings."""
 
     def at(width: int) -> dict[str, Any]:
-        found: dict[str, Any] = resize(explorer, width).ask(WIDTHS)
-        return found
+        return resize(explorer, width).ask(WIDTHS)
 
     def first(low: int, high: int, layout: str) -> int:
         """Return the width from which the page has a layout: it has at `high`, not at `low`."""
@@ -159,7 +158,6 @@ def test_a_layer_with_a_long_name_is_no_wider(open_page: OpensPage, width: int) 
     )
     assert explorer.ask(outside) == 0
     tile = explorer.root.locator("[data-preset=own]").bounding_box()
-    assert tile is not None
     assert tile["width"] <= 240
 
 
@@ -182,7 +180,6 @@ def test_with_forced_colours_what_is_pressed_looks_so(open_page: OpensPage, sche
         explorer.page.evaluate("() => document.activeElement.blur()")
         explorer.root.locator(selector).scroll_into_view_if_needed()
         box = explorer.settled().root.locator(selector).bounding_box()
-        assert box is not None
         width, height = box["width"] - 16, box["height"] - 10
         return explorer.page.screenshot(
             clip={"x": box["x"] + 8, "y": box["y"] + 5, "width": width, "height": height}
@@ -209,7 +206,6 @@ def test_with_forced_colours_arrows_the_scale_and_knobs_are_drawn(open_page: Ope
         drawn.evaluate("e => { e.style.backgroundImage = 'none'; }")
         assert drawn.screenshot() != before, part
     box = explorer.control("flip").bounding_box()
-    assert box is not None
     knob, beside = [
         explorer.page.screenshot(
             clip={"x": box["x"] + x, "y": box["y"] + 10, "width": 4, "height": 4}

@@ -151,8 +151,7 @@ def command(page: Page, name: str, **arguments: str) -> None:
 
 def python(page: Page, code: str, value: str = "None") -> str:
     """Run code in the notebook's Python; return what a value is then, as it is written."""
-    written: str = page.evaluate(PYTHON, [code, value])
-    return written
+    return page.evaluate(PYTHON, [code, value])
 
 
 def says(page: Page, value: str, expected: Any) -> None:

@@ -23,8 +23,7 @@ PHONE: dict[str, Any] = {
 
 def has_focus(element: Locator) -> bool:
     """Return whether an element has the focus."""
-    found: bool = element.evaluate("element => element === document.activeElement")
-    return found
+    return element.evaluate("element => element === document.activeElement")
 
 
 def press(explorer: Explorer, *keys: str) -> None:
@@ -40,7 +39,6 @@ def press(explorer: Explorer, *keys: str) -> None:
 def test_wide_the_page_is_a_row_that_is_seen_at_once(open_page: OpensPage) -> None:
     explorer = open_page(**WIDE)
     root = explorer.root.bounding_box()
-    assert root is not None
     assert (root["x"], root["y"], root["width"]) == (0, 0, 1280)
     assert root["height"] >= 800
     views = ("input", "M", "K", "Y", "output", "transport")
@@ -65,7 +63,6 @@ def test_on_a_phone_it_is_a_column_above_a_transport_that_stays(open_page: Opens
         )
         explorer.settled()
         box = explorer.view("transport").bounding_box()
-        assert box is not None
         assert 700 < box["y"] + box["height"] <= 845
     explorer.act("first").act("forward")
     assert explorer.chosen("p") == (1,)
@@ -317,20 +314,16 @@ def test_closing_the_guide_brings_the_focus_back(explorer: Explorer) -> None:
 
 def test_escape_closes_the_guide_from_anywhere(open_page: OpensPage) -> None:
     explorer = open_page(guided=True)
-    guide, grid = explorer.view("guide"), explorer.grid("input")
+    guide = explorer.view("guide")
     assert guide.is_visible()
     press(explorer, "Escape")  # nothing has the focus yet
     assert guide.is_hidden()
-    explorer.act("guide")
-    grid.focus()
-    press(explorer, "Escape")
-    assert guide.is_hidden()
-    assert has_focus(grid)  # it was not in the guide, so it stays
-    explorer.act("guide")
-    explorer.control("stride-0").focus()
-    press(explorer, "Escape")
-    assert guide.is_hidden()
-    assert has_focus(explorer.control("stride-0"))
+    for place in (explorer.grid("input"), explorer.control("stride-0")):
+        explorer.act("guide")
+        place.focus()
+        press(explorer, "Escape")
+        assert guide.is_hidden()
+        assert has_focus(place)  # it was not in the guide, so it stays
 
 
 def test_escape_closes_one_thing_at_a_time(open_page: OpensPage) -> None:
@@ -361,8 +354,6 @@ def test_the_guide_stands_beside_what_it_is_about(
     explorer = open_page(guided=True, viewport={"width": width, "height": height})
     for step, view in enumerate(("input", "M", "K", "output")):
         guide, about = explorer.view("guide").bounding_box(), explorer.view(view).bounding_box()
-        assert guide is not None
-        assert about is not None
         assert guide["x"] >= 0
         assert guide["x"] + guide["width"] <= width
         if width > 780:  # below what it is about, else at the bottom of the screen

@@ -116,10 +116,7 @@ def test_a_tap_of_the_one_big_matrix_chooses_its_row(explorer: Explorer) -> None
     explorer.press("T", "Control+Home", "ArrowDown", "ArrowDown", "ArrowDown")
     assert explorer.chosen("p", "f") == (1, 1)  # rows are (p, f), like the output
     assert str(explorer.live()).startswith("Output row 0, column 1, filter 1")
-
-
-def test_the_row_of_the_one_big_matrix_is_that_of_the_output(explorer: Explorer) -> None:
-    explorer.tab("matrix")
+    explorer.preset("experiment")
     before = explorer.picture("T")
     explorer.click("output", 7, 4)
     assert explorer.picture("T") != before

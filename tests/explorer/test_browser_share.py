@@ -38,7 +38,6 @@ def address() -> Iterator[str]:
     """The address of `convfc explore`, which runs until the tests of this file are done."""
     command = [*RUN, "--no-browser", "--port", "0"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: S603
-    assert server.stdout is not None
     found = None
     for line in server.stdout:
         if found := re.search(r"http://127\.0\.0\.1:\d+/", line):
@@ -54,7 +53,6 @@ def test_the_served_page_obeys_its_strict_policy(open_context: OpensContext, add
     page = open_context(permissions=["clipboard-read", "clipboard-write"]).new_page()
     watch = Watch(page, own=[address.rstrip("/")])
     answer = page.goto(address)
-    assert answer is not None
     policy = answer.headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
@@ -81,33 +79,6 @@ def test_the_served_page_obeys_its_strict_policy(open_context: OpensContext, add
         watch.check()
 
 
-@pytest.mark.parametrize("own", [False, True], ids=["start", "layer"])
-def test_a_written_page_works_from_disk_and_asks_for_nothing(
-    open_context: OpensContext, tmp_path: pathlib.Path, own: bool
-) -> None:
-    out = tmp_path / "a copy with spaces & signs.html"
-    layer = "torch.nn:Conv2d --arg in_channels=2 --arg out_channels=3 --arg kernel_size=3"
-    arguments = f"{layer} --arg padding=1 --input 1,2,6,7".split() if own else []
-    command = [*RUN, *arguments, "--html", str(out)]
-    subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE)  # noqa: S603
-    page = open_context().new_page()
-    watch = Watch(page)
-    page.goto(out.as_uri())
-    explorer = Explorer(page).ready().act("guide-close")
-    explorer.click("output", 5, 5)
-    assert "row 5, column 5" in explorer.live()
-    settings = explorer.settings
-    if own:
-        assert explorer.cells("M") == (42, 18)
-        found = [settings[name] for name in ("size", "channels", "filters", "bias", "padding")]
-        assert found == [[6, 7], 2, 3, True, [[1, 1], [1, 1]]]
-    else:
-        assert explorer.cells("M") == (169, 16)
-    explorer.preset("figure-3").preset("signal")
-    watch.check()
-    assert len(watch.requests) == 1
-
-
 # --- its address ---
 
 
@@ -118,8 +89,7 @@ def copied(explorer: Explorer, action: str) -> str:
     explorer.ask("void (explorer.toast.hidden = true)")
     explorer.act(action)
     explorer.root.locator(".toast").wait_for()
-    text: str = explorer.page.evaluate(CLIPBOARD)
-    return text
+    return explorer.page.evaluate(CLIPBOARD)
 
 
 def test_an_address_opens_the_same_state_on_a_new_page(open_page: OpensPage) -> None:

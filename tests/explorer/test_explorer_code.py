@@ -41,7 +41,9 @@ def wanted(model: Model) -> list[dict[str, Any]]:
 
 
 def run(program: str) -> dict[str, Any]:
-    """Run a program, and return its names."""
+    """Run a program, which is short and ends its last line, and return its names."""
+    assert program.endswith("\n")
+    assert max(map(len, program.splitlines())) <= 250
     names: dict[str, Any] = {}
     exec(program, names)  # noqa: S102
     return names
@@ -50,8 +52,17 @@ def run(program: str) -> dict[str, Any]:
 def expected(settings: dict[str, Any], x: Any, filters: Any, bias: Any) -> np.ndarray:
     geometry, size = geometry_of(settings)
     assert x.shape == (1, *size, geometry.in_channels)
-    y: np.ndarray = conv_as_matmul(np.asarray(x), np.asarray(filters), geometry, bias)
-    return y
+    return conv_as_matmul(np.asarray(x), np.asarray(filters), geometry, bias)
+
+
+def weights(names: dict[str, Any], settings: dict[str, Any], size: Any = None) -> tuple[Any, Any]:
+    """Return the filters and the bias of a program's layer, as the settings mean them."""
+    layer = read_layer(names["layer"], input_size=size or settings["size"]).layer
+    filters = np.asarray(layer.filters)
+    if settings["flip"]:  # the program has turned the layer's own weight round
+        filters = np.flip(filters, tuple(range(1, filters.ndim - 1)))
+    assert (layer.bias is None) != settings["bias"]
+    return filters, None if layer.bias is None else np.asarray(layer.bias)
 
 
 def test_the_numpy_program_computes_the_output(model: Model, wanted: list[dict[str, Any]]) -> None:
@@ -82,15 +93,7 @@ def test_the_pytorch_program_computes_the_output(
         torch.manual_seed(0)
         program = model.ask("code", settings, "torch")
         names = run(_keeping_x(program))
-        layer = read_layer(names["layer"], input_size=settings["size"]).layer
-        filters = layer.filters.numpy()
-        if settings["flip"]:  # the program has turned the layer's own weight round
-            filters = np.flip(filters, tuple(range(1, filters.ndim - 1)))
-        bias = None if layer.bias is None else layer.bias.numpy()
-        assert (bias is None) != settings["bias"], program
-        y = expected(
-            settings, names["given"].numpy().transpose(0, *range(2, filters.ndim), 1), filters, bias
-        )
+        y = expected(settings, names["given"].movedim(1, -1), *weights(names, settings))
         assert tuple(names["y"].shape) == (1, y.shape[-1], *y.shape[1:-1]), program
         assert names["y"].movedim(1, -1).tolist() == y.tolist(), program
 
@@ -99,7 +102,7 @@ def _keeping_x(program: str) -> str:
     """Keep the input as `given`, before a program pads it."""
     lines = program.splitlines()
     made = next(i for i, line in enumerate(lines) if line.startswith("x = "))
-    return "\n".join([*lines[: made + 1], "given = x", *lines[made + 1 :]])
+    return "\n".join([*lines[: made + 1], "given = x", *lines[made + 1 :], ""])
 
 
 def keras_can(settings: dict[str, Any]) -> bool:
@@ -132,24 +135,10 @@ def test_the_keras_program_computes_the_output(
             assert "NumPy" in program
             continue
         names = run(_keeping_x(program))
-        layer = read_layer(names["layer"], input_size=names["x"].shape[1:-1]).layer
-        filters = np.asarray(layer.filters)
-        if settings["flip"]:
-            filters = np.flip(filters, tuple(range(1, filters.ndim - 1)))
-        assert (layer.bias is None) != settings["bias"], program
-        y = expected(settings, names["given"], filters, layer.bias)
+        size = names["x"].shape[1:-1]  # of an input that the program has padded
+        y = expected(settings, names["given"], *weights(names, settings, size))
         found = keras.ops.convert_to_numpy(names["y"])
         assert found.shape == y.shape, program
         assert found.tolist() == y.tolist(), program
         ran += 1
     assert ran > COUNT // 3
-
-
-@pytest.mark.parametrize("language", ["numpy", "torch", "keras"])
-def test_a_program_is_short_and_ends_its_last_line(
-    model: Model, wanted: list[dict[str, Any]], language: str
-) -> None:
-    for settings in wanted:
-        program = model.ask("code", settings, language)
-        assert program.endswith("\n")
-        assert max(map(len, program.splitlines())) <= 250

@@ -28,9 +28,7 @@ from convfc.explorer.page import (
     HOST,
     ExplorerServer,
     asset,
-    document,
     page,
-    policy,
     write_page,
 )
 from convfc.explorer.state import explorer_state
@@ -108,22 +106,10 @@ def test_the_policy_allows_the_two_hashes_and_nothing_else() -> None:
         "base-uri": ["'none'"],
         "form-action": ["'none'"],
     }
-    assert "http-equiv" not in document(None, style="", script="")
-    assert policy(script="'self'", style="'self'").startswith(
-        "default-src 'none'; script-src 'self'; style-src 'self'; "
-    )
-
-
-def test_the_policy_comes_before_all_that_it_rules() -> None:
-    tags = [tag for tag, given, _ in Read(page(state())).elements if "charset" not in given]
-    assert tags[:3] == ["html", "head", "meta"]
+    # It comes before all that it rules, and nothing loads anything.
     assert page().index("http-equiv") < page().index("<style>") < page().index("<script")
-
-
-def test_nothing_in_the_page_loads_anything() -> None:
-    for _, given, _ in Read(page(state())).elements:
-        loading = {"src", "href", "srcset", "action", "data", "poster", "style"} & given.keys()
-        assert not loading
+    for _, given, _ in read.elements:
+        assert not {"src", "href", "srcset", "action", "data", "poster", "style"} & given.keys()
         assert not [name for name in given if name.startswith("on")]
 
 
@@ -157,10 +143,8 @@ def test_no_text_of_a_state_breaks_out_of_its_element(text: str) -> None:
     assert [(tag, attributes) for tag, attributes, _ in read.elements] == plain
 
 
-def test_numbers_come_through_bit_for_bit_and_must_be_finite() -> None:
+def test_numbers_must_be_finite() -> None:
     given = state()
-    found = np.array(Read(page(given)).state["filters"])
-    assert found.tobytes() == np.array(given["filters"]).tobytes()
     assert Read(page()).state is None
     with pytest.raises(ValueError, match="not JSON compliant"):
         page(given | {"filters": [float("inf")] * 18})
@@ -317,19 +301,14 @@ def test_head_is_get_without_its_body(server: ExplorerServer, path: str) -> None
 @pytest.mark.parametrize(
     "path",
     [
-        "/explorer.html",
         "/static/explorer.js",
         "/explorer.js/",
         "//etc/passwd",
-        "/../explorer.js",
         "/..%2f..%2fetc%2fpasswd",
         "/../../../../../../etc/passwd",
         "/%65xplorer.js",
-        "/Explorer.js",
-        "/state.json/../state.py",
         "/<script>alert(1)</script>",
         "http://127.0.0.1/explorer.js",
-        "*",
     ],
 )
 def test_nothing_else_is_there(server: ExplorerServer, path: str) -> None:
@@ -345,15 +324,7 @@ def test_there_is_nothing_but_reading(server: ExplorerServer) -> None:
 
 
 def test_a_page_of_another_name_is_refused(server: ExplorerServer) -> None:
-    others = (
-        "evil.example",
-        "127.0.0.1",
-        "127.0.0.1:1",
-        "[::1]:80",
-        "localhost.evil.example",
-        None,
-    )
-    for host in others:
+    for host in ("evil.example", "127.0.0.1", "127.0.0.1:1", "localhost.evil.example", None):
         status, _, body = ask(server, "/state.json", host=host)
         assert status == 403, host
         assert b"filters" not in body
@@ -375,37 +346,16 @@ def test_every_answer_has_the_headers_that_protect(
         "form-action": "'none'",
         "frame-ancestors": "'none'",
     }
-    assert headers["x-content-type-options"] == "nosniff"
-    assert headers["referrer-policy"] == "no-referrer"
-    assert headers["cross-origin-opener-policy"] == "same-origin"
-    assert headers["cross-origin-resource-policy"] == "same-origin"
-    assert headers["cache-control"] == "no-store"
+    protecting = {
+        "x-content-type-options": "nosniff",
+        "referrer-policy": "no-referrer",
+        "cross-origin-opener-policy": "same-origin",
+        "cross-origin-resource-policy": "same-origin",
+        "cache-control": "no-store",
+    }
+    assert headers.items() >= protecting.items()
     assert "access-control-allow-origin" not in headers
     assert "Python" not in headers["server"]
-
-
-OPENED: list[str] = []
-WATCHING = threading.Event()
-
-
-def _note(event: str, arguments: tuple[Any, ...]) -> None:
-    if event == "open" and WATCHING.is_set():
-        OPENED.append(str(arguments[0]))
-
-
-def test_no_request_opens_a_file(server: ExplorerServer) -> None:
-    sys.addaudithook(_note)  # which stays; it listens only here
-    WATCHING.set()
-    try:
-        for path in (*KINDS, "/nothing", "/../../../../../../etc/passwd", "//etc/passwd"):
-            ask(server, path)
-        seen = list(OPENED)
-        with open(__file__, encoding="utf-8"):  # noqa: PTH123
-            pass
-    finally:
-        WATCHING.clear()
-    assert seen == []
-    assert [__file__] == OPENED, "the watch sees what is opened"
 
 
 def test_a_port_in_use_is_explained() -> None:

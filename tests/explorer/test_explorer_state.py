@@ -80,7 +80,6 @@ def test_a_state_leads_back_to_its_layer_and_its_input(case: Case, with_bias: bo
     assert (found.filters == filters).all()
     assert (found.bias is None) != with_bias
     assert found.bias is None or (found.bias == bias).all()
-    assert given_x is not None
     assert (given_x == x[0]).all()
 
 
@@ -110,7 +109,6 @@ def test_a_state_goes_through_the_page(model: Model, state: dict[str, Any]) -> N
         assert found[name] == state[name], name
     layer, x = state_layer(found)
     before, x_before = state_layer(state)
-    assert x is not None
     assert (layer(x[None]) == before(x_before[None])).all()
 
 
@@ -159,34 +157,29 @@ def test_layers_of_pytorch_in_every_form(form: str, dtype: torch.dtype) -> None:
             parameter.copy_(torch.randint(-4, 5, parameter.shape))
     layer = native if form == "native" else convfc.to_fc(native, form=form)
     x = torch.as_tensor(X).movedim(-1, 0).to(dtype)
-    found, given_x = state_layer(explorer_state(layer, x.requires_grad_()))
+    widget = convfc.explore(layer, x.requires_grad_(), title="mine", height=500)
+    assert (widget.state["title"], widget.height) == ("mine", 500)
+    found, given_x = state_layer(widget.state)
     assert found.geometry.padding_mode == "reflect"
-    assert given_x is not None
     assert (given_x == X).all()
     y = native(x[None]).detach().to(torch.float64).movedim(1, -1).numpy()
     assert (found(given_x[None]) == y).all()
 
 
-KERAS = {
-    "same": ("Conv2D", (3, (3, 2)), {"strides": 2, "padding": "same"}, (7, 6, 2)),
-    "causal": ("Conv1D", (3, 3), {"dilation_rate": 2, "padding": "causal"}, (9, 2)),
-    "depthwise": ("DepthwiseConv2D", (3,), {"depth_multiplier": 2}, (5, 6, 3)),
-    "transposed": ("Conv2DTranspose", (2, 3), {"strides": 2, "padding": "same"}, (4, 5, 3)),
-    "first": ("Conv2D", (3, 3), {"data_format": "channels_first"}, (2, 6, 5)),
-}
-
-
-@pytest.mark.parametrize("name", KERAS)
-@pytest.mark.parametrize("batched", [True, False])
-def test_the_page_shows_what_keras_computes(name: str, *, batched: bool) -> None:
-    cls, arguments, rest, shape = KERAS[name]
-    layer = getattr(keras.layers, cls)(*arguments, **rest)
+@pytest.mark.parametrize(
+    ("name", "shape", "batched"),
+    [("last", (7, 6, 2), True), ("first", (2, 6, 5), True), ("first", (2, 6, 5), False)],
+)
+def test_the_page_shows_what_keras_computes(
+    name: str, shape: tuple[int, ...], batched: bool
+) -> None:
+    rest = {"padding": "same", "strides": 2, "data_format": f"channels_{name}"}
+    layer = keras.layers.Conv2D(3, (3, 2), **rest)
     layer.build((None, *shape))
     rng = np.random.default_rng(0)
     layer.set_weights([rng.integers(-4, 5, w.shape).astype("float32") for w in layer.weights])
     x = rng.integers(-4, 5, (2, *shape)).astype("float32")
     found, shown = state_layer(explorer_state(layer, keras.ops.array(x) if batched else x[0]))
-    assert shown is not None
     theirs = keras.ops.convert_to_numpy(layer(x))[0]
     ours = found(shown[None])[0]
     assert np.array_equal(np.moveaxis(ours, -1, 0) if name == "first" else ours, theirs)
@@ -250,24 +243,18 @@ COMPLEX = nn.Conv2d(3, 4, 3, dtype=torch.complex64)
         ("conv1", None, {}, UnsupportedModel, "layer"),
         (np.ones((1, 2, 1)), None, {}, ArgumentError, "filters alone"),
         (CONV, np.ones((4, 5, 6)), {}, ShapeError, r"expected \(3, size, size\)"),
-        (CONV, np.ones((0, 3, 5, 6)), {}, ShapeError, "does not fit the layer"),
         (CONV, np.ones((3, 2, 2)), {}, GeometryError, "larger than the padded input"),
         (CONV, X, {"input_size": (9, 9)}, ArgumentError, "an array has its own size"),
         (CONV, None, {"input_size": (9,)}, GeometryError, "input_size"),
         (CONV, X * 1j, {}, DataError, "x: the page shows real numbers"),
         (CONV, np.where(X > 5, np.nan, X), {}, DataError, r"x: .* not finite; got \d+ of 90"),
         (COMPLEX, X, {}, DataError, "filters: the page shows real numbers"),
-        (CONV, {"x": 1}, {}, DataError, "x: the page shows real numbers"),
         (CONV, True, {}, ShapeError, "x: the input does not fit the layer"),
         (CONV, None, {"input_size": (225, 9)}, GeometryError, "size: .*expected 1 to 224; got 225"),
-        (nn.Conv1d(1, 1, 65), None, {}, GeometryError, "kernel: .*expected 1 to 64"),
-        (nn.Conv1d(1, 1, 2, stride=65), None, {}, GeometryError, "stride: .*expected 1 to 64"),
         (nn.Conv1d(1, 1, 2, padding=225), None, {"input_size": (9,)}, GeometryError, "padding: .*"),
-        (nn.Conv1d(1, 4097, 2), None, {}, GeometryError, "filters: .*1 to 4096"),
         (nn.Conv2d(1024, 256, 3), None, {}, MemoryBudgetError, r"filters=range\(8\)"),
         (CONV, None, {"filters": [4]}, ArgumentError, r"numbers from 0 to 3; got \[4\]"),
         (CONV, None, {"filters": range(99)}, ArgumentError, r"numbers from 0 to 3; got 0, ..., 98"),
-        (CONV, None, {"filters": [-1]}, ArgumentError, "numbers from 0 to 3"),
         (CONV, None, {"filters": []}, ArgumentError, "numbers from 0 to 3"),
         (nn.Conv2d(4, 4, 3, groups=2), None, {"filters": [0]}, ArgumentError, "groups=2"),
     ],
@@ -316,14 +303,10 @@ NUMBERS = [0] * 23
         ("settings", None, DataError, "settings: no state of the explorer"),
         ("filters", [1, 2], DataError, r"filters: .* 24 numbers, \(4, 2, 3, 1\); got 2"),
         ("filters", [None, *NUMBERS], DataError, "filters"),
-        ("filters", ["1", *NUMBERS], DataError, "filters"),
         ("filters", [[1], *NUMBERS], DataError, "filters"),
         ("filters", [np.nan, *NUMBERS], DataError, "filters: a number that is not finite"),
-        ("filters", [np.inf, *NUMBERS], DataError, "filters: a number that is not finite"),
         ("bias", None, DataError, r"bias: .* 4 numbers"),
-        ("bias", [1, 2, 3, np.nan], DataError, "bias: a number that is not finite"),
         ("input", [1], DataError, "input: no state of the explorer; expected a mapping; got list"),
-        ("settings.kernel", [9, 9], GeometryError, "kernel is larger"),
         ("settings.groups", 3, GeometryError, "groups do not divide"),
         ("settings.axes", 1, GeometryError, "settings.axes: .*expected 2; got 1"),
         ("settings.bias", 1, ArgumentError, "settings.bias: this is a yes or a no"),
@@ -334,9 +317,7 @@ NUMBERS = [0] * 23
         ("settings.flip", ..., DataError, "settings.flip: a field is missing"),
         ("selection.p", 30, DataError, "there is no such row of M; expected 0 to 29; got 30"),
         ("selection.p", -1, DataError, "selection.p: there is no such row of M"),
-        ("selection.p", 1.0, DataError, "selection.p"),
         ("selection.p", True, DataError, "selection.p"),
-        ("selection.p", None, DataError, "selection.p"),
         ("selection.f", 4, DataError, "there is no such filter; expected 0 to 3; got 4"),
         ("selection.q", 12, DataError, "selection.q: .*0 to 11"),
         ("selection.element", 60, DataError, "selection.element: .*0 to 59"),
@@ -372,19 +353,6 @@ def test_what_may_be_in_a_state_and_what_may_not(state: dict[str, Any]) -> None:
 
 
 # --- the widget ---
-
-
-def test_explore_shows_a_layer_of_pytorch_exactly() -> None:
-    layer = nn.Conv2d(2, 3, (3, 2), stride=2, padding=1)
-    x = torch.randn(4, 2, 7, 6, generator=torch.Generator().manual_seed(0))
-    widget = convfc.explore(layer, x, title="mine", height=500)
-    assert isinstance(widget, ExplorerWidget)
-    found, shown = state_layer(widget.state)
-    weight = layer.weight.detach().movedim(1, -1).numpy()
-    assert np.array_equal(np.asarray(found.filters, np.float32), weight)
-    assert np.array_equal(np.asarray(found.bias, np.float32), layer.bias.detach().numpy())
-    assert np.array_equal(np.asarray(shown, np.float32), x[0].movedim(0, -1).numpy())
-    assert (widget.state["title"], widget.height) == ("mine", 500)
 
 
 def test_explore_without_a_layer_starts_with_the_page() -> None:

@@ -77,19 +77,6 @@ def test_every_geometry_on_a_circle(c: Case) -> None:
         assert "does not divide" in found.note
 
 
-@pytest.mark.parametrize(
-    ("kernel", "values"),
-    [([0, 1, 0], [1] * 6), ([1, 1, 1], [3, 2, 2, 1, 0, 0]), ([-1, 0, 1], [3**0.5] * 4 + [0] * 2)],
-    ids=["identity", "sum", "difference"],
-)
-def test_known_by_hand_on_a_ring_of_six(kernel: list[int], values: list[float]) -> None:
-    """The transform of the kernel: 1, 1 + 2 cos(πk / 3), and 2 sin(πk / 3)."""
-    ring = ConvGeometry(1, 1, (3,), padding=1, padding_mode="circular")
-    found = spectrum.singular_values(np.array(kernel, float).reshape(1, 3, 1), (6,), geometry=ring)
-    assert found.method == "fourier"
-    assert np.abs(found.values - values).max() <= found.residual * found.values[0]
-
-
 def test_an_orthogonal_1x1_layer_is_orthogonal() -> None:
     orthogonal, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(5, 5)))
     geometry = ConvGeometry(5, 5, (1, 1))
@@ -140,29 +127,6 @@ def test_circular_padding_of_another_width_is_not_periodic() -> None:
     check(found, conv_matrix(filters, (5,), geometry, layout="dense"))
 
 
-@pytest.mark.parametrize(
-    "layer",
-    [
-        nn.Conv2d(2, 3, 3, padding=1),
-        nn.Conv2d(2, 4, 3, stride=2, groups=2, padding=1, padding_mode="reflect"),
-        nn.Conv1d(2, 3, 2, dilation=2),
-        nn.Conv1d(2, 3, 3, padding=1, padding_mode="replicate"),  # keeps the size, as a circle does
-        nn.ConvTranspose2d(2, 3, 3, stride=2, padding=1, output_padding=1),
-        nn.Conv3d(1, 2, 2, padding=1),
-    ],
-    ids=lambda layer: str(layer).replace(" ", ""),
-)
-def test_pytorchs_own_jacobian_is_the_judge(layer: nn.Module) -> None:
-    size = (5, 4, 3)[: layer.weight.dim() - 2]
-    layer.double()
-    x = torch.zeros(layer.in_channels, *size, dtype=torch.float64)
-    jacobian = torch.func.jacrev(layer)(x[None]).reshape(-1, x.numel())
-    found = spectrum.singular_values(layer, size)
-    judged = torch.linalg.svdvals(jacobian.detach()).numpy()
-    assert apart(found.values, judged) <= found.residual + lapack_bound(jacobian)
-    assert spectrum.spectral_norm(layer, size) == found.values[0]
-
-
 def test_the_reshaped_norm_is_what_pytorchs_spectral_norm_takes() -> None:
     layer = nn.Conv2d(4, 6, 3, padding=1, dtype=torch.float64)
     found = spectrum.singular_values(layer, (6, 6))
@@ -210,13 +174,6 @@ def test_threads_and_batches_change_nothing(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(algorithms, "_BATCH", 1)  # one frequency at a time
     parts = spectrum.singular_values(*arguments, threads=3)
     assert apart(parts.values, whole.values) <= parts.residual + whole.residual
-
-
-def test_every_frequency_counts_once() -> None:
-    for sizes in ([5], [6], [4, 3], [2, 2, 2]):
-        numbers, times = algorithms.frequencies(sizes, paired=True)
-        assert times.sum() == math.prod(sizes)
-        assert len(numbers) == (math.prod(sizes) + np.count_nonzero(times == 1)) // 2
 
 
 GEOMETRY = ConvGeometry(1, 1, (3,))

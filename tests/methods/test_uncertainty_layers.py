@@ -23,7 +23,6 @@ from torch.func import functional_call
 import convfc
 from convfc.errors import ArgumentError, UnsupportedLayer
 from convfc.frameworks.torch.forms import blocks
-from convfc.frameworks.torch.read import matrix_to_weight
 from convfc.methods import uncertainty
 from convfc.methods.uncertainty import ConcreteDropoutLinear, DropoutLinear, GaussianLinear
 from convfc.rounding import rounding_bound
@@ -88,47 +87,16 @@ def checked_gradients(layer: nn.Module, x: Tensor) -> bool:
 # Dropout.
 
 
-def dropped(case: ConvCase, **options: Any) -> nn.Module:
-    """The layer in patch form, under dropout in training mode."""
-    return half_dropped(case.layer(), **options)
-
-
 def half_dropped(layer: nn.Module, **options: Any) -> nn.Module:
+    """The layer in patch form, under dropout in training mode."""
     model = nn.Sequential(layer)
     return uncertainty.to_bayesian(model, "dropout", rate=HALF, where="*", **options).train()
-
-
-def native_with(case: ConvCase, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
-    """PyTorch's convolution with the weight of an FC layer."""
-    layer = case.layer()
-    transposed, groups = layer.transposed, layer.groups
-    folded = matrix_to_weight(weight, layer.weight.shape, transposed=transposed, groups=groups)
-    parameters = {"weight": folded} | ({} if bias is None else {"bias": bias})
-    return functional_call(layer, parameters, (x,))
-
-
-@pytest.mark.parametrize("drop", ["kernels", "taps"])
-def test_every_image_has_a_draw_of_its_own(drop: str):
-    case = CASES[1]
-    bayes = dropped(case, drop=drop, per="image")
-    x = case.x(batch=4)
-    with torch.random.fork_rng():
-        y = bayes(x)
-    child = bayes[0].fc
-    width = child.linear.in_features if drop == "taps" else child.linear.out_features
-    kept = child._kept((4, 1, width))
-    weight, bias = child.mean()
-    for image in range(4):
-        mask = kept[image, 0]
-        own = weight * mask if drop == "taps" else weight * mask[:, None]
-        own_bias = bias if drop == "taps" else bias * mask
-        assert torch.equal(y[image], native_with(case, own, own_bias, x[image]))
 
 
 def test_every_patch_drops_kernels_of_its_own_as_native_dropout_after_the_layer_does():
     """Gal's formula, y_n = m_n K diag(z_n): an element is 0 or twice the layer's."""
     case = CASES[0]
-    y, native = dropped(case)(case.x(batch=50)), case.layer()(case.x(batch=50))
+    y, native = half_dropped(case.layer())(case.x(batch=50)), case.layer()(case.x(batch=50))
     kept = y != 0
     assert torch.equal(y[kept], 2 * native[kept])
     there = native != 0
@@ -190,7 +158,7 @@ def test_rate_zero_and_evaluation_mode_change_nothing():
     x = case.x()
     none = uncertainty.to_bayesian(nn.Sequential(case.layer()), "dropout", rate=0.0, where="*")
     assert torch.equal(none.train()(x), case.layer()(x))
-    assert torch.equal(dropped(case).eval()(x), case.layer()(x))
+    assert torch.equal(half_dropped(case.layer()).eval()(x), case.layer()(x))
 
 
 def test_to_conv_makes_the_layer_and_native_dropout_where_that_is_the_same():
@@ -281,31 +249,6 @@ def test_concrete_gradients_against_finite_differences():
     layer = ConcreteDropoutLinear(nn.Linear(4, 3, dtype=torch.float64), 0.3, temperature=0.5)
     assert len(list(layer.parameters())) == 3
     assert checked_gradients(layer, torch.randn(2, 5, 4, dtype=torch.float64))
-
-
-def test_the_learned_rate_goes_where_the_regulariser_alone_has_its_minimum():
-    """l^2 ||W||^2 / (2 (1 - p)^2) = n ln((1 - p) / p): solved by bisection."""
-    linear = nn.Linear(8, 1, bias=False, dtype=torch.float64)
-    with torch.no_grad():
-        linear.weight.fill_(0.5)
-    linear.requires_grad_(requires_grad=False)
-    layer = ConcreteDropoutLinear(linear, 0.4)
-    optimizer = torch.optim.LBFGS([layer.logit], max_iter=100, tolerance_grad=1e-14,
-                                  tolerance_change=1e-16)  # fmt: skip
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        value = layer.kl()
-        value.backward()
-        return value
-
-    optimizer.step(closure)
-
-    def slope(p: float) -> float:
-        return 2.0 / (2 * (1 - p) ** 2) - 8 * math.log((1 - p) / p)
-
-    at = layer.rate.item()
-    assert slope(at - 1e-6) < 0 < slope(at + 1e-6)
 
 
 def test_concrete_masks_are_almost_bernoulli_and_gone_in_evaluation_mode():

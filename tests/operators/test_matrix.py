@@ -11,7 +11,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.linalg
 import torch
 from cases import CASES, Case, case
 from designs import ORDERS, both, flat, oracle_matrix
@@ -86,17 +85,6 @@ def test_the_array_libraries_give_the_same(library: Library):
         assert np.array_equal(A.toarray() if layout == "csr" else A, expected)
     b = conv_offset(layer, subject.input_size)
     assert np.array_equal(b, np.tile(bias, len(b) // len(bias)))
-
-
-@pytest.mark.parametrize("mode", ["full", "same", "valid"])
-@pytest.mark.parametrize(("taps", "size"), [(1, 4), (3, 7), (4, 7), (7, 9)])
-def test_scipy_s_convolution_matrix(mode: str, taps: int, size: int):
-    w = np.arange(1, taps + 1)
-    low = {"full": taps - 1, "same": taps // 2, "valid": 0}[mode]
-    high = {"full": taps - 1, "same": (taps - 1) // 2, "valid": 0}[mode]
-    geometry = ConvGeometry(1, 1, (taps,), padding=[(low, high)], flip=True)
-    A = conv_matrix(w.reshape(1, taps, 1), (size,), geometry, layout="dense")
-    assert np.array_equal(A, scipy.linalg.convolution_matrix(w, size, mode))
 
 
 @pytest.mark.parametrize("mode", ["full", "same", "valid"])
@@ -183,15 +171,6 @@ def test_bfloat16_has_none():
             of(torch.ones(FAR_OUT.filters_shape, dtype=torch.bfloat16), layout=layout)
         with pytest.raises(DtypeError, match="filters: NumPy has no such dtype"):
             of(jnp.ones(FAR_OUT.filters_shape, dtype=jnp.bfloat16), layout=layout)
-
-
-def test_unknown_names_are_refused():
-    wrong: Any = "coo"
-    with pytest.raises(ArgumentError, match="layout: there is no such layout; expected 'csr' or"):
-        conv_matrix(ONES, (4,), PLAIN, layout=wrong)
-    for make in (conv_matrix, conv_offset):
-        with pytest.raises(ArgumentError, match=r"library: no matrix is made .*'scipy' or 'torch'"):
-            make(ONES, (4,), PLAIN, library=wrong)
 
 
 def test_a_tensor_is_made_of_tensors_only():

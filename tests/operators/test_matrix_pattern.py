@@ -40,19 +40,6 @@ def test_fold_is_the_adjoint_of_values(subject: Case, seed: int):
         assert np.all(visits == 1)
 
 
-@given(both, seeds)
-def test_gram_is_fold_after_values(subject: Case, seed: int):
-    """The Gram matrix of the taps, on all axes at once, for one filter and channel."""
-    pattern = of(subject)
-    gram = np.ones((1, 1), dtype=int)
-    for axis in pattern.axes:
-        gram = np.kron(gram, axis.gram)
-        assert pattern.repeats or not np.any(axis.gram - np.diag(np.diagonal(axis.gram)))
-    _, filters, _ = subject.integers(seed)
-    expected = np.einsum("st,ftc->fsc", gram, filters.reshape(len(filters), len(gram), -1))
-    assert np.array_equal(pattern.fold(pattern.values(filters)), expected.reshape(filters.shape))
-
-
 @pytest.mark.parametrize(
     ("subject", "most"),
     [

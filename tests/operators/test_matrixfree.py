@@ -8,7 +8,6 @@ from math import prod
 import numpy as np
 import oracle
 import pytest
-import scipy.sparse.linalg as sla
 from bounds import sum_bound
 from cases import CASES, Case, case
 from designs import flat, matrix_of, orders
@@ -19,7 +18,6 @@ from strategies import cases, seeds
 
 from convfc import ConvGeometry, ConvLayer
 from convfc.errors import DtypeError
-from convfc.operators.matrix import conv_offset
 from convfc.operators.matrixfree import ConvOperator, conv_operator
 
 LAST = "channels_last"
@@ -38,18 +36,6 @@ def gaussian(shape: tuple[int, ...], seed: int) -> np.ndarray:
     """Gaussian integers: complex numbers on which all sums are exact."""
     parts = np.random.default_rng(seed).integers(-4, 5, size=(2, *shape)).astype(float)
     return parts[0] + 1j * parts[1]
-
-
-@given(cases(), seeds, orders)
-def test_it_is_the_layer_on_a_whole_batch(subject: Case, seed: int, order: str):
-    x, filters, _ = subject.integers(seed)
-    op = operator(filters, subject, order)
-    y = flat(oracle.conv(x, filters, subject.geometry), order)
-    assert np.array_equal(op @ flat(x, order), y)
-    assert np.array_equal(op @ flat(x, order)[:, 0], y[:, 0])
-    x, v = x[0].ravel(), np.random.default_rng(seed).integers(-9, 10, op.shape[0])
-    assert (op @ x) @ v == x @ (op.H @ v)  # the adjoint, exactly
-    assert (op @ x).dtype == (op.H @ v).dtype == np.int64
 
 
 @given(cases(), seeds, orders)
@@ -131,14 +117,6 @@ def test_it_holds_a_copy_of_the_filters_and_says_what_it_is():
     assert op.H.dtype == op.T.dtype == op.dtype
 
 
-def test_the_bias_is_no_part_of_it():
-    x, filters, bias = SMALL.integers()
-    layer = ConvLayer(SMALL.geometry, filters, bias)
-    op, b = conv_operator(layer, SMALL.input_size), conv_offset(layer, SMALL.input_size)
-    assert not np.any(op @ np.zeros(op.shape[1], int))
-    assert np.array_equal(op @ x[0].ravel() + b, layer(x[:1]).ravel())
-
-
 @pytest.mark.parametrize("library", [NUMPY_READ_ONLY, TORCH, JAX], ids=str)
 def test_filters_of_every_library(library: Library):
     x, filters, _ = SMALL.integers(dtype=np.float32)
@@ -157,50 +135,6 @@ def test_vectors_in_every_memory_layout():
     strange = (wide[::2, ::-2], wide[::-2].T.copy().T, read_only, wide[::2].astype(">i4"))
     for x in (*strange, wide[::2, :0]):
         assert np.array_equal(op @ x, A @ x)
-
-
-# What SciPy makes of operators, and what its methods find with them
-
-
-TALL = case((6, 5), (3, 3), c=2, f=3, padding=1)
-WIDE = case((6, 5), (3, 2), c=3, f=2, stride=2, padding=1)
-
-
-def test_products_sums_and_powers_of_operators():
-    one, two = TALL.integers(1)[1], WIDE.integers(2)[1]
-    op, after = operator(one, TALL), operator(two, WIDE)
-    A, B = dense(one, TALL), dense(two, WIDE)
-    x = TALL.integers(3)[0]
-    y = oracle.conv(oracle.conv(x, one, TALL.geometry), two, WIDE.geometry)
-    assert np.array_equal((after @ op) @ flat(x, LAST), flat(y, LAST))  # two layers in sequence
-    u, v = np.arange(op.shape[1]), np.arange(after.shape[0])
-    assert np.array_equal((after @ op).H @ v, (B @ A).T @ v)
-    assert np.array_equal((3 * op - op) @ u, 2 * A @ u)
-    assert np.array_equal((2j * op).H @ (A @ u), -2j * A.T @ (A @ u))
-    assert np.array_equal(((op.H @ op) ** 2) @ u, A.T @ (A @ (A.T @ (A @ u))))
-    assert np.array_equal((sla.aslinearoperator(A.T) @ op) @ u, A.T @ (A @ u))
-
-
-def singular_bound(A: np.ndarray, dtype: str) -> float:
-    """How far two computed sets of singular values may lie apart.
-
-    Weyl: a backward error E moves none of them by more than |E|; for LAPACK's SVD |E| is a modest
-    multiple of max(m, n) u |A| (LAPACK Users' Guide, section 4.9), and so it is for ARPACK at
-    ``tol=0``, which orthogonalises to full precision.
-    """
-    return 10 * max(A.shape) * float(np.finfo(dtype).eps) * float(np.linalg.norm(A, 2))
-
-
-@pytest.mark.parametrize("dtype", ["float32", "complex128"])
-def test_svds_finds_the_largest_singular_values(dtype: str):
-    _, filters, _ = TALL.reals(dtype=dtype)
-    op, A = operator(filters, TALL), dense(filters, TALL)
-    left, found, right = sla.svds(op, k=3, v0=np.ones(min(op.shape), dtype))
-    expected = np.linalg.svd(A.astype("complex128"), compute_uv=False)[:3]
-    bound = singular_bound(A, dtype)
-    assert np.abs(np.sort(found)[::-1] - expected).max() <= bound
-    residual = np.linalg.norm(op @ right.conj().T - left * found, axis=0)
-    assert residual.max() <= np.sqrt(bound) * expected[0]
 
 
 # Memory, and what is refused

@@ -38,19 +38,10 @@ def explore(
 
     Parameters
     ----------
-    layer : object, optional
-        A CONV layer of a framework in any form, a `ConvLayer`, or, with a geometry, filters; of one
-        or two spatial axes. If not given, the page starts with the paper's experiment.
-    x : array, path or int, optional
-        An input in the layer's own order of axes, with or without a batch axis; the path of an
-        image file; or a handwritten digit 0 to 9.
-    geometry : ConvGeometry, optional
-        Of filters.
-    input_size : sequence of int, optional
-        Spatial size: what an image is made to fit, or where there is no input.
-    filters : sequence of int, optional
-        Show only these.
-    title : str
+    layer, x, geometry, input_size, filters, title
+        As for `convfc.explorer.explorer_state`: a layer of one or two axes, or filters with a
+        geometry; an array, an image file or a digit 0 to 9. Without a layer the page starts with
+        the paper's experiment.
     height : int
         Of the widget, in pixels; 0 for as high as the page is.
 
@@ -75,19 +66,15 @@ def explore(
     >>> widget.state["settings"]["filters"]
     4
     """
-    state: dict[str, Any] = {}
-    given = {"x": x, "geometry": geometry, "input_size": input_size, "filters": filters}
-    if layer is None and any(value is not None for value in given.values()):
+    given: dict[str, Any] = {"x": x, "geometry": geometry}
+    given |= {"input_size": input_size, "filters": filters}
+    if layer is None and (named := [name for name in given if given[name] is not None]):
         raise ArgumentError(
             "there is no layer that it belongs to",
-            where=next(name for name, value in given.items() if value is not None),
-            expected="a layer, or filters with a geometry",
+            where=named[0],
             remedy="give the layer first; without any, the page starts with the experiment",
         )
-    if layer is not None:
-        state = explorer_state(
-            layer, x, geometry, input_size=input_size, filters=filters, title=title
-        )
+    state = {} if layer is None else explorer_state(layer, **given, title=title)
     from convfc.explorer.widget import ExplorerWidget
 
     return ExplorerWidget(state=state, height=height)

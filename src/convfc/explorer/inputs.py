@@ -59,22 +59,23 @@ def as_input(
     first input is taken, and no channels if there is one. Images and digits are made to fit a size.
     """
     ndim, channels = geometry.spatial_ndim, geometry.in_channels
+    size = None if ndim == 1 else input_size
     if isinstance(source, (str, os.PathLike)):
-        found = read_image(pathlib.Path(source), channels, None if ndim == 1 else input_size)
-        return found if ndim == 2 else _middle_row(found, input_size)
-    if isinstance(source, (int, np.integer)) and not isinstance(source, bool):
-        found = _digit(int(source), channels, None if ndim == 1 else input_size)
-        return found if ndim == 2 else _middle_row(found, input_size)
-    values = _one_of(real_numbers("x", source), geometry, order)
-    if input_size is not None and tuple(input_size) != values.shape[:-1]:
-        raise ArgumentError(
-            "an array has its own size",
-            where="input_size",
-            expected=values.shape[:-1],
-            got=tuple(input_size),
-            remedy="leave input_size out, or resize the array yourself",
-        )
-    return Picture(values)
+        found = read_image(pathlib.Path(source), channels, size)
+    elif isinstance(source, (int, np.integer)) and not isinstance(source, bool):
+        found = _digit(int(source), channels, size)
+    else:
+        values = _one_of(real_numbers("x", source), geometry, order)
+        if input_size is not None and tuple(input_size) != values.shape[:-1]:
+            raise ArgumentError(
+                "an array has its own size",
+                where="input_size",
+                expected=values.shape[:-1],
+                got=tuple(input_size),
+                remedy="leave input_size out, or resize the array yourself",
+            )
+        return Picture(values)
+    return found if ndim == 2 else _middle_row(found, input_size)
 
 
 def read_image(path: pathlib.Path, channels: int, size: Sequence[int] | None = None) -> Picture:
@@ -115,7 +116,6 @@ def real_numbers(name: str, values: Any) -> NDArray[Any]:
         raise DataError(
             "the page shows real numbers",
             where=name,
-            expected="an array of them",
             got=getattr(values, "dtype", type(values).__name__),
             remedy="give an array; of complex numbers the real part, or the modulus",
         )
@@ -192,7 +192,7 @@ def _check_channels(where: str, channels: int) -> None:
 def _opened(path: pathlib.Path, channels: int) -> tuple[Image, list[str]]:
     """Return an image as grey values or RGB of 8 bits, upright, and what it took."""
     with needing(where=str(path)):
-        from PIL import Image, ImageOps, UnidentifiedImageError
+        from PIL import Image, ImageOps
     if not path.is_file():
         raise DataError("there is no such file", where=str(path), remedy="check the path")
     wanted = "RGB" if channels == 3 else "L"
@@ -217,10 +217,9 @@ def _opened(path: pathlib.Path, channels: int) -> tuple[Image, list[str]]:
             said.append("its grey values in all channels" if grey else "its grey values")
         return picture.convert(wanted), said
     except (
-        UnidentifiedImageError,
         Image.DecompressionBombError,
         Image.DecompressionBombWarning,
-        OSError,
+        OSError,  # also what is no image at all
         SyntaxError,  # what Pillow raises for a damaged PNG
         ValueError,
     ) as error:
@@ -232,19 +231,11 @@ def _opened(path: pathlib.Path, channels: int) -> tuple[Image, list[str]]:
         ) from error
 
 
-def layer_names(model: Any) -> list[str]:
-    """Return the places of a model's CONV layers, in its order."""
-    rows = [row for row in inspect(model) if row.form in ("native", "patch", "weight")]
-    return list(dict.fromkeys(row.names[0] if row.names else row.name for row in rows))
-
-
 def layer_in_model(model: Any, name: str | None, x: Any) -> tuple[str, Any, Any]:
-    """Return a layer's place, the layer, and what it is called with when the model is run.
-
-    Without a name it is the first CONV layer.
-    """
-    names = layer_names(model)
-    place = (names[0] if names else None) if name is None else name
+    """Return a layer's place (without a name the first), the layer, and what it is called with."""
+    rows = [row for row in inspect(model) if row.form in ("native", "patch", "weight")]
+    names = list(dict.fromkeys(row.names[0] if row.names else row.name for row in rows))
+    place = names[0] if names and name is None else name
     if place not in names:
         raise NothingToConvert(
             "the model has no such CONV layer" if names else "the model has no CONV layer",
@@ -253,8 +244,7 @@ def layer_in_model(model: Any, name: str | None, x: Any) -> tuple[str, Any, Any]
             got=name,
             remedy="convfc inspect lists the layers of a model",
         )
-    room = room_of(model)
-    running = importlib.import_module(f"{room.__name__}.running")
+    running = importlib.import_module(f"{room_of(model).__name__}.running")
     return place, model.get_submodule(place), running.layer_input(model, place, x)
 
 
@@ -263,46 +253,32 @@ def input_for(
 ) -> tuple[NDArray[np.float32], str]:
     """Return an input ``(1, c, *spatial)`` of a model, and what it is.
 
-    That is an image or a digit fitted to the sizes, or random numbers from 0 to 1. Sizes are those
-    of ``(c, *spatial)``, with or without a batch axis before; without any, the first CONV layer
-    says how many axes and channels there are.
+    That is an image or a digit fitted to the sizes, or random numbers from 0 to 1. Sizes are
+    ``(c, *spatial)``, perhaps after a batch axis; without any, the first CONV layer says how many.
     """
-    if sizes is None and source is None:
+    # The geometry of the first CONV layer; of an image, if it is not known.
+    known = (row.geometry for row in inspect(model) if row.geometry is not None)
+    first, size = next(known, ConvGeometry(3, 1, (1, 1))), None
+    channels, ndim = first.in_channels, first.spatial_ndim
+    if sizes is not None:
+        if not 2 <= len(sizes) <= 4:
+            raise ShapeError(
+                "the page shows one or two spatial axes",
+                where="input",
+                got=",".join(map(str, sizes)),
+                remedy="give sizes such as 3,224,224, or 1,3,224,224",
+            )
+        if len(sizes) != 3:  # which is (c, h, w), or (b, c, n)
+            ndim = len(sizes) // 2
+        channels, *size = tuple(sizes)[-ndim - 1 :]
+    if source is not None:
+        picture = as_input(source, ConvGeometry(channels, 1, (1,) * ndim), size)
+        return np.moveaxis(picture.values, -1, 0)[None].astype(np.float32), picture.said
+    if size is None:
         raise ShapeError(
             "the size of the model's input is not known",
             where="input",
             remedy="give --image photo.png, or --input 3,224,224",
         )
-    if sizes is None:
-        first, size = _first(model), None
-        channels, ndim = first.in_channels, first.spatial_ndim
-    else:
-        ndim = _axes(model, sizes)
-        channels, *size = tuple(sizes)[-ndim - 1 :]
-        if source is None:
-            noise = np.random.default_rng(0).random((1, channels, *size)).astype(np.float32)
-            return noise, f"random numbers, {' × '.join(map(str, noise.shape[1:]))}"
-    picture = as_input(source, ConvGeometry(channels, 1, (1,) * ndim), size)
-    x = np.moveaxis(picture.values, -1, 0)[None].astype(np.float32)
-    return x, picture.said
-
-
-def _axes(model: Any, sizes: Sequence[int]) -> int:
-    """Return the number of spatial axes of sizes, with a batch axis or without."""
-    if len(sizes) in (2, 4):
-        return len(sizes) // 2
-    if len(sizes) == 3:  # (c, h, w), or (b, c, n)
-        return _first(model).spatial_ndim
-    raise ShapeError(
-        "the page shows one or two spatial axes",
-        where="input",
-        expected="sizes such as 3,224,224, or 1,3,224,224",
-        got=",".join(map(str, sizes)),
-        remedy="give channels and spatial sizes",
-    )
-
-
-def _first(model: Any) -> ConvGeometry:
-    """Return the geometry of a model's first CONV layer; of an image, if it is not known."""
-    known = (row.geometry for row in inspect(model) if row.geometry is not None)
-    return next(known, None) or ConvGeometry(3, 1, (1, 1))
+    noise = np.random.default_rng(0).random((1, channels, *size)).astype(np.float32)
+    return noise, f"random numbers, {' × '.join(map(str, noise.shape[1:]))}"

@@ -52,29 +52,20 @@ def asset(name: str) -> str:
 
 
 def page(state: Mapping[str, Any] | None = None) -> str:
-    """Return the page as one file that makes no request.
-
-    Its Content-Security-Policy allows the module and the stylesheet inside, by their hashes, and
-    pictures that it makes itself; nothing else.
-    """
+    """Return the page as one file that makes no request: its policy allows only what is inside."""
     script, style = asset("explorer.js"), asset("explorer.css")
     # In a script element nothing ends it but its own end tag.
     script = script.replace("</script", r"<\/script").replace("<!--", r"<\!--")
     rules = policy(script=f"'{_hash(script)}'", style=f"'{_hash(style)}'")
     meta = f'<meta http-equiv="Content-Security-Policy" content="{rules}">\n'
-    return document(
-        state,
-        meta=meta,
-        style=f"<style>{style}</style>",
-        script=f'<script type="module">{script}</script>',
-    )
+    module = f'<script type="module">{script}</script>'
+    return document(state, meta=meta, style=f"<style>{style}</style>", script=module)
 
 
 def document(state: Mapping[str, Any] | None, *, style: str, script: str, meta: str = "") -> str:
     """Return the HTML around a state, with these elements for stylesheet and module."""
-    title = "convfc: a convolution is a matrix product"
-    if state and state.get("title"):
-        title = f"{state['title']} – convfc"
+    given = (state or {}).get("title")
+    title = f"{given} – convfc" if given else "convfc: a convolution is a matrix product"
     # No text in the state may end the element that it stands in.
     text = json.dumps(state, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     return _DOCUMENT.format(

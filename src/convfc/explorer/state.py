@@ -11,6 +11,7 @@ same rules (``web/src/model/geometry.js``); the tests compare the two.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -70,8 +71,9 @@ def settings_of_geometry(
     _check_axes(geometry)
     size = input_sizes(input_size, geometry.spatial_ndim)
     output = geometry.output_size(size)
-    given = {theirs: _plain(getattr(geometry, ours)) for theirs, ours in _NAMES.items()}
-    settings = {"axes": len(size), "size": list(size), **given, "bias": bias}
+    given = {theirs: getattr(geometry, ours) for theirs, ours in _NAMES.items()}
+    settings: dict[str, Any]
+    settings = json.loads(json.dumps({"axes": len(size), "size": size, **given, "bias": bias}))
     for name, (least, most) in {**LIMITS, "padding": PADDING}.items():
         for value in np.ravel(settings[name]).tolist():
             if not least <= value <= most:
@@ -114,15 +116,14 @@ def _check_axes(geometry: ConvGeometry) -> None:
 def geometry_of_settings(settings: Mapping[str, Any]) -> tuple[ConvGeometry, Sizes, bool]:
     """Return the geometry, the input size, and whether there is a bias, of the page's settings."""
     names = {"axes", "size", "bias", *_NAMES}
-    for wrong, what in ((names - set(settings), "a field is missing"),
-                        (set(settings) - names, "there is no such field")):  # fmt: skip
-        if wrong:
-            raise DataError(
-                what,
-                where=f"settings.{min(wrong)}",
-                expected=", ".join(sorted(names)),
-                remedy="take the settings from explorer_state, or from the widget's .state",
-            )
+    if wrong := names ^ set(settings):
+        missing = min(wrong) in names
+        raise DataError(
+            "a field is missing" if missing else "there is no such field",
+            where=f"settings.{min(wrong)}",
+            expected=", ".join(sorted(names)),
+            remedy=_REMEDY,
+        )
     given = {ours: settings[theirs] for theirs, ours in _NAMES.items()}
     sizes = [given.pop(name) for name in ("in_channels", "out_channels", "kernel_size")]
     geometry = ConvGeometry(*sizes, **given)
@@ -138,11 +139,6 @@ def geometry_of_settings(settings: Mapping[str, Any]) -> tuple[ConvGeometry, Siz
     bias = flag("settings.bias", settings["bias"])
     settings_of_geometry(geometry, size, bias=bias)  # for what it refuses
     return geometry, size, bias
-
-
-def _plain(value: Any) -> Any:
-    """Return tuples as lists, as JSON has them."""
-    return [_plain(v) for v in value] if isinstance(value, tuple) else value
 
 
 VERSION = 1
@@ -223,10 +219,11 @@ def explorer_state(
     settings = settings_of_geometry(shown, size, bias=bias is not None)
     output = shown.output_size(size)
     middle = int(np.ravel_multi_index([n // 2 for n in output], output))
-    given = None
+    given: dict[str, Any] | None = None
     if picture is not None:
-        span = {} if picture.span is None else {"range": list(picture.span)}
-        given = {"values": _short(picture.values), **span}
+        given = {"values": _short(picture.values)}
+        if picture.span is not None:
+            given["range"] = list(picture.span)
     return {
         "version": VERSION,
         "title": title or found.name or _described(layer, shown),
@@ -254,14 +251,13 @@ def state_layer(state: Mapping[str, Any]) -> tuple[ConvLayer, NDArray[Any] | Non
         )
     geometry, size, has_bias = geometry_of_settings(_mapping(state, "settings"))
     filters = _array("filters", state.get("filters"), geometry.filters_shape)
-    bias = None
+    bias = state.get("bias")
     if has_bias:
-        bias = _array("bias", state.get("bias"), (geometry.out_channels,))
-    elif state.get("bias") is not None:
+        bias = _array("bias", bias, (geometry.out_channels,))
+    elif bias is not None:
         raise DataError(
             "there are numbers of a bias, and the settings have none",
             where="bias",
-            expected=None,
             remedy="set settings.bias to True, or bias to None",
         )
     x = None
@@ -335,10 +331,10 @@ def _size(
 
 def _described(layer: Any, geometry: ConvGeometry) -> str:
     """Return a title for a layer without a name: its kind, if it says one, and its sizes."""
-    named = not isinstance(layer, ConvLayer) and not hasattr(layer, "shape")
+    plain = isinstance(layer, ConvLayer) or hasattr(layer, "shape")
     kernel = " × ".join(map(str, geometry.kernel_size))
     channels = f"{geometry.in_channels} to {geometry.out_channels} channels"
-    return f"{type(layer).__name__ if named else 'CONV layer'}, {channels}, kernel {kernel}"
+    return f"{'CONV layer' if plain else type(layer).__name__}, {channels}, kernel {kernel}"
 
 
 def _chosen(
@@ -373,8 +369,7 @@ def _short(values: NDArray[Any]) -> list[float | int]:
     flat = values.ravel()
     if flat.dtype.kind in "biu":
         return [int(v) for v in flat]
-    own = flat if flat.dtype.itemsize > 4 else flat.astype(str)
-    numbers = map(float, own)
+    numbers = map(float, flat if flat.dtype.itemsize > 4 else flat.astype(str))
     return [int(v) if v.is_integer() and abs(v) < 2**53 else v for v in numbers]
 
 

@@ -1,12 +1,9 @@
 """An N-dimensional convolution as one 1-D convolution: Naghizadeh & Sacchi (2009).
 
 M. Naghizadeh and M. D. Sacchi, *Multidimensional convolution via a 1D convolution algorithm*, The
-Leading Edge 28(11): 1336-1337. An image is written row by row, with enough zeros between the rows
-that no window of one reaches into the next; a filter is written the same way, in rows of the same
-length. Then sliding one over the other is the convolution of the image. Where a window begins and
-what it reads is asked of the index map, so that this holds for every geometry: the padding of a row
-separates it from the next, a stride picks some of the results, and dilation, and reading backwards,
-are places of the taps.
+Leading Edge 28(11): 1336-1337. An image is written row by row, padded so that no window of one row
+reaches into the next, and a filter in rows of the same length. Sliding one over the other is the
+convolution. The index map says where windows begin and what they read, for every geometry.
 """
 
 from __future__ import annotations
@@ -32,17 +29,15 @@ from convfc.stretch import pad
 class Conv1dForm:
     """A CONV layer as one 1-D convolution; `as_conv1d` makes it.
 
-    ``form(x)`` is the layer's output ``(b, *output, f)`` for x of shape ``(b, *spatial, c)``. Its
-    steps are for those who have a 1-D convolution of their own::
+    Its steps are for those who have a 1-D convolution of their own::
 
         y = form.read_out(my_conv1d(form.lay_out(x), form.filters)) + bias
 
-    Arrays are of the library that the layer's filters are of, and gradients flow to the input.
+    Arrays are of the library of the layer's filters, and gradients flow to the input.
 
     Attributes
     ----------
     layer : ConvLayer
-        The layer that this is.
     where : IndexMap
         What its windows read.
     """
@@ -53,17 +48,17 @@ class Conv1dForm:
     @cached_property
     def geometry(self) -> ConvGeometry:
         """The 1-D convolution: the same channels, filters and groups; no stride and no padding."""
-        nd, length = self.layer.geometry, int(self._places[0].max()) + 1
-        return ConvGeometry(nd.in_channels, nd.out_channels, (length,), groups=nd.groups)
+        nd, taps = self.layer.geometry, self._places[0]
+        size = (int(taps.max()) + 1,)
+        return ConvGeometry(nd.in_channels, nd.out_channels, size, groups=nd.groups)
 
     @cached_property
     def filters(self) -> Array:
         """The 1-D filters, shape ``(f, length, c / groups)``, with zeros between the taps."""
         filters, (taps, _) = self.layer.filters, self._places
-        xp = namespace(filters=filters)
+        xp, (f, *_, channels) = namespace(filters=filters), filters.shape
         places = np.full(self.geometry.kernel_size, -1)
         places[taps] = np.arange(taps.size)
-        f, *_, channels = filters.shape
         return take_or_zero(xp, xp.reshape(filters, (f, taps.size, channels)), places, axis=1)
 
     @property
@@ -86,11 +81,10 @@ class Conv1dForm:
     def read_out(self, y: Array) -> Array:
         """Pick ``(b, *output, f)`` from the 1-D output, ``(b, length - kernel + 1, f)``.
 
-        The rest is what it computes where no window of the layer begins: between two positions of
-        a stride, and from the end of a row into the next.
+        The rest of it begins where no window does: within a stride, or across the end of a row.
         """
         xp, f = namespace(y=y), self.layer.geometry.out_channels
-        positions = self.length - self.geometry.kernel_size[0] + 1
+        (positions,) = self.geometry.output_size((self.length,))
         check_shape("y", y, ("b", positions, f), "give the output of the 1-D convolution")
         picked = take_or_zero(xp, y, self._places[1], axis=1)
         return xp.reshape(picked, (y.shape[0], *self.where.output_size, f))
@@ -102,17 +96,12 @@ class Conv1dForm:
 
     @cached_property
     def _places(self) -> tuple[Indices, Indices]:
-        """Where in the row each tap lies, from a window's first one on, and where windows begin."""
-        taps, starts, axes = [], [], self.where.axes
-        for axis in axes:
-            before = min(0, axis.tap_step * (axis.taps - 1))  # the last tap's place, read backwards
-            taps.append(axis.tap_step * np.arange(axis.taps) - before)
-            starts.append(axis.first + axis.step * np.arange(axis.positions) + before)
-        sizes = [len(axis.source) for axis in axes]
-        first, second = (
-            np.ravel_multi_index(np.ix_(*places), sizes).ravel() for places in (taps, starts)
-        )
-        return first, second
+        """Where in the row each tap lies, from a window's first element on; where windows begin."""
+        axes = self.where.axes
+        row = np.arange(self.length).reshape([len(axis.source) for axis in axes])
+        taps = [axis.first + axis.tap_step * np.arange(axis.taps) for axis in axes]
+        starts = [axis.step * np.arange(axis.positions) for axis in axes]
+        return row[np.ix_(*taps)].ravel(), row[np.ix_(*starts)].ravel()
 
 
 def as_conv1d(
@@ -120,23 +109,10 @@ def as_conv1d(
 ) -> Conv1dForm:
     """Return a CONV layer of any number of axes as one 1-D convolution.
 
-    The 1-D filter has ``1 + sum over axes of (k - 1) * dilation * row length`` taps, where the
-    rows are those of the padded input; `Conv1dForm.zeros` says how many of them are zeros. The
-    result is exact, and of use where a (fast) 1-D convolution is all there is.
-
-    Parameters
-    ----------
-    layer, input_size, geometry
-        As for `conv_matrix`.
-
-    Returns
-    -------
-    Conv1dForm
-
-    Raises
-    ------
-    ArgumentError, GeometryError, UnsupportedModel, UnsupportedLayer
-        As for `conv_matrix`.
+    The 1-D filter has ``1 + sum over axes of (k - 1) * dilation * row length`` taps, where rows are
+    those of the padded input; the share `Conv1dForm.zeros` of them are zeros. It is exact, and of
+    use where a (fast) 1-D convolution is all there is. Arguments and errors are those of
+    `conv_matrix`.
 
     Examples
     --------

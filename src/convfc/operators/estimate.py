@@ -30,10 +30,7 @@ _MATRIX_FREE = (
 
 @dataclass(frozen=True)
 class MatrixEstimate:
-    """The size of a matrix: rows and columns, entries, and bytes.
-
-    Entries count also where a weight happens to be 0; the bytes are what the finished matrix takes
-    in its layout, indices included.
+    """The size of a matrix: rows and columns, entries (weights of 0, too), bytes with indices.
 
     Examples
     --------
@@ -47,11 +44,8 @@ class MatrixEstimate:
 
     def __str__(self) -> str:
         rows, columns = self.shape
-        share = 100 * self.nonzeros / (rows * columns)
-        return (
-            f"{rows:,} x {columns:,}, {self.nonzeros:,} entries ({share:.3g} %), "
-            f"{_readable(self.bytes)}"
-        )
+        entries = f"{self.nonzeros:,} entries ({100 * self.nonzeros / (rows * columns):.3g} %)"
+        return f"{rows:,} x {columns:,}, {entries}, {_readable(self.bytes)}"
 
 
 def matrix_estimate(
@@ -69,17 +63,10 @@ def matrix_estimate(
 
     Parameters
     ----------
-    layer : object
-        What `convfc.conv_matrix` takes, or a `ConvGeometry` alone.
-    input_size, geometry, layout
-        As for `convfc.conv_matrix`.
+    layer, input_size, geometry, layout
+        As for `convfc.conv_matrix`, which raises the same errors; or a `ConvGeometry` as the layer.
     dtype : dtype, optional
         Of the entries; that of the matrix by default, float32 for a geometry alone.
-
-    Raises
-    ------
-    ArgumentError, GeometryError, UnsupportedModel, UnsupportedLayer
-        As `convfc.conv_matrix`.
 
     Examples
     --------
@@ -93,12 +80,7 @@ def matrix_estimate(
     """
     if isinstance(layer, ConvGeometry):
         if geometry is not None:
-            raise ArgumentError(
-                "two geometries were given",
-                where="geometry",
-                got=geometry,
-                remedy="give one of them, or filters with a geometry",
-            )
+            raise ArgumentError("two geometries were given", where="geometry", got=geometry)
         geometry, own = layer, np.float32
     else:
         read = read_layer(layer, geometry, input_size=input_size).layer
@@ -110,8 +92,7 @@ def matrix_estimate(
 
 def pattern_estimate(pattern: MatrixPattern, dtype: Any, layout: Layout = "csr") -> MatrixEstimate:
     """Return the size of the matrix that has a pattern."""
-    remedy = "'csr' keeps the geometry's entries, 'dense' zeros, too"
-    one_of("layout", layout, Layout, what="there is no such layout", remedy=remedy)
+    one_of("layout", layout, Layout)
     size = itemsize(dtype)
     if layout == "dense":
         needed = math.prod(pattern.shape) * size
@@ -129,7 +110,7 @@ def check_fits(
     Without a number of bytes it may take what the machine has free now, if the system says so.
     """
     allowed = _allowed(memory)
-    if allowed is not None and estimate.bytes > allowed:
+    if estimate.bytes > allowed:
         whose = "that the machine has free" if memory is None else "that it may take"
         raise MemoryBudgetError(
             "the matrix does not fit",
@@ -154,7 +135,7 @@ def check_together(
     """
     allowed = _allowed(memory)
     needed = sum(estimate.bytes for estimate in estimates.values()) + working
-    if allowed is None or needed <= allowed:
+    if needed <= allowed:
         return
     largest = max(estimates, key=lambda name: estimates[name].bytes)
     together = "it takes" if len(estimates) == 1 else f"all {len(estimates)} layers take"
@@ -167,18 +148,18 @@ def check_together(
     )
 
 
-def _allowed(memory: float | None) -> int | None:
-    """Return the bytes that may be taken; None if there is nothing to say so."""
+def _allowed(memory: float | None) -> float:
+    """Return the bytes that may be taken: any number if there is nothing to say so."""
     if memory is None:
-        return available_memory()
+        free = available_memory()
+        return math.inf if free is None else free
     return budget(memory, remedy="leave it out for what the machine has free")
 
 
 def available_memory(root: str | os.PathLike[str] = "/") -> int | None:
     """Return the bytes that a process can still take without swapping; None if nothing says so.
 
-    On Linux what the kernel calls available, or what is left of the control group's limit if that
-    is less; elsewhere the free pages, where the system counts them.
+    On Linux what the kernel or the control group leaves; elsewhere the free pages, if counted.
     """
     files = Path(root)
     for line in _lines(files / "proc/meminfo"):

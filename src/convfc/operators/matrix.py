@@ -81,11 +81,10 @@ def conv_matrix(
     MemoryBudgetError
         If it would not fit; `conv_operator` applies the same matrix without building it.
     DtypeError
-        If SciPy has no sparse matrix of the dtype (float16, bfloat16), or ``library="torch"`` is
-        asked for filters of another library.
+        If SciPy has no sparse matrix of the dtype (float16, bfloat16).
     ArgumentError, GeometryError
         If a geometry is missing, or does not fit the input size, or there is no such layout,
-        library or order.
+        library or order, or ``library="torch"`` is asked for filters of another library.
     UnsupportedModel, UnsupportedLayer
         If this is no layer that convfc knows.
 
@@ -154,7 +153,7 @@ def conv_offset(
     Parameters
     ----------
     layer, input_size, geometry, order, library
-        As for `conv_matrix`.
+        As for `conv_matrix`, which raises the same errors.
     bias : array, shape (f,), optional
         With filters; a layer has its own.
 
@@ -162,13 +161,6 @@ def conv_offset(
     -------
     NumPy array or torch.Tensor, shape (f * L,)
         Zeros, of the matrix's dtype, without a bias.
-
-    Raises
-    ------
-    DtypeError
-        If NumPy has no such dtype, or ``library="torch"`` is asked for arrays of another library.
-    ArgumentError, GeometryError, UnsupportedModel, UnsupportedLayer
-        As for `conv_matrix`.
 
     Examples
     --------
@@ -216,15 +208,13 @@ def _dense(pattern: MatrixPattern, weights: npt.NDArray[Any]) -> npt.NDArray[Any
 
 def _room(library: Library, array: Array) -> Any:
     """Return what makes PyTorch's tensors of PyTorch's arrays; None if SciPy's are wanted."""
-    what, remedy = "no matrix is made of this library's arrays", "leave it out for SciPy's"
-    one_of("library", library, Library, what=what, remedy=remedy)
+    one_of("library", library, Library)
     if library == "scipy":
         return None
     if not array_api_compat.is_torch_array(array):
         raise ArgumentError(
             "a matrix of PyTorch is made of PyTorch's filters",
             where="library",
-            expected="a layer of PyTorch, or torch tensors with a geometry",
             got=type(array).__name__,
             remedy="convert them with torch.as_tensor, or leave library out",
         )

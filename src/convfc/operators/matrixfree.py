@@ -1,10 +1,9 @@
 """A CONV layer as a SciPy operator: the matrix of `conv_matrix`, of which nothing is ever built.
 
-Forwards it is Algorithm 1 in blocks of rows of M. Its adjoint turns the steps round, tap by tap:
-the product with the adjoint of K's rows, which is added to the elements that the tap reads. A layer
-of a framework is multiplied by the framework's own convolution instead, where its room has a door
-for it: a module ``maps`` with ``linear_maps(layer, input_size) -> (forward, adjoint)``, two
-functions of NumPy arrays ``(b, channels, *spatial)``.
+Forwards it is Algorithm 1 in blocks of rows of M; its adjoint turns the steps round, tap by tap. A
+layer of a framework is multiplied by the framework's own convolution instead, if its room has a
+module ``maps`` with ``linear_maps(layer, input_size) -> (forward, adjoint)``, two functions of
+NumPy arrays ``(b, channels, *spatial)``.
 """
 
 from __future__ import annotations
@@ -71,7 +70,9 @@ class ConvOperator(LinearOperator):  # type: ignore[misc]  # SciPy has no types
         self.geometry, self.filters, self.order = geometry, filters, order
         self.input_size, self.output_size = where.input_size, where.output_size
         self._where = where
-        self._native = None if room is None else _door(room, layer, where.input_size)
+        self._native: tuple[LinearMap, LinearMap] | None = None
+        if room is not None and importlib.util.find_spec(name := f"{room.__name__}.maps"):
+            self._native = importlib.import_module(name).linear_maps(layer, where.input_size)
 
     def _matmat(self, X: Any) -> npt.NDArray[Any]:
         return self._apply(X, adjoint=False)
@@ -89,7 +90,6 @@ class ConvOperator(LinearOperator):  # type: ignore[misc]  # SciPy has no types
             raise DtypeError(
                 "the vectors hold no numbers",
                 where="X",
-                expected="a boolean, integer, floating or complex dtype",
                 got=X.dtype,
                 remedy="give a dense NumPy array of numbers",
             )
@@ -134,22 +134,8 @@ def conv_operator(
     without its bias (`conv_offset`). Iterative methods (SciPy's ``svds``, ``lsqr``, ``eigsh``) then
     work on layers whose matrix would fit into no memory.
 
-    Parameters
-    ----------
-    layer, input_size, geometry, order
-        As for `conv_matrix`. A copy of the filters is kept: the operator does not change with the
-        layer.
-
-    Returns
-    -------
-    ConvOperator
-
-    Raises
-    ------
-    ArgumentError, GeometryError, UnsupportedModel, UnsupportedLayer
-        As for `conv_matrix`.
-    DtypeError
-        If NumPy has no such dtype; multiplying raises it for vectors without numbers.
+    Arguments and errors are those of `conv_matrix`; multiplying raises a `DtypeError` for vectors
+    without numbers. A copy of the filters is kept: the operator does not change with the layer.
 
     Notes
     -----
@@ -176,17 +162,6 @@ def conv_operator(
     reading = read_layer(layer, geometry, input_size=input_size, order=order)
     where = index_map(reading.layer.geometry, input_size)
     return ConvOperator(reading.layer, where, reading.order, reading.room)
-
-
-def _door(
-    room: ModuleType, layer: ConvLayer, input_size: Sequence[int]
-) -> tuple[LinearMap, LinearMap] | None:
-    """Return the framework's own two maps; None if its room has no door for them."""
-    name = f"{room.__name__}.maps"
-    if importlib.util.find_spec(name) is None:
-        return None
-    maps: tuple[LinearMap, LinearMap] = importlib.import_module(name).linear_maps(layer, input_size)
-    return maps
 
 
 def _multiply_adjoint(

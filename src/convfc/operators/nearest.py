@@ -1,15 +1,13 @@
 """The way back from a matrix: the convolution that it is, or the closest one.
 
-The matrices of one geometry are a linear space whose coordinates are the filters. What a matrix
-holds first is read as filters (`Sets`); it is theirs if the matrix that is made of them again is
-the same. Onto the space any other matrix is projected: least squares, in the Frobenius norm.
+What a matrix holds first is read as filters (`Sets`); it is theirs if the matrix made of them again
+is the same. Any other is projected onto the matrices of the geometry: least squares.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import reduce
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,10 +39,9 @@ class Wrong(NamedTuple):
 
 
 class Entries(NamedTuple):
-    """What a matrix holds in a pattern, shape (nonzeros,), and outside of it.
+    """What a matrix holds in a pattern, shape (nonzeros,), perhaps in its own memory, and outside.
 
-    Zeros where the matrix stores none; the array may share its memory. ``stray`` is the first entry
-    outside the pattern that is not 0, row by row, and ``outside`` the Frobenius norm of them all.
+    ``stray`` is the first entry outside that is not 0, row by row, ``outside`` the norm of all.
     """
 
     values: Any
@@ -137,10 +134,7 @@ class Sets:
         return np.where(rare, self.first(values, last=True), first)
 
     def filters(self, numbers: Numbers) -> Numbers:
-        """Return filters that have these sums, those of least norm where there is a choice.
-
-        Integers may be wider: weights are differences, or no integers.
-        """
+        """Return filters of these sums, of least norm; of integers perhaps wider or floating."""
         if numbers.dtype.kind in "bu" and self.pattern.repeats:
             numbers = numbers.astype(np.int64)
         found = self._along(numbers, [inverse for inverse, _ in self._inverses])
@@ -160,9 +154,9 @@ class Sets:
     def _allowed(self, numbers: Numbers) -> Numbers | None:
         """Return how far entries may be off through rounding, in the shape of sums; None: equal.
 
-        What one tap alone holds is to be equal. A sum of n weights is computed with an error of
-        gamma_n; finding the weights and adding them again takes as many terms as the matrices have
-        rows and columns; a pseudo-inverse is itself computed, to within its condition squared.
+        What one tap alone holds is to be equal. Finding the weights of a sum and adding them again
+        takes as many terms as the matrices have rows and columns; a pseudo-inverse is itself
+        computed, to within its condition squared.
         """
         pattern, contains = self.pattern, [axis.contains for axis in self.pattern.axes]
         if not pattern.repeats:
@@ -201,11 +195,9 @@ class Sets:
 def _left_inverse(contains: Numbers) -> tuple[Numbers, Numbers]:
     """Return Q with Q B w = w, and the moduli that its rounding errors are relative to.
 
-    Taps that stand alone in a set are simply taken from it, further ones by subtracting what is
-    known: whole numbers. Where only sums are determined, Q is the pseudo-inverse: the weights of
-    least norm. Sets that share no taps, not even through others, have nothing to do with each
-    other: to these it is 0, without rounding. Inside of each part its errors are relative to the
-    largest entry.
+    Taps that stand alone in a set are taken from it, further ones by subtracting what is known:
+    whole numbers. Where only sums are determined, Q is the pseudo-inverse, for each part of sets
+    that share taps: the weights of least norm. Its errors are relative to a part's largest entry.
     """
     known: dict[int, Numbers] = {}
     by_size = np.argsort(contains.sum(axis=1), kind="stable")
@@ -231,12 +223,6 @@ def _left_inverse(contains: Numbers) -> tuple[Numbers, Numbers]:
     for tap, row in known.items():
         inverse[tap], moduli[tap] = row, np.abs(row)
     return inverse, moduli
-
-
-def taps_read(pattern: MatrixPattern) -> npt.NDArray[np.bool_]:
-    """Say which taps read anything but padding, shape ``kernel``."""
-    of_axes: list[Numbers] = [np.any(axis.contains, axis=0) for axis in pattern.axes]
-    return reduce(np.logical_and.outer, of_axes)
 
 
 class NearestConv(NamedTuple):
@@ -327,25 +313,16 @@ def nearest_conv(
     """
     pattern = matrix_pattern(geometry, input_size, order)
     entries, sets = read_entries(matrix, pattern), Sets(pattern)
-    found = _read(entries, sets)
-    if found is not None:
-        return found
-    if not project:
-        raise _refusal(entries, sets)
-    return _projection(entries, sets)
-
-
-def _read(entries: Entries, sets: Sets) -> NearestConv | None:
-    """Return the convolution that the first entries are of, if all others are its own, too."""
-    values = entries.values
-    numbers = sets.first(values)
+    numbers = sets.first(entries.values)
     filters = sets.filters(numbers)
-    made = sets.pattern.values(filters)
-    if entries.stray is not None or sets.differing(values, numbers, made).any():
-        return None
-    if not sets.pattern.repeats:
+    made = pattern.values(filters)
+    if entries.stray is not None or sets.differing(entries.values, numbers, made).any():
+        if not project:
+            raise _refusal(entries, sets)
+        return _projection(entries, sets)
+    if not pattern.repeats:
         return NearestConv(filters, 0.0)
-    rounding = np.asarray(values - made)
+    rounding = np.asarray(entries.values - made)
     return NearestConv(filters, float(np.linalg.norm(rounding.astype(_wide(rounding)))))
 
 
@@ -395,22 +372,16 @@ def _refusal(entries: Entries, sets: Sets) -> NotAConvolution:
         if wrong is not None:
             break
     assert wrong is not None, "asked of matrices that break it"  # noqa: S101
-    stray = wrong is entries.stray
+    # With the digits that the matrix has.
+    short: Any = values.dtype.type if np.issubdtype(values.dtype, np.inexact) else str
+    expected = f"{short(wrong.expected)}, as its tap has elsewhere"
     return NotAConvolution(
         f"{_place(pattern, wrong.row, wrong.column)} is not that of a convolution",
         where=f"matrix[{wrong.row}, {wrong.column}]",
-        expected="0, since no tap reads there"
-        if stray
-        else f"{_short(wrong.expected, values)}, as its tap has elsewhere",
-        got=_short(wrong.got, values),
+        expected="0, since no tap reads there" if wrong is entries.stray else expected,
+        got=str(short(wrong.got)),
         remedy="check geometry, input size and order; project=True gives the closest convolution",
     )
-
-
-def _short(value: Any, values: npt.NDArray[Any]) -> str:
-    """Return a number with the digits that the matrix has."""
-    whole = not np.issubdtype(values.dtype, np.inexact)
-    return str(value if whole else values.dtype.type(value))
 
 
 def _place(pattern: MatrixPattern, row: int, column: int) -> str:

@@ -1,13 +1,12 @@
 """Where the matrix of a CONV layer has entries, and which filter weights each of them holds.
 
-Everything follows from the index map, one axis at a time. On one axis an output position reads an
-ascending list of input elements; a row of the matrix holds the product of these lists over the
-axes, times the channels of its group. An element is read by a *set* of taps: by one tap, or by
-several in a padding that repeats elements; then the entry holds their sum. So the matrix is two
-linear maps in a row, from filters to the sums of the sets, ``v = B w`` with a matrix B of zeros and
-ones per axis, and from these to the entries, each a copy of one sum. Neighbouring positions mostly
-read through the same sets, so the entries fall into a few boxes (`Block`), each of which is one
-strided part of the stored entries: filling, folding back and indexing visit boxes, not positions.
+On one axis an output position reads an ascending list of input elements; a row of the matrix holds
+the product of these lists over the axes, times the channels of its group. An element is read by a
+*set* of taps: by one, or by several in a padding that repeats elements; then the entry holds their
+sum. So the matrix is two linear maps in a row, from filters to the sums of the sets, ``v = B w``
+with a matrix B of zeros and ones per axis, and from these to the entries, each a copy of one sum.
+Neighbouring positions mostly read through the same sets, so the entries fall into a few boxes
+(`Block`), each one strided part of the stored entries: all work visits boxes, not positions.
 """
 
 from __future__ import annotations
@@ -25,7 +24,8 @@ import numpy.typing as npt
 from convfc.arrays import check_shape
 from convfc.geometry import ConvGeometry
 from convfc.indexmap import AxisMap, IndexMap, index_map
-from convfc.registry import Order, check_order
+from convfc.registry import Order
+from convfc.sizes import one_of
 
 _LARGEST_INT32 = int(np.iinfo(np.int32).max)
 
@@ -85,10 +85,7 @@ class AxisPattern:
 
     @cached_property
     def gram(self) -> npt.NDArray[np.int64]:
-        """Number of entries that hold both of two taps, shape ``(taps, taps)``.
-
-        Diagonal unless the padding repeats elements.
-        """
+        """Entries that hold both of two taps, ``(taps, taps)``: diagonal unless it `repeats`."""
         entries = np.zeros(len(self.contains), np.int64)
         for run in self.runs:
             entries[run.sets] += len(run.reads)
@@ -176,11 +173,8 @@ class MatrixPattern:
     @property
     def shape(self) -> tuple[int, int]:
         """Shape of the matrix: ``(f * L, c * product of the input size)``."""
-        geometry = self.geometry
-        return (
-            geometry.out_channels * self.where.shape[0],
-            geometry.in_channels * math.prod(self.where.input_size),
-        )
+        columns = self.geometry.in_channels * math.prod(self.where.input_size)
+        return (self.geometry.out_channels * self.where.shape[0], columns)
 
     @property
     def nonzeros(self) -> int:
@@ -231,13 +225,12 @@ class MatrixPattern:
     def indices(self) -> npt.NDArray[Any]:
         """Return the column of each stored entry, shape ``(nonzeros,)``."""
         geometry, size, dtype = self.geometry, self.where.input_size, self.index_dtype
-        groups, per_group = geometry.groups, geometry.in_channels // geometry.groups
-        first, ndim, ones = self.order == "channels_first", len(size), (1,) * len(size)
+        groups, first, ndim = geometry.groups, self.order == "channels_first", len(size)
         spatial_step = 1 if first else geometry.in_channels
         steps = [spatial_step * math.prod(size[axis + 1 :]) for axis in range(ndim)]
         channels = np.arange(geometry.in_channels, dtype=dtype) * (math.prod(size) if first else 1)
-        row = (per_group, *ones) if first else (*ones, per_group)
-        channels = channels.reshape(groups, *ones, *row)
+        ones = (1,) * ndim
+        channels = channels.reshape(groups, *ones, *((-1, *ones) if first else (*ones, -1)))
         found = np.empty(self.nonzeros, dtype)
         for block in self.blocks():
             elements = np.zeros((), dtype)
@@ -293,10 +286,8 @@ class MatrixPattern:
         check_shape("values", values, (self.nonzeros,), "give one value per stored entry")
         values = np.ascontiguousarray(values)
         totals = np.zeros(self.sums_shape, np.sum(values[:0]).dtype)
-        for block in self.blocks():
-            totals[block.at] += block.view(values).sum(
-                axis=self.positions
-            )  # a set stands there once
+        for block in self.blocks():  # a set stands there once
+            totals[block.at] += block.view(values).sum(axis=self.positions)
         return totals
 
     @property
@@ -313,9 +304,7 @@ class MatrixPattern:
         for runs in itertools.product(*(axis.runs for axis in self.axes)):
             sizes = [run.reads.shape[1] for run in runs]
             # Entries of one filter and channel from one position of an axis to the next, over step.
-            apart = [
-                math.prod(sizes[:axis]) * math.prod(totals[axis + 1 :]) for axis in range(len(runs))
-            ]
+            apart = [math.prod(sizes[:a]) * math.prod(totals[a + 1 :]) for a in range(len(runs))]
             row = (per_group, *sizes) if first else (*sizes, per_group)
             entries = per_group * (1 if first else geometry.out_channels)
             yield Block(
@@ -339,11 +328,9 @@ class MatrixPattern:
 def matrix_pattern(
     geometry: ConvGeometry, input_size: Sequence[int], order: Order
 ) -> MatrixPattern:
-    """Return where the matrix of a geometry has entries, for one input size and order of axes.
-
-    Nothing of the matrix's size is built.
-    """
-    return _pattern(index_map(geometry, input_size), check_order(order))
+    """Return where the matrix of a geometry has entries; nothing of the matrix's size is built."""
+    one_of("order", order, Order)
+    return _pattern(index_map(geometry, input_size), order)
 
 
 @lru_cache(maxsize=64)

@@ -18,7 +18,7 @@ DTYPES = ("float32", "float64")
 
 def choose_backend(name: str) -> None:
     """Make Keras compute on this backend, in this process, from its first import on."""
-    one_of("backend", name, BACKENDS, what="the backend is not known", remedy=None)
+    one_of("backend", name, BACKENDS)
     for package in ("keras", name):
         if sys.modules.get(package) is None and importlib.util.find_spec(package) is None:
             raise missing(package, where=f"backend {name}")
@@ -45,7 +45,7 @@ def precision(dtype: str) -> Iterator[None]:
     JAX has float64 only if it is enabled for the whole process, and a model built in one state must
     not be used in the other, so everything of one precision belongs inside one ``with``.
     """
-    one_of("dtype", dtype, DTYPES, what="the precision is not known", remedy=None)
+    one_of("dtype", dtype, DTYPES)
     import keras
 
     floatx, policy = keras.config.floatx(), keras.config.dtype_policy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -24,9 +25,9 @@ from convfc.sizes import one_of
 class Im2Col(keras.layers.Layer):  # type: ignore[misc]
     """Algorithm 1, steps 1 and 2, inside the graph: a feature map becomes its patch matrix M.
 
-    The layer has no weights and only moves elements, so M holds the bits of the input. A
+    It only moves elements: M, ``(b, L, groups * k)``, holds the bits of the input. A
     ``Dense(f, use_bias=False)`` after it is the CONV layer of this geometry (Ma & Lu 2017,
-    Section 4), one row of M per output position.
+    Section 4).
 
     Parameters
     ----------
@@ -34,15 +35,9 @@ class Im2Col(keras.layers.Layer):  # type: ignore[misc]
         The convolution; a saved model holds a mapping of its arguments.
     data_format : {"channels_last", "channels_first"}, optional
         The layout of the input: ``(b, *spatial, c)`` or ``(b, c, *spatial)``; Keras's own setting
-        when left out. M is ``(b, L, groups * k)`` in both cases, with taps in the order
-        ``(*kernel, c)``.
+        when left out.
     **kwargs
         Those of every Keras layer.
-
-    Raises
-    ------
-    ShapeError
-        The input has another rank or channel count than the geometry, or an unknown spatial size.
 
     Examples
     --------
@@ -65,8 +60,7 @@ class Im2Col(keras.layers.Layer):  # type: ignore[misc]
             geometry = ConvGeometry(**geometry)
         self.geometry = geometry
         self.data_format = keras.config.image_data_format() if data_format is None else data_format
-        one_of("data_format", self.data_format, ("channels_last", "channels_first"),
-               what="the layout does not exist", remedy=None)  # fmt: skip
+        one_of("data_format", self.data_format, ("channels_last", "channels_first"))
         self._elements: Any = None
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
@@ -96,11 +90,7 @@ class Im2Col(keras.layers.Layer):  # type: ignore[misc]
 
     def get_config(self) -> dict[str, Any]:
         """Return the layer's arguments as plain JSON values."""
-        geometry = {
-            field.name: _plain(getattr(self.geometry, field.name))
-            for field in dataclasses.fields(self.geometry)
-            if field.init
-        }
+        geometry = json.loads(json.dumps(dataclasses.asdict(self.geometry)))
         return {**super().get_config(), "geometry": geometry, "data_format": self.data_format}
 
     def _spatial(self, input_shape: tuple[int | None, ...]) -> tuple[int, ...]:
@@ -119,8 +109,3 @@ class Im2Col(keras.layers.Layer):  # type: ignore[misc]
                 remedy="give keras.Input its full size, or set data_format",
             )
         return known
-
-
-def _plain(value: Any) -> Any:
-    """Return nested tuples as nested lists, as JSON does."""
-    return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value

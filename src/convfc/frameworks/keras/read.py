@@ -69,6 +69,8 @@ def read_layer(layer: Any, input_size: Sequence[int], *, differentiable: bool = 
 def _check(layer: Any) -> None:
     """Raise unless the layer computes what its class is known for."""
     native = next((cls for cls in type(layer).__mro__ if cls in _KNOWN), None)
+    version = tuple(int(part) for part in keras.__version__.split(".")[:2])
+    early = keras.config.backend() == "torch" and version < _ALIKE
     what = remedy = None
     if native is None:
         what, remedy = "it is not a CONV layer that can be read", "give one layer"
@@ -82,22 +84,13 @@ def _check(layer: Any) -> None:
         remedy = f"give the keras.layers.{native.__name__} that computes the same, if there is one"
     elif not layer.built:
         what, remedy = "it has no weights yet", "call it once on an input, or layer.build(shape)"
-    elif native in _TRANSPOSED and layer.padding == "same" and _crops_otherwise():
+    elif native in _TRANSPOSED and layer.padding == "same" and early:
         what = "on PyTorch this version of Keras crops padding='same' as no other backend does"
         remedy = f"pip install 'keras>={'.'.join(map(str, _ALIKE))}', or set KERAS_BACKEND=jax"
     if what is not None:
-        raise UnsupportedLayer(
-            what,
-            where=f"layer {layer.name}",
-            expected=f"one of {', '.join(cls.__name__ for cls in _KNOWN)}",
-            got=type(layer).__name__,
-            remedy=remedy,
-        )
-
-
-def _crops_otherwise() -> bool:
-    version = tuple(int(part) for part in keras.__version__.split(".")[:2])
-    return keras.config.backend() == "torch" and version < _ALIKE
+        known = f"one of {', '.join(cls.__name__ for cls in _KNOWN)}"
+        where, got = f"layer {layer.name}", type(layer).__name__
+        raise UnsupportedLayer(what, where=where, expected=known, got=got, remedy=remedy)
 
 
 def _own(layer: Any, native: type) -> str | None:
@@ -148,9 +141,8 @@ def _padded(geometry: ConvGeometry, layer: Any, input_size: Sizes) -> ConvGeomet
 def _transposed_crop(extent: int, step: int, padding: str, more: int | None) -> tuple[int, int]:
     """Return (low, high) cropped from the ``(n - 1) * step + extent`` elements of an axis.
 
-    Its output has, with ``valid``, ``output_padding`` elements more than these (by default enough
-    for n whole strides); with ``same``, ``n * step``, or with an ``output_padding``
-    ``(n - 1) * step + extent % 2 + output_padding``.
+    Of these, ``valid`` has ``more`` in addition (by default enough for n whole strides); ``same``
+    has ``n * step`` elements, or with ``more``, ``(n - 1) * step + extent % 2 + more``.
     """
     if padding == "valid":
         return 0, -(max(step - extent, 0) if more is None else more)

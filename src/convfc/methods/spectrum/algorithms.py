@@ -1,16 +1,13 @@
 """The algorithms for the singular values of a layer's operator, and what the index map says of it.
 
-Where no two windows overlap the operator is copies of K: LAPACK's SVD of K gives all its values.
+Where no two windows overlap the operator is copies of K. A periodic operator falls apart by the
+Fourier transform, at stride 1 into one ``f × c`` matrix for each frequency (Sedghi, Gupta and Long,
+2019, "The singular values of convolutional layers", theorem 6). With stride s the s frequencies per
+axis that alias on the output belong together, to one ``f × (c s)`` matrix (Senderovich et al.,
+2022, "Towards practical control of singular values of convolutional layers", theorem 1).
 
-A periodic operator falls apart by the Fourier transform, at stride 1 into one ``f × c`` matrix for
-each frequency (Sedghi, Gupta and Long, 2019, "The singular values of convolutional layers", theorem
-6). With stride s the s frequencies per axis that alias on the output belong together, to one
-``f × (c s)`` matrix (Senderovich et al., 2022, "Towards practical control of singular values of
-convolutional layers", theorem 1).
-
-A small operator is a matrix, for LAPACK. Of a large one iterations with the layer and its adjoint
-find the largest or smallest few values: the Gram operator A*A, or A A* if that is smaller, is
-symmetric, and ARPACK finds the ends of its spectrum. It squares the singular values; therefore the
+A small operator is a matrix, for LAPACK. Of a large one ARPACK finds the ends of the spectrum of
+the Gram operator A*A, or A A* if that is smaller. It squares the singular values; therefore the
 vectors alone are taken from it, and the values from A itself, in float64, with their residuals.
 """
 
@@ -21,7 +18,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -42,10 +39,9 @@ Which: TypeAlias = Literal["largest", "smallest"]
 
 
 class PeriodicAxis(NamedTuple):
-    """A periodic operator on one axis, between ``coarse`` elements and ``coarse * step`` others.
+    """A periodic operator on one axis: coarse element o meets ``offsets[t] + o * step`` by tap t.
 
-    The coarse ones are the output's; of a transposed layer the input's. Coarse element o meets
-    through tap t the other element ``offsets[t] + o * step``, modulo their number.
+    The coarse ones are the output's; of a transposed layer the input's.
     """
 
     coarse: int
@@ -74,17 +70,9 @@ def operator_shape(
 
 def circular_geometry(geometry: ConvGeometry, input_size: Sequence[int]) -> ConvGeometry:
     """Return the same kernel on a circle: ceil(input / stride) windows on each axis."""
-    return ConvGeometry.same(
-        geometry.in_channels,
-        geometry.out_channels,
-        geometry.kernel_size,
-        input_size=input_size,
-        stride=geometry.stride,
-        dilation=geometry.dilation,
-        groups=geometry.groups,
-        flip=geometry.flip,
-        padding_mode="circular",
-    )
+    given = {field.name: getattr(geometry, field.name) for field in fields(geometry)}
+    given |= {"padding": 0, "padding_mode": "circular"}
+    return ConvGeometry.same(**given, input_size=input_size)
 
 
 def periodic_axes(
@@ -92,8 +80,7 @@ def periodic_axes(
 ) -> tuple[PeriodicAxis, ...] | None:
     """Return the operator's axes if it is periodic by its own padding, else None.
 
-    It is where every output position reads what the first one reads, moved along the circle, and
-    the last position is one step before the first.
+    Then each position reads what the first one reads, moved, and the last is one step before it.
     """
     found = []
     for axis in index_map(geometry, input_size).axes:
@@ -110,8 +97,7 @@ def transposed_circular_axes(
 ) -> tuple[PeriodicAxis, ...]:
     """Return the axes of a transposed layer whose output is rolled up to input * stride elements.
 
-    Before anything is cut off, input 0 meets output o through tap t where the table says so; on the
-    circle every input does the same.
+    Every input meets outputs as input 0 does before anything is cut off.
     """
     ndim = geometry.spatial_ndim
     whole = replace(geometry, padding=((0, 0),) * ndim, output_padding=(0,) * ndim)
@@ -127,10 +113,9 @@ Filters = npt.NDArray[Any]
 
 
 def taps_of(filters: Filters, geometry: ConvGeometry) -> Filters:
-    """Return one matrix per tap: filters ``(f, *kernel, c / groups)`` as (taps, groups, p, q).
+    """Return filters as one matrix per tap and group, (taps, groups, p, q): from q channels to p.
 
-    From the q channels of a group that the windows read to the p that they write; transposed, the
-    windows are on the output, and it is the other way round.
+    Transposed, the windows are on the output, and it is the other way round.
     """
     groups, f, c = geometry.groups, geometry.out_channels, geometry.in_channels
     apart = filters.reshape(groups, f // groups, -1, c // groups)
@@ -149,9 +134,8 @@ def kernel_values(
 ) -> Values | None:
     """Return the values of an operator that is copies of K, and zeros up to ``count``, else None.
 
-    It is where no two windows overlap, and none reads padding. A transposed layer has windows on
-    its output: there no output may belong to two inputs, nor any be cut off. The zeros belong to
-    elements of the input that no window reads.
+    It is where no two windows overlap, and none reads padding (of a transposed layer: on its output
+    none is cut off). The zeros belong to elements of the input that no window reads.
     """
     where, groups, f = index_map(geometry, input_size), geometry.groups, geometry.out_channels
     tables = [axis.table for axis in where.axes]
@@ -196,11 +180,7 @@ def dense_values(layer: ConvLayer, input_size: tuple[int, ...]) -> Values:
 
 
 def lapack_error(rows: int, columns: int) -> float:
-    """Return LAPACK's backward error relative to the norm: ``p(m, n) eps``.
-
-    Users' guide, section 4.9, with max(m, n) for its modestly growing p, as NumPy's ``matrix_rank``
-    takes it.
-    """
+    """Return LAPACK's backward error relative to the norm: ``max(m, n) eps`` (its guide, 4.9)."""
     return max(rows, columns) * float(np.finfo(np.float64).eps)
 
 
@@ -209,17 +189,12 @@ _BATCH = 2**25
 
 
 def fourier_values(
-    taps: Filters,
-    axes: Sequence[PeriodicAxis],
-    *,
-    threads: int | None = None,
+    taps: Filters, axes: Sequence[PeriodicAxis], *, threads: int | None = None
 ) -> Values:
-    """Return all singular values of a periodic operator, in no order.
+    """Return all singular values of a periodic operator, in no order; `taps_of` makes the taps.
 
-    ``taps`` is of shape ``(taps, groups, p, q)``: for every tap of the window, in row-major order,
-    the matrix from the q fine channels of a group to its p coarse ones. Without a number of threads
-    there are as many as cores, if threadpoolctl is there to keep BLAS from doing the same.
-    Real filters have conjugate matrices at opposite frequencies: one of each pair is decomposed.
+    Without a number of threads there are as many as cores, if threadpoolctl is there to keep BLAS
+    from doing the same. Of the conjugate matrices of real filters one of each pair is decomposed.
     """
     count, groups, p, q = taps.shape
     real = not np.iscomplexobj(taps)
@@ -244,10 +219,7 @@ def fourier_values(
 
 
 def frequencies(sizes: Sequence[int], *, paired: bool) -> tuple[Indices, Indices]:
-    """Return the frequencies to decompose, raveled, and how often each one counts.
-
-    If they are paired, a frequency and its opposite give the same.
-    """
+    """Return the frequencies to decompose, raveled, and how often each counts; of pairs one."""
     everything = np.arange(math.prod(sizes))
     if not paired:
         return everything, np.ones_like(everything)
@@ -262,24 +234,22 @@ def fourier_error(taps: Filters, axes: Sequence[PeriodicAxis]) -> float:
 
     The sum over n taps is off by ``√2 γ_(2n + 24 axes)`` times the sum of their norms: two products
     of real and imaginary parts per tap (Higham, chapter 3), and for every axis a root of unity,
-    whose angle, up to 2π, has three roundings. LAPACK's SVD adds ``p(m, n) eps`` times the norm
-    (users' guide, section 4.9), with p = 2 max(m, n): twice that of NumPy's ``matrix_rank``, for
-    complex numbers.
+    whose angle, up to 2π, has three roundings. LAPACK's SVD adds twice `lapack_error`, for complex
+    numbers.
     """
     u = UNIT_ROUNDOFF["float64"]
     moduli: float = np.linalg.norm(taps.reshape(len(taps), -1), axis=1).sum().item()
     sums = math.sqrt(2) * gamma(2 * len(taps) + 24 * len(axes), u) * moduli
     _, _, p, q = taps.shape
     # No frequency's matrix has a norm above the sum of the taps' norms.
-    size = max(p, q * math.prod(axis.step for axis in axes))
-    return float(sums + size * 4 * u * moduli)
+    sides = p, q * math.prod(axis.step for axis in axes)
+    return float(sums + 2 * lapack_error(*sides) * moduli)
 
 
 def _waves(batch: Indices, axes: Sequence[PeriodicAxis]) -> Filters:
-    """Return exp(2πi k·offset / fine) for each frequency, its aliases and the taps.
+    """Return exp(2πi k·offset / fine), shape ``(len(batch), aliases, taps)``.
 
-    Shape ``(len(batch), aliases, taps)``. The angles are reduced as integers, so that each is as
-    exact as for the first turn of the circle.
+    The angles are reduced as integers: each is as exact as for the first turn of the circle.
     """
     waves = np.ones((len(batch), 1, 1), np.complex128)
     numbers = np.unravel_index(batch, [axis.coarse for axis in axes])
@@ -317,6 +287,11 @@ _ITERATIONS = 300
 _SINGLE = 1e-5
 """Down to this residual float32 is good for a layer that has it."""
 
+_REMEDY = (
+    "a larger tolerance, all values by boundary='circular', or more memory, so that the matrix can "
+    "be factorised"
+)
+
 Vectors = npt.NDArray[Any]
 
 
@@ -333,10 +308,7 @@ def largest_values(operator: LinearOperator, k: int, tolerance: float) -> Found:
 
 
 def smallest_values(operator: LinearOperator, k: int, norm: float, tolerance: float) -> Found:
-    """Return the k smallest singular values, from products alone: slow where they lie close.
-
-    The norm is the largest singular value, to which the tolerance is relative.
-    """
+    """Return the k smallest singular values, from products alone: slow where they lie close."""
     gram = _gram(operator, 0.0)
     # Turned round, the wanted end is the largest in size: ARPACK measures its residuals with that.
     limit = (1.01 * norm) ** 2
@@ -359,8 +331,7 @@ def smallest_values(operator: LinearOperator, k: int, norm: float, tolerance: fl
 def smallest_by_inverse(matrix: sparse.csr_array, k: int, norm: float) -> Found:
     """Return the k smallest singular values, by inverse iterations with a sparse factorisation.
 
-    The factorisation is of the Gram matrix plus a multiple of the identity as large as its own
-    rounding, so that it exists whatever the rank.
+    The Gram matrix is shifted by as much as its own rounding: it has factors whatever the rank.
     """
     wide = matrix.shape[0] < matrix.shape[1]
     gram = matrix @ matrix.conj().T if wide else matrix.conj().T @ matrix
@@ -389,17 +360,11 @@ def _gram(operator: LinearOperator, tolerance: float) -> LinearOperator:
 def _ends(gram: LinearOperator, k: int, tolerance: float, which: Which) -> Vectors:
     """Return the vectors of the k largest eigenvalues."""
     n = gram.shape[0]
-    rng = np.random.default_rng(_SEED)
-    start = rng.standard_normal(n).astype(gram.dtype)
+    start = np.random.default_rng(_SEED).standard_normal(n).astype(gram.dtype)
+    kept = min(n, max(2 * k + 1, 20))
     try:
         _, vectors = eigsh(
-            gram,
-            k=k,
-            which="LA",
-            tol=tolerance,
-            v0=start,
-            ncv=min(n, max(2 * k + 1, 20)),
-            maxiter=_ITERATIONS,
+            gram, k, which="LA", tol=tolerance, v0=start, ncv=kept, maxiter=_ITERATIONS
         )
     except ArpackNoConvergence as error:
         raise NotConverged(
@@ -413,12 +378,6 @@ def _ends(gram: LinearOperator, k: int, tolerance: float, which: Which) -> Vecto
         raise NotConverged(f"ARPACK gave up: {error}", where="k", got=k, remedy=_REMEDY) from error
     found: Vectors = vectors
     return found
-
-
-_REMEDY = (
-    "a larger tolerance, all values by boundary='circular', or more memory, so that the matrix can "
-    "be factorised"
-)
 
 
 def _values(operator: LinearOperator, vectors: Vectors) -> Found:
@@ -435,10 +394,7 @@ def _values(operator: LinearOperator, vectors: Vectors) -> Found:
 
 @contextlib.contextmanager
 def one_blas_thread() -> Iterator[bool]:
-    """Hold BLAS to one thread for the length of a block, and say whether that is so.
-
-    It takes the package threadpoolctl; without it BLAS does as it likes.
-    """
+    """Hold BLAS to one thread, and say whether that is so: it takes the package threadpoolctl."""
     try:
         import threadpoolctl  # type: ignore[import-untyped]
     except ImportError:

@@ -49,7 +49,6 @@ def check_figure(path: pathlib.Path) -> None:
 
 def save_spectra(spectra: Sequence[LayerSpectrum], path: pathlib.Path, title: str) -> None:
     """Draw the spectra, and write them as PNG or SVG, whole or not at all."""
-    check_figure(path)
     from convfc.drawing import house_style, write_figure
 
     with house_style():
@@ -57,28 +56,23 @@ def save_spectra(spectra: Sequence[LayerSpectrum], path: pathlib.Path, title: st
 
 
 def draw_spectra(spectra: Sequence[LayerSpectrum], title: str) -> Figure:
-    """Return a figure with a panel for each layer: its values in descending order.
-
-    The curve is the layer on a circle, of which all values are known; the points are those with the
-    layer's own padding; the dotted line is the norm of the reshaped kernel.
-    """
+    """Return a figure with a panel for each layer: its values in descending order."""
     from matplotlib.figure import Figure
 
     columns = min(_COLUMNS, len(spectra))
     rows = -(-len(spectra) // columns)
     figure = Figure(figsize=(0.6 + 1.75 * max(columns, 3), 1.3 + 1.55 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
-    for number, panel in enumerate(panels):
-        panel.set_visible(number < len(spectra))
-        panel.tick_params(labelbottom=number + columns >= len(spectra), labelsize="small")
+    for panel in panels[len(spectra) :]:
+        panel.set_visible(False)
     panels = panels[: len(spectra)]
-    for panel, layer in zip(panels, spectra, strict=True):
+    for number, (panel, layer) in enumerate(zip(panels, spectra, strict=True)):
+        panel.tick_params(labelbottom=number + columns >= len(spectra), labelsize="small")
         _draw_layer(panel, layer)
-    drawn = [np.concatenate([line.get_ydata() for line in panel.lines]) for panel in panels]
-    top = max((np.nanmax(y, initial=0.0) for y in drawn), default=0.0) or 1.0
-    seen = [y[y > _DEPTH * top] for y in drawn]
+    drawn = np.concatenate([line.get_ydata() for panel in panels for line in panel.lines])
+    top = np.nanmax(drawn, initial=0.0) or 1.0
     panels[0].set_yscale("log")
-    panels[0].set_ylim(min(y.min(initial=top) for y in seen) / 1.8, top * 1.8)
+    panels[0].set_ylim(drawn[drawn > _DEPTH * top].min(initial=top) / 1.8, top * 1.8)
     panels[0].set_xlim(-3, 103)
     panels[0].set_xticks([0, 50, 100], ["0", "50", "100 %"])
     figure.supylabel("singular value", fontsize="medium")
@@ -88,10 +82,12 @@ def draw_spectra(spectra: Sequence[LayerSpectrum], title: str) -> Figure:
         for panel in panels
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(
-        labels.values(), labels.keys(), loc="outside upper center", ncols=3, fontsize="small",
-        title=title, title_fontsize="large",
-    )  # fmt: skip
+    style: dict[str, Any] = {
+        "loc": "outside upper center",
+        "fontsize": "small",
+        "title_fontsize": "large",
+    }
+    figure.legend(labels.values(), labels.keys(), title=title, ncols=3, **style)
     return figure
 
 
@@ -113,14 +109,10 @@ def _draw_layer(panel: Axes, layer: LayerSpectrum) -> None:
         at = np.unique([*ends, *(n - 1 - ends), *np.linspace(0, n - 1, 200).astype(int)])
         values = np.where(found.values > 0, found.values, np.nan)  # a logarithmic axis has no 0
         panel.plot(100 * share[at] / max(1, found.count - 1), values[at], style, **more)
-    if layer.best.reshaped_norm > 0:
-        panel.axhline(
-            layer.best.reshaped_norm, color=_KERNEL, linewidth=1.1, linestyle=(0, (1, 1.5)),
-            label="norm of the reshaped kernel",
-        )  # fmt: skip
+    if (norm := layer.best.reshaped_norm) > 0:
+        dotted: dict[str, Any] = {"color": _KERNEL, "linewidth": 1.1, "linestyle": (0, (1, 1.5))}
+        panel.axhline(norm, label="norm of the reshaped kernel", **dotted)
     name = layer.name if len(layer.name) <= 24 else "…" + layer.name[-23:]  # ends tell them apart
     panel.set_title(name, fontsize=8, pad=3)
-    panel.text(
-        0.04, 0.05, f"σ max {layer.norm:.3g}\n{layer.ratio:.2f} times ‖K‖",
-        transform=panel.transAxes, fontsize=6.5,
-    )  # fmt: skip
+    text = f"σ max {layer.norm:.3g}\n{layer.ratio:.2f} times ‖K‖"
+    panel.text(0.04, 0.05, text, transform=panel.transAxes, fontsize=6.5)

@@ -67,8 +67,7 @@ class LayerSpectrum:
     def best(self) -> SingularValues:
         """With the layer's own padding, if that was asked for."""
         found = self.own or self.circular
-        if found is None:
-            raise AttributeError("nothing was asked for")
+        assert found is not None, "one of the two is always asked for"  # noqa: S101
         return found
 
     @property
@@ -94,27 +93,28 @@ class LayerSpectrum:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the long list of all circular values, as `json` writes it."""
-        circular = None if self.circular is None else self.circular.to_dict()
-        if self.circular is not None and circular is not None:
-            values = circular.pop("values")
-            circular |= {"largest": values[0], "smallest_found": values[-1]}
+        parts: dict[str, Any] = {
+            name: None if (found := getattr(self, name)) is None else found.to_dict()
+            for name in ("own", "circular", "smallest")
+        }
+        if self.circular is not None:
+            values = parts["circular"].pop("values")
+            parts["circular"] |= {"largest": values[0], "smallest_found": values[-1]}
             if self.circular.complete:
-                circular["condition_number"] = _finite(self.circular.condition_number)
-                circular["effective_rank"] = self.circular.effective_rank
+                parts["circular"] |= {
+                    "condition_number": _finite(self.circular.condition_number),
+                    "effective_rank": self.circular.effective_rank,
+                }
         return {
-            "name": self.name,
+            **vars(self),
             "geometry": short_geometry(self.geometry),
             "input_size": list(self.input_size),
             "shape": list(self.shape),
             "norm": self.norm,
             "reshaped_norm": self.best.reshaped_norm,
             "ratio": _finite(self.ratio),
-            "own": None if self.own is None else self.own.to_dict(),
-            "circular": circular,
-            "smallest": None if self.smallest is None else self.smallest.to_dict(),
             "condition_number": _finite(self.condition_number),
-            "seconds": self.seconds,
-            "note": self.note,
+            **parts,
         }
 
 
@@ -166,8 +166,7 @@ def layer_spectra(
     >>> [(layer.name, layer.own.method) for layer in layer_spectra(model, torch.zeros(1, 8, 8))]
     [('0', 'dense'), ('1', 'kernel')]
     """
-    what, remedy = "there is no such boundary", "leave it out for both"
-    one_of("boundary", boundary, Boundaries, what=what, remedy=remedy)
+    one_of("boundary", boundary, Boundaries)
     rows = list(_rows(_inspected(model, x), layers))
     found = []
     for number, (name, geometry, size) in enumerate(rows):
@@ -176,11 +175,10 @@ def layer_spectra(
         began = time.perf_counter()
         layer = functools.reduce(getattr, name.split(".") if name else (), model)
         asked: dict[str, dict[str, Any]] = {}
-        some = min(k, *operator_shape(geometry, size, circular=False))
         if boundary != "circular":
-            asked["own"] = {"k": some}
-        if boundary != "circular" and smallest:
-            asked["smallest"] = {"k": 1, "which": "smallest"}
+            asked["own"] = {"k": min(k, *operator_shape(geometry, size, circular=False))}
+            if smallest:
+                asked["smallest"] = {"k": 1, "which": "smallest"}
         if boundary != "own":
             asked["circular"] = {"boundary": "circular"}
         values: dict[str, Any] = {}
@@ -237,40 +235,29 @@ def _rows(
 
 def spectra_table(spectra: Sequence[LayerSpectrum]) -> TextTable:
     """Return the table, one line for each layer; ° marks what is known on a circle only."""
-
-    def number(value: float, mark: str = "") -> str:
-        return "" if math.isnan(value) else f"{value:.4g}{mark}"
-
     rows = []
     for layer in spectra:
         least, condition_number, mark = layer.smallest, layer.condition_number, ""
         if least is None and layer.circular is not None and layer.circular.complete:
             least, mark = layer.circular, "°"
             condition_number = least.condition_number
-        rows.append(
-            (
-                printable(layer.name),
-                "×".join(map(str, layer.input_size)),
-                "×".join(map(str, layer.shape)),
-                number(layer.norm, "" if layer.own else "°"),
-                "" if least is None else number(float(least.values[-1]), mark),
-                number(condition_number, mark),
-                number(layer.best.reshaped_norm),
-                number(layer.ratio),
-                layer.best.method,
-            )
-        )
-    titles = ("layer", "in", "A", "σ max", "σ min", "cond.", "‖K‖", "ratio", "method")
-    spare = {"in": 2, "A": 3, "method": 1}
+        ends = [f"{layer.norm:.4g}" + "°" * (layer.own is None), "", ""]
+        if least is not None:
+            ends[1:] = f"{least.values[-1]:.4g}{mark}", f"{condition_number:.4g}{mark}"
+        size = "×".join(map(str, layer.input_size))
+        kernel, method = f"{layer.best.reshaped_norm:.4g}", layer.best.method
+        rows.append((printable(layer.name), size, *ends, kernel, method))
+    titles = ("layer", "in", "σ max", "σ min", "cond.", "‖K‖", "method")
+    spare = {"in": 2, "method": 1}
     columns = tuple(
-        Column(title, cells, right=title in titles[3:8], spare=spare.get(title, 0))
+        Column(title, cells, right=title in titles[2:6], spare=spare.get(title, 0))
         for title, cells in zip(titles, zip(*rows, strict=True), strict=True)
     )
     notes = [
         "σ max: how far the layer stretches an input at most; cond.: σ max to σ min; ‖K‖: the norm "
-        "of the reshaped kernel, as torch.nn.utils.spectral_norm takes it; ratio: σ max to ‖K‖."
+        "of the reshaped kernel, as torch.nn.utils.spectral_norm takes it."
     ]
-    if any("°" in cell for row in rows for cell in row[3:]):
+    if any("°" in cell for row in rows for cell in row[2:]):
         notes.append("°: of the layer on a circle.")
     notes += [f"{layer.name}: {layer.note}" for layer in spectra if layer.note]
     return TextTable(columns, tuple(notes))

@@ -60,7 +60,7 @@ class SingularValues:
     values : NumPy array of float64
         In descending order, each as often as it occurs.
     method : {"zero", "kernel", "fourier", "dense", "lanczos", "inverse"}
-        How they were obtained; `explanation` says it in a sentence.
+        How they were obtained; printed, it is a sentence.
     residual : float
         How far any of them may be from a true singular value, divided by the largest one. Of the
         iterations it is measured: the largest ``‖A* u − σ v‖ / σ_max`` with ``A v = σ u`` and unit
@@ -100,11 +100,6 @@ class SingularValues:
     note: str = ""
 
     @property
-    def explanation(self) -> str:
-        """The method in a sentence."""
-        return METHODS[self.method]
-
-    @property
     def measured(self) -> bool:
         """Whether the residual was measured; else it is a bound of theory."""
         return self.method in ("lanczos", "inverse")
@@ -120,21 +115,17 @@ class SingularValues:
         return len(self.values) == self.count
 
     @property
-    def threshold(self) -> float:
-        """Below it a value may well be 0: what NumPy's ``matrix_rank`` takes, ``max(shape) eps σ``.
+    def zero(self) -> float:
+        """How small, relative to the largest, a value may be and still not be 0.
 
-        Or the residual, where that is larger.
+        ``max(shape) eps``, as for NumPy's ``matrix_rank``, or the residual where that is larger.
         """
-        return _zero(self) * float(self.values.max(initial=0.0))
+        return max(max(self.shape) * float(np.finfo(np.float64).eps), self.residual)
 
-    def rank(self, relative: float | None = None) -> int:
-        """Return how many values are above ``relative`` times the largest, if all are known.
-
-        By default above what rounding may leave of a 0 (`threshold`).
-        """
+    def rank(self) -> int:
+        """Return how many values are above what rounding may leave of a 0, if all are known."""
         self._check_complete("the rank")
-        limit = self.threshold if relative is None else relative * float(self.values[0])
-        return int(np.count_nonzero(self.values > limit))
+        return int(np.count_nonzero(self.values > self.zero * self.values[0]))
 
     @property
     def effective_rank(self) -> float:
@@ -181,12 +172,12 @@ class SingularValues:
         how_many = f"{len(self.values)} of {self.count}"
         if not self.complete:
             how_many = f"the {len(self.values)} {self.which} of {self.count}"
+        known = "measured" if self.measured else "by theory"
         lines = [
             f"{how_many} singular values of a {rows} × {columns} operator, "
             f"from {self.values[0]:.6g} to {self.values[-1]:.6g}",
-            f"{self.method}: {self.explanation}",
-            f"relative error at most {self.residual:.1e}, "
-            + ("measured" if self.measured else "by theory"),
+            f"{self.method}: {METHODS[self.method]}",
+            f"relative error at most {self.residual:.1e}, {known}",
         ]
         if self.complete or self.which == "largest":
             times = float(self.values[0]) / self.reshaped_norm if self.reshaped_norm else 1.0
@@ -228,7 +219,14 @@ def _find(
     circular = boundary == "circular"
     shape = operator_shape(own, size, circular=circular)
     _check(k, shape, boundary, which, tolerance)
-    filters = _filters(reading.layer)
+    given = as_numpy(reading.layer.filters, "filters")
+    filters = given.astype(np.result_type(given.dtype, np.float64))
+    if not np.isfinite(filters).all():
+        raise DtypeError(
+            "the filters hold NaN or infinity, and have no singular values",
+            where="filters",
+            remedy="look for where training diverged",
+        )
     facts: dict[str, Any] = {"shape": shape, "reshaped_norm": reshaped_norm(filters)}
     rolled = circular and own.transposed
     moved = circular_geometry(own, size) if circular and not rolled else own
@@ -318,35 +316,12 @@ def _factors_bytes(
     return 2.0 * min(shape) * min(band * wraps, side) * itemsize
 
 
-def _filters(layer: ConvLayer) -> Filters:
-    """Return the filters in float64 or complex128."""
-    given = as_numpy(layer.filters, "filters")
-    filters = given.astype(np.result_type(given.dtype, np.float64))
-    if np.isfinite(filters).all():
-        return filters
-    raise DtypeError(
-        "the filters hold NaN or infinity, and have no singular values",
-        where="filters",
-        expected="finite numbers",
-        remedy="look for where training diverged",
-    )
-
-
 def _check(k: object, shape: tuple[int, int], boundary: object, which: object, end: float) -> None:
     """Raise an `ArgumentError` for a name that there is not, and numbers that nothing fits."""
-    remedy = "the padding of the layer itself is boundary=None"
-    choices = (None, *get_args(Boundary))
-    one_of("boundary", boundary, choices, what="there is no such boundary", remedy=remedy)
-    remedy = "leave it out for the largest"
-    one_of("which", which, Which, what="there is no such which", remedy=remedy)
+    one_of("boundary", boundary, (None, *get_args(Boundary)))
+    one_of("which", which, Which)
     if not 0 <= end < 1:
-        raise ArgumentError(
-            "this is no tolerance",
-            where="tolerance",
-            expected="a number from 0 to 1",
-            got=end,
-            remedy=f"leave it out for {TOLERANCE}",
-        )
+        raise ArgumentError("no tolerance", where="tolerance", expected="from 0 to 1", got=end)
     if k is not None and integer("k", k, least=1) > min(shape):
         raise ArgumentError(
             "the layer has fewer singular values",
@@ -363,16 +338,16 @@ def _check_memory(
     """Raise MemoryBudgetError for all values, and where iterations would keep too many vectors."""
     side = min(shape)
     most = min(int(memory / (3 * itemsize * side)), side // 3)
+    remedy = "fewer of them, boundary='circular' for all of the periodic one, or more memory=..."
     if k is None:
         rows, columns = (n // groups for n in shape)
         raise MemoryBudgetError(
             f"all {side} singular values take the dense matrix, {rows} × {columns}"
-            + (f" for each of {groups} groups" if groups > 1 else ""),
+            + f" for each of {groups} groups" * (groups > 1),
             where="k",
             expected=f"at most {memory:.3g} bytes",
             got=f"{rows * columns * itemsize:.3g} bytes",
-            remedy="k=... for some of them, boundary='circular' for all of the periodic operator, "
-            "or more memory=...",
+            remedy=remedy,
         )
     if k > most:
         raise MemoryBudgetError(
@@ -380,7 +355,7 @@ def _check_memory(
             where="k",
             expected=f"{most} at most",
             got=k,
-            remedy="fewer, boundary='circular' for all of the periodic one, or more memory=...",
+            remedy=remedy,
         )
 
 
@@ -500,8 +475,7 @@ def condition_number(
 ) -> float:
     """Return the largest singular value of a CONV layer to its smallest; infinite if that is 0.
 
-    It counts as 0 below ``max(shape) eps`` times the largest, as for NumPy's ``matrix_rank``, and
-    below the residual with which it was found. Parameters are those of `singular_values`.
+    What counts as 0 is `SingularValues.zero`. Parameters are those of `singular_values`.
 
     Notes
     -----
@@ -529,12 +503,7 @@ def condition_number(
 def condition(largest: float, smallest: SingularValues) -> float:
     """Return the largest value to the smallest; infinite where that cannot be told from 0."""
     least = float(smallest.values[-1])
-    return math.inf if least <= _zero(smallest) * largest else largest / least
-
-
-def _zero(found: SingularValues) -> float:
-    """Return how small, relative to the largest, a value may be and still not be 0."""
-    return max(max(found.shape) * float(np.finfo(np.float64).eps), found.residual)
+    return math.inf if least <= smallest.zero * largest else largest / least
 
 
 def effective_rank(

@@ -1,9 +1,8 @@
 """FC layers with a random weight: Monte Carlo dropout, Concrete Dropout and Bayes by Backprop.
 
 Dropping inputs of an FC layer multiplies rows of its matrix K by Bernoulli variables, dropping
-outputs multiplies columns: a random K. Gal (*Uncertainty in Deep Learning*, 2016, Section 3.4; Gal
-& Ghahramani 2016, arXiv:1506.02158, Section 3) carries this to CONV layers through the patch
-matrix, whose rows are the FC layer's inputs: ``y_n = m_n K diag(z_n)`` for patch n.
+outputs columns. Gal (*Uncertainty in Deep Learning*, 2016, Section 3.4; Gal & Ghahramani 2016,
+arXiv:1506.02158, Section 3) carries this to CONV layers: ``y_n = m_n K diag(z_n)`` for patch n.
 
 The loss is the *mean* negative log-likelihood of the data points plus ``KL / N``, for N data points
 (images, not patches). For dropout, KL is the divergence from a Gaussian prior of standard deviation
@@ -35,6 +34,7 @@ from torch.nn import functional
 from torch.nn.modules.dropout import _DropoutNd
 
 from convfc.errors import ArgumentError, Refusal
+from convfc.frameworks.torch.forms.children import as_parameter
 from convfc.sizes import one_of
 
 Per: TypeAlias = Literal["patch", "image", "call"]
@@ -89,9 +89,9 @@ class RandomLinear(nn.Module):
         """Return the shape of random numbers for rows of this width that broadcasts against x."""
         if self.per == "patch":
             return (*x.shape[:-1], width)
-        if self.per == "image":
-            return (x.shape[0], *(1,) * (x.dim() - 2), width) if x.dim() > 1 else (width,)
-        return (width,)
+        if self.per == "call" or x.dim() == 1:
+            return (width,)
+        return (len(x), *(1,) * (x.dim() - 2), width)
 
 
 def draws(module: nn.Module) -> bool:
@@ -104,8 +104,8 @@ def check_number(
 ) -> None:
     """Raise if a number is negative, or 0 where it is to be ``positive``, or not below another."""
     if not (value > 0 if positive else value >= 0) or not value < below:
-        rule = f"{'above' if positive else 'at least'} 0"
-        rule += "" if math.isinf(below) else f" and below {below:g}"
+        rule = "above 0" if positive else "at least 0"
+        rule += f" and below {below:g}" * math.isfinite(below)
         raise ArgumentError("a number out of range", where=name, expected=rule, got=value)
 
 
@@ -276,9 +276,8 @@ class ConcreteDropoutLinear(DropoutLinear):
         return self.rate.item()
 
     def _kept(self, shape: tuple[int, ...]) -> Tensor:
-        keep = RelaxedBernoulli(
-            self.logit.new_tensor(self.temperature), logits=-self.logit, validate_args=False
-        )
+        temperature = self.logit.new_tensor(self.temperature)
+        keep = RelaxedBernoulli(temperature, logits=-self.logit, validate_args=False)
         return keep.rsample(shape) / (1 - self.rate)
 
 
@@ -328,18 +327,16 @@ class GaussianLinear(RandomLinear):
         if not isinstance(prior, Distribution):
             check_number("prior", prior)
         elif prior.batch_shape or prior.event_shape:
-            raise ArgumentError(
-                "the prior is not of a single weight",
-                where="prior",
-                expected="a distribution of a single number",
-                got=f"batch_shape {prior.batch_shape}, event_shape {prior.event_shape}",
-            )
+            shapes = f"batch_shape {prior.batch_shape}, event_shape {prior.event_shape}"
+            raise ArgumentError("the prior is not of a single weight", where="prior", got=shapes)
         self.prior = prior
         start = math.log(math.expm1(initial_std))
         self.weight_mean = linear.weight
-        self.weight_rho = _like(linear.weight, start)
         self.bias_mean = linear.bias
-        self.bias_rho = None if linear.bias is None else _like(linear.bias, start)
+        self.weight_rho, self.bias_rho = (
+            None if mean is None else as_parameter(torch.full_like(mean, start), mean)
+            for mean in (linear.weight, linear.bias)
+        )
 
     def _moments(self) -> list[tuple[Tensor, Tensor]]:
         """Return mean and standard deviation of the weight, and of the bias if there is one."""
@@ -400,9 +397,3 @@ class GaussianLinear(RandomLinear):
         """Return sizes, prior and what shares a draw."""
         f, k = self.weight_mean.shape
         return f"in_features={k}, out_features={f}, prior={self.prior}, per={self.per!r}"
-
-
-def _like(parameter: Tensor, value: float) -> nn.Parameter:
-    """Return a parameter of the same shape, filled, that trains if the other one does."""
-    filled = torch.full_like(parameter, value, memory_format=torch.contiguous_format)
-    return nn.Parameter(filled.detach(), requires_grad=parameter.requires_grad)

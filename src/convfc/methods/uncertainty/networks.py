@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from convfc.convert import to_fc
-from convfc.errors import ArgumentError, NothingToConvert, UnsupportedLayer
+from convfc.errors import ArgumentError, NothingToConvert, Refusal, UnsupportedLayer
 from convfc.frameworks.torch.forms.children import as_parameter, plain_linear
 from convfc.frameworks.torch.forms.factors import linear_obstacle
 from convfc.frameworks.torch.forms.patch import PatchConv
@@ -114,7 +114,7 @@ def to_bayesian(model: nn.Module, method: Method, *, where: Where = None, **opti
         raise NothingToConvert(
             "no layer is chosen that could have a random weight",
             where="model" if where is None else "where",
-            expected="a CONV layer or an nn.Linear" + ("" if where else " before the last one"),
+            expected="a CONV layer or an nn.Linear" + " before the last one" * (where is None),
             remedy="name the layers with where=",
         )
     new: dict[int, nn.Module] = {}
@@ -185,12 +185,8 @@ def sample(model: nn.Module, seed: int = 0) -> Any:
 def mean_network(model: nn.Module) -> Any:
     """Return the network of the mean weights: a plain FC form, for `convfc.to_conv`.
 
-    It computes what the network with random weights computes in evaluation mode.
-
-    Raises
-    ------
-    NothingToConvert
-        If the network has no random layer.
+    It computes what the network with random weights computes in evaluation mode. Errors are those
+    of `sample`.
 
     Examples
     --------
@@ -226,7 +222,6 @@ def random_layers(model: nn.Module) -> dict[str, RandomLinear]:
         raise NothingToConvert(
             "the network has no random layer of convfc",
             where=type(model).__name__,
-            expected="a network made by to_bayesian",
             remedy="make one: convfc.methods.uncertainty.to_bayesian(model, 'dropout')",
         )
     return found
@@ -257,14 +252,14 @@ def _check_plain(name: str, linear: nn.Module, owners: Mapping[int, list[tuple[i
     """Refuse what is not a plain FC layer with a weight of its own."""
     blocked = linear_obstacle(linear) if isinstance(linear, nn.Linear) else None
     if not isinstance(linear, nn.Linear) or blocked is not None:
+        blocked = blocked or Refusal(
+            "its FC part is not an nn.Linear", "take the model back first, with convfc.to_conv"
+        )
         raise UnsupportedLayer(
-            f"its weight cannot be made random: {blocked.reason}"
-            if blocked
-            else "its FC part is not an nn.Linear",
+            f"its weight cannot be made random: {blocked.reason}",
             where=_place(name),
-            expected="a plain nn.Linear",
             got=type(linear).__name__,
-            remedy=blocked.remedy if blocked else "take the model back first, with convfc.to_conv",
+            remedy=blocked.remedy,
         )
     shared = [who for p in linear.parameters() for key, who in owners[id(p)] if key != id(linear)]
     if shared:
@@ -284,11 +279,9 @@ def _plain(model: nn.Module, read: Callable[[Any], tuple[Tensor, Tensor | None]]
     new: dict[int, nn.Module] = {}
     with torch.no_grad():
         for layer in layers.values():
-            weight, bias = read(layer)
-            trains = next(layer.parameters())
-            linear = plain_linear(
-                as_parameter(weight, trains), None if bias is None else as_parameter(bias, trains)
-            )
+            (weight, bias), trains = read(layer), next(layer.parameters())
+            bias = None if bias is None else as_parameter(bias, trains)
+            linear = plain_linear(as_parameter(weight, trains), bias)
             new[id(copies[id(layer)])] = linear.train(layer.training)
     return exchange(copied, new)
 

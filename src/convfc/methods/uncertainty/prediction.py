@@ -8,7 +8,7 @@ can reduce (epistemic; Houlsby et al. 2011 call it BALD).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -98,9 +98,8 @@ def predict(
 ) -> Prediction:
     """Predict with many draws of a classifier's random weights.
 
-    Random layers and every kind of PyTorch's dropout draw; the rest, such as BatchNorm, is in
-    evaluation mode. Modes, and the states of the random number generators, are restored. A native
-    dropout network, or one that another library made random, works too.
+    Random layers and every kind of PyTorch's dropout draw, also in networks that are not convfc's;
+    the rest, such as BatchNorm, is in evaluation mode. Modes and random generators are restored.
 
     Parameters
     ----------
@@ -150,29 +149,32 @@ def predict(
             raise ArgumentError("a count below one", where=name, expected="1 or more", got=value)
     if len(x) == 0:
         raise ShapeError("no images", where="x", expected="(n, ...) with n >= 1", got=(*x.shape,))
-    show = _Bar() if progress is True else progress
+    numbers: Iterable[int] = range(samples)
+    if progress is True:
+        from rich.progress import track
+
+        numbers = track(numbers, "draws", transient=True)
     total: Any = 0.0
     entropy: Any = 0.0
     kept: list[Tensor] = []
-    first: Tensor | None = None
     with in_mode(model, draws), torch.no_grad():
-        for number in range(samples):
+        for number in numbers:
             drawn = _one_draw(model, x.split(batch_size), seed + number)
-            if number == 1 and first is not None and torch.equal(first, drawn):
+            if number == 1 and torch.equal(kept[0], drawn):
                 raise NothingToConvert(
                     "two draws are the same: nothing in the network is random",
                     where=type(model).__name__,
                     remedy="make it random with convfc.methods.uncertainty.to_bayesian, or ask for "
                     "one sample",
                 )
-            first = drawn if number == 0 else first
-            p = _log_probabilities(drawn.double(), output).exp()
+            if keep or not kept:
+                kept.append(drawn)
+            y = drawn.double()
+            p = torch.log_softmax(y.log() if output == "probabilities" else y, dim=1).exp()
             total = total + p
             entropy = entropy + _entropy(p)
-            if keep:
-                kept.append(drawn)
-            if show:
-                show(number + 1, samples)
+            if callable(progress):
+                progress(number + 1, samples)
     return Prediction._from_sums(total, entropy, samples, torch.stack(kept) if keep else None)
 
 
@@ -197,25 +199,3 @@ def _one_draw(model: nn.Module, batches: tuple[Tensor, ...], seed: int) -> Tenso
             )
         outputs.append(y.cpu())
     return torch.cat(outputs)
-
-
-def _log_probabilities(y: Tensor, output: Output) -> Tensor:
-    """Return logarithms of probabilities that sum to 1."""
-    return torch.log_softmax(y.log() if output == "probabilities" else y, dim=1)
-
-
-class _Bar:
-    """A bar of rich that starts with the first draw and ends with the last."""
-
-    def __init__(self) -> None:
-        from rich.progress import Progress as Bar
-
-        self._bar = Bar(transient=True)
-
-    def __call__(self, done: int, count: int) -> None:
-        if done == 1:
-            self._bar.start()
-            self._task = self._bar.add_task("draws", total=count)
-        self._bar.update(self._task, completed=done)
-        if done == count:
-            self._bar.stop()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import rankdata
+from scipy.stats import mannwhitneyu
 
 from convfc.errors import ArgumentError, NothingToConvert, ShapeError
 from convfc.extras import needing
@@ -204,12 +204,9 @@ def out_of_distribution_auroc(inside: ArrayLike, outside: ArrayLike) -> float:
     familiar, foreign = np.asarray(inside, np.float64), np.asarray(outside, np.float64)
     for name, values in (("inside", familiar), ("outside", foreign)):
         if values.ndim != 1 or not len(values):
-            raise ShapeError(
-                "not a vector of scores", where=name, expected="(n,)", got=values.shape
-            )
-    ranks = rankdata(np.concatenate([familiar, foreign]))[len(familiar) :]
-    smaller = ranks.sum() - len(foreign) * (len(foreign) + 1) / 2
-    return float(smaller / (len(familiar) * len(foreign)))
+            raise ShapeError("not a vector of scores", where=name, got=values.shape)
+    larger = mannwhitneyu(foreign, familiar, method="asymptotic").statistic
+    return float(larger / (len(familiar) * len(foreign)))
 
 
 def _checked(probabilities: ArrayLike, labels: ArrayLike) -> tuple[Numbers, Any]:

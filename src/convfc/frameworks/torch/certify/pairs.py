@@ -32,7 +32,7 @@ from convfc.frameworks.torch.forms.calls import Convolution, convolution_of
 from convfc.frameworks.torch.forms.form import Unrolled, form_of, linear_of, unrolled_of
 from convfc.frameworks.torch.forms.patch import PatchConv, by_matrix
 from convfc.frameworks.torch.forms.weight import steps_of
-from convfc.frameworks.torch.matrix import matrix_tensor, matrix_values
+from convfc.frameworks.torch.matrix import fold, matrix_tensor, matrix_values
 from convfc.frameworks.torch.read import geometry_of, obstacle, own_forward
 from convfc.frameworks.torch.running import deep_copy
 from convfc.frameworks.torch.tensors import (
@@ -45,15 +45,14 @@ from convfc.frameworks.torch.tensors import (
 )
 from convfc.frameworks.torch.unrolled.back import bias_of
 from convfc.frameworks.torch.unrolled.entries import (
-    Held,
     differing,
     first_wrong,
-    fold,
     held_by,
     likely_filters,
     values_in,
 )
 from convfc.geometry import ConvGeometry
+from convfc.operators.nearest import Entries
 
 _NOT_PLAIN = "one side is more than a plain layer"
 
@@ -620,5 +619,5 @@ def _changed(matrix: Tensor, record: Unrolled, change: Numbers) -> Tensor:
     return torch.where(right, made, whole)
 
 
-def _filters(held: Held, record: Unrolled) -> Tensor:
+def _filters(held: Entries, record: Unrolled) -> Tensor:
     return likely_filters(held.values, record.pattern, record.filters_of(record.weight))

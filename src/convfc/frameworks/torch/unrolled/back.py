@@ -13,11 +13,10 @@ from convfc.frameworks.torch.forms.children import as_parameter, is_hooked, move
 from convfc.frameworks.torch.forms.factors import Product, chain_of
 from convfc.frameworks.torch.forms.form import ATTRIBUTE, Unrolled, linear_of, unrolled_of
 from convfc.frameworks.torch.forms.formats import channels_last, in_format
-from convfc.frameworks.torch.matrix import matrix_values
+from convfc.frameworks.torch.matrix import fold, matrix_values
 from convfc.frameworks.torch.places import Shared
 from convfc.frameworks.torch.unrolled.entries import (
     first_wrong,
-    fold,
     held_by,
     likely_filters,
     numpy_has,

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
-
 import torch
 from torch import Tensor
 
 from convfc.arrays import as_numpy
-from convfc.frameworks.torch import matrix as along
-from convfc.frameworks.torch.matrix import matrix_values, places
-from convfc.operators.nearest import Entries, Sets, Wrong, read_entries, taps_read, wrong_entry
+from convfc.frameworks.torch.matrix import fold, matrix_values, places
+from convfc.operators.nearest import Entries, Sets, Wrong, read_entries, wrong_entry
 from convfc.operators.pattern import MatrixPattern
 
-Held: TypeAlias = Entries
-"""Entries whose values are a tensor."""
 
-
-def held_by(matrix: Tensor, pattern: MatrixPattern) -> Held:
-    """Read a matrix."""
+def held_by(matrix: Tensor, pattern: MatrixPattern) -> Entries:
+    """Read a matrix; the values are a tensor."""
     matrix = matrix.detach()
     values = values_in(matrix, pattern)
     if torch.count_nonzero(values) == torch.count_nonzero(matrix):
@@ -45,11 +39,6 @@ def numpy_has(matrix: Tensor) -> Tensor:
     return matrix.float() if matrix.dtype is torch.bfloat16 else matrix
 
 
-def fold(values: Tensor, pattern: MatrixPattern) -> Tensor:
-    """Return the gradient of the filters, of the gradient of the entries."""
-    return along.fold(values, pattern)
-
-
 def likely_filters(values: Tensor, pattern: MatrixPattern, known: Tensor) -> Tensor:
     """Return the filters ``(f, *kernel, c / groups)`` of a matrix that is, or was, a convolution's.
 
@@ -66,11 +55,13 @@ def likely_filters(values: Tensor, pattern: MatrixPattern, known: Tensor) -> Ten
 
 def with_unread(filters: Tensor, pattern: MatrixPattern, known: Tensor) -> Tensor:
     """Return filters with known weights where a tap reads nothing but padding."""
-    read = torch.from_numpy(taps_read(pattern)).to(filters.device)
-    return torch.where(read[..., None], filters, known.detach().to(filters))
+    read = fold(torch.ones(pattern.nonzeros, device=filters.device), pattern) > 0
+    return torch.where(read, filters, known.detach().to(filters))
 
 
-def first_wrong(held: Held, expected: Tensor, pattern: MatrixPattern) -> tuple[Wrong | None, int]:
+def first_wrong(
+    held: Entries, expected: Tensor, pattern: MatrixPattern
+) -> tuple[Wrong | None, int]:
     """Return the first entry that is not as expected, and how many more there are at least."""
     wrong = differing(held.values, expected)
     first = wrong_entry(held, wrong.cpu().numpy(), expected, pattern)
