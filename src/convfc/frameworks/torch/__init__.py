@@ -15,6 +15,7 @@ from convfc.frameworks.torch.convert.heads import to_fully_convolutional
 from convfc.frameworks.torch.convert.optimizers import convert_optimizer_state
 from convfc.frameworks.torch.convert.to_conv import to_conv
 from convfc.frameworks.torch.convert.to_fc import to_fc, unroll
+from convfc.frameworks.torch.export import fc_decompositions
 from convfc.frameworks.torch.forms.grouped import GroupedLinear
 from convfc.frameworks.torch.forms.patch import PatchConv
 from convfc.frameworks.torch.inspection import inspect
@@ -25,6 +26,7 @@ __all__ = [
     "GroupedLinear",
     "PatchConv",
     "convert_optimizer_state",
+    "fc_decompositions",
     "inspect",
     "order_of",
     "owns",
