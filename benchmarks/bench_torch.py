@@ -1,7 +1,8 @@
 """A CONV layer of PyTorch and the same layer after ``convfc.to_fc``: time and memory.
 
 Forward pass (without gradients) and training step (forward pass, and the gradients of input, weight
-and bias) of seven layers in float32, against the native layer in the better of its two memory
+and bias) of seven layers in float32: as converted, with ``product="matrix"``, and with a module in
+the place of the FC layer. They stand against the native layer in the better of its two memory
 formats, and against what else computes a convolution as a matrix product: ``torch.nn.functional.
 unfold`` and ``matmul``, unfoldNd, and einconv. All ways take turns, call by call. Each is compared
 with float64 first and has to stay within the rounding bound.
@@ -129,16 +130,16 @@ def ways_of(layer: tuple[int, ...]) -> dict[str, Way]:
     torch.manual_seed(0)
     conv = nn.Conv2d(c, f, k, stride=s, padding=p)
     contiguous = torch.randn(b, c, size, size)
-    fc = convfc.to_fc(conv)
-    swapped = convfc.to_fc(conv)
-    swapped.fc = copy.deepcopy(fc.fc)
+    swapped, matrix = convfc.to_fc(conv), convfc.to_fc(conv, product="matrix")
     swapped.fc.__class__ = Swapped
     ways: dict[str, Way] = {}
     for memory, memory_format in FORMATS.items():
         x = contiguous.to(memory_format=memory_format).requires_grad_()
         native = copy.deepcopy(conv).to(memory_format=memory_format)
         ways[f"native {memory}"] = (native, (x, native.weight, native.bias))
+        fc = convfc.to_fc(native)
         ways[f"convfc {memory}"] = (fc, (x, fc.fc.weight, fc.fc.bias))
+        ways[f"matrix {memory}"] = (matrix, (x, matrix.fc.weight, matrix.fc.bias))
     ways["swapped"] = (swapped, (x, swapped.fc.weight, swapped.fc.bias))
     x = contiguous.clone().requires_grad_()
     weight, bias = conv.weight, conv.bias
@@ -217,8 +218,7 @@ def checked(name: str, found: tuple[Tensor, ...], expected: list[tuple[Tensor, T
     """Stop when a way does not compute the layer: its time would say nothing."""
     for tensor, (value, bound) in zip(found, expected, strict=True):
         if tensor.ndim == 2:  # an FC weight's gradient
-            f, c, k, _ = value.shape
-            tensor = tensor.reshape(f, k, k, c).permute(0, 3, 1, 2)  # noqa: PLW2901
+            tensor = tensor.reshape(value.shape)  # noqa: PLW2901
         if tensor.shape != value.shape or bool(((tensor - value).abs() > bound).any()):
             raise SystemExit(f"{name} does not compute this layer")
 
@@ -232,18 +232,19 @@ def better(row: dict[str, Any], kind: str, figure: str, who: str) -> tuple[float
 
 def table_of(rows: list[dict[str, Any]], kind: str, figure: str) -> tuple[str, Any, Any]:
     """Return the times to the native layer's as a table, with their geometric means."""
-    columns = ["layer", "native, ms", "in", "convfc", "in", *RIVALS]
+    columns = ["layer", "native, ms", "in", "convfc", "M K", "in", *RIVALS]
     lines, ratios = [], []
     for row in rows:
         native, native_format = better(row, kind, figure, "native")
-        ours, our_format = better(row, kind, figure, "convfc")
-        taken = [ours, *(row[kind][name][figure] for name in RIVALS)]
+        ours, _ = better(row, kind, figure, "convfc")
+        product, its_format = better(row, kind, figure, "matrix")
+        taken = [ours, product, *(row[kind][name][figure] for name in RIVALS)]
         ratios.append([time / native for time in taken])
         shown = [ratio(time, native) for time in taken]
-        line = [name_of(row["layer"]), milliseconds(native), native_format, shown[0], our_format]
-        lines.append([*line, *shown[1:]])
+        line = [name_of(row["layer"]), milliseconds(native), native_format, *shown[:2], its_format]
+        lines.append([*line, *shown[2:]])
     means = [ratio(statistics.geometric_mean(column), 1) for column in zip(*ratios, strict=True)]
-    lines.append(["geometric mean", "", "", means[0], "", *means[1:]])
+    lines.append(["geometric mean", "", "", *means[:2], "", *means[2:]])
     names = {"forward": "Forward pass", "step": "Training step"}
     return (f"{names[kind]}: time to the native layer's, {FIGURES[figure]}", columns, lines)
 

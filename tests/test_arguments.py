@@ -53,7 +53,7 @@ WRONG: dict[str, list[tuple[Callable[[], Any], str]]] = {
         (lambda: convfc.singular_values(CONV, (6, 6), which="all"), "which: no such"),
     ],
     "spectral_norm": [
-        (lambda: spectrum.spectral_norm(CONV, (6, 6), boundary="zero"), "boundary: no such"),
+        (lambda: spectrum.spectral_norm(CONV, (6, 6), steps=0), "steps: a size is too small"),
     ],
     "condition_number": [
         (lambda: spectrum.condition_number(CONV, (6, 6), boundary=1), "boundary: no such"),
@@ -149,11 +149,12 @@ ELSEWHERE = {
     },
     "models and layers alone": {
         *("convert_optimizer_state", "inspect", "to_fully_convolutional", "unroll", "verify"),
-        *("kl", "learned_rates", "mean_network", "sample"),
+        *("kl", "learned_rates", "lipschitz_bound", "mean_network", "sample"),
     },
     "results, which nobody but convfc makes": {
         *("Certificate", "Inspection", "Calibration", "Prediction", "LayerSpectrum", "Morph"),
         *("SingularValues", "Factored", "IdentityStart", "ParallelSum", "RandomLinear"),
+        "LipschitzBound",
         "reliability_figure",
     },
 }

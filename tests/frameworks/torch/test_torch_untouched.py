@@ -1,4 +1,4 @@
-"""While nothing has touched the FC layers, a converted model trains as the CNN does, bit for bit."""
+"""While nothing has touched the FC layers, a model trains as the CNN does, bit for bit."""
 
 from __future__ import annotations
 

@@ -87,6 +87,8 @@ class SingularValues:
     dense: LAPACK's SVD of the whole matrix
     relative error at most 1.0e-15, by theory
     norm of the reshaped kernel 1.25: the layer's is 1.6 times as large
+    >>> float(np.sum(found)), len(found)
+    (3.5, 3)
     >>> found.rank(), found.condition_number, round(found.effective_rank, 2)
     (3, 4.0, 2.6)
     """
@@ -98,6 +100,17 @@ class SingularValues:
     reshaped_norm: float
     which: Which = "largest"
     note: str = ""
+
+    def __float__(self) -> float:
+        """Return the one value that was asked for with ``k=1``."""
+        return float(self.values.item())
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Values:
+        """Return the values, for functions of NumPy."""
+        return np.array(self.values, dtype=dtype, copy=copy)
+
+    def __len__(self) -> int:
+        return len(self.values)
 
     @property
     def measured(self) -> bool:
@@ -444,26 +457,6 @@ def singular_values(
         return found
     values = found.values[:k] if which == "largest" else found.values[-k:]
     return replace(found, values=values, which=which)
-
-
-def spectral_norm(
-    layer: Any,
-    input_size: Sequence[int],
-    boundary: Boundary | None = None,
-    geometry: ConvGeometry | None = None,
-    **options: Any,
-) -> float:
-    """Return the largest singular value of a CONV layer: its norm, and its Lipschitz constant.
-
-    Parameters are those of `singular_values`.
-
-    Examples
-    --------
-    >>> average = ConvGeometry(1, 1, (3,), padding=1, padding_mode="circular")
-    >>> round(spectral_norm(np.full((1, 3, 1), 1 / 3), (8,), geometry=average), 12)
-    1.0
-    """
-    return float(singular_values(layer, input_size, 1, boundary, geometry, **options).values[0])
 
 
 def condition_number(
