@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 from convfc.errors import UnsupportedLayer
 from convfc.frameworks.torch.forms.calls import by_class
 from convfc.frameworks.torch.forms.form import form_of
-from convfc.frameworks.torch.read import geometry_of, native_class, obstacle
+from convfc.frameworks.torch.read import geometry_of, native_class, obstacle, own_class
 from convfc.frameworks.torch.running import deep_copy, evaluating
 from convfc.methods.spectrum.singular import singular_values
 from convfc.sizes import input_sizes, integer
@@ -219,7 +219,8 @@ def _parts(
         return
     bound, how = _bound_of(module, name, state[0])
     state[0] = module(state[0])
-    yield name or "the model itself", type(module).__name__, bound, how
+    kind = vars(module).get("native") or own_class(module)
+    yield name or "the model itself", kind.__name__, bound, how
 
 
 def _bound_of(module: nn.Module, name: str, x: Tensor) -> tuple[float, str]:
