@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import net
+from networks import net, through_a_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
@@ -268,6 +268,78 @@ def test_a_weight_used_for_another_convolution_is_plain() -> None:
         F.conv2d(x, fc.weight)
 
 
+class Slice(nn.Conv2d):
+    """Convolves with a part of its filters, as slimmable networks do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight[:2], self.bias[:2])
+
+
+class ByLinear(nn.Conv2d):
+    """Computes itself as an FC layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.linear(x.movedim(1, -1), self.weight.flatten(1), self.bias)
+        return y.movedim(-1, 1)
+
+
+@pytest.mark.parametrize("make", [lambda: Slice(3, 6, 3), lambda: ByLinear(3, 6, 1)])
+def test_a_tool_on_a_layer_that_does_not_convolve_with_its_weight_is_refused(
+    make: Callable[[], nn.Module],
+) -> None:
+    model, x = make(), torch.randn(IMAGE)
+    fc = convfc.to_fc(model)
+    assert torch.allclose(fc(x), model(x), atol=1e-6)
+    handle = fc.fc.register_forward_hook(lambda m, args, y: 2 * y)
+    with pytest.raises(UnsupportedLayer, match=r"no plain weight|has not convolved"):
+        fc(x)
+    handle.remove()
+    fc.fc = Wrapper(fc.fc)
+    with pytest.raises(UnsupportedLayer, match=r"no plain weight|has not convolved"):
+        fc(x)
+
+
+@pytest.mark.parametrize("how", ["pruned", "parametrized"])
+def test_a_child_that_computes_its_own_weight_is_called_or_refused(how: str) -> None:
+    plain, own, x = nn.Conv2d(3, 6, 3), Standardised(3, 6, 3), torch.randn(IMAGE)
+    for layer in (plain, own):
+        fc = convfc.to_fc(layer)
+        if how == "pruned":
+            prune.l1_unstructured(fc.fc, "weight", amount=0.5)
+        else:
+            parametrizations.weight_norm(fc.fc)
+        assert not [key for key in fc.state_dict() if not key.startswith("fc.")]
+        if layer is plain:
+            assert fc(x).shape == layer(x).shape
+            assert torch.equal(fc(x), layer(x)) is False
+        else:
+            with pytest.raises(UnsupportedLayer, match="no plain weight"):
+                fc(x)
+
+
+def test_in_inference_mode_and_saved_whole() -> None:
+    model, x = (
+        nn.Sequential(Standardised(3, 6, 3), old_norm(nn.Conv2d(6, 4, 3))),
+        torch.randn(IMAGE),
+    )
+    fc = convfc.to_fc(model)
+    with torch.inference_mode():
+        assert torch.equal(fc(x), model(x))
+        hook = fc[0].fc.register_forward_hook(lambda m, args, y: None)
+        assert torch.allclose(fc(x), model(x), atol=1e-5)
+        hook.remove()
+    again = through_a_file(fc)
+    assert torch.equal(again(x), model(x))
+    assert type(again(x)) is Tensor
+
+
+def test_a_weight_with_two_names_is_refused() -> None:
+    layer = Standardised(3, 6, 3)
+    layer.again = layer.weight
+    with pytest.raises(UnsupportedLayer, match="its weight is also its parameter again"):
+        convfc.to_fc(layer)
+
+
 def test_compiled_and_exported_it_computes_the_same() -> None:
     model, x = nn.Sequential(Standardised(3, 6, 3), nn.ReLU()), torch.randn(IMAGE)
     fc = convfc.to_fc(model)
@@ -275,7 +347,7 @@ def test_compiled_and_exported_it_computes_the_same() -> None:
     exported = torch.export.export(fc, (x,), strict=False).module()
     assert torch.allclose(exported(x), model(x), atol=1e-6)
     fc[0].fc.register_forward_hook(lambda m, args, y: 2 * y)
-    with pytest.raises(UnsupportedLayer, match="no plain weight"):
+    with pytest.raises(UnsupportedLayer, match=r"no plain weight|has not convolved"):
         torch.export.export(fc, (x,), strict=False)
 
 

@@ -85,6 +85,12 @@ def own_forward(module: nn.Module) -> Refusal | None:
 
 def _own_call(module: nn.Module) -> Refusal | None:
     """Return what of a layer is not in its class's forward, which goes with it to another form."""
+    weight = module._parameters.get("weight")
+    twins = (n for n, p in module._parameters.items() if p is weight is not None and n != "weight")
+    if (twin := next(twins, None)) is not None:
+        return Refusal(
+            f"its weight is also its parameter {twin}", "let its forward read one of the two only"
+        )
     name = next((n for n in _METHODS if n in vars(module)), None)
     if name is None and type(module).__call__ is nn.Module.__call__:
         return None

@@ -69,14 +69,18 @@ def survey(fc: nn.Module) -> Survey:
     return Survey(weights if plain else None, biases, hooked, whole, bare)
 
 
-def inner_layer(child: nn.Module, rows: int, columns: int) -> tuple[str, nn.Module] | None:
+def inner_layer(
+    child: nn.Module, size: tuple[int, int], *, computed: bool
+) -> tuple[str, nn.Module] | None:
     """Return the FC layer in what a tool has made of an FC child, and its name there.
 
-    It is the first that has the size of the FC layer, and a weight that is a plain tensor.
+    It is the first that has the size ``(f, k)`` of the FC layer, and a weight that is a plain
+    parameter or, if ``computed``, a tensor that is given to it before every call.
     """
-    size, traced = (rows, columns), transforming()
+    traced = transforming()
     for name, part in child.named_modules():
-        weight: Any = getattr(part, "weight", None) if isinstance(part, FC) else None
+        held = vars(part) if computed else part._parameters
+        weight: Any = held.get("weight") if isinstance(part, FC) else None
         plain = type(weight) in _PLAIN or (traced and isinstance(weight, Tensor))
         if plain and weight.flatten(0, -2).shape == size:
             return name, part

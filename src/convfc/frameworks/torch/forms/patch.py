@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import parametrize
+from torch.utils import _pytree as pytree
 
 from convfc.errors import GeometryError, ShapeError, UnsupportedLayer
 from convfc.frameworks.torch.forms.blocks import conv_by_blocks, conv_by_module
@@ -38,7 +39,7 @@ from convfc.frameworks.torch.forms.formats import (
     native_output_format,
 )
 from convfc.frameworks.torch.forms.grouped import MOST_SEPARATE, GroupedLinear
-from convfc.frameworks.torch.forms.shown import Role, as_shown, weight_of
+from convfc.frameworks.torch.forms.shown import Role, Shown, as_plain, as_shown, weight_of
 from convfc.frameworks.torch.forms.whole import joined_with_gradients, lay_together
 from convfc.frameworks.torch.forms.windows import (
     Axis,
@@ -194,9 +195,11 @@ class PatchConv(nn.Module):
         The FC layer in each of them holds this layer's weight and bias from now on.
         """
         own = self.children_fc
+        for part in fc.modules():
+            if type(part) in FC and "weight" in vars(part):  # that is computed, elsewhere
+                part.register_parameter("weight", nn.Parameter(vars(part).pop("weight")))
         self.fc = fc
         for child, (_, layer) in zip(own, self._inner_layers(), strict=True):
-            vars(layer).pop("weight", None)
             layer.weight, layer.bias = child.weight, child.bias
 
     @property
@@ -237,10 +240,16 @@ class PatchConv(nn.Module):
         return joined_with_gradients(self._plain(self._survey())).flatten(0, -2)
 
     def _survey(self) -> Survey:
-        """Look at the FC children; of one nn.Linear for all groups the weight is none of M's."""
+        """Look at the FC children; of one nn.Linear for all groups the weight is none of M's.
+
+        A weight that a tool has computed before every call is no more the layer's.
+        """
         found = survey(self.fc)
-        other = self.groups > 1 and type(self.fc) is nn.Linear
-        return found._replace(weights=None, bare=False) if other else found
+        if self.groups > 1 and type(self.fc) is nn.Linear:
+            return found._replace(weights=None, bare=False)
+        if found.weights is None and found.bare and not self.is_computed:
+            return found._replace(bare=False)
+        return found
 
     def _plain(self, found: Survey) -> list[Tensor]:
         """Return the weights of the FC children if they are the weight of a CONV layer."""
@@ -281,15 +290,19 @@ class PatchConv(nn.Module):
         return self._shown("bias", _itself)
 
     def _shown(
-        self, name: str, there: Callable[[Tensor], Tensor], *, inside: bool = False
+        self, name: str, there: Callable[[Tensor], Tensor], calls: list[str] | None = None
     ) -> Tensor | None:
-        """Return weight or bias as a user sees it, or, ``inside``, the layer's own forward."""
+        """Return weight or bias as a user sees it; with ``calls``, as the layer's own forward does.
+
+        ``calls`` notes its convolutions.
+        """
+        found, inside = self._survey(), calls is not None
+        touched = not found.bare or found.hooked
+        role = Role(self, name, wrapped=not (found.bare or inside), touched=touched, calls=calls)
         if name == "weight" and self.is_computed:
             steps: Any = self._modules.get("parametrizations")
             weight: Tensor = vars(self)["weight"] if steps is None else steps["weight"]()
-            return as_shown(weight, None, Role(self, name, own=False))
-        found = self._survey()
-        role = Role(self, name, wrapped=not (found.bare or inside))
+            return as_shown(weight, None, role._replace(own=False))
         return self._joined(name, found, there, role, with_gradient=not inside)
 
     def _joined(
@@ -337,7 +350,8 @@ class PatchConv(nn.Module):
         children = self.children_fc
         columns = math.prod(kernel) * (first // self.groups if self.transposed else second)
         rows = (second if self.transposed else first // self.groups) * self.groups
-        found = [inner_layer(child, rows // len(children), columns) for child in children]
+        size = rows // len(children), columns
+        found = [inner_layer(child, size, computed=self.is_computed) for child in children]
         if any(one is None for one in found):
             raise self._not_plain()
         return found  # type: ignore[return-value]
@@ -388,8 +402,18 @@ class PatchConv(nn.Module):
         return y if batched else y.squeeze(0)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # it may do anything
-    def _by_own_forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        y: Tensor = self.as_native().forward(*args, **kwargs)
+    def _by_own_forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the forward of the layer's own class; its convolutions are the FC children's."""
+        native = self.as_native()
+        y = pytree.tree_map_only(Shown, as_plain, native.forward(*args, **kwargs))
+        found = self._survey()
+        if not native._calls and (self._is_wrapped() or found.hooked):
+            raise UnsupportedLayer(
+                "its forward has not convolved with its weight, so that its FC part was not called",
+                where=self.native.__name__,
+                remedy="merge or remove what a tool has put on its FC part, or take the layer back "
+                "with convfc.to_conv",
+            )
         return y
 
     def _untouched(self, found: Survey, x: Tensor) -> bool:
@@ -401,6 +425,7 @@ class PatchConv(nn.Module):
         layer = object.__new__(_stand_in(self.native))
         object.__setattr__(layer, "__dict__", vars(self))
         object.__setattr__(layer, "_patch", self)
+        object.__setattr__(layer, "_calls", [])
         return layer
 
     def __getattr__(self, name: str) -> Any:
@@ -413,9 +438,9 @@ class PatchConv(nn.Module):
                 raise
         return getattr(self.as_native(), name)
 
-    def seen_inside(self, name: str) -> Tensor | None:
+    def seen_inside(self, name: str, calls: list[str]) -> Tensor | None:
         """Return weight or bias as the layer's own forward sees it, in the memory format it had."""
-        return self._shown(name, self._native_weight, inside=True)
+        return self._shown(name, self._native_weight, calls)
 
     def _native_weight(self, matrix: Tensor) -> Tensor:
         """Return an FC weight as the CONV layer's, laid out in memory as that was."""
@@ -437,16 +462,19 @@ class PatchConv(nn.Module):
         ``plain`` is the call with plain tensors. A weight or a bias that is not just the FC
         child's takes the place of it in this call.
         """
-        weight, bias = plain.weight, call.bias
+        weight, bias, asked = plain.weight, call.bias, call.weight._role  # type: ignore[attr-defined]
+        if asked.calls is not None:
+            asked.calls.append("convolution")
         found = self._survey()
         fits = (plain.groups, plain.transposed) == (self.groups, self.transposed)
         fits = fits and weight.numel() == math.prod(self.weight_shape)
-        if self._untouched(found, plain.x) or (found.bare and not fits):
+        plainly = found.bare and not found.hooked
+        if self._untouched(found, plain.x) or (plainly and not fits):
             return plain._replace(weight=self._laid_out(weight)).by_pytorch()
         if not fits:
             raise self._not_plain()
         given: dict[str, Tensor | None] = {}
-        if not call.weight._role.own:  # type: ignore[attr-defined]
+        if not asked.own:
             given["weight"] = self.to_matrix(weight)
         role = getattr(bias, "_role", None)
         mine = bias is self.bias if role is None else (role.layer is self and role.own)
@@ -619,11 +647,11 @@ def _stand_in(cls: Any) -> type[nn.Module]:
             super(made, self).__setattr__(name, value)
 
     body = {
-        "__slots__": ("_patch",),
+        "__slots__": ("_patch", "_calls"),
         "__module__": cls.__module__,
         "__setattr__": set_attribute,
-        "weight": property(lambda self: self._patch.seen_inside("weight")),
-        "bias": property(lambda self: self._patch.seen_inside("bias")),
+        "weight": property(lambda self: self._patch.seen_inside("weight", self._calls)),
+        "bias": property(lambda self: self._patch.seen_inside("bias", self._calls)),
     }
     made: type[nn.Module] = type(cls.__name__, (cls,), body)
     return made

@@ -27,13 +27,16 @@ class Role(NamedTuple):
     """Of which layer a tensor is the weight or the bias.
 
     ``own`` says that it is just what the FC child holds, and not computed from it; ``wrapped`` that
-    a tool has wrapped the FC child, so that nothing but a convolution knows what to do with it.
+    a tool has wrapped the FC child, so that nothing but a convolution knows what to do with it;
+    ``touched`` that calls of the FC child matter. ``calls`` notes the convolutions of a forward.
     """
 
     layer: Any
     name: str
     own: bool = True
     wrapped: bool = False
+    touched: bool = False
+    calls: list[str] | None = None
 
 
 class Shown(Tensor):
@@ -63,14 +66,14 @@ class Shown(Tensor):
             role = getattr(call.weight, "_role", None) if call else None
             if call and role and role.name == "weight":
                 return role.layer.convolve(func, call, convolution_of(func, args, kwargs))
-            versions = {key: t._version for key, t in plain.items()}
+            versions = {key: _version(t) for key, t in plain.items()}
             if func == _SET_DATA and id(given[0][0]) in held:
                 args[0].detach().copy_(args[1])
                 result = None
             else:
                 result = func(*args, **kwargs)
             for key, t in held.items():
-                if plain[key]._version != versions[key] and t._source is not None:
+                if _version(plain[key]) != versions[key] and t._source is not None:
                     copy, write = t._source
                     write(copy)
             if not any(isinstance(t, Tensor) for t in pytree.tree_leaves(result)):
@@ -96,8 +99,11 @@ def _result(t: Tensor, held: dict[int, Shown], plain: dict[int, Tensor]) -> Tens
                 remedy="merge what the tool has put in place, or take the model back with "
                 "convfc.to_conv",
             )
-        if t.numel() == operand.numel() and (t.is_floating_point() or t.is_complex()):
-            role = operand._role
+        # Of a touched layer no part of the weight may convolve in the FC child's stead.
+        own = operand._role
+        strict = own is not None and own.touched and own.calls is not None
+        if (strict or t.numel() == operand.numel()) and (t.is_floating_point() or t.is_complex()):
+            role = own
     return as_shown(t, source, None if role is None else role._replace(own=False))
 
 
@@ -108,6 +114,17 @@ def as_shown(t: Tensor, source: Any, role: Role | None) -> Tensor:
     shown = t.as_subclass(Shown)
     shown._source, shown._role = source, role
     return shown
+
+
+def as_plain(t: Tensor) -> Tensor:
+    """Return what is shown as a plain tensor."""
+    with torch._C.DisableTorchFunctionSubclass():
+        return t.as_subclass(Tensor)
+
+
+def _version(t: Tensor) -> int | None:
+    """Return the number that grows with whatever is written; inference tensors have none."""
+    return None if t.is_inference() else t._version
 
 
 def _memory(t: Tensor) -> int:
