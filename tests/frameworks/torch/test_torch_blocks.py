@@ -16,6 +16,7 @@ from conv_cases import CHANNELS_LAST
 from hypothesis import given, settings
 from judges import torch_layer
 from strategies import cases, seeds
+from torch.autograd import forward_ad
 
 from convfc import ConvGeometry, conv_as_matmul, im2col
 from convfc.frameworks.torch.forms import blocks, products
@@ -24,7 +25,9 @@ from convfc.frameworks.torch.forms.windows import (
     open_rules,
     open_windows,
     patch_matrix,
+    patches_at_once,
     patches_by_plan,
+    plan,
 )
 
 if TYPE_CHECKING:
@@ -286,6 +289,24 @@ def test_patch_matrix_is_im2col_with_the_channels_of_a_tap_apart(c: Case) -> Non
     x, g = tensors(c)[0], c.geometry
     columns = im2col(x.movedim(1, -1), g).unflatten(2, (g.groups, *g.kernel_size, -1))
     assert torch.equal(patch_matrix(x, g), columns.movedim(-1, 3).flatten(2))
+
+
+@pytest.mark.parametrize("c", CASES, ids=str)
+def test_m_at_once_is_m_and_so_are_its_derivatives(c: Case) -> None:
+    x, g = tensors(c)[0], c.geometry
+    axes = plan(g, tuple(x.shape[2:]))
+
+    def of(build: Callable[..., torch.Tensor]) -> list[torch.Tensor]:
+        leaf = x.clone().requires_grad_()
+        matrix = build(leaf, axes, g.groups)
+        dy = torch.arange(float(matrix.numel())).reshape(matrix.shape).to(x).requires_grad_()
+        (dx,) = torch.autograd.grad(matrix, leaf, dy, create_graph=True)
+        (again,) = torch.autograd.grad(dx, dy, x.flip(0))
+        with forward_ad.dual_level():
+            dual = build(forward_ad.make_dual(x, x.flip(0)), axes, g.groups)
+            return [matrix, dx, again, forward_ad.unpack_dual(dual).tangent]
+
+    assert all(map(torch.equal, of(patches_at_once), of(patches_by_plan)))
 
 
 @pytest.mark.parametrize("c", FEW, ids=str)

@@ -23,7 +23,7 @@ from convfc.frameworks.torch.forms.windows import (
     at,
     padded,
     patch_matrix,
-    patches_by_plan,
+    patches_at_once,
     plan,
 )
 from convfc.geometry import ConvGeometry
@@ -153,7 +153,7 @@ def _patches(whole: Tensor, axes: Sequence[Axis], groups: int, block: Block) -> 
         length = (last - first - 1) * axis.step + axis.extent
         part = part.narrow(dim, first * axis.step, length)
         cut.append(axis._replace(before=(), after=(), inside=True, positions=last - first))
-    return patches_by_plan(part, cut, groups)
+    return patches_at_once(part, cut, groups)
 
 
 def conv_by_module(

@@ -46,7 +46,7 @@ from convfc.frameworks.torch.forms.windows import (
     Rule,
     open_rules,
     open_windows,
-    patches_by_plan,
+    patches_at_once,
     plan,
 )
 from convfc.frameworks.torch.read import (
@@ -535,7 +535,7 @@ class PatchConv(nn.Module):
         rows: Callable[[Tensor], Tensor],
     ) -> Tensor:
         """Call the FC children once on all of M, with operations that PyTorch can trace."""
-        y = rows(patches_by_plan(windows, axes, self.groups))
+        y = rows(patches_at_once(windows, axes, self.groups))
         y = y.transpose(1, 2).unflatten(2, tuple([axis.positions for axis in axes]))
         last = self.weight_channels_last
         return in_format(y, likely_output_format(x, self.padding_mode, weight_channels_last=last))

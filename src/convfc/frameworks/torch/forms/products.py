@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from convfc.frameworks.torch.forms.windows import (
     Scratch,
+    accumulating,
     add_back,
     at,
     gather,
@@ -73,7 +74,7 @@ class Layer:
         Each product is then of what all channels see and of one weight per channel. Sums of 16-bit
         numbers would be rounded at every tap; two dtypes are refused by the other products.
         """
-        return self.depthwise and _accumulating(rows.dtype) == rows.dtype == others.dtype
+        return self.depthwise and accumulating(rows.dtype) == rows.dtype == others.dtype
 
     @property
     def positions(self) -> tuple[int, ...]:
@@ -175,7 +176,7 @@ class Layer:
             turned = filters.unflatten(2, (-1, self.geometry.in_channels // self.groups))
             turned = turned.flip(2).transpose(1, 3).flatten(2)
             return self._turned().gathered(dy, turned, bias, memory_format)
-        wide = _accumulating(dy.dtype)
+        wide = accumulating(dy.dtype)
         shape = (len(dy), self.geometry.in_channels, *self.size)
         total = torch.empty(shape, dtype=wide, device=dy.device, memory_format=memory_format)
         total = total.zero_().movedim(1, -1)
@@ -224,7 +225,7 @@ class Layer:
     def product_of(self, x: Tensor, dy: Tensor) -> Tensor:
         """Return dyᵀ conj(M), which is Kᵀ's gradient: shape (groups, f / groups, k)."""
         x = x.resolve_conj().resolve_neg()
-        wide = _accumulating(x.dtype)
+        wide = accumulating(x.dtype)
         geometry, groups = self.geometry, self.groups
         total = x.new_zeros((groups, geometry.out_channels // groups, geometry.taps), dtype=wide)
         x, dy = x.movedim(1, -1), dy.movedim(1, -1)
@@ -270,11 +271,6 @@ def _takes_onednn(*tensors: Tensor | None) -> bool:
         and bool(torch.backends.mkldnn.enabled)
         and all(t is None or (t.dtype == torch.float32 and t.device.type == "cpu") for t in tensors)
     )
-
-
-def _accumulating(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype of sums over blocks or taps: of 16-bit numbers they are rounded once."""
-    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
 
 def _by_group(block: Tensor, groups: int) -> Tensor:
