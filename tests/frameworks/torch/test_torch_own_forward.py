@@ -204,6 +204,22 @@ def test_back_it_is_the_layer_that_it_was(made: tuple[nn.Module, Tensor]) -> Non
     assert trained(back, x) == trained(model, x)
 
 
+def test_an_optimizers_state_goes_with_the_model(made: tuple[nn.Module, Tensor]) -> None:
+    model, x = made
+    first = torch.optim.Adam(model.parameters(), lr=0.05)
+    model(x).square().mean().backward()
+    first.step()
+    fc = convfc.to_fc(model)
+    second = torch.optim.Adam(fc.parameters(), lr=0.05)
+    second.load_state_dict(convfc.convert_optimizer_state(first, model, fc))
+    for one, optimizer in ((model, first), (fc, second)):
+        optimizer.zero_grad()
+        one(x).square().mean().backward()
+        optimizer.step()
+    for name, value in model.state_dict().items():
+        assert torch.equal(fc.state_dict()[name], value), name
+
+
 def test_a_copy_trains_by_itself(made: tuple[nn.Module, Tensor]) -> None:
     model, x = made
     fc = convfc.to_fc(model)

@@ -20,6 +20,7 @@ from convfc.frameworks.torch.certify.pairs import (
     UnrolledLayer,
     find_pairs,
     has_own_weights,
+    runs_own_forward,
 )
 from convfc.frameworks.torch.forms.form import form_of
 from convfc.frameworks.torch.forms.grouped import GroupedLinear
@@ -200,7 +201,7 @@ def _layer_links(name: str, before: nn.Module, after: nn.Module) -> list[_Link]:
     for layer in (before, after):
         if isinstance(layer, UnrolledLayer):
             raise _no_filters(name)
-        if not has_own_weights(layer):
+        if not _is_as_converted(layer):
             raise UnsupportedOptimizer(
                 "its weight is not its own parameter: a tool has changed the layer",
                 where=name,
@@ -208,7 +209,8 @@ def _layer_links(name: str, before: nn.Module, after: nn.Module) -> list[_Link]:
                 "or take its change back first",
             )
     (w, b), (w2, b2) = _parameters(before), _parameters(after)
-    sizes = _size(before), _size(after)
+    computed = not w and not w2  # of parameters that have the same names in both
+    sizes = ((), ()) if computed else (_size(before), _size(after))
     plain = nn.Linear in (type(before), type(after))  # a head: its weight is flattened
     same = w[0].numel() == w2[0].numel() if plain else sizes[0] == sizes[1]
     if not same or sum(p.numel() for p in b) != sum(p.numel() for p in b2):
@@ -222,8 +224,17 @@ def _layer_links(name: str, before: nn.Module, after: nn.Module) -> list[_Link]:
     def biases(moments: list[Tensor]) -> list[Tensor]:
         return list(torch.cat(moments).chunk(len(b2)))
 
-    links = [_Link(f"{name}.weight", w, w2, weights)]
+    links = [] if computed else [_Link(f"{name}.weight", w, w2, weights)]
     return [*links, _Link(f"{name}.bias", b, b2, biases)] if b else links
+
+
+def _is_as_converted(layer: nn.Module) -> bool:
+    """Say whether a layer's parameters are those of the CONV layer, in any layout."""
+    if not runs_own_forward(layer):
+        return has_own_weights(layer)
+    if isinstance(layer, PatchConv):
+        return layer.holds_conv_weight() or layer.holds_computed_weight()
+    return True
 
 
 def _parameters(layer: nn.Module) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
@@ -234,7 +245,7 @@ def _parameters(layer: nn.Module) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...
     if form_of(layer) == "weight":
         weights = [steps_of(layer).original]
     else:
-        weights = [part._parameters["weight"] for part in parts]
+        weights = [p for part in parts if (p := part._parameters.get("weight")) is not None]
     biases = [part._parameters["bias"] for part in parts]
     return tuple(weights), tuple(b for b in biases if b is not None)
 
