@@ -25,12 +25,12 @@ from convfc.frameworks.torch.running import (
     random_numbers,
 )
 from convfc.frameworks.torch.tensors import (
-    bits_of,
     compare,
     describe,
     dtype_name,
     same_bits,
     strides_of,
+    sum_of_bits,
     wide,
     words,
 )
@@ -70,12 +70,12 @@ class Runner:
         parameter = self.same.get(id(parameter), parameter)
         key = id(parameter), numbers
         made, known = self._made.get(key, (None, None))
-        if made is None or known is None or not torch.equal(_sum_of_bits(made), known):
+        if made is None or known is None or not torch.equal(sum_of_bits(made), known):
             t = parameter.detach()
             floating = t.is_floating_point() or t.is_complex()
             value = numbers(t) if numbers is not None and floating else t.clone()
             made = nn.Parameter(value, parameter.requires_grad)
-            self._made[key] = made, _sum_of_bits(made)
+            self._made[key] = made, sum_of_bits(made)
         return made
 
     def __call__(
@@ -127,13 +127,6 @@ class Runner:
             for device_type in {"cpu", *(device.type for device in self.random.devices)}:
                 stack.enter_context(torch.autocast(device_type, enabled=False))
             yield
-
-
-def _sum_of_bits(t: Tensor) -> Tensor:
-    """Return a number that is another one, most likely, when the tensor has been changed."""
-    bits = bits_of(t).flatten()
-    whole = bits.nbytes % 8 == 0 and bits.storage_offset() == 0  # fewer numbers are faster
-    return (bits.view(torch.int64) if whole else bits).sum()
 
 
 class Compared(Protocol):

@@ -59,6 +59,7 @@ from convfc.frameworks.torch.read import (
     weight_to_matrix,
 )
 from convfc.frameworks.torch.running import in_mode
+from convfc.frameworks.torch.tensors import sum_of_bits
 from convfc.geometry import ConvGeometry
 
 Product: TypeAlias = Literal["auto", "matrix"]
@@ -154,6 +155,7 @@ class PatchConv(nn.Module):
             self.fc = GroupedLinear(as_parameter(matrix.reshape(blocks), weight, grad), bias)
         for child in self.children_fc if computed else ():
             vars(child)["weight"] = child._parameters.pop("weight").detach()  # type: ignore[union-attr]
+        self.shown_bits = self._shown_bits()
         self.fc.train(self.training)
 
     def _lay_together(self, *, shared: bool = False) -> None:
@@ -225,9 +227,20 @@ class PatchConv(nn.Module):
         return self._survey().weights is not None
 
     def holds_computed_weight(self) -> bool:
-        """Say whether the FC children are given a computed weight, and nothing else, unhooked."""
+        """Say whether the FC children are given a computed weight, unhooked, and none was written.
+
+        What they show is the weight as it was when the layer was converted: a tool that writes into
+        it, such as PEFT when it merges, changes nothing.
+        """
         found = self._survey()
-        return self.is_computed and found.bare and not found.hooked
+        if not (self.is_computed and found.bare) or found.hooked:
+            return False
+        return self.shown_bits == self._shown_bits()
+
+    def _shown_bits(self) -> list[int]:
+        """Return a sum of the bits of what the FC children show of a computed weight."""
+        held = [vars(child).get("weight") for child in self.children_fc]
+        return [int(sum_of_bits(t)) for t in held if t is not None and not t.is_meta]
 
     def matrix(self) -> Tensor:
         """Return the FC weight ``(f, k)`` of plain FC children, through which gradients flow.
