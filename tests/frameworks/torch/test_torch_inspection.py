@@ -232,9 +232,11 @@ def test_a_convolution_with_the_weight_of_a_layer_is_a_call_of_that_layer() -> N
         lambda m, x: F.conv1d(x, m.conv.weight, m.conv.bias, padding=2, groups=4),
         conv=nn.Conv1d(4, 4, 3, groups=4),
     )
-    (row,) = convfc.inspect(model, torch.zeros(2, 4, 9))
-    assert (row.name, row.kind, row.form, row.convertible) == ("conv", "Conv1d", "native", True)
-    assert (row.output_size, row.geometry.padding) == ((11,), ((2, 2),))
+    for one, form in ((model, "native"), (convfc.to_fc(model), "patch")):
+        (row,) = convfc.inspect(one, torch.zeros(2, 4, 9))
+        assert (row.name, row.kind, row.form) == ("conv", "Conv1d", form)
+        assert row.convertible
+        assert (row.output_size, row.geometry.padding) == ((11,), ((2, 2),))
 
 
 class Same(nn.Conv2d):

@@ -274,6 +274,41 @@ def test_a_wrapped_weight_convolves_and_does_nothing_else() -> None:
         fc.conv.weight * 2
 
 
+class NoFCLayer(nn.Module):
+    """A tool's own FC layer, which holds its weight in its own way."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.transposed = nn.Parameter(linear.weight.detach().t().clone())
+        self.offset = nn.Parameter(linear.bias.detach().clone())
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return rows @ self.transposed + self.offset
+
+
+@pytest.mark.parametrize(
+    ("name", "works"), [("by-parent", True), ("cast", True), ("max-norm", False)]
+)
+def test_an_fc_layer_of_a_tools_own_convolves(name: str, works: bool) -> None:
+    torch.manual_seed(0)
+    make, shape = MODELS[name]
+    model, x = nn.Sequential(make()), torch.randn(shape)
+    fc = convfc.to_fc(model)
+    (layer,) = (part for part in fc.modules() if isinstance(part, PatchConv))
+    if isinstance(layer.fc, nn.ModuleList):
+        layer.fc = nn.ModuleList(map(NoFCLayer, layer.fc))
+    else:
+        layer.fc = NoFCLayer(layer.fc)
+    if not works:  # its forward computes with the weight
+        with pytest.raises(ArgumentError, match="it only convolves"):
+            fc(x)
+        return
+    y = fc(x)
+    assert torch.allclose(y, model(x), atol=1e-6)
+    y.sum().backward()
+    assert all(p.grad is not None for p in fc.parameters())
+
+
 def test_a_weight_used_for_another_convolution_is_plain() -> None:
     fc = convfc.to_fc(nn.Conv2d(4, 6, 3, groups=2))
     x = torch.randn(1, 2, 5, 5)
@@ -329,8 +364,21 @@ def test_a_child_that_computes_its_own_weight_is_called_or_refused(how: str) -> 
             assert fc(x).shape == layer(x).shape
             assert torch.equal(fc(x), layer(x)) is False
         else:
-            with pytest.raises(UnsupportedLayer, match="no plain weight"):
+            with pytest.raises(ArgumentError, match="it only convolves"):
                 fc(x)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_an_adapter_on_a_layer_that_computes_another_weight_does_not_go_home(whole: bool) -> None:
+    peft = pytest.importorskip("peft")
+    fc = convfc.to_fc(nn.Sequential(Standardised(3, 6, 3), Cast(6, 4, 3)))
+    config = peft.LoraConfig(r=2, target_modules=["0.fc"], init_lora_weights=False)
+    tuned = peft.get_peft_model(fc, config)
+    tuned.base_model.model[0](torch.randn(IMAGE))
+    with pytest.raises(UnsupportedLayer, match=r"0: its forward computes another weight"):
+        convfc.to_conv(tuned if whole else tuned.base_model.model)
+    back = convfc.to_conv(tuned.unload())
+    assert type(back[0]) is Standardised
 
 
 def test_in_inference_mode_and_saved_whole() -> None:
@@ -383,9 +431,13 @@ def test_a_computed_weight_goes_home_with_the_hook_that_computes_it() -> None:
     back = convfc.to_conv(fc)[0]
     prune.remove(back, "weight")
     assert (back.weight == 0).sum() == 81
+    x = torch.randn(IMAGE)
     wrapped, written = copy.deepcopy(fc), copy.deepcopy(fc)
     wrapped[0].fc = Wrapper(fc[0].fc)
     written[0].fc.weight.data += 1  # as PEFT merges, which the next call would not see
     for model in (wrapped, written):
         with pytest.raises(UnsupportedLayer, match=r"^0: its weight is computed before every call"):
             convfc.to_conv(model)
+    assert wrapped(x).shape == fc(x).shape
+    with pytest.raises(UnsupportedLayer, match="a tool has written into the weight"):
+        written(x)

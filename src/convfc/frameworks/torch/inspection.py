@@ -83,9 +83,13 @@ def _give_to_layers(model: nn.Module, watch: Watch) -> None:
         id(part._parameters.get("weight")): part for part in model.modules() if form_of(part)
     }
     for calls in watch.functional.values():
-        for call in [call for call in calls if call.tensors and id(call.tensors[0]) in holders]:
-            calls.remove(call)
-            watch.calls.setdefault(id(holders[id(call.tensors[0])]), []).append(call)
+        for call in [call for call in calls if call.tensors]:
+            weight = call.tensors[0]
+            role = getattr(weight, "_role", None)
+            layer = holders.get(id(weight)) if role is None else role.layer
+            if layer is not None:
+                calls.remove(call)
+                watch.calls.setdefault(id(layer), []).append(call)
 
 
 def _layer_row(module: nn.Module, places: tuple[str, ...]) -> LayerRow:

@@ -232,6 +232,12 @@ def _chain(layer: nn.Module) -> Chain | Refusal:
         return _weight_form_obstacle(layer) or []
     if layer.is_computed:
         return _computed_obstacle(layer) or []
+    if layer.changes_weight and any(map(_is_adapter, layer.fc.modules())):
+        return Refusal(
+            "its forward computes another weight from its own, to which the adapter adds; merged "
+            "into its own weight it would be another function",
+            "take the adapter out with unload(), or leave the layer out of the tool's targets",
+        )
     chains = []
     for child in layer.children_fc:
         chain = chain_of(child)
@@ -288,6 +294,14 @@ def _weight_form_obstacle(layer: nn.Module) -> Refusal | None:
     if is_hooked(steps) or any(map(is_hooked, steps)):
         return Refusal("hooks stand on its parametrization", "remove the hooks (handle.remove())")
     return None
+
+
+def _is_adapter(module: nn.Module) -> bool:
+    """Say whether a module is an adapter of PEFT that is in effect, and not merged."""
+    tuners = sys.modules.get("peft.tuners.tuners_utils")
+    if tuners is None or not isinstance(module, tuners.BaseTunerLayer):
+        return False
+    return not (module.merged or module.disable_adapters)
 
 
 def _computed_obstacle(layer: PatchConv) -> Refusal | None:
@@ -393,6 +407,10 @@ def _without_peft(model: nn.Module, *, inplace: bool) -> tuple[nn.Module, bool]:
             where=where,
             remedy="enable them, or give to_conv what its unload() returns",
         )
+    for name, part in model.named_modules():
+        blocked = _chain(part) if getattr(part, "changes_weight", False) is True else None
+        if isinstance(blocked, Refusal):
+            raise blocked._replace(where=name).error(UnsupportedLayer)
     copied: Any = copy_of(model, (), {})
     try:
         with warnings.catch_warnings():

@@ -16,7 +16,7 @@ from convfc.frameworks.torch.vocabulary import is_pointwise
 _MODULE = frozenset(vars(nn.Module()))
 HOOKS = frozenset(name for name in _MODULE if "hook" in name)
 # What a layer in patch form has besides the attributes of the CONV layer.
-_OWN = {"fc", "native", "own_forward", "product", "shown_bits"}
+_OWN = {"fc", "native", "own_forward", "product", "shown_bits", "changes_weight"}
 _OWN |= {"weight_shape", "weight_channels_last"}
 FC = (nn.Linear, GroupedLinear)
 """What `to_fc` makes of a layer, or of its groups."""

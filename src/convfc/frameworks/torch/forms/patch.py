@@ -30,6 +30,7 @@ from convfc.frameworks.torch.forms.children import (
     plain_linear,
     survey,
     taken,
+    transforming,
 )
 from convfc.frameworks.torch.forms.formats import (
     channels_last,
@@ -134,6 +135,7 @@ class PatchConv(nn.Module):
             self._modules["parametrizations"] = conv._modules["parametrizations"]
         self.native, self.product = own_class(conv), product
         self.own_forward = overridden(self.native) is not None
+        self.changes_weight = False  # whether a forward was seen to convolve with another than it
         self.weight_shape = tuple(weight.shape)
         self.weight_channels_last = is_channels_last(weight)
         groups, matrix = self.groups, self.to_matrix(weight.detach())
@@ -201,7 +203,7 @@ class PatchConv(nn.Module):
             if type(part) in FC and "weight" in vars(part):  # that is computed, elsewhere
                 part.register_parameter("weight", nn.Parameter(vars(part).pop("weight")))
         self.fc = fc
-        for child, (_, layer) in zip(own, self._inner_layers(), strict=True):
+        for child, (_, layer) in zip(own, self._inner_layers() or (), strict=False):
             layer.weight, layer.bias = child.weight, child.bias
 
     @property
@@ -233,9 +235,12 @@ class PatchConv(nn.Module):
         it, such as PEFT when it merges, changes nothing.
         """
         found = self._survey()
-        if not (self.is_computed and found.bare) or found.hooked:
-            return False
-        return self.shown_bits == self._shown_bits()
+        return self.is_computed and found.bare and not found.hooked and not self._was_written()
+
+    def _was_written(self) -> bool:
+        """Say whether what the FC children show of a computed weight has been changed."""
+        shown = self._shown_bits()
+        return bool(shown) and shown != self.shown_bits
 
     def _shown_bits(self) -> list[int]:
         """Return a sum of the bits of what the FC children show of a computed weight."""
@@ -311,12 +316,30 @@ class PatchConv(nn.Module):
         """
         found, inside = self._survey(), calls is not None
         touched = not found.bare or found.hooked
-        role = Role(self, name, wrapped=not (found.bare or inside), touched=touched, calls=calls)
+        alone = found.weights is None and not self.is_computed and self._inner_layers() is None
+        wrapped = alone or not (found.bare or inside)
+        role = Role(self, name, wrapped=wrapped, touched=touched, calls=calls)
+        if alone:
+            return self._stands_for(name, role)
         if name == "weight" and self.is_computed:
             steps: Any = self._modules.get("parametrizations")
             weight: Tensor = vars(self)["weight"] if steps is None else steps["weight"]()
             return as_shown(weight, None, role._replace(own=False))
         return self._joined(name, found, there, role, with_gradient=not inside)
+
+    def _stands_for(self, name: str, role: Role) -> Tensor:
+        """Return what stands for a weight or bias that nobody holds: a tool's FC part has its own.
+
+        Good for a convolution, which the FC children compute.
+        """
+        held = next((t for t in self.fc.parameters() if t.is_floating_point()), torch.zeros(()))
+        if transforming():
+            raise self._not_plain()
+        filters = self.weight_shape[1] * self.groups if self.transposed else self.weight_shape[0]
+        shape = self.weight_shape if name == "weight" else (filters,)
+        return as_shown(
+            torch.zeros((), dtype=held.dtype, device=held.device).expand(shape), None, role
+        )
 
     def _joined(
         self,
@@ -355,19 +378,21 @@ class PatchConv(nn.Module):
         """Return weight or bias of every FC child, or of the FC layer that a tool has wrapped."""
         if found.weights is not None:
             return found.weights if name == "weight" else found.biases  # type: ignore[return-value]
-        return [getattr(layer, name) for _, layer in self._inner_layers()]
+        layers = self._inner_layers()
+        if layers is None:
+            raise self._not_plain()
+        return [getattr(layer, name) for _, layer in layers]
 
-    def _inner_layers(self) -> list[tuple[str, nn.Module]]:
-        """Return of every FC child the FC layer in it, and its name there."""
+    def _inner_layers(self) -> list[tuple[str, Any]] | None:
+        """Return of every FC child the FC layer in it, and its name there; None if one has none."""
         first, second, *kernel = self.weight_shape
         children = self.children_fc
         columns = math.prod(kernel) * (first // self.groups if self.transposed else second)
         rows = (second if self.transposed else first // self.groups) * self.groups
         size = rows // len(children), columns
         found = [inner_layer(child, size, computed=self.is_computed) for child in children]
-        if any(one is None for one in found):
-            raise self._not_plain()
-        return found  # type: ignore[return-value]
+        layers = [one for one in found if one is not None]
+        return layers if len(layers) == len(children) else None
 
     def _held(self) -> dict[str, Tensor]:
         """Return weight and bias by name, as far as the FC children have them as a layer has."""
@@ -418,6 +443,14 @@ class PatchConv(nn.Module):
     def _by_own_forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the forward of the layer's own class; its convolutions are the FC children's."""
         native = self.as_native()
+        if self.is_computed and self._was_written():
+            raise UnsupportedLayer(
+                "a tool has written into the weight of its FC part, which is computed before every "
+                "call",
+                where="fc",
+                remedy="make the weight permanent before to_fc (torch.nn.utils.parametrize."
+                "remove_parametrizations, remove_weight_norm, prune.remove)",
+            )
         y = pytree.tree_map_only(Shown, as_plain, native.forward(*args, **kwargs))
         found = self._survey()
         if not native._calls and (self._is_wrapped() or found.hooked):
@@ -488,6 +521,7 @@ class PatchConv(nn.Module):
             raise self._not_plain()
         given: dict[str, Tensor | None] = {}
         if not asked.own:
+            self.changes_weight |= not self.is_computed
             given["weight"] = self.to_matrix(weight)
         role = getattr(bias, "_role", None)
         mine = bias is self.bias if role is None else (role.layer is self and role.own)
@@ -503,6 +537,8 @@ class PatchConv(nn.Module):
         if not given:
             return self.rows(patches)
         layers, children = self._inner_layers(), self.children_fc
+        if layers is None:
+            raise self._not_plain()
         parts = {name: _parts_of(t, layers, name) for name, t in given.items()}
         columns = patches.chunk(len(children), dim=-1)
         outputs = []
