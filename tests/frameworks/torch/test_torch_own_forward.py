@@ -274,6 +274,17 @@ def test_a_wrapped_weight_convolves_and_does_nothing_else() -> None:
         fc.conv.weight * 2
 
 
+@pytest.mark.parametrize("groups", [1, 2, 40])
+def test_the_bias_is_the_one_that_the_convolution_is_given(groups: int) -> None:
+    conv = nn.Conv1d(2 * groups, 2 * groups, 3, groups=groups)
+    fc, x, other = convfc.to_fc(conv), torch.randn(2, 2 * groups, 9), torch.randn(2 * groups)
+    for part in linears(fc):
+        part.register_forward_hook(lambda m, args, y: None)
+    for given, expected in ((fc.bias, conv.bias), (None, None), (other, other), (fc.bias * 2,) * 2):
+        y = F.conv1d(x, fc.weight, given, groups=groups)
+        assert torch.allclose(y, F.conv1d(x, conv.weight, expected, groups=groups), atol=1e-5)
+
+
 class NoFCLayer(nn.Module):
     """A tool's own FC layer, which holds its weight in its own way."""
 
