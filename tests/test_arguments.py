@@ -132,6 +132,7 @@ WRONG: dict[str, list[tuple[Callable[[], Any], str]]] = {
     "GaussianLinear": [
         (lambda: uncertainty.GaussianLinear(LINEAR, initial_std=0.0), "initial_std: a number out"),
     ],
+    "register_layer": [(lambda: convfc.register_layer(CONV, dict), "cls: only a class")],
     "predict": [
         (lambda: uncertainty.predict(NETWORK, X, samples=0), "samples: a count below one"),
         (lambda: uncertainty.predict(NETWORK, X, output="odds"), "output: no such choice"),

@@ -32,6 +32,7 @@ from convfc.geometry import ConvGeometry
 from convfc.indexmap import IndexMap, index_map
 from convfc.inspection import Inspection
 from convfc.layer import ConvLayer
+from convfc.registry import register_layer
 
 if _typing.TYPE_CHECKING:
     from convfc.methods.spectrum import singular_values
@@ -85,6 +86,7 @@ __all__ = [
     "matrix_to_filters",
     "nearest_conv",
     "patch_product",
+    "register_layer",
     "rows_to_output",
     "simplify",
     "singular_values",

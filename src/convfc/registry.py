@@ -1,5 +1,7 @@
 """Finds the room of the framework that a model or layer belongs to, and reads a layer.
 
+Users register classes of layers of their own here.
+
 A user's object can only belong to a framework that is already imported: none is imported for it.
 """
 
@@ -7,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -27,6 +29,60 @@ ROOMS = {"keras": "convfc.frameworks.keras", "torch": "convfc.frameworks.torch"}
 
 Keras before PyTorch: where it computes with PyTorch, its layers are modules of PyTorch as well.
 """
+
+
+REGISTERED: dict[type, Callable[[Any], Mapping[str, Any]]] = {}
+"""The classes of layers that users have registered, each with its reader."""
+
+
+def register_layer(cls: type, reader: Callable[[Any], Mapping[str, Any]]) -> None:
+    """Have `convfc.to_fc` convert layers of a class that is none of PyTorch's CONV classes.
+
+    For a module that convolves with a parameter ``weight`` of its own, by PyTorch's functions. In
+    patch form its forward runs as it is, and its convolution is computed by the FC layer; `to_conv`
+    gives the class back. Subclasses of PyTorch's CONV layers need no registration.
+
+    Parameters
+    ----------
+    cls : type
+        The class of a ``torch.nn.Module``; subclasses of it are not meant.
+    reader : function
+        Returns of a layer what its ``weight`` does not say: a mapping with ``groups`` and
+        ``transposed``, where these are not 1 and False.
+
+    Raises
+    ------
+    ArgumentError
+        If it is no class.
+
+    Examples
+    --------
+    >>> import torch, convfc
+    >>> from torch import nn
+    >>> class Equalised(nn.Module):  # as StyleGAN's: the weight is scaled at every call
+    ...     def __init__(self, channels, filters):
+    ...         super().__init__()
+    ...         self.weight = nn.Parameter(torch.randn(filters, channels, 3, 3))
+    ...
+    ...     def forward(self, x):
+    ...         return nn.functional.conv2d(x, self.weight * 0.1, padding=1)
+    >>> convfc.register_layer(Equalised, lambda layer: {})
+    >>> model = nn.Sequential(Equalised(2, 4), nn.ReLU())
+    >>> fc, x = convfc.to_fc(model), torch.randn(1, 2, 5, 5)
+    >>> type(fc[0].fc) is nn.Linear, torch.equal(fc(x), model(x))
+    (True, True)
+    >>> type(convfc.to_conv(fc)[0]) is Equalised
+    True
+    """
+    if not isinstance(cls, type):
+        raise ArgumentError(
+            "only a class can be registered",
+            where="cls",
+            expected="a class of torch.nn.Module",
+            got=type(cls).__name__,
+            remedy="give the class of the layer, type(layer)",
+        )
+    REGISTERED[cls] = reader
 
 
 def room_of(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -18,6 +18,7 @@ import convfc
 from convfc.errors import ArgumentError, UnsupportedLayer
 from convfc.frameworks.torch import PatchConv
 from convfc.frameworks.torch.forms.grouped import GroupedLinear
+from convfc.registry import REGISTERED
 
 
 class Standardised(nn.Conv2d):
@@ -73,6 +74,40 @@ class Chunks(nn.Conv2d):
         return torch.cat([super(Chunks, self).forward(part) for part in (left, right)])
 
 
+class Equalised(nn.Module):
+    """None of PyTorch's CONV classes: scales its weight at every call, as StyleGAN does."""
+
+    def __init__(self, channels: int, filters: int, groups: int = 1) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(filters, channels // groups, 3, 3))
+        self.bias = nn.Parameter(torch.randn(filters))
+        self.parts = groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight * 0.3, self.bias, stride=2, groups=self.parts)
+
+
+class Upwards(nn.Module):
+    """A transposed one without a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv_transpose1d(x, self.weight, stride=2, groups=2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered() -> Iterator[None]:
+    """Register the two for the tests of this file."""
+    convfc.register_layer(Equalised, lambda layer: {"groups": layer.parts})
+    convfc.register_layer(Upwards, lambda layer: {"groups": 2, "transposed": True})
+    yield
+    for cls in (Equalised, Upwards):
+        REGISTERED.pop(cls)
+
+
 def by_parent(*args: Any, **kwargs: Any) -> nn.Module:
     """As Mamba: the parent convolves with its child's weight."""
     return net(
@@ -111,6 +146,9 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "by-parent": (lambda: by_parent(4, 4, 3, groups=4), SIGNAL),
     "by-parent-batched": (lambda: by_parent(40, 40, 3, groups=40), (2, 40, 9)),
     "by-method": (lambda: by_method(3, 6, 3), IMAGE),
+    "registered": (lambda: Equalised(3, 6), IMAGE),
+    "registered-groups": (lambda: Equalised(4, 6, groups=2), GROUPED),
+    "registered-transposed": (Upwards, SIGNAL),
     "weight-norm": (lambda: parametrizations.weight_norm(nn.Conv2d(3, 6, 3)), IMAGE),
     "weight-norm-transposed": (
         lambda: parametrizations.weight_norm(nn.ConvTranspose1d(4, 6, 3, groups=2)),
@@ -194,7 +232,7 @@ def test_back_it_is_the_layer_that_it_was(made: tuple[nn.Module, Tensor]) -> Non
     model, x = made
     fc = convfc.to_fc(model)
     back = convfc.to_conv(fc)
-    layer, same = (next(p for p in m.modules() if hasattr(p, "kernel_size")) for m in (model, back))
+    layer, same = (list(m.modules())[1] for m in (model, back))
     assert convfc.frameworks.torch.read.own_class(same) is convfc.frameworks.torch.read.own_class(
         layer
     )
@@ -390,6 +428,27 @@ def test_an_adapter_on_a_layer_that_computes_another_weight_does_not_go_home(who
         convfc.to_conv(tuned if whole else tuned.base_model.model)
     back = convfc.to_conv(tuned.unload())
     assert type(back[0]) is Standardised
+
+
+def test_a_registered_class_is_converted_by_its_convolution_alone() -> None:
+    model, x = nn.Sequential(Equalised(4, 6, groups=2)), torch.randn(GROUPED)
+    (row,) = convfc.inspect(model, x)
+    assert (row.kind, row.form, row.convertible, row.parameters) == (
+        "Equalised",
+        "native",
+        True,
+        114,
+    )
+    assert repr(convfc.to_fc(model)[0]).startswith("PatchConv(\n  Equalised: 6, 2, 3, 3\n")
+    assert set(vars(convfc.to_conv(convfc.to_fc(model))[0])) == set(vars(model[0]))
+    for refused in (lambda: convfc.to_fc(model, form="weight"), lambda: convfc.unroll(model, x)):
+        with pytest.raises(UnsupportedLayer, match=r"^0: Equalised: it is registered, and no more"):
+            refused()
+    model[0].weight = None
+    with pytest.raises(UnsupportedLayer, match=r"^0: .* with a CONV weight as its parameter"):
+        convfc.to_fc(model)
+    with pytest.raises(ArgumentError, match=r"^cls: .* got Equalised"):
+        convfc.register_layer(Equalised(2, 2), lambda layer: {})
 
 
 def test_in_inference_mode_and_saved_whole() -> None:

@@ -103,11 +103,12 @@ def _layer_row(module: nn.Module, places: tuple[str, ...]) -> LayerRow:
     form = form_of(module)
     blocked = obstacle(module, patch=True) if form == "native" else None
     sizes, lazy = _sizes(module), any(map(is_lazy, module.parameters()))
+    hidden = not hasattr(module, "kernel_size")  # of a registered class, only its calls tell
     return LayerRow(
         places,
         module.native.__name__ if isinstance(module, PatchConv) else own_class(module).__name__,
         form or "native",
-        None if lazy else geometry_or_none(partial(geometry_of, module, ())),
+        None if lazy or hidden else geometry_or_none(partial(geometry_of, module, ())),
         None if lazy else sum(sizes.values()),
         "" if blocked is None else f"{type(module).__name__}: {blocked.reason}",
         "" if blocked is None else blocked.remedy,

@@ -11,12 +11,14 @@ from functools import cache, lru_cache
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 from convfc.errors import GeometryError, Refusal
 from convfc.geometry import ConvGeometry
 from convfc.layer import ConvLayer
+from convfc.registry import REGISTERED
 
 CONV_CLASSES: tuple[type[nn.Module], ...] = (
     nn.Conv1d,
@@ -27,6 +29,24 @@ CONV_CLASSES: tuple[type[nn.Module], ...] = (
     nn.ConvTranspose3d,
 )
 """PyTorch's CONV layers, whose forwards convfc knows."""
+
+
+def is_registered(module: nn.Module) -> bool:
+    """Say whether a module is of a class that a user has registered."""
+    return type(module) in REGISTERED and not isinstance(module, _ConvNd)
+
+
+def read_registered(module: nn.Module) -> dict[str, Any]:
+    """Return what a user's reader says of a layer, with PyTorch's defaults for the rest."""
+    return {"groups": 1, "transposed": False, **REGISTERED[type(module)](module)}
+
+
+def layout_of(module: Any) -> dict[str, Any]:
+    """Return what says, beside its shape, how a layer's weight is laid out; None of a Linear."""
+    if is_registered(module):
+        read = read_registered(module)
+        return {name: read[name] for name in ("transposed", "groups")}
+    return {name: getattr(module, name, None) for name in ("transposed", "groups")}
 
 
 def own_class(module: nn.Module) -> type[nn.Module]:
@@ -51,7 +71,14 @@ def obstacle(module: nn.Module, *, patch: bool = False) -> Refusal | None:
         return Refusal(
             "its weight has no size yet", "run the model once on an input, which makes the layer"
         )
-    if not isinstance(module, CONV_CLASSES):
+    if is_registered(module):
+        weight = module._parameters.get("weight")
+        if not patch or weight is None or weight.dim() < 3:
+            return Refusal(
+                "it is registered, and no more is known of it than its parameter weight",
+                "convert it to patch form, with a CONV weight as its parameter",
+            )
+    elif not isinstance(module, CONV_CLASSES):
         return Refusal("its forward is its own", "build it from torch.nn's CONV layers")
     if "fc" in module._modules or "fc" in vars(module):
         return Refusal("it has a part named fc already", "rename that part")
@@ -66,7 +93,7 @@ _METHODS = ("forward", "_conv_forward", "_output_padding", "__call__")
 @cache
 def overridden(cls: Any) -> str | None:
     """Return the first method in which a subclass of a CONV layer computes something else."""
-    native = next(base for base in CONV_CLASSES if issubclass(cls, base))
+    native = next((base for base in CONV_CLASSES if issubclass(cls, base)), nn.Module)
     names = (n for n in _METHODS if getattr(cls, n, None) is not getattr(native, n, None))
     return next(names, None)
 

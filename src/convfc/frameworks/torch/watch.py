@@ -89,6 +89,8 @@ def _layer_call(module: nn.Module, given: Sequence[Any], output: Tensor) -> Call
     """Return a call of a CONV layer; without geometry if it did not do what its attributes say."""
     x = next((value for value in given if isinstance(value, Tensor)), output)
     record = unrolled_of(module)
+    if not hasattr(module, "kernel_size") and record is None:
+        return Call(type(module).__name__, None, _facts(x, output, x.dim() - 2))
     ndim = len(module.kernel_size) if record is None else len(record.input_size)  # type: ignore[arg-type]
     facts = _facts(x, output, ndim)
     size = facts["input_size"]

@@ -74,7 +74,7 @@ def _measure_unreached(pair: Pair, seed: int) -> list[LayerCertificate]:
     """Compare a pair that the network does not call on this input, on random numbers."""
     sides = (pair.before, pair.after)
     layer = next((one for one in sides if has_own_weights(one) or runs_own_forward(one)), None)
-    if layer is None:
+    if layer is None or not hasattr(layer, "kernel_size"):
         error = "it is not called; expected a call on this input, got none"
         return [LayerCertificate(pair.name, pair.forms, errors=(error,))]
     weight: Tensor = layer.weight.detach()  # type: ignore[operator]

@@ -26,7 +26,7 @@ from convfc.frameworks.torch.forms.form import form_of
 from convfc.frameworks.torch.forms.grouped import GroupedLinear
 from convfc.frameworks.torch.forms.patch import PatchConv
 from convfc.frameworks.torch.forms.weight import steps_of
-from convfc.frameworks.torch.read import matrix_to_weight, weight_to_matrix
+from convfc.frameworks.torch.read import layout_of, matrix_to_weight, weight_to_matrix
 from convfc.frameworks.torch.simplification import record_of
 
 State: TypeAlias = Mapping[str, Any]
@@ -246,15 +246,14 @@ def _parameters(layer: nn.Module) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...
         weights = [steps_of(layer).original]
     else:
         weights = [p for part in parts if (p := part._parameters.get("weight")) is not None]
-    biases = [part._parameters["bias"] for part in parts]
+    biases = [part._parameters.get("bias") for part in parts]
     return tuple(weights), tuple(b for b in biases if b is not None)
 
 
 def _size(layer: nn.Module) -> tuple[Any, ...]:
     """Return the shape of a layer's CONV weight, and what else says how it is laid out."""
     weight_shape = layer.weight_shape if isinstance(layer, PatchConv) else layer.weight.shape
-    attributes = (getattr(layer, name, None) for name in ("transposed", "groups"))
-    return (tuple(weight_shape), *attributes)  # type: ignore[arg-type]
+    return (tuple(weight_shape), *layout_of(layer).values())  # type: ignore[arg-type]
 
 
 def _matrix(layer: nn.Module, moments: list[Tensor]) -> Tensor:
@@ -263,21 +262,19 @@ def _matrix(layer: nn.Module, moments: list[Tensor]) -> Tensor:
         return torch.cat(moments).flatten(0, -2)
     if form_of(layer) == "weight":
         return moments[0]
-    groups = int(layer.groups)  # type: ignore[arg-type]
-    return weight_to_matrix(moments[0], transposed=bool(layer.transposed), groups=groups)
+    return weight_to_matrix(moments[0], **layout_of(layer))
 
 
 def _from_matrix(layer: nn.Module, matrix: Tensor) -> list[Tensor]:
     """Return an FC matrix ``(f, k)`` as the parameters of a layer's weight have it."""
-    groups = int(layer.groups)  # type: ignore[arg-type]
     if isinstance(layer, PatchConv):
         if isinstance(layer.fc, GroupedLinear):
-            return [matrix.unflatten(0, (groups, -1))]
-        return list(matrix.chunk(groups))
+            return [matrix.unflatten(0, (layer.groups, -1))]
+        return list(matrix.chunk(layer.groups))
     if form_of(layer) == "weight":
         return [matrix]
     shape: Any = layer.weight.shape
-    return [matrix_to_weight(matrix, shape, transposed=bool(layer.transposed), groups=groups)]
+    return [matrix_to_weight(matrix, shape, **layout_of(layer))]
 
 
 def _named(model: nn.Module) -> dict[str, nn.Parameter]:

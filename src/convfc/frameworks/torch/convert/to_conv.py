@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from convfc.errors import (
@@ -358,10 +359,12 @@ def _native(
     nn.Module.__init__(conv)
     if weight is not None:
         conv.register_parameter("weight", weight)
-    conv.register_parameter("bias", bias)
+    if bias is not None or issubclass(layer.native, _ConvNd):
+        conv.register_parameter("bias", bias)
     move_attributes(layer, conv)
     first, second, *_ = shape
-    conv.out_channels = second * layer.groups if layer.transposed else first
+    if "out_channels" in vars(conv):
+        conv.out_channels = second * layer.groups if layer.transposed else first
     native: nn.Module = conv
     return native
 

@@ -27,7 +27,7 @@ from convfc.frameworks.torch.places import (
     tied,
 )
 from convfc.frameworks.torch.reach import asked_for_class, out_of_reach
-from convfc.frameworks.torch.read import obstacle
+from convfc.frameworks.torch.read import layout_of, obstacle
 from convfc.frameworks.torch.references import blocked_references, exchange
 from convfc.frameworks.torch.unrolled.form import (
     SizedGeometry,
@@ -116,7 +116,7 @@ def to_fc(
     new: dict[int, nn.Module] = {}
     for layer in {id(layer): layer for layer in layers}.values():
         # Layers that share a parameter, in one layout, go on sharing it.
-        source, key = layer._parameters.get("weight", layer), (layer.transposed, layer.groups)
+        source, key = layer._parameters.get("weight", layer), tuple(layout_of(layer).values())
         if form == "weight":
             first = shared([source], key, partial(to_weight_form, layer))
             if first is not layer:

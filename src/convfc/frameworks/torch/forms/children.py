@@ -17,7 +17,7 @@ _MODULE = frozenset(vars(nn.Module()))
 HOOKS = frozenset(name for name in _MODULE if "hook" in name)
 # What a layer in patch form has besides the attributes of the CONV layer.
 _OWN = {"fc", "native", "own_forward", "product", "shown_bits", "changes_weight"}
-_OWN |= {"weight_shape", "weight_channels_last"}
+_OWN |= {"weight_shape", "weight_channels_last", "added"}
 FC = (nn.Linear, GroupedLinear)
 """What `to_fc` makes of a layer, or of its groups."""
 _PLAIN = (nn.Parameter, Tensor)  # a tensor while torch.func calls the model with its own
@@ -150,7 +150,12 @@ def move_attributes(old: nn.Module, new: nn.Module) -> None:
 
     Hooks are shared, not copied, so that a handle that the user kept still removes its hook.
     """
-    not_carried = _MODULE | _OWN | {"parametrizations", "_compiled_call_impl"}
+    not_carried = (
+        _MODULE
+        | _OWN
+        | set(vars(old).get("added", ()))
+        | {"parametrizations", "_compiled_call_impl"}
+    )
     for name, value in vars(old).items():
         if name in HOOKS or name not in not_carried:
             vars(new)[name] = value

@@ -16,7 +16,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from convfc.frameworks.torch.forms.patch import PatchConv
 from convfc.frameworks.torch.forms.weight import is_weight_form
-from convfc.frameworks.torch.read import filters_to_weight, weight_to_filters
+from convfc.frameworks.torch.read import filters_to_weight, is_registered, weight_to_filters
 from convfc.geometry import ConvGeometry
 from convfc.operators.pattern import MatrixPattern, matrix_pattern
 
@@ -66,12 +66,15 @@ class Unrolled:
 def form_of(module: nn.Module) -> Literal["native"] | Form | None:
     """Return the form in which a module is a CONV layer; None if it is none.
 
-    A subclass of PyTorch's CONV layers, and a lazy one, is native, whatever its forward computes.
+    A subclass of PyTorch's CONV layers, a lazy one, and a registered class is native, whatever its
+    forward computes.
     """
     if isinstance(module, PatchConv):
         return "patch"
     if isinstance(module, _ConvNd):
         return "weight" if is_weight_form(module) else "native"
+    if is_registered(module):
+        return "native"
     return None if unrolled_of(module) is None else "unrolled"
 
 

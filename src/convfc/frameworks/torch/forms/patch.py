@@ -54,9 +54,11 @@ from convfc.frameworks.torch.read import (
     attributes_of,
     geometry_from,
     geometry_of,
+    is_registered,
     matrix_to_weight,
     overridden,
     own_class,
+    read_registered,
     weight_to_matrix,
 )
 from convfc.frameworks.torch.running import in_mode
@@ -128,9 +130,14 @@ class PatchConv(nn.Module):
     ) -> None:
         super().__init__()
         move_attributes(conv, self)
+        self.added: tuple[str, ...] = ()
+        if is_registered(conv):
+            read = {**read_registered(conv), "padding_mode": "zeros"}
+            self.added = tuple(name for name in read if name not in vars(self))
+            vars(self).update({name: read[name] for name in self.added})
         with in_mode(conv, lambda _: False):  # spectral norm takes a step wherever it is read
             weight: Any = conv.weight
-        bias = conv._parameters["bias"]
+        bias = conv._parameters.get("bias")
         if parametrize.is_parametrized(conv):
             self._modules["parametrizations"] = conv._modules["parametrizations"]
         self.native, self.product = own_class(conv), product
@@ -606,6 +613,8 @@ class PatchConv(nn.Module):
         # What a tool has put there shows itself.
         bias = self.bias if self._survey().bare else ...
         shown: Any = SimpleNamespace(**vars(self), bias=bias)
+        if not issubclass(self.native, _ConvNd):
+            return f"{self.native.__name__}: {', '.join(map(str, self.weight_shape))}"
         return f"{self.native.__name__}: {_ConvNd.extra_repr(shown)}"
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
