@@ -14,6 +14,7 @@ BENCHMARKS = (
     "bench_fit",
     "bench_product_form",
     "bench_torch",
+    "bench_tools",
     "bench_matrix",
     "bench_operator",
     "bench_spectrum",
