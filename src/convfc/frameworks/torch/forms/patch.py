@@ -116,14 +116,13 @@ class PatchConv(nn.Module):
     GroupedLinear(in_features=864, out_features=96, groups=96, bias=True)
     """
 
-    native: Any  # the class to go back to
+    native: Any
+    product: Product
     weight_shape: tuple[int, ...]
     weight_channels_last: bool
     transposed: bool
     groups: int
     padding_mode: str
-
-    product: Product
 
     def __init__(
         self, conv: nn.Module, *, separate: bool | None = None, product: Product = "auto"
@@ -509,7 +508,7 @@ class PatchConv(nn.Module):
         last = channels_last(self.spatial_ndim)
         return in_format(weight, last if self.weight_channels_last else torch.contiguous_format)
 
-    def convolve(self, function: Any, call: Convolution, plain: Convolution) -> Tensor:
+    def convolve(self, call: Convolution, plain: Convolution) -> Tensor:
         """Compute a convolution that is given this layer's weight: by the FC child, on M.
 
         ``plain`` is the call with plain tensors. A weight or a bias that is not just the FC

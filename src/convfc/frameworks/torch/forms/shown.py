@@ -65,7 +65,7 @@ class Shown(Tensor):
             args, kwargs = pytree.tree_map(lambda value: plain.get(id(value), value), given)
             role = getattr(call.weight, "_role", None) if call else None
             if call and role and role.name == "weight":
-                return role.layer.convolve(func, call, convolution_of(func, args, kwargs))
+                return role.layer.convolve(call, convolution_of(func, args, kwargs))
             versions = {key: _version(t) for key, t in plain.items()}
             if func == _SET_DATA and id(given[0][0]) in held:
                 args[0].detach().copy_(args[1])
