@@ -82,6 +82,16 @@ def test_fifty_steps_give_the_losses_of_the_cnn(run: Any, form: str) -> None:
     assert expected[-1] != expected[0]
 
 
+def test_a_memory_format_given_later_is_that_of_the_cnn() -> None:
+    model, fc, x = cnn(), converted("patch"), torch.randn(2, 3, 16, 16)
+    for form in (torch.channels_last, torch.contiguous_format):
+        ours, theirs = (m.to(memory_format=form).eval()[:5](x) for m in (fc, model))
+        assert torch.equal(ours, theirs)
+        assert ours.stride() == theirs.stride()
+        assert fc[0].weight_channels_last is (form is torch.channels_last)
+    assert converted("patch").to(torch.float64)[0].weight_channels_last is False
+
+
 def test_by_m_k_the_losses_are_rounded_otherwise() -> None:
     ours, theirs = losses(in_form(cnn(), "patch"), 5), losses(cnn(), 5)
     assert ours == pytest.approx(theirs, rel=1e-4)

@@ -174,10 +174,19 @@ class PatchConv(nn.Module):
         lay_together(found.weights or [], shared=shared)
         lay_together([bias for bias in found.biases if bias is not None], shared=shared)
 
-    def _apply(self, *args: Any, **kwargs: Any) -> Any:
-        """Move or cast the parameters, each of which then has a memory of its own."""
-        super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
+        """Move or cast the parameters, each of which then has a memory of its own.
+
+        ``.to(memory_format=...)`` passes over weights of two axes: what it would do to the CONV
+        weight is asked of a weight like it.
+        """
+        super()._apply(fn, *args, **kwargs)  # type: ignore[no-untyped-call]
         self._lay_together()
+        last = channels_last(self.spatial_ndim)
+        if last is not torch.contiguous_format:
+            now = last if self.weight_channels_last else torch.contiguous_format
+            like = torch.empty((2,) * len(self.weight_shape)).contiguous(memory_format=now)
+            self.weight_channels_last = is_channels_last(fn(like))
         return self
 
     def __setstate__(self, state: dict[str, Any]) -> None:
