@@ -8,13 +8,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from convfc.frameworks.torch.certify.engine import integers_of
+from convfc.methods.morphism import Morph
 
 
 def trained(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Return the model with numbers of no pattern, its BatchNorms as after training."""
+    """Return the model with numbers of no pattern, its running statistics as after training."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
@@ -22,7 +22,7 @@ def trained(model: nn.Module, seed: int = 0) -> nn.Module:
                 fan = tensor[0].numel() if tensor.dim() > 1 else 1
                 tensor.copy_(torch.randn(tensor.shape, generator=generator) / fan**0.5)
         for part in model.modules():
-            if isinstance(part, _BatchNorm):
+            if getattr(part, "running_var", None) is not None:
                 part.running_var.copy_(
                     0.5 + 1.5 * torch.rand(part.running_var.shape, generator=generator)
                 )
@@ -162,3 +162,18 @@ def example(network: str, dtype: torch.dtype = torch.float32) -> Tensor:
     """The input of a network, of real numbers."""
     generator = torch.Generator().manual_seed(1)
     return torch.randn(NETWORKS[network].shape, generator=generator).to(dtype)
+
+
+def assert_proven(morph: Morph) -> None:
+    """The certificate of a widening holds, and not because nothing was compared."""
+    certificate = morph.certificate
+    assert certificate.holds, str(certificate)
+    assert len(certificate.layers) > 1
+    for layer in certificate.layers:
+        assert layer.own["output"].ratio is not None
+        assert layer.float64["output"].ratio is not None
+        assert layer.forms[1] == "widened"
+        if layer.exact.why_not != "normalisation divides by a square root":
+            assert layer.exact.identical is True
+    for output in certificate.network.outputs:
+        assert output.float64 is not None

@@ -7,7 +7,7 @@ import json
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from morphism_layers import numbers
 from morphism_models import NETWORKS, example, mlp, trained
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from convfc.certificate import Certificate
 from convfc.frameworks.torch.certify.engine import Call
 from convfc.frameworks.torch.morphism.certify import Change, finish
-from convfc.frameworks.torch.morphism.magnitude import Sums, magnitude
+from convfc.frameworks.torch.morphism.magnitude import Sums, magnitude, sums_of
 from convfc.methods.morphism import widen
 from convfc.rounding import UNIT_ROUNDOFF, gamma, rounding_bound
 
@@ -290,6 +290,10 @@ def test_moduli_go_through_a_chain():
         (nn.ZeroPad2d(1), True),
         (nn.BatchNorm2d(3), True),
         (nn.BatchNorm2d(3, track_running_stats=False), False),
+        (nn.GroupNorm(1, 3), False),  # on moduli alone
+        (nn.LayerNorm(4), False),
+        (nn.InstanceNorm2d(3), False),
+        (nn.InstanceNorm2d(3, track_running_stats=True), True),
         (nn.Softmax(dim=1), False),
         (nn.Sequential(nn.ReLU(), nn.Softmax(dim=1)), False),
     ],
@@ -307,6 +311,71 @@ def test_a_normalisation_on_moduli():
     nn.init.constant_(norm.bias, -1.0)
     sums = magnitude(norm, Sums(torch.tensor([[4.0]])))
     assert sums.values.tolist() == [[(4 + 2) * 3 / 2 + 1]]
+
+
+def test_a_normalisation_of_its_own_input():
+    """Of 3 and 5 with weight -3 and bias -1: mean 4, mean square 17, variance 1, with eps 4."""
+    norm = nn.GroupNorm(1, 2, eps=3.0)
+    nn.init.constant_(norm.weight, -3.0)
+    nn.init.constant_(norm.bias, -1.0)
+    sums = magnitude(norm, sums_of(torch.tensor([[3.0, 5.0]])))
+    assert sums.values.tolist() == [[2 * 3 / 2 * (m + 4 + 17 / 4) + 1 for m in (3, 5)]]
+    assert sums.terms == 2 * 2 + 16
+    for before in (nn.ReLU(), nn.Hardtanh(), nn.Linear(2, 2), nn.PReLU(), nn.Flatten()):
+        assert magnitude(nn.Sequential(before, norm), sums_of(torch.ones(1, 2))) is None
+
+
+NORMALISATIONS = {
+    "group": nn.GroupNorm(2, 6),
+    "one-group": nn.GroupNorm(1, 6, affine=False),
+    "channels": nn.GroupNorm(6, 6, eps=0.1),
+    "layer": nn.LayerNorm(7),
+    "image": nn.LayerNorm((6, 7), bias=False),
+    "instance": nn.InstanceNorm1d(6, affine=True),
+}
+
+
+def normalised_rows(norm: nn.Module, x: Tensor) -> Tensor:
+    """The numbers that are normalised together, on the last axis."""
+    if isinstance(norm, nn.LayerNorm):
+        return x.flatten(-len(norm.normalized_shape))
+    return x.unflatten(1, (getattr(norm, "num_groups", 6), -1)).flatten(2)
+
+
+def textbook(norm: nn.Module, x: Tensor) -> Tensor:
+    """A normalisation as the worst one writes it: its variance is a difference of two means."""
+    rows = normalised_rows(norm, x)
+    mean, square = (sum(r.unbind(-1)) / r.shape[-1] for r in (rows, rows * rows))
+    scale = 1 / (square - mean * mean + norm.eps).sqrt()
+    y = ((rows - mean[..., None]) * scale[..., None]).view(x.shape)
+    behind = 0 if isinstance(norm, nn.LayerNorm) else x.dim() - 2
+    for parameter, combine in ((norm.weight, Tensor.mul), (norm.bias, Tensor.add)):
+        if parameter is not None:
+            y = combine(y, parameter.view(*parameter.shape, *[1] * behind))
+    return y
+
+
+@pytest.mark.parametrize("name", NORMALISATIONS)
+@given(
+    seed=st.integers(0, 2**20),
+    scale=st.sampled_from([0.01, 1.0, 100.0]),
+    shift=st.sampled_from([0.0, 1.0, 30.0]),
+)
+def test_rounding_stays_within_the_bound_of_a_normalisation(
+    name: str, seed: int, scale: float, shift: float
+):
+    """PyTorch's own, and the textbook's: float32 against float64."""
+    norm = trained(copy.deepcopy(NORMALISATIONS[name]), seed)
+    x = (scale * (numbers((2, 6, 7), seed) + shift)).float()
+    sums = magnitude(norm, sums_of(x))
+    exact = copy.deepcopy(norm).double()(x.double())
+    factor = gamma(sums.terms, UNIT_ROUNDOFF["float32"]) * (1 + 2.0**-20)
+    rows = normalised_rows(norm, x.double())
+    v = rows.var(-1, correction=0) + norm.eps
+    assume(bool((4 * factor * rows.square().mean(-1) < v).all()))
+    for found in (norm(x), textbook(norm, x)):
+        assert ((found - exact).abs() <= factor * sums.values).all()
+    assert (exact.abs() <= sums.values).all()
 
 
 @given(seed=st.integers(0, 2**20), scale=st.sampled_from([0.01, 1.0, 100.0]))

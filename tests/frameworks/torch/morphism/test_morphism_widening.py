@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from morphism_layers import assert_unchanged, numbers, state_of
-from morphism_models import CASES, NETWORKS, example, integers, mlp, trained
+from morphism_models import CASES, NETWORKS, assert_proven, example, integers, mlp, trained
 from torch import nn
 from torch_fixtures import with_integers
 
@@ -21,26 +21,10 @@ WAYS = {
     "random": {"split": "random"},
     "zero": {"how": "zero"},
 }
-NORMALISED = "normalisation divides by a square root"
 # Whatever the copies' shares are, this is divided by them: counts of up to 4, and random shares.
 DIVISIBLE = 12 * 64
 # Activations that do not keep integers what they are.
 ROUNDING = {"excite", "tokens"}
-
-
-def assert_proven(morph: Morph) -> None:
-    """The certificate holds, and not because nothing was compared."""
-    certificate = morph.certificate
-    assert certificate.holds, str(certificate)
-    assert len(certificate.layers) > 1
-    for layer in certificate.layers:
-        assert layer.own["output"].ratio is not None
-        assert layer.float64["output"].ratio is not None
-        assert layer.forms[1] == "widened"
-        if layer.exact.why_not != NORMALISED:
-            assert layer.exact.identical is True
-    for output in certificate.network.outputs:
-        assert output.float64 is not None
 
 
 @pytest.mark.parametrize("way", WAYS)

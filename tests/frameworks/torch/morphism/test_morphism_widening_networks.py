@@ -6,7 +6,7 @@ import functools
 
 import pytest
 import torch
-from morphism_models import trained
+from morphism_models import assert_proven, trained
 from torch import Tensor, nn
 from torchvision import models
 
@@ -69,3 +69,21 @@ def test_a_wider_layer_is_the_same_function(name: str, layer: str):
     assert set(grown) == layers[layer]
     assert {part.weight.shape[0] for part in grown.values()} == {channels + 8}
     assert {certificate.name for certificate in morph.certificate.layers} == set(morph.changed)
+
+
+@pytest.mark.parametrize(
+    ("layer", "more"),
+    [("layer1.0.conv1", set()), ("conv1", {"layer1.0.conv2", "layer1.1.conv2"})],
+)
+def test_a_resnet_with_group_normalisation_by_a_factor(layer: str, more: set[str]):
+    make = functools.partial(models.resnet18, norm_layer=functools.partial(nn.GroupNorm, 8))
+    with torch.random.fork_rng():
+        model = trained(make())
+    morph = widen(model, layer, factor=2, example=images((2, 3, 32, 32)))
+    assert_proven(morph)
+    for name, part in morph.model.named_modules():
+        if isinstance(part, nn.Conv2d):
+            factor = 2 if name in {layer, *more} else 1
+            assert part.out_channels == factor * model.get_submodule(name).out_channels
+        elif isinstance(part, nn.GroupNorm):
+            assert part.num_groups == 8

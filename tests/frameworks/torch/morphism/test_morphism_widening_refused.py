@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from morphism_models import NETWORKS, Tokens, example, mlp, trained
+from morphism_models import NETWORKS, example, mlp, trained
 from networks import net
 from torch import Tensor, nn
 from torch.nn import functional
@@ -64,16 +64,29 @@ FUNCTIONS = {
     "pixel-shuffle": (lambda x: functional.pixel_shuffle(x, 2), "pixel_shuffle()", "each channel"),
     "chunk": (lambda x: x.chunk(3, dim=1)[0], "chunk()", "not known to leave each of them"),
     "index": (lambda x: x[:, :2], "getitem() at the model's own forward: it is not", "of them"),
+    "order": (
+        lambda x: x[:, [1, 0, 3, 2]],
+        "getitem() at the model's own forward: it is",
+        "of them",
+    ),
     "softmax": (lambda x: x.softmax(1), "softmax()", "it divides by a sum over them"),
     "mean": (lambda x: x.mean(1, keepdim=True), "mean()", "a copy would count twice"),
-    "group-norm": (lambda x: functional.group_norm(x, 2), "group_norm()", "normalises over"),
+    "layer-norm": (
+        lambda x: functional.layer_norm(x, (4, 6, 6)),
+        "layer_norm()",
+        "normalises over",
+    ),
+    "layer-norm-last": (
+        lambda x: functional.layer_norm(x.transpose(1, 3), (4,)).transpose(1, 3),
+        "layer_norm()",
+        "normalises over",
+    ),
     "size": (lambda x: x / x.size(1), "size()", "the forward computes with their number"),
     "pad": (lambda x: functional.pad(x, (0, 0, 0, 0, 0, 1)), "pad()", "works along the axis"),
     "matmul": (lambda x: x @ x.mT, "getattr()", "not known to leave each of them"),
     "expand": (lambda x: x.expand(2, 4, 6, 6), "expand()", "not known to leave each of them"),
 }
 NORMS = {
-    "GroupNorm": nn.GroupNorm(2, 4),
     "BatchNorm2d": nn.BatchNorm2d(4, track_running_stats=False),
     "LayerNorm": nn.LayerNorm((4, 6, 6)),
     "Softmax": nn.Softmax(dim=1),
@@ -112,8 +125,9 @@ def test_modules_that_look_at_several_units_are_refused(name: str):
         lambda x: functional.pad(x, (1, 0)) * 2 + x.mean((2, 3), keepdim=True),
         lambda x: functional.interpolate(x, scale_factor=2.0),
         lambda x: functional.softmax(x, dim=-1).sum(dim=3),
+        lambda x: x[:, None, :].flatten(1, 2)[:, :, None],
     ],
-    ids=range(9),
+    ids=range(10),
 )
 def test_what_leaves_each_unit_to_itself_is_not_refused(function: Callable[[Tensor], Tensor]):
     model = trained(through(function))
@@ -174,7 +188,12 @@ def computed() -> nn.Module:
 
 def kept() -> nn.Module:
     """Only the second layer's output is normalised, before it is added to the first one's."""
-    return pair(lambda a, b: functional.group_norm(b, 2) + (a + b), 4, 4, 4)
+    return pair(lambda a, b: functional.normalize(b) + (a + b), 4, 4, 4)
+
+
+def across(x: Tensor) -> Tensor:
+    """The units stand on an axis that is normalised as a whole, beside the channels."""
+    return functional.group_norm(x.transpose(1, 2), 2).transpose(1, 2)
 
 
 def in_other_numbers() -> nn.Module:
@@ -223,9 +242,14 @@ REFUSED: list[tuple[Callable[[], nn.Module], str, Tensor, str]] = [
     (mlp, "1", example("mlp"), "1: .*no CONV or FC layer"),
     (tied, "0", ROWS, "2: .*also a parameter of 4 .*Remedy: untie them"),
     (own_forwards, "2", ROWS, r"^2: its units .* linear\(\) at 4: it is not known"),
-    (Tokens, "down", example("tokens"), "down: .*because of LayerNorm at norm"),
-    (kept, "one", LINE, r"one: .* group_norm\(\)"),
-    (kept, "two", LINE, r"two: .* group_norm\(\)"),
+    (
+        lambda: through(across),
+        "conv",
+        X,
+        r"conv: .*group_norm\(\) at .* it normalises over several",
+    ),
+    (kept, "one", LINE, r"one: .* normalize\(\)"),
+    (kept, "two", LINE, r"two: .* normalize\(\)"),
     (in_other_numbers, "one", LINE, "one: .* or that are made otherwise"),
     (lambda: turned(nn.Conv1d(5, 5, 3)), "one", LINE, r"Conv1d at head\.0: it sums over neigh"),
     (lambda: turned(nn.BatchNorm1d(5)), "one", LINE, r"BatchNorm1d at head\.0: it looks at sev"),

@@ -19,14 +19,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from convfc.certificate import Certificate, LayerCertificate
 from convfc.frameworks.torch.certify.engine import LARGEST, Call, Numbers, Run, Side, Sides, Sums
 from convfc.frameworks.torch.certify.networks import Runner, compare_networks, measure_calls
 from convfc.frameworks.torch.certify.pairs import Pairs, cast, matrices_of, word_for
+from convfc.frameworks.torch.morphism.magnitude import NORMS, magnitude, sums_of
 from convfc.frameworks.torch.morphism.magnitude import Sums as Sum
-from convfc.frameworks.torch.morphism.magnitude import magnitude
 from convfc.frameworks.torch.places import places as all_places
 from convfc.frameworks.torch.running import deep_copy, evaluating
 from convfc.frameworks.torch.tensors import wide
@@ -81,7 +80,8 @@ class Change:
     ``rebuild`` makes the new layer again, from an old layer with other numbers or another dtype; it
     divides the weight by ``divides``, which broadcasts with it. ``spread_input`` makes the new
     layer's input of the old one's, ``spread_output`` what its output has to be; ``keep_output`` is
-    the part of it that is compared. ``form`` says in a word what the layer has become.
+    the part of it that is compared. ``form`` says in a word what the layer has become. ``alike``
+    makes of a layer that theory does not know one of `torch.nn` that computes the same.
     """
 
     name: str
@@ -91,6 +91,7 @@ class Change:
     spread_input: Callable[[Tensor], Tensor] = _same
     spread_output: Callable[[Tensor], Tensor] = _same
     keep_output: Callable[[Tensor], Tensor] = _same
+    alike: Callable[[nn.Module], nn.Module] | None = None
     divides: Tensor | int = 1
     form: str = ""
     why_no_integers: str = ""
@@ -177,7 +178,8 @@ class _Changed(Sides):
         self.parts = self.now = change.before, change.after
         self.ours: Sum | None = None  # of the first side, until it gets other numbers
         self.why_no_integers = change.why_no_integers
-        if any(isinstance(module, _BatchNorm) for part in self.parts for module in part.modules()):
+        parts = map(change.alike, self.parts) if change.alike else self.parts
+        if any(isinstance(module, NORMS) for part in parts for module in part.modules()):
             self.why_no_integers = "normalisation divides by a square root"
 
     def made(self, numbers: Numbers | None, divides: Tensor | int = 1) -> tuple[Side, Side]:
@@ -197,9 +199,10 @@ class _Changed(Sides):
 
     def sums(self, x: Tensor, dy: Tensor | None = None) -> Sums:
         """Return the larger B of both sides, and the larger n."""
-        change, (before, after), call = self.change, self.now, self.call.__call__
-        ours = self.ours = self.ours or magnitude(before, Sum(wide(x).abs()), call)
-        theirs = magnitude(after, Sum(wide(change.spread_input(x)).abs()), call)
+        change, call = self.change, self.call.__call__
+        before, after = map(change.alike, self.now) if change.alike else self.now
+        ours = self.ours = self.ours or magnitude(before, sums_of(x), call)
+        theirs = magnitude(after, sums_of(change.spread_input(x)), call)
         if ours is None or theirs is None:
             return {}
         values, others = change.spread_output(ours.values), change.keep_output(theirs.values)

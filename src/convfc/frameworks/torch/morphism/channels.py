@@ -6,6 +6,10 @@ places in a row. A CONV layer's output has one segment with one place per unit; 
 takes as many places as the feature map has positions; a concatenation has the segments of all its
 parts. Adding two values makes one space of two. Where a number of units is written down, or an
 operation is not known to leave each unit to itself, their space is pinned, with the reason.
+
+Mean and variance of some units stay as they are if each gets equally many copies. So what is
+normalised over a group of channels can grow, but only evenly: every unit is copied equally often,
+the copies stand beside it, which is in its group, and all spaces of the axis grow by one factor.
 """
 
 from __future__ import annotations
@@ -13,14 +17,16 @@ from __future__ import annotations
 import math
 import operator
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import Parameter
 from torch.utils._pytree import tree_leaves
 
@@ -49,8 +55,10 @@ from convfc.sizes import Sizes
 
 ELSEWHERE = "widen a layer whose units do not get there"
 UNKNOWN = f"put an operation there that works on each channel by itself, or {ELSEWHERE}"
+EVEN = "give an integer factor, such as factor=2, and copy: how='copy'"
 _DYNAMIC = "let it follow the sizes: x.flatten(1), or x.view(x.size(0), -1)"
 _PLAIN = "make its weight a plain parameter first, or put a layer of torch.nn there"
+_NORM = "put an nn.GroupNorm there"
 _FIXED = "put a CONV or FC layer of its own between the two"
 _RETURNED = Refusal(
     "the model returns them, so that their number is a part of what it computes",
@@ -73,6 +81,8 @@ class Space:
     pins: list[Refusal] = field(default_factory=list)  # why they cannot grow
     blocks: int = 1  # which grow alike: layers with groups divide the units into them
     parent: Space | None = None  # a space of the same units, which speaks for this one
+    even: list[Refusal] = field(default_factory=list)  # why all are copied equally often
+    beside: list[Space] = field(default_factory=list)  # normalised with it: they grow alike
 
     @property
     def root(self) -> Space:
@@ -81,6 +91,14 @@ class Space:
         while space.parent is not None:
             space = space.parent
         return space
+
+    @property
+    def family(self) -> list[Space]:
+        """The space that speaks for this one, and all that have to grow by the same factor."""
+        found = [self.root]
+        for space in found:  # which grows on the way
+            found += dict.fromkeys(s.root for s in space.beside if s.root not in found)
+        return found
 
 
 class Segment(NamedTuple):
@@ -129,6 +147,23 @@ def divide(axis: Axis, groups: int, why: Refusal) -> None:
         space.blocks = blocks
 
 
+def normalise(axis: Axis, groups: int, why: Refusal, cut: Refusal) -> None:
+    """Note that each of equal groups of an axis is normalised as one; pin it if they cut units."""
+    size = length(axis) // groups
+    spaces = [segment.root for segment in axis]
+    start = 0
+    for segment in axis:
+        firsts = range(start, start + segment.places, segment.repeat)
+        if any(first % size + segment.repeat > size for first in firsts):
+            pin(axis, cut)
+            return
+        start += segment.places
+    for space in spaces:
+        space.blocks = space.size  # copies stand beside their unit, wherever a group ends
+        space.even.append(why)
+        space.beside += spaces
+
+
 def unify(one: Axis, other: Axis, why: Refusal) -> None:
     """Note that two axes hold the same units; pin both if they are not made alike."""
     shapes = [[(s.space.size, s.repeat) for s in axis] for axis in (one, other)]
@@ -141,28 +176,31 @@ def unify(one: Axis, other: Axis, why: Refusal) -> None:
         if first is not second:
             second.parent = first
             first.pins += second.pins
+            first.even += second.even
+            first.beside += second.beside
             two_ways = why._replace(reason="groups divide its units in two ways")
             divide((mine,), second.blocks, two_ways)
 
 
-def grown(axis: Axis, space: Space, units: Tensor) -> Tensor:
+def grown(axis: Axis, units: Mapping[Space, Tensor]) -> Tensor:
     """Return which old place each place of an axis holds; ``units``, which old unit each copies."""
-    parts = torch.arange(length(axis), device=units.device).split([s.places for s in axis])
+    parts = torch.arange(length(axis)).split([s.places for s in axis])
     return torch.cat(
         [
-            part.unflatten(0, (-1, s.repeat))[units].flatten() if s.root is space else part
+            part.unflatten(0, (-1, s.repeat))[units[s.root]].flatten() if s.root in units else part
             for s, part in zip(axis, parts, strict=True)
         ]
     )
 
 
-def per_place(axis: Axis, space: Space, values: Tensor, other: float) -> Tensor:
-    """Return one number per place of an axis whose space has grown: a unit's, or another."""
+def per_place(axis: Axis, values: Mapping[Space, Tensor], other: float) -> Tensor:
+    """Return one number per place of an axis whose spaces have grown: a unit's, or another."""
+    like = next(iter(values.values()))
     return torch.cat(
         [
-            values.repeat_interleave(s.repeat)
-            if s.root is space
-            else values.new_full((s.places,), other)
+            values[s.root].repeat_interleave(s.repeat)
+            if s.root in values
+            else like.new_full((s.places,), other)
             for s in axis
         ]
     )
@@ -209,6 +247,7 @@ class Layer:
     ``inputs`` are the units that it sums over, or has one parameter each for, if any; ``outputs``
     those that it makes, or its inputs. It is ``"dense"``: sums over the units of each group;
     ``"depthwise"``: filters each unit by itself; or ``"channels"``: has one number per unit.
+    ``alike`` makes, of a module that calls a function, one of `torch.nn` that does the same.
     """
 
     name: str
@@ -216,6 +255,7 @@ class Layer:
     inputs: Axis
     outputs: Axis
     kind: str
+    alike: Callable[[nn.Module], nn.Module] | None = None
 
 
 def dependencies(model: nn.Module, example: Any) -> dict[int, Layer]:
@@ -306,6 +346,8 @@ class _Reader:
             isinstance(module, nn.PReLU) and module.weight.numel() > 1
         ):
             return self._per_channel(call, module, self.axes[x])
+        if isinstance(module, _InstanceNorm) and len(shape) > module._get_no_batch_dim():
+            return self._per_channel(call, module, self.axes[x])
         return follow(call, self, [x], shape)
 
     def _weights(self, node: fx.Node, module: nn.Module, axes: Axes) -> Axes:
@@ -352,16 +394,28 @@ class _Reader:
         """Follow what has one parameter, or running statistic, per channel."""
         if len(axes) < 2:
             return self.unknown(call)
-        name, axis = str(call.node.target), axes[1]
-        if axis:
-            self.layers.setdefault(id(module), Layer(name, module, axis, axis, "channels"))
-        if id(module) in self.layers:
-            self._called(call.node, module, axis)
+        self.channels(call.node, module, axes[1])
         others = {k for k in range(len(axes)) if k != 1}
         self.along(call.node, axes, others, "it looks at several of them")
         return axes
 
     # What a rule notes
+
+    def channels(self, node: fx.Node, module: nn.Module, axis: Axis, **more: Any) -> None:
+        """Note a call of a module that has something per channel."""
+        layer = Layer(place(node), module, axis, axis, "channels", **more)
+        self.layers.setdefault(id(module), layer)
+        self._called(node, module, axis)
+        if not more and module._parameters.keys() - {"weight", "bias"}:  # pruned, for instance
+            self.pin_axes(node, [axis], "it is no plain layer", _PLAIN)
+
+    def normalised(self, call: Call, axes: Axes, at: int, groups: int) -> Axes:
+        """Follow what normalises groups of the units on one axis, if copies are equally many."""
+        why = "it normalises over several of them, so that each has to be copied equally often"
+        cut = f"its {groups} groups do not divide them into whole units"
+        reasons = self.reason(call.node, why, EVEN), self.reason(call.node, cut, ELSEWHERE)
+        normalise(axes[at], groups, *reasons)
+        return axes
 
     def along(self, node: fx.Node, axes: Axes, where: set[int], why: str) -> Axes:
         """Pin the units on the axes along which something works, and keep the others."""
@@ -553,10 +607,78 @@ def _reduction(call: Call, reader: _Reader, axes: Axes, shape: Sizes) -> Axes:
     return tuple(axis for k, axis in enumerate(axes) if k not in gone)
 
 
+@follow.register("group_norm")
+def _group_norm(call: Call, reader: _Reader, given: list[fx.Node], shape: Sizes) -> Axes:
+    """Follow a normalisation over groups of channels, and over all that stands behind them."""
+    x, groups = given[0], call["num_groups"]
+    axes, module = reader.axes[x], call.module
+    more: dict[str, Any] = {}
+    if len(given) > 1:
+        module = _owner(call, reader.model)
+        if module is None:
+            why = "its weight and bias are not those of a module that does this alone"
+            return reader.lost(call.node, why, _NORM)
+        more["alike"] = partial(_as_group_norm, call)
+    if not isinstance(groups, int):
+        return reader.unknown(call)
+    if module is not None:
+        reader.channels(call.node, module, axes[1], **more)
+    reader.along(call.node, axes, set(range(2, len(axes))), "it normalises over several of them")
+    return reader.normalised(call, axes, 1, groups)
+
+
+def _owner(call: Call, model: nn.Module) -> nn.Module | None:
+    """Return the module whose forward is a call with its own weight and bias, and no more."""
+    node, name = call.node, place(call.node)
+    own = [one for one in node.all_input_nodes if one.op == "get_attr"]
+    names = [str(one.target).rpartition(".") for one in own]
+    inside = [one for one in node.graph.nodes if one.op != "get_attr" and place(one) == name]
+    if [one for one in inside if one.target is not node.target] or {n for n, *_ in names} != {name}:
+        return None
+    module = model.get_submodule(name)
+    held = [key for key, value in module._parameters.items() if value is not None]
+    alone = not module._modules and sorted(held) == sorted(key for *_, key in names)
+    return module if alone and len(own) == len(node.all_input_nodes) - 1 else None
+
+
+def _as_group_norm(call: Call, module: nn.Module) -> nn.Module:
+    """Return a function's call as a layer, with the weight and bias that a module has now."""
+    given = {name: call[name] for name in ("weight", "bias")}
+    held = {
+        name: None if node is None else getattr(module, str(node.target).rpartition(".")[2])
+        for name, node in given.items()
+    }
+    count = next(len(one) for one in held.values() if one is not None)
+    norm = nn.GroupNorm(call["num_groups"], count, eps=call["eps"], device="meta")
+    for name, one in held.items():
+        setattr(norm, name, one)
+    return norm
+
+
+@_of_one("layer_norm")
+def _layer_norm(call: Call, reader: _Reader, axes: Axes, shape: Sizes) -> Axes:
+    """Follow a normalisation of the last axis, by a module that can be made wider."""
+    if call.module is None or len(call["normalized_shape"]) > 1:
+        return reader.unknown(call)
+    reader.channels(call.node, call.module, axes[-1])
+    return reader.normalised(call, axes, -1, 1)
+
+
 @_of_one("permutation")
 def _permutation(call: Call, reader: _Reader, axes: Axes, shape: Sizes) -> Axes:
     order = call.order(len(axes))
     return reader.unknown(call) if order is None else tuple(axes[axis] for axis in order)
+
+
+@_of_one("getitem")
+def _getitem(call: Call, reader: _Reader, axes: Axes, shape: Sizes) -> Axes:
+    """Follow an index that takes everything and adds axes: x[:, :, None, None]."""
+    index = call.node.args[1]
+    parts = [*index] if isinstance(index, tuple) else [index]
+    if any(one is not None and one != slice(None) for one in parts):
+        return reader.unknown(call)
+    rest = iter(axes)
+    return (*[() if one is None else next(rest) for one in parts], *rest)
 
 
 @_of_one("squeeze")

@@ -9,7 +9,7 @@ old ones; more units to read are more columns, with shares of old ones.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -18,8 +18,9 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.nn import init
+from torch.nn.modules.batchnorm import _NormBase
 
-from convfc.errors import ArgumentError, UnsupportedLayer
+from convfc.errors import ArgumentError, Refusal, UnsupportedLayer
 from convfc.frameworks.torch.forms.form import form_of
 from convfc.frameworks.torch.morphism.certify import Change, Morph, finish
 from convfc.frameworks.torch.morphism.channels import (
@@ -58,6 +59,13 @@ _FEWEST_PARTS = 64
 # What a module starts with, as its own reset_parameters has it.
 _NORMALISED = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
 _SLOPES = {"weight": 0.25}
+# What a module calls the number of its channels.
+_COUNTS = {
+    nn.PReLU: "num_parameters",
+    nn.GroupNorm: "num_channels",
+    nn.LayerNorm: "normalized_shape",
+    _NormBase: "num_features",
+}
 
 
 @torch.inference_mode(mode=False)  # what is made here is to be trained
@@ -82,6 +90,10 @@ def widen(
 
     A layer whose output is added to others' (a residual branch, for instance) is widened together
     with these; a depthwise layer together with what it reads; `BatchNorm` and the like follow.
+
+    `GroupNorm`, and `LayerNorm` over channels, follow an integer factor: every channel is copied
+    equally often, inside its group, so that mean and variance of each group stay as they are. With
+    it grow all layers whose channels are normalised together with its own, by the same factor.
 
     Parameters
     ----------
@@ -136,11 +148,18 @@ def widen(
             remedy="call it as layer(x), and let its forward be that of a class of torch.nn",
         )
     space, repeat = _space(layer, name)
+    if space.even:
+        _check_even(space.even[0], space.size * repeat, width, factor, how, name)
     wanted = _wanted(space.size * repeat, width, factor, space.blocks * repeat, name)
     generator = generator_of(seed)
-    how_made: Any = {"blocks": space.blocks, "how": how, "split": split, "generator": generator}
-    units = draw_copies(space.size, wanted // repeat, **how_made)
-    growth = _Growth(space, units, how == "zero", noise, generator)
+    how_made: Any = {"how": how, "split": split, "generator": generator}
+    units = {
+        one: draw_copies(
+            one.size, wanted // repeat * one.size // space.size, blocks=one.blocks, **how_made
+        )
+        for one in space.family
+    }
+    growth = _Growth(units, how == "zero", noise, generator)
     growing = [
         one for one in layers.values() if growth.holds(one.inputs) or growth.holds(one.outputs)
     ]
@@ -158,7 +177,8 @@ def widen(
 
 def _space(layer: Layer, name: str) -> tuple[Space, int]:
     """Return the space of a layer's outputs, if it can grow, and how many filters a unit has."""
-    for pin in [pin for segment in layer.outputs for pin in segment.root.pins]:
+    spaces = [one for segment in layer.outputs for one in segment.root.family]
+    for pin in [pin for one in spaces for pin in one.pins]:
         why = f"its units cannot become more, because of {pin.where}: {pin.reason}"
         raise pin._replace(reason=why, where=place_in_words(name)).error(UnsupportedLayer)
     if len(layer.outputs) > 1:
@@ -168,6 +188,22 @@ def _space(layer: Layer, name: str) -> tuple[Space, int]:
             remedy="widen one of the layers before it",
         )
     return layer.outputs[0].root, layer.outputs[0].repeat
+
+
+def _check_even(
+    why: Refusal, now: int, width: int | None, factor: float | None, how: str, name: str
+) -> None:
+    """Refuse what does not copy every unit equally often, where a normalisation asks for it."""
+    checked = {
+        "how": (how == "copy", "'copy'", repr(how)),
+        "width": (width is None or width % now == 0, f"a multiple of {now}", width),
+        "factor": (factor is None or factor == int(factor), "an integer", factor),
+    }
+    for option, (fits, expected, got) in checked.items():
+        if not fits:
+            what = f"this does not fit {why.where}: {why.reason}"
+            where = f"{place_in_words(name)}, {option}"
+            raise ArgumentError(what, where=where, expected=expected, got=got, remedy=why.remedy)
 
 
 def _wanted(now: int, width: int | None, factor: float | None, unit: int, name: str) -> int:
@@ -287,17 +323,16 @@ def _different_parts(count: int, generator: torch.Generator) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class _Growth:
-    """The growth of one space: new filters are copies, or random (He et al. 2015)."""
+    """The growth of one space, or more: new filters are copies, or random (He et al. 2015)."""
 
-    space: Space
-    units: Copies
+    units: Mapping[Space, Copies]
     random: bool
     noise: float
     generator: torch.Generator
 
     def holds(self, axis: Axis) -> bool:
-        """Say whether an axis has units of the space."""
-        return any(segment.root is self.space for segment in axis)
+        """Say whether an axis has units that grow."""
+        return any(segment.root in self.units for segment in axis)
 
     def change(self, layer: Layer, copied: nn.Module) -> Change:
         """Grow a layer's copy, and return what there is to prove."""
@@ -305,7 +340,8 @@ class _Growth:
         seed = int(torch.randint(2**31, (), generator=self.generator)) if makes else 0
         grow, axis = partial(self._grow_weights, layer, seed), -1
         if layer.kind == "channels":
-            grow, axis = partial(self._grow_channels, layer), 1
+            axis = -1 if isinstance(layer.module, nn.LayerNorm) else 1
+            grow = partial(self._grow_channels, layer)
         elif form_of(layer.module) == "native":
             axis = -len(kernel_of(layer.module).size) - 1
         maps = {"spread_input": self._places(layer.inputs)} if reads else {}
@@ -319,6 +355,7 @@ class _Growth:
             grow(copied),
             rebuild=lambda module: grow(deep_copy(module)),
             divides=self._divisors(layer),
+            alike=layer.alike,
             form="widened",
             why_no_integers="noise was added" if makes and self.noise else "",
             **{name: _picked(places, axis) for name, places in maps.items()},
@@ -351,15 +388,19 @@ class _Growth:
     @torch.no_grad()
     def _grow_channels(self, layer: Layer, module: nn.Module) -> nn.Module:
         """Grow a module with one parameter, or running statistic, per channel; and return it."""
-        slopes = isinstance(module, nn.PReLU)
-        for name, start in _SLOPES.items() if slopes else _NORMALISED.items():
-            old = getattr(module, name)
+        starts = _SLOPES if isinstance(module, nn.PReLU) else _NORMALISED
+        if layer.alike is not None:  # all that it has; it may have its own names for them
+            starts = dict.fromkeys(module._parameters, 0.0)
+        for name, start in starts.items():
+            old = getattr(module, name, None)
             if old is not None:
                 new = self._each(layer, old, start)
                 is_parameter = name in module._parameters
                 setattr(module, name, nn.Parameter(new, old.requires_grad) if is_parameter else new)
         count = len(self._places(layer.outputs))
-        setattr(module, "num_parameters" if slopes else "num_features", count)
+        said = [name for kind, name in _COUNTS.items() if isinstance(module, kind)]
+        for name in said:
+            setattr(module, name, (count,) if name == "normalized_shape" else count)
         return module
 
     def _rows(self, layer: Layer, matrix: Tensor, seed: int) -> Tensor:
@@ -384,12 +425,13 @@ class _Growth:
 
         Each is (groups, 1, 1, c / groups); None where no column changes.
         """
-        axis, units = layer.inputs, self.units
+        axis = layer.inputs
         if layer.kind != "dense" or not self.holds(axis):
             return None
         groups = int(getattr(layer.module, "groups", 1))
-        shares = units.numerators, units.denominators
-        found = self._places(axis), *(per_place(axis, self.space, one, 1) for one in shares)
+        numerators = per_place(axis, {s: c.numerators for s, c in self.units.items()}, 1)
+        denominators = per_place(axis, {s: c.denominators for s, c in self.units.items()}, 1)
+        found = self._places(axis), numerators, denominators
         index, up, down = (one.view(groups, 1, 1, -1) for one in found)
         first = length(axis) // groups * torch.arange(groups)
         return index - first[:, None, None, None], up, down
@@ -409,10 +451,10 @@ class _Growth:
         return filters_to_weight(filters, transposed=old.transposed, groups=old.groups)
 
     def _fresh(self, layer: Layer) -> Tensor:
-        return per_place(layer.outputs, self.space, self.units.fresh, False)
+        return per_place(layer.outputs, {s: c.fresh for s, c in self.units.items()}, False)
 
     def _places(self, axis: Axis) -> Tensor:
-        return grown(axis, self.space, self.units.index)
+        return grown(axis, {s: c.index for s, c in self.units.items()})
 
 
 def _read(layer: nn.Module) -> tuple[Kernel, Tensor]:
