@@ -268,6 +268,87 @@ def test_bayesian_torch_takes_the_patch_form_and_keeps_every_hyper_parameter(kin
         assert (theirs - native).abs().max() > 0.01, "it keeps the padding mode now"
 
 
+def held_by_linears(bayes: nn.Module, kind: str) -> nn.Module:
+    """A copy in which an nn.Linear holds the numbers of each random layer: ``mu``, or ``rho``."""
+    holder = copy.deepcopy(bayes)
+    for name, part in list(holder.named_modules()):
+        if type(part).__name__ == "LinearReparameterization":
+            linear = nn.Linear(part.in_features, part.out_features, bias=part.mu_bias is not None)
+            for key, p in linear.named_parameters():
+                p.data = getattr(part, f"{kind}_{key}").detach().clone()
+            holder.set_submodule(name, linear)
+    return holder
+
+
+def as_random_convs(bayes: nn.Module, cnn: nn.Module) -> nn.Module:
+    """What comes home: the CNN, made random by bayesian-torch, with the numbers of the FC form."""
+    home = flipped(copy.deepcopy(cnn), "Reparameterization")
+    for kind in ("mu", "rho"):
+        held = convfc.to_conv(held_by_linears(bayes, kind))
+        for name, part in held.named_modules():
+            weight = "kernel" if isinstance(part, nn.Conv2d) else "weight"
+            for key, p in part.named_parameters(recurse=False):
+                theirs = getattr(
+                    home.get_submodule(name), f"{kind}_{key.replace('weight', weight)}"
+                )
+                theirs.data = p.detach().clone()
+    return home
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_random_layer_of_bayesian_torch_comes_home_as_its_conv_layer(groups: int) -> None:
+    """After a step of training: the same means and deviations, and with them the same draws."""
+    native = nn.Sequential(
+        nn.Conv2d(2, 4, 3, stride=2, padding=1), nn.ReLU(),
+        nn.Conv2d(4, 6, 3, dilation=2, padding=1, groups=groups, bias=False),
+        nn.Flatten(), nn.Linear(6 * 4, 3),
+    )  # fmt: skip
+    bayes = flipped(convfc.to_fc(native), "Reparameterization")
+    x = torch.randn(2, 2, 7, 7)
+    optimizer = torch.optim.Adam(bayes.parameters(), lr=0.05)
+    bayes(x).square().sum().backward()
+    optimizer.step()
+
+    home = as_random_convs(bayes, native)
+    assert [type(part).__name__ for part in home] == [
+        "Conv2dReparameterization", "ReLU", "Conv2dReparameterization", "Flatten",
+        "LinearReparameterization",
+    ]  # fmt: skip
+    for index in (0, 2):
+        children = [m for m in bayes[index].fc.modules() if hasattr(m, "mu_weight")]
+        assert len(children) == (groups if index else 1)
+        layer, old = home[index], native[index]
+        assert (layer.groups, layer.stride, layer.dilation) == (
+            old.groups,
+            old.stride,
+            old.dilation,
+        )
+        for kind in ("mu", "rho"):
+            rows = torch.cat([getattr(child, f"{kind}_weight") for child in children])
+            assert torch.equal(getattr(layer, f"{kind}_kernel").flatten(1), rows)
+        assert not torch.equal(layer.mu_kernel, old.weight)
+        # bayesian-torch's own divergence, a mean over the numbers of each layer.
+        theirs = sum(child.kl_loss() for child in children) / len(children)
+        assert layer.kl_loss().item() == pytest.approx(theirs.item(), rel=1e-6)
+    if groups == 1:  # the children of groups draw one after the other
+        draws = []
+        for model in (bayes, home):
+            torch.manual_seed(3)
+            with torch.no_grad():
+                draws.append(model(x))
+        torch.testing.assert_close(*draws)
+
+    # And out again.
+    fields = {kind: copy.deepcopy(native) for kind in ("mu", "rho")}
+    for kind, model in fields.items():
+        for index in (0, 2):
+            model[index].weight.data = getattr(home[index], f"{kind}_kernel").detach()
+        found = convfc.to_fc(model)
+        for ours, theirs in zip(found[2].fc.modules(), bayes[2].fc.modules(), strict=True):
+            if type(ours) is nn.Linear:
+                assert torch.equal(ours.weight, getattr(theirs, f"{kind}_weight"))
+
+
 def test_the_divergence_of_bayesian_torch_is_a_mean_where_convfcs_is_a_sum():
     conv = nn.Conv2d(1, 4, 3, bias=False)
     theirs = flipped(convfc.to_fc(nn.Sequential(conv)), "Reparameterization")[0].fc

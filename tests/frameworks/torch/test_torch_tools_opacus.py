@@ -1,6 +1,7 @@
-"""Opacus' ghost clipping: norms of each sample's gradient, without the gradients.
+"""Opacus: each sample's gradient, and by ghost clipping its norm without the gradient.
 
-Opacus has it for Linear layers. For CONV layers it silently makes every sample's gradient.
+For CONV layers ghost clipping silently makes every sample's gradient, and the gradients are wrong
+where the padding is not zeros.
 """
 
 from __future__ import annotations
@@ -12,7 +13,11 @@ import opacus.grad_sample.grad_sample_module_fast_gradient_clipping as ghost
 import pytest
 import torch
 from opacus import PrivacyEngine
-from opacus.grad_sample import GradSampleModule, GradSampleModuleFastGradientClipping
+from opacus.grad_sample import (
+    GradSampleModule,
+    GradSampleModuleFastGradientClipping,
+    wrap_model,
+)
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -21,6 +26,7 @@ from torch_fixtures import in_form
 import convfc
 from convfc.errors import UnsupportedLayer
 from convfc.frameworks.torch import GroupedLinear
+from convfc.frameworks.torch.forms import blocks
 from convfc.rounding import UNIT_ROUNDOFF, gamma
 
 pytestmark = [
@@ -151,9 +157,7 @@ def test_in_patch_form_it_makes_none_and_its_norms_are_exact_on_integers(
     cnn: nn.Sequential, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cnn = with_integers(cnn)
-    generator = torch.Generator().manual_seed(1712)
-    x = torch.randint(-2, 3, (BATCH, 1, 8, 8), generator=generator).double()
-    y = torch.arange(BATCH)
+    x, y = integer_images(), torch.arange(BATCH)
     found = ghost_norms(convfc.to_fc(cnn), x, Weighted(), y, monkeypatch)
     assert found.gradients_made == []
 
@@ -222,19 +226,75 @@ def test_many_groups_give_the_gradients_of_every_sample(
     assert GroupedLinear in samplers
     if not known:
         monkeypatch.delitem(samplers, GroupedLinear)
-    x = torch.randint(-2, 3, (BATCH, 1, 8, 8)).double()
-    labels = torch.arange(BATCH)
+    x, labels = integer_images(), torch.arange(BATCH)
     model = GradSampleModule(fc, loss_reduction="sum")
     Weighted()(model(x), labels).sum().backward()
     expected = one_by_one(cnn, x, Weighted(), labels)
-    per_sample = copy.deepcopy(fc)
-    for sample, gradients in enumerate(expected):
-        with torch.no_grad():
-            for p, made in zip(per_sample.parameters(), fc.parameters(), strict=True):
-                p.copy_(made.grad_sample[sample])
-        found = per_sample.state_dict().values()  # in the CNN's layout
+    for found, gradients in zip(in_the_cnns_layout(fc), expected, strict=True):
         assert all(map(torch.equal, found, gradients))
         assert all(gradient.any() for gradient in gradients)
+
+
+def integer_images() -> Tensor:
+    generator = torch.Generator().manual_seed(1712)
+    return torch.randint(-2, 3, (BATCH, 1, 8, 8), generator=generator).double()
+
+
+def in_the_cnns_layout(fc: nn.Module) -> list[list[Tensor]]:
+    """Each sample's gradients of a model in patch form, as the CNN has its parameters."""
+    found, one = [], copy.deepcopy(fc)
+    for sample in range(BATCH):
+        with torch.no_grad():
+            for p, made in zip(one.parameters(), fc.parameters(), strict=True):
+                p.copy_(made.grad_sample[sample])
+        found.append([value.clone() for value in one.state_dict().values()])
+    return found
+
+
+def circular_cnn() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1, padding_mode="circular"),
+        nn.ReLU(),
+        nn.Conv2d(4, 6, 3, stride=2, padding=2, groups=2, padding_mode="replicate"),
+        nn.Flatten(),
+        nn.Linear(6 * 5 * 5, 10),
+    )
+
+
+MODES = ["hooks", "functorch", "ew"]
+PADDED = {**CNNS, "circular-replicated": circular_cnn}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", PADDED)
+def test_every_way_to_sample_gradients_is_exact_on_the_patch_form(
+    name: str, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 1024)  # blocks of M would be taken for samples
+    torch.manual_seed(1712)
+    cnn = with_integers(PADDED[name]().double())
+    x, labels = integer_images(), torch.arange(BATCH)
+    fc = convfc.to_fc(cnn)
+    model = wrap_model(fc, grad_sample_mode=mode, loss_reduction="sum")
+    Weighted()(model(x), labels).sum().backward()
+    expected = one_by_one(cnn, x, Weighted(), labels)
+    for found, gradients in zip(in_the_cnns_layout(fc), expected, strict=True):
+        assert all(map(torch.equal, found, gradients))
+    assert all(gradient.any() for gradient in expected[0])
+
+
+@pytest.mark.parametrize(("mode", "right"), [("hooks", False), ("functorch", True), ("ew", True)])
+def test_on_the_cnn_its_own_rule_takes_every_padding_for_zeros(mode: str, right: bool) -> None:
+    torch.manual_seed(1712)
+    cnn = with_integers(circular_cnn().double())
+    x, labels = integer_images(), torch.arange(BATCH)
+    expected = one_by_one(cnn, x, Weighted(), labels)
+    model = wrap_model(cnn, grad_sample_mode=mode, loss_reduction="sum")
+    Weighted()(model(x), labels).sum().backward()
+    for layer, index in ((cnn[0], 0), (cnn[2], 2)):
+        truth = torch.stack([gradients[index] for gradients in expected])
+        away = ((layer.weight.grad_sample - truth).norm() / truth.norm()).item()
+        assert away == 0 if right else away > 0.2
 
 
 @pytest.mark.parametrize("wrap", [GradSampleModule, GradSampleModuleFastGradientClipping])
@@ -255,23 +315,25 @@ def test_a_model_in_the_hands_of_opacus_says_how_to_get_it_out(form: str, wrap: 
 # Opacus reminds of it, always.
 @pytest.mark.filterwarnings("ignore:Secure RNG turned off:UserWarning")
 @each_cnn
-def test_a_private_step_in_patch_form_comes_back_as_the_cnns(cnn: nn.Sequential) -> None:
+@pytest.mark.parametrize("mode", ["ghost", "hooks", "functorch"])
+def test_a_private_step_in_patch_form_comes_back_as_the_cnns(cnn: nn.Sequential, mode: str) -> None:
     """Opacus end to end, without noise so that there is something to compare with."""
     images, labels = digits()
     before = [p.detach().clone() for p in cnn.parameters()]
     fc = convfc.to_fc(cnn)
-    model, optimizer, criterion, loader = PrivacyEngine().make_private(
+    model, optimizer, *losses, loader = PrivacyEngine().make_private(
         module=fc,
         optimizer=torch.optim.SGD(fc.parameters(), lr=1.0),
         criterion=nn.CrossEntropyLoss(),
         data_loader=DataLoader(TensorDataset(images, labels), batch_size=BATCH),
         noise_multiplier=0.0,
         max_grad_norm=CLIP,
-        grad_sample_mode="ghost",
+        grad_sample_mode=mode,
         poisson_sampling=False,
     )
     for x, y in loader:
         optimizer.zero_grad()
+        criterion = losses[0] if losses else nn.CrossEntropyLoss()
         criterion(model(x), y).backward()
         optimizer.step()
     model.remove_hooks()

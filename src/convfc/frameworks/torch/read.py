@@ -52,7 +52,12 @@ def layout_of(module: Any) -> dict[str, Any]:
 def own_class(module: nn.Module) -> type[nn.Module]:
     """Return the class that the user gave a layer, under the one that a parametrization adds."""
     cls = type(module)
-    return cls.__bases__[0] if parametrize.is_parametrized(module) else cls
+    if not parametrize.is_parametrized(module):
+        return cls
+    # The layer's class, but where a tool has made one of that, as fully_shard does.
+    names: Any = module.parametrizations
+    made = (c for c in cls.__mro__ if any(isinstance(vars(c).get(n), property) for n in names))
+    return next(made).__bases__[0]
 
 
 def native_class(module: nn.Module) -> type[nn.Module]:

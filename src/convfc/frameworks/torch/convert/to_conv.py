@@ -28,10 +28,12 @@ from convfc.frameworks.torch.forms.children import (
     move_attributes,
 )
 from convfc.frameworks.torch.forms.factors import (
+    DISTRIBUTED,
     Chain,
     Product,
     by_groups,
     chain_of,
+    is_distributed,
     quantises_activations,
 )
 from convfc.frameworks.torch.forms.form import Form, form_of
@@ -292,6 +294,8 @@ def _weight_form_obstacle(layer: nn.Module) -> Refusal | None:
             "its FC matrix is computed before every call",
             "make it permanent first (torch.nn.utils.prune.remove on parametrizations.weight)",
         )
+    if is_distributed(steps.original):
+        return DISTRIBUTED
     if is_hooked(steps) or any(map(is_hooked, steps)):
         return Refusal("hooks stand on its parametrization", "remove the hooks (handle.remove())")
     return None

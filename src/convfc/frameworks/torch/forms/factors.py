@@ -37,6 +37,15 @@ class Product:
 _OF_ACTIVATIONS = ("act_quant_kwargs", "activation_quantization", "input_quant_func")
 """How weights of torchao call what they do to activations."""
 
+DISTRIBUTED = Refusal(
+    "its weight is a DTensor, of which a process may hold a part only (fully_shard, tensor "
+    "parallelism)",
+    "load the whole into a model of its own: to_fc(model).load_state_dict(torch.distributed."
+    "checkpoint.state_dict.get_model_state_dict(sharded, options=StateDictOptions("
+    "full_state_dict=True)))",
+)
+"""Why nothing is made of a weight that is spread over processes."""
+
 Chain: TypeAlias = list[Product | nn.Module]
 """Products and pointwise modules, in the order of their application."""
 
@@ -100,7 +109,15 @@ def quantises_activations(module: nn.Module) -> bool:
     return any(getattr(weight, name, None) is not None for name in _OF_ACTIVATIONS)
 
 
-def linear_obstacle(module: nn.Module, *, quantised: bool = False) -> Refusal | None:
+def is_distributed(weight: object) -> bool:
+    """Say whether a weight is spread over processes."""
+    distributed = sys.modules.get("torch.distributed.tensor")
+    return distributed is not None and isinstance(weight, distributed.DTensor)
+
+
+def linear_obstacle(  # noqa: PLR0911 (one per obstacle)
+    module: nn.Module, *, quantised: bool = False
+) -> Refusal | None:
     """Return why an `nn.Linear` is not what its parameters say; None if it is.
 
     Where ``quantised`` holds, the weight may be a tensor of another class than plain parameters.
@@ -108,6 +125,8 @@ def linear_obstacle(module: nn.Module, *, quantised: bool = False) -> Refusal | 
     name = type(module).__name__
     if isinstance(module, LazyModuleMixin):
         return Refusal("its weight has no size yet", "run the model once on an input")
+    if is_distributed(module._parameters.get("weight")):
+        return DISTRIBUTED
     if parametrize.is_parametrized(module):
         names = ", ".join(module.parametrizations)  # type: ignore[arg-type]
         return Refusal(

@@ -145,16 +145,25 @@ def _transposed_forward(
     return by_class(own_class(self), self, input, weight, self.bias, output_size)
 
 
+def _above(self: Any) -> Any:
+    """Return what `super` is to the methods that `_parametrize` gives the class of a layer.
+
+    That is not always the layer's own class: `fully_shard` makes one of it.
+    """
+    made = next(cls for cls in type(self).__mro__ if vars(cls).get("__setattr__") is _setattr)
+    return super(made, self)
+
+
 def _setattr(self: Any, name: str, value: Any) -> None:
     """Set an attribute; the weight is the FC matrix."""
     if name == "weight":
         raise no_new_parameter(name, "weight form", "its FC matrix")
-    super(type(self), self).__setattr__(name, value)
+    _above(self).__setattr__(name, value)
 
 
 def state_dict(self: Any, *args: Any, **kwargs: Any) -> Any:
     """Return the CONV layer's state; only what other parametrizations need is left as it is."""
-    state = super(type(self), self).state_dict(*args, **kwargs)
+    state = _above(self).state_dict(*args, **kwargs)
     prefix = args[1] if len(args) > 1 else kwargs.get("prefix", "")
     matrix = state.get(prefix + _ORIGINAL)
     steps = steps_of(self)
@@ -175,7 +184,7 @@ def _load_from_state_dict(
     given = taken(state_dict, f"{prefix}weight", own, args[-1] if args else kwargs["error_msgs"])
     if given is not None:
         state_dict[prefix + _ORIGINAL] = fold.right_inverse(given)
-    super(type(self), self)._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+    _above(self)._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 def _reduce(self: nn.Module, protocol: Any) -> Any:
