@@ -25,7 +25,8 @@ from convfc.extras import PIP, missing, needing
 EXTRAS = metadata.metadata("convfc").get_all("Provides-Extra") or []
 OF_MODULE = metadata.packages_distributions()
 NEED_AN_EXTRA = re.compile(
-    r"convfc\.(cli|drawing|explorer\.widget|frameworks\.(keras|torch)|methods\.(morphism|uncertainty)"
+    r"convfc\.(cli|drawing|explorer\.widget|frameworks\.(keras|torch)"
+    r"|methods\.(morphism|spectrum\.lipschitz|uncertainty)"
     r"|paper|runs|studies)\b"
 )
 LINE = re.compile(r"the package (\w+) is not installed\. Remedy: pip install 'convfc\[(\w+)\]'")

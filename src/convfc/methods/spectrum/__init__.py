@@ -39,8 +39,6 @@ def __getattr__(name: str) -> Any:
     """Import what needs PyTorch when it is first asked for."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from convfc.extras import needing
+    from convfc.methods.spectrum import lipschitz
 
-    with needing():
-        from convfc.methods.spectrum import lipschitz
     return getattr(lipschitz, name)

@@ -9,11 +9,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from convfc.errors import UnsupportedLayer
+from convfc.extras import needing
+
+with needing():
+    import torch
+    from torch import Tensor, nn
+    from torch.nn.utils import parametrize
+
 from convfc.frameworks.torch.forms.calls import by_class
 from convfc.frameworks.torch.forms.form import form_of
 from convfc.frameworks.torch.read import geometry_of, native_class, obstacle, own_class
