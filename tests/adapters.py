@@ -202,7 +202,7 @@ class OwnCall(nn.Conv2d):
 
 
 class AsksForClass(nn.Module):
-    """Its forward takes another way for what is no CONV layer."""
+    """Its forward takes another way for what is not a CONV layer."""
 
     def __init__(self, *sizes: int) -> None:
         super().__init__()

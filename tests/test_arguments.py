@@ -109,7 +109,7 @@ WRONG: dict[str, list[tuple[Callable[[], Any], str]]] = {
     ],
     "morph_subnet": [
         (network(morphism.morph_subnet, "0"), "layers, branches|a sub-network is either"),
-        (network(morphism.morph_subnet, "0", layers=3), "layers: this is no chain of layers"),
+        (network(morphism.morph_subnet, "0", layers=3), "layers: this is not a chain of layers"),
         (network(morphism.morph_subnet, "0", branches=[[(1, None)]]), "no chain of kernels"),
         (network(morphism.morph_subnet, "0", branches=[[(3, None)]] * 33), "too many branches"),
     ],

@@ -182,7 +182,7 @@ def test_numbers_that_their_dtype_would_change_are_refused(
         ("--figure a.pdf", "figures are PNG or SVG; expected .png or"),
         ("--figure no/a.png", "no: there is no such folder"),
         ("--weights no.safetensors", "there is no such file"),
-        ("--weights text.safetensors", "this is no safetensors file"),
+        ("--weights text.safetensors", "this is not a safetensors file"),
         (
             "--weights other.safetensors",
             "missing: first.bias, first.weight, last.bias and 9 more; "

@@ -53,7 +53,7 @@ def register_layer(cls: type, reader: Callable[[Any], Mapping[str, Any]]) -> Non
     Raises
     ------
     ArgumentError
-        If it is no class.
+        If it is not a class.
 
     Examples
     --------

@@ -225,7 +225,7 @@ def test_arrow_keys_choose_a_digit(explorer: Explorer) -> None:
         assert has_focus(group.get_by_role("radio").nth(expected)), key
         assert (stops(group), checked(group)) == ([expected], [expected]), key
         assert explorer.ask("store.digit") == expected, key
-    explorer.edit("input", 14, 14, "5")  # it is no digit of the library any more
+    explorer.edit("input", 14, 14, "5")  # it is not a digit of the library any more
     assert (stops(group), checked(group)) == ([0], [])
 
 

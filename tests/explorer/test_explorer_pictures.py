@@ -164,7 +164,9 @@ def half_of_a_picture() -> bytes:
 def test_what_is_no_picture_is_refused(tmp_path: pathlib.Path, content: bytes, words: str) -> None:
     (tmp_path / "odd.png").write_bytes(content)
     warnings.simplefilter("ignore")  # as most users have it; pytest restores what was
-    with pytest.raises(DataError, match=f"odd.png: it is no image that can be read .{words}") as e:
+    with pytest.raises(
+        DataError, match=f"odd.png: it is not an image that can be read .{words}"
+    ) as e:
         read_image(tmp_path / "odd.png", 3)
     assert "Remedy: save it as PNG" in str(e.value)
 

@@ -187,7 +187,7 @@ def test_a_tensor_is_made_of_tensors_only():
         ((ONES, (4,)), ArgumentError, "geometry: filters alone do not say"),
         ((ConvLayer(PLAIN, ONES), (4,), PLAIN), ArgumentError, "geometry: only filters are given"),
         (("conv", (4,)), UnsupportedModel, "layer: this is not a layer that convfc knows"),
-        ((nn.Linear(2, 2), (4,)), UnsupportedLayer, "it is no CONV layer"),
+        ((nn.Linear(2, 2), (4,)), UnsupportedLayer, "it is not a CONV layer"),
         ((np.ones((1, 3, 1)), (4,), PLAIN), ShapeError, "filters: wrong size"),
         ((ONES, (1,), PLAIN), GeometryError, "the kernel is larger than the padded input"),
         ((ONES, (4, 4), PLAIN), GeometryError, "input_size: the kernel has 1 spatial axes"),

@@ -98,7 +98,7 @@ def test_the_switch_to_int64_looks_at_entries_rows_and_columns(
 )
 def test_the_peak_of_memory_is_under_one_and_a_half_results(subject: Case, order: str):
     _, filters, _ = subject.integers(dtype=np.float32)
-    matrix_of(filters, subject, order)  # what is cached is no part of it
+    matrix_of(filters, subject, order)  # what is cached is not a part of it
     A, peak = traced_peak(lambda: matrix_of(filters, subject, order))
     result = A.data.nbytes + A.indices.nbytes + A.indptr.nbytes
     assert result <= peak < 1.5 * result

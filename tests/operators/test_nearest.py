@@ -1,6 +1,6 @@
 """The way back: a convolution's own filters bit for bit, from every kind of matrix.
 
-Of a matrix that is no convolution: the entry that is named, and the closest convolution.
+Of a matrix that is not a convolution: the entry that is named, and the closest convolution.
 """
 
 from __future__ import annotations
@@ -225,7 +225,7 @@ def test_a_large_sparse_matrix_is_read_where_it_is():
     assert peak < A.data.nbytes + A.indices.nbytes
 
 
-# What is no convolution
+# What is not a convolution
 
 
 @given(cases(max_ndim=2), seeds, orders, st.booleans())

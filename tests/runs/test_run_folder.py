@@ -79,7 +79,7 @@ def test_folder_that_is_no_run_is_left_as_it_was(tmp_path: pathlib.Path, option:
     (tmp_path / "default").mkdir()
     (tmp_path / "default" / "thesis.tex").touch()
     before = (tmp_path / "default").stat().st_mtime_ns
-    with pytest.raises(RunError, match=r"the folder is no run of convfc.*choose another --name"):
+    with pytest.raises(RunError, match=r"the folder is not a run of convfc.*choose another --name"):
         opened(tmp_path, **{option: True})
     assert contents(tmp_path) == ["default/thesis.tex"]
     assert (tmp_path / "default").stat().st_mtime_ns == before
@@ -137,7 +137,7 @@ def test_finished_network_keeps_nothing_of_its_training(tmp_path: pathlib.Path) 
 @pytest.mark.parametrize("kind", ["arrays", "weights", "numbers"])
 def test_what_has_diverged_is_not_taken_for_a_result(tmp_path: pathlib.Path, kind: str) -> None:
     value: object = float("nan") if kind == "numbers" else np.array([1, np.inf])
-    with pytest.raises(RunError, match=r"no finite number .*with these the training has diverged"):
+    with pytest.raises(RunError, match=r"not a finite number .*with these the training has diverged"):
         PartFiles(tmp_path, "n").save(Result(**{kind: {"a": value}}))
     assert not PartFiles(tmp_path, "n").finished
 

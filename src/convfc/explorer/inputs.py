@@ -180,7 +180,7 @@ def _nearest(count: int, size: int) -> NDArray[np.int64]:
 def _check_channels(where: str, channels: int) -> None:
     if channels not in (1, 3):
         raise ShapeError(
-            f"an image is no input of {channels} channels",
+            f"an image is not an input of {channels} channels",
             where=where,
             expected="a layer of 1 channel (grey values) or 3 (red, green, blue)",
             got=channels,
@@ -219,12 +219,12 @@ def _opened(path: pathlib.Path, channels: int) -> tuple[Image, list[str]]:
     except (
         Image.DecompressionBombError,
         Image.DecompressionBombWarning,
-        OSError,  # also what is no image at all
+        OSError,  # also what is not an image at all
         SyntaxError,  # what Pillow raises for a damaged PNG
         ValueError,
     ) as error:
         raise DataError(
-            f"it is no image that can be read ({type(error).__name__}: {error})",
+            f"it is not an image that can be read ({type(error).__name__}: {error})",
             where=str(path),
             expected=", ".join(FORMATS),
             remedy="save it as PNG, and not larger than a photograph",

@@ -136,7 +136,7 @@ class ExplorerServer(ThreadingHTTPServer):
             ) from error
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say in one line what went wrong; that a tab was closed or reloaded is no error."""
+        """Say in one line what went wrong; that a tab was closed or reloaded is not an error."""
         error = sys.exception()
         if not isinstance(error, ConnectionError):
             sys.stderr.write(f"Error: {type(error).__name__}: {printable(error)}\n")

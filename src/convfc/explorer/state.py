@@ -189,11 +189,11 @@ def explorer_state(
     Raises
     ------
     UnsupportedModel, UnsupportedLayer, GeometryError
-        If this is no layer, if it does not fit the input, or if the page cannot show it.
+        If this is not a layer, if it does not fit the input, or if the page cannot show it.
     ShapeError
         If the input has other axes than the layer.
     DataError
-        If a number is complex or not finite, or if it is no image that can be read.
+        If a number is complex or not finite, or if it is not an image that can be read.
     MemoryBudgetError
         If the page would have to hold too many numbers.
 

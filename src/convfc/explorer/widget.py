@@ -20,7 +20,7 @@ _NOTHING = {"p": 0, "f": 0, "q": None, "element": None}
 
 
 class ExplorerWidget(anywidget.AnyWidget):
-    """The page as a widget. What is no state, or no selection, is refused with a `TraitError`."""
+    """The page as a widget. A wrong state or selection is refused with a `TraitError`."""
 
     _esm = asset("explorer.js")
     _css = asset("explorer.css")

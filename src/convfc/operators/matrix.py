@@ -86,7 +86,7 @@ def conv_matrix(
         If a geometry is missing, or does not fit the input size, or there is no such layout,
         library or order, or ``library="torch"`` is asked for filters of another library.
     UnsupportedModel, UnsupportedLayer
-        If this is no layer that convfc knows.
+        If this is not a layer that convfc knows.
 
     Notes
     -----

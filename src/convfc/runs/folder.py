@@ -267,7 +267,7 @@ class RunFolder:
         path = self.path / "settings.json"
         if not path.exists():
             raise RunError(
-                "the folder is no run of convfc: it has no settings.json",
+                "the folder is not a run of convfc: it has no settings.json",
                 where=str(self.path),
                 remedy="choose another --name or --runs-dir",
             )

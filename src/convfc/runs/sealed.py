@@ -70,7 +70,7 @@ def read_json(path: pathlib.Path, remedy: str) -> dict[str, Any]:
 
 
 def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no number")
+    raise ValueError(f"{constant} is not a number")
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def _diverged(path: pathlib.Path) -> Iterator[None]:
         yield
     except ValueError as error:
         raise RunError(
-            f"a result is no finite number ({error})",
+            f"a result is not a finite number ({error})",
             where=str(path),
             remedy="choose other settings: with these the training has diverged",
         ) from error

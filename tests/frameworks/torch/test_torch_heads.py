@@ -412,7 +412,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         of_fc(lambda m, x: 2 * m.fc(x.flatten(1)) if m.training else m.fc(x.flatten(1))),
         "^fc: the forward of the model.*another way in training.*nn.Flatten",
     ),
-    "training-argument": (  # a function with an argument that follows the mode, and is no dropout
+    "training-argument": (  # a function, not a dropout, with an argument that follows the mode
         of_fc(lambda m, x: functional.rrelu(m.fc(x.flatten(1)), 0.5, 2.0, m.training)),
         r"^fc: the forward of .*another way in training",
     ),

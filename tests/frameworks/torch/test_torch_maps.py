@@ -183,7 +183,7 @@ def test_a_layer_of_a_real_network():
 
 
 def test_what_is_no_layer_is_refused():
-    with pytest.raises(UnsupportedLayer, match="it is no CONV layer"):
+    with pytest.raises(UnsupportedLayer, match="it is not a CONV layer"):
         conv_operator(nn.Linear(3, 4), (3,))
     with pytest.raises(DtypeError, match="NumPy has no such dtype"):
         conv_operator(nn.Conv2d(3, 4, 3, dtype=torch.bfloat16), (7, 6))

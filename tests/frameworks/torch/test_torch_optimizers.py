@@ -332,7 +332,9 @@ def test_models_that_are_not_one() -> None:
         r"weight: the parameter has two sizes; expected \(3, 2\); got \(4, 2\)",
     )  # fmt: skip
     refused(adam(one.parameters()), one, nn.ReLU(), r"weight: only one of the models has this")
-    refused(adam(fc.parameters()), cnn, fc, r"parameter 0, \(3, 18\), is no parameter of the first")
+    refused(
+        adam(fc.parameters()), cnn, fc, r"parameter 0, \(3, 18\), is not a parameter of the first"
+    )
     refused(optimizer, cnn, 3, "this is not a model that convfc knows", UnsupportedModel)
 
 
@@ -364,7 +366,7 @@ def test_a_state_dict_that_does_not_say_which_parameters_it_means() -> None:
     refused(adam([bias, weight]), cnn, fc, r"param_groups\[0\]: its parameters stand in another or")
     wrapped = optim.Adam([(f"module.{n}", p) for n, p in cnn.named_parameters()])
     refused(
-        wrapped.state_dict(), cnn, fc, r"the parameter module\.0\.weight is no parameter of the"
+        wrapped.state_dict(), cnn, fc, r"the parameter module\.0\.weight is not a parameter of the"
     )
     refused(
         {"optimizer": two.state_dict()}, cnn, fc, r"neither an optimizer of PyTorch nor .* dict"

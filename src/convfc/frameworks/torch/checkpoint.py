@@ -32,7 +32,7 @@ def load_weights(model: nn.Module, path: pathlib.Path) -> str:
         given = load_file(path)
     except SafetensorError as error:
         raise DataError(
-            f"this is no safetensors file ({error})",
+            f"this is not a safetensors file ({error})",
             where=str(path),
             remedy="write one with safetensors.torch.save_file; other formats are not read, "
             "because loading them may run code",

@@ -66,7 +66,7 @@ _called = operator.attrgetter("op", "name", "target")
 
 
 def shape_of(node: Any) -> tuple[int, ...] | None:
-    """Return the shape that a value had on the example; None if it is no tensor."""
+    """Return the shape that a value had on the example; None if it is not a tensor."""
     return node.meta.get("shape") if isinstance(node, fx.Node) else None
 
 

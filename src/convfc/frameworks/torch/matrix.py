@@ -173,7 +173,7 @@ def _unreadable(module: nn.Module) -> Refusal | None:
     if isinstance(module, PatchConv):
         return None
     if form_of(module) not in ("native", "patch", "weight"):
-        return Refusal("it is no CONV layer", "give one layer of the model, such as model.conv1")
+        return Refusal("it is not a CONV layer", "give one layer of the model, such as model.conv1")
     if not isinstance(module, CONV_CLASSES):
         return obstacle(module)
     return own_forward(module)

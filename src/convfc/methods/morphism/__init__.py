@@ -12,7 +12,7 @@ of the same class, with the same hooks, modes and ``requires_grad``, and a certi
   run on it, in evaluation mode; it shows the shapes, and the certificate is made on it.
 - ``seed`` is that of all random numbers; the global generators stay as they are.
 
-They raise `NothingToConvert` if no part has this name, `UnsupportedLayer` if it is no layer that
+They raise `NothingToConvert` if no part has this name, `UnsupportedLayer` if it is not a layer that
 can be morphed, `DtypeError` if its weight is complex, `ShapeError` if the model does not run on the
 example, and `ArgumentError` for an option without meaning, each before anything is changed.
 

@@ -67,7 +67,7 @@ def spectral_norm(layer: nn.Module, input_size: Sequence[int], *, steps: int = 1
     Raises
     ------
     UnsupportedLayer
-        If it is no CONV layer with a plain weight.
+        If it is not a CONV layer with a plain weight.
 
     Examples
     --------
@@ -76,7 +76,7 @@ def spectral_norm(layer: nn.Module, input_size: Sequence[int], *, steps: int = 1
     1.0
     """
     if form_of(layer) != "native" or (blocked := obstacle(layer)) is not None:
-        reason = "it is no CONV layer" if form_of(layer) != "native" else blocked.reason  # type: ignore[union-attr]
+        reason = "it is not a CONV layer" if form_of(layer) != "native" else blocked.reason  # type: ignore[union-attr]
         raise UnsupportedLayer(
             reason,
             where="layer",

@@ -421,7 +421,7 @@ def singular_values(
     ArgumentError
         If there are fewer than k values, or there is no such boundary.
     GeometryError, UnsupportedModel, UnsupportedLayer
-        If this is no layer that convfc knows, or it does not fit the input size.
+        If this is not a layer that convfc knows, or it does not fit the input size.
 
     Notes
     -----

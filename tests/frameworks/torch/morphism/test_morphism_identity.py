@@ -186,7 +186,7 @@ def test_a_graph_goes_through_it_and_through_a_sum() -> None:
 )
 def test_what_is_no_activation_is_refused(activation: Any) -> None:
     name = type(activation).__name__
-    with pytest.raises(ArgumentError, match=f"activation: {name} does not start as the identity"):
+    with pytest.raises(ArgumentError, match=f"activation: {name} is not the identity at its start"):
         morph_activation(nn.Conv1d(1, 1, 1), "", example=torch.ones(1, 1, 4), activation=activation)
-    with pytest.raises(UnsupportedLayer, match=f"0: {name}: it is no CONV or FC layer"):
+    with pytest.raises(UnsupportedLayer, match=f"0: {name}: it is not a CONV or FC layer"):
         morph_activation(nn.Sequential(activation), "0", example=torch.ones(1, 1, 4))

@@ -178,7 +178,10 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "patch": (lambda: form("patch"), "PatchConv: it is an FC form .* with convfc.to_conv"),
     "weight": (lambda: form("weight"), "it is an FC form of a CONV layer; .* with convfc.to_conv"),
     "unrolled": (lambda: form("unrolled"), "it is an unrolled CONV layer; .* with convfc.to_conv"),
-    "norm": (lambda: nn.BatchNorm1d(2), "BatchNorm1d: it is no CONV or FC layer; .* name a layer"),
+    "norm": (
+        lambda: nn.BatchNorm1d(2),
+        "BatchNorm1d: it is not a CONV or FC layer; .* name a layer",
+    ),
 }
 
 

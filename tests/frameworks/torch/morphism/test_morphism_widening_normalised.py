@@ -456,8 +456,8 @@ def given() -> nn.Module:
 NOT_ALONE = r"group_norm\(\) at {}: its weight and bias .*Remedy: put an nn.GroupNorm there"
 REFUSED: list[tuple[Callable[[], nn.Module], str, str]] = [
     (beside_input, "conv", r"conv: .* cat\(\) at .* beside values whose number cannot change"),
-    (lambda: pruned(nn.GroupNorm(2, 4)), "0", "0: .* GroupNorm at 1: it is no plain layer"),
-    (lambda: pruned(nn.BatchNorm2d(4)), "0", "0: .* BatchNorm2d at 1: it is no plain layer"),
+    (lambda: pruned(nn.GroupNorm(2, 4)), "0", "0: .* GroupNorm at 1: it is not a plain layer"),
+    (lambda: pruned(nn.BatchNorm2d(4)), "0", "0: .* BatchNorm2d at 1: it is not a plain layer"),
     *(
         (
             partial(twice, norm),

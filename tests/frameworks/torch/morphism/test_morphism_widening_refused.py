@@ -237,9 +237,9 @@ REFUSED: list[tuple[Callable[[], nn.Module], str, Tensor, str]] = [
     (lambda: joined(groups=2), "one", LINE, "Conv1d at plain: its 2 groups do not divide them"),
     (joined, "depthwise", LINE, "made otherwise"),
     (side_by_side, "depthwise", LINE, "widen one of the layers before it"),
-    (computed, "0", example("mlp"), "0: .* at 2: it is no plain layer"),
+    (computed, "0", example("mlp"), "0: .* at 2: it is not a plain layer"),
     (lazy, "0", ROWS, "0: .*its weight has no size yet"),
-    (mlp, "1", example("mlp"), "1: .*no CONV or FC layer"),
+    (mlp, "1", example("mlp"), "1: .*not a CONV or FC layer"),
     (tied, "0", ROWS, "2: .*also a parameter of 4 .*Remedy: untie them"),
     (own_forwards, "2", ROWS, r"^2: its units .* linear\(\) at 4: it is not known"),
     (
@@ -364,5 +364,5 @@ def test_a_width_that_groups_do_not_divide_is_refused_and_a_factor_is_rounded_up
             widen(model, name, width=width, example=x)
     assert widen(model, "6", factor=1.1, example=x).model[6].out_channels == 8
     assert widen(mlp(), "0", factor=1.2, example=example("mlp")).model[0].out_features == 6
-    ten = nn.Sequential(nn.Linear(1, 10), nn.ReLU(), nn.Linear(10, 1))  # 1.1 is no binary number
+    ten = nn.Sequential(nn.Linear(1, 10), nn.ReLU(), nn.Linear(10, 1))  # 1.1 is not a binary number
     assert widen(ten, "0", factor=1.1, example=torch.ones(1, 1)).model[0].out_features == 11

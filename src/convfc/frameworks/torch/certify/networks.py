@@ -296,7 +296,7 @@ def _distance(ours: Any, theirs: Any) -> float | None:
 
 
 def _other_values(path: str, ours: Any, theirs: Any) -> list[str]:
-    """Compare what is no tensor, as far as it can be compared."""
+    """Compare what is not a tensor, as far as it can be compared."""
     if type(ours) is not type(theirs):
         kinds = type(ours).__name__, type(theirs).__name__
         return [f"output{path}; expected {kinds[0]}, got {kinds[1]}"]

@@ -100,7 +100,7 @@ def _measure_unreached(pair: Pair, seed: int) -> list[LayerCertificate]:
 
 
 def _check(name: str, model: nn.Module) -> None:
-    """Refuse what is no network, or none yet, or has no numbers to compare."""
+    """Refuse what is not a network, or none yet, or has no numbers to compare."""
     if not isinstance(model, nn.Module):
         raise UnsupportedModel(
             "no PyTorch model",

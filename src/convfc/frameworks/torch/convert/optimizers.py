@@ -319,7 +319,7 @@ def _optimized(groups: Sequence[Mapping[str, Any]], model: nn.Module) -> list[nn
 
 def _foreign(what: str) -> UnsupportedOptimizer:
     return UnsupportedOptimizer(
-        f"{what} is no parameter of the first model",
+        f"{what} is not a parameter of the first model",
         where="optimizer",
         remedy="give the model that the optimizer was built for, then the other one",
     )

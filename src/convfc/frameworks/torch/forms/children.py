@@ -224,8 +224,8 @@ def flatten_of(shape: tuple[int, ...], start_dim: int) -> nn.Flatten:
     """Return exactly an ``nn.Flatten`` that refuses examples of another shape than this one.
 
     What follows sees the number of elements only, which other shapes have, too. With a negative
-    ``start_dim`` an example may come without a batch axis. The hook is no object of its own that
-    holds the shape: `torch.jit.script` compiles functions.
+    ``start_dim`` an example may come without a batch axis. The hook is a function, not an
+    object that holds the shape: `torch.jit.script` compiles functions only.
     """
     flatten = nn.Flatten(start_dim)
     vars(flatten)["example_shape"] = shape
@@ -239,14 +239,14 @@ def has_pre_hooks(module: nn.Module) -> bool:
 
 
 def _refuse_shapes(flatten: nn.Module, inputs: tuple[Tensor]) -> None:
-    """Stop examples of another shape; while `torch.jit` traces or runs, a shape is no number."""
+    """Stop examples of another shape; while `torch.jit` traces or runs, a shape is not a number."""
     if not torch.jit.is_scripting():  # type: ignore[attr-defined]
         _refuse_shape(flatten, inputs[0])
 
 
 def _refuse_shape(flatten: nn.Module, x: Tensor) -> None:
     if not isinstance(x, Tensor) or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
-        return  # `torch.fx` traces with an object that is no tensor
+        return  # `torch.fx` traces with an object that is not a tensor
     shape: Any = flatten.example_shape
     start: Any = flatten.start_dim
     axes = (1,) if start == 1 else (1, 0)

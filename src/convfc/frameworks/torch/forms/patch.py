@@ -275,7 +275,7 @@ class PatchConv(nn.Module):
     def _survey(self) -> Survey:
         """Look at the FC children; of one nn.Linear for all groups the weight is none of M's.
 
-        A weight that a tool has computed before every call is no more the layer's.
+        A weight that a tool computes before every call is no longer the layer's.
         """
         found = survey(self.fc)
         if self.groups > 1 and type(self.fc) is nn.Linear:

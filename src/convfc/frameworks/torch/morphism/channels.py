@@ -357,7 +357,7 @@ class _Reader:
             return self.lost(node, "it is an FC form of a CONV layer", BACK)
         if not has_own_weights(module) or type(weight) is not Parameter:
             why = obstacle(module) if form_of(module) == "native" else None
-            return self.lost(node, *(why or ("it is no plain layer", _PLAIN)))
+            return self.lost(node, *(why or ("it is not a plain layer", _PLAIN)))
         if 0 in (shape_of(node) or ()):
             raise empty_example()
         spatial = max(weight.dim() - 2, 0)
@@ -407,7 +407,7 @@ class _Reader:
         self.layers.setdefault(id(module), layer)
         self._called(node, module, axis)
         if not more and module._parameters.keys() - {"weight", "bias"}:  # pruned, for instance
-            self.pin_axes(node, [axis], "it is no plain layer", _PLAIN)
+            self.pin_axes(node, [axis], "it is not a plain layer", _PLAIN)
 
     def normalised(self, call: Call, axes: Axes, at: int, groups: int) -> Axes:
         """Follow what normalises groups of the units on one axis, if copies are equally many."""
@@ -456,7 +456,7 @@ class _Reader:
             what = type(self.model.get_submodule(str(node.target))).__name__
         return Refusal(why, remedy, f"{what} at {place(node)}")
 
-    # What is no tensor: sizes that a forward asks for, tuples of tensors
+    # What is not a tensor: sizes that a forward asks for, tuples of tensors
 
     def _no_tensor(self, node: fx.Node) -> None:
         sources = [one for one in node.all_input_nodes if one in self.axes]

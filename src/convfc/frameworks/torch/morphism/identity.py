@@ -98,7 +98,7 @@ def identity_start(activation: nn.Module | None, like: nn.Module) -> nn.Module:
         made = IdentityStart(copy.deepcopy(activation).to(**kind), **kind)
     else:
         raise ArgumentError(
-            f"{type(activation).__name__} does not start as the identity and is no activation of "
+            f"{type(activation).__name__} is not the identity at its start, nor an activation of "
             "torch.nn that does the same to every element",
             where="activation",
             remedy="give nn.ReLU(), nn.GELU(), nn.PReLU(init=1.0), or an IdentityStart",
@@ -122,7 +122,7 @@ def morph_activation(
     Raises
     ------
     ArgumentError
-        If the activation is no function of single elements.
+        If the activation is not a function of single elements.
 
     Examples
     --------

@@ -473,7 +473,7 @@ def _steps(chain: Any, kernel: Kernel, name: str, where: str) -> list[_Step]:
     good = all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs)
     if not good or [n for n, pair in enumerate(pairs) if pair[1] is None] != [len(pairs) - 1]:
         raise ArgumentError(
-            "this is no chain of layers",
+            "this is not a chain of layers",
             where=name,
             expected="pairs (kernel, channels), the last one with None for the layer's filters",
             got=repr(chain),

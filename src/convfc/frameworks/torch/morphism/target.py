@@ -226,7 +226,7 @@ def look_up(model: nn.Module, name: str) -> nn.Module:
 
 
 def _layer_obstacle(model: nn.Module, name: str, part: nn.Module) -> Refusal | None:
-    """Return why a part is no layer that can be replaced; None if it is one."""
+    """Return why a part is not a layer that can be replaced; None if it is one."""
     parents = [name[:end] for end, letter in enumerate(name) if letter == "."]
     above = [model, *map(model.get_submodule, parents)] if name else []
     forms = {form_of(one) for one in (part, *above)}
@@ -244,7 +244,8 @@ def _layer_obstacle(model: nn.Module, name: str, part: nn.Module) -> Refusal | N
         blocked = linear_obstacle(bare)
     else:
         return Refusal(
-            "it is no CONV or FC layer", "name a layer of torch.nn: a Conv, ConvTranspose or Linear"
+            "it is not a CONV or FC layer",
+            "name a layer of torch.nn: a Conv, ConvTranspose or Linear",
         )
     return blocked or tie_of(model, part)
 
