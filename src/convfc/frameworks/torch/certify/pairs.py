@@ -31,6 +31,7 @@ from convfc.frameworks.torch.certify.engine import LARGEST, Call, Numbers, Run, 
 from convfc.frameworks.torch.forms.calls import Convolution, convolution_of
 from convfc.frameworks.torch.forms.form import Unrolled, form_of, linear_of, unrolled_of
 from convfc.frameworks.torch.forms.patch import PatchConv, by_matrix
+from convfc.frameworks.torch.forms.shown import Shown, as_plain
 from convfc.frameworks.torch.forms.weight import steps_of
 from convfc.frameworks.torch.matrix import fold, matrix_tensor, matrix_values
 from convfc.frameworks.torch.read import geometry_of, obstacle, own_forward
@@ -497,7 +498,7 @@ class _Layers(Sides):
     def _weights(self) -> Iterator[WeightComparison]:
         """Compare weight and bias bit by bit."""
         for name in ("weight", "bias"):
-            ours, theirs = (getattr(part, name) for part in self.parts)
+            ours, theirs = (_held(part, name) for part in self.parts)
             if describe(ours) != describe(theirs):
                 self.errors.append(f"its {name}; expected {describe(ours)}, got {describe(theirs)}")
             elif ours is not None:
@@ -535,8 +536,7 @@ def matrices_of(layer: nn.Module | None, y: Tensor) -> tuple[tuple[int, ...], tu
     channels = y.dim() - 1 - _spatial_ndim(layer)
     # Of a widened layer, the output may be a part.
     filters: Any = getattr(layer, "out_channels", getattr(layer, "out_features", y.shape[channels]))
-    weight: Any = layer.weight
-    taps = weight.numel() // filters
+    taps = _held(layer, "weight").numel() // filters
     images, rows = math.prod(y.shape[:channels]), math.prod(y.shape[channels + 1 :])
     return (images, rows, taps), (taps, filters)
 
@@ -553,11 +553,17 @@ def _in_conv_layout(
     own = [parameter.data for parameter in parameters]
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.data = torch.zeros_like(parameter) if gradient is None else gradient
-    weight, bias = (getattr(layer, name) for name in ("weight", "bias"))
+    weight, bias = (_held(layer, name) for name in ("weight", "bias"))
     found = weight.detach(), None if bias is None else bias.detach()
     for parameter, numbers in zip(parameters, own, strict=True):
         parameter.data = numbers
     return found
+
+
+def _held(layer: nn.Module, name: str) -> Any:
+    """Return a layer's weight or bias, plain: nothing here convolves with it."""
+    value = getattr(layer, name)
+    return as_plain(value) if isinstance(value, Shown) else value
 
 
 def _absolute(t: Tensor) -> Tensor:
