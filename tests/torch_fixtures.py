@@ -44,6 +44,8 @@ def in_form(model: nn.Module, form: str, x: Any = None, **options: Any) -> Any:
         return convfc.unroll(model, x, **options)
     if form == "batched":
         return convfc.to_fc(model, groups="batched", product="matrix", **options)
+    if form == "untouched":
+        return convfc.to_fc(model, **options)
     if form == "patch":  # what PyTorch's own convolution computes would prove nothing
         options = {"product": "matrix", **options}
     return convfc.to_fc(model, form=form, **options)

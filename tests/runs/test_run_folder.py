@@ -137,7 +137,9 @@ def test_finished_network_keeps_nothing_of_its_training(tmp_path: pathlib.Path) 
 @pytest.mark.parametrize("kind", ["arrays", "weights", "numbers"])
 def test_what_has_diverged_is_not_taken_for_a_result(tmp_path: pathlib.Path, kind: str) -> None:
     value: object = float("nan") if kind == "numbers" else np.array([1, np.inf])
-    with pytest.raises(RunError, match=r"not a finite number .*with these the training has diverged"):
+    with pytest.raises(
+        RunError, match=r"not a finite number .*with these the training has diverged"
+    ):
         PartFiles(tmp_path, "n").save(Result(**{kind: {"a": value}}))
     assert not PartFiles(tmp_path, "n").finished
 

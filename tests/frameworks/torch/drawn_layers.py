@@ -32,7 +32,7 @@ from convfc.frameworks.torch.tensors import strides_of
 MODES = ("zeros", "reflect", "replicate", "circular")
 LARGEST_INPUT = {1: 12, 2: 12, 3: 5}
 LARGEST_KERNEL = {1: 5, 2: 4, 3: 3}
-FORMS = ("patch", "batched", "weight", "unrolled")
+FORMS = ("patch", "batched", "untouched", "weight", "unrolled")
 ODD = "of these, PyTorch's own numbers depend on the memory format"
 CERTIFIED = 40
 """One layer in so many is certified as well: a certificate runs a layer a dozen times."""
@@ -145,11 +145,13 @@ def check(drawn: DrawnLayer, counted: collections.Counter[str]) -> None:
         return
     counted[drawn.cls.__name__] += 1
     # PyTorch's gradient of K is wrong for a few layouts (a 1x1 layer with groups, its weight
-    # channels last, its input transposed). The weight form is that kernel; the others are judged
-    # by the layer in plain memory.
+    # channels last, its input transposed). The weight form and an untouched layer run that kernel;
+    # the others are judged by the layer in plain memory.
     plain = copy.deepcopy(layer).to(memory_format=torch.contiguous_format)
-    judges = {"weight": (y, dx, layer), "plain": (*ran(plain, x.contiguous()), plain)}
-    numbers = [(y, dx, judge.weight.grad) for y, dx, judge in judges.values()]
+    own = y, dx, layer
+    judges = {"weight": own, "untouched": own, "plain": (*ran(plain, x.contiguous()), plain)}
+    both = own, judges["plain"]
+    numbers = [(y, dx, judge.weight.grad) for y, dx, judge in both]
     sound = all(map(torch.equal, *numbers))
     if not sound:
         counted[ODD] += 1
@@ -188,7 +190,7 @@ def check_refused(layer: nn.Module, x: Tensor) -> None:
         except ConvfcError:
             continue
         except RuntimeError:
-            assert form == "weight", f"{form}: an error in PyTorch's words"
+            assert form in ("weight", "untouched"), f"{form}: an error in PyTorch's words"
             continue
         raise AssertionError(f"{form}: answers {tuple(y.shape)} where PyTorch refuses")
 
