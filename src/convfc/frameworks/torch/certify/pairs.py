@@ -478,10 +478,15 @@ class _Layers(Sides):
 
         first = slice(0, 1) if batched else slice(None)
         magnitudes = quantities(_absolute, x, dy)
-        counts = quantities(torch.ones_like, *(_absolute(t[first]) for t in (x, dy)))
+        counts: dict[str, Tensor] = {}
+        for dtype in (torch.float32, torch.float64):  # the first is faster, and counts so far only
+            ones = partial(torch.ones_like, dtype=dtype)
+            counts = quantities(ones, *(_absolute(t[first]) for t in (x, dy)))
+            if all(not n.numel() or float(n.max()) < 2**20 for n in counts.values()):
+                break
         found = {}
         for name, magnitude in magnitudes.items():
-            terms = int(counts[name].max()) if counts[name].numel() else 0
+            terms = round(float(counts[name].max())) if counts[name].numel() else 0
             found[name] = magnitude, terms * (images if name in ("weight", "bias") else 1)
         return found
 
