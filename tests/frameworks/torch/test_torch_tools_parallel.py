@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from networks import assert_same_state
+from networks import assert_same_state, classifier
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch_fixtures import with_integers
@@ -37,20 +37,6 @@ FORMS: dict[str, dict[str, Any]] = {
     "one-module-for-all-groups": {"groups": "batched"},
     "weight": {"form": "weight"},
 }
-
-
-def cnn() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, stride=2, padding=1, padding_mode="reflect"),
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        nn.Conv2d(8, 8, 3, groups=2, dilation=2, padding=2),
-        nn.ReLU(),
-        nn.ConvTranspose2d(8, 4, 3, stride=2, output_padding=1, groups=2),
-        nn.Flatten(),
-        nn.Linear(4 * 18 * 18, 6),
-    )
 
 
 # ------------------------------------------------------------------------ what the processes do
@@ -98,12 +84,12 @@ def tensor_parallel(mesh: Any, style: str) -> dict[str, Any]:
             return ColwiseParallel(output_layouts=Replicate())
         return RowwiseParallel(input_layouts=Replicate())
 
-    model = convfc.to_fc(with_integers(cnn()))
+    model = convfc.to_fc(with_integers(classifier()))
     names = linears(model)
     parallelize_module(model, mesh, {name: split() for name in names})
     held = {name: tuple(linears(model)[name].weight.to_local().shape) for name in names}
     return {
-        "on the CNN": refusal(lambda: parallelize_module(cnn(), mesh, {"0": split()})),
+        "on the CNN": refusal(lambda: parallelize_module(classifier(), mesh, {"0": split()})),
         "held": held,
         "y": a_step(model),
         "to_conv": refusal(lambda: convfc.to_conv(model)),
@@ -131,7 +117,7 @@ def sharded(mesh: Any, rank: int, form: str) -> dict[str, Any]:
     """A model of which each process holds half of every parameter."""
     from torch.distributed.fsdp import fully_shard
 
-    model = cnn() if form == "native" else convfc.to_fc(cnn(), **FORMS.get(form, {}))
+    model = classifier() if form == "native" else convfc.to_fc(classifier(), **FORMS.get(form, {}))
     parts = linears(model).values() if form == "children" else model
     for part in [*filter(lambda part: any(True for _ in part.parameters()), parts), model]:
         fully_shard(part, mesh=mesh)
@@ -144,7 +130,7 @@ def sharded(mesh: Any, rank: int, form: str) -> dict[str, Any]:
 
 
 def not_sharded(rank: int) -> dict[str, Any]:
-    model = DistributedDataParallel(cnn())
+    model = DistributedDataParallel(classifier())
     return {"losses": losses(model, rank), "state": model.module.state_dict()}
 
 
@@ -179,7 +165,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str, A
 
 def taken_home(state: dict[str, Tensor], **options: Any) -> nn.Module:
     """The CNN of a state that was gathered from both processes."""
-    fc = convfc.to_fc(cnn().to(state["7.weight"].dtype), **options)
+    fc = convfc.to_fc(classifier().to(state["7.weight"].dtype), **options)
     fc.load_state_dict(state)
     return convfc.to_conv(fc)
 
@@ -188,10 +174,10 @@ def taken_home(state: dict[str, Tensor], **options: Any) -> nn.Module:
 def test_fc_children_in_two_processes_are_the_cnn_to_the_last_bit(
     style: str, found: list[dict[str, Any]]
 ) -> None:
-    native = with_integers(cnn())
+    native = with_integers(classifier())
     expected = a_step(native)
-    assert not torch.equal(native[0].weight, with_integers(cnn())[0].weight)
-    sizes = {name: part.weight.shape for name, part in linears(convfc.to_fc(cnn())).items()}
+    assert not torch.equal(native[0].weight, with_integers(classifier())[0].weight)
+    sizes = {name: part.weight.shape for name, part in linears(convfc.to_fc(classifier())).items()}
     halved = 0 if style == "columns" else 1
     for rank in RANKS:
         ours = found[rank][style]

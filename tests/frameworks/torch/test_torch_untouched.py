@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from networks import through_a_file
+from networks import classifier, through_a_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
@@ -25,21 +25,7 @@ FORMS = ["patch", "weight"]
 
 def converted(form: str) -> nn.Module:
     """A model as `to_fc` makes it by default."""
-    return convfc.to_fc(cnn(), form=form)
-
-
-def cnn() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, stride=2, padding=1, padding_mode="reflect"),
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        nn.Conv2d(8, 8, 3, groups=2, dilation=2, padding=2),
-        nn.ReLU(),
-        nn.ConvTranspose2d(8, 4, 3, stride=2, output_padding=1),
-        nn.Flatten(),
-        nn.Linear(4 * 18 * 18, 5),
-    )
+    return convfc.to_fc(classifier(), form=form)
 
 
 def losses(
@@ -77,13 +63,13 @@ def checkpointed(model: Any, x: Tensor) -> Tensor:
     "run", [None, in_bfloat16, checkpointed], ids=["plain", "bf16", "checkpoint"]
 )
 def test_fifty_steps_give_the_losses_of_the_cnn(run: Any, form: str) -> None:
-    expected = losses(cnn(), run=run)
+    expected = losses(classifier(), run=run)
     assert losses(converted(form), run=run) == expected
     assert expected[-1] != expected[0]
 
 
 def test_a_memory_format_given_later_is_that_of_the_cnn() -> None:
-    model, fc, x = cnn(), converted("patch"), torch.randn(2, 3, 16, 16)
+    model, fc, x = classifier(), converted("patch"), torch.randn(2, 3, 16, 16)
     for form in (torch.channels_last, torch.contiguous_format):
         ours, theirs = (m.to(memory_format=form).eval()[:5](x) for m in (fc, model))
         assert torch.equal(ours, theirs)
@@ -93,13 +79,13 @@ def test_a_memory_format_given_later_is_that_of_the_cnn() -> None:
 
 
 def test_by_m_k_the_losses_are_rounded_otherwise() -> None:
-    ours, theirs = losses(in_form(cnn(), "patch"), 5), losses(cnn(), 5)
+    ours, theirs = losses(in_form(classifier(), "patch"), 5), losses(classifier(), 5)
     assert ours == pytest.approx(theirs, rel=1e-4)
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_an_average_of_weights_and_a_file(form: str) -> None:
-    model, expected = converted(form), cnn()
+    model, expected = converted(form), classifier()
     averages = [AveragedModel(model), AveragedModel(expected)]
     for one, average in zip((model, expected), averages, strict=True):
         losses(one, 3)
@@ -119,7 +105,7 @@ def in_a_process(rank: int, folder: Path, form: str | None) -> None:
     store = torch.distributed.FileStore(str(folder / f"store-{form}"), 2)
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
     torch.set_num_threads(1)
-    model = cnn() if form is None else converted(form)
+    model = classifier() if form is None else converted(form)
     found = losses(DistributedDataParallel(model), 4)
     torch.save(found, folder / f"losses-{form}-{rank}")
     torch.distributed.destroy_process_group()

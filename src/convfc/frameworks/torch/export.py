@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from convfc.frameworks.torch.forms.calls import Convolution
+from convfc.frameworks.torch.forms.calls import convolution_of
 from convfc.frameworks.torch.forms.windows import open_rules, open_windows, patches_by_plan
 from convfc.frameworks.torch.read import weight_to_matrix
 
@@ -30,83 +31,49 @@ def fc_decompositions() -> dict[Any, Callable[..., Any]]:
     --------
     >>> from torch import nn
     >>> cnn = nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), nn.ReLU()).eval()
-    >>> x = torch.randn(2, 1, 9, 9)
+    >>> for parameter in cnn.parameters():  # integers, which nothing rounds
+    ...     _ = parameter.data.random_(-9, 10)
+    >>> x = torch.randint(-9, 10, (2, 1, 9, 9)).float()
     >>> exported = torch.export.export(cnn, (x,)).run_decompositions(fc_decompositions())
     >>> [node.name for node in exported.graph.nodes if "conv" in str(node.target)]
     []
-    >>> torch.allclose(exported.module()(x), cnn(x), atol=1e-6)
+    >>> torch.equal(exported.module()(x), cnn(x))
     True
     """
     table: dict[Any, Callable[..., Any]] = dict(torch.export.default_decompositions().items())
-    aten = torch.ops.aten
-    table[aten.convolution.default] = _by_matrix
-    for name in ("conv1d", "conv2d", "conv3d"):
-        packet = getattr(aten, name)
-        table[packet.default] = table[packet.padding] = _conv
-    for name in ("conv_transpose1d.default", "conv_transpose2d.input", "conv_transpose3d.input"):
-        packet, overload = name.split(".")
-        table[getattr(getattr(aten, packet), overload)] = _conv_transpose
+    for name, overloads in _OVERLOADS.items():
+        for overload in overloads:
+            operator = getattr(getattr(torch.ops.aten, name), overload)
+            table[operator] = partial(_by_matrix, getattr(torch, name))
     return table
 
 
-def _conv(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> Tensor:
-    return _by_matrix(x, weight, bias, stride, padding, dilation, False, 0, groups)
+_OVERLOADS = {
+    "convolution": ("default",),
+    **{f"conv{n}d": ("default", "padding") for n in (1, 2, 3)},
+    "conv_transpose1d": ("default",),
+    "conv_transpose2d": ("input",),
+    "conv_transpose3d": ("input",),
+}
+"""The operators that convolve, by the function of torch that takes the same arguments."""
 
 
-def _conv_transpose(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    output_padding: Any = 0,
-    groups: int = 1,
-    dilation: Any = 1,
-) -> Tensor:
-    return _by_matrix(x, weight, bias, stride, padding, dilation, True, output_padding, groups)
-
-
-def _by_matrix(
-    x: Tensor,  # (N, c, *S) or (c, *S)
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    transposed: bool,
-    output_padding: Any,
-    groups: int,
-) -> Tensor:
+def _by_matrix(function: Any, *args: Any, **kwargs: Any) -> Tensor:
     """Compute a convolution as M K, with operations on sizes that may be open."""
-    plain = [_plain(value) for value in (stride, padding, dilation, output_padding)]
-    steps = (*plain[:3], groups, transposed, plain[3])
-    geometry = Convolution(x, weight, bias, *steps).geometry()
+    call = convolution_of(function, args, kwargs)
+    assert call is not None, "every operator of _OVERLOADS is a known one"  # noqa: S101
+    x, weight, groups = call.x, call.weight, call.groups
     whole = x if x.dim() == weight.dim() else x.unsqueeze(0)
-    windows, axes = open_windows(whole, *open_rules(geometry))
+    windows, axes = open_windows(whole, *open_rules(call.geometry()))
     rows = patches_by_plan(windows, axes, groups)  # (N, L, groups * k)
-    matrix = weight_to_matrix(weight, transposed=transposed, groups=groups)
+    matrix = weight_to_matrix(weight, transposed=call.transposed, groups=groups)
     if groups == 1:
         y = torch.matmul(rows, matrix.t())
     else:
         by_group = rows.unflatten(2, (groups, -1)).transpose(1, 2)  # (N, groups, L, k)
         y = torch.matmul(by_group, matrix.unflatten(0, (groups, -1)).transpose(1, 2))
         y = y.transpose(1, 2).flatten(2)
-    y = y if bias is None else y + bias
+    y = y if call.bias is None else y + call.bias
     y = y.transpose(1, 2).unflatten(2, [axis.positions for axis in axes])
     found: Tensor = y if whole is x else y.squeeze(0)
     return found
-
-
-def _plain(value: Any) -> Any:
-    """Return a list of numbers as a tuple of them."""
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return tuple(int(number) for number in value)
-    return value

@@ -246,9 +246,7 @@ def weight_to_matrix(weight: Tensor, *, transposed: bool, groups: int) -> Tensor
     *kernel)``. Columns are in PyTorch's order ``(c / groups, *kernel)``: of a layer that is not
     transposed, ``weight.flatten(1)``, which shows its memory.
     """
-    if transposed:
-        weight = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
-    matrix: Tensor = weight.flatten(1)
+    matrix: Tensor = _exchanged(weight, transposed, groups).flatten(1)
     return matrix
 
 
@@ -261,25 +259,25 @@ def matrix_to_weight(
     """
     first, second, *kernel = weight_shape
     per_group = first // groups if transposed else second
-    weight: Tensor = matrix.unflatten(1, (per_group, *kernel))
-    if transposed:
-        weight = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
-    return weight
+    return _exchanged(matrix.unflatten(1, (per_group, *kernel)), transposed, groups)
 
 
 def weight_to_filters(weight: Tensor, *, transposed: bool, groups: int) -> Tensor:
     """Return a CONV weight as convfc's filters ``(f, *kernel, c / groups)``."""
-    if transposed:
-        weight = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
-    return weight.movedim(1, -1)
+    return _exchanged(weight, transposed, groups).movedim(1, -1)
 
 
 def filters_to_weight(filters: Tensor, *, transposed: bool, groups: int) -> Tensor:
     """Return filters as a CONV weight, in PyTorch's layout: `weight_to_filters` inverted."""
-    weight = filters.movedim(-1, 1)
-    if transposed:
-        weight = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
-    return weight
+    return _exchanged(filters.movedim(-1, 1), transposed, groups)
+
+
+def _exchanged(weight: Tensor, transposed: bool, groups: int) -> Tensor:
+    """Exchange filters and channels inside every group, if transposed; twice is as it was."""
+    if not transposed:
+        return weight
+    by_group: Tensor = weight.unflatten(0, (groups, -1))
+    return by_group.transpose(1, 2).flatten(0, 1)
 
 
 def conv_layer(

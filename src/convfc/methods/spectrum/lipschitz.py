@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from convfc.errors import UnsupportedLayer
+from convfc.errors import Refusal, UnsupportedLayer
 from convfc.extras import needing
 
 with needing():
@@ -23,7 +23,7 @@ from convfc.frameworks.torch.forms.form import form_of
 from convfc.frameworks.torch.read import geometry_of, native_class, obstacle, own_class
 from convfc.frameworks.torch.running import deep_copy, evaluating
 from convfc.methods.spectrum.singular import singular_values
-from convfc.sizes import input_sizes, integer
+from convfc.sizes import input_sizes, integer, per_axis
 from convfc.tables import Column, TextTable
 
 _READ = (
@@ -33,6 +33,7 @@ _READ = (
 _MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 _AVG_POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_NO_CONV = Refusal("it is not a CONV layer", "")
 _AT_MOST_ONE = (
     *(nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Tanh, nn.Sigmoid, nn.Softsign, nn.LogSigmoid),
     *(nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
@@ -75,10 +76,10 @@ def spectral_norm(layer: nn.Module, input_size: Sequence[int], *, steps: int = 1
     >>> round(float(singular_values(layer.eval(), (6, 6), k=1)), 2)
     1.0
     """
-    if form_of(layer) != "native" or (blocked := obstacle(layer)) is not None:
-        reason = "it is not a CONV layer" if form_of(layer) != "native" else blocked.reason  # type: ignore[union-attr]
+    blocked = obstacle(layer) if form_of(layer) == "native" else _NO_CONV
+    if blocked is not None:
         raise UnsupportedLayer(
-            reason,
+            blocked.reason,
             where="layer",
             expected="a CONV layer of torch.nn with a plain weight",
             got=type(layer).__name__,
@@ -258,12 +259,10 @@ def _bound_of(module: nn.Module, name: str, x: Tensor) -> tuple[float, str]:
 
 def _pool(pool: Any, ndim: int) -> float:
     """Return a bound for pooling: an element counts as often as there are windows with it."""
-
-    def axes(value: Any) -> tuple[int, ...]:
-        return value if isinstance(value, tuple) else (value,) * ndim
-
-    kernel, step = axes(pool.kernel_size), axes(pool.stride)
-    apart = axes(getattr(pool, "dilation", 1))
+    kernel, step, apart = (
+        per_axis(name, getattr(pool, name, 1), ndim, least=1)
+        for name in ("kernel_size", "stride", "dilation")
+    )
     often = math.prod(
         math.ceil(k / s) if d == 1 else k for k, s, d in zip(kernel, step, apart, strict=True)
     )

@@ -235,12 +235,8 @@ def _chain(layer: nn.Module) -> Chain | Refusal:
         return _weight_form_obstacle(layer) or []
     if layer.is_computed:
         return _computed_obstacle(layer) or []
-    if layer.changes_weight and any(map(_is_adapter, layer.fc.modules())):
-        return Refusal(
-            "its forward computes another weight from its own, to which the adapter adds; merged "
-            "into its own weight it would be another function",
-            "take the adapter out with unload(), or leave the layer out of the tool's targets",
-        )
+    if (blocked := _adapter_obstacle(layer)) is not None:
+        return blocked
     chains = []
     for child in layer.children_fc:
         chain = chain_of(child)
@@ -301,12 +297,19 @@ def _weight_form_obstacle(layer: nn.Module) -> Refusal | None:
     return None
 
 
-def _is_adapter(module: nn.Module) -> bool:
-    """Say whether a module is an adapter of PEFT that is in effect, and not merged."""
+def _adapter_obstacle(layer: nn.Module) -> Refusal | None:
+    """Return why an adapter of PEFT cannot be merged into a layer; None if nothing is to merge."""
     tuners = sys.modules.get("peft.tuners.tuners_utils")
-    if tuners is None or not isinstance(module, tuners.BaseTunerLayer):
-        return False
-    return not (module.merged or module.disable_adapters)
+    if tuners is None or not isinstance(layer, PatchConv) or not layer.changes_weight:
+        return None
+    adapters = (part for part in layer.fc.modules() if isinstance(part, tuners.BaseTunerLayer))
+    if all(adapter.merged or adapter.disable_adapters for adapter in adapters):
+        return None
+    return Refusal(
+        "its forward computes another weight from its own, to which the adapter adds; merged into "
+        "its own weight it would be another function",
+        "take the adapter out with unload(), or leave the layer out of the tool's targets",
+    )
 
 
 def _computed_obstacle(layer: PatchConv) -> Refusal | None:
@@ -415,8 +418,7 @@ def _without_peft(model: nn.Module, *, inplace: bool) -> tuple[nn.Module, bool]:
             remedy="enable them, or give to_conv what its unload() returns",
         )
     for name, part in model.named_modules():
-        blocked = _chain(part) if getattr(part, "changes_weight", False) is True else None
-        if isinstance(blocked, Refusal):
+        if (blocked := _adapter_obstacle(part)) is not None:
             raise blocked._replace(where=name).error(UnsupportedLayer)
     copied: Any = copy_of(model, (), {})
     try:

@@ -43,6 +43,11 @@ class Survey(NamedTuple):
     whole: bool
     bare: bool
 
+    @property
+    def untouched(self) -> bool:
+        """Whether nothing but the layer's own weight, or a computed one, is in a call of it."""
+        return self.bare and not self.hooked
+
 
 def survey(fc: nn.Module) -> Survey:
     """Look at the FC children: one, or the ones that a ``ModuleList`` holds.

@@ -250,7 +250,7 @@ class PatchConv(nn.Module):
         it, such as PEFT when it merges, changes nothing.
         """
         found = self._survey()
-        return self.is_computed and found.bare and not found.hooked and not self._was_written()
+        return self.is_computed and found.untouched and not self._was_written()
 
     def _was_written(self) -> bool:
         """Say whether what the FC children show of a computed weight has been changed."""
@@ -330,10 +330,9 @@ class PatchConv(nn.Module):
         ``calls`` notes its convolutions.
         """
         found, inside = self._survey(), calls is not None
-        touched = not found.bare or found.hooked
         alone = found.weights is None and not self.is_computed and self._inner_layers() is None
         wrapped = alone or not (found.bare or inside)
-        role = Role(self, name, wrapped=wrapped, touched=touched, calls=calls)
+        role = Role(self, name, wrapped=wrapped, touched=not found.untouched, calls=calls)
         if alone:
             return self._stands_for(name, role)
         if name == "weight" and self.is_computed:
@@ -479,7 +478,7 @@ class PatchConv(nn.Module):
 
     def _untouched(self, found: Survey, x: Tensor) -> bool:
         """Say whether PyTorch's own convolution may stand for the FC children, on this input."""
-        return self.product == "auto" and found.bare and not found.hooked and not in_a_transform(x)
+        return self.product == "auto" and found.untouched and not in_a_transform(x)
 
     def as_native(self) -> Any:
         """Return the layer as its own class knows it: with the same attributes, and its methods."""
@@ -529,8 +528,7 @@ class PatchConv(nn.Module):
         found = self._survey()
         fits = (plain.groups, plain.transposed) == (self.groups, self.transposed)
         fits = fits and weight.numel() == math.prod(self.weight_shape)
-        plainly = found.bare and not found.hooked
-        if self._untouched(found, plain.x) or (plainly and not fits):
+        if self._untouched(found, plain.x) or (found.untouched and not fits):
             return plain._replace(weight=self._laid_out(weight)).by_pytorch()
         if not fits:
             raise self._not_plain()
