@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from convfc.frameworks.torch.certify.engine import integers_of
+from convfc.measure import integers_of
 from convfc.methods.morphism import Morph
 
 

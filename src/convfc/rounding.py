@@ -32,6 +32,12 @@ SMALLEST_NORMAL: Mapping[str, float] = {
 }
 """A product below it may lose its digits, or be flushed to zero."""
 
+LARGEST_FINITE: Mapping[str, float] = {
+    "bfloat16": float((2 - 2.0**-7) * 2.0**127),
+    **{name: float(info.max) for name, info in _FINFO.items()},
+}
+"""The largest finite number of each dtype."""
+
 # Often summed in wider arithmetic, and rounded when the sum is stored.
 _STORED_APART = frozenset({"bfloat16", "float16"})
 

@@ -14,9 +14,9 @@ from morphism_models import NETWORKS, example, mlp, trained
 from torch import Tensor, nn
 
 from convfc.certificate import Certificate
-from convfc.frameworks.torch.certify.engine import Call
 from convfc.frameworks.torch.morphism.certify import Change, finish
 from convfc.frameworks.torch.morphism.magnitude import Sums, magnitude, sums_of
+from convfc.measure import Call
 from convfc.methods.morphism import widen
 from convfc.rounding import UNIT_ROUNDOFF, gamma, rounding_bound
 

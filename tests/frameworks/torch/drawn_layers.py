@@ -25,9 +25,11 @@ from torch import Tensor, nn
 from torch_fixtures import in_form
 
 import convfc
+from convfc.comparing import (
+    strides_of,
+)
 from convfc.errors import ConvfcError
 from convfc.frameworks.torch.certify.pairs import UnrolledLayer
-from convfc.frameworks.torch.tensors import strides_of
 
 MODES = ("zeros", "reflect", "replicate", "circular")
 LARGEST_INPUT = {1: 12, 2: 12, 3: 5}

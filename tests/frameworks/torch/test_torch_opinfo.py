@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from torch_fixtures import in_form
 
 import convfc
-from convfc.frameworks.torch.tensors import dtype_name, strides_of
+from convfc.comparing import (
+    dtype_name,
+    strides_of,
+)
 from convfc.rounding import exact_limit
 
 

@@ -14,8 +14,8 @@ from proofs import assert_proven, only
 from torch import Tensor, nn
 
 import convfc
-from convfc.frameworks.torch.certify.engine import Call, measure
 from convfc.frameworks.torch.certify.pairs import find_pairs
+from convfc.measure import Call, measure
 
 
 def one_layer() -> tuple[nn.Sequential, nn.Sequential, Tensor]:

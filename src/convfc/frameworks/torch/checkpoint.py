@@ -8,9 +8,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from convfc.comparing import (
+    dtype_name,
+)
 from convfc.errors import DataError, DtypeError
 from convfc.extras import needing
-from convfc.frameworks.torch.tensors import dtype_name
 from convfc.printable import printable
 
 _MOST = 3

@@ -19,8 +19,12 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map
 
+from convfc.comparing import (
+    bits_of,
+    first_words,
+    words,
+)
 from convfc.errors import ConvfcError, ShapeError, UnsupportedLayer, UnsupportedModel
-from convfc.frameworks.torch.tensors import first_words, words
 
 _Module = TypeVar("_Module", bound=nn.Module)
 _ATOMS = (bool, int, float, str, type(None))
@@ -284,3 +288,11 @@ def call_model(
             remedy="give an input that the model takes: a tuple for several arguments, a dict for "
             "keyword arguments",
         ) from error
+
+
+def sum_of_bits(t: Tensor) -> Tensor:
+    """Return a number that is another one, most likely, when the tensor has been changed."""
+    bits: Tensor = bits_of(t)
+    bits = bits.flatten()
+    whole = bits.nbytes % 8 == 0 and bits.storage_offset() == 0  # fewer numbers are faster
+    return (bits.view(torch.int64) if whole else bits).sum()

@@ -15,12 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from convfc.comparing import (
+    dtype_name,
+)
 from convfc.errors import GeometryError
 from convfc.frameworks.torch.forms.calls import CONVOLUTIONS, convolution_of
 from convfc.frameworks.torch.forms.form import form_of, unrolled_of
 from convfc.frameworks.torch.read import geometry_of
 from convfc.frameworks.torch.running import check_can_run, run_on
-from convfc.frameworks.torch.tensors import dtype_name
 from convfc.geometry import ConvGeometry
 
 

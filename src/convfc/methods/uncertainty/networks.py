@@ -18,7 +18,7 @@ from convfc.errors import ArgumentError, NothingToConvert, Refusal, UnsupportedL
 from convfc.frameworks.torch.forms.children import as_parameter, plain_linear
 from convfc.frameworks.torch.forms.factors import linear_obstacle
 from convfc.frameworks.torch.forms.patch import PatchConv
-from convfc.frameworks.torch.places import Where, copy_of, selector
+from convfc.frameworks.torch.places import copy_of
 from convfc.frameworks.torch.references import check_references, exchange
 from convfc.frameworks.torch.running import random_numbers
 from convfc.methods.uncertainty.layers import (
@@ -27,6 +27,7 @@ from convfc.methods.uncertainty.layers import (
     GaussianLinear,
     RandomLinear,
 )
+from convfc.places import Where, selector
 from convfc.sizes import one_of
 
 Method: TypeAlias = Literal["dropout", "concrete", "gaussian"]

@@ -10,8 +10,10 @@ from morphism_models import CASES, NETWORKS, assert_proven, example, integers, m
 from torch import nn
 from torch_fixtures import with_integers
 
+from convfc.comparing import (
+    same_bits,
+)
 from convfc.frameworks.torch.morphism.widening import draw_copies
-from convfc.frameworks.torch.tensors import same_bits
 from convfc.methods.morphism import Morph, widen
 
 pytestmark = pytest.mark.usefixtures("one_thread")

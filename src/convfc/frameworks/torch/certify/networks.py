@@ -12,8 +12,16 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from convfc.certificate import LayerCertificate, NetworkCertificate, OutputComparison
+from convfc.comparing import (
+    compare,
+    describe,
+    dtype_name,
+    same_bits,
+    strides_of,
+    wide,
+    words,
+)
 from convfc.errors import ShapeError
-from convfc.frameworks.torch.certify.engine import Call, Numbers, Sides, measure
 from convfc.frameworks.torch.certify.pairs import HeadConv, Pairs, cast
 from convfc.frameworks.torch.forms.form import form_of
 from convfc.frameworks.torch.forms.patch import by_matrix
@@ -23,17 +31,9 @@ from convfc.frameworks.torch.running import (
     call_model,
     deep_copy,
     random_numbers,
-)
-from convfc.frameworks.torch.tensors import (
-    compare,
-    describe,
-    dtype_name,
-    same_bits,
-    strides_of,
     sum_of_bits,
-    wide,
-    words,
 )
+from convfc.measure import Call, Numbers, Sides, measure
 from convfc.rounding import UNIT_ROUNDOFF
 
 

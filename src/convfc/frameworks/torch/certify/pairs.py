@@ -26,8 +26,15 @@ from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
 from convfc.certificate import WeightComparison
+from convfc.comparing import (
+    compare,
+    describe,
+    dtype_name,
+    same_bits,
+    wide,
+    words,
+)
 from convfc.errors import GeometryError
-from convfc.frameworks.torch.certify.engine import LARGEST, Call, Numbers, Run, Side, Sides, Sums
 from convfc.frameworks.torch.forms.calls import Convolution, convolution_of
 from convfc.frameworks.torch.forms.form import Unrolled, form_of, linear_of, unrolled_of
 from convfc.frameworks.torch.forms.patch import PatchConv, by_matrix
@@ -36,14 +43,6 @@ from convfc.frameworks.torch.forms.weight import steps_of
 from convfc.frameworks.torch.matrix import fold, matrix_tensor, matrix_values
 from convfc.frameworks.torch.read import geometry_of, obstacle, own_forward
 from convfc.frameworks.torch.running import deep_copy
-from convfc.frameworks.torch.tensors import (
-    compare,
-    describe,
-    dtype_name,
-    same_bits,
-    wide,
-    words,
-)
 from convfc.frameworks.torch.unrolled.back import bias_of
 from convfc.frameworks.torch.unrolled.entries import (
     differing,
@@ -53,6 +52,7 @@ from convfc.frameworks.torch.unrolled.entries import (
     values_in,
 )
 from convfc.geometry import ConvGeometry
+from convfc.measure import LARGEST, Call, Numbers, Run, Side, Sides, Sums
 from convfc.operators.nearest import Entries
 
 _NOT_PLAIN = "one side is more than a plain layer"
@@ -276,7 +276,7 @@ def _inside(pair: Pair, call: Call) -> Iterator[tuple[Pair, Call]]:
     for which, layer in (("first", pair.before), ("second", pair.after)):
         with _Convolutions() as mode, torch.no_grad():
             try:
-                call(by_matrix(deep_copy(layer)), call.x)
+                call(by_matrix(deep_copy(layer)).forward, call.x)
             except Exception as error:
                 errors += (f"the {which} layer fails; expected an output, got {words(error)}",)
         noted.append(mode.found)
@@ -449,7 +449,7 @@ class _Layers(Sides):
         for parameter in parameters:
             parameter.requires_grad_()
         with torch.enable_grad():
-            y = self.call(layer, x)
+            y = self.call(layer.forward, x)
 
         def gradients(dy: Tensor) -> dict[str, Tensor]:
             if not y.requires_grad:  # a quantised layer, for instance
@@ -461,6 +461,9 @@ class _Layers(Sides):
             return {name: value for name, value in named.items() if value is not None}
 
         return Run(y.detach(), gradients)
+
+    def parameters(self) -> Iterator[tuple[str, Tensor]]:
+        return (named for part in self.parts for named in part.named_parameters())
 
     def sums(self, x: Tensor, dy: Tensor | None) -> Sums:
         """B is the reference layer on absolute values. On ones, and one image, it counts."""
@@ -572,7 +575,8 @@ def _held(layer: nn.Module, name: str) -> Any:
 
 
 def _absolute(t: Tensor) -> Tensor:
-    return wide(t.detach()).abs()
+    absolute: Tensor = wide(t.detach()).abs()
+    return absolute
 
 
 def cast(layer: nn.Module, numbers: Numbers) -> nn.Module:

@@ -24,8 +24,14 @@ import torch
 from torch import Tensor, nn
 
 from convfc.certificate import ExactTest, LayerCertificate, NetworkCertificate
+from convfc.comparing import (
+    describe,
+    dtype_name,
+    not_finite,
+    wide,
+    words,
+)
 from convfc.errors import ConvfcError, ShapeError, UnsupportedModel
-from convfc.frameworks.torch.certify.engine import bounded
 from convfc.frameworks.torch.certify.networks import Runner, compare_networks
 from convfc.frameworks.torch.certify.pairs import Pairs, cast
 from convfc.frameworks.torch.running import deep_copy
@@ -47,13 +53,7 @@ from convfc.frameworks.torch.simplification.values import (
     sources,
 )
 from convfc.frameworks.torch.simplification.values import topological as ordered
-from convfc.frameworks.torch.tensors import (
-    describe,
-    dtype_name,
-    not_finite,
-    wide,
-    words,
-)
+from convfc.measure import bounded
 
 _NO_INTEGERS = "the weights of several layers are multiplied, with normalisation among them"
 _NOTE = (

@@ -11,7 +11,6 @@ from torch.utils._pytree import tree_leaves
 
 from convfc.certificate import Certificate, LayerCertificate
 from convfc.errors import ShapeError, UnsupportedLayer, UnsupportedModel
-from convfc.frameworks.torch.certify.engine import Call, measure
 from convfc.frameworks.torch.certify.networks import Runner, compare_networks, measure_calls
 from convfc.frameworks.torch.certify.pairs import (
     Pair,
@@ -24,6 +23,7 @@ from convfc.frameworks.torch.certify.pairs import (
 from convfc.frameworks.torch.certify.simplified import certify_simplified, simplified_record
 from convfc.frameworks.torch.read import geometry_of
 from convfc.frameworks.torch.running import check_has_numbers
+from convfc.measure import Call, measure
 
 
 def verify(before: nn.Module, after: nn.Module, x: Any, *, seed: int = 0) -> Certificate:

@@ -30,14 +30,7 @@ from convfc.frameworks.torch.graph import (
     shape_of,
     trace,
 )
-from convfc.frameworks.torch.places import (
-    Where,
-    copy_of,
-    nothing_to_convert,
-    places,
-    refuse_or_list,
-    selector,
-)
+from convfc.frameworks.torch.places import copy_of, places
 from convfc.frameworks.torch.references import blocked_references, exchange
 from convfc.frameworks.torch.running import positional_arguments
 from convfc.frameworks.torch.simplification import record_of
@@ -49,6 +42,7 @@ from convfc.frameworks.torch.vocabulary import (
     Call,
     by_operation,
 )
+from convfc.places import Where, nothing_to_convert, refuse_or_list, selector
 
 
 @torch.inference_mode(mode=False)  # what is made here is to be trained

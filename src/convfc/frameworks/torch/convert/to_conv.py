@@ -40,22 +40,13 @@ from convfc.frameworks.torch.forms.form import Form, form_of
 from convfc.frameworks.torch.forms.formats import channels_last, in_format
 from convfc.frameworks.torch.forms.patch import PatchConv
 from convfc.frameworks.torch.forms.weight import from_weight_form, steps_of
-from convfc.frameworks.torch.places import (
-    Shared,
-    Where,
-    copy_of,
-    holders,
-    nothing_to_convert,
-    places,
-    refuse_or_list,
-    selector,
-    tied,
-)
+from convfc.frameworks.torch.places import copy_of, holders, places
 from convfc.frameworks.torch.references import blocked_references, exchange
 from convfc.frameworks.torch.running import check_has_numbers
 from convfc.frameworks.torch.simplification import Simplified, record_of, restore
 from convfc.frameworks.torch.unrolled.back import FromUnrolled, unrolled_obstacle
 from convfc.frameworks.torch.vocabulary import CONVS
+from convfc.places import Shared, Where, nothing_to_convert, refuse_or_list, selector, tied
 
 
 @torch.inference_mode(mode=False)  # what is made here is to be trained

@@ -15,17 +15,7 @@ from convfc.frameworks.torch.forms.form import Form, form_of
 from convfc.frameworks.torch.forms.grouped import MOST_SEPARATE
 from convfc.frameworks.torch.forms.patch import PatchConv, Product
 from convfc.frameworks.torch.forms.weight import steps_of, to_weight_form
-from convfc.frameworks.torch.places import (
-    Shared,
-    Where,
-    copy_of,
-    holders,
-    nothing_to_convert,
-    places,
-    refuse_or_list,
-    selector,
-    tied,
-)
+from convfc.frameworks.torch.places import copy_of, holders, places
 from convfc.frameworks.torch.reach import asked_for_class, out_of_reach
 from convfc.frameworks.torch.read import layout_of, obstacle
 from convfc.frameworks.torch.references import blocked_references, exchange
@@ -36,6 +26,7 @@ from convfc.frameworks.torch.unrolled.form import (
     differing_ties,
     sized_geometries,
 )
+from convfc.places import Shared, Where, nothing_to_convert, refuse_or_list, selector, tied
 from convfc.sizes import one_of
 
 LayerForm: TypeAlias = Literal["patch", "weight"]

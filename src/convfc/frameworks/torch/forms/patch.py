@@ -61,8 +61,10 @@ from convfc.frameworks.torch.read import (
     read_registered,
     weight_to_matrix,
 )
-from convfc.frameworks.torch.running import in_mode
-from convfc.frameworks.torch.tensors import sum_of_bits
+from convfc.frameworks.torch.running import (
+    in_mode,
+    sum_of_bits,
+)
 from convfc.geometry import ConvGeometry
 
 Product: TypeAlias = Literal["auto", "matrix"]

@@ -21,15 +21,17 @@ import torch
 from torch import Tensor, nn
 
 from convfc.certificate import Certificate, LayerCertificate
-from convfc.frameworks.torch.certify.engine import LARGEST, Call, Numbers, Run, Side, Sides, Sums
+from convfc.comparing import (
+    wide,
+)
 from convfc.frameworks.torch.certify.networks import Runner, compare_networks, measure_calls
 from convfc.frameworks.torch.certify.pairs import Pairs, cast, matrices_of, word_for
 from convfc.frameworks.torch.morphism.magnitude import NORMS, magnitude, sums_of
 from convfc.frameworks.torch.morphism.magnitude import Sums as Sum
 from convfc.frameworks.torch.places import places as all_places
 from convfc.frameworks.torch.running import deep_copy, evaluating
-from convfc.frameworks.torch.tensors import wide
 from convfc.frameworks.torch.vocabulary import BY_MODE
+from convfc.measure import LARGEST, Call, Numbers, Run, Side, Sides, Sums
 
 _MODE = (
     "compared in evaluation mode; in training, BatchNorm uses the statistics of the batch and "
@@ -193,13 +195,21 @@ class _Changed(Sides):
             self.now = before, change.rebuild(before).eval()
         before, after = self.now
         return (
-            lambda x: Run(change.spread_output(self.call(before, x))),
-            lambda x: Run(change.keep_output(self.call(after, change.spread_input(x)))),
+            lambda x: Run(change.spread_output(self.call(before.forward, x))),
+            lambda x: Run(change.keep_output(self.call(after.forward, change.spread_input(x)))),
         )
+
+    def parameters(self) -> Iterable[tuple[str, Tensor]]:
+        return (named for part in self.parts for named in part.named_parameters())
 
     def sums(self, x: Tensor, dy: Tensor | None = None) -> Sums:
         """Return the larger B of both sides, and the larger n."""
-        change, call = self.change, self.call.__call__
+        change = self.change
+
+        def call(layer: nn.Module, x: Tensor) -> Tensor:
+            y: Tensor = self.call(layer.forward, x)
+            return y
+
         before, after = map(change.alike, self.now) if change.alike else self.now
         ours = self.ours = self.ours or magnitude(before, sums_of(x), call)
         theirs = magnitude(after, sums_of(change.spread_input(x)), call)

@@ -19,6 +19,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, fx, nn
 
+from convfc.comparing import (
+    dtype_name,
+    wide,
+)
 from convfc.errors import (
     ArgumentError,
     DtypeError,
@@ -34,7 +38,7 @@ from convfc.frameworks.torch.forms.form import form_of
 from convfc.frameworks.torch.forms.formats import channels_last, in_format, is_channels_last
 from convfc.frameworks.torch.graph import as_traced, trace
 from convfc.frameworks.torch.morphism.certify import Change, Morph, finish
-from convfc.frameworks.torch.places import copy_of, holders, place_in_words, places, tied
+from convfc.frameworks.torch.places import copy_of, holders, places
 from convfc.frameworks.torch.read import (
     filters_to_weight,
     geometry_of,
@@ -46,7 +50,7 @@ from convfc.frameworks.torch.read import (
 )
 from convfc.frameworks.torch.references import exchange
 from convfc.frameworks.torch.running import check_can_run, deep_copy, run_on, unchanged
-from convfc.frameworks.torch.tensors import dtype_name, wide
+from convfc.places import place_in_words, tied
 from convfc.sizes import Sizes, per_axis
 
 Pads: TypeAlias = tuple[tuple[int, int], ...]

@@ -41,9 +41,10 @@ from convfc.frameworks.torch.morphism.target import (
     real_number,
     tie_of,
 )
-from convfc.frameworks.torch.places import copy_of, place_in_words
+from convfc.frameworks.torch.places import copy_of
 from convfc.frameworks.torch.read import filters_to_weight
 from convfc.frameworks.torch.running import check_can_run, deep_copy
+from convfc.places import place_in_words
 from convfc.sizes import integer, one_of
 
 How: TypeAlias = Literal["copy", "zero"]

@@ -12,7 +12,6 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from convfc.errors import MemoryBudgetError, ShapeError, UnsupportedModel
 from convfc.frameworks.torch.forms.children import has_pre_hooks
-from convfc.frameworks.torch.places import nothing_to_convert
 from convfc.frameworks.torch.references import check_references
 from convfc.frameworks.torch.running import (
     check_can_run,
@@ -33,6 +32,7 @@ from convfc.frameworks.torch.simplification.trace import Call, Ref, Trace, refus
 from convfc.frameworks.torch.simplification.values import Affine, Input, Program, Value, topological
 from convfc.frameworks.torch.vocabulary import BY_MODE
 from convfc.operators.estimate import MatrixEstimate, check_together
+from convfc.places import nothing_to_convert
 from convfc.sizes import one_of
 
 MaxPool: TypeAlias = Literal["keep", "relu"]

@@ -19,10 +19,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from convfc.comparing import (
+    first_words,
+)
 from convfc.errors import ConvfcError, UnsupportedLayer, UnsupportedModel
 from convfc.frameworks.torch.forms.form import form_of
 from convfc.frameworks.torch.running import call_model, unchanged
-from convfc.frameworks.torch.tensors import first_words
 
 LAYER = "a CONV layer"
 _FIRST = {"self": "x", "input": "x"}  # what a function's first argument is called

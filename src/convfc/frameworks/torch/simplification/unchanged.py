@@ -11,10 +11,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, fx, nn
 
+from convfc.comparing import (
+    bits_of,
+    describe,
+    same_bits,
+)
 from convfc.errors import UnsupportedLayer
 from convfc.frameworks.torch.running import deep_copy
 from convfc.frameworks.torch.simplification.simplified import Simplified
-from convfc.frameworks.torch.tensors import bits_of, describe, same_bits
 
 _BLOCK = 2**21  # numbers of a weight that are compared, or multiplied by in float64, at a time
 

@@ -18,7 +18,9 @@ import torch
 from scipy import sparse
 from torch import Tensor, nn
 
-from convfc.frameworks.torch.tensors import wide
+from convfc.comparing import (
+    wide,
+)
 
 _DENSE = 2**26  # entries: half a gigabyte
 

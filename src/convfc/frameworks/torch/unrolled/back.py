@@ -14,7 +14,6 @@ from convfc.frameworks.torch.forms.factors import Product, chain_of
 from convfc.frameworks.torch.forms.form import ATTRIBUTE, Unrolled, linear_of, unrolled_of
 from convfc.frameworks.torch.forms.formats import channels_last, in_format
 from convfc.frameworks.torch.matrix import fold, matrix_values
-from convfc.frameworks.torch.places import Shared
 from convfc.frameworks.torch.unrolled.entries import (
     first_wrong,
     held_by,
@@ -24,6 +23,7 @@ from convfc.frameworks.torch.unrolled.entries import (
     with_unread,
 )
 from convfc.operators.nearest import nearest_conv
+from convfc.places import Shared
 
 _REMEDY = (
     "to_conv(..., project=True) takes the closest convolution; what convfc.to_fc makes goes back "

@@ -8,20 +8,23 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from convfc.comparing import (
+    dtype_name,
+)
 from convfc.errors import Refusal
 from convfc.frameworks.torch.forms.children import flatten_of, move_attributes, plain_linear
 from convfc.frameworks.torch.forms.form import ATTRIBUTE, Unrolled
 from convfc.frameworks.torch.forms.formats import is_channels_last
 from convfc.frameworks.torch.matrix import matrix_values
-from convfc.frameworks.torch.places import Shared, holders
+from convfc.frameworks.torch.places import holders
 from convfc.frameworks.torch.read import own_class
 from convfc.frameworks.torch.running import unchanged
-from convfc.frameworks.torch.tensors import dtype_name
 from convfc.frameworks.torch.unrolled.entries import places_in
 from convfc.frameworks.torch.watch import watched_run
 from convfc.geometry import ConvGeometry
 from convfc.operators.estimate import MatrixEstimate, check_together, pattern_estimate
 from convfc.operators.pattern import matrix_pattern
+from convfc.places import Shared
 
 Refusals = dict[str, Refusal]
 

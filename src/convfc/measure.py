@@ -3,7 +3,8 @@
 Compared are outputs and, where there are any, gradients: in the layer's own dtype and in float64
 against the a-priori bound, whose B is the layer on absolute values (see `convfc.rounding`), and on
 integers, where nothing is rounded. What is compared, and how it is had with other numbers, says a
-description (`Sides`): of two forms of a layer in `pairs`, of a morph's change beside the morphs.
+description (`Sides`), one for each framework and what is compared in it: two forms of a layer, a
+morph's change. Arrays are the framework's own where `convfc.comparing` knows them, or NumPy's.
 """
 
 from __future__ import annotations
@@ -13,18 +14,25 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
 
-import torch
-from torch import Tensor, nn
+import numpy as np
 
+from convfc.arrays import Array, itemsize
 from convfc.certificate import Comparison, ExactTest, LayerCertificate, WeightComparison
-from convfc.frameworks.torch.tensors import (
+from convfc.comparing import (
+    as_laid_out,
+    cast_to,
     compare,
     describe,
     dtype_name,
+    integers_of,
+    is_complex,
+    normal,
     not_finite,
     overflows,
+    same_numbers,
     strides_of,
     wide,
+    wide_name,
     words,
 )
 from convfc.rounding import exact_limit, rounding_bound
@@ -34,9 +42,9 @@ LARGEST = 256
 
 _FIRST, _SECOND = "the first layer", "the second layer"
 
-Numbers: TypeAlias = Callable[[Tensor], Tensor]
+Numbers: TypeAlias = Callable[[Array], Array]
 """Makes other numbers of a tensor's: in another dtype, integers, absolute values."""
-Sums: TypeAlias = Mapping[str, tuple[Tensor, int]]
+Sums: TypeAlias = Mapping[str, tuple[Array, int]]
 """Of each quantity the magnitude B, in float64, and n: of how many terms its longest sum is."""
 _Result = TypeVar("_Result")
 
@@ -45,26 +53,25 @@ _Result = TypeVar("_Result")
 class Call:
     """One call of a layer: its input, and what else it was given."""
 
-    x: Tensor
+    x: Array
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     number: int = 0
 
-    def __call__(self, layer: nn.Module, x: Tensor) -> Tensor:
-        """Call a layer's forward, without the hooks around it, on this input or another."""
-        y: Tensor = layer.forward(x, *self.args, **self.kwargs)
-        return y
+    def __call__(self, layer: Callable[..., Array], x: Array) -> Array:
+        """Call a layer on this input or another, with what else it was given."""
+        return layer(x, *self.args, **self.kwargs)
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
     """What one side computed; its gradients, by name, are asked for with that of the output."""
 
-    output: Tensor
-    gradients: Callable[[Tensor], dict[str, Tensor]] | None = None
+    output: Array
+    gradients: Callable[[Array], dict[str, Array]] | None = None
 
 
-Side: TypeAlias = Callable[[Tensor], Run]
+Side: TypeAlias = Callable[[Array], Run]
 """The layer before, or what stands there after; both are called with the input of the first."""
 
 
@@ -74,7 +81,6 @@ class Sides(ABC):
     name: str
     forms: tuple[str, str]
     call: Call
-    parts: tuple[nn.Module, nn.Module]
     weights: tuple[WeightComparison, ...] = ()
     errors: list[str]
     """What is known to differ, before anything is run."""
@@ -92,7 +98,11 @@ class Sides(ABC):
         """Return both sides, with other numbers if some are given."""
 
     @abstractmethod
-    def sums(self, x: Tensor, dy: Tensor | None) -> Sums:
+    def parameters(self) -> Iterable[tuple[str, Array]]:
+        """Return the numbers of both sides, by name: bounds are made of them."""
+
+    @abstractmethod
+    def sums(self, x: Array, dy: Array | None) -> Sums:
         """Return B and n of the sides that were last made; nothing where theory knows none."""
 
     @abstractmethod
@@ -100,11 +110,11 @@ class Sides(ABC):
         """Return how large integers may be, so that sums of so many terms may be within a limit."""
 
     @abstractmethod
-    def on_integers(self, numbers: Numbers, x: Tensor, limit: float) -> tuple[Side, Side] | None:
+    def on_integers(self, numbers: Numbers, x: Array, limit: float) -> tuple[Side, Side] | None:
         """Return both sides on integers; None if their sums may not be within the limit."""
 
     @abstractmethod
-    def matrices(self, y: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def matrices(self, y: Array) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return the shapes of M and of K, if there are any, from the output."""
 
 
@@ -118,10 +128,10 @@ def measure(sides: Sides, *, seed: int, notes: tuple[str, ...] = ()) -> LayerCer
 
 def bounded(
     quantity: str,
-    ours: Tensor,
-    theirs: Tensor,
-    sums: tuple[Tensor | None, int],
-    dtypes: tuple[torch.dtype, torch.dtype],
+    ours: Array,
+    theirs: Array,
+    sums: tuple[Array | None, int],
+    dtypes: tuple[Any, Any],
 ) -> Comparison:
     """Compare two tensors of one shape with the bound of B and n, if there is one.
 
@@ -139,8 +149,8 @@ class _Measurement:
 
     def __init__(self, sides: Sides, seed: int, notes: tuple[str, ...]) -> None:
         self.sides, self.x = sides, sides.call.x
-        self.generator = torch.Generator().manual_seed(seed)
-        self.dy: Tensor | None = None
+        self.generator = np.random.default_rng(seed)
+        self.dy: Array | None = None
         self.errors: list[str] = []
         self.notes = list(notes)
 
@@ -154,7 +164,7 @@ class _Measurement:
         if len(found) > 1 and self._finite():
             sums = sides.sums(x, self.dy)
             own = double = self._compared(found, x.dtype, sums)
-            if sides.remade or wide(x[:0]).dtype != x.dtype:
+            if sides.remade or wide_name(x.dtype) != dtype_name(x.dtype):
                 double = self._in_double(sums)
             if not self.errors:
                 exact = self._exact(sums)
@@ -177,20 +187,20 @@ class _Measurement:
     def _results(
         self,
         made: tuple[Side, Side] | None,
-        x: Tensor,
-        gradient: Callable[[Tensor], Tensor],
+        x: Array,
+        gradient: Callable[[Array], Array],
         *,
         strict: bool = True,
-    ) -> list[dict[str, Tensor]]:
+    ) -> list[dict[str, Array]]:
         """Return all quantities of one side after the other, until one of them fails."""
-        found: list[dict[str, Tensor]] = []
+        found: list[dict[str, Array]] = []
         for which, side in zip((_FIRST, _SECOND), made or (), strict=False):
             run = self._attempt(which, side, x)
             if run is None:
                 break
             if found and strict and not self._comparable(found[0]["output"], run.output):
                 break
-            more: dict[str, Tensor] | None = {}
+            more: dict[str, Array] | None = {}
             if run.gradients is not None:
                 dy = gradient(run.output)
                 more = self._attempt(f"the gradient of {which}", run.gradients, dy)
@@ -207,28 +217,28 @@ class _Measurement:
             self.errors.append(f"{self.sides.failing.format(doing)}, got {words(error)}")
             return None
 
-    def _comparable(self, ours: Tensor, theirs: Tensor) -> bool:
+    def _comparable(self, ours: Array, theirs: Array) -> bool:
         """Say whether the second side gives an output of the first one's shape and dtype."""
         if describe(theirs) != describe(ours):
             self.errors.append(f"its output; expected {describe(ours)}, got {describe(theirs)}")
             return False
         if self.sides.compares_strides and strides_of(theirs) != strides_of(ours):
-            self.notes.append(f"strides of its output: {ours.stride()}, then {theirs.stride()}")
+            strides = [t.stride() for t in (ours, theirs)]
+            self.notes.append(f"strides of its output: {strides[0]}, then {strides[1]}")
         return True
 
     def _finite(self) -> bool:
         """Say whether all that the bounds are made of is finite."""
         found = not_finite("input", self.x)
-        for part in self.sides.parts:
-            for name, parameter in part.named_parameters():
-                found = found or not_finite(name, parameter, "verify it with finite weights")
+        for name, parameter in self.sides.parameters():
+            found = found or not_finite(name, parameter, "verify it with finite weights")
         self.errors += [found] if found else []
         return not found
 
-    def _drawn(self, y: Tensor) -> Tensor:
+    def _drawn(self, y: Array) -> Array:
         """Return the gradient of the output, drawn when it is first asked for."""
         if self.dy is None:
-            self.dy = torch.empty_like(y).copy_(self._normal(y))
+            self.dy = as_laid_out(normal(y, self.generator), y, dtype_name(y.dtype))
         return self.dy
 
     def _in_double(self, sums: Sums) -> dict[str, Comparison]:
@@ -244,7 +254,7 @@ class _Measurement:
         return {}
 
     def _compared(
-        self, found: list[dict[str, Tensor]], dtype: torch.dtype, sums: Sums
+        self, found: list[dict[str, Array]], dtype: Any, sums: Sums
     ) -> dict[str, Comparison]:
         """Compare all quantities in one dtype."""
         ours, theirs = found
@@ -261,70 +271,44 @@ class _Measurement:
     def _exact(self, sums: Sums) -> ExactTest:
         """Compare on integers, in the narrowest dtype in which their sums are exact."""
         sides = self.sides
-        normal = [self._normal(t) for t in (self.x, self.dy) if t is not None]
+        drawn = [normal(t, self.generator) for t in (self.x, self.dy) if t is not None]
         longest = max([1, *(terms for _, terms in sums.values())])
         for dtype in () if sides.why_no_integers else _widening(self.x.dtype):
             # The absolute value of a complex integer is sqrt(2) times as large as its parts.
-            limit = exact_limit(dtype_name(dtype)) / (1 + dtype.is_complex)
+            limit = exact_limit(dtype) / (1 + is_complex(dtype))
             for largest in sides.integers(longest, limit):
-                test = self._on_integers(normal, dtype, largest, limit)
+                test = self._on_integers(drawn, dtype, largest, limit)
                 if test is not None:
                     return test
         why_not = sides.why_no_integers or "its sums are too long to be exact in float64"
         return ExactTest(why_not=why_not)
 
     def _on_integers(
-        self, normal: list[Tensor], dtype: torch.dtype, largest: int, limit: float
+        self, drawn: list[Array], dtype: str, largest: int, limit: float
     ) -> ExactTest | None:
         """Compare on integers of one size; None if their sums may not be exact."""
 
-        def numbers(t: Tensor) -> Tensor:
-            return integers_of(t, largest).to(dtype)
+        def numbers(t: Array) -> Array:
+            return cast_to(integers_of(t, largest), dtype)
 
-        x = torch.empty_like(self.x, dtype=dtype).copy_(numbers(normal[0]))
+        x = as_laid_out(numbers(drawn[0]), self.x, dtype)
         made = self._attempt(_FIRST, self.sides.on_integers, numbers, x, limit)
         if made is None:
             return ExactTest(why_not="not run") if self.errors else None
-        found = self._results(
-            made, x, lambda y: torch.empty_like(y, dtype=dtype).copy_(numbers(normal[1]))
-        )
+        found = self._results(made, x, lambda y: as_laid_out(numbers(drawn[1]), y, dtype))
         if len(found) < 2:
             return ExactTest(why_not="not run")
         ours, theirs = found
         other = (
             name
             for name, value in ours.items()
-            if name not in theirs or not torch.equal(value, theirs[name])
+            if name not in theirs or not same_numbers(value, theirs[name])
         )
-        return ExactTest(dtype_name(dtype), tuple(other))
-
-    def _normal(self, like: Tensor) -> Tensor:
-        """Return random numbers of the normal distribution, the same ones on every device."""
-        dtype = like.dtype if like.dtype.itemsize >= 4 else torch.float32
-        drawn = torch.randn(like.shape, generator=self.generator, dtype=dtype)
-        return drawn.to(like.device)
+        return ExactTest(dtype, tuple(other))
 
 
-def _widening(dtype: torch.dtype) -> list[torch.dtype]:
-    """Return a dtype and the wider ones of its kind."""
-    kinds = (
-        [torch.complex64, torch.complex128] if dtype.is_complex else [torch.float32, torch.float64]
-    )
-    return list(dict.fromkeys([dtype, *(kind for kind in kinds if kind.itemsize > dtype.itemsize)]))
-
-
-def integers_of(t: Tensor, largest: int) -> Tensor:
-    """Turn each number into an integer from -largest to largest that depends on its bits alone.
-
-    So numbers that have changed places are integers that have changed places, and a changed number
-    is, most often, another integer. Zero stays zero, as in a block-diagonal matrix it must, and
-    nothing else becomes zero. ``largest`` is a power of two.
-    """
-    if t.is_complex():
-        return torch.view_as_complex(integers_of(torch.view_as_real(t.resolve_conj()), largest))
-    bits = t.detach().to(torch.float64).view(torch.int64)
-    # Multiplicative (Fibonacci) hashing: the highest bits of the product depend on all bits.
-    value = (bits * 0x1E3779B97F4A7C15) >> (64 - (2 * largest).bit_length() + 1)
-    value += value >= 0
-    value *= t != 0
-    return value.to(t.dtype)
+def _widening(dtype: Any) -> list[str]:
+    """Return the names of a dtype and of the wider ones of its kind."""
+    kinds = ("complex64", "complex128") if is_complex(dtype) else ("float32", "float64")
+    wider = [kind for kind in kinds if itemsize(kind) > itemsize(dtype)]
+    return [dtype_name(dtype), *wider]

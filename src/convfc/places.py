@@ -1,0 +1,109 @@
+"""The places of a model: chosen by ``where=``, refused or listed, and what layers go on sharing.
+
+A layer is any framework's; a place is its name in the model, and the model itself has none.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import warnings
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
+from typing import Any, TypeAlias, TypeVar
+
+from convfc.errors import NothingToConvert, Refusal, UnsupportedLayer, UnsupportedLayerWarning
+
+_Made = TypeVar("_Made")
+
+Chosen: TypeAlias = Callable[[str, Any], bool]
+"""Whether a layer is chosen, by its name and the layer itself."""
+Where: TypeAlias = Chosen | str | Collection[str] | None
+"""Which layers: a function of name and layer, or names with ``*`` as in a shell; None is all."""
+
+
+def selector(where: Where) -> Chosen:
+    """Return ``where`` as a function of a name and a module."""
+    if where is None:
+        return lambda name, module: True
+    if callable(where):
+        return where
+    patterns = [where] if isinstance(where, str) else list(where)
+    return lambda name, module: any(fnmatch.fnmatchcase(name, p) for p in patterns)
+
+
+def refuse_or_list(left: Mapping[str, Refusal], consequence: str, *, strict: bool) -> None:
+    """Raise for the places that cannot be converted or, if not strict, list them in a warning."""
+    if not left:
+        return
+    if not strict:
+        listed = "; ".join(
+            f"{place_in_words(name)} ({reason})" for name, (reason, *_) in left.items()
+        )
+        warnings.warn(f"left as they are: {listed}", UnsupportedLayerWarning, stacklevel=5)
+        return
+    name, first = next(iter(left.items()))
+    others = [place_in_words(place) for place in left][1:]
+    raise first._replace(
+        where=place_in_words(name), remedy=f"{first.remedy}; or leave it as it is with strict=False"
+    ).error(
+        UnsupportedLayer, f"it {consequence}" + (f" (nor can {some_of(others)})" if others else "")
+    )
+
+
+def nothing_to_convert(what: str, where: Where, there: Iterable[str]) -> NothingToConvert:
+    """Return the error of a verb that finds nothing to convert: it is the same for all of them.
+
+    ``what`` is not there, as in "CONV layer"; ``there`` are the places that ``where`` could name.
+    """
+    if where is None:
+        return NothingToConvert(
+            f"the model has no {what}",
+            where="model",
+            remedy="convfc.inspect(model) lists its CONV layers; convfc.to_conv takes back what "
+            "convfc has made",
+        )
+    names = [place_in_words(name) for name in there]
+    return NothingToConvert(
+        f"where= selects no {what}",
+        where="where",
+        expected=f"at least one of {some_of(names)}" if names else None,
+        got=where if isinstance(where, str) else None,
+        remedy="give names as in model.named_modules()",
+    )
+
+
+def tied(who: str, holder: str) -> Refusal:
+    """Return why a weight that something else holds cannot be converted, and the way out."""
+    return Refusal(
+        f"{who} is also a parameter of {holder}, which stays as it is",
+        "convert both or neither (where=), or untie them",
+    )
+
+
+class Shared:
+    """What is made anew, once for all that it is made of: what shared a source goes on sharing."""
+
+    def __init__(self) -> None:
+        # The sources are kept with what was made, so that no other object gets one of their ids.
+        self._made: dict[Hashable, tuple[tuple[object, ...], Any]] = {}
+
+    def __call__(
+        self, sources: Iterable[object], key: Hashable, make: Callable[[], _Made]
+    ) -> _Made:
+        """Return what was made of these very sources under this key, or make it."""
+        sources = tuple(sources)
+        whole = (*map(id, sources), key)
+        if whole not in self._made:
+            self._made[whole] = sources, make()
+        made: _Made = self._made[whole][1]
+        return made
+
+
+def place_in_words(name: str) -> str:
+    """Return a name as messages have it."""
+    return name or "the model itself"
+
+
+def some_of(names: Collection[str], most: int = 10) -> str:
+    """Return the first names of a list in words."""
+    shown = ", ".join(list(names)[:most])
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
