@@ -6,6 +6,7 @@ A layer is any framework's; a place is its name in the model, and the model itse
 from __future__ import annotations
 
 import fnmatch
+import sys
 import warnings
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from typing import Any, TypeAlias, TypeVar
@@ -38,7 +39,7 @@ def refuse_or_list(left: Mapping[str, Refusal], consequence: str, *, strict: boo
         listed = "; ".join(
             f"{place_in_words(name)} ({reason})" for name, (reason, *_) in left.items()
         )
-        warnings.warn(f"left as they are: {listed}", UnsupportedLayerWarning, stacklevel=5)
+        warn(f"left as they are: {listed}")
         return
     name, first = next(iter(left.items()))
     others = [place_in_words(place) for place in left][1:]
@@ -47,6 +48,15 @@ def refuse_or_list(left: Mapping[str, Refusal], consequence: str, *, strict: boo
     ).error(
         UnsupportedLayer, f"it {consequence}" + (f" (nor can {some_of(others)})" if others else "")
     )
+
+
+def warn(what: str) -> None:
+    """Warn of layers; the line that is shown is the user's, who called a verb of convfc."""
+    frame, level = sys._getframe(1), 2
+    inside = ("convfc.", "torch.utils._contextlib")  # what decorates a verb is not the user
+    while frame.f_back is not None and f"{frame.f_globals.get('__name__')}.".startswith(inside):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(what, UnsupportedLayerWarning, stacklevel=level)
 
 
 def nothing_to_convert(what: str, where: Where, there: Iterable[str]) -> NothingToConvert:

@@ -10,8 +10,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from types import ModuleType
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import array_api_compat
 
@@ -21,11 +20,14 @@ from convfc.geometry import ConvGeometry
 from convfc.layer import ConvLayer
 from convfc.sizes import one_of
 
+if TYPE_CHECKING:
+    from convfc.room import Room
+
 Order: TypeAlias = Literal["channels_first", "channels_last"]
 """How an input and an output are laid out in memory: (c, *spatial), or (*spatial, c)."""
 
 ROOMS = {"keras": "convfc.frameworks.keras", "torch": "convfc.frameworks.torch"}
-"""Framework, as ``sys.modules`` names it, and its room; asked in this order.
+"""Framework, as ``sys.modules`` names it, and its folder, where ``room.ROOM`` is; in this order.
 
 Keras before PyTorch: where it computes with PyTorch, its layers are modules of PyTorch as well.
 """
@@ -90,22 +92,14 @@ def room_of(
     where: str = "model",
     *,
     kind: str = "model",
-    expected: str = "a torch.nn.Module",
-) -> ModuleType:
-    """Return the room that owns a model."""
-    for framework, room in ROOMS.items():
+    expected: str = "a torch.nn.Module or a keras.Model",
+) -> Room:
+    """Return the room that owns a model or a layer."""
+    for framework, folder in ROOMS.items():
         if sys.modules.get(framework) is not None:
-            module = importlib.import_module(room)
-            if module.owns(model):
-                if kind == "model" and not hasattr(module, "to_fc"):
-                    raise UnsupportedModel(
-                        f"convfc reads single layers of {framework}, and no models of it yet",
-                        where=where,
-                        expected=expected,
-                        got=type(model).__name__,
-                        remedy="convfc.conv_matrix and convfc.explore take one layer of it",
-                    )
-                return module
+            room: Room = importlib.import_module(f"{folder}.room").ROOM
+            if room.owns(model):
+                return room
     raise UnsupportedModel(
         f"this is not a {kind} that convfc knows",
         where=where,
@@ -120,7 +114,7 @@ class Reading(NamedTuple):
 
     layer: ConvLayer
     order: Order
-    room: ModuleType | None
+    room: Room | None
 
 
 def read_layer(

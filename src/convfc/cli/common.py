@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import importlib
 import pathlib
 import sys
 from collections.abc import Iterator
@@ -57,8 +56,7 @@ def load_weights(made: Any, path: pathlib.Path, errors: Console) -> None:
     """
     from convfc.registry import room_of
 
-    checkpoint = importlib.import_module(f"{room_of(made).__name__}.checkpoint")
-    cast = checkpoint.load_weights(made, path)
+    cast = room_of(made).load_weights(made, path)
     if cast:
         errors.print(Text(printable(f"Weights: {path}: {cast}")), soft_wrap=True)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import pathlib
 import warnings
@@ -244,8 +243,8 @@ def layer_in_model(model: Any, name: str | None, x: Any) -> tuple[str, Any, Any]
             got=name,
             remedy="convfc inspect lists the layers of a model",
         )
-    running = importlib.import_module(f"{room_of(model).__name__}.running")
-    return place, model.get_submodule(place), running.layer_input(model, place, x)
+    room = room_of(model)
+    return place, room.places(model)[place], room.layer_input(model, place, x)
 
 
 def input_for(

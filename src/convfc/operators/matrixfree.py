@@ -1,18 +1,14 @@
 """A CONV layer as a SciPy operator: the matrix of `conv_matrix`, of which nothing is ever built.
 
 Forwards it is Algorithm 1 in blocks of rows of M; its adjoint turns the steps round, tap by tap. A
-layer of a framework is multiplied by the framework's own convolution instead, if its room has a
-module ``maps`` with ``linear_maps(layer, input_size) -> (forward, adjoint)``, two functions of
-NumPy arrays ``(b, channels, *spatial)``.
+layer of a framework is multiplied by the framework's own convolution instead, if its room has
+`Room.linear_maps`.
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import math
 from collections.abc import Callable, Sequence
-from types import ModuleType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -26,6 +22,7 @@ from convfc.geometry import ConvGeometry
 from convfc.indexmap import IndexMap, index_map
 from convfc.layer import ConvLayer
 from convfc.registry import Order, read_layer
+from convfc.room import Room
 
 LinearMap: TypeAlias = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
 """From a batch of inputs to one of outputs, or back."""
@@ -58,7 +55,7 @@ class ConvOperator(LinearOperator):  # type: ignore[misc]  # SciPy has no types
         A copy, and all that is held.
     """
 
-    def __init__(self, layer: ConvLayer, where: IndexMap, order: Order, room: ModuleType | None):
+    def __init__(self, layer: ConvLayer, where: IndexMap, order: Order, room: Room | None):
         filters = np.array(as_numpy(layer.filters, "filters"))
         geometry = where.geometry
         shape = (
@@ -71,8 +68,8 @@ class ConvOperator(LinearOperator):  # type: ignore[misc]  # SciPy has no types
         self.input_size, self.output_size = where.input_size, where.output_size
         self._where = where
         self._native: tuple[LinearMap, LinearMap] | None = None
-        if room is not None and importlib.util.find_spec(name := f"{room.__name__}.maps"):
-            self._native = importlib.import_module(name).linear_maps(layer, where.input_size)
+        if room is not None:
+            self._native = room.linear_maps(layer, where.input_size)
 
     def _matmat(self, X: Any) -> npt.NDArray[Any]:
         return self._apply(X, adjoint=False)

@@ -14,8 +14,9 @@ from proofs import assert_proven, only
 from torch import Tensor, nn
 
 import convfc
-from convfc.frameworks.torch.certify.pairs import find_pairs
+from convfc.frameworks.torch.room import ROOM
 from convfc.measure import Call, measure
+from convfc.networks import find_pairs
 
 
 def one_layer() -> tuple[nn.Sequential, nn.Sequential, Tensor]:
@@ -37,7 +38,7 @@ def test_other_batches_none_and_another_size():
 
 def test_the_gradient_of_a_weight_is_a_sum_over_all_its_entries():
     layer, x = nn.Conv2d(2, 3, 3, padding=1), torch.randn(2, 2, 5, 4)
-    (pair,) = find_pairs(layer, convfc.unroll(layer, x)).pairs
+    (pair,) = find_pairs(ROOM, layer, convfc.unroll(layer, x)).pairs
     found = measure(pair.on(Call(x))[0], seed=0)
     assert found.own["weight"].terms == found.own["bias"].terms == 2 * 5 * 4
 

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from torch_fixtures import in_form
 
 import convfc
+from convfc import verify
 from convfc.errors import DtypeError, ShapeError, UnsupportedLayer, UnsupportedModel
 from convfc.frameworks.torch.certify import networks, pairs
-from convfc.frameworks.torch.certify.pairs import find_pairs
-from convfc.frameworks.torch.certify.verify import verify
+from convfc.frameworks.torch.room import ROOM
 from convfc.frameworks.torch.running import deep_copy
 from convfc.methods.spectrum import singular_values
+from convfc.networks import find_pairs
 
 
 @pytest.mark.parametrize(
@@ -47,7 +48,7 @@ def test_a_network_with_everything(form: str, training: bool):
     back = verify(after, convfc.to_conv(after), x)
     assert_proven(back)
     assert {layer.forms for layer in back.layers} == {(form, "native")}
-    assert find_pairs(model, after).places == {"stem", "twice", "head", "same.place"}
+    assert find_pairs(ROOM, model, after).places == {"stem", "twice", "head", "same.place"}
 
 
 @pytest.mark.parametrize("which", ["input", "weight"])
@@ -199,7 +200,9 @@ def test_each_network_runs_once_in_each_dtype_and_few_copies_are_made(
 def test_what_cannot_be_run_or_copied_is_refused():
     model, x = nn.Sequential(nn.Conv2d(3, 4, 3)), torch.randn(1, 3, 6, 6)
     for models in ((model, "model"), ("model", model)):
-        with pytest.raises(UnsupportedModel, match=r"expected a torch\.nn\.Module; got str"):
+        with pytest.raises(
+            UnsupportedModel, match=r"expected a torch\.nn\.Module or a keras\.Model; got str"
+        ):
             verify(*models, x)
     lazy = nn.Sequential(nn.LazyConv2d(4, 3))
     with pytest.raises(UnsupportedLayer, match=r"before: 0\.weight: .* run the model once"):
@@ -214,7 +217,7 @@ def test_pairs_of_nested_and_shared_layers():
     model = Block()
     apart = convfc.to_fc(model)
     apart.same["place"] = convfc.to_fc(copy.deepcopy(model.stem))
-    assert [pair.name for pair in find_pairs(model, apart).pairs][:3] == [
+    assert [pair.name for pair in find_pairs(ROOM, model, apart).pairs][:3] == [
         "stem",
         "twice",
         "same.place",

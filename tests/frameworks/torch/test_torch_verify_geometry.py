@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch_fixtures import in_form
 
 import convfc
-from convfc.frameworks.torch.certify.verify import verify
+from convfc import verify
 
 each_pair = pytest.mark.parametrize(
     ("first", "second"),

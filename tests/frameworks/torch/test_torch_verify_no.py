@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch_fixtures import in_form
 
 import convfc
-from convfc.frameworks.torch.certify.verify import verify
+from convfc import verify
 
 Sabotage = Callable[[nn.Sequential], Any]
 

@@ -1,28 +1,21 @@
-"""Two networks as wholes: their outputs, and everything that was not to change."""
+"""Networks of PyTorch side by side: copies that run on one input, and the calls of their layers."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from convfc.certificate import LayerCertificate, NetworkCertificate, OutputComparison
-from convfc.comparing import (
-    compare,
-    describe,
-    dtype_name,
-    same_bits,
-    strides_of,
-    wide,
-    words,
-)
+from convfc.certificate import LayerCertificate
+from convfc.comparing import dtype_name, is_floating
 from convfc.errors import ShapeError
-from convfc.frameworks.torch.certify.pairs import HeadConv, Pairs, cast
+from convfc.frameworks.torch.certify.pairs import cast
 from convfc.frameworks.torch.forms.form import form_of
 from convfc.frameworks.torch.forms.patch import by_matrix
 from convfc.frameworks.torch.running import (
@@ -33,19 +26,22 @@ from convfc.frameworks.torch.running import (
     random_numbers,
     sum_of_bits,
 )
-from convfc.measure import Call, Numbers, Sides, measure
-from convfc.rounding import UNIT_ROUNDOFF
+from convfc.measure import Call, Numbers, measure
+from convfc.networks import Networks, Pair
 
 
-class Runner:
-    """Runs copies of networks on one input, each time from the same random numbers."""
+class Runner(Networks):
+    """Runs copies of two networks on one input, each time from the same random numbers."""
 
-    def __init__(self, models: tuple[nn.Module, ...], x: Any) -> None:
-        self.args, self.kwargs = call_arguments(models[0], x)
+    compares_strides = True
+
+    def __init__(self, before: nn.Module, after: nn.Module, x: Any) -> None:
+        self.before, self.after = before, after
+        self.args, self.kwargs = call_arguments(before, x)
         given = [t for t in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(t, Tensor)]
-        own = [t for model in models for t in (*model.parameters(), *model.buffers())]
-        self.tensors = [*given, *own]
-        self.random = RandomState(self.tensors)
+        own = [t for one in (before, after) for t in (*one.parameters(), *one.buffers())]
+        self.tensors_used = [*given, *own]
+        self.random = RandomState(self.tensors_used)
         self.shared: set[int] = set()  # models that run in no other numbers, by id
         self.same: dict[int, nn.Parameter] = {}  # by id, a parameter of the same bits
         self._made: dict[tuple[int, Numbers | None], tuple[nn.Parameter, Tensor]] = {}
@@ -105,13 +101,62 @@ class Runner:
         with torch.no_grad():
             return call_model(copied, args, kwargs, "x")
 
-    def dtypes(self, model: nn.Module) -> set[torch.dtype]:
-        """Return the dtypes, of numbers that are not integers, of a model and of the input."""
+    def measure(
+        self, model: nn.Module, pairs: Sequence[Pair], seed: int
+    ) -> tuple[Any, list[LayerCertificate]]:
+        found: list[list[LayerCertificate]] = [[] for _ in pairs]
+        failed: list[Exception] = []
+
+        def compare(certificates: list[LayerCertificate], pair: Pair) -> Callable[..., None]:
+            def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                call = _call(args, kwargs, len(certificates))
+                try:
+                    with random_numbers(self.tensors_used):
+                        if call is not None:
+                            certificates.extend(measure(one, seed=seed) for one in pair.on(call))
+                except Exception as error:
+                    failed.append(error)
+                    raise
+
+            return hook
+
+        def watch(copies: dict[int, Any]) -> None:
+            for certificates, pair in zip(found, pairs, strict=True):
+                hook = compare(certificates, pair)
+                copies[id(pair.called)].register_forward_pre_hook(hook, with_kwargs=True)
+
+        try:
+            output = self(model, prepare=watch)
+        except ShapeError:
+            if failed:  # the comparison's own error, which says nothing of the input
+                raise failed[0] from None
+            raise
+        layers = [
+            certificates or pair.unreached(seed)
+            for pair, certificates in zip(pairs, found, strict=True)
+        ]
+        return output, list(itertools.chain.from_iterable(layers))
+
+    def leaves(self, output: Any) -> dict[str, Any]:
+        leaves, _ = pytree.tree_flatten_with_path(output)
+        return {pytree.keystr(path): leaf for path, leaf in leaves}
+
+    def tensors(self, model: nn.Module) -> dict[str, Tensor]:
+        return {
+            **dict(model.named_parameters(remove_duplicate=False)),
+            **dict(model.named_buffers(remove_duplicate=False)),
+        }
+
+    def has_same(self, mine: Tensor, other: Tensor) -> None:
+        if type(mine) is type(other) is nn.Parameter:
+            self.same[id(other)] = mine
+
+    def dtypes(self, model: nn.Module) -> set[str]:
         tensors = [*model.parameters(), *model.buffers()]
         tensors += [
             t for t in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(t, Tensor)
         ]
-        return {t.dtype for t in tensors if t.is_floating_point() or t.is_complex()}
+        return {dtype_name(t.dtype) for t in tensors if is_floating(t)}
 
     @contextlib.contextmanager
     def undisturbed(self) -> Iterator[None]:
@@ -120,61 +165,13 @@ class Runner:
         The networks give their warnings when their owner runs them.
         """
         with contextlib.ExitStack() as stack:
-            stack.enter_context(random_numbers(self.tensors))
+            stack.enter_context(random_numbers(self.tensors_used))
             stack.enter_context(torch.inference_mode(mode=False))
             stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")
             for device_type in {"cpu", *(device.type for device in self.random.devices)}:
                 stack.enter_context(torch.autocast(device_type, enabled=False))
             yield
-
-
-class Compared(Protocol):
-    """A part of a network that is compared by itself, whenever it is called."""
-
-    @property
-    def called(self) -> nn.Module:
-        """The part of the first network."""
-
-    def on(self, call: Call) -> Sequence[Sides]:
-        """Return it on one input, for `measure`: as one or, by the convolutions in it, several."""
-
-
-def measure_calls(
-    model: nn.Module, parts: Sequence[Compared], run: Runner, seed: int
-) -> tuple[Any, list[list[LayerCertificate]]]:
-    """Run a copy of a network once; at each call of a part, compare it on the spot.
-
-    So no more than one layer's input is kept at a time. Returned are the network's output, and the
-    certificates of each part, one per call.
-    """
-    found: list[list[LayerCertificate]] = [[] for _ in parts]
-    failed: list[Exception] = []
-
-    def compare(certificates: list[LayerCertificate], part: Compared) -> Callable[..., None]:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            call = _call(args, kwargs, len(certificates))
-            try:
-                with random_numbers(run.tensors):
-                    if call is not None:
-                        certificates.extend(measure(one, seed=seed) for one in part.on(call))
-            except Exception as error:
-                failed.append(error)
-                raise
-
-        return hook
-
-    def watch(copies: dict[int, Any]) -> None:
-        for certificates, part in zip(found, parts, strict=True):
-            hook = compare(certificates, part)
-            copies[id(part.called)].register_forward_pre_hook(hook, with_kwargs=True)
-
-    try:
-        return run(model, prepare=watch), found
-    except ShapeError:
-        if failed:  # the comparison's own error, which says nothing of the input
-            raise failed[0] from None
-        raise
 
 
 def _call(args: tuple[Any, ...], kwargs: dict[str, Any], number: int) -> Call | None:
@@ -190,162 +187,3 @@ def _call(args: tuple[Any, ...], kwargs: dict[str, Any], number: int) -> Call | 
 
 def _is_tensor(value: Any) -> bool:
     return isinstance(value, Tensor)
-
-
-def compare_networks(
-    before: nn.Module,
-    after: nn.Module,
-    ours: Any,
-    found: Pairs,
-    run: Runner,
-    *,
-    again: tuple[nn.Module, list[str]] | None = None,
-) -> NetworkCertificate:
-    """Compare the outputs of two networks, and their parameters and buffers outside the pairs.
-
-    ``ours`` is what the first network returns. ``again`` is, for a second network whose weights are
-    rounded products, the same one in float64, and what is known to differ between the two.
-    """
-    if again is None:
-        errors, notes = _other_tensors(before, after, found.places, run.same)
-        exact = after
-    else:
-        (exact, errors), notes = again, []
-    dtypes = run.dtypes(before)
-    first = _leaves(ours)
-    second = _tried(run, after, None, "the second network", errors)
-    in_double = {torch.float64, torch.complex128}
-    first64: dict[str, Any] | None = first
-    if not dtypes <= in_double:
-        first64 = _tried(run, before, wide, "in float64, the first network", notes)
-    second64 = second
-    if first64 is None or second is None:
-        second64 = None
-    elif exact is not after or not run.dtypes(after) <= in_double:
-        second64 = _tried(run, exact, wide, "in float64, only the second network", errors)
-    rounded: dict[str, Any] | None = first
-    rounded_to = max(map(dtype_name, dtypes), key=_roundoff, default="float32")
-    if dtypes <= in_double:
-        rounded_to = "float32"
-        rounded = _tried(run, before, _narrow, "in float32, the first network", notes)
-    heads = any(isinstance(pair.after, HeadConv) for pair in found.pairs)
-    outputs = []
-    for path, value in first.items() if second is not None else ():
-        other = _at(second, path)
-        if not isinstance(value, Tensor) or not isinstance(other, Tensor):
-            errors += _other_values(path, value, other)
-            continue
-        if describe(value) != describe(other):
-            if not heads or value.squeeze().shape != other.squeeze().shape:
-                errors.append(f"output{path}; expected {describe(value)}, got {describe(other)}")
-                continue
-            notes.append(f"output{path} has another shape: {describe(value)}, {describe(other)}")
-        elif strides_of(value) != strides_of(other):
-            notes.append(f"output{path} has strides {value.stride()}, then {other.stride()}")
-        difference = compare(value, other.reshape(value.shape), None)["difference"]
-        size = float(wide(value).abs().nan_to_num().max()) if value.numel() else 0.0
-        outputs.append(
-            OutputComparison(
-                path,
-                dtype_name(value.dtype),
-                difference,
-                difference / size if size else difference,
-                _distance(_at(first64, path), _at(second64, path)),
-                _distance(_at(first64, path), _at(rounded, path)),
-                rounded_to,
-            )
-        )
-    more = (second or first).keys() - first.keys()
-    errors += [f"output{path}; expected none, got one" for path in sorted(more)]
-    if not outputs and not errors:
-        errors.append("expected tensors among the outputs, got none")
-    return NetworkCertificate(tuple(outputs), tuple(errors), tuple(notes))
-
-
-def _tried(
-    run: Runner, model: nn.Module, numbers: Numbers | None, who: str, findings: list[str]
-) -> dict[str, Any] | None:
-    """Return the outputs of a network; if it fails, that is a finding."""
-    try:
-        return _leaves(run(model, numbers))
-    except Exception as error:
-        cause = error.__cause__ if isinstance(error, ShapeError) else None
-        raised = cause if isinstance(cause, Exception) else error  # no remedy: the input is right
-        findings.append(f"{who} fails; expected an output, got {words(raised)}")
-        return None
-
-
-def _leaves(output: Any) -> dict[str, Any]:
-    """Return all parts of nested tuples, lists and mappings by their place in them."""
-    leaves, _ = pytree.tree_flatten_with_path(output)
-    return {pytree.keystr(path): leaf for path, leaf in leaves}
-
-
-def _at(leaves: dict[str, Any] | None, path: str) -> Any:
-    return None if leaves is None else leaves.get(path)
-
-
-def _distance(ours: Any, theirs: Any) -> float | None:
-    """Return the largest difference of two outputs; None if one of them is not there."""
-    if not isinstance(ours, Tensor) or not isinstance(theirs, Tensor):
-        return None
-    if ours.numel() != theirs.numel():
-        return None
-    distance: float = compare(ours, theirs.reshape(ours.shape), None)["difference"]
-    return distance
-
-
-def _other_values(path: str, ours: Any, theirs: Any) -> list[str]:
-    """Compare what is not a tensor, as far as it can be compared."""
-    if type(ours) is not type(theirs):
-        kinds = type(ours).__name__, type(theirs).__name__
-        return [f"output{path}; expected {kinds[0]}, got {kinds[1]}"]
-    if isinstance(ours, (str, int, float, type(None))):
-        return [] if ours == theirs else [f"output{path}; expected {ours!r}, got {theirs!r}"]
-    remedy = "register the class with torch.utils._pytree, or return a tuple or a dict"
-    return [f"output{path} is a {type(ours).__name__}, whose tensors are not seen; {remedy}"]
-
-
-def _other_tensors(
-    before: nn.Module, after: nn.Module, places: set[str], same: dict[int, nn.Parameter]
-) -> tuple[list[str], list[str]]:
-    """Compare all parameters and buffers that belong to no pair, bit by bit.
-
-    ``same`` receives the first network's parameter for each of the second that has its bits.
-    """
-    errors, notes = [], []
-    ours, theirs = (_tensors(model, places) for model in (before, after))
-    for name in ours | theirs:
-        mine, other = ours.get(name), theirs.get(name)
-        if mine is None or other is None or describe(mine) != describe(other):
-            errors.append(f"{name}; expected {describe(mine)}, got {describe(other)}")
-        elif not same_bits(mine, other):
-            away = compare(mine, other, None)["difference"]
-            errors.append(f"{name}; expected the same bits, got others, {away:.3g} away")
-        elif strides_of(mine) != strides_of(other):
-            notes.append(f"{name} has strides {mine.stride()}, then {other.stride()}")
-        elif type(mine) is type(other) is nn.Parameter:
-            same[id(other)] = mine
-    return errors, notes
-
-
-def _tensors(model: nn.Module, places: set[str]) -> dict[str, Tensor]:
-    """Return parameters and buffers by name, without those inside these places."""
-
-    def outside(name: str) -> bool:
-        parts = name.split(".")[:-1]
-        return not any(".".join(parts[:depth]) in places for depth in range(len(parts) + 1))
-
-    everything = [
-        *model.named_parameters(remove_duplicate=False),
-        *model.named_buffers(remove_duplicate=False),
-    ]
-    return {name: tensor for name, tensor in everything if outside(name)}
-
-
-def _narrow(t: Tensor) -> Tensor:
-    return t.to(torch.complex64 if t.is_complex() else torch.float32)
-
-
-def _roundoff(dtype: str) -> float:
-    return UNIT_ROUNDOFF.get(dtype, 0.0)

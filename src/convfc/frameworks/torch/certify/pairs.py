@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
-from convfc.certificate import WeightComparison
+from convfc.certificate import LayerCertificate, WeightComparison
 from convfc.comparing import (
     compare,
     describe,
@@ -52,7 +52,7 @@ from convfc.frameworks.torch.unrolled.entries import (
     values_in,
 )
 from convfc.geometry import ConvGeometry
-from convfc.measure import LARGEST, Call, Numbers, Run, Side, Sides, Sums
+from convfc.measure import LARGEST, Call, Numbers, Run, Side, Sides, Sums, measure
 from convfc.operators.nearest import Entries
 
 _NOT_PLAIN = "one side is more than a plain layer"
@@ -81,6 +81,11 @@ class Pair:
         """What the layer is before and after, in one word each."""
         return word_for(self.before), word_for(self.after)
 
+    @property
+    def reshapes(self) -> bool:
+        """Whether it is a head that was made a CONV layer."""
+        return isinstance(self.after, HeadConv)
+
     def on(self, call: Call) -> list[Sides]:
         """Return the pair on one input, for `measure`; its layers are copied.
 
@@ -91,15 +96,33 @@ class Pair:
             return [_Layers(pair, inner) for pair, inner in _inside(self, call)]
         return [_Layers(self, call)]
 
-
-@dataclass
-class Pairs:
-    """What `find_pairs` found; ``places`` are the names of all parts that a pair covers."""
-
-    pairs: list[Pair] = field(default_factory=list)
-    places: set[str] = field(default_factory=set)
-    missing: list[str] = field(default_factory=list)
-    unconverted: list[str] = field(default_factory=list)
+    def unreached(self, seed: int) -> list[LayerCertificate]:
+        """Compare a pair that the network does not call on this input, on random numbers."""
+        sides = (self.before, self.after)
+        layer = next((one for one in sides if has_own_weights(one) or runs_own_forward(one)), None)
+        if layer is None or not hasattr(layer, "kernel_size"):
+            error = "it is not called; expected a call on this input, got none"
+            return [LayerCertificate(self.name, self.forms, errors=(error,))]
+        weight: Tensor = layer.weight.detach()  # type: ignore[operator]
+        unrolled = [side for side in (self.before, self.after) if isinstance(side, UnrolledLayer)]
+        if unrolled:
+            record = unrolled[0].record
+            size: tuple[int, ...] = (1, record.geometry.in_channels, *record.input_size)
+        elif weight.dim() == 2:
+            size = (1, weight.shape[1])
+        else:
+            geometry = geometry_of(layer, (1,) * (weight.dim() - 2))
+            # Large enough for the kernel, and for every padding mode.
+            spatial = [
+                d * (k - 1) + 3 + 2 * max(0, *pad)
+                for k, d, pad in zip(
+                    geometry.kernel_size, geometry.dilation, geometry.padding, strict=True
+                )
+            ]
+            size = (1, geometry.in_channels, *spatial)
+        x = torch.randn(size, generator=torch.Generator().manual_seed(seed)).to(weight)
+        note = f"not called on this input, so compared on random numbers of shape {size}"
+        return [measure(one, seed=seed, notes=(note,)) for one in self.on(Call(x))]
 
 
 class HeadConv(nn.Module):
@@ -354,46 +377,13 @@ def _as_seen(geometry: ConvGeometry) -> dict[str, Any]:
     return {**vars(geometry), "dilation": apart, "transposed": transposed}
 
 
-def find_pairs(before: nn.Module, after: nn.Module) -> Pairs:
-    """Walk two networks together and pair their CONV layers, whatever form they have.
+def pair_of(name: str, before: nn.Module, after: nn.Module) -> Pair | None:
+    """Return the pair of a place; a head that became a CONV layer is called as it was.
 
-    A place where both have a CONV layer that convfc does not know is ``unconverted``, one that only
-    one network has is ``missing``.
+    None of layers that convfc does not know, on both sides.
     """
-    found = Pairs()
-    _walk(before, after, "", found, set())
-    return found
-
-
-def _walk(
-    before: nn.Module, after: nn.Module, name: str, found: Pairs, seen: set[tuple[int, int]]
-) -> None:
-    layers = [module for module in (before, after) if form_of(module)]
-    if layers:
-        if not any(map(_is_known, layers)):
-            found.unconverted.append(name)
-            return
-        found.places.add(name)
-        if (id(before), id(after)) not in seen:
-            seen.add((id(before), id(after)))
-            found.pairs.append(_pair(name, before, after))
-        return
-    ours = {key: part for key, part in before._modules.items() if part is not None}
-    theirs = {key: part for key, part in after._modules.items() if part is not None}
-    for key in ours | theirs:
-        place = f"{name}.{key}" if name else key
-        if key in ours and key in theirs:
-            _walk(ours[key], theirs[key], place, found, seen)
-            continue
-        alone = ours.get(key, theirs.get(key))
-        assert alone is not None, "one of the two has it"  # noqa: S101
-        for inner, module in alone.named_modules(prefix=place, remove_duplicate=False):
-            if form_of(module):
-                found.missing.append(inner)
-
-
-def _pair(name: str, before: nn.Module, after: nn.Module) -> Pair:
-    """Return the pair of a place; a head that became a CONV layer is called as it was."""
+    if not any(map(_is_known, (before, after))):
+        return None
     if type(before) is nn.Linear and form_of(after) in ("native", "weight"):
         return Pair(name, before, HeadConv(after))
     return Pair(name, _callable(before), _callable(after), before)

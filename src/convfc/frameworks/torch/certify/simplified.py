@@ -32,8 +32,8 @@ from convfc.comparing import (
     words,
 )
 from convfc.errors import ConvfcError, ShapeError, UnsupportedModel
-from convfc.frameworks.torch.certify.networks import Runner, compare_networks
-from convfc.frameworks.torch.certify.pairs import Pairs, cast
+from convfc.frameworks.torch.certify.networks import Runner
+from convfc.frameworks.torch.certify.pairs import cast
 from convfc.frameworks.torch.running import deep_copy
 from convfc.frameworks.torch.simplification import Simplified, record_of
 from convfc.frameworks.torch.simplification.emit import emit
@@ -54,6 +54,7 @@ from convfc.frameworks.torch.simplification.values import (
 )
 from convfc.frameworks.torch.simplification.values import topological as ordered
 from convfc.measure import bounded
+from convfc.networks import Pairs, compare_networks
 
 _NO_INTEGERS = "the weights of several layers are multiplied, with normalisation among them"
 _NOTE = (

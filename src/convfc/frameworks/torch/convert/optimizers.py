@@ -18,7 +18,6 @@ from convfc.errors import UnsupportedOptimizer
 from convfc.frameworks.torch.certify.pairs import (
     HeadConv,
     UnrolledLayer,
-    find_pairs,
     has_own_weights,
     runs_own_forward,
 )
@@ -28,6 +27,7 @@ from convfc.frameworks.torch.forms.patch import PatchConv
 from convfc.frameworks.torch.forms.weight import steps_of
 from convfc.frameworks.torch.read import layout_of, matrix_to_weight, weight_to_matrix
 from convfc.frameworks.torch.simplification import record_of
+from convfc.networks import Pairs
 
 State: TypeAlias = Mapping[str, Any]
 Convert: TypeAlias = Callable[[list[Tensor]], list[Tensor]]
@@ -47,9 +47,15 @@ class _Link:
 
 
 def convert_optimizer_state(
-    optimizer: torch.optim.Optimizer | Mapping[str, Any], before: nn.Module, after: nn.Module
+    optimizer: torch.optim.Optimizer | Mapping[str, Any],
+    before: nn.Module,
+    after: nn.Module,
+    pairs: Callable[[nn.Module, nn.Module], Pairs],
 ) -> dict[str, Any]:
-    """Return the state dict of an optimizer for the other model; see `convfc`'s door."""
+    """Return the state dict of an optimizer for the other model; see `convfc`'s door.
+
+    ``pairs`` says which layers of two models stand for each other.
+    """
     for model in (before, after):
         if record_of(model) is not None:
             raise _no_filters("the simplified network")
@@ -59,7 +65,7 @@ def convert_optimizer_state(
     else:
         given = _checked(optimizer)
         optimized = _optimized(given["param_groups"], before)
-    links = _links(before, after)
+    links = _links(before, after, pairs(before, after))
     order = {id(p): place for place, p in enumerate(before.parameters())}
     for place, parameter in enumerate(optimized):
         if id(parameter) not in order:
@@ -157,14 +163,14 @@ def _is_scalar(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float, complex, str))
 
 
-def _links(before: nn.Module, after: nn.Module) -> dict[int, _Link]:
+def _links(before: nn.Module, after: nn.Module, pairs: Pairs) -> dict[int, _Link]:
     """Link all parameters of two models; by the ``id`` of the first one's."""
-    pairs = find_pairs(before, after)
     if pairs.missing:
         raise _not_the_same(pairs.missing[0], "only one of the models has this CONV layer")
+    layers: list[Any] = list(pairs.pairs)
     links = [
         link
-        for pair in pairs.pairs
+        for pair in layers
         for link in _layer_links(pair.name or "the layer", pair.before, pair.after)
     ]
     linked = {id(p) for link in links for p in link.sources + link.targets}

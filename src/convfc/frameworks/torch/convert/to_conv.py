@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,7 +18,6 @@ from convfc.errors import (
     ArgumentError,
     Refusal,
     UnsupportedLayer,
-    UnsupportedLayerWarning,
 )
 from convfc.frameworks.torch.forms.children import (
     FC,
@@ -36,29 +35,41 @@ from convfc.frameworks.torch.forms.factors import (
     is_distributed,
     quantises_activations,
 )
-from convfc.frameworks.torch.forms.form import Form, form_of
+from convfc.frameworks.torch.forms.form import form_of
 from convfc.frameworks.torch.forms.formats import channels_last, in_format
 from convfc.frameworks.torch.forms.patch import PatchConv
 from convfc.frameworks.torch.forms.weight import from_weight_form, steps_of
-from convfc.frameworks.torch.places import copy_of, holders, places
-from convfc.frameworks.torch.references import blocked_references, exchange
+from convfc.frameworks.torch.places import copy_of, holders
+from convfc.frameworks.torch.references import blocked_references
 from convfc.frameworks.torch.running import check_has_numbers
-from convfc.frameworks.torch.simplification import Simplified, record_of, restore
+from convfc.frameworks.torch.simplification import record_of, restore
 from convfc.frameworks.torch.unrolled.back import FromUnrolled, unrolled_obstacle
 from convfc.frameworks.torch.vocabulary import CONVS
-from convfc.places import Shared, Where, nothing_to_convert, refuse_or_list, selector, tied
+from convfc.places import Shared, tied, warn
 
 
-@torch.inference_mode(mode=False)  # what is made here is to be trained
-def to_conv(
-    model: nn.Module,
-    *,
-    where: Where = None,
-    strict: bool = True,
-    inplace: bool = False,
-    project: bool = False,
-) -> nn.Module:
-    """Return the model with its FC layers as CONV layers; see `convfc.to_conv`.
+def back_obstacles(
+    model: nn.Module, layers: Mapping[str, nn.Module], *, inplace: bool, project: bool
+) -> dict[str, Refusal]:
+    """Return the FC layers that cannot be CONV layers again, by place, with the reason."""
+    left: dict[str, Refusal] = {}
+    for name, layer in layers.items():
+        read = _read(layer, project=project)
+        if isinstance(read, Refusal):
+            left[name] = read
+    # Layers in weight form stay the objects that they are.
+    moving = {
+        id(layer)
+        for name, layer in layers.items()
+        if name not in left and not (inplace and form_of(layer) == "weight")
+    }
+    left |= blocked_references(model, moving, copied=not inplace)
+    ready = {name: layer for name, layer in layers.items() if name not in left}
+    return left | _shared_with_others(model, ready)
+
+
+def make_conv(layers: Mapping[str, nn.Module], *, project: bool) -> dict[int, nn.Module]:
+    """Return the CONV layers of FC layers without obstacles, by the ``id`` of these.
 
     A layer in patch form whose FC child is still one `nn.Linear` goes back to an object of its
     class, with the hyper-parameters, hooks and other attributes that it has now. A factored child,
@@ -68,61 +79,27 @@ def to_conv(
     have unequal ranks are filled up with zeros. What is folded in or dequantised trains if the
     weight it was made of did.
     """
-    model, inplace = _without_peft(model, inplace=inplace)
+    build, from_unrolled = _Builder(), FromUnrolled(project=project)
+    new: dict[int, nn.Module] = {}
+    for name, layer in layers.items():
+        if id(layer) in new:
+            continue
+        if form_of(layer) == "unrolled":
+            new[id(layer)] = from_unrolled(layer, name)
+        else:
+            chain = _chain(layer)
+            assert not isinstance(chain, Refusal), "asked before"  # noqa: S101
+            new[id(layer)] = build(layer, chain)
+    return new
+
+
+def whole_back(model: nn.Module, where: Any, *, inplace: bool) -> nn.Module | None:
+    """Return the CONV network that a simplified network was, as a new object; None of others."""
     record = record_of(model)
     if record is not None or any(form_of(part) == "unrolled" for part in model.modules()):
         check_has_numbers(model, "model")
-    if record is not None:
-        return _simplified_back(model, record, inplace=inplace, where=where)
-    chosen = selector(where)
-    forms = {name: part for name, part in places(model).items() if form_of(part) in get_args(Form)}
-    layers = {name: layer for name, layer in forms.items() if chosen(name, layer)}
-    if not layers:
-        raise nothing_to_convert("layer in patch, weight or unrolled form", where, forms)
-    chains: dict[str, Chain] = {}
-    left: dict[str, Refusal] = {}
-    for name, layer in layers.items():
-        chain = _read(layer, project=project)
-        if isinstance(chain, Refusal):
-            left[name] = chain
-        else:
-            chains[name] = chain
-    # Layers in weight form stay the objects that they are.
-    moving = {
-        id(layers[name]) for name in chains if not (inplace and form_of(layers[name]) == "weight")
-    }
-    left |= blocked_references(model, moving, copied=not inplace)
-    chains = {name: chain for name, chain in chains.items() if name not in left}
-    left |= _shared_with_others(model, {name: layers[name] for name in chains})
-    refuse_or_list(left, "cannot become a CONV layer", strict=strict)
-    ready = {id(layers[name]): chain for name, chain in chains.items() if name not in left}
-    if inplace and form_of(model) != "weight" and id(model) in ready:
-        raise ArgumentError(
-            "the model is itself the FC layer, which cannot become another object",
-            where="inplace",
-            remedy="use the model that is returned, without inplace=True",
-        )
-    old = {id(layer): (name, layer) for name, layer in layers.items() if id(layer) in ready}
-    _tell_of_activations({name: layers[name] for name in chains if name not in left})
-    if not inplace:
-        copies: dict[int, nn.Module] = {}
-        model = copy_of(model, old.keys(), copies)
-        old = {id(copies[key]): (name, copies[key]) for key, (name, _) in old.items()}
-        ready = {key: _read(layer, project=project) for key, (_, layer) in old.items()}  # type: ignore[misc]
-    build, from_unrolled = _Builder(), FromUnrolled(project=project)
-    new = {
-        key: from_unrolled(layer, name)
-        if form_of(layer) == "unrolled"
-        else build(layer, ready[key])
-        for key, (name, layer) in old.items()
-    }
-    return exchange(model, new)
-
-
-def _simplified_back(
-    model: nn.Module, record: Simplified, *, inplace: bool, where: Any
-) -> nn.Module:
-    """Return the CONV network that a simplified network was: all of it, as a new object."""
+    if record is None:
+        return None
     for name, given in (("inplace", inplace), ("where", where is not None)):
         if given:
             raise ArgumentError(
@@ -133,7 +110,7 @@ def _simplified_back(
     return restore(model, record)
 
 
-def _tell_of_activations(layers: Mapping[str, nn.Module]) -> None:
+def tell_of_activations(layers: Mapping[str, nn.Module]) -> None:
     """Warn of layers whose inputs were quantised, which no CONV layer does."""
     names = [
         name or "the model itself"
@@ -141,11 +118,9 @@ def _tell_of_activations(layers: Mapping[str, nn.Module]) -> None:
         if any(map(quantises_activations, layer.modules()))
     ]
     if names:
-        warnings.warn(
+        warn(
             f"{', '.join(names)}: only the rounded weights come back: the quantised Linear rounds "
-            "its input as well, which a CONV layer does not, so that outputs differ a little",
-            UnsupportedLayerWarning,
-            stacklevel=5,
+            "its input as well, which a CONV layer does not, so that outputs differ a little"
         )
 
 
@@ -390,7 +365,7 @@ def _sources(layer: PatchConv, name: str) -> list[Any]:
     return parts if own else [layer]
 
 
-def _without_peft(model: nn.Module, *, inplace: bool) -> tuple[nn.Module, bool]:
+def without_peft(model: nn.Module, *, inplace: bool) -> tuple[nn.Module, bool]:
     """Return the model inside a `peft.PeftModel`, its adapters merged; and whether it is ours."""
     peft = sys.modules.get("peft.peft_model")
     if peft is None or not isinstance(model, peft.PeftModel):

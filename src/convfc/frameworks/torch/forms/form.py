@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
@@ -19,9 +19,8 @@ from convfc.frameworks.torch.forms.weight import is_weight_form
 from convfc.frameworks.torch.read import filters_to_weight, is_registered, weight_to_filters
 from convfc.geometry import ConvGeometry
 from convfc.operators.pattern import MatrixPattern, matrix_pattern
+from convfc.room import FCForm
 
-Form: TypeAlias = Literal["patch", "weight", "unrolled"]
-"""What `convfc.to_fc` makes of a CONV layer."""
 ATTRIBUTE = "unrolled"
 """Where the record stands, in ``vars`` of the ``nn.Sequential``."""
 
@@ -63,7 +62,7 @@ class Unrolled:
         return filters_to_weight(filters, transposed=geometry.transposed, groups=geometry.groups)
 
 
-def form_of(module: nn.Module) -> Literal["native"] | Form | None:
+def form_of(module: nn.Module) -> Literal["native"] | FCForm | None:
     """Return the form in which a module is a CONV layer; None if it is none.
 
     A subclass of PyTorch's CONV layers, a lazy one, and a registered class is native, whatever its

@@ -8,10 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-MOST_SEPARATE = 32
-"""Up to so many groups each gets an ``nn.Linear``, which every tool knows; beyond, one module is
-faster to make and to call."""
-
 
 class GroupedLinear(nn.Module):
     """FC layers side by side: each has its own share of the inputs and gives its own outputs.

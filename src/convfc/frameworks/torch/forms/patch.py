@@ -7,7 +7,7 @@ import operator
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from types import SimpleNamespace
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ from convfc.frameworks.torch.forms.formats import (
     likely_output_format,
     native_output_format,
 )
-from convfc.frameworks.torch.forms.grouped import MOST_SEPARATE, GroupedLinear
+from convfc.frameworks.torch.forms.grouped import GroupedLinear
 from convfc.frameworks.torch.forms.shown import Role, Shown, as_plain, as_shown, weight_of
 from convfc.frameworks.torch.forms.whole import joined_with_gradients, lay_together
 from convfc.frameworks.torch.forms.windows import (
@@ -66,9 +66,7 @@ from convfc.frameworks.torch.running import (
     sum_of_bits,
 )
 from convfc.geometry import ConvGeometry
-
-Product: TypeAlias = Literal["auto", "matrix"]
-"""Whether PyTorch's own convolution may compute the product while nothing has touched K."""
+from convfc.room import MOST_SEPARATE, Product
 
 
 class PatchConv(nn.Module):

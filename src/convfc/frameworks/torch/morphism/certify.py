@@ -24,14 +24,15 @@ from convfc.certificate import Certificate, LayerCertificate
 from convfc.comparing import (
     wide,
 )
-from convfc.frameworks.torch.certify.networks import Runner, compare_networks, measure_calls
-from convfc.frameworks.torch.certify.pairs import Pairs, cast, matrices_of, word_for
+from convfc.frameworks.torch.certify.networks import Runner
+from convfc.frameworks.torch.certify.pairs import cast, matrices_of, word_for
 from convfc.frameworks.torch.morphism.magnitude import NORMS, magnitude, sums_of
 from convfc.frameworks.torch.morphism.magnitude import Sums as Sum
 from convfc.frameworks.torch.places import places as all_places
 from convfc.frameworks.torch.running import deep_copy, evaluating
 from convfc.frameworks.torch.vocabulary import BY_MODE
 from convfc.measure import LARGEST, Call, Numbers, Run, Side, Sides, Sums
+from convfc.networks import Pairs, compare_networks
 
 _MODE = (
     "compared in evaluation mode; in training, BatchNorm uses the statistics of the batch and "
@@ -108,6 +109,16 @@ class Change:
         """What it is before and after, in one word each."""
         return word_for(self.before), self.form or word_for(self.after)
 
+    @property
+    def reshapes(self) -> bool:
+        """Whether the output has other axes of one element: of no morph."""
+        return False
+
+    def unreached(self, seed: int) -> list[LayerCertificate]:
+        """Return the certificate of a change that is never called."""
+        error = "it is not called with a tensor; expected a call on this input, got none"
+        return [LayerCertificate(self.name, self.forms, errors=(error,))]
+
     def on(self, call: Call) -> list[Sides]:
         """Return the two layers on one input of the old one, to be measured."""
         return [_Changed(self, call)]
@@ -131,17 +142,10 @@ def finish(
     with ExitStack() as stack:
         stack.enter_context(evaluating(before, after))
         stack.enter_context(run.undisturbed())
-        output, measured = measure_calls(before, changes, run, seed)
+        output, layers = run.measure(before, changes, seed)
         changed = {id(change.before) for change in changes}
         places = {name for name, part in all_places(before).items() if id(part) in changed}
         network = compare_networks(before, after, output, Pairs(places=places), run)
-    not_called = "it is not called with a tensor; expected a call on this input, got none"
-    layers = [
-        certificate
-        for change, calls in zip(changes, measured, strict=True)
-        for certificate in calls
-        or [LayerCertificate(change.name, change.forms, errors=(not_called,))]
-    ]
     if any(isinstance(part, BY_MODE) and part.training for part in before.modules()):
         network = replace(network, notes=(*network.notes, _MODE))
     framework = f"torch {torch.__version__}"
@@ -156,8 +160,8 @@ class _Runner(Runner):
     def __init__(
         self, before: nn.Module, after: nn.Module, example: Any, changes: Sequence[Change]
     ) -> None:
-        super().__init__((before, after), example)
-        self.after, self.changes = after, changes
+        super().__init__(before, after, example)
+        self.changes = changes
 
     def copy(self, model: nn.Module, numbers: Numbers | None, copies: dict[int, Any]) -> nn.Module:
         if model is self.after and numbers is wide:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from convfc.errors import NotAConvolution, Refusal, UnsupportedLayerWarning
+from convfc.errors import NotAConvolution, Refusal
 from convfc.frameworks.torch.forms.children import as_parameter, is_hooked, move_attributes
 from convfc.frameworks.torch.forms.factors import Product, chain_of
 from convfc.frameworks.torch.forms.form import ATTRIBUTE, Unrolled, linear_of, unrolled_of
@@ -23,7 +22,7 @@ from convfc.frameworks.torch.unrolled.entries import (
     with_unread,
 )
 from convfc.operators.nearest import nearest_conv
-from convfc.places import Shared
+from convfc.places import Shared, place_in_words, warn
 
 _REMEDY = (
     "to_conv(..., project=True) takes the closest convolution; what convfc.to_fc makes goes back "
@@ -197,4 +196,4 @@ class FromUnrolled:
 
 
 def _warn(name: str, what: str) -> None:
-    warnings.warn(f"{name or 'the model itself'}: {what}", UnsupportedLayerWarning, stacklevel=5)
+    warn(f"{place_in_words(name)}: {what}")
