@@ -22,6 +22,7 @@ from convfc.frameworks.torch.certify.pairs import (
     runs_own_forward,
 )
 from convfc.frameworks.torch.certify.simplified import certify_simplified, simplified_record
+from convfc.frameworks.torch.forms.factors import DISTRIBUTED, is_distributed
 from convfc.frameworks.torch.read import geometry_of
 from convfc.frameworks.torch.running import check_has_numbers
 
@@ -116,4 +117,7 @@ def _check(name: str, model: nn.Module) -> None:
                 where=f"{name}: {place}",
                 remedy="run the model once on an input",
             )
+        if is_distributed(parameter):
+            where = f"{name}: {place.rpartition('.')[0]}" if "." in place else name
+            raise DISTRIBUTED._replace(where=where).error(UnsupportedLayer)
     check_has_numbers(model, name)
