@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 from convfc.algorithm1 import conv_as_matmul, filters_to_matrix
 from convfc.arrays import Array, check_shape, namespace
 from convfc.geometry import ConvGeometry, checked
+
+Order: TypeAlias = Literal["channels_first", "channels_last"]
+"""How an input and an output are laid out in memory: (c, *spatial), or (*spatial, c)."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import array_api_compat
 
@@ -32,9 +32,6 @@ from convfc.comparing import (
 from convfc.errors import ShapeError
 from convfc.measure import Call, Numbers, Sides
 from convfc.rounding import UNIT_ROUNDOFF
-
-if TYPE_CHECKING:
-    from convfc.room import Room
 
 _IN_DOUBLE = {"float64", "complex128"}
 
@@ -67,7 +64,23 @@ class Pairs:
     unconverted: list[str] = field(default_factory=list)
 
 
-def find_pairs(room: Room, before: Any, after: Any) -> Pairs:
+class Parts(Protocol):
+    """What says of which parts a model is made."""
+
+    def form_of(self, part: Any) -> str | None:
+        """Return the form in which a part is a CONV layer; None if it is none."""
+
+    def children(self, part: Any) -> Mapping[str, Any]:
+        """Return the parts of a part, by name."""
+
+    def places(self, model: Any) -> Mapping[str, Any]:
+        """Return every place that holds a part."""
+
+    def pair(self, name: str, before: Any, after: Any) -> Pair | None:
+        """Return a place to be compared; None if neither side can be read."""
+
+
+def find_pairs(room: Parts, before: Any, after: Any) -> Pairs:
     """Walk two networks together and pair their CONV layers, whatever form they have.
 
     A place where both have a CONV layer that convfc does not know is ``unconverted``, one that only

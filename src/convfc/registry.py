@@ -10,21 +10,16 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import array_api_compat
 
 from convfc.arrays import Array
 from convfc.errors import ArgumentError, UnsupportedModel
 from convfc.geometry import ConvGeometry
-from convfc.layer import ConvLayer
+from convfc.layer import ConvLayer, Order
+from convfc.room import Room
 from convfc.sizes import one_of
-
-if TYPE_CHECKING:
-    from convfc.room import Room
-
-Order: TypeAlias = Literal["channels_first", "channels_last"]
-"""How an input and an output are laid out in memory: (c, *spatial), or (*spatial, c)."""
 
 ROOMS = {"keras": "convfc.frameworks.keras", "torch": "convfc.frameworks.torch"}
 """Framework, as ``sys.modules`` names it, and its folder, where ``room.ROOM`` is; in this order.

@@ -10,21 +10,21 @@ and stand here. What a framework does not have stays as it is in this class, and
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import numpy.typing as npt
 
 from convfc.certificate import Certificate, LayerCertificate, NetworkCertificate
 from convfc.errors import ArgumentError, Refusal, UnsupportedModel
 from convfc.inspection import Inspection
-from convfc.layer import ConvLayer
+from convfc.layer import ConvLayer, Order
 from convfc.networks import Networks, Pair, Pairs, compare_networks, find_pairs
 from convfc.places import Chosen, Where, nothing_to_convert, refuse_or_list, selector
-from convfc.registry import Order
 from convfc.sizes import one_of
 
-if TYPE_CHECKING:
-    from convfc.operators.matrixfree import LinearMap
-
+LinearMap: TypeAlias = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
+"""From a batch of inputs to one of outputs, or back."""
 LayerForm: TypeAlias = Literal["patch", "weight"]
 """The forms that take inputs of every size."""
 FCForm: TypeAlias = Literal["patch", "weight", "unrolled"]

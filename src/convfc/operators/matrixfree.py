@@ -8,8 +8,8 @@ layer of a framework is multiplied by the framework's own convolution instead, i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,12 +20,9 @@ from convfc.arrays import accumulating_dtype, as_numpy
 from convfc.errors import DtypeError
 from convfc.geometry import ConvGeometry
 from convfc.indexmap import IndexMap, index_map
-from convfc.layer import ConvLayer
-from convfc.registry import Order, read_layer
-from convfc.room import Room
-
-LinearMap: TypeAlias = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
-"""From a batch of inputs to one of outputs, or back."""
+from convfc.layer import ConvLayer, Order
+from convfc.registry import read_layer
+from convfc.room import LinearMap, Room
 
 _BLOCK = 2**22
 """Bytes of M that are held at a time: they stay in the cache, and larger blocks are no faster."""

@@ -19,8 +19,8 @@ from scipy.sparse.csgraph import connected_components
 from convfc.arrays import as_numpy, check_shape
 from convfc.errors import NotAConvolution
 from convfc.geometry import ConvGeometry
+from convfc.layer import Order
 from convfc.operators.pattern import MatrixPattern, matrix_pattern
-from convfc.registry import Order
 from convfc.rounding import UNIT_ROUNDOFF, rounding_bound
 
 Numbers = npt.NDArray[Any]

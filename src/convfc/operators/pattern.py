@@ -24,7 +24,7 @@ import numpy.typing as npt
 from convfc.arrays import check_shape
 from convfc.geometry import ConvGeometry
 from convfc.indexmap import AxisMap, IndexMap, index_map
-from convfc.registry import Order
+from convfc.layer import Order
 from convfc.sizes import one_of
 
 _LARGEST_INT32 = int(np.iinfo(np.int32).max)

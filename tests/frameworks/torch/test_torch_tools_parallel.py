@@ -61,6 +61,16 @@ def refusal(verb: Callable[[], Any]) -> str:
     return "none"
 
 
+def refusals(sharded: nn.Module) -> dict[str, str]:
+    """What the verbs that need the whole weights say of a model without them."""
+    cnn, x = classifier(), torch.zeros(1, 3, 16, 16)
+    return {
+        "to_conv": refusal(lambda: convfc.to_conv(sharded)),
+        "verify": refusal(lambda: convfc.verify(cnn, sharded, x)),
+        "verify, turned": refusal(lambda: convfc.verify(sharded, cnn, x)),
+    }
+
+
 def a_step(model: nn.Module) -> Tensor:
     """One step of SGD on small integers, all of whose numbers are exact; the output before it."""
     x = torch.randint(-2, 3, (2, 3, 16, 16), generator=torch.Generator().manual_seed(3)).double()
@@ -92,7 +102,7 @@ def tensor_parallel(mesh: Any, style: str) -> dict[str, Any]:
         "on the CNN": refusal(lambda: parallelize_module(classifier(), mesh, {"0": split()})),
         "held": held,
         "y": a_step(model),
-        "to_conv": refusal(lambda: convfc.to_conv(model)),
+        "refusals": refusals(model),
         "state": whole(model),
     }
 
@@ -124,7 +134,7 @@ def sharded(mesh: Any, rank: int, form: str) -> dict[str, Any]:
     return {
         "held": [tuple(p.to_local().shape) for p in model[0].parameters()],
         "losses": losses(model, rank),
-        "to_conv": form == "native" or refusal(lambda: convfc.to_conv(model)),
+        "refusals": refusals(model) if form != "native" else {},
         "state": whole(model),
     }
 
@@ -170,6 +180,16 @@ def taken_home(state: dict[str, Tensor], **options: Any) -> nn.Module:
     return convfc.to_conv(fc)
 
 
+def assert_refused_until_gathered(refusals: dict[str, str]) -> None:
+    """In convfc's words: what it is, where, and how to gather it."""
+    assert refusals.keys() == {"to_conv", "verify", "verify, turned"}
+    for verb, text in refusals.items():
+        where = {"to_conv": "0: ", "verify": "after: 0", "verify, turned": "before: 0"}[verb]
+        assert text.startswith(where), verb
+        assert "its weight is a DTensor" in text, verb
+        assert "get_model_state_dict" in text, verb
+
+
 @pytest.mark.parametrize("style", ["columns", "rows"])
 def test_fc_children_in_two_processes_are_the_cnn_to_the_last_bit(
     style: str, found: list[dict[str, Any]]
@@ -186,7 +206,7 @@ def test_fc_children_in_two_processes_are_the_cnn_to_the_last_bit(
             whole_size = sizes[name][halved]
             assert held[halved] == (whole_size + (rank == 0)) // 2, name
         assert torch.equal(ours["y"], expected)
-        assert "its weight is a DTensor" in ours["to_conv"]
+        assert_refused_until_gathered(ours["refusals"])
         assert_same_state(taken_home(ours["state"]), native)
 
 
@@ -199,7 +219,7 @@ def test_sharded_parameters_give_the_losses_and_the_weights_of_the_cnn(
         ours, theirs = process[form], process["CNN"]
         assert sorted(ours["held"]) == [(4,), (4, 27)]
         assert ours["losses"] == theirs["losses"] == process["native"]["losses"]
-        assert "its weight is a DTensor" in ours["to_conv"]
+        assert_refused_until_gathered(ours["refusals"])
         home = taken_home(ours["state"], **FORMS[form]).state_dict()
         for name, value in theirs["state"].items():
             if "running" not in name:  # each process has its own
@@ -212,4 +232,4 @@ def test_sharded_fc_children_are_rounded_otherwise(found: list[dict[str, Any]]) 
         ours, theirs = process["children"], process["CNN"]
         assert sorted(ours["held"]) == [(4,), (4, 27)]
         assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-4)
-        assert "its weight is a DTensor" in ours["to_conv"]
+        assert_refused_until_gathered(ours["refusals"])

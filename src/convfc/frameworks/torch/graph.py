@@ -62,9 +62,6 @@ class _Shapes(fx.Interpreter):
         return self.fetch_attr(target).forward(*args, **kwargs)
 
 
-_called = operator.attrgetter("op", "name", "target")
-
-
 def shape_of(node: Any) -> tuple[int, ...] | None:
     """Return the shape that a value had on the example; None if it is not a tensor."""
     return node.meta.get("shape") if isinstance(node, fx.Node) else None
@@ -133,17 +130,19 @@ def _compare_modes(
     """Note on the nodes what training does otherwise; return in which parts of the model."""
     if isinstance(graph, Refusal):
         return set()
-    nodes = list(graph.nodes)
-    others = [] if isinstance(training, Refusal) else list(training.nodes)
+    words: dict[fx.Node, str] = {}
+    steps = _steps(model, graph, words)
+    others = [] if isinstance(training, Refusal) else _steps(model, training, words)
     parts: set[str] = set()
-    for node, other in zip_longest(nodes, others):
-        if node is None or other is None or _called(node) != _called(other):
-            nodes[0].meta["mode"] = True
+    for call, then in zip_longest(steps, others):
+        node, other = (None if one is None else one.node for one in (call, then))
+        if node is None or other is None or (node.op, node.target) != (other.op, other.target):
+            next(iter(graph.nodes)).meta["mode"] = True
             return parts | {_part(one) for one in (node, other) if one is not None}
-        if (str(node.args), str(node.kwargs)) == (str(other.args), str(other.kwargs)):
+        if _given(words, node.args, node.kwargs) == _given(words, other.args, other.kwargs):
             continue
-        call, then = Call.of(node, model), Call.of(other, model)
-        if "dropout" in call.kind and _is_on_in_training(call, then):
+        on = {**call.arguments, "train" if "train" in call.arguments else "training": True}
+        if "dropout" in call.kind and _given(words, on) == _given(words, then.arguments):
             node.meta["dropout"] = call.as_module()
         else:
             node.meta["mode"] = True
@@ -151,16 +150,32 @@ def _compare_modes(
     return parts
 
 
+def _steps(model: nn.Module, graph: fx.Graph, words: dict[fx.Node, str]) -> list[Call]:
+    """Return the calls that compute something; ``words`` receives what stands for every value.
+
+    Where numbers lie in memory is nothing computed: such a call is its argument.
+    """
+    steps: list[Call] = []
+    for node in graph.nodes:
+        call = Call.of(node, model)
+        idle = call.name == "contiguous" or type(call.module) is nn.Identity
+        if idle and call.source is not None:
+            words[node] = words[call.source]
+        else:
+            words[node] = f"value {len(steps)}"
+            steps.append(call)
+    return steps
+
+
+def _given(words: dict[fx.Node, str], *given: Any) -> str:
+    """Return what calls are given, with the same words for the same values in every graph."""
+    return str(fx.node.map_arg(given, words.__getitem__))
+
+
 def _part(node: fx.Node) -> str:
     """Return the name of the innermost module in whose forward a call stands."""
     stack = list(node.meta.get("nn_module_stack", {}).values())
     return str(stack[-1][0]) if stack else ""
-
-
-def _is_on_in_training(call: Call, other: Call) -> bool:
-    """Say whether a dropout and the one of training differ in being on, and in nothing else."""
-    which = {"train": True} if "train" in call.arguments else {"training": True}
-    return str({**call.arguments, **which}) == str(other.arguments)
 
 
 def place(node: fx.Node) -> str:

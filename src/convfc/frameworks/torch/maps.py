@@ -13,7 +13,7 @@ from convfc.arrays import as_numpy
 from convfc.frameworks.torch.forms.windows import padded, plan
 from convfc.frameworks.torch.read import filters_to_weight
 from convfc.layer import ConvLayer
-from convfc.operators.matrixfree import LinearMap
+from convfc.room import LinearMap
 
 
 def linear_maps(layer: ConvLayer, input_size: Sequence[int]) -> tuple[LinearMap, LinearMap]:

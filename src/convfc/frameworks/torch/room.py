@@ -18,6 +18,7 @@ from convfc.frameworks.torch.certify.networks import Runner
 from convfc.frameworks.torch.certify.pairs import Pair, pair_of
 from convfc.frameworks.torch.certify.simplified import certify_simplified, simplified_record
 from convfc.frameworks.torch.convert import heads, optimizers, to_conv, to_fc
+from convfc.frameworks.torch.forms.factors import DISTRIBUTED, is_distributed
 from convfc.frameworks.torch.forms.form import form_of
 from convfc.frameworks.torch.inspection import inspect
 from convfc.frameworks.torch.maps import linear_maps
@@ -34,10 +35,9 @@ from convfc.frameworks.torch.unrolled.form import (
     sized_geometries,
 )
 from convfc.inspection import Inspection
-from convfc.layer import ConvLayer
+from convfc.layer import ConvLayer, Order
 from convfc.networks import find_pairs
 from convfc.places import Where
-from convfc.registry import Order
 from convfc.room import FCForm, Room, Wanted
 
 
@@ -219,4 +219,7 @@ def _check(name: str, model: nn.Module) -> None:
                 where=f"{name}: {place}",
                 remedy="run the model once on an input",
             )
+        if is_distributed(parameter):
+            where = f"{name}: {place.rpartition('.')[0]}" if "." in place else name
+            raise DISTRIBUTED._replace(where=where).error(UnsupportedLayer)
     check_has_numbers(model, name)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from morphism_layers import assert_unchanged, numbers, state_of
 from morphism_models import CASES, NETWORKS, assert_proven, example, integers, mlp, trained
-from torch import nn
+from networks import net
+from torch import Tensor, nn
+from torch.nn import functional
 from torch_fixtures import with_integers
 
 from convfc.comparing import (
@@ -48,6 +52,24 @@ def test_wider_networks_are_the_same_function(network: str, layer: str, way: str
         assert torch.isfinite(expected).all()
         assert expected.unique().numel() > 2
         assert torch.equal(expected, morph.model(x))
+
+
+@pytest.mark.parametrize("mode", [True, False], ids=["training", "evaluation"])
+def test_what_computes_nothing_in_one_mode_only_is_the_same_forward(mode: bool):
+    """As diffusers' blocks with a shortcut have it; names of values differ between the modes."""
+
+    def run(m: Any, x: Tensor) -> Tensor:
+        y = functional.dropout(m.one(x.contiguous()), 0.5, m.training)
+        if m.training is mode:
+            x, y = m.same(x.contiguous()), y.contiguous()
+        return m.two(functional.dropout(y.contiguous(), 0.5, training=m.training)) + m.short(x)
+
+    layers = {name: nn.Conv2d(3, 3, 1) for name in ("one", "two", "short")}
+    model, x = net(run, same=nn.Identity(), **layers).eval(), integers((2, 3, 4, 4))
+    with_integers(model, multiple=DIVISIBLE)
+    morph = widen(model, "one", factor=2, example=x)
+    assert_proven(morph)
+    assert torch.equal(morph.model(x), model(x))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)

@@ -308,6 +308,12 @@ def in_training(m: Any, x: Tensor) -> Tensor:
     return m.two(m.one(x)) + m.one(x).sum() if m.training else m.two(m.one(x))
 
 
+def turned_in_training(m: Any, x: Tensor) -> Tensor:
+    y = m.one(x)
+    z = y.contiguous().relu()
+    return m.two(y - z if m.training else z - y)
+
+
 @pytest.mark.parametrize(
     ("wiring", "text"),
     [
@@ -317,12 +323,13 @@ def in_training(m: Any, x: Tensor) -> Tensor:
             "trace.*Remedy: write this line without asking what is in a tensor",
         ),
         (in_training, "^Net: its forward does something else in training.*aux_logits=False"),
+        (turned_in_training, "^Net: its forward does something else in training"),
         (
             lambda m, x: m.two(m.one(x) + torch.ones(4)),
             r"^Net: its forward makes tensors .*register_b",
         ),
     ],
-    ids=["traced", "training", "tensors"],
+    ids=["traced", "training", "training-turned", "tensors"],
 )
 def test_forwards_that_cannot_be_followed_are_refused(
     wiring: Callable[[Any, Tensor], Tensor], text: str
