@@ -21,9 +21,10 @@ from scipy import sparse
 from convfc.arrays import Array, accumulating_dtype, as_numpy, namespace
 from convfc.errors import ArgumentError, DtypeError
 from convfc.geometry import ConvGeometry
+from convfc.layer import Order
 from convfc.operators.estimate import Layout, check_fits, pattern_estimate
 from convfc.operators.pattern import MatrixPattern, matrix_pattern
-from convfc.registry import ROOMS, Order, read_layer
+from convfc.registry import ROOMS, read_layer
 from convfc.sizes import one_of
 
 Library: TypeAlias = Literal["scipy", "torch"]
