@@ -20,7 +20,15 @@ from convfc.errors import ArgumentError, Refusal, UnsupportedModel
 from convfc.inspection import Inspection
 from convfc.layer import ConvLayer, Order
 from convfc.networks import Networks, Pair, Pairs, compare_networks, find_pairs
-from convfc.places import Chosen, Where, nothing_to_convert, refuse_or_list, selector
+from convfc.places import (
+    Chosen,
+    Where,
+    nothing_to_convert,
+    place_in_words,
+    refuse_or_list,
+    selector,
+    warn,
+)
 from convfc.sizes import one_of
 
 LinearMap: TypeAlias = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
@@ -162,8 +170,8 @@ class Room(ABC):
         return None
 
     @abstractmethod
-    def tell_of(self, layers: Mapping[str, Any]) -> None:
-        """Warn of what does not come back with FC layers."""
+    def rounds_inputs(self, layer: Any) -> bool:
+        """Say whether an FC layer is quantised so that it rounds its input, too."""
 
     # Copies.
 
@@ -297,7 +305,13 @@ class Room(ABC):
             layer is model and not self.stays(self.form_of(layer)) for layer in ready.values()
         ):
             raise _cannot_become_another("FC")
-        self.tell_of(ready)
+        rounded = [place_in_words(name) for name, one in ready.items() if self.rounds_inputs(one)]
+        if rounded:
+            warn(
+                f"{', '.join(rounded)}: only the rounded weights come back: the quantised FC layer "
+                "rounds its input as well, which a CONV layer does not, so that outputs differ a "
+                "little"
+            )
         if not inplace:
             model, copies = self.copied(model, list(ready.values()))
             ready = dict(zip(ready, copies, strict=True))

@@ -33,7 +33,6 @@ from convfc.frameworks.torch.forms.factors import (
     by_groups,
     chain_of,
     is_distributed,
-    quantises_activations,
 )
 from convfc.frameworks.torch.forms.form import form_of
 from convfc.frameworks.torch.forms.formats import channels_last, in_format
@@ -45,7 +44,7 @@ from convfc.frameworks.torch.running import check_has_numbers
 from convfc.frameworks.torch.simplification import record_of, restore
 from convfc.frameworks.torch.unrolled.back import FromUnrolled, unrolled_obstacle
 from convfc.frameworks.torch.vocabulary import CONVS
-from convfc.places import Shared, tied, warn
+from convfc.places import Shared, tied
 
 
 def back_obstacles(
@@ -108,20 +107,6 @@ def whole_back(model: nn.Module, where: Any, *, inplace: bool) -> nn.Module | No
                 remedy=f"leave out {name}=",
             )
     return restore(model, record)
-
-
-def tell_of_activations(layers: Mapping[str, nn.Module]) -> None:
-    """Warn of layers whose inputs were quantised, which no CONV layer does."""
-    names = [
-        name or "the model itself"
-        for name, layer in layers.items()
-        if any(map(quantises_activations, layer.modules()))
-    ]
-    if names:
-        warn(
-            f"{', '.join(names)}: only the rounded weights come back: the quantised Linear rounds "
-            "its input as well, which a CONV layer does not, so that outputs differ a little"
-        )
 
 
 class _Builder:
