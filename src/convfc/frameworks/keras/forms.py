@@ -536,7 +536,7 @@ def _from(source: Any, change: Callable[[Any], Any] = lambda value: value) -> An
 
     def initialize(shape: Any, dtype: Any = None) -> Any:
         value = source._value if isinstance(source, keras.Variable) else source
-        return keras.ops.cast(change(keras.ops.convert_to_tensor(value)), dtype)
+        return change(keras.ops.cast(keras.ops.stop_gradient(value), dtype))
 
     return initialize
 
