@@ -275,7 +275,7 @@ class FCForm:
         biases = [child.bias for child in self.fc_layers(self.parts[-1])]
         if len(biases) == 1 or biases[0] is None:
             return biases[0]
-        return keras.ops.concatenate([keras.ops.convert_to_tensor(bias) for bias in biases])
+        return keras.ops.concatenate([_tensor(bias) for bias in biases])
 
     def is_untouched(self) -> bool:
         """Say whether Keras's own convolution may stand for the FC layers."""
@@ -678,7 +678,7 @@ def _matrix(child: Any) -> Any:
             remedy="read it from the layer that has taken its place",
         )
     if child.quantization_mode != "int8":
-        return keras.ops.convert_to_tensor(child.kernel)
+        return _tensor(child.kernel)
     ops = keras.ops
     kernel = ops.divide(ops.cast(child._kernel, child.compute_dtype), child.kernel_scale)
     if child.lora_enabled:
@@ -688,6 +688,11 @@ def _matrix(child: Any) -> Any:
             * ops.matmul(child.lora_kernel_a, child.lora_kernel_b)
         )
     return kernel
+
+
+def _tensor(variable: Any) -> Any:
+    """Return the value of a variable: on TensorFlow, Keras joins tensors only."""
+    return keras.ops.reshape(variable, variable.shape)
 
 
 def _trains(layer: Any, part: Part) -> bool:
