@@ -51,6 +51,7 @@ from convfc.frameworks.torch.places import (
     selector,
     tied,
 )
+from convfc.frameworks.torch.reach import asked_for_class
 from convfc.frameworks.torch.references import blocked_references, exchange
 from convfc.frameworks.torch.running import check_has_numbers
 from convfc.frameworks.torch.simplification import Simplified, record_of, restore
@@ -101,6 +102,10 @@ def to_conv(
         id(layers[name]) for name in chains if not (inplace and form_of(layers[name]) == "weight")
     }
     left |= blocked_references(model, moving, copied=not inplace)
+    several = {name: layers[name] for name, chain in chains.items() if len(chain) > 1}
+    for name, why in asked_for_class(model, several).items():
+        reason, remedy = f"{why.reason}, and it would be several", "multiply its factors into one"
+        left[name] = why._replace(reason=reason, remedy=f"{remedy} nn.Linear, or {why.remedy}")
     chains = {name: chain for name, chain in chains.items() if name not in left}
     left |= _shared_with_others(model, {name: layers[name] for name in chains})
     refuse_or_list(left, "cannot become a CONV layer", strict=strict)

@@ -13,7 +13,7 @@ from convfc.errors import ArgumentError, Refusal
 from convfc.frameworks.torch.convert.to_conv import to_conv
 from convfc.frameworks.torch.forms.form import Form, form_of
 from convfc.frameworks.torch.forms.grouped import MOST_SEPARATE
-from convfc.frameworks.torch.forms.patch import PatchConv, Product
+from convfc.frameworks.torch.forms.patch import PatchConv, Product, patch_of
 from convfc.frameworks.torch.forms.weight import steps_of, to_weight_form
 from convfc.frameworks.torch.places import (
     Shared,
@@ -27,7 +27,7 @@ from convfc.frameworks.torch.places import (
     tied,
 )
 from convfc.frameworks.torch.reach import asked_for_class, out_of_reach
-from convfc.frameworks.torch.read import layout_of, obstacle
+from convfc.frameworks.torch.read import layout_of, obstacle, own_class
 from convfc.frameworks.torch.references import blocked_references, exchange
 from convfc.frameworks.torch.unrolled.form import (
     SizedGeometry,
@@ -101,8 +101,8 @@ def to_fc(
     model, chosen, inplace = _taken_back(model, form, where, strict=strict, inplace=inplace)
     found, left = _found(model, form, where, chosen, inplace=inplace)
     refuse_or_list(left, _NO_FC, strict=strict)
-    layers = [layer for name, layer in found.items() if name not in left]
-    if inplace and form == "patch" and any(layer is model for layer in layers):
+    ready = {name: layer for name, layer in found.items() if name not in left}
+    if inplace and form == "patch" and any(layer is model for layer in ready.values()):
         raise ArgumentError(
             "the model is itself the CONV layer, which cannot become another object",
             where="inplace",
@@ -110,11 +110,12 @@ def to_fc(
         )
     if not inplace:
         copies: dict[int, nn.Module] = {}
-        model = copy_of(model, {id(layer) for layer in layers}, copies)
-        layers = [copies[id(layer)] for layer in layers]
+        model = copy_of(model, {id(layer) for layer in ready.values()}, copies)
+        ready = {name: copies[id(layer)] for name, layer in ready.items()}
+    asked = {id(ready[name]) for name in asked_for_class(model, ready)}
     shared = Shared()
     new: dict[int, nn.Module] = {}
-    for layer in {id(layer): layer for layer in layers}.values():
+    for layer in {id(layer): layer for layer in ready.values()}.values():
         # Layers that share a parameter, in one layout, go on sharing it.
         source, key = layer._parameters.get("weight", layer), tuple(layout_of(layer).values())
         if form == "weight":
@@ -122,7 +123,9 @@ def to_fc(
             if first is not layer:
                 to_weight_form(layer, steps_of(first).original)
         else:
-            new[id(layer)] = converted = PatchConv(layer, separate=separate, product=product)
+            native: Any = own_class(layer)
+            cls = patch_of(native) if id(layer) in asked else PatchConv
+            new[id(layer)] = converted = cls(layer, separate=separate, product=product)
             first = shared([source], key, partial(_itself, converted))
             if first is not converted:
                 converted.share_weight(first)
@@ -219,9 +222,8 @@ def _found(
             where,
             layers,
         )
-    if form != "weight":
-        ready = {name: layer for name, layer in found.items() if name not in left}
-        left |= asked_for_class(model, ready)
+    ready = {name: layer for name, layer in found.items() if name not in left}
+    left |= asked_for_class(model, ready, exactly=form != "unrolled")
     # Layers that get the weight form in place stay the objects that they are.
     moving = {
         id(layer)
