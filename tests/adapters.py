@@ -441,12 +441,12 @@ class TorchAdapter(Adapter):
         }
         if form.name.startswith("patch"):
             found["a call of its own"] = Refusal(lambda: conv(OwnCall(3, 3, 3)), "1", x)
-            found["its class"] = Refusal(lambda: AsksForClass(3, 3, 3), "conv", x)
         else:
             found["own forward"] = Refusal(lambda: conv(OwnForward(3, 3, 3)), "1", x)
             found["computed"] = Refusal(lambda: conv(weight_norm(nn.Conv2d(3, 3, 3))), "1", x)
         if form.example:
             found["two sizes"] = Refusal(Twice, "conv", x)
+            found["its class"] = Refusal(lambda: AsksForClass(3, 3, 3), "conv", x)
             found["a part"] = Refusal(lambda: with_a_part("observer"), "1", x)
         return found
 

@@ -119,10 +119,11 @@ class Room(ABC):
         """Return the CONV layers that cannot get a form, by place, with the reason."""
 
     @abstractmethod
-    def make_fc(self, layers: Sequence[Any], wanted: Wanted) -> dict[int, Any]:
-        """Make FC layers; return, by ``id``, what takes a layer's place, if it is another object.
+    def make_fc(self, model: Any, layers: Mapping[str, Any], wanted: Wanted) -> dict[int, Any]:
+        """Make FC layers of a model's CONV layers, by place; a shared one stands at several.
 
-        Layers that share a parameter go on sharing it.
+        Returned is, by ``id``, what takes a layer's place, if it is another object. Layers that
+        share a parameter go on sharing it.
         """
 
     def unreachable(self, model: Any) -> dict[str, Refusal]:
@@ -233,13 +234,13 @@ class Room(ABC):
         model, chosen, inplace = taken
         found, left = self.found(model, wanted.form, where, chosen, inplace=inplace)
         refuse_or_list(left, _NO_FC, strict=strict)
-        layers = [layer for name, layer in found.items() if name not in left]
-        if inplace and not self.stays(form) and any(layer is model for layer in layers):
+        ready = {name: layer for name, layer in found.items() if name not in left}
+        if inplace and not self.stays(form) and any(one is model for one in ready.values()):
             raise _cannot_become_another("CONV")
         if not inplace:
-            model, layers = self.copied(model, layers)
-        once = list({id(layer): layer for layer in layers}.values())
-        return self.exchanged(model, self.make_fc(once, wanted))
+            model, copies = self.copied(model, list(ready.values()))
+            ready = dict(zip(ready, copies, strict=True))
+        return self.exchanged(model, self.make_fc(model, ready, wanted))
 
     def unroll(
         self,

@@ -230,8 +230,10 @@ def test_weight_files_of_the_cnn_are_those_of_the_fc_network(
     cnn.save_weights(tmp_path / "cnn.weights.h5")
     fc.load_weights(tmp_path / "cnn.weights.h5")
     x = images(whole=False)
-    same([numpy(kernel_and_bias(each)) for each in convs(fc)],
-         [numpy(kernel_and_bias(each)) for each in convs(cnn)])
+    same(
+        [numpy(kernel_and_bias(each)) for each in convs(fc)],
+        [numpy(kernel_and_bias(each)) for each in convs(cnn)],
+    )
     fc.save_weights(tmp_path / "fc.weights.h5")
     fresh = network()
     fresh.load_weights(tmp_path / "fc.weights.h5")
@@ -275,8 +277,9 @@ def test_a_saved_model_is_the_model(tmp_path: pathlib.Path, kind: str) -> None:
     same(numpy(loaded(x)), numpy(fc(x)))
     configs = [[each.get_config() for each in convs(model)] for model in (loaded, fc)]
     assert json.dumps(configs[0]) == json.dumps(configs[1])
-    assert all(forms.form_of(each) == ("weight" if kind == "weight" else "patch")
-               for each in convs(loaded))
+    assert all(
+        forms.form_of(each) == ("weight" if kind == "weight" else "patch") for each in convs(loaded)
+    )
     if kind == "int8":
         assert loaded.get_layer("up").fc.quantization_mode == "int8"
     if kind == "lora":

@@ -79,8 +79,8 @@ class KerasRoom(Room):
             if refusal is not None
         }
 
-    def make_fc(self, layers: Sequence[Any], wanted: Wanted) -> dict[int, Any]:
-        for layer in layers:
+    def make_fc(self, model: Any, layers: Mapping[str, Any], wanted: Wanted) -> dict[int, Any]:
+        for layer in {id(layer): layer for layer in layers.values()}.values():
             form: Any = wanted.form
             forms.to_form(layer, form, separate=wanted.separate, product=wanted.product)
         return {}

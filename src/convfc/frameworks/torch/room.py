@@ -82,8 +82,10 @@ class TorchRoom(Room):
     ) -> dict[str, Refusal]:
         return to_fc.obstacles(model, layers, form, inplace=inplace)
 
-    def make_fc(self, layers: Sequence[nn.Module], wanted: Wanted) -> dict[int, nn.Module]:
-        return to_fc.make_fc(layers, wanted)
+    def make_fc(
+        self, model: nn.Module, layers: Mapping[str, nn.Module], wanted: Wanted
+    ) -> dict[int, nn.Module]:
+        return to_fc.make_fc(model, layers, wanted)
 
     def sizes(
         self, model: nn.Module, layers: Mapping[str, nn.Module], example: Any
