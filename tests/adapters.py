@@ -600,11 +600,11 @@ class KerasAdapter(Adapter):
     def gradients(self, model: Any, x: np.ndarray, dy: np.ndarray) -> Arrays:
         y, pull = backend.pullback(model, self.example(model, x))
         dx, *others = map(_as_numpy, pull(keras.ops.convert_to_tensor(dy, y.dtype)))
-        names = [variable.path for variable in model.trainable_variables]
-        return {"x": dx, **dict(zip(names, others, strict=True))}
+        return {"x": dx, **dict(zip(self.parameters(model), others, strict=True))}
 
     def parameters(self, model: Any) -> Arrays:
-        return {one.path: _as_numpy(one.value) for one in model.trainable_variables}
+        found = enumerate(model.trainable_variables)
+        return {f"{number} {one.name}": _as_numpy(one.value) for number, one in found}
 
     def state(self, model: Any) -> Arrays:
         """Return what Keras writes into a file of weights."""
@@ -635,7 +635,7 @@ class KerasAdapter(Adapter):
         return (
             [type(one).__qualname__ for one in model._flatten_layers()],
             json.dumps(model.get_config(), default=str),
-            [(one.path, one.dtype, tuple(one.shape), one.trainable) for one in model.variables],
+            [(one.name, one.dtype, tuple(one.shape), one.trainable) for one in model.variables],
         )
 
     def change(self, model: Any, geometry: ConvGeometry) -> None:
