@@ -188,7 +188,9 @@ def total(y: Any, outputs: Any) -> Any:
 
 def trained(model: Any, x: np.ndarray) -> list[Any]:
     """The weights after a step whose length is the gradient, as the CNN has them."""
-    model.compile(keras.optimizers.SGD(1.0), total)
+    # In TensorFlow's graph a step of plain Dense networks, too, differs from run to run.
+    eager = BACKEND == "tensorflow"
+    model.compile(keras.optimizers.SGD(1.0), total, run_eagerly=eager)
     y = np.resize(np.array([1, -1, 2], "float32"), model(x).shape)
     model.train_on_batch(x, y)
     return numpy(back(model).weights)
@@ -217,7 +219,7 @@ def test_predict_and_fit() -> None:
     fc = convert(cnn, product="matrix")
     fc.predict_function = None
     same(fc.predict(x, verbose=0), expected)
-    fc.compile("adam", "mse")
+    fc.compile(keras.optimizers.SGD(1e-6), "mse")
     history = fc.fit(x, expected + 1, epochs=2, verbose=0)
     assert history.history["loss"][1] < history.history["loss"][0]
 
@@ -230,8 +232,10 @@ def test_weight_files_of_the_cnn_are_those_of_the_fc_network(
     cnn.save_weights(tmp_path / "cnn.weights.h5")
     fc.load_weights(tmp_path / "cnn.weights.h5")
     x = images(whole=False)
-    same([numpy(kernel_and_bias(each)) for each in convs(fc)],
-         [numpy(kernel_and_bias(each)) for each in convs(cnn)])
+    same(
+        [numpy(kernel_and_bias(each)) for each in convs(fc)],
+        [numpy(kernel_and_bias(each)) for each in convs(cnn)],
+    )
     fc.save_weights(tmp_path / "fc.weights.h5")
     fresh = network()
     fresh.load_weights(tmp_path / "fc.weights.h5")
@@ -275,8 +279,9 @@ def test_a_saved_model_is_the_model(tmp_path: pathlib.Path, kind: str) -> None:
     same(numpy(loaded(x)), numpy(fc(x)))
     configs = [[each.get_config() for each in convs(model)] for model in (loaded, fc)]
     assert json.dumps(configs[0]) == json.dumps(configs[1])
-    assert all(forms.form_of(each) == ("weight" if kind == "weight" else "patch")
-               for each in convs(loaded))
+    assert all(
+        forms.form_of(each) == ("weight" if kind == "weight" else "patch") for each in convs(loaded)
+    )
     if kind == "int8":
         assert loaded.get_layer("up").fc.quantization_mode == "int8"
     if kind == "lora":
@@ -341,7 +346,7 @@ def test_what_acts_on_a_kernel_acts_on_the_conv_layout(separate: bool | None) ->
 
 def test_groups_that_are_regularised_together_are_not_apart() -> None:
     made = layer("Conv1D", 4, 2, size=(8,), channels=4, groups=2, bias_regularizer="l2").made()
-    with pytest.raises(UnsupportedLayer, match="all groups together. Remedy: leave out separate"):
+    with pytest.raises(UnsupportedLayer, match=r"all groups together\. Remedy: leave out separate"):
         forms.to_form(made, "patch", separate=True)
     assert forms.form_of(made) == "native"
 
@@ -527,6 +532,7 @@ def test_what_does_not_train_does_not_train_after() -> None:
         assert len(made.trainable_variables) == (2 if form == "patch" and count else count)
         forms.to_native(made)
         assert len(made.trainable_variables) == count
+        made.trainable = False
         made.trainable = True
         assert len(made.trainable_variables) == 2
 
@@ -551,6 +557,4 @@ def test_a_graph_without_sizes_is_refused_if_it_needs_m() -> None:
     convert(model, product="matrix")
     model.compile(jit_compile=False)
     with pytest.raises(ShapeError, match="layer first: M cannot be built in a graph"):
-        model.predict(
-            iter([np.ones((2, n, n, 2), "float32") for n in (5, 6, 7)]), verbose=0, steps=3
-        )
+        model.predict(((np.ones((2, n, n, 2), "float32"),) for n in (5, 6, 7)), verbose=0)
