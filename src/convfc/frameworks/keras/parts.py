@@ -168,12 +168,15 @@ def is_acted_on(layer: Any, part: Part) -> bool:
 def value_of(source: Any, change: Callable[[Any], Any] = lambda value: value) -> Any:
     """Return an initialiser that gives the value of a variable or tensor, changed.
 
-    A variable that is made while Keras only looks at shapes has its value later. Its own value is
-    read: ``.value`` would be cast by the precision of a layer that is being called.
+    A variable that is made while Keras only looks at shapes has its value later, and until then a
+    stand-in. Otherwise its own value is read: ``.value`` would be cast by the precision of a layer
+    that is being called.
     """
 
     def initialize(shape: Any, dtype: Any = None) -> Any:
-        value = source._value if isinstance(source, keras.Variable) else source
+        value = source
+        if isinstance(source, keras.Variable):
+            value = source.value if source._value is None else source._value
         return change(keras.ops.cast(keras.ops.stop_gradient(value), dtype))
 
     return initialize
