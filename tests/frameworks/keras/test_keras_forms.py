@@ -327,20 +327,31 @@ def test_a_model_built_from_its_config_starts_as_the_cnn_does() -> None:
     same(started(of_form, type(made)), started(config, layers.Conv2D))
 
 
+@keras.saving.register_keras_serializable(package="tests")
+class FirstRow(keras.regularizers.Regularizer):  # type: ignore[misc]
+    """It looks at a part of the kernel that only the CONV layout knows."""
+
+    def __call__(self, kernel: Any) -> Any:
+        return ops.sum(ops.square(kernel[0])) / 4
+
+    def get_config(self) -> dict[str, Any]:
+        return {}
+
+
 @pytest.mark.parametrize("separate", [None, False])
 def test_what_acts_on_a_kernel_acts_on_the_conv_layout(separate: bool | None) -> None:
     options = {
-        "kernel_regularizer": keras.regularizers.L1L2(0.1, 0.3),
+        "kernel_regularizer": FirstRow(),
         "kernel_constraint": keras.constraints.MaxNorm(0.5, axis=[0, 1]),
     }
-    cnn, x = fill(network(**options), whole=False), images(whole=False)
+    cnn, x = fill(network(**options)), images()
     losses = numpy(cnn.losses)
     expected = trained(cnn, x)
-    fc = convert(fill(network(**options), whole=False), separate=separate)
+    fc = convert(fill(network(**options)), separate=separate)
     assert type(fc.layers[2].layers[0].fc) is GroupedDense
     same(sorted(map(float, numpy(fc.losses))), sorted(map(float, losses)))
     fc = keras.models.clone_model(fc)
-    convert(fill(back(fc), whole=False), separate=separate)
+    convert(fill(back(fc)), separate=separate)
     same(trained(fc, x), expected)
 
 
