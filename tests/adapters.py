@@ -83,6 +83,8 @@ class Adapter:
     forms: tuple[Form, ...] = ()
     copies: Mapping[str, Callable[[Any], Any]] = MappingProxyType({})
     """The ways in which users copy a model, each a function of the model."""
+    compiles: bool = False
+    """Whether every new layer is compiled, which takes seconds: laws try one of each kind only."""
     warnings: tuple[str, ...] = ()
     """What the framework itself warns of, as pytest's ``filterwarnings`` takes it."""
 
@@ -518,11 +520,12 @@ class KerasAdapter(Adapter):
     # Keras's own saving of variables, under NumPy 2.
     warnings = ("ignore:__array__ implementation:DeprecationWarning",)
     forms = (
+        # The product by Keras's own convolution is in test_keras_forms.py.
         Form("patch", "to_fc", {"form": "patch", "product": "matrix"}),
-        Form("patch by Keras", "to_fc", {"form": "patch"}),
         Form("weight", "to_fc", {"form": "weight"}),
     )
     copies = MappingProxyType({"deepcopy": copy.deepcopy, "file": _saved})
+    compiles = True
 
     def layer(self, geometry: ConvGeometry, dtype: str, *, bias: bool) -> Any | None:
         g = geometry
@@ -538,7 +541,8 @@ class KerasAdapter(Adapter):
             options["filters"] = g.out_channels
             options |= {} if g.transposed else {"groups": g.groups}
         layer = getattr(keras.layers, name)(kernel_size=g.kernel_size, name="conv", **options)
-        return keras.Sequential([keras.Input((*(None,) * g.spatial_ndim, g.in_channels)), layer])
+        size = (*(None,) * g.spatial_ndim, g.in_channels)
+        return keras.Sequential([keras.Input(size, name="x"), layer], name="network")
 
     def _options(self, g: ConvGeometry) -> dict[str, Any] | None:
         """Return the arguments that a geometry has in Keras, if it has them there."""

@@ -72,7 +72,7 @@ DEEP = case((4, 4), (3, 2), c=40, f=40, groups=40)
 INSTEAD = {PLAIN: STRIDED, TURNED: TURNED_WHOLE, MANY: DEEP}
 """What a framework is asked instead of a layer that it does not have."""
 LAYERS += [PLAIN, TURNED, MANY, MANY_TURNED]
-WITHOUT_BIAS = [LAYERS[3], LAYERS[19], MANY, STRIDED]
+WITHOUT_BIAS = [LAYERS[3], LAYERS[19], MANY]
 KINDS = {"plain": PLAIN, "transposed": TURNED, "many-groups": MANY}
 
 
@@ -158,7 +158,8 @@ def exists(adapter: Adapter, case: Case, dtype: str = "float32") -> bool:
 
 def had(adapter: Adapter, cases: Iterable[Case]) -> Iterator[Case]:
     """The cases that a framework has, or what stands for them."""
-    for wanted in cases:
+    kinds = [*INSTEAD, LAYERS[0]]
+    for wanted in (c for c in cases if c in kinds or not adapter.compiles):
         one = wanted if exists(adapter, wanted) else INSTEAD.get(wanted)
         if one is not None and exists(adapter, one):
             yield one
@@ -183,7 +184,11 @@ def subjects(cases: list[Case], keep: Callable[[Form], bool] = lambda form: True
         for case in had(adapter, cases)
         if keep(form)
     ]
-    found += [replace(one, biased=False) for one in found if one.case in WITHOUT_BIAS]
+    found += [
+        replace(one, biased=False)
+        for one in found
+        if one.case in WITHOUT_BIAS and not one.adapter.compiles
+    ]
     return [pytest.param(subject, id=str(subject)) for subject in found]
 
 
