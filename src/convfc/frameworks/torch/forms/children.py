@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._C import _are_functorch_transforms_active, _get_tracing_state
+from torch.compiler import is_compiling
 from torch.nn.modules.module import _has_any_global_hook
 
 from convfc.errors import ShapeError, UnsupportedLayer
@@ -73,6 +75,11 @@ def survey(fc: nn.Module) -> Survey:
             hooked = hooked or any(map(is_hooked, child.modules()))
             whole = whole or not _row_by_row(child)
     return Survey(weights if plain else None, biases, hooked, whole, bare)
+
+
+def is_untouched(child: nn.Module) -> bool:
+    """Say whether a child is exactly an FC layer with plain weights, unhooked: see `Survey`."""
+    return _is_plain_linear(child) and not is_hooked(child) and not _has_any_global_hook()
 
 
 def inner_layer(
@@ -143,11 +150,7 @@ def in_a_transform(x: Tensor) -> bool:
 
 def transforming() -> bool:
     """Say whether PyTorch is tracing or transforming whatever is called now."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._get_tracing_state() is not None
-    )
+    return is_compiling() or _are_functorch_transforms_active() or _get_tracing_state() is not None
 
 
 def move_attributes(old: nn.Module, new: nn.Module) -> None:

@@ -25,6 +25,7 @@ from convfc.frameworks.torch.forms.children import (
     in_a_transform,
     in_front,
     inner_layer,
+    is_untouched,
     move_attributes,
     no_new_parameter,
     plain_linear,
@@ -277,8 +278,9 @@ class PatchConv(nn.Module):
 
         A weight that a tool computes before every call is no longer the layer's.
         """
-        found = survey(self.fc)
-        if self.groups > 1 and type(self.fc) is nn.Linear:
+        fc: Any = self._modules["fc"]  # found through __getattr__, it takes time at every call
+        found = survey(fc)
+        if self.groups > 1 and type(fc) is nn.Linear:
             return found._replace(weights=None, bare=False)
         if found.weights is None and found.bare and not self.is_computed:
             return found._replace(bare=False)
@@ -443,12 +445,17 @@ class PatchConv(nn.Module):
         """
         if self.is_computed or self.own_forward:
             return self._by_own_forward(input, *args, **kwargs)  # type: ignore[no-any-return]
+        if self.product == "auto" and not in_a_transform(input):
+            held = self._held_untouched()
+            if held is not None:
+                try:
+                    weight = self._native_weight(held[0])
+                    return by_class(self.native, self, input, weight, held[1], *args, **kwargs)
+                except RuntimeError:
+                    self._check(input)  # which says more, and takes time
+                    raise
         batched = self._check(input)
         found = self._survey()
-        if self._untouched(found, input):
-            weight = self._native_weight(joined_with_gradients(self._plain(found)))
-            bias = _whole(self._plain(found), found.biases)
-            return by_class(self.native, self, input, weight, bias, *args, **kwargs)
         whole = input if batched else input.unsqueeze(0)
         y = self._by_matrix(whole, self._extra(whole, *args, **kwargs), found)
         return y if batched else y.squeeze(0)
@@ -476,6 +483,18 @@ class PatchConv(nn.Module):
             )
         return y
 
+    def _held_untouched(self) -> tuple[Tensor, Tensor | None] | None:
+        """Return weight and bias of the FC children, joined, while nothing has touched them."""
+        fc = self._modules["fc"]
+        if self.groups == 1 and is_untouched(fc):  # type: ignore[arg-type]
+            held = fc._parameters  # type: ignore[union-attr]
+            return held["weight"], held["bias"]  # type: ignore[return-value]
+        found = self._survey()
+        if not found.untouched:
+            return None
+        weights = self._plain(found)
+        return joined_with_gradients(weights), _whole(weights, found.biases)
+
     def _untouched(self, found: Survey, x: Tensor) -> bool:
         """Say whether PyTorch's own convolution may stand for the FC children, on this input."""
         return self.product == "auto" and found.untouched and not in_a_transform(x)
@@ -500,12 +519,10 @@ class PatchConv(nn.Module):
 
     def seen_inside(self, name: str, calls: list[str]) -> Tensor | None:
         """Return weight or bias as the layer's own forward sees it, in the memory format it had."""
-        return self._shown(name, self._native_weight, calls)
+        return self._shown(name, self._native_weight if name == "weight" else _itself, calls)
 
     def _native_weight(self, matrix: Tensor) -> Tensor:
         """Return an FC weight as the CONV layer's, laid out in memory as that was."""
-        if matrix.dim() == 1:  # it is the bias
-            return matrix
         if self.transposed or self.weight_channels_last:
             return self._laid_out(self.to_weight(matrix))
         return matrix.reshape(-1, *self.weight_shape[1:])
