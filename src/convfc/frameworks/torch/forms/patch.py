@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
 from convfc.errors import GeometryError, ShapeError, UnsupportedLayer
-from convfc.frameworks.torch.forms.blocks import conv_by_blocks, conv_by_module
+from convfc.frameworks.torch.forms.blocks import Unbuilt, conv_by_blocks, conv_by_module
 from convfc.frameworks.torch.forms.calls import Convolution, by_class
 from convfc.frameworks.torch.forms.children import (
     FC,
@@ -582,10 +582,16 @@ class PatchConv(nn.Module):
         """Compute M K, by the attributes of PyTorch's own forward."""
         if torch.compiler.is_compiling():
             windows, axes = open_windows(x, *_constant_rules(attributes_of(self, extra)))
-            return self._in_one_call(x, windows, axes, self.rows)
+            return self._in_one_call(
+                x, patches_at_once(windows, axes, self.groups), axes, self.rows
+            )
         geometry = geometry_of(self, tuple(map(operator.index, x.shape[2:])), extra)
         if not found.weights or found.hooked or in_a_transform(x) or _autocast(x) is not None:
-            return self._by_child(x, geometry, found, self.rows)
+
+            def convolve(x: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
+                return by_class(self.native, self, x, self._native_weight(matrix), bias)
+
+            return self._by_child(x, geometry, found, self.rows, convolve)
         memory_format = self._output_format(x, geometry)
         weights, biases = found.weights, found.biases
         if any(bias is None for bias in biases):
@@ -595,12 +601,30 @@ class PatchConv(nn.Module):
         return conv_by_blocks(x, weights, biases, geometry, memory_format=memory_format)
 
     def _by_child(
-        self, x: Tensor, geometry: ConvGeometry, found: Survey, rows: Callable[[Tensor], Tensor]
+        self,
+        x: Tensor,
+        geometry: ConvGeometry,
+        found: Survey,
+        rows: Callable[[Tensor], Tensor],
+        convolve: Callable[[Tensor, Tensor, Tensor | None], Tensor] | None = None,
     ) -> Tensor:
-        """Call the FC children on M: in one call, or block by block where that is the same."""
-        if found.hooked or found.whole or in_a_transform(x):
+        """Call the FC children on M: in one call, or block by block where that is the same.
+
+        Where nothing but products with M is asked for, ``convolve`` computes them, and M is not
+        built: PyTorch's own convolution, with what an FC layer has as weight and bias.
+        """
+        seen = found.hooked or in_a_transform(x)
+        multiplied = convolve is not None and self.product == "auto" and found.multiplied
+        multiplied = multiplied and not seen and geometry.groups == 1 and not self.transposed
+        # Where another class of tensors is at work, `Unbuilt` is not asked.
+        multiplied = multiplied and torch._C._is_torch_function_enabled()
+        if seen or found.whole or multiplied:
             axes = plan(geometry, tuple(map(operator.index, x.shape[2:])))
-            return self._in_one_call(x, x, axes, rows)
+            build = partial(patches_at_once, axes=axes, groups=geometry.groups)
+            if not multiplied or convolve is None:
+                return self._in_one_call(x, build(x), axes, rows)
+            shape = (len(x), math.prod([axis.positions for axis in axes]), geometry.taps)
+            return self._in_one_call(x, Unbuilt.of(x, shape, build, convolve), axes, rows)
         narrow = _autocast(x)
         x = x if narrow is None else x.to(narrow)
         memory_format = self._output_format(x, geometry)
@@ -609,12 +633,12 @@ class PatchConv(nn.Module):
     def _in_one_call(
         self,
         x: Tensor,
-        windows: Tensor,
+        matrix: Tensor,
         axes: Sequence[Axis],
         rows: Callable[[Tensor], Tensor],
     ) -> Tensor:
         """Call the FC children once on all of M, with operations that PyTorch can trace."""
-        y = rows(patches_at_once(windows, axes, self.groups))
+        y = rows(matrix)
         y = y.transpose(1, 2).unflatten(2, tuple([axis.positions for axis in axes]))
         last = self.weight_channels_last
         return in_format(y, likely_output_format(x, self.padding_mode, weight_channels_last=last))
