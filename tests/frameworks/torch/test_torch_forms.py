@@ -102,8 +102,9 @@ def test_a_batched_child_is_called_once_on_all_of_m() -> None:
     assert torch.equal(after(x), layer(x))
 
 
-def test_one_linear_for_all_groups_is_no_conv_weight() -> None:
-    after = in_form(nn.Conv2d(4, 6, 3, groups=2), "patch")
+@pytest.mark.parametrize("form", ["patch", "untouched"])
+def test_one_linear_for_all_groups_is_no_conv_weight(form: str) -> None:
+    after = in_form(nn.Conv2d(4, 6, 3, groups=2), form)
     after.fc = nn.Linear(36, 6)
     assert after(torch.zeros(1, 4, 5, 5)).shape == (1, 6, 3, 3)
     with pytest.raises(UnsupportedLayer, match=r"expected nn.Linear or GroupedLinear; got Linear"):

@@ -10,11 +10,13 @@ import torch
 from networks import classifier, through_a_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
-from torch_fixtures import in_form
+from torch_fixtures import in_form, with_integers
 
 import convfc
+from convfc.errors import ShapeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,6 +78,121 @@ def test_a_memory_format_given_later_is_that_of_the_cnn() -> None:
         assert ours.stride() == theirs.stride()
         assert fc[0].weight_channels_last is (form is torch.channels_last)
     assert converted("patch").to(torch.float64)[0].weight_channels_last is False
+
+
+class Noting(nn.Module):
+    """A parametrization that says when it is computed."""
+
+    def __init__(self, note: Callable[..., None]) -> None:
+        super().__init__()
+        self.note = note
+
+    def forward(self, weight: Tensor) -> Tensor:
+        self.note()
+        return weight.clone()
+
+
+def tagged(child: Any, note: Callable[..., None]) -> Callable[[], object]:
+    """A weight of a class that sees what is computed with it."""
+
+    class Tagged(nn.Parameter):
+        @classmethod
+        def __torch_function__(
+            cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            note()
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **kwargs or {})
+
+    plain, child.weight = child.weight, Tagged(child.weight.detach())
+    return lambda: setattr(child, "weight", plain)
+
+
+def parametrized(child: Any, note: Callable[..., None]) -> Callable[[], object]:
+    parametrize.register_parametrization(child, "weight", Noting(note))
+    return lambda: parametrize.remove_parametrizations(child, "weight")
+
+
+def of_another_class(child: Any, note: Callable[..., None]) -> Callable[[], object]:
+    class Noted(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            note()
+            return super().forward(x)
+
+    child.__class__ = Noted
+    return lambda: setattr(child, "__class__", nn.Linear)
+
+
+def forward_on_the_instance(child: Any, note: Callable[..., None]) -> Callable[[], object]:
+    child.forward = lambda x: (note(), nn.Linear.forward(child, x))[1]
+    return lambda: delattr(child, "forward")
+
+
+def hook(register: str) -> Any:
+    """A hook of the child itself, or of all modules, that notes calls of the child."""
+
+    def touch(child: Any, note: Callable[..., None]) -> Callable[[], object]:
+        def noted(module: nn.Module, *_: Any) -> None:
+            if module is child:
+                note()
+
+        owner = nn.modules.module if "module" in register else child
+        handle = getattr(owner, register)(noted)
+        return handle.remove  # type: ignore[no-any-return]
+
+    return touch
+
+
+HOOKS = ["forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook"]
+TOUCHES: dict[str, Any] = {
+    **{f"{kind}": hook(f"register_{kind}") for kind in HOOKS},
+    **{f"module_{kind}": hook(f"register_module_{kind}") for kind in HOOKS},
+    "weight-class": tagged,
+    "parametrized": parametrized,
+    "class": of_another_class,
+    "instance-forward": forward_on_the_instance,
+}
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("kind", TOUCHES)
+def test_a_touch_counts_from_the_next_call_to_the_last(kind: str, groups: int) -> None:
+    layer = with_integers(nn.Conv2d(4, 6, 3, groups=groups))
+    after = in_form(layer, "untouched")
+    x = torch.randint(-3, 4, (2, 4, 5, 5)).double().requires_grad_()
+    seen: list[int] = []
+
+    def agree() -> None:
+        ours, theirs = after(x), layer(x)
+        assert torch.equal(ours, theirs)
+        found, expected = (torch.autograd.grad(y.sum(), x)[0] for y in (ours, theirs))
+        assert torch.equal(found, expected)
+
+    agree()
+    undo = TOUCHES[kind](after.children_fc[-1], lambda: seen.append(1))
+    agree()
+    assert seen
+    undo()
+    seen.clear()
+    agree()
+    assert not seen
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d, nn.ConvTranspose2d])
+def test_what_pytorch_refuses_is_said_as_the_fc_form_says_it(layer: Any) -> None:
+    after = in_form(layer(3, 4, 3), "untouched")
+    with pytest.raises(ShapeError, match=r"expected \(N, 3, size 0, size 1\)"):
+        after(torch.zeros(1, 4, 5, 5))
+    with pytest.raises(RuntimeError, match=r"dtype|type"):
+        after(torch.zeros(1, 3, 5, 5, dtype=torch.float64))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit", "ignore::torch.jit.TracerWarning")
+def test_a_tracer_is_shown_m() -> None:
+    after, x = in_form(nn.Conv2d(3, 4, 3), "untouched"), torch.randn(1, 3, 5, 5)
+    graph = str(torch.jit.trace(after, x).inlined_graph)  # type: ignore[no-untyped-call]
+    assert "linear" in graph
+    assert "convolution" not in graph
 
 
 def test_by_m_k_the_losses_are_rounded_otherwise() -> None:

@@ -1,6 +1,7 @@
 """A CONV layer as the product of its patches with an FC layer, which never holds all patches.
 
-`conv_by_blocks` takes the FC weight, which is the fastest; `conv_by_module` calls any FC layer.
+`conv_by_blocks` takes the FC weight, which is the fastest; `conv_by_module` calls any FC layer. One
+that only multiplies may be called on `Unbuilt`, which stands for M.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.nn import functional as F
+from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
 from convfc.frameworks.torch.forms.formats import channels_last, in_format
@@ -208,6 +211,54 @@ def conv_by_module(
         place = written[first:][at(block)]
         place.copy_(product.reshape(place.shape))
     return y
+
+
+class Unbuilt(Tensor):
+    """M for a child that only multiplies it: each product is a convolution, which needs no M.
+
+    Every other function of torch is given M itself, which is built then.
+    """
+
+    _x: Tensor
+    _build: Callable[[Tensor], Tensor]
+    _convolve: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+    @classmethod
+    def of(
+        cls,
+        x: Tensor,
+        shape: Sequence[int],
+        build: Callable[[Tensor], Tensor],
+        convolve: Callable[[Tensor, Tensor, Tensor | None], Tensor],
+    ) -> Unbuilt:
+        """Return what stands for M = ``build(x)``; ``convolve`` takes x, and an FC layer's own."""
+        # Whoever could look past this class would see that there is nothing.
+        matrix = x.detach().new_full((), math.nan).expand(*shape).as_subclass(cls)
+        matrix._x, matrix._build, matrix._convolve = x, build, convolve
+        return matrix
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Convolve where M is multiplied with a plain weight; say what M is like; or build it."""
+        named = kwargs or {}
+        if args and isinstance(args[0], cls):
+            m, rest = args[0], args[1:]
+            with torch._C.DisableTorchFunctionSubclass():
+                if func in _LIKE_M:
+                    return func(m)
+                if func is Tensor.to:
+                    return cls.of(m._x.to(*rest, **named), m.shape, m._build, m._convolve)
+                plain = not named and {type(t) for t in rest} <= _PLAIN
+                if func is F.linear and plain and rest[0].dim() == 2:
+                    return m._convolve(m._x, *(*rest, None)[:2]).flatten(2).transpose(1, 2)
+        given = pytree.tree_map_only(cls, lambda m: m._build(m._x), (args, named))
+        return func(*given[0], **given[1])
+
+
+_LIKE_M = {vars(torch._C.TensorBase)[name].__get__ for name in ("shape", "dtype", "device")}
+_PLAIN = {Tensor, nn.Parameter, type(None)}
 
 
 def _memory_format(x: Tensor) -> torch.memory_format:

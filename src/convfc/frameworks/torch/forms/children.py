@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._C import _are_functorch_transforms_active, _get_tracing_state
+from torch.compiler import is_compiling
 from torch.nn.modules.module import _has_any_global_hook
 
 from convfc.errors import ShapeError, UnsupportedLayer
@@ -23,7 +25,8 @@ FC = (nn.Linear, GroupedLinear)
 _PLAIN = (nn.Parameter, Tensor)  # a tensor while torch.func calls the model with its own
 # Of PEFT, those that change an nn.Linear by further products of every row. Others draw a rank or a
 # rotation for a whole call.
-_ADAPTERS = {("peft.tuners.lora.layer", "Linear"), ("peft.tuners.vera.layer", "Linear")}
+_LORA = ("peft.tuners.lora.layer", "Linear")
+_ADAPTERS = {_LORA, ("peft.tuners.vera.layer", "Linear")}
 
 
 class Survey(NamedTuple):
@@ -33,14 +36,16 @@ class Survey(NamedTuple):
     which ``biases`` belong; ``hooked`` says whether calls of a child, or of its parts, run hooks;
     ``whole`` whether a child must see all rows of M in one call: unless it is known to treat every
     row alone, what it draws at random, or measures of its input, may hold for a whole image;
-    ``bare`` whether every child is exactly of a class in `FC`, with plain weights or with one that
-    is computed before every call.
+    ``multiplied`` whether all that the children do with M is to multiply it by weights; ``bare``
+    whether every child is exactly of a class in `FC`, with plain weights or with one that is
+    computed before every call.
     """
 
     weights: list[Tensor] | None
     biases: list[Tensor | None]
     hooked: bool
     whole: bool
+    multiplied: bool
     bare: bool
 
     @property
@@ -57,6 +62,7 @@ def survey(fc: nn.Module) -> Survey:
     weights: list[Tensor] = []
     biases: list[Tensor | None] = []
     hooked, plain, whole, bare = bool(_has_any_global_hook()), True, False, True
+    multiplied = True
     for child in fc._modules.values() if type(fc) is nn.ModuleList else (fc,):
         assert child is not None, "a ModuleList holds modules"  # noqa: S101
         if _is_plain_linear(child):
@@ -72,7 +78,13 @@ def survey(fc: nn.Module) -> Survey:
             plain = bare = False
             hooked = hooked or any(map(is_hooked, child.modules()))
             whole = whole or not _row_by_row(child)
-    return Survey(weights if plain else None, biases, hooked, whole, bare)
+            multiplied = multiplied and _only_multiplies(child)
+    return Survey(weights if plain else None, biases, hooked, whole, multiplied, bare)
+
+
+def is_untouched(child: nn.Module) -> bool:
+    """Say whether a child is exactly an FC layer with plain weights, unhooked: see `Survey`."""
+    return _is_plain_linear(child) and not is_hooked(child) and not _has_any_global_hook()
 
 
 def inner_layer(
@@ -126,6 +138,22 @@ def _row_by_row(module: nn.Module) -> bool:
     return _is_plain_linear(module)
 
 
+def _only_multiplies(module: nn.Module) -> bool:
+    """Say whether all that a module does with the rows that it is given is `F.linear`."""
+    kind, parts = type(module), module._modules
+    if "forward" in vars(module) or module._compiled_call_impl is not None:
+        return False
+    if kind is nn.Sequential:
+        first = next(iter(parts.values()), None)
+        return first is not None and _only_multiplies(first)
+    if (kind.__module__, kind.__name__) != _LORA or vars(module).get("lora_variant"):
+        return kind.forward is nn.Linear.forward
+    base, down, dropouts = (parts[name] for name in ("base_layer", "lora_A", "lora_dropout"))
+    return all(type(part) is nn.Identity for part in dropouts.children()) and all(  # type: ignore[union-attr]
+        map(_only_multiplies, (base, *down.children()))  # type: ignore[union-attr]
+    )
+
+
 def is_hooked(module: nn.Module) -> bool:
     """Say whether calls of a module run hooks of its own."""
     return bool(
@@ -143,11 +171,7 @@ def in_a_transform(x: Tensor) -> bool:
 
 def transforming() -> bool:
     """Say whether PyTorch is tracing or transforming whatever is called now."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._get_tracing_state() is not None
-    )
+    return is_compiling() or _are_functorch_transforms_active() or _get_tracing_state() is not None
 
 
 def move_attributes(old: nn.Module, new: nn.Module) -> None:

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
 from convfc.errors import GeometryError, ShapeError, UnsupportedLayer
-from convfc.frameworks.torch.forms.blocks import conv_by_blocks, conv_by_module
+from convfc.frameworks.torch.forms.blocks import Unbuilt, conv_by_blocks, conv_by_module
 from convfc.frameworks.torch.forms.calls import Convolution, by_class
 from convfc.frameworks.torch.forms.children import (
     FC,
@@ -25,6 +25,7 @@ from convfc.frameworks.torch.forms.children import (
     in_a_transform,
     in_front,
     inner_layer,
+    is_untouched,
     move_attributes,
     no_new_parameter,
     plain_linear,
@@ -277,8 +278,9 @@ class PatchConv(nn.Module):
 
         A weight that a tool computes before every call is no longer the layer's.
         """
-        found = survey(self.fc)
-        if self.groups > 1 and type(self.fc) is nn.Linear:
+        fc: Any = self._modules["fc"]  # found through __getattr__, it takes time at every call
+        found = survey(fc)
+        if self.groups > 1 and type(fc) is nn.Linear:
             return found._replace(weights=None, bare=False)
         if found.weights is None and found.bare and not self.is_computed:
             return found._replace(bare=False)
@@ -443,12 +445,17 @@ class PatchConv(nn.Module):
         """
         if self.is_computed or self.own_forward:
             return self._by_own_forward(input, *args, **kwargs)  # type: ignore[no-any-return]
+        if self.product == "auto" and not in_a_transform(input):
+            held = self._held_untouched()
+            if held is not None:
+                try:
+                    weight = self._native_weight(held[0])
+                    return by_class(self.native, self, input, weight, held[1], *args, **kwargs)
+                except RuntimeError:
+                    self._check(input)  # which says more, and takes time
+                    raise
         batched = self._check(input)
         found = self._survey()
-        if self._untouched(found, input):
-            weight = self._native_weight(joined_with_gradients(self._plain(found)))
-            bias = _whole(self._plain(found), found.biases)
-            return by_class(self.native, self, input, weight, bias, *args, **kwargs)
         whole = input if batched else input.unsqueeze(0)
         y = self._by_matrix(whole, self._extra(whole, *args, **kwargs), found)
         return y if batched else y.squeeze(0)
@@ -476,6 +483,18 @@ class PatchConv(nn.Module):
             )
         return y
 
+    def _held_untouched(self) -> tuple[Tensor, Tensor | None] | None:
+        """Return weight and bias of the FC children, joined, while nothing has touched them."""
+        fc = self._modules["fc"]
+        if self.groups == 1 and is_untouched(fc):  # type: ignore[arg-type]
+            held = fc._parameters  # type: ignore[union-attr]
+            return held["weight"], held["bias"]  # type: ignore[return-value]
+        found = self._survey()
+        if not found.untouched:
+            return None
+        weights = self._plain(found)
+        return joined_with_gradients(weights), _whole(weights, found.biases)
+
     def _untouched(self, found: Survey, x: Tensor) -> bool:
         """Say whether PyTorch's own convolution may stand for the FC children, on this input."""
         return self.product == "auto" and found.untouched and not in_a_transform(x)
@@ -500,12 +519,10 @@ class PatchConv(nn.Module):
 
     def seen_inside(self, name: str, calls: list[str]) -> Tensor | None:
         """Return weight or bias as the layer's own forward sees it, in the memory format it had."""
-        return self._shown(name, self._native_weight, calls)
+        return self._shown(name, self._native_weight if name == "weight" else _itself, calls)
 
     def _native_weight(self, matrix: Tensor) -> Tensor:
         """Return an FC weight as the CONV layer's, laid out in memory as that was."""
-        if matrix.dim() == 1:  # it is the bias
-            return matrix
         if self.transposed or self.weight_channels_last:
             return self._laid_out(self.to_weight(matrix))
         return matrix.reshape(-1, *self.weight_shape[1:])
@@ -565,10 +582,16 @@ class PatchConv(nn.Module):
         """Compute M K, by the attributes of PyTorch's own forward."""
         if torch.compiler.is_compiling():
             windows, axes = open_windows(x, *_constant_rules(attributes_of(self, extra)))
-            return self._in_one_call(x, windows, axes, self.rows)
+            return self._in_one_call(
+                x, patches_at_once(windows, axes, self.groups), axes, self.rows
+            )
         geometry = geometry_of(self, tuple(map(operator.index, x.shape[2:])), extra)
         if not found.weights or found.hooked or in_a_transform(x) or _autocast(x) is not None:
-            return self._by_child(x, geometry, found, self.rows)
+
+            def convolve(x: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
+                return by_class(self.native, self, x, self._native_weight(matrix), bias)
+
+            return self._by_child(x, geometry, found, self.rows, convolve)
         memory_format = self._output_format(x, geometry)
         weights, biases = found.weights, found.biases
         if any(bias is None for bias in biases):
@@ -578,12 +601,30 @@ class PatchConv(nn.Module):
         return conv_by_blocks(x, weights, biases, geometry, memory_format=memory_format)
 
     def _by_child(
-        self, x: Tensor, geometry: ConvGeometry, found: Survey, rows: Callable[[Tensor], Tensor]
+        self,
+        x: Tensor,
+        geometry: ConvGeometry,
+        found: Survey,
+        rows: Callable[[Tensor], Tensor],
+        convolve: Callable[[Tensor, Tensor, Tensor | None], Tensor] | None = None,
     ) -> Tensor:
-        """Call the FC children on M: in one call, or block by block where that is the same."""
-        if found.hooked or found.whole or in_a_transform(x):
+        """Call the FC children on M: in one call, or block by block where that is the same.
+
+        Where nothing but products with M is asked for, ``convolve`` computes them, and M is not
+        built: PyTorch's own convolution, with what an FC layer has as weight and bias.
+        """
+        seen = found.hooked or in_a_transform(x)
+        multiplied = convolve is not None and self.product == "auto" and found.multiplied
+        multiplied = multiplied and not seen and geometry.groups == 1 and not self.transposed
+        # Where another class of tensors is at work, `Unbuilt` is not asked.
+        multiplied = multiplied and torch._C._is_torch_function_enabled()
+        if seen or found.whole or multiplied:
             axes = plan(geometry, tuple(map(operator.index, x.shape[2:])))
-            return self._in_one_call(x, x, axes, rows)
+            build = partial(patches_at_once, axes=axes, groups=geometry.groups)
+            if not multiplied or convolve is None:
+                return self._in_one_call(x, build(x), axes, rows)
+            shape = (len(x), math.prod([axis.positions for axis in axes]), geometry.taps)
+            return self._in_one_call(x, Unbuilt.of(x, shape, build, convolve), axes, rows)
         narrow = _autocast(x)
         x = x if narrow is None else x.to(narrow)
         memory_format = self._output_format(x, geometry)
@@ -592,12 +633,12 @@ class PatchConv(nn.Module):
     def _in_one_call(
         self,
         x: Tensor,
-        windows: Tensor,
+        matrix: Tensor,
         axes: Sequence[Axis],
         rows: Callable[[Tensor], Tensor],
     ) -> Tensor:
         """Call the FC children once on all of M, with operations that PyTorch can trace."""
-        y = rows(patches_at_once(windows, axes, self.groups))
+        y = rows(matrix)
         y = y.transpose(1, 2).unflatten(2, tuple([axis.positions for axis in axes]))
         last = self.weight_channels_last
         return in_format(y, likely_output_format(x, self.padding_mode, weight_channels_last=last))
