@@ -8,7 +8,7 @@ from __future__ import annotations
 import fnmatch
 import sys
 import warnings
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias, TypeVar
 
 from convfc.errors import NothingToConvert, Refusal, UnsupportedLayer, UnsupportedLayerWarning
@@ -19,6 +19,17 @@ Chosen: TypeAlias = Callable[[str, Any], bool]
 """Whether a layer is chosen, by its name and the layer itself."""
 Where: TypeAlias = Chosen | str | Collection[str] | None
 """Which layers: a function of name and layer, or names with ``*`` as in a shell; None is all."""
+
+
+def walk(model: Any, children: Callable[[Any], Mapping[str, Any]]) -> dict[str, Any]:
+    """Return every place of a model that holds a part: a shared one stands at several."""
+
+    def below(part: Any, name: str) -> Iterator[tuple[str, Any]]:
+        yield name, part
+        for key, child in children(part).items():
+            yield from below(child, f"{name}.{key}" if name else key)
+
+    return dict(below(model, ""))
 
 
 def selector(where: Where) -> Chosen:

@@ -105,7 +105,10 @@ def pullback(layer: Any, x: Any, key: str | None = None) -> tuple[Any, Callable[
         fixed = [one.value for one in layer.non_trainable_variables]
 
         def call(x: Any, trained: list[Any], fixed: list[Any]) -> Any:
-            return layer.stateless_call(trained, fixed, x)[0]
+            # Not `stateless_call`, which leaves out a layer's casts.
+            held = [*layer.trainable_variables, *layer.non_trainable_variables]
+            with keras.StatelessScope(zip(held, [*trained, *fixed], strict=True)):
+                return layer(x)
 
         def both(x: Any, trained: list[Any], fixed: list[Any], dy: Any) -> Any:
             y, pull = jax.vjp(lambda x, trained: call(x, trained, fixed), x, trained)

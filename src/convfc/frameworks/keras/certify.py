@@ -27,6 +27,7 @@ from convfc.comparing import cast_to, compare, describe, dtype_name, same_bits, 
 from convfc.frameworks.keras import backend, forms, models, read
 from convfc.measure import LARGEST, Call, Numbers, Run, Side, Sides, Sums, measure
 from convfc.networks import Networks
+from convfc.places import walk
 
 Array: TypeAlias = npt.NDArray[Any]
 _NOT_PLAIN = "one side is more than a plain layer"
@@ -45,10 +46,10 @@ class KerasNetworks(Networks):
             if numbers is None:
                 return models.run(model, self.x)
         dtype = dtype_name(numbers(np.zeros(1, np.float32)).dtype)
-        with backend.wide_numbers():
-            copied = _in_dtype(model, dtype)
+        with backend.precision(dtype):
             inputs = models.as_inputs(model, self.x)
             inputs = keras.tree.map_structure(lambda a: _cast_inputs(a, dtype), inputs)
+            copied = _in_dtype(model, dtype, inputs)
             with by_matrix(models.all_layers(copied)):
                 output = models.run(copied, inputs)
             return keras.tree.map_structure(models.to_numpy, output)
@@ -56,20 +57,24 @@ class KerasNetworks(Networks):
     def measure(
         self, model: Any, pairs: Sequence[Any], seed: int
     ) -> tuple[Any, list[LayerCertificate]]:
-        """Run a model once; at each call of a pair, compare it on the spot."""
-        found: dict[int, list[LayerCertificate]] = {id(pair.called): [] for pair in pairs}
-        by_layer = {id(pair.called): pair for pair in pairs}
+        """Run a model once, and compare each call of a pair.
 
-        def compare_call(layer: Any, x: Any) -> None:
-            certificates = found[id(layer)]
-            call = Call(models.to_numpy(x), number=len(certificates))
-            sides = by_layer[id(layer)].on(call)
-            certificates.extend(measure(one, seed=seed) for one in sides)
+        Not on the spot: inside a layer's call Keras casts variables to the dtype of that layer.
+        """
+        given: dict[int, list[Array]] = {}
 
-        with models.watching([pair.called for pair in pairs], compare_call):
+        def note(layer: Any, x: Any) -> None:
+            given.setdefault(id(layer), []).append(models.to_numpy(x))
+
+        with models.watching([pair.called for pair in pairs], note):
             output = self(model)
-        layers = [found[id(pair.called)] or pair.unreached(seed) for pair in pairs]
-        return output, [certificate for one in layers for certificate in one]
+        layers: list[LayerCertificate] = []
+        for pair in pairs:
+            inputs = given.pop(id(pair.called), [])
+            calls = (Call(x, number=number) for number, x in enumerate(inputs))
+            sides = [one for call in calls for one in pair.on(call)]
+            layers += [measure(one, seed=seed) for one in sides] or pair.unreached(seed)
+        return output, layers
 
     def leaves(self, output: Any) -> dict[str, Any]:
         """Return the arrays of an output by their place in it."""
@@ -90,10 +95,8 @@ class KerasNetworks(Networks):
 
     def tensors(self, model: Any) -> Mapping[str, Array]:
         """Return the variables of all parts by the names of these."""
-        from convfc.frameworks.keras.room import ROOM
-
         found: dict[str, Array] = {}
-        for place, part in ROOM.places(model).items():
+        for place, part in walk(model, models.children).items():
             for number, variable in enumerate(
                 [*part._trainable_variables, *part._non_trainable_variables]
             ):
@@ -118,8 +121,8 @@ def _cast_inputs(array: Any, dtype: str) -> Any:
     return numbers.astype(dtype) if "float" in dtype_name(numbers.dtype) else numbers
 
 
-def _in_dtype(model: Any, dtype: str) -> Any:
-    """Return a copy of a model that holds and computes everything in a dtype."""
+def _in_dtype(model: Any, dtype: str, inputs: Any) -> Any:
+    """Return a copy of a model that holds and computes everything in a dtype, by default, too."""
 
     def changed(config: Any) -> Any:
         if isinstance(config, Mapping):
@@ -134,7 +137,9 @@ def _in_dtype(model: Any, dtype: str) -> Any:
         config = changed(keras.saving.serialize_keras_object(model))
         copied = keras.saving.deserialize_keras_object(config, safe_mode=False)
         if not copied.built:
-            copied.build_from_config(model.get_build_config())
+            models.run(copied, inputs)
+    for ours, theirs in zip(forms.convs_in(model), forms.convs_in(copied), strict=True):
+        forms.take_form_of(theirs, ours)
     copied.set_weights(models.weights_of(model))
     return copied
 

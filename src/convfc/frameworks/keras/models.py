@@ -23,16 +23,36 @@ Note: TypeAlias = Callable[[Any, Any], None]
 
 
 def children(part: Any) -> dict[str, Any]:
-    """Return the layers that a model or a layer holds, by name; those of one name are numbered."""
+    """Return the layers that a model or a layer holds, by name.
+
+    In a Sequential or a Functional model that is the layer's name; elsewhere the attribute's, since
+    a copy's layers are numbered anew.
+    """
+    layers = part._flatten_layers(include_self=False, recursive=False)
+    held = {id(one): one for one in layers if not isinstance(one, keras.layers.InputLayer)}
     found: dict[str, Any] = {}
-    for layer in part._flatten_layers(include_self=False, recursive=False):
-        if isinstance(layer, keras.layers.InputLayer):
-            continue
+    if not hasattr(part, "operations"):
+        attributes = {**vars(part), **(getattr(part, "_modules", None) or {})}
+        for name, value in attributes.items():
+            for inner, layer in _inside(value, name):
+                if id(layer) in held and not name.startswith("_"):
+                    found[inner] = held.pop(id(layer))
+    for layer in held.values():
         name, number = layer.name, 1
         while name in found:
             name, number = f"{layer.name}_{number}", number + 1
         found[name] = layer
     return found
+
+
+def _inside(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """Yield what an attribute holds, by its name and the places in a list or a dict."""
+    if isinstance(value, Mapping):
+        yield from ((f"{name}.{key}", one) for key, one in value.items())
+    elif isinstance(value, (list, tuple)):
+        yield from ((f"{name}.{number}", one) for number, one in enumerate(value))
+    else:
+        yield name, value
 
 
 def all_layers(model: Any) -> Iterator[Any]:
@@ -88,9 +108,11 @@ def weights_of(model: Any) -> list[np.ndarray[Any, Any]]:
     return [to_numpy(variable.value) for variable in model.weights]
 
 
-def forget_functions(model: Any) -> None:
-    """Have a model compile its functions anew: its layers compute with other variables now."""
+def refresh(model: Any) -> None:
+    """Have a model find its variables anew, and compile for them; its optimizer starts anew."""
     for part in all_layers(model):
+        if keras.config.backend() == "torch":
+            part._track_variables()  # PyTorch's list of parameters, as after Keras's `quantize`
         if isinstance(part, keras.Model):
             part.train_function = part.test_function = part.predict_function = None
             if getattr(part, "compiled", False) and part.optimizer is not None:
@@ -143,9 +165,7 @@ def watching(layers: Iterable[Any], note: Note) -> Iterator[None]:
         call = layer.call
 
         def noted(x: Any, *args: Any, **kwargs: Any) -> Any:
-            del vars(layer)["call"]  # who is told of the call may make others
             note(layer, x)
-            vars(layer)["call"] = noted
             return call(x, *args, **kwargs)
 
         return noted

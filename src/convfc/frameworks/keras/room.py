@@ -10,7 +10,6 @@ as from a file.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from types import FunctionType
 from typing import Any, Literal
@@ -29,8 +28,12 @@ from convfc.layer import ConvLayer, Order
 from convfc.places import place_in_words
 from convfc.room import FCForm, Room, Wanted
 
-_CONVOLVES = frozenset(("conv", "conv_transpose", "depthwise_conv", "separable_conv"))
-"""Functions of `keras.ops` that convolve."""
+_CONVOLVES = frozenset(
+    ["conv", "conv_transpose", "depthwise_conv", "separable_conv", "convolution"]
+    + ["conv_general_dilated", "conv_with_general_padding", "conv_general_dilated_local"]
+    + [f"conv{'_transpose' * turned}{n}d" for n in (1, 2, 3) for turned in (False, True)]
+)
+"""Functions that convolve, of `keras.ops` and of the backends."""
 
 
 class KerasRoom(Room):
@@ -100,13 +103,17 @@ class KerasRoom(Room):
         return any(child.quantization_mode == "int8" for child in layer.all_fc_layers())
 
     def copied(self, model: Any, layers: Sequence[Any]) -> tuple[Any, list[Any]]:
-        names = {id(part): name for name, part in self.places(model).items()}
         copied = models.copy_of(model)
-        places = self.places(copied)
-        return copied, [places[names[id(layer)]] for layer in layers]
+        pairs = zip(forms.convs_in(model), forms.convs_in(copied), strict=True)
+        copies: dict[int, Any] = {}
+        for ours, theirs in pairs:
+            # A subclassed model makes its layers itself, and knows nothing of their form.
+            forms.take_form_of(theirs, ours)
+            copies[id(ours)] = theirs
+        return copied, [copies[id(layer)] for layer in layers]
 
     def exchanged(self, model: Any, new: Mapping[int, Any]) -> Any:
-        models.forget_functions(model)
+        models.refresh(model)
         return model
 
     def stays(self, form: str | None) -> bool:
@@ -162,8 +169,9 @@ def _convolutions_in(part: Any) -> Iterator[str]:
         if cls.__module__.startswith("keras.") and not inside:
             continue
         for function in vars(cls).values():
-            codes = function.__code__.co_names if isinstance(function, FunctionType) else ()
-            yield from itertools.chain(f"{name}()" for name in codes if name in _CONVOLVES)
+            names = function.__code__.co_names if isinstance(function, FunctionType) else ()
+            # A part of this name is a layer, or a method that is looked at itself.
+            yield from (f"{n}()" for n in names if n in _CONVOLVES and not hasattr(part, n))
 
 
 ROOM = KerasRoom()
