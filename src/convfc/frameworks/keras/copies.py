@@ -1,0 +1,243 @@
+"""A model made again with other layers in some places, and a model run on an example.
+
+Keras models are graphs of layers, and a graph cannot be changed in place: its layers hold the nodes
+of their calls. `keras.models.clone_model` builds the graph again, nested models and shared layers
+included, and asks for each layer; that is the one way that keeps names, inputs and outputs without
+reading what is private to Keras. The weights, which it does not copy, are copied here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from convfc.extras import needing
+
+with needing():
+    import keras
+
+from convfc.comparing import first_words
+from convfc.errors import ConvfcError, ShapeError, UnsupportedLayer, UnsupportedModel
+
+RECORDS = ("convfc_unrolled", "convfc_simplified")
+"""Attributes in which what convfc has made remembers what it was; copies have them, too."""
+
+_SUBCLASSED = (
+    "build it as a keras.Sequential or with keras.Model(inputs, outputs), whose calls Keras knows"
+)
+
+
+def is_graph(model: Any) -> bool:
+    """Say whether a layer is a model whose calls Keras knows: Sequential, or Functional."""
+    if isinstance(model, keras.Sequential):
+        return type(model).call is keras.Sequential.call
+    functional = isinstance(model, keras.Function) and isinstance(model, keras.Model)
+    return functional and type(model).call.__module__.startswith("keras.")
+
+
+def check_is_graph(model: Any) -> None:
+    """Refuse a model whose forward is its own, and one that has no weights yet."""
+    if isinstance(model, keras.Model) and not is_graph(model):
+        raise UnsupportedModel(
+            "its forward is written in its class, so that no layer in it can be exchanged",
+            where="model",
+            expected="a Sequential or Functional model, or one layer",
+            got=type(model).__name__,
+            remedy=_SUBCLASSED,
+        )
+    if not model.built:
+        raise UnsupportedModel(
+            "it has no weights yet",
+            where="model",
+            got=model.name,
+            remedy="call it once on an input, or begin it with keras.Input(shape)",
+        )
+
+
+def rebuilt(model: Any, new: Mapping[int, Any]) -> Any:
+    """Return a copy of a model with other layers in the places of some, by their ``id``.
+
+    Everything else is a copy with the same names, weights, flags and policies.
+
+    Raises
+    ------
+    UnsupportedModel, UnsupportedLayer
+        If a model or a layer in it cannot be made again; the message names it.
+    """
+    if id(model) in new:
+        return new[id(model)]
+    check_is_graph(model)
+    copies: list[tuple[Any, Any]] = []
+    reached: set[int] = set()
+
+    def made(layer: Any) -> Any:
+        if id(layer) in new:
+            reached.add(id(layer))
+            return new[id(layer)]
+        if isinstance(layer, keras.layers.Layer):
+            copies.append((layer, _same_kind(layer)))
+            return copies[-1][1]
+        return layer.__class__.from_config(layer.get_config())
+
+    flags = [(part, part.trainable) for layer in new.values() for part in _parts(layer)]
+    if isinstance(model, keras.Model):
+        cache: dict[int, Any] = {}
+        whole = keras.models.clone_model(model, clone_function=made, recursive=True, cache=cache)
+        inner = [(layer, cache[id(layer)]) for layer in _graphs(model) if id(layer) in cache]
+        graphs = [(model, whole), *inner]
+    else:
+        whole, graphs = made(model), []
+        whole.build_from_config(model.get_build_config())
+    _check_reached(model, new.keys() - reached)
+    for layer, copy in copies:
+        _copy_weights(layer, copy)
+    for layer, copy in (*graphs, *copies):
+        for name in RECORDS:
+            if name in vars(layer):
+                vars(copy)[name] = vars(layer)[name]
+        pairs = zip(_parts(layer), _parts(copy), strict=True) if (layer, copy) in copies else ()
+        flags += [(theirs, mine.trainable) for mine, theirs in pairs]
+    # A layer hands its flag on to what is inside it: so from the outside in, numbers last.
+    wanted = [(copy, layer.trainable) for layer, copy in graphs] + flags
+    for part, flag in sorted(wanted, key=lambda one: not isinstance(one[0], keras.layers.Layer)):
+        if part.trainable != flag:
+            part.trainable = flag
+    return whole
+
+
+def copied(layer: Any) -> Any:
+    """Return a copy of one layer, with its weights."""
+    return rebuilt(layer, {})
+
+
+@contextmanager
+def unchanged(model: Any) -> Iterator[None]:
+    """Leave what a run changes, such as the seeds of a dropout that is always on, as it was."""
+    before = [(state, _numbers(state)) for state in model.non_trainable_variables]
+    try:
+        yield
+    finally:
+        for state, numbers in before:
+            if not np.array_equal(_numbers(state), numbers, equal_nan=numbers.dtype.kind == "f"):
+                state.assign(numbers)
+
+
+def run_on(model: Any, example: Any, where: str = "example") -> Any:
+    """Return what a model computes of an example: an array, a tuple of arguments, or a dict."""
+    given = example
+    if isinstance(example, tuple):
+        given = example[0] if len(example) == 1 else list(example)
+    training = {"training": False} if isinstance(model, keras.Model) else {}
+    try:
+        return model(given, **training)
+    except Exception as error:
+        if isinstance(error, ConvfcError):
+            raise
+        shapes = [tuple(getattr(x, "shape", ())) for x in keras.tree.flatten(given)]
+        raise ShapeError(
+            f"the model does not run on this input: {first_words(error) or type(error).__name__}",
+            where=where,
+            got=", ".join(map(str, shapes)),
+            remedy="give an input that the model takes: a tuple for several, or a dict by name",
+        ) from error
+
+
+@contextmanager
+def watching(layers: Mapping[int, Any], tell: Callable[[Any, tuple[int, ...]], None]) -> Any:
+    """Tell of each call of these layers the shape of its input."""
+
+    def told(layer: Any, call: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            tell(layer, tuple(int(n) for n in inputs.shape))
+            return call(inputs, *args, **kwargs)
+
+        return watched
+
+    own = {key: vars(layer).get("call") for key, layer in layers.items()}
+    try:
+        for layer in layers.values():  # past `__setattr__`, which keeps what it is given
+            vars(layer)["call"] = told(layer, layer.call)
+        yield
+    finally:
+        for key, layer in layers.items():
+            vars(layer).pop("call", None)
+            if own[key] is not None:
+                vars(layer)["call"] = own[key]
+
+
+def _same_kind(layer: Any) -> Any:
+    """Return a layer of the same class and settings, as yet without weights."""
+    if type(layer) is keras.layers.Lambda:  # its function would be read from bytes
+        return keras.layers.Lambda(
+            layer.function,
+            output_shape=getattr(layer, "_output_shape", None),
+            mask=layer.mask,
+            arguments=dict(layer.arguments),
+            name=layer.name,
+            dtype=layer.dtype_policy,
+        )
+    try:
+        return layer.__class__.from_config(layer.get_config())
+    except Exception as error:
+        raise UnsupportedLayer(
+            f"a {type(layer).__name__} cannot be made again from its settings: "
+            f"{first_words(error) or type(error).__name__}",
+            where=f"layer {layer.name}",
+            remedy="give its class get_config and from_config, as Keras's own layers have them",
+        ) from error
+
+
+def _graphs(model: Any) -> Iterator[Any]:
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield layer
+            yield from _graphs(layer)
+
+
+def _check_reached(model: Any, missing: set[int]) -> None:
+    """Refuse layers that stand where only the class of what holds them knows of them."""
+    if not missing:
+        return
+    for holder in (model, *_graphs(model)):
+        for layer in holder.layers:
+            inside = [one for one in layer._flatten_layers() if id(one) in missing]
+            if (inside and not isinstance(layer, keras.Model)) or (inside and not is_graph(layer)):
+                raise UnsupportedLayer(
+                    f"it stands in a {type(layer).__name__}, whose own class calls it, and cannot "
+                    "be exchanged there",
+                    where=f"layer {inside[0].name} of {layer.name}",
+                    remedy="leave it out with where=, or write what holds it as a keras.Sequential "
+                    "or a Functional model",
+                )
+    raise UnsupportedLayer(
+        "a layer that is to be exchanged is not in the model's graph",
+        where=f"model {model.name}",
+        remedy=_SUBCLASSED,
+    )
+
+
+def _copy_weights(layer: Any, copy: Any) -> None:
+    """Copy every number of a layer, to the last bit."""
+    mine, theirs = layer.variables, copy.variables
+    if [v.shape for v in mine] != [v.shape for v in theirs]:
+        raise UnsupportedLayer(
+            f"a {type(layer).__name__} has other weights than its settings say: "
+            f"{len(mine)}, made again {len(theirs)}",
+            where=f"layer {layer.name}",
+            remedy="take out what has been added to it, such as LoRA, or give its class a "
+            "get_config that says it all",
+        )
+    for source, target in zip(mine, theirs, strict=True):
+        target.assign(source.value)
+
+
+def _parts(layer: Any) -> list[Any]:
+    """Return a layer, what is inside it, and its weights: what has a flag that it is trained."""
+    return [*layer._flatten_layers(), *layer.weights]
+
+
+def _numbers(variable: Any) -> np.ndarray[Any, Any]:
+    return np.asarray(keras.ops.convert_to_numpy(variable.value))
