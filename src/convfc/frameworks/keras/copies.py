@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from convfc.extras import needing
 
@@ -116,13 +117,13 @@ def copied(layer: Any) -> Any:
 @contextmanager
 def unchanged(model: Any) -> Iterator[None]:
     """Leave what a run changes, such as the seeds of a dropout that is always on, as it was."""
-    before = [(state, _numbers(state)) for state in model.non_trainable_variables]
+    before = [(state, numbers(state)) for state in model.non_trainable_variables]
     try:
         yield
     finally:
-        for state, numbers in before:
-            if not np.array_equal(_numbers(state), numbers, equal_nan=numbers.dtype.kind == "f"):
-                state.assign(numbers)
+        for state, held in before:
+            if not np.array_equal(numbers(state), held, equal_nan=held.dtype.kind == "f"):
+                state.assign(held)
 
 
 def run_on(model: Any, example: Any, where: str = "example") -> Any:
@@ -232,6 +233,8 @@ def _copy_weights(layer: Any, copy: Any) -> None:
         )
     for source, target in zip(mine, theirs, strict=True):
         target.assign(source.value)
+    if hasattr(copy, "finalize_state"):  # Normalization computes with what it makes of its weights
+        copy.finalize_state()
 
 
 def _parts(layer: Any) -> list[Any]:
@@ -239,5 +242,8 @@ def _parts(layer: Any) -> list[Any]:
     return [*layer._flatten_layers(), *layer.weights]
 
 
-def _numbers(variable: Any) -> np.ndarray[Any, Any]:
-    return np.asarray(keras.ops.convert_to_numpy(variable.value))
+def numbers(weight: Any, *, wide: bool = False) -> npt.NDArray[Any]:
+    """Return a weight as NumPy has it, or in float64; float32 holds every number of bfloat16."""
+    array = np.asarray(keras.ops.convert_to_numpy(keras.ops.convert_to_tensor(weight)))
+    narrow = array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+    return narrow.astype(np.float64) if wide else narrow

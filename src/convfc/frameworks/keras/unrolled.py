@@ -15,7 +15,7 @@ with needing():
     import keras
 
 from convfc.errors import ConvfcError, NotAConvolution, Refusal
-from convfc.frameworks.keras.copies import RECORDS, copied, run_on, unchanged, watching
+from convfc.frameworks.keras.copies import RECORDS, copied, numbers, run_on, unchanged, watching
 from convfc.frameworks.keras.read import read_layer
 from convfc.geometry import ConvGeometry
 from convfc.layer import ConvLayer, Order
@@ -182,8 +182,8 @@ def unrolled_obstacle(layer: Any, *, project: bool = False) -> Refusal | None:
     if other is not None or project:
         return other
     try:
-        _filters(dense, record)
-        _bias(dense, record)
+        _filters(layer.layers[1], record)
+        _bias(layer.layers[1], record)
     except NotAConvolution as error:
         what = str(error).partition(". Remedy:")[0]
         return Refusal(f"its matrix is not a convolution's: {what}", _REMEDY, cause=error)
@@ -283,12 +283,6 @@ def _kernel_of(
     """Return filters ``(f, *kernel, c / groups)`` as Keras lays them out: `read_layer` reversed."""
     kernel = np.moveaxis(filters, 0, -2 if geometry.transposed else -1)
     return kernel.reshape(shape)  # of a depthwise layer (*kernel, c, filters of a channel)
-
-
-def numbers(weight: Any) -> npt.NDArray[Any]:
-    """Return a weight as NumPy has it: float32 holds every number of bfloat16."""
-    array = np.asarray(keras.ops.convert_to_numpy(keras.ops.convert_to_tensor(weight)))
-    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
 
 
 def _warn(name: str, what: str) -> None:
