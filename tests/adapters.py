@@ -11,12 +11,17 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import json
+import pathlib
 import pickle
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import h5py
+import keras
 import numpy as np
 import torch
 from conv_cases import HYPER_PARAMETERS, integers
@@ -27,6 +32,7 @@ from torch.nn.utils.parametrizations import weight_norm
 import convfc
 from convfc import ConvGeometry
 from convfc.errors import ConvfcError, UnsupportedLayer, UnsupportedModel
+from convfc.frameworks.keras import backend
 
 Arrays = dict[str, np.ndarray]
 
@@ -435,12 +441,12 @@ class TorchAdapter(Adapter):
         }
         if form.name.startswith("patch"):
             found["a call of its own"] = Refusal(lambda: conv(OwnCall(3, 3, 3)), "1", x)
-            found["its class"] = Refusal(lambda: AsksForClass(3, 3, 3), "conv", x)
         else:
             found["own forward"] = Refusal(lambda: conv(OwnForward(3, 3, 3)), "1", x)
             found["computed"] = Refusal(lambda: conv(weight_norm(nn.Conv2d(3, 3, 3))), "1", x)
         if form.example:
             found["two sizes"] = Refusal(Twice, "conv", x)
+            found["its class"] = Refusal(lambda: AsksForClass(3, 3, 3), "conv", x)
             found["a part"] = Refusal(lambda: with_a_part("observer"), "1", x)
         return found
 
@@ -492,3 +498,201 @@ class TorchAdapter(Adapter):
         torch.manual_seed(0)
         yield
         torch.set_num_threads(threads)
+
+
+def _saved(model: Any) -> Any:
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder, "model.keras")
+        model.save(path)
+        return keras.saving.load_model(path)
+
+
+class KerasAdapter(Adapter):
+    """Keras, on the backend of this process."""
+
+    name = "keras"
+    dtypes = ("float32", "bfloat16")
+    forms = (
+        Form("patch", "to_fc", {"form": "patch", "product": "matrix"}),
+        Form("patch by Keras", "to_fc", {"form": "patch"}),
+        Form("weight", "to_fc", {"form": "weight"}),
+    )
+    copies = MappingProxyType({"deepcopy": copy.deepcopy, "file": _saved})
+
+    def layer(self, geometry: ConvGeometry, dtype: str, *, bias: bool) -> Any | None:
+        g = geometry
+        options = self._options(g)
+        if options is None:
+            return None
+        options |= {"use_bias": bias, "dtype": dtype}
+        name = f"Conv{g.spatial_ndim}D{'Transpose' * g.transposed}"
+        if 1 < g.groups == g.in_channels and g.spatial_ndim < 3:
+            name = f"DepthwiseConv{g.spatial_ndim}D"
+            options["depth_multiplier"] = g.out_channels // g.in_channels
+        else:
+            options["filters"] = g.out_channels
+            options |= {} if g.transposed else {"groups": g.groups}
+        layer = getattr(keras.layers, name)(kernel_size=g.kernel_size, name="conv", **options)
+        return keras.Sequential([keras.Input((*(None,) * g.spatial_ndim, g.in_channels)), layer])
+
+    def _options(self, g: ConvGeometry) -> dict[str, Any] | None:
+        """Return the arguments that a geometry has in Keras, if it has them there."""
+        same = [d * (k - 1) for d, k in zip(g.dilation, g.kernel_size, strict=True)]
+        padding = "valid"
+        if any(map(any, g.padding)):
+            words = {
+                "same": tuple((n // 2, n - n // 2) for n in same),
+                "causal": tuple((n, 0) for n in same),
+            }
+            known = (word for word, pads in words.items() if pads == g.padding)
+            padding = next(known, "none")
+            if set(g.stride) != {1} or (padding == "causal" and g.spatial_ndim > 1):
+                return None
+        options = {"strides": g.stride, "dilation_rate": g.dilation, "padding": padding}
+        if g.transposed:
+            more = [max(s - e, 0) for s, e in zip(g.stride, g.effective_kernel_size, strict=True)]
+            if g.groups > 1 or padding != "valid" or set(g.dilation) != {1}:
+                return None
+            options["output_padding"] = g.output_padding if any(g.output_padding) else None
+            if not any(g.output_padding) and any(more):
+                return None
+        both = max(g.stride) > 1 and max(g.dilation) > 1
+        depthwise = g.groups == g.in_channels > 1 and len(set(g.stride)) > 1
+        unknown = padding == "none" or g.padding_mode != "zeros" or g.flip or both or depthwise
+        return None if unknown or g.spatial_ndim > 3 else options
+
+    def fill(self, model: Any, filters: np.ndarray, bias: np.ndarray | None) -> Any:
+        layer = model.layers[0]
+        kernel = np.moveaxis(filters, 0, -1)  # (*kernel, c / groups, f)
+        if isinstance(layer, _DEPTHWISE):
+            kernel = kernel.reshape(layer.kernel.shape)
+        elif "Transpose" in type(layer).__name__:
+            kernel = kernel.swapaxes(-1, -2)
+        layer.set_weights([kernel, *([] if bias is None else [bias])])
+        return model
+
+    def networks(self) -> dict[str, tuple[Any, np.ndarray]]:
+        layers, x = keras.layers, keras.Input((6, 5, 3))
+        twice = layers.Conv2D(3, 3, padding="same", activation="relu", name="twice")
+        h = layers.BatchNormalization(epsilon=0.0, name="norm")(twice(twice(x)))
+        inner = keras.Sequential(
+            [layers.SeparableConv2D(4, 3, strides=2, padding="same", name="apart"), layers.ReLU()],
+            name="inner",
+        )
+        y = layers.Conv2DTranspose(2, 2, strides=2, padding="same", name="up")(inner(h))
+        model = keras.Model(x, y)
+        numbers = np.random.default_rng(0)
+        model.set_weights([numbers.integers(-2, 3, w.shape) for w in model.get_weights()])
+        model.get_layer("norm").moving_variance.assign(np.full(3, 4.0))
+        return {"shared-nested-separable": (model, numbers.integers(-2, 3, (2, 6, 5, 3)))}
+
+    def run(self, model: Any, x: np.ndarray) -> np.ndarray:
+        return _as_numpy(model(self.example(model, x)))
+
+    def gradients(self, model: Any, x: np.ndarray, dy: np.ndarray) -> Arrays:
+        y, pull = backend.pullback(model, self.example(model, x))
+        dx, *others = map(_as_numpy, pull(keras.ops.convert_to_tensor(dy, y.dtype)))
+        names = [variable.path for variable in model.trainable_variables]
+        return {"x": dx, **dict(zip(names, others, strict=True))}
+
+    def parameters(self, model: Any) -> Arrays:
+        return {one.path: _as_numpy(one.value) for one in model.trainable_variables}
+
+    def state(self, model: Any) -> Arrays:
+        """Return what Keras writes into a file of weights."""
+        found: Arrays = {}
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder, "model.weights.h5")
+            model.save_weights(path)
+            with h5py.File(path) as file:
+                names: list[str] = []
+                file.visit(names.append)
+                for name in (name for name in names if isinstance(file[name], h5py.Dataset)):
+                    role = {"0": "weight", "1": "bias"}.get(name.rpartition("/")[2], "")
+                    found[f"{name} {role}"] = file[name][()]
+        return found
+
+    def load(self, model: Any, state: Arrays) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder, "model.weights.h5")
+            model.save_weights(path)
+            with h5py.File(path, "r+") as file:
+                for name, array in state.items():
+                    file[name.partition(" ")[0]][...] = array
+            model.load_weights(path)
+
+    write = load
+
+    def settings(self, model: Any) -> Any:
+        return (
+            [type(one).__qualname__ for one in model._flatten_layers()],
+            json.dumps(model.get_config(), default=str),
+            [(one.path, one.dtype, tuple(one.shape), one.trainable) for one in model.variables],
+        )
+
+    def change(self, model: Any, geometry: ConvGeometry) -> None:
+        options, layer = self._options(geometry), model.layers[0]
+        assert options is not None
+        for name, value in options.items():
+            setattr(layer, name, value)
+
+    def example(self, model: Any, x: np.ndarray) -> Any:
+        return keras.ops.convert_to_tensor(np.ascontiguousarray(x), model.layers[-1].compute_dtype)
+
+    def refused(self, form: Form) -> dict[str, Refusal]:
+        x = np.zeros((1, 8, 8, 3))
+
+        def conv(*layers: Any) -> Any:
+            return keras.Sequential(
+                [keras.Input((8, 8, 3)), keras.layers.Conv2D(3, 3, name="first"), *layers]
+            )
+
+        def quantised() -> Any:
+            model = conv(keras.layers.Conv2D(3, 3, name="second"))
+            model.layers[1].enable_lora(1)
+            return model
+
+        return {
+            "own call": Refusal(lambda: conv(OwnConv2D(3, 3, name="own")), "own", x),
+            "its own LoRA": Refusal(quantised, "second", x),
+            "a function": Refusal(lambda: conv(CallsConv(name="calls")), "calls", x),
+        }
+
+    def refused_back(self, form: Form) -> dict[str, Refusal]:
+        def replaced() -> Any:
+            model = convfc.to_fc(
+                keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(3, 3, name="conv")])
+            )
+            model.layers[0].fc = keras.layers.EinsumDense("abc,cd->abd", (None, 3))
+            return model
+
+        x = np.zeros((1, 8, 8, 3))
+        return {"replaced": Refusal(replaced, "conv", x)} if form.name != "weight" else {}
+
+
+_DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class OwnConv2D(keras.layers.Conv2D):
+    """Its call is its own."""
+
+    def call(self, inputs: Any) -> Any:
+        return keras.ops.abs(super().call(inputs))
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class CallsConv(keras.layers.Layer):
+    """It convolves by a function."""
+
+    def build(self, input_shape: Any) -> None:
+        self.filters = self.add_weight(shape=(3, 3, input_shape[-1], 2))
+
+    def call(self, inputs: Any) -> Any:
+        return keras.ops.conv(inputs, self.filters)
+
+
+def _as_numpy(tensor: Any) -> np.ndarray:
+    """Return a copy of a tensor's numbers; float32 has every number of bfloat16."""
+    wide = keras.ops.cast(tensor, "float32") if "bfloat16" in str(tensor.dtype) else tensor
+    return np.array(keras.ops.convert_to_numpy(wide))

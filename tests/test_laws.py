@@ -20,7 +20,7 @@ import convfc
 from convfc.errors import ConvfcError, NothingToConvert, ShapeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from convfc import ConvGeometry
 
@@ -62,11 +62,17 @@ LAYERS = [
     case((3, 2, 2), (2, 2, 2), transposed=True, c=2, f=2, groups=2, stride=2, output_padding=1),
 ]
 FEW = [PLAIN, TURNED, MANY, LAYERS[14], LAYERS[16]]
+# For frameworks that have no padding in numbers, or no dilation beside a stride.
+STRIDED = case((6, 6), (3, 3), c=4, f=4, groups=2, stride=(2, 1))
+DILATED = case((7, 6), (3, 2), c=3, f=4, dilation=(2, 3))
+PADDED = case((6, 6), (3, 4), c=3, f=4, padding=((1, 1), (1, 2)))
+TURNED_WHOLE = case((4, 3), (3, 3), f=4, transposed=True, stride=2)
+DEEP = case((4, 4), (3, 2), c=40, f=40, groups=40)
+INSTEAD = {PLAIN: STRIDED, TURNED: TURNED_WHOLE, MANY: DEEP}
+"""What a framework is asked instead of a layer that it does not have."""
 LAYERS += [PLAIN, TURNED, MANY, MANY_TURNED]
-WITHOUT_BIAS = [LAYERS[3], LAYERS[19], MANY]
-EACH_KIND = pytest.mark.parametrize(
-    "case", [PLAIN, TURNED, MANY], ids=["plain", "transposed", "many-groups"]
-)
+WITHOUT_BIAS = [LAYERS[3], LAYERS[19], MANY, STRIDED]
+KINDS = {"plain": PLAIN, "transposed": TURNED, "many-groups": MANY}
 
 
 def setting(**changes: Any) -> Callable[[ConvGeometry], ConvGeometry]:
@@ -83,7 +89,15 @@ SETTINGS_CHANGED: dict[str, tuple[Case, Callable[[ConvGeometry], ConvGeometry]]]
     "stride of a transposed layer": (TURNED, setting(stride=(3, 2))),
     "padding of a transposed layer": (TURNED, setting(padding=0)),
     "output padding": (TURNED, setting(output_padding=(1, 0))),
+    # For frameworks that have none of these.
+    "stride alone": (STRIDED, setting(stride=(1, 2))),
+    "dilation alone": (DILATED, setting(dilation=(3, 2))),
+    "padding left out": (PADDED, setting(padding=0)),
+    "stride of a transposed layer alone": (TURNED_WHOLE, setting(stride=3)),
 }
+
+
+EACH_KIND = pytest.mark.parametrize("kind", KINDS)
 
 
 class Numbers(NamedTuple):
@@ -140,12 +154,32 @@ def exists(adapter: Adapter, case: Case, dtype: str = "float32") -> bool:
     return adapter.layer(case.geometry, dtype, bias=True) is not None
 
 
+def had(adapter: Adapter, cases: Iterable[Case]) -> Iterator[Case]:
+    """The cases that a framework has, or what stands for them."""
+    for wanted in cases:
+        one = wanted if exists(adapter, wanted) else INSTEAD.get(wanted)
+        if one is not None and exists(adapter, one):
+            yield one
+
+
+def settings_changed(adapter: Adapter, form: Form) -> dict[str, Any]:
+    """Layers that a framework has, each with a change that makes another one of its layers."""
+    instead = not exists(adapter, PLAIN)
+    return {
+        name: (case, change)
+        for name, (case, change) in SETTINGS_CHANGED.items()
+        if name.endswith(("alone", "left out")) == instead
+        and exists(adapter, case)
+        and exists(adapter, replace(case, geometry=change(case.geometry)))
+    }
+
+
 def subjects(cases: list[Case], keep: Callable[[Form], bool] = lambda form: True) -> list[Any]:
     found = [
         Subject(adapter, form, case)
         for adapter, form in FORMS
-        for case in cases
-        if keep(form) and exists(adapter, case)
+        for case in had(adapter, cases)
+        if keep(form)
     ]
     found += [replace(one, biased=False) for one in found if one.case in WITHOUT_BIAS]
     return [pytest.param(subject, id=str(subject)) for subject in found]
@@ -272,7 +306,7 @@ def test_an_input_of_another_size(subject: Subject) -> None:
 
 @pytest.mark.parametrize(
     ("adapter", "form", "change"),
-    of_forms(lambda adapter, form: SETTINGS_CHANGED if form.state else {}),
+    of_forms(lambda adapter, form: settings_changed(adapter, form) if form.state else {}),
 )
 def test_a_changed_setting_counts(
     adapter: Adapter, form: Form, change: tuple[Case, Callable[[ConvGeometry], ConvGeometry]]
@@ -387,7 +421,8 @@ def test_verify_holds(subject: Subject, dtype: str) -> None:
     model, converted, x = subject.pair(subject.reals(), dtype)
     kept = [adapter.snapshot(one) for one in (model, converted)]
     pairs = [(model, converted), (converted, model)]
-    for pair in pairs if subject.case in (PLAIN, TURNED, MANY) else pairs[:1]:
+    kinds = {*INSTEAD, *INSTEAD.values()}
+    for pair in pairs if subject.case in kinds else pairs[:1]:
         certificate = convfc.verify(*pair, adapter.example(model, x))
         assert certificate.holds, str(certificate)
         (layer,) = certificate.layers
@@ -471,9 +506,10 @@ def test_verify_says_no_to_a_number(
     adapter: Adapter,
     form: Form,
     change: tuple[str, Callable[[np.ndarray], np.ndarray]],
-    case: Case,
+    kind: str,
 ) -> None:
     """Of the form's own state: in the unrolled form this is one entry of the matrix."""
+    (case,) = had(adapter, [KINDS[kind]])
     subject, (which, corrupt) = Subject(adapter, form, case), change
     model, converted, x = subject.pair(subject.reals())
     state = adapter.state(converted)
@@ -487,8 +523,9 @@ def test_verify_says_no_to_a_number(
     ("adapter", "form", "corrupt"), of_forms(lambda adapter, form: FILTERS_CHANGED)
 )
 def test_verify_says_no_to_filters(
-    adapter: Adapter, form: Form, corrupt: Callable[[np.ndarray], np.ndarray], case: Case
+    adapter: Adapter, form: Form, corrupt: Callable[[np.ndarray], np.ndarray], kind: str
 ) -> None:
+    (case,) = had(adapter, [KINDS[kind]])
     subject = Subject(adapter, form, case)
     numbers = subject.reals()
     model, x = subject.model(numbers), adapter.ordered(numbers.x)
@@ -496,9 +533,7 @@ def test_verify_says_no_to_filters(
     assert refuted(adapter, model, adapter.convert(other, form, x), x)
 
 
-@pytest.mark.parametrize(
-    ("adapter", "form", "change"), of_forms(lambda adapter, form: SETTINGS_CHANGED)
-)
+@pytest.mark.parametrize(("adapter", "form", "change"), of_forms(settings_changed))
 def test_verify_says_no_to_a_setting(
     adapter: Adapter, form: Form, change: tuple[Case, Callable[[ConvGeometry], ConvGeometry]]
 ) -> None:
@@ -600,8 +635,7 @@ def copied(adapter: Adapter, form: Form) -> dict[str, Any]:
     return {
         f"{how}-{case}": (copy, case)
         for how, copy in adapter.copies.items()
-        for case in FEW[:3]
-        if exists(adapter, case)
+        for case in had(adapter, FEW[:3])
     }
 
 
@@ -672,7 +706,8 @@ def test_a_refusal_to_take_back_does_so_too(adapter: Adapter, form: Form, refusa
     ("adapter", "form"), [pytest.param(*pair, id="-".join(map(str, pair))) for pair in FORMS]
 )
 def test_what_is_converted_already_is_nothing_to_convert(adapter: Adapter, form: Form) -> None:
-    subject = Subject(adapter, form, PLAIN)
+    (case,) = had(adapter, [PLAIN])
+    subject = Subject(adapter, form, case)
     model, converted, x = subject.pair(subject.reals())
     kept = adapter.snapshot(converted)
     with pytest.raises(NothingToConvert, match=r"^model: the model has no .* already\. Remedy: "):

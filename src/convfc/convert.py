@@ -74,9 +74,9 @@ def to_fc(
         If no framework owns the model.
     UnsupportedLayer
         If strict, for an uninitialised layer, TorchScript, a quantised layer, one that a function's
-        closure holds (see Notes), one whose class a forward asks for; in the weight form, for a
-        layer with a forward of its own or a computed weight. The message says where, and what to
-        do.
+        closure holds (see Notes), one whose very type a forward asks for (``isinstance`` is
+        answered as by the CONV layer); in the weight form, for a layer with a forward of its own or
+        a computed weight. The message says where, and what to do.
     NothingToConvert
         If the model, or what ``where`` selects of it, has no CONV layer that is not in this form.
     ArgumentError
@@ -165,8 +165,8 @@ def unroll(
     Raises
     ------
     UnsupportedModel, UnsupportedLayer, NothingToConvert
-        As for `to_fc`; also for a layer that the model calls on inputs of two sizes, or if it calls
-        none of them on the example.
+        As for `to_fc`; also for a layer that the model calls on inputs of two sizes, for one whose
+        class a forward asks for, or if it calls none of them on the example.
     MemoryBudgetError
         If the matrices do not fit, before any of them is built.
     ShapeError

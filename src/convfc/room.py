@@ -20,7 +20,15 @@ from convfc.errors import ArgumentError, Refusal, UnsupportedModel
 from convfc.inspection import Inspection
 from convfc.layer import ConvLayer, Order
 from convfc.networks import Networks, Pair, Pairs, compare_networks, find_pairs
-from convfc.places import Chosen, Where, nothing_to_convert, refuse_or_list, selector
+from convfc.places import (
+    Chosen,
+    Where,
+    nothing_to_convert,
+    place_in_words,
+    refuse_or_list,
+    selector,
+    warn,
+)
 from convfc.sizes import one_of
 
 LinearMap: TypeAlias = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
@@ -111,10 +119,11 @@ class Room(ABC):
         """Return the CONV layers that cannot get a form, by place, with the reason."""
 
     @abstractmethod
-    def make_fc(self, layers: Sequence[Any], wanted: Wanted) -> dict[int, Any]:
-        """Make FC layers; return, by ``id``, what takes a layer's place, if it is another object.
+    def make_fc(self, model: Any, layers: Mapping[str, Any], wanted: Wanted) -> dict[int, Any]:
+        """Make FC layers of a model's CONV layers, by place; a shared one stands at several.
 
-        Layers that share a parameter go on sharing it.
+        Returned is, by ``id``, what takes a layer's place, if it is another object. Layers that
+        share a parameter go on sharing it.
         """
 
     def unreachable(self, model: Any) -> dict[str, Refusal]:
@@ -162,8 +171,8 @@ class Room(ABC):
         return None
 
     @abstractmethod
-    def tell_of(self, layers: Mapping[str, Any]) -> None:
-        """Warn of what does not come back with FC layers."""
+    def rounds_inputs(self, layer: Any) -> bool:
+        """Say whether an FC layer is quantised so that it rounds its input, too."""
 
     # Copies.
 
@@ -225,13 +234,13 @@ class Room(ABC):
         model, chosen, inplace = taken
         found, left = self.found(model, wanted.form, where, chosen, inplace=inplace)
         refuse_or_list(left, _NO_FC, strict=strict)
-        layers = [layer for name, layer in found.items() if name not in left]
-        if inplace and not self.stays(form) and any(layer is model for layer in layers):
+        ready = {name: layer for name, layer in found.items() if name not in left}
+        if inplace and not self.stays(form) and any(one is model for one in ready.values()):
             raise _cannot_become_another("CONV")
         if not inplace:
-            model, layers = self.copied(model, layers)
-        once = list({id(layer): layer for layer in layers}.values())
-        return self.exchanged(model, self.make_fc(once, wanted))
+            model, copies = self.copied(model, list(ready.values()))
+            ready = dict(zip(ready, copies, strict=True))
+        return self.exchanged(model, self.make_fc(model, ready, wanted))
 
     def unroll(
         self,
@@ -297,7 +306,13 @@ class Room(ABC):
             layer is model and not self.stays(self.form_of(layer)) for layer in ready.values()
         ):
             raise _cannot_become_another("FC")
-        self.tell_of(ready)
+        rounded = [place_in_words(name) for name, one in ready.items() if self.rounds_inputs(one)]
+        if rounded:
+            warn(
+                f"{', '.join(rounded)}: only the rounded weights come back: the quantised FC layer "
+                "rounds its input as well, which a CONV layer does not, so that outputs differ a "
+                "little"
+            )
         if not inplace:
             model, copies = self.copied(model, list(ready.values()))
             ready = dict(zip(ready, copies, strict=True))

@@ -23,8 +23,11 @@ WIDTH = 160
 
 FROM = (
     "a function or a class in a module, which may be a file in this folder (nets:Net for nets.py) "
-    "or anywhere (models/nets.py:Net)."
+    "or anywhere (models/nets.py:Net). Or a model's file of Keras (model.keras)."
 )
+
+KERAS_FILES = (".keras", ".h5", ".hdf5")
+"""How the names of files end in which Keras keeps a model."""
 
 Factory: TypeAlias = Annotated[
     str, typer.Argument(metavar="MODULE:FACTORY", help=f"Where the model comes from: {FROM}")
@@ -40,9 +43,16 @@ Weights: TypeAlias = Annotated[
 
 
 def make_model(model: str, arguments: list[str] | None) -> Any:
-    """Make the model that a command was given, from the folder it was given in as well."""
+    """Make the model that a command was given, from the folder it was given in as well.
+
+    A file of Keras is read as data: what it would have to run is refused.
+    """
     from convfc.factories import folder, make, named_values
 
+    if pathlib.Path(model).suffix in KERAS_FILES:
+        from convfc.frameworks.keras.models import load
+
+        return load(pathlib.Path(model))
     here = str(folder(model))
     if sys.path[:1] != [here]:  # as with python file.py, flask, gunicorn and uvicorn
         sys.path.insert(0, here)

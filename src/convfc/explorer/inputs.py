@@ -250,7 +250,7 @@ def layer_in_model(model: Any, name: str | None, x: Any) -> tuple[str, Any, Any]
 def input_for(
     model: Any, sizes: Sequence[int] | None = None, source: Source | None = None
 ) -> tuple[NDArray[np.float32], str]:
-    """Return an input ``(1, c, *spatial)`` of a model, and what it is.
+    """Return an input of one sample of a model, in its order of axes, and what it is.
 
     That is an image or a digit fitted to the sizes, or random numbers from 0 to 1. Sizes are
     ``(c, *spatial)``, perhaps after a batch axis; without any, the first CONV layer says how many.
@@ -272,7 +272,8 @@ def input_for(
         channels, *size = tuple(sizes)[-ndim - 1 :]
     if source is not None:
         picture = as_input(source, ConvGeometry(channels, 1, (1,) * ndim), size)
-        return np.moveaxis(picture.values, -1, 0)[None].astype(np.float32), picture.said
+        values = np.moveaxis(picture.values, -1, 0)[None].astype(np.float32)
+        return _as_taken(model, values), picture.said
     if size is None:
         raise ShapeError(
             "the size of the model's input is not known",
@@ -280,4 +281,12 @@ def input_for(
             remedy="give --image photo.png, or --input 3,224,224",
         )
     noise = np.random.default_rng(0).random((1, channels, *size)).astype(np.float32)
-    return noise, f"random numbers, {' × '.join(map(str, noise.shape[1:]))}"
+    return _as_taken(model, noise), f"random numbers, {' × '.join(map(str, noise.shape[1:]))}"
+
+
+def _as_taken(model: Any, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return an input ``(b, c, *spatial)`` in the order of axes of a model's first CONV layer."""
+    room, rows = room_of(model), list(inspect(model))
+    first = room.places(model)[rows[0].names[0]] if rows else None
+    last = first is not None and room.order_of(first) == "channels_last"
+    return np.moveaxis(x, 1, -1) if last else x

@@ -41,7 +41,8 @@ class Layer:
 
     def made(self, data_format: str = "channels_last") -> Any:
         """The layer, with small whole numbers as weights."""
-        zeros = "depthwise_initializer" if "Depthwise" in self.cls else "kernel_initializer"
+        depthwise = "Depthwise" in self.cls or "Separable" in self.cls
+        zeros = "depthwise_initializer" if depthwise else "kernel_initializer"
         options = {"data_format": data_format, zeros: "zeros", **self.rest}  # set below
         layer = getattr(keras.layers, self.cls)(*self.args, **options)
         first = data_format == "channels_first"

@@ -6,7 +6,8 @@ import contextlib
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from convfc.errors import RunError
 from convfc.extras import missing
@@ -69,3 +70,72 @@ def _enable_x64(on: bool) -> bool:
     former = bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]
     jax.config.update("jax_enable_x64", on)  # type: ignore[no-untyped-call]
     return former
+
+
+@contextlib.contextmanager
+def wide_numbers() -> Iterator[None]:
+    """Let JAX have float64 for what is made and run inside, whatever is set outside."""
+    import keras
+
+    former = _enable_x64(True) if keras.config.backend() == "jax" else None
+    try:
+        yield
+    finally:
+        if former is not None:
+            _enable_x64(former)
+
+
+COMPILED: dict[str, Any] = {}
+"""What JAX has compiled for layers of one function, by what they have in common."""
+
+
+def pullback(layer: Any, x: Any, key: str | None = None) -> tuple[Any, Callable[[Any], list[Any]]]:
+    """Return a layer's output, and what makes gradients of the output's gradient.
+
+    They are those of the input and of the layer's trainable variables, in this order. Layers with
+    the same key compute the same function of their variables: JAX compiles it once.
+    """
+    import keras
+
+    name, variables = keras.config.backend(), layer.trainable_variables
+    if name == "jax":
+        import jax
+
+        trained = [one.value for one in variables]
+        fixed = [one.value for one in layer.non_trainable_variables]
+
+        def call(x: Any, trained: list[Any], fixed: list[Any]) -> Any:
+            return layer.stateless_call(trained, fixed, x)[0]
+
+        def both(x: Any, trained: list[Any], fixed: list[Any], dy: Any) -> Any:
+            y, pull = jax.vjp(lambda x, trained: call(x, trained, fixed), x, trained)
+            return y, pull(dy)
+
+        x = jax.numpy.asarray(x)
+        made = jax.jit(both) if key is None else COMPILED.setdefault(key, jax.jit(both))
+        shape = jax.eval_shape(call, x, trained, fixed)
+        y, _ = made(x, trained, fixed, jax.numpy.zeros(shape.shape, shape.dtype))
+
+        def pulled(dy: Any) -> list[Any]:
+            dx, others = made(x, trained, fixed, jax.numpy.asarray(dy))[1]
+            return [dx, *others]
+
+        return y, pulled
+    if name == "torch":
+        import torch
+
+        with torch.enable_grad():
+            given = keras.ops.convert_to_tensor(x).detach().requires_grad_()
+            y = layer(given)
+        inputs = [given, *(one.value for one in variables)]
+        return y.detach(), lambda dy: list(
+            torch.autograd.grad(y, inputs, keras.ops.convert_to_tensor(dy))
+        )
+    import tensorflow
+
+    with tensorflow.GradientTape() as tape:
+        given = tensorflow.convert_to_tensor(x)
+        tape.watch(given)
+        y = layer(given)
+    inputs = [given, *(one.value for one in variables)]
+    return y, lambda dy: list(tape.gradient(y, inputs, tensorflow.convert_to_tensor(dy)))

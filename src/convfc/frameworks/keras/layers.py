@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping
 from typing import Any
-
-import numpy as np
 
 from convfc.extras import needing
 
@@ -16,6 +13,7 @@ with needing():
     import keras
 
 from convfc.errors import ShapeError
+from convfc.frameworks.keras.products import patches
 from convfc.geometry import ConvGeometry
 from convfc.indexmap import index_map
 from convfc.sizes import one_of
@@ -61,27 +59,17 @@ class Im2Col(keras.layers.Layer):  # type: ignore[misc]
         self.geometry = geometry
         self.data_format = keras.config.image_data_format() if data_format is None else data_format
         one_of("data_format", self.data_format, ("channels_last", "channels_first"))
-        self._elements: Any = None
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        """Compute the index map of this input size."""
-        flat = index_map(self.geometry, self._spatial(input_shape)).flat()
-        elements = math.prod(n for n in input_shape[1:] if n is not None)
-        # Padding reads a zero that `call` appends after the last element.
-        self._elements = np.where(flat < 0, elements, flat).astype("int32")
-        self._reads_padding = bool((flat < 0).any())
+        """Check that the geometry fits this input size."""
+        index_map(self.geometry, self._spatial(input_shape))
         self.built = True
 
     def call(self, inputs: Any) -> Any:
         """Return the patch matrix M, ``(b, L, groups * k)``, of the inputs."""
-        ops = keras.ops
         if self.data_format == "channels_first":
-            inputs = ops.moveaxis(inputs, 1, -1)
-        elements = self._elements  # Keras calls `build` first
-        flat = ops.reshape(inputs, (-1, math.prod(inputs.shape[1:])))
-        if self._reads_padding:
-            flat = ops.pad(flat, ((0, 0), (0, 1)))
-        return ops.reshape(ops.take(flat, elements.reshape(-1), axis=1), (-1, *elements.shape))
+            inputs = keras.ops.moveaxis(inputs, 1, -1)
+        return patches(inputs, self.geometry)
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         """Return ``(b, L, groups * k)``."""

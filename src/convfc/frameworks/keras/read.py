@@ -20,19 +20,21 @@ with needing():
     import keras
 
 from convfc.arrays import Array
-from convfc.errors import UnsupportedLayer
+from convfc.errors import Refusal, UnsupportedLayer
 from convfc.geometry import ConvGeometry
 from convfc.layer import ConvLayer
 from convfc.sizes import Sizes, input_sizes
 
-_PLAIN = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
-_TRANSPOSED = (
+PLAIN = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
+TRANSPOSED = (
     keras.layers.Conv1DTranspose,
     keras.layers.Conv2DTranspose,
     keras.layers.Conv3DTranspose,
 )
-_DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
-_KNOWN = (*_PLAIN, *_TRANSPOSED, *_DEPTHWISE)
+DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
+KNOWN = (*PLAIN, *TRANSPOSED, *DEPTHWISE)
+SEPARABLE = (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
+"""Two convolutions, which make one FC form but no reading."""
 
 _ALIKE = (3, 15)
 """The first version of Keras that crops a transposed output in the same way on every backend."""
@@ -43,16 +45,28 @@ def read_layer(layer: Any, input_size: Sequence[int], *, differentiable: bool = 
     _check(layer)
     kernel, bias = (_array(weight, differentiable) for weight in (layer.kernel, layer.bias))
     xp = array_api_compat.array_namespace(kernel)
-    *sizes, first, second = kernel.shape
-    groups = 1
-    if isinstance(layer, _TRANSPOSED):  # (*kernel, f, c)
-        channels, count, filters = second, first, xp.moveaxis(kernel, -2, 0)
-    elif isinstance(layer, _DEPTHWISE):  # (*kernel, c, filters of a channel)
+    geometry = geometry_of(layer, kernel.shape, input_size)
+    if geometry.transposed:  # (*kernel, f, c)
+        kernel = xp.moveaxis(kernel, -1, -2)
+    size = geometry.filters_shape[1:]  # otherwise (*kernel, c / groups, f), or what is read as such
+    filters = xp.moveaxis(xp.reshape(kernel, (*size, geometry.out_channels)), -1, 0)
+    return ConvLayer(geometry, filters, bias, _name(layer))
+
+
+def geometry_of(layer: Any, kernel_shape: Sequence[int], input_size: Sequence[int]) -> ConvGeometry:
+    """Return what a layer with such a kernel convolves by, on inputs of one spatial size.
+
+    Of a separable layer, its first convolution.
+    """
+    *sizes, first, second = kernel_shape
+    groups, transposed = 1, isinstance(layer, TRANSPOSED)
+    if transposed:  # (*kernel, f, c)
+        channels, count = second, first
+    elif isinstance(layer, (*DEPTHWISE, *SEPARABLE)):  # (*kernel, c, filters of a channel)
         channels, count, groups = first, first * second, first
-        filters = xp.moveaxis(xp.reshape(kernel, (*sizes, count)), -1, 0)[..., None]
     else:  # (*kernel, c / groups, f)
         groups = layer.groups
-        channels, count, filters = first * groups, second, xp.moveaxis(kernel, -1, 0)
+        channels, count = first * groups, second
     geometry = ConvGeometry(
         channels,
         count,
@@ -60,44 +74,60 @@ def read_layer(layer: Any, input_size: Sequence[int], *, differentiable: bool = 
         stride=tuple(layer.strides),
         dilation=tuple(layer.dilation_rate),
         groups=groups,
-        transposed=isinstance(layer, _TRANSPOSED),
+        transposed=transposed,
     )
-    geometry = _padded(geometry, layer, input_sizes(input_size, len(sizes)))
-    return ConvLayer(geometry, filters, bias, _name(layer))
+    return _padded(geometry, layer, input_sizes(input_size, len(sizes)))
+
+
+def class_of(layer: Any) -> type:
+    """Return the class of a layer; of one in FC form, the class that it had."""
+    native: type = vars(type(layer)).get("native", type(layer))
+    return native
+
+
+def obstacle(layer: Any) -> Refusal | None:
+    """Return why a CONV layer may compute something else than its class is known for."""
+    native = next(cls for cls in type(layer).__mro__ if cls in (*KNOWN, *SEPARABLE))
+    version = tuple(int(part) for part in keras.__version__.split(".")[:2])
+    early = keras.config.backend() == "torch" and version < _ALIKE
+    what = remedy = None
+    if own := _own(layer, native):
+        what = f"its class {class_of(layer).__name__} has its own {own}"
+        remedy = f"give the keras.layers.{native.__name__} that computes the same, if there is one"
+    elif not layer.built:
+        what, remedy = "it has no weights yet", "call it once on an input, or layer.build(shape)"
+    elif native in TRANSPOSED and layer.padding == "same" and early:
+        what = "on PyTorch this version of Keras crops padding='same' as no other backend does"
+        remedy = f"pip install 'keras>={'.'.join(map(str, _ALIKE))}', or set KERAS_BACKEND=jax"
+    return Refusal(what, remedy, f"layer {layer.name}") if what and remedy else None
 
 
 def _check(layer: Any) -> None:
     """Raise unless the layer computes what its class is known for."""
-    native = next((cls for cls in type(layer).__mro__ if cls in _KNOWN), None)
-    version = tuple(int(part) for part in keras.__version__.split(".")[:2])
-    early = keras.config.backend() == "torch" and version < _ALIKE
-    what = remedy = None
-    if native is None:
-        what, remedy = "it is not a CONV layer that can be read", "give one layer"
-        if isinstance(layer, (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)):
-            what = "it is two convolutions, one after the other"
-            remedy = "make a DepthwiseConv and a Conv of kernel size 1 with its weights"
-        elif isinstance(layer, keras.Model):
+    if isinstance(layer, KNOWN):
+        refusal = obstacle(layer)
+    elif isinstance(layer, SEPARABLE):
+        what = "it is two convolutions, one after the other"
+        remedy = "make a DepthwiseConv and a Conv of kernel size 1 with its weights"
+        refusal = Refusal(what, remedy)
+    else:
+        remedy = "give one layer"
+        if isinstance(layer, keras.Model):
             remedy = "give one layer of the model, such as model.get_layer('conv2d')"
-    elif own := _own(layer, native):
-        what = f"its class {type(layer).__name__} has its own {own}"
-        remedy = f"give the keras.layers.{native.__name__} that computes the same, if there is one"
-    elif not layer.built:
-        what, remedy = "it has no weights yet", "call it once on an input, or layer.build(shape)"
-    elif native in _TRANSPOSED and layer.padding == "same" and early:
-        what = "on PyTorch this version of Keras crops padding='same' as no other backend does"
-        remedy = f"pip install 'keras>={'.'.join(map(str, _ALIKE))}', or set KERAS_BACKEND=jax"
-    if what is not None:
-        known = f"one of {', '.join(cls.__name__ for cls in _KNOWN)}"
+        refusal = Refusal("it is not a CONV layer that can be read", remedy)
+    if refusal is not None:
+        known = f"one of {', '.join(cls.__name__ for cls in KNOWN)}"
         where, got = f"layer {layer.name}", type(layer).__name__
-        raise UnsupportedLayer(what, where=where, expected=known, got=got, remedy=remedy)
+        raise UnsupportedLayer(
+            refusal.reason, where=where, expected=known, got=got, remedy=refusal.remedy
+        )
 
 
 def _own(layer: Any, native: type) -> str | None:
     """Return the method that a layer replaces, so that it may compute something else, or None."""
     for name in ("call", "convolution_op", "__call__"):
         known = getattr(native, name, None)
-        if getattr(type(layer), name, None) is not known or name in vars(layer):
+        if getattr(class_of(layer), name, None) is not known or name in vars(layer):
             return name
     return None
 

@@ -1,18 +1,36 @@
-"""Keras as a `Room`: what its models are made of, and who does what in this room."""
+"""Keras as a `Room`: what its models are made of, and who does what in this room.
+
+A layer becomes an FC layer in place: the object stays and its class is exchanged (see `forms`). So
+nothing has to be put into another object's place, whatever holds the layer: a functional graph, a
+list of a subclassed model, a wrapper. Tried were also `keras.models.clone_model`, which takes no
+subclassed models and drops what was set after construction, and new layers in the nodes of a graph,
+which only functional models have. A copy is made as Keras makes it: of configuration and weights,
+as from a file.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from types import FunctionType
+from typing import Any, Literal
 
 from convfc.extras import needing
 
 with needing():
     import keras
 
-from convfc.frameworks.keras import read
-from convfc.layer import ConvLayer
-from convfc.room import Room
+from convfc.errors import Refusal, UnsupportedLayer, UnsupportedModel
+from convfc.frameworks.keras import forms, models, read
+from convfc.frameworks.keras.certify import KerasNetworks, KerasPair
+from convfc.frameworks.keras.inspection import inspect
+from convfc.inspection import Inspection
+from convfc.layer import ConvLayer, Order
+from convfc.places import place_in_words
+from convfc.room import FCForm, Room, Wanted
+
+_CONVOLVES = frozenset(("conv", "conv_transpose", "depthwise_conv", "separable_conv"))
+"""Functions of `keras.ops` that convolve."""
 
 
 class KerasRoom(Room):
@@ -24,13 +42,128 @@ class KerasRoom(Room):
     def owns(self, thing: object) -> bool:
         return isinstance(thing, keras.layers.Layer)
 
-    def order_of(self, layer: Any) -> str:
-        return str(layer.data_format)
+    def order_of(self, layer: Any) -> Order:
+        return "channels_first" if layer.data_format == "channels_first" else "channels_last"
 
     def read_layer(
         self, layer: Any, input_size: Sequence[int], *, differentiable: bool = False
     ) -> ConvLayer:
         return read.read_layer(layer, input_size, differentiable=differentiable)
+
+    def children(self, part: Any) -> Mapping[str, Any]:
+        return models.children(part)
+
+    def form_of(self, part: Any) -> Literal["native"] | FCForm | None:
+        return forms.form_of(part)
+
+    def unreachable(self, model: Any) -> dict[str, Refusal]:
+        """Return the places whose own code convolves: it calls functions, and has no layer."""
+        found: dict[str, Refusal] = {}
+        for place, part in self.places(model).items():
+            called = next(_convolutions_in(part), None)
+            if called is not None and self.form_of(part) is None:
+                found[place] = Refusal(
+                    f"{type(part).__name__}: its own code calls {called}",
+                    "call a CONV layer instead, whose kernel is its variable",
+                    place_in_words(place),
+                )
+        return found
+
+    def obstacles(
+        self, model: Any, layers: Mapping[str, Any], form: FCForm, *, inplace: bool
+    ) -> dict[str, Refusal]:
+        found = {name: forms.obstacle(layer) for name, layer in layers.items()}
+        return {
+            name: refusal._replace(reason=f"{type(layers[name]).__name__}: {refusal.reason}")
+            for name, refusal in found.items()
+            if refusal is not None
+        }
+
+    def make_fc(self, model: Any, layers: Mapping[str, Any], wanted: Wanted) -> dict[int, Any]:
+        for layer in {id(layer): layer for layer in layers.values()}.values():
+            form: Any = wanted.form
+            forms.to_form(layer, form, separate=wanted.separate, product=wanted.product)
+        return {}
+
+    def back_obstacles(
+        self, model: Any, layers: Mapping[str, Any], *, inplace: bool, project: bool
+    ) -> dict[str, Refusal]:
+        found = {name: forms.back_obstacle(layer) for name, layer in layers.items()}
+        return {name: refusal for name, refusal in found.items() if refusal is not None}
+
+    def make_conv(self, layers: Mapping[str, Any], *, project: bool) -> dict[int, Any]:
+        for layer in {id(layer): layer for layer in layers.values()}.values():
+            forms.to_native(layer)
+        return {}
+
+    def rounds_inputs(self, layer: Any) -> bool:
+        return any(child.quantization_mode == "int8" for child in layer.all_fc_layers())
+
+    def copied(self, model: Any, layers: Sequence[Any]) -> tuple[Any, list[Any]]:
+        names = {id(part): name for name, part in self.places(model).items()}
+        copied = models.copy_of(model)
+        places = self.places(copied)
+        return copied, [places[names[id(layer)]] for layer in layers]
+
+    def exchanged(self, model: Any, new: Mapping[int, Any]) -> Any:
+        models.forget_functions(model)
+        return model
+
+    def stays(self, form: str | None) -> bool:
+        return form in ("patch", "weight")
+
+    def networks(self, before: Any, after: Any, x: Any) -> KerasNetworks:
+        """Return two models on an input."""
+        for name, model in (("before", before), ("after", after)):
+            if not self.owns(model):
+                raise UnsupportedModel(
+                    "no model of Keras",
+                    where=name,
+                    expected=self.kind,
+                    got=type(model).__name__,
+                    remedy="give both models as Keras has them",
+                )
+            if not model.built:
+                raise UnsupportedLayer(
+                    "a layer that has no weights yet",
+                    where=f"{name}: {model.name}",
+                    remedy="run the model once on an input",
+                )
+        return KerasNetworks(before, after, x)
+
+    def pair(self, name: str, before: Any, after: Any) -> KerasPair | None:
+        known = (
+            self.form_of(one) is not None
+            and not (self.form_of(one) == "native" and forms.obstacle(one) is not None)
+            for one in (before, after)
+        )
+        return KerasPair(name, before, after) if any(known) else None
+
+    def version(self) -> str:
+        return f"keras {keras.__version__}, {keras.config.backend()}"
+
+    def inspect(self, model: Any, x: Any = None) -> Inspection:
+        return inspect(model, x, self.places(model), self.unreachable(model))
+
+    def layer_input(self, model: Any, place: str, x: Any) -> Any:
+        return models.layer_input(model, self.places(model)[place], x)
+
+
+def _convolutions_in(part: Any) -> Iterator[str]:
+    """Yield the convolutions that a part's own code names, or a functional graph holds."""
+    for operation in getattr(part, "operations", ()):
+        kind = type(operation)
+        if kind.__module__.startswith("keras.src.ops") and "Conv" in kind.__name__:
+            yield f"keras.ops ({kind.__name__})"
+    inside = type(part).__module__.startswith("keras.")
+    if inside and "ConvLSTM" not in type(part).__name__:
+        return
+    for cls in type(part).__mro__:
+        if cls.__module__.startswith("keras.") and not inside:
+            continue
+        for function in vars(cls).values():
+            codes = function.__code__.co_names if isinstance(function, FunctionType) else ()
+            yield from itertools.chain(f"{name}()" for name in codes if name in _CONVOLVES)
 
 
 ROOM = KerasRoom()

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import dis
 import functools
 import re
 from collections.abc import Collection, Mapping
-from types import FunctionType
+from types import CodeType, FunctionType, UnionType
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules import conv
 from torch.nn.modules.conv import _ConvNd
 
 from convfc.errors import Refusal
-from convfc.frameworks.torch.references import codes_in, is_foreign, what_calls_reach
+from convfc.frameworks.torch.references import (
+    codes_in,
+    is_foreign,
+    what_calls_reach,
+    wrapped_in,
+)
 
 _OPERATOR = re.compile(
     r"\b\w+(::|\.)(conv\dd(_\w+)?|conv_transpose\dd|conv_tbc|\w*convolution\w*)\b"
@@ -59,42 +66,94 @@ def _is_quantised(module: nn.Module) -> bool:
     )
 
 
-def asked_for_class(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, Refusal]:
-    """Return the layers that a part of the model asks for their class, which would be another.
+def asked_for_class(
+    model: nn.Module, layers: Mapping[str, nn.Module], *, exactly: bool = False
+) -> dict[str, Refusal]:
+    """Return the layers that a part of the model asks for their class, and why that matters.
 
-    ``if isinstance(layer, nn.Conv2d)`` in the forward of a part, or in a method that its forward
-    names, takes another way when the layer is converted.
+    ``if isinstance(layer, nn.Conv2d)`` in the forward of a part, or in what its forward names,
+    takes another way when the layer becomes one of another class; ``type(layer) is nn.Conv2d``, of
+    a subclass, too. ``exactly`` returns the layers of the second question only.
     """
     left: dict[str, Refusal] = {}
     for place, part in model.named_modules(remove_duplicate=False):
         kind: Any = type(part)
-        asked = _classes_asked_for(kind)
+        asked, typed = _classes_asked_for(kind)
         inside = f"{place}." if place else ""
-        for name, layer in layers.items() if asked else ():
-            if name.startswith(inside) and name != place and isinstance(layer, asked):
+        for name, layer in layers.items() if asked or typed else ():
+            if not name.startswith(inside) or name == place:
+                continue
+            if type(layer) in typed or (not exactly and asked & {*type(layer).__mro__}):
+                instead = "with isinstance" if exactly else "for an attribute"
                 left[name] = Refusal(
                     f"the forward of {type(part).__name__} asks for the class of its CONV layers",
-                    "let it ask for an attribute instead, or leave the layer out with where=",
+                    f"let it ask {instead} instead, or leave the layer out with where=",
                 )
     return left
 
 
 @functools.cache
-def _classes_asked_for(cls: Any) -> tuple[type[nn.Module], ...]:
-    """Return the classes of CONV layers that calls of such a part name beside `isinstance`."""
-    found: list[type[nn.Module]] = []
+def _classes_asked_for(cls: Any) -> tuple[frozenset[type], frozenset[type]]:
+    """Return the classes that calls of such a part name where they ask for one, or for a type."""
     if is_foreign(cls.__module__) or issubclass(cls, _ConvNd):
-        return ()
-    for _, function in what_calls_reach(cls):
-        if not isinstance(function, FunctionType):
-            continue
+        return frozenset(), frozenset()
+    todo: list[Any] = [value for _, value in what_calls_reach(cls)]
+    functions: dict[FunctionType, None] = {}
+    while todo:
+        for function in wrapped_in(todo.pop()):
+            scope = function.__globals__
+            if function in functions or is_foreign(scope.get("__name__")):
+                continue
+            functions[function] = None
+            named = [scope.get(n) for code in codes_in(function.__code__) for n in code.co_names]
+            own = [one for one in named if isinstance(one, FunctionType)]
+            todo += [one for one in own if one.__globals__ is scope]
+    asked: list[type] = []
+    typed: list[type] = []
+    for function in functions:
         for code in codes_in(function.__code__):
-            if "isinstance" in code.co_names:
-                found += _conv_classes(code.co_names, function.__globals__)
-    return tuple(found)
+            classes = _classes(code.co_names, function.__globals__)
+            if classes:
+                asked += classes if _asks(code) else ()
+                typed += _classes(_compared_with_types(code), function.__globals__)
+    return frozenset(asked), frozenset(typed)
 
 
-def _conv_classes(names: Collection[str], scope: Mapping[str, object]) -> list[type[nn.Module]]:
-    """Return the classes of CONV layers among some names, global or of `torch.nn`."""
-    things = [thing for name in names for thing in (scope.get(name), getattr(nn, name, None))]
-    return [thing for thing in things if isinstance(thing, type) and issubclass(thing, _ConvNd)]
+def _asks(code: CodeType) -> bool:
+    """Say whether a piece of code asks for a class, by a function or in a ``case``."""
+    asks = not {"isinstance", "issubclass"}.isdisjoint(code.co_names)
+    return asks or any(step.opname == "MATCH_CLASS" for step in dis.get_instructions(code))
+
+
+def _compared_with_types(code: CodeType) -> list[str]:
+    """Return the names between ``type(layer)``, or ``layer.__class__``, and a comparison of it."""
+    found: list[str] = []
+    names: list[str] | None = None
+    calls = 0  # still to come, of `type` itself
+    for step in dis.get_instructions(code):
+        if step.argval in ("type", "__class__") and step.opname.startswith("LOAD"):
+            names, calls = [], int(step.argval == "type")
+        elif step.opname.startswith("CALL"):
+            names, calls = (names if calls else None), calls - 1
+        elif step.opname in ("IS_OP", "COMPARE_OP", "CONTAINS_OP"):
+            found += names or ()
+            names = None
+        elif step.opname.startswith(("STORE", "POP", "RETURN", "RAISE")):
+            names = None
+        elif names is not None and isinstance(step.argval, str):
+            names.append(step.argval)
+    return found
+
+
+def _classes(names: Collection[str], scope: Mapping[str, object]) -> list[type]:
+    """Return the classes among some names, global or of PyTorch, that not every module is of."""
+    found = [thing for name in names for thing in (scope.get(name), getattr(conv, name, None))]
+    several = [one for thing in found for one in _members(thing)]
+    return [one for one in several if isinstance(one, type) and one not in nn.Module.__mro__]
+
+
+def _members(thing: object) -> tuple[object, ...]:
+    """Return the classes that ``isinstance`` would look at, if the thing is given to it."""
+    if isinstance(thing, UnionType):
+        return thing.__args__
+    return thing if isinstance(thing, tuple) else (thing,)

@@ -298,8 +298,15 @@ def what_calls_reach(cls: type) -> Iterator[tuple[str, Any]]:
                 continue
             value = of_descriptor(vars(base)[name])
             yield name, value
-            if isinstance(value, FunctionType):
-                names += [n for code in codes_in(value.__code__) for n in code.co_names]
+            for function in wrapped_in(value):
+                names += [n for code in codes_in(function.__code__) for n in code.co_names]
+
+
+def wrapped_in(function: Any) -> Iterator[FunctionType]:
+    """Yield a function, and what decorators have wrapped in it; nothing of what is none."""
+    while isinstance(function, FunctionType):
+        yield function
+        function = vars(function).get("__wrapped__")
 
 
 def codes_in(code: CodeType) -> Iterator[CodeType]:

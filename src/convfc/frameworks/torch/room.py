@@ -18,7 +18,11 @@ from convfc.frameworks.torch.certify.networks import Runner
 from convfc.frameworks.torch.certify.pairs import Pair, pair_of
 from convfc.frameworks.torch.certify.simplified import certify_simplified, simplified_record
 from convfc.frameworks.torch.convert import heads, optimizers, to_conv, to_fc
-from convfc.frameworks.torch.forms.factors import DISTRIBUTED, is_distributed
+from convfc.frameworks.torch.forms.factors import (
+    DISTRIBUTED,
+    is_distributed,
+    quantises_activations,
+)
 from convfc.frameworks.torch.forms.form import form_of
 from convfc.frameworks.torch.inspection import inspect
 from convfc.frameworks.torch.maps import linear_maps
@@ -78,8 +82,10 @@ class TorchRoom(Room):
     ) -> dict[str, Refusal]:
         return to_fc.obstacles(model, layers, form, inplace=inplace)
 
-    def make_fc(self, layers: Sequence[nn.Module], wanted: Wanted) -> dict[int, nn.Module]:
-        return to_fc.make_fc(layers, wanted)
+    def make_fc(
+        self, model: nn.Module, layers: Mapping[str, nn.Module], wanted: Wanted
+    ) -> dict[int, nn.Module]:
+        return to_fc.make_fc(model, layers, wanted)
 
     def sizes(
         self, model: nn.Module, layers: Mapping[str, nn.Module], example: Any
@@ -113,8 +119,8 @@ class TorchRoom(Room):
     def whole_back(self, model: nn.Module, where: Where, *, inplace: bool) -> nn.Module | None:
         return to_conv.whole_back(model, where, inplace=inplace)
 
-    def tell_of(self, layers: Mapping[str, nn.Module]) -> None:
-        to_conv.tell_of_activations(layers)
+    def rounds_inputs(self, layer: nn.Module) -> bool:
+        return any(map(quantises_activations, layer.modules()))
 
     def copied(
         self, model: nn.Module, layers: Sequence[nn.Module]

@@ -33,19 +33,19 @@ from convfc.frameworks.torch.forms.factors import (
     by_groups,
     chain_of,
     is_distributed,
-    quantises_activations,
 )
 from convfc.frameworks.torch.forms.form import form_of
 from convfc.frameworks.torch.forms.formats import channels_last, in_format
 from convfc.frameworks.torch.forms.patch import PatchConv
 from convfc.frameworks.torch.forms.weight import from_weight_form, steps_of
 from convfc.frameworks.torch.places import copy_of, holders
+from convfc.frameworks.torch.reach import asked_for_class
 from convfc.frameworks.torch.references import blocked_references
 from convfc.frameworks.torch.running import check_has_numbers
 from convfc.frameworks.torch.simplification import record_of, restore
 from convfc.frameworks.torch.unrolled.back import FromUnrolled, unrolled_obstacle
 from convfc.frameworks.torch.vocabulary import CONVS
-from convfc.places import Shared, tied, warn
+from convfc.places import Shared, tied
 
 
 def back_obstacles(
@@ -53,10 +53,13 @@ def back_obstacles(
 ) -> dict[str, Refusal]:
     """Return the FC layers that cannot be CONV layers again, by place, with the reason."""
     left: dict[str, Refusal] = {}
+    chains: dict[str, Chain] = {}
     for name, layer in layers.items():
         read = _read(layer, project=project)
         if isinstance(read, Refusal):
             left[name] = read
+        else:
+            chains[name] = read
     # Layers in weight form stay the objects that they are.
     moving = {
         id(layer)
@@ -64,6 +67,10 @@ def back_obstacles(
         if name not in left and not (inplace and form_of(layer) == "weight")
     }
     left |= blocked_references(model, moving, copied=not inplace)
+    several = {name: layers[name] for name, chain in chains.items() if len(chain) > 1}
+    for name, why in asked_for_class(model, several).items():
+        reason, remedy = f"{why.reason}, and it would be several", "multiply its factors into one"
+        left[name] = why._replace(reason=reason, remedy=f"{remedy} nn.Linear, or {why.remedy}")
     ready = {name: layer for name, layer in layers.items() if name not in left}
     return left | _shared_with_others(model, ready)
 
@@ -108,20 +115,6 @@ def whole_back(model: nn.Module, where: Any, *, inplace: bool) -> nn.Module | No
                 remedy=f"leave out {name}=",
             )
     return restore(model, record)
-
-
-def tell_of_activations(layers: Mapping[str, nn.Module]) -> None:
-    """Warn of layers whose inputs were quantised, which no CONV layer does."""
-    names = [
-        name or "the model itself"
-        for name, layer in layers.items()
-        if any(map(quantises_activations, layer.modules()))
-    ]
-    if names:
-        warn(
-            f"{', '.join(names)}: only the rounded weights come back: the quantised Linear rounds "
-            "its input as well, which a CONV layer does not, so that outputs differ a little"
-        )
 
 
 class _Builder:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from functools import partial
+from typing import Any
 
 from torch import nn
 
 from convfc.errors import Refusal
-from convfc.frameworks.torch.forms.patch import PatchConv
+from convfc.frameworks.torch.forms.patch import PatchConv, patch_of
 from convfc.frameworks.torch.forms.weight import steps_of, to_weight_form
 from convfc.frameworks.torch.places import holders, places
 from convfc.frameworks.torch.reach import asked_for_class
-from convfc.frameworks.torch.read import layout_of, obstacle
+from convfc.frameworks.torch.read import layout_of, obstacle, own_class
 from convfc.frameworks.torch.references import blocked_references
 from convfc.places import Shared, tied
 from convfc.room import FCForm, Wanted
@@ -27,9 +28,8 @@ def obstacles(
         blocked = obstacle(layer, patch=form == "patch")
         if blocked is not None:
             left[name] = blocked._replace(reason=f"{type(layer).__name__}: {blocked.reason}")
-    if form != "weight":
-        ready = {name: layer for name, layer in layers.items() if name not in left}
-        left |= asked_for_class(model, ready)
+    ready = {name: layer for name, layer in layers.items() if name not in left}
+    left |= asked_for_class(model, ready, exactly=form != "unrolled")
     # Layers that get the weight form in place stay the objects that they are.
     moving = {
         id(layer)
@@ -43,11 +43,14 @@ def obstacles(
     return left
 
 
-def make_fc(layers: Sequence[nn.Module], wanted: Wanted) -> dict[int, nn.Module]:
-    """Return what takes the place of layers, by ``id``; those in weight form stay."""
+def make_fc(
+    model: nn.Module, layers: Mapping[str, nn.Module], wanted: Wanted
+) -> dict[int, nn.Module]:
+    """Return what takes the place of a model's layers, by ``id``; those in weight form stay."""
+    asked = {id(layers[name]) for name in asked_for_class(model, layers)}
     shared = Shared()
     new: dict[int, nn.Module] = {}
-    for layer in layers:
+    for layer in {id(layer): layer for layer in layers.values()}.values():
         # Layers that share a parameter, in one layout, go on sharing it.
         source, key = layer._parameters.get("weight", layer), tuple(layout_of(layer).values())
         if wanted.form == "weight":
@@ -55,7 +58,9 @@ def make_fc(layers: Sequence[nn.Module], wanted: Wanted) -> dict[int, nn.Module]
             if first is not layer:
                 to_weight_form(layer, steps_of(first).original)
         else:
-            converted = PatchConv(layer, separate=wanted.separate, product=wanted.product)
+            native: Any = own_class(layer)
+            cls = patch_of(native) if id(layer) in asked else PatchConv
+            converted = cls(layer, separate=wanted.separate, product=wanted.product)
             new[id(layer)] = converted
             first = shared([source], key, partial(_itself, converted))
             if first is not converted:

@@ -127,7 +127,7 @@ class PatchConv(nn.Module):
     def __init__(
         self, conv: nn.Module, *, separate: bool | None = None, product: Product = "auto"
     ) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # nothing of a class from `patch_of` between
         move_attributes(conv, self)
         self.added: tuple[str, ...] = ()
         if is_registered(conv):
@@ -695,6 +695,27 @@ def by_matrix(model: nn.Module) -> nn.Module:
         if isinstance(part, PatchConv):
             part.product = "matrix"
     return model
+
+
+@cache
+def patch_of(native: Any) -> type[PatchConv]:
+    """Return the patch form whose objects are of a CONV layer's class, too.
+
+    For layers of which a forward asks ``isinstance(layer, nn.Conv2d)``. All that they do is
+    `PatchConv`'s.
+    """
+    body = {"__module__": __name__, "__reduce_ex__": _reduce}
+    return type(f"Patch{native.__name__}", (PatchConv, native), body)
+
+
+def _reduce(self: PatchConv, protocol: Any) -> Any:
+    """Pickle as the CONV layer's class and the state: a class of `patch_of` has no place."""
+    return _unpickled, (self.native,), self.__getstate__()  # type: ignore[no-untyped-call]
+
+
+def _unpickled(native: Any) -> PatchConv:
+    """Make a layer that is given its state afterwards."""
+    return object.__new__(patch_of(native))
 
 
 @cache

@@ -1,0 +1,168 @@
+"""A user's Keras model: its parts, copies of it, and what its layers are called with."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from convfc.extras import needing
+
+with needing():
+    import keras
+
+from convfc.comparing import words
+from convfc.errors import DataError, ShapeError, UnsupportedModel
+
+Note: TypeAlias = Callable[[Any, Any], None]
+"""Is told of a call: the layer, and its input."""
+
+
+def children(part: Any) -> dict[str, Any]:
+    """Return the layers that a model or a layer holds, by name; those of one name are numbered."""
+    found: dict[str, Any] = {}
+    for layer in part._flatten_layers(include_self=False, recursive=False):
+        if isinstance(layer, keras.layers.InputLayer):
+            continue
+        name, number = layer.name, 1
+        while name in found:
+            name, number = f"{layer.name}_{number}", number + 1
+        found[name] = layer
+    return found
+
+
+def all_layers(model: Any) -> Iterator[Any]:
+    """Yield a model and every layer in it, once."""
+    return iter(model._flatten_layers(include_self=True, recursive=True))
+
+
+def copy_of(model: Any) -> Any:
+    """Return a copy of a model, made of its configuration and its weights, as Keras saves it."""
+    with keras.saving.custom_object_scope({type(one).__name__: type(one) for one in own(model)}):
+        try:
+            if isinstance(model, keras.Model):
+                return copy.deepcopy(model)
+            return rebuilt(model, model.get_config(), model.get_weights())
+        except Exception as error:
+            raise UnsupportedModel(
+                f"it cannot be copied ({words(error)})",
+                where=model.name,
+                remedy="give its class a get_config, or convert it itself, with inplace=True",
+            ) from error
+
+
+def own(model: Any) -> Iterator[Any]:
+    """Yield the parts of classes that are not Keras's, which no file of Keras knows."""
+    return (one for one in all_layers(model) if not type(one).__module__.startswith("keras."))
+
+
+def rebuilt(layer: Any, config: Mapping[str, Any], weights: Sequence[Any]) -> Any:
+    """Return a layer of the same class, built for the same input, with other weights."""
+    made = type(layer).from_config(dict(config))
+    made.build_from_config(layer.get_build_config())
+    made.set_weights(list(weights))
+    return made
+
+
+def load(path: pathlib.Path) -> Any:
+    """Read a model's file as data: code in it, such as that of a Lambda layer, is not run."""
+    if not path.is_file():
+        raise DataError("there is no such file", where=str(path), remedy="check its path")
+    try:
+        return keras.saving.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:  # of a damaged file, anything that HDF5, zip or JSON raise
+        raise DataError(
+            f"Keras cannot read it as data ({words(error)})",
+            where=str(path),
+            expected="a model that Keras saved, of its own layers",
+            remedy="load it in Python, with your custom_objects, and give convfc the model",
+        ) from error
+
+
+def forget_functions(model: Any) -> None:
+    """Have a model compile its functions anew: its layers compute with other variables now."""
+    for part in all_layers(model):
+        if isinstance(part, keras.Model):
+            part.train_function = part.test_function = part.predict_function = None
+            if getattr(part, "compiled", False) and part.optimizer is not None:
+                old = part.optimizer
+                part.optimizer = type(old).from_config(old.get_config())
+
+
+def run(model: Any, x: Any, name: str = "x") -> Any:
+    """Call a model, in inference mode; what it raises is said of its input."""
+    try:
+        return model(as_inputs(model, x))
+    except Exception as error:
+        shapes = keras.tree.map_structure(lambda a: tuple(np.shape(a)), x)
+        raise ShapeError(
+            f"the model does not run on it ({words(error)})",
+            where=name,
+            got=shapes,
+            remedy="give what the model is called with",
+        ) from error
+
+
+def as_inputs(model: Any, x: Any) -> Any:
+    """Return an input as the model takes it: numbers that are not integers in its own dtype."""
+
+    def own(array: Any) -> Any:
+        if keras.ops.is_tensor(array):
+            return array
+        array = np.asarray(array)
+        return array.astype(model.variable_dtype) if array.dtype.kind == "f" else array
+
+    return keras.tree.map_structure(own, x)
+
+
+def to_numpy(tensor: Any) -> np.ndarray[Any, Any]:
+    """Return a tensor's numbers, out of any graph; bfloat16 as ``ml_dtypes`` has it."""
+    if keras.backend.standardize_dtype(tensor.dtype) == "bfloat16":
+        import ml_dtypes
+
+        wide = keras.ops.convert_to_numpy(keras.ops.cast(tensor, "float32"))
+        return np.asarray(wide).astype(ml_dtypes.bfloat16)
+    return np.array(keras.ops.convert_to_numpy(tensor))
+
+
+@contextlib.contextmanager
+def watching(layers: Iterable[Any], note: Note) -> Iterator[None]:
+    """Note every call of some layers, before it happens."""
+    watched = {id(layer): layer for layer in layers}
+
+    def spy(layer: Any) -> Callable[..., Any]:
+        call = layer.call
+
+        def noted(x: Any, *args: Any, **kwargs: Any) -> Any:
+            del vars(layer)["call"]  # who is told of the call may make others
+            note(layer, x)
+            vars(layer)["call"] = noted
+            return call(x, *args, **kwargs)
+
+        return noted
+
+    for layer in watched.values():
+        vars(layer)["call"] = spy(layer)
+    try:
+        yield
+    finally:
+        for layer in watched.values():
+            vars(layer).pop("call", None)
+
+
+def layer_input(model: Any, layer: Any, x: Any) -> Any:
+    """Return what a layer is first called with when the model is run on an input."""
+    seen: list[Any] = []
+    with watching([layer], lambda _, given: seen.append(given)):
+        run(model, x)
+    if not seen:
+        raise ShapeError(
+            "the model does not call the layer on this input",
+            where=layer.name,
+            remedy="give another layer, or an input on which it is called",
+        )
+    return to_numpy(seen[0])
