@@ -1,14 +1,15 @@
-"""A model made again with other layers in some places, and a model run on an example.
+"""A model made again with other layers in some places.
 
-Keras models are graphs of layers, and a graph cannot be changed in place: its layers hold the nodes
-of their calls. `keras.models.clone_model` builds the graph again, nested models and shared layers
-included, and asks for each layer; that is the one way that keeps names, inputs and outputs without
-reading what is private to Keras. The weights, which it does not copy, are copied here.
+A layer that becomes another one in place (`forms`) needs none of this. But a matrix is several
+layers, and a graph cannot be given another layer: it holds the nodes of its layers' calls.
+`keras.models.clone_model` builds the graph again, nested models and shared layers included, and
+asks for each layer; so names, inputs and outputs stay. What it does not copy, weights and flags,
+is copied here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,7 +22,7 @@ with needing():
     import keras
 
 from convfc.comparing import first_words
-from convfc.errors import ConvfcError, ShapeError, UnsupportedLayer, UnsupportedModel
+from convfc.errors import UnsupportedLayer, UnsupportedModel
 
 RECORDS = ("convfc_unrolled", "convfc_simplified")
 """Attributes in which what convfc has made remembers what it was; copies have them, too."""
@@ -124,49 +125,6 @@ def unchanged(model: Any) -> Iterator[None]:
         for state, held in before:
             if not np.array_equal(numbers(state), held, equal_nan=held.dtype.kind == "f"):
                 state.assign(held)
-
-
-def run_on(model: Any, example: Any, where: str = "example") -> Any:
-    """Return what a model computes of an example: an array, a tuple of arguments, or a dict."""
-    given = example
-    if isinstance(example, tuple):
-        given = example[0] if len(example) == 1 else list(example)
-    training = {"training": False} if isinstance(model, keras.Model) else {}
-    try:
-        return model(given, **training)
-    except Exception as error:
-        if isinstance(error, ConvfcError):
-            raise
-        shapes = [tuple(getattr(x, "shape", ())) for x in keras.tree.flatten(given)]
-        raise ShapeError(
-            f"the model does not run on this input: {first_words(error) or type(error).__name__}",
-            where=where,
-            got=", ".join(map(str, shapes)),
-            remedy="give an input that the model takes: a tuple for several, or a dict by name",
-        ) from error
-
-
-@contextmanager
-def watching(layers: Mapping[int, Any], tell: Callable[[Any, tuple[int, ...]], None]) -> Any:
-    """Tell of each call of these layers the shape of its input."""
-
-    def told(layer: Any, call: Callable[..., Any]) -> Callable[..., Any]:
-        def watched(inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            tell(layer, tuple(int(n) for n in inputs.shape))
-            return call(inputs, *args, **kwargs)
-
-        return watched
-
-    own = {key: vars(layer).get("call") for key, layer in layers.items()}
-    try:
-        for layer in layers.values():  # past `__setattr__`, which keeps what it is given
-            vars(layer)["call"] = told(layer, layer.call)
-        yield
-    finally:
-        for key, layer in layers.items():
-            vars(layer).pop("call", None)
-            if own[key] is not None:
-                vars(layer)["call"] = own[key]
 
 
 def _same_kind(layer: Any) -> Any:

@@ -6,6 +6,7 @@ along its graph (`operations` says what each layer does), and made of Keras's ow
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -19,16 +20,15 @@ with needing():
     import keras
 
 from convfc.errors import MemoryBudgetError, ShapeError, UnsupportedLayer, UnsupportedModel
-from convfc.frameworks.keras.backend import precision
+from convfc.frameworks.keras import models
+from convfc.frameworks.keras.backend import wide_numbers
 from convfc.frameworks.keras.copies import (
     RECORDS,
     check_is_graph,
     copied,
     is_graph,
     numbers,
-    run_on,
     unchanged,
-    watching,
 )
 from convfc.frameworks.keras.operations import CONVS, Step, made_of
 from convfc.frameworks.keras.read import read_layer
@@ -221,10 +221,10 @@ def _read(
 ) -> _Read:
     """Run a model on an example, read it as values, and merge them."""
     shape = _checked_run(model, x, memory)
-    start = Input(int(np.prod(x.shape[1:])))
+    start = Input(math.prod(x.shape[1:]))
     walk = _Walk(max_pool, memory)
     try:
-        with precision("float64"):
+        with wide_numbers():
             end = walk.through(model, [Tracked(start, tuple(x.shape[1:]))])
         if not isinstance(end, Tracked):
             raise _not_one(end)
@@ -262,26 +262,22 @@ def _checked_run(model: Any, x: Any, memory: float | None) -> tuple[int, ...] | 
     """Return the shape of the output, after a look at how large the layers' matrices will be."""
     estimates: dict[str, MatrixEstimate] = {}
 
-    def tell(layer: Any, shape: tuple[int, ...]) -> None:
-        name = layer.name
+    def note(layer: Any, x: Any) -> None:
+        name, shape = layer.name, tuple(map(int, x.shape))
         name += f", called as {len(estimates)}" * (name in estimates)
         if isinstance(layer, L.Dense):
-            rows = int(np.prod(shape[1:-1]))
-            nonzeros = rows * int(np.prod(layer.kernel.shape))
+            rows = math.prod(shape[1:-1])
+            nonzeros = rows * math.prod(layer.kernel.shape)
             sizes = (rows * layer.units, rows * shape[-1])
             estimates[name] = MatrixEstimate(sizes, nonzeros, 12 * nonzeros)
             return
         size = shape[2:] if layer.data_format == "channels_first" else shape[1:-1]
-        seen.append((name, layer, size))
-
-    seen: list[tuple[str, Any, tuple[int, ...]]] = []
-    watched = (*CONVS, L.Dense)
-    layers = {id(layer): layer for layer in _leaves(model) if isinstance(layer, watched)}
-    with unchanged(model), watching(layers, tell):
-        output = run_on(model, x)
-    for name, layer, size in seen:  # not before `call` is the layer's own again
         pattern = matrix_pattern(read_layer(layer, size).geometry, size, layer.data_format)
         estimates[name] = pattern_estimate(pattern, np.float64)
+
+    watched = [layer for layer in _leaves(model) if isinstance(layer, (*CONVS, L.Dense))]
+    with unchanged(model), models.watching(watched, note):
+        output = models.run(model, x, "example")
     check_together(
         estimates,
         memory,

@@ -15,7 +15,8 @@ with needing():
     import keras
 
 from convfc.errors import ConvfcError, NotAConvolution, Refusal
-from convfc.frameworks.keras.copies import RECORDS, copied, numbers, run_on, unchanged, watching
+from convfc.frameworks.keras import models
+from convfc.frameworks.keras.copies import RECORDS, copied, numbers, unchanged
 from convfc.frameworks.keras.read import read_layer
 from convfc.geometry import ConvGeometry
 from convfc.layer import ConvLayer, Order
@@ -72,13 +73,13 @@ def sizes(
     """Return what each layer is called on, by ``id``, and why others are refused, or idle."""
     found: dict[int, dict[tuple[int, ...], None]] = {}
 
-    def tell(layer: Any, shape: tuple[int, ...]) -> None:
+    def note(layer: Any, x: Any) -> None:
+        shape = tuple(map(int, x.shape))
         size = shape[1:-1] if layer.data_format == "channels_last" else shape[2:]
         found.setdefault(id(layer), {})[size] = None
 
-    by_id = {id(layer): layer for layer in layers.values()}
-    with unchanged(model), watching(by_id, tell):
-        run_on(model, example)
+    with unchanged(model), models.watching(layers.values(), note):
+        models.run(model, example, "example")
     sized: dict[int, SizedGeometry] = {}
     refused: Refusals = {}
     idle: Refusals = {}
