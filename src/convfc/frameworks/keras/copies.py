@@ -73,27 +73,34 @@ def rebuilt(model: Any, new: Mapping[int, Any]) -> Any:
         return new[id(model)]
     check_is_graph(model)
     copies: list[tuple[Any, Any]] = []
-    reached: set[int] = set()
 
     def made(layer: Any) -> Any:
-        if id(layer) in new:
-            reached.add(id(layer))
-            return new[id(layer)]
         if isinstance(layer, keras.layers.Layer):
             copies.append((layer, _same_kind(layer)))
             return copies[-1][1]
         return layer.__class__.from_config(layer.get_config())
 
+    def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        if any(layer is one for one in new.values()):
+            kwargs.pop("mask", None)  # a Sequential is called with one, a CONV layer knows none
+        return layer(*args, **kwargs)
+
     flags = [(part, part.trainable) for layer in new.values() for part in _parts(layer)]
     if isinstance(model, keras.Model):
-        cache: dict[int, Any] = {}
-        whole = keras.models.clone_model(model, clone_function=made, recursive=True, cache=cache)
-        inner = [(layer, cache[id(layer)]) for layer in _graphs(model) if id(layer) in cache]
+        inside = {id(layer): layer for layer in _models(model) if id(layer) not in new}
+        reached = {id(layer) for one in (model, *inside.values()) for layer in one.layers}
+        _check_reached(model, new.keys() - reached)
+        cache = dict(new)  # what Keras finds there it does not ask for
+        cache |= {key: made(layer) for key, layer in inside.items() if not is_graph(layer)}
+        graph = {} if isinstance(model, keras.Sequential) else {"call_function": call}
+        whole = keras.models.clone_model(
+            model, clone_function=made, recursive=True, cache=cache, **graph
+        )
+        inner = ((layer, cache[key]) for key, layer in inside.items() if is_graph(layer))
         graphs = [(model, whole), *inner]
     else:
         whole, graphs = made(model), []
         whole.build_from_config(model.get_build_config())
-    _check_reached(model, new.keys() - reached)
     for layer, copy in copies:
         _copy_weights(layer, copy)
     for layer, copy in (*graphs, *copies):
@@ -149,21 +156,22 @@ def _same_kind(layer: Any) -> Any:
         ) from error
 
 
-def _graphs(model: Any) -> Iterator[Any]:
-    for layer in model.layers:
+def _models(model: Any) -> Iterator[Any]:
+    """Yield the models that a model calls as layers, the outer ones first."""
+    for layer in model.layers if is_graph(model) else ():
         if isinstance(layer, keras.Model):
             yield layer
-            yield from _graphs(layer)
+            yield from _models(layer)
 
 
 def _check_reached(model: Any, missing: set[int]) -> None:
     """Refuse layers that stand where only the class of what holds them knows of them."""
     if not missing:
         return
-    for holder in (model, *_graphs(model)):
+    for holder in (model, *_models(model)):
         for layer in holder.layers:
             inside = [one for one in layer._flatten_layers() if id(one) in missing]
-            if (inside and not isinstance(layer, keras.Model)) or (inside and not is_graph(layer)):
+            if inside and not is_graph(layer):
                 raise UnsupportedLayer(
                     f"it stands in a {type(layer).__name__}, whose own class calls it, and cannot "
                     "be exchanged there",

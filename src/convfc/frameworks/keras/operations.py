@@ -106,7 +106,8 @@ class Step:
         spread = np.broadcast_to(array.astype(np.float64), (2, *shape))
         if not np.array_equal(spread[0], spread[1]):
             raise refuse("constants that differ from example to example", self.place)
-        return spread[0].ravel()
+        flat: npt.NDArray[Any] = spread[0].ravel()
+        return flat
 
 
 Operation = Callable[..., Any]
@@ -130,7 +131,7 @@ OPERATIONS = _Operations()
 
 def made_of(step: Step) -> Any:
     """Return what a layer or operation makes of its inputs: one `Tracked`, or a list of them."""
-    layer = step.layer
+    layer, key = step.layer, None  # type: Any, Any
     if isinstance(layer, L.Layer):
         key = next((cls for cls in type(layer).__mro__ if cls in OPERATIONS), None)
         if key is None:
@@ -530,13 +531,13 @@ def _(step: Step, x: Tracked) -> Tracked:
 
 
 def _pool_kept(step: Step, x: Tracked, shape: tuple[int, ...]) -> Tracked:
-    layers = (
+    layers: list[Any] = [
         L.Reshape(x.shape, name="reshape"),
         step.layer,
         L.Flatten(data_format="channels_last", name="flatten"),
-    )
+    ]
     layers = layers[1:] if len(x.shape) == 1 else layers
     layers = layers[:-1] if len(shape) == 1 else layers
     known = x.value.nonnegative
-    value = Opaque(math.prod(shape), x.value, layers, step.place, nonnegative=known)
+    value = Opaque(math.prod(shape), x.value, tuple(layers), step.place, nonnegative=known)
     return Tracked(value, shape)

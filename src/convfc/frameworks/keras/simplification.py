@@ -48,7 +48,7 @@ from convfc.mlp.values import (
 )
 from convfc.operators.estimate import MatrixEstimate, check_together, pattern_estimate
 from convfc.operators.pattern import matrix_pattern
-from convfc.places import nothing_to_convert
+from convfc.places import Where, check_as_a_whole, nothing_to_convert
 from convfc.sizes import one_of
 
 L = keras.layers
@@ -98,11 +98,14 @@ def record_of(model: Any) -> Simplified | None:
     return record if isinstance(record, Simplified) else None
 
 
-def restore(model: Any, record: Simplified) -> Any:
-    """Return the CONV network that an unchanged simplified network was."""
+def whole_back(model: Any, where: Where, *, inplace: bool) -> Any | None:
+    """Return the CONV network that an unchanged simplified network was; None of others."""
+    record = record_of(model)
+    if record is None:
+        return None
+    check_as_a_whole(where, inplace=inplace)
     x = np.zeros((1, *record.shape), _numpy_name(_dtype(record.original)))
-    options = {"max_pool": record.max_pool, "sequential": record.sequential}
-    again = simplify(record.original, x, **options)
+    again = simplify(record.original, x, max_pool=record.max_pool, sequential=record.sequential)
     different = next(_other_parts(again, model), None)
     if different is not None:
         place, _, found = different.partition("; ")
@@ -153,8 +156,7 @@ def _one_input(model: Any, example: Any) -> Any:
     """Return the one array of an example."""
     given = keras.tree.flatten(example)
     shapes = [tuple(getattr(x, "shape", ())) for x in given]
-    inputs = model.inputs if isinstance(model, keras.Model) else [None]
-    rank = len(inputs[0].shape) if inputs[0] is not None and len(inputs) == 1 else None
+    inputs = model.inputs if isinstance(model, keras.Model) else given
     if len(given) != 1 or len(inputs) != 1 or len(shapes[0]) < 2 or shapes[0][0] < 1:
         raise ShapeError(
             "the sizes of the FC layers follow from one input",
@@ -163,7 +165,7 @@ def _one_input(model: Any, example: Any) -> Any:
             got=", ".join(map(str, shapes)) or "nothing",
             remedy="give an input as the model is called with, in a batch of one or more",
         )
-    if rank is not None and rank != len(shapes[0]):
+    if len(inputs[0].shape) != len(shapes[0]):
         raise ShapeError(
             "the example has another number of axes than the model's input",
             where="example",

@@ -176,8 +176,13 @@ def _is_linear(activation: Any) -> bool:
 # And back -----------------------------------------------------------------------------------------
 
 
-def unrolled_obstacle(layer: Any, *, project: bool = False) -> Refusal | None:
+def back_obstacle(layer: Any, *, inplace: bool = False, project: bool = False) -> Refusal | None:
     """Return why an unrolled layer cannot become a CONV layer; None if it can."""
+    if inplace:
+        return Refusal(
+            "a graph of Keras cannot be given another layer",
+            "leave out inplace=True, and use the model that is returned",
+        )
     record = _record(layer)
     other = _other_parts(layer, record)
     if other is not None or project:
@@ -226,7 +231,7 @@ def _other_parts(layer: Any, record: Unrolled) -> Refusal | None:
 
 
 def make_conv(layer: Any, name: str = "", *, project: bool = False) -> Any:
-    """Return the CONV layer of an unrolled one that `unrolled_obstacle` lets pass."""
+    """Return the CONV layer of an unrolled one that `back_obstacle` lets pass."""
     record = _record(layer)
     dense, conv = layer.layers[1], copied(record.layer)
     conv.trainable = layer.trainable
