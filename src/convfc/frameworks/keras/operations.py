@@ -436,11 +436,9 @@ def _activated(step: Step, x: Tracked, function: Any) -> Tracked:
     elif function is A.hard_tanh:
         value = between(x.value, -1.0, 1.0)
     elif function is A.hard_sigmoid:
-        inside_ = between(shifted(x.value, np.full(x.value.size, 3.0)), 0.0, 6.0)
-        value = linear(inside_, diagonal(np.full(x.value.size, 1 / 6)), roundings=2)
-    elif (function in (A.softmax, A.log_softmax) and len(x.shape) == 1) or (
-        name in _KEPT and function is getattr(A, name)
-    ):
+        clamped = between(shifted(x.value, np.full(x.value.size, 3.0)), 0.0, 6.0)
+        value = linear(clamped, diagonal(np.full(x.value.size, 1 / 6)), roundings=2)
+    elif function in _KEPT or (function in _VECTORS and len(x.shape) == 1):
         value = _kept(step, x, L.Activation(function, name=name))
     else:
         raise refuse(f"its activation {name} {_UNKNOWN}", step.place)

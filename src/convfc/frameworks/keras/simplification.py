@@ -187,8 +187,10 @@ def _leaves(model: Any) -> Iterator[Any]:
 def _dtype(model: Any) -> str:
     """Return the dtype that all of a model is in."""
     leaves = [layer for layer in _leaves(model) if not isinstance(layer, L.InputLayer)]
-    dtypes = {str(layer.compute_dtype): layer for layer in reversed(leaves)}
-    dtypes |= {str(w.dtype): layer for layer in leaves for w in layer.trainable_variables}
+    dtypes: dict[str, Any] = {}
+    for layer in leaves:
+        for dtype in (layer.compute_dtype, *(w.dtype for w in layer.trainable_variables)):
+            dtypes.setdefault(str(dtype), layer)
     if len(dtypes) > 1:
         first, *others = dtypes
         raise refuse(
