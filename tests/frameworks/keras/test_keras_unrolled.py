@@ -292,6 +292,36 @@ def test_in_place_there_is_no_other_layer_in_a_graph() -> None:
         convfc.to_conv(model, inplace=True)
 
 
+# Certificates -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("data_format", FORMATS)
+def test_verify_runs_the_matrix_and_says_no_to_another(data_format: str) -> None:
+    first = data_format == "channels_first"
+    parts = [keras.Input((2, 5, 4) if first else (5, 4, 2))]
+    parts += [
+        layers.Conv2D(3, 2, padding="same", activation="relu", data_format=data_format, name="c")
+    ]
+    parts += [layers.DepthwiseConv2D(2, strides=2, data_format=data_format, name="d")]
+    model = keras.Sequential(parts)
+    x = np.random.default_rng(0).standard_normal((2, 2, 5, 4) if first else (2, 5, 4, 2))
+    x = x.astype("float32")
+    after = convfc.unroll(model, x)
+    for pair in ((model, after), (after, model), (convfc.to_fc(model), after)):
+        certificate = convfc.verify(*pair, x)
+        assert certificate.holds, certificate
+        assert [one.exact.identical for one in certificate.layers] == [True, True]
+        assert {*certificate.layers[0].own} == {"output", "input", "weight", "bias"}
+        assert certificate.layers[0].forms[1] in ("unrolled", "native")
+    kernel = after.get_layer("c").layers[1].kernel
+    changed = numpy(kernel)
+    changed[tuple(np.argwhere(changed)[0])] += 1
+    kernel.assign(changed)
+    certificate = convfc.verify(model, after, x)
+    assert [one.holds for one in certificate.layers] == [False, True]
+    assert "its matrix is not a convolution's" in certificate.failures[0]
+
+
 # Refused ------------------------------------------------------------------------------------------
 
 
@@ -393,7 +423,14 @@ def test_every_policy_is_kept_and_goes_back_to_the_bit(dtype: str) -> None:
     after = convfc.unroll(layer, integers(1, 4, 4, 2))
     assert {part.dtype_policy.name for part in after.layers} == {dtype}
     assert after.layers[1].kernel.dtype == layer._kernel.dtype
-    back = convfc.to_conv(after)
+    again = rebuilt(after, {})
+    x = np.random.default_rng(0).integers(-99, 99, (1, 4, 4, 2)) / 2**8  # more than bfloat16 has
+    for made in (after, again):
+        assert numpy(made(x)).dtype == numpy(layer(x)).dtype
+        assert made.dtype_policy.name == dtype
+        if dtype == "float64":
+            assert (numpy(made(x + 2.0**-40)) != numpy(made(x))).all()
+    back = convfc.to_conv(again)
     assert back.dtype_policy.name == dtype
     for one, other in zip(back.weights, layer.weights, strict=True):
         assert one.dtype == other.dtype

@@ -103,6 +103,9 @@ def rebuilt(model: Any, new: Mapping[int, Any]) -> Any:
         whole.build_from_config(model.get_build_config())
     for layer, copy in copies:
         _copy_weights(layer, copy)
+    for layer, copy in graphs:
+        if copy.dtype_policy != layer.dtype_policy:  # it casts what it is called with
+            copy.dtype_policy = layer.dtype_policy
     for layer, copy in (*graphs, *copies):
         for name in RECORDS:
             if name in vars(layer):

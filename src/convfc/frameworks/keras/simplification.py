@@ -98,6 +98,17 @@ def record_of(model: Any) -> Simplified | None:
     return record if isinstance(record, Simplified) else None
 
 
+def check_not_simplified(*models_: Any) -> None:
+    """Refuse to compare a simplified network layer by layer: it has none of the first one's."""
+    if any(record_of(model) is not None for model in models_):
+        raise UnsupportedModel(
+            "a simplified network of Keras has no certificate yet",
+            where="model",
+            remedy="convfc.to_conv(model) makes it again of the CONV network, compares every bit, "
+            "and gives that network back, or says what differs",
+        )
+
+
 def whole_back(model: Any, where: Where, *, inplace: bool) -> Any | None:
     """Return the CONV network that an unchanged simplified network was; None of others."""
     record = record_of(model)

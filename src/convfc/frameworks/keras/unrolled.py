@@ -22,7 +22,7 @@ from convfc.geometry import ConvGeometry
 from convfc.layer import ConvLayer, Order
 from convfc.operators.estimate import check_dense
 from convfc.operators.matrix import conv_matrix, conv_offset
-from convfc.operators.nearest import bias_in, filters_in
+from convfc.operators.nearest import bias_in, filters_in, read_entries
 from convfc.operators.pattern import MatrixPattern, matrix_pattern
 from convfc.places import place_in_words, warn
 
@@ -148,6 +148,7 @@ def make_unrolled(layer: Any, sized: SizedGeometry) -> Any:
     whole = keras.Sequential(
         [keras.Input(shape, dtype=layer.compute_dtype), *parts], name=layer.name
     )
+    whole.dtype_policy = layer.dtype_policy  # or it would cast its input to Keras's default
     whole.trainable = layer.trainable
     dense.kernel.assign(conv_matrix(reading, size, layout="dense", order=order).T)
     dense.kernel.trainable = kernel_of(layer).trainable
@@ -289,6 +290,21 @@ def _kernel_of(
     """Return filters ``(f, *kernel, c / groups)`` as Keras lays them out: `read_layer` reversed."""
     kernel = np.moveaxis(filters, 0, -2 if geometry.transposed else -1)
     return kernel.reshape(shape)  # of a depthwise layer (*kernel, c, filters of a channel)
+
+
+def folded(record: Unrolled, entries: list[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+    """Return a gradient of a Dense's kernel, and of its bias, as that of the CONV layer's."""
+    pattern, geometry = _pattern(record), record.geometry
+    values = read_entries(entries[0].T, pattern).values
+    filters = pattern.fold(values)
+    kernel = _kernel_of(filters, geometry, kernel_of(record.layer).shape)
+    count = geometry.out_channels
+    first = record.order == "channels_first"
+    biases = (
+        bias.reshape(count, -1).sum(1) if first else bias.reshape(-1, count).sum(0)
+        for bias in entries[1:]
+    )
+    return [kernel, *biases]
 
 
 def _warn(name: str, what: str) -> None:
