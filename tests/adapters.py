@@ -96,8 +96,8 @@ class Adapter:
         """Give the layer these numbers, filters ``(f, *kernel, c / groups)``; return the model."""
         raise NotImplementedError
 
-    def networks(self) -> dict[str, tuple[Any, np.ndarray]]:
-        """Return small networks on small integers, by name, each with an input."""
+    def networks(self) -> dict[str, Callable[[], tuple[Any, np.ndarray]]]:
+        """Return what makes small networks on small integers, by name, each with an input."""
         return {}
 
     def run(self, model: Any, x: np.ndarray) -> np.ndarray:
@@ -310,7 +310,10 @@ class TorchAdapter(Adapter):
                 layer.bias.copy_(torch.from_numpy(bias))
         return model
 
-    def networks(self) -> dict[str, tuple[Any, np.ndarray]]:
+    def networks(self) -> dict[str, Callable[[], tuple[Any, np.ndarray]]]:
+        return {"conv-norm-conv-up": self._network}
+
+    def _network(self) -> tuple[Any, np.ndarray]:
         model = nn.Sequential(
             nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular"),
             nn.BatchNorm2d(4, eps=0.0),
@@ -322,7 +325,7 @@ class TorchAdapter(Adapter):
             for seed, tensor in enumerate([*model.parameters(), model[1].running_mean]):
                 tensor.copy_(integers(tensor.shape, seed=seed))
         x = np.random.default_rng(0).integers(-2, 3, (2, 3, 6, 5))
-        return {"conv-norm-conv-up": (model.double().eval(), x)}
+        return model.double().eval(), x
 
     def run(self, model: Any, x: np.ndarray) -> np.ndarray:
         with torch.no_grad():
@@ -512,6 +515,8 @@ class KerasAdapter(Adapter):
 
     name = "keras"
     dtypes = ("float32", "bfloat16")
+    # Keras's own saving of variables, under NumPy 2.
+    warnings = ("ignore:__array__ implementation:DeprecationWarning",)
     forms = (
         Form("patch", "to_fc", {"form": "patch", "product": "matrix"}),
         Form("patch by Keras", "to_fc", {"form": "patch"}),
@@ -571,7 +576,10 @@ class KerasAdapter(Adapter):
         layer.set_weights([kernel, *([] if bias is None else [bias])])
         return model
 
-    def networks(self) -> dict[str, tuple[Any, np.ndarray]]:
+    def networks(self) -> dict[str, Callable[[], tuple[Any, np.ndarray]]]:
+        return {"shared-nested-separable": self._network}
+
+    def _network(self) -> tuple[Any, np.ndarray]:
         layers, x = keras.layers, keras.Input((6, 5, 3))
         twice = layers.Conv2D(3, 3, padding="same", activation="relu", name="twice")
         h = layers.BatchNormalization(epsilon=0.0, name="norm")(twice(twice(x)))
@@ -582,9 +590,9 @@ class KerasAdapter(Adapter):
         y = layers.Conv2DTranspose(2, 2, strides=2, padding="same", name="up")(inner(h))
         model = keras.Model(x, y)
         numbers = np.random.default_rng(0)
-        model.set_weights([numbers.integers(-2, 3, w.shape) for w in model.get_weights()])
+        model.set_weights([numbers.integers(-2, 3, tuple(w.shape)) for w in model.weights])
         model.get_layer("norm").moving_variance.assign(np.full(3, 4.0))
-        return {"shared-nested-separable": (model, numbers.integers(-2, 3, (2, 6, 5, 3)))}
+        return model, numbers.integers(-2, 3, (2, 6, 5, 3))
 
     def run(self, model: Any, x: np.ndarray) -> np.ndarray:
         return _as_numpy(model(self.example(model, x)))
@@ -592,11 +600,11 @@ class KerasAdapter(Adapter):
     def gradients(self, model: Any, x: np.ndarray, dy: np.ndarray) -> Arrays:
         y, pull = backend.pullback(model, self.example(model, x))
         dx, *others = map(_as_numpy, pull(keras.ops.convert_to_tensor(dy, y.dtype)))
-        names = [variable.path for variable in model.trainable_variables]
-        return {"x": dx, **dict(zip(names, others, strict=True))}
+        return {"x": dx, **dict(zip(self.parameters(model), others, strict=True))}
 
     def parameters(self, model: Any) -> Arrays:
-        return {one.path: _as_numpy(one.value) for one in model.trainable_variables}
+        found = enumerate(model.trainable_variables)
+        return {f"{number} {one.name}": _as_numpy(one.value) for number, one in found}
 
     def state(self, model: Any) -> Arrays:
         """Return what Keras writes into a file of weights."""
@@ -627,7 +635,7 @@ class KerasAdapter(Adapter):
         return (
             [type(one).__qualname__ for one in model._flatten_layers()],
             json.dumps(model.get_config(), default=str),
-            [(one.path, one.dtype, tuple(one.shape), one.trainable) for one in model.variables],
+            [(one.name, one.dtype, tuple(one.shape), one.trainable) for one in model.variables],
         )
 
     def change(self, model: Any, geometry: ConvGeometry) -> None:

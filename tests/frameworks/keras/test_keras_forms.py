@@ -188,8 +188,10 @@ def total(y: Any, outputs: Any) -> Any:
 
 def trained(model: Any, x: np.ndarray) -> list[Any]:
     """The weights after a step whose length is the gradient, as the CNN has them."""
-    model.compile(keras.optimizers.SGD(1.0), total)
-    y = np.resize(np.array([1, -1, 2], "float32"), model(x).shape)
+    # In TensorFlow's graph a step of plain Dense networks, too, differs from run to run.
+    eager = BACKEND == "tensorflow"
+    model.compile(keras.optimizers.SGD(1.0), total, run_eagerly=eager)
+    y = np.resize(np.array([1, -1, 2], "float32"), (len(x), *model.output_shape[1:]))
     model.train_on_batch(x, y)
     return numpy(back(model).weights)
 
@@ -207,8 +209,8 @@ def test_untouched_layers_give_the_bits_of_the_cnn_on_real_numbers() -> None:
     expected = numpy(cnn(x)), trained(cnn, x)
     for form in ("patch", "weight"):
         fc = convert(fill(network(), whole=False), form)
-        same((numpy(fc(x)), trained(fc, x))[0], expected[0])
-        same(numpy(fc.weights), expected[1])
+        same(numpy(fc(x)), expected[0])
+        same(trained(fc, x), expected[1])
 
 
 def test_predict_and_fit() -> None:
@@ -217,7 +219,7 @@ def test_predict_and_fit() -> None:
     fc = convert(cnn, product="matrix")
     fc.predict_function = None
     same(fc.predict(x, verbose=0), expected)
-    fc.compile("adam", "mse")
+    fc.compile(keras.optimizers.SGD(1e-6), "mse")
     history = fc.fit(x, expected + 1, epochs=2, verbose=0)
     assert history.history["loss"][1] < history.history["loss"][0]
 
@@ -274,7 +276,7 @@ def test_a_saved_model_is_the_model(tmp_path: pathlib.Path, kind: str) -> None:
     fc, x = some(kind), images(whole=False)
     fc.save(tmp_path / "fc.keras")
     loaded = keras.saving.load_model(tmp_path / "fc.keras")
-    same(numpy(loaded(x)), numpy(fc(x)))
+    same(loaded.predict(x, verbose=0), fc.predict(x, verbose=0))
     configs = [[each.get_config() for each in convs(model)] for model in (loaded, fc)]
     assert json.dumps(configs[0]) == json.dumps(configs[1])
     assert all(
@@ -325,26 +327,37 @@ def test_a_model_built_from_its_config_starts_as_the_cnn_does() -> None:
     same(started(of_form, type(made)), started(config, layers.Conv2D))
 
 
+@keras.saving.register_keras_serializable(package="tests")
+class FirstRow(keras.regularizers.Regularizer):  # type: ignore[misc]
+    """It looks at a part of the kernel that only the CONV layout knows."""
+
+    def __call__(self, kernel: Any) -> Any:
+        return ops.sum(ops.square(kernel[0])) / 4
+
+    def get_config(self) -> dict[str, Any]:
+        return {}
+
+
 @pytest.mark.parametrize("separate", [None, False])
 def test_what_acts_on_a_kernel_acts_on_the_conv_layout(separate: bool | None) -> None:
     options = {
-        "kernel_regularizer": keras.regularizers.L1L2(0.1, 0.3),
+        "kernel_regularizer": FirstRow(),
         "kernel_constraint": keras.constraints.MaxNorm(0.5, axis=[0, 1]),
     }
-    cnn, x = fill(network(**options), whole=False), images(whole=False)
+    cnn, x = fill(network(**options)), images()
     losses = numpy(cnn.losses)
     expected = trained(cnn, x)
-    fc = convert(fill(network(**options), whole=False), separate=separate)
+    fc = convert(fill(network(**options)), separate=separate)
     assert type(fc.layers[2].layers[0].fc) is GroupedDense
     same(sorted(map(float, numpy(fc.losses))), sorted(map(float, losses)))
     fc = keras.models.clone_model(fc)
-    convert(fill(back(fc), whole=False), separate=separate)
+    convert(fill(back(fc)), separate=separate)
     same(trained(fc, x), expected)
 
 
 def test_groups_that_are_regularised_together_are_not_apart() -> None:
     made = layer("Conv1D", 4, 2, size=(8,), channels=4, groups=2, bias_regularizer="l2").made()
-    with pytest.raises(UnsupportedLayer, match="all groups together. Remedy: leave out separate"):
+    with pytest.raises(UnsupportedLayer, match=r"all groups together\. Remedy: leave out separate"):
         forms.to_form(made, "patch", separate=True)
     assert forms.form_of(made) == "native"
 
@@ -482,6 +495,31 @@ def test_a_class_of_the_users_stays_what_it_is() -> None:
     assert type(made) is Named
 
 
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+def test_a_layer_that_is_built_while_a_model_is_traced_starts_as_the_cnn_does(dtype: str) -> None:
+    def inside(conv: Any) -> Any:
+        class Inside(keras.Model):  # type: ignore[misc]
+            def __init__(self) -> None:
+                super().__init__(dtype=dtype)
+                self.conv = conv
+
+            def call(self, inputs: Any) -> Any:
+                return self.conv(inputs)
+
+        model = Inside()
+        return model, model.predict(images(whole=False), verbose=0)
+
+    made = layers.Conv2D(4, 3, dtype=dtype, kernel_initializer=keras.initializers.HeNormal(seed=1))
+    config = made.get_config()
+    made.build((None, 8, 7, 2))
+    forms.to_form(made, "patch")
+    _, expected = inside(layers.Conv2D.from_config(config))
+    model, outputs = inside(type(made).from_config(made.get_config()))
+    assert forms.form_of(model.conv) == "patch"
+    same(outputs, expected)
+    same(numpy(model.conv.kernel), numpy(made.kernel))
+
+
 class Subclassed(keras.Model):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__()
@@ -530,6 +568,7 @@ def test_what_does_not_train_does_not_train_after() -> None:
         assert len(made.trainable_variables) == (2 if form == "patch" and count else count)
         forms.to_native(made)
         assert len(made.trainable_variables) == count
+        made.trainable = False
         made.trainable = True
         assert len(made.trainable_variables) == 2
 
@@ -554,6 +593,4 @@ def test_a_graph_without_sizes_is_refused_if_it_needs_m() -> None:
     convert(model, product="matrix")
     model.compile(jit_compile=False)
     with pytest.raises(ShapeError, match="layer first: M cannot be built in a graph"):
-        model.predict(
-            iter([np.ones((2, n, n, 2), "float32") for n in (5, 6, 7)]), verbose=0, steps=3
-        )
+        model.predict(((np.ones((2, n, n, 2), "float32"),) for n in (5, 6, 7)), verbose=0)

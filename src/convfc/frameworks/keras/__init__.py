@@ -2,7 +2,12 @@
 
 ============== ==================================================================================
 `read`         what one of Keras's CONV layers computes, in convfc's own terms
-`layers`       the layers of the FC form
+`forms`        one CONV layer as an FC layer, and back, in place
+`children`     the FC layers in it
+`parts`        what a CONV layer consists of, and its variables
+`grouped`      the FC layer of all groups as one, and the layouts of kernels
+`products`     the patch matrix M with ``keras.ops``
+`layers`       the layer that builds M, for models written by hand
 `backend`      choosing a backend and a precision
 ============== ==================================================================================
 

@@ -135,7 +135,7 @@ def _in_dtype(model: Any, dtype: str) -> Any:
         copied = keras.saving.deserialize_keras_object(config, safe_mode=False)
         if not copied.built:
             copied.build_from_config(model.get_build_config())
-    copied.set_weights(model.get_weights())
+    copied.set_weights(models.weights_of(model))
     return copied
 
 
@@ -206,7 +206,7 @@ class _Layers(Sides):
         """Return a layer made again, in the dtype of the numbers, without its activation."""
         if not self.plain:
             return part
-        weights = [np.asarray(models.to_numpy(one.value)) for one in part.weights]
+        weights = models.weights_of(part)
         policy: Any = part.dtype_policy.name
         if numbers is not None:
             weights = [numbers(one) for one in weights]

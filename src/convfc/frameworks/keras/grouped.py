@@ -39,7 +39,9 @@ def to_kernel(matrix: Any, shape: Sequence[int], *, transposed: bool = False) ->
     if not transposed:
         return ops.reshape(matrix, shape)
     *sizes, filters, channels = shape
-    return ops.swapaxes(ops.reshape(matrix, (*sizes, channels, filters)), -1, -2)
+    kernel = ops.swapaxes(ops.reshape(matrix, (*sizes, channels, filters)), -1, -2)
+    # By way of one axis, so that PyTorch lays it out, and adds it up, as the CONV layer's.
+    return ops.reshape(ops.reshape(kernel, (-1,)), shape)
 
 
 @keras.saving.register_keras_serializable(package="convfc")

@@ -46,7 +46,7 @@ def copy_of(model: Any) -> Any:
         try:
             if isinstance(model, keras.Model):
                 return copy.deepcopy(model)
-            return rebuilt(model, model.get_config(), model.get_weights())
+            return rebuilt(model, model.get_config(), weights_of(model))
         except Exception as error:
             raise UnsupportedModel(
                 f"it cannot be copied ({words(error)})",
@@ -81,6 +81,11 @@ def load(path: pathlib.Path) -> Any:
             expected="a model that Keras saved, of its own layers",
             remedy="load it in Python, with your custom_objects, and give convfc the model",
         ) from error
+
+
+def weights_of(model: Any) -> list[np.ndarray[Any, Any]]:
+    """Return the numbers of all variables, as ``set_weights`` takes them."""
+    return [to_numpy(variable.value) for variable in model.weights]
 
 
 def forget_functions(model: Any) -> None:
