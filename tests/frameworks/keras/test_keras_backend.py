@@ -15,7 +15,12 @@ import pytest
 
 from convfc.errors import ArgumentError, MissingDependencyError, RunError
 from convfc.frameworks.keras import backend
-from convfc.frameworks.keras.backend import BACKENDS, choose_backend, precision
+from convfc.frameworks.keras.backend import (
+    BACKENDS,
+    choose_backend,
+    precision,
+    wide_numbers,
+)
 
 HERE = pathlib.Path(__file__).parent
 CURRENT = keras.config.backend()
@@ -85,6 +90,18 @@ def test_precision_holds_inside_and_ends_outside() -> None:
     assert keras.config.floatx() == "float32"
     assert keras.layers.Dense(2).compute_dtype == "float32"
     assert keras.ops.convert_to_numpy(keras.ops.ones(1)).dtype == np.float32
+
+
+def test_wide_numbers_are_wide_in_products_and_sums() -> None:
+    """Where Keras itself makes float32 of them, on JAX and PyTorch."""
+    x = np.array([[1.0]]) + 2.0**-40
+    with wide_numbers():
+        dense = keras.layers.Dense(1, kernel_initializer="ones", dtype="float64")
+        inside = keras.ops.convert_to_numpy(dense(keras.ops.convert_to_tensor(x, "float64")))
+    assert inside.tolist() == x.tolist()
+    assert keras.backend.result_type("float64") == (
+        "float64" if CURRENT == "tensorflow" else "float32"
+    )
 
 
 def test_precision_ends_after_an_error_and_no_other_is_known() -> None:

@@ -428,7 +428,7 @@ def test_every_policy_is_kept_and_goes_back_to_the_bit(dtype: str) -> None:
     for made in (after, again):
         assert numpy(made(x)).dtype == numpy(layer(x)).dtype
         assert made.dtype_policy.name == dtype
-        if dtype == "float64":
+        if dtype == "float64" and BACKEND == "tensorflow":  # elsewhere Keras multiplies in float32
             assert (numpy(made(x + 2.0**-40)) != numpy(made(x))).all()
     back = convfc.to_conv(again)
     assert back.dtype_policy.name == dtype
