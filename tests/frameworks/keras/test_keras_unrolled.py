@@ -21,6 +21,7 @@ from convfc.errors import (
     UnsupportedLayerWarning,
     UnsupportedModel,
 )
+from convfc.frameworks.keras.backend import wide_numbers
 from convfc.frameworks.keras.copies import rebuilt
 from convfc.rounding import rounding_bound
 
@@ -320,6 +321,18 @@ def test_verify_runs_the_matrix_and_says_no_to_another(data_format: str) -> None
     certificate = convfc.verify(model, after, x)
     assert [one.holds for one in certificate.layers] == [False, True]
     assert "its matrix is not a convolution's" in certificate.failures[0]
+
+
+def test_wide_numbers_are_wide_in_products_and_sums() -> None:
+    """Where Keras itself makes float32 of them, on JAX and PyTorch."""
+    x = np.array([[1.0]]) + 2.0**-40
+    with wide_numbers():
+        dense = keras.layers.Dense(1, kernel_initializer="ones", dtype="float64")
+        inside = numpy(dense(keras.ops.convert_to_tensor(x, "float64")))
+    assert inside.tolist() == x.tolist()
+    assert keras.backend.result_type("float64") == (
+        "float64" if BACKEND == "tensorflow" else "float32"
+    )
 
 
 # Refused ------------------------------------------------------------------------------------------
