@@ -11,7 +11,13 @@ import warnings
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias, TypeVar
 
-from convfc.errors import NothingToConvert, Refusal, UnsupportedLayer, UnsupportedLayerWarning
+from convfc.errors import (
+    ArgumentError,
+    NothingToConvert,
+    Refusal,
+    UnsupportedLayer,
+    UnsupportedLayerWarning,
+)
 
 _Made = TypeVar("_Made")
 
@@ -90,6 +96,17 @@ def nothing_to_convert(what: str, where: Where, there: Iterable[str]) -> Nothing
         got=where if isinstance(where, str) else None,
         remedy="give names as in model.named_modules()",
     )
+
+
+def check_as_a_whole(where: Where, *, inplace: bool) -> None:
+    """Refuse a part of a simplified network, and one that is to stay the same object."""
+    for name, given in (("inplace", inplace), ("where", where is not None)):
+        if given:
+            raise ArgumentError(
+                "a simplified network goes back as a whole, and becomes another object",
+                where=name,
+                remedy=f"leave out {name}=",
+            )
 
 
 def tied(who: str, holder: str) -> Refusal:

@@ -74,13 +74,20 @@ def _enable_x64(on: bool) -> bool:
 
 @contextlib.contextmanager
 def wide_numbers() -> Iterator[None]:
-    """Let JAX have float64 for what is made and run inside, whatever is set outside."""
+    """Let Keras, and JAX under it, have float64 for what is made and run inside.
+
+    Keras makes float32 of the float64 of a product or a sum, but on TensorFlow, whatever is set.
+    """
     import keras
+    from keras.src.backend.common.dtypes import BIT64_TO_BIT32_DTYPE as NARROWED
 
     former = _enable_x64(True) if keras.config.backend() == "jax" else None
+    narrowed = NARROWED["float64"]
+    NARROWED["float64"] = "float64"
     try:
         yield
     finally:
+        NARROWED["float64"] = narrowed
         if former is not None:
             _enable_x64(former)
 
