@@ -29,7 +29,7 @@ def test_layers_on_the_other_backends(name: str) -> None:
         pytest.skip(f"{name} is not installed")
     quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0", "OMP_NUM_THREADS": "1"}
     reading = "test_keras_read.py::test_a_layer_is_what_keras_computes"
-    files = ("test_keras_layers.py", reading, "test_keras_forms.py")
+    files = (reading, "test_keras_forms.py")
     files += ("test_keras_unrolled.py", "test_keras_simplify.py")
     # Kernels of every size; and what another process loads, once.
     some = "(strides2 or Depthwise or causal or not test_a_layer_is) and not another_process"
