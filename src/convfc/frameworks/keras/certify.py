@@ -24,7 +24,7 @@ with needing():
 
 from convfc.certificate import LayerCertificate, WeightComparison
 from convfc.comparing import cast_to, compare, describe, dtype_name, same_bits, wide
-from convfc.frameworks.keras import backend, forms, models, read
+from convfc.frameworks.keras import backend, forms, models, read, unrolled
 from convfc.measure import LARGEST, Call, Numbers, Run, Side, Sides, Sums, measure
 from convfc.networks import Networks
 from convfc.places import walk
@@ -133,7 +133,7 @@ def _in_dtype(model: Any, dtype: str, inputs: Any) -> Any:
             }
         return [changed(one) for one in config] if isinstance(config, (list, tuple)) else config
 
-    with keras.saving.custom_object_scope({type(o).__name__: type(o) for o in models.own(model)}):
+    with keras.saving.custom_object_scope(models.own_classes(model)):
         config = changed(keras.saving.serialize_keras_object(model))
         copied = keras.saving.deserialize_keras_object(config, safe_mode=False)
         if not copied.built:
@@ -148,6 +148,12 @@ def _dtype(key: str, value: Any, dtype: str) -> str | None:
     """Return the dtype if this entry of a configuration is one of numbers that are no integers."""
     is_one = key == "dtype" and isinstance(value, str) and "float" in value
     return dtype if is_one else None
+
+
+def form_in_words(part: Any) -> str:
+    """Return the form of a layer, or what it is."""
+    unrolled_ = unrolled.unrolled_of(part) and "unrolled"
+    return forms.form_of(part) or unrolled_ or type(part).__name__
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,13 +173,13 @@ class KerasPair:
     @property
     def forms(self) -> tuple[str, str]:
         """What the layer is before and after, in one word each."""
-        word = (forms.form_of(one) or type(one).__name__ for one in (self.before, self.after))
+        word = (form_in_words(one) for one in (self.before, self.after))
         first, second = word
         return first, second
 
     def on(self, call: Call) -> list[Sides]:
         """Return the pair on one input, for `measure`."""
-        return [_Layers(self, call)]
+        return [LayerSides(self, call)]
 
     def unreached(self, seed: int) -> list[LayerCertificate]:
         """Compare a pair that the model does not call on this input, on random numbers."""
@@ -188,7 +194,7 @@ class KerasPair:
         return [measure(one, seed=seed, notes=(note,)) for one in self.on(call)]
 
 
-class _Layers(Sides):
+class LayerSides(Sides):
     """The two layers of a pair on one input; everything runs on layers that are made again."""
 
     def __init__(self, pair: KerasPair, call: Call) -> None:
@@ -204,6 +210,7 @@ class _Layers(Sides):
             self.notes = (f"{_NOT_PLAIN}: no test of weights and integers",)
 
     def made(self, numbers: Numbers | None) -> tuple[Side, Side]:
+        """Return both layers, with other numbers if some are given."""
         before, after = (self._layer(part, numbers) for part in self.parts)
         return partial(self._run, before), partial(self._run, after)
 
@@ -256,6 +263,7 @@ class _Layers(Sides):
         return found
 
     def parameters(self) -> Iterable[tuple[str, Array]]:
+        """Return the weights of both layers, by name."""
         return (
             (one.name, models.to_numpy(one.value)) for part in self.parts for one in part.weights
         )
@@ -279,13 +287,16 @@ class _Layers(Sides):
         }
 
     def integers(self, longest: int, limit: float) -> Iterable[int]:
+        """Return how large integers may be so that such sums are within the limit."""
         room, factors = limit / longest, 2 + isinstance(self.parts[0], read.SEPARABLE)
         return [] if room < 1 else [min(2 ** int(np.log2(room) / factors), LARGEST)]
 
     def on_integers(self, numbers: Numbers, x: Array, limit: float) -> tuple[Side, Side]:
+        """Return both layers on integers."""
         return self.made(numbers)
 
     def matrices(self, y: Array) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the shapes of M and K."""
         size = self.call.x.shape[1:]
         layer = self.parts[0]
         spatial = size[1:] if layer.data_format == "channels_first" else size[:-1]

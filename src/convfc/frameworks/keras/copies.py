@@ -9,6 +9,7 @@ is copied here.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -21,8 +22,9 @@ from convfc.extras import needing
 with needing():
     import keras
 
-from convfc.comparing import first_words
+from convfc.comparing import first_words, words
 from convfc.errors import UnsupportedLayer, UnsupportedModel
+from convfc.frameworks.keras import models
 
 RECORDS = ("convfc_unrolled", "convfc_simplified")
 """Attributes in which what convfc has made remembers what it was; copies have them, too."""
@@ -30,6 +32,24 @@ RECORDS = ("convfc_unrolled", "convfc_simplified")
 _SUBCLASSED = (
     "build it as a keras.Sequential or with keras.Model(inputs, outputs), whose calls Keras knows"
 )
+
+
+def copy_of(model: Any) -> Any:
+    """Return a copy of a model: of its graph, or as Keras saves one whose forward is its own."""
+    if model.built and (is_graph(model) or not isinstance(model, keras.Model)):
+        copied = rebuilt(model, {})
+        if getattr(model, "compiled", False):
+            copied.compile_from_config(model.get_compile_config())
+        return copied
+    with keras.saving.custom_object_scope(models.own_classes(model)):
+        try:
+            return copy.deepcopy(model)
+        except Exception as error:
+            raise UnsupportedModel(
+                f"it cannot be copied ({words(error)})",
+                where=model.name,
+                remedy="give its class a get_config, or convert it itself, with inplace=True",
+            ) from error
 
 
 def is_graph(model: Any) -> bool:
@@ -101,19 +121,19 @@ def rebuilt(model: Any, new: Mapping[int, Any]) -> Any:
     else:
         whole, graphs = made(model), []
         whole.build_from_config(model.get_build_config())
-    for layer, copy in copies:
-        _copy_weights(layer, copy)
-    for layer, copy in graphs:
-        if copy.dtype_policy != layer.dtype_policy:  # it casts what it is called with
-            copy.dtype_policy = layer.dtype_policy
-    for layer, copy in (*graphs, *copies):
+    for layer, other in copies:
+        _copy_weights(layer, other)
+    for layer, other in graphs:
+        if other.dtype_policy != layer.dtype_policy:  # it casts what it is called with
+            other.dtype_policy = layer.dtype_policy
+    for layer, other in (*graphs, *copies):
         for name in RECORDS:
             if name in vars(layer):
-                vars(copy)[name] = vars(layer)[name]
-        pairs = zip(_parts(layer), _parts(copy), strict=True) if (layer, copy) in copies else ()
+                vars(other)[name] = vars(layer)[name]
+        pairs = zip(_parts(layer), _parts(other), strict=True) if (layer, other) in copies else ()
         flags += [(theirs, mine.trainable) for mine, theirs in pairs]
     # A layer hands its flag on to what is inside it: so from the outside in, numbers last.
-    wanted = [(copy, layer.trainable) for layer, copy in graphs] + flags
+    wanted = [(other, layer.trainable) for layer, other in graphs] + flags
     for part, flag in sorted(wanted, key=lambda one: not isinstance(one[0], keras.layers.Layer)):
         if part.trainable != flag:
             part.trainable = flag

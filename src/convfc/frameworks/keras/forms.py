@@ -129,8 +129,7 @@ def convs_in(model: Any) -> list[Any]:
 
 def take_form_of(layer: Any, other: Any) -> None:
     """Give a CONV layer the form that another one has, if that has one and this has none."""
-    form = form_of(other)
-    if form not in (None, "native") and form_of(layer) == "native":
+    if form_of(other) not in (None, "native") and form_of(layer) == "native":
         to_form(layer, other.form, separate=other.separate, product=other.product)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -16,7 +15,7 @@ with needing():
     import keras
 
 from convfc.comparing import words
-from convfc.errors import DataError, ShapeError, UnsupportedModel
+from convfc.errors import DataError, ShapeError
 
 Note: TypeAlias = Callable[[Any, Any], None]
 """Is told of a call: the layer, and its input."""
@@ -60,24 +59,10 @@ def all_layers(model: Any) -> Iterator[Any]:
     return iter(model._flatten_layers(include_self=True, recursive=True))
 
 
-def copy_of(model: Any) -> Any:
-    """Return a copy of a model, made of its configuration and its weights, as Keras saves it."""
-    with keras.saving.custom_object_scope({type(one).__name__: type(one) for one in own(model)}):
-        try:
-            if isinstance(model, keras.Model):
-                return copy.deepcopy(model)
-            return rebuilt(model, model.get_config(), weights_of(model))
-        except Exception as error:
-            raise UnsupportedModel(
-                f"it cannot be copied ({words(error)})",
-                where=model.name,
-                remedy="give its class a get_config, or convert it itself, with inplace=True",
-            ) from error
-
-
-def own(model: Any) -> Iterator[Any]:
-    """Yield the parts of classes that are not Keras's, which no file of Keras knows."""
-    return (one for one in all_layers(model) if not type(one).__module__.startswith("keras."))
+def own_classes(model: Any) -> dict[str, type]:
+    """Return the classes in a model that are not Keras's, which no file of Keras knows."""
+    kinds = {type(one) for one in all_layers(model)}
+    return {kind.__name__: kind for kind in kinds if not kind.__module__.startswith("keras.")}
 
 
 def rebuilt(layer: Any, config: Mapping[str, Any], weights: Sequence[Any]) -> Any:
