@@ -278,7 +278,7 @@ def test_a_model_of_peft_is_not_changed_in_place() -> None:
 
 # ------------------------------------------------------------------------------- quantised weights
 
-INPUT_TOO = "only the rounded weights come back: the quantised Linear rounds its input as well"
+INPUT_TOO = "only the rounded weights come back: the quantised FC layer rounds its input as well"
 
 
 @pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated")
