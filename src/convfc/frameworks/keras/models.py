@@ -89,13 +89,21 @@ def weights_of(model: Any) -> list[np.ndarray[Any, Any]]:
 
 
 def forget_functions(model: Any) -> None:
-    """Have a model compile its functions anew: its layers compute with other variables now."""
+    """Have a model compile its functions anew: its layers compute with other variables now.
+
+    On PyTorch also list its parameters anew, which it keeps.
+    """
     for part in all_layers(model):
         if isinstance(part, keras.Model):
             part.train_function = part.test_function = part.predict_function = None
             if getattr(part, "compiled", False) and part.optimizer is not None:
                 old = part.optimizer
                 part.optimizer = type(old).from_config(old.get_config())
+    if keras.config.backend() == "torch":
+        modules = {id(each): each for part in all_layers(model) for each in part.modules()}
+        for each in modules.values():
+            if hasattr(each, "_torch_params"):
+                each._track_variables()
 
 
 def run(model: Any, x: Any, name: str = "x") -> Any:
