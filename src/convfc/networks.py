@@ -129,10 +129,10 @@ class Networks(ABC):
     def measure(
         self, model: Any, pairs: Sequence[Pair], seed: int
     ) -> tuple[Any, list[LayerCertificate]]:
-        """Run a copy of a network once; at each call of a pair, compare it on the spot.
+        """Run a copy of a network once, and compare each call of a pair on what it received.
 
-        So no more than one layer's input is kept at a time. Returned are the network's output, and
-        the certificates, one per call; pairs that are not called are compared on random numbers.
+        Returned are the network's output, and the certificates, one per call; pairs that are not
+        called are compared on random numbers.
         """
 
     @abstractmethod

@@ -8,10 +8,16 @@ from __future__ import annotations
 import fnmatch
 import sys
 import warnings
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias, TypeVar
 
-from convfc.errors import NothingToConvert, Refusal, UnsupportedLayer, UnsupportedLayerWarning
+from convfc.errors import (
+    ArgumentError,
+    NothingToConvert,
+    Refusal,
+    UnsupportedLayer,
+    UnsupportedLayerWarning,
+)
 
 _Made = TypeVar("_Made")
 
@@ -19,6 +25,17 @@ Chosen: TypeAlias = Callable[[str, Any], bool]
 """Whether a layer is chosen, by its name and the layer itself."""
 Where: TypeAlias = Chosen | str | Collection[str] | None
 """Which layers: a function of name and layer, or names with ``*`` as in a shell; None is all."""
+
+
+def walk(model: Any, children: Callable[[Any], Mapping[str, Any]]) -> dict[str, Any]:
+    """Return every place of a model that holds a part: a shared one stands at several."""
+
+    def below(part: Any, name: str) -> Iterator[tuple[str, Any]]:
+        yield name, part
+        for key, child in children(part).items():
+            yield from below(child, f"{name}.{key}" if name else key)
+
+    return dict(below(model, ""))
 
 
 def selector(where: Where) -> Chosen:
@@ -79,6 +96,17 @@ def nothing_to_convert(what: str, where: Where, there: Iterable[str]) -> Nothing
         got=where if isinstance(where, str) else None,
         remedy="give names as in model.named_modules()",
     )
+
+
+def check_as_a_whole(where: Where, *, inplace: bool) -> None:
+    """Refuse a part of a simplified network, and one that is to stay the same object."""
+    for name, given in (("inplace", inplace), ("where", where is not None)):
+        if given:
+            raise ArgumentError(
+                "a simplified network goes back as a whole, and becomes another object",
+                where=name,
+                remedy=f"leave out {name}=",
+            )
 
 
 def tied(who: str, holder: str) -> Refusal:

@@ -10,7 +10,7 @@ and stand here. What a framework does not have stays as it is in this class, and
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy.typing as npt
@@ -27,6 +27,7 @@ from convfc.places import (
     place_in_words,
     refuse_or_list,
     selector,
+    walk,
     warn,
 )
 from convfc.sizes import one_of
@@ -102,13 +103,7 @@ class Room(ABC):
 
     def places(self, model: Any) -> dict[str, Any]:
         """Return every place of a model that holds a part: a shared one stands at several."""
-
-        def below(part: Any, name: str) -> Iterator[tuple[str, Any]]:
-            yield name, part
-            for key, child in self.children(part).items():
-                yield from below(child, f"{name}.{key}" if name else key)
-
-        return dict(below(model, ""))
+        return walk(model, self.children)
 
     # From CONV to FC.
 

@@ -148,6 +148,27 @@ def check_together(
     )
 
 
+def check_dense(
+    layers: Mapping[str, tuple[MatrixPattern, Any]], memory: float | None = None
+) -> None:
+    """Raise MemoryBudgetError unless the dense matrices of unrolled layers fit together.
+
+    Given are the pattern and the dtype of each, by name.
+    """
+    check_together(
+        {name: pattern_estimate(*each, "dense") for name, each in layers.items()},
+        memory,
+        what="the matrices of the unrolled layers",
+        remedy="convfc.to_fc needs no such matrix; convfc.conv_operator(layer, input_size) applies "
+        "it without building it; or give a smaller example, or name fewer layers with where=",
+        # While one matrix is filled: its entries and their places.
+        working=max(
+            (pattern.nonzeros * (8 + itemsize(dtype)) for pattern, dtype in layers.values()),
+            default=0,
+        ),
+    )
+
+
 def _allowed(memory: float | None) -> float:
     """Return the bytes that may be taken: any number if there is nothing to say so."""
     if memory is None:

@@ -326,6 +326,59 @@ def nearest_conv(
     return NearestConv(filters, float(np.linalg.norm(rounding.astype(_wide(rounding)))))
 
 
+def filters_in(
+    matrix: Any, pattern: MatrixPattern, known: Numbers, *, project: bool = False
+) -> NearestConv:
+    """Return the filters of a matrix that was made of the known ones; see `nearest_conv`.
+
+    Where the matrix says nothing of a weight, or only sums of weights, they are the known ones as
+    long as it is as it was made.
+    """
+    entries = read_entries(matrix, pattern)
+    values = pattern.values(known)
+    if entries.stray is None and np.array_equal(entries.values, values, equal_nan=True):
+        return NearestConv(known, 0.0)
+    geometry, size = pattern.geometry, pattern.where.input_size
+    found = nearest_conv(matrix, geometry, size, order=pattern.order, project=project)
+    read = pattern.fold(np.ones(pattern.nonzeros)) > 0
+    return found._replace(filters=np.where(read, found.filters, known))
+
+
+def bias_in(
+    vector: Numbers, pattern: MatrixPattern, *, project: bool = False
+) -> tuple[Numbers, float]:
+    """Return one bias per filter of the vector of a matrix, and how far away it is.
+
+    Raises
+    ------
+    NotAConvolution
+        If a filter's bias differs from position to position; ``project`` takes the mean.
+    """
+    filters, first = pattern.geometry.out_channels, pattern.order == "channels_first"
+    table = vector.reshape(filters, -1) if first else vector.reshape(-1, filters).T
+    bias = table[:, 0]
+    wrong = (table != bias[:, None]) & ~(np.isnan(table) & np.isnan(bias[:, None]))
+    if not wrong.any():
+        return bias, 0.0
+    if project:
+        mean = table.astype(_wide(table)).mean(1)
+        return mean.astype(bias.dtype), float(np.linalg.norm(table - mean[:, None]))
+    filter_, position = divmod(int(wrong.argmax()), table.shape[1])
+    index = filter_ * table.shape[1] + position if first else position * filters + filter_
+    raise differing_bias(index, bias[filter_].item(), vector[index].item())
+
+
+def differing_bias(index: int, expected: Any, got: Any) -> NotAConvolution:
+    """Return the error of a vector that is not the bias of a convolution."""
+    return NotAConvolution(
+        "the bias of a filter differs from position to position",
+        where=f"bias[{index}]",
+        expected=f"{expected}, as at the first position of the filter",
+        got=got,
+        remedy="project=True takes the mean",
+    )
+
+
 def _projection(entries: Entries, sets: Sets) -> NearestConv:
     """Return the closest convolution: the normal equations, with one Gram matrix per axis.
 

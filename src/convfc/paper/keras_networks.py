@@ -14,9 +14,9 @@ from convfc.extras import needing
 with needing("paper"):
     import keras
 
+import convfc
 from convfc.algorithm1 import filters_to_matrix, im2col, matrix_to_filters
 from convfc.digits import IMAGE_SHAPE
-from convfc.frameworks.keras.layers import Im2Col
 from convfc.geometry import ConvGeometry
 from convfc.paper.data import Digits
 from convfc.runs.folder import Result
@@ -46,10 +46,10 @@ NETWORKS = ("cnn", "fc", "control")
 def build(network: str, weights: Weights | None = None) -> keras.Model:
     """Return the network of this name in Keras's current precision, with these weights if given."""
     one_of("network", network, NETWORKS)
-    model = keras.Sequential([*_head(network), *_tail()], name=network)
+    model = _made(network, _tail())
     if weights is not None:
-        first = model.get_layer("first")
-        first.kernel.assign(_as_kernel(weights.first, first))
+        first = _kernel(model.get_layer("first"))
+        first.assign(_as_kernel(weights.first, first))
         model.get_layer("second").kernel.assign(weights.second)
     return model
 
@@ -72,7 +72,7 @@ def read_weights(model: keras.Model) -> Weights:
 
 def read_first(model: keras.Model) -> Array:
     """Return a copy of the first layer's weights as the filter matrix K, ``(16, 128)``."""
-    kernel = keras.ops.convert_to_numpy(model.get_layer("first").kernel.value)
+    kernel = keras.ops.convert_to_numpy(_kernel(model.get_layer("first")).value)
     if kernel.ndim == 2:
         return np.array(kernel)
     return np.array(filters_to_matrix(np.moveaxis(kernel, -1, 0), GEOMETRY))
@@ -88,9 +88,9 @@ def first_layer_output(network: str, first: Array, images: Array) -> Array:
 
     Images are cast to the precision of its weights, the filter matrix K.
     """
-    model = keras.Sequential(_head(network))
-    layer = model.get_layer("first")
-    layer.kernel.assign(_as_kernel(first, layer))
+    model = _made(network, [])
+    kernel = _kernel(model.get_layer("first"))
+    kernel.assign(_as_kernel(first, kernel))
     inputs = network_input(network, images.astype(first.dtype))
     output = keras.ops.convert_to_numpy(model(inputs))
     return np.asarray(output).reshape(len(images), _POSITIONS, GEOMETRY.out_channels)
@@ -154,18 +154,23 @@ def dead_outputs(initial: Weights, final: Weights, digits: Digits) -> dict[str, 
     }
 
 
+def _made(network: str, tail: list[keras.layers.Layer]) -> keras.Model:
+    """Return a network; the control is what `convfc.to_fc` makes of the CNN."""
+    model = keras.Sequential([*_head(network), *tail], name=network)
+    if network == "control":
+        convfc.to_fc(model, product="matrix", inplace=True)
+    return model
+
+
 def _head(network: str) -> list[Any]:
     """Return the input and the first layer, which is all that tells the networks apart."""
     named: dict[str, Any] = {"kernel_initializer": "he_uniform", "use_bias": False, "name": "first"}
-    if network == "cnn":
+    if network != "fc":
         options = {"strides": GEOMETRY.stride, "padding": "valid", "data_format": "channels_last"}
         kernel = (GEOMETRY.out_channels, GEOMETRY.kernel_size)
         return [keras.Input(IMAGE_SHAPE), keras.layers.Conv2D(*kernel, **options, **named)]
     dense = keras.layers.Dense(GEOMETRY.out_channels, **named)  # one for all rows of M
-    if network == "fc":
-        return [keras.Input((_POSITIONS, _TAPS)), dense]
-    stretch = Im2Col(GEOMETRY, data_format="channels_last", name="im2col")
-    return [keras.Input(IMAGE_SHAPE), stretch, dense]
+    return [keras.Input((_POSITIONS, _TAPS)), dense]
 
 
 def _tail() -> list[keras.layers.Layer]:
@@ -179,9 +184,14 @@ def _tail() -> list[keras.layers.Layer]:
     ]
 
 
-def _as_kernel(first: Array, layer: keras.layers.Layer) -> Array:
-    """Return K in the shape of the layer's kernel; Keras keeps filters as ``(*kernel, c, f)``."""
-    if isinstance(layer, keras.layers.Dense):
+def _kernel(layer: keras.layers.Layer) -> Any:
+    """Return the variable of a first layer: of the control, that of its FC layer."""
+    return layer.fc.kernel if hasattr(layer, "fc") else layer.kernel
+
+
+def _as_kernel(first: Array, kernel: Any) -> Array:
+    """Return K in the shape of a kernel; Keras keeps filters as ``(*kernel, c, f)``."""
+    if len(kernel.shape) == 2:
         return first
     return np.moveaxis(np.asarray(matrix_to_filters(first, GEOMETRY)), 0, -1)
 

@@ -74,13 +74,20 @@ def _enable_x64(on: bool) -> bool:
 
 @contextlib.contextmanager
 def wide_numbers() -> Iterator[None]:
-    """Let JAX have float64 for what is made and run inside, whatever is set outside."""
+    """Let Keras, and JAX under it, have float64 for what is made and run inside.
+
+    Keras makes float32 of the float64 of a product or a sum, but on TensorFlow, whatever is set.
+    """
     import keras
+    from keras.src.backend.common.dtypes import BIT64_TO_BIT32_DTYPE as NARROWED
 
     former = _enable_x64(True) if keras.config.backend() == "jax" else None
+    narrowed = NARROWED["float64"]
+    NARROWED["float64"] = "float64"
     try:
         yield
     finally:
+        NARROWED["float64"] = narrowed
         if former is not None:
             _enable_x64(former)
 
@@ -105,7 +112,10 @@ def pullback(layer: Any, x: Any, key: str | None = None) -> tuple[Any, Callable[
         fixed = [one.value for one in layer.non_trainable_variables]
 
         def call(x: Any, trained: list[Any], fixed: list[Any]) -> Any:
-            return layer.stateless_call(trained, fixed, x)[0]
+            # Not `stateless_call`, which leaves out a layer's casts.
+            held = [*layer.trainable_variables, *layer.non_trainable_variables]
+            with keras.StatelessScope(zip(held, [*trained, *fixed], strict=True)):
+                return layer(x)
 
         def both(x: Any, trained: list[Any], fixed: list[Any], dy: Any) -> Any:
             y, pull = jax.vjp(lambda x, trained: call(x, trained, fixed), x, trained)

@@ -24,9 +24,10 @@ with needing():
 
 from convfc.certificate import LayerCertificate, WeightComparison
 from convfc.comparing import cast_to, compare, describe, dtype_name, same_bits, wide
-from convfc.frameworks.keras import backend, forms, models, read
+from convfc.frameworks.keras import backend, forms, models, read, unrolled
 from convfc.measure import LARGEST, Call, Numbers, Run, Side, Sides, Sums, measure
 from convfc.networks import Networks
+from convfc.places import walk
 
 Array: TypeAlias = npt.NDArray[Any]
 _NOT_PLAIN = "one side is more than a plain layer"
@@ -45,10 +46,10 @@ class KerasNetworks(Networks):
             if numbers is None:
                 return models.run(model, self.x)
         dtype = dtype_name(numbers(np.zeros(1, np.float32)).dtype)
-        with backend.wide_numbers():
-            copied = _in_dtype(model, dtype)
+        with backend.precision(dtype):
             inputs = models.as_inputs(model, self.x)
             inputs = keras.tree.map_structure(lambda a: _cast_inputs(a, dtype), inputs)
+            copied = _in_dtype(model, dtype, inputs)
             with by_matrix(models.all_layers(copied)):
                 output = models.run(copied, inputs)
             return keras.tree.map_structure(models.to_numpy, output)
@@ -56,20 +57,24 @@ class KerasNetworks(Networks):
     def measure(
         self, model: Any, pairs: Sequence[Any], seed: int
     ) -> tuple[Any, list[LayerCertificate]]:
-        """Run a model once; at each call of a pair, compare it on the spot."""
-        found: dict[int, list[LayerCertificate]] = {id(pair.called): [] for pair in pairs}
-        by_layer = {id(pair.called): pair for pair in pairs}
+        """Run a model once, and compare each call of a pair.
 
-        def compare_call(layer: Any, x: Any) -> None:
-            certificates = found[id(layer)]
-            call = Call(models.to_numpy(x), number=len(certificates))
-            sides = by_layer[id(layer)].on(call)
-            certificates.extend(measure(one, seed=seed) for one in sides)
+        Not on the spot: inside a layer's call Keras casts variables to the dtype of that layer.
+        """
+        given: dict[int, list[Array]] = {}
 
-        with models.watching([pair.called for pair in pairs], compare_call):
+        def note(layer: Any, x: Any) -> None:
+            given.setdefault(id(layer), []).append(models.to_numpy(x))
+
+        with models.watching([pair.called for pair in pairs], note):
             output = self(model)
-        layers = [found[id(pair.called)] or pair.unreached(seed) for pair in pairs]
-        return output, [certificate for one in layers for certificate in one]
+        layers: list[LayerCertificate] = []
+        for pair in pairs:
+            inputs = given.pop(id(pair.called), [])
+            calls = (Call(x, number=number) for number, x in enumerate(inputs))
+            sides = [one for call in calls for one in pair.on(call)]
+            layers += [measure(one, seed=seed) for one in sides] or pair.unreached(seed)
+        return output, layers
 
     def leaves(self, output: Any) -> dict[str, Any]:
         """Return the arrays of an output by their place in it."""
@@ -90,10 +95,8 @@ class KerasNetworks(Networks):
 
     def tensors(self, model: Any) -> Mapping[str, Array]:
         """Return the variables of all parts by the names of these."""
-        from convfc.frameworks.keras.room import ROOM
-
         found: dict[str, Array] = {}
-        for place, part in ROOM.places(model).items():
+        for place, part in walk(model, models.children).items():
             for number, variable in enumerate(
                 [*part._trainable_variables, *part._non_trainable_variables]
             ):
@@ -118,8 +121,8 @@ def _cast_inputs(array: Any, dtype: str) -> Any:
     return numbers.astype(dtype) if "float" in dtype_name(numbers.dtype) else numbers
 
 
-def _in_dtype(model: Any, dtype: str) -> Any:
-    """Return a copy of a model that holds and computes everything in a dtype."""
+def _in_dtype(model: Any, dtype: str, inputs: Any) -> Any:
+    """Return a copy of a model that holds and computes everything in a dtype, by default, too."""
 
     def changed(config: Any) -> Any:
         if isinstance(config, Mapping):
@@ -130,11 +133,13 @@ def _in_dtype(model: Any, dtype: str) -> Any:
             }
         return [changed(one) for one in config] if isinstance(config, (list, tuple)) else config
 
-    with keras.saving.custom_object_scope({type(o).__name__: type(o) for o in models.own(model)}):
+    with keras.saving.custom_object_scope(models.own_classes(model)):
         config = changed(keras.saving.serialize_keras_object(model))
         copied = keras.saving.deserialize_keras_object(config, safe_mode=False)
         if not copied.built:
-            copied.build_from_config(model.get_build_config())
+            models.run(copied, inputs)
+    for ours, theirs in zip(forms.convs_in(model), forms.convs_in(copied), strict=True):
+        forms.take_form_of(theirs, ours)
     copied.set_weights(models.weights_of(model))
     return copied
 
@@ -143,6 +148,12 @@ def _dtype(key: str, value: Any, dtype: str) -> str | None:
     """Return the dtype if this entry of a configuration is one of numbers that are no integers."""
     is_one = key == "dtype" and isinstance(value, str) and "float" in value
     return dtype if is_one else None
+
+
+def form_in_words(part: Any) -> str:
+    """Return the form of a layer, or what it is."""
+    unrolled_ = unrolled.unrolled_of(part) and "unrolled"
+    return forms.form_of(part) or unrolled_ or type(part).__name__
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,13 +173,13 @@ class KerasPair:
     @property
     def forms(self) -> tuple[str, str]:
         """What the layer is before and after, in one word each."""
-        word = (forms.form_of(one) or type(one).__name__ for one in (self.before, self.after))
+        word = (form_in_words(one) for one in (self.before, self.after))
         first, second = word
         return first, second
 
     def on(self, call: Call) -> list[Sides]:
         """Return the pair on one input, for `measure`."""
-        return [_Layers(self, call)]
+        return [LayerSides(self, call)]
 
     def unreached(self, seed: int) -> list[LayerCertificate]:
         """Compare a pair that the model does not call on this input, on random numbers."""
@@ -183,7 +194,7 @@ class KerasPair:
         return [measure(one, seed=seed, notes=(note,)) for one in self.on(call)]
 
 
-class _Layers(Sides):
+class LayerSides(Sides):
     """The two layers of a pair on one input; everything runs on layers that are made again."""
 
     def __init__(self, pair: KerasPair, call: Call) -> None:
@@ -199,6 +210,7 @@ class _Layers(Sides):
             self.notes = (f"{_NOT_PLAIN}: no test of weights and integers",)
 
     def made(self, numbers: Numbers | None) -> tuple[Side, Side]:
+        """Return both layers, with other numbers if some are given."""
         before, after = (self._layer(part, numbers) for part in self.parts)
         return partial(self._run, before), partial(self._run, after)
 
@@ -251,6 +263,7 @@ class _Layers(Sides):
         return found
 
     def parameters(self) -> Iterable[tuple[str, Array]]:
+        """Return the weights of both layers, by name."""
         return (
             (one.name, models.to_numpy(one.value)) for part in self.parts for one in part.weights
         )
@@ -274,13 +287,16 @@ class _Layers(Sides):
         }
 
     def integers(self, longest: int, limit: float) -> Iterable[int]:
+        """Return how large integers may be so that such sums are within the limit."""
         room, factors = limit / longest, 2 + isinstance(self.parts[0], read.SEPARABLE)
         return [] if room < 1 else [min(2 ** int(np.log2(room) / factors), LARGEST)]
 
     def on_integers(self, numbers: Numbers, x: Array, limit: float) -> tuple[Side, Side]:
+        """Return both layers on integers."""
         return self.made(numbers)
 
     def matrices(self, y: Array) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the shapes of M and K."""
         size = self.call.x.shape[1:]
         layer = self.parts[0]
         spatial = size[1:] if layer.data_format == "channels_first" else size[:-1]

@@ -11,8 +11,9 @@ with needing():
     import keras
 
 from convfc.errors import UnsupportedLayer
-from convfc.frameworks.keras.grouped import MOST_SEPARATE, GroupedDense
+from convfc.frameworks.keras.grouped import GroupedDense
 from convfc.frameworks.keras.parts import Part, acting, is_acted_on, value_of
+from convfc.room import MOST_SEPARATE
 
 FC = (keras.layers.Dense, GroupedDense)
 """The FC layers that `to_form` makes."""

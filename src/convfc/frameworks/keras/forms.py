@@ -11,17 +11,16 @@ process that has imported this module (Keras imports nothing on behalf of a file
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from functools import cache, partial
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 from convfc.extras import needing
 
 with needing():
     import keras
 
-from convfc.errors import Refusal, ShapeError, UnsupportedLayer, UnsupportedLayerWarning
+from convfc.errors import Refusal, ShapeError, UnsupportedLayer
 from convfc.frameworks.keras import read
 from convfc.frameworks.keras.children import (
     assign_bias,
@@ -35,6 +34,7 @@ from convfc.frameworks.keras.children import (
     misfit,
     tensor,
 )
+from convfc.frameworks.keras.models import children
 from convfc.frameworks.keras.parts import (
     CONVS,
     Part,
@@ -49,21 +49,18 @@ from convfc.frameworks.keras.parts import (
     value_of,
 )
 from convfc.frameworks.keras.products import known_size, patches
-
-Form: TypeAlias = Literal["patch", "weight"]
-"""What `to_form` makes of a CONV layer."""
-Product: TypeAlias = Literal["auto", "matrix"]
-"""Whether Keras's own convolution may compute the product while nothing has touched K."""
+from convfc.places import walk
+from convfc.room import LayerForm, Product
 
 _SETTINGS = ("form", "separate", "product", "parts", "given")
 
 
-def form_of(layer: Any) -> Literal["native"] | Form | None:
+def form_of(layer: Any) -> Literal["native"] | LayerForm | None:
     """Return the form in which a layer is a CONV layer; None if it is none.
 
     A subclass of Keras's CONV layers is native, whatever its call computes.
     """
-    if isinstance(layer, FCForm):
+    if isinstance(layer, FCLayer):
         return layer.form
     return "native" if isinstance(layer, CONVS) else None
 
@@ -71,7 +68,7 @@ def form_of(layer: Any) -> Literal["native"] | Form | None:
 def obstacle(layer: Any) -> Refusal | None:
     """Return why a CONV layer cannot become an FC layer, or None."""
     refusal = read.obstacle(layer)
-    if refusal is not None or isinstance(layer, FCForm):
+    if refusal is not None or isinstance(layer, FCLayer):
         return refusal
     where = f"layer {layer.name}"
     if getattr(layer, "lora_enabled", False):
@@ -90,7 +87,7 @@ def obstacle(layer: Any) -> Refusal | None:
 
 
 def to_form(
-    layer: Any, form: Form, *, separate: bool | None = None, product: Product = "auto"
+    layer: Any, form: LayerForm, *, separate: bool | None = None, product: Product = "auto"
 ) -> None:
     """Give a built CONV layer an FC form, in place; a layer in another form is taken back first.
 
@@ -117,11 +114,23 @@ def to_form(
     refusal = obstacle(layer) or _apart_obstacle(layer, form, separate)
     if refusal is not None:
         raise refusal.error(UnsupportedLayer)
-    if isinstance(layer, FCForm):
+    if isinstance(layer, FCLayer):
         to_native(layer)
     settings = {"form": form, "separate": separate, "product": product}
     native: Any = type(layer)
     _take_form(layer, fc_class(native), settings)
+
+
+def convs_in(model: Any) -> list[Any]:
+    """Return the CONV layers of a model, in any form, once and in its order."""
+    parts = walk(model, children).values()
+    return list({id(part): part for part in parts if form_of(part)}.values())
+
+
+def take_form_of(layer: Any, other: Any) -> None:
+    """Give a CONV layer the form that another one has, if that has one and this has none."""
+    if form_of(other) not in (None, "native") and form_of(layer) == "native":
+        to_form(layer, other.form, separate=other.separate, product=other.product)
 
 
 def back_obstacle(layer: Any) -> Refusal | None:
@@ -143,7 +152,7 @@ def back_obstacle(layer: Any) -> Refusal | None:
 def to_native(layer: Any) -> None:
     """Make a layer in FC form the CONV layer again that it was, in place.
 
-    LoRA of its FC layers is folded in; int8 weights come back rounded, with a warning.
+    LoRA of its FC layers is folded in; int8 weights come back rounded.
 
     Raises
     ------
@@ -152,13 +161,6 @@ def to_native(layer: Any) -> None:
     """
     if (refusal := back_obstacle(layer)) is not None:
         raise refusal.error(UnsupportedLayer)
-    if any(child.quantization_mode == "int8" for child in layer.all_fc_layers()):
-        warnings.warn(
-            f"{layer.name}: only the rounded weights come back: the quantised Dense rounds its "
-            "input as well, which a CONV layer does not, so that outputs differ a little",
-            UnsupportedLayerWarning,
-            stacklevel=2,
-        )
     parts, patch = layer.parts, layer.form == "patch"
     kernels = [(value_of(layer.kernel_of(part)), kernel_trains(layer, part)) for part in parts]
     bias, trains = layer.bias, any(child.bias.trainable for child in biased(layer))
@@ -181,11 +183,11 @@ def to_native(layer: Any) -> None:
         put_bias_last(layer)
 
 
-class FCForm:
+class FCLayer:
     """A CONV layer in FC form, under the class that it had: what the FC classes have in common."""
 
     native: type
-    form: Form
+    form: LayerForm
     separate: bool | None
     product: Product
     parts: tuple[Part, ...]
@@ -194,7 +196,7 @@ class FCForm:
     def __init__(
         self,
         *args: Any,
-        form: Form = "patch",
+        form: LayerForm = "patch",
         separate: bool | None = None,
         product: Product = "auto",
         children: dict[str, Any] | None = None,
@@ -388,10 +390,10 @@ def fc_class(native: type) -> Any:
     a process that has called this function with it.
     """
     names = [weight for weight, *_ in convolutions(native)]
-    body: dict[str, Any] = {"native": native, "__module__": __name__, "__doc__": FCForm.__doc__}
+    body: dict[str, Any] = {"native": native, "__module__": __name__, "__doc__": FCLayer.__doc__}
     for n, name in enumerate(names):
         body[name] = property(partial(_nth_kernel, n=n))
-    made = type(native.__name__, (FCForm, native), body)
+    made = type(native.__name__, (FCLayer, native), body)
     name = native.__name__ if native in CONVS else f"{native.__module__}.{native.__qualname__}"
     return keras.saving.register_keras_serializable(package="convfc", name=name)(made)
 
@@ -425,7 +427,7 @@ def _take_form(layer: Any, made: Any, settings: dict[str, Any]) -> None:
         put_bias_last(layer)
 
 
-def _apart_obstacle(layer: Any, form: Form, separate: bool | None) -> Refusal | None:
+def _apart_obstacle(layer: Any, form: LayerForm, separate: bool | None) -> Refusal | None:
     """Return why the groups of a layer cannot be apart, if that is asked for."""
     parts = getattr(layer, "parts", None) or parts_of(layer)
     if (

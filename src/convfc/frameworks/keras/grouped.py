@@ -16,10 +16,6 @@ from convfc.extras import needing
 with needing():
     import keras
 
-MOST_SEPARATE = 32
-"""Up to so many groups each gets a ``Dense``, which every tool knows; beyond, one layer is faster
-to make and to call."""
-
 
 def to_matrix(kernel: Any, filters: int, *, transposed: bool = False, groups: int = 1) -> Any:
     """Return a kernel of a CONV layer as K ``(k, f)``; with groups, ``(groups, k, f / groups)``."""

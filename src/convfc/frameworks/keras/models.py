@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import pathlib
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,18 +16,28 @@ with needing():
     import keras
 
 from convfc.comparing import words
-from convfc.errors import DataError, ShapeError, UnsupportedModel
+from convfc.errors import DataError, ShapeError
 
 Note: TypeAlias = Callable[[Any, Any], None]
 """Is told of a call: the layer, and its input."""
 
 
 def children(part: Any) -> dict[str, Any]:
-    """Return the layers that a model or a layer holds, by name; those of one name are numbered."""
+    """Return the layers that a model or a layer holds, by name.
+
+    In a Sequential or a Functional model that is the layer's name; elsewhere the attribute's, since
+    a copy's layers are numbered anew.
+    """
+    layers = part._flatten_layers(include_self=False, recursive=False)
+    held = {id(one): one for one in layers if not isinstance(one, keras.layers.InputLayer)}
     found: dict[str, Any] = {}
-    for layer in part._flatten_layers(include_self=False, recursive=False):
-        if isinstance(layer, keras.layers.InputLayer):
-            continue
+    if not hasattr(part, "operations"):
+        attributes = {**vars(part), **(getattr(part, "_modules", None) or {})}
+        for name, value in attributes.items():
+            for inner, layer in _inside(value, name):
+                if id(layer) in held and not name.startswith("_"):
+                    found[inner] = held.pop(id(layer))
+    for layer in held.values():
         name, number = layer.name, 1
         while name in found:
             name, number = f"{layer.name}_{number}", number + 1
@@ -36,29 +45,25 @@ def children(part: Any) -> dict[str, Any]:
     return found
 
 
+def _inside(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """Yield what an attribute holds, by its name and the places in a list or a dict."""
+    if isinstance(value, Mapping):
+        yield from ((f"{name}.{key}", one) for key, one in value.items())
+    elif isinstance(value, (list, tuple)):
+        yield from ((f"{name}.{number}", one) for number, one in enumerate(value))
+    else:
+        yield name, value
+
+
 def all_layers(model: Any) -> Iterator[Any]:
     """Yield a model and every layer in it, once."""
     return iter(model._flatten_layers(include_self=True, recursive=True))
 
 
-def copy_of(model: Any) -> Any:
-    """Return a copy of a model, made of its configuration and its weights, as Keras saves it."""
-    with keras.saving.custom_object_scope({type(one).__name__: type(one) for one in own(model)}):
-        try:
-            if isinstance(model, keras.Model):
-                return copy.deepcopy(model)
-            return rebuilt(model, model.get_config(), weights_of(model))
-        except Exception as error:
-            raise UnsupportedModel(
-                f"it cannot be copied ({words(error)})",
-                where=model.name,
-                remedy="give its class a get_config, or convert it itself, with inplace=True",
-            ) from error
-
-
-def own(model: Any) -> Iterator[Any]:
-    """Yield the parts of classes that are not Keras's, which no file of Keras knows."""
-    return (one for one in all_layers(model) if not type(one).__module__.startswith("keras."))
+def own_classes(model: Any) -> dict[str, type]:
+    """Return the classes in a model that are not Keras's, which no file of Keras knows."""
+    kinds = {type(one) for one in all_layers(model)}
+    return {kind.__name__: kind for kind in kinds if not kind.__module__.startswith("keras.")}
 
 
 def rebuilt(layer: Any, config: Mapping[str, Any], weights: Sequence[Any]) -> Any:
@@ -99,21 +104,18 @@ def weights_of(model: Any) -> list[np.ndarray[Any, Any]]:
     return [to_numpy(variable.value) for variable in model.weights]
 
 
-def forget_functions(model: Any) -> None:
-    """Have a model compile its functions anew: its layers compute with other variables now.
-
-    On PyTorch also list its parameters anew, which it keeps.
-    """
+def refresh(model: Any) -> None:
+    """Have a model find its variables anew, and compile for them; its optimizer starts anew."""
     for part in all_layers(model):
         if isinstance(part, keras.Model):
             part.train_function = part.test_function = part.predict_function = None
             if getattr(part, "compiled", False) and part.optimizer is not None:
                 old = part.optimizer
                 part.optimizer = type(old).from_config(old.get_config())
-    if keras.config.backend() == "torch":
+    if keras.config.backend() == "torch":  # its lists of parameters, as after Keras's `quantize`
         modules = {id(each): each for part in all_layers(model) for each in part.modules()}
-        for each in modules.values():
-            if hasattr(each, "_torch_params"):
+        for each in modules.values():  # a Sequential holds a Functional that is none of its layers
+            if isinstance(each, keras.layers.Layer):
                 each._track_variables()
 
 
@@ -167,9 +169,7 @@ def watching(layers: Iterable[Any], note: Note) -> Iterator[None]:
         call = layer.call
 
         def noted(x: Any, *args: Any, **kwargs: Any) -> Any:
-            del vars(layer)["call"]  # who is told of the call may make others
             note(layer, x)
-            vars(layer)["call"] = noted
             return call(x, *args, **kwargs)
 
         return noted

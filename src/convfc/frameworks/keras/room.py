@@ -10,7 +10,6 @@ as from a file.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from types import FunctionType
 from typing import Any, Literal
@@ -21,16 +20,21 @@ with needing():
     import keras
 
 from convfc.errors import Refusal, UnsupportedLayer, UnsupportedModel
-from convfc.frameworks.keras import forms, models, read
+from convfc.frameworks.keras import copies, forms, models, read, simplification, unrolled
 from convfc.frameworks.keras.certify import KerasNetworks, KerasPair
+from convfc.frameworks.keras.certify_unrolled import UnrolledPair
 from convfc.frameworks.keras.inspection import inspect
 from convfc.inspection import Inspection
 from convfc.layer import ConvLayer, Order
-from convfc.places import place_in_words
+from convfc.places import Where, place_in_words
 from convfc.room import FCForm, Room, Wanted
 
-_CONVOLVES = frozenset(("conv", "conv_transpose", "depthwise_conv", "separable_conv"))
-"""Functions of `keras.ops` that convolve."""
+_CONVOLVES = frozenset(
+    ["conv", "conv_transpose", "depthwise_conv", "separable_conv", "convolution"]
+    + ["conv_general_dilated", "conv_with_general_padding", "conv_general_dilated_local"]
+    + [f"conv{'_transpose' * turned}{n}d" for n in (1, 2, 3) for turned in (False, True)]
+)
+"""Functions that convolve, of `keras.ops` and of the backends."""
 
 
 class KerasRoom(Room):
@@ -54,7 +58,7 @@ class KerasRoom(Room):
         return models.children(part)
 
     def form_of(self, part: Any) -> Literal["native"] | FCForm | None:
-        return forms.form_of(part)
+        return forms.form_of(part) or ("unrolled" if unrolled.unrolled_of(part) else None)
 
     def unreachable(self, model: Any) -> dict[str, Refusal]:
         """Return the places whose own code convolves: it calls functions, and has no layer."""
@@ -85,29 +89,68 @@ class KerasRoom(Room):
             forms.to_form(layer, form, separate=wanted.separate, product=wanted.product)
         return {}
 
+    def sizes(
+        self, model: Any, layers: Mapping[str, Any], example: Any
+    ) -> tuple[dict[int, Any], dict[str, Refusal], dict[str, Refusal]]:
+        return unrolled.sizes(model, layers, example)
+
+    def check_memory(
+        self, layers: Mapping[str, Any], sizes: Mapping[int, Any], memory: float | None
+    ) -> None:
+        unrolled.check_memory(layers, sizes, memory)
+
+    def make_unrolled(self, layers: Sequence[Any], sizes: Sequence[Any]) -> dict[int, Any]:
+        pairs = zip(layers, sizes, strict=True)
+        return {id(layer): unrolled.make_unrolled(layer, size) for layer, size in pairs}
+
+    def unroll(self, model: Any, example: Any, **options: Any) -> Any:
+        copies.check_is_graph(model)
+        return super().unroll(model, example, **options)
+
     def back_obstacles(
         self, model: Any, layers: Mapping[str, Any], *, inplace: bool, project: bool
     ) -> dict[str, Refusal]:
-        found = {name: forms.back_obstacle(layer) for name, layer in layers.items()}
+        found = {
+            name: unrolled.back_obstacle(layer, inplace=inplace, project=project)
+            if unrolled.unrolled_of(layer)
+            else forms.back_obstacle(layer)
+            for name, layer in layers.items()
+        }
         return {name: refusal for name, refusal in found.items() if refusal is not None}
 
     def make_conv(self, layers: Mapping[str, Any], *, project: bool) -> dict[int, Any]:
-        for layer in {id(layer): layer for layer in layers.values()}.values():
-            forms.to_native(layer)
-        return {}
+        new: dict[int, Any] = {}
+        for name, layer in {id(layer): (name, layer) for name, layer in layers.items()}.values():
+            if unrolled.unrolled_of(layer):
+                new[id(layer)] = unrolled.make_conv(layer, name, project=project)
+            else:
+                forms.to_native(layer)
+        return new
+
+    def whole_back(self, model: Any, where: Where, *, inplace: bool) -> Any | None:
+        return simplification.whole_back(model, where, inplace=inplace)
+
+    def simplify(self, model: Any, example: Any, **options: Any) -> Any:
+        return simplification.simplify(model, example, **options)
 
     def rounds_inputs(self, layer: Any) -> bool:
-        return any(child.quantization_mode == "int8" for child in layer.all_fc_layers())
+        return not unrolled.unrolled_of(layer) and any(
+            child.quantization_mode == "int8" for child in layer.all_fc_layers()
+        )
 
     def copied(self, model: Any, layers: Sequence[Any]) -> tuple[Any, list[Any]]:
         names = {id(part): name for name, part in self.places(model).items()}
-        copied = models.copy_of(model)
+        copied = copies.copy_of(model)
+        places = self.places(copied)
+        for name, part in self.places(model).items():
+            # A subclassed model makes its layers itself, and knows nothing of their form.
+            forms.take_form_of(places.get(name), part)
         places = self.places(copied)
         return copied, [places[names[id(layer)]] for layer in layers]
 
     def exchanged(self, model: Any, new: Mapping[int, Any]) -> Any:
-        models.forget_functions(model)
-        return model
+        models.refresh(model)
+        return copies.rebuilt(model, new) if new else model
 
     def stays(self, form: str | None) -> bool:
         return form in ("patch", "weight")
@@ -137,7 +180,13 @@ class KerasRoom(Room):
             and not (self.form_of(one) == "native" and forms.obstacle(one) is not None)
             for one in (before, after)
         )
-        return KerasPair(name, before, after) if any(known) else None
+        if not any(known):
+            return None
+        made = unrolled.unrolled_of(before) or unrolled.unrolled_of(after)
+        return (UnrolledPair if made else KerasPair)(name, before, after)
+
+    def certified_whole(self, before: Any, after: Any, run: Any) -> None:
+        simplification.check_not_simplified(before, after)
 
     def version(self) -> str:
         return f"keras {keras.__version__}, {keras.config.backend()}"
@@ -162,8 +211,9 @@ def _convolutions_in(part: Any) -> Iterator[str]:
         if cls.__module__.startswith("keras.") and not inside:
             continue
         for function in vars(cls).values():
-            codes = function.__code__.co_names if isinstance(function, FunctionType) else ()
-            yield from itertools.chain(f"{name}()" for name in codes if name in _CONVOLVES)
+            names = function.__code__.co_names if isinstance(function, FunctionType) else ()
+            # A part of this name is a layer, or a method that is looked at itself.
+            yield from (f"{n}()" for n in names if n in _CONVOLVES and not hasattr(part, n))
 
 
 ROOM = KerasRoom()

@@ -104,6 +104,7 @@ class Runner(Networks):
     def measure(
         self, model: nn.Module, pairs: Sequence[Pair], seed: int
     ) -> tuple[Any, list[LayerCertificate]]:
+        # On the spot, so that no more than one layer's input is kept at a time.
         found: list[list[LayerCertificate]] = [[] for _ in pairs]
         failed: list[Exception] = []
 

@@ -37,6 +37,7 @@ from convfc.frameworks.torch.certify.pairs import cast
 from convfc.frameworks.torch.running import deep_copy
 from convfc.frameworks.torch.simplification import Simplified, record_of
 from convfc.frameworks.torch.simplification.emit import emit
+from convfc.frameworks.torch.simplification.operations import numbers
 from convfc.frameworks.torch.simplification.simplified import (
     Programs,
     made_of,
@@ -44,16 +45,15 @@ from convfc.frameworks.torch.simplification.simplified import (
 )
 from convfc.frameworks.torch.simplification.trace import Trace, trace
 from convfc.frameworks.torch.simplification.unchanged import other_parts
-from convfc.frameworks.torch.simplification.values import (
+from convfc.measure import bounded
+from convfc.mlp.values import (
     Affine,
     Input,
     Value,
     is_identity,
-    numbers,
     sources,
 )
-from convfc.frameworks.torch.simplification.values import topological as ordered
-from convfc.measure import bounded
+from convfc.mlp.values import topological as ordered
 from convfc.networks import Pairs, compare_networks
 
 _NO_INTEGERS = "the weights of several layers are multiplied, with normalisation among them"

@@ -45,7 +45,7 @@ from convfc.frameworks.torch.running import check_has_numbers
 from convfc.frameworks.torch.simplification import record_of, restore
 from convfc.frameworks.torch.unrolled.back import FromUnrolled, unrolled_obstacle
 from convfc.frameworks.torch.vocabulary import CONVS
-from convfc.places import Shared, tied
+from convfc.places import Shared, check_as_a_whole, tied
 
 
 def back_obstacles(
@@ -107,13 +107,7 @@ def whole_back(model: nn.Module, where: Any, *, inplace: bool) -> nn.Module | No
         check_has_numbers(model, "model")
     if record is None:
         return None
-    for name, given in (("inplace", inplace), ("where", where is not None)):
-        if given:
-            raise ArgumentError(
-                "a simplified network goes back as a whole, and becomes another object",
-                where=name,
-                remedy=f"leave out {name}=",
-            )
+    check_as_a_whole(where, inplace=inplace)
     return restore(model, record)
 
 

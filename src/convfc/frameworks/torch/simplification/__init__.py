@@ -1,11 +1,11 @@
 """A whole CONV network as a plain MLP: FC layers and activations, nothing else.
 
+What is done with it between reading and making is in `convfc.mlp`.
+
 ============ ====================================================================================
 `simplified` the verb, the reading of a network, and what the result remembers
 `trace`      the model, run once, as calls of ATen's operators
 `operations` what each of them does to a value: a table, open for registration
-`values`     a network as sums of matrices times vectors, and ReLUs
-`merge`      neighbouring affine maps multiplied; branches in one sequence
 `emit`       the modules
 `unchanged`  the CONV network again, if the numbers are still its own
 ============ ====================================================================================

@@ -22,41 +22,43 @@ import torch
 from scipy import sparse
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
+from convfc.comparing import wide
 from convfc.frameworks.torch.matrix import read_layer
-from convfc.frameworks.torch.simplification.trace import LAYER, Call, Ref, refuse
-from convfc.frameworks.torch.simplification.values import (
+from convfc.frameworks.torch.simplification.trace import LAYER, Call, Ref
+from convfc.layer import ConvLayer
+from convfc.mlp.maps import EACH, moved, probed
+from convfc.mlp.pieces import (
+    adaptive_windows,
+    between,
+    leaky,
+    maxima,
+    pool_windows,
+    scaled,
+    shifted,
+)
+from convfc.mlp.values import (
     Affine,
     Opaque,
-    Relu,
+    Tracked,
     Value,
+    Vector,
     affine,
     diagonal,
     identity,
     linear,
-    numbers,
+    refuse,
     relu,
     total,
 )
-from convfc.layer import ConvLayer
 from convfc.operators.estimate import MatrixEstimate, pattern_estimate
 from convfc.operators.matrix import conv_matrix, conv_offset
 from convfc.operators.pattern import matrix_pattern
 
-_BLOCK = 2**26  # bytes of basis vectors, or of their images, that are in memory at a time
 _NORM_ROUNDINGS = 8  # eps, the root, its inverse, two products, a difference, a sum, one to store
-_EACH = "it does not treat each example of a batch by itself"
 _PRODUCT = "a product of two values of the network is not affine"
 _QUOTIENT = "a division by a value of the network, or a rounded one"
-
-
-@dataclass(frozen=True, eq=False)
-class Tracked:
-    """A value of the network, and the shape that one example's tensor has."""
-
-    value: Value
-    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +108,7 @@ class Step:
         if x.shape == self.shape:
             return x
         shape = (2, *self.shape)
-        return moved(lambda t: torch.broadcast_to(t[0], shape), [x], self.place)  # type: ignore[no-any-return]
+        return moved(lambda t: [np.broadcast_to(t[0], shape)], [x], self.place)[0]
 
     def constant(self, operand: Any) -> npt.NDArray[Any]:
         """Return constants, one for each element of an example's result."""
@@ -116,6 +118,14 @@ class Step:
         if not torch.equal(spread[0], spread[1]):
             raise refuse("constants that differ from example to example", self.place)
         return numbers(spread[0]).ravel()
+
+
+def numbers(t: Tensor) -> Vector:
+    """Return a tensor as float64 or complex128."""
+    t = t.detach().cpu()
+    t = t if t.layout is torch.strided else t.to_dense()
+    array: Vector = wide(t).resolve_conj().numpy()
+    return array
 
 
 Operation = Callable[..., Any]
@@ -209,7 +219,7 @@ def _(
     own = step.call.module if isinstance(step.call.module, _BatchNorm) else None
     if training or running_mean is None:
         what = "a BatchNorm without running statistics looks at the batch"
-        raise refuse(what if own is not None else _EACH, step.place)
+        raise refuse(what if own is not None else EACH, step.place)
     mean, variance = numbers(running_mean), numbers(running_var)
     scale = 1 / np.sqrt(variance + more.get("eps", more.get("epsilon")))
     scale = scale if weight is None else scale * numbers(weight)
@@ -274,7 +284,7 @@ def _(step: Step, x: Tracked, dim: Any = None, keepdim: bool = False, dtype: Any
     given = [dim] if isinstance(dim, int) else dim or [0]  # without axes it is over all of them
     axes = {axis % (1 + len(x.shape)) for axis in given}
     if 0 in axes:
-        raise refuse(_EACH, step.place)
+        raise refuse(EACH, step.place)
     kept = [1 if axis in axes else n for axis, n in enumerate(x.shape, start=1)]
     rows = np.broadcast_to(np.arange(math.prod(kept)).reshape(kept), x.shape).ravel()
     n = x.value.size
@@ -289,14 +299,22 @@ def _(step: Step, *operands: Any, **named: Any) -> Tracked:
     tracked = [one for one in tree_leaves((operands, named)) if isinstance(one, Tracked)]
     if len(tracked) > 1:
         raise refuse(_PRODUCT, step.place)
-    return probed(step, tracked[0])
+    return _probed(step, tracked[0])
 
 
 @OPERATIONS.register(*_axes("avg_pool*d", "_adaptive_avg_pool*d", "adaptive_avg_pool*d"))
 @OPERATIONS.register("upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d")
 @OPERATIONS.register("upsample_bicubic2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa")
 def _(step: Step, x: Tracked, *_: Any, **__: Any) -> Tracked:
-    return probed(step, x, channelwise=True)
+    return _probed(step, x, channels=0)
+
+
+def _probed(step: Step, x: Tracked, *, channels: int | None = None) -> Tracked:
+    def call(given: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        result: npt.NDArray[Any] = step.again([torch.from_numpy(given)]).numpy()
+        return result
+
+    return probed(call, x, step.place, channels=channels)
 
 
 # What moves numbers -------------------------------------------------------------------------------
@@ -312,7 +330,15 @@ def _(step: Step, x: Tracked, *_: Any, **__: Any) -> Tracked:
 @OPERATIONS.register(*_axes("upsample_nearest*d", "_upsample_nearest_exact*d"))
 def _(step: Step, /, *operands: Any, **named: Any) -> Any:
     inputs = [one for one in tree_leaves((operands, named)) if isinstance(one, Tracked)]
-    return moved(step.again, inputs, step.place)
+    structure: Any = None
+
+    def call(given: list[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+        nonlocal structure
+        leaves, structure = tree_flatten(step.again([torch.from_numpy(x) for x in given]))
+        return [leaf.numpy() for leaf in leaves]
+
+    made = moved(call, inputs, step.place)
+    return tree_unflatten(made, structure)
 
 
 @OPERATIONS.register("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout")
@@ -436,33 +462,6 @@ def _elementwise(value: Value) -> tuple[dict[Value, npt.NDArray[Any]], npt.NDArr
     return {value: np.ones(value.size)}, np.zeros(value.size)
 
 
-def leaky(x: Value, slope: float | npt.NDArray[Any]) -> Value:
-    """Return relu(x) - slope * relu(-x): one of the two is zero, so only the product is rounded."""
-    eye = identity(x.size)
-    halves = relu(linear(x, sparse.vstack([eye, -eye], format="csr")))
-    slopes = diagonal(np.broadcast_to(-np.asarray(slope, float), x.size))
-    return linear(halves, sparse.hstack([eye, slopes], format="csr"), roundings=1)
-
-
-def between(x: Value, low: float | None, high: float | None) -> Value:
-    """Return x clamped to two numbers: low + relu(x - low) - relu(x - high).
-
-    From ``high`` to twice that, x - (x - high) is exact (Sterbenz); farther out it is rounded once.
-    """
-    n, eye = x.size, identity(x.size)
-    if low is None:  # high - relu(high - x)
-        if high is None:
-            return x
-        top = np.full(n, float(high))
-        return affine({relu(affine({x: -eye}, top, roundings=1)): -eye}, top, roundings=1)
-    limits = [low] if high is None else [low, high]
-    away = -np.repeat(np.array(limits, float), n)
-    above = relu(affine({x: sparse.vstack([eye] * len(limits), format="csr")}, away, roundings=1))
-    back = sparse.hstack([eye, -eye][: len(limits)], format="csr")
-    known = low >= 0 and (high is None or high >= low)
-    return affine({above: back}, np.full(n, float(low)), nonnegative=known, roundings=1)
-
-
 def _elu(alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> nn.Module:
     """Return the module of ATen's one operator for ELU, CELU and SELU."""
     if input_scale != 1.0:
@@ -506,15 +505,6 @@ def _(step: Step, x: Tracked, dim: int, half_to_float: bool) -> Value:
     return Opaque(x.value.size, x.value, (kind(dim=1),), step.place)
 
 
-# Max-pooling --------------------------------------------------------------------------------------
-#
-# The maximum of two numbers is max(a, b) = a + relu(b - a). A window's maximum is taken axis by
-# axis, and along an axis as a tree of pairs; what windows share is computed once. Positions in the
-# padding, which are minus infinity in PyTorch, are left out.
-
-Windows = list[tuple[int, ...]]
-
-
 @OPERATIONS.register("max_pool1d", "max_pool2d", "max_pool3d")
 def _(
     step: Step,
@@ -530,7 +520,15 @@ def _(
     module = kind(kernel_size, stride or None, padding, dilation, ceil_mode=ceil_mode)
     if step.max_pool == "keep":
         return _max_pool_kept(step, module, x)
-    return _max_pool_relu(x, pool_windows(module, x.shape[1:], step.shape[1:]))
+    windows = pool_windows(
+        x.shape[1:],
+        step.shape[1:],
+        kernel=module.kernel_size,
+        stride=module.stride,
+        low=module.padding,
+        dilation=module.dilation,
+    )
+    return maxima(x, windows, 1)
 
 
 @OPERATIONS.register("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d")
@@ -538,149 +536,10 @@ def _(step: Step, x: Tracked, output_size: Any, return_indices: bool = False) ->
     if step.max_pool == "keep":
         kind = getattr(nn, f"AdaptiveMaxPool{step.call.name[-2]}d")
         return _max_pool_kept(step, kind(output_size), x)
-    return _max_pool_relu(x, adaptive_windows(x.shape[1:], step.shape[1:]))
+    return maxima(x, adaptive_windows(x.shape[1:], step.shape[1:]), 1)
 
 
 def _max_pool_kept(step: Step, module: nn.Module, x: Tracked) -> Value:
     modules = (nn.Unflatten(1, x.shape), module, nn.Flatten())
     size, known = math.prod(step.shape), x.value.nonnegative
     return Opaque(size, x.value, modules, step.place, nonnegative=known)
-
-
-def pool_windows(module: Any, size: Sequence[int], out: Sequence[int]) -> list[Windows]:
-    """Return, for each axis and output position, the input positions of the window."""
-    settings = module.kernel_size, module.stride, module.padding, module.dilation
-    each = (np.broadcast_to(one, len(size)).tolist() for one in settings)
-    return [
-        [tuple(i for t in range(k) if 0 <= (i := o * s - p + t * d) < n) for o in range(m)]
-        for n, m, k, s, p, d in zip(size, out, *each, strict=True)
-    ]
-
-
-def adaptive_windows(size: Sequence[int], out: Sequence[int]) -> list[Windows]:
-    """Return those of an adaptive pooling: from floor(i n / m) to ceil((i + 1) n / m)."""
-    return [
-        [tuple(range(i * n // m, -(-(i + 1) * n // m))) for i in range(m)]
-        for n, m in zip(size, out, strict=True)
-    ]
-
-
-def _max_pool_relu(x: Tracked, windows: Sequence[Windows]) -> Value:
-    value, shape = x.value, x.shape
-    for axis, positions in enumerate(windows, start=1):
-        before, after = math.prod(shape[:axis]), math.prod(shape[axis + 1 :])
-        value = _maxima(value, before, shape[axis], after, positions)
-        shape = (*shape[:axis], len(positions), *shape[axis + 1 :])
-    return value
-
-
-def _maxima(value: Value, before: int, n: int, after: int, windows: Windows) -> Value:
-    """Return the maxima over windows of the middle axis of a value (before, n, after)."""
-
-    def along(rows: Sequence[int], columns: Sequence[int], shape: tuple[int, int]) -> Any:
-        one = sparse.coo_array((np.ones(len(rows)), (rows, columns)), shape=shape)
-        both = sparse.kron(sparse.eye_array(before), sparse.kron(one, sparse.eye_array(after)))
-        return sparse.csr_array(both)
-
-    while max(map(len, windows)) > 1:
-        paired = [tuple(w[i : i + 2] for i in range(0, len(w), 2)) for w in windows]
-        new = sorted({pair for w in paired for pair in w})
-        pairs = [i for i, pair in enumerate(new) if len(pair) == 2]
-        m, count = len(new), len(pairs)
-        firsts = along(range(m), [pair[0] for pair in new], (m, n))
-        seconds = along(range(count), [new[i][1] for i in pairs], (count, n))
-        base = along(range(count), [new[i][0] for i in pairs], (count, n))
-        rise = Relu(before * count * after, linear(value, seconds - base), nonnegative=True)
-        value = affine(
-            {value: firsts, rise: along(pairs, range(count), (m, count))},
-            np.zeros(before * m * after),
-            nonnegative=value.nonnegative,
-        )
-        place = {pair: i for i, pair in enumerate(new)}
-        n, windows = m, [tuple(place[pair] for pair in w) for w in paired]
-    return linear(value, along(range(len(windows)), [w[0] for w in windows], (len(windows), n)))
-
-
-# Matrices -----------------------------------------------------------------------------------------
-
-
-def scaled(x: Value, factor: float | npt.NDArray[Any]) -> Value:
-    """Return a value times a constant, or constants, one for each element."""
-    return linear(x, diagonal(np.broadcast_to(1.0 * np.asarray(factor), x.size)), roundings=1)
-
-
-def shifted(x: Value, offset: npt.NDArray[Any]) -> Value:
-    """Return a value plus constants, one for each element."""
-    return affine({x: identity(x.size)}, offset, roundings=1)
-
-
-def moved(call: Callable[[list[Tensor]], Any], inputs: Sequence[Tracked], where: str) -> Any:
-    """Return what a call that only moves numbers, or adds constants to them, makes of values."""
-    total = sum(one.value.size for one in inputs)
-    given, first = [], 1
-    for one in inputs:
-        index = torch.arange(first, first + one.value.size, dtype=torch.float64)
-        given.append(torch.stack([index, index + total]).reshape(2, *one.shape))
-        first += one.value.size
-    constants: list[Tensor] = []
-    tree_map(constants.append, call([torch.zeros_like(t) for t in given]))
-    constant = iter(constants)
-
-    def read(result: Tensor) -> Tracked:
-        offset = next(constant)
-        index = result - offset
-        if index.shape[:1] != (2,):
-            raise refuse(_EACH, where)
-        row, other = index
-        if not torch.equal(other, torch.where(row > 0, row + total, 0.0)):
-            raise refuse(_EACH, where)
-        shape, number = tuple(row.shape), row.flatten().numpy().astype(np.int64) - 1
-        return Tracked(_selected(inputs, number, offset[0].flatten().numpy()), shape)
-
-    return tree_map(read, call(given))
-
-
-def _selected(
-    inputs: Sequence[Tracked], number: npt.NDArray[Any], offset: npt.NDArray[Any]
-) -> Value:
-    """Return the value with these elements of the inputs, none where the number is -1."""
-    terms: dict[Value, Any] = {}
-    first = 0
-    for one in inputs:
-        n = one.value.size
-        rows = np.flatnonzero((number >= first) & (number < first + n))
-        if len(rows):
-            entries = (np.ones(len(rows)), (rows, number[rows] - first))
-            matrix = sparse.csr_array(entries, shape=(len(number), n))
-            terms[one.value] = terms[one.value] + matrix if one.value in terms else matrix
-        first += n
-    return affine(terms, offset)
-
-
-def probed(step: Step, x: Tracked, *, channelwise: bool = False) -> Tracked:
-    """Return what an affine call makes of a value; or of one channel, if all are alike."""
-
-    def call(given: Tensor) -> Tensor:
-        result: Tensor = step.again([given])
-        return result
-
-    shape = (1, *x.shape[1:]) if channelwise else x.shape
-    zero = call(torch.zeros(2, *shape, dtype=torch.float64))
-    ramp = torch.arange(2 * math.prod(shape), dtype=torch.float64).reshape(2, *shape)
-    if not zero.dim() or len(zero) != 2 or not torch.equal(call(ramp)[:1], call(ramp[[0, 0]])[:1]):
-        raise refuse(_EACH, step.place)
-    n, rows = math.prod(shape), zero[0].numel()
-    width = max(1, _BLOCK // (8 * max(n, rows, 1)))
-    blocks = []
-    for first in range(0, n, width):
-        basis = torch.zeros(min(width, n - first), n, dtype=torch.float64)
-        basis.diagonal(first).fill_(1)
-        image = call(basis.reshape(-1, *shape)) - zero[:1]
-        blocks.append(sparse.csr_array(image.flatten(1).numpy()))
-    matrix = sparse.csr_array(sparse.vstack(blocks).T)
-    offset, out = zero[0].flatten().numpy(), tuple(zero.shape[1:])
-    if channelwise:
-        channels = x.shape[0]
-        matrix = sparse.kron(sparse.eye_array(channels), matrix, format="csr")
-        offset, out = np.tile(offset, channels), (channels, *out[1:])
-    return Tracked(affine({x.value: matrix}, offset, roundings=2), out)

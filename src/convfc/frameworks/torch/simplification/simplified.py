@@ -20,17 +20,26 @@ from convfc.frameworks.torch.running import (
     positional_arguments,
 )
 from convfc.frameworks.torch.simplification import emit
-from convfc.frameworks.torch.simplification.merge import Merged, Part, as_sequence, merge
 from convfc.frameworks.torch.simplification.operations import (
     OPERATIONS,
     Condition,
     Step,
-    Tracked,
     estimate,
 )
-from convfc.frameworks.torch.simplification.trace import Call, Ref, Trace, refuse, trace
-from convfc.frameworks.torch.simplification.values import Affine, Input, Program, Value, topological
+from convfc.frameworks.torch.simplification.trace import Call, Ref, Trace, trace
 from convfc.frameworks.torch.vocabulary import BY_MODE
+from convfc.mlp.budget import check_least, check_memory
+from convfc.mlp.merge import Merged, Part, as_sequence, merge
+from convfc.mlp.values import (
+    Affine,
+    Input,
+    Program,
+    Tracked,
+    Value,
+    is_chain,
+    refuse,
+    topological,
+)
 from convfc.operators.estimate import MatrixEstimate, check_together
 from convfc.places import nothing_to_convert
 from convfc.sizes import one_of
@@ -91,7 +100,7 @@ def made_of(
     """Return the plain MLP of a network that was read; with sparse weights, only to compare it."""
     one = like(model, x)
     if not sparse_weights:
-        emit.check_memory(found.final, one.dtype, memory)
+        check_memory(found.final, one.dtype.itemsize, memory)
     return emit.emit(found.final, one.dtype, one.device, sparse_weights=sparse_weights).module
 
 
@@ -149,7 +158,7 @@ def programs_of(
         run = _run(model, example, memory, numbers=numbers)
         original = _program(run, options.max_pool, memory)
         if to_be_made:
-            emit.check_least(original, like(model, example[0]).dtype, memory)
+            check_least(original, like(model, example[0]).dtype.itemsize, memory)
         merged = merge(original, alternating=options.sequential)
     except MemoryError as error:
         if isinstance(error, MemoryBudgetError):
@@ -160,7 +169,7 @@ def programs_of(
             got=str(error) or None,
             remedy="a smaller example, or a part of the network only",
         ) from error
-    if not options.sequential or emit.is_chain(merged.program):
+    if not options.sequential or is_chain(merged.program):
         return Programs(run, original, merged, merged.program, {})
     sequence = as_sequence(merged.program)
     return Programs(run, original, merged, sequence.program, sequence.states)

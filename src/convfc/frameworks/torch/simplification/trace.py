@@ -22,9 +22,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 from convfc.comparing import (
     first_words,
 )
-from convfc.errors import ConvfcError, UnsupportedLayer, UnsupportedModel
+from convfc.errors import ConvfcError, UnsupportedModel
 from convfc.frameworks.torch.forms.form import form_of
 from convfc.frameworks.torch.running import call_model, unchanged
+from convfc.mlp.values import refuse
 
 LAYER = "a CONV layer"
 _FIRST = {"self": "x", "input": "x"}  # what a function's first argument is called
@@ -40,15 +41,6 @@ CONSTANTS = frozenset(
     + [f"new_{kind}" for kind in ("zeros", "ones", "full", "empty")]
 )
 """Operators that ask a tensor for no more than its size and its kind."""
-_REMEDY = (
-    "use convfc.unroll, which keeps every layer and unrolls the convolutions only, or simplify the "
-    "parts before and after it"
-)
-
-
-def refuse(what: str, where: str, remedy: str = _REMEDY) -> UnsupportedLayer:
-    """Return the error for something that a plain MLP does not compute, or is not known to."""
-    return UnsupportedLayer(f"{what}; it cannot be simplified", where=where, remedy=remedy)
 
 
 @dataclass(frozen=True)

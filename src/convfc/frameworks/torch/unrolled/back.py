@@ -21,7 +21,7 @@ from convfc.frameworks.torch.unrolled.entries import (
     values_in,
     with_unread,
 )
-from convfc.operators.nearest import nearest_conv
+from convfc.operators.nearest import differing_bias, nearest_conv
 from convfc.places import Shared, place_in_words, warn
 
 _REMEDY = (
@@ -111,13 +111,7 @@ def _check_bias(vector: Tensor, record: Unrolled) -> None:
     if wrong is not None:
         filter_, position = wrong
         index = filter_ * record.positions + position
-        raise NotAConvolution(
-            "the bias of a filter differs from position to position",
-            where=f"bias[{index}]",
-            expected=f"{bias[filter_].item()}, as at the first position of the filter",
-            got=vector[index].item(),
-            remedy="project=True takes the mean",
-        )
+        raise differing_bias(index, bias[filter_].item(), vector[index].item())
 
 
 def _record(layer: nn.Module) -> Unrolled:

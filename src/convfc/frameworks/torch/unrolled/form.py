@@ -22,7 +22,7 @@ from convfc.frameworks.torch.running import unchanged
 from convfc.frameworks.torch.unrolled.entries import places_in
 from convfc.frameworks.torch.watch import watched_run
 from convfc.geometry import ConvGeometry
-from convfc.operators.estimate import MatrixEstimate, check_together, pattern_estimate
+from convfc.operators.estimate import check_dense
 from convfc.operators.pattern import matrix_pattern
 from convfc.places import Shared
 
@@ -105,26 +105,16 @@ def check_memory(
     layers: Mapping[str, Any], sized: Mapping[int, SizedGeometry], memory: float | None
 ) -> None:
     """Raise unless the matrices of all layers fit into ``memory`` bytes, before any is built."""
-    estimates: dict[str, MatrixEstimate] = {}
-    working = 0  # bytes needed while one matrix is filled: its entries and their places
     unique: dict[int, str] = {}
     for name, layer in layers.items():
         unique.setdefault(id(layer), name)
+    needed = {}
     for key, name in unique.items():
         dtype = layers[name].weight.dtype
         # bfloat16 takes what float16 takes, and NumPy does not know it.
         known = "float16" if dtype is torch.bfloat16 else dtype_name(dtype)
-        pattern = matrix_pattern(*sized[key], "channels_first")
-        estimates[name] = pattern_estimate(pattern, known, "dense")
-        working = max(working, pattern.nonzeros * (8 + dtype.itemsize))
-    check_together(
-        estimates,
-        memory,
-        what="the matrices of the unrolled layers",
-        remedy="convfc.to_fc needs no such matrix; convfc.conv_operator(layer, input_size) applies "
-        "it without building it; or give a smaller example, or name fewer layers with where=",
-        working=working,
-    )
+        needed[name] = matrix_pattern(*sized[key], "channels_first"), known
+    check_dense(needed, memory)
 
 
 class ToUnrolled:

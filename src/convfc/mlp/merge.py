@@ -16,8 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from convfc.frameworks.torch.simplification.trace import refuse
-from convfc.frameworks.torch.simplification.values import (
+from convfc.mlp.values import (
     Affine,
     Opaque,
     Program,
@@ -25,6 +24,7 @@ from convfc.frameworks.torch.simplification.values import (
     Value,
     affine,
     is_identity,
+    refuse,
     sources,
     times,
     topological,

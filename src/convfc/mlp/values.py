@@ -1,9 +1,9 @@
 """A network as values: flat vectors that are sums of matrices times vectors, or ReLU of one.
 
-What a CONV network computes between two activations is affine, however many layers it takes. Here
-every value is a flat vector of one example, in PyTorch's order of elements. Matrices and offsets
+What a network computes between two activations is affine, however many layers it takes. Here
+every value is a flat vector of one example, in the order of its framework. Matrices and offsets
 are float64 (complex128 for complex networks): products are rounded there, and once more when they
-become the weights of an ``nn.Linear``.
+become the weights of an FC layer.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from scipy import sparse
-from torch import Tensor, nn
 
-from convfc.comparing import (
-    wide,
+from convfc.errors import UnsupportedLayer
+
+_REMEDY = (
+    "use convfc.unroll, which keeps every layer and unrolls the convolutions only, or simplify the "
+    "parts before and after it"
 )
-
 _DENSE = 2**26  # entries: half a gigabyte
 
 Matrix: TypeAlias = Any  # a scipy.sparse.csr_array
@@ -70,8 +70,16 @@ class Opaque(Value):
     """Modules that are neither affine nor ReLU: they stay, in a sequence on the flat vector."""
 
     source: Value
-    modules: tuple[nn.Module, ...]
+    modules: tuple[Any, ...]  # the framework's
     name: str  # the place in the original network
+
+
+@dataclass(frozen=True, eq=False)
+class Tracked:
+    """A value of the network, and the shape that one example's tensor has."""
+
+    value: Value
+    shape: tuple[int, ...]
 
 
 @dataclass(eq=False)
@@ -85,6 +93,11 @@ class Program:
     places: Mapping[Value, str] = field(default_factory=dict)  # in the original network
     tensors: Mapping[Value, int] = field(default_factory=dict)  # their numbers in its trace
     signature: tuple[tuple[str, str], ...] = ()  # of its trace
+
+
+def refuse(what: str, where: str, remedy: str = _REMEDY) -> UnsupportedLayer:
+    """Return the error for something that a plain MLP does not compute, or is not known to."""
+    return UnsupportedLayer(f"{what}; it cannot be simplified", where=where, remedy=remedy)
 
 
 def affine(
@@ -145,14 +158,6 @@ def diagonal(entries: Vector) -> Matrix:
     return sparse.diags_array(entries, format="csr")
 
 
-def numbers(t: Tensor) -> Vector:
-    """Return a tensor as float64 or complex128."""
-    t = t.detach().cpu()
-    t = t if t.layout is torch.strided else t.to_dense()
-    array: Vector = wide(t).resolve_conj().numpy()
-    return array
-
-
 def is_identity(matrix: Matrix) -> bool:
     """Say whether a matrix is the identity."""
     n, columns = matrix.shape
@@ -203,6 +208,12 @@ def topological(output: Value, stops: Collection[Value] = ()) -> list[Value]:
             open_.add(value)
             stack += waiting[::-1]
     return list(order)
+
+
+def is_chain(program: Program) -> bool:
+    """Say whether a program is one sequence: each value but the input is made of one other."""
+    order = topological(program.output)
+    return all(value is program.input or len(sources(value)) == 1 for value in order)
 
 
 def users_of(output: Value) -> dict[Value, list[Value]]:

@@ -1,0 +1,446 @@
+"""A whole CONV network of Keras as a plain MLP: Dense, ReLU, and Add where there are branches.
+
+What is done with a network once it is read is in `convfc.mlp`; here it is read, layer by layer
+along its graph (`operations` says what each layer does), and made of Keras's own layers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+from scipy import sparse
+
+from convfc.extras import needing
+
+with needing():
+    import keras
+
+from convfc.errors import MemoryBudgetError, ShapeError, UnsupportedLayer, UnsupportedModel
+from convfc.frameworks.keras import models
+from convfc.frameworks.keras.backend import wide_numbers
+from convfc.frameworks.keras.copies import (
+    RECORDS,
+    check_is_graph,
+    copied,
+    is_graph,
+    numbers,
+    unchanged,
+)
+from convfc.frameworks.keras.operations import CONVS, Step, made_of
+from convfc.frameworks.keras.read import read_layer
+from convfc.mlp.budget import check_least, check_memory
+from convfc.mlp.merge import as_sequence, merge
+from convfc.mlp.values import (
+    Affine,
+    Input,
+    Program,
+    Relu,
+    Tracked,
+    Value,
+    is_chain,
+    is_identity,
+    refuse,
+    topological,
+)
+from convfc.operators.estimate import MatrixEstimate, check_together, pattern_estimate
+from convfc.operators.pattern import matrix_pattern
+from convfc.places import Where, check_as_a_whole, nothing_to_convert
+from convfc.sizes import one_of
+
+L = keras.layers
+MaxPool: TypeAlias = Literal["keep", "relu"]
+ATTRIBUTE = RECORDS[1]
+
+
+@dataclass(frozen=True, eq=False)
+class Simplified:
+    """The network that a simplified one was, and how it was simplified."""
+
+    original: Any
+    shape: tuple[int, ...]
+    max_pool: MaxPool
+    sequential: bool
+
+
+def simplify(
+    model: Any,
+    example: Any,
+    *,
+    max_pool: MaxPool = "keep",
+    sequential: bool = False,
+    memory: float | None = None,
+) -> Any:
+    """Return a CONV network as a plain MLP that computes the same; see `convfc.simplify`."""
+    remedy = "'keep' leaves max-pooling as it is, 'relu' writes it with ReLU"
+    one_of("max_pool", max_pool, MaxPool, remedy=remedy)
+    if record_of(model) is not None:
+        raise nothing_to_convert("layer that is not simplified already", None, ())
+    check_is_graph(model)
+    x = _one_input(model, example)
+    dtype = _dtype(model)
+    found = _read(model, x, max_pool, memory, _itemsize(dtype), sequential=sequential)
+    if _is_simple(model, found):
+        raise nothing_to_convert("layer other than Dense and ReLU", None, ())
+    check_memory(found.program, _itemsize(dtype), memory)
+    made = _Build(dtype).model(found.program, _input_name(model))
+    record = Simplified(copied(model), tuple(x.shape[1:]), max_pool, sequential)
+    vars(made)[ATTRIBUTE] = record
+    return made
+
+
+def record_of(model: Any) -> Simplified | None:
+    """Return the record of a simplified network; None of any other."""
+    record = vars(model).get(ATTRIBUTE)
+    return record if isinstance(record, Simplified) else None
+
+
+def check_not_simplified(*models_: Any) -> None:
+    """Refuse to compare a simplified network layer by layer: it has none of the first one's."""
+    if any(record_of(model) is not None for model in models_):
+        raise UnsupportedModel(
+            "a simplified network of Keras has no certificate yet",
+            where="model",
+            remedy="convfc.to_conv(model) makes it again of the CONV network, compares every bit, "
+            "and gives that network back, or says what differs",
+        )
+
+
+def whole_back(model: Any, where: Where, *, inplace: bool) -> Any | None:
+    """Return the CONV network that an unchanged simplified network was; None of others."""
+    record = record_of(model)
+    if record is None:
+        return None
+    check_as_a_whole(where, inplace=inplace)
+    x = np.zeros((1, *record.shape), _numpy_name(_dtype(record.original)))
+    again = simplify(record.original, x, max_pool=record.max_pool, sequential=record.sequential)
+    different = next(_other_parts(again, model), None)
+    if different is not None:
+        place, _, found = different.partition("; ")
+        raise UnsupportedLayer(
+            f"this is not as convfc.simplify made it; {found}",
+            where=place,
+            remedy="let tools change the layers that convfc.to_fc makes, which go back with any "
+            "numbers, and simplify after that",
+        )
+    return copied(record.original)
+
+
+def _other_parts(again: Any, after: Any) -> Iterator[str]:
+    """Yield, in words, what a simplified network has other than when it is made again."""
+    ours, theirs = ({part.name: part for part in model.layers} for model in (again, after))
+    for name in ours | theirs:
+        kinds = [type(side[name]).__name__ if name in side else "none" for side in (ours, theirs)]
+        if kinds[0] != kinds[1]:
+            yield f"{name}; expected {kinds[0]}, got {kinds[1]}"
+            continue
+        for mine, other in zip(ours[name].weights, theirs[name].weights, strict=True):
+            mine_, other_ = numbers(mine), numbers(other)
+            if mine_.shape != other_.shape or mine_.tobytes() != other_.tobytes():
+                yield f"{name}; expected the numbers of {mine.name} that it had, got others"
+    if _calls(again) != _calls(after):
+        yield "its calls; expected those of the same network made again, got others"
+
+
+def _calls(model: Any) -> Any:
+    """Return which layer is called on what, in a form that can be compared."""
+    layers = model.get_config()["layers"]
+    if isinstance(model, keras.Sequential):
+        return [layer["config"]["name"] for layer in layers]
+    return [(layer["name"], str(layer["inbound_nodes"])) for layer in layers]
+
+
+# Reading ------------------------------------------------------------------------------------------
+
+
+class _Read(NamedTuple):
+    """A network as values, of which the first is before and the other after merging."""
+
+    original: Program
+    program: Program
+
+
+def _one_input(model: Any, example: Any) -> Any:
+    """Return the one array of an example."""
+    given = keras.tree.flatten(example)
+    shapes = [tuple(getattr(x, "shape", ())) for x in given]
+    inputs = model.inputs if isinstance(model, keras.Model) else given
+    if len(given) != 1 or len(inputs) != 1 or len(shapes[0]) < 2 or shapes[0][0] < 1:
+        raise ShapeError(
+            "the sizes of the FC layers follow from one input",
+            where="example",
+            expected="one array (n, *shape), n >= 1, of a model with one input",
+            got=", ".join(map(str, shapes)) or "nothing",
+            remedy="give an input as the model is called with, in a batch of one or more",
+        )
+    if len(inputs[0].shape) != len(shapes[0]):
+        raise ShapeError(
+            "the example has another number of axes than the model's input",
+            where="example",
+            expected=tuple(inputs[0].shape),
+            got=shapes[0],
+            remedy="give it all axes of the input",
+        )
+    return given[0]
+
+
+def _leaves(model: Any) -> Iterator[Any]:
+    if not isinstance(model, keras.Model):
+        yield model
+        return
+    for layer in model.layers:
+        yield from _leaves(layer)
+
+
+def _dtype(model: Any) -> str:
+    """Return the dtype that all of a model is in."""
+    leaves = [layer for layer in _leaves(model) if not isinstance(layer, L.InputLayer)]
+    dtypes: dict[str, Any] = {}
+    for layer in leaves:
+        for dtype in (layer.compute_dtype, *(w.dtype for w in layer.trainable_variables)):
+            dtypes.setdefault(str(dtype), layer)
+    if len(dtypes) > 1:
+        first, *others = dtypes
+        raise refuse(
+            f"it computes with {others[0]} and others with {first}: numbers are rounded between "
+            "them",
+            f"layer {dtypes[others[0]].name}",
+            "give all layers one dtype policy",
+        )
+    return next(iter(dtypes), keras.config.floatx())
+
+
+def _numpy_name(dtype: str) -> str:
+    return "float32" if dtype == "bfloat16" else dtype
+
+
+def _itemsize(dtype: str) -> int:
+    return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
+
+
+def _input_name(model: Any) -> str | None:
+    return str(model.inputs[0].name) if isinstance(model, keras.Model) else None
+
+
+def _read(
+    model: Any,
+    x: Any,
+    max_pool: MaxPool,
+    memory: float | None,
+    itemsize: int,
+    *,
+    sequential: bool,
+) -> _Read:
+    """Run a model on an example, read it as values, and merge them."""
+    shape = _checked_run(model, x, memory)
+    start = Input(math.prod(x.shape[1:]))
+    walk = _Walk(max_pool, memory)
+    try:
+        with wide_numbers():
+            end = walk.through(model, [Tracked(start, tuple(x.shape[1:]))])
+        if not isinstance(end, Tracked):
+            raise _not_one(end)
+        if shape != (x.shape[0], *end.shape):
+            raise refuse("its output has another shape than what was read of it", "model")
+        shapes = tuple(x.shape[1:]), end.shape
+        original = Program(start, end.value, *shapes, walk.places)
+        check_least(original, itemsize, memory)
+        program = merge(original, alternating=sequential).program
+        if sequential and not is_chain(program):
+            program = as_sequence(program).program
+    except MemoryError as error:
+        if isinstance(error, MemoryBudgetError):
+            raise
+        raise MemoryBudgetError(
+            "the memory ran out while matrices of layers were made and multiplied",
+            where="memory",
+            got=str(error) or None,
+            remedy="a smaller example, or a part of the network only",
+        ) from error
+    return _Read(original, program)
+
+
+def _not_one(end: Any) -> UnsupportedModel:
+    return UnsupportedModel(
+        "it does not return one tensor that depends on its input",
+        where="model",
+        expected="one tensor",
+        got=type(end).__name__,
+        remedy="make a keras.Model of its input and the one output",
+    )
+
+
+def _checked_run(model: Any, x: Any, memory: float | None) -> tuple[int, ...] | None:
+    """Return the shape of the output, after a look at how large the layers' matrices will be."""
+    estimates: dict[str, MatrixEstimate] = {}
+
+    def note(layer: Any, x: Any) -> None:
+        name, shape = layer.name, tuple(map(int, x.shape))
+        name += f", called as {len(estimates)}" * (name in estimates)
+        if isinstance(layer, L.Dense):
+            rows = math.prod(shape[1:-1])
+            nonzeros = rows * math.prod(layer.kernel.shape)
+            sizes = (rows * layer.units, rows * shape[-1])
+            estimates[name] = MatrixEstimate(sizes, nonzeros, 12 * nonzeros)
+            return
+        size = shape[2:] if layer.data_format == "channels_first" else shape[1:-1]
+        pattern = matrix_pattern(read_layer(layer, size).geometry, size, layer.data_format)
+        estimates[name] = pattern_estimate(pattern, np.float64)
+
+    watched = [layer for layer in _leaves(model) if isinstance(layer, (*CONVS, L.Dense))]
+    with unchanged(model), models.watching(watched, note):
+        output = models.run(model, x, "example")
+    check_together(
+        estimates,
+        memory,
+        what="the matrices that the network is made of",
+        remedy="a smaller example, or simplify a part of the network only; convfc.to_fc needs no "
+        "such matrices",
+    )
+    outputs = keras.tree.flatten(output)
+    if len(outputs) != 1:
+        raise _not_one(output)
+    return tuple(int(n) for n in outputs[0].shape)
+
+
+class _Walk:
+    """Follows the calls of a model with values."""
+
+    def __init__(self, max_pool: MaxPool, memory: float | None) -> None:
+        self.max_pool, self.memory = max_pool, memory
+        self.places: dict[Value, str] = {}
+
+    def through(self, model: Any, inputs: list[Tracked]) -> Any:
+        """Return what a model, or one layer, makes of its inputs."""
+        if not isinstance(model, keras.Model):
+            return self.call(model, inputs[0])
+        if isinstance(model, keras.Sequential):
+            (x,) = inputs
+            for layer in model.layers:
+                x = self.call(layer, x)
+            return x
+        # A graph's calls, in order. There is no public way to walk them without making new ones.
+        return model._run_through_graph(inputs, call_fn=self.call)
+
+    def call(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return what one call makes of its inputs."""
+        step = Step(layer, args, kwargs, self.max_pool, self.memory)
+        if not step.inputs:
+            raise refuse(f"{step.words} is called on nothing of the input", step.place)
+        if isinstance(layer, keras.Model):
+            if not is_graph(layer):
+                raise refuse(f"the forward of a {type(layer).__name__} is its own", step.place)
+            return self.through(layer, step.inputs)
+        made = made_of(step)
+        for one in keras.tree.flatten(made):
+            self.places.setdefault(one.value, step.place)
+        return made
+
+
+def _is_simple(model: Any, found: _Read) -> bool:
+    """Say whether a model is nothing but Dense and ReLU, and no two Dense are to be one."""
+    leaves = [layer for layer in _leaves(model) if not isinstance(layer, L.InputLayer)]
+    dense = [layer for layer in leaves if type(layer) is L.Dense]
+    plain = all(
+        layer.activation in (None, keras.activations.linear, keras.activations.relu)
+        for layer in dense
+    ) and all(type(layer) in (L.Dense, L.ReLU) for layer in leaves)
+    affine = [v for v in topological(found.program.output) if isinstance(v, Affine)]
+    return plain and len(found.original.input_shape) == 1 and len(affine) == len(dense)
+
+
+# Making -------------------------------------------------------------------------------------------
+
+
+class _Build:
+    """Makes the layers, with names of their own: ``dense_1``, ``relu_1``, ..."""
+
+    def __init__(self, dtype: str) -> None:
+        self.dtype = dtype
+        self.counts: dict[str, int] = {}
+        self.weights: list[tuple[Any, Any, Any]] = []
+
+    def model(self, program: Program, name: str | None) -> Any:
+        """Return the model of a program, Sequential if it is one sequence."""
+        x = keras.Input(program.input_shape, name=name, dtype=self.dtype)
+        if is_chain(program):
+            made = keras.Sequential([x, *self._sequence(program)], name="simplified")
+        else:
+            made = keras.Model(x, self._graph(program, x), name="simplified")
+        for layer, matrix, offset in self.weights:
+            layer.kernel.assign(matrix.T.toarray().astype(_numpy_name(self.dtype)))
+            if offset is not None:
+                layer.bias.assign(offset.astype(_numpy_name(self.dtype)))
+        return made
+
+    def _sequence(self, program: Program) -> Iterator[Any]:
+        yield from self._beginning(program)
+        for value in topological(program.output):
+            if isinstance(value, Affine):
+                (matrix,) = value.terms.values()
+                yield self._dense(matrix, value.offset)
+            elif value is not program.input:
+                yield from self._own(value)
+        yield from self._ending(program)
+
+    def _graph(self, program: Program, x: Any) -> Any:
+        for layer in self._beginning(program):
+            x = layer(x)
+        made: dict[Value, Any] = {program.input: x}
+        for value in topological(program.output):
+            if isinstance(value, Affine):
+                made[value] = self._sum(value, made, x)
+            elif value is not program.input:
+                made[value] = made[value.source]  # type: ignore[attr-defined]
+                for layer in self._own(value):
+                    made[value] = layer(made[value])
+        end = made[program.output]
+        for layer in self._ending(program):
+            end = layer(end)
+        return end
+
+    def _sum(self, value: Affine, made: dict[Value, Any], x: Any) -> Any:
+        bias = value.offset if value.offset.any() else None
+        terms = []
+        for source, matrix in sorted(value.terms.items(), key=lambda term: is_identity(term[1])):
+            term = made[source]
+            if bias is not None or not is_identity(matrix):
+                term, bias = self._dense(matrix, bias)(term), None
+            terms.append(term)
+        if not terms:  # a constant
+            zero = np.zeros((value.size, int(x.shape[-1])))
+            return self._dense(sparse.csr_array(zero), value.offset)(x)
+        return terms[0] if len(terms) == 1 else self._layer(L.Add, {})(terms)
+
+    def _dense(self, matrix: Any, offset: Any) -> Any:
+        """Return the FC layer of a matrix and an offset; its numbers come when it is built."""
+        options = {"units": matrix.shape[0], "use_bias": offset is not None}
+        # Zeros, since random numbers would be drawn for nothing.
+        layer = self._layer(L.Dense, {**options, "kernel_initializer": "zeros"})
+        self.weights.append((layer, matrix, offset))
+        return layer
+
+    def _own(self, value: Any) -> Iterator[Any]:
+        if isinstance(value, Relu):
+            yield self._layer(L.ReLU, {})
+            return
+        for layer in value.modules:
+            config = layer.get_config()
+            yield self._layer(type(layer), config)
+
+    def _beginning(self, program: Program) -> Iterator[Any]:
+        if len(program.input_shape) != 1:
+            yield self._layer(L.Flatten, {"data_format": "channels_last"})
+
+    def _ending(self, program: Program) -> Iterator[Any]:
+        if len(program.output_shape) != 1:
+            yield self._layer(L.Reshape, {"target_shape": program.output_shape})
+
+    def _layer(self, kind: Any, config: dict[str, Any]) -> Any:
+        name = kind.__name__.lower()
+        self.counts[name] = self.counts.get(name, 0) + 1
+        own = {"name": f"{name}_{self.counts[name]}", "dtype": self.dtype, "trainable": True}
+        return kind.from_config({**config, **own})
