@@ -46,7 +46,7 @@ class KerasNetworks(Networks):
             if numbers is None:
                 return models.run(model, self.x)
         dtype = dtype_name(numbers(np.zeros(1, np.float32)).dtype)
-        with backend.precision(dtype):
+        with backend.precision(dtype), backend.wide_numbers():
             inputs = models.as_inputs(model, self.x)
             inputs = keras.tree.map_structure(lambda a: _cast_inputs(a, dtype), inputs)
             copied = _in_dtype(model, dtype, inputs)

@@ -37,10 +37,7 @@ _SUBCLASSED = (
 def copy_of(model: Any) -> Any:
     """Return a copy of a model: of its graph, or as Keras saves one whose forward is its own."""
     if model.built and (is_graph(model) or not isinstance(model, keras.Model)):
-        copied = rebuilt(model, {})
-        if getattr(model, "compiled", False):
-            copied.compile_from_config(model.get_compile_config())
-        return copied
+        return rebuilt(model, {})
     with keras.saving.custom_object_scope(models.own_classes(model)):
         try:
             return copy.deepcopy(model)
@@ -82,7 +79,8 @@ def check_is_graph(model: Any) -> None:
 def rebuilt(model: Any, new: Mapping[int, Any]) -> Any:
     """Return a copy of a model with other layers in the places of some, by their ``id``.
 
-    Everything else is a copy with the same names, weights, flags and policies.
+    Everything else is a copy with the same names, weights, flags and policies, compiled for the
+    same loss; its optimizer starts anew.
 
     Raises
     ------
@@ -113,9 +111,10 @@ def rebuilt(model: Any, new: Mapping[int, Any]) -> Any:
         cache = dict(new)  # what Keras finds there it does not ask for
         cache |= {key: made(layer) for key, layer in inside.items() if not is_graph(layer)}
         graph = {} if isinstance(model, keras.Sequential) else {"call_function": call}
-        whole = keras.models.clone_model(
-            model, clone_function=made, recursive=True, cache=cache, **graph
-        )
+        with _not_compiled(model, *inside.values()):  # Keras would read its loss from a text
+            whole = keras.models.clone_model(
+                model, clone_function=made, recursive=True, cache=cache, **graph
+            )
         inner = ((layer, cache[key]) for key, layer in inside.items() if is_graph(layer))
         graphs = [(model, whole), *inner]
     else:
@@ -126,6 +125,8 @@ def rebuilt(model: Any, new: Mapping[int, Any]) -> Any:
     for layer, other in graphs:
         if other.dtype_policy != layer.dtype_policy:  # it casts what it is called with
             other.dtype_policy = layer.dtype_policy
+        if layer.compiled:
+            _compile_alike(layer, other)
     for layer, other in (*graphs, *copies):
         for name in RECORDS:
             if name in vars(layer):
@@ -155,6 +156,30 @@ def unchanged(model: Any) -> Iterator[None]:
         for state, held in before:
             if not np.array_equal(numbers(state), held, equal_nan=held.dtype.kind == "f"):
                 state.assign(held)
+
+
+@contextmanager
+def _not_compiled(*models: Any) -> Iterator[None]:
+    """Have some models look as if they were not compiled."""
+    compiled = [one for one in models if one.compiled]
+    for one in compiled:
+        vars(one)["compiled"] = False
+    try:
+        yield
+    finally:
+        for one in compiled:
+            vars(one)["compiled"] = True
+
+
+def _compile_alike(model: Any, copied: Any) -> None:
+    """Compile a copy with the model's loss, and an optimizer and metrics that start anew."""
+
+    def anew(one: Any) -> Any:
+        kinds = (keras.optimizers.Optimizer, keras.metrics.Metric)
+        return type(one).from_config(one.get_config()) if isinstance(one, kinds) else one
+
+    settings = dict(model._compile_config.config)
+    copied.compile(**keras.tree.map_structure(anew, settings))
 
 
 def _same_kind(layer: Any) -> Any:

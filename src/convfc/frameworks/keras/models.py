@@ -16,7 +16,7 @@ with needing():
     import keras
 
 from convfc.comparing import words
-from convfc.errors import DataError, ShapeError
+from convfc.errors import ConvfcError, DataError, ShapeError
 
 Note: TypeAlias = Callable[[Any, Any], None]
 """Is told of a call: the layer, and its input."""
@@ -123,6 +123,8 @@ def run(model: Any, x: Any, name: str = "x") -> Any:
     """Call a model, in inference mode; what it raises is said of its input."""
     try:
         return model(as_inputs(model, x))
+    except ConvfcError:
+        raise
     except Exception as error:
         shapes = keras.tree.map_structure(lambda a: tuple(np.shape(a)), x)
         raise ShapeError(
@@ -169,7 +171,11 @@ def watching(layers: Iterable[Any], note: Note) -> Iterator[None]:
         call = layer.call
 
         def noted(x: Any, *args: Any, **kwargs: Any) -> Any:
-            note(layer, x)
+            del vars(layer)["call"]  # who is told may read the layer
+            try:
+                note(layer, x)
+            finally:
+                vars(layer)["call"] = noted
             return call(x, *args, **kwargs)
 
         return noted
