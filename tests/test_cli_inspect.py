@@ -11,7 +11,6 @@ import torch
 from commands import call, enter, refused
 
 import convfc
-import convfc.frameworks.torch  # before TensorFlow, which Keras imports to save: not after it
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -21,7 +21,6 @@ from browser import PATIENCE
 from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
-import convfc.frameworks.torch  # before TensorFlow, which Keras imports to save: not after it
 from convfc.cli import app
 from convfc.explorer.page import ExplorerServer
 from convfc.explorer.state import state_layer
