@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+import keras
 import pytest
 import torch
 from commands import call, enter, refused
@@ -12,6 +13,7 @@ from commands import call, enter, refused
 import convfc
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 NET = """
@@ -99,3 +101,82 @@ def test_a_name_is_not_a_command_to_the_terminal(command: tuple[str, ...]) -> No
     assert (result.exit_code, result.stderr) == (0, "")
     assert r"\x1b]0;owned\x07\n[/red]" in result.stdout
     assert "\x1b" not in result.stdout
+
+
+def saved(path: str, *more: keras.layers.Layer) -> keras.Model:
+    conv = keras.layers.Conv2D(4, 3, strides=2, padding="same", name="first")
+    layers = [keras.Input((9, 8, 1)), *more, conv, keras.layers.Flatten(), keras.layers.Dense(2)]
+    model = keras.Sequential(layers, name="net")
+    model.save(path)
+    return model
+
+
+@pytest.mark.parametrize("end", ["keras", "h5"])
+def test_a_file_of_keras(end: str) -> None:
+    saved(f"net.{end}")
+    result = call("inspect", f"net.{end}", "--input", "2,9,8,1")
+    assert (result.exit_code, result.stderr) == (0, "")
+    row = result.stdout.splitlines()[1].split()
+    assert row[:4] == ["first", "Conv2D", "3×3", "s2"]
+    assert "20×9" in row
+    assert "Sequential: 1 CONV layer, convertible; 40 of 202 parameters" in result.stdout
+
+
+def with_lambda(path: Path) -> None:
+    """Its code says that it was run; nothing of this module is in the file."""
+    told = lambda x: (__import__("pathlib").Path("ran").write_text("ran"), x)[1]  # noqa: E731
+    saved(str(path), keras.layers.Lambda(told))
+    path.with_name("ran").unlink()
+
+
+def cut(path: Path) -> None:
+    saved(str(path))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+
+
+def of_own_layers(path: Path) -> None:
+    class Own(keras.layers.Layer):
+        pass
+
+    saved(str(path), Own())
+
+
+FILES: dict[str, tuple[Callable[[Path], object], str, str]] = {
+    "missing": (lambda _: None, "there is no such file", "check its path"),
+    "truncated": (cut, "it is damaged, or no file of Keras", "save the model once more"),
+    "text": (lambda path: path.write_text("hello"), "damaged", "save the model once more"),
+    "lambda": (with_lambda, "Requested the deserialization of a `Lambda` layer", "load it in"),
+    "own": (of_own_layers, "'Own'", "with your custom_objects"),
+}
+
+
+@pytest.mark.parametrize("kind", FILES)
+@pytest.mark.parametrize("end", ["keras", "h5"])
+def test_what_is_no_file_of_keras_is_refused_and_not_run(place: Path, kind: str, end: str) -> None:
+    made, reason, remedy = FILES[kind]
+    made(place / f"net.{end}")
+    result = call("inspect", f"net.{end}")
+    refused(result, f"net.{end}: ", reason, "Remedy: ", remedy)
+    assert result.stdout == ""
+    assert not (place / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("--input", "1,9,9,1"), "x: the model does not run on it (ValueError: Input 0 with name"),
+        (("--arg", "bias=False"), "a file holds a model, and no function that takes arguments"),
+    ],
+    ids=["input", "argument"],
+)
+def test_a_file_of_keras_and_other_arguments(arguments: tuple[str, ...], text: str) -> None:
+    saved("net.keras")
+    refused(call("inspect", "net.keras", *arguments), text, "Remedy: ")
+
+
+def test_singular_values_of_a_file_of_keras() -> None:
+    saved("net.keras")
+    result = call("spectrum", "net.keras", "--input", "9,8,1", "--no-figure")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.splitlines()[1].split()[:2] == ["first", "9×8"]

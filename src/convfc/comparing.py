@@ -7,6 +7,7 @@ dtype goes by its name, which is the same in both.
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import array_api_compat
@@ -199,11 +200,15 @@ def words(error: Exception) -> str:
 def first_words(error: Exception) -> str:
     r"""Return the first paragraph of an exception's text, as one line of at most 300 characters.
 
-    TorchScript's messages end with what is said first elsewhere; tables of overloads are left out.
+    TorchScript's messages end with what is said first elsewhere, and Keras puts a sentence before
+    what it is told, or what it tries to read; tables of overloads are left out.
     """
-    text = str(error).strip()
+    text = re.sub(r"\x1b\[\d*m", "", str(error)).strip()
+    text = text.rpartition("\n\nException encountered: ")[2]
+    if text.startswith("Exception encountered when calling"):
+        text = text.partition("\n\n")[2].strip()
     if "TorchScript" in text.partition("\n")[0]:
         text = text.rpartition("\nRuntimeError: ")[2]
-    for more in ("\n\n", ", but expected one of:"):
+    for more in ("\n\n", ", but expected one of:", " Full object config: "):
         text = text.partition(more)[0]
     return " ".join(text.split())[:300]

@@ -26,23 +26,24 @@ def to_fc(
 ) -> Any:
     """Return the model with its CONV layers as the FC layers that they equal (Section 4).
 
-    Every ``Conv1d``, ``Conv2d``, ``Conv3d`` and their transposed kin, with every hyper-parameter,
-    for inputs of every size. In the patch form also their subclasses with a forward of their own,
-    and layers whose weight is computed before every call (weight norm, pruning). What cannot be
-    converted is refused by name. Hooks stay, shared layers stay shared, and state dicts of the
-    original load into the result and the other way round.
+    Of PyTorch and of Keras: CONV layers of one to three axes and their transposed kin, with every
+    hyper-parameter, for inputs of every size; of Keras depthwise and separable ones, too. Of
+    PyTorch, in the patch form, also their subclasses with a forward of their own, and layers whose
+    weight is computed before every call (weight norm, pruning). What cannot be converted is refused
+    by name. Hooks stay, shared layers stay shared, and state dicts (weight files) of the original
+    load into the result and the other way round.
 
     Parameters
     ----------
-    model : torch.nn.Module
+    model : torch.nn.Module or keras.Model
         A bare CONV layer counts as a model. CONV layers in another form are taken back first, as
         `to_conv` does it.
     form : {"patch", "weight"}
-        ``"patch"``: the layer becomes a module whose child ``fc`` is exactly an ``nn.Linear``,
-        called on the patch matrix ``(N, L, k)``: for tools that look for, hook or replace FC
-        layers; with groups, see ``groups``. ``"weight"``: the layer stays and runs the native
-        convolution, but its parameter is the FC matrix ``(f, k)``: for tools that look at weights
-        only, such as the optimizer Muon.
+        ``"patch"``: the layer becomes a module whose child ``fc`` is exactly an ``nn.Linear`` (of
+        Keras's layers, a ``keras.layers.Dense``), called on the patch matrix ``(N, L, k)``: for
+        tools that look for, hook or replace FC layers; with groups, see ``groups``. ``"weight"``:
+        the layer stays and runs the native convolution, but its parameter is the FC matrix ``(f,
+        k)``, Keras's ``(k, f)``: for tools that look at weights only, such as the optimizer Muon.
     where : function, str or list of str, optional
         Which layers: a function of name and module, or names such as ``"layer4.*"``.
     strict : bool
@@ -58,14 +59,14 @@ def to_fc(
         ``"auto"``: separate up to 32 groups, batched beyond. The weight form holds all groups of a
         layer in one matrix, and refuses ``"separate"``.
     product : {"auto", "matrix"}
-        How the patch form computes the product of M and K. ``"auto"``: with PyTorch's native
+        How the patch form computes the product of M and K. ``"auto"``: with the framework's native
         convolution while nothing has touched the FC layer, so that outputs and gradients are those
         of the CONV layer, bit for bit and as fast; by calling the FC layer on M as soon as it has
         hooks, is replaced, or is traced, compiled or transformed. ``"matrix"``: always on M.
 
     Returns
     -------
-    torch.nn.Module
+    torch.nn.Module or keras.Model
         Of the same class, but for a bare CONV layer.
 
     Raises
@@ -75,8 +76,8 @@ def to_fc(
     UnsupportedLayer
         If strict, for an uninitialised layer, TorchScript, a quantised layer, one that a function's
         closure holds (see Notes), one whose very type a forward asks for (``isinstance`` is
-        answered as by the CONV layer); in the weight form, for a layer with a forward of its own or
-        a computed weight. The message says where, and what to do.
+        answered as by the CONV layer); of Keras, and in the weight form, for a layer with a forward
+        of its own or a computed weight. The message says where, and what to do.
     NothingToConvert
         If the model, or what ``where`` selects of it, has no CONV layer that is not in this form.
     ArgumentError
@@ -144,9 +145,9 @@ def unroll(
 
     Parameters
     ----------
-    model : torch.nn.Module
+    model : torch.nn.Module or keras.Model
         A bare CONV layer counts as a model. CONV layers in another form are taken back first, as
-        `to_conv` does it.
+        `to_conv` does it. Keras's is Sequential or Functional.
     example : Tensor, array, tuple or dict
         An input of the size that the model is to be unrolled for; a tuple holds several arguments,
         a dict keyword arguments. The model is run on it once, in evaluation mode, and nothing in it
@@ -159,7 +160,7 @@ def unroll(
 
     Returns
     -------
-    torch.nn.Module
+    torch.nn.Module or keras.Model
         Of the same class, but for a bare CONV layer.
 
     Raises
@@ -226,7 +227,7 @@ def simplify(
 
     Parameters
     ----------
-    model : torch.nn.Module
+    model : torch.nn.Module or keras.Model
         It is not changed. Its forward may be written in any way as long as it does not ask what is
         in a tensor. A part of a network, such as ``nn.Sequential(conv, nn.Flatten(), fc)``, is a
         model, too.
@@ -315,7 +316,7 @@ def to_conv(
 
     Parameters
     ----------
-    model : torch.nn.Module
+    model : torch.nn.Module or keras.Model
     where, strict, inplace
         As for `to_fc`. A simplified network goes back as a whole.
     project : bool
@@ -326,7 +327,7 @@ def to_conv(
 
     Returns
     -------
-    torch.nn.Module
+    torch.nn.Module or keras.Model
         A `PeftModel` is unloaded.
 
     Raises
@@ -473,10 +474,11 @@ def verify(before: Any, after: Any, x: Any, *, seed: int = 0) -> Certificate:
 
     Parameters
     ----------
-    before, after : torch.nn.Module
+    before, after : torch.nn.Module or keras.Model
         Of the same framework, for instance a model and `to_fc` of it.
     x : Tensor, array, tuple or dict
-        An input; a tuple holds several arguments, a dict keyword arguments.
+        An input; a tuple holds several arguments, a dict keyword arguments. Of Keras, what the
+        model is called with: an array, or a list or dict of its inputs.
     seed : int
         Of the random cotangents.
 
@@ -512,9 +514,9 @@ def inspect(model: Any, x: Any = None) -> Inspection:
 
     Parameters
     ----------
-    model : torch.nn.Module
-    x : Tensor, tuple or dict, optional
-        An input, of tensors or arrays: with it, sizes, multiplications and bytes are known, and
+    model : torch.nn.Module or keras.Model
+    x : Tensor, array, tuple or dict, optional
+        An input, as for `verify`: with it, sizes, multiplications and bytes are known, and
         functional convolutions are found where they are called.
 
     Returns

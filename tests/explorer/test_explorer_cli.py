@@ -13,6 +13,7 @@ import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import keras
 import numpy as np
 import pytest
 import torch
@@ -127,6 +128,26 @@ def test_a_layer_within_a_model_sees_what_reaches_it() -> None:
     assert same(layer, net.again)
     assert np.array_equal(np.asarray(x, np.float32), reaching[0].movedim(0, -1).numpy())
     assert layer.geometry.groups == 2
+
+
+def test_a_layer_in_a_file_of_keras(place: Path) -> None:
+    first = keras.layers.Conv2D(4, 3, padding="same", activation="relu", name="first")
+    again = keras.layers.Conv2D(6, 3, groups=2, name="again")
+    model = keras.Sequential([keras.Input((9, 8, 1)), first, again])
+    model.save(place / "net.keras")
+    layer, x = pages("net.keras", "--layer", "again", "--input", "1,9,8")
+    noise = np.random.default_rng(0).random((1, 1, 9, 8)).astype(np.float32)
+    reaching = np.asarray(keras.ops.convert_to_numpy(first(np.moveaxis(noise, 1, -1))))
+    assert np.array_equal(np.asarray(x, np.float32), reaching[0])
+    kernel = np.moveaxis(np.asarray(again.kernel), -1, 0)
+    assert np.array_equal(np.asarray(layer.filters, np.float32), kernel)
+    assert layer.geometry.groups == 2
+    assert shown()["title"] == "net.keras, again"
+    (place / "cut.keras").write_bytes((place / "net.keras").read_bytes()[:1000])
+    result = call("cut.keras", "--layer", "again", "--html", "other.html")
+    (line,) = result.stderr.splitlines()
+    assert (result.exit_code, line[:28]) == (1, "Error: cut.keras: it is dama")
+    assert not (place / "other.html").exists()
 
 
 def test_arguments_of_the_factory_and_weights_from_a_file(place: Path) -> None:

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from convfc.errors import ConvfcError, RunError
+from convfc.errors import ArgumentError, ConvfcError, RunError
 from convfc.printable import printable
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -50,6 +50,13 @@ def make_model(model: str, arguments: list[str] | None) -> Any:
     from convfc.factories import folder, make, named_values
 
     if pathlib.Path(model).suffix in KERAS_FILES:
+        if arguments:
+            raise ArgumentError(
+                "a file holds a model, and no function that takes arguments",
+                where="arg",
+                got=", ".join(arguments),
+                remedy="leave --arg out",
+            )
         from convfc.frameworks.keras.models import load
 
         return load(pathlib.Path(model))

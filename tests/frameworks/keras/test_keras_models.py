@@ -282,3 +282,21 @@ def test_by_matrix_is_undone() -> None:
     with certify.by_matrix([layer]):
         assert layer.product == "matrix"
     assert layer.product == "auto"
+
+
+@pytest.mark.parametrize("verb", ["to_fc", "unroll", "simplify"])
+def test_training_one_model_leaves_the_other_as_it_was(verb: str) -> None:
+    """JAX frees the arrays that a step of training is given."""
+    layers = [
+        keras.Input((6, 6, 2)),
+        L.Conv2D(2, 3, activation="relu"),
+        L.Flatten(),
+        L.Dense(3),
+    ]
+    cnn, x = integers(keras.Sequential(layers)), x_of(2, 6, 6, 2)
+    y = numpy(cnn(x))
+    after = convfc.to_fc(cnn) if verb == "to_fc" else getattr(convfc, verb)(cnn, x)
+    after.compile(keras.optimizers.SGD(1e-3), "mse")
+    after.fit(x, y + 1, verbose=0)
+    assert np.array_equal(numpy(cnn(x)), y)
+    assert (numpy(after(x)) != y).any()

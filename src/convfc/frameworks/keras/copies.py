@@ -246,7 +246,7 @@ def _copy_weights(layer: Any, copy: Any) -> None:
             "get_config that says it all",
         )
     for source, target in zip(mine, theirs, strict=True):
-        target.assign(source.value)
+        target.assign(keras.ops.copy(source.value))  # on JAX, training frees what it was given
     if hasattr(copy, "finalize_state"):  # Normalization computes with what it makes of its weights
         copy.finalize_state()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -77,13 +78,23 @@ def load(path: pathlib.Path) -> Any:
     """Read a model's file as data: code in it, such as that of a Lambda layer, is not run."""
     if not path.is_file():
         raise DataError("there is no such file", where=str(path), remedy="check its path")
+    damaged = DataError(
+        "it is damaged, or no file of Keras",
+        where=str(path),
+        expected="what model.save writes",
+        remedy="save the model once more",
+    )
+    if path.suffix == ".keras" and not zipfile.is_zipfile(path):
+        raise damaged
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
-    except Exception as error:  # of a damaged file, anything that HDF5, zip or JSON raise
+    except OSError as error:  # HDF5's
+        raise damaged from error
+    except Exception as error:  # anything that zip, JSON or a layer raise
         raise DataError(
             f"Keras cannot read it as data ({words(error)})",
             where=str(path),
-            expected="a model that Keras saved, of its own layers",
+            expected="a whole model, of Keras's own layers",
             remedy="load it in Python, with your custom_objects, and give convfc the model",
         ) from error
 
@@ -96,13 +107,16 @@ def weights_of(model: Any) -> list[np.ndarray[Any, Any]]:
 def refresh(model: Any) -> None:
     """Have a model find its variables anew, and compile for them; its optimizer starts anew."""
     for part in all_layers(model):
-        if keras.config.backend() == "torch":
-            part._track_variables()  # PyTorch's list of parameters, as after Keras's `quantize`
         if isinstance(part, keras.Model):
             part.train_function = part.test_function = part.predict_function = None
             if getattr(part, "compiled", False) and part.optimizer is not None:
                 old = part.optimizer
                 part.optimizer = type(old).from_config(old.get_config())
+    if keras.config.backend() == "torch":  # its lists of parameters, as after Keras's `quantize`
+        modules = {id(each): each for part in all_layers(model) for each in part.modules()}
+        for each in modules.values():  # a Sequential holds a Functional that is none of its layers
+            if isinstance(each, keras.layers.Layer):
+                each._track_variables()
 
 
 def run(model: Any, x: Any, name: str = "x") -> Any:
@@ -122,7 +136,12 @@ def run(model: Any, x: Any, name: str = "x") -> Any:
 
 
 def as_inputs(model: Any, x: Any) -> Any:
-    """Return an input as the model takes it: numbers that are not integers in its own dtype."""
+    """Return an input as the model takes it: numbers that are not integers in its own dtype.
+
+    A tuple of one is this one, as where a tuple holds several arguments.
+    """
+    if isinstance(x, tuple) and len(x) == 1:
+        (x,) = x
 
     def own(array: Any) -> Any:
         if keras.ops.is_tensor(array):

@@ -45,6 +45,11 @@ def _windows(x: Any, axis: AxisMap, place: int) -> Any:
     if axis.taps == 1 and np.array_equal(axis.table[:, 0], np.arange(axis.size)):
         return keras.ops.expand_dims(x, place + 1)
     table = np.where(axis.table < 0, axis.size, axis.table).astype("int32")
+    if keras.config.backend() == "torch":  # Keras's take adds what no export to ONNX gets right
+        import torch
+
+        index = torch.as_tensor(table.reshape(-1), device=x.device)
+        return torch.index_select(x, place, index).unflatten(place, table.shape)
     return keras.ops.take(x, table, axis=place)
 
 

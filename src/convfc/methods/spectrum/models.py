@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ from convfc.inspection import Inspection, short_geometry
 from convfc.methods.spectrum.algorithms import operator_shape
 from convfc.methods.spectrum.singular import TOLERANCE, SingularValues, condition, singular_values
 from convfc.printable import printable
+from convfc.registry import room_of
 from convfc.sizes import Sizes, one_of
 from convfc.tables import Column, TextTable
 
@@ -168,12 +168,12 @@ def layer_spectra(
     """
     one_of("boundary", boundary, Boundaries)
     rows = list(_rows(_inspected(model, x), layers))
-    found = []
+    found, places = [], room_of(model).places(model)
     for number, (name, geometry, size) in enumerate(rows):
         if progress is not None:
             progress(number, len(rows), name)
         began = time.perf_counter()
-        layer = functools.reduce(getattr, name.split(".") if name else (), model)
+        layer = places[name]
         asked: dict[str, dict[str, Any]] = {}
         if boundary != "circular":
             asked["own"] = {"k": min(k, *operator_shape(geometry, size, circular=False))}
