@@ -42,7 +42,7 @@ def pad(xp: Any, x: Array, where: IndexMap) -> Array:
 
 def stretch(xp: Any, padded: Array, where: IndexMap, block: Block) -> Array:
     """Return some rows of M, ``(rows, groups * k)``, from the input that `pad` has padded."""
-    shape = (math.prod(stop - start for start, stop in block), where.shape[1])
+    shape = (-1, where.shape[1])
     if array_api_compat.is_numpy_array(padded) and math.prod(where.geometry.kernel_size) > 1:
         return _stretch_numpy(padded, where, block).reshape(shape)
     groups = where.geometry.groups
@@ -56,7 +56,8 @@ def stretch(xp: Any, padded: Array, where: IndexMap, block: Block) -> Array:
                 slice(first + start * axis.step, first + (stop - 1) * axis.step + 1, axis.step)
             )
         column = padded[tuple(view)]
-        by_group = (*column.shape[:-1], groups, column.shape[-1] // groups)
+        # A graph of TensorFlow's may not know the batch.
+        by_group = (-1, *column.shape[1:-1], groups, column.shape[-1] // groups)
         columns.append(xp.reshape(column, by_group))
     return xp.reshape(xp.stack(columns, axis=-2) if len(columns) > 1 else columns[0], shape)
 

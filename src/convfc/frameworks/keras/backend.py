@@ -92,8 +92,34 @@ def wide_numbers() -> Iterator[None]:
             _enable_x64(former)
 
 
-COMPILED: dict[str, Any] = {}
-"""What JAX has compiled for layers of one function, by what they have in common."""
+COMPILED: dict[str, tuple[Any, Any]] = {}
+"""What JAX has compiled for layers of one function, by what they have in common, and its output."""
+
+
+def compiled(model: Any, call: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return a function that calls a model as one that JAX compiles as a whole.
+
+    Otherwise JAX compiles every operation on every shape by itself, in fifty times the time.
+    """
+    import keras
+
+    if keras.config.backend() != "jax":
+        return call
+    import jax
+
+    def run(x: Any) -> Any:
+        held = model.variables
+
+        def whole(x: Any, values: list[Any]) -> Any:
+            with keras.StatelessScope(zip(held, values, strict=True)):
+                return call(x)
+
+        try:
+            return jax.jit(whole)(x, [one.value for one in held])
+        except (TypeError, jax.errors.JAXTypeError):  # its own code asks for numbers
+            return call(x)
+
+    return run
 
 
 def pullback(layer: Any, x: Any, key: str | None = None) -> tuple[Any, Callable[[Any], list[Any]]]:
@@ -122,8 +148,10 @@ def pullback(layer: Any, x: Any, key: str | None = None) -> tuple[Any, Callable[
             return y, pull(dy)
 
         x = jax.numpy.asarray(x)
-        made = jax.jit(both) if key is None else COMPILED.setdefault(key, jax.jit(both))
-        shape = jax.eval_shape(call, x, trained, fixed)
+        found = None if key is None else COMPILED.get(key)
+        made, shape = found or (jax.jit(both), jax.eval_shape(call, x, trained, fixed))
+        if key is not None:
+            COMPILED[key] = made, shape
         y, _ = made(x, trained, fixed, jax.numpy.zeros(shape.shape, shape.dtype))
 
         def pulled(dy: Any) -> list[Any]:

@@ -42,8 +42,8 @@ class KerasNetworks(Networks):
 
     def __call__(self, model: Any, numbers: Numbers | None = None) -> Any:
         """Return the output of a model, by M K; in other numbers, of a copy of it."""
-        with by_matrix(models.all_layers(model)):
-            if numbers is None:
+        if numbers is None:
+            with by_matrix(models.all_layers(model)):
                 return models.run(model, self.x)
         dtype = dtype_name(numbers(np.zeros(1, np.float32)).dtype)
         with backend.precision(dtype), backend.wide_numbers():
@@ -61,13 +61,11 @@ class KerasNetworks(Networks):
 
         Not on the spot: inside a layer's call Keras casts variables to the dtype of that layer.
         """
+        with by_matrix(models.all_layers(model)):
+            output, found = models.run_watched(model, [pair.called for pair in pairs], self.x)
         given: dict[int, list[Array]] = {}
-
-        def note(layer: Any, x: Any) -> None:
+        for layer, x in found:
             given.setdefault(id(layer), []).append(models.to_numpy(x))
-
-        with models.watching([pair.called for pair in pairs], note):
-            output = self(model)
         layers: list[LayerCertificate] = []
         for pair in pairs:
             inputs = given.pop(id(pair.called), [])
@@ -128,6 +126,8 @@ def _in_dtype(model: Any, dtype: str, inputs: Any) -> Any:
         if isinstance(config, Mapping):
             if "DTypePolicy" in str(config.get("class_name")):
                 return dtype
+            if config.get("module") == "keras.initializers":
+                return "zeros"  # what it would draw is not kept
             return {
                 key: _dtype(key, value, dtype) or changed(value) for key, value in config.items()
             }

@@ -30,9 +30,9 @@ def inspect(
             layers[id(part)] = part
     calls: dict[int, list[Any]] = {}
     if x is not None:
-        note = lambda layer, given: calls.setdefault(id(layer), []).append(given)  # noqa: E731
-        with models.watching([one for one in layers.values() if forms.form_of(one)], note):
-            models.run(model, x)
+        convs = [one for one in layers.values() if forms.form_of(one)]
+        for layer, given in models.run_watched(model, convs, x)[1]:
+            calls.setdefault(id(layer), []).append(given)
     rows: list[LayerRow] = []
     parameters: dict[int, int] = {}
     for key, layer in layers.items():

@@ -17,6 +17,7 @@ with needing():
 
 from convfc.comparing import words
 from convfc.errors import ConvfcError, DataError, ShapeError
+from convfc.frameworks.keras import backend
 
 Note: TypeAlias = Callable[[Any, Any], None]
 """Is told of a call: the layer, and its input."""
@@ -121,8 +122,31 @@ def refresh(model: Any) -> None:
 
 def run(model: Any, x: Any, name: str = "x") -> Any:
     """Call a model, in inference mode; what it raises is said of its input."""
+    return run_watched(model, (), x, name)[0]
+
+
+def run_watched(
+    model: Any, layers: Iterable[Any], x: Any, name: str = "x"
+) -> tuple[Any, list[tuple[Any, Any]]]:
+    """Return a model's output, and every call of some layers: the layer, and its input."""
+    called: list[Any] = []
+
+    def call(x: Any) -> tuple[Any, list[Any]]:
+        called.clear()
+        given: list[Any] = []
+
+        def note(layer: Any, x: Any) -> None:
+            called.append(layer)
+            given.append(x)
+
+        with watching(layers, note):
+            return model(x), given
+
+    built = all(one.built for one in all_layers(model))
     try:
-        return model(as_inputs(model, x))
+        run = backend.compiled(model, call) if built else call
+        output, given = run(as_inputs(model, x))
+        return output, list(zip(called, given, strict=True))
     except ConvfcError:
         raise
     except Exception as error:
@@ -191,13 +215,11 @@ def watching(layers: Iterable[Any], note: Note) -> Iterator[None]:
 
 def layer_input(model: Any, layer: Any, x: Any) -> Any:
     """Return what a layer is first called with when the model is run on an input."""
-    seen: list[Any] = []
-    with watching([layer], lambda _, given: seen.append(given)):
-        run(model, x)
-    if not seen:
+    _, calls = run_watched(model, [layer], x)
+    if not calls:
         raise ShapeError(
             "the model does not call the layer on this input",
             where=layer.name,
             remedy="give another layer, or an input on which it is called",
         )
-    return to_numpy(seen[0])
+    return to_numpy(calls[0][1])

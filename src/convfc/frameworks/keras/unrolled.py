@@ -73,13 +73,12 @@ def sizes(
     """Return what each layer is called on, by ``id``, and why others are refused, or idle."""
     found: dict[int, dict[tuple[int, ...], None]] = {}
 
-    def note(layer: Any, x: Any) -> None:
+    with unchanged(model):
+        _, calls = models.run_watched(model, layers.values(), example, "example")
+    for layer, x in calls:
         shape = tuple(map(int, x.shape))
         size = shape[1:-1] if layer.data_format == "channels_last" else shape[2:]
         found.setdefault(id(layer), {})[size] = None
-
-    with unchanged(model), models.watching(layers.values(), note):
-        models.run(model, example, "example")
     sized: dict[int, SizedGeometry] = {}
     refused: Refusals = {}
     idle: Refusals = {}
