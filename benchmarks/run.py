@@ -15,6 +15,7 @@ BENCHMARKS = (
     "bench_product_form",
     "bench_torch",
     "bench_tools",
+    "bench_keras",
     "bench_matrix",
     "bench_operator",
     "bench_spectrum",
