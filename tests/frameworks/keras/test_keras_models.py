@@ -243,6 +243,26 @@ def test_verify_says_what_differs_elsewhere() -> None:
     assert re.match(r"network: dense\w*\.kernel; expected the same bits, got others", reason)
 
 
+def test_a_layer_that_a_tool_has_touched_has_a_bound_by_the_other_side() -> None:
+    """Before its activation, which is none of the bound's."""
+    model = keras.Sequential(
+        [keras.Input((5, 5, 2)), L.Conv2D(3, 2, activation="softmax", name="conv")]
+    )
+    fc, x = convfc.to_fc(model), np.random.default_rng(0).random((2, 5, 5, 2), "float32")
+    layer = fc.get_layer("conv")
+    layer.enable_lora(1)
+    layer.fc.lora_kernel_b.assign(keras.ops.ones((1, 3)))
+    layer.fc.bias.assign(keras.ops.full((3,), 9.0))
+    merged = convfc.to_conv(fc)
+    certificate = convfc.verify(merged, fc, x)
+    assert certificate.holds, str(certificate)
+    (found,) = certificate.layers
+    assert found.own["output"].ratio is not None
+    assert abs(found.own["output"].before) > 1
+    assert layer.activation is keras.activations.softmax
+    assert not convfc.verify(model, fc, x).holds
+
+
 def test_what_convolves_without_a_layer_is_named() -> None:
     x = keras.Input((6, 6, 2))
     kernel = np.ones((2, 2, 2, 2), "float32")

@@ -216,7 +216,7 @@ class LayerSides(Sides):
 
     def _layer(self, part: Any, numbers: Numbers | None) -> Any:
         """Return a layer made again, in the dtype of the numbers, without its activation."""
-        if not self.plain:
+        if not _is_plain(part):
             return part
         weights = models.weights_of(part)
         policy: Any = part.dtype_policy.name
@@ -270,9 +270,10 @@ class LayerSides(Sides):
 
     def sums(self, x: Array, dy: Array | None) -> Sums:
         """B is the reference layer on absolute values. On ones it counts."""
-        if not self.plain or dy is None:
+        known = [part for part in self.parts if _is_plain(part)]
+        if not known or dy is None:
             return {}
-        reference = min(self.parts, key=lambda part: forms.form_of(part) != "native")
+        reference = min(known, key=lambda part: forms.form_of(part) != "native")
 
         def quantities(numbers: Numbers, x: Array, dy: Array) -> dict[str, Array]:
             run = self._run(self._layer(reference, numbers), numbers(x))
