@@ -14,7 +14,6 @@ import torch
 
 import convfc
 from convfc.errors import GeometryError, UnsupportedLayer, UnsupportedModel
-from convfc.frameworks import keras as room
 from convfc.frameworks.keras import read
 from convfc.registry import read_layer, room_of
 
@@ -232,14 +231,15 @@ def test_an_early_keras_on_pytorch_is_refused_where_it_cuts_otherwise(
     read.read_layer(made, (8, 8))
 
 
-def test_models_of_keras_are_refused_by_name() -> None:
-    for verb in (convfc.to_fc, convfc.to_conv, convfc.inspect):
-        with pytest.raises(UnsupportedModel, match="single layers of keras, and no models"):
-            verb(model())
+def test_verbs_that_keras_lacks_are_refused_by_name() -> None:
+    with pytest.raises(UnsupportedModel, match="to_fully_convolutional takes no models of Keras"):
+        convfc.to_fully_convolutional(model(), np.zeros((1, 4, 4, 1)))
+    with pytest.raises(UnsupportedModel, match="convert_optimizer_state takes no models of Keras"):
+        convfc.convert_optimizer_state(None, model(), model())
 
 
 def test_rooms_own_their_own() -> None:
     """Keras is imported here, and PyTorch's modules stay PyTorch's."""
-    assert room_of(torch.nn.ReLU()).__name__ == "convfc.frameworks.torch"
-    assert room_of(keras.layers.ReLU(), kind="layer") is room
+    assert room_of(torch.nn.ReLU()).name == "PyTorch"
+    assert room_of(keras.layers.ReLU(), kind="layer").name == "Keras"
     assert read_layer(torch.nn.Conv1d(1, 1, 1), input_size=(3,)).order == "channels_first"

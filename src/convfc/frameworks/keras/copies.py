@@ -123,10 +123,7 @@ def rebuilt(model: Any, new: Mapping[int, Any]) -> Any:
     for layer, other in copies:
         _copy_weights(layer, other)
     for layer, other in graphs:
-        if other.dtype_policy != layer.dtype_policy:  # it casts what it is called with
-            other.dtype_policy = layer.dtype_policy
-        if layer.compiled:
-            _compile_alike(layer, other)
+        _finish(layer, other)
     for layer, other in (*graphs, *copies):
         for name in RECORDS:
             if name in vars(layer):
@@ -202,6 +199,20 @@ def _same_kind(layer: Any) -> Any:
             where=f"layer {layer.name}",
             remedy="give its class get_config and from_config, as Keras's own layers have them",
         ) from error
+
+
+def _finish(model: Any, copied: Any) -> None:
+    """Give a graph's copy what building the graph again leaves out."""
+    for mine, theirs in zip(_inputs(model), _inputs(copied), strict=True):
+        theirs.name = mine.name  # Keras names it after its tensor
+    if copied.dtype_policy != model.dtype_policy:  # it casts what it is called with
+        copied.dtype_policy = model.dtype_policy
+    if model.compiled:
+        _compile_alike(model, copied)
+
+
+def _inputs(model: Any) -> list[Any]:
+    return [one for one in model._layers if isinstance(one, keras.layers.InputLayer)]
 
 
 def _models(model: Any) -> Iterator[Any]:
