@@ -170,14 +170,14 @@ def measured(name: str, rounds: int, seconds: float) -> dict[str, dict[str, floa
 
     import numpy as np
 
+    import convfc
     from convfc.paper.cost import take_turns
 
     expected = ways["native"].predict_on_batch(x)
-    for way, model in ways.items():
-        found = model.predict_on_batch(x)
-        same = np.array_equal(found, expected)
-        if not (same if way == "converted" else np.allclose(found, expected, atol=1e-4)):
-            raise SystemExit(f"{way} does not compute this network")
+    same = np.array_equal(ways["converted"].predict_on_batch(x), expected)
+    proven = convfc.verify(ways["native"], ways["M K"], x[:2]).holds
+    if not (same and proven and patches_are_m(x[:2])):
+        raise SystemExit(f"the ways do not compute one network: {same}, {proven}")
     results: dict[str, dict[str, float]] = {}
     for kind in KINDS:
         turns = {way: calls(model, x, y)[kind] for way, model in ways.items()}
@@ -191,6 +191,25 @@ def measured(name: str, rounds: int, seconds: float) -> dict[str, dict[str, floa
     if not same:
         raise SystemExit("the converted network trains to other bits")
     return results
+
+
+def patches_are_m(x: Any) -> bool:
+    """Say whether what is multiplied by hand is M, to the bit, for both strides."""
+    import keras
+    import numpy as np
+
+    from convfc import ConvGeometry, im2col
+
+    size = x.shape[1]
+    for stride in (1, 2):
+        total = (-(-size // stride) - 1) * stride + 3 - size
+        pads = (total // 2, total - total // 2)
+        geometry = ConvGeometry(3, 1, (3, 3), stride=stride, padding=(pads, pads))
+        options = {"strides": stride, "padding": "same", "data_format": "channels_last"}
+        patches = keras.ops.convert_to_numpy(keras.ops.image.extract_patches(x, 3, **options))
+        if not np.array_equal(patches.reshape(len(x), -1, patches.shape[-1]), im2col(x, geometry)):
+            return False
+    return True
 
 
 def memory_of(name: str, way: str) -> dict[str, int | None]:
