@@ -517,8 +517,6 @@ class KerasAdapter(Adapter):
 
     name = "keras"
     dtypes = ("float32", "bfloat16")
-    # Keras's own saving of variables, under NumPy 2.
-    warnings = ("ignore:__array__ implementation:DeprecationWarning",)
     forms = (
         # The product by Keras's own convolution is in test_keras_forms.py.
         Form("patch", "to_fc", {"form": "patch", "product": "matrix"}),

@@ -8,9 +8,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from convfc.comparing import (
-    same_bits,
-)
+from convfc.comparing import same_bits
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)

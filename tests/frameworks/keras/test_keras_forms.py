@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers, ops
+from keras_fixtures import BACKEND, needs_first, numpy
 from test_keras_read import Layer, layer
 
 from convfc.errors import ShapeError, UnsupportedLayer
@@ -22,15 +23,6 @@ from convfc.registry import read_layer
 if TYPE_CHECKING:
     import pathlib
 
-BACKEND = keras.config.backend()
-pytestmark = [
-    # Keras on torch hands NumPy 2 a tensor whose __array__ is of the old kind.
-    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:.*inconsistent with.*backend:UserWarning"),
-]
-needs_first = pytest.mark.skipif(
-    BACKEND == "tensorflow", reason="TensorFlow has no channels first on a processor"
-)
 
 LAYERS = [
     layer("Conv1D", 4, 3, size=(9,), padding="causal", strides=2, use_bias=False),
@@ -54,12 +46,6 @@ WAYS: list[dict[str, Any]] = [
     {"form": "weight"},
 ]
 FIRST = [case for case in LAYERS if case.cls not in ("Conv1D", "Conv1DTranspose", "Conv3D")]
-
-
-def numpy(tensors: Any) -> Any:
-    if isinstance(tensors, (list, tuple)):
-        return [numpy(each) for each in tensors]
-    return np.array(ops.convert_to_numpy(tensors))
 
 
 def same(ours: Any, theirs: Any) -> None:

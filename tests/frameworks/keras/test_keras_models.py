@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from keras_fixtures import numpy
 
 import convfc
 from convfc.errors import (
@@ -19,7 +20,6 @@ from convfc.errors import (
 )
 from convfc.frameworks.keras import certify, products
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 L = keras.layers
 
 
@@ -32,10 +32,6 @@ def integers(model: Any, seed: int = 0) -> Any:
 
 def x_of(*shape: int, seed: int = 1) -> np.ndarray:
     return np.random.default_rng(seed).integers(-2, 3, shape).astype("float32")
-
-
-def numpy(tensor: Any) -> np.ndarray:
-    return np.array(keras.ops.convert_to_numpy(tensor))
 
 
 def two_inputs() -> Any:

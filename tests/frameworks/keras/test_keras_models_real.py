@@ -9,8 +9,6 @@ import pytest
 import convfc
 from convfc.frameworks.keras.room import ROOM
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-
 
 def made(name: str) -> keras.Model:
     keras.utils.set_random_seed(0)

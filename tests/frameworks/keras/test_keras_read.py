@@ -17,9 +17,6 @@ from convfc.errors import GeometryError, UnsupportedLayer, UnsupportedModel
 from convfc.frameworks.keras import read
 from convfc.registry import read_layer, room_of
 
-# Keras on torch hands NumPy 2 a tensor whose __array__ is of the old kind.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-
 FORMATS = ("channels_last", "channels_first")
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from keras import layers as L
 from keras import ops
+from keras_fixtures import FORMATS, integers, numpy
 
 import convfc
 from convfc.errors import (
@@ -24,25 +25,7 @@ from convfc.rounding import rounding_bound
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-BACKEND = keras.config.backend()
-pytestmark = [
-    # Keras on torch hands NumPy 2 a tensor whose __array__ is of the old kind.
-    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:.*inconsistent with.*backend:UserWarning"),
-]
-needs_first = pytest.mark.skipif(
-    BACKEND == "tensorflow", reason="TensorFlow has no channels first on a processor"
-)
-FORMATS = ["channels_last", pytest.param("channels_first", marks=needs_first)]
 PLAIN = {"InputLayer", "Flatten", "Dense", "ReLU", "Add", "Reshape"}
-
-
-def numpy(tensor: Any) -> np.ndarray[Any, Any]:
-    return np.array(ops.convert_to_numpy(tensor))
-
-
-def integers(*shape: int, seed: int = 0) -> np.ndarray[Any, Any]:
-    return np.random.default_rng(seed).integers(-4, 5, shape).astype("float32")
 
 
 def with_integers(model: Any) -> Any:

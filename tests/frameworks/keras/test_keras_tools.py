@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 import pytest
-from keras import layers, ops
+from keras import layers
+from keras_fixtures import BACKEND, numpy
 from sklearn.datasets import load_digits
 
 import convfc
@@ -17,7 +18,6 @@ from convfc.errors import UnsupportedLayerWarning
 if TYPE_CHECKING:
     import pathlib
 
-BACKEND = keras.config.backend()
 FORMER = ("first", "second")
 """The layers that were CONV layers."""
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -37,10 +37,6 @@ def network() -> keras.Sequential:
 
 def images(count: int = 4) -> np.ndarray:
     return np.random.default_rng(1).normal(size=(count, 8, 8, 1)).astype(np.float32)
-
-
-def numpy(tensor: Any) -> np.ndarray:
-    return np.array(ops.convert_to_numpy(tensor))
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
+from keras_fixtures import BACKEND, FORMATS, integers, numpy
 from test_keras_read import LAYERS, Layer
 
 import convfc
@@ -27,25 +28,6 @@ from convfc.rounding import rounding_bound
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-BACKEND = keras.config.backend()
-pytestmark = [
-    # Keras on torch hands NumPy 2 a tensor whose __array__ is of the old kind.
-    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:.*inconsistent with.*backend:UserWarning"),
-]
-needs_first = pytest.mark.skipif(
-    BACKEND == "tensorflow", reason="TensorFlow has no channels first on a processor"
-)
-FORMATS = ["channels_last", pytest.param("channels_first", marks=needs_first)]
-
-
-def numpy(tensor: Any) -> np.ndarray[Any, Any]:
-    return np.array(keras.ops.convert_to_numpy(tensor))
-
-
-def integers(*shape: int, seed: int = 0) -> np.ndarray[Any, Any]:
-    return np.random.default_rng(seed).integers(-4, 5, shape).astype("float32")
 
 
 def with_integers(model: Any) -> Any:

@@ -25,9 +25,7 @@ from torch import Tensor, nn
 from torch_fixtures import in_form
 
 import convfc
-from convfc.comparing import (
-    strides_of,
-)
+from convfc.comparing import strides_of
 from convfc.errors import ConvfcError
 from convfc.frameworks.torch.certify.pairs import UnrolledLayer
 

@@ -12,10 +12,7 @@ from torch import Tensor, nn
 from torch_fixtures import in_form
 
 import convfc
-from convfc.comparing import (
-    dtype_name,
-    strides_of,
-)
+from convfc.comparing import dtype_name, strides_of
 from convfc.rounding import exact_limit
 
 

@@ -14,10 +14,7 @@ from torch_fixtures import in_form
 
 import convfc
 from convfc import verify
-from convfc.comparing import (
-    compare,
-    strides_of,
-)
+from convfc.comparing import compare, strides_of
 from convfc.frameworks.torch.certify.pairs import Pair
 from convfc.measure import Call, integers_of, measure
 from convfc.rounding import rounding_bound

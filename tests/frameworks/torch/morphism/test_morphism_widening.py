@@ -14,9 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch_fixtures import with_integers
 
-from convfc.comparing import (
-    same_bits,
-)
+from convfc.comparing import same_bits
 from convfc.frameworks.torch.morphism.widening import draw_copies
 from convfc.methods.morphism import Morph, widen
 
