@@ -440,13 +440,8 @@ def _wanted(form: Any, groups: Any, product: Any) -> Wanted:
         f"weight, 'auto' takes the first up to {MOST_SEPARATE} groups",
     )
     if groups == "separate" and form != "patch":
-        raise ArgumentError(
-            f"the {form} form holds all groups of a layer in one matrix",
-            where="groups",
-            expected="'auto' or 'batched', or form='patch'",
-            got=f"'separate', form={form!r}",
-            remedy="leave it out",
-        )
+        why = "holds all groups of a layer in one matrix"
+        raise _not_in(form, why, "groups", groups, "'auto' or 'batched'")
     one_of(
         "product",
         product,
@@ -456,14 +451,19 @@ def _wanted(form: Any, groups: Any, product: Any) -> Wanted:
         "layer, 'matrix' always computes M K",
     )
     if product == "matrix" and form != "patch":
-        raise ArgumentError(
-            f"the {form} form runs the framework's convolution and has no M",
-            where="product",
-            expected="'auto', or form='patch'",
-            got=f"'matrix', form={form!r}",
-            remedy="leave it out",
-        )
+        why = "runs the framework's convolution and has no M"
+        raise _not_in(form, why, "product", product, "'auto'")
     return Wanted(form, None if groups == "auto" else groups == "separate", product)
+
+
+def _not_in(form: str, why: str, where: str, got: str, expected: str) -> ArgumentError:
+    return ArgumentError(
+        f"the {form} form {why}",
+        where=where,
+        expected=f"{expected}, or form='patch'",
+        got=f"{got!r}, form={form!r}",
+        remedy="leave it out",
+    )
 
 
 def _cannot_become_another(kind: str) -> ArgumentError:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import numpy as np
 
+from convfc.errors import MemoryBudgetError
 from convfc.mlp.values import Affine, Program, Value, is_identity, sources, topological
 from convfc.operators.estimate import MatrixEstimate, check_fits, check_together
 
@@ -11,6 +15,22 @@ _REMEDY = (
     "a smaller example; a part of the network only; or convfc.unroll with where= for some layers "
     "(the bytes are those of all FC layers together, the sizes those of the largest)"
 )
+
+
+@contextlib.contextmanager
+def memory_explained() -> Iterator[None]:
+    """Say what was being done when the memory runs out, where no check has foreseen it."""
+    try:
+        yield
+    except MemoryError as error:
+        if isinstance(error, MemoryBudgetError):
+            raise
+        raise MemoryBudgetError(
+            "the memory ran out while matrices of layers were made and multiplied",
+            where="memory",
+            got=str(error) or None,
+            remedy="a smaller example, or a part of the network only",
+        ) from error
 
 
 def check_memory(program: Program, itemsize: int, memory: float | None) -> None:

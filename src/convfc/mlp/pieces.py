@@ -10,16 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from convfc.mlp.values import (
-    Relu,
-    Tracked,
-    Value,
-    affine,
-    diagonal,
-    identity,
-    linear,
-    relu,
-)
+from convfc.mlp.values import Relu, Tracked, Value, affine, diagonal, identity, linear, relu
 
 
 def scaled(x: Value, factor: float | npt.NDArray[Any]) -> Value:

@@ -8,7 +8,7 @@ become the weights of an FC layer.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -98,6 +98,32 @@ class Program:
 def refuse(what: str, where: str, remedy: str = _REMEDY) -> UnsupportedLayer:
     """Return the error for something that a plain MLP does not compute, or is not known to."""
     return UnsupportedLayer(f"{what}; it cannot be simplified", where=where, remedy=remedy)
+
+
+class Operations(dict[Any, Callable[..., Any]]):
+    """What each operation of a framework does to values: functions, by its names or classes."""
+
+    def register(self, *keys: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Register a function for these operations."""
+
+        def enter(operation: Callable[..., Any]) -> Callable[..., Any]:
+            self.update(dict.fromkeys(keys, operation))
+            return operation
+
+        return enter
+
+
+def check_as_made(differences: Iterator[str]) -> None:
+    """Raise for the first difference, in words, of a network from what it was simplified to."""
+    different = next(differences, None)
+    if different is not None:
+        place, _, found = different.partition("; ")
+        raise UnsupportedLayer(
+            f"this is not as convfc.simplify made it; {found}",
+            where=place,
+            remedy="let tools change the layers that convfc.to_fc makes, which go back with any "
+            "numbers, and simplify after that",
+        )
 
 
 def affine(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeAlias
@@ -15,6 +15,7 @@ import numpy as np
 from convfc.arrays import accumulating_dtype, itemsize, namespace
 from convfc.errors import ArgumentError, MemoryBudgetError
 from convfc.geometry import ConvGeometry
+from convfc.layer import Order
 from convfc.operators.pattern import MatrixPattern, matrix_pattern
 from convfc.registry import read_layer
 from convfc.sizes import budget, one_of
@@ -149,23 +150,37 @@ def check_together(
 
 
 def check_dense(
-    layers: Mapping[str, tuple[MatrixPattern, Any]], memory: float | None = None
+    layers: Mapping[str, Any],
+    sized: Mapping[int, tuple[ConvGeometry, Sequence[int]]],
+    memory: float | None,
+    *,
+    order: Callable[[Any], Order],
+    dtype: Callable[[Any], str],
 ) -> None:
     """Raise MemoryBudgetError unless the dense matrices of unrolled layers fit together.
 
-    Given are the pattern and the dtype of each, by name.
+    Given are the layers by name, a shared one maybe by several; by their ``id``, geometry and input
+    size; and what says a layer's order of axes and the name of its dtype.
     """
+    unique: dict[int, str] = {}
+    for name, layer in layers.items():
+        unique.setdefault(id(layer), name)
+    estimates: dict[str, MatrixEstimate] = {}
+    working = 0  # bytes needed while one matrix is filled: its entries and their places
+    for key, name in unique.items():
+        layer = layers[name]
+        # bfloat16 takes what float16 takes, and NumPy does not know it.
+        known = "float16" if dtype(layer) == "bfloat16" else dtype(layer)
+        pattern = matrix_pattern(*sized[key], order(layer))
+        estimates[name] = pattern_estimate(pattern, known, "dense")
+        working = max(working, pattern.nonzeros * (8 + itemsize(known)))
     check_together(
-        {name: pattern_estimate(*each, "dense") for name, each in layers.items()},
+        estimates,
         memory,
         what="the matrices of the unrolled layers",
         remedy="convfc.to_fc needs no such matrix; convfc.conv_operator(layer, input_size) applies "
         "it without building it; or give a smaller example, or name fewer layers with where=",
-        # While one matrix is filled: its entries and their places.
-        working=max(
-            (pattern.nonzeros * (8 + itemsize(dtype)) for pattern, dtype in layers.values()),
-            default=0,
-        ),
+        working=working,
     )
 
 

@@ -34,11 +34,10 @@ _NOT_PLAIN = "one side is more than a plain layer"
 
 
 class KerasNetworks(Networks):
-    """Two models that run on one input."""
+    """Models that run on one input."""
 
-    def __init__(self, before: Any, after: Any, x: Any) -> None:
-        self.before, self.after, self.x = before, after, x
-        self.in_double: dict[int, Any] = {}
+    def __init__(self, x: Any) -> None:
+        self.x = x
 
     def __call__(self, model: Any, numbers: Numbers | None = None) -> Any:
         """Return the output of a model, by M K; in other numbers, of a copy of it."""
@@ -150,12 +149,6 @@ def _dtype(key: str, value: Any, dtype: str) -> str | None:
     return dtype if is_one else None
 
 
-def form_in_words(part: Any) -> str:
-    """Return the form of a layer, or what it is."""
-    unrolled_ = unrolled.unrolled_of(part) and "unrolled"
-    return forms.form_of(part) or unrolled_ or type(part).__name__
-
-
 @dataclass(frozen=True, eq=False)
 class KerasPair:
     """A place of both models; for a layer that stands at several, the first of them."""
@@ -173,8 +166,8 @@ class KerasPair:
     @property
     def forms(self) -> tuple[str, str]:
         """What the layer is before and after, in one word each."""
-        word = (form_in_words(one) for one in (self.before, self.after))
-        first, second = word
+        sides = self.before, self.after
+        first, second = (unrolled.form_of(one) or type(one).__name__ for one in sides)
         return first, second
 
     def on(self, call: Call) -> list[Sides]:
@@ -228,7 +221,10 @@ class LayerSides(Sides):
             if name.endswith(("initializer", "regularizer", "constraint")):
                 config[name] = "zeros" if name.endswith("initializer") else None
         with backend.wide_numbers():
-            return models.rebuilt(part, config, weights)
+            made = type(part).from_config(config)
+            made.build_from_config(part.get_build_config())
+            made.set_weights(weights)
+        return made
 
     def _run(self, layer: Any, x: Array) -> Run:
         with backend.wide_numbers(), by_matrix([layer]), _linear(layer):
@@ -298,11 +294,10 @@ class LayerSides(Sides):
 
     def matrices(self, y: Array) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return the shapes of M and K."""
-        size = self.call.x.shape[1:]
-        layer = self.parts[0]
-        spatial = size[1:] if layer.data_format == "channels_first" else size[:-1]
         if not self.plain:
             return (), ()
+        layer = self.parts[0]
+        spatial = read.spatial_size(layer, self.call.x.shape)
         kernel, *_ = _held(layer).values()
         geometry = read.geometry_of(layer, kernel.shape, spatial)
         shape = geometry.filter_matrix_shape

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from convfc.extras import needing
 
@@ -25,6 +24,7 @@ with needing():
 from convfc.comparing import first_words, words
 from convfc.errors import UnsupportedLayer, UnsupportedModel
 from convfc.frameworks.keras import models
+from convfc.frameworks.keras.read import numbers
 
 RECORDS = ("convfc_unrolled", "convfc_simplified")
 """Attributes in which what convfc has made remembers what it was; copies have them, too."""
@@ -265,10 +265,3 @@ def _copy_weights(layer: Any, copy: Any) -> None:
 def _parts(layer: Any) -> list[Any]:
     """Return a layer, what is inside it, and its weights: what has a flag that it is trained."""
     return [*layer._flatten_layers(), *layer.weights]
-
-
-def numbers(weight: Any, *, wide: bool = False) -> npt.NDArray[Any]:
-    """Return a weight as NumPy has it, or in float64; float32 holds every number of bfloat16."""
-    array = np.asarray(keras.ops.convert_to_numpy(keras.ops.convert_to_tensor(weight)))
-    narrow = array.astype(np.float32) if array.dtype.name == "bfloat16" else array
-    return narrow.astype(np.float64) if wide else narrow

@@ -71,7 +71,7 @@ def _row(layer: Any, places: tuple[str, ...], unreachable: Mapping[str, Refusal]
 def _of_call(row: LayerRow, layer: Any, number: int, x: Any) -> LayerRow:
     """Return the row with what one call adds."""
     shape = tuple(x.shape)
-    size = shape[2:] if layer.data_format == "channels_first" else shape[1:-1]
+    size = read.spatial_size(layer, shape)
     geometry, dtype = _geometry(layer, size), layer.compute_dtype
     return replace(
         row,
@@ -90,7 +90,7 @@ def _known_size(layer: Any) -> tuple[int, ...] | None:
     shape = (layer.get_build_config() or {}).get("input_shape")
     if shape is None:
         return None
-    size = tuple(shape[2:] if layer.data_format == "channels_first" else shape[1:-1])
+    size = read.spatial_size(layer, shape)
     if None not in size:
         return size
     return tuple(n or 64 for n in size) if layer.padding != "same" else None

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import pathlib
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -18,9 +18,6 @@ with needing():
 from convfc.comparing import words
 from convfc.errors import ConvfcError, DataError, ShapeError
 from convfc.frameworks.keras import backend
-
-Note: TypeAlias = Callable[[Any, Any], None]
-"""Is told of a call: the layer, and its input."""
 
 
 def children(part: Any) -> dict[str, Any]:
@@ -65,14 +62,6 @@ def own_classes(model: Any) -> dict[str, type]:
     """Return the classes in a model that are not Keras's, which no file of Keras knows."""
     kinds = {type(one) for one in all_layers(model)}
     return {kind.__name__: kind for kind in kinds if not kind.__module__.startswith("keras.")}
-
-
-def rebuilt(layer: Any, config: Mapping[str, Any], weights: Sequence[Any]) -> Any:
-    """Return a layer of the same class, built for the same input, with other weights."""
-    made = type(layer).from_config(dict(config))
-    made.build_from_config(layer.get_build_config())
-    made.set_weights(list(weights))
-    return made
 
 
 def load(path: pathlib.Path) -> Any:
@@ -139,7 +128,7 @@ def run_watched(
             called.append(layer)
             given.append(x)
 
-        with watching(layers, note):
+        with _watching(layers, note):
             return model(x), given
 
     built = all(one.built for one in all_layers(model))
@@ -187,19 +176,15 @@ def to_numpy(tensor: Any) -> np.ndarray[Any, Any]:
 
 
 @contextlib.contextmanager
-def watching(layers: Iterable[Any], note: Note) -> Iterator[None]:
-    """Note every call of some layers, before it happens."""
+def _watching(layers: Iterable[Any], note: Callable[[Any, Any], None]) -> Iterator[None]:
+    """Note every call of some layers, before it happens: the layer, and its input."""
     watched = {id(layer): layer for layer in layers}
 
     def spy(layer: Any) -> Callable[..., Any]:
         call = layer.call
 
         def noted(x: Any, *args: Any, **kwargs: Any) -> Any:
-            del vars(layer)["call"]  # who is told may read the layer
-            try:
-                note(layer, x)
-            finally:
-                vars(layer)["call"] = noted
+            note(layer, x)
             return call(x, *args, **kwargs)
 
         return noted

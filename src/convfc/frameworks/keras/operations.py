@@ -9,7 +9,7 @@ float64, so that Keras itself says what it does. A layer whose class is not in t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,13 +23,13 @@ with needing():
     import keras
 
 from convfc.comparing import first_words
-from convfc.frameworks.keras.copies import numbers
-from convfc.frameworks.keras.read import read_layer
+from convfc.frameworks.keras.read import numbers, read_layer
 from convfc.layer import ConvLayer
 from convfc.mlp.maps import moved, probed
 from convfc.mlp.pieces import between, leaky, maxima, pool_windows, scaled, shifted
 from convfc.mlp.values import (
     Opaque,
+    Operations,
     Tracked,
     Value,
     affine,
@@ -110,23 +110,8 @@ class Step:
         return flat
 
 
-Operation = Callable[..., Any]
-
-
-class _Operations(dict[Any, Operation]):
-    """The functions, by the classes of layers, or by the names of operations of ``keras.ops``."""
-
-    def register(self, *keys: Any) -> Callable[[Operation], Operation]:
-        """Register a function for these classes or names."""
-
-        def enter(operation: Operation) -> Operation:
-            self.update(dict.fromkeys(keys, operation))
-            return operation
-
-        return enter
-
-
-OPERATIONS = _Operations()
+OPERATIONS = Operations()
+"""By the classes of layers, or by the names of operations of ``keras.ops``."""
 
 
 def made_of(step: Step) -> Any:
@@ -215,10 +200,11 @@ def _(step: Step, x: Tracked) -> Tracked:
     layer = step.layer
     if layer.quantization_mode is not None:
         raise refuse("a quantised Dense layer", step.place, "simplify it before it is quantised")
-    matrix, rows = sparse.csr_array(numbers(layer.kernel, wide=True).T), math.prod(x.shape[:-1])
+    matrix = sparse.csr_array(numbers(layer.kernel).astype(np.float64).T)
+    rows = math.prod(x.shape[:-1])
     offset = np.zeros(matrix.shape[0])
     if layer.bias is not None:
-        offset = numbers(layer.bias, wide=True)
+        offset = numbers(layer.bias).astype(np.float64)
     whole = matrix if rows == 1 else sparse.kron(identity(rows), matrix, format="csr")
     value = affine({x.value: whole}, np.tile(offset, rows), of_layer=True)
     return _activated(step, Tracked(value, (*x.shape[:-1], matrix.shape[0])), layer.activation)
@@ -233,11 +219,11 @@ def _(step: Step, x: Tracked) -> Tracked:
     if step.kwargs.get("mask") is not None:
         raise refuse("a BatchNormalization with a mask", step.place)
     mean, variance = (
-        numbers(weight, wide=True) for weight in (layer.moving_mean, layer.moving_variance)
+        numbers(weight).astype(np.float64) for weight in (layer.moving_mean, layer.moving_variance)
     )
     scale = 1 / np.sqrt(variance + layer.epsilon)
-    scale = scale * numbers(layer.gamma, wide=True) if layer.scale else scale
-    shift = numbers(layer.beta, wide=True) if layer.center else np.zeros_like(mean)
+    scale = scale * numbers(layer.gamma).astype(np.float64) if layer.scale else scale
+    shift = numbers(layer.beta).astype(np.float64) if layer.center else np.zeros_like(mean)
     axis = layer.axis - 1 if layer.axis > 0 else len(x.shape) + layer.axis
     along = [-1 if a == axis else 1 for a in range(len(x.shape))]
 
@@ -480,7 +466,7 @@ def _(step: Step, x: Tracked) -> Tracked:
 
 @OPERATIONS.register(L.PReLU)
 def _(step: Step, x: Tracked) -> Tracked:
-    slopes = step.constant(numbers(step.layer.alpha, wide=True)[None], x.shape)
+    slopes = step.constant(numbers(step.layer.alpha).astype(np.float64)[None], x.shape)
     return Tracked(leaky(x.value, slopes), x.shape)
 
 

@@ -79,6 +79,17 @@ def geometry_of(layer: Any, kernel_shape: Sequence[int], input_size: Sequence[in
     return _padded(geometry, layer, input_sizes(input_size, len(sizes)))
 
 
+def spatial_size(layer: Any, shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the spatial part of the shape of a layer's input."""
+    return tuple(shape[2:] if layer.data_format == "channels_first" else shape[1:-1])
+
+
+def numbers(weight: Any) -> np.ndarray[Any, Any]:
+    """Return a weight as NumPy has it; float32 holds every number of bfloat16."""
+    array = np.asarray(keras.ops.convert_to_numpy(keras.ops.convert_to_tensor(weight)))
+    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+
+
 def class_of(layer: Any) -> type:
     """Return the class of a layer; of one in FC form, the class that it had."""
     native: type = vars(type(layer)).get("native", type(layer))
@@ -135,12 +146,9 @@ def _own(layer: Any, native: type) -> str | None:
 def _array(weight: Any, differentiable: bool) -> Array:
     if weight is None:
         return None
-    tensor = keras.ops.convert_to_tensor(weight)
     if differentiable and keras.config.backend() == "torch":
-        return tensor
-    array = np.asarray(keras.ops.convert_to_numpy(tensor))
-    # NumPy has no bfloat16; float32 holds every number of it.
-    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+        return keras.ops.convert_to_tensor(weight)
+    return numbers(weight)
 
 
 def _name(layer: Any) -> str:

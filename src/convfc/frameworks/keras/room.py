@@ -2,10 +2,8 @@
 
 A layer becomes an FC layer in place: the object stays and its class is exchanged (see `forms`). So
 nothing has to be put into another object's place, whatever holds the layer: a functional graph, a
-list of a subclassed model, a wrapper. Tried were also `keras.models.clone_model`, which takes no
-subclassed models and drops what was set after construction, and new layers in the nodes of a graph,
-which only functional models have. A copy is made as Keras makes it: of configuration and weights,
-as from a file.
+list of a subclassed model, a wrapper. Only the matrix of a whole layer is several layers, for which
+a graph is built again (see `copies`).
 """
 
 from __future__ import annotations
@@ -26,6 +24,7 @@ from convfc.frameworks.keras.certify_unrolled import UnrolledPair
 from convfc.frameworks.keras.inspection import inspect
 from convfc.inspection import Inspection
 from convfc.layer import ConvLayer, Order
+from convfc.operators.estimate import check_dense
 from convfc.places import Where, place_in_words
 from convfc.room import FCForm, Room, Wanted
 
@@ -58,7 +57,7 @@ class KerasRoom(Room):
         return models.children(part)
 
     def form_of(self, part: Any) -> Literal["native"] | FCForm | None:
-        return forms.form_of(part) or ("unrolled" if unrolled.unrolled_of(part) else None)
+        return unrolled.form_of(part)
 
     def unreachable(self, model: Any) -> dict[str, Refusal]:
         """Return the places whose own code convolves: it calls functions, and has no layer."""
@@ -97,7 +96,13 @@ class KerasRoom(Room):
     def check_memory(
         self, layers: Mapping[str, Any], sizes: Mapping[int, Any], memory: float | None
     ) -> None:
-        unrolled.check_memory(layers, sizes, memory)
+        check_dense(
+            layers,
+            sizes,
+            memory,
+            order=self.order_of,
+            dtype=lambda layer: str(layer.variable_dtype),
+        )
 
     def make_unrolled(self, layers: Sequence[Any], sizes: Sequence[Any]) -> dict[int, Any]:
         pairs = zip(layers, sizes, strict=True)
@@ -139,10 +144,11 @@ class KerasRoom(Room):
         )
 
     def copied(self, model: Any, layers: Sequence[Any]) -> tuple[Any, list[Any]]:
-        names = {id(part): name for name, part in self.places(model).items()}
+        own = self.places(model)
+        names = {id(part): name for name, part in own.items()}
         copied = copies.copy_of(model)
         places = self.places(copied)
-        for name, part in self.places(model).items():
+        for name, part in own.items():
             # A subclassed model makes its layers itself, and knows nothing of their form.
             forms.take_form_of(places.get(name), part)
         places = self.places(copied)
@@ -172,7 +178,7 @@ class KerasRoom(Room):
                     where=f"{name}: {model.name}",
                     remedy="run the model once on an input",
                 )
-        return KerasNetworks(before, after, x)
+        return KerasNetworks(x)
 
     def pair(self, name: str, before: Any, after: Any) -> KerasPair | None:
         known = (

@@ -19,20 +19,13 @@ from convfc.extras import needing
 with needing():
     import keras
 
-from convfc.errors import MemoryBudgetError, ShapeError, UnsupportedLayer, UnsupportedModel
+from convfc.errors import ShapeError, UnsupportedModel
 from convfc.frameworks.keras import models
 from convfc.frameworks.keras.backend import wide_numbers
-from convfc.frameworks.keras.copies import (
-    RECORDS,
-    check_is_graph,
-    copied,
-    is_graph,
-    numbers,
-    unchanged,
-)
+from convfc.frameworks.keras.copies import RECORDS, check_is_graph, copied, is_graph, unchanged
 from convfc.frameworks.keras.operations import CONVS, Step, made_of
-from convfc.frameworks.keras.read import read_layer
-from convfc.mlp.budget import check_least, check_memory
+from convfc.frameworks.keras.read import numbers, read_layer, spatial_size
+from convfc.mlp.budget import check_least, check_memory, memory_explained
 from convfc.mlp.merge import as_sequence, merge
 from convfc.mlp.values import (
     Affine,
@@ -41,6 +34,7 @@ from convfc.mlp.values import (
     Relu,
     Tracked,
     Value,
+    check_as_made,
     is_chain,
     is_identity,
     refuse,
@@ -117,15 +111,7 @@ def whole_back(model: Any, where: Where, *, inplace: bool) -> Any | None:
     check_as_a_whole(where, inplace=inplace)
     x = np.zeros((1, *record.shape), _numpy_name(_dtype(record.original)))
     again = simplify(record.original, x, max_pool=record.max_pool, sequential=record.sequential)
-    different = next(_other_parts(again, model), None)
-    if different is not None:
-        place, _, found = different.partition("; ")
-        raise UnsupportedLayer(
-            f"this is not as convfc.simplify made it; {found}",
-            where=place,
-            remedy="let tools change the layers that convfc.to_fc makes, which go back with any "
-            "numbers, and simplify after that",
-        )
+    check_as_made(_other_parts(again, model))
     return copied(record.original)
 
 
@@ -238,7 +224,7 @@ def _read(
     shape = _checked_run(model, x, memory)
     start = Input(math.prod(x.shape[1:]))
     walk = _Walk(max_pool, memory)
-    try:
+    with memory_explained():
         with wide_numbers():
             end = walk.through(model, [Tracked(start, tuple(x.shape[1:]))])
         if not isinstance(end, Tracked):
@@ -251,15 +237,6 @@ def _read(
         program = merge(original, alternating=sequential).program
         if sequential and not is_chain(program):
             program = as_sequence(program).program
-    except MemoryError as error:
-        if isinstance(error, MemoryBudgetError):
-            raise
-        raise MemoryBudgetError(
-            "the memory ran out while matrices of layers were made and multiplied",
-            where="memory",
-            got=str(error) or None,
-            remedy="a smaller example, or a part of the network only",
-        ) from error
     return _Read(original, program)
 
 
@@ -286,7 +263,7 @@ def _checked_run(model: Any, x: Any, memory: float | None) -> tuple[int, ...] | 
             sizes = (rows * layer.units, rows * shape[-1])
             estimates[name] = MatrixEstimate(sizes, nonzeros, 12 * nonzeros)
             return
-        size = shape[2:] if layer.data_format == "channels_first" else shape[1:-1]
+        size = spatial_size(layer, shape)
         pattern = matrix_pattern(read_layer(layer, size).geometry, size, layer.data_format)
         estimates[name] = pattern_estimate(pattern, np.float64)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,16 +15,16 @@ with needing():
     import keras
 
 from convfc.errors import ConvfcError, NotAConvolution, Refusal
-from convfc.frameworks.keras import models
-from convfc.frameworks.keras.copies import RECORDS, copied, numbers, unchanged
-from convfc.frameworks.keras.read import read_layer
+from convfc.frameworks.keras import forms, models
+from convfc.frameworks.keras.copies import RECORDS, copied, unchanged
+from convfc.frameworks.keras.read import numbers, read_layer, spatial_size
 from convfc.geometry import ConvGeometry
 from convfc.layer import ConvLayer, Order
-from convfc.operators.estimate import check_dense
 from convfc.operators.matrix import conv_matrix, conv_offset
 from convfc.operators.nearest import bias_in, filters_in, read_entries
 from convfc.operators.pattern import MatrixPattern, matrix_pattern
 from convfc.places import place_in_words, warn
+from convfc.room import FCForm
 
 Refusals = dict[str, Refusal]
 ATTRIBUTE = RECORDS[0]
@@ -64,6 +64,11 @@ def unrolled_of(layer: Any) -> Unrolled | None:
     return record if known else None
 
 
+def form_of(layer: Any) -> Literal["native"] | FCForm | None:
+    """Return the form in which a layer is a CONV layer, the unrolled one among them."""
+    return forms.form_of(layer) or ("unrolled" if unrolled_of(layer) else None)
+
+
 # To the unrolled form -----------------------------------------------------------------------------
 
 
@@ -76,8 +81,7 @@ def sizes(
     with unchanged(model):
         _, calls = models.run_watched(model, layers.values(), example, "example")
     for layer, x in calls:
-        shape = tuple(map(int, x.shape))
-        size = shape[1:-1] if layer.data_format == "channels_last" else shape[2:]
+        size = spatial_size(layer, tuple(map(int, x.shape)))
         found.setdefault(id(layer), {})[size] = None
     sized: dict[int, SizedGeometry] = {}
     refused: Refusals = {}
@@ -101,26 +105,6 @@ def sizes(
                 continue
             sized[id(layer)] = SizedGeometry(geometry, seen[0])
     return sized, refused, idle
-
-
-def check_memory(
-    layers: Mapping[str, Any], sized: Mapping[int, SizedGeometry], memory: float | None
-) -> None:
-    """Raise unless the matrices of all layers fit into ``memory`` bytes, before any is built."""
-    unique: dict[int, str] = {}
-    for name, layer in layers.items():
-        unique.setdefault(id(layer), name)
-    needed = {}
-    for key, name in unique.items():
-        pattern = matrix_pattern(*sized[key], layers[name].data_format)
-        needed[name] = pattern, _dtype(layers[name])
-    check_dense(needed, memory)
-
-
-def _dtype(layer: Any) -> str:
-    # bfloat16 takes what float16 takes, and NumPy does not know it.
-    name = str(layer.variable_dtype)
-    return "float16" if name == "bfloat16" else name
 
 
 def make_unrolled(layer: Any, sized: SizedGeometry) -> Any:

@@ -8,9 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from convfc.comparing import (
-    dtype_name,
-)
+from convfc.comparing import dtype_name
 from convfc.errors import DataError, DtypeError
 from convfc.extras import needing
 from convfc.printable import printable

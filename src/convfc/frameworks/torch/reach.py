@@ -15,12 +15,7 @@ from torch.nn.modules import conv
 from torch.nn.modules.conv import _ConvNd
 
 from convfc.errors import Refusal
-from convfc.frameworks.torch.references import (
-    codes_in,
-    is_foreign,
-    what_calls_reach,
-    wrapped_in,
-)
+from convfc.frameworks.torch.references import codes_in, is_foreign, what_calls_reach, wrapped_in
 
 _OPERATOR = re.compile(
     r"\b\w+(::|\.)(conv\dd(_\w+)?|conv_transpose\dd|conv_tbc|\w*convolution\w*)\b"

@@ -12,17 +12,14 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
 from convfc.certificate import LayerCertificate, NetworkCertificate
+from convfc.comparing import dtype_name
 from convfc.errors import Refusal, ShapeError, UnsupportedLayer, UnsupportedModel
 from convfc.frameworks.torch import checkpoint
 from convfc.frameworks.torch.certify.networks import Runner
 from convfc.frameworks.torch.certify.pairs import Pair, pair_of
 from convfc.frameworks.torch.certify.simplified import certify_simplified, simplified_record
 from convfc.frameworks.torch.convert import heads, optimizers, to_conv, to_fc
-from convfc.frameworks.torch.forms.factors import (
-    DISTRIBUTED,
-    is_distributed,
-    quantises_activations,
-)
+from convfc.frameworks.torch.forms.factors import DISTRIBUTED, is_distributed, quantises_activations
 from convfc.frameworks.torch.forms.form import form_of
 from convfc.frameworks.torch.inspection import inspect
 from convfc.frameworks.torch.maps import linear_maps
@@ -32,15 +29,11 @@ from convfc.frameworks.torch.reach import out_of_reach
 from convfc.frameworks.torch.references import exchange
 from convfc.frameworks.torch.running import check_has_numbers, layer_input
 from convfc.frameworks.torch.simplification import simplify
-from convfc.frameworks.torch.unrolled.form import (
-    ToUnrolled,
-    check_memory,
-    differing_ties,
-    sized_geometries,
-)
+from convfc.frameworks.torch.unrolled.form import ToUnrolled, differing_ties, sized_geometries
 from convfc.inspection import Inspection
 from convfc.layer import ConvLayer, Order
 from convfc.networks import find_pairs
+from convfc.operators.estimate import check_dense
 from convfc.places import Where
 from convfc.room import FCForm, Room, Wanted
 
@@ -97,7 +90,13 @@ class TorchRoom(Room):
     def check_memory(
         self, layers: Mapping[str, nn.Module], sizes: Mapping[int, Any], memory: float | None
     ) -> None:
-        check_memory(layers, sizes, memory)
+        check_dense(
+            layers,
+            sizes,
+            memory,
+            order=self.order_of,
+            dtype=lambda layer: dtype_name(layer.weight.dtype),
+        )
 
     def make_unrolled(
         self, layers: Sequence[nn.Module], sizes: Sequence[Any]

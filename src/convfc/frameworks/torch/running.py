@@ -19,11 +19,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map
 
-from convfc.comparing import (
-    bits_of,
-    first_words,
-    words,
-)
+from convfc.comparing import bits_of, first_words, words
 from convfc.errors import ConvfcError, ShapeError, UnsupportedLayer, UnsupportedModel
 
 _Module = TypeVar("_Module", bound=nn.Module)

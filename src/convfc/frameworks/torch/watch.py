@@ -15,9 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from convfc.comparing import (
-    dtype_name,
-)
+from convfc.comparing import dtype_name
 from convfc.errors import GeometryError
 from convfc.frameworks.torch.forms.calls import CONVOLUTIONS, convolution_of
 from convfc.frameworks.torch.forms.form import form_of, unrolled_of

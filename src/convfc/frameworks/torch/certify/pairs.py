@@ -26,14 +26,7 @@ from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
 from convfc.certificate import LayerCertificate, WeightComparison
-from convfc.comparing import (
-    compare,
-    describe,
-    dtype_name,
-    same_bits,
-    wide,
-    words,
-)
+from convfc.comparing import compare, describe, dtype_name, same_bits, wide, words
 from convfc.errors import GeometryError
 from convfc.frameworks.torch.forms.calls import Convolution, convolution_of
 from convfc.frameworks.torch.forms.form import Unrolled, form_of, linear_of, unrolled_of

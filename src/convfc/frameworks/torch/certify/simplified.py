@@ -24,13 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from convfc.certificate import ExactTest, LayerCertificate, NetworkCertificate
-from convfc.comparing import (
-    describe,
-    dtype_name,
-    not_finite,
-    wide,
-    words,
-)
+from convfc.comparing import describe, dtype_name, not_finite, wide, words
 from convfc.errors import ConvfcError, ShapeError, UnsupportedModel
 from convfc.frameworks.torch.certify.networks import Runner
 from convfc.frameworks.torch.certify.pairs import cast
@@ -38,21 +32,11 @@ from convfc.frameworks.torch.running import deep_copy
 from convfc.frameworks.torch.simplification import Simplified, record_of
 from convfc.frameworks.torch.simplification.emit import emit
 from convfc.frameworks.torch.simplification.operations import numbers
-from convfc.frameworks.torch.simplification.simplified import (
-    Programs,
-    made_of,
-    programs_of,
-)
+from convfc.frameworks.torch.simplification.simplified import Programs, made_of, programs_of
 from convfc.frameworks.torch.simplification.trace import Trace, trace
 from convfc.frameworks.torch.simplification.unchanged import other_parts
 from convfc.measure import bounded
-from convfc.mlp.values import (
-    Affine,
-    Input,
-    Value,
-    is_identity,
-    sources,
-)
+from convfc.mlp.values import Affine, Input, Value, is_identity, sources
 from convfc.mlp.values import topological as ordered
 from convfc.networks import Pairs, compare_networks
 

@@ -14,11 +14,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
-from convfc.errors import (
-    ArgumentError,
-    Refusal,
-    UnsupportedLayer,
-)
+from convfc.errors import ArgumentError, Refusal, UnsupportedLayer
 from convfc.frameworks.torch.forms.children import (
     FC,
     HOOKS,

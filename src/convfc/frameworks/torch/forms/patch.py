@@ -62,10 +62,7 @@ from convfc.frameworks.torch.read import (
     read_registered,
     weight_to_matrix,
 )
-from convfc.frameworks.torch.running import (
-    in_mode,
-    sum_of_bits,
-)
+from convfc.frameworks.torch.running import in_mode, sum_of_bits
 from convfc.geometry import ConvGeometry
 from convfc.room import MOST_SEPARATE, Product
 

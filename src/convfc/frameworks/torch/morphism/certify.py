@@ -21,9 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from convfc.certificate import Certificate, LayerCertificate
-from convfc.comparing import (
-    wide,
-)
+from convfc.comparing import wide
 from convfc.frameworks.torch.certify.networks import Runner
 from convfc.frameworks.torch.certify.pairs import cast, matrices_of, word_for
 from convfc.frameworks.torch.morphism.magnitude import NORMS, magnitude, sums_of

@@ -31,9 +31,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.modules.padding import _CircularPadNd, _ReflectionPadNd, _ReplicationPadNd
 
-from convfc.comparing import (
-    wide,
-)
+from convfc.comparing import wide
 from convfc.frameworks.torch.certify.pairs import cast, has_own_weights
 from convfc.frameworks.torch.running import deep_copy
 

@@ -19,10 +19,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, fx, nn
 
-from convfc.comparing import (
-    dtype_name,
-    wide,
-)
+from convfc.comparing import dtype_name, wide
 from convfc.errors import (
     ArgumentError,
     DtypeError,

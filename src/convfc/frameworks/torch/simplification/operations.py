@@ -41,6 +41,7 @@ from convfc.mlp.pieces import (
 from convfc.mlp.values import (
     Affine,
     Opaque,
+    Operations,
     Tracked,
     Value,
     Vector,
@@ -128,23 +129,8 @@ def numbers(t: Tensor) -> Vector:
     return array
 
 
-Operation = Callable[..., Any]
-
-
-class _Operations(dict[str, Operation]):
-    """The functions, by the names of their operations."""
-
-    def register(self, *names: str) -> Callable[[Operation], Operation]:
-        """Register a function for the operations of these names."""
-
-        def enter(operation: Operation) -> Operation:
-            self.update(dict.fromkeys(names, operation))
-            return operation
-
-        return enter
-
-
-OPERATIONS = _Operations()
+OPERATIONS = Operations()
+"""By the names of operations."""
 
 
 def _axes(*names: str) -> list[str]:

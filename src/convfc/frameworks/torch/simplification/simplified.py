@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from convfc.errors import MemoryBudgetError, ShapeError, UnsupportedModel
+from convfc.errors import ShapeError, UnsupportedModel
 from convfc.frameworks.torch.forms.children import has_pre_hooks
 from convfc.frameworks.torch.references import check_references
 from convfc.frameworks.torch.running import (
@@ -20,26 +20,12 @@ from convfc.frameworks.torch.running import (
     positional_arguments,
 )
 from convfc.frameworks.torch.simplification import emit
-from convfc.frameworks.torch.simplification.operations import (
-    OPERATIONS,
-    Condition,
-    Step,
-    estimate,
-)
+from convfc.frameworks.torch.simplification.operations import OPERATIONS, Condition, Step, estimate
 from convfc.frameworks.torch.simplification.trace import Call, Ref, Trace, trace
 from convfc.frameworks.torch.vocabulary import BY_MODE
-from convfc.mlp.budget import check_least, check_memory
+from convfc.mlp.budget import check_least, check_memory, memory_explained
 from convfc.mlp.merge import Merged, Part, as_sequence, merge
-from convfc.mlp.values import (
-    Affine,
-    Input,
-    Program,
-    Tracked,
-    Value,
-    is_chain,
-    refuse,
-    topological,
-)
+from convfc.mlp.values import Affine, Input, Program, Tracked, Value, is_chain, refuse, topological
 from convfc.operators.estimate import MatrixEstimate, check_together
 from convfc.places import nothing_to_convert
 from convfc.sizes import one_of
@@ -154,21 +140,12 @@ def programs_of(
     numbers: bool = False,
 ) -> Programs:
     """Read and merge a network; with numbers, its run keeps every value of two examples."""
-    try:
+    with memory_explained():
         run = _run(model, example, memory, numbers=numbers)
         original = _program(run, options.max_pool, memory)
         if to_be_made:
             check_least(original, like(model, example[0]).dtype.itemsize, memory)
         merged = merge(original, alternating=options.sequential)
-    except MemoryError as error:
-        if isinstance(error, MemoryBudgetError):
-            raise
-        raise MemoryBudgetError(
-            "the memory ran out while matrices of layers were made and multiplied",
-            where="memory",
-            got=str(error) or None,
-            remedy="a smaller example, or a part of the network only",
-        ) from error
     if not options.sequential or is_chain(merged.program):
         return Programs(run, original, merged, merged.program, {})
     sequence = as_sequence(merged.program)

@@ -19,9 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from convfc.comparing import (
-    first_words,
-)
+from convfc.comparing import first_words
 from convfc.errors import ConvfcError, UnsupportedModel
 from convfc.frameworks.torch.forms.form import form_of
 from convfc.frameworks.torch.running import call_model, unchanged

@@ -11,29 +11,17 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, fx, nn
 
-from convfc.comparing import (
-    bits_of,
-    describe,
-    same_bits,
-)
-from convfc.errors import UnsupportedLayer
+from convfc.comparing import bits_of, describe, same_bits
 from convfc.frameworks.torch.running import deep_copy
 from convfc.frameworks.torch.simplification.simplified import Simplified
+from convfc.mlp.values import check_as_made
 
 _BLOCK = 2**21  # numbers of a weight that are compared, or multiplied by in float64, at a time
 
 
 def restore(model: nn.Module, record: Simplified) -> nn.Module:
     """Return the CONV network that an unchanged simplified network was."""
-    different = next(other_parts(record.made_again(), model), None)
-    if different is not None:
-        place, _, found = different.partition("; ")
-        raise UnsupportedLayer(
-            f"this is not as convfc.simplify made it; {found}",
-            where=place,
-            remedy="let tools change the layers that convfc.to_fc makes, which go back with any "
-            "numbers, and simplify after that",
-        )
+    check_as_made(other_parts(record.made_again(), model))
     like = next(model.parameters(), torch.empty(0, dtype=record.dtype))
     restored: nn.Module = deep_copy(record.original).to(like.device, like.dtype)
     return restored

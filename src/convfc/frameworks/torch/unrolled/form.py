@@ -8,9 +8,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from convfc.comparing import (
-    dtype_name,
-)
 from convfc.errors import Refusal
 from convfc.frameworks.torch.forms.children import flatten_of, move_attributes, plain_linear
 from convfc.frameworks.torch.forms.form import ATTRIBUTE, Unrolled
@@ -22,8 +19,6 @@ from convfc.frameworks.torch.running import unchanged
 from convfc.frameworks.torch.unrolled.entries import places_in
 from convfc.frameworks.torch.watch import watched_run
 from convfc.geometry import ConvGeometry
-from convfc.operators.estimate import check_dense
-from convfc.operators.pattern import matrix_pattern
 from convfc.places import Shared
 
 Refusals = dict[str, Refusal]
@@ -99,22 +94,6 @@ def differing_ties(
         if not more:
             return found
         found |= more
-
-
-def check_memory(
-    layers: Mapping[str, Any], sized: Mapping[int, SizedGeometry], memory: float | None
-) -> None:
-    """Raise unless the matrices of all layers fit into ``memory`` bytes, before any is built."""
-    unique: dict[int, str] = {}
-    for name, layer in layers.items():
-        unique.setdefault(id(layer), name)
-    needed = {}
-    for key, name in unique.items():
-        dtype = layers[name].weight.dtype
-        # bfloat16 takes what float16 takes, and NumPy does not know it.
-        known = "float16" if dtype is torch.bfloat16 else dtype_name(dtype)
-        needed[name] = matrix_pattern(*sized[key], "channels_first"), known
-    check_dense(needed, memory)
 
 
 class ToUnrolled:
