@@ -26,11 +26,12 @@ END = np.iinfo(np.int64).max
 
 
 class Size(NamedTuple):
-    """A size that only a run knows: that of an axis of a value, times a number."""
+    """A size that only a run knows: that of an axis of a value, floor(n / over) * times."""
 
     of: ir.Value
     axis: int
     times: int = 1
+    over: int = 1
 
 
 Dims: TypeAlias = Sequence[int | Size]
@@ -140,12 +141,20 @@ class Builder:
             shape[open_[0]], open_ = -1, []
         if not open_:
             return self("Reshape", x, self.integers(*(d for d in shape if isinstance(d, int))))
-        parts = [self._computed(d) if isinstance(d, Size) else self.integers(d) for d in shape]
-        return self("Reshape", x, self.concat(parts, 0))
+        return self("Reshape", x, self.sizes(shape))
 
-    def _computed(self, size: Size) -> ir.Value:
-        found = self("Gather", self("Shape", size.of), self.integers(size.axis), axis=0)
-        return found if size.times == 1 else self("Mul", found, self.integers(size.times))
+    def sizes(self, dims: Dims) -> ir.Value:
+        """Return sizes as a list of integers that the model works out."""
+        parts = []
+        for d in dims:
+            if not isinstance(d, Size):
+                parts.append(self.integers(d))
+                continue
+            part = self("Gather", self("Shape", d.of), self.integers(d.axis), axis=0)
+            for kind, number in (("Div", d.over), ("Mul", d.times)):
+                part = part if number == 1 else self(kind, part, self.integers(number))
+            parts.append(part)
+        return self.concat(parts, 0)
 
     def insert(self, last: ir.Value) -> ir.Node:
         """Put all nodes into the graph, the last of them in the node's place; return it."""
