@@ -26,8 +26,8 @@ with needing():
     import onnxruntime  # type: ignore[import-untyped]
 
 from convfc.certificate import LayerCertificate, WeightComparison
-from convfc.comparing import compare, describe, dtype_name, same_bits, wide
-from convfc.errors import ArgumentError
+from convfc.comparing import compare, describe, dtype_name, first_words, same_bits, wide
+from convfc.errors import ArgumentError, ShapeError
 from convfc.frameworks.onnx import forms, read
 from convfc.frameworks.onnx.build import PART, Sizes
 from convfc.measure import LARGEST, Call, Numbers, Run, Side, Sides, Sums, measure
@@ -61,7 +61,16 @@ def run(model: ir.Model, inputs: Mapping[str, Array]) -> dict[str, Array]:
     folders = {str(t.base_dir) for t in tensors if isinstance(t, ir.ExternalTensor)}
     running = session(ir.to_proto(model), next(iter(folders), ""))
     names = [one.name for one in running.get_outputs()]
-    return dict(zip(names, running.run(names, dict(inputs)), strict=True))
+    try:
+        outputs = running.run(names, dict(inputs))
+    except Exception as error:  # onnxruntime has classes of its own
+        raise ShapeError(
+            "the model does not run on this input",
+            where="x",
+            got=first_words(error),
+            remedy="give the sizes and dtypes that the model's inputs have",
+        ) from error
+    return dict(zip(names, outputs, strict=True))
 
 
 def watched(
