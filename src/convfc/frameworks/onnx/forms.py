@@ -37,6 +37,7 @@ def to_patch(node: ir.Node, sizes: Sizes, shared: Shared) -> ir.Node:
             "name": value.name,
             "shape": shapes.get(name),
             "constant": name in shapes and constant(value) is not None,
+            "node": None if (made_by := value.producer()) is None else made_by.name,
         }
         for name, value in given.items()
     }
@@ -47,6 +48,7 @@ def to_patch(node: ir.Node, sizes: Sizes, shared: Shared) -> ir.Node:
             for attribute in node.attributes.values()
         ],
         "operands": described,
+        "inputs": len(node.inputs),
         "metadata": dict(node.metadata_props),
     }
 
@@ -95,9 +97,16 @@ def _reshaped(
     *,
     exchanged: bool = False,
     name: str | None = None,
+    node: str | None = None,
 ) -> ir.Value:
     """Return a constant of another shape beside a constant: an initializer, or a node."""
-    name = name or f"{value.name}.fc"
+    graph, producer = value.graph, value.producer()
+    assert graph is not None  # noqa: S101 (a constant stands in one)
+    if name is None:
+        sizes = "x".join(map(str, shape))
+        name = f"{value.name}.{sizes}{'.exchanged' * exchanged}"
+        while producer is None and name in graph.initializers:
+            name += "_"
     if isinstance(tensor, ir.ExternalTensor) and not exchanged:  # it stays where it is
         made: Any = ir.ExternalTensor(
             tensor.location,
@@ -113,19 +122,16 @@ def _reshaped(
         if exchanged:
             numbers = np.ascontiguousarray(np.swapaxes(numbers, -1, -2))
         made = ir.Tensor(numbers, dtype=tensor.dtype, name=name)
-    node = value.producer()
-    if node is None:
-        graph = value.graph
-        assert graph is not None  # noqa: S101 (an initializer)
+    if producer is None:
         new = ir.Value(
             name=name, shape=made.shape, type=ir.TensorType(made.dtype), const_value=made
         )
         graph.initializers[name] = new
         return new
     beside = ir.Node(
-        "", "Constant", [], [ir.AttrTensor("value", made)], outputs=[ir.Value(name=name)], name=name
+        "", "Constant", [], [ir.AttrTensor("value", made)], outputs=[ir.Value(name=name)], name=node
     )
-    node.append(beside)
+    producer.append(beside)
     return beside.outputs[0]
 
 
@@ -190,9 +196,7 @@ def to_native(last: ir.Node, shared: Shared) -> ir.Node:
             given[name] = shared(
                 [value], operand["name"], partial(_home, value, operand, _exchanged(record, name))
             )
-    inputs = [given.get(name) for name in OPERANDS[record["op_type"]]]
-    while inputs[-1] is None:
-        inputs.pop()
+    inputs = [given.get(name) for name in OPERANDS[record["op_type"]]][: record["inputs"]]
     graph = last.graph
     assert graph is not None  # noqa: S101 (it stands in a model)
     node = ir.Node(
@@ -251,7 +255,7 @@ def _home(value: ir.Value, operand: dict[str, Any], exchanged: bool) -> ir.Value
         if same and there.const_value.tobytes() == tensor.tobytes():
             return there
         name = f"{value.name}.conv"
-    return _reshaped(value, tensor, shape, name=name)
+    return _reshaped(value, tensor, shape, name=name, node=operand["node"])
 
 
 def _found(last: ir.Node) -> Parts | None:

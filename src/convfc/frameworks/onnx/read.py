@@ -25,8 +25,8 @@ OPERANDS = {
 """What each CONV operator is given, in its order."""
 CONV = tuple(OPERANDS)
 PER_FILTER = ("w_scale", "w_zero_point")  # may be one number, or one for each filter
-_RUNTIMES = ("com.microsoft", "com.ms.")
-_FUSED = ("FusedConv", "NhwcConv", "NhwcFusedConv", "ConvTransposeWithDynamicPads")
+_DOMAINS = ("", "ai.onnx", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc")
+"""Whose operators with Conv in their names are CONV layers."""
 _SIZES = "give the model's inputs their sizes (onnx.tools.update_model_dims)"
 
 
@@ -68,10 +68,7 @@ def form_of(part: Any) -> Literal["native", "patch"] | None:
         return None
     if RECORD in part.metadata_props:
         return "patch"
-    if part.domain in ("", "ai.onnx"):
-        return "native" if part.op_type in (*CONV, "DeformConv") else None
-    fused = part.domain.startswith(_RUNTIMES) and part.op_type in (*CONV, *_FUSED)
-    return "native" if fused else None
+    return "native" if "Conv" in part.op_type and part.domain in _DOMAINS else None
 
 
 def children(part: Any) -> dict[str, Any]:
