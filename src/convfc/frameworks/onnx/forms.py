@@ -178,7 +178,7 @@ def back_obstacle(last: ir.Node) -> Refusal | None:
     if _found(last) is None:
         return Refusal(
             "its nodes are not those that to_fc made: a tool has changed them",
-            "convert back before tools optimise the model, or quantise the CNN: that converts, too",
+            "convert back before other tools work on it; quantise the CNN, which can be converted",
         )
     return None
 
@@ -270,8 +270,10 @@ def _found(last: ir.Node) -> Parts | None:
         value = sources.get(tuple(operand["path"]))
         tensor = None if value is None else constant(value)
         shape = operand["shape"]
-        if value is None or operand["constant"] and (
-            tensor is None or tensor.size != math.prod(shape)
+        if (
+            value is None
+            or operand["constant"]
+            and (tensor is None or tensor.size != math.prod(shape))
         ):
             return None
         found[name] = value
