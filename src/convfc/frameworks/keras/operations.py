@@ -23,7 +23,7 @@ with needing():
     import keras
 
 from convfc.comparing import first_words
-from convfc.frameworks.keras.read import numbers, read_layer
+from convfc.frameworks.keras.read import SEPARABLE, numbers, obstacle, read_layer
 from convfc.layer import ConvLayer
 from convfc.mlp.maps import moved, probed
 from convfc.mlp.pieces import between, leaky, maxima, pool_windows, scaled, shifted
@@ -114,21 +114,31 @@ OPERATIONS = Operations()
 """By the classes of layers, or by the names of operations of ``keras.ops``."""
 
 
-def made_of(step: Step) -> Any:
-    """Return what a layer or operation makes of its inputs: one `Tracked`, or a list of them."""
+def made_of(step: Step) -> list[Any]:
+    """Return what a layer or operation makes of its inputs, and that after its `activation_of`.
+
+    Each is one `Tracked`, or a list of them.
+    """
     layer, key = step.layer, None  # type: Any, Any
     if isinstance(layer, L.Layer):
         key = next((cls for cls in type(layer).__mro__ if cls in OPERATIONS), None)
         if key is None:
             raise refuse(f"{step.words} {_UNKNOWN}", step.place)
         own = type(layer).call is not key.call or {"call", "__call__"} & vars(layer).keys()
-        if own and key not in CONVS:  # `read_layer` says of these what they are
+        if own and key not in (*CONVS, *SEPARABLE):  # of which `obstacle` says what they are
             raise refuse(f"its class {type(layer).__name__} has its own call", step.place)
     else:
         key = type(layer).__name__
         if not type(layer).__module__.startswith("keras.") or key not in OPERATIONS:
             raise refuse(f"keras.ops's {key} {_UNKNOWN}", step.place)
-    return OPERATIONS[key](step, *step.inputs)
+    made, activation = OPERATIONS[key](step, *step.inputs), activation_of(layer)
+    return [made] if activation is None else [made, _activated(step, made, activation)]
+
+
+def activation_of(layer: Any) -> Any:
+    """Return the function that a layer applies to what it computes, if it has one."""
+    known = isinstance(layer, (*CONVS, *SEPARABLE, L.Dense, L.Activation))
+    return layer.activation if known else None
 
 
 def _each(kind: str, axes: str = "123") -> list[Any]:
@@ -143,10 +153,10 @@ CONVS = [*_each("Conv*D"), *_each("Conv*DTranspose"), *_each("DepthwiseConv*D")]
 
 @OPERATIONS.register(*CONVS)
 def _(step: Step, x: Tracked) -> Tracked:
-    return _activated(step, convolved(step.layer, x, step.memory), step.layer.activation)
+    return _convolved(step.layer, x, step.memory)
 
 
-def convolved(layer: Any, x: Tracked, memory: float | None) -> Tracked:
+def _convolved(layer: Any, x: Tracked, memory: float | None) -> Tracked:
     """Return what a CONV layer makes of a value, before its activation."""
     first = layer.data_format == "channels_first"
     size = x.shape[1:] if first else x.shape[:-1]
@@ -160,11 +170,14 @@ def convolved(layer: Any, x: Tracked, memory: float | None) -> Tracked:
     return Tracked(affine({x.value: matrix}, offset, of_layer=True), shape)
 
 
-@OPERATIONS.register(*_each("SeparableConv*D"))
+@OPERATIONS.register(*SEPARABLE)
 def _(step: Step, x: Tracked) -> Tracked:
+    blocked = obstacle(step.layer)
+    if blocked is not None:
+        raise refuse(f"{step.words}: {blocked.reason}", step.place, blocked.remedy)
     for part in two_of(step.layer):
-        x = convolved(part, x, step.memory)
-    return _activated(step, x, step.layer.activation)
+        x = _convolved(part, x, step.memory)
+    return x
 
 
 def two_of(layer: Any) -> tuple[Any, Any]:
@@ -207,7 +220,7 @@ def _(step: Step, x: Tracked) -> Tracked:
         offset = numbers(layer.bias).astype(np.float64)
     whole = matrix if rows == 1 else sparse.kron(identity(rows), matrix, format="csr")
     value = affine({x.value: whole}, np.tile(offset, rows), of_layer=True)
-    return _activated(step, Tracked(value, (*x.shape[:-1], matrix.shape[0])), layer.activation)
+    return Tracked(value, (*x.shape[:-1], matrix.shape[0]))
 
 
 @OPERATIONS.register(L.BatchNormalization)
@@ -408,7 +421,7 @@ def _activated(step: Step, x: Tracked, function: Any) -> Tracked:
     """Return a value after an activation."""
     if isinstance(function, L.Layer):
         inside = Step(function, (x,), {}, step.max_pool, step.memory)
-        made: Tracked = made_of(inside)
+        made: Tracked = made_of(inside)[-1]
         return made
     name = getattr(function, "__name__", type(function).__name__)
     if function is None or function is A.linear:
@@ -437,7 +450,7 @@ def _kept(step: Step, x: Tracked, layer: Any) -> Value:
 
 @OPERATIONS.register(L.Activation)
 def _(step: Step, x: Tracked) -> Tracked:
-    return _activated(step, x, step.layer.activation)
+    return x
 
 
 @OPERATIONS.register(*_OF_OPS)
