@@ -482,7 +482,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "own separable": (
         one(lambda: OwnSeparable(2, 3, name="own")),
         UnsupportedLayer,
-        "own: a OwnSeparable: its class OwnSeparable has its own call",
+        "own: its class OwnSeparable has its own call",
     ),
     "product": (
         graph(lambda x: x * x),

@@ -8,7 +8,7 @@
 `grouped`            the FC layer of all groups as one, and the layouts of kernels
 `products`           the patch matrix M with ``keras.ops``
 `copies`             a model made again with other layers in some places
-`unrolled`           a CONV layer as Flatten, Dense and Reshape, and back
+`unrolled`           a CONV layer as Flatten, Dense and Reshape, and back; two Dense, if separable
 `certify_unrolled`   `verify` of that
 `operations`         what each layer does to a value of a network: a table, open for registration
 `simplification`     a whole network as Dense and ReLU

@@ -24,8 +24,9 @@ from convfc.errors import ShapeError, UnsupportedModel
 from convfc.frameworks.keras import models
 from convfc.frameworks.keras.backend import compiled, wide_numbers
 from convfc.frameworks.keras.copies import check_is_graph, copied, input_layers, is_graph, unchanged
-from convfc.frameworks.keras.operations import CONVS, Step, activation_of, made_of
-from convfc.frameworks.keras.read import numbers, read_layer, spatial_size
+from convfc.frameworks.keras.operations import Step, activation_of, made_of
+from convfc.frameworks.keras.parts import CONVS
+from convfc.frameworks.keras.read import numbers, read_in_turn, spatial_size
 from convfc.mlp.budget import check_least, check_memory, memory_explained
 from convfc.mlp.simplified import (
     ATTRIBUTE,
@@ -236,18 +237,20 @@ def _checked_run(model: Any, x: Any, memory: float | None) -> tuple[int, ...] | 
     """Return the shape of the output, after a look at how large the layers' matrices will be."""
     estimates: dict[str, MatrixEstimate] = {}
 
+    def add(name: str, estimate: MatrixEstimate) -> None:
+        estimates[name + f", called as {len(estimates)}" * (name in estimates)] = estimate
+
     def note(layer: Any, x: Any) -> None:
-        name, shape = layer.name, tuple(map(int, x.shape))
-        name += f", called as {len(estimates)}" * (name in estimates)
+        shape = tuple(map(int, x.shape))
         if isinstance(layer, L.Dense):
             rows = math.prod(shape[1:-1])
             nonzeros = rows * math.prod(layer.kernel.shape)
             sizes = (rows * layer.units, rows * shape[-1])
-            estimates[name] = MatrixEstimate(sizes, nonzeros, 12 * nonzeros)
+            add(layer.name, MatrixEstimate(sizes, nonzeros, 12 * nonzeros))
             return
-        size = spatial_size(layer, shape)
-        pattern = matrix_pattern(read_layer(layer, size).geometry, size, layer.data_format)
-        estimates[name] = pattern_estimate(pattern, np.float64)
+        for read, size in read_in_turn(layer, spatial_size(layer, shape)):
+            pattern = matrix_pattern(read.geometry, size, layer.data_format)
+            add(layer.name, pattern_estimate(pattern, np.float64))
 
     watched = [layer for layer in _leaves(model) if isinstance(layer, (*CONVS, L.Dense))]
     with unchanged(model):

@@ -93,7 +93,7 @@ class TorchRoom(Room):
     ) -> None:
         check_dense(
             layers,
-            sizes,
+            {key: [size] for key, size in sizes.items()},
             memory,
             order=self.order_of,
             dtype=lambda layer: dtype_name(layer.weight.dtype),
