@@ -1,0 +1,1 @@
+"""ONNX: files and models of standard operators, with their CONV nodes as matrix products."""
