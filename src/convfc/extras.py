@@ -12,6 +12,7 @@ PIP: Mapping[str, str] = {
     **dict.fromkeys(("torch", "safetensors"), "'convfc[torch]'"),
     **dict.fromkeys(("anywidget", "traitlets", "PIL"), "'convfc[explorer]'"),
     **dict.fromkeys(("keras", "jax", "mlxtend", "jinja2", "markdown_it"), "'convfc[paper]'"),
+    **dict.fromkeys(("onnx", "onnx_ir", "onnxruntime"), "'convfc[onnx]'"),
     "matplotlib": "'convfc[spectrum]'",
     "laplace": "'convfc[study]'",
     # In no extra, but named in the help of the commands:

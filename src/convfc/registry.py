@@ -21,7 +21,11 @@ from convfc.layer import ConvLayer, Order
 from convfc.room import Room
 from convfc.sizes import one_of
 
-ROOMS = {"keras": "convfc.frameworks.keras", "torch": "convfc.frameworks.torch"}
+ROOMS = {
+    "keras": "convfc.frameworks.keras",
+    "torch": "convfc.frameworks.torch",
+    "onnx": "convfc.frameworks.onnx",
+}
 """Framework, as ``sys.modules`` names it, and its folder, where ``room.ROOM`` is; in this order.
 
 Keras before PyTorch: where it computes with PyTorch, its layers are modules of PyTorch as well.
@@ -87,7 +91,7 @@ def room_of(
     where: str = "model",
     *,
     kind: str = "model",
-    expected: str = "a torch.nn.Module or a keras.Model",
+    expected: str = "a torch.nn.Module, a keras.Model or an onnx.ModelProto",
 ) -> Room:
     """Return the room that owns a model or a layer."""
     for framework, folder in ROOMS.items():

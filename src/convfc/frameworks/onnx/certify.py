@@ -1,0 +1,360 @@
+"""verify for ONNX: onnxruntime runs both models, and each CONV layer apart, on what it receives.
+
+In float64, for which onnxruntime has no CONV, the CONV node is run by ONNX's own reference.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+from onnx import helper
+from onnx.reference import ReferenceEvaluator
+
+from convfc.extras import needing
+
+with needing():
+    import onnxruntime  # type: ignore[import-untyped]
+
+from convfc.certificate import LayerCertificate, WeightComparison
+from convfc.comparing import compare, describe, dtype_name, same_bits, wide
+from convfc.errors import ArgumentError
+from convfc.frameworks.onnx import forms, read
+from convfc.frameworks.onnx.build import PART, Sizes
+from convfc.measure import LARGEST, Call, Numbers, Run, Side, Sides, Sums, measure
+from convfc.networks import Networks
+from convfc.places import walk
+from convfc.rounding import UNIT_ROUNDOFF
+
+Array: TypeAlias = npt.NDArray[Any]
+_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
+_CHANGED = "its nodes are not those that to_fc made; expected them, got others"
+
+
+def session(model: onnx.ModelProto, folder: str = "") -> onnxruntime.InferenceSession:
+    """Return what runs a model; data beside its file are read from that folder."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what goes wrong is raised, too
+    if folder:
+        options.add_session_config_entry(_DATA_FOLDER, folder)
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+
+def run(model: ir.Model, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """Return the outputs of a model by name."""
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    folders = {str(t.base_dir) for t in tensors if isinstance(t, ir.ExternalTensor)}
+    running = session(ir.to_proto(model), next(iter(folders), ""))
+    names = [one.name for one in running.get_outputs()]
+    return dict(zip(names, running.run(names, dict(inputs)), strict=True))
+
+
+def watched(
+    model: ir.Model, nodes: Iterable[ir.Node], inputs: Mapping[str, Array]
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Run a model once; return all that its CONV layers receive, by name, and its outputs."""
+    copied = model.clone()
+    copies = dict(zip(model.graph, copied.graph, strict=True))
+    outputs = [value.name or "" for value in copied.graph.outputs]
+    seen = {*outputs, *inputs}
+    for node in nodes:
+        parts = forms.parts_of(copies[node]) if node in copies else None
+        for value in (parts.x, parts.weight, parts.bias) if parts else ():
+            if value and value.name not in seen and read.constant(value) is None:
+                seen.add(value.name or "")
+                copied.graph.outputs.append(value)
+    found = {**inputs, **run(copied, inputs)}
+    return found, {name: found[name] for name in outputs}
+
+
+class OnnxNetworks(Networks):
+    """Two models on one input."""
+
+    def __init__(self, before: ir.Model, x: Any) -> None:
+        self.inputs = as_inputs(before, x)
+
+    def __call__(self, model: Any, numbers: Numbers | None = None) -> Any:
+        """Return the outputs of a model by name; nothing in other numbers."""
+        return run(model, self.inputs) if numbers is None else {}
+
+    def measure(
+        self, model: Any, pairs: Sequence[Any], seed: int
+    ) -> tuple[Any, list[LayerCertificate]]:
+        """Run a model once, with what its CONV nodes receive as outputs, and compare each pair."""
+        found, outputs = watched(model, [pair.before for pair in pairs], self.inputs)
+        layers: list[LayerCertificate] = []
+        for pair in pairs:
+            call = pair.call(model, found)
+            layers += (
+                pair.unreached(seed) if call is None else [measure(pair.on(call)[0], seed=seed)]
+            )
+        return outputs, layers
+
+    def leaves(self, output: Any) -> dict[str, Any]:
+        """Return the outputs by name."""
+        return {f"[{name!r}]": value for name, value in output.items()}
+
+    def dtypes(self, model: Any) -> set[str]:
+        """Return the dtypes of inputs, outputs and weights, of numbers that are not integers."""
+        values = [*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()]
+        names = {dtype_name(one.dtype.numpy()) for one in values if one.dtype is not None}
+        return names & UNIT_ROUNDOFF.keys()
+
+    def tensors(self, model: Any) -> Mapping[str, Array]:
+        """Return the initializers, but for those that only CONV layers use."""
+        found = {}
+        for name, value in model.graph.initializers.items():
+            users = [use.node for use in value.uses()]
+            of_layers = [read.form_of(node) or PART in node.metadata_props for node in users]
+            if not (users and all(of_layers)) and value.const_value is not None:
+                found[name] = value.const_value.numpy()
+        return found
+
+    @contextlib.contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """Run without the warnings of the reference's arithmetic."""
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            yield
+
+
+def as_inputs(model: ir.Model, x: Any) -> dict[str, Array]:
+    """Return what a model is run on, by the names of its inputs."""
+    free = [value.name or "" for value in model.graph.inputs if not value.is_initializer()]
+    many = x if isinstance(x, (tuple, list)) else [x]
+    given = dict(x) if isinstance(x, Mapping) else dict(zip(free, many, strict=False))
+    known = {value.name for value in model.graph.inputs}
+    if not set(free) <= set(given) <= known:
+        raise ArgumentError(
+            "these are not the model's inputs",
+            where="x",
+            expected=", ".join(free),
+            got=", ".join(given) or "none",
+            remedy="give a mapping from names to arrays, or one array for the only input",
+        )
+    return {name: np.asarray(value) for name, value in given.items()}
+
+
+def other_nodes(before: ir.Model, after: ir.Model) -> list[str]:
+    """Say in words which nodes outside the CONV layers are others, or stand elsewhere."""
+    ours, theirs = (dict(_described(model)) for model in (before, after))
+    found = []
+    for name in [*ours, *(name for name in theirs if name not in ours)]:
+        mine, other = (side.get(name, "none") for side in (ours, theirs))
+        if mine != other:
+            found.append(f"node {name}; expected {mine}, got {other}")
+    return found
+
+
+def _described(model: ir.Model) -> Iterator[tuple[str, str]]:
+    """Yield every node outside CONV layers by its place, with all that it computes in words."""
+    for place, node in walk(model, read.children).items():
+        if isinstance(node, ir.Node) and read.form_of(node) is None:
+            given = ", ".join("" if one is None else one.name or "" for one in node.inputs)
+            made = ", ".join(one.name or "" for one in node.outputs)
+            settings = {
+                key: one.value
+                for key, one in node.attributes.items()
+                if one.type not in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+            }
+            shown = ", ".join(f"{key}={_in_words(value)}" for key, value in settings.items())
+            yield place, f"{made} = {node.domain}{node.op_type}({given}; {shown})"
+
+
+def _in_words(value: Any) -> str:
+    """Return an attribute, of a tensor what tells it from others."""
+    if isinstance(value, ir.TensorProtocol):
+        return f"{value.shape} {value.dtype} {hashlib.sha256(value.tobytes()).hexdigest()[:16]}"
+    return str(value)
+
+
+@dataclass(frozen=True, eq=False)
+class NodePair:
+    """A place of both models; their values have the sizes that are known of them."""
+
+    name: str
+    before: ir.Node
+    after: ir.Node
+    reshapes = False
+
+    @property
+    def called(self) -> ir.Node:
+        """The node of the first model."""
+        return self.before
+
+    @property
+    def forms(self) -> tuple[str, str]:
+        """What the layer is before and after, in one word each."""
+        first, second = (read.form_of(one) or one.op_type for one in (self.before, self.after))
+        return first, second
+
+    def call(self, model: ir.Model, found: Mapping[str, Array]) -> Call | None:
+        """Return the layer's input among the values of a run; None if it is not among them."""
+        parts = forms.parts_of(self.before)
+        if parts is None or self.before.graph is not model.graph or parts.x.name not in found:
+            return None
+        return Call(found[parts.x.name or ""], kwargs=found)
+
+    def on(self, call: Call) -> list[Sides]:
+        """Return the pair on one input, for `measure`."""
+        return [NodeSides(self, call)]
+
+    def unreached(self, seed: int) -> list[LayerCertificate]:
+        """Compare a pair inside another node's graph, or in a function, on random numbers."""
+        parts = forms.parts_of(self.before)
+        if parts is None:
+            return [LayerCertificate(self.name, self.forms, errors=(_CHANGED,))]
+        layer = read.read(parts.conv, Sizes())
+        g, rng = layer.geometry, np.random.default_rng(seed)
+        smallest = (1, g.in_channels, *(extent + 3 for extent in g.effective_kernel_size))
+        shape = Sizes().shape(parts.x) or (None,) * len(smallest)
+        size = tuple(n or small for n, small in zip(shape, smallest, strict=True))
+        dtype = _dtype_of(parts)
+        shapes = {parts.x: size, parts.weight: layer.weight_shape, parts.bias: (g.out_channels,)}
+        drawn = {
+            value.name or "": rng.standard_normal(shape).astype(dtype)
+            for value, shape in shapes.items()
+            if value is not None and read.constant(value) is None
+        }
+        note = f"in an inner graph, so compared on random numbers of shape {size}"
+        call = Call(drawn[parts.x.name or ""], kwargs=drawn)
+        return [measure(one, seed=seed, notes=(note,)) for one in self.on(call)]
+
+
+def _dtype_of(parts: forms.Parts) -> Any:
+    for value in (parts.weight, parts.bias, parts.x):
+        tensor = None if value is None else ir.convenience.get_const_tensor(value)
+        if tensor is not None:
+            return tensor.numpy().dtype
+        if value is not None and value.dtype is not None:
+            return value.dtype.numpy()
+    return np.dtype("float32")
+
+
+class NodeSides(Sides):
+    """The two layers of a pair on one input, each run apart from its model."""
+
+    def __init__(self, pair: NodePair, call: Call) -> None:
+        self.name, self.forms = pair.name, pair.forms
+        self.call = replace(call, kwargs={})
+        self.errors = []
+        nodes = (pair.before, pair.after)
+        self.layers = [_Layer(node, call.kwargs) for node in nodes if forms.parts_of(node)]
+        if len(self.layers) < len(nodes):
+            self.errors.append(_CHANGED)
+        else:
+            self.weights = tuple(self._compared_weights())
+        self.reference = min(self.layers, key=lambda one: one.form != "native")
+
+    def made(self, numbers: Numbers | None) -> tuple[Side, Side]:
+        """Return both layers, with other numbers if some are given."""
+        if len(self.layers) < len(self.forms):
+            raise ValueError(_CHANGED)
+        first, second = (partial(layer.run, numbers=numbers) for layer in self.layers)
+        return first, second
+
+    def parameters(self) -> Iterable[tuple[str, Array]]:
+        """Return the weights of both layers, by name."""
+        return [item for layer in self.layers for item in layer.held.items()]
+
+    def sums(self, x: Array, dy: Array | None) -> Sums:
+        """B is the layer on absolute values, in float64."""
+        layer = self.reference
+        terms = layer.geometry.taps + ("bias" in layer.held)
+        return {"output": (layer.run(_absolute(x), _absolute).output, terms)}
+
+    def integers(self, longest: int, limit: float) -> Iterable[int]:
+        """Return how large integers may be so that such sums are within the limit."""
+        room = limit / longest
+        return [] if room < 1 else [min(2 ** int(np.log2(room) / 2), LARGEST)]
+
+    def on_integers(self, numbers: Numbers, x: Array, limit: float) -> tuple[Side, Side]:
+        """Return both layers on integers."""
+        return self.made(numbers)
+
+    def matrices(self, y: Array) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the shapes of M and K."""
+        g = self.reference.geometry
+        return (len(y), int(np.prod(y.shape[2:])), g.groups * g.taps), g.filter_matrix_shape
+
+    def _compared_weights(self) -> Iterator[WeightComparison]:
+        """Compare weight and bias bit by bit, in the CONV node's shape."""
+        ours, theirs = (layer.in_conv_layout() for layer in self.layers)
+        for name in dict.fromkeys([*ours, *theirs]):
+            mine, other = ours.get(name), theirs.get(name)
+            if describe(mine) != describe(other):
+                self.errors.append(f"its {name}; expected {describe(mine)}, got {describe(other)}")
+            elif mine is not None and other is not None:
+                result = compare(mine, other, None)
+                del result["ratio"], result["bound"]
+                yield WeightComparison(name, same_bits(mine, other), **result)
+
+
+class _Layer:
+    """A CONV node, or the nodes of an FC layer, as a model of its own: its weights are inputs."""
+
+    def __init__(self, node: ir.Node, given: Mapping[str, Array]) -> None:
+        parts = forms.parts_of(node)
+        assert parts is not None  # noqa: S101 (it is asked before)
+        self.node, self.form = node, read.form_of(node)
+        self.geometry = read.read(parts.conv, Sizes()).geometry
+        self.names = {"x": parts.x.name or "x"}
+        self.held: dict[str, Array] = {}
+        for name, value in (("weight", parts.weight), ("bias", parts.bias)):
+            if value is not None:
+                tensor = read.constant(value)
+                self.names[name] = value.name or name
+                self.held[name] = given[value.name or ""] if tensor is None else tensor.numpy()
+        self._nodes = [ir.to_proto(one) for one in parts.nodes]
+        self._output = node.outputs[0].name or "y"
+        self._opset = node.version or 1
+        self._made: dict[str, Any] = {}
+
+    def in_conv_layout(self) -> dict[str, Array]:
+        """Return weight and bias as the CONV node has them."""
+        return {name: forms.in_conv_layout(self.node, name, w) for name, w in self.held.items()}
+
+    def run(self, x: Array, numbers: Numbers | None = None) -> Run:
+        """Run it, perhaps with other numbers for weight and bias."""
+        given = {"x": x, **self.held}
+        if numbers is not None:
+            given |= {name: numbers(w) for name, w in self.held.items()}
+        inputs = {self.names[name]: array for name, array in given.items()}
+        dtype = dtype_name(x.dtype)
+        if dtype not in self._made:
+            self._made[dtype] = self._model(inputs)
+        (output,) = self._made[dtype].run(None, inputs)
+        return Run(output)
+
+    def _model(self, inputs: Mapping[str, Array]) -> Any:
+        """Return what runs it in the dtype of these inputs."""
+        kind = helper.np_dtype_to_tensor_dtype(next(iter(inputs.values())).dtype)
+        infos = [
+            helper.make_tensor_value_info(
+                name, kind, [None] * array.ndim if name == self.names["x"] else array.shape
+            )
+            for name, array in inputs.items()
+        ]
+        output = helper.make_tensor_value_info(self._output, kind, None)
+        graph = helper.make_graph(self._nodes, "layer", infos, [output])
+        opset = helper.make_opsetid("", self._opset)
+        model = helper.make_model(graph, opset_imports=[opset], ir_version=8)
+        if self.form == "native" and kind != onnx.TensorProto.FLOAT:
+            return ReferenceEvaluator(model)
+        return session(model)
+
+
+def _absolute(t: Array) -> Array:
+    found: Array = np.abs(wide(t))
+    return found

@@ -1,0 +1,207 @@
+"""What a CONV node computes, in convfc's own terms; and the parts of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import onnx_ir as ir
+
+from convfc.errors import GeometryError, Refusal
+from convfc.frameworks.onnx.build import PART, Sizes
+from convfc.geometry import ConvGeometry
+
+RECORD = "convfc"
+"""Metadata of the last node of an FC layer: the CONV node that it was, as JSON."""
+CONV = ("Conv", "ConvTranspose")
+_OTHERS = ("ConvInteger", "QLinearConv", "DeformConv")
+_FUSED = ("FusedConv", "NhwcConv", "NhwcFusedConv", "QLinearConv", "ConvTransposeWithDynamicPads")
+_SIZES = "give the model's inputs their sizes (onnx.tools.update_model_dims)"
+
+
+@dataclass(frozen=True, eq=False)
+class ConvNode:
+    """A CONV node, read.
+
+    ``padding`` of the geometry is that of the node; where `same` says so it depends on the size of
+    the input, which only a run knows, and is 0 here.
+    """
+
+    geometry: ConvGeometry
+    x: ir.Value
+    weight: ir.Value
+    bias: ir.Value | None
+    weight_shape: tuple[int, ...]  # (f, c / g, *kernel); transposed, (c, f / g, *kernel)
+    same: Literal["upper", "lower"] | None = None
+
+    def for_size(self, size: Sequence[int]) -> ConvGeometry:
+        """Return the geometry with the padding that it has on an input of this size."""
+        g = self.geometry
+        if self.same is None:
+            return g
+        rest: dict[str, Any] = {"stride": g.stride, "dilation": g.dilation, "groups": g.groups}
+        channels = g.in_channels, g.out_channels
+        return ConvGeometry.same(*channels, g.kernel_size, input_size=size, odd=self.same, **rest)
+
+
+def form_of(part: Any) -> Literal["native", "patch"] | None:
+    """Return the form in which a node is a CONV layer; None if it is none."""
+    if not isinstance(part, ir.Node):
+        return None
+    if RECORD in part.metadata_props:
+        return "patch"
+    known = {"": (*CONV, *_OTHERS), "ai.onnx": CONV}.get(part.domain, _FUSED)
+    return "native" if part.op_type in known else None
+
+
+def children(part: Any) -> dict[str, Any]:
+    """Return the parts of a model, a function, a graph or a node, by name.
+
+    A node goes by its name, or its first output's if it has none; if it is not the only one of
+    that name, with a number.
+    """
+    found: dict[str, Any] = {}
+    if isinstance(part, ir.Model):
+        found |= children(part.graph)
+        found |= {"::".join(filter(None, key)): one for key, one in part.functions.items()}
+    elif isinstance(part, (ir.Graph, ir.Function)):
+        for node in part:
+            if PART in node.metadata_props and RECORD not in node.metadata_props:
+                continue
+            name = first = node.name or node.outputs[0].name or node.op_type
+            number = 1
+            while name in found:
+                number += 1
+                name = f"{first}#{number}"
+            found[name] = node
+    elif isinstance(part, ir.Node):
+        for attribute in part.attributes.values():
+            if attribute.type is ir.AttributeType.GRAPH:
+                found[attribute.name] = attribute.as_graph()
+            elif attribute.type is ir.AttributeType.GRAPHS:
+                graphs = enumerate(attribute.as_graphs())
+                found |= {f"{attribute.name}{number}": graph for number, graph in graphs}
+    return found
+
+
+def constant(value: ir.Value) -> Any | None:
+    """Return the tensor that a value always is; None if a user or the model may give another."""
+    if value.is_graph_input():
+        return None
+    return ir.convenience.get_const_tensor(value)
+
+
+def obstacle(node: ir.Node, sizes: Sizes) -> Refusal | None:
+    """Return why a CONV node cannot become an FC layer, if it cannot."""
+    if node.op_type not in CONV or node.domain not in ("", "ai.onnx"):
+        which = ".".join(filter(None, (node.domain, node.op_type)))
+        return Refusal(
+            f"{which} is no CONV operator that convfc converts",
+            f"convert the model before it was optimised or quantised: {' and '.join(CONV)} are",
+        )
+    try:
+        layer = _read(node, sizes)
+    except GeometryError as error:
+        return Refusal(f"{node.op_type}: {error}", "onnx.checker says whether the file is valid")
+    if isinstance(layer, Refusal):
+        return layer
+    g = layer.geometry
+    size = [sizes(layer.x, axis) for axis in range(2, 2 + g.spatial_ndim)]
+    opset = node.version or 1
+    why = f"{node.op_type}: with sizes that are not known, its {{}} takes opset {{}}"
+    if layer.same and opset < 11:
+        return Refusal(why.format("auto_pad", 11), _SIZES)
+    if opset < 10 and None in size and not g.transposed and set(g.stride) != {1}:
+        return Refusal(why.format("stride", 10), _SIZES)
+    return None
+
+
+def read(node: ir.Node, sizes: Sizes) -> ConvNode:
+    """Read a CONV node for which there is no obstacle."""
+    found = _read(node, sizes)
+    assert isinstance(found, ConvNode), found  # noqa: S101
+    return found
+
+
+def _read(node: ir.Node, sizes: Sizes) -> ConvNode | Refusal:
+    transposed = node.op_type == "ConvTranspose"
+    x, weight, bias = (*node.inputs, None, None, None)[:3]
+    if x is None or weight is None:
+        return Refusal(f"{node.op_type}: it has no weight", "onnx.checker says what is wrong")
+    tensor = ir.convenience.get_const_tensor(weight)
+    shape = sizes.shape(weight) if tensor is None else tensor.shape.numpy()
+    kernel = _integers(node, "kernel_shape")
+    if shape is not None and len(shape) > 2 and kernel is not None:
+        shape = (*shape[:2], *kernel)
+    if shape is None or len(shape) < 3 or not all(isinstance(n, int) for n in shape):
+        return Refusal(f"{node.op_type}: the shape of its weight is not known", _SIZES)
+    weight_shape = tuple(int(n) for n in shape if n is not None)
+    first, second, *kernel_size = weight_shape
+    groups = int(_attribute(node, "group", 1))
+    ndim = len(kernel_size)
+    rest: dict[str, Any] = {
+        "stride": _integers(node, "strides") or 1,
+        "dilation": _integers(node, "dilations") or 1,
+        "groups": groups,
+        "transposed": transposed,
+    }
+    channels = (first, second * groups) if transposed else (second * groups, first)
+    size = tuple(sizes(x, axis + 2) for axis in range(ndim))
+    auto, pads = _attribute(node, "auto_pad", "NOTSET"), _integers(node, "pads")
+    extra: Any = _integers(node, "output_padding") or 0
+    wanted = _integers(node, "output_shape")
+    odd: Literal["upper", "lower"] = "lower" if auto == "SAME_LOWER" else "upper"
+    if auto.startswith("SAME") and wanted is None:
+        plain = ConvGeometry(*channels, kernel_size, **rest)
+        if transposed or set(plain.stride) == {1} or None not in size:
+            known = tuple(n or 1 for n in size)
+            geometry = ConvGeometry.same(*channels, kernel_size, input_size=known, odd=odd, **rest)
+            return ConvNode(geometry, x, weight, bias, weight_shape)
+        return ConvNode(plain, x, weight, bias, weight_shape, odd)
+    padding: Any = 0
+    if wanted is not None:
+        if None in size:
+            why = "its output_shape is given, but not the size of its input"
+            return Refusal(f"{node.op_type}: {why}", _SIZES)
+        padding, extra = _for_output(wanted[-ndim:], size, kernel_size, rest, extra, odd=auto)
+    elif auto != "VALID" and pads:
+        padding = list(zip(pads[:ndim], pads[ndim:], strict=True))
+    geometry = ConvGeometry(*channels, kernel_size, padding=padding, output_padding=extra, **rest)
+    return ConvNode(geometry, x, weight, bias, weight_shape)
+
+
+def _for_output(
+    wanted: Sequence[int],
+    size: Sequence[int | None],
+    kernel_size: Sequence[int],
+    rest: Mapping[str, Any],
+    extra: Any,
+    *,
+    odd: str,
+) -> tuple[list[tuple[int, int]], list[int]]:
+    """Return the padding that makes a transposed output so large, and its output padding."""
+    plain = ConvGeometry(rest["groups"], rest["groups"], kernel_size, output_padding=extra, **rest)
+    pads, more = [], []
+    for out, full, own in zip(
+        wanted, plain.output_size([n or 1 for n in size]), plain.output_padding, strict=True
+    ):
+        total = max(full - out, 0)
+        less = total // 2
+        pads.append((less, total - less) if odd == "SAME_UPPER" else (total - less, less))
+        more.append(own + max(out - full, 0))
+    return pads, more
+
+
+def _attribute(node: ir.Node, name: str, default: Any) -> Any:
+    return node.attributes[name].value if name in node.attributes else default
+
+
+def _integers(node: ir.Node, name: str) -> tuple[int, ...] | None:
+    found = _attribute(node, name, None)
+    return None if found is None else tuple(int(n) for n in found)
+
+
+def nodes_of(part: ir.Graph | ir.Function) -> Iterator[ir.Node]:
+    """Yield all nodes of a graph or a function, also those of inner graphs."""
+    yield from ir.traversal.RecursiveGraphIterator(part)

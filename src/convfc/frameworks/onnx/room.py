@@ -1,0 +1,162 @@
+"""ONNX as a `Room`: `onnx.ModelProto` and `onnx_ir.Model`, in and out the same kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import onnx
+import onnx_ir as ir
+import onnxruntime  # type: ignore[import-untyped]
+from onnx_ir.passes.common import ShapeInferencePass
+
+from convfc.certificate import Certificate
+from convfc.errors import ArgumentError, Refusal, UnsupportedModel
+from convfc.frameworks.onnx import forms, read
+from convfc.frameworks.onnx.build import Sizes
+from convfc.frameworks.onnx.certify import NodePair, OnnxNetworks, other_nodes
+from convfc.frameworks.onnx.inspection import inspect
+from convfc.inspection import Inspection
+from convfc.layer import ConvLayer, Order
+from convfc.places import Shared
+from convfc.room import FCForm, Room, Wanted
+
+
+class OnnxRoom(Room):
+    """ONNX; inside the room a model is an `onnx_ir.Model`, and a layer a node of it."""
+
+    name = "ONNX"
+    kind = "an onnx.ModelProto or an onnx_ir.Model"
+
+    def owns(self, thing: object) -> bool:
+        return isinstance(thing, (onnx.ModelProto, ir.Model))
+
+    def order_of(self, layer: Any) -> Order:
+        return "channels_first"
+
+    def read_layer(
+        self, layer: Any, input_size: Sequence[int], *, differentiable: bool = False
+    ) -> ConvLayer:
+        raise self._lacks("read_layer", layer)
+
+    def children(self, part: Any) -> Mapping[str, Any]:
+        return read.children(part)
+
+    def form_of(self, part: Any) -> Literal["native"] | FCForm | None:
+        return read.form_of(part)
+
+    def obstacles(
+        self, model: Any, layers: Mapping[str, Any], form: FCForm, *, inplace: bool
+    ) -> dict[str, Refusal]:
+        sizes = Sizes(model)
+        found = {name: read.obstacle(node, sizes) for name, node in layers.items()}
+        return {name: refusal for name, refusal in found.items() if refusal is not None}
+
+    def make_fc(self, model: Any, layers: Mapping[str, Any], wanted: Wanted) -> dict[int, Any]:
+        if wanted.form == "weight" or wanted.separate:
+            option = "form='weight'" if wanted.form == "weight" else "groups='separate'"
+            raise ArgumentError(
+                "nodes of ONNX have one FC form",
+                where=option.partition("=")[0],
+                expected="form='patch', groups='auto' or 'batched'",
+                got=option,
+                remedy="leave it out",
+            )
+        sizes, shared = Sizes(model), Shared()
+        for node in layers.values():
+            forms.to_patch(node, sizes, shared)
+        return {}
+
+    def back_obstacles(
+        self, model: Any, layers: Mapping[str, Any], *, inplace: bool, project: bool
+    ) -> dict[str, Refusal]:
+        found = {name: forms.back_obstacle(node) for name, node in layers.items()}
+        return {name: refusal for name, refusal in found.items() if refusal is not None}
+
+    def make_conv(self, layers: Mapping[str, Any], *, project: bool) -> dict[int, Any]:
+        shared = Shared()
+        for node in layers.values():
+            forms.to_native(node, shared)
+        return {}
+
+    def rounds_inputs(self, layer: Any) -> bool:
+        return False
+
+    def copied(self, model: Any, layers: Sequence[Any]) -> tuple[Any, list[Any]]:
+        names = {id(part): name for name, part in self.places(model).items()}
+        places = self.places(copied := model.clone())
+        return copied, [places[names[id(layer)]] for layer in layers]
+
+    def exchanged(self, model: Any, new: Mapping[int, Any]) -> Any:
+        return model
+
+    def stays(self, form: str | None) -> bool:
+        return True
+
+    def to_fc(self, model: Any, **options: Any) -> Any:
+        return _through(super().to_fc, model, **options)
+
+    def to_conv(self, model: Any, **options: Any) -> Any:
+        return _through(super().to_conv, model, **options)
+
+    def networks(self, before: Any, after: Any, x: Any) -> OnnxNetworks:
+        return OnnxNetworks(before, x)
+
+    def verify(self, before: Any, after: Any, x: Any, *, seed: int = 0) -> Certificate:
+        """Compare two models; what stands outside their CONV layers has to be the same nodes."""
+        models = [_opened(one, name) for name, one in (("before", before), ("after", after))]
+        found = super().verify(models[0], models[1], x, seed=seed)
+        errors = (*found.network.errors, *other_nodes(*models))
+        return replace(found, network=replace(found.network, errors=errors))
+
+    def pair(self, name: str, before: Any, after: Any) -> NodePair:
+        return NodePair(name, before, after)
+
+    def version(self) -> str:
+        return f"onnx {onnx.__version__}, onnxruntime {onnxruntime.__version__}"
+
+    def inspect(self, model: Any, x: Any = None) -> Inspection:
+        model = _opened(model, "model")
+        places = self.places(model).items()
+        return inspect(model, x, {name: one for name, one in places if self.form_of(one)})
+
+
+def _opened(model: Any, where: str) -> ir.Model:
+    """Return a copy of a model that knows the shapes of its values, and the opset of each node."""
+    if not ROOM.owns(model):
+        raise UnsupportedModel(
+            "no model of ONNX",
+            where=where,
+            expected=ROOM.kind,
+            got=type(model).__name__,
+            remedy="give both models as onnx or onnx_ir has them",
+        )
+    made = ir.from_proto(model) if isinstance(model, onnx.ModelProto) else model.clone()
+    versioned(made)
+    ShapeInferencePass(strict_mode=False)(made)
+    return made
+
+
+def versioned(model: ir.Model) -> ir.Model:
+    """Let each node say the opset it is written in: a function has its own."""
+    parts: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for part in parts:
+        imports = part.opset_imports
+        for node in read.nodes_of(part):
+            node.version = imports.get("", model.opset_imports.get("", 1))
+    return model
+
+
+def _through(verb: Callable[..., Any], model: Any, *, inplace: bool = False, **options: Any) -> Any:
+    """Convert a model of either kind, and return it as that kind."""
+    if isinstance(model, ir.Model):
+        return verb(versioned(model), inplace=inplace, **options)
+    made = ir.to_proto(verb(versioned(ir.from_proto(model)), inplace=True, **options))
+    if not inplace:
+        return made
+    model.CopyFrom(made)
+    return model
+
+
+ROOM = OnnxRoom()
