@@ -26,8 +26,8 @@ with needing():
     import onnxruntime  # type: ignore[import-untyped]
 
 from convfc.certificate import LayerCertificate, WeightComparison
-from convfc.comparing import compare, describe, dtype_name, same_bits, wide
-from convfc.errors import ArgumentError
+from convfc.comparing import compare, describe, dtype_name, same_bits, wide, words
+from convfc.errors import ArgumentError, ShapeError
 from convfc.frameworks.onnx import forms, read
 from convfc.frameworks.onnx.build import PART, Sizes
 from convfc.measure import LARGEST, Call, Numbers, Run, Side, Sides, Sums, measure
@@ -74,7 +74,15 @@ def watched(
             if value and value.name not in seen and read.constant(value) is None:
                 seen.add(value.name or "")
                 copied.graph.outputs.append(value)
-    found = {**inputs, **run(copied, inputs)}
+    try:
+        found = {**inputs, **run(copied, inputs)}
+    except Exception as error:  # of onnxruntime, whose classes are private
+        raise ShapeError(
+            f"the model does not run on it ({words(error)})",
+            where="x",
+            got=", ".join(f"{name} {describe(array)}" for name, array in inputs.items()),
+            remedy="give what the model is called with",
+        ) from error
     return found, {name: found[name] for name in outputs}
 
 
