@@ -26,7 +26,7 @@ with needing():
     import onnxruntime  # type: ignore[import-untyped]
 
 from convfc.certificate import LayerCertificate, WeightComparison
-from convfc.comparing import compare, describe, dtype_name, first_words, same_bits, wide
+from convfc.comparing import compare, describe, dtype_name, same_bits, wide, words
 from convfc.errors import ArgumentError, ShapeError
 from convfc.frameworks.onnx import forms, read
 from convfc.frameworks.onnx.build import PART, Sizes
@@ -61,16 +61,7 @@ def run(model: ir.Model, inputs: Mapping[str, Array]) -> dict[str, Array]:
     folders = {str(t.base_dir) for t in tensors if isinstance(t, ir.ExternalTensor)}
     running = session(ir.to_proto(model), next(iter(folders), ""))
     names = [one.name for one in running.get_outputs()]
-    try:
-        outputs = running.run(names, dict(inputs))
-    except Exception as error:  # onnxruntime has classes of its own
-        raise ShapeError(
-            "the model does not run on this input",
-            where="x",
-            got=first_words(error),
-            remedy="give the sizes and dtypes that the model's inputs have",
-        ) from error
-    return dict(zip(names, outputs, strict=True))
+    return dict(zip(names, running.run(names, dict(inputs)), strict=True))
 
 
 def watched(
@@ -87,7 +78,15 @@ def watched(
             if value and value.name not in seen and read.constant(value) is None:
                 seen.add(value.name or "")
                 copied.graph.outputs.append(value)
-    found = {**inputs, **run(copied, inputs)}
+    try:
+        found = {**inputs, **run(copied, inputs)}
+    except Exception as error:  # of onnxruntime, whose classes are private
+        raise ShapeError(
+            f"the model does not run on it ({words(error)})",
+            where="x",
+            got=", ".join(f"{name} {describe(array)}" for name, array in inputs.items()),
+            remedy="give what the model is called with",
+        ) from error
     return found, {name: found[name] for name in outputs}
 
 
