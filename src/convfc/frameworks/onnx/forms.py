@@ -22,7 +22,7 @@ from google.protobuf import json_format  # type: ignore[import-untyped]
 from convfc.errors import Refusal
 from convfc.frameworks.onnx.build import PART, Builder, Sizes
 from convfc.frameworks.onnx.products import product
-from convfc.frameworks.onnx.read import RECORD, constant, read
+from convfc.frameworks.onnx.read import OPERANDS, RECORD, constant, operands, read
 from convfc.places import Shared
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -30,19 +30,16 @@ Array: TypeAlias = npt.NDArray[Any]
 
 def to_patch(node: ir.Node, sizes: Sizes, shared: Shared) -> ir.Node:
     """Put an FC layer into the place of a CONV node; return its last node."""
-    layer = read(node, sizes)
-    operands = {
+    layer, given = read(node, sizes), operands(node)
+    shapes = {"weight": layer.weight_shape, "bias": (layer.geometry.out_channels,)}
+    described: dict[str, dict[str, Any]] = {
         name: {
             "name": value.name,
-            "shape": shape,
-            "constant": constant(value) is not None,
+            "shape": shapes.get(name),
+            "constant": name in shapes and constant(value) is not None,
             "node": None if (made_by := value.producer()) is None else made_by.name,
         }
-        for name, value, shape in (
-            ("weight", layer.weight, layer.weight_shape),
-            ("bias", layer.bias, (layer.geometry.out_channels,)),
-        )
-        if value is not None
+        for name, value in given.items()
     }
     record: dict[str, Any] = {
         "op_type": node.op_type,
@@ -50,7 +47,7 @@ def to_patch(node: ir.Node, sizes: Sizes, shared: Shared) -> ir.Node:
             json_format.MessageToDict(ir.to_proto(attribute))
             for attribute in node.attributes.values()
         ],
-        "operands": operands,
+        "operands": described,
         "inputs": len(node.inputs),
         "metadata": dict(node.metadata_props),
     }
@@ -61,11 +58,17 @@ def to_patch(node: ir.Node, sizes: Sizes, shared: Shared) -> ir.Node:
         shape: tuple[int, ...],
         exchanged: bool,
     ) -> ir.Value:
-        return _matrix(b, value, shape, shared, exchanged=exchanged)
+        found = _matrix(b, value, shape, shared, exchanged=exchanged)
+        if constant(value) is not None:
+            given.update((name, found) for name, own in given.items() if own is value)
+        return found
 
     b = Builder(node, node.version or 1, sizes)
     last = b.insert(product(b, layer, matrix))
     record["nodes"] = len(b.nodes)
+    paths = {value: path for path, value in _sources(last)[1].items()}
+    for name, value in given.items():
+        described[name]["path"] = paths[value]
     last.metadata_props[RECORD] = json.dumps(record)
     _forget(layer.weight)
     _forget(layer.bias)
@@ -153,16 +156,21 @@ class Parts(NamedTuple):
     nodes: list[ir.Node]
     conv: ir.Node
     """The CONV node that it is or was, apart from the graph: its inputs have shapes alone."""
+    others: dict[str, ir.Value]
+    """Scales and zero points, by name."""
 
 
 def parts_of(node: ir.Node) -> Parts | None:
     """Return what a layer is made of; None of an FC layer whose nodes a tool has changed."""
     if RECORD in node.metadata_props:
         return _found(node)
-    x, weight, *rest = node.inputs
-    assert x is not None  # noqa: S101 (a valid node has both)
-    assert weight is not None  # noqa: S101
-    return Parts(x, weight, rest[0] if rest else None, [node], node)
+    return _parts(operands(node), [node], node)
+
+
+def _parts(given: dict[str, ir.Value], nodes: list[ir.Node], conv: ir.Node) -> Parts:
+    others = dict(given)
+    x, weight, bias = others.pop("x"), others.pop("weight"), others.pop("bias", None)
+    return Parts(x, weight, bias, nodes, conv, others)
 
 
 def back_obstacle(last: ir.Node) -> Refusal | None:
@@ -170,7 +178,7 @@ def back_obstacle(last: ir.Node) -> Refusal | None:
     if _found(last) is None:
         return Refusal(
             "its nodes are not those that to_fc made: a tool has changed them",
-            "convert back before other tools optimise the model",
+            "convert back before tools optimise the model, or quantise the CNN: that converts, too",
         )
     return None
 
@@ -180,15 +188,15 @@ def to_native(last: ir.Node, shared: Shared) -> ir.Node:
     parts = _found(last)
     assert parts is not None, "see back_obstacle"  # noqa: S101
     record = json.loads(last.metadata_props[RECORD])
-    inputs: list[ir.Value | None] = [parts.x]
+    given = {"x": parts.x, "weight": parts.weight, "bias": parts.bias, **parts.others}
     for name, operand in record["operands"].items():
-        value = getattr(parts, name)
         if operand["constant"]:
-            value = shared(
+            value = given[name]
+            assert value is not None  # noqa: S101 (see _found)
+            given[name] = shared(
                 [value], operand["name"], partial(_home, value, operand, _exchanged(record, name))
             )
-        inputs.append(value)
-    inputs += [None] * (record["inputs"] - len(inputs))
+    inputs = [given.get(name) for name in OPERANDS[record["op_type"]]][: record["inputs"]]
     graph = last.graph
     assert graph is not None  # noqa: S101 (it stands in a model)
     node = ir.Node(
@@ -224,7 +232,7 @@ def in_conv_layout(node: ir.Node, name: str, numbers: Array) -> Array:
 
 
 def _exchanged(record: dict[str, Any], name: str) -> bool:
-    return name == "weight" and record["op_type"] == "ConvTranspose"
+    return name == "weight" and record["op_type"] != "Conv"
 
 
 def _attributes(record: dict[str, Any]) -> list[ir.Attr]:
@@ -253,47 +261,48 @@ def _home(value: ir.Value, operand: dict[str, Any], exchanged: bool) -> ir.Value
 def _found(last: ir.Node) -> Parts | None:
     """Return what an FC layer is made of, going back from its last node; None if it is another."""
     record = json.loads(last.metadata_props[RECORD])
-    nodes: dict[ir.Node, None] = {}
-    _sources(last.outputs[0], last, nodes)
-    products = [node for node in nodes if node.op_type == "MatMul"]
-    changed = [node for node in nodes if node.op_type != node.metadata_props[PART]]
-    if len(products) != 1 or changed or len(nodes) != record["nodes"]:
+    nodes, sources = _sources(last)
+    if len(nodes) != record["nodes"] or any(n.op_type != n.metadata_props[PART] for n in nodes):
         return None
-    sides = {"weight": products[0].inputs[0], "x": products[0].inputs[1]}
-    if "bias" in record["operands"]:
-        sides["bias"] = last.inputs[1]
     found: dict[str, ir.Value] = {}
-    for name, value in sides.items():
-        sources = _sources(value, last, {})
-        if len(sources) != 1:
+    given: dict[str, ir.Value] = {}
+    for name, operand in record["operands"].items():
+        value = sources.get(tuple(operand["path"]))
+        tensor = None if value is None else constant(value)
+        shape = operand["shape"]
+        if value is None or operand["constant"] and (
+            tensor is None or tensor.size != math.prod(shape)
+        ):
             return None
-        found[name] = sources[0]
-        operand = record["operands"].get(name, {"constant": False})
-        tensor = constant(sources[0]) if operand["constant"] else None
-        if operand["constant"] and (tensor is None or tensor.size != math.prod(operand["shape"])):
-            return None
-    given = [ir.Value(name="x", shape=found["x"].shape)]
-    given += [ir.Value(name=n, shape=ir.Shape(o["shape"])) for n, o in record["operands"].items()]
-    conv = ir.Node("", record["op_type"], given, _attributes(record))
+        found[name] = value
+        given[name] = ir.Value(name=name, shape=ir.Shape(shape) if shape else value.shape)
+    if set(found.values()) != set(sources.values()):
+        return None
+    inputs = [given.get(name) for name in OPERANDS[record["op_type"]]]
+    conv = ir.Node("", record["op_type"], inputs, _attributes(record))
     order = [node for node in last.graph or () if node in nodes]
-    return Parts(found["x"], found["weight"], found.get("bias"), order, conv)
+    return _parts(found, order, conv)
 
 
-def _sources(value: ir.Value | None, last: ir.Node, nodes: dict[ir.Node, None]) -> list[ir.Value]:
-    """Return what the nodes of an FC layer that lead to a value are given; these are noted."""
-    found: dict[ir.Value, None] = {}
-    pending = [value]
+def _sources(last: ir.Node) -> tuple[set[ir.Node], dict[tuple[int, ...], ir.Value]]:
+    """Return the nodes of an FC layer, and what they are given: by the inputs to go there."""
+    nodes: set[ir.Node] = set()
+    found: dict[tuple[int, ...], ir.Value] = {}
+    pending: list[tuple[ir.Node, tuple[int, ...]]] = [(last, ())]
     while pending:
-        one = pending.pop()
-        if one is None:
+        node, path = pending.pop()
+        if node in nodes:
             continue
-        node = one.producer()
-        if node is None or PART not in node.metadata_props or _is_other(node, last):
-            found[one] = None
-        elif node not in nodes:
-            nodes[node] = None
-            pending += node.inputs
-    return list(found)
+        nodes.add(node)
+        for position, value in enumerate(node.inputs):
+            if value is None:
+                continue
+            source = value.producer()
+            if source is None or PART not in source.metadata_props or _is_other(source, last):
+                found[(*path, position)] = value
+            else:
+                pending.append((source, (*path, position)))
+    return nodes, found
 
 
 def _is_other(node: ir.Node, last: ir.Node) -> bool:
