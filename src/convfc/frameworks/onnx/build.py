@@ -176,6 +176,12 @@ class Sizes:
             for name, value in ir.convenience.create_value_mapping(graph).items():
                 self._shapes[value] = shapes[name].shape
 
+    def with_shape(self, value: ir.Value, shape: Sequence[int]) -> Sizes:
+        """Return the same with the shape that a run has shown of a value."""
+        made = Sizes()
+        made._shapes = {**self._shapes, value: ir.Shape(shape)}
+        return made
+
     def __call__(self, value: ir.Value, axis: int) -> int | None:
         """Return the size of an axis."""
         shape = self.shape(value)

@@ -129,7 +129,7 @@ class OnnxNetworks(Networks):
             yield
 
 
-def as_inputs(model: ir.Model, x: Any) -> dict[str, Array]:
+def as_inputs(model: ir.Model, x: Any, where: str = "x") -> dict[str, Array]:
     """Return what a model is run on, by the names of its inputs."""
     free = [value.name or "" for value in model.graph.inputs if not value.is_initializer()]
     many = x if isinstance(x, (tuple, list)) else [x]
@@ -138,7 +138,7 @@ def as_inputs(model: ir.Model, x: Any) -> dict[str, Array]:
     if not set(free) <= set(given) <= known:
         raise ArgumentError(
             "these are not the model's inputs",
-            where="x",
+            where=where,
             expected=", ".join(free),
             got=", ".join(given) or "none",
             remedy="give a mapping from names to arrays, or one array for the only input",
@@ -308,7 +308,10 @@ class _Layer:
         parts = forms.parts_of(node)
         assert parts is not None  # noqa: S101 (it is asked before)
         self.node, self.form = node, read.form_of(node)
-        self.geometry = read.read(parts.conv, Sizes()).geometry
+        known, x = Sizes(), given.get(parts.x.name or "")
+        if x is not None and parts.conv.inputs[0] is not None:
+            known = known.with_shape(parts.conv.inputs[0], x.shape)
+        self.geometry = read.read(parts.conv, known).geometry
         self.names = {"x": parts.x.name or "x"}
         self.held: dict[str, Array] = {}
         for name, value in (("weight", parts.weight), ("bias", parts.bias)):
@@ -347,12 +350,25 @@ class _Layer:
             for name, array in inputs.items()
         ]
         output = helper.make_tensor_value_info(self._output, kind, None)
-        graph = helper.make_graph(self._nodes, "layer", infos, [output])
+        nodes = [_in_dtype(one, kind) for one in self._nodes]
+        graph = helper.make_graph(nodes, "layer", infos, [output])
         opset = helper.make_opsetid("", self._opset)
         model = helper.make_model(graph, opset_imports=[opset], ir_version=8)
         if self.form == "native" and kind != onnx.TensorProto.FLOAT:
             return ReferenceEvaluator(model)
         return session(model)
+
+
+def _in_dtype(node: onnx.NodeProto, kind: int) -> onnx.NodeProto:
+    """Return a node whose constant, if it is no integer, has another dtype."""
+    if node.op_type != "Constant" or not node.attribute[0].HasField("t"):
+        return node
+    numbers = onnx.numpy_helper.to_array(node.attribute[0].t)
+    if numbers.dtype.kind == "i":
+        return node
+    numbers = numbers.astype(helper.tensor_dtype_to_np_dtype(kind))
+    value = onnx.numpy_helper.from_array(numbers)
+    return helper.make_node("Constant", [], node.output, name=node.name, value=value)
 
 
 def _absolute(t: Array) -> Array:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
@@ -19,39 +20,35 @@ import onnx
 import onnx_ir as ir
 from google.protobuf import json_format  # type: ignore[import-untyped]
 
-from convfc.errors import Refusal
+from convfc.errors import NotAConvolution, Refusal
+from convfc.frameworks.onnx import read
 from convfc.frameworks.onnx.build import PART, Builder, Sizes
+from convfc.frameworks.onnx.linear import Product, is_product, read_product
+from convfc.frameworks.onnx.matrices import WholeLayer
 from convfc.frameworks.onnx.products import product
-from convfc.frameworks.onnx.read import RECORD, constant, read
-from convfc.places import Shared
+from convfc.frameworks.onnx.read import RECORD, Form, constant, form_of
+from convfc.places import Shared, place_in_words, warn
 
 Array: TypeAlias = npt.NDArray[Any]
+
+_REMEDY = (
+    "to_conv(..., project=True) takes the closest convolution; what convfc.to_fc makes goes back "
+    "with any numbers"
+)
+_HELD = {"weight": "matrix", "bias": "vector"}
+_PRODUCTS = {
+    "patch": ("MatMul", {"weight": 0, "x": 1}),
+    "unrolled": ("Gemm", {"x": 0, "weight": 1, "bias": 2}),
+    "native": ("Conv", {"x": 0, "weight": 1, "bias": 2}),
+}
+"""By form, the node that multiplies, and which of its inputs is what."""
 
 
 def to_patch(node: ir.Node, sizes: Sizes, shared: Shared) -> ir.Node:
     """Put an FC layer into the place of a CONV node; return its last node."""
-    layer = read(node, sizes)
-    operands = {
-        name: {
-            "name": value.name,
-            "shape": shape,
-            "constant": constant(value) is not None,
-        }
-        for name, value, shape in (
-            ("weight", layer.weight, layer.weight_shape),
-            ("bias", layer.bias, (layer.geometry.out_channels,)),
-        )
-        if value is not None
-    }
-    record: dict[str, Any] = {
-        "op_type": node.op_type,
-        "attributes": [
-            json_format.MessageToDict(ir.to_proto(attribute))
-            for attribute in node.attributes.values()
-        ],
-        "operands": operands,
-        "metadata": dict(node.metadata_props),
-    }
+    layer = read.read(node, sizes)
+    shapes = {"weight": layer.weight_shape, "bias": (layer.geometry.out_channels,)}
+    record = recorded(node, "patch", {"weight": layer.weight, "bias": layer.bias}, shapes)
 
     def matrix(
         b: Builder,
@@ -62,11 +59,44 @@ def to_patch(node: ir.Node, sizes: Sizes, shared: Shared) -> ir.Node:
         return _matrix(b, value, shape, shared, exchanged=exchanged)
 
     b = Builder(node, node.version or 1, sizes)
-    last = b.insert(product(b, layer, matrix))
+    return put(b, product(b, layer, matrix), record, layer.weight, layer.bias)
+
+
+def recorded(
+    node: ir.Node,
+    form: Form,
+    operands: Mapping[str, ir.Value | None],
+    shapes: Mapping[str, Sequence[int]],
+) -> dict[str, Any]:
+    """Return what a node is, in the words of JSON."""
+    return {
+        "form": form,
+        "op_type": node.op_type,
+        "attributes": [
+            json_format.MessageToDict(ir.to_proto(attribute))
+            for attribute in node.attributes.values()
+        ],
+        "inputs": ["x", *(name for name, value in operands.items() if value is not None)],
+        "operands": {
+            name: {
+                "name": value.name,
+                "shape": tuple(shapes[name]),
+                "constant": constant(value) is not None,
+            }
+            for name, value in operands.items()
+            if value is not None
+        },
+        "metadata": dict(node.metadata_props),
+    }
+
+
+def put(b: Builder, y: ir.Value, record: dict[str, Any], *operands: ir.Value | None) -> ir.Node:
+    """Put nodes into the place of the node that the record describes; return the last of them."""
+    last = b.insert(y)
     record["nodes"] = len(b.nodes)
     last.metadata_props[RECORD] = json.dumps(record)
-    _forget(layer.weight)
-    _forget(layer.bias)
+    for value in operands:
+        _forget(value)
     return last
 
 
@@ -110,10 +140,21 @@ def _reshaped(
         if exchanged:
             numbers = np.ascontiguousarray(np.swapaxes(numbers, -1, -2))
         made = ir.Tensor(numbers, dtype=tensor.dtype, name=name)
-    node = value.producer()
+    return beside(value, made, name)
+
+
+def beside(value: ir.Value, made: ir.TensorProtocol, name: str) -> ir.Value:
+    """Return a new constant where another one is: an initializer, or a node."""
+    node, graph = value.producer(), value.graph
+    assert graph is not None  # noqa: S101 (a constant stands in one)
+    taken = {one.name for other in graph if node for one in other.outputs}
+    taken |= graph.initializers.keys() if isinstance(graph, ir.Graph) else set()
+    first, number = name, 1
+    while name in taken:  # it may serve layers of several sizes
+        name, number = f"{first}{number}", number + 1
+    made.name = name
     if node is None:
-        graph = value.graph
-        assert graph is not None  # noqa: S101 (an initializer)
+        assert isinstance(graph, ir.Graph)  # noqa: S101 (it has initializers)
         new = ir.Value(
             name=name, shape=made.shape, type=ir.TensorType(made.dtype), const_value=made
         )
@@ -147,40 +188,75 @@ class Parts(NamedTuple):
     nodes: list[ir.Node]
     conv: ir.Node
     """The CONV node that it is or was, apart from the graph: its inputs have shapes alone."""
+    axis: int = 1
+    """The axis of x that holds the channels."""
 
 
 def parts_of(node: ir.Node) -> Parts | None:
-    """Return what a layer is made of; None of an FC layer whose nodes a tool has changed."""
+    """Return what a layer is made of; None of one whose nodes a tool has changed, and of others."""
     if RECORD in node.metadata_props:
         return _found(node)
+    if is_product(node):
+        return _product_parts(node)
+    if form_of(node) is None:
+        return None
     x, weight, *rest = node.inputs
     assert x is not None  # noqa: S101 (a valid node has both)
     assert weight is not None  # noqa: S101
     return Parts(x, weight, rest[0] if rest else None, [node], node)
 
 
-def back_obstacle(last: ir.Node) -> Refusal | None:
-    """Return why an FC layer cannot be a CONV node again, if it cannot."""
-    if _found(last) is None:
+def _product_parts(node: ir.Node) -> Parts | None:
+    """Return what a user's FC layer is made of, and the CONV node that it equals."""
+    found = read_product(node, Sizes())
+    if isinstance(found, Refusal):
+        return None
+    return Parts(found.x, found.weight, found.c, [node], pointwise(found), found.at)
+
+
+def pointwise(product: Product) -> ir.Node:
+    """Return the CONV node that a product equals: its inputs have shapes alone."""
+    shape = ir.Shape([product.features, product.inputs, 1, 1])
+    return ir.Node("", "Conv", [ir.Value(name="x"), ir.Value(name="weight", shape=shape)])
+
+
+def obstacle(node: ir.Node, sizes: Sizes) -> Refusal | None:
+    """Return why a CONV layer cannot become an FC layer, if it cannot."""
+    return back_obstacle(node) if RECORD in node.metadata_props else read.obstacle(node, sizes)
+
+
+def back_obstacle(last: ir.Node, *, project: bool = False) -> Refusal | None:
+    """Return why a layer that convfc has made cannot be what it was, if it cannot."""
+    parts = _found(last)
+    if parts is None:
         return Refusal(
-            "its nodes are not those that to_fc made: a tool has changed them",
+            "its nodes are not those that convfc made: a tool has changed them",
             "convert back before other tools optimise the model",
         )
+    if form_of(last) == "unrolled" and not project:
+        try:
+            for name in ("weight", "bias"):
+                tensor = constant(getattr(parts, name)) if getattr(parts, name) else None
+                if tensor is not None:
+                    _read_back(json.loads(last.metadata_props[RECORD]), name, tensor.numpy())
+        except NotAConvolution as error:
+            what = str(error).partition(". Remedy:")[0]
+            return Refusal(f"its matrix is not a convolution's: {what}", _REMEDY, cause=error)
     return None
 
 
-def to_native(last: ir.Node, shared: Shared) -> ir.Node:
-    """Put the CONV node into the place of its FC layer; return it."""
+def to_native(last: ir.Node, shared: Shared, name: str = "", *, project: bool = False) -> ir.Node:
+    """Put the node that a layer was into its place; return it."""
     parts = _found(last)
     assert parts is not None, "see back_obstacle"  # noqa: S101
     record = json.loads(last.metadata_props[RECORD])
-    inputs: list[ir.Value | None] = [parts.x]
-    for name, operand in record["operands"].items():
-        value = getattr(parts, name)
-        if operand["constant"]:
-            value = shared(
-                [value], operand["name"], partial(_home, value, operand, _exchanged(record, name))
-            )
+    inputs: list[ir.Value | None] = []
+    for which in record["inputs"]:
+        value = getattr(parts, which)
+        if which in record["operands"] and record["operands"][which]["constant"]:
+            key = record["operands"][which]["name"]
+            make = partial(_home, value, record, which, place=name, project=project)
+            value = shared([value], key, make)
         inputs.append(value)
     graph = last.graph
     assert graph is not None  # noqa: S101 (it stands in a model)
@@ -208,16 +284,46 @@ def in_conv_layout(node: ir.Node, name: str, numbers: Array) -> Array:
     if RECORD not in node.metadata_props:
         return numbers
     record = json.loads(node.metadata_props[RECORD])
-    operand = record["operands"][name]
-    if not operand["constant"]:
+    if not record["operands"][name]["constant"]:
         return numbers
-    if _exchanged(record, name):
+    return _read_back(record, name, numbers, project=True)[0]
+
+
+def _read_back(
+    record: dict[str, Any], name: str, numbers: Array, *, project: bool = False
+) -> tuple[Array, float]:
+    """Return an operand in the shape that it had, and how far it is from being one."""
+    away = 0.0
+    if record["form"] == "unrolled":
+        whole = whole_layer(record)
+        if name == "weight":
+            unread = np.array(record["unread"])
+            numbers, away = whole.weight(numbers, unread, project=project)
+        else:
+            numbers, away = whole.bias(numbers, project=project)
+    elif _exchanged(record, name):
         numbers = np.swapaxes(numbers, -1, -2)
-    return np.ascontiguousarray(numbers).reshape(operand["shape"])
+        if record["form"] == "native":  # (features, inputs, 1, 1)
+            numbers = numbers.reshape(numbers.shape[:2]).T
+    return np.ascontiguousarray(numbers).reshape(record["operands"][name]["shape"]), away
+
+
+def whole_layer(record: dict[str, Any]) -> WholeLayer:
+    """Return what an unrolled layer's CONV node computes, on inputs of its size."""
+    size = tuple(record["input_size"])
+    layer = read.read(_conv_of(record, (None, None, *size)), Sizes())
+    return WholeLayer(layer.for_size(size), size)
+
+
+def _conv_of(record: dict[str, Any], shape: Sequence[int | None] | ir.Shape | None) -> ir.Node:
+    """Return the CONV node of a record, apart from any graph."""
+    given = [ir.Value(name="x", shape=None if shape is None else ir.Shape(shape))]
+    given += [ir.Value(name=n, shape=ir.Shape(o["shape"])) for n, o in record["operands"].items()]
+    return ir.Node("", record["op_type"], given, _attributes(record))
 
 
 def _exchanged(record: dict[str, Any], name: str) -> bool:
-    return name == "weight" and record["op_type"] == "ConvTranspose"
+    return name == "weight" and record.get("exchanged", record["op_type"] == "ConvTranspose")
 
 
 def _attributes(record: dict[str, Any]) -> list[ir.Attr]:
@@ -225,14 +331,22 @@ def _attributes(record: dict[str, Any]) -> list[ir.Attr]:
     return [ir.from_proto(proto) for proto in protos]
 
 
-def _home(value: ir.Value, operand: dict[str, Any], exchanged: bool) -> ir.Value:
-    """Return the constant that a matrix is, in the CONV node's shape and by its name."""
+def _home(
+    value: ir.Value, record: dict[str, Any], which: str, *, place: str, project: bool
+) -> ir.Value:
+    """Return the constant that a matrix is, in the shape that it had and by its name."""
+    operand = record["operands"][which]
     name, shape = operand["name"], tuple(operand["shape"])
     tensor, graph = constant(value), value.graph
     assert tensor is not None  # noqa: S101 (see _found)
     assert graph is not None  # noqa: S101
-    if exchanged:
-        numbers = np.ascontiguousarray(np.swapaxes(tensor.numpy(), -1, -2))
+    if value.name == name and tuple(tensor.shape) == shape:
+        return value
+    if record["form"] == "unrolled" or _exchanged(record, which):
+        numbers, away = _read_back(record, which, tensor.numpy(), project=project)
+        if away:
+            what = "the closest convolution is" if which == "weight" else "the mean of its bias is"
+            warn(f"{place_in_words(place)}: {what} {away:.3g} away from its {_HELD[which]}")
         tensor = ir.Tensor(numbers, dtype=tensor.dtype)
     there = graph.initializers.get(name) if isinstance(graph, ir.Graph) else None
     if there is not None and there.const_value is not None:
@@ -248,13 +362,17 @@ def _found(last: ir.Node) -> Parts | None:
     record = json.loads(last.metadata_props[RECORD])
     nodes: dict[ir.Node, None] = {}
     _sources(last.outputs[0], last, nodes)
-    products = [node for node in nodes if node.op_type == "MatMul"]
+    kind, places = _PRODUCTS[record["form"]]
+    products = [node for node in nodes if node.op_type == kind]
     changed = [node for node in nodes if node.op_type != node.metadata_props[PART]]
     if len(products) != 1 or changed or len(nodes) != record["nodes"]:
         return None
-    sides = {"weight": products[0].inputs[0], "x": products[0].inputs[1]}
+    inputs = products[0].inputs
+    sides = {name: inputs[at] for name, at in places.items() if at < len(inputs)}
     if "bias" in record["operands"]:
-        sides["bias"] = last.inputs[1]
+        sides.setdefault("bias", last.inputs[1])
+    elif _sources(sides.pop("bias", None), last, {}):  # other than the zeros of an old opset
+        return None
     found: dict[str, ir.Value] = {}
     for name, value in sides.items():
         sources = _sources(value, last, {})
@@ -263,13 +381,16 @@ def _found(last: ir.Node) -> Parts | None:
         found[name] = sources[0]
         operand = record["operands"].get(name, {"constant": False})
         tensor = constant(sources[0]) if operand["constant"] else None
-        if operand["constant"] and (tensor is None or tensor.size != math.prod(operand["shape"])):
+        size = math.prod(operand.get("held", operand["shape"])) if operand["constant"] else 0
+        if operand["constant"] and (tensor is None or tensor.size != size):
             return None
-    given = [ir.Value(name="x", shape=found["x"].shape)]
-    given += [ir.Value(name=n, shape=ir.Shape(o["shape"])) for n, o in record["operands"].items()]
-    conv = ir.Node("", record["op_type"], given, _attributes(record))
+    shape: Any = found["x"].shape
+    if record["form"] == "unrolled":
+        shape = (None, None, *record["input_size"])
+    conv = products[0] if record["form"] == "native" else _conv_of(record, shape)
     order = [node for node in last.graph or () if node in nodes]
-    return Parts(found["x"], found["weight"], found.get("bias"), order, conv)
+    axis = record.get("axis", 1)
+    return Parts(found["x"], found["weight"], found.get("bias"), order, conv, axis)
 
 
 def _sources(value: ir.Value | None, last: ir.Node, nodes: dict[ir.Node, None]) -> list[ir.Value]:

@@ -26,7 +26,7 @@ def inspect(model: ir.Model, x: Any, nodes: Mapping[str, ir.Node]) -> Inspection
     rows: list[LayerRow] = []
     weights: set[tuple[ir.Value, int]] = set()
     for name, node in nodes.items():
-        refusal = read.obstacle(node, Sizes()) if read.form_of(node) == "native" else None
+        refusal = forms.obstacle(node, Sizes()) if read.form_of(node) == "native" else None
         parts = None if refusal else forms.parts_of(node)
         row = LayerRow((name,), node.op_type, read.form_of(node) or "other")
         if refusal is not None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import onnx_ir as ir
 
@@ -13,7 +14,7 @@ from convfc.frameworks.onnx.build import PART, Sizes
 from convfc.geometry import ConvGeometry
 
 RECORD = "convfc"
-"""Metadata of the last node of an FC layer: the CONV node that it was, as JSON."""
+"""Metadata of the last node of a layer that convfc has made: the node that it was, as JSON."""
 CONV = ("Conv", "ConvTranspose")
 _OTHERS = ("ConvInteger", "QLinearConv", "DeformConv")
 _FUSED = ("FusedConv", "NhwcConv", "NhwcFusedConv", "QLinearConv", "ConvTransposeWithDynamicPads")
@@ -45,12 +46,16 @@ class ConvNode:
         return ConvGeometry.same(*channels, g.kernel_size, input_size=size, odd=self.same, **rest)
 
 
-def form_of(part: Any) -> Literal["native", "patch"] | None:
+Form: TypeAlias = Literal["native", "patch", "unrolled"]
+
+
+def form_of(part: Any) -> Form | None:
     """Return the form in which a node is a CONV layer; None if it is none."""
     if not isinstance(part, ir.Node):
         return None
     if RECORD in part.metadata_props:
-        return "patch"
+        form: Form = json.loads(part.metadata_props[RECORD])["form"]
+        return form
     known = {"": (*CONV, *_OTHERS), "ai.onnx": CONV}.get(part.domain, _FUSED)
     return "native" if part.op_type in known else None
 
