@@ -1,1 +1,12 @@
-"""ONNX: files and models of standard operators, with their CONV nodes as matrix products."""
+"""ONNX: models of standard operators, with their CONV nodes as matrix products.
+
+============ ====================================================================================
+`build`      nodes in front of a node, spelled as its opset has them; sizes, known or not
+`read`       what a CONV node computes, and the parts of a model
+`products`   M and the product M K as nodes
+`forms`      a CONV node as the nodes of its FC layer, and back
+`certify`    `verify`: onnxruntime runs both models, and each layer apart
+`inspection` `inspect`
+`room`       ONNX as a `Room`
+============ ====================================================================================
+"""

@@ -26,11 +26,12 @@ END = np.iinfo(np.int64).max
 
 
 class Size(NamedTuple):
-    """A size that only a run knows: that of an axis of a value, times a number."""
+    """A size that only a run knows: that of an axis of a value, floor(n / over) * times."""
 
     of: ir.Value
     axis: int
     times: int = 1
+    over: int = 1
 
 
 Dims: TypeAlias = Sequence[int | Size]
@@ -140,12 +141,20 @@ class Builder:
             shape[open_[0]], open_ = -1, []
         if not open_:
             return self("Reshape", x, self.integers(*(d for d in shape if isinstance(d, int))))
-        parts = [self._computed(d) if isinstance(d, Size) else self.integers(d) for d in shape]
-        return self("Reshape", x, self.concat(parts, 0))
+        return self("Reshape", x, self.sizes(shape))
 
-    def _computed(self, size: Size) -> ir.Value:
-        found = self("Gather", self("Shape", size.of), self.integers(size.axis), axis=0)
-        return found if size.times == 1 else self("Mul", found, self.integers(size.times))
+    def sizes(self, dims: Dims) -> ir.Value:
+        """Return sizes as a list of integers that the model works out."""
+        parts = []
+        for d in dims:
+            if not isinstance(d, Size):
+                parts.append(self.integers(d))
+                continue
+            part = self("Gather", self("Shape", d.of), self.integers(d.axis), axis=0)
+            for kind, number in (("Div", d.over), ("Mul", d.times)):
+                part = part if number == 1 else self(kind, part, self.integers(number))
+            parts.append(part)
+        return self.concat(parts, 0)
 
     def insert(self, last: ir.Value) -> ir.Node:
         """Put all nodes into the graph, the last of them in the node's place; return it."""
@@ -166,20 +175,38 @@ class Sizes:
     """
 
     def __init__(self, model: ir.Model | None = None) -> None:
-        self._shapes: dict[ir.Value, ir.Shape | None] = {}
+        self._found: dict[ir.Value, ir.Value] = {}  # the same one in a model that says more
         if model is None:  # whose values have their shapes
             return
-        infer = ShapeInferencePass(strict_mode=False)
-        inferred = infer(model.clone()).model
+        inferred = ShapeInferencePass(strict_mode=False)(model.clone()).model
         for graph, its in zip(model.graphs(), inferred.graphs(), strict=True):
-            shapes = ir.convenience.create_value_mapping(its)
+            values = ir.convenience.create_value_mapping(its)
             for name, value in ir.convenience.create_value_mapping(graph).items():
-                self._shapes[value] = shapes[name].shape
+                self._found[value] = values[name]
+        for _ in model.functions:  # one may call another
+            self._into_functions(model)
+
+    def _into_functions(self, model: ir.Model) -> None:
+        """Give the inputs of functions the shapes that they have in all calls."""
+        parts: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+        nodes = [node for part in parts for node in ir.traversal.RecursiveGraphIterator(part)]
+        for key, function in model.functions.items():
+            calls = [node for node in nodes if node.op_identifier() == key]
+            for number, value in enumerate(function.inputs):
+                given = [one for call in calls for one in call.inputs[number : number + 1] if one]
+                if len({self.shape(one) for one in given}) == 1:
+                    self._found[value] = self._found.get(given[0], given[0])
+
+    def note(self) -> None:
+        """Let the values have the shapes that are known of them."""
+        for value, known in self._found.items():
+            if known.shape is not None and known.type is not None:
+                value.shape, value.type = known.shape, known.type
 
     def with_shape(self, value: ir.Value, shape: Sequence[int]) -> Sizes:
         """Return the same with the shape that a run has shown of a value."""
         made = Sizes()
-        made._shapes = {**self._shapes, value: ir.Shape(shape)}
+        made._found = {**self._found, value: ir.Value(name=value.name, shape=ir.Shape(shape))}
         return made
 
     def __call__(self, value: ir.Value, axis: int) -> int | None:
@@ -189,7 +216,7 @@ class Sizes:
 
     def shape(self, value: ir.Value) -> tuple[int | None, ...] | None:
         """Return the shape of a value; None if not even its axes are known."""
-        shape = self._shapes.get(value, value.shape)
+        shape = self._found.get(value, value).shape
         if shape is None:
             return None
         return tuple(n if isinstance(n, int) else None for n in shape)

@@ -26,8 +26,8 @@ with needing():
     import onnxruntime  # type: ignore[import-untyped]
 
 from convfc.certificate import LayerCertificate, WeightComparison
-from convfc.comparing import compare, describe, dtype_name, same_bits, wide
-from convfc.errors import ArgumentError
+from convfc.comparing import compare, describe, dtype_name, first_words, same_bits, wide
+from convfc.errors import ArgumentError, ShapeError
 from convfc.frameworks.onnx import forms, read
 from convfc.frameworks.onnx.build import PART, Sizes
 from convfc.measure import LARGEST, Call, Numbers, Run, Side, Sides, Sums, measure
@@ -40,9 +40,13 @@ _DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 _CHANGED = "its nodes are not those that to_fc made; expected them, got others"
 
 
-def session(model: onnx.ModelProto, folder: str = "") -> onnxruntime.InferenceSession:
-    """Return what runs a model; data beside its file are read from that folder."""
+def session(
+    model: onnx.ModelProto, folder: str = "", *, once: bool = False
+) -> onnxruntime.InferenceSession:
+    """Return what runs a model, perhaps but once; data beside its file are in that folder."""
     options = onnxruntime.SessionOptions()
+    if once:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4  # what goes wrong is raised, too
     if folder:
         options.add_session_config_entry(_DATA_FOLDER, folder)
@@ -57,7 +61,16 @@ def run(model: ir.Model, inputs: Mapping[str, Array]) -> dict[str, Array]:
     folders = {str(t.base_dir) for t in tensors if isinstance(t, ir.ExternalTensor)}
     running = session(ir.to_proto(model), next(iter(folders), ""))
     names = [one.name for one in running.get_outputs()]
-    return dict(zip(names, running.run(names, dict(inputs)), strict=True))
+    try:
+        outputs = running.run(names, dict(inputs))
+    except Exception as error:  # onnxruntime has classes of its own
+        raise ShapeError(
+            "the model does not run on this input",
+            where="x",
+            got=first_words(error),
+            remedy="give the sizes and dtypes that the model's inputs have",
+        ) from error
+    return dict(zip(names, outputs, strict=True))
 
 
 def watched(
@@ -116,8 +129,7 @@ class OnnxNetworks(Networks):
         found = {}
         for name, value in model.graph.initializers.items():
             users = [use.node for use in value.uses()]
-            of_layers = [read.form_of(node) or PART in node.metadata_props for node in users]
-            if not (users and all(of_layers)) and value.const_value is not None:
+            if not (users and _of_layers(users)) and value.const_value is not None:
                 found[name] = value.const_value.numpy()
         return found
 
@@ -160,16 +172,25 @@ def other_nodes(before: ir.Model, after: ir.Model) -> list[str]:
 def _described(model: ir.Model) -> Iterator[tuple[str, str]]:
     """Yield every node outside CONV layers by its place, with all that it computes in words."""
     for place, node in walk(model, read.children).items():
-        if isinstance(node, ir.Node) and read.form_of(node) is None:
-            given = ", ".join("" if one is None else one.name or "" for one in node.inputs)
-            made = ", ".join(one.name or "" for one in node.outputs)
-            settings = {
-                key: one.value
-                for key, one in node.attributes.items()
-                if one.type not in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-            }
-            shown = ", ".join(f"{key}={_in_words(value)}" for key, value in settings.items())
-            yield place, f"{made} = {node.domain}{node.op_type}({given}; {shown})"
+        if not isinstance(node, ir.Node) or _of_layers([node]):
+            continue
+        users = [use.node for use in node.outputs[0].uses()]
+        if node.op_type == "Constant" and users and _of_layers(users):
+            continue  # a weight
+        given = ", ".join("" if one is None else one.name or "" for one in node.inputs)
+        made = ", ".join(one.name or "" for one in node.outputs)
+        settings = {
+            key: one.value
+            for key, one in node.attributes.items()
+            if one.type not in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+        }
+        shown = ", ".join(f"{key}={_in_words(value)}" for key, value in settings.items())
+        yield place, f"{made} = {node.domain}{node.op_type}({given}; {shown})"
+
+
+def _of_layers(nodes: Iterable[ir.Node]) -> bool:
+    """Say whether all nodes are CONV layers, or belong to some."""
+    return all(read.form_of(node) or PART in node.metadata_props for node in nodes)
 
 
 def _in_words(value: Any) -> str:
@@ -269,10 +290,12 @@ class NodeSides(Sides):
         return [item for layer in self.layers for item in layer.held.items()]
 
     def sums(self, x: Array, dy: Array | None) -> Sums:
-        """B is the layer on absolute values, in float64."""
+        """B is the layer on absolute values; what rounding may take from it is added again."""
         layer = self.reference
         terms = layer.geometry.taps + ("bias" in layer.held)
-        return {"output": (layer.run(_absolute(x), _absolute).output, terms)}
+        sizes = _sizes if x.dtype == np.float32 else _wide_sizes  # float32 is faster
+        b = sizes(layer.run(sizes(x), sizes).output)
+        return {"output": (wide(b) * (1 + 2 * terms * UNIT_ROUNDOFF["float32"]), terms)}
 
     def integers(self, longest: int, limit: float) -> Iterable[int]:
         """Return how large integers may be so that such sums are within the limit."""
@@ -356,7 +379,7 @@ class _Layer:
         model = helper.make_model(graph, opset_imports=[opset], ir_version=8)
         if self.form == "native" and kind != onnx.TensorProto.FLOAT:
             return ReferenceEvaluator(model)
-        return session(model)
+        return session(model, once=True)
 
 
 def _in_dtype(node: onnx.NodeProto, kind: int) -> onnx.NodeProto:
@@ -371,6 +394,10 @@ def _in_dtype(node: onnx.NodeProto, kind: int) -> onnx.NodeProto:
     return helper.make_node("Constant", [], node.output, name=node.name, value=value)
 
 
-def _absolute(t: Array) -> Array:
-    found: Array = np.abs(wide(t))
+def _sizes(t: Array) -> Array:
+    found: Array = np.abs(t)
     return found
+
+
+def _wide_sizes(t: Array) -> Array:
+    return _sizes(wide(t))

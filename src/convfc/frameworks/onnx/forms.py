@@ -69,6 +69,7 @@ def recorded(
     shapes: Mapping[str, Sequence[int]],
 ) -> dict[str, Any]:
     """Return what a node is, in the words of JSON."""
+    names = {value: name for name, value in operands.items()}
     return {
         "form": form,
         "op_type": node.op_type,
@@ -76,12 +77,13 @@ def recorded(
             json_format.MessageToDict(ir.to_proto(attribute))
             for attribute in node.attributes.values()
         ],
-        "inputs": ["x", *(name for name, value in operands.items() if value is not None)],
+        "inputs": [None if value is None else names.get(value, "x") for value in node.inputs],
         "operands": {
             name: {
                 "name": value.name,
                 "shape": tuple(shapes[name]),
                 "constant": constant(value) is not None,
+                "node": None if (made_by := value.producer()) is None else made_by.name,
             }
             for name, value in operands.items()
             if value is not None
@@ -122,9 +124,12 @@ def _reshaped(
     *,
     exchanged: bool = False,
     name: str | None = None,
+    node: str | None = None,
 ) -> ir.Value:
     """Return a constant of another shape beside a constant: an initializer, or a node."""
-    name = name or f"{value.name}.fc"
+    if name is None:
+        sizes = "x".join(map(str, shape))
+        name = f"{value.name}.{sizes}{'.exchanged' * exchanged}"
     if isinstance(tensor, ir.ExternalTensor) and not exchanged:  # it stays where it is
         made: Any = ir.ExternalTensor(
             tensor.location,
@@ -140,31 +145,32 @@ def _reshaped(
         if exchanged:
             numbers = np.ascontiguousarray(np.swapaxes(numbers, -1, -2))
         made = ir.Tensor(numbers, dtype=tensor.dtype, name=name)
-    return beside(value, made, name)
+    return beside(value, made, name, node)
 
 
-def beside(value: ir.Value, made: ir.TensorProtocol, name: str) -> ir.Value:
+def beside(
+    value: ir.Value, made: ir.TensorProtocol, name: str, node: str | None = None
+) -> ir.Value:
     """Return a new constant where another one is: an initializer, or a node."""
-    node, graph = value.producer(), value.graph
+    graph, producer = value.graph, value.producer()
     assert graph is not None  # noqa: S101 (a constant stands in one)
-    taken = {one.name for other in graph if node for one in other.outputs}
+    taken = {one.name for other in graph if producer for one in other.outputs}
     taken |= graph.initializers.keys() if isinstance(graph, ir.Graph) else set()
-    first, number = name, 1
-    while name in taken:  # it may serve layers of several sizes
-        name, number = f"{first}{number}", number + 1
+    while name in taken:
+        name += "_"
     made.name = name
-    if node is None:
+    if producer is None:
         assert isinstance(graph, ir.Graph)  # noqa: S101 (it has initializers)
         new = ir.Value(
             name=name, shape=made.shape, type=ir.TensorType(made.dtype), const_value=made
         )
         graph.initializers[name] = new
         return new
-    beside = ir.Node(
-        "", "Constant", [], [ir.AttrTensor("value", made)], outputs=[ir.Value(name=name)], name=name
+    new = ir.Value(name=name)
+    producer.append(
+        ir.Node("", "Constant", [], [ir.AttrTensor("value", made)], outputs=[new], name=node)
     )
-    node.append(beside)
-    return beside.outputs[0]
+    return new
 
 
 def _forget(value: ir.Value | None) -> None:
@@ -252,7 +258,7 @@ def to_native(last: ir.Node, shared: Shared, name: str = "", *, project: bool = 
     record = json.loads(last.metadata_props[RECORD])
     inputs: list[ir.Value | None] = []
     for which in record["inputs"]:
-        value = getattr(parts, which)
+        value = None if which is None else getattr(parts, which)
         if which in record["operands"] and record["operands"][which]["constant"]:
             key = record["operands"][which]["name"]
             make = partial(_home, value, record, which, place=name, project=project)
@@ -354,7 +360,7 @@ def _home(
         if same and there.const_value.tobytes() == tensor.tobytes():
             return there
         name = f"{value.name}.conv"
-    return _reshaped(value, tensor, shape, name=name)
+    return _reshaped(value, tensor, shape, name=name, node=operand["node"])
 
 
 def _found(last: ir.Node) -> Parts | None:

@@ -42,8 +42,6 @@ def to_pointwise(node: ir.Node, sizes: Sizes, shared: Shared) -> ir.Node:
     operands = {"weight": product.weight, "bias": c}
     shapes = {"weight": tensor.shape.numpy(), "bias": () if row is None else row.shape.numpy()}
     record = recorded(node, "native", operands, shapes)
-    right = node.inputs[1] is product.weight
-    record["inputs"] = [*(("x", "weight") if right else ("weight", "x")), *record["inputs"][2:]]
     record["exchanged"], record["axis"] = not product.turned, product.at
     if c is not None and row is None:
         record["operands"]["bias"]["constant"] = False  # it stays as it is

@@ -1,22 +1,21 @@
-"""The product M K as nodes: Algorithm 1 by slices, one axis after the other, and one MatMul.
+"""The product M K as nodes: Algorithm 1 by a slice for each tap, and one MatMul.
 
 K is on the left, ``(f, k)`` times ``(k, L)``, so that nothing is transposed: in ONNX's order of
 axes K is the CONV weight with its last axes as one, number by number, and a weight that is in a
-file beside the model stays where it is. Each axis is sliced once for each of its taps: a 3 x 3
-kernel takes six slices and not nine. A transposed layer multiplies before it moves: its K gives
+file beside the model stays where it is. Windows that lie side by side need no slices: two axes are
+made of each, and exchanged. A transposed layer multiplies before it moves: its K gives
 what every input pixel adds to the output, and pads and sums put it there, so that the zeros between
 its positions are never multiplied.
 
-Times to those of onnxruntime's own Conv, medians of calls in turn, two threads, batch 8: slices of
-all taps (a), of one axis after the other (b), a sum over taps without M (c), M of one axis only and
-a sum over the other (d). 64 to 64 filters 3 x 3 at 56 x 56: 3.0, 3.0, 3.2, 2.6; 3 to 64 filters
-7 x 7, stride 2, at 224 x 224: 4.2, 4.0, 19.8, 5.1; depthwise: 9.1, 7.0, 6.5, 6.1. What (c) and (d)
-gain they lose elsewhere, and both need K in pieces; a layer of one filter per channel is the worst
-case of all of them.
+``benchmarks/bench_onnx.py`` measures this beside other ways: a slice of each axis after the other,
+which takes fewer nodes and moves more numbers; one Gather with the index table; a sum over taps
+that never holds M, which is faster for depthwise layers, but five times slower for few channels and
+large kernels, and needs K in pieces.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -48,23 +47,60 @@ def _convolved(b: Builder, layer: ConvNode, matrix: Matrix) -> ir.Value:
     # Any size that fits: first, step and distance of taps are the same for all.
     axes = index_map(g, tuple(max(n, 1) for n in g.effective_kernel_size)).axes
     out = _output_dims(b, layer)
-    if layer.same:
-        x = b("Pad", x, _same_pads(b, layer))
+    if _is_tiled(layer):
+        x, out = _tiles(b, g, x)
     else:
-        x = b.pad(x, rank, dict(enumerate(g.padding, 2)))
-    counts = dict(enumerate(out or (), 2))
-    x = b.slice(x, {a: _span(one, 0) for a, one in enumerate(axes, 2) if one.taps == 1}, counts)
-    for axis, one in reversed(list(enumerate(axes, 2))):
-        if one.taps > 1:
-            x = b.unsqueeze(x, 2)
-            rank += 1
-            at = rank - (2 + g.spatial_ndim) + axis
-            count = {at: counts[axis]} if out else {}
-            x = b.concat([b.slice(x, {at: _span(one, t)}, count) for t in range(one.taps)], 2)
-    if out is None:
-        out = [Size(x, axis) for axis in range(rank - g.spatial_ndim, rank)]
+        x = (
+            b("Pad", x, _same_pads(b, layer))
+            if layer.same
+            else b.pad(x, rank, dict(enumerate(g.padding, 2)))
+        )
+        taps = list(itertools.product(*(range(one.taps) for one in axes)))
+        if len(taps) > 1:
+            x, rank = b.unsqueeze(x, 2), rank + 1
+        at = range(rank - g.spatial_ndim, rank)
+        counts = dict(zip(at, out or (), strict=False))
+        parts = [
+            b.slice(x, {a: _span(one, t) for a, one, t in zip(at, axes, tap, strict=True)}, counts)
+            for tap in taps
+        ]
+        x = b.concat(parts, 2)
+        out = out or [Size(x, axis) for axis in at]
     m = b.reshape(x, (0, *_grouped(g.groups, g.taps), -1))
     return b.reshape(b("MatMul", k, m), (0, g.out_channels, *out))
+
+
+def _is_tiled(layer: ConvNode) -> bool:
+    """Say whether windows lie side by side: then nothing is read twice."""
+    g = layer.geometry
+    apart = all(d == 1 or k == 1 for d, k in zip(g.dilation, g.kernel_size, strict=True))
+    return g.kernel_size == g.stride and apart and not (layer.same or any(map(any, g.padding)))
+
+
+def _tiles(b: Builder, g: ConvGeometry, x: ir.Value) -> tuple[ir.Value, Dims]:
+    """Return M's numbers, ``(b, c, *kernel, *output)``, of windows that lie side by side."""
+    n = g.spatial_ndim
+    out: list[int | Size] = []
+    whole: list[int | Size] = []
+    for axis, k in enumerate(g.kernel_size, 2):
+        size = b.known(x, axis)
+        out.append(Size(x, axis, 1, k) if size is None else size // k)
+        whole.append(Size(x, axis, k, k) if size is None else size // k * k)
+    if any(isinstance(d, Size) for d in whole):
+        none, axes = b.integers(*[0] * n), b.integers(*range(2, 2 + n))
+        x = b("Slice", x, none, b.sizes(whole), axes)
+    else:
+        x = b.slice(
+            x,
+            {
+                axis: (0, d, 1)
+                for axis, d in enumerate(whole, 2)
+                if isinstance(d, int) and d != b.known(x, axis)
+            },
+        )
+    apart = [d for pair in zip(out, g.kernel_size, strict=True) for d in pair]
+    y = b.reshape(x, (0, g.in_channels, *apart))
+    return b("Transpose", y, perm=[0, 1, *range(3, 3 + 2 * n, 2), *range(2, 2 + 2 * n, 2)]), out
 
 
 def _grouped(groups: int, *shape: int) -> tuple[int, ...]:

@@ -9,7 +9,6 @@ from typing import Any, Literal
 import onnx
 import onnx_ir as ir
 import onnxruntime  # type: ignore[import-untyped]
-from onnx_ir.passes.common import ShapeInferencePass
 
 from convfc.certificate import Certificate
 from convfc.comparing import dtype_name
@@ -198,7 +197,7 @@ def _opened(model: Any, where: str) -> ir.Model:
         )
     made = ir.from_proto(model) if isinstance(model, onnx.ModelProto) else model.clone()
     versioned(made)
-    ShapeInferencePass(strict_mode=False)(made)
+    Sizes(made).note()
     return made
 
 
