@@ -59,7 +59,7 @@ class Builder:
 
     def constant(self, numbers: npt.NDArray[Any]) -> ir.Value:
         """Add a constant, as a node: functions, and bodies of loops, have no initializers."""
-        if self.opset >= 9:
+        if self.opset >= 9 or numbers.dtype.kind == "f":
             return self("Constant", value=ir.Tensor(numbers))
         small = self("Constant", value=ir.Tensor(numbers.astype(np.float32)))
         return self("Cast", small, to=ir.DataType.from_numpy(numbers.dtype).value)

@@ -37,6 +37,8 @@ from convfc.rounding import UNIT_ROUNDOFF
 
 Array: TypeAlias = npt.NDArray[Any]
 _DATA_FOLDER = "session.model_external_initializers_file_folder_path"
+PAIRED = "convfc.paired"
+"""Mark of a product where the other model has a CONV layer."""
 _CHANGED = "its nodes are not those that to_fc made; expected them, got others"
 
 
@@ -189,8 +191,10 @@ def _described(model: ir.Model) -> Iterator[tuple[str, str]]:
 
 
 def _of_layers(nodes: Iterable[ir.Node]) -> bool:
-    """Say whether all nodes are CONV layers, or belong to some."""
-    return all(read.form_of(node) or PART in node.metadata_props for node in nodes)
+    """Say whether all nodes are CONV layers, or belong to some, or are compared with one."""
+    return all(
+        read.form_of(node) or PART in node.metadata_props or PAIRED in node.meta for node in nodes
+    )
 
 
 def _in_words(value: Any) -> str:
@@ -238,8 +242,10 @@ class NodePair:
             return [LayerCertificate(self.name, self.forms, errors=(_CHANGED,))]
         layer = read.read(parts.conv, Sizes())
         g, rng = layer.geometry, np.random.default_rng(seed)
-        smallest = (1, g.in_channels, *(extent + 3 for extent in g.effective_kernel_size))
-        shape = Sizes().shape(parts.x) or (None,) * len(smallest)
+        extents = [extent + 3 for extent in g.effective_kernel_size]
+        shape = Sizes().shape(parts.x) or (None,) * (2 + len(extents))
+        smallest = [1, *extents, *extents][: len(shape) - 1]
+        smallest.insert(parts.axis, g.in_channels)
         size = tuple(n or small for n, small in zip(shape, smallest, strict=True))
         dtype = _dtype_of(parts)
         shapes = {parts.x: size, parts.weight: layer.weight_shape, parts.bias: (g.out_channels,)}
@@ -276,7 +282,13 @@ class NodeSides(Sides):
             self.errors.append(_CHANGED)
         else:
             self.weights = tuple(self._compared_weights())
+            for node in nodes:
+                if read.form_of(node) == "unrolled":
+                    refusal = forms.back_obstacle(node)
+                    self.errors += [] if refusal is None else [refusal.reason]
         self.reference = min(self.layers, key=lambda one: one.form != "native")
+        if any(scale % 1 for layer in self.layers for scale in layer.scales):
+            self.why_no_integers = "alpha and beta are not integers"
 
     def made(self, numbers: Numbers | None) -> tuple[Side, Side]:
         """Return both layers, with other numbers if some are given."""
@@ -292,9 +304,10 @@ class NodeSides(Sides):
     def sums(self, x: Array, dy: Array | None) -> Sums:
         """B is the layer on absolute values; what rounding may take from it is added again."""
         layer = self.reference
-        terms = layer.geometry.taps + ("bias" in layer.held)
+        largest = int(np.ceil(np.abs(layer.scales).max()))
+        terms = (layer.geometry.taps + ("bias" in layer.held) + largest) * max(1, largest)
         sizes = _sizes if x.dtype == np.float32 else _wide_sizes  # float32 is faster
-        b = sizes(layer.run(sizes(x), sizes).output)
+        b = sizes(layer.run(sizes(x), sizes, alike=True).output)
         return {"output": (wide(b) * (1 + 2 * terms * UNIT_ROUNDOFF["float32"]), terms)}
 
     def integers(self, longest: int, limit: float) -> Iterable[int]:
@@ -308,8 +321,9 @@ class NodeSides(Sides):
 
     def matrices(self, y: Array) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return the shapes of M and K."""
-        g = self.reference.geometry
-        return (len(y), int(np.prod(y.shape[2:])), g.groups * g.taps), g.filter_matrix_shape
+        g, batch = self.reference.geometry, len(y) if y.ndim > 1 else 1
+        positions = y.size // max(1, batch * g.out_channels)
+        return (batch, positions, g.groups * g.taps), g.filter_matrix_shape
 
     def _compared_weights(self) -> Iterator[WeightComparison]:
         """Compare weight and bias bit by bit, in the CONV node's shape."""
@@ -336,6 +350,7 @@ class _Layer:
             known = known.with_shape(parts.conv.inputs[0], x.shape)
         self.geometry = read.read(parts.conv, known).geometry
         self.names = {"x": parts.x.name or "x"}
+        self.scales = parts.scales
         self.held: dict[str, Array] = {}
         for name, value in (("weight", parts.weight), ("bias", parts.bias)):
             if value is not None:
@@ -351,12 +366,14 @@ class _Layer:
         """Return weight and bias as the CONV node has them."""
         return {name: forms.in_conv_layout(self.node, name, w) for name, w in self.held.items()}
 
-    def run(self, x: Array, numbers: Numbers | None = None) -> Run:
-        """Run it, perhaps with other numbers for weight and bias."""
+    def run(self, x: Array, numbers: Numbers | None = None, *, alike: bool = False) -> Run:
+        """Run it, perhaps with other numbers for weight and bias, or all terms of one sign."""
         given = {"x": x, **self.held}
         if numbers is not None:
             given |= {name: numbers(w) for name, w in self.held.items()}
-        inputs = {self.names[name]: array for name, array in given.items()}
+        if alike and "bias" in given and np.prod(self.scales) < 0:
+            given["bias"] = -given["bias"]
+        inputs = {self.names[name]: np.asarray(array) for name, array in given.items()}
         dtype = dtype_name(x.dtype)
         if dtype not in self._made:
             self._made[dtype] = self._model(inputs)

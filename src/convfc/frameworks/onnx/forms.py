@@ -23,7 +23,7 @@ from google.protobuf import json_format  # type: ignore[import-untyped]
 from convfc.errors import NotAConvolution, Refusal
 from convfc.frameworks.onnx import read
 from convfc.frameworks.onnx.build import PART, Builder, Sizes
-from convfc.frameworks.onnx.linear import Product, is_product, read_product
+from convfc.frameworks.onnx.linear import Product, is_product, read_product, scales
 from convfc.frameworks.onnx.matrices import WholeLayer
 from convfc.frameworks.onnx.products import product
 from convfc.frameworks.onnx.read import RECORD, Form, constant, form_of
@@ -196,6 +196,18 @@ class Parts(NamedTuple):
     """The CONV node that it is or was, apart from the graph: its inputs have shapes alone."""
     axis: int = 1
     """The axis of x that holds the channels."""
+    scales: tuple[float, float] = (1.0, 1.0)
+    """What weight and bias are multiplied by; see Gemm."""
+
+    is_product: bool = False
+
+    def as_image(self, x: Array) -> Array:
+        """Return an input of the layer in the shape that it has for the CONV node."""
+        if not self.is_product:
+            return x
+        rest = x.size // max(1, x.shape[self.axis])
+        batch = len(x) if self.axis else 1
+        return x.reshape(batch, x.shape[self.axis], 1, rest // max(1, batch))
 
 
 def parts_of(node: ir.Node) -> Parts | None:
@@ -217,7 +229,8 @@ def _product_parts(node: ir.Node) -> Parts | None:
     found = read_product(node, Sizes())
     if isinstance(found, Refusal):
         return None
-    return Parts(found.x, found.weight, found.c, [node], pointwise(found), found.at)
+    conv = pointwise(found)
+    return Parts(found.x, found.weight, found.c, [node], conv, found.at, scales(node), True)
 
 
 def pointwise(product: Product) -> ir.Node:
@@ -376,7 +389,7 @@ def _found(last: ir.Node) -> Parts | None:
     inputs = products[0].inputs
     sides = {name: inputs[at] for name, at in places.items() if at < len(inputs)}
     if "bias" in record["operands"]:
-        sides.setdefault("bias", last.inputs[1])
+        sides["bias"] = sides.get("bias") or last.inputs[-1]
     elif _sources(sides.pop("bias", None), last, {}):  # other than the zeros of an old opset
         return None
     found: dict[str, ir.Value] = {}
@@ -395,8 +408,9 @@ def _found(last: ir.Node) -> Parts | None:
         shape = (None, None, *record["input_size"])
     conv = products[0] if record["form"] == "native" else _conv_of(record, shape)
     order = [node for node in last.graph or () if node in nodes]
-    axis = record.get("axis", 1)
-    return Parts(found["x"], found["weight"], found.get("bias"), order, conv, axis)
+    is_product = record["form"] == "native"
+    more = record.get("axis", 1), scales(_conv_of(record, None)), is_product
+    return Parts(found["x"], found["weight"], found.get("bias"), order, conv, *more)
 
 
 def _sources(value: ir.Value | None, last: ir.Node, nodes: dict[ir.Node, None]) -> list[ir.Value]:

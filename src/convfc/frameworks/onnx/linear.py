@@ -116,10 +116,9 @@ def _gemm(
     at = int(not a if right else b)
     features, inputs = shape if turned else shape[::-1]
     c = node.inputs[2] if len(node.inputs) > 2 else None
+    alpha, beta = scales(node)
     return Product(
-        *(x, weight, c, inputs, features, turned, at, int(right), 2),
-        alpha=_number(node, "alpha", 1.0),
-        beta=_number(node, "beta", 1.0),
+        *(x, weight, c, inputs, features, turned, at, int(right), 2), alpha=alpha, beta=beta
     )
 
 
@@ -150,6 +149,11 @@ def _matmul(
 
 def _number(node: ir.Node, name: str, default: Any) -> Any:
     return node.attributes[name].value if name in node.attributes else default
+
+
+def scales(node: ir.Node) -> tuple[float, float]:
+    """Return what a product is multiplied by, and what is added to it."""
+    return _number(node, "alpha", 1.0), _number(node, "beta", 1.0)
 
 
 def is_row(product: Product, shape: Iterable[int]) -> bool:

@@ -36,9 +36,7 @@ def to_pointwise(node: ir.Node, sizes: Sizes, shared: Shared) -> ir.Node:
     scaled = product.alpha != 1 or product.beta != 1
     if row is not None and (scaled or not is_row(product, row.shape.numpy())):
         row = None
-    matrix = shared(
-        [product.weight], ("conv", product.turned), lambda: _filters(product, tensor)
-    )
+    matrix = shared([product.weight], ("conv", product.turned), lambda: _filters(product, tensor))
     operands = {"weight": product.weight, "bias": c}
     shapes = {"weight": tensor.shape.numpy(), "bias": () if row is None else row.shape.numpy()}
     record = recorded(node, "native", operands, shapes)

@@ -15,7 +15,7 @@ from convfc.comparing import dtype_name
 from convfc.errors import ArgumentError, Refusal, UnsupportedModel
 from convfc.frameworks.onnx import forms, linear, pointwise, read, unrolled
 from convfc.frameworks.onnx.build import Sizes
-from convfc.frameworks.onnx.certify import NodePair, OnnxNetworks, other_nodes
+from convfc.frameworks.onnx.certify import PAIRED, NodePair, OnnxNetworks, other_nodes
 from convfc.frameworks.onnx.inspection import inspect
 from convfc.inspection import Inspection
 from convfc.layer import ConvLayer, Order
@@ -96,9 +96,7 @@ class OnnxRoom(Room):
     def back_obstacles(
         self, model: Any, layers: Mapping[str, Any], *, inplace: bool, project: bool
     ) -> dict[str, Refusal]:
-        found = {
-            name: forms.back_obstacle(node, project=project) for name, node in layers.items()
-        }
+        found = {name: forms.back_obstacle(node, project=project) for name, node in layers.items()}
         return {name: refusal for name, refusal in found.items() if refusal is not None}
 
     def make_conv(self, layers: Mapping[str, Any], *, project: bool) -> dict[int, Any]:
@@ -169,6 +167,11 @@ class OnnxRoom(Room):
     def verify(self, before: Any, after: Any, x: Any, *, seed: int = 0) -> Certificate:
         """Compare two models; what stands outside their CONV layers has to be the same nodes."""
         models = [_opened(one, name) for name, one in (("before", before), ("after", after))]
+        ours, theirs = map(self.places, models)
+        for name in ours.keys() & theirs.keys():
+            for one, other in ((ours[name], theirs[name]), (theirs[name], ours[name])):
+                if self.form_of(other) and linear.is_product(one):
+                    one.meta[PAIRED] = True
         found = super().verify(models[0], models[1], x, seed=seed)
         errors = (*found.network.errors, *other_nodes(*models))
         return replace(found, network=replace(found.network, errors=errors))
