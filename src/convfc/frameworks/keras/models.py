@@ -198,6 +198,17 @@ def _watching(layers: Iterable[Any], note: Callable[[Any, Any], None]) -> Iterat
             vars(layer).pop("call", None)
 
 
+@contextlib.contextmanager
+def linear(layer: Any) -> Iterator[None]:
+    """Leave out a layer's activation."""
+    activation = layer.activation
+    vars(layer)["activation"] = keras.activations.linear
+    try:
+        yield
+    finally:
+        vars(layer)["activation"] = activation
+
+
 def layer_input(model: Any, layer: Any, x: Any) -> Any:
     """Return what a layer is first called with when the model is run on an input."""
     _, calls = run_watched(model, [layer], x)

@@ -49,7 +49,9 @@ class Builder:
         self._integers: dict[tuple[int, ...], ir.Value] = {}
 
     def __call__(self, kind: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
-        """Add a node of one output."""
+        """Add a node of one output; inputs at the end that are None are left out."""
+        while inputs[-1:] == (None,):
+            inputs = inputs[:-1]
         name = f"{self._name}.fc{len(self.nodes)}"
         made = [ir.convenience.convert_attribute(key, value) for key, value in attributes.items()]
         node = ir.Node("", kind, inputs, made, name=name, outputs=[ir.Value(name=name)])
@@ -94,7 +96,7 @@ class Builder:
         low, high = ([pads.get(axis, (0, 0))[end] for axis in range(rank)] for end in (0, 1))
         if self.opset < 11:
             return self("Pad", x, pads=[*low, *high])
-        return self("Pad", x, self.integers(*low, *high), *([] if filled is None else [filled]))
+        return self("Pad", x, self.integers(*low, *high), filled)
 
     def slice(
         self,

@@ -26,7 +26,15 @@ with needing():
     import onnxruntime  # type: ignore[import-untyped]
 
 from convfc.certificate import LayerCertificate, WeightComparison
-from convfc.comparing import compare, describe, dtype_name, first_words, same_bits, wide
+from convfc.comparing import (
+    compare,
+    describe,
+    dtype_name,
+    is_floating,
+    same_bits,
+    wide,
+    words,
+)
 from convfc.errors import ArgumentError, ShapeError
 from convfc.frameworks.onnx import forms, read
 from convfc.frameworks.onnx.build import PART, Sizes
@@ -63,16 +71,7 @@ def run(model: ir.Model, inputs: Mapping[str, Array]) -> dict[str, Array]:
     folders = {str(t.base_dir) for t in tensors if isinstance(t, ir.ExternalTensor)}
     running = session(ir.to_proto(model), next(iter(folders), ""))
     names = [one.name for one in running.get_outputs()]
-    try:
-        outputs = running.run(names, dict(inputs))
-    except Exception as error:  # onnxruntime has classes of its own
-        raise ShapeError(
-            "the model does not run on this input",
-            where="x",
-            got=first_words(error),
-            remedy="give the sizes and dtypes that the model's inputs have",
-        ) from error
-    return dict(zip(names, outputs, strict=True))
+    return dict(zip(names, running.run(names, dict(inputs)), strict=True))
 
 
 def watched(
@@ -85,11 +84,20 @@ def watched(
     seen = {*outputs, *inputs}
     for node in nodes:
         parts = forms.parts_of(copies[node]) if node in copies else None
-        for value in (parts.x, parts.weight, parts.bias) if parts else ():
+        given = (parts.x, parts.weight, parts.bias, *parts.others.values()) if parts else ()
+        for value in given:
             if value and value.name not in seen and read.constant(value) is None:
                 seen.add(value.name or "")
                 copied.graph.outputs.append(value)
-    found = {**inputs, **run(copied, inputs)}
+    try:
+        found = {**inputs, **run(copied, inputs)}
+    except Exception as error:  # of onnxruntime, whose classes are private
+        raise ShapeError(
+            f"the model does not run on it ({words(error)})",
+            where="x",
+            got=", ".join(f"{name} {describe(array)}" for name, array in inputs.items()),
+            remedy="give what the model is called with",
+        ) from error
     return found, {name: found[name] for name in outputs}
 
 
@@ -302,18 +310,23 @@ class NodeSides(Sides):
         return [item for layer in self.layers for item in layer.held.items()]
 
     def sums(self, x: Array, dy: Array | None) -> Sums:
-        """B is the layer on absolute values; what rounding may take from it is added again."""
+        """B is the layer on absolute values; what rounding may take from it is added again.
+
+        Sums of integers are not rounded, and any B will do.
+        """
         layer = self.reference
         largest = int(np.ceil(np.abs(layer.scales).max()))
         terms = (layer.geometry.taps + ("bias" in layer.held) + largest) * max(1, largest)
+        if not is_floating(x):
+            return {"output": (wide(layer.run(x).output), terms)}
         sizes = _sizes if x.dtype == np.float32 else _wide_sizes  # float32 is faster
         b = sizes(layer.run(sizes(x), sizes, alike=True).output)
         return {"output": (wide(b) * (1 + 2 * terms * UNIT_ROUNDOFF["float32"]), terms)}
 
     def integers(self, longest: int, limit: float) -> Iterable[int]:
         """Return how large integers may be so that such sums are within the limit."""
-        room = limit / longest
-        return [] if room < 1 else [min(2 ** int(np.log2(room) / 2), LARGEST)]
+        room = min(limit / longest, LARGEST**2)
+        return [] if room < 1 else [2 ** int(np.log2(room) / 2)]
 
     def on_integers(self, numbers: Numbers, x: Array, limit: float) -> tuple[Side, Side]:
         """Return both layers on integers."""
@@ -352,7 +365,8 @@ class _Layer:
         self.names = {"x": parts.x.name or "x"}
         self.scales = parts.scales
         self.held: dict[str, Array] = {}
-        for name, value in (("weight", parts.weight), ("bias", parts.bias)):
+        held = {"weight": parts.weight, "bias": parts.bias, **parts.others}
+        for name, value in held.items():
             if value is not None:
                 tensor = read.constant(value)
                 self.names[name] = value.name or name
@@ -369,7 +383,7 @@ class _Layer:
     def run(self, x: Array, numbers: Numbers | None = None, *, alike: bool = False) -> Run:
         """Run it, perhaps with other numbers for weight and bias, or all terms of one sign."""
         given = {"x": x, **self.held}
-        if numbers is not None:
+        if numbers is not None and is_floating(x):
             given |= {name: numbers(w) for name, w in self.held.items()}
         if alike and "bias" in given and np.prod(self.scales) < 0:
             given["bias"] = -given["bias"]
@@ -382,19 +396,23 @@ class _Layer:
 
     def _model(self, inputs: Mapping[str, Array]) -> Any:
         """Return what runs it in the dtype of these inputs."""
-        kind = helper.np_dtype_to_tensor_dtype(next(iter(inputs.values())).dtype)
+        kinds = {n: helper.np_dtype_to_tensor_dtype(array.dtype) for n, array in inputs.items()}
         infos = [
             helper.make_tensor_value_info(
-                name, kind, [None] * array.ndim if name == self.names["x"] else array.shape
+                name, kinds[name], [None] * array.ndim if name == self.names["x"] else array.shape
             )
             for name, array in inputs.items()
         ]
-        output = helper.make_tensor_value_info(self._output, kind, None)
-        nodes = [_in_dtype(one, kind) for one in self._nodes]
+        kind = made = kinds[self.names["x"]]
+        whole = kind in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
+        if whole:
+            made = kinds.get(self.names.get("y_zero_point", ""), onnx.TensorProto.INT32)
+        output = helper.make_tensor_value_info(self._output, made, None)
+        nodes = [one if whole else _in_dtype(one, kind) for one in self._nodes]
         graph = helper.make_graph(nodes, "layer", infos, [output])
         opset = helper.make_opsetid("", self._opset)
         model = helper.make_model(graph, opset_imports=[opset], ir_version=8)
-        if self.form == "native" and kind != onnx.TensorProto.FLOAT:
+        if self.form == "native" and kind != onnx.TensorProto.FLOAT and not whole:
             return ReferenceEvaluator(model)
         return session(model, once=True)
 

@@ -26,7 +26,7 @@ from convfc.frameworks.onnx.build import PART, Builder, Sizes
 from convfc.frameworks.onnx.linear import Product, is_product, read_product, scales
 from convfc.frameworks.onnx.matrices import WholeLayer
 from convfc.frameworks.onnx.products import product
-from convfc.frameworks.onnx.read import RECORD, Form, constant, form_of
+from convfc.frameworks.onnx.read import OPERANDS, RECORD, Form, constant, form_of, operands
 from convfc.places import Shared, place_in_words, warn
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -36,19 +36,13 @@ _REMEDY = (
     "with any numbers"
 )
 _HELD = {"weight": "matrix", "bias": "vector"}
-_PRODUCTS = {
-    "patch": ("MatMul", {"weight": 0, "x": 1}),
-    "unrolled": ("Gemm", {"x": 0, "weight": 1, "bias": 2}),
-    "native": ("Conv", {"x": 0, "weight": 1, "bias": 2}),
-}
-"""By form, the node that multiplies, and which of its inputs is what."""
 
 
 def to_patch(node: ir.Node, sizes: Sizes, shared: Shared) -> ir.Node:
     """Put an FC layer into the place of a CONV node; return its last node."""
-    layer = read.read(node, sizes)
+    layer, given = read.read(node, sizes), operands(node)
     shapes = {"weight": layer.weight_shape, "bias": (layer.geometry.out_channels,)}
-    record = recorded(node, "patch", {"weight": layer.weight, "bias": layer.bias}, shapes)
+    record = recorded(node, "patch", given, shapes)
 
     def matrix(
         b: Builder,
@@ -56,20 +50,24 @@ def to_patch(node: ir.Node, sizes: Sizes, shared: Shared) -> ir.Node:
         shape: tuple[int, ...],
         exchanged: bool,
     ) -> ir.Value:
-        return _matrix(b, value, shape, shared, exchanged=exchanged)
+        found = _matrix(b, value, shape, shared, exchanged=exchanged)
+        if constant(value) is not None:
+            given.update((name, found) for name, own in given.items() if own is value)
+        return found
 
     b = Builder(node, node.version or 1, sizes)
-    return put(b, product(b, layer, matrix), record, layer.weight, layer.bias)
+    last = put(b, product(b, layer, matrix), record, given)
+    forget(layer.weight, layer.bias)
+    return last
 
 
 def recorded(
     node: ir.Node,
     form: Form,
-    operands: Mapping[str, ir.Value | None],
+    given: Mapping[str, ir.Value],
     shapes: Mapping[str, Sequence[int]],
 ) -> dict[str, Any]:
-    """Return what a node is, in the words of JSON."""
-    names = {value: name for name, value in operands.items()}
+    """Return what a node is, in the words of JSON; operands with a shape are changed."""
     return {
         "form": form,
         "op_type": node.op_type,
@@ -77,28 +75,28 @@ def recorded(
             json_format.MessageToDict(ir.to_proto(attribute))
             for attribute in node.attributes.values()
         ],
-        "inputs": [None if value is None else names.get(value, "x") for value in node.inputs],
         "operands": {
             name: {
                 "name": value.name,
-                "shape": tuple(shapes[name]),
-                "constant": constant(value) is not None,
+                "shape": shapes.get(name),
+                "constant": name in shapes and constant(value) is not None,
                 "node": None if (made_by := value.producer()) is None else made_by.name,
             }
-            for name, value in operands.items()
-            if value is not None
+            for name, value in given.items()
         },
+        "inputs": OPERANDS.get(node.op_type, ())[: len(node.inputs)],
         "metadata": dict(node.metadata_props),
     }
 
 
-def put(b: Builder, y: ir.Value, record: dict[str, Any], *operands: ir.Value | None) -> ir.Node:
-    """Put nodes into the place of the node that the record describes; return the last of them."""
+def put(b: Builder, y: ir.Value, record: dict[str, Any], given: Mapping[str, ir.Value]) -> ir.Node:
+    """Put nodes, which are given these operands, into the place of a node; return the last."""
     last = b.insert(y)
     record["nodes"] = len(b.nodes)
+    paths = {value: path for path, value in _sources(last)[1].items()}
+    for name, value in given.items():
+        record["operands"][name]["path"] = paths[value]
     last.metadata_props[RECORD] = json.dumps(record)
-    for value in operands:
-        _forget(value)
     return last
 
 
@@ -162,7 +160,10 @@ def beside(
     if producer is None:
         assert isinstance(graph, ir.Graph)  # noqa: S101 (it has initializers)
         new = ir.Value(
-            name=name, shape=made.shape, type=ir.TensorType(made.dtype), const_value=made
+            name=name,
+            shape=ir.Shape(made.shape.numpy()),
+            type=ir.TensorType(made.dtype),
+            const_value=made,
         )
         graph.initializers[name] = new
         return new
@@ -173,16 +174,17 @@ def beside(
     return new
 
 
-def _forget(value: ir.Value | None) -> None:
-    """Remove a constant that nothing needs any more."""
-    if value is None or value.uses() or value.is_graph_output() or constant(value) is None:
-        return
-    node, graph = value.producer(), value.graph
-    assert graph is not None  # noqa: S101 (a constant stands in one)
-    if node is None:
-        del graph.initializers[value.name or ""]
-    else:
-        graph.remove(node, safe=True)
+def forget(*values: ir.Value | None) -> None:
+    """Remove constants that nothing needs any more."""
+    for value in values:
+        if value is None or value.uses() or value.is_graph_output() or constant(value) is None:
+            continue
+        node, graph = value.producer(), value.graph
+        assert graph is not None  # noqa: S101 (a constant stands in one)
+        if node is not None:
+            graph.remove(node, safe=True)
+        elif graph.initializers.get(value.name or "") is value:
+            del graph.initializers[value.name or ""]
 
 
 class Parts(NamedTuple):
@@ -194,12 +196,14 @@ class Parts(NamedTuple):
     nodes: list[ir.Node]
     conv: ir.Node
     """The CONV node that it is or was, apart from the graph: its inputs have shapes alone."""
+    others: dict[str, ir.Value]
+    """Scales and zero points, by name."""
     axis: int = 1
     """The axis of x that holds the channels."""
     scales: tuple[float, float] = (1.0, 1.0)
     """What weight and bias are multiplied by; see Gemm."""
-
     is_product: bool = False
+    """Whether it is, or was, a product of the user's."""
 
     def as_image(self, x: Array) -> Array:
         """Return an input of the layer in the shape that it has for the CONV node."""
@@ -218,10 +222,13 @@ def parts_of(node: ir.Node) -> Parts | None:
         return _product_parts(node)
     if form_of(node) is None:
         return None
-    x, weight, *rest = node.inputs
-    assert x is not None  # noqa: S101 (a valid node has both)
-    assert weight is not None  # noqa: S101
-    return Parts(x, weight, rest[0] if rest else None, [node], node)
+    return _parts(operands(node), [node], node)
+
+
+def _parts(given: dict[str, ir.Value], nodes: list[ir.Node], conv: ir.Node) -> Parts:
+    others = dict(given)
+    x, weight, bias = others.pop("x"), others.pop("weight"), others.pop("bias", None)
+    return Parts(x, weight, bias, nodes, conv, others)
 
 
 def _product_parts(node: ir.Node) -> Parts | None:
@@ -230,7 +237,7 @@ def _product_parts(node: ir.Node) -> Parts | None:
     if isinstance(found, Refusal):
         return None
     conv = pointwise(found)
-    return Parts(found.x, found.weight, found.c, [node], conv, found.at, scales(node), True)
+    return Parts(found.x, found.weight, found.c, [node], conv, {}, found.at, scales(node), True)
 
 
 def pointwise(product: Product) -> ir.Node:
@@ -250,33 +257,40 @@ def back_obstacle(last: ir.Node, *, project: bool = False) -> Refusal | None:
     if parts is None:
         return Refusal(
             "its nodes are not those that convfc made: a tool has changed them",
-            "convert back before other tools optimise the model",
+            "convert back before tools optimise the model, or quantise the CNN: that converts, too",
         )
     if form_of(last) == "unrolled" and not project:
+        record = json.loads(last.metadata_props[RECORD])
         try:
             for name in ("weight", "bias"):
-                tensor = constant(getattr(parts, name)) if getattr(parts, name) else None
-                if tensor is not None:
-                    _read_back(json.loads(last.metadata_props[RECORD]), name, tensor.numpy())
+                value = getattr(parts, name)
+                if value is not None:
+                    _read_back(record, name, _numbers(value))
         except NotAConvolution as error:
             what = str(error).partition(". Remedy:")[0]
             return Refusal(f"its matrix is not a convolution's: {what}", _REMEDY, cause=error)
     return None
 
 
-def to_native(last: ir.Node, shared: Shared, name: str = "", *, project: bool = False) -> ir.Node:
+def _numbers(value: ir.Value) -> Array:
+    """Return the numbers of a constant."""
+    found: Array = ir.convenience.get_const_tensor(value).numpy()  # type: ignore[union-attr]
+    return found
+
+
+def to_native(last: ir.Node, shared: Shared, place: str = "", *, project: bool = False) -> ir.Node:
     """Put the node that a layer was into its place; return it."""
     parts = _found(last)
     assert parts is not None, "see back_obstacle"  # noqa: S101
     record = json.loads(last.metadata_props[RECORD])
-    inputs: list[ir.Value | None] = []
-    for which in record["inputs"]:
-        value = None if which is None else getattr(parts, which)
-        if which in record["operands"] and record["operands"][which]["constant"]:
-            key = record["operands"][which]["name"]
-            make = partial(_home, value, record, which, place=name, project=project)
-            value = shared([value], key, make)
-        inputs.append(value)
+    given = {"x": parts.x, "weight": parts.weight, "bias": parts.bias, **parts.others}
+    for name, operand in record["operands"].items():
+        if operand["constant"]:
+            value = given[name]
+            assert value is not None  # noqa: S101 (see _found)
+            make = partial(_home, value, record, name, place=place, project=project)
+            given[name] = shared([value], operand["name"], make)
+    inputs = [given.get(name) for name in record["inputs"]]
     graph = last.graph
     assert graph is not None  # noqa: S101 (it stands in a model)
     node = ir.Node(
@@ -293,8 +307,7 @@ def to_native(last: ir.Node, shared: Shared, name: str = "", *, project: bool = 
         graph, last, [last], [node], list(last.outputs), list(node.outputs)
     )
     graph.remove([one for one in parts.nodes if one is not last], safe=True)
-    _forget(parts.weight)
-    _forget(parts.bias)
+    forget(parts.weight, parts.bias)
     return node
 
 
@@ -330,19 +343,22 @@ def _read_back(
 def whole_layer(record: dict[str, Any]) -> WholeLayer:
     """Return what an unrolled layer's CONV node computes, on inputs of its size."""
     size = tuple(record["input_size"])
-    layer = read.read(_conv_of(record, (None, None, *size)), Sizes())
+    layer = read.read(_conv_of(record, {"x": (None, None, *size)}), Sizes())
     return WholeLayer(layer.for_size(size), size)
 
 
-def _conv_of(record: dict[str, Any], shape: Sequence[int | None] | ir.Shape | None) -> ir.Node:
-    """Return the CONV node of a record, apart from any graph."""
-    given = [ir.Value(name="x", shape=None if shape is None else ir.Shape(shape))]
-    given += [ir.Value(name=n, shape=ir.Shape(o["shape"])) for n, o in record["operands"].items()]
-    return ir.Node("", record["op_type"], given, _attributes(record))
+def _conv_of(record: dict[str, Any], shapes: Mapping[str, Any]) -> ir.Node:
+    """Return the node of a record, apart from any graph, with operands of these shapes."""
+    given = {}
+    for name, operand in record["operands"].items():
+        shape = operand["shape"] or shapes.get(name)
+        given[name] = ir.Value(name=name, shape=None if shape is None else ir.Shape(shape))
+    inputs = [given.get(name) for name in record["inputs"]]
+    return ir.Node("", record["op_type"], inputs, _attributes(record))
 
 
 def _exchanged(record: dict[str, Any], name: str) -> bool:
-    return name == "weight" and record.get("exchanged", record["op_type"] == "ConvTranspose")
+    return name == "weight" and record.get("exchanged", record["op_type"] != "Conv")
 
 
 def _attributes(record: dict[str, Any]) -> list[ir.Attr]:
@@ -379,55 +395,53 @@ def _home(
 def _found(last: ir.Node) -> Parts | None:
     """Return what an FC layer is made of, going back from its last node; None if it is another."""
     record = json.loads(last.metadata_props[RECORD])
-    nodes: dict[ir.Node, None] = {}
-    _sources(last.outputs[0], last, nodes)
-    kind, places = _PRODUCTS[record["form"]]
-    products = [node for node in nodes if node.op_type == kind]
-    changed = [node for node in nodes if node.op_type != node.metadata_props[PART]]
-    if len(products) != 1 or changed or len(nodes) != record["nodes"]:
-        return None
-    inputs = products[0].inputs
-    sides = {name: inputs[at] for name, at in places.items() if at < len(inputs)}
-    if "bias" in record["operands"]:
-        sides["bias"] = sides.get("bias") or last.inputs[-1]
-    elif _sources(sides.pop("bias", None), last, {}):  # other than the zeros of an old opset
+    nodes, sources = _sources(last)
+    if len(nodes) != record["nodes"] or any(n.op_type != n.metadata_props[PART] for n in nodes):
         return None
     found: dict[str, ir.Value] = {}
-    for name, value in sides.items():
-        sources = _sources(value, last, {})
-        if len(sources) != 1:
+    shapes: dict[str, Any] = {}
+    for name, operand in record["operands"].items():
+        value = sources.get(tuple(operand["path"]))
+        tensor = None if value is None else constant(value)
+        shape = operand.get("held", operand["shape"])
+        if value is None or (
+            operand["constant"] and (tensor is None or tensor.size != math.prod(shape))
+        ):
             return None
-        found[name] = sources[0]
-        operand = record["operands"].get(name, {"constant": False})
-        tensor = constant(sources[0]) if operand["constant"] else None
-        size = math.prod(operand.get("held", operand["shape"])) if operand["constant"] else 0
-        if operand["constant"] and (tensor is None or tensor.size != size):
-            return None
-    shape: Any = found["x"].shape
-    if record["form"] == "unrolled":
-        shape = (None, None, *record["input_size"])
-    conv = products[0] if record["form"] == "native" else _conv_of(record, shape)
+        found[name] = value
+        shapes[name] = value.shape
+    if set(found.values()) != set(sources.values()):
+        return None
     order = [node for node in last.graph or () if node in nodes]
-    is_product = record["form"] == "native"
-    more = record.get("axis", 1), scales(_conv_of(record, None)), is_product
-    return Parts(found["x"], found["weight"], found.get("bias"), order, conv, *more)
+    if record["form"] == "unrolled":
+        shapes["x"] = (None, None, *record["input_size"])
+    conv = _conv_of(record, shapes)
+    parts = _parts(found, order, conv)
+    if record["form"] != "native":
+        return parts
+    (node,) = (node for node in order if node.op_type == "Conv")
+    return parts._replace(conv=node, axis=record["axis"], scales=scales(conv), is_product=True)
 
 
-def _sources(value: ir.Value | None, last: ir.Node, nodes: dict[ir.Node, None]) -> list[ir.Value]:
-    """Return what the nodes of an FC layer that lead to a value are given; these are noted."""
-    found: dict[ir.Value, None] = {}
-    pending = [value]
+def _sources(last: ir.Node) -> tuple[set[ir.Node], dict[tuple[int, ...], ir.Value]]:
+    """Return the nodes of an FC layer, and what they are given: by the inputs to go there."""
+    nodes: set[ir.Node] = set()
+    found: dict[tuple[int, ...], ir.Value] = {}
+    pending: list[tuple[ir.Node, tuple[int, ...]]] = [(last, ())]
     while pending:
-        one = pending.pop()
-        if one is None:
+        node, path = pending.pop()
+        if node in nodes:
             continue
-        node = one.producer()
-        if node is None or PART not in node.metadata_props or _is_other(node, last):
-            found[one] = None
-        elif node not in nodes:
-            nodes[node] = None
-            pending += node.inputs
-    return list(found)
+        nodes.add(node)
+        for position, value in enumerate(node.inputs):
+            if value is None:
+                continue
+            source = value.producer()
+            if source is None or PART not in source.metadata_props or _is_other(source, last):
+                found[(*path, position)] = value
+            else:
+                pending.append((source, (*path, position)))
+    return nodes, found
 
 
 def _is_other(node: ir.Node, last: ir.Node) -> bool:

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from convfc.errors import Refusal
 from convfc.frameworks.onnx.build import Builder, Dims, Sizes
-from convfc.frameworks.onnx.forms import beside, put, recorded
+from convfc.frameworks.onnx.forms import beside, forget, put, recorded
 from convfc.frameworks.onnx.linear import Product, is_row, read_product
 from convfc.frameworks.onnx.read import constant
 from convfc.places import Shared
@@ -37,14 +37,20 @@ def to_pointwise(node: ir.Node, sizes: Sizes, shared: Shared) -> ir.Node:
     if row is not None and (scaled or not is_row(product, row.shape.numpy())):
         row = None
     matrix = shared([product.weight], ("conv", product.turned), lambda: _filters(product, tensor))
-    operands = {"weight": product.weight, "bias": c}
-    shapes = {"weight": tensor.shape.numpy(), "bias": () if row is None else row.shape.numpy()}
-    record = recorded(node, "native", operands, shapes)
+    given = {"x": product.x, "weight": product.weight} | ({} if c is None else {"bias": c})
+    shapes = {"weight": tensor.shape.numpy()} | ({} if row is None else {"bias": row.shape.numpy()})
+    record = recorded(node, "native", given, shapes)
+    right = node.inputs[1] is product.weight
+    record["inputs"] = [*(("x", "weight") if right else ("weight", "x")), "bias"][
+        : len(node.inputs)
+    ]
     record["exchanged"], record["axis"] = not product.turned, product.at
-    if c is not None and row is None:
-        record["operands"]["bias"]["constant"] = False  # it stays as it is
     x, back = _image(b, product)
-    y = b("Conv", x, matrix, *([] if row is None else [_bias(c, row, shared)]), kernel_shape=[1, 1])
+    given["weight"] = matrix
+    if c is not None and row is not None:
+        given["bias"] = _bias(c, row, shared)
+    rest = [given["bias"]] if row is not None else []
+    y = b("Conv", x, matrix, *rest, kernel_shape=[1, 1])
     y = _from_image(b, product, y, back)
     one = tensor.dtype.numpy()
     if product.alpha != 1:
@@ -53,7 +59,9 @@ def to_pointwise(node: ir.Node, sizes: Sizes, shared: Shared) -> ir.Node:
         if product.beta != 1:
             c = b("Mul", c, b.constant(np.array(product.beta, one)))
         y = b("Add", y, c)
-    return put(b, y, record, product.weight, product.c)
+    last = put(b, y, record, given)
+    forget(product.weight, product.c)
+    return last
 
 
 def _filters(product: Product, tensor: ir.TensorProtocol) -> ir.Value:

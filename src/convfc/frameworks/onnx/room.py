@@ -82,7 +82,8 @@ class OnnxRoom(Room):
     def check_memory(
         self, layers: Mapping[str, Any], sizes: Mapping[int, Any], memory: float | None
     ) -> None:
-        check_dense(layers, sizes, memory, order=self.order_of, dtype=_dtype_of)
+        each = {key: [sized] for key, sized in sizes.items()}
+        check_dense(layers, each, memory, order=self.order_of, dtype=_dtype_of)
 
     def make_unrolled(self, layers: Sequence[Any], sizes: Sequence[Any]) -> dict[int, Any]:
         shared = Shared()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,9 +14,9 @@ from convfc.errors import GeometryError, Refusal, ShapeError
 from convfc.frameworks.onnx import read
 from convfc.frameworks.onnx.build import Builder, Sizes
 from convfc.frameworks.onnx.certify import as_inputs, watched
-from convfc.frameworks.onnx.forms import beside, obstacle, parts_of, put, recorded
+from convfc.frameworks.onnx.forms import beside, forget, obstacle, parts_of, put, recorded
 from convfc.frameworks.onnx.matrices import WholeLayer
-from convfc.frameworks.onnx.read import RECORD, constant
+from convfc.frameworks.onnx.read import RECORD, constant, operands
 from convfc.geometry import ConvGeometry
 from convfc.places import Shared
 
@@ -48,8 +49,9 @@ def sizes(
     refused: Refusals = {}
     for name, node in layers.items():
         x = node.inputs[0]
-        given = found.get(x.name or "") if x and node.graph is model.graph else None
-        one = _sized(node, known if given is None else known.with_shape(x, given.shape))
+        given = None if x is None or node.graph is not model.graph else found.get(x.name or "")
+        shown = known if x is None or given is None else known.with_shape(x, given.shape)
+        one = _sized(node, shown)
         if isinstance(one, Refusal):
             refused[name] = one
         else:
@@ -67,6 +69,10 @@ def _sized(node: ir.Node, known: Sizes) -> SizedGeometry | Refusal:
         assert parts is not None, "see obstacle"  # noqa: S101
         return SizedGeometry(read.read(parts.conv, known).geometry, (1, 1))
     layer = read.read(node, known)
+    if layer.is_quantised:
+        return Refusal(
+            f"{node.op_type}: Gemm takes no integers of 8 bits", "use convfc.to_fc, which takes it"
+        )
     for which, value in (("weight", layer.weight), ("bias", layer.bias)):
         if value is not None and constant(value) is None:
             return Refusal(
@@ -95,37 +101,36 @@ def _sized(node: ir.Node, known: Sizes) -> SizedGeometry | Refusal:
 def to_unrolled(node: ir.Node, sized: SizedGeometry, shared: Shared) -> ir.Node:
     """Put an unrolled layer into the place of a CONV node; return its last node."""
     whole = WholeLayer(*sized)
-    parts = parts_of(node)
-    assert parts is not None  # noqa: S101 (see sizes)
-    operands = {"weight": parts.weight, "bias": parts.bias}
-    tensors = {name: constant(value) for name, value in operands.items() if value is not None}
-    shapes = {name: tuple(map(int, one.shape)) for name, one in tensors.items() if one is not None}
-    record = recorded(node, "unrolled", operands, shapes)
+    given = operands(node)
+    tensors = {name: constant(given[name]) for name in ("weight", "bias") if name in given}
+    shapes: dict[str, Any] = {
+        name: one.shape.numpy() for name, one in tensors.items() if one is not None
+    }
+    record = recorded(node, "unrolled", given, shapes)
     record["input_size"] = sized.input_size
-    record["operands"]["weight"]["held"] = whole.shape
-    made: dict[str, ir.Value] = {}
-    for name, value in operands.items():
-        if value is None:
-            continue
-        tensor: Any = tensors[name]
-        if name == "weight":
-            record["unread"] = whole.unread(tensor.numpy()).astype(np.float64).tolist()
-        else:
-            record["operands"][name]["held"] = whole.shape[:1]
+    old = list(given.values())
+    for name, tensor in tensors.items():
+        assert tensor is not None  # noqa: S101 (see sizes)
+        record["operands"][name]["held"] = whole.shape[: 1 if name == "bias" else 2]
         make = whole.matrix if name == "weight" else whole.offset
-        made[name] = shared(
-            [value],
-            sized,
-            lambda make=make, value=value, tensor=tensor: beside(
-                value, ir.Tensor(make(tensor.numpy()), dtype=tensor.dtype), f"{value.name}.fc"
-            ),
-        )
+        given[name] = shared([given[name]], sized, partial(_made, given[name], tensor, make))
+    numbers = tensors["weight"].numpy()  # type: ignore[union-attr]
+    record["unread"] = whole.unread(numbers).astype(np.float64).tolist()
     opset = node.version or 1
     b = Builder(node, opset, Sizes())
-    flat = b("Flatten", parts.x, axis=1)
-    if "bias" not in made and opset < 11:  # Gemm needs one there
-        made["bias"] = b.constant(np.zeros(whole.shape[0], tensors["weight"].numpy().dtype))
-    y = b("Gemm", flat, made["weight"], *([made["bias"]] if "bias" in made else []), transB=1)
+    flat = b("Flatten", given["x"], axis=1)
+    bias = [given["bias"]] if "bias" in given else []
+    if not bias and opset < 11:  # Gemm needs one there
+        bias = [b.constant(np.zeros(whole.shape[0], numbers.dtype))]
+    y = b("Gemm", flat, given["weight"], *bias, transB=1)
     g = sized.geometry
-    y = b.reshape(y, (-1, g.out_channels, *g.output_size(sized.input_size)))
-    return put(b, y, record, parts.weight, parts.bias)
+    last = put(
+        b, b.reshape(y, (-1, g.out_channels, *g.output_size(sized.input_size))), record, given
+    )
+    forget(*old)
+    return last
+
+
+def _made(value: ir.Value, tensor: ir.TensorProtocol, make: Callable[[Any], Any]) -> ir.Value:
+    made = ir.Tensor(make(tensor.numpy()), dtype=tensor.dtype)
+    return beside(value, made, f"{value.name}.{'x'.join(map(str, made.shape))}")
