@@ -257,7 +257,7 @@ def back_obstacle(last: ir.Node, *, project: bool = False) -> Refusal | None:
     if parts is None:
         return Refusal(
             "its nodes are not those that convfc made: a tool has changed them",
-            "convert back before tools optimise the model, or quantise the CNN: that converts, too",
+            "convert back before other tools work on it; quantise the CNN, which can be converted",
         )
     if form_of(last) == "unrolled" and not project:
         record = json.loads(last.metadata_props[RECORD])
