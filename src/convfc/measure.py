@@ -26,6 +26,7 @@ from convfc.comparing import (
     dtype_name,
     integers_of,
     is_complex,
+    is_floating,
     normal,
     not_finite,
     overflows,
@@ -35,7 +36,7 @@ from convfc.comparing import (
     wide_name,
     words,
 )
-from convfc.rounding import exact_limit, rounding_bound
+from convfc.rounding import exact_limit, rounding_bound, unit_roundoff
 
 LARGEST = 256
 """The largest integer of the test on integers, which every floating dtype holds."""
@@ -164,7 +165,7 @@ class _Measurement:
         if len(found) > 1 and self._finite():
             sums = sides.sums(x, self.dy)
             own = double = self._compared(found, x.dtype, sums)
-            if sides.remade or wide_name(x.dtype) != dtype_name(x.dtype):
+            if is_floating(x) and (sides.remade or wide_name(x.dtype) != dtype_name(x.dtype)):
                 double = self._in_double(sums)
             if not self.errors:
                 exact = self._exact(sums)
@@ -289,7 +290,9 @@ class _Measurement:
         """Compare on integers of one size; None if their sums may not be exact."""
 
         def numbers(t: Array) -> Array:
-            return cast_to(integers_of(t, largest), dtype)
+            drawn = integers_of(t, largest)
+            whole = not is_floating(self.x)  # beyond its range an integer starts over
+            return cast_to(cast_to(drawn, "int64") if whole else drawn, dtype)
 
         x = as_laid_out(numbers(drawn[0]), self.x, dtype)
         made = self._attempt(_FIRST, self.sides.on_integers, numbers, x, limit)
@@ -309,6 +312,10 @@ class _Measurement:
 
 def _widening(dtype: Any) -> list[str]:
     """Return the names of a dtype and of the wider ones of its kind."""
-    kinds = ("complex64", "complex128") if is_complex(dtype) else ("float32", "float64")
+    kinds: tuple[str, ...] = ("float32", "float64")
+    if is_complex(dtype):
+        kinds = ("complex64", "complex128")
+    elif not unit_roundoff(dtype_name(dtype)):
+        kinds = ()
     wider = [kind for kind in kinds if itemsize(kind) > itemsize(dtype)]
     return [dtype_name(dtype), *wider]

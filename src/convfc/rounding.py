@@ -44,6 +44,11 @@ _STORED_APART = frozenset({"bfloat16", "float16"})
 Magnitude = TypeVar("Magnitude", bound=Any)
 
 
+def unit_roundoff(dtype: str) -> float:
+    """Return the unit roundoff of a dtype; it is 0 of integers, whose sums are exact."""
+    return 0.0 if dtype.startswith(("int", "uint")) else UNIT_ROUNDOFF[dtype]
+
+
 def gamma(terms: float, roundoff: float) -> float:
     """Return Higham's gamma_n, ``n*u / (1 - n*u)``; infinite from n*u = 1 on: no bound exists."""
     share = terms * roundoff
@@ -58,7 +63,7 @@ def rounding_bound(magnitude: Magnitude, terms: int, dtype: str) -> Magnitude | 
     ``magnitude`` is B, the sum over absolute values computed in float64, whose own rounding is
     included; ``terms`` is n at most, a bias included.
     """
-    u = UNIT_ROUNDOFF[dtype]
+    u = unit_roundoff(dtype)
     if dtype in _PART:
         # A complex sum is two real ones of 2n products, sqrt(2) * gamma_2n; or, as PyTorch computes
         # it, made of three real products instead of four (Higham, section 23.2.4): the imaginary
@@ -72,11 +77,12 @@ def rounding_bound(magnitude: Magnitude, terms: int, dtype: str) -> Magnitude | 
     if math.isinf(factor) or magnitude_off >= 1:
         return None
     bound: Magnitude = magnitude * (2 * factor / (1 - magnitude_off))
-    bound += 2 * terms * SMALLEST_NORMAL[dtype]
+    bound += 2 * terms * SMALLEST_NORMAL.get(dtype, 0.0)
     return bound
 
 
 def exact_limit(dtype: str) -> float:
     """Return up to which sum of absolute values a sum of integers is exact, in any order."""
     # A complex product that is made of three real ones passes through four times its value.
-    return 1 / UNIT_ROUNDOFF[dtype] / (4 if dtype in _PART else 1)
+    u = unit_roundoff(dtype)
+    return 1 / u / (4 if dtype in _PART else 1) if u else math.inf

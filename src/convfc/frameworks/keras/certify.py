@@ -109,13 +109,17 @@ class KerasNetworks(Networks):
         return {name for name in found if name is not None and name.startswith(("float", "bfloat"))}
 
     def tensors(self, model: Any) -> Mapping[str, Array]:
-        """Return the variables of all parts by the names of these."""
+        """Return the variables of all parts by the names of these, and of what holds them there.
+
+        Not by their own: Keras numbers those anew that were given none.
+        """
         found: dict[str, Array] = {}
         for place, part in walk(model, models.children).items():
+            held = {id(one): name.lstrip("_") for name, one in models.held_in(vars(part))}
             for number, variable in enumerate(
                 [*part._trainable_variables, *part._non_trainable_variables]
             ):
-                name = f"{place}.{variable.name}" if place else variable.name
+                name = f"{place}.{held[id(variable)]}" if place else held[id(variable)]
                 name = f"{name}#{number}" if name in found else name
                 found[name] = models.to_numpy(variable.value)
         return found

@@ -49,7 +49,9 @@ class Builder:
         self._integers: dict[tuple[int, ...], ir.Value] = {}
 
     def __call__(self, kind: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
-        """Add a node of one output."""
+        """Add a node of one output; inputs at the end that are None are left out."""
+        while inputs[-1:] == (None,):
+            inputs = inputs[:-1]
         name = f"{self._name}.fc{len(self.nodes)}"
         made = [ir.convenience.convert_attribute(key, value) for key, value in attributes.items()]
         node = ir.Node("", kind, inputs, made, name=name, outputs=[ir.Value(name=name)])
@@ -59,7 +61,7 @@ class Builder:
 
     def constant(self, numbers: npt.NDArray[Any]) -> ir.Value:
         """Add a constant, as a node: functions, and bodies of loops, have no initializers."""
-        if self.opset >= 9:
+        if self.opset >= 9 or numbers.dtype.kind == "f":
             return self("Constant", value=ir.Tensor(numbers))
         small = self("Constant", value=ir.Tensor(numbers.astype(np.float32)))
         return self("Cast", small, to=ir.DataType.from_numpy(numbers.dtype).value)
@@ -94,7 +96,7 @@ class Builder:
         low, high = ([pads.get(axis, (0, 0))[end] for axis in range(rank)] for end in (0, 1))
         if self.opset < 11:
             return self("Pad", x, pads=[*low, *high])
-        return self("Pad", x, self.integers(*low, *high), *([] if filled is None else [filled]))
+        return self("Pad", x, self.integers(*low, *high), filled)
 
     def slice(
         self,
@@ -202,6 +204,12 @@ class Sizes:
         for value, known in self._found.items():
             if known.shape is not None and known.type is not None:
                 value.shape, value.type = known.shape, known.type
+
+    def with_shape(self, value: ir.Value, shape: Sequence[int]) -> Sizes:
+        """Return the same with the shape that a run has shown of a value."""
+        made = Sizes()
+        made._found = {**self._found, value: ir.Value(name=value.name, shape=ir.Shape(shape))}
+        return made
 
     def __call__(self, value: ir.Value, axis: int) -> int | None:
         """Return the size of an axis."""

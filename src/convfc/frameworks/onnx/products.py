@@ -19,10 +19,11 @@ import itertools
 import math
 from collections.abc import Callable
 
+import numpy as np
 import onnx_ir as ir
 
 from convfc.frameworks.onnx.build import Builder, Dims, Size
-from convfc.frameworks.onnx.read import ConvNode
+from convfc.frameworks.onnx.read import PER_FILTER, ConvNode
 from convfc.geometry import ConvGeometry
 from convfc.indexmap import AxisMap, index_map
 
@@ -37,23 +38,30 @@ def product(b: Builder, layer: ConvNode, matrix: Matrix) -> ir.Value:
     if layer.bias is None:
         return y
     ones = (1,) * g.spatial_ndim
-    return b("Add", y, matrix(b, layer.bias, (g.out_channels, *ones), False))
+    y = b("Add", y, matrix(b, layer.bias, (g.out_channels, *ones), False))
+    if layer.op_type != "QLinearConv":
+        return y
+    x_scale, w_scale, y_scale = (layer.others[f"{name}_scale"] for name in "xwy")
+    ratio = b.reshape(b("Div", b("Mul", x_scale, w_scale), y_scale), (-1, *ones))
+    y = b("Mul", b("Cast", y, to=ir.DataType.FLOAT.value), ratio)
+    one = b.constant(np.ones((), np.float32))
+    return b("QuantizeLinear", y, one, layer.others["y_zero_point"])
 
 
 def _convolved(b: Builder, layer: ConvNode, matrix: Matrix) -> ir.Value:
     g, x = layer.geometry, layer.x
     rank = 2 + g.spatial_ndim
-    k = matrix(b, layer.weight, _grouped(g.groups, g.out_channels // g.groups, g.taps), False)
     # Any size that fits: first, step and distance of taps are the same for all.
     axes = index_map(g, tuple(max(n, 1) for n in g.effective_kernel_size)).axes
     out = _output_dims(b, layer)
     if _is_tiled(layer):
         x, out = _tiles(b, g, x)
     else:
+        filled = layer.others.get("x_zero_point")
         x = (
-            b("Pad", x, _same_pads(b, layer))
+            b("Pad", x, _same_pads(b, layer), filled)
             if layer.same
-            else b.pad(x, rank, dict(enumerate(g.padding, 2)))
+            else b.pad(x, rank, dict(enumerate(g.padding, 2)), filled)
         )
         taps = list(itertools.product(*(range(one.taps) for one in axes)))
         if len(taps) > 1:
@@ -67,7 +75,32 @@ def _convolved(b: Builder, layer: ConvNode, matrix: Matrix) -> ir.Value:
         x = b.concat(parts, 2)
         out = out or [Size(x, axis) for axis in at]
     m = b.reshape(x, (0, *_grouped(g.groups, g.taps), -1))
-    return b.reshape(b("MatMul", k, m), (0, g.out_channels, *out))
+    return b.reshape(_multiplied(b, layer, matrix, m), (0, g.out_channels, *out))
+
+
+def _multiplied(b: Builder, layer: ConvNode, matrix: Matrix, m: ir.Value) -> ir.Value:
+    """Return K times M; of integers, M's transpose times K's, which has scales for its columns."""
+    g = layer.geometry
+    filters = g.out_channels // g.groups
+    shape = _grouped(g.groups, filters, g.taps)
+    if not layer.is_quantised:
+        return b("MatMul", matrix(b, layer.weight, shape, False), m)
+
+    def given(name: str) -> ir.Value | None:
+        value = layer.others.get(name)
+        if name in PER_FILTER and g.groups > 1 and value is not None:
+            if b.known.shape(value) == (g.out_channels,):
+                return b.reshape(value, (g.groups, 1, filters))
+        return value
+
+    order = (0, 2, 1) if g.groups == 1 else (0, 1, 3, 2)
+    m, k = b("Transpose", m, perm=order), matrix(b, layer.weight, shape, True)
+    if layer.op_type == "ConvInteger" or layer.bias is not None:
+        y = b("MatMulInteger", m, k, given("x_zero_point"), given("w_zero_point"))
+    else:
+        x, w, out = ([given(f"{v}_scale"), given(f"{v}_zero_point")] for v in "xwy")
+        y = b("QLinearMatMul", m, *x, k, *w, *out)
+    return b("Transpose", y, perm=order)
 
 
 def _is_tiled(layer: ConvNode) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal, TypeAlias
 
 import onnx_ir as ir
 
@@ -13,10 +15,19 @@ from convfc.frameworks.onnx.build import PART, Sizes
 from convfc.geometry import ConvGeometry
 
 RECORD = "convfc"
-"""Metadata of the last node of an FC layer: the CONV node that it was, as JSON."""
-CONV = ("Conv", "ConvTranspose")
-_OTHERS = ("ConvInteger", "QLinearConv", "DeformConv")
-_FUSED = ("FusedConv", "NhwcConv", "NhwcFusedConv", "QLinearConv", "ConvTransposeWithDynamicPads")
+"""Metadata of the last node of a layer that convfc has made: the node that it was, as JSON."""
+_QUANTISED = "x_scale x_zero_point weight w_scale w_zero_point y_scale y_zero_point bias"
+OPERANDS = {
+    "Conv": ("x", "weight", "bias"),
+    "ConvTranspose": ("x", "weight", "bias"),
+    "ConvInteger": ("x", "weight", "x_zero_point", "w_zero_point"),
+    "QLinearConv": ("x", *_QUANTISED.split()),
+}
+"""What each CONV operator is given, in its order."""
+CONV = tuple(OPERANDS)
+PER_FILTER = ("w_scale", "w_zero_point")  # may be one number, or one for each filter
+_DOMAINS = ("", "ai.onnx", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc")
+"""Whose operators with Conv in their names are CONV layers."""
 _SIZES = "give the model's inputs their sizes (onnx.tools.update_model_dims)"
 
 
@@ -34,6 +45,13 @@ class ConvNode:
     bias: ir.Value | None
     weight_shape: tuple[int, ...]  # (f, c / g, *kernel); transposed, (c, f / g, *kernel)
     same: Literal["upper", "lower"] | None = None
+    others: Mapping[str, ir.Value] = field(default_factory=dict)  # scales and zero points
+    op_type: str = "Conv"
+
+    @property
+    def is_quantised(self) -> bool:
+        """Whether it computes with integers."""
+        return self.op_type in ("ConvInteger", "QLinearConv")
 
     def for_size(self, size: Sequence[int]) -> ConvGeometry:
         """Return the geometry with the padding that it has on an input of this size."""
@@ -45,14 +63,17 @@ class ConvNode:
         return ConvGeometry.same(*channels, g.kernel_size, input_size=size, odd=self.same, **rest)
 
 
-def form_of(part: Any) -> Literal["native", "patch"] | None:
+Form: TypeAlias = Literal["native", "patch", "unrolled"]
+
+
+def form_of(part: Any) -> Form | None:
     """Return the form in which a node is a CONV layer; None if it is none."""
     if not isinstance(part, ir.Node):
         return None
     if RECORD in part.metadata_props:
-        return "patch"
-    known = {"": (*CONV, *_OTHERS), "ai.onnx": CONV}.get(part.domain, _FUSED)
-    return "native" if part.op_type in known else None
+        form: Form = json.loads(part.metadata_props[RECORD])["form"]
+        return form
+    return "native" if "Conv" in part.op_type and part.domain in _DOMAINS else None
 
 
 def children(part: Any) -> dict[str, Any]:
@@ -98,7 +119,7 @@ def obstacle(node: ir.Node, sizes: Sizes) -> Refusal | None:
         which = ".".join(filter(None, (node.domain, node.op_type)))
         return Refusal(
             f"{which} is no CONV operator that convfc converts",
-            f"convert the model before it was optimised or quantised: {' and '.join(CONV)} are",
+            f"convert the model before a runtime optimised it: {', '.join(CONV)} are",
         )
     try:
         layer = _read(node, sizes)
@@ -112,6 +133,12 @@ def obstacle(node: ir.Node, sizes: Sizes) -> Refusal | None:
     why = f"{node.op_type}: with sizes that are not known, its {{}} takes opset {{}}"
     if layer.same and opset < 11:
         return Refusal(why.format("auto_pad", 11), _SIZES)
+    if opset < 11 and layer.is_quantised and any(map(any, g.padding)):
+        why = f"{node.op_type}: its padding is of integers, which takes opset 11"
+        return Refusal(why, "onnx.version_converter gives the model a newer one")
+    shapes = [sizes.shape(layer.others[name]) for name in PER_FILTER if name in layer.others]
+    if None in shapes:
+        return Refusal(f"{node.op_type}: whether its weight has one scale is not known", _SIZES)
     if opset < 10 and None in size and not g.transposed and set(g.stride) != {1}:
         return Refusal(why.format("stride", 10), _SIZES)
     return None
@@ -126,7 +153,8 @@ def read(node: ir.Node, sizes: Sizes) -> ConvNode:
 
 def _read(node: ir.Node, sizes: Sizes) -> ConvNode | Refusal:
     transposed = node.op_type == "ConvTranspose"
-    x, weight, bias = (*node.inputs, None, None, None)[:3]
+    given = operands(node)
+    x, weight = given.pop("x", None), given.pop("weight", None)
     if x is None or weight is None:
         return Refusal(f"{node.op_type}: it has no weight", "onnx.checker says what is wrong")
     tensor = ir.convenience.get_const_tensor(weight)
@@ -148,6 +176,15 @@ def _read(node: ir.Node, sizes: Sizes) -> ConvNode | Refusal:
     }
     channels = (first, second * groups) if transposed else (second * groups, first)
     size = tuple(sizes(x, axis + 2) for axis in range(ndim))
+    layer: Callable[..., ConvNode] = partial(
+        ConvNode,
+        x=x,
+        weight=weight,
+        bias=given.pop("bias", None),
+        weight_shape=weight_shape,
+        op_type=node.op_type,
+        others=given,
+    )
     auto, pads = _attribute(node, "auto_pad", "NOTSET"), _integers(node, "pads")
     extra: Any = _integers(node, "output_padding") or 0
     wanted = _integers(node, "output_shape")
@@ -157,8 +194,8 @@ def _read(node: ir.Node, sizes: Sizes) -> ConvNode | Refusal:
         if transposed or set(plain.stride) == {1} or None not in size:
             known = tuple(n or 1 for n in size)
             geometry = ConvGeometry.same(*channels, kernel_size, input_size=known, odd=odd, **rest)
-            return ConvNode(geometry, x, weight, bias, weight_shape)
-        return ConvNode(plain, x, weight, bias, weight_shape, odd)
+            return layer(geometry)
+        return layer(plain, same=odd)
     padding: Any = 0
     if wanted is not None:
         if None in size:
@@ -168,7 +205,13 @@ def _read(node: ir.Node, sizes: Sizes) -> ConvNode | Refusal:
     elif auto != "VALID" and pads:
         padding = list(zip(pads[:ndim], pads[ndim:], strict=True))
     geometry = ConvGeometry(*channels, kernel_size, padding=padding, output_padding=extra, **rest)
-    return ConvNode(geometry, x, weight, bias, weight_shape)
+    return layer(geometry)
+
+
+def operands(node: ir.Node) -> dict[str, ir.Value]:
+    """Return what a CONV node is given, by name."""
+    given = zip(OPERANDS[node.op_type], node.inputs, strict=False)
+    return {name: value for name, value in given if value is not None}
 
 
 def _for_output(
