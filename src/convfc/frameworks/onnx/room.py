@@ -188,6 +188,9 @@ class OnnxRoom(Room):
         places = self.places(model).items()
         return inspect(model, x, {name: one for name, one in places if self.form_of(one)})
 
+    def to_onnx(self, model: Any, example: Any = None) -> ir.Model:
+        return ir.from_proto(model) if isinstance(model, onnx.ModelProto) else model
+
 
 def _opened(model: Any, where: str) -> ir.Model:
     """Return a copy of a model that knows the shapes of its values, and the opset of each node."""
