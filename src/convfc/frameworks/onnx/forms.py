@@ -298,6 +298,7 @@ def to_native(last: ir.Node, shared: Shared, place: str = "", *, project: bool =
         record["op_type"],
         inputs,
         _attributes(record),
+        version=last.version,
         name=last.name,
         outputs=[ir.Value()],
         metadata_props=record["metadata"],
