@@ -26,9 +26,9 @@ def python(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *arguments], text=True, check=False, **options)  # noqa: S603
 
 
-def refused(result: Result, *texts: str) -> str:
+def refused(result: Result, *texts: str, code: int = 1) -> str:
     """Assert that a command ended with one line that has these texts; return the line."""
-    assert result.exit_code == 1, result.output
+    assert result.exit_code == code, result.output
     assert isinstance(result.exception, SystemExit), repr(result.exception)
     (line,) = result.stderr.splitlines()
     assert line.startswith("Error: ")

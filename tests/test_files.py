@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from convfc.errors import DataError
 from convfc.files import replacing, write_json
 
 if TYPE_CHECKING:
@@ -31,6 +32,13 @@ def test_file_that_fails_half_way_is_not_there(tmp_path: pathlib.Path) -> None:
         handle.writelines([b'{"new"', None])
     assert contents(tmp_path) == ["a.json"]
     assert json.loads(path.read_text()) == {"old": 1}
+
+
+def test_an_error_of_convfc_keeps_its_words(tmp_path: pathlib.Path) -> None:
+    """Some of them are errors of the system, too, whose words are made of their file's name."""
+    with pytest.raises(DataError, match=r"^net: too large$"), replacing(tmp_path / "a"):
+        raise DataError("too large", where="net")
+    assert contents(tmp_path) == []
 
 
 @pytest.mark.parametrize("old", ["old", None])

@@ -24,6 +24,8 @@ FRAMEWORKS = {
     "keras",
     "tensorflow",
     "onnx",
+    "onnx_ir",
+    "onnxruntime",
     "matplotlib",
     "mlxtend",
     "typer",
@@ -184,7 +186,9 @@ def test_import_convfc_imports_no_framework_and_leaves_scipy_for_later():
     assert new_modules() - {"numpy", "array_api_compat"} == {"convfc"}
 
 
-@pytest.mark.parametrize("command", ["", "reproduce", "explore", "inspect", "spectrum"])
+@pytest.mark.parametrize(
+    "command", ["", "reproduce", "explore", "inspect", "spectrum", "convert", "verify"]
+)
 def test_help_imports_what_prints_it_and_no_more(command: str):
     roots = new_modules(*command.split(), "--help")
     assert {"convfc", "typer"} <= roots

@@ -31,8 +31,10 @@ def replacing(path: pathlib.Path) -> Iterator[IO[bytes]]:
         if replaced:
             written.replace(place)
     except BaseException as error:
-        # The system names the temporary file; for a full disk it names none.
-        if isinstance(error, OSError) and error.filename in (None, str(written)):
+        # The system names the temporary file; for a full disk it names none. Errors of convfc may
+        # be OSErrors, too, but have no number, and name what they are about.
+        named = None, str(written)
+        if isinstance(error, OSError) and error.errno is not None and error.filename in named:
             error.filename, error.filename2 = str(path), None
         if replaced:
             with contextlib.suppress(OSError):

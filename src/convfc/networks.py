@@ -120,6 +120,8 @@ class Networks(ABC):
     """Two networks that run on one input, on copies and each time from the same random numbers."""
 
     compares_strides = False
+    shared: set[int]
+    """Models that run in no other numbers than their own, by ``id``."""
 
     @abstractmethod
     def __call__(self, model: Any, numbers: Numbers | None = None) -> Any:

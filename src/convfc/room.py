@@ -412,6 +412,10 @@ class Room(ABC):
         """Return what the layer at a place first receives when the model is called with x."""
         raise self._lacks("explore", model)
 
+    def to_onnx(self, model: Any, example: Any) -> Any:
+        """Return the model as an `onnx_ir.Model`, for inputs of the sizes of an example."""
+        raise self._lacks("convert", model)
+
     def _lacks(self, verb: str, model: Any) -> UnsupportedModel:
         return UnsupportedModel(
             f"convfc's {verb} takes no models of {self.name}",

@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
+from convfc.cli.convert import convert
 from convfc.cli.explore import explore
 from convfc.cli.inspect import inspect
 from convfc.cli.reproduce import reproduce
 from convfc.cli.spectrum import spectrum
+from convfc.cli.verify import verify
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -40,5 +42,5 @@ def convfc(
     """
 
 
-for command in (reproduce, explore, inspect, spectrum):
+for command in (reproduce, explore, inspect, spectrum, convert, verify):
     app.command()(command)

@@ -6,14 +6,15 @@ import contextlib
 import errno
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, TypeAlias
 
+import numpy as np
 import typer
 from rich.console import Console
 from rich.text import Text
 
-from convfc.errors import ArgumentError, ConvfcError, RunError
+from convfc.errors import ArgumentError, ConvfcError, DataError, RunError
 from convfc.printable import printable
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -23,11 +24,12 @@ WIDTH = 160
 
 FROM = (
     "a function or a class in a module, which may be a file in this folder (nets:Net for nets.py) "
-    "or anywhere (models/nets.py:Net). Or a model's file of Keras (model.keras)."
+    "or anywhere (models/nets.py:Net). Or a model's file (model.onnx, model.keras)."
 )
 
 KERAS_FILES = (".keras", ".h5", ".hdf5")
 """How the names of files end in which Keras keeps a model."""
+ONNX_FILES = (".onnx",)
 
 Factory: TypeAlias = Annotated[
     str, typer.Argument(metavar="MODULE:FACTORY", help=f"Where the model comes from: {FROM}")
@@ -35,6 +37,15 @@ Factory: TypeAlias = Annotated[
 FactoryArguments: TypeAlias = Annotated[
     list[str] | None,
     typer.Option("--arg", metavar="NAME=VALUE", help="Argument of the factory; may be repeated."),
+]
+Inputs: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        metavar="FILE|SIZES",
+        help="What the model is run on: an npz file of its inputs by name, or the shape of random "
+        "numbers, such as 1,3,224,224; one for each input.",
+    ),
 ]
 Weights: TypeAlias = Annotated[
     pathlib.Path | None,
@@ -45,11 +56,12 @@ Weights: TypeAlias = Annotated[
 def make_model(model: str, arguments: list[str] | None) -> Any:
     """Make the model that a command was given, from the folder it was given in as well.
 
-    A file of Keras is read as data: what it would have to run is refused.
+    A file is read as data: what it would have to run is refused.
     """
     from convfc.factories import folder, make, named_values
 
-    if pathlib.Path(model).suffix in KERAS_FILES:
+    path = pathlib.Path(model)
+    if path.suffix in KERAS_FILES + ONNX_FILES:
         if arguments:
             raise ArgumentError(
                 "a file holds a model, and no function that takes arguments",
@@ -57,13 +69,93 @@ def make_model(model: str, arguments: list[str] | None) -> Any:
                 got=", ".join(arguments),
                 remedy="leave --arg out",
             )
+        if path.suffix in ONNX_FILES:
+            from convfc.frameworks.onnx.files import load as load_onnx
+
+            return load_onnx(path)
         from convfc.frameworks.keras.models import load
 
-        return load(pathlib.Path(model))
+        return load(path)
     here = str(folder(model))
     if sys.path[:1] != [here]:  # as with python file.py, flask, gunicorn and uvicorn
         sys.path.insert(0, here)
     return make(model, named_values(arguments or ()))
+
+
+def examples(made: Any, given: list[str] | None) -> list[Any]:
+    """Return what a model is to be tried on: one input, or several where none was given."""
+    from convfc.registry import room_of
+
+    given = given or []
+    if any(text.endswith(".npz") for text in given):
+        if len(given) > 1:
+            raise typer.BadParameter("--input takes one npz file, or sizes")
+        return [_arrays(pathlib.Path(given[0]))]
+    shapes = [shape(text) for text in given]
+    if room_of(made).name == "ONNX":
+        from convfc.frameworks.onnx.inputs import generated
+
+        return list(generated(made, shapes=shapes))
+    if not shapes:
+        raise ArgumentError(
+            "it is not known what this model is called with",
+            where="input",
+            remedy="give the shape of its input, as in --input 1,3,224,224, or an npz file",
+        )
+    rng = np.random.default_rng(0)
+    return [tuple(rng.standard_normal(shape, np.float32) for shape in shapes)]
+
+
+def _arrays(path: pathlib.Path) -> Any:
+    """Read a model's arguments: by name, or in their order if they have none."""
+    from convfc.files import read_arrays
+
+    try:
+        arrays = read_arrays(path)
+    except OSError:
+        raise
+    except Exception as error:  # of zip, or of NumPy
+        raise DataError(
+            "this is no file of arrays",
+            where=str(path),
+            expected="what numpy.savez writes",
+            got=" ".join(str(error).split()),
+            remedy="numpy.savez('inputs.npz', x=x) for an input that is named x",
+        ) from error
+    unnamed = [f"arr_{number}" for number in range(len(arrays))]
+    return tuple(arrays[name] for name in unnamed) if set(unnamed) == set(arrays) else arrays
+
+
+def certify(
+    before: Any, after: Any, inputs: list[Any], errors: Console, *, show: bool
+) -> tuple[bool, list[dict[str, Any]]]:
+    """Compare two models on each of these inputs, and show the certificates.
+
+    Returned are whether all hold, and their data.
+    """
+    import convfc
+
+    console, holds, found = Console(), True, []
+    for x in inputs:
+        with errors.status("comparing the models"):
+            certificate = convfc.verify(before, after, x)
+        holds = holds and certificate.holds
+        shapes = _shapes(x)
+        found.append({"inputs": shapes, **certificate.to_dict()})
+        if show:
+            sizes = (f"{name} {'×'.join(map(str, shape))}" for name, shape in shapes.items())
+            console.print(Text(printable(f"Input: {', '.join(sizes)}")), soft_wrap=True)
+            if console.is_terminal:
+                console.print(certificate)
+            else:
+                typer.echo(certificate.table().text(WIDTH))
+    return holds, found
+
+
+def _shapes(x: Any) -> dict[str, list[int]]:
+    """Return the shapes of inputs by their names or, where they have none, their numbers."""
+    named = x if isinstance(x, Mapping) else {str(at): array for at, array in enumerate(x)}
+    return {name: list(array.shape) for name, array in named.items()}
 
 
 def load_weights(made: Any, path: pathlib.Path, errors: Console) -> None:
@@ -91,9 +183,13 @@ def shape(text: str) -> tuple[int, ...]:
 
 @contextlib.contextmanager
 def errors_in_one_line(
-    errors: Console, elsewhere: str | None = None, full: str = "free some space"
+    errors: Console,
+    elsewhere: str | None = None,
+    full: str = "free some space",
+    *,
+    code: int = 1,
 ) -> Iterator[None]:
-    """Show an error of convfc or of the system without its traceback, and exit with code 1.
+    """Show an error of convfc or of the system without its traceback, and exit with this code.
 
     The remedies: ``elsewhere`` for a place that cannot be written, ``full`` for a full disk.
     """
@@ -115,7 +211,7 @@ def errors_in_one_line(
     else:
         return
     errors.print(Text(f"Error: {shown}", style="red"), soft_wrap=True)
-    raise SystemExit(1)
+    raise SystemExit(code)
 
 
 @contextlib.contextmanager

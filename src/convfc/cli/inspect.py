@@ -5,23 +5,22 @@ from __future__ import annotations
 import json
 from typing import Annotated
 
-import numpy as np
 import typer
 from rich.console import Console
 
-from convfc.cli.common import Factory, FactoryArguments, errors_in_one_line, make_model, shape
+from convfc.cli.common import (
+    Factory,
+    FactoryArguments,
+    Inputs,
+    errors_in_one_line,
+    examples,
+    make_model,
+)
 
 
 def inspect(
     model: Factory,
-    inputs: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--input",
-            metavar="SIZES",
-            help="Shape of an input, such as 1,3,224,224; one for each argument of the model.",
-        ),
-    ] = None,
+    inputs: Inputs = None,
     arguments: FactoryArguments = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the rows and their totals as JSON.")
@@ -29,19 +28,21 @@ def inspect(
 ) -> None:
     """List a model's CONV layers and the FC layers that they equal.
 
-    With an input the model is run once, on zeros: then sizes,
-    multiplications and bytes are known as well.
+    With an input the model is run once: then sizes, multiplications and
+    bytes are known as well.
 
     [bold]convfc inspect torchvision.models:resnet18 --input 1,3,224,224[/bold]
 
     [bold]convfc inspect ./nets.py:Net --arg channels=3 --json[/bold]
+
+    [bold]convfc inspect model.onnx[/bold]
     """
-    console, shapes = Console(), [shape(text) for text in inputs or ()]
+    console = Console()
     with errors_in_one_line(Console(stderr=True)):
         import convfc
 
-        zeros = tuple(np.zeros(shape, np.float32) for shape in shapes)
-        inspection = convfc.inspect(make_model(model, arguments), zeros or None)
+        made = make_model(model, arguments)
+        inspection = convfc.inspect(made, examples(made, inputs)[0] if inputs else None)
     if as_json:
         typer.echo(json.dumps(inspection.to_dict(), indent=2))
     elif console.is_terminal:

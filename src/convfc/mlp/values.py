@@ -92,7 +92,7 @@ class Program:
     output_shape: tuple[int, ...]
     places: Mapping[Value, str] = field(default_factory=dict)  # in the original network
     tensors: Mapping[Value, int] = field(default_factory=dict)  # their numbers in its trace
-    signature: tuple[tuple[str, str], ...] = ()  # of its trace
+    signature: tuple[Any, ...] = ()  # of its trace
 
 
 def refuse(what: str, where: str, remedy: str = _REMEDY) -> UnsupportedLayer:

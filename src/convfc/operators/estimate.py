@@ -151,7 +151,7 @@ def check_together(
 
 def check_dense(
     layers: Mapping[str, Any],
-    sized: Mapping[int, tuple[ConvGeometry, Sequence[int]]],
+    sized: Mapping[int, Sequence[tuple[ConvGeometry, Sequence[int]]]],
     memory: float | None,
     *,
     order: Callable[[Any], Order],
@@ -159,8 +159,8 @@ def check_dense(
 ) -> None:
     """Raise MemoryBudgetError unless the dense matrices of unrolled layers fit together.
 
-    Given are the layers by name, a shared one maybe by several; by their ``id``, geometry and input
-    size; and what says a layer's order of axes and the name of its dtype.
+    Given are the layers by name, a shared one maybe by several; by their ``id``, of each of their
+    matrices geometry and input size; and what says a layer's order of axes and its dtype's name.
     """
     unique: dict[int, str] = {}
     for name, layer in layers.items():
@@ -171,9 +171,11 @@ def check_dense(
         layer = layers[name]
         # bfloat16 takes what float16 takes, and NumPy does not know it.
         known = "float16" if dtype(layer) == "bfloat16" else dtype(layer)
-        pattern = matrix_pattern(*sized[key], order(layer))
-        estimates[name] = pattern_estimate(pattern, known, "dense")
-        working = max(working, pattern.nonzeros * (8 + itemsize(known)))
+        for number, one in enumerate(sized[key], start=1):
+            pattern = matrix_pattern(*one, order(layer))
+            part = name + f" (matrix {number})" * (number > 1)
+            estimates[part] = pattern_estimate(pattern, known, "dense")
+            working = max(working, pattern.nonzeros * (8 + itemsize(known)))
     check_together(
         estimates,
         memory,

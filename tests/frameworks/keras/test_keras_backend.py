@@ -28,15 +28,18 @@ def test_layers_on_the_other_backends(name: str) -> None:
     if importlib.util.find_spec(name) is None:
         pytest.skip(f"{name} is not installed")
     quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0", "OMP_NUM_THREADS": "1"}
-    reading = "test_keras_read.py::test_a_layer_is_what_keras_computes"
-    files = (reading, "test_keras_forms.py")
+    reading = "test_keras_read.py::test_"
+    files = (f"{reading}a_layer_is_what_keras_computes", "test_keras_forms.py")
+    files += (f"{reading}the_matrix_of_a_small_transposed_layer_cuts_where_keras_does",)
     files += ("test_keras_unrolled.py", "test_keras_simplify.py")
     tools = "test_keras_tools.py::test_"
     files += (f"{tools}what_is_exported_multiplies_and_does_not_convolve",)
-    files += (f"{tools}parameters_on_pytorch_are_those_of_the_fc_layers",) * (name == "torch")
+    if name == "torch":  # whole networks, too, of which the others compile every layer
+        files += (f"{tools}parameters_on_pytorch_are_those_of_the_fc_layers",)
+        files += ("test_keras_models_real.py",)
     # Kernels of every size; and what another process loads, once.
     some = "(strides2 or Depthwise or causal or not test_a_layer_is) and not another_process"
-    options = ("-q", "-p", "no:cacheprovider", "-n", "0", "-k", some)
+    options = ("-q", "-p", "no:cacheprovider", "-n", "0", "-k", some, "-m", "not slow")
     tests = subprocess.run(  # noqa: S603 (our own interpreter)
         [sys.executable, "-m", "pytest", *options, *files],
         cwd=HERE,

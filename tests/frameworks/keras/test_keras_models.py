@@ -239,6 +239,27 @@ def test_verify_says_what_differs_elsewhere() -> None:
     assert re.match(r"network: dense\w*\.kernel; expected the same bits, got others", reason)
 
 
+@keras.saving.register_keras_serializable(package="tests")
+class Scales(L.Layer):
+    """Its weights have no names: Keras numbers them, in a copy anew."""
+
+    def build(self, shape: Any) -> None:
+        self.both = [self.add_weight(shape=(shape[-1],), initializer="ones") for _ in range(2)]
+
+    def call(self, x: Any) -> Any:
+        return x * self.both[0] * self.both[1]
+
+
+def test_weights_without_names_are_compared_where_they_are_held() -> None:
+    model = keras.Sequential([keras.Input((4, 4, 1)), L.Conv2D(2, 2), Scales(name="scales")])
+    fc, x = convfc.to_fc(model), x_of(1, 4, 4, 1)
+    certificate = convfc.verify(model, fc, x)
+    assert certificate.holds, str(certificate)
+    fc.get_layer("scales").both[1].assign(np.full(2, 1.5))
+    named = "network: scales.both.1; expected the same bits, got others, 0.5 away"
+    assert named in convfc.verify(model, fc, x).failures
+
+
 def test_a_layer_that_a_tool_has_touched_has_a_bound_by_the_other_side() -> None:
     """Before its activation, which is none of the bound's."""
     model = keras.Sequential(

@@ -139,6 +139,21 @@ def test_the_matrix_of_a_layer_is_keras_on_flattened_inputs(data_format: str) ->
     assert (convfc.conv_operator(made, case.size) @ x[0].ravel() + b == theirs[0]).all()
 
 
+def test_the_matrix_of_a_small_transposed_layer_cuts_where_keras_does() -> None:
+    """Padding "same" cuts an odd element on one side only, which tensorflow#45999 is about."""
+    cases = list(itertools.product((1, 2, 3, 4), (1, 2, 3), (1, 2, 3, 4, 5)))
+    # Compiled one by one on JAX; sizes and kernels change at other paces than this one.
+    for kernel, stride, n in cases[:: 3 if keras.config.backend() == "jax" else 1]:
+        args = 2, (kernel, 5 - kernel), (stride, 4 - stride), "same"
+        case = layer("Conv2DTranspose", *args, size=(n, 6 - n), channels=2)
+        made, x = case.made(), case.x().reshape(2, -1)
+        theirs = keras.ops.convert_to_numpy(made(case.x())).reshape(2, -1)
+        A, b = convfc.conv_matrix(made, case.size), convfc.conv_offset(made, case.size)
+        assert A.shape == (theirs.shape[1], x.shape[1]), str(case)
+        assert (x @ A.T + b == theirs).all(), str(case)
+        assert theirs.any(), "a comparison of zeros"
+
+
 def test_lora_is_part_of_the_filters() -> None:
     made = layer("Conv2D", 4, 3, size=(5, 4)).made()
     made.enable_lora(2, b_initializer="ones")

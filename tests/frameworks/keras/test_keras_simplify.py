@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -37,6 +39,16 @@ def with_integers(model: Any) -> Any:
             numbers = 4.0 ** rng.integers(-1, 2, weight.shape)
         if weight.dtype != "uint32":  # the state of random numbers
             weight.assign(numbers)
+    return model
+
+
+def with_real_numbers(model: Any) -> Any:
+    """The model with normally distributed weights."""
+    rng = np.random.default_rng(1)
+    for weight in model.weights:
+        numbers = rng.standard_normal(weight.shape)
+        if weight.dtype != "uint32":
+            weight.assign(np.abs(numbers) + 0.1 if "variance" in weight.name else numbers)
     return model
 
 
@@ -256,6 +268,177 @@ def test_an_unchanged_network_goes_back_and_a_changed_one_does_not() -> None:
         convfc.to_conv(made)
 
 
+# Certificates -------------------------------------------------------------------------------------
+
+STAGES = ["batch_normalization", "add", "average_pooling2d", "dense"]
+PROVEN: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "graph": ({}, STAGES),
+    "relu": ({"max_pool": "relu"}, [STAGES[0], "max_pooling2d", *STAGES[2:]]),
+    "sequence": ({"max_pool": "relu", "sequential": True}, [STAGES[0], STAGES[3]]),
+}
+
+
+@pytest.mark.parametrize("data_format", FORMATS)
+@pytest.mark.parametrize("way", PROVEN)
+def test_it_is_proven_stage_by_stage(way: str, data_format: str) -> None:
+    options, names = PROVEN[way]
+    model, x = network(data_format)
+    with_real_numbers(model)
+    after = convfc.simplify(model, x[:1], **options)
+    before = [numpy(weight) for weight in (*model.weights, *after.weights)]
+    there, backwards = convfc.verify(model, after, x), convfc.verify(after, model, x)
+    for certificate in (there, backwards, convfc.verify(convfc.to_fc(model), after, x)):
+        assert certificate.holds, str(certificate)
+        assert [layer.name.rstrip("_0123456789") for layer in certificate.layers] == names
+        for layer in certificate.layers:
+            assert layer.forms[0] == "stage"
+            assert layer.forms[1].startswith("Dense dense_")
+            assert 0 <= layer.own["output"].ratio <= 1  # type: ignore[operator]
+            assert 0 <= layer.float64["output"].ratio <= 1  # type: ignore[operator]
+            assert layer.float64["output"].dtype == "float64"
+        assert any(layer.own["output"].difference for layer in certificate.layers)
+        assert "products of layers" in str(certificate.notes)
+    (output,) = there.network.outputs
+    assert output.float64 is not None
+    assert "compared in the other direction" in backwards.notes
+    json.dumps(there.to_dict(), allow_nan=False)
+    for ours, weight in zip(before, (*model.weights, *after.weights), strict=True):
+        np.testing.assert_array_equal(ours, numpy(weight))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_every_dtype_is_proven(dtype: str) -> None:
+    wide = dtype == "float64"
+    if wide and keras.config.backend() == "jax":
+        pytest.skip("JAX has no float64 unless it is switched on")
+    former = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(dtype)
+    try:
+        model = with_real_numbers(small())
+        x = np.random.default_rng(0).standard_normal((3, 6, 6, 2)).astype("float32")
+        after = convfc.simplify(model, x)
+        certificate = convfc.verify(model, after, x)
+    finally:
+        keras.config.set_dtype_policy(former)
+    assert certificate.holds, str(certificate)
+    assert {layer.dtype for layer in certificate.layers} == {dtype}
+    assert {layer.float64["output"].dtype for layer in certificate.layers} == {"float64"}
+
+
+def small() -> Any:
+    parts = [keras.Input((6, 6, 2)), L.Conv2D(3, 3, activation="relu", name="conv")]
+    parts += [L.AveragePooling2D(3, strides=1), L.Flatten()]
+    return keras.Sequential([*parts, L.Dense(4, name="head")])
+
+
+def away(weight: Any, by: float) -> None:
+    numbers = numpy(weight)
+    numbers[np.unravel_index(0, numbers.shape)] += by
+    weight.assign(numbers)
+
+
+def with_parts(after: Any, *parts: Any) -> Any:
+    """Another network that passes for one that was simplified."""
+    made = keras.Sequential([keras.Input(after.input_shape[1:], name=after.inputs[0].name), *parts])
+    vars(made).update({name: vars(after)[name] for name in vars(after) if "convfc" in name})
+    return made
+
+
+def dense_2(**options: Any) -> Any:
+    return L.Dense(options.pop("units", 4), name="dense_2", **options)
+
+
+CHANGED: dict[str, tuple[Callable[[Any], Any], str, set[str]]] = {
+    "a weight": (
+        lambda m: away(m.get_layer("dense_2").kernel, 0.5),
+        "dense_2; expected the numbers of kernel that it had",
+        {"head"},
+    ),
+    "a bit": (
+        lambda m: away(m.get_layer("dense_2").bias, 2.0**-20),
+        "dense_2; expected the numbers of bias that it had",
+        set(),
+    ),
+    "an activation": (
+        lambda m: with_parts(m, *m.layers[:2], L.ELU(name="relu_1"), m.layers[3]),
+        "relu_1; expected ReLU, got ELU",
+        set(),  # its input is the first network's own
+    ),
+    "a part": (
+        lambda m: with_parts(m, *m.layers, L.ReLU(name="relu_2")),
+        "relu_2; expected none, got ReLU",
+        set(),
+    ),
+    "a part gone": (
+        lambda m: with_parts(m, *m.layers[:3]),
+        "dense_2; expected Dense, got none",
+        {"no stages"},
+    ),
+    "no bias": (
+        lambda m: with_parts(m, *m.layers[:3], dense_2(use_bias=False)),
+        "dense_2; expected 2 weights, got 1",
+        {"head"},
+    ),
+    "a size": (
+        lambda m: with_parts(m, *m.layers[:3], dense_2(units=5)),
+        "dense_2; expected the numbers of kernel that it had",
+        {"head"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_what_is_not_as_it_was_made_is_refused_and_refuted(name: str) -> None:
+    change, words, stages = CHANGED[name]
+    model, x = with_real_numbers(small()), integers(2, 6, 6, 2)
+    after = convfc.simplify(model, x)
+    assert convfc.verify(model, after, x).holds
+    after = change(after) or after
+    place, _, found = words.partition("; ")
+    with pytest.raises(UnsupportedLayer, match=f"{place}: this is not as .* made it; {found}"):
+        convfc.to_conv(after)
+    certificate = convfc.verify(model, after, x)
+    assert any(one.startswith(f"network: {words}") for one in certificate.failures)
+    if certificate.layers:
+        assert {layer.name for layer in certificate.layers if not layer.holds} == stages
+    else:
+        assert stages == {"no stages"}
+        assert "parts are not those that it was made with: it has no dense_2" in str(
+            certificate.failures
+        )
+
+
+def test_other_calls_of_the_same_layers_are_refuted() -> None:
+    x = keras.Input((3, 3, 1))
+    y = L.Conv2D(2, 2, name="conv")(x)
+    model = with_real_numbers(keras.Model(x, L.Add()([y, L.ReLU()(y)])))
+    after = convfc.simplify(model, integers(1, 3, 3, 1))
+    flatten, dense, relu, add, reshape = after.layers[1:]
+    z = keras.Input((3, 3, 1), name=after.inputs[0].name)
+    acted = relu(dense(flatten(z)))
+    other = keras.Model(z, reshape(add([acted, acted])))
+    vars(other).update({name: vars(after)[name] for name in vars(after) if "convfc" in name})
+    for made, expected in ((after, True), (other, False)):
+        certificate = convfc.verify(model, made, integers(2, 3, 3, 1))
+        assert certificate.holds is expected
+    assert certificate.failures[0] == (
+        "network: its calls; expected those of the same network made again, got others"
+    )
+
+
+def test_a_certificate_knows_the_network_that_it_is_of() -> None:
+    x = integers(2, 6, 6, 2)
+    model = with_real_numbers(small())
+    after = convfc.simplify(model, x)
+    alike, other = with_real_numbers(small()), keras.Sequential([small(), L.Dropout(0.5)])
+    assert convfc.verify(alike, after, x).holds
+    away(alike.get_layer("conv").kernel, 0.5)
+    assert not convfc.verify(alike, after, x).holds
+    certificate = convfc.verify(other, after, x)
+    words = "it cannot be made again.*made of another one; expected the same layers, in this order"
+    assert re.search(words, str(certificate.failures))
+
+
 # Refused ------------------------------------------------------------------------------------------
 
 
@@ -267,6 +450,11 @@ class Own(L.Layer):  # type: ignore[misc]
 class OwnReLU(L.ReLU):  # type: ignore[misc]
     def call(self, x: Any) -> Any:
         return -x
+
+
+class OwnSeparable(L.SeparableConv2D):  # type: ignore[misc]
+    def call(self, x: Any) -> Any:
+        return -super().call(x)
 
 
 def two_inputs() -> Any:
@@ -291,6 +479,11 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     ),
     "own class": (one(lambda: Own(name="own")), UnsupportedLayer, "own: a Own is not known"),
     "own call": (one(lambda: OwnReLU(name="own")), UnsupportedLayer, "OwnReLU has its own call"),
+    "own separable": (
+        one(lambda: OwnSeparable(2, 3, name="own")),
+        UnsupportedLayer,
+        "own: its class OwnSeparable has its own call",
+    ),
     "product": (
         graph(lambda x: x * x),
         UnsupportedLayer,

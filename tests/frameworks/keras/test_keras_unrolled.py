@@ -199,6 +199,99 @@ def test_a_part_of_mobilenet() -> None:
     same(convfc.to_conv(after), model)
 
 
+SEPARABLE: dict[str, dict[str, Any]] = {
+    "1D": {"kernel_size": 3, "strides": 2, "activation": "relu", "depth_multiplier": 2},
+    "2D": {"kernel_size": (3, 2), "padding": "same", "dilation_rate": 2},
+    "2D, no bias": {"kernel_size": 2, "use_bias": False, "depth_multiplier": 3},
+}
+
+
+@pytest.mark.parametrize("data_format", FORMATS)
+@pytest.mark.parametrize("name", SEPARABLE)
+def test_a_separable_layer_is_two_matrices_and_goes_back_to_the_bit(
+    name: str, data_format: str
+) -> None:
+    options: dict[str, Any] = {**SEPARABLE[name], "data_format": data_format, "name": "apart"}
+    layer = getattr(layers, f"SeparableConv{name[:2]}")(4, **options)
+    x = integers(2, 7, 6, 3) if "2D" in name else integers(2, 9, 3)
+    x = np.moveaxis(x, -1, 1) if data_format == "channels_first" else x
+    layer.build(x.shape)
+    with_integers(layer)
+    layer.depthwise_kernel.trainable = False
+    after = convfc.unroll(layer, x)
+    kinds = ["Flatten", "Dense", "Dense", "Reshape", *["Activation"] * ("activation" in options)]
+    assert [type(part).__name__ for part in after.layers] == kinds
+    depth, point = after.layers[1:3]
+    assert (depth.name, depth.use_bias, depth.kernel.trainable) == ("depthwise", False, False)
+    assert (point.name, point.use_bias, point.kernel.trainable) == (
+        *("dense", options.get("use_bias", True)),
+        True,
+    )
+    expected = numpy(layer(x))
+    assert (numpy(after(x)) == expected).all()
+    assert expected.any(), "a comparison of zeros"
+    same(convfc.to_conv(after), layer)
+    same(convfc.to_conv(convfc.unroll(convfc.to_fc(layer), x)), layer)
+    depth.kernel.assign(2 * numpy(depth.kernel))
+    point.kernel.assign(3 * numpy(point.kernel))
+    back = convfc.to_conv(after).get_weights()
+    for factor, mine, its in zip((2, 3, 1), layer.get_weights(), back, strict=False):
+        np.testing.assert_array_equal(factor * mine, its)
+    certificate = convfc.verify(after, convfc.to_conv(after), x)
+    assert certificate.holds, certificate
+
+
+@pytest.mark.parametrize("data_format", FORMATS)
+def test_both_matrices_of_a_separable_layer_are_proven(data_format: str) -> None:
+    first = data_format == "channels_first"
+    options = {"data_format": data_format, "activation": "relu", "name": "apart"}
+    parts = [
+        keras.Input((2, 6, 5) if first else (6, 5, 2)),
+        layers.SeparableConv2D(4, 3, **options),
+    ]
+    model = keras.Sequential(parts)
+    x = np.random.default_rng(0).standard_normal((2, *model.input_shape[1:])).astype("float32")
+    after = convfc.unroll(model, x)
+    for pair in ((model, after), (after, model), (convfc.to_fc(model), after)):
+        certificate = convfc.verify(*pair, x)
+        assert certificate.holds, certificate
+        (layer,) = certificate.layers
+        assert layer.exact.identical
+        names = {"output", "input", "depthwise weight", "weight", "bias"}
+        assert {*layer.own} == {*layer.float64} == names
+        assert all(one.ratio is not None for one in layer.own.values())
+    for number, part in ((1, "depthwise"), (2, "dense")):
+        changed = convfc.unroll(model, x)
+        kernel = changed.get_layer("apart").layers[number].kernel
+        entries = numpy(kernel)
+        entries[tuple(np.argwhere(entries)[0])] *= 1.5
+        kernel.assign(entries)
+        certificate = convfc.verify(model, changed, x)
+        assert not certificate.holds, part
+        assert "its matrix is not a convolution's" in certificate.failures[0]
+        with pytest.raises(UnsupportedLayer, match="apart: its matrix is not a convolution's"):
+            convfc.to_conv(changed)
+
+
+def test_inspect_lists_them_with_the_layer_that_they_were() -> None:
+    parts = [keras.Input((8, 7, 3)), layers.Conv2D(4, 3, strides=2, padding="same", name="first")]
+    model = keras.Sequential([*parts, layers.SeparableConv2D(5, 2, name="apart")])
+    x = integers(2, 8, 7, 3)
+    after = convfc.unroll(model, x)
+    for given in (None, x):
+        for native, row in zip(
+            convfc.inspect(model, x).rows, convfc.inspect(after, given).rows, strict=True
+        ):
+            assert row.form == "unrolled"
+            for name in ("names", "kind", "geometry", "input_size", "output_size"):
+                assert getattr(row, name) == getattr(native, name), name
+            for name in ("call", "batch", "dtype", "itemsize") if given is not None else ():
+                assert getattr(row, name) == getattr(native, name), name
+            layer = after.get_layer(row.name)
+            assert row.parameters == layer.count_params()
+    assert convfc.inspect(after).rows[0].unrolled_shape == (64, 168)
+
+
 # Back ---------------------------------------------------------------------------------------------
 
 
@@ -371,11 +464,6 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         UnsupportedLayer,
         r"twice: it is called on inputs of the sizes \(8, 8\) and \(4, 4\).*convfc\.to_fc",
     ),
-    "separable": (
-        lambda: keras.Sequential([keras.Input((8, 8, 2)), layers.SeparableConv2D(2, 3, name="s")]),
-        UnsupportedLayer,
-        "it is two convolutions, one after the other",
-    ),
     "nothing": (
         lambda: keras.Sequential([keras.Input((8, 8, 2)), layers.Flatten()]),
         NothingToConvert,
@@ -402,6 +490,9 @@ def test_a_layer_that_the_model_does_not_call_and_one_that_does_not_fit() -> Non
     assert type(after.get_layer("runs")) is keras.Sequential
     with pytest.raises(MemoryBudgetError, match=r"first: the matrices .* expected at most 100 by"):
         convfc.unroll(net(), X, memory=100)
+    apart = keras.Sequential([keras.Input((4, 4, 1)), layers.SeparableConv2D(5, 3, name="apart")])
+    with pytest.raises(MemoryBudgetError, match=r"apart \(matrix 2\): .* got 20 x 4, 20 entries"):
+        convfc.unroll(apart, integers(1, 4, 4, 1), memory=100)
     with pytest.raises(ShapeError, match=r"example: the model does not run on it .*\(1, 9, 9, 9\)"):
         convfc.unroll(net(), integers(1, 9, 9, 9))
 

@@ -20,7 +20,8 @@ from torchvision.models import segmentation
 import convfc
 from convfc import simplify
 from convfc.errors import MemoryBudgetError, ShapeError, UnsupportedLayer, UnsupportedModel
-from convfc.frameworks.torch.simplification import OPERATIONS, simplified
+from convfc.frameworks.torch.simplification import OPERATIONS
+from convfc.mlp import simplified
 from convfc.rounding import UNIT_ROUNDOFF, gamma
 
 Forward = Callable[[Any, Tensor, Tensor], Any]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias
@@ -38,20 +38,38 @@ class KerasNetworks(Networks):
 
     def __init__(self, x: Any) -> None:
         self.x = x
+        self.shared = set()
 
-    def __call__(self, model: Any, numbers: Numbers | None = None) -> Any:
-        """Return the output of a model, by M K; in other numbers, of a copy of it."""
+    def __call__(
+        self,
+        model: Any,
+        numbers: Numbers | None = None,
+        run: Callable[[Any, Any], Any] = models.run,
+    ) -> Any:
+        """Return the output of a model, by M K; in other numbers, of a copy of it.
+
+        ``run`` makes something else of a model and its input.
+        """
         if numbers is None:
-            with by_matrix(models.all_layers(model)):
-                return models.run(model, self.x)
+            with self._as_compared(model):
+                return run(model, self.x)
         dtype = dtype_name(numbers(np.zeros(1, np.float32)).dtype)
         with backend.precision(dtype), backend.wide_numbers():
             inputs = models.as_inputs(model, self.x)
             inputs = keras.tree.map_structure(lambda a: _cast_inputs(a, dtype), inputs)
-            copied = _in_dtype(model, dtype, inputs)
+            shared = id(model) in self.shared
+            copied = model if shared else _in_dtype(model, dtype, inputs)
             with by_matrix(models.all_layers(copied)):
-                output = models.run(copied, inputs)
+                output = run(copied, inputs)
             return keras.tree.map_structure(models.to_numpy, output)
+
+    def _as_compared(self, model: Any) -> contextlib.AbstractContextManager[Any]:
+        """Have a model compute M K, and in float64 if it is, of which Keras may make float32."""
+        stack = contextlib.ExitStack()
+        stack.enter_context(by_matrix(models.all_layers(model)))
+        if self.dtypes(model) == {"float64"}:
+            stack.enter_context(backend.wide_numbers())
+        return stack
 
     def measure(
         self, model: Any, pairs: Sequence[Any], seed: int
@@ -60,7 +78,7 @@ class KerasNetworks(Networks):
 
         Not on the spot: inside a layer's call Keras casts variables to the dtype of that layer.
         """
-        with by_matrix(models.all_layers(model)):
+        with self._as_compared(model):
             output, found = models.run_watched(model, [pair.called for pair in pairs], self.x)
         given: dict[int, list[Array]] = {}
         for layer, x in found:
@@ -91,13 +109,17 @@ class KerasNetworks(Networks):
         return {name for name in found if name is not None and name.startswith(("float", "bfloat"))}
 
     def tensors(self, model: Any) -> Mapping[str, Array]:
-        """Return the variables of all parts by the names of these."""
+        """Return the variables of all parts by the names of these, and of what holds them there.
+
+        Not by their own: Keras numbers those anew that were given none.
+        """
         found: dict[str, Array] = {}
         for place, part in walk(model, models.children).items():
+            held = {id(one): name.lstrip("_") for name, one in models.held_in(vars(part))}
             for number, variable in enumerate(
                 [*part._trainable_variables, *part._non_trainable_variables]
             ):
-                name = f"{place}.{variable.name}" if place else variable.name
+                name = f"{place}.{held[id(variable)]}" if place else held[id(variable)]
                 name = f"{name}#{number}" if name in found else name
                 found[name] = models.to_numpy(variable.value)
         return found
@@ -227,11 +249,11 @@ class LayerSides(Sides):
         return made
 
     def _run(self, layer: Any, x: Array) -> Run:
-        with backend.wide_numbers(), by_matrix([layer]), _linear(layer):
+        with backend.wide_numbers(), by_matrix([layer]), models.linear(layer):
             y, pull = backend.pullback(layer, x, self._key(layer, x))
 
         def gradients(dy: Array) -> dict[str, Array]:
-            with backend.wide_numbers(), by_matrix([layer]), _linear(layer):
+            with backend.wide_numbers(), by_matrix([layer]), models.linear(layer):
                 dx, *others = map(models.to_numpy, pull(dy))
             named = {"input": dx}
             if self.plain:
@@ -328,17 +350,6 @@ class LayerSides(Sides):
         for name in ours.keys() & theirs.keys():
             if ours[name] != theirs[name]:
                 yield f"its {name}; expected {ours[name]}, got {theirs[name]}"
-
-
-@contextlib.contextmanager
-def _linear(layer: Any) -> Iterator[None]:
-    """Leave out a layer's activation: the bound is for the sums in front of it."""
-    activation = layer.activation
-    vars(layer)["activation"] = keras.activations.linear
-    try:
-        yield
-    finally:
-        vars(layer)["activation"] = activation
 
 
 @contextlib.contextmanager

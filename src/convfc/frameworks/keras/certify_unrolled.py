@@ -62,25 +62,26 @@ class _Unrolled(LayerSides):
         if record is None:
             found: dict[str, Any] = super()._in_conv_layout(layer, gradients)
             return found
-        return dict(zip(("weight", "bias"), unrolled.folded(record, gradients), strict=False))
+        names = ("depthwise weight", "weight", "bias")[-1 - len(record.steps) :]
+        return dict(zip(names, unrolled.folded(record, gradients), strict=False))
 
 
 def _in_numbers(layer: Any, numbers: Numbers | None) -> Any:
     """Return an unrolled layer with other numbers, without its activation."""
-    record, dense = unrolled.unrolled_of(layer), layer.layers[1]
-    held = [np.asarray(models.to_numpy(one.value)) for one in dense.weights]
-    policy: Any = dense.dtype_policy.name
+    record, dense = unrolled.unrolled_of(layer), unrolled.dense_of(layer)
+    held = [np.asarray(models.to_numpy(one.value)) for part in dense for one in part.weights]
+    policy: Any = dense[0].dtype_policy.name
     if numbers is not None:
         held = [numbers(one) for one in held]
         policy = dtype_name(numbers(np.zeros(1, held[0].dtype)).dtype)
     with backend.wide_numbers():
         parts = [
             type(part).from_config({**part.get_config(), "dtype": policy, "trainable": True})
-            for part in layer.layers[:3]
+            for part in layer.layers[: 2 + len(dense)]
         ]
         shape = layer.input_shape[1:]
         made = keras.Sequential([keras.Input(shape, dtype=policy), *parts])
         made.dtype_policy = keras.DTypePolicy(policy)
-        parts[1].set_weights(held)
+        made.set_weights(held)
     vars(made).update({unrolled.ATTRIBUTE: record, "activation": keras.activations.linear})
     return made

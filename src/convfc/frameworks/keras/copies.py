@@ -25,8 +25,9 @@ from convfc.comparing import first_words, words
 from convfc.errors import UnsupportedLayer, UnsupportedModel
 from convfc.frameworks.keras import models
 from convfc.frameworks.keras.read import numbers
+from convfc.mlp.simplified import ATTRIBUTE
 
-RECORDS = ("convfc_unrolled", "convfc_simplified")
+RECORDS = ("convfc_unrolled", ATTRIBUTE)
 """Attributes in which what convfc has made remembers what it was; copies have them, too."""
 
 _SUBCLASSED = (
@@ -203,7 +204,7 @@ def _same_kind(layer: Any) -> Any:
 
 def _finish(model: Any, copied: Any) -> None:
     """Give a graph's copy what building the graph again leaves out."""
-    for mine, theirs in zip(_inputs(model), _inputs(copied), strict=True):
+    for mine, theirs in zip(input_layers(model), input_layers(copied), strict=True):
         theirs.name = mine.name  # Keras names it after its tensor
     if copied.dtype_policy != model.dtype_policy:  # it casts what it is called with
         copied.dtype_policy = model.dtype_policy
@@ -211,7 +212,8 @@ def _finish(model: Any, copied: Any) -> None:
         _compile_alike(model, copied)
 
 
-def _inputs(model: Any) -> list[Any]:
+def input_layers(model: Any) -> list[Any]:
+    """Return the layers that name a graph's inputs."""
     return [one for one in model._layers if isinstance(one, keras.layers.InputLayer)]
 
 

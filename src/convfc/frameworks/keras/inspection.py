@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from convfc.errors import ConvfcError, Refusal
-from convfc.frameworks.keras import forms, models, read
+from convfc.frameworks.keras import forms, models, read, unrolled
 from convfc.inspection import Inspection, LayerRow
 
 
@@ -25,12 +25,12 @@ def inspect(
     names: dict[int, list[str]] = {}
     layers: dict[int, Any] = {}
     for place, part in places.items():
-        if forms.form_of(part) or place in unreachable:
+        if unrolled.form_of(part) or place in unreachable:
             names.setdefault(id(part), []).append(place)
             layers[id(part)] = part
     calls: dict[int, list[Any]] = {}
     if x is not None:
-        convs = [one for one in layers.values() if forms.form_of(one)]
+        convs = [one for one in layers.values() if unrolled.form_of(one)]
         for layer, given in models.run_watched(model, convs, x)[1]:
             calls.setdefault(id(layer), []).append(given)
     rows: list[LayerRow] = []
@@ -52,34 +52,44 @@ def inspect(
 
 def _row(layer: Any, places: tuple[str, ...], unreachable: Mapping[str, Refusal]) -> LayerRow:
     """Return what is known of a layer that is not called."""
-    form = forms.form_of(layer)
+    form, conv, record = unrolled.form_of(layer), _conv(layer), unrolled.unrolled_of(layer)
     blocked = unreachable.get(places[0])
     if form == "native":
         blocked = forms.obstacle(layer)
-    size = _known_size(layer) if layer.built else None
-    return LayerRow(
+    size = _known_size(conv) if conv.built else None
+    row = LayerRow(
         places,
-        type(layer).__name__,
+        type(conv).__name__,
         form or "other",
-        None if size is None or form is None else _geometry(layer, size),
+        None if size is None or form is None else _geometry(conv, size),
         sum(math.prod(one.shape) for one in layer.weights) if layer.built else None,
         "" if blocked is None else blocked.reason,
         "" if blocked is None else blocked.remedy,
     )
+    return row if record is None else _sized(row, conv, record.steps[0].input_size)
+
+
+def _conv(layer: Any) -> Any:
+    """Return a layer; of one in unrolled form, the CONV layer that it was."""
+    record = unrolled.unrolled_of(layer)
+    return layer if record is None else record.layer
+
+
+def _sized(row: LayerRow, conv: Any, size: tuple[int, ...]) -> LayerRow:
+    """Return the row with what follows from an input's size."""
+    geometry = _geometry(conv, size)
+    output = None if geometry is None else geometry.output_size(size)
+    return replace(row, geometry=geometry, input_size=size, output_size=output)
 
 
 def _of_call(row: LayerRow, layer: Any, number: int, x: Any) -> LayerRow:
     """Return the row with what one call adds."""
-    shape = tuple(x.shape)
-    size = read.spatial_size(layer, shape)
-    geometry, dtype = _geometry(layer, size), layer.compute_dtype
+    shape, dtype = tuple(x.shape), layer.compute_dtype
+    conv = _conv(layer)
     return replace(
-        row,
-        geometry=geometry,
+        _sized(row, conv, read.spatial_size(conv, shape)),
         call=number,
         batch=shape[0],
-        input_size=size,
-        output_size=None if geometry is None else geometry.output_size(size),
         dtype=dtype,
         itemsize=2 if dtype == "bfloat16" else np.dtype(dtype).itemsize,
     )

@@ -31,10 +31,9 @@ def children(part: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if not hasattr(part, "operations"):
         attributes = {**vars(part), **(getattr(part, "_modules", None) or {})}
-        for name, value in attributes.items():
-            for inner, layer in _inside(value, name):
-                if id(layer) in held and not name.startswith("_"):
-                    found[inner] = held.pop(id(layer))
+        for name, layer in held_in(attributes):
+            if id(layer) in held and not name.startswith("_"):
+                found[name] = held.pop(id(layer))
     for layer in held.values():
         name, number = layer.name, 1
         while name in found:
@@ -43,14 +42,15 @@ def children(part: Any) -> dict[str, Any]:
     return found
 
 
-def _inside(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """Yield what an attribute holds, by its name and the places in a list or a dict."""
-    if isinstance(value, Mapping):
-        yield from ((f"{name}.{key}", one) for key, one in value.items())
-    elif isinstance(value, (list, tuple)):
-        yield from ((f"{name}.{number}", one) for number, one in enumerate(value))
-    else:
-        yield name, value
+def held_in(attributes: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield what attributes hold, by their names and the places in a list or a dict."""
+    for name, value in attributes.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{name}.{key}", one) for key, one in value.items())
+        elif isinstance(value, (list, tuple)):
+            yield from ((f"{name}.{number}", one) for number, one in enumerate(value))
+        else:
+            yield name, value
 
 
 def all_layers(model: Any) -> Iterator[Any]:
@@ -196,6 +196,17 @@ def _watching(layers: Iterable[Any], note: Callable[[Any, Any], None]) -> Iterat
     finally:
         for layer in watched.values():
             vars(layer).pop("call", None)
+
+
+@contextlib.contextmanager
+def linear(layer: Any) -> Iterator[None]:
+    """Leave out a layer's activation."""
+    activation = layer.activation
+    vars(layer)["activation"] = keras.activations.linear
+    try:
+        yield
+    finally:
+        vars(layer)["activation"] = activation
 
 
 def layer_input(model: Any, layer: Any, x: Any) -> Any:

@@ -23,7 +23,8 @@ with needing():
     import keras
 
 from convfc.comparing import first_words
-from convfc.frameworks.keras.read import numbers, read_layer
+from convfc.frameworks.keras.parts import CONVS
+from convfc.frameworks.keras.read import numbers, read_in_turn
 from convfc.layer import ConvLayer
 from convfc.mlp.maps import moved, probed
 from convfc.mlp.pieces import between, leaky, maxima, pool_windows, scaled, shifted
@@ -114,21 +115,31 @@ OPERATIONS = Operations()
 """By the classes of layers, or by the names of operations of ``keras.ops``."""
 
 
-def made_of(step: Step) -> Any:
-    """Return what a layer or operation makes of its inputs: one `Tracked`, or a list of them."""
+def made_of(step: Step) -> list[Any]:
+    """Return what a layer or operation makes of its inputs, and that after its `activation_of`.
+
+    Each is one `Tracked`, or a list of them.
+    """
     layer, key = step.layer, None  # type: Any, Any
     if isinstance(layer, L.Layer):
         key = next((cls for cls in type(layer).__mro__ if cls in OPERATIONS), None)
         if key is None:
             raise refuse(f"{step.words} {_UNKNOWN}", step.place)
         own = type(layer).call is not key.call or {"call", "__call__"} & vars(layer).keys()
-        if own and key not in CONVS:  # `read_layer` says of these what they are
+        if own and key not in CONVS:  # `read_in_turn` says of these what they are
             raise refuse(f"its class {type(layer).__name__} has its own call", step.place)
     else:
         key = type(layer).__name__
         if not type(layer).__module__.startswith("keras.") or key not in OPERATIONS:
             raise refuse(f"keras.ops's {key} {_UNKNOWN}", step.place)
-    return OPERATIONS[key](step, *step.inputs)
+    made, activation = OPERATIONS[key](step, *step.inputs), activation_of(layer)
+    return [made] if activation is None else [made, _activated(step, made, activation)]
+
+
+def activation_of(layer: Any) -> Any:
+    """Return the function that a layer applies to what it computes, if it has one."""
+    known = isinstance(layer, (*CONVS, L.Dense, L.Activation))
+    return layer.activation if known else None
 
 
 def _each(kind: str, axes: str = "123") -> list[Any]:
@@ -138,61 +149,20 @@ def _each(kind: str, axes: str = "123") -> list[Any]:
 
 # Layers with weights ------------------------------------------------------------------------------
 
-CONVS = [*_each("Conv*D"), *_each("Conv*DTranspose"), *_each("DepthwiseConv*D")]
-
 
 @OPERATIONS.register(*CONVS)
 def _(step: Step, x: Tracked) -> Tracked:
-    return _activated(step, convolved(step.layer, x, step.memory), step.layer.activation)
-
-
-def convolved(layer: Any, x: Tracked, memory: float | None) -> Tracked:
-    """Return what a CONV layer makes of a value, before its activation."""
-    first = layer.data_format == "channels_first"
-    size = x.shape[1:] if first else x.shape[:-1]
-    read = read_layer(layer, size)
-    bias = None if read.bias is None else np.asarray(read.bias, np.float64)
-    wide = ConvLayer(read.geometry, np.asarray(read.filters, np.float64), bias)
-    matrix = conv_matrix(wide, size, order=layer.data_format, memory=memory)
-    offset = conv_offset(wide, size, order=layer.data_format)
-    channels, out = read.geometry.out_channels, read.geometry.output_size(size)
-    shape = (channels, *out) if first else (*out, channels)
-    return Tracked(affine({x.value: matrix}, offset, of_layer=True), shape)
-
-
-@OPERATIONS.register(*_each("SeparableConv*D"))
-def _(step: Step, x: Tracked) -> Tracked:
-    for part in two_of(step.layer):
-        x = convolved(part, x, step.memory)
-    return _activated(step, x, step.layer.activation)
-
-
-def two_of(layer: Any) -> tuple[Any, Any]:
-    """Return the two CONV layers that a separable one is, one after the other."""
-    axes = len(layer.kernel_size)
-    rest = {"data_format": layer.data_format, "dtype": layer.dtype_policy}
-    depth = getattr(L, f"DepthwiseConv{axes}D")(
-        layer.kernel_size,
-        strides=layer.strides,
-        padding=layer.padding,
-        depth_multiplier=layer.depth_multiplier,
-        dilation_rate=layer.dilation_rate,
-        use_bias=False,
-        name=f"{layer.name}_depthwise",
-        **rest,
-    )
-    point = getattr(L, f"Conv{axes}D")(
-        layer.filters, 1, use_bias=layer.use_bias, name=f"{layer.name}_pointwise", **rest
-    )
-    for part, kernel in ((depth, layer.depthwise_kernel), (point, layer.pointwise_kernel)):
-        channels = kernel.shape[-2]
-        first = layer.data_format == "channels_first"
-        size = (None,) * axes
-        part.build((None, channels, *size) if first else (None, *size, channels))
-        part.kernel.assign(kernel) if part is depth else part._kernel.assign(kernel)
-    if layer.use_bias:
-        point.bias.assign(layer.bias)
-    return depth, point
+    order = step.layer.data_format
+    first = order == "channels_first"
+    for read, size in read_in_turn(step.layer, x.shape[1:] if first else x.shape[:-1]):
+        bias = None if read.bias is None else np.asarray(read.bias, np.float64)
+        wide = ConvLayer(read.geometry, np.asarray(read.filters, np.float64), bias)
+        matrix = conv_matrix(wide, size, order=order, memory=step.memory)
+        offset = conv_offset(wide, size, order=order)
+        channels, out = read.geometry.out_channels, read.geometry.output_size(size)
+        shape = (channels, *out) if first else (*out, channels)
+        x = Tracked(affine({x.value: matrix}, offset, of_layer=True), shape)
+    return x
 
 
 @OPERATIONS.register(L.Dense)
@@ -207,7 +177,7 @@ def _(step: Step, x: Tracked) -> Tracked:
         offset = numbers(layer.bias).astype(np.float64)
     whole = matrix if rows == 1 else sparse.kron(identity(rows), matrix, format="csr")
     value = affine({x.value: whole}, np.tile(offset, rows), of_layer=True)
-    return _activated(step, Tracked(value, (*x.shape[:-1], matrix.shape[0])), layer.activation)
+    return Tracked(value, (*x.shape[:-1], matrix.shape[0]))
 
 
 @OPERATIONS.register(L.BatchNormalization)
@@ -408,7 +378,7 @@ def _activated(step: Step, x: Tracked, function: Any) -> Tracked:
     """Return a value after an activation."""
     if isinstance(function, L.Layer):
         inside = Step(function, (x,), {}, step.max_pool, step.memory)
-        made: Tracked = made_of(inside)
+        made: Tracked = made_of(inside)[-1]
         return made
     name = getattr(function, "__name__", type(function).__name__)
     if function is None or function is A.linear:
@@ -437,7 +407,7 @@ def _kept(step: Step, x: Tracked, layer: Any) -> Value:
 
 @OPERATIONS.register(L.Activation)
 def _(step: Step, x: Tracked) -> Tracked:
-    return _activated(step, x, step.layer.activation)
+    return x
 
 
 @OPERATIONS.register(*_OF_OPS)

@@ -34,7 +34,7 @@ TRANSPOSED = (
 DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
 KNOWN = (*PLAIN, *TRANSPOSED, *DEPTHWISE)
 SEPARABLE = (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
-"""Two convolutions, which make one FC form but no reading."""
+"""Two convolutions, which make one FC form, and are read in turn."""
 
 _ALIKE = (3, 15)
 """The first version of Keras that crops a transposed output in the same way on every backend."""
@@ -42,15 +42,35 @@ _ALIKE = (3, 15)
 
 def read_layer(layer: Any, input_size: Sequence[int], *, differentiable: bool = False) -> ConvLayer:
     """Read a CONV layer for one spatial input size, without its activation."""
-    _check(layer)
+    _check(layer, KNOWN)
     kernel, bias = (_array(weight, differentiable) for weight in (layer.kernel, layer.bias))
+    return _as_read(geometry_of(layer, kernel.shape, input_size), kernel, bias, _name(layer))
+
+
+def read_in_turn(layer: Any, input_size: Sequence[int]) -> list[tuple[ConvLayer, Sizes]]:
+    """Read the convolutions of a layer, two of a separable one, each with its own input size."""
+    if not isinstance(layer, SEPARABLE):
+        return [(read_layer(layer, input_size), tuple(input_size))]
+    _check(layer, SEPARABLE)
+    weights = layer.depthwise_kernel, layer.pointwise_kernel, layer.bias
+    depthwise, pointwise, bias = (_array(weight, False) for weight in weights)
+    geometry = geometry_of(layer, depthwise.shape, input_size)
+    size = geometry.output_size(input_size)
+    channels, count = pointwise.shape[-2:]
+    point = ConvGeometry(channels, count, (1,) * len(size))
+    return [
+        (_as_read(geometry, depthwise, None, layer.name), tuple(input_size)),
+        (_as_read(point, pointwise, bias, _name(layer)), size),
+    ]
+
+
+def _as_read(geometry: ConvGeometry, kernel: Array, bias: Array | None, name: str) -> ConvLayer:
     xp = array_api_compat.array_namespace(kernel)
-    geometry = geometry_of(layer, kernel.shape, input_size)
     if geometry.transposed:  # (*kernel, f, c)
         kernel = xp.moveaxis(kernel, -1, -2)
     size = geometry.filters_shape[1:]  # otherwise (*kernel, c / groups, f), or what is read as such
     filters = xp.moveaxis(xp.reshape(kernel, (*size, geometry.out_channels)), -1, 0)
-    return ConvLayer(geometry, filters, bias, _name(layer))
+    return ConvLayer(geometry, filters, bias, name)
 
 
 def geometry_of(layer: Any, kernel_shape: Sequence[int], input_size: Sequence[int]) -> ConvGeometry:
@@ -113,9 +133,9 @@ def obstacle(layer: Any) -> Refusal | None:
     return Refusal(what, remedy, f"layer {layer.name}") if what and remedy else None
 
 
-def _check(layer: Any) -> None:
-    """Raise unless the layer computes what its class is known for."""
-    if isinstance(layer, KNOWN):
+def _check(layer: Any, kinds: tuple[type, ...]) -> None:
+    """Raise unless the layer is of these classes, and computes what they are known for."""
+    if isinstance(layer, kinds):
         refusal = obstacle(layer)
     elif isinstance(layer, SEPARABLE):
         what = "it is two convolutions, one after the other"
@@ -127,7 +147,7 @@ def _check(layer: Any) -> None:
             remedy = "give one layer of the model, such as model.get_layer('conv2d')"
         refusal = Refusal("it is not a CONV layer that can be read", remedy)
     if refusal is not None:
-        known = f"one of {', '.join(cls.__name__ for cls in KNOWN)}"
+        known = f"one of {', '.join(cls.__name__ for cls in kinds)}"
         where, got = f"layer {layer.name}", type(layer).__name__
         raise UnsupportedLayer(
             refusal.reason, where=where, expected=known, got=got, remedy=refusal.remedy

@@ -9,6 +9,7 @@ a graph is built again (see `copies`).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from types import FunctionType
 from typing import Any, Literal
 
@@ -17,13 +18,16 @@ from convfc.extras import needing
 with needing():
     import keras
 
+from convfc.certificate import LayerCertificate, NetworkCertificate
 from convfc.errors import Refusal, UnsupportedLayer, UnsupportedModel
-from convfc.frameworks.keras import copies, forms, models, read, simplification, unrolled
+from convfc.frameworks.keras import copies, export, forms, models, read, simplification, unrolled
 from convfc.frameworks.keras.certify import KerasNetworks, KerasPair
+from convfc.frameworks.keras.certify_simplified import made_again
 from convfc.frameworks.keras.certify_unrolled import UnrolledPair
 from convfc.frameworks.keras.inspection import inspect
 from convfc.inspection import Inspection
 from convfc.layer import ConvLayer, Order
+from convfc.mlp.stages import certified_whole
 from convfc.operators.estimate import check_dense
 from convfc.places import Where, place_in_words
 from convfc.room import FCForm, Room, Wanted
@@ -191,14 +195,19 @@ class KerasRoom(Room):
         made = unrolled.unrolled_of(before) or unrolled.unrolled_of(after)
         return (UnrolledPair if made else KerasPair)(name, before, after)
 
-    def certified_whole(self, before: Any, after: Any, run: Any) -> None:
-        simplification.check_not_simplified(before, after)
+    def certified_whole(
+        self, before: Any, after: Any, run: Any
+    ) -> tuple[list[LayerCertificate], NetworkCertificate] | None:
+        return certified_whole(before, after, run, partial(made_again, run))
 
     def version(self) -> str:
         return f"keras {keras.__version__}, {keras.config.backend()}"
 
     def inspect(self, model: Any, x: Any = None) -> Inspection:
         return inspect(model, x, self.places(model), self.unreachable(model))
+
+    def to_onnx(self, model: Any, example: Any) -> Any:
+        return export.to_onnx(model, example)
 
     def layer_input(self, model: Any, place: str, x: Any) -> Any:
         return models.layer_input(model, self.places(model)[place], x)

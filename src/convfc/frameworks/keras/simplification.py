@@ -6,10 +6,11 @@ along its graph (`operations` says what each layer does), and made of Keras's ow
 
 from __future__ import annotations
 
+import itertools
 import math
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from scipy import sparse
@@ -21,12 +22,22 @@ with needing():
 
 from convfc.errors import ShapeError, UnsupportedModel
 from convfc.frameworks.keras import models
-from convfc.frameworks.keras.backend import wide_numbers
-from convfc.frameworks.keras.copies import RECORDS, check_is_graph, copied, is_graph, unchanged
-from convfc.frameworks.keras.operations import CONVS, Step, made_of
-from convfc.frameworks.keras.read import numbers, read_layer, spatial_size
+from convfc.frameworks.keras.backend import compiled, wide_numbers
+from convfc.frameworks.keras.copies import check_is_graph, copied, input_layers, is_graph, unchanged
+from convfc.frameworks.keras.operations import Step, activation_of, made_of
+from convfc.frameworks.keras.parts import CONVS
+from convfc.frameworks.keras.read import numbers, read_in_turn, spatial_size
 from convfc.mlp.budget import check_least, check_memory, memory_explained
-from convfc.mlp.merge import as_sequence, merge
+from convfc.mlp.simplified import (
+    ATTRIBUTE,
+    MaxPool,
+    Options,
+    Programs,
+    Simplified,
+    options_for,
+    programs_of,
+    record_of,
+)
 from convfc.mlp.values import (
     Affine,
     Input,
@@ -43,21 +54,9 @@ from convfc.mlp.values import (
 from convfc.operators.estimate import MatrixEstimate, check_together, pattern_estimate
 from convfc.operators.pattern import matrix_pattern
 from convfc.places import Where, check_as_a_whole, nothing_to_convert
-from convfc.sizes import one_of
 
 L = keras.layers
-MaxPool: TypeAlias = Literal["keep", "relu"]
-ATTRIBUTE = RECORDS[1]
-
-
-@dataclass(frozen=True, eq=False)
-class Simplified:
-    """The network that a simplified one was, and how it was simplified."""
-
-    original: Any
-    shape: tuple[int, ...]
-    max_pool: MaxPool
-    sequential: bool
+Parts: TypeAlias = dict[Value, dict[Value | None, str]]
 
 
 def simplify(
@@ -69,38 +68,18 @@ def simplify(
     memory: float | None = None,
 ) -> Any:
     """Return a CONV network as a plain MLP that computes the same; see `convfc.simplify`."""
-    remedy = "'keep' leaves max-pooling as it is, 'relu' writes it with ReLU"
-    one_of("max_pool", max_pool, MaxPool, remedy=remedy)
-    if record_of(model) is not None:
-        raise nothing_to_convert("layer that is not simplified already", None, ())
+    options = options_for(model, max_pool, sequential=sequential)
     check_is_graph(model)
-    x = _one_input(model, example)
-    dtype = _dtype(model)
-    found = _read(model, x, max_pool, memory, _itemsize(dtype), sequential=sequential)
+    dtype = dtype_of(model)
+    found = read(model, example, options, memory)
     if _is_simple(model, found):
         raise nothing_to_convert("layer other than Dense and ReLU", None, ())
-    check_memory(found.program, _itemsize(dtype), memory)
-    made = _Build(dtype).model(found.program, _input_name(model))
-    record = Simplified(copied(model), tuple(x.shape[1:]), max_pool, sequential)
+    name = str(model.inputs[0].name) if isinstance(model, keras.Model) else None
+    made, _ = build(found.final, dtype, name, memory)
+    original = found.original
+    record = Simplified(copied(model), original.input_shape, dtype, options, original.signature)
     vars(made)[ATTRIBUTE] = record
     return made
-
-
-def record_of(model: Any) -> Simplified | None:
-    """Return the record of a simplified network; None of any other."""
-    record = vars(model).get(ATTRIBUTE)
-    return record if isinstance(record, Simplified) else None
-
-
-def check_not_simplified(*models_: Any) -> None:
-    """Refuse to compare a simplified network layer by layer: it has none of the first one's."""
-    if any(record_of(model) is not None for model in models_):
-        raise UnsupportedModel(
-            "a simplified network of Keras has no certificate yet",
-            where="model",
-            remedy="convfc.to_conv(model) makes it again of the CONV network, compares every bit, "
-            "and gives that network back, or says what differs",
-        )
 
 
 def whole_back(model: Any, where: Where, *, inplace: bool) -> Any | None:
@@ -109,13 +88,14 @@ def whole_back(model: Any, where: Where, *, inplace: bool) -> Any | None:
     if record is None:
         return None
     check_as_a_whole(where, inplace=inplace)
-    x = np.zeros((1, *record.shape), _numpy_name(_dtype(record.original)))
-    again = simplify(record.original, x, max_pool=record.max_pool, sequential=record.sequential)
-    check_as_made(_other_parts(again, model))
+    x = np.zeros((1, *record.shape), _numpy_name(record.dtype))
+    found = read(record.original, x, record.options)
+    again, _ = build(found.final, record.dtype, input_layers(model)[0].name)
+    check_as_made(other_parts(again, model))
     return copied(record.original)
 
 
-def _other_parts(again: Any, after: Any) -> Iterator[str]:
+def other_parts(again: Any, after: Any) -> Iterator[str]:
     """Yield, in words, what a simplified network has other than when it is made again."""
     ours, theirs = ({part.name: part for part in model.layers} for model in (again, after))
     for name in ours | theirs:
@@ -123,12 +103,22 @@ def _other_parts(again: Any, after: Any) -> Iterator[str]:
         if kinds[0] != kinds[1]:
             yield f"{name}; expected {kinds[0]}, got {kinds[1]}"
             continue
-        for mine, other in zip(ours[name].weights, theirs[name].weights, strict=True):
-            mine_, other_ = numbers(mine), numbers(other)
+        weights, others = ours[name].weights, theirs[name].weights
+        if len(weights) != len(others):
+            yield f"{name}; expected {len(weights)} weights, got {len(others)}"
+            continue
+        for mine, other in zip(weights, others, strict=True):
+            mine_, other_ = _rounded(numbers(mine), other.dtype), numbers(other)
             if mine_.shape != other_.shape or mine_.tobytes() != other_.tobytes():
                 yield f"{name}; expected the numbers of {mine.name} that it had, got others"
     if _calls(again) != _calls(after):
         yield "its calls; expected those of the same network made again, got others"
+
+
+def _rounded(array: np.ndarray[Any, Any], dtype: str) -> np.ndarray[Any, Any]:
+    """Return numbers as a variable of a dtype holds them, in `numbers`."""
+    narrow = array.astype(_numpy_name(dtype))
+    return numbers(keras.ops.cast(narrow, dtype)) if dtype == "bfloat16" else narrow
 
 
 def _calls(model: Any) -> Any:
@@ -136,17 +126,13 @@ def _calls(model: Any) -> Any:
     layers = model.get_config()["layers"]
     if isinstance(model, keras.Sequential):
         return [layer["config"]["name"] for layer in layers]
-    return [(layer["name"], str(layer["inbound_nodes"])) for layer in layers]
+    return [
+        (layer["name"], re.findall(r"'keras_history': (\[.*?\])", str(layer["inbound_nodes"])))
+        for layer in layers
+    ]
 
 
 # Reading ------------------------------------------------------------------------------------------
-
-
-class _Read(NamedTuple):
-    """A network as values, of which the first is before and the other after merging."""
-
-    original: Program
-    program: Program
 
 
 def _one_input(model: Any, example: Any) -> Any:
@@ -181,7 +167,7 @@ def _leaves(model: Any) -> Iterator[Any]:
         yield from _leaves(layer)
 
 
-def _dtype(model: Any) -> str:
+def dtype_of(model: Any) -> str:
     """Return the dtype that all of a model is in."""
     leaves = [layer for layer in _leaves(model) if not isinstance(layer, L.InputLayer)]
     dtypes: dict[str, Any] = {}
@@ -207,37 +193,34 @@ def _itemsize(dtype: str) -> int:
     return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
 
 
-def _input_name(model: Any) -> str | None:
-    return str(model.inputs[0].name) if isinstance(model, keras.Model) else None
-
-
-def _read(
-    model: Any,
-    x: Any,
-    max_pool: MaxPool,
-    memory: float | None,
-    itemsize: int,
-    *,
-    sequential: bool,
-) -> _Read:
+def read(model: Any, example: Any, options: Options, memory: float | None = None) -> Programs:
     """Run a model on an example, read it as values, and merge them."""
+    x = _one_input(model, example)
     shape = _checked_run(model, x, memory)
-    start = Input(math.prod(x.shape[1:]))
-    walk = _Walk(max_pool, memory)
+    walk = _Reading(tuple(map(int, x.shape[1:])), options.max_pool, memory)
     with memory_explained():
         with wide_numbers():
-            end = walk.through(model, [Tracked(start, tuple(x.shape[1:]))])
+            end = walk.through(model, walk.made[:1])
         if not isinstance(end, Tracked):
             raise _not_one(end)
         if shape != (x.shape[0], *end.shape):
             raise refuse("its output has another shape than what was read of it", "model")
-        shapes = tuple(x.shape[1:]), end.shape
-        original = Program(start, end.value, *shapes, walk.places)
-        check_least(original, itemsize, memory)
-        program = merge(original, alternating=sequential).program
-        if sequential and not is_chain(program):
-            program = as_sequence(program).program
-    return _Read(original, program)
+        original = walk.program(end)
+        check_least(original, _itemsize(dtype_of(model)), memory)
+        return programs_of(original, options)
+
+
+def values(model: Any, x: Any) -> list[Any]:
+    """Return what the calls of a model that was read make of its input, as ``tensors`` has it."""
+
+    def call(x: Any) -> list[Any]:
+        walk = _Running([x])
+        walk.through(model, [x])
+        return walk.made
+
+    x = keras.ops.cast(models.as_inputs(model, x), dtype_of(model))
+    found: list[Any] = compiled(model, call)(x)
+    return found
 
 
 def _not_one(end: Any) -> UnsupportedModel:
@@ -254,18 +237,20 @@ def _checked_run(model: Any, x: Any, memory: float | None) -> tuple[int, ...] | 
     """Return the shape of the output, after a look at how large the layers' matrices will be."""
     estimates: dict[str, MatrixEstimate] = {}
 
+    def add(name: str, estimate: MatrixEstimate) -> None:
+        estimates[name + f", called as {len(estimates)}" * (name in estimates)] = estimate
+
     def note(layer: Any, x: Any) -> None:
-        name, shape = layer.name, tuple(map(int, x.shape))
-        name += f", called as {len(estimates)}" * (name in estimates)
+        shape = tuple(map(int, x.shape))
         if isinstance(layer, L.Dense):
             rows = math.prod(shape[1:-1])
             nonzeros = rows * math.prod(layer.kernel.shape)
             sizes = (rows * layer.units, rows * shape[-1])
-            estimates[name] = MatrixEstimate(sizes, nonzeros, 12 * nonzeros)
+            add(layer.name, MatrixEstimate(sizes, nonzeros, 12 * nonzeros))
             return
-        size = spatial_size(layer, shape)
-        pattern = matrix_pattern(read_layer(layer, size).geometry, size, layer.data_format)
-        estimates[name] = pattern_estimate(pattern, np.float64)
+        for read, size in read_in_turn(layer, spatial_size(layer, shape)):
+            pattern = matrix_pattern(read.geometry, size, layer.data_format)
+            add(layer.name, pattern_estimate(pattern, np.float64))
 
     watched = [layer for layer in _leaves(model) if isinstance(layer, (*CONVS, L.Dense))]
     with unchanged(model):
@@ -285,14 +270,13 @@ def _checked_run(model: Any, x: Any, memory: float | None) -> tuple[int, ...] | 
     return tuple(int(n) for n in outputs[0].shape)
 
 
-class _Walk:
-    """Follows the calls of a model with values."""
+class _Running:
+    """Follows the calls of a model with its own layers, and notes all that they make."""
 
-    def __init__(self, max_pool: MaxPool, memory: float | None) -> None:
-        self.max_pool, self.memory = max_pool, memory
-        self.places: dict[Value, str] = {}
+    def __init__(self, made: list[Any]) -> None:
+        self.made = made
 
-    def through(self, model: Any, inputs: list[Tracked]) -> Any:
+    def through(self, model: Any, inputs: list[Any]) -> Any:
         """Return what a model, or one layer, makes of its inputs."""
         if not isinstance(model, keras.Model):
             return self.call(model, inputs[0])
@@ -306,20 +290,58 @@ class _Walk:
 
     def call(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
         """Return what one call makes of its inputs."""
+        if isinstance(layer, keras.Model):
+            if not is_graph(layer):
+                raise refuse(f"the forward of a {type(layer).__name__} is its own", layer.name)
+            leaves = keras.tree.flatten((args, kwargs))
+            known = (isinstance(leaf, Tracked) or keras.ops.is_tensor(leaf) for leaf in leaves)
+            return self.through(layer, list(itertools.compress(leaves, known)))
+        results = self.results(layer, args, kwargs)
+        self.made += keras.tree.flatten(results)
+        return results[-1]
+
+    def results(self, layer: Any, args: Any, kwargs: Any) -> list[Any]:
+        """Return what a layer makes, and that after its activation."""
+        activation = activation_of(layer)
+        if activation is None:
+            return [layer(*args, **kwargs)]
+        with models.linear(layer):
+            made = layer(*args, **kwargs)
+        return [made, activation(made)]
+
+
+class _Reading(_Running):
+    """Follows them with values."""
+
+    def __init__(self, shape: tuple[int, ...], max_pool: MaxPool, memory: float | None) -> None:
+        self.start = Input(math.prod(shape))
+        super().__init__([Tracked(self.start, shape)])
+        self.max_pool, self.memory = max_pool, memory
+        self.places: dict[Value, str] = {self.start: "the input"}
+        self.signature: list[str] = []
+
+    def results(self, layer: Any, args: Any, kwargs: Any) -> list[Any]:
+        """Return what is known of a layer, by its class."""
         step = Step(layer, args, kwargs, self.max_pool, self.memory)
         if not step.inputs:
             raise refuse(f"{step.words} is called on nothing of the input", step.place)
-        if isinstance(layer, keras.Model):
-            if not is_graph(layer):
-                raise refuse(f"the forward of a {type(layer).__name__} is its own", step.place)
-            return self.through(layer, step.inputs)
-        made = made_of(step)
-        for one in keras.tree.flatten(made):
+        found = made_of(step)
+        self.signature.append(type(layer).__name__)
+        for one in keras.tree.flatten(found):
             self.places.setdefault(one.value, step.place)
-        return made
+        return found
+
+    def program(self, end: Tracked) -> Program:
+        """Return all that was read."""
+        tensors: dict[Value, int] = {}
+        for number, one in enumerate(self.made):
+            tensors.setdefault(one.value, number)
+        shapes = self.made[0].shape, end.shape
+        signature = tuple(self.signature)
+        return Program(self.start, end.value, *shapes, self.places, tensors, signature)
 
 
-def _is_simple(model: Any, found: _Read) -> bool:
+def _is_simple(model: Any, found: Programs) -> bool:
     """Say whether a model is nothing but Dense and ReLU, and no two Dense are to be one."""
     leaves = [layer for layer in _leaves(model) if not isinstance(layer, L.InputLayer)]
     dense = [layer for layer in leaves if type(layer) is L.Dense]
@@ -327,11 +349,20 @@ def _is_simple(model: Any, found: _Read) -> bool:
         layer.activation in (None, keras.activations.linear, keras.activations.relu)
         for layer in dense
     ) and all(type(layer) in (L.Dense, L.ReLU) for layer in leaves)
-    affine = [v for v in topological(found.program.output) if isinstance(v, Affine)]
+    affine = [v for v in topological(found.final.output) if isinstance(v, Affine)]
     return plain and len(found.original.input_shape) == 1 and len(affine) == len(dense)
 
 
 # Making -------------------------------------------------------------------------------------------
+
+
+def build(
+    program: Program, dtype: str, name: str | None = None, memory: float | None = None
+) -> tuple[Any, Parts]:
+    """Return the model of a program, and the names of its layers by the values they compute."""
+    check_memory(program, _itemsize(dtype), memory)
+    build = _Build(dtype)
+    return build.model(program, name), build.parts
 
 
 class _Build:
@@ -341,6 +372,7 @@ class _Build:
         self.dtype = dtype
         self.counts: dict[str, int] = {}
         self.weights: list[tuple[Any, Any, Any]] = []
+        self.parts: Parts = {}
 
     def model(self, program: Program, name: str | None) -> Any:
         """Return the model of a program, Sequential if it is one sequence."""
@@ -359,8 +391,8 @@ class _Build:
         yield from self._beginning(program)
         for value in topological(program.output):
             if isinstance(value, Affine):
-                (matrix,) = value.terms.values()
-                yield self._dense(matrix, value.offset)
+                ((source, matrix),) = value.terms.items()
+                yield self._dense(matrix, value.offset, value, source)
             elif value is not program.input:
                 yield from self._own(value)
         yield from self._ending(program)
@@ -371,7 +403,7 @@ class _Build:
         made: dict[Value, Any] = {program.input: x}
         for value in topological(program.output):
             if isinstance(value, Affine):
-                made[value] = self._sum(value, made, x)
+                made[value] = self._sum(value, made, program.input)
             elif value is not program.input:
                 made[value] = made[value.source]  # type: ignore[attr-defined]
                 for layer in self._own(value):
@@ -381,34 +413,34 @@ class _Build:
             end = layer(end)
         return end
 
-    def _sum(self, value: Affine, made: dict[Value, Any], x: Any) -> Any:
+    def _sum(self, value: Affine, made: dict[Value, Any], start: Value) -> Any:
         bias = value.offset if value.offset.any() else None
         terms = []
         for source, matrix in sorted(value.terms.items(), key=lambda term: is_identity(term[1])):
             term = made[source]
             if bias is not None or not is_identity(matrix):
-                term, bias = self._dense(matrix, bias)(term), None
+                term, bias = self._dense(matrix, bias, value, source)(term), None
             terms.append(term)
         if not terms:  # a constant
-            zero = np.zeros((value.size, int(x.shape[-1])))
-            return self._dense(sparse.csr_array(zero), value.offset)(x)
+            zero = sparse.csr_array((value.size, start.size))
+            return self._dense(zero, value.offset, value, start)(made[start])
         return terms[0] if len(terms) == 1 else self._layer(L.Add, {})(terms)
 
-    def _dense(self, matrix: Any, offset: Any) -> Any:
+    def _dense(self, matrix: Any, offset: Any, value: Value, source: Value) -> Any:
         """Return the FC layer of a matrix and an offset; its numbers come when it is built."""
         options = {"units": matrix.shape[0], "use_bias": offset is not None}
         # Zeros, since random numbers would be drawn for nothing.
         layer = self._layer(L.Dense, {**options, "kernel_initializer": "zeros"})
         self.weights.append((layer, matrix, offset))
+        self.parts.setdefault(value, {})[source] = layer.name
         return layer
 
     def _own(self, value: Any) -> Iterator[Any]:
-        if isinstance(value, Relu):
-            yield self._layer(L.ReLU, {})
-            return
-        for layer in value.modules:
-            config = layer.get_config()
-            yield self._layer(type(layer), config)
+        modules = () if isinstance(value, Relu) else value.modules
+        kinds = [(type(one), one.get_config()) for one in modules] or [(L.ReLU, {})]
+        made = [self._layer(*kind) for kind in kinds]
+        self.parts[value] = {None: " ".join(layer.name for layer in made)}
+        yield from made
 
     def _beginning(self, program: Program) -> Iterator[Any]:
         if len(program.input_shape) != 1:

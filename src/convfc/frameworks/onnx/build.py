@@ -61,7 +61,7 @@ class Builder:
 
     def constant(self, numbers: npt.NDArray[Any]) -> ir.Value:
         """Add a constant, as a node: functions, and bodies of loops, have no initializers."""
-        if self.opset >= 9:
+        if self.opset >= 9 or numbers.dtype.kind == "f":
             return self("Constant", value=ir.Tensor(numbers))
         small = self("Constant", value=ir.Tensor(numbers.astype(np.float32)))
         return self("Cast", small, to=ir.DataType.from_numpy(numbers.dtype).value)
@@ -204,6 +204,12 @@ class Sizes:
         for value, known in self._found.items():
             if known.shape is not None and known.type is not None:
                 value.shape, value.type = known.shape, known.type
+
+    def with_shape(self, value: ir.Value, shape: Sequence[int]) -> Sizes:
+        """Return the same with the shape that a run has shown of a value."""
+        made = Sizes()
+        made._found = {**self._found, value: ir.Value(name=value.name, shape=ir.Shape(shape))}
+        return made
 
     def __call__(self, value: ir.Value, axis: int) -> int | None:
         """Return the size of an axis."""

@@ -30,10 +30,10 @@ from convfc.comparing import (
     compare,
     describe,
     dtype_name,
-    first_words,
     is_floating,
     same_bits,
     wide,
+    words,
 )
 from convfc.errors import ArgumentError, ShapeError
 from convfc.frameworks.onnx import forms, read
@@ -45,6 +45,8 @@ from convfc.rounding import UNIT_ROUNDOFF
 
 Array: TypeAlias = npt.NDArray[Any]
 _DATA_FOLDER = "session.model_external_initializers_file_folder_path"
+PAIRED = "convfc.paired"
+"""Mark of a product where the other model has a CONV layer."""
 _CHANGED = "its nodes are not those that to_fc made; expected them, got others"
 
 
@@ -69,16 +71,7 @@ def run(model: ir.Model, inputs: Mapping[str, Array]) -> dict[str, Array]:
     folders = {str(t.base_dir) for t in tensors if isinstance(t, ir.ExternalTensor)}
     running = session(ir.to_proto(model), next(iter(folders), ""))
     names = [one.name for one in running.get_outputs()]
-    try:
-        outputs = running.run(names, dict(inputs))
-    except Exception as error:  # onnxruntime has classes of its own
-        raise ShapeError(
-            "the model does not run on this input",
-            where="x",
-            got=first_words(error),
-            remedy="give the sizes and dtypes that the model's inputs have",
-        ) from error
-    return dict(zip(names, outputs, strict=True))
+    return dict(zip(names, running.run(names, dict(inputs)), strict=True))
 
 
 def watched(
@@ -96,7 +89,15 @@ def watched(
             if value and value.name not in seen and read.constant(value) is None:
                 seen.add(value.name or "")
                 copied.graph.outputs.append(value)
-    found = {**inputs, **run(copied, inputs)}
+    try:
+        found = {**inputs, **run(copied, inputs)}
+    except Exception as error:  # of onnxruntime, whose classes are private
+        raise ShapeError(
+            f"the model does not run on it ({words(error)})",
+            where="x",
+            got=", ".join(f"{name} {describe(array)}" for name, array in inputs.items()),
+            remedy="give what the model is called with",
+        ) from error
     return found, {name: found[name] for name in outputs}
 
 
@@ -150,7 +151,7 @@ class OnnxNetworks(Networks):
             yield
 
 
-def as_inputs(model: ir.Model, x: Any) -> dict[str, Array]:
+def as_inputs(model: ir.Model, x: Any, where: str = "x") -> dict[str, Array]:
     """Return what a model is run on, by the names of its inputs."""
     free = [value.name or "" for value in model.graph.inputs if not value.is_initializer()]
     many = x if isinstance(x, (tuple, list)) else [x]
@@ -159,7 +160,7 @@ def as_inputs(model: ir.Model, x: Any) -> dict[str, Array]:
     if not set(free) <= set(given) <= known:
         raise ArgumentError(
             "these are not the model's inputs",
-            where="x",
+            where=where,
             expected=", ".join(free),
             got=", ".join(given) or "none",
             remedy="give a mapping from names to arrays, or one array for the only input",
@@ -198,8 +199,10 @@ def _described(model: ir.Model) -> Iterator[tuple[str, str]]:
 
 
 def _of_layers(nodes: Iterable[ir.Node]) -> bool:
-    """Say whether all nodes are CONV layers, or belong to some."""
-    return all(read.form_of(node) or PART in node.metadata_props for node in nodes)
+    """Say whether all nodes are CONV layers, or belong to some, or are compared with one."""
+    return all(
+        read.form_of(node) or PART in node.metadata_props or PAIRED in node.meta for node in nodes
+    )
 
 
 def _in_words(value: Any) -> str:
@@ -247,8 +250,10 @@ class NodePair:
             return [LayerCertificate(self.name, self.forms, errors=(_CHANGED,))]
         layer = read.read(parts.conv, Sizes())
         g, rng = layer.geometry, np.random.default_rng(seed)
-        smallest = (1, g.in_channels, *(extent + 3 for extent in g.effective_kernel_size))
-        shape = Sizes().shape(parts.x) or (None,) * len(smallest)
+        extents = [extent + 3 for extent in g.effective_kernel_size]
+        shape = Sizes().shape(parts.x) or (None,) * (2 + len(extents))
+        smallest = [1, *extents, *extents][: len(shape) - 1]
+        smallest.insert(parts.axis, g.in_channels)
         size = tuple(n or small for n, small in zip(shape, smallest, strict=True))
         same: tuple[ir.Value | None, ...] = (parts.weight, parts.bias, parts.x)
         if layer.is_quantised:
@@ -299,7 +304,13 @@ class NodeSides(Sides):
             self.errors.append(_CHANGED)
         else:
             self.weights = tuple(self._compared_weights())
+            for node in nodes:
+                if read.form_of(node) == "unrolled":
+                    refusal = forms.back_obstacle(node)
+                    self.errors += [] if refusal is None else [refusal.reason]
         self.reference = min(self.layers, key=lambda one: one.form != "native")
+        if any(scale % 1 for layer in self.layers for scale in layer.scales):
+            self.why_no_integers = "alpha and beta are not integers"
 
     def made(self, numbers: Numbers | None) -> tuple[Side, Side]:
         """Return both layers, with other numbers if some are given."""
@@ -318,11 +329,12 @@ class NodeSides(Sides):
         Sums of integers are not rounded, and any B will do.
         """
         layer = self.reference
-        terms = layer.geometry.taps + ("bias" in layer.held)
+        largest = int(np.ceil(np.abs(layer.scales).max()))
+        terms = (layer.geometry.taps + ("bias" in layer.held) + largest) * max(1, largest)
         if not is_floating(x):
             return {"output": (wide(layer.run(x).output), terms)}
         sizes = _sizes if x.dtype == np.float32 else _wide_sizes  # float32 is faster
-        b = sizes(layer.run(sizes(x), sizes).output)
+        b = sizes(layer.run(sizes(x), sizes, alike=True).output)
         return {"output": (wide(b) * (1 + 2 * terms * UNIT_ROUNDOFF["float32"]), terms)}
 
     def integers(self, longest: int, limit: float) -> Iterable[int]:
@@ -336,8 +348,9 @@ class NodeSides(Sides):
 
     def matrices(self, y: Array) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return the shapes of M and K."""
-        g = self.reference.geometry
-        return (len(y), int(np.prod(y.shape[2:])), g.groups * g.taps), g.filter_matrix_shape
+        g, batch = self.reference.geometry, len(y) if y.ndim > 1 else 1
+        positions = y.size // max(1, batch * g.out_channels)
+        return (batch, positions, g.groups * g.taps), g.filter_matrix_shape
 
     def _compared_weights(self) -> Iterator[WeightComparison]:
         """Compare weight and bias bit by bit, in the CONV node's shape."""
@@ -359,8 +372,12 @@ class _Layer:
         parts = forms.parts_of(node)
         assert parts is not None  # noqa: S101 (it is asked before)
         self.node, self.form = node, read.form_of(node)
-        self.geometry = read.read(parts.conv, Sizes()).geometry
+        known, x = Sizes(), given.get(parts.x.name or "")
+        if x is not None and parts.conv.inputs[0] is not None:
+            known = known.with_shape(parts.conv.inputs[0], x.shape)
+        self.geometry = read.read(parts.conv, known).geometry
         self.names = {"x": parts.x.name or "x"}
+        self.scales = parts.scales
         self.held: dict[str, Array] = {}
         held = {"weight": parts.weight, "bias": parts.bias, **parts.others}
         for name, value in held.items():
@@ -377,12 +394,14 @@ class _Layer:
         """Return weight and bias as the CONV node has them."""
         return {name: forms.in_conv_layout(self.node, name, w) for name, w in self.held.items()}
 
-    def run(self, x: Array, numbers: Numbers | None = None) -> Run:
-        """Run it, perhaps with other numbers for weight and bias."""
+    def run(self, x: Array, numbers: Numbers | None = None, *, alike: bool = False) -> Run:
+        """Run it, perhaps with other numbers for weight and bias, or all terms of one sign."""
         given = {"x": x, **self.held}
         if numbers is not None and is_floating(x):
             given |= {name: numbers(w) for name, w in self.held.items()}
-        inputs = {self.names[name]: array for name, array in given.items()}
+        if alike and "bias" in given and np.prod(self.scales) < 0:
+            given["bias"] = -given["bias"]
+        inputs = {self.names[name]: np.asarray(array) for name, array in given.items()}
         dtype = dtype_name(x.dtype)
         if dtype not in self._made:
             self._made[dtype] = self._model(inputs)
@@ -403,12 +422,25 @@ class _Layer:
         if whole:
             made = kinds.get(self.names.get("y_zero_point", ""), onnx.TensorProto.INT32)
         output = helper.make_tensor_value_info(self._output, made, None)
-        graph = helper.make_graph(self._nodes, "layer", infos, [output])
+        nodes = [one if whole else _in_dtype(one, kind) for one in self._nodes]
+        graph = helper.make_graph(nodes, "layer", infos, [output])
         opset = helper.make_opsetid("", self._opset)
         model = helper.make_model(graph, opset_imports=[opset], ir_version=8)
         if self.form == "native" and kind != onnx.TensorProto.FLOAT and not whole:
             return ReferenceEvaluator(model)
         return session(model, once=True)
+
+
+def _in_dtype(node: onnx.NodeProto, kind: int) -> onnx.NodeProto:
+    """Return a node whose constant, if it is no integer, has another dtype."""
+    if node.op_type != "Constant" or not node.attribute[0].HasField("t"):
+        return node
+    numbers = onnx.numpy_helper.to_array(node.attribute[0].t)
+    if numbers.dtype.kind == "i":
+        return node
+    numbers = numbers.astype(helper.tensor_dtype_to_np_dtype(kind))
+    value = onnx.numpy_helper.from_array(numbers)
+    return helper.make_node("Constant", [], node.output, name=node.name, value=value)
 
 
 def _sizes(t: Array) -> Array:

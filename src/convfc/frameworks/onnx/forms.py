@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
@@ -19,38 +20,29 @@ import onnx
 import onnx_ir as ir
 from google.protobuf import json_format  # type: ignore[import-untyped]
 
-from convfc.errors import Refusal
+from convfc.errors import NotAConvolution, Refusal
+from convfc.frameworks.onnx import read
 from convfc.frameworks.onnx.build import PART, Builder, Sizes
+from convfc.frameworks.onnx.linear import Product, is_product, read_product, scales
+from convfc.frameworks.onnx.matrices import WholeLayer
 from convfc.frameworks.onnx.products import product
-from convfc.frameworks.onnx.read import OPERANDS, RECORD, constant, operands, read
-from convfc.places import Shared
+from convfc.frameworks.onnx.read import OPERANDS, RECORD, Form, constant, form_of, operands
+from convfc.places import Shared, place_in_words, warn
 
 Array: TypeAlias = npt.NDArray[Any]
+
+_REMEDY = (
+    "to_conv(..., project=True) takes the closest convolution; what convfc.to_fc makes goes back "
+    "with any numbers"
+)
+_HELD = {"weight": "matrix", "bias": "vector"}
 
 
 def to_patch(node: ir.Node, sizes: Sizes, shared: Shared) -> ir.Node:
     """Put an FC layer into the place of a CONV node; return its last node."""
-    layer, given = read(node, sizes), operands(node)
+    layer, given = read.read(node, sizes), operands(node)
     shapes = {"weight": layer.weight_shape, "bias": (layer.geometry.out_channels,)}
-    described: dict[str, dict[str, Any]] = {
-        name: {
-            "name": value.name,
-            "shape": shapes.get(name),
-            "constant": name in shapes and constant(value) is not None,
-            "node": None if (made_by := value.producer()) is None else made_by.name,
-        }
-        for name, value in given.items()
-    }
-    record: dict[str, Any] = {
-        "op_type": node.op_type,
-        "attributes": [
-            json_format.MessageToDict(ir.to_proto(attribute))
-            for attribute in node.attributes.values()
-        ],
-        "operands": described,
-        "inputs": len(node.inputs),
-        "metadata": dict(node.metadata_props),
-    }
+    record = recorded(node, "patch", given, shapes)
 
     def matrix(
         b: Builder,
@@ -64,14 +56,47 @@ def to_patch(node: ir.Node, sizes: Sizes, shared: Shared) -> ir.Node:
         return found
 
     b = Builder(node, node.version or 1, sizes)
-    last = b.insert(product(b, layer, matrix))
+    last = put(b, product(b, layer, matrix), record, given)
+    forget(layer.weight, layer.bias)
+    return last
+
+
+def recorded(
+    node: ir.Node,
+    form: Form,
+    given: Mapping[str, ir.Value],
+    shapes: Mapping[str, Sequence[int]],
+) -> dict[str, Any]:
+    """Return what a node is, in the words of JSON; operands with a shape are changed."""
+    return {
+        "form": form,
+        "op_type": node.op_type,
+        "attributes": [
+            json_format.MessageToDict(ir.to_proto(attribute))
+            for attribute in node.attributes.values()
+        ],
+        "operands": {
+            name: {
+                "name": value.name,
+                "shape": shapes.get(name),
+                "constant": name in shapes and constant(value) is not None,
+                "node": None if (made_by := value.producer()) is None else made_by.name,
+            }
+            for name, value in given.items()
+        },
+        "inputs": OPERANDS.get(node.op_type, ())[: len(node.inputs)],
+        "metadata": dict(node.metadata_props),
+    }
+
+
+def put(b: Builder, y: ir.Value, record: dict[str, Any], given: Mapping[str, ir.Value]) -> ir.Node:
+    """Put nodes, which are given these operands, into the place of a node; return the last."""
+    last = b.insert(y)
     record["nodes"] = len(b.nodes)
     paths = {value: path for path, value in _sources(last)[1].items()}
     for name, value in given.items():
-        described[name]["path"] = paths[value]
+        record["operands"][name]["path"] = paths[value]
     last.metadata_props[RECORD] = json.dumps(record)
-    _forget(layer.weight)
-    _forget(layer.bias)
     return last
 
 
@@ -100,13 +125,9 @@ def _reshaped(
     node: str | None = None,
 ) -> ir.Value:
     """Return a constant of another shape beside a constant: an initializer, or a node."""
-    graph, producer = value.graph, value.producer()
-    assert graph is not None  # noqa: S101 (a constant stands in one)
     if name is None:
         sizes = "x".join(map(str, shape))
         name = f"{value.name}.{sizes}{'.exchanged' * exchanged}"
-        while producer is None and name in graph.initializers:
-            name += "_"
     if isinstance(tensor, ir.ExternalTensor) and not exchanged:  # it stays where it is
         made: Any = ir.ExternalTensor(
             tensor.location,
@@ -122,29 +143,48 @@ def _reshaped(
         if exchanged:
             numbers = np.ascontiguousarray(np.swapaxes(numbers, -1, -2))
         made = ir.Tensor(numbers, dtype=tensor.dtype, name=name)
+    return beside(value, made, name, node)
+
+
+def beside(
+    value: ir.Value, made: ir.TensorProtocol, name: str, node: str | None = None
+) -> ir.Value:
+    """Return a new constant where another one is: an initializer, or a node."""
+    graph, producer = value.graph, value.producer()
+    assert graph is not None  # noqa: S101 (a constant stands in one)
+    taken = {one.name for other in graph if producer for one in other.outputs}
+    taken |= graph.initializers.keys() if isinstance(graph, ir.Graph) else set()
+    while name in taken:
+        name += "_"
+    made.name = name
     if producer is None:
+        assert isinstance(graph, ir.Graph)  # noqa: S101 (it has initializers)
         new = ir.Value(
-            name=name, shape=made.shape, type=ir.TensorType(made.dtype), const_value=made
+            name=name,
+            shape=ir.Shape(made.shape.numpy()),
+            type=ir.TensorType(made.dtype),
+            const_value=made,
         )
         graph.initializers[name] = new
         return new
-    beside = ir.Node(
-        "", "Constant", [], [ir.AttrTensor("value", made)], outputs=[ir.Value(name=name)], name=node
+    new = ir.Value(name=name)
+    producer.append(
+        ir.Node("", "Constant", [], [ir.AttrTensor("value", made)], outputs=[new], name=node)
     )
-    producer.append(beside)
-    return beside.outputs[0]
+    return new
 
 
-def _forget(value: ir.Value | None) -> None:
-    """Remove a constant that nothing needs any more."""
-    if value is None or value.uses() or value.is_graph_output() or constant(value) is None:
-        return
-    node, graph = value.producer(), value.graph
-    assert graph is not None  # noqa: S101 (a constant stands in one)
-    if node is None:
-        del graph.initializers[value.name or ""]
-    else:
-        graph.remove(node, safe=True)
+def forget(*values: ir.Value | None) -> None:
+    """Remove constants that nothing needs any more."""
+    for value in values:
+        if value is None or value.uses() or value.is_graph_output() or constant(value) is None:
+            continue
+        node, graph = value.producer(), value.graph
+        assert graph is not None  # noqa: S101 (a constant stands in one)
+        if node is not None:
+            graph.remove(node, safe=True)
+        elif graph.initializers.get(value.name or "") is value:
+            del graph.initializers[value.name or ""]
 
 
 class Parts(NamedTuple):
@@ -158,12 +198,30 @@ class Parts(NamedTuple):
     """The CONV node that it is or was, apart from the graph: its inputs have shapes alone."""
     others: dict[str, ir.Value]
     """Scales and zero points, by name."""
+    axis: int = 1
+    """The axis of x that holds the channels."""
+    scales: tuple[float, float] = (1.0, 1.0)
+    """What weight and bias are multiplied by; see Gemm."""
+    is_product: bool = False
+    """Whether it is, or was, a product of the user's."""
+
+    def as_image(self, x: Array) -> Array:
+        """Return an input of the layer in the shape that it has for the CONV node."""
+        if not self.is_product:
+            return x
+        rest = x.size // max(1, x.shape[self.axis])
+        batch = len(x) if self.axis else 1
+        return x.reshape(batch, x.shape[self.axis], 1, rest // max(1, batch))
 
 
 def parts_of(node: ir.Node) -> Parts | None:
-    """Return what a layer is made of; None of an FC layer whose nodes a tool has changed."""
+    """Return what a layer is made of; None of one whose nodes a tool has changed, and of others."""
     if RECORD in node.metadata_props:
         return _found(node)
+    if is_product(node):
+        return _product_parts(node)
+    if form_of(node) is None:
+        return None
     return _parts(operands(node), [node], node)
 
 
@@ -173,18 +231,55 @@ def _parts(given: dict[str, ir.Value], nodes: list[ir.Node], conv: ir.Node) -> P
     return Parts(x, weight, bias, nodes, conv, others)
 
 
-def back_obstacle(last: ir.Node) -> Refusal | None:
-    """Return why an FC layer cannot be a CONV node again, if it cannot."""
-    if _found(last) is None:
+def _product_parts(node: ir.Node) -> Parts | None:
+    """Return what a user's FC layer is made of, and the CONV node that it equals."""
+    found = read_product(node, Sizes())
+    if isinstance(found, Refusal):
+        return None
+    conv = pointwise(found)
+    return Parts(found.x, found.weight, found.c, [node], conv, {}, found.at, scales(node), True)
+
+
+def pointwise(product: Product) -> ir.Node:
+    """Return the CONV node that a product equals: its inputs have shapes alone."""
+    shape = ir.Shape([product.features, product.inputs, 1, 1])
+    return ir.Node("", "Conv", [ir.Value(name="x"), ir.Value(name="weight", shape=shape)])
+
+
+def obstacle(node: ir.Node, sizes: Sizes) -> Refusal | None:
+    """Return why a CONV layer cannot become an FC layer, if it cannot."""
+    return back_obstacle(node) if RECORD in node.metadata_props else read.obstacle(node, sizes)
+
+
+def back_obstacle(last: ir.Node, *, project: bool = False) -> Refusal | None:
+    """Return why a layer that convfc has made cannot be what it was, if it cannot."""
+    parts = _found(last)
+    if parts is None:
         return Refusal(
-            "its nodes are not those that to_fc made: a tool has changed them",
+            "its nodes are not those that convfc made: a tool has changed them",
             "convert back before other tools work on it; quantise the CNN, which can be converted",
         )
+    if form_of(last) == "unrolled" and not project:
+        record = json.loads(last.metadata_props[RECORD])
+        try:
+            for name in ("weight", "bias"):
+                value = getattr(parts, name)
+                if value is not None:
+                    _read_back(record, name, _numbers(value))
+        except NotAConvolution as error:
+            what = str(error).partition(". Remedy:")[0]
+            return Refusal(f"its matrix is not a convolution's: {what}", _REMEDY, cause=error)
     return None
 
 
-def to_native(last: ir.Node, shared: Shared) -> ir.Node:
-    """Put the CONV node into the place of its FC layer; return it."""
+def _numbers(value: ir.Value) -> Array:
+    """Return the numbers of a constant."""
+    found: Array = ir.convenience.get_const_tensor(value).numpy()  # type: ignore[union-attr]
+    return found
+
+
+def to_native(last: ir.Node, shared: Shared, place: str = "", *, project: bool = False) -> ir.Node:
+    """Put the node that a layer was into its place; return it."""
     parts = _found(last)
     assert parts is not None, "see back_obstacle"  # noqa: S101
     record = json.loads(last.metadata_props[RECORD])
@@ -193,10 +288,9 @@ def to_native(last: ir.Node, shared: Shared) -> ir.Node:
         if operand["constant"]:
             value = given[name]
             assert value is not None  # noqa: S101 (see _found)
-            given[name] = shared(
-                [value], operand["name"], partial(_home, value, operand, _exchanged(record, name))
-            )
-    inputs = [given.get(name) for name in OPERANDS[record["op_type"]]][: record["inputs"]]
+            make = partial(_home, value, record, name, place=place, project=project)
+            given[name] = shared([value], operand["name"], make)
+    inputs = [given.get(name) for name in record["inputs"]]
     graph = last.graph
     assert graph is not None  # noqa: S101 (it stands in a model)
     node = ir.Node(
@@ -204,6 +298,7 @@ def to_native(last: ir.Node, shared: Shared) -> ir.Node:
         record["op_type"],
         inputs,
         _attributes(record),
+        version=last.version,
         name=last.name,
         outputs=[ir.Value()],
         metadata_props=record["metadata"],
@@ -213,8 +308,7 @@ def to_native(last: ir.Node, shared: Shared) -> ir.Node:
         graph, last, [last], [node], list(last.outputs), list(node.outputs)
     )
     graph.remove([one for one in parts.nodes if one is not last], safe=True)
-    _forget(parts.weight)
-    _forget(parts.bias)
+    forget(parts.weight, parts.bias)
     return node
 
 
@@ -223,16 +317,49 @@ def in_conv_layout(node: ir.Node, name: str, numbers: Array) -> Array:
     if RECORD not in node.metadata_props:
         return numbers
     record = json.loads(node.metadata_props[RECORD])
-    operand = record["operands"][name]
-    if not operand["constant"]:
+    if not record["operands"][name]["constant"]:
         return numbers
-    if _exchanged(record, name):
+    return _read_back(record, name, numbers, project=True)[0]
+
+
+def _read_back(
+    record: dict[str, Any], name: str, numbers: Array, *, project: bool = False
+) -> tuple[Array, float]:
+    """Return an operand in the shape that it had, and how far it is from being one."""
+    away = 0.0
+    if record["form"] == "unrolled":
+        whole = whole_layer(record)
+        if name == "weight":
+            unread = np.array(record["unread"])
+            numbers, away = whole.weight(numbers, unread, project=project)
+        else:
+            numbers, away = whole.bias(numbers, project=project)
+    elif _exchanged(record, name):
         numbers = np.swapaxes(numbers, -1, -2)
-    return np.ascontiguousarray(numbers).reshape(operand["shape"])
+        if record["form"] == "native":  # (features, inputs, 1, 1)
+            numbers = numbers.reshape(numbers.shape[:2]).T
+    return np.ascontiguousarray(numbers).reshape(record["operands"][name]["shape"]), away
+
+
+def whole_layer(record: dict[str, Any]) -> WholeLayer:
+    """Return what an unrolled layer's CONV node computes, on inputs of its size."""
+    size = tuple(record["input_size"])
+    layer = read.read(_conv_of(record, {"x": (None, None, *size)}), Sizes())
+    return WholeLayer(layer.for_size(size), size)
+
+
+def _conv_of(record: dict[str, Any], shapes: Mapping[str, Any]) -> ir.Node:
+    """Return the node of a record, apart from any graph, with operands of these shapes."""
+    given = {}
+    for name, operand in record["operands"].items():
+        shape = operand["shape"] or shapes.get(name)
+        given[name] = ir.Value(name=name, shape=None if shape is None else ir.Shape(shape))
+    inputs = [given.get(name) for name in record["inputs"]]
+    return ir.Node("", record["op_type"], inputs, _attributes(record))
 
 
 def _exchanged(record: dict[str, Any], name: str) -> bool:
-    return name == "weight" and record["op_type"] != "Conv"
+    return name == "weight" and record.get("exchanged", record["op_type"] != "Conv")
 
 
 def _attributes(record: dict[str, Any]) -> list[ir.Attr]:
@@ -240,14 +367,22 @@ def _attributes(record: dict[str, Any]) -> list[ir.Attr]:
     return [ir.from_proto(proto) for proto in protos]
 
 
-def _home(value: ir.Value, operand: dict[str, Any], exchanged: bool) -> ir.Value:
-    """Return the constant that a matrix is, in the CONV node's shape and by its name."""
+def _home(
+    value: ir.Value, record: dict[str, Any], which: str, *, place: str, project: bool
+) -> ir.Value:
+    """Return the constant that a matrix is, in the shape that it had and by its name."""
+    operand = record["operands"][which]
     name, shape = operand["name"], tuple(operand["shape"])
     tensor, graph = constant(value), value.graph
     assert tensor is not None  # noqa: S101 (see _found)
     assert graph is not None  # noqa: S101
-    if exchanged:
-        numbers = np.ascontiguousarray(np.swapaxes(tensor.numpy(), -1, -2))
+    if value.name == name and tuple(tensor.shape) == shape:
+        return value
+    if record["form"] == "unrolled" or _exchanged(record, which):
+        numbers, away = _read_back(record, which, tensor.numpy(), project=project)
+        if away:
+            what = "the closest convolution is" if which == "weight" else "the mean of its bias is"
+            warn(f"{place_in_words(place)}: {what} {away:.3g} away from its {_HELD[which]}")
         tensor = ir.Tensor(numbers, dtype=tensor.dtype)
     there = graph.initializers.get(name) if isinstance(graph, ir.Graph) else None
     if there is not None and there.const_value is not None:
@@ -265,25 +400,28 @@ def _found(last: ir.Node) -> Parts | None:
     if len(nodes) != record["nodes"] or any(n.op_type != n.metadata_props[PART] for n in nodes):
         return None
     found: dict[str, ir.Value] = {}
-    given: dict[str, ir.Value] = {}
+    shapes: dict[str, Any] = {}
     for name, operand in record["operands"].items():
         value = sources.get(tuple(operand["path"]))
         tensor = None if value is None else constant(value)
-        shape = operand["shape"]
-        if (
-            value is None
-            or operand["constant"]
-            and (tensor is None or tensor.size != math.prod(shape))
+        shape = operand.get("held", operand["shape"])
+        if value is None or (
+            operand["constant"] and (tensor is None or tensor.size != math.prod(shape))
         ):
             return None
         found[name] = value
-        given[name] = ir.Value(name=name, shape=ir.Shape(shape) if shape else value.shape)
+        shapes[name] = value.shape
     if set(found.values()) != set(sources.values()):
         return None
-    inputs = [given.get(name) for name in OPERANDS[record["op_type"]]]
-    conv = ir.Node("", record["op_type"], inputs, _attributes(record))
     order = [node for node in last.graph or () if node in nodes]
-    return _parts(found, order, conv)
+    if record["form"] == "unrolled":
+        shapes["x"] = (None, None, *record["input_size"])
+    conv = _conv_of(record, shapes)
+    parts = _parts(found, order, conv)
+    if record["form"] != "native":
+        return parts
+    (node,) = (node for node in order if node.op_type == "Conv")
+    return parts._replace(conv=node, axis=record["axis"], scales=scales(conv), is_product=True)
 
 
 def _sources(last: ir.Node) -> tuple[set[ir.Node], dict[tuple[int, ...], ir.Value]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -26,7 +25,7 @@ def inspect(model: ir.Model, x: Any, nodes: Mapping[str, ir.Node]) -> Inspection
     rows: list[LayerRow] = []
     weights: set[tuple[ir.Value, int]] = set()
     for name, node in nodes.items():
-        refusal = read.obstacle(node, Sizes()) if read.form_of(node) == "native" else None
+        refusal = forms.obstacle(node, Sizes()) if read.form_of(node) == "native" else None
         parts = None if refusal else forms.parts_of(node)
         row = LayerRow((name,), node.op_type, read.form_of(node) or "other")
         if refusal is not None:
@@ -34,12 +33,9 @@ def inspect(model: ir.Model, x: Any, nodes: Mapping[str, ir.Node]) -> Inspection
         if parts is not None:
             layer = read.read(parts.conv, Sizes())
             own = {
-                value: math.prod(shape)
-                for value, shape in (
-                    (parts.weight, layer.weight_shape),
-                    (parts.bias, (layer.geometry.out_channels,)),
-                )
-                if value is not None and read.constant(value) is not None
+                value: tensor.size
+                for value in (parts.weight, parts.bias)
+                if value is not None and (tensor := read.constant(value)) is not None
             }
             weights |= own.items()
             row = replace(
@@ -47,7 +43,7 @@ def inspect(model: ir.Model, x: Any, nodes: Mapping[str, ir.Node]) -> Inspection
             )
             received = found.get(parts.x.name or "")
             if given is not None and received is not None:
-                row = _of_call(row, layer, received)
+                row = _of_call(row, layer, parts.as_image(received))
         rows.append(row)
     held = (value.const_value for value in model.graph.initializers.values())
     return Inspection(

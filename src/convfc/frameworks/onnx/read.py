@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import onnx_ir as ir
 
@@ -14,7 +15,7 @@ from convfc.frameworks.onnx.build import PART, Sizes
 from convfc.geometry import ConvGeometry
 
 RECORD = "convfc"
-"""Metadata of the last node of an FC layer: the CONV node that it was, as JSON."""
+"""Metadata of the last node of a layer that convfc has made: the node that it was, as JSON."""
 _QUANTISED = "x_scale x_zero_point weight w_scale w_zero_point y_scale y_zero_point bias"
 OPERANDS = {
     "Conv": ("x", "weight", "bias"),
@@ -62,12 +63,16 @@ class ConvNode:
         return ConvGeometry.same(*channels, g.kernel_size, input_size=size, odd=self.same, **rest)
 
 
-def form_of(part: Any) -> Literal["native", "patch"] | None:
+Form: TypeAlias = Literal["native", "patch", "unrolled"]
+
+
+def form_of(part: Any) -> Form | None:
     """Return the form in which a node is a CONV layer; None if it is none."""
     if not isinstance(part, ir.Node):
         return None
     if RECORD in part.metadata_props:
-        return "patch"
+        form: Form = json.loads(part.metadata_props[RECORD])["form"]
+        return form
     return "native" if "Conv" in part.op_type and part.domain in _DOMAINS else None
 
 

@@ -11,14 +11,16 @@ import onnx_ir as ir
 import onnxruntime  # type: ignore[import-untyped]
 
 from convfc.certificate import Certificate
+from convfc.comparing import dtype_name
 from convfc.errors import ArgumentError, Refusal, UnsupportedModel
-from convfc.frameworks.onnx import forms, read
+from convfc.frameworks.onnx import forms, linear, pointwise, read, unrolled
 from convfc.frameworks.onnx.build import Sizes
-from convfc.frameworks.onnx.certify import NodePair, OnnxNetworks, other_nodes
+from convfc.frameworks.onnx.certify import PAIRED, NodePair, OnnxNetworks, other_nodes
 from convfc.frameworks.onnx.inspection import inspect
 from convfc.inspection import Inspection
 from convfc.layer import ConvLayer, Order
-from convfc.places import Shared
+from convfc.operators.estimate import check_dense
+from convfc.places import Shared, Where, refuse_or_list, selector
 from convfc.room import FCForm, Room, Wanted
 
 
@@ -48,8 +50,10 @@ class OnnxRoom(Room):
     def obstacles(
         self, model: Any, layers: Mapping[str, Any], form: FCForm, *, inplace: bool
     ) -> dict[str, Refusal]:
+        if form == "unrolled":  # an example says their sizes
+            return {}
         sizes = Sizes(model)
-        found = {name: read.obstacle(node, sizes) for name, node in layers.items()}
+        found = {name: forms.obstacle(node, sizes) for name, node in layers.items()}
         return {name: refusal for name, refusal in found.items() if refusal is not None}
 
     def make_fc(self, model: Any, layers: Mapping[str, Any], wanted: Wanted) -> dict[int, Any]:
@@ -64,19 +68,42 @@ class OnnxRoom(Room):
             )
         sizes, shared = Sizes(model), Shared()
         for node in layers.values():
-            forms.to_patch(node, sizes, shared)
+            if read.RECORD in node.metadata_props:  # an FC layer that is a CONV node
+                forms.to_native(node, shared)
+            else:
+                forms.to_patch(node, sizes, shared)
+        return {}
+
+    def sizes(
+        self, model: Any, layers: Mapping[str, Any], example: Any
+    ) -> tuple[dict[int, Any], dict[str, Refusal], dict[str, Refusal]]:
+        return unrolled.sizes(model, layers, example)
+
+    def check_memory(
+        self, layers: Mapping[str, Any], sizes: Mapping[int, Any], memory: float | None
+    ) -> None:
+        each = {key: [sized] for key, sized in sizes.items()}
+        check_dense(layers, each, memory, order=self.order_of, dtype=_dtype_of)
+
+    def make_unrolled(self, layers: Sequence[Any], sizes: Sequence[Any]) -> dict[int, Any]:
+        shared = Shared()
+        for node, sized in zip(layers, sizes, strict=True):
+            if read.RECORD in node.metadata_props:
+                forms.to_native(node, shared)
+            else:
+                unrolled.to_unrolled(node, sized, shared)
         return {}
 
     def back_obstacles(
         self, model: Any, layers: Mapping[str, Any], *, inplace: bool, project: bool
     ) -> dict[str, Refusal]:
-        found = {name: forms.back_obstacle(node) for name, node in layers.items()}
+        found = {name: forms.back_obstacle(node, project=project) for name, node in layers.items()}
         return {name: refusal for name, refusal in found.items() if refusal is not None}
 
     def make_conv(self, layers: Mapping[str, Any], *, project: bool) -> dict[int, Any]:
         shared = Shared()
-        for node in layers.values():
-            forms.to_native(node, shared)
+        for name, node in layers.items():
+            forms.to_native(node, shared, name, project=project)
         return {}
 
     def rounds_inputs(self, layer: Any) -> bool:
@@ -96,8 +123,44 @@ class OnnxRoom(Room):
     def to_fc(self, model: Any, **options: Any) -> Any:
         return _through(super().to_fc, model, **options)
 
+    def unroll(self, model: Any, example: Any, **options: Any) -> Any:
+        def verb(model: Any, *, inplace: bool, **options: Any) -> Any:
+            return super(OnnxRoom, self).unroll(model, example, **options)
+
+        return _through(verb, model, **options)
+
     def to_conv(self, model: Any, **options: Any) -> Any:
-        return _through(super().to_conv, model, **options)
+        """Take FC layers back; where there are none, make CONV nodes of a user's products."""
+        return _through(self._to_conv, model, **options)
+
+    def _to_conv(
+        self,
+        model: Any,
+        *,
+        where: Where = None,
+        strict: bool = True,
+        inplace: bool = False,
+        project: bool = False,
+    ) -> Any:
+        chosen = selector(where)
+        places = {name: part for name, part in self.places(model).items() if chosen(name, part)}
+        products = {name: part for name, part in places.items() if linear.is_product(part)}
+        made = any(self.form_of(part) not in (None, "native") for part in places.values())
+        if made or not products:
+            rest: dict[str, Any] = {"strict": strict, "inplace": inplace, "project": project}
+            return super().to_conv(model, where=where, **rest)
+        sizes = Sizes(model)
+        found = {name: pointwise.obstacle(node, sizes) for name, node in products.items()}
+        left = {name: refusal for name, refusal in found.items() if refusal is not None}
+        refuse_or_list(left, "cannot become a CONV layer", strict=strict)
+        nodes = [node for name, node in products.items() if name not in left]
+        if not inplace:
+            model, nodes = self.copied(model, nodes)
+            sizes = Sizes(model)
+        shared = Shared()
+        for node in nodes:
+            pointwise.to_pointwise(node, sizes, shared)
+        return model
 
     def networks(self, before: Any, after: Any, x: Any) -> OnnxNetworks:
         return OnnxNetworks(before, x)
@@ -105,6 +168,11 @@ class OnnxRoom(Room):
     def verify(self, before: Any, after: Any, x: Any, *, seed: int = 0) -> Certificate:
         """Compare two models; what stands outside their CONV layers has to be the same nodes."""
         models = [_opened(one, name) for name, one in (("before", before), ("after", after))]
+        ours, theirs = map(self.places, models)
+        for name in ours.keys() & theirs.keys():
+            for one, other in ((ours[name], theirs[name]), (theirs[name], ours[name])):
+                if self.form_of(other) and linear.is_product(one):
+                    one.meta[PAIRED] = True
         found = super().verify(models[0], models[1], x, seed=seed)
         errors = (*found.network.errors, *other_nodes(*models))
         return replace(found, network=replace(found.network, errors=errors))
@@ -119,6 +187,9 @@ class OnnxRoom(Room):
         model = _opened(model, "model")
         places = self.places(model).items()
         return inspect(model, x, {name: one for name, one in places if self.form_of(one)})
+
+    def to_onnx(self, model: Any, example: Any = None) -> ir.Model:
+        return ir.from_proto(model) if isinstance(model, onnx.ModelProto) else model
 
 
 def _opened(model: Any, where: str) -> ir.Model:
@@ -135,6 +206,12 @@ def _opened(model: Any, where: str) -> ir.Model:
     versioned(made)
     Sizes(made).note()
     return made
+
+
+def _dtype_of(node: ir.Node) -> str:
+    parts = forms.parts_of(node)
+    tensor = None if parts is None else read.constant(parts.weight)
+    return "float32" if tensor is None else dtype_name(tensor.dtype.numpy())
 
 
 def versioned(model: ir.Model) -> ir.Model:

@@ -17,8 +17,9 @@ from convfc.errors import Refusal, ShapeError, UnsupportedLayer, UnsupportedMode
 from convfc.frameworks.torch import checkpoint
 from convfc.frameworks.torch.certify.networks import Runner
 from convfc.frameworks.torch.certify.pairs import Pair, pair_of
-from convfc.frameworks.torch.certify.simplified import certify_simplified, simplified_record
+from convfc.frameworks.torch.certify.simplified import made_again
 from convfc.frameworks.torch.convert import heads, optimizers, to_conv, to_fc
+from convfc.frameworks.torch.export import to_onnx
 from convfc.frameworks.torch.forms.factors import DISTRIBUTED, is_distributed, quantises_activations
 from convfc.frameworks.torch.forms.form import form_of
 from convfc.frameworks.torch.inspection import inspect
@@ -32,6 +33,7 @@ from convfc.frameworks.torch.simplification import simplify
 from convfc.frameworks.torch.unrolled.form import ToUnrolled, differing_ties, sized_geometries
 from convfc.inspection import Inspection
 from convfc.layer import ConvLayer, Order
+from convfc.mlp.stages import certified_whole
 from convfc.networks import find_pairs
 from convfc.operators.estimate import check_dense
 from convfc.places import Where
@@ -92,7 +94,7 @@ class TorchRoom(Room):
     ) -> None:
         check_dense(
             layers,
-            sizes,
+            {key: [size] for key, size in sizes.items()},
             memory,
             order=self.order_of,
             dtype=lambda layer: dtype_name(layer.weight.dtype),
@@ -165,6 +167,9 @@ class TorchRoom(Room):
     def load_weights(self, model: nn.Module, path: Any) -> str:
         return checkpoint.load_weights(model, path)
 
+    def to_onnx(self, model: Any, example: Any) -> Any:
+        return to_onnx(model, example)
+
     def layer_input(self, model: nn.Module, place: str, x: Any) -> Any:
         return layer_input(model, place, x)
 
@@ -194,11 +199,7 @@ class TorchRoom(Room):
     def certified_whole(
         self, before: nn.Module, after: nn.Module, run: Any
     ) -> tuple[list[LayerCertificate], NetworkCertificate] | None:
-        if simplified_record(before, after) is not None:
-            return certify_simplified(before, after, run)
-        if simplified_record(after, before) is not None:
-            return certify_simplified(after, before, run, backwards=True)
-        return None
+        return certified_whole(before, after, run, partial(made_again, run))
 
     def version(self) -> str:
         return f"torch {torch.__version__}"

@@ -42,7 +42,7 @@ class Runner(Networks):
         own = [t for one in (before, after) for t in (*one.parameters(), *one.buffers())]
         self.tensors_used = [*given, *own]
         self.random = RandomState(self.tensors_used)
-        self.shared: set[int] = set()  # models that run in no other numbers, by id
+        self.shared = set()
         self.same: dict[int, nn.Parameter] = {}  # by id, a parameter of the same bits
         self._made: dict[tuple[int, Numbers | None], tuple[nn.Parameter, Tensor]] = {}
 

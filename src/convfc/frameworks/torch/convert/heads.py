@@ -33,7 +33,6 @@ from convfc.frameworks.torch.graph import (
 from convfc.frameworks.torch.places import copy_of, places
 from convfc.frameworks.torch.references import blocked_references, exchange
 from convfc.frameworks.torch.running import positional_arguments
-from convfc.frameworks.torch.simplification import record_of
 from convfc.frameworks.torch.vocabulary import (
     CONVS,
     NORMS,
@@ -42,6 +41,7 @@ from convfc.frameworks.torch.vocabulary import (
     Call,
     by_operation,
 )
+from convfc.mlp.simplified import record_of
 from convfc.places import Where, nothing_to_convert, refuse_or_list, selector
 
 

@@ -26,7 +26,7 @@ from convfc.frameworks.torch.forms.grouped import GroupedLinear
 from convfc.frameworks.torch.forms.patch import PatchConv
 from convfc.frameworks.torch.forms.weight import steps_of
 from convfc.frameworks.torch.read import layout_of, matrix_to_weight, weight_to_matrix
-from convfc.frameworks.torch.simplification import record_of
+from convfc.mlp.simplified import record_of
 from convfc.networks import Pairs
 
 State: TypeAlias = Mapping[str, Any]

@@ -38,9 +38,10 @@ from convfc.frameworks.torch.places import copy_of, holders
 from convfc.frameworks.torch.reach import asked_for_class
 from convfc.frameworks.torch.references import blocked_references
 from convfc.frameworks.torch.running import check_has_numbers
-from convfc.frameworks.torch.simplification import record_of, restore
+from convfc.frameworks.torch.simplification import restore
 from convfc.frameworks.torch.unrolled.back import FromUnrolled, unrolled_obstacle
 from convfc.frameworks.torch.vocabulary import CONVS
+from convfc.mlp.simplified import record_of
 from convfc.places import Shared, check_as_a_whole, tied
 
 

@@ -12,7 +12,7 @@ What is done with it between reading and making is in `convfc.mlp`.
 """
 
 from convfc.frameworks.torch.simplification.operations import OPERATIONS
-from convfc.frameworks.torch.simplification.simplified import Simplified, record_of, simplify
+from convfc.frameworks.torch.simplification.simplified import simplify
 from convfc.frameworks.torch.simplification.unchanged import restore
 
-__all__ = ["OPERATIONS", "Simplified", "record_of", "restore", "simplify"]
+__all__ = ["OPERATIONS", "restore", "simplify"]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -24,15 +22,19 @@ from convfc.frameworks.torch.simplification.operations import OPERATIONS, Condit
 from convfc.frameworks.torch.simplification.trace import Call, Ref, Trace, trace
 from convfc.frameworks.torch.vocabulary import BY_MODE
 from convfc.mlp.budget import check_least, check_memory, memory_explained
-from convfc.mlp.merge import Merged, Part, as_sequence, merge
-from convfc.mlp.values import Affine, Input, Program, Tracked, Value, is_chain, refuse, topological
+from convfc.mlp.simplified import (
+    ATTRIBUTE,
+    MaxPool,
+    Options,
+    Programs,
+    Simplified,
+    options_for,
+    programs_of,
+)
+from convfc.mlp.values import Affine, Input, Program, Tracked, Value, refuse, topological
 from convfc.operators.estimate import MatrixEstimate, check_together
 from convfc.places import nothing_to_convert
-from convfc.sizes import one_of
 
-MaxPool: TypeAlias = Literal["keep", "relu"]
-
-ATTRIBUTE = "simplified"
 _KEPT = "_user_preserved_attributes"  # in a GraphModule's meta: what its copies get, too
 
 
@@ -46,30 +48,26 @@ def simplify(
     memory: float | None = None,
 ) -> nn.Module:
     """Return a CONV network as a plain MLP that computes the same; see `convfc.simplify`."""
-    remedy = "'keep' leaves max-pooling as it is, 'relu' writes it with ReLU"
-    one_of("max_pool", max_pool, MaxPool, remedy=remedy)
-    if record_of(model) is not None:
-        raise nothing_to_convert("layer that is not simplified already", None, ())
+    options = options_for(model, max_pool, sequential=sequential)
     check_has_numbers(model, "model")
     arguments = positional_arguments(model, example)
-    options = Options(max_pool, sequential)
-    found = programs_of(model, arguments, options, memory, to_be_made=True)
-    if _is_simple(model, found):
+    run, found = read(model, arguments, options, memory, to_be_made=True)
+    if _is_simple(model, run, found):
         raise nothing_to_convert("layer other than nn.Linear and ReLU", None, ())
     made = made_of(found, model, arguments[0], memory)
     check_references(model, {id(part) for part in model.modules()}, copied=True)
-    read, dtype = found.original, like(model, arguments[0]).dtype
-    record = Simplified(deep_copy(model), read.input_shape, dtype, options, read.signature)
+    shape, dtype = found.original.input_shape, like(model, arguments[0]).dtype
+    record = Simplified(deep_copy(model), shape, dtype, options, found.original.signature)
     vars(made)[ATTRIBUTE] = record
     if isinstance(made, fx.GraphModule):  # copies of it, and what is loaded from a file, have it
         made.meta[_KEPT] = {ATTRIBUTE: record}
     return made.train(model.training)
 
 
-def _is_simple(model: nn.Module, found: Programs) -> bool:
+def _is_simple(model: nn.Module, run: Trace, found: Programs) -> bool:
     """Say whether a model is nothing but Linear and ReLU, and no two Linears are to be one."""
     leaves = {type(part) for part in model.modules() if not part._modules}
-    names = [call.name for call in found.run.calls]
+    names = [call.name for call in run.calls]
     linears = sum(isinstance(value, Affine) for value in topological(found.final.output))
     plain = leaves <= {nn.Linear, nn.ReLU} and set(names) <= {"linear", "relu"}
     return plain and len(found.original.input_shape) == 1 and names.count("linear") == linears
@@ -90,47 +88,22 @@ def made_of(
     return emit.emit(found.final, one.dtype, one.device, sparse_weights=sparse_weights).module
 
 
-@dataclass(frozen=True)
-class Options:
-    """How a network is simplified."""
-
-    max_pool: MaxPool = "keep"
-    sequential: bool = False
-
-
-class Programs(NamedTuple):
-    """A network as values: run, as it was, merged, in one sequence; what its values hold."""
+class Read(NamedTuple):
+    """A network that was run, and what it is as values."""
 
     run: Trace
-    original: Program
-    merged: Merged
-    final: Program
-    states: Mapping[Value, Mapping[Value, Part]]
+    programs: Programs
 
 
-@dataclass(frozen=True, eq=False)
-class Simplified:
-    """The original network, and how it was simplified; it follows no ``to()``."""
-
-    original: nn.Module
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    options: Options
-    signature: tuple[tuple[str, str], ...] = ()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Simplified:
-        """Return it: copies of a network share it, as nothing changes it."""
-        return self
-
-    def made_again(self) -> nn.Module:
-        """Return the simplified network again, with sparse weights."""
-        parameter = next(self.original.parameters(), torch.empty(0))
-        x = torch.zeros(1, *self.shape, dtype=self.dtype, device=parameter.device)
-        found = programs_of(self.original, (x,), self.options)
-        return made_of(found, self.original, x, sparse_weights=True)
+def made_again(record: Simplified) -> nn.Module:
+    """Return a simplified network again, with sparse weights."""
+    parameter = next(record.original.parameters(), torch.empty(0))
+    x = torch.zeros(1, *record.shape, dtype=record.dtype, device=parameter.device)
+    found = read(record.original, (x,), record.options).programs
+    return made_of(found, record.original, x, sparse_weights=True)
 
 
-def programs_of(
+def read(
     model: nn.Module,
     example: tuple[Any, ...],
     options: Options,
@@ -138,29 +111,19 @@ def programs_of(
     *,
     to_be_made: bool = False,
     numbers: bool = False,
-) -> Programs:
+) -> Read:
     """Read and merge a network; with numbers, its run keeps every value of two examples."""
     with memory_explained():
         run = _run(model, example, memory, numbers=numbers)
         original = _program(run, options.max_pool, memory)
         if to_be_made:
             check_least(original, like(model, example[0]).dtype.itemsize, memory)
-        merged = merge(original, alternating=options.sequential)
-    if not options.sequential or is_chain(merged.program):
-        return Programs(run, original, merged, merged.program, {})
-    sequence = as_sequence(merged.program)
-    return Programs(run, original, merged, sequence.program, sequence.states)
+        return Read(run, programs_of(original, options))
 
 
 def like(model: nn.Module, x: Tensor) -> Tensor:
     """Return what says dtype and device of the FC layers: a parameter of the model, or an input."""
     return next((p for p in model.parameters() if p.is_floating_point()), x)
-
-
-def record_of(module: nn.Module) -> Simplified | None:
-    """Return the record of a simplified network; None of any other."""
-    record = vars(module).get(ATTRIBUTE)
-    return record if isinstance(record, Simplified) else None
 
 
 # Reading ------------------------------------------------------------------------------------------

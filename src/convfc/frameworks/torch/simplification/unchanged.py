@@ -13,7 +13,8 @@ from torch import Tensor, fx, nn
 
 from convfc.comparing import bits_of, describe, same_bits
 from convfc.frameworks.torch.running import deep_copy
-from convfc.frameworks.torch.simplification.simplified import Simplified
+from convfc.frameworks.torch.simplification.simplified import made_again
+from convfc.mlp.simplified import Simplified
 from convfc.mlp.values import check_as_made
 
 _BLOCK = 2**21  # numbers of a weight that are compared, or multiplied by in float64, at a time
@@ -21,7 +22,7 @@ _BLOCK = 2**21  # numbers of a weight that are compared, or multiplied by in flo
 
 def restore(model: nn.Module, record: Simplified) -> nn.Module:
     """Return the CONV network that an unchanged simplified network was."""
-    check_as_made(other_parts(record.made_again(), model))
+    check_as_made(other_parts(made_again(record), model))
     like = next(model.parameters(), torch.empty(0, dtype=record.dtype))
     restored: nn.Module = deep_copy(record.original).to(like.device, like.dtype)
     return restored

@@ -1,0 +1,136 @@
+"""Unrolled form: a CONV node as Flatten, Gemm, Reshape; the Gemm's matrix is the whole layer's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx_ir as ir
+
+from convfc.comparing import words
+from convfc.errors import GeometryError, Refusal, ShapeError
+from convfc.frameworks.onnx import read
+from convfc.frameworks.onnx.build import Builder, Sizes
+from convfc.frameworks.onnx.certify import as_inputs, watched
+from convfc.frameworks.onnx.forms import beside, forget, obstacle, parts_of, put, recorded
+from convfc.frameworks.onnx.matrices import WholeLayer
+from convfc.frameworks.onnx.read import RECORD, constant, operands
+from convfc.geometry import ConvGeometry
+from convfc.places import Shared
+
+Refusals = dict[str, Refusal]
+
+
+class SizedGeometry(NamedTuple):
+    """What a layer computes, and the one spatial size that its matrix is for."""
+
+    geometry: ConvGeometry
+    input_size: tuple[int, ...]
+
+
+def sizes(
+    model: ir.Model, layers: Mapping[str, ir.Node], example: Any
+) -> tuple[dict[int, SizedGeometry], Refusals, Refusals]:
+    """Return what each layer is called on, by ``id``, and why others are refused."""
+    inputs = as_inputs(model, example, "example")
+    try:
+        found, _ = watched(model, layers.values(), inputs)
+    except Exception as error:
+        raise ShapeError(
+            f"the model does not run on it ({words(error)})",
+            where="example",
+            got=", ".join(f"{name} {array.shape}" for name, array in inputs.items()),
+            remedy="give what the model is called with",
+        ) from error
+    known = Sizes(model)
+    sized: dict[int, SizedGeometry] = {}
+    refused: Refusals = {}
+    for name, node in layers.items():
+        x = node.inputs[0]
+        given = None if x is None or node.graph is not model.graph else found.get(x.name or "")
+        shown = known if x is None or given is None else known.with_shape(x, given.shape)
+        one = _sized(node, shown)
+        if isinstance(one, Refusal):
+            refused[name] = one
+        else:
+            sized[id(node)] = one
+    return sized, refused, {}
+
+
+def _sized(node: ir.Node, known: Sizes) -> SizedGeometry | Refusal:
+    """Return what a layer computes, where the size of its input is known."""
+    refusal = obstacle(node, known)
+    if refusal is not None:
+        return refusal
+    if RECORD in node.metadata_props:  # a product that is a CONV node: it becomes a product again
+        parts = parts_of(node)
+        assert parts is not None, "see obstacle"  # noqa: S101
+        return SizedGeometry(read.read(parts.conv, known).geometry, (1, 1))
+    layer = read.read(node, known)
+    if layer.is_quantised:
+        return Refusal(
+            f"{node.op_type}: Gemm takes no integers of 8 bits", "use convfc.to_fc, which takes it"
+        )
+    for which, value in (("weight", layer.weight), ("bias", layer.bias)):
+        if value is not None and constant(value) is None:
+            return Refusal(
+                f"{node.op_type}: its {which} is no constant, or a default that an input may "
+                "replace, so that its matrix is not known",
+                "use convfc.to_fc, which takes it",
+            )
+    shape = known.shape(layer.x)
+    size = [] if shape is None else [n for n in shape[2:] if n is not None]
+    if len(size) != layer.geometry.spatial_ndim:
+        return Refusal(
+            f"{node.op_type}: it stands in a function or an inner graph, and the size of its input "
+            "is not known",
+            "give the model's inputs their sizes (onnx.tools.update_model_dims), or use "
+            "convfc.to_fc",
+        )
+    try:
+        geometry = layer.for_size(size)
+        geometry.output_size(size)
+    except GeometryError as error:
+        what, _, remedy = str(error).partition(". Remedy: ")
+        return Refusal(f"{node.op_type}: {what}", remedy, cause=error)
+    return SizedGeometry(geometry, tuple(size))
+
+
+def to_unrolled(node: ir.Node, sized: SizedGeometry, shared: Shared) -> ir.Node:
+    """Put an unrolled layer into the place of a CONV node; return its last node."""
+    whole = WholeLayer(*sized)
+    given = operands(node)
+    tensors = {name: constant(given[name]) for name in ("weight", "bias") if name in given}
+    shapes: dict[str, Any] = {
+        name: one.shape.numpy() for name, one in tensors.items() if one is not None
+    }
+    record = recorded(node, "unrolled", given, shapes)
+    record["input_size"] = sized.input_size
+    old = list(given.values())
+    for name, tensor in tensors.items():
+        assert tensor is not None  # noqa: S101 (see sizes)
+        record["operands"][name]["held"] = whole.shape[: 1 if name == "bias" else 2]
+        make = whole.matrix if name == "weight" else whole.offset
+        given[name] = shared([given[name]], sized, partial(_made, given[name], tensor, make))
+    numbers = tensors["weight"].numpy()  # type: ignore[union-attr]
+    record["unread"] = whole.unread(numbers).astype(np.float64).tolist()
+    opset = node.version or 1
+    b = Builder(node, opset, Sizes())
+    flat = b("Flatten", given["x"], axis=1)
+    bias = [given["bias"]] if "bias" in given else []
+    if not bias and opset < 11:  # Gemm needs one there
+        bias = [b.constant(np.zeros(whole.shape[0], numbers.dtype))]
+    y = b("Gemm", flat, given["weight"], *bias, transB=1)
+    g = sized.geometry
+    last = put(
+        b, b.reshape(y, (-1, g.out_channels, *g.output_size(sized.input_size))), record, given
+    )
+    forget(*old)
+    return last
+
+
+def _made(value: ir.Value, tensor: ir.TensorProtocol, make: Callable[[Any], Any]) -> ir.Value:
+    made = ir.Tensor(make(tensor.numpy()), dtype=tensor.dtype)
+    return beside(value, made, f"{value.name}.{'x'.join(map(str, made.shape))}")
