@@ -249,6 +249,20 @@ def test_every_opset_from_11_on(op: str, opset: int) -> None:
     check(model, drawn("uint8", (2, 4, 9, 10), 0))
 
 
+def test_groups_have_to_know_whose_scales_are_given() -> None:
+    def opened(groups: int) -> Model:
+        model = conv_model("ConvInteger", (2, 4, 9), (6, 4 // groups, 3), group=groups)
+        held = [one for one in model.graph.initializer if one.name != "w_zero_point"]
+        del model.graph.initializer[:]
+        model.graph.initializer.extend(held)
+        model.graph.input.append(info_of("w_zero_point", np.dtype("int8"), None))
+        return model
+
+    with pytest.raises(UnsupportedLayer, match="whether each filter has a scale of its own is not"):
+        convfc.to_fc(opened(2))
+    assert counted(convfc.to_fc(opened(1)))["MatMulInteger"] == 1
+
+
 @pytest.mark.parametrize("op", ["ConvInteger", "QLinearConv"])
 def test_opset_10_pads_no_integers(op: str) -> None:
     check(conv_model(op, (2, 3, 9, 8), (4, 3, 3, 3), opset=10), drawn("uint8", (2, 3, 9, 8), 0))
