@@ -16,6 +16,7 @@ from convfc.errors import ArgumentError, Refusal, UnsupportedModel
 from convfc.frameworks.onnx import forms, linear, pointwise, read, unrolled
 from convfc.frameworks.onnx.build import Sizes
 from convfc.frameworks.onnx.certify import PAIRED, NodePair, OnnxNetworks, other_nodes
+from convfc.frameworks.onnx.inputs import generated
 from convfc.frameworks.onnx.inspection import inspect
 from convfc.inspection import Inspection
 from convfc.layer import ConvLayer, Order
@@ -179,6 +180,9 @@ class OnnxRoom(Room):
 
     def pair(self, name: str, before: Any, after: Any) -> NodePair:
         return NodePair(name, before, after)
+
+    def examples(self, model: Any, shapes: Sequence[Sequence[int]]) -> list[Any]:
+        return list(generated(model, shapes=[tuple(one) for one in shapes]))
 
     def version(self) -> str:
         return f"onnx {onnx.__version__}, onnxruntime {onnxruntime.__version__}"
