@@ -357,6 +357,35 @@ def test_a_layer_of_integers_in_a_branch_is_compared(op: str) -> None:
     assert [one.exact.identical for one in certificate.layers] == [True, True]
 
 
+@pytest.mark.parametrize(
+    ("op", "without"),
+    [
+        ("ConvInteger", ()),
+        ("ConvInteger", ("x_zero_point", "w_zero_point")),
+        ("QLinearConv", ()),
+    ],
+)
+def test_a_layer_of_integers_in_a_function_is_compared(op: str, without: tuple[str, ...]) -> None:
+    """Nothing is inferred there: the constants themselves say what they are."""
+    each = op == "QLinearConv"
+    plain = conv_model(op, (2, 4, 9), (6, 2, 3), group=2, pads=[1, 1], each=each, without=without)
+    tensors = plain.graph.initializer
+    nodes = [helper.make_node("Constant", [], [one.name], value=one) for one in tensors]
+    nodes += [helper.make_node("Identity", ["given"], ["x"]), *plain.graph.node]
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("mine", 1)]
+    function = helper.make_function("mine", "F", ["given"], ["y"], nodes, imports[:1])
+    call = helper.make_node("F", ["x"], ["y"], "call", domain="mine")
+    graph = helper.make_graph([call], "net", plain.graph.input, plain.graph.output)
+    model = helper.make_model(graph, opset_imports=imports, functions=[function], ir_version=8)
+    x = drawn("uint8", (2, 4, 9), 0)
+    fc = convfc.to_fc(model)
+    np.testing.assert_array_equal(run(fc, x), run(model, x))
+    certificate = convfc.verify(model, fc, x)
+    assert certificate.holds, certificate
+    assert [(one.dtype, one.exact.identical) for one in certificate.layers] == [("uint8", True)]
+    assert convfc.to_conv(fc).functions[0] == function
+
+
 def test_a_weight_that_a_tool_has_changed_comes_home() -> None:
     model = conv_model("QLinearConv", (2, 4, 9, 10), (6, 2, 3, 3), group=2)
     fc = convfc.to_fc(model)

@@ -219,6 +219,8 @@ class Sizes:
     def shape(self, value: ir.Value) -> tuple[int | None, ...] | None:
         """Return the shape of a value; None if not even its axes are known."""
         shape = self._found.get(value, value).shape
+        tensor = ir.convenience.get_const_tensor(value) if shape is None else None
+        shape = shape if tensor is None else tensor.shape  # in a function nothing is inferred
         if shape is None:
             return None
         return tuple(n if isinstance(n, int) else None for n in shape)
