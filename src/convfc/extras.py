@@ -18,6 +18,7 @@ PIP: Mapping[str, str] = {
     # In no extra, but named in the help of the commands:
     "torchvision": "'convfc[torch]' torchvision",
     "tensorflow": "'convfc[paper]' tensorflow",
+    "onnxscript": "'convfc[onnx]' onnxscript",  # what PyTorch's exporter is written with
 }
 """A module that may be missing, and what pip has to install: the smallest extra that has it."""
 

@@ -1,4 +1,4 @@
-"""``convfc convert``: a model of ONNX with FC layers instead of its CONV layers, or back."""
+"""``convfc convert``: a file of ONNX with FC layers instead of a model's CONV layers, or back."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from convfc.cli.common import (
     Factory,
     FactoryArguments,
     Inputs,
+    Weights,
     certify,
     ctrl_c_explained,
     errors_in_one_line,
     examples,
+    load_weights,
     make_model,
 )
 from convfc.printable import printable
@@ -61,6 +63,7 @@ def convert(
     ] = True,
     inputs: Inputs = None,
     arguments: FactoryArguments = None,
+    weights: Weights = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the certificates as JSON.")
@@ -76,6 +79,8 @@ def convert(
 
     [bold]convfc convert model.onnx -o model-fc.onnx[/bold]
 
+    [bold]convfc convert torchvision.models:resnet18 --input 3,224,224 -o net.onnx[/bold]
+
     [bold]convfc convert model-fc.onnx -o model.onnx --to conv[/bold]   the way back
     """
     errors = Console(stderr=True)
@@ -88,17 +93,26 @@ def convert(
     with errors_in_one_line(errors, elsewhere, code=2), ctrl_c_explained(errors, stopped):
         import convfc
         from convfc.frameworks.onnx.files import check_free, save
+        from convfc.registry import room_of
 
         check_free(output, force=force)
-        before = make_model(model, arguments)
+        made = make_model(model, arguments)
+        if weights is not None:
+            load_weights(made, weights, errors)
+        room, example = room_of(made), None
+        if room.name != "ONNX":
+            example = examples(made, inputs)[0]
+            # Sizes, and perhaps a batch axis, are then those of the model.
+            inputs = [text for text in inputs or () if text.endswith(".npz")]
+        with errors.status("exporting the model"):
+            before = room.to_onnx(made, example)
         tried = examples(before, inputs) if verify or form is Form.unrolled else []
         with errors.status("converting the model"):
-            if to is Direction.conv:
-                after = convfc.to_conv(before, where=where)
-            elif form is Form.unrolled:
+            if form is Form.unrolled:
                 after = convfc.unroll(before, tried[0], where=where)
             else:
-                after = convfc.to_fc(before, where=where)
+                verb = convfc.to_fc if to is Direction.fc else convfc.to_conv
+                after = verb(before, where=where)
         holds: bool | None = None
         if verify:
             holds, found = certify(before, after, tried, errors, show=not as_json)

@@ -1,4 +1,4 @@
-"""Models of ONNX with each CONV node as one Gemm: equal on integers, home bit for bit, certified."""
+"""Each CONV node of a model of ONNX as one Gemm: equal on integers, home bit for bit, certified."""
 
 from __future__ import annotations
 
@@ -24,13 +24,28 @@ from convfc.errors import (
 CASES: dict[str, tuple[str, tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
     "2d": ("Conv", (2, 3, 9, 8), (4, 3, 3, 2), {"pads": [1, 0, 2, 1], "strides": [2, 1]}),
     "1d-same-lower": ("Conv", (2, 4, 9), (6, 2, 3), {"group": 2, "auto_pad": "SAME_LOWER"}),
-    "same-upper-s2": ("Conv", (1, 2, 9, 6), (3, 2, 3, 4), {"auto_pad": "SAME_UPPER", "strides": [2, 3]}),
+    "same-upper-s2": (
+        "Conv",
+        (1, 2, 9, 6),
+        (3, 2, 3, 4),
+        {"auto_pad": "SAME_UPPER", "strides": [2, 3]},
+    ),
     "depthwise": ("Conv", (2, 4, 5, 6), (8, 1, 3, 3), {"group": 4, "dilations": [2, 1]}),
     "3d": ("Conv", (1, 2, 4, 5, 3), (3, 2, 2, 3, 3), {"pads": [1] * 6}),
-    "t2d": ("ConvTranspose", (2, 3, 3, 4), (3, 4, 3, 2), {"strides": [2, 3], "pads": [1, 0, 1, 1], "output_padding": [1, 0]}),
+    "t2d": (
+        "ConvTranspose",
+        (2, 3, 3, 4),
+        (3, 4, 3, 2),
+        {"strides": [2, 3], "pads": [1, 0, 1, 1], "output_padding": [1, 0]},
+    ),
     "t1d-groups": ("ConvTranspose", (2, 4, 5), (4, 3, 3), {"group": 2, "strides": [2]}),
-    "t-output-shape": ("ConvTranspose", (1, 2, 4, 5), (2, 3, 3, 3), {"output_shape": [8, 10], "strides": [2, 2]}),
-}  # fmt: skip
+    "t-output-shape": (
+        "ConvTranspose",
+        (1, 2, 4, 5),
+        (2, 3, 3, 3),
+        {"output_shape": [8, 10], "strides": [2, 2]},
+    ),
+}
 
 
 def integers(*shape: int, seed: int = 0, dtype: Any = np.float32) -> Any:
@@ -215,7 +230,7 @@ def test_a_changed_entry_is_seen_and_refused(where: str):
     assert not certificate.holds
     assert certificate.layers[1].holds  # the second one is as it was
     assert "is not that of a convolution" in str(certificate.layers[0].errors)
-    with pytest.raises(UnsupportedLayer, match=r"first: its matrix is not a convolution's.*project"):
+    with pytest.raises(UnsupportedLayer, match=r"first: its matrix is not a convol.*project"):
         convfc.to_conv(wrong)
     with pytest.warns(UnsupportedLayerWarning, match="first: the closest convolution is .* away"):
         projected = convfc.to_conv(wrong, project=True)
@@ -245,9 +260,7 @@ def test_a_scaled_matrix_comes_home_scaled():
     tensor.CopyFrom(numpy_helper.from_array(2 * numbers, name))
     back = {one.name: one for one in convfc.to_conv(unrolled).graph.initializer}
     (old,) = (one for one in model.graph.initializer if one.name == "w2")
-    np.testing.assert_array_equal(
-        numpy_helper.to_array(back["w2"]), 2 * numpy_helper.to_array(old)
-    )
+    np.testing.assert_array_equal(numpy_helper.to_array(back["w2"]), 2 * numpy_helper.to_array(old))
     assert not convfc.verify(model, unrolled, x).holds
 
 
@@ -305,6 +318,25 @@ def test_what_cannot_be_unrolled_is_refused_by_name():
         convfc.unroll(given, x)
     with pytest.warns(UnsupportedLayerWarning, match="left as they are: second"):
         assert kinds(convfc.unroll(given, x, strict=False)) >= {"Conv", "Gemm"}
+
+
+def test_operators_of_other_numbers_and_other_makers_are_refused():
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+        net (uint8[n, 2, 5, 5] x) => (int32[n, 3, 3, 3] y) { [whole] y = ConvInteger (x, w) }"""
+    model, x = network(text, w=integers(3, 2, 3, 3, dtype=np.int8)), np.ones((1, 2, 5, 5), np.uint8)
+    with pytest.raises(UnsupportedLayer, match="whole: ConvInteger: Gemm takes no integers"):
+        convfc.unroll(model, x)
+    fused, x = network(), integers(1, 2, 6, 6)
+    fused.graph.node[2].op_type, fused.graph.node[2].domain = "FusedConv", "com.microsoft"
+    fused.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    with pytest.raises(
+        UnsupportedLayer, match=r"second: com\.microsoft\.FusedConv is no CONV operator"
+    ):
+        convfc.unroll(fused, x)
+    with pytest.warns(UnsupportedLayerWarning, match="left as they are: second"):
+        made = convfc.unroll(fused, x, strict=False)
+    np.testing.assert_array_equal(run(made, x), run(network(), x))
+    assert len(convfc.inspect(made, x).rows) == 2
 
 
 def test_nodes_that_a_tool_has_changed_are_refused():

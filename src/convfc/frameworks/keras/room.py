@@ -20,7 +20,7 @@ with needing():
 
 from convfc.certificate import LayerCertificate, NetworkCertificate
 from convfc.errors import Refusal, UnsupportedLayer, UnsupportedModel
-from convfc.frameworks.keras import copies, forms, models, read, simplification, unrolled
+from convfc.frameworks.keras import copies, export, forms, models, read, simplification, unrolled
 from convfc.frameworks.keras.certify import KerasNetworks, KerasPair
 from convfc.frameworks.keras.certify_simplified import made_again
 from convfc.frameworks.keras.certify_unrolled import UnrolledPair
@@ -205,6 +205,16 @@ class KerasRoom(Room):
 
     def inspect(self, model: Any, x: Any = None) -> Inspection:
         return inspect(model, x, self.places(model), self.unreachable(model))
+
+    def to_onnx(self, model: Any, example: Any) -> Any:
+        return export.to_onnx(model, example)
+
+    def examples(self, model: Any, shapes: Sequence[Sequence[int]]) -> list[Any]:
+        """Return an input; of a graph, whose sizes are known, in a batch of two."""
+        own = [tuple(one.shape)[1:] for one in getattr(model, "inputs", None) or ()]
+        if not shapes and own and not any(None in one for one in own):
+            shapes = [(2, *one) for one in own]
+        return super().examples(model, shapes)
 
     def layer_input(self, model: Any, place: str, x: Any) -> Any:
         return models.layer_input(model, self.places(model)[place], x)

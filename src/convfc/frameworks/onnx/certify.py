@@ -255,26 +255,40 @@ class NodePair:
         smallest = [1, *extents, *extents][: len(shape) - 1]
         smallest.insert(parts.axis, g.in_channels)
         size = tuple(n or small for n, small in zip(shape, smallest, strict=True))
-        dtype = _dtype_of(parts)
-        shapes = {parts.x: size, parts.weight: layer.weight_shape, parts.bias: (g.out_channels,)}
+        same: tuple[ir.Value | None, ...] = (parts.weight, parts.bias, parts.x)
+        if layer.is_quantised:
+            same = (parts.x, parts.others.get("x_zero_point"))
+        dtype = _dtype_of(*same, default="uint8" if layer.is_quantised else "float32")
+        shapes = {value: Sizes().shape(value) or () for value in parts.others.values()}
+        shapes |= {parts.x: size, parts.weight: layer.weight_shape}
+        if parts.bias is not None:
+            shapes[parts.bias] = (g.out_channels,)
         drawn = {
-            value.name or "": rng.standard_normal(shape).astype(dtype)
+            value.name or "": _random(shape, _dtype_of(value, default=dtype), rng)
             for value, shape in shapes.items()
-            if value is not None and read.constant(value) is None
+            if read.constant(value) is None
         }
         note = f"in an inner graph, so compared on random numbers of shape {size}"
         call = Call(drawn[parts.x.name or ""], kwargs=drawn)
         return [measure(one, seed=seed, notes=(note,)) for one in self.on(call)]
 
 
-def _dtype_of(parts: forms.Parts) -> Any:
-    for value in (parts.weight, parts.bias, parts.x):
+def _random(shape: Sequence[Any], dtype: Any, rng: np.random.Generator) -> Array:
+    """Return random numbers; of integers, all that the dtype has."""
+    if np.issubdtype(dtype, np.integer):
+        info = np.iinfo(dtype)
+        return rng.integers(info.min, info.max, shape, dtype, endpoint=True)
+    return rng.standard_normal(shape).astype(dtype)
+
+
+def _dtype_of(*values: ir.Value | None, default: Any) -> Any:
+    for value in values:
         tensor = None if value is None else ir.convenience.get_const_tensor(value)
         if tensor is not None:
             return tensor.numpy().dtype
         if value is not None and value.dtype is not None:
             return value.dtype.numpy()
-    return np.dtype("float32")
+    return np.dtype(default)
 
 
 class NodeSides(Sides):

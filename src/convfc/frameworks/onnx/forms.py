@@ -220,7 +220,7 @@ def parts_of(node: ir.Node) -> Parts | None:
         return _found(node)
     if is_product(node):
         return _product_parts(node)
-    if form_of(node) is None:
+    if form_of(node) is None or node.op_type not in OPERANDS:
         return None
     return _parts(operands(node), [node], node)
 
@@ -257,7 +257,7 @@ def back_obstacle(last: ir.Node, *, project: bool = False) -> Refusal | None:
     if parts is None:
         return Refusal(
             "its nodes are not those that convfc made: a tool has changed them",
-            "convert back before tools optimise the model, or quantise the CNN: that converts, too",
+            "convert back before other tools work on it; quantise the CNN, which can be converted",
         )
     if form_of(last) == "unrolled" and not project:
         record = json.loads(last.metadata_props[RECORD])

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from convfc.extras import needing
 
 with needing():
+    import onnx
     import onnx_ir as ir
 
 from convfc.comparing import words
@@ -45,13 +46,15 @@ _GIVE = "give inputs of your own, as in --input inputs.npz or --input 1,3,224,22
 
 
 def generated(
-    model: ir.Model, seed: int = 0, *, shapes: Sequence[tuple[int, ...]] = ()
+    model: ir.Model | onnx.ModelProto, seed: int = 0, *, shapes: Sequence[tuple[int, ...]] = ()
 ) -> list[Inputs]:
     """Return inputs for a model: one set, or two if it has dynamic sizes and takes several.
 
     With ``shapes``, one for each input, there is one set. Floating-point numbers are normally
     distributed; integers are small, those of 8 bits any.
     """
+    if isinstance(model, onnx.ModelProto):
+        model = ir.from_proto(model)
     free = [value for value in model.graph.inputs if not value.is_initializer()]
     if shapes and len(shapes) != len(free):
         raise ArgumentError(

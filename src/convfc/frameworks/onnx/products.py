@@ -88,10 +88,10 @@ def _multiplied(b: Builder, layer: ConvNode, matrix: Matrix, m: ir.Value) -> ir.
 
     def given(name: str) -> ir.Value | None:
         value = layer.others.get(name)
-        if name in PER_FILTER and g.groups > 1 and value is not None:
-            if b.known.shape(value) == (g.out_channels,):
-                return b.reshape(value, (g.groups, 1, filters))
-        return value
+        if name not in PER_FILTER or g.groups == 1 or value is None:
+            return value
+        each = b.known.shape(value) == (g.out_channels,)
+        return b.reshape(value, (g.groups, 1, filters)) if each else value
 
     order = (0, 2, 1) if g.groups == 1 else (0, 1, 3, 2)
     m, k = b("Transpose", m, perm=order), matrix(b, layer.weight, shape, True)

@@ -127,21 +127,24 @@ def obstacle(node: ir.Node, sizes: Sizes) -> Refusal | None:
         return Refusal(f"{node.op_type}: {error}", "onnx.checker says whether the file is valid")
     if isinstance(layer, Refusal):
         return layer
+    return next(_lacking(layer, node.version or 1, sizes), None)
+
+
+def _lacking(layer: ConvNode, opset: int, sizes: Sizes) -> Iterator[Refusal]:
+    """Yield what the operators of an opset, or what is known of sizes, do not give."""
     g = layer.geometry
     size = [sizes(layer.x, axis) for axis in range(2, 2 + g.spatial_ndim)]
-    opset = node.version or 1
-    why = f"{node.op_type}: with sizes that are not known, its {{}} takes opset {{}}"
+    why = f"{layer.op_type}: with sizes that are not known, its {{}} takes opset {{}}"
     if layer.same and opset < 11:
-        return Refusal(why.format("auto_pad", 11), _SIZES)
+        yield Refusal(why.format("auto_pad", 11), _SIZES)
     if opset < 11 and layer.is_quantised and any(map(any, g.padding)):
-        why = f"{node.op_type}: its padding is of integers, which takes opset 11"
-        return Refusal(why, "onnx.version_converter gives the model a newer one")
+        integers = f"{layer.op_type}: its padding is of integers, which takes opset 11"
+        yield Refusal(integers, "onnx.version_converter gives the model a newer one")
     shapes = [sizes.shape(layer.others[name]) for name in PER_FILTER if name in layer.others]
     if None in shapes:
-        return Refusal(f"{node.op_type}: whether its weight has one scale is not known", _SIZES)
+        yield Refusal(f"{layer.op_type}: whether its weight has one scale is not known", _SIZES)
     if opset < 10 and None in size and not g.transposed and set(g.stride) != {1}:
-        return Refusal(why.format("stride", 10), _SIZES)
-    return None
+        yield Refusal(why.format("stride", 10), _SIZES)
 
 
 def read(node: ir.Node, sizes: Sizes) -> ConvNode:

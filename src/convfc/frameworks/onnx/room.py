@@ -16,6 +16,7 @@ from convfc.errors import ArgumentError, Refusal, UnsupportedModel
 from convfc.frameworks.onnx import forms, linear, pointwise, read, unrolled
 from convfc.frameworks.onnx.build import Sizes
 from convfc.frameworks.onnx.certify import PAIRED, NodePair, OnnxNetworks, other_nodes
+from convfc.frameworks.onnx.inputs import generated
 from convfc.frameworks.onnx.inspection import inspect
 from convfc.inspection import Inspection
 from convfc.layer import ConvLayer, Order
@@ -180,6 +181,9 @@ class OnnxRoom(Room):
     def pair(self, name: str, before: Any, after: Any) -> NodePair:
         return NodePair(name, before, after)
 
+    def examples(self, model: Any, shapes: Sequence[Sequence[int]]) -> list[Any]:
+        return list(generated(model, shapes=[tuple(one) for one in shapes]))
+
     def version(self) -> str:
         return f"onnx {onnx.__version__}, onnxruntime {onnxruntime.__version__}"
 
@@ -187,6 +191,9 @@ class OnnxRoom(Room):
         model = _opened(model, "model")
         places = self.places(model).items()
         return inspect(model, x, {name: one for name, one in places if self.form_of(one)})
+
+    def to_onnx(self, model: Any, example: Any = None) -> ir.Model:
+        return ir.from_proto(model) if isinstance(model, onnx.ModelProto) else model
 
 
 def _opened(model: Any, where: str) -> ir.Model:

@@ -59,6 +59,18 @@ def sizes(
     return sized, refused, {}
 
 
+def _unknown(layer: read.ConvNode, size: list[int]) -> str:
+    """Say why there is no matrix of a layer; nothing if there is."""
+    if layer.is_quantised:
+        return "Gemm takes no integers of 8 bits"
+    for which, value in (("weight", layer.weight), ("bias", layer.bias)):
+        if value is not None and constant(value) is None:
+            return f"its {which} is no constant, or a default that an input may replace"
+    if len(size) != layer.geometry.spatial_ndim:
+        return "it stands in a function or an inner graph, and the size of its input is not known"
+    return ""
+
+
 def _sized(node: ir.Node, known: Sizes) -> SizedGeometry | Refusal:
     """Return what a layer computes, where the size of its input is known."""
     refusal = obstacle(node, known)
@@ -69,26 +81,11 @@ def _sized(node: ir.Node, known: Sizes) -> SizedGeometry | Refusal:
         assert parts is not None, "see obstacle"  # noqa: S101
         return SizedGeometry(read.read(parts.conv, known).geometry, (1, 1))
     layer = read.read(node, known)
-    if layer.is_quantised:
-        return Refusal(
-            f"{node.op_type}: Gemm takes no integers of 8 bits", "use convfc.to_fc, which takes it"
-        )
-    for which, value in (("weight", layer.weight), ("bias", layer.bias)):
-        if value is not None and constant(value) is None:
-            return Refusal(
-                f"{node.op_type}: its {which} is no constant, or a default that an input may "
-                "replace, so that its matrix is not known",
-                "use convfc.to_fc, which takes it",
-            )
     shape = known.shape(layer.x)
     size = [] if shape is None else [n for n in shape[2:] if n is not None]
-    if len(size) != layer.geometry.spatial_ndim:
-        return Refusal(
-            f"{node.op_type}: it stands in a function or an inner graph, and the size of its input "
-            "is not known",
-            "give the model's inputs their sizes (onnx.tools.update_model_dims), or use "
-            "convfc.to_fc",
-        )
+    why = _unknown(layer, size)
+    if why:
+        return Refusal(f"{node.op_type}: {why}", "use convfc.to_fc, which takes it")
     try:
         geometry = layer.for_size(size)
         geometry.output_size(size)

@@ -1,17 +1,31 @@
-"""Exported programs without convolutions: each becomes pads, strided views and matrix products."""
+"""Exported programs without convolutions: each becomes pads, strided views and matrix products.
+
+And models of ONNX, with their convolutions.
+"""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
+from convfc.comparing import words
+from convfc.errors import ShapeError, UnsupportedModel
+from convfc.extras import needing
 from convfc.frameworks.torch.forms.calls import convolution_of
 from convfc.frameworks.torch.forms.windows import open_rules, open_windows, patches_by_plan
 from convfc.frameworks.torch.read import weight_to_matrix
+from convfc.frameworks.torch.running import (
+    call_model,
+    check_can_run,
+    positional_arguments,
+    unchanged,
+)
 
 
 def fc_decompositions() -> dict[Any, Callable[..., Any]]:
@@ -77,3 +91,43 @@ def _by_matrix(function: Any, *args: Any, **kwargs: Any) -> Tensor:
     y = y.transpose(1, 2).unflatten(2, [axis.positions for axis in axes])
     found: Tensor = y if whole is x else y.squeeze(0)
     return found
+
+
+def to_onnx(model: nn.Module, example: Any) -> Any:
+    """Return a model as an `onnx_ir.Model`, for inputs of the sizes of an example.
+
+    Where the model does not run on it without a batch axis, the batch may have any size.
+    """
+    with needing():
+        import onnx  # noqa: F401
+        import onnx_ir  # noqa: F401
+        import onnxscript  # noqa: F401
+    check_can_run(model, "example")
+    args, axes = positional_arguments(model, example), {}
+    with unchanged(model):
+        try:
+            call_model(model, args, {}, "example")
+        except ShapeError as error:
+            args, axes = tree_map(_twice, args), {0: torch.export.Dim.AUTO}
+            try:
+                call_model(model, args, {}, "example")
+            except ShapeError:
+                raise error from None
+        shapes = tree_map(lambda value: dict(axes) if isinstance(value, Tensor) else None, args)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                program = torch.export.export(model, args, dynamic_shapes=shapes)
+                exported: Any = torch.onnx.export(program, verbose=False)
+                return exported.model
+        except Exception as error:  # of every part of PyTorch's exporter
+            raise UnsupportedModel(
+                f"PyTorch does not export it ({words(error)})",
+                where="model",
+                remedy="export it yourself with torch.onnx.export, and convert the file",
+            ) from error
+
+
+def _twice(value: Any) -> Any:
+    """Return a batch of two equal inputs: one of one would be a constant of the program."""
+    return torch.stack([value, value]) if isinstance(value, Tensor) else value

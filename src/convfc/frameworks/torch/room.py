@@ -19,6 +19,7 @@ from convfc.frameworks.torch.certify.networks import Runner
 from convfc.frameworks.torch.certify.pairs import Pair, pair_of
 from convfc.frameworks.torch.certify.simplified import made_again
 from convfc.frameworks.torch.convert import heads, optimizers, to_conv, to_fc
+from convfc.frameworks.torch.export import to_onnx
 from convfc.frameworks.torch.forms.factors import DISTRIBUTED, is_distributed, quantises_activations
 from convfc.frameworks.torch.forms.form import form_of
 from convfc.frameworks.torch.inspection import inspect
@@ -165,6 +166,9 @@ class TorchRoom(Room):
 
     def load_weights(self, model: nn.Module, path: Any) -> str:
         return checkpoint.load_weights(model, path)
+
+    def to_onnx(self, model: Any, example: Any) -> Any:
+        return to_onnx(model, example)
 
     def layer_input(self, model: nn.Module, place: str, x: Any) -> Any:
         return layer_input(model, place, x)
