@@ -8,13 +8,15 @@ import os
 import pathlib
 from typing import Any
 
+import keras
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from commands import call, enter, refused
 from onnx import TensorProto, helper, numpy_helper
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import convfc
 from convfc.frameworks.onnx import files
@@ -26,7 +28,8 @@ import convfc
 
 class Net(nn.Sequential):
     def __init__(self):
-        super().__init__(nn.Conv2d(1, 2, 3, stride=2), nn.ReLU(), nn.Flatten())
+        layers = nn.Conv2d(1, 2, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(32, 2)
+        super().__init__(*layers)
 
 def fc():
     return convfc.to_fc(Net())
@@ -310,6 +313,55 @@ def test_ctrl_c_leaves_nothing(place: pathlib.Path, monkeypatch: pytest.MonkeyPa
     result = call("convert", "net.onnx", "-o", "fc.onnx", "--no-verify")
     assert (result.exit_code, result.stderr) == (130, "Stopped; nothing was written.\n")
     assert files_in(place) == before
+
+
+def test_a_model_of_pytorch_becomes_a_file(place: pathlib.Path) -> None:
+    """Without a batch axis its file takes every batch; with one, the one that was given."""
+    import own_nets
+
+    save_file(own_nets.Net().state_dict(), "net.safetensors")
+    command = ("convert", "own_nets:Net", "-o", "fc.onnx", "--weights", "net.safetensors")
+    result = call(*command, "--input", "1,9,9")
+    assert result.exit_code == 0, result.output
+    tried = [line for line in result.stdout.splitlines() if line.startswith("Input: ")]
+    assert [line.split()[-1] for line in tried] == ["2×1×9×9", "3×1×9×9"]
+    assert "Conv" not in operators("fc.onnx")
+    own = own_nets.Net()
+    own.load_state_dict(load_file("net.safetensors"))
+    x = np.random.default_rng(2).standard_normal((3, 1, 9, 9)).astype(np.float32)
+    session = onnxruntime.InferenceSession("fc.onnx")
+    (found,) = session.run(None, {session.get_inputs()[0].name: x})
+    np.testing.assert_allclose(found, own(torch.from_numpy(x)).detach(), atol=1e-5)
+
+    np.savez("in.npz", x)
+    result = call(*command, "--force", "--input", "in.npz", "--json")
+    assert result.exit_code == 0, result.output
+    (only,) = json.loads(result.stdout)["certificates"]
+    assert list(only["inputs"].values()) == [[3, 1, 9, 9]]
+    refused(call(*command, "--force"), "it is not known what this model is called with", code=2)
+    refused(call(*command, "--force", "--input", "9"), "does not run on this input", code=2)
+
+
+@pytest.mark.skipif(keras.config.backend() != "torch", reason="Keras exports to ONNX on torch")
+def test_a_model_of_keras_becomes_a_file() -> None:
+    conv = keras.layers.Conv2D(4, 3, strides=2)
+    model = keras.Sequential([keras.Input((9, 8, 1)), conv, keras.layers.Flatten()])
+    model.save("net.keras")
+    result = call("convert", "net.keras", "-o", "fc.onnx", "--input", "1,9,8,1")
+    assert result.exit_code == 0, result.output
+    assert "Conv" not in operators("fc.onnx")
+    x = np.random.default_rng(2).standard_normal((3, 9, 8, 1)).astype(np.float32)
+    session = onnxruntime.InferenceSession("fc.onnx")
+    (found,) = session.run(None, {session.get_inputs()[0].name: x})
+    np.testing.assert_allclose(found, model.predict(x, verbose=0), atol=1e-5)
+
+
+@pytest.mark.skipif(keras.config.backend() == "torch", reason="Keras exports to ONNX on torch")
+def test_a_model_of_keras_names_the_backend_that_exports() -> None:
+    model = keras.Sequential([keras.Input((9, 8, 1)), keras.layers.Conv2D(4, 3)])
+    model.save("net.keras")
+    result = call("convert", "net.keras", "-o", "fc.onnx", "--input", "1,9,8,1")
+    refused(result, "Keras does not export it from ", "set KERAS_BACKEND=torch", code=2)
 
 
 @pytest.mark.parametrize(("after", "holds"), [("net.onnx", True), ("other.onnx", False)])
