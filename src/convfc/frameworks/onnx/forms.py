@@ -226,7 +226,7 @@ def parts_of(node: ir.Node) -> Parts | None:
         return _found(node)
     if is_product(node):
         return _product_parts(node)
-    if form_of(node) is None:
+    if form_of(node) is None or node.op_type not in OPERANDS:
         return None
     return _parts(operands(node), [node], node)
 
