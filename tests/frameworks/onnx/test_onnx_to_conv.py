@@ -1,4 +1,4 @@
-"""Products of a user's with constants as 1 x 1 CONV nodes: equal on integers, and back as they were."""
+"""Products with constants as 1 x 1 CONV nodes: equal on integers, and back as they were."""
 
 from __future__ import annotations
 
@@ -166,9 +166,21 @@ def test_a_factor_that_is_no_integer_is_certified_by_its_bound():
     assert certificate.layers[0].exact.why_not == "alpha and beta are not integers"
 
 
+def test_the_bound_of_a_difference_is_that_of_a_sum():
+    rng = np.random.default_rng(0)
+    x, w = rng.random((3, 500), np.float32), rng.random((500, 4), np.float32)
+    weights = {"w": w, "c": x @ w}
+    model = model_of("Gemm", x.shape, 2, attributes={"alpha": -1.0}, **weights)
+    certificate = convfc.verify(model, convfc.to_conv(model), x)
+    assert certificate.layers[0].own["output"].difference > 0
+    assert certificate.holds, certificate
+
+
 def test_a_bias_that_the_model_is_given_is_added():
     text = """<ir_version: 8, opset_import: ["" : 17]>
-        net (float[n, 4] x, float[5] c) => (float[n, 5] y) { [fc] y = Gemm <beta = -2.0> (x, w, c) }"""
+        net (float[n, 4] x, float[5] c) => (float[n, 5] y) {
+            [fc] y = Gemm <beta = -2.0> (x, w, c)
+        }"""
     model = ir.to_proto(ir.from_proto(onnx.parser.parse_model(text)))
     model.graph.initializer.append(numpy_helper.from_array(integers(4, 5, seed=1), "w"))
     x = {"x": integers(3, 4), "c": integers(5, seed=6)}
@@ -281,7 +293,7 @@ def test_inplace_and_models_of_onnx_ir():
 
 def test_layers_in_inner_graphs_and_their_certificate():
     text = """<ir_version: 8, opset_import: ["" : 17]>
-        net (float[n, 4] x, bool flag) => (float[n, 5] y) {
+        net (float[n, k] x, bool flag) => (float[n, 5] y) {
             y = If (flag) <
                 then_branch = then () => (float[n, 5] t) { [inner] t = MatMul (x, w) },
                 else_branch = other () => (float[n, 5] o) { [inner] o = Gemm <transB = 1> (x, v) }

@@ -320,6 +320,25 @@ def test_what_cannot_be_unrolled_is_refused_by_name():
         assert kinds(convfc.unroll(given, x, strict=False)) >= {"Conv", "Gemm"}
 
 
+def test_operators_of_other_numbers_and_other_makers_are_refused():
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+        net (uint8[n, 2, 5, 5] x) => (int32[n, 3, 3, 3] y) { [whole] y = ConvInteger (x, w) }"""
+    model, x = network(text, w=integers(3, 2, 3, 3, dtype=np.int8)), np.ones((1, 2, 5, 5), np.uint8)
+    with pytest.raises(UnsupportedLayer, match="whole: ConvInteger: Gemm takes no integers"):
+        convfc.unroll(model, x)
+    fused, x = network(), integers(1, 2, 6, 6)
+    fused.graph.node[2].op_type, fused.graph.node[2].domain = "FusedConv", "com.microsoft"
+    fused.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    with pytest.raises(
+        UnsupportedLayer, match=r"second: com\.microsoft\.FusedConv is no CONV operator"
+    ):
+        convfc.unroll(fused, x)
+    with pytest.warns(UnsupportedLayerWarning, match="left as they are: second"):
+        made = convfc.unroll(fused, x, strict=False)
+    np.testing.assert_array_equal(run(made, x), run(network(), x))
+    assert len(convfc.inspect(made, x).rows) == 2
+
+
 def test_nodes_that_a_tool_has_changed_are_refused():
     model, x = network(), integers(2, 2, 6, 6)
     unrolled = convfc.unroll(model, x)
