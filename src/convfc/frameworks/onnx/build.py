@@ -254,7 +254,7 @@ class Sizes:
 
     def shape(self, value: ir.Value) -> tuple[int | None, ...] | None:
         """Return the shape of a value; None if not even its axes are known."""
-        shape = self._found.get(value, value).shape
+        shape: ir.ShapeProtocol | None = self._found.get(value, value).shape
         tensor = ir.convenience.get_const_tensor(value) if shape is None else None
         shape = shape if tensor is None else tensor.shape  # in a function nothing is inferred
         if shape is None:
