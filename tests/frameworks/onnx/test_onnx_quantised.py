@@ -48,6 +48,12 @@ def drawn(dtype: str, shape: Iterable[int], seed: int) -> np.ndarray:
     return rng.integers(info.min, info.max, tuple(shape), dtype, endpoint=True)
 
 
+def weights_of(dtype: str, shape: Iterable[int]) -> np.ndarray:
+    """Of int8 half of the values: without VNNI, onnxruntime saturates sums of two products."""
+    found = drawn(dtype, shape, 1)
+    return found // 2 if dtype == "int8" else found
+
+
 def info_of(name: str, dtype: Any, shape: Any) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(dtype), shape)
 
@@ -81,7 +87,7 @@ def constants_of(
         scale = (2.0 ** -rng.integers(4, 7, filters)).astype(np.float32)
     first = slice(None) if each else 0
     found = {
-        "weight": drawn(of_w, weight, 1),
+        "weight": weights_of(of_w, weight),
         "x_scale": np.float32(1 / 8 if ties else 0.013),
         "x_zero_point": drawn(of_x, (), 2),
         "w_scale": scale[first],
@@ -392,7 +398,7 @@ def qdq_model(each: bool, groups: int = 1) -> Model:
     constants = {
         "xs": np.float32(0.25),
         "xz": np.uint8(100),
-        "w": drawn("int8", (filters, 4 // groups, 3, 3), 1),
+        "w": weights_of("int8", (filters, 4 // groups, 3, 3)),
         "ws": scale[first],
         "wz": np.zeros(filters, np.int8)[first],
         "b": np.arange(-200, 400, 100, np.int32),
@@ -430,7 +436,7 @@ def test_pairs_around_a_conv_node_stay(each: bool, groups: int) -> None:
         one for one in model.graph.initializer if one.name == "w"
     ]
     y = run(model, x)
-    assert len(np.unique(y)) > 100
+    assert len(np.unique(y)) > 50
     for level in (LEVELS.ORT_DISABLE_ALL, LEVELS.ORT_ENABLE_ALL):
         np.testing.assert_array_equal(run(fc, x, level), y)
         np.testing.assert_array_equal(run(model, x, level), y)
@@ -502,6 +508,7 @@ def test_networks_of_quantised_operators(
         quant_format=QuantFormat.QOperator,
         activation_type=kinds[dtypes[0]],
         weight_type=kinds[dtypes[1]],
+        reduce_range=dtypes[1] == "int8",
         per_channel=per_channel,
     )
     assert counted(model)["QLinearConv"] == 4
@@ -529,7 +536,10 @@ def test_networks_of_pairs(per_channel: bool, tmp_path: pathlib.Path) -> None:
 @pytest.mark.parametrize("kind", [QuantType.QUInt8, QuantType.QInt8], ids=str)
 def test_networks_quantised_when_they_run(kind: QuantType, tmp_path: pathlib.Path) -> None:
     """The zero point of a layer's input is known only then, and pads it."""
-    model = quantised(cnn(), tmp_path, quantization.quantize_dynamic, weight_type=kind)
+    reduced = kind is QuantType.QInt8
+    model = quantised(
+        cnn(), tmp_path, quantization.quantize_dynamic, weight_type=kind, reduce_range=reduced
+    )
     assert counted(model)["ConvInteger"] == 4
     found = counted(check(model, IMAGES))
     assert found["MatMulInteger"] == counted(model)["MatMulInteger"] + 4

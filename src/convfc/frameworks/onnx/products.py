@@ -110,8 +110,10 @@ def _of_integers(b: Builder, layer: ConvNode, matrix: Matrix, m: ir.Value, k: ir
 
 
 def _is_tiled(layer: ConvNode) -> bool:
-    """Say whether windows lie side by side: then nothing is read twice."""
+    """Say whether windows of several elements lie side by side: then nothing is read twice."""
     g = layer.geometry
+    if set(g.kernel_size) == {1}:
+        return False
     apart = all(d == 1 or k == 1 for d, k in zip(g.dilation, g.kernel_size, strict=True))
     return g.kernel_size == g.stride and apart and not (layer.same or any(map(any, g.padding)))
 
