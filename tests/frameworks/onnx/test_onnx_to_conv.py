@@ -32,7 +32,12 @@ MATMUL: dict[str, tuple[Shape, Shape, bool]] = {
     "left-vector": ((4,), (5, 4), True),
     "left-by-vector": ((2, 4, 3), (4,), True),
 }
-SCALES = {"plain": {}, "scaled": {"alpha": 2.0, "beta": 3.0}, "minus": {"alpha": -1.0}}
+SCALES = {
+    "plain": {},
+    "scaled": {"alpha": 2.0, "beta": 3.0},
+    "minus": {"alpha": -1.0},
+    "beta": {"beta": -2.0},
+}
 FLAGS = list(itertools.product((0, 1), repeat=2))
 
 
