@@ -7,6 +7,8 @@
 `forms`      a CONV node as the nodes of its FC layer, and back
 `certify`    `verify`: onnxruntime runs both models, and each layer apart
 `inspection` `inspect`
+`files`      models in files: what is refused, and how one is written whole
+`inputs`     inputs that are made up for a model
 `room`       ONNX as a `Room`
 ============ ====================================================================================
 """
