@@ -142,6 +142,7 @@ def unroll(
     The layer becomes ``nn.Sequential(nn.Flatten, nn.Linear, nn.Unflatten)``, plain classes of
     PyTorch; the Linear's weight is the matrix of the whole layer (`convfc.conv_matrix`) for the one
     input size of the example: for tools that know nothing but FC layers. It is large, see Notes.
+    In ONNX a CONV node becomes ``Flatten``, ``Gemm`` and ``Reshape``.
 
     Parameters
     ----------
@@ -313,6 +314,9 @@ def to_conv(
     weights, a LoRA merged or not, a factored ``Sequential(Linear, Linear)`` (two CONV layers), a
     quantised Linear (dequantised; a warning says where its input was quantised, too, which no CONV
     layer does).
+
+    A model of ONNX that has no FC forms, in all or in what ``where`` selects, gets 1x1 ``Conv``
+    nodes for its own ``MatMul`` and ``Gemm`` nodes with a constant matrix; `to_fc` takes them back.
 
     Parameters
     ----------

@@ -36,7 +36,7 @@ from convfc.comparing import (
     wide_name,
     words,
 )
-from convfc.rounding import exact_limit, rounding_bound, unit_roundoff
+from convfc.rounding import exact_limit, rounding_bound
 
 LARGEST = 256
 """The largest integer of the test on integers, which every floating dtype holds."""
@@ -312,10 +312,6 @@ class _Measurement:
 
 def _widening(dtype: Any) -> list[str]:
     """Return the names of a dtype and of the wider ones of its kind."""
-    kinds: tuple[str, ...] = ("float32", "float64")
-    if is_complex(dtype):
-        kinds = ("complex64", "complex128")
-    elif not unit_roundoff(dtype_name(dtype)):
-        kinds = ()
+    kinds = ("complex64", "complex128") if is_complex(dtype) else ("float32", "float64")
     wider = [kind for kind in kinds if itemsize(kind) > itemsize(dtype)]
     return [dtype_name(dtype), *wider]

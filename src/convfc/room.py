@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+import numpy as np
 import numpy.typing as npt
 
 from convfc.certificate import Certificate, LayerCertificate, NetworkCertificate
@@ -407,6 +408,17 @@ class Room(ABC):
     def load_weights(self, model: Any, path: Any) -> str:
         """Load the weights of a file into a model; return what was cast, as a sentence."""
         raise self._lacks("--weights", model)
+
+    def examples(self, model: Any, shapes: Sequence[Sequence[int]]) -> list[Any]:
+        """Return what a model is tried on: random inputs of these shapes, or of those it says."""
+        if not shapes:
+            raise ArgumentError(
+                "it is not known what this model is called with",
+                where="input",
+                remedy="give the shape of its input, as in --input 1,3,224,224, or an npz file",
+            )
+        rng = np.random.default_rng(0)
+        return [tuple(rng.standard_normal(shape, np.float32) for shape in shapes)]
 
     def layer_input(self, model: Any, place: str, x: Any) -> Any:
         """Return what the layer at a place first receives when the model is called with x."""

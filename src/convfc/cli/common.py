@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, TypeAlias
 
-import numpy as np
 import typer
 from rich.console import Console
 from rich.text import Text
@@ -91,19 +90,7 @@ def examples(made: Any, given: list[str] | None) -> list[Any]:
         if len(given) > 1:
             raise typer.BadParameter("--input takes one npz file, or sizes")
         return [_arrays(pathlib.Path(given[0]))]
-    shapes = [shape(text) for text in given]
-    if room_of(made).name == "ONNX":
-        from convfc.frameworks.onnx.inputs import generated
-
-        return list(generated(made, shapes=shapes))
-    if not shapes:
-        raise ArgumentError(
-            "it is not known what this model is called with",
-            where="input",
-            remedy="give the shape of its input, as in --input 1,3,224,224, or an npz file",
-        )
-    rng = np.random.default_rng(0)
-    return [tuple(rng.standard_normal(shape, np.float32) for shape in shapes)]
+    return room_of(made).examples(made, [shape(text) for text in given])
 
 
 def _arrays(path: pathlib.Path) -> Any:

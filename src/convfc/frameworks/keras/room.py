@@ -209,6 +209,13 @@ class KerasRoom(Room):
     def to_onnx(self, model: Any, example: Any) -> Any:
         return export.to_onnx(model, example)
 
+    def examples(self, model: Any, shapes: Sequence[Sequence[int]]) -> list[Any]:
+        """Return an input; of a graph, whose sizes are known, in a batch of two."""
+        own = [tuple(one.shape)[1:] for one in getattr(model, "inputs", None) or ()]
+        if not shapes and own and not any(None in one for one in own):
+            shapes = [(2, *one) for one in own]
+        return super().examples(model, shapes)
+
     def layer_input(self, model: Any, place: str, x: Any) -> Any:
         return models.layer_input(model, self.places(model)[place], x)
 

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from convfc.extras import needing
+from convfc.places import Shared
 
 with needing():
     import onnx_ir as ir
@@ -37,12 +38,46 @@ class Size(NamedTuple):
 Dims: TypeAlias = Sequence[int | Size]
 
 
+class Made(Shared):
+    """What is made for a model, once for all that share it, and by names that are not taken.
+
+    Without a model, no name is taken but those of the graph where it is put.
+    """
+
+    def __init__(self, model: ir.Model | None = None) -> None:
+        super().__init__()
+        self._whole = model is not None
+        self._all: dict[str, ir.Value] = {}
+        self._in: dict[ir.Graph | ir.Function, dict[str, ir.Value]] = {}
+        parts: list[ir.Graph | ir.Function] = []
+        if model is not None:
+            parts += [*model.graphs(), *model.functions.values()]
+        for part in parts:
+            self._all |= ir.convenience.create_value_mapping(part)
+
+    def name(self, wanted: str, graph: ir.Graph | ir.Function) -> str:
+        """Return a name for a new value: the one that is wanted, with a number if it is taken."""
+        values, name, number = self.values(graph), wanted, 1
+        while name in values:
+            number += 1
+            name = f"{wanted}{number}"
+        return name
+
+    def values(self, graph: ir.Graph | ir.Function) -> dict[str, ir.Value]:
+        """Return all values by name, to which a new one has to be added."""
+        if self._whole:
+            return self._all
+        if graph not in self._in:
+            self._in[graph] = ir.convenience.create_value_mapping(graph)
+        return self._in[graph]
+
+
 class Builder:
     """Puts nodes in front of a node of a graph or a function; their names derive from its."""
 
-    def __init__(self, before: ir.Node, opset: int, known: Sizes) -> None:
+    def __init__(self, before: ir.Node, opset: int, known: Sizes, made: Made) -> None:
         assert before.graph is not None  # noqa: S101 (it stands in a model)
-        self.before, self.opset, self.known = before, opset, known
+        self.before, self.opset, self.known, self.made = before, opset, known, made
         self.graph = before.graph
         self.nodes: list[ir.Node] = []
         self._name = before.outputs[0].name
@@ -52,11 +87,12 @@ class Builder:
         """Add a node of one output; inputs at the end that are None are left out."""
         while inputs[-1:] == (None,):
             inputs = inputs[:-1]
-        name = f"{self._name}.fc{len(self.nodes)}"
+        name = self.made.name(f"{self._name}.fc{len(self.nodes)}", self.graph)
         made = [ir.convenience.convert_attribute(key, value) for key, value in attributes.items()]
         node = ir.Node("", kind, inputs, made, name=name, outputs=[ir.Value(name=name)])
         node.metadata_props[PART] = kind
         self.nodes.append(node)
+        self.made.values(self.graph)[name] = node.outputs[0]
         return node.outputs[0]
 
     def constant(self, numbers: npt.NDArray[Any]) -> ir.Value:

@@ -1,6 +1,7 @@
 """verify for ONNX: onnxruntime runs both models, and each CONV layer apart, on what it receives.
 
-In float64, for which onnxruntime has no CONV, the CONV node is run by ONNX's own reference.
+In float64, for which onnxruntime has no CONV, the CONV node is computed by its definition. (ONNX's
+own reference computes transposed layers of several groups wrong: onnx 1.23.)
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from convfc.extras import needing
 with needing():
     import onnxruntime  # type: ignore[import-untyped]
 
+from convfc.algorithm1 import conv_as_matmul
 from convfc.certificate import LayerCertificate, WeightComparison
 from convfc.comparing import (
     compare,
@@ -83,7 +85,7 @@ def watched(
     outputs = [value.name or "" for value in copied.graph.outputs]
     seen = {*outputs, *inputs}
     for node in nodes:
-        parts = forms.parts_of(copies[node]) if node in copies else None
+        parts = _parts_of(copies[node]) if node in copies else None
         given = (parts.x, parts.weight, parts.bias, *parts.others.values()) if parts else ()
         for value in given:
             if value and value.name not in seen and read.constant(value) is None:
@@ -96,7 +98,7 @@ def watched(
             f"the model does not run on it ({words(error)})",
             where="x",
             got=", ".join(f"{name} {describe(array)}" for name, array in inputs.items()),
-            remedy="give what the model is called with",
+            remedy="give what the model is called with, in a dtype that onnxruntime convolves",
         ) from error
     return found, {name: found[name] for name in outputs}
 
@@ -137,10 +139,12 @@ class OnnxNetworks(Networks):
     def tensors(self, model: Any) -> Mapping[str, Array]:
         """Return the initializers, but for those that only CONV layers use."""
         found = {}
-        for name, value in model.graph.initializers.items():
-            users = [use.node for use in value.uses()]
-            if not (users and _of_layers(users)) and value.const_value is not None:
-                found[name] = value.const_value.numpy()
+        for number, graph in enumerate(model.graphs()):
+            inner = f" of inner graph {number}" if number else ""
+            for name, value in graph.initializers.items():
+                users = [use.node for use in value.uses()]
+                if not (users and _of_layers(users)) and value.const_value is not None:
+                    found[f"initializer {name}{inner}"] = value.const_value.numpy()
         return found
 
     @contextlib.contextmanager
@@ -169,18 +173,21 @@ def as_inputs(model: ir.Model, x: Any, where: str = "x") -> dict[str, Array]:
 
 
 def other_nodes(before: ir.Model, after: ir.Model) -> list[str]:
-    """Say in words which nodes outside the CONV layers are others, or stand elsewhere."""
+    """Say in words which nodes outside the CONV layers are others, or of another opset."""
     ours, theirs = (dict(_described(model)) for model in (before, after))
     found = []
     for name in [*ours, *(name for name in theirs if name not in ours)]:
         mine, other = (side.get(name, "none") for side in (ours, theirs))
         if mine != other:
-            found.append(f"node {name}; expected {mine}, got {other}")
+            found.append(f"{name}; expected {mine}, got {other}")
     return found
 
 
 def _described(model: ir.Model) -> Iterator[tuple[str, str]]:
     """Yield every node outside CONV layers by its place, with all that it computes in words."""
+    for name, part in {"the model": model, **read.children(model)}.items():
+        if isinstance(part, (ir.Model, ir.Function)):
+            yield f"opsets of {name}", str(dict(part.opset_imports))
     for place, node in walk(model, read.children).items():
         if not isinstance(node, ir.Node) or _of_layers([node]):
             continue
@@ -195,14 +202,23 @@ def _described(model: ir.Model) -> Iterator[tuple[str, str]]:
             if one.type not in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
         }
         shown = ", ".join(f"{key}={_in_words(value)}" for key, value in settings.items())
-        yield place, f"{made} = {node.domain}{node.op_type}({given}; {shown})"
+        yield f"node {place}", f"{made} = {node.domain}{node.op_type}({given}; {shown})"
 
 
 def _of_layers(nodes: Iterable[ir.Node]) -> bool:
-    """Say whether all nodes are CONV layers, or belong to some, or are compared with one."""
+    """Say whether all nodes are layers that are compared, or belong to some."""
     return all(
-        read.form_of(node) or PART in node.metadata_props or PAIRED in node.meta for node in nodes
+        (read.form_of(node) and not is_unread(node))
+        or PART in node.metadata_props
+        or PAIRED in node.meta
+        for node in nodes
     )
+
+
+def is_unread(node: ir.Node) -> bool:
+    """Say whether a node is a CONV node that convfc cannot read, and so does not compare."""
+    native = read.form_of(node) == "native" and read.RECORD not in node.metadata_props
+    return native and read.obstacle(node, Sizes()) is not None
 
 
 def _in_words(value: Any) -> str:
@@ -234,7 +250,7 @@ class NodePair:
 
     def call(self, model: ir.Model, found: Mapping[str, Array]) -> Call | None:
         """Return the layer's input among the values of a run; None if it is not among them."""
-        parts = forms.parts_of(self.before)
+        parts = _parts_of(self.before)
         if parts is None or self.before.graph is not model.graph or parts.x.name not in found:
             return None
         return Call(found[parts.x.name or ""], kwargs=found)
@@ -245,7 +261,7 @@ class NodePair:
 
     def unreached(self, seed: int) -> list[LayerCertificate]:
         """Compare a pair inside another node's graph, or in a function, on random numbers."""
-        parts = forms.parts_of(self.before)
+        parts = _parts_of(self.before)
         if parts is None:
             return [LayerCertificate(self.name, self.forms, errors=(_CHANGED,))]
         layer = read.read(parts.conv, Sizes())
@@ -255,26 +271,45 @@ class NodePair:
         smallest = [1, *extents, *extents][: len(shape) - 1]
         smallest.insert(parts.axis, g.in_channels)
         size = tuple(n or small for n, small in zip(shape, smallest, strict=True))
-        dtype = _dtype_of(parts)
-        shapes = {parts.x: size, parts.weight: layer.weight_shape, parts.bias: (g.out_channels,)}
+        same: tuple[ir.Value | None, ...] = (parts.weight, parts.bias, parts.x)
+        if layer.is_quantised:
+            same = (parts.x, parts.others.get("x_zero_point"))
+        dtype = _dtype_of(*same, default="uint8" if layer.is_quantised else "float32")
+        shapes = {value: Sizes().shape(value) or () for value in parts.others.values()}
+        shapes |= {parts.x: size, parts.weight: layer.weight_shape}
+        if parts.bias is not None:
+            shapes[parts.bias] = (g.out_channels,)
         drawn = {
-            value.name or "": rng.standard_normal(shape).astype(dtype)
+            value.name or "": _random(shape, _dtype_of(value, default=dtype), rng)
             for value, shape in shapes.items()
-            if value is not None and read.constant(value) is None
+            if read.constant(value) is None
         }
         note = f"in an inner graph, so compared on random numbers of shape {size}"
         call = Call(drawn[parts.x.name or ""], kwargs=drawn)
         return [measure(one, seed=seed, notes=(note,)) for one in self.on(call)]
 
 
-def _dtype_of(parts: forms.Parts) -> Any:
-    for value in (parts.weight, parts.bias, parts.x):
+def _parts_of(node: ir.Node) -> forms.Parts | None:
+    """Return what a layer is made of, if it is one, and convfc can read it."""
+    return None if is_unread(node) else forms.parts_of(node)
+
+
+def _random(shape: Sequence[Any], dtype: Any, rng: np.random.Generator) -> Array:
+    """Return random numbers; of integers, all that the dtype has."""
+    if np.issubdtype(dtype, np.integer):
+        info = np.iinfo(dtype)
+        return rng.integers(info.min, info.max, shape, dtype, endpoint=True)
+    return rng.standard_normal(shape).astype(dtype)
+
+
+def _dtype_of(*values: ir.Value | None, default: Any) -> Any:
+    for value in values:
         tensor = None if value is None else ir.convenience.get_const_tensor(value)
         if tensor is not None:
             return tensor.numpy().dtype
         if value is not None and value.dtype is not None:
             return value.dtype.numpy()
-    return np.dtype("float32")
+    return np.dtype(default)
 
 
 class NodeSides(Sides):
@@ -285,11 +320,17 @@ class NodeSides(Sides):
         self.call = replace(call, kwargs={})
         self.errors = []
         nodes = (pair.before, pair.after)
-        self.layers = [_Layer(node, call.kwargs) for node in nodes if forms.parts_of(node)]
+        self.layers = [_Layer(node, call.kwargs) for node in nodes if _parts_of(node)]
         if len(self.layers) < len(nodes):
             self.errors.append(_CHANGED)
         else:
             self.weights = tuple(self._compared_weights())
+            ours, theirs = (layer.outside for layer in self.layers)
+            self.errors += [
+                f"its {role}; expected {ours.get(role)}, got {theirs.get(role)}"
+                for role in {**ours, **theirs}
+                if ours.get(role) != theirs.get(role)
+            ]
             for node in nodes:
                 if read.form_of(node) == "unrolled":
                     refusal = forms.back_obstacle(node)
@@ -361,8 +402,10 @@ class _Layer:
         known, x = Sizes(), given.get(parts.x.name or "")
         if x is not None and parts.conv.inputs[0] is not None:
             known = known.with_shape(parts.conv.inputs[0], x.shape)
-        self.geometry = read.read(parts.conv, known).geometry
+        self.layer = read.read(parts.conv, known)
+        self.geometry = self.layer.geometry
         self.names = {"x": parts.x.name or "x"}
+        self.outside = {"input": parts.x.name, "output": node.outputs[0].name}
         self.scales = parts.scales
         self.held: dict[str, Array] = {}
         held = {"weight": parts.weight, "bias": parts.bias, **parts.others}
@@ -370,6 +413,7 @@ class _Layer:
             if value is not None:
                 tensor = read.constant(value)
                 self.names[name] = value.name or name
+                self.outside |= {name: value.name} if tensor is None else {}
                 self.held[name] = given[value.name or ""] if tensor is None else tensor.numpy()
         self._nodes = [ir.to_proto(one) for one in parts.nodes]
         self._output = node.outputs[0].name or "y"
@@ -413,8 +457,26 @@ class _Layer:
         opset = helper.make_opsetid("", self._opset)
         model = helper.make_model(graph, opset_imports=[opset], ir_version=8)
         if self.form == "native" and kind != onnx.TensorProto.FLOAT and not whole:
-            return ReferenceEvaluator(model)
+            converted = read.RECORD in self.node.metadata_props  # with nodes around it
+            return ReferenceEvaluator(model) if converted else _Defined(self.layer)
         return session(model, once=True)
+
+
+class _Defined:
+    """A CONV node by its definition, as the dtypes need it that onnxruntime does not convolve."""
+
+    def __init__(self, layer: read.ConvNode) -> None:
+        self.layer = layer
+
+    def run(self, names: None, inputs: Mapping[str, Array]) -> list[Array]:
+        """Return the only output; inputs are x, weight and bias."""
+        x, weight, *bias = inputs.values()
+        g = self.layer.for_size(x.shape[2:])
+        if g.transposed:  # (c, f / g, *kernel)
+            filters = weight.reshape(g.groups, -1, *weight.shape[1:]).swapaxes(1, 2)
+            weight = filters.reshape(g.out_channels, -1, *g.kernel_size)
+        y = conv_as_matmul(np.moveaxis(x, 1, -1), np.moveaxis(weight, 1, -1), g, *bias)
+        return [np.moveaxis(y, -1, 1)]
 
 
 def _in_dtype(node: onnx.NodeProto, kind: int) -> onnx.NodeProto:

@@ -22,12 +22,12 @@ from google.protobuf import json_format  # type: ignore[import-untyped]
 
 from convfc.errors import NotAConvolution, Refusal
 from convfc.frameworks.onnx import read
-from convfc.frameworks.onnx.build import PART, Builder, Sizes
+from convfc.frameworks.onnx.build import PART, Builder, Made, Sizes
 from convfc.frameworks.onnx.linear import Product, is_product, read_product, scales
 from convfc.frameworks.onnx.matrices import WholeLayer
 from convfc.frameworks.onnx.products import product
 from convfc.frameworks.onnx.read import OPERANDS, RECORD, Form, constant, form_of, operands
-from convfc.places import Shared, place_in_words, warn
+from convfc.places import place_in_words, warn
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -38,7 +38,7 @@ _REMEDY = (
 _HELD = {"weight": "matrix", "bias": "vector"}
 
 
-def to_patch(node: ir.Node, sizes: Sizes, shared: Shared) -> ir.Node:
+def to_patch(node: ir.Node, sizes: Sizes, made: Made) -> ir.Node:
     """Put an FC layer into the place of a CONV node; return its last node."""
     layer, given = read.read(node, sizes), operands(node)
     shapes = {"weight": layer.weight_shape, "bias": (layer.geometry.out_channels,)}
@@ -50,12 +50,12 @@ def to_patch(node: ir.Node, sizes: Sizes, shared: Shared) -> ir.Node:
         shape: tuple[int, ...],
         exchanged: bool,
     ) -> ir.Value:
-        found = _matrix(b, value, shape, shared, exchanged=exchanged)
+        found = _matrix(b, value, shape, exchanged=exchanged)
         if constant(value) is not None:
             given.update((name, found) for name, own in given.items() if own is value)
         return found
 
-    b = Builder(node, node.version or 1, sizes)
+    b = Builder(node, node.version or 1, sizes, made)
     last = put(b, product(b, layer, matrix), record, given)
     forget(layer.weight, layer.bias)
     return last
@@ -80,7 +80,7 @@ def recorded(
                 "name": value.name,
                 "shape": shapes.get(name),
                 "constant": name in shapes and constant(value) is not None,
-                "node": None if (made_by := value.producer()) is None else made_by.name,
+                "node": _names_of_node(value),
             }
             for name, value in given.items()
         },
@@ -100,9 +100,13 @@ def put(b: Builder, y: ir.Value, record: dict[str, Any], given: Mapping[str, ir.
     return last
 
 
-def _matrix(
-    b: Builder, value: ir.Value, shape: tuple[int, ...], shared: Shared, *, exchanged: bool
-) -> ir.Value:
+def _names_of_node(value: ir.Value) -> tuple[str | None, str | None] | None:
+    """Return the names of a Constant node and of the tensor in it; None of any other value."""
+    node, tensor = value.producer(), constant(value)
+    return None if node is None or tensor is None else (node.name, tensor.name)
+
+
+def _matrix(b: Builder, value: ir.Value, shape: tuple[int, ...], *, exchanged: bool) -> ir.Value:
     """Return a weight in another shape: another constant, or worked out where it is not one."""
     tensor = constant(value)
     if tensor is None:
@@ -110,24 +114,22 @@ def _matrix(
         last = len(shape) - 1
         order = [*range(last - 1), last, last - 1]
         return b("Transpose", found, perm=order) if exchanged else found
-    return shared(
-        [value], (shape, exchanged), lambda: _reshaped(value, tensor, shape, exchanged=exchanged)
-    )
+    name = f"{value.name}.{'x'.join(map(str, shape))}{'.exchanged' * exchanged}"
+    make = partial(_reshaped, value, tensor, shape, name, b.made, exchanged=exchanged)
+    return b.made([value], (shape, exchanged), make)
 
 
 def _reshaped(
     value: ir.Value,
     tensor: Any,
     shape: tuple[int, ...],
+    name: str,
+    among: Made,
     *,
     exchanged: bool = False,
-    name: str | None = None,
-    node: str | None = None,
+    node: Sequence[str | None] | None = None,
 ) -> ir.Value:
     """Return a constant of another shape beside a constant: an initializer, or a node."""
-    if name is None:
-        sizes = "x".join(map(str, shape))
-        name = f"{value.name}.{sizes}{'.exchanged' * exchanged}"
     if isinstance(tensor, ir.ExternalTensor) and not exchanged:  # it stays where it is
         made: Any = ir.ExternalTensor(
             tensor.location,
@@ -143,20 +145,23 @@ def _reshaped(
         if exchanged:
             numbers = np.ascontiguousarray(np.swapaxes(numbers, -1, -2))
         made = ir.Tensor(numbers, dtype=tensor.dtype, name=name)
-    return beside(value, made, name, node)
+    return beside(value, made, name, among, node)
 
 
 def beside(
-    value: ir.Value, made: ir.TensorProtocol, name: str, node: str | None = None
+    value: ir.Value,
+    made: ir.TensorProtocol,
+    name: str,
+    among: Made,
+    node: Sequence[str | None] | None = None,
 ) -> ir.Value:
-    """Return a new constant where another one is: an initializer, or a node."""
+    """Return a new constant where another one is: an initializer, or a node.
+
+    A node, and the tensor in it, may have names of their own.
+    """
     graph, producer = value.graph, value.producer()
     assert graph is not None  # noqa: S101 (a constant stands in one)
-    taken = {one.name for other in graph if producer for one in other.outputs}
-    taken |= graph.initializers.keys() if isinstance(graph, ir.Graph) else set()
-    while name in taken:
-        name += "_"
-    made.name = name
+    made.name = name = among.name(name, graph)
     if producer is None:
         assert isinstance(graph, ir.Graph)  # noqa: S101 (it has initializers)
         new = ir.Value(
@@ -166,11 +171,12 @@ def beside(
             const_value=made,
         )
         graph.initializers[name] = new
-        return new
-    new = ir.Value(name=name)
-    producer.append(
-        ir.Node("", "Constant", [], [ir.AttrTensor("value", made)], outputs=[new], name=node)
-    )
+    else:
+        new = ir.Value(name=name)
+        of_node, made.name = (name, name) if node is None else node
+        held = ir.AttrTensor("value", made)
+        producer.append(ir.Node("", "Constant", [], [held], outputs=[new], name=of_node))
+    among.values(graph)[name] = new
     return new
 
 
@@ -220,7 +226,7 @@ def parts_of(node: ir.Node) -> Parts | None:
         return _found(node)
     if is_product(node):
         return _product_parts(node)
-    if form_of(node) is None:
+    if form_of(node) is None or node.op_type not in OPERANDS:
         return None
     return _parts(operands(node), [node], node)
 
@@ -257,7 +263,7 @@ def back_obstacle(last: ir.Node, *, project: bool = False) -> Refusal | None:
     if parts is None:
         return Refusal(
             "its nodes are not those that convfc made: a tool has changed them",
-            "convert back before tools optimise the model, or quantise the CNN: that converts, too",
+            "convert back before other tools work on it; quantise the CNN, which can be converted",
         )
     if form_of(last) == "unrolled" and not project:
         record = json.loads(last.metadata_props[RECORD])
@@ -278,7 +284,7 @@ def _numbers(value: ir.Value) -> Array:
     return found
 
 
-def to_native(last: ir.Node, shared: Shared, place: str = "", *, project: bool = False) -> ir.Node:
+def to_native(last: ir.Node, made: Made, place: str = "", *, project: bool = False) -> ir.Node:
     """Put the node that a layer was into its place; return it."""
     parts = _found(last)
     assert parts is not None, "see back_obstacle"  # noqa: S101
@@ -288,8 +294,8 @@ def to_native(last: ir.Node, shared: Shared, place: str = "", *, project: bool =
         if operand["constant"]:
             value = given[name]
             assert value is not None  # noqa: S101 (see _found)
-            make = partial(_home, value, record, name, place=place, project=project)
-            given[name] = shared([value], operand["name"], make)
+            make = partial(_home, value, record, name, made, place=place, project=project)
+            given[name] = made([value], operand["name"], make)
     inputs = [given.get(name) for name in record["inputs"]]
     graph = last.graph
     assert graph is not None  # noqa: S101 (it stands in a model)
@@ -298,6 +304,7 @@ def to_native(last: ir.Node, shared: Shared, place: str = "", *, project: bool =
         record["op_type"],
         inputs,
         _attributes(record),
+        version=last.version,
         name=last.name,
         outputs=[ir.Value()],
         metadata_props=record["metadata"],
@@ -367,7 +374,7 @@ def _attributes(record: dict[str, Any]) -> list[ir.Attr]:
 
 
 def _home(
-    value: ir.Value, record: dict[str, Any], which: str, *, place: str, project: bool
+    value: ir.Value, record: dict[str, Any], which: str, made: Made, *, place: str, project: bool
 ) -> ir.Value:
     """Return the constant that a matrix is, in the shape that it had and by its name."""
     operand = record["operands"][which]
@@ -383,13 +390,13 @@ def _home(
             what = "the closest convolution is" if which == "weight" else "the mean of its bias is"
             warn(f"{place_in_words(place)}: {what} {away:.3g} away from its {_HELD[which]}")
         tensor = ir.Tensor(numbers, dtype=tensor.dtype)
-    there = graph.initializers.get(name) if isinstance(graph, ir.Graph) else None
-    if there is not None and there.const_value is not None:
-        same = tuple(there.const_value.shape) == shape
-        if same and there.const_value.tobytes() == tensor.tobytes():
+    there = made.values(graph).get(name)
+    held = None if there is None or there.graph is not graph else constant(there)
+    if there is not None and held is not None:
+        same = tuple(held.shape.numpy()) == shape and held.dtype == tensor.dtype
+        if same and held.tobytes() == tensor.tobytes():
             return there
-        name = f"{value.name}.conv"
-    return _reshaped(value, tensor, shape, name=name, node=operand["node"])
+    return _reshaped(value, tensor, shape, name, made, node=operand["node"])
 
 
 def _found(last: ir.Node) -> Parts | None:

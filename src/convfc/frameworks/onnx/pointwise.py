@@ -8,15 +8,16 @@ each of them alone.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import onnx_ir as ir
 
 from convfc.errors import Refusal
-from convfc.frameworks.onnx.build import Builder, Dims, Sizes
+from convfc.frameworks.onnx.build import Builder, Dims, Made, Sizes
 from convfc.frameworks.onnx.forms import beside, forget, put, recorded
 from convfc.frameworks.onnx.linear import Product, is_row, read_product
 from convfc.frameworks.onnx.read import constant
-from convfc.places import Shared
 
 
 def obstacle(node: ir.Node, sizes: Sizes) -> Refusal | None:
@@ -25,18 +26,19 @@ def obstacle(node: ir.Node, sizes: Sizes) -> Refusal | None:
     return found if isinstance(found, Refusal) else None
 
 
-def to_pointwise(node: ir.Node, sizes: Sizes, shared: Shared) -> ir.Node:
+def to_pointwise(node: ir.Node, sizes: Sizes, made: Made) -> ir.Node:
     """Put a CONV node, and what gives it images, into the place of a product; return the last."""
     product = read_product(node, sizes)
     assert isinstance(product, Product), product  # noqa: S101 (see obstacle)
     tensor = constant(product.weight)
     assert tensor is not None  # noqa: S101 (see read_product)
-    b = Builder(node, node.version or 1, sizes)
+    b = Builder(node, node.version or 1, sizes, made)
     c, row = product.c, None if product.c is None else constant(product.c)
     scaled = product.alpha != 1 or product.beta != 1
     if row is not None and (scaled or not is_row(product, row.shape.numpy())):
         row = None
-    matrix = shared([product.weight], ("conv", product.turned), lambda: _filters(product, tensor))
+    make = partial(_filters, product, tensor, made)
+    matrix = made([product.weight], ("conv", product.turned), make)
     given = {"x": product.x, "weight": product.weight} | ({} if c is None else {"bias": c})
     shapes = {"weight": tensor.shape.numpy()} | ({} if row is None else {"bias": row.shape.numpy()})
     record = recorded(node, "native", given, shapes)
@@ -48,7 +50,7 @@ def to_pointwise(node: ir.Node, sizes: Sizes, shared: Shared) -> ir.Node:
     x, back = _image(b, product)
     given["weight"] = matrix
     if c is not None and row is not None:
-        given["bias"] = _bias(c, row, shared)
+        given["bias"] = _bias(c, row, made)
     rest = [given["bias"]] if row is not None else []
     y = b("Conv", x, matrix, *rest, kernel_shape=[1, 1])
     y = _from_image(b, product, y, back)
@@ -64,20 +66,20 @@ def to_pointwise(node: ir.Node, sizes: Sizes, shared: Shared) -> ir.Node:
     return last
 
 
-def _filters(product: Product, tensor: ir.TensorProtocol) -> ir.Value:
+def _filters(product: Product, tensor: ir.TensorProtocol, made: Made) -> ir.Value:
     numbers = tensor.numpy()
     turned = numbers if product.turned else numbers.reshape(product.inputs, product.features).T
     numbers = np.ascontiguousarray(turned).reshape(product.features, product.inputs, 1, 1)
     name = f"{product.weight.name}.conv"
-    return beside(product.weight, ir.Tensor(numbers, dtype=tensor.dtype), name)
+    return beside(product.weight, ir.Tensor(numbers, dtype=tensor.dtype), name, made)
 
 
-def _bias(c: ir.Value, row: ir.TensorProtocol, shared: Shared) -> ir.Value:
+def _bias(c: ir.Value, row: ir.TensorProtocol, made: Made) -> ir.Value:
     """Return a C of one number per feature as a bias."""
     if len(row.shape) == 1:
         return c
-    made = ir.Tensor(row.numpy().reshape(-1), dtype=row.dtype)
-    return shared([c], "bias", lambda: beside(c, made, f"{c.name}.conv"))
+    flat = ir.Tensor(row.numpy().reshape(-1), dtype=row.dtype)
+    return made([c], "bias", lambda: beside(c, flat, f"{c.name}.conv", made))
 
 
 def _image(b: Builder, product: Product) -> tuple[ir.Value, Dims]:

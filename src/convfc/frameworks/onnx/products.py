@@ -2,10 +2,12 @@
 
 K is on the left, ``(f, k)`` times ``(k, L)``, so that nothing is transposed: in ONNX's order of
 axes K is the CONV weight with its last axes as one, number by number, and a weight that is in a
-file beside the model stays where it is. Windows that lie side by side need no slices: two axes are
-made of each, and exchanged. A transposed layer multiplies before it moves: its K gives
-what every input pixel adds to the output, and pads and sums put it there, so that the zeros between
-its positions are never multiplied.
+file beside the model stays where it is. Products of integers are M K: scales and zero points of
+filters can only be those of columns, and onnxruntime packs a constant on the right but not on the
+left, where such a product takes 3 to 50 times as long, whatever is transposed. Windows that lie
+side by side need no slices: two axes are made of each, and exchanged. A transposed layer multiplies
+before it moves: its K gives what every input pixel adds to the output, and pads and sums put it
+there, so that the zeros between its positions are never multiplied.
 
 ``benchmarks/bench_onnx.py`` measures this beside other ways: a slice of each axis after the other,
 which takes fewer nodes and moves more numbers; one Gather with the index table; a sum over taps
@@ -35,17 +37,10 @@ def product(b: Builder, layer: ConvNode, matrix: Matrix) -> ir.Value:
     """Add the nodes of an FC layer; return its output."""
     g = layer.geometry
     y = (_transposed if g.transposed else _convolved)(b, layer, matrix)
-    if layer.bias is None:
+    if layer.bias is None or layer.is_quantised:
         return y
     ones = (1,) * g.spatial_ndim
-    y = b("Add", y, matrix(b, layer.bias, (g.out_channels, *ones), False))
-    if layer.op_type != "QLinearConv":
-        return y
-    x_scale, w_scale, y_scale = (layer.others[f"{name}_scale"] for name in "xwy")
-    ratio = b.reshape(b("Div", b("Mul", x_scale, w_scale), y_scale), (-1, *ones))
-    y = b("Mul", b("Cast", y, to=ir.DataType.FLOAT.value), ratio)
-    one = b.constant(np.ones((), np.float32))
-    return b("QuantizeLinear", y, one, layer.others["y_zero_point"])
+    return b("Add", y, matrix(b, layer.bias, (g.out_channels, *ones), False))
 
 
 def _convolved(b: Builder, layer: ConvNode, matrix: Matrix) -> ir.Value:
@@ -79,33 +74,46 @@ def _convolved(b: Builder, layer: ConvNode, matrix: Matrix) -> ir.Value:
 
 
 def _multiplied(b: Builder, layer: ConvNode, matrix: Matrix, m: ir.Value) -> ir.Value:
-    """Return K times M; of integers, M's transpose times K's, which has scales for its columns."""
+    """Return K times M."""
     g = layer.geometry
-    filters = g.out_channels // g.groups
-    shape = _grouped(g.groups, filters, g.taps)
+    shape = _grouped(g.groups, g.out_channels // g.groups, g.taps)
     if not layer.is_quantised:
         return b("MatMul", matrix(b, layer.weight, shape, False), m)
-
-    def given(name: str) -> ir.Value | None:
-        value = layer.others.get(name)
-        if name in PER_FILTER and g.groups > 1 and value is not None:
-            if b.known.shape(value) == (g.out_channels,):
-                return b.reshape(value, (g.groups, 1, filters))
-        return value
-
     order = (0, 2, 1) if g.groups == 1 else (0, 1, 3, 2)
     m, k = b("Transpose", m, perm=order), matrix(b, layer.weight, shape, True)
-    if layer.op_type == "ConvInteger" or layer.bias is not None:
-        y = b("MatMulInteger", m, k, given("x_zero_point"), given("w_zero_point"))
-    else:
-        x, w, out = ([given(f"{v}_scale"), given(f"{v}_zero_point")] for v in "xwy")
-        y = b("QLinearMatMul", m, *x, k, *w, *out)
-    return b("Transpose", y, perm=order)
+    return b("Transpose", _of_integers(b, layer, matrix, m, k), perm=order)
+
+
+def _of_integers(b: Builder, layer: ConvNode, matrix: Matrix, m: ir.Value, k: ir.Value) -> ir.Value:
+    """Return M K: scales and zero points may be those of columns, and filters are K's columns.
+
+    QLinearMatMul has no bias; without it, the same steps in the same order round the same.
+    """
+    g, given = layer.geometry, dict(layer.others)
+    columns = (g.groups, 1, g.out_channels // g.groups) if g.groups > 1 else (g.out_channels,)
+    for name in PER_FILTER:
+        if g.groups > 1 and name in given and b.known.shape(given[name]) == (g.out_channels,):
+            given[name] = b.reshape(given[name], columns)
+    x_zero_point, w_zero_point = given.get("x_zero_point"), given.get("w_zero_point")
+    if layer.op_type == "ConvInteger":
+        return b("MatMulInteger", m, k, x_zero_point, w_zero_point)
+    x_scale, w_scale, y_scale = (given[f"{name}_scale"] for name in "xwy")
+    y_zero_point = given["y_zero_point"]
+    if layer.bias is None:
+        x, w = (x_scale, x_zero_point), (w_scale, w_zero_point)
+        return b("QLinearMatMul", m, *x, k, *w, y_scale, y_zero_point)
+    total = b("MatMulInteger", m, k, x_zero_point, w_zero_point)
+    total = b("Add", total, matrix(b, layer.bias, columns, False))
+    ratio = b("Div", b("Mul", x_scale, w_scale), y_scale)
+    scaled = b("Mul", b("Cast", total, to=ir.DataType.FLOAT.value), ratio)
+    return b("QuantizeLinear", scaled, b.constant(np.ones((), np.float32)), y_zero_point)
 
 
 def _is_tiled(layer: ConvNode) -> bool:
-    """Say whether windows lie side by side: then nothing is read twice."""
+    """Say whether windows of several elements lie side by side: then nothing is read twice."""
     g = layer.geometry
+    if set(g.kernel_size) == {1}:
+        return False
     apart = all(d == 1 or k == 1 for d, k in zip(g.dilation, g.kernel_size, strict=True))
     return g.kernel_size == g.stride and apart and not (layer.same or any(map(any, g.padding)))
 

@@ -125,22 +125,24 @@ def obstacle(node: ir.Node, sizes: Sizes) -> Refusal | None:
         layer = _read(node, sizes)
     except GeometryError as error:
         return Refusal(f"{node.op_type}: {error}", "onnx.checker says whether the file is valid")
-    if isinstance(layer, Refusal):
-        return layer
-    g = layer.geometry
+    return layer if isinstance(layer, Refusal) else _lacks(layer, node.version or 1, sizes)
+
+
+def _lacks(layer: ConvNode, opset: int, sizes: Sizes) -> Refusal | None:
+    """Return what the operators of an opset cannot do, or cannot do without more sizes."""
+    g, op = layer.geometry, layer.op_type
     size = [sizes(layer.x, axis) for axis in range(2, 2 + g.spatial_ndim)]
-    opset = node.version or 1
-    why = f"{node.op_type}: with sizes that are not known, its {{}} takes opset {{}}"
+    why = f"{op}: with sizes that are not known, its {{}} takes opset {{}}"
     if layer.same and opset < 11:
         return Refusal(why.format("auto_pad", 11), _SIZES)
-    if opset < 11 and layer.is_quantised and any(map(any, g.padding)):
-        why = f"{node.op_type}: its padding is of integers, which takes opset 11"
-        return Refusal(why, "onnx.version_converter gives the model a newer one")
-    shapes = [sizes.shape(layer.others[name]) for name in PER_FILTER if name in layer.others]
-    if None in shapes:
-        return Refusal(f"{node.op_type}: whether its weight has one scale is not known", _SIZES)
     if opset < 10 and None in size and not g.transposed and set(g.stride) != {1}:
         return Refusal(why.format("stride", 10), _SIZES)
+    if opset < 11 and layer.is_quantised and any(map(any, g.padding)):
+        newer = "onnx.version_converter gives the model a newer one"
+        return Refusal(f"{op}: its padding is of integers, which takes opset 11", newer)
+    of_filters = [sizes.shape(layer.others[one]) for one in PER_FILTER if one in layer.others]
+    if g.groups > 1 and None in of_filters:
+        return Refusal(f"{op}: whether each filter has a scale of its own is not known", _SIZES)
     return None
 
 

@@ -14,13 +14,14 @@ from convfc.certificate import Certificate
 from convfc.comparing import dtype_name
 from convfc.errors import ArgumentError, Refusal, UnsupportedModel
 from convfc.frameworks.onnx import forms, linear, pointwise, read, unrolled
-from convfc.frameworks.onnx.build import Sizes
-from convfc.frameworks.onnx.certify import PAIRED, NodePair, OnnxNetworks, other_nodes
+from convfc.frameworks.onnx.build import Made, Sizes
+from convfc.frameworks.onnx.certify import PAIRED, NodePair, OnnxNetworks, is_unread, other_nodes
+from convfc.frameworks.onnx.inputs import generated
 from convfc.frameworks.onnx.inspection import inspect
 from convfc.inspection import Inspection
 from convfc.layer import ConvLayer, Order
 from convfc.operators.estimate import check_dense
-from convfc.places import Shared, Where, refuse_or_list, selector
+from convfc.places import Where, refuse_or_list, selector
 from convfc.room import FCForm, Room, Wanted
 
 
@@ -66,12 +67,12 @@ class OnnxRoom(Room):
                 got=option,
                 remedy="leave it out",
             )
-        sizes, shared = Sizes(model), Shared()
+        sizes, made = Sizes(model), Made(model)
         for node in layers.values():
             if read.RECORD in node.metadata_props:  # an FC layer that is a CONV node
-                forms.to_native(node, shared)
+                forms.to_native(node, made)
             else:
-                forms.to_patch(node, sizes, shared)
+                forms.to_patch(node, sizes, made)
         return {}
 
     def sizes(
@@ -86,12 +87,12 @@ class OnnxRoom(Room):
         check_dense(layers, each, memory, order=self.order_of, dtype=_dtype_of)
 
     def make_unrolled(self, layers: Sequence[Any], sizes: Sequence[Any]) -> dict[int, Any]:
-        shared = Shared()
+        made = Made()
         for node, sized in zip(layers, sizes, strict=True):
             if read.RECORD in node.metadata_props:
-                forms.to_native(node, shared)
+                forms.to_native(node, made)
             else:
-                unrolled.to_unrolled(node, sized, shared)
+                unrolled.to_unrolled(node, sized, made)
         return {}
 
     def back_obstacles(
@@ -101,9 +102,9 @@ class OnnxRoom(Room):
         return {name: refusal for name, refusal in found.items() if refusal is not None}
 
     def make_conv(self, layers: Mapping[str, Any], *, project: bool) -> dict[int, Any]:
-        shared = Shared()
+        made = Made()
         for name, node in layers.items():
-            forms.to_native(node, shared, name, project=project)
+            forms.to_native(node, made, name, project=project)
         return {}
 
     def rounds_inputs(self, layer: Any) -> bool:
@@ -145,8 +146,8 @@ class OnnxRoom(Room):
         chosen = selector(where)
         places = {name: part for name, part in self.places(model).items() if chosen(name, part)}
         products = {name: part for name, part in places.items() if linear.is_product(part)}
-        made = any(self.form_of(part) not in (None, "native") for part in places.values())
-        if made or not products:
+        has_made = any(self.form_of(part) not in (None, "native") for part in places.values())
+        if has_made or not products:
             rest: dict[str, Any] = {"strict": strict, "inplace": inplace, "project": project}
             return super().to_conv(model, where=where, **rest)
         sizes = Sizes(model)
@@ -157,9 +158,9 @@ class OnnxRoom(Room):
         if not inplace:
             model, nodes = self.copied(model, nodes)
             sizes = Sizes(model)
-        shared = Shared()
+        made = Made()
         for node in nodes:
-            pointwise.to_pointwise(node, sizes, shared)
+            pointwise.to_pointwise(node, sizes, made)
         return model
 
     def networks(self, before: Any, after: Any, x: Any) -> OnnxNetworks:
@@ -177,8 +178,12 @@ class OnnxRoom(Room):
         errors = (*found.network.errors, *other_nodes(*models))
         return replace(found, network=replace(found.network, errors=errors))
 
-    def pair(self, name: str, before: Any, after: Any) -> NodePair:
-        return NodePair(name, before, after)
+    def pair(self, name: str, before: Any, after: Any) -> NodePair | None:
+        both = is_unread(before) and is_unread(after)
+        return None if both else NodePair(name, before, after)
+
+    def examples(self, model: Any, shapes: Sequence[Sequence[int]]) -> list[Any]:
+        return list(generated(model, shapes=[tuple(one) for one in shapes]))
 
     def version(self) -> str:
         return f"onnx {onnx.__version__}, onnxruntime {onnxruntime.__version__}"

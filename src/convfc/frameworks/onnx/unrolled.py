@@ -12,13 +12,12 @@ import onnx_ir as ir
 from convfc.comparing import words
 from convfc.errors import GeometryError, Refusal, ShapeError
 from convfc.frameworks.onnx import read
-from convfc.frameworks.onnx.build import Builder, Sizes
+from convfc.frameworks.onnx.build import Builder, Made, Sizes
 from convfc.frameworks.onnx.certify import as_inputs, watched
 from convfc.frameworks.onnx.forms import beside, forget, obstacle, parts_of, put, recorded
 from convfc.frameworks.onnx.matrices import WholeLayer
 from convfc.frameworks.onnx.read import RECORD, constant, operands
 from convfc.geometry import ConvGeometry
-from convfc.places import Shared
 
 Refusals = dict[str, Refusal]
 
@@ -59,6 +58,18 @@ def sizes(
     return sized, refused, {}
 
 
+def _unknown(layer: read.ConvNode, size: list[int]) -> str:
+    """Say why there is no matrix of a layer; nothing if there is."""
+    if layer.is_quantised:
+        return "Gemm takes no integers of 8 bits"
+    for which, value in (("weight", layer.weight), ("bias", layer.bias)):
+        if value is not None and constant(value) is None:
+            return f"its {which} is no constant, or a default that an input may replace"
+    if len(size) != layer.geometry.spatial_ndim:
+        return "it stands in a function or an inner graph, and the size of its input is not known"
+    return ""
+
+
 def _sized(node: ir.Node, known: Sizes) -> SizedGeometry | Refusal:
     """Return what a layer computes, where the size of its input is known."""
     refusal = obstacle(node, known)
@@ -69,26 +80,11 @@ def _sized(node: ir.Node, known: Sizes) -> SizedGeometry | Refusal:
         assert parts is not None, "see obstacle"  # noqa: S101
         return SizedGeometry(read.read(parts.conv, known).geometry, (1, 1))
     layer = read.read(node, known)
-    if layer.is_quantised:
-        return Refusal(
-            f"{node.op_type}: Gemm takes no integers of 8 bits", "use convfc.to_fc, which takes it"
-        )
-    for which, value in (("weight", layer.weight), ("bias", layer.bias)):
-        if value is not None and constant(value) is None:
-            return Refusal(
-                f"{node.op_type}: its {which} is no constant, or a default that an input may "
-                "replace, so that its matrix is not known",
-                "use convfc.to_fc, which takes it",
-            )
     shape = known.shape(layer.x)
     size = [] if shape is None else [n for n in shape[2:] if n is not None]
-    if len(size) != layer.geometry.spatial_ndim:
-        return Refusal(
-            f"{node.op_type}: it stands in a function or an inner graph, and the size of its input "
-            "is not known",
-            "give the model's inputs their sizes (onnx.tools.update_model_dims), or use "
-            "convfc.to_fc",
-        )
+    why = _unknown(layer, size)
+    if why:
+        return Refusal(f"{node.op_type}: {why}", "use convfc.to_fc, which takes it")
     try:
         geometry = layer.for_size(size)
         geometry.output_size(size)
@@ -98,7 +94,7 @@ def _sized(node: ir.Node, known: Sizes) -> SizedGeometry | Refusal:
     return SizedGeometry(geometry, tuple(size))
 
 
-def to_unrolled(node: ir.Node, sized: SizedGeometry, shared: Shared) -> ir.Node:
+def to_unrolled(node: ir.Node, sized: SizedGeometry, made: Made) -> ir.Node:
     """Put an unrolled layer into the place of a CONV node; return its last node."""
     whole = WholeLayer(*sized)
     given = operands(node)
@@ -113,11 +109,12 @@ def to_unrolled(node: ir.Node, sized: SizedGeometry, shared: Shared) -> ir.Node:
         assert tensor is not None  # noqa: S101 (see sizes)
         record["operands"][name]["held"] = whole.shape[: 1 if name == "bias" else 2]
         make = whole.matrix if name == "weight" else whole.offset
-        given[name] = shared([given[name]], sized, partial(_made, given[name], tensor, make))
+        held = partial(_held, given[name], tensor, make, made)
+        given[name] = made([given[name]], sized, held)
     numbers = tensors["weight"].numpy()  # type: ignore[union-attr]
     record["unread"] = whole.unread(numbers).astype(np.float64).tolist()
     opset = node.version or 1
-    b = Builder(node, opset, Sizes())
+    b = Builder(node, opset, Sizes(), made)
     flat = b("Flatten", given["x"], axis=1)
     bias = [given["bias"]] if "bias" in given else []
     if not bias and opset < 11:  # Gemm needs one there
@@ -131,6 +128,8 @@ def to_unrolled(node: ir.Node, sized: SizedGeometry, shared: Shared) -> ir.Node:
     return last
 
 
-def _made(value: ir.Value, tensor: ir.TensorProtocol, make: Callable[[Any], Any]) -> ir.Value:
-    made = ir.Tensor(make(tensor.numpy()), dtype=tensor.dtype)
-    return beside(value, made, f"{value.name}.{'x'.join(map(str, made.shape))}")
+def _held(
+    value: ir.Value, tensor: ir.TensorProtocol, make: Callable[[Any], Any], made: Made
+) -> ir.Value:
+    found = ir.Tensor(make(tensor.numpy()), dtype=tensor.dtype)
+    return beside(value, found, f"{value.name}.{'x'.join(map(str, found.shape))}", made)

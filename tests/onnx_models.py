@@ -1,0 +1,122 @@
+"""Small ONNX models of one CONV node: of a geometry, or of attributes; and how they are run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+from onnx import helper, numpy_helper
+
+from convfc import ConvGeometry
+
+Weights = Literal["initializer", "input", "constant", "computed", "given"]
+"""Where a node's weights come from: an initializer, one that users may replace as well, a Constant
+node, other nodes, or a user at every run."""
+
+
+def conv_model(
+    op: str,
+    x_shape: Sequence[int | str | None],
+    weight: np.ndarray,
+    bias: np.ndarray | None = None,
+    *,
+    opset: int = 22,
+    weights: Weights = "initializer",
+    **attributes: Any,
+) -> onnx.ModelProto:
+    """Return a model of one node named ``conv``, x to y, in the oldest IR that has the opset."""
+    arrays = {"W": weight} | ({} if bias is None else {"B": bias})
+    kind = helper.np_dtype_to_tensor_dtype(weight.dtype)
+    node = helper.make_node(op, ["x", *arrays], ["y"], name="conv", doc_string="it", **attributes)
+    nodes, initializers = [node], []
+    inputs = [helper.make_tensor_value_info("x", kind, x_shape)]
+    for name, array in arrays.items():
+        tensor = numpy_helper.from_array(array, name)
+        info = helper.make_tensor_value_info(name, kind, array.shape)
+        if weights == "constant":
+            nodes.insert(0, helper.make_node("Constant", [], [name], f"{name}.node", value=tensor))
+        elif weights == "computed":
+            half = numpy_helper.from_array(array / 2, f"{name}/2")
+            nodes.insert(0, helper.make_node("Add", [half.name] * 2, [name], f"{name}.node"))
+            initializers.append(half)
+        if weights in ("initializer", "input"):
+            initializers.append(tensor)
+        if weights in ("input", "given"):
+            inputs.append(info)
+    output = helper.make_tensor_value_info("y", kind, [None] * len(x_shape))
+    graph = helper.make_graph(nodes, "network", inputs, [output], initializers, doc_string="graph")
+    return model_of(graph, opset, max(4, oldest_ir(opset)))
+
+
+def oldest_ir(opset: int) -> int:
+    """Return the oldest version of the IR that has an opset."""
+    return helper.find_min_ir_version_for([helper.make_opsetid("", opset)])
+
+
+def model_of(graph: onnx.GraphProto, opset: int, ir_version: int = 10) -> onnx.ModelProto:
+    """Return a valid model of a graph, with metadata."""
+    opsets = [helper.make_opsetid("", opset)]
+    model = helper.make_model(
+        graph,
+        opset_imports=opsets,
+        ir_version=ir_version,
+        producer_name="tests",
+        model_version=3,
+    )
+    helper.set_model_props(model, {"author": "a test"})
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def attributes_of(geometry: ConvGeometry) -> dict[str, Any] | None:
+    """Return op and attributes of a geometry; None if ONNX has no such node."""
+    g = geometry
+    if g.flip or g.padding_mode != "zeros":
+        return None
+    lows, highs = zip(*g.padding, strict=True)
+    found = {
+        "op": "Conv" + "Transpose" * g.transposed,
+        "kernel_shape": g.kernel_size,
+        "strides": g.stride,
+        "pads": [*lows, *highs],
+        "dilations": g.dilation,
+        "group": g.groups,
+    }
+    return found | ({"output_padding": g.output_padding} if g.transposed else {})
+
+
+def weight_of(filters: np.ndarray, geometry: ConvGeometry) -> np.ndarray:
+    """Return filters ``(f, *kernel, c / g)`` as a node has them."""
+    weight = np.moveaxis(filters, -1, 1)  # (f, c / g, *kernel)
+    if geometry.transposed:  # (c, f / g, *kernel)
+        filters = len(weight) // geometry.groups
+        weight = weight.reshape(geometry.groups, filters, *weight.shape[1:])
+        weight = weight.swapaxes(1, 2).reshape(-1, filters, *geometry.kernel_size)
+    return np.ascontiguousarray(weight)
+
+
+def integers(shape: Sequence[int], dtype: Any = np.float32, seed: int = 0) -> np.ndarray:
+    """-3 to 3, odd ones more often: sums of many thousands are exact in float32."""
+    return np.random.default_rng([seed, math.prod(shape)]).integers(-3, 4, shape).astype(dtype)
+
+
+def run(model: onnx.ModelProto | ir.Model, *arrays: np.ndarray) -> list[np.ndarray]:
+    """Return what onnxruntime makes of a model's inputs; its optimisations are left out.
+
+    They are onnxruntime's business: what is compared is what the files say.
+    """
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    proto = ir.to_proto(model) if isinstance(model, ir.Model) else model
+    session = onnxruntime.InferenceSession(
+        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    given = session.get_inputs() + session.get_overridable_initializers()
+    names = [one.name for one in given][: len(arrays)]
+    return session.run(None, dict(zip(names, arrays, strict=True)))
