@@ -16,3 +16,10 @@
 `room`       ONNX as a `Room`
 ============ ====================================================================================
 """
+
+from convfc.extras import needing
+
+with needing():
+    import onnx as _onnx  # noqa: F401 (where one is missing, the error names the extra)
+    import onnx_ir as _onnx_ir  # noqa: F401
+    import onnxruntime as _onnxruntime  # type: ignore[import-untyped]  # noqa: F401
