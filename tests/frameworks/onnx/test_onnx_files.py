@@ -50,11 +50,16 @@ def outside(name: str = "w", **where: object) -> TensorProto:
     return tensor
 
 
-def with_function(*nodes: tuple[Any, ...], name: str = "F") -> Model:
+def with_function(*nodes: Any, name: str = "F") -> Model:
     """A model with one function, called once."""
     made = model_of(helper.make_node("F", ["x"], ["y"], domain="f"), imports="f")
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("f", 1)]
-    parts = [helper.make_node(*node[:3], **(node[3] if node[3:] else {})) for node in nodes]
+    parts = [
+        node
+        if isinstance(node, onnx.NodeProto)
+        else helper.make_node(*node[:3], **(node[3] if node[3:] else {}))
+        for node in nodes
+    ]
     made.functions.append(helper.make_function("f", name, ["a"], ["b"], parts, opsets))
     return made
 
@@ -80,6 +85,16 @@ def nested(depth: int) -> bytes:
     return bytes(model_of().SerializeToString() + field(7, graph))
 
 
+def with_record(text: str) -> Model:
+    """A file that says that convfc has made its node."""
+    made = model_of(helper.make_node("MatMul", ["x", "w"], ["y"], "y"))
+    made.graph.node[0].metadata_props.add(key="convfc", value=text)
+    made.graph.node[0].metadata_props.add(key="convfc.part", value="MatMul")
+    return made
+
+
+RECORDED = helper.make_node("Relu", ["a"], ["b"])
+RECORDED.metadata_props.add(key="convfc", value="hello")
 GOOD = model_of().SerializeToString()
 SPARSE = helper.make_sparse_tensor(
     helper.make_tensor("s", TensorProto.FLOAT, [1], [1.0]),
@@ -127,6 +142,17 @@ HOSTILE: dict[str, tuple[Model | bytes, str]] = {
         "got sparse initializers",
     ),
     "training": (changed(lambda m: m.training_info.add()), "got training information"),
+    **{
+        f"record-{kind}": (with_record(text), "record of how node y was made is damaged; expected")
+        for kind, text in (
+            ("text", "hello"),
+            ("empty", "{}"),
+            ("list", "[1]"),
+            ("path", '{"form": "patch", "nodes": 1, "operands": {"x": {"path": 3}}}'),
+            ("form", '{"nodes": 7}'),
+        )
+    },
+    "record-in-a-function": (with_function(RECORDED), "record of how node (without a name)"),
     "up": (model_of(weight=outside(location="../secret")), "points outside the directory"),
     "absolute": (model_of(weight=outside(location="/etc/passwd")), "it is an absolute path"),
     "link": (model_of(weight=outside(location="link")), "symbolic link"),

@@ -11,6 +11,15 @@
 `certify`    `verify`: onnxruntime runs both models, and each layer apart
 `unrolled`   a CONV node as one Gemm
 `inspection` `inspect`
+`files`      models in files: what is refused, and how one is written whole
+`inputs`     inputs that are made up for a model
 `room`       ONNX as a `Room`
 ============ ====================================================================================
 """
+
+from convfc.extras import needing
+
+with needing():
+    import onnx as _onnx  # noqa: F401 (where one is missing, the error names the extra)
+    import onnx_ir as _onnx_ir  # noqa: F401
+    import onnxruntime as _onnxruntime  # type: ignore[import-untyped]  # noqa: F401

@@ -13,12 +13,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-
-from convfc.extras import needing
-
-with needing():
-    import onnx
-    import onnx_ir as ir
+import onnx
+import onnx_ir as ir
 
 from convfc.comparing import words
 from convfc.errors import ArgumentError, MemoryBudgetError, ShapeError, UnsupportedModel
