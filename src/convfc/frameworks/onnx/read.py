@@ -133,12 +133,14 @@ def _lacks(layer: ConvNode, opset: int, sizes: Sizes) -> Refusal | None:
     g, op = layer.geometry, layer.op_type
     size = [sizes(layer.x, axis) for axis in range(2, 2 + g.spatial_ndim)]
     why = f"{op}: with sizes that are not known, its {{}} takes opset {{}}"
+    newer = "onnx.version_converter gives the model a newer one"
+    if opset < 7 and (layer.bias is not None or g.transposed):
+        return Refusal(f"{op}: its sums take opset 7", newer)
     if layer.same and opset < 11:
         return Refusal(why.format("auto_pad", 11), _SIZES)
     if opset < 10 and None in size and not g.transposed and set(g.stride) != {1}:
         return Refusal(why.format("stride", 10), _SIZES)
     if opset < 11 and layer.is_quantised and any(map(any, g.padding)):
-        newer = "onnx.version_converter gives the model a newer one"
         return Refusal(f"{op}: its padding is of integers, which takes opset 11", newer)
     of_filters = [sizes.shape(layer.others[one]) for one in PER_FILTER if one in layer.others]
     if g.groups > 1 and None in of_filters:
