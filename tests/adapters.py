@@ -23,8 +23,11 @@ from typing import Any, NamedTuple
 import h5py
 import keras
 import numpy as np
+import onnx
+import onnx_models
 import torch
 from conv_cases import HYPER_PARAMETERS, integers
+from onnx import numpy_helper
 from torch import Tensor, nn
 from torch.nn.utils import prune, skip_init
 from torch.nn.utils.parametrizations import weight_norm
@@ -83,6 +86,8 @@ class Adapter:
     forms: tuple[Form, ...] = ()
     copies: Mapping[str, Callable[[Any], Any]] = MappingProxyType({})
     """The ways in which users copy a model, each a function of the model."""
+    differentiates: bool = True
+    """Whether it has gradients; without them the laws of gradients are left out."""
     compiles: bool = False
     """Whether every new layer is compiled, which takes seconds: laws try one of each kind only."""
     warnings: tuple[str, ...] = ()
@@ -706,3 +711,113 @@ def _as_numpy(tensor: Any) -> np.ndarray:
     """Return a copy of a tensor's numbers; float32 has every number of bfloat16."""
     wide = keras.ops.cast(tensor, "float32") if "bfloat16" in str(tensor.dtype) else tensor
     return np.array(keras.ops.convert_to_numpy(wide))
+
+
+class OnnxAdapter(Adapter):
+    """ONNX, run by onnxruntime."""
+
+    name = "onnx"
+    order = "channels_first"
+    dtypes = ("float32", "float16")
+    differentiates = False
+    # The initializers are matrices, and the settings are in nodes; unrolled: test_onnx_unrolled.py.
+    forms = (Form("patch", "to_fc", {"form": "patch"}, state=False),)
+    copies = MappingProxyType(
+        {
+            "deepcopy": copy.deepcopy,
+            "file": lambda model: onnx.ModelProto.FromString(model.SerializeToString()),
+        }
+    )
+
+    def layer(self, geometry: ConvGeometry, dtype: str, *, bias: bool) -> Any | None:
+        attributes = onnx_models.attributes_of(geometry)
+        if attributes is None:
+            return None
+        weight = onnx_models.weight_of(np.zeros(geometry.filters_shape, dtype), geometry)
+        open_ = [f"n{axis}" for axis in range(geometry.spatial_ndim)]
+        return onnx_models.conv_model(
+            attributes.pop("op"),
+            ["batch", geometry.in_channels, *open_],
+            weight,
+            np.zeros(geometry.out_channels, dtype) if bias else None,
+            **attributes,
+        )
+
+    def fill(self, model: Any, filters: np.ndarray, bias: np.ndarray | None) -> Any:
+        (node,) = model.graph.node
+        if node.op_type == "ConvTranspose":  # (c, f / groups, *kernel)
+            (groups,) = (one.i for one in node.attribute if one.name == "group")
+            by_group = filters.reshape(groups, -1, *filters.shape[1:])
+            weight = np.moveaxis(by_group, -1, 1).reshape(-1, *by_group.shape[1:-1])
+        else:
+            weight = np.moveaxis(filters, -1, 1)
+        arrays = {"W weight": weight} | ({} if bias is None else {"B bias": bias})
+        self.write(model, arrays)
+        return model
+
+    def networks(self) -> dict[str, Callable[[], tuple[Any, np.ndarray]]]:
+        x = onnx_models.integers((1, 3, 6, 5))
+        return {"conv-norm-conv-up": lambda: (onnx_models.network(), x)}
+
+    def run(self, model: Any, x: np.ndarray) -> np.ndarray:
+        return onnx_models.run(model, self.example(model, x))[0]
+
+    def example(self, model: Any, x: np.ndarray) -> Any:
+        kind = model.graph.input[0].type.tensor_type.elem_type
+        return x.astype(onnx.helper.tensor_dtype_to_np_dtype(kind))
+
+    def state(self, model: Any) -> Arrays:
+        roles = {"W": "weight", "B": "bias"}
+        return {
+            f"{tensor.name} {roles.get(tensor.name[0], '')}": numpy_helper.to_array(tensor).copy()
+            for tensor in sorted(model.graph.initializer, key=lambda tensor: tensor.name)
+        }
+
+    def load(self, model: Any, state: Arrays) -> None:
+        tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+        for key, array in state.items():
+            name = key.partition(" ")[0]
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(tensors[name].data_type)
+            tensors[name].CopyFrom(numpy_helper.from_array(array.astype(dtype), name))
+
+    write = load
+
+    def settings(self, model: Any) -> Any:
+        found = onnx_models.plain(model)
+        for tensor in found.graph.initializer:
+            tensor.ClearField("raw_data")
+        return found.SerializeToString(deterministic=True)
+
+    def refused(self, form: Form) -> dict[str, Refusal]:
+        def model(*nodes: Any, **options: Any) -> Any:
+            weight = numpy_helper.from_array(onnx_models.integers((3, 3, 3, 3)), "W")
+            infos = [
+                onnx.helper.make_tensor_value_info(name, 1, ["b", 3, "h", "w"]) for name in "xy"
+            ]
+            first = onnx.helper.make_node("Conv", ["x", "W"], ["a"], "first")
+            second = onnx.helper.make_node(*nodes, **options)
+            graph = onnx.helper.make_graph(
+                [first, second], "network", infos[:1], infos[1:], [weight]
+            )
+            opsets = [onnx.helper.make_opsetid(*one) for one in (("", 17), ("com.microsoft", 1))]
+            return onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
+
+        x = np.zeros((1, 3, 8, 8))
+        sized = {"strides": [2, 2], "output_shape": [13, 14]}
+        up = ("ConvTranspose", ["a", "W"], ["y"], "second")
+        fused = ("FusedConv", ["a", "W"], ["y"], "second")
+        computed = ("Conv", ["a", "a"], ["y"], "second")
+        return {
+            "a padding that is not known": Refusal(lambda: model(*up, **sized), "second", x),
+            "a fused operator": Refusal(lambda: model(*fused, domain="com.microsoft"), "second", x),
+            "a weight of no known shape": Refusal(lambda: model(*computed), "second", x),
+        }
+
+    def refused_back(self, form: Form) -> dict[str, Refusal]:
+        def changed() -> Any:
+            found = convfc.to_fc(onnx_models.network(), where="up")
+            (product,) = (node for node in found.graph.node if node.op_type == "MatMul")
+            product.op_type = "MatMulInteger"
+            return found
+
+        return {"changed": Refusal(changed, "up", np.zeros((1, 3, 8, 8)))}

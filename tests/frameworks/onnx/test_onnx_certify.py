@@ -9,8 +9,8 @@ import onnx
 import onnx_ir as ir
 import pytest
 from onnx import helper, numpy_helper
-from onnx_models import model_of, run
-from test_onnx_forms import NODES, Node, every_node, input_shapes, network
+from onnx_models import model_of, network, run
+from test_onnx_forms import NODES, Node, every_node, input_shapes
 
 import convfc
 from convfc.errors import ArgumentError, ShapeError, UnsupportedModel

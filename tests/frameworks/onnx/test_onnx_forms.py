@@ -16,7 +16,17 @@ import pytest
 from cases import CASES, Case
 from hypothesis import given
 from onnx import defs, helper, numpy_helper
-from onnx_models import attributes_of, conv_model, integers, model_of, oldest_ir, run, weight_of
+from onnx_models import (
+    attributes_of,
+    conv_model,
+    integers,
+    model_of,
+    network,
+    oldest_ir,
+    plain,
+    run,
+    weight_of,
+)
 from strategies import cases
 
 import convfc
@@ -141,17 +151,6 @@ def converted(model: onnx.ModelProto, more: set[str] = frozenset()) -> onnx.Mode
     assert {node.op_type for node in fc.graph.node} <= OPERATORS | more
     assert (fc.ir_version, list(fc.opset_import)) == (model.ir_version, list(model.opset_import))
     return fc
-
-
-def plain(model: onnx.ModelProto) -> onnx.ModelProto:
-    """All that a model says, but for the order of its initializers and their shapes said twice."""
-    found = onnx.ModelProto.FromString(model.SerializeToString())
-    initializers = sorted(model.graph.initializer, key=lambda tensor: tensor.name)
-    names = {tensor.name for tensor in initializers}
-    del found.graph.initializer[:], found.graph.value_info[:]
-    found.graph.initializer.extend(initializers)
-    found.graph.value_info.extend(one for one in model.graph.value_info if one.name not in names)
-    return found
 
 
 def assert_home(fc: onnx.ModelProto, model: onnx.ModelProto) -> None:
@@ -374,43 +373,6 @@ def test_other_dtypes(node: Node, dtype: Any) -> None:
 
 
 # Models.
-
-
-def network() -> onnx.ModelProto:
-    """Three CONV nodes, of which one has no name and one is between others, and a BatchNorm."""
-    arrays = {
-        "one.weight": integers((4, 3, 3, 3)),
-        "one.bias": integers((4,)),
-        "one.s": integers((4,), seed=4),  # of another node than "one"
-        **{name: integers((4,), seed=ord(name)) for name in "bm"},
-        "v": np.full(4, 4.0, np.float32),
-        "two.weight": integers((4, 2, 3, 3), seed=1),
-        "up.weight": integers((4, 2, 2, 2), seed=2),
-    }
-    node = helper.make_node
-    nodes = [
-        node("Conv", ["x", "one.weight", "one.bias"], ["a"], "one", "first", pads=[1] * 4),
-        node("BatchNormalization", ["a", "one.s", *"bmv"], ["n"], "norm", epsilon=0.0),
-        node("Relu", ["n"], ["r"], "relu"),
-        node("Conv", ["r", "two.weight"], ["c"], group=2, auto_pad="SAME_UPPER", strides=[2, 2]),
-        node("Add", ["c", "c"], ["d"], "twice"),
-        node("ConvTranspose", ["d", "up.weight"], ["y"], "up", strides=[2, 2]),
-    ]
-    for one in (nodes[0], nodes[2]):
-        entry = one.metadata_props.add()
-        entry.key, entry.value = "namespace", f"model/{one.name}"
-    shapes = {"a": (1, 4, "h", "w"), "c": (1, 4, None, None)}
-    graph = helper.make_graph(
-        nodes,
-        "network",
-        [helper.make_tensor_value_info("x", 1, (1, 3, "h", "w"))],
-        [helper.make_tensor_value_info("y", 1, (1, 2, None, None))],
-        [numpy_helper.from_array(array, name) for name, array in arrays.items()],
-        value_info=[
-            helper.make_tensor_value_info(name, 1, shape) for name, shape in shapes.items()
-        ],
-    )
-    return model_of(graph, 17)
 
 
 REST = {"BatchNormalization", "Relu"} | ARITHMETIC
