@@ -28,13 +28,14 @@ import onnx_models
 import torch
 from conv_cases import HYPER_PARAMETERS, integers
 from onnx import numpy_helper
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 from torch import Tensor, nn
 from torch.nn.utils import prune, skip_init
 from torch.nn.utils.parametrizations import weight_norm
 
 import convfc
 from convfc import ConvGeometry
-from convfc.errors import ConvfcError, UnsupportedLayer, UnsupportedModel
+from convfc.errors import ConvfcError, ShapeError, UnsupportedLayer, UnsupportedModel
 from convfc.frameworks.keras import backend
 
 Arrays = dict[str, np.ndarray]
@@ -88,6 +89,11 @@ class Adapter:
     """The ways in which users copy a model, each a function of the model."""
     differentiates: bool = True
     """Whether it has gradients; without them the laws of gradients are left out."""
+    wrong_size: tuple[type[Exception], str] = (
+        ShapeError,
+        r"^x: the FC layer is .*expected .*\. Remedy: ",
+    )
+    """What a form that is made for one size raises on an input of another."""
     compiles: bool = False
     """Whether every new layer is compiled, which takes seconds: laws try one of each kind only."""
     warnings: tuple[str, ...] = ()
@@ -720,8 +726,11 @@ class OnnxAdapter(Adapter):
     order = "channels_first"
     dtypes = ("float32", "float16")
     differentiates = False
-    # The initializers are matrices, and the settings are in nodes; unrolled: test_onnx_unrolled.py.
-    forms = (Form("patch", "to_fc", {"form": "patch"}, state=False),)
+    wrong_size = InvalidArgument, "Dimension mismatch"
+    forms = (
+        Form("patch", "to_fc", {"form": "patch"}, state=False),
+        Form("unrolled", "unroll", example=True, state=False),
+    )
     copies = MappingProxyType(
         {
             "deepcopy": copy.deepcopy,
