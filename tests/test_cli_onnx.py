@@ -168,7 +168,7 @@ def test_only_some_layers(chosen: tuple[str, ...], left: int) -> None:
     assert operators("fc.onnx").count("Conv") == left
 
 
-def test_the_unrolled_form_is_made_for_the_first_input(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_unrolled_form_is_made_for_the_input(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def unroll(model: Any, example: Any, **options: Any) -> Any:
@@ -176,9 +176,21 @@ def test_the_unrolled_form_is_made_for_the_first_input(monkeypatch: pytest.Monke
         return convfc.to_fc(model)
 
     monkeypatch.setattr(convfc, "unroll", unroll)
-    result = call("convert", "net.onnx", "-o", "fc.onnx", "--form", "unrolled", "--no-verify")
+    options = ("-o", "fc.onnx", "--form", "unrolled", "--no-verify")
+    refused(call("convert", "net.onnx", *options), "inputs of several sizes", "--input", code=2)
+    result = call("convert", "net.onnx", *options, "--input", "2,2,8,9")
     assert result.exit_code == 0, result.output
-    assert asked == [((2, 2, 96, 128), {"where": None})]
+    assert asked == [((2, 2, 8, 9), {"where": None})]
+
+
+def test_an_unrolled_file_is_proven_and_comes_home() -> None:
+    given = ("--input", "2,2,8,9")
+    result = call("convert", "net.onnx", "-o", "fc.onnx", "--form", "unrolled", *given)
+    assert result.exit_code == 0, result.output
+    assert set(operators("fc.onnx")) - {"Constant"} == {"Flatten", "Gemm", "Relu", "Reshape"}
+    result = call("convert", "fc.onnx", "-o", "back.onnx", "--to", "conv", *given)
+    assert result.exit_code == 0, result.output
+    assert operators("back.onnx") == operators("net.onnx")
 
 
 @pytest.mark.parametrize("there", ["fc.onnx", "fc.onnx.data"])

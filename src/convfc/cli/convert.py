@@ -24,6 +24,7 @@ from convfc.cli.common import (
     load_weights,
     make_model,
 )
+from convfc.errors import ArgumentError
 from convfc.printable import printable
 
 
@@ -107,6 +108,13 @@ def convert(
         with errors.status("exporting the model"):
             before = room.to_onnx(made, example)
         tried = examples(before, inputs) if verify or form is Form.unrolled else []
+        sizes = {str([x.shape[1:] for x in one.values()]) for one in tried if isinstance(one, dict)}
+        if form is Form.unrolled and len(sizes) > 1:
+            raise ArgumentError(
+                "the model takes inputs of several sizes, and an unrolled one is made for one",
+                where="--form unrolled",
+                remedy="give it, as in --input 1,3,224,224",
+            )
         with errors.status("converting the model"):
             if form is Form.unrolled:
                 after = convfc.unroll(before, tried[0], where=where)

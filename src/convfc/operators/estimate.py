@@ -156,11 +156,13 @@ def check_dense(
     *,
     order: Callable[[Any], Order],
     dtype: Callable[[Any], str],
+    times: int = 1,
 ) -> None:
     """Raise MemoryBudgetError unless the dense matrices of unrolled layers fit together.
 
     Given are the layers by name, a shared one maybe by several; by their ``id``, of each of their
-    matrices geometry and input size; and what says a layer's order of axes and its dtype's name.
+    matrices geometry and input size; what says a layer's order of axes and its dtype's name; and
+    how many times the matrices are held while they are made.
     """
     unique: dict[int, str] = {}
     for name, layer in layers.items():
@@ -176,6 +178,7 @@ def check_dense(
             part = name + f" (matrix {number})" * (number > 1)
             estimates[part] = pattern_estimate(pattern, known, "dense")
             working = max(working, pattern.nonzeros * (8 + itemsize(known)))
+    working += (times - 1) * sum(estimate.bytes for estimate in estimates.values())
     check_together(
         estimates,
         memory,

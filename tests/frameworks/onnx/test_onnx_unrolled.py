@@ -310,6 +310,10 @@ def test_what_cannot_be_unrolled_is_refused_by_name():
         convfc.unroll(model, x[..., 0])
     with pytest.raises(MemoryBudgetError, match="matrices of the unrolled layers do not fit"):
         convfc.unroll(model, x, memory=1000)
+    held = 4 * (36 * 72 + 12 * 36)  # without what is needed besides, it is not enough
+    with pytest.raises(MemoryBudgetError, match="first"):
+        convfc.unroll(model, x, memory=2 * held)
+    convfc.unroll(model, x, memory=2 * held + 36 * 72 * 12)
     with pytest.raises(NothingToConvert, match="no CONV layer that is not in unrolled form"):
         convfc.unroll(convfc.unroll(model, x), x)
     given = network()
