@@ -16,12 +16,13 @@ IN_PART = ("test_keras_simplify.py", "test_keras_unrolled.py")
 ONE_IN = 5
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True)
 def weights_drawn_by_numpy() -> Iterator[None]:
     """JAX compiles a program for every shape that it draws; here, too, a seed tells the numbers."""
 
     def draw(self: Any, shape: tuple[int, ...], dtype: Any = None) -> np.ndarray:
-        return np.random.default_rng(self.seed).standard_normal(shape) / np.prod(shape[:-1]) ** 0.5
+        drawn = np.random.default_rng(self.seed).standard_normal(shape)
+        return (drawn / np.prod(shape[:-1]) ** 0.5).astype(dtype or keras.config.floatx())
 
     with pytest.MonkeyPatch.context() as patch:
         if keras.config.backend() == "jax":
