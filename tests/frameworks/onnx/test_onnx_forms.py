@@ -125,6 +125,7 @@ NODES = [
     turned((2, 4, 5, 5), (4, 3, 3, 3), output_shape=[10, 9], strides=[2, 2], auto_pad="SAME_LOWER"),
     turned((1, 2, 3, 4, 3), (2, 3, 2, 3, 2), strides=[2, 1, 3]),
     turned((1, 2, 3, 2, 3), (2, 2, 2, 1, 2), group=2, strides=[2, 1, 2], pads=[1, 0, 0, 0, 0, 1]),
+    conv((2, 4, 9, 8), (6, 4, 2, 3), strides=[2, 3], dilations=[3, 1]),  # as long as its stride
 ]
 SIZES = {"known": slice(0, 0), "batch open": slice(0, 1), "all open": slice(0, 9)}
 
