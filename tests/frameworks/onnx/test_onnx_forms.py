@@ -344,6 +344,33 @@ def test_a_layer_of_one_tap_is_the_product_alone() -> None:
     assert not moving & {node.op_type for node in converted(model).graph.node}
 
 
+@pytest.mark.parametrize("opset", [9, 17])
+def test_a_layer_behind_a_layer_knows_its_size(opset: int) -> None:
+    """Nothing between them: what the first one becomes has the shape that was known of it."""
+    info = helper.make_tensor_value_info
+    weights = {"V": integers((4, 3, 3, 3)), "W": integers((4, 2, 2, 2), seed=1)}
+    nodes = [
+        helper.make_node("Conv", ["x", "V"], ["t"], strides=[2, 1]),
+        helper.make_node("ConvTranspose", ["t", "W"], ["u"], strides=[2, 2]),
+        helper.make_node("Conv", ["u", "X"], ["y"], strides=[2, 3]),
+    ]
+    weights["X"] = integers((1, 2, 2, 2), seed=2)
+    graph = helper.make_graph(
+        nodes,
+        "network",
+        [info("x", 1, ["b", 3, 7, 6])],
+        [info("y", 1, ["b", 1, 3, 3])],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    model = model_of(graph, opset, oldest_ir(opset) + 1)
+    fc = converted(model)
+    assert not any(node.op_type == "Shape" for node in fc.graph.node)
+    assert_equal(fc, model, integers((2, 3, 7, 6), seed=3))
+    nothing = np.zeros((0, 3, 7, 6), np.float32)  # of which no size can be worked out
+    assert run(fc, nothing)[0].shape == run(model, nothing)[0].shape == (0, 1, 3, 3)
+    assert_home(fc, model)
+
+
 def test_names_that_are_taken_are_left_alone() -> None:
     """Whatever convfc would name its values: the model's own have these names already."""
     model = NODES[0].model()

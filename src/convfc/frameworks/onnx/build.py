@@ -202,6 +202,7 @@ class Builder:
         ir.convenience.replace_nodes_and_values(
             self.graph, old, [old], self.nodes, list(old.outputs[:1]), [last]
         )
+        self.known.take_over(old.outputs[0], last)
         node.name, node.doc_string = old.name, old.doc_string
         return node
 
@@ -234,6 +235,11 @@ class Sizes:
                 given = [one for call in calls for one in call.inputs[number : number + 1] if one]
                 if len({self.shape(one) for one in given}) == 1:
                     self._found[value] = self._found.get(given[0], given[0])
+
+    def take_over(self, old: ir.Value, new: ir.Value) -> None:
+        """Let a new value have the shape of the one whose place it takes."""
+        if old in self._found:
+            self._found[new] = self._found[old]
 
     def note(self) -> None:
         """Let the values have the shapes that are known of them."""

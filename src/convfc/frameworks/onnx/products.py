@@ -69,7 +69,7 @@ def _convolved(b: Builder, layer: ConvNode, matrix: Matrix) -> ir.Value:
         ]
         x = b.concat(parts, 2)
         out = out or [Size(x, axis) for axis in at]
-    m = b.reshape(x, (0, *_grouped(g.groups, g.taps), -1))
+    m = b.reshape(x, (0, *_grouped(g.groups, g.taps), _count(out)))
     return b.reshape(_multiplied(b, layer, matrix, m), (0, g.out_channels, *out))
 
 
@@ -149,6 +149,12 @@ def _grouped(groups: int, *shape: int) -> tuple[int, ...]:
     return shape if groups == 1 else (groups, *shape)
 
 
+def _count(dims: Dims) -> int:
+    """Return how many positions there are; -1, to be worked out, if a size is not known."""
+    known = [d for d in dims if isinstance(d, int)]  # written out, an empty batch is no riddle
+    return math.prod(known) if len(known) == len(dims) else -1
+
+
 def _span(axis: AxisMap, tap: int) -> tuple[int, int, int]:
     """Return what one tap reads of a padded axis, as a slice that counts from its end."""
     at = axis.first + tap * axis.tap_step
@@ -193,7 +199,7 @@ def _transposed(b: Builder, layer: ConvNode, matrix: Matrix) -> ir.Value:
     shape = _grouped(g.groups, g.in_channels // g.groups, filters * numbers)
     k = matrix(b, layer.weight, shape, True)
     size = [b.size(x, axis) for axis in range(2, 2 + n)]
-    m = b.reshape(x, (0, *_grouped(g.groups, g.in_channels // g.groups), -1))
+    m = b.reshape(x, (0, *_grouped(g.groups, g.in_channels // g.groups), _count(size)))
     dims: list[int | Size] = [0, g.out_channels, *g.kernel_size, *size]
     y = b.reshape(b("MatMul", k, m), dims)
     moves, blocks = [], []
