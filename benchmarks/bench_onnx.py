@@ -1,7 +1,7 @@
 """CONV nodes as FC layers in onnxruntime: single layers in several ways, and whole models.
 
-Layers: what ``convfc.to_fc`` makes (one slice for each tap), against onnxruntime's own Conv and
-three other ways to write the product: slices of one axis after the other, one Gather with the index
+Layers: what ``convfc.to_fc`` makes (slices of one axis after the other), against onnxruntime's own
+Conv and three other ways to write the product: one slice for each tap, one Gather with the index
 table, and a sum over taps that never holds M. All take turns, call by call. Models: torchvision's,
 exported by PyTorch.
 """
@@ -104,27 +104,23 @@ def layer(way: str, sizes: tuple[Any, ...]) -> onnx.ModelProto:
         m = g.op("Reshape", g.op("Gather", x, taps.ravel(), axis=2), np.array(per_group))
         y = g.op("MatMul", k, m)
         return g.model((batch, c, *size), g.op("Reshape", y, np.array([batch, f, *out])))
-    if way == "axis by axis":
-        for _ in range(n):
-            x, at = g.op("Unsqueeze", x, np.array([2])), np.array([2 + n])
-            cuts = [(np.array([t]), np.array([t - kernel + 1 or END])) for t in range(kernel)]
-            steps = np.array([stride])
-            parts = [g.op("Slice", x, *cut, at, steps) for cut in cuts]
-            x = g.op("Concat", *parts, axis=2)
-        y = g.op("MatMul", k, g.op("Reshape", x, np.array(per_group)))
-        return g.model((batch, c, *size), g.op("Reshape", y, np.array([batch, f, *out])))
-    y = ""
+    slices, y = [], ""
     for tap in itertools.product(range(kernel), repeat=n):
         stops = [t - kernel + 1 or END for t in tap]
         cut = (np.array(tap), np.array(stops), np.arange(2, 2 + n), np.array([stride] * n))
-        part = np.ascontiguousarray(w[(..., *tap)]).reshape(groups, f // groups, -1)
-        m = g.op("Reshape", g.op("Slice", x, *cut), np.array(per_group))
-        product = g.op("MatMul", part, m)
-        y = g.op("Add", y, product) if y else product
+        slices.append(g.op("Slice", x, *cut))
+        if way == "sum over taps":
+            part = np.ascontiguousarray(w[(..., *tap)]).reshape(groups, f // groups, -1)
+            product = g.op("MatMul", part, g.op("Reshape", slices[-1], np.array(per_group)))
+            y = g.op("Add", y, product) if y else product
+    if way == "slice per tap":
+        alone = np.array([batch, c, 1, *out])
+        x = g.op("Concat", *(g.op("Reshape", one, alone) for one in slices), axis=2)
+        y = g.op("MatMul", k, g.op("Reshape", x, np.array(per_group)))
     return g.model((batch, c, *size), g.op("Reshape", y, np.array([batch, f, *out])))
 
 
-WAYS = ("convfc", "axis by axis", "one Gather", "sum over taps")
+WAYS = ("convfc", "slice per tap", "one Gather", "sum over taps")
 
 
 def running(model: onnx.ModelProto) -> Any:

@@ -326,7 +326,7 @@ def test_the_certificate_sees_other_nodes_of_equal_weights() -> None:
     x = drawn("uint8", (2, 4, 9, 10), 0)
     model = conv_model("QLinearConv", x.shape, (6, 4, 3, 3))
     fc = convfc.to_fc(model)
-    (node,) = [one for one in fc.graph.node if one.op_type == "Concat"]
+    node, _ = (one for one in fc.graph.node if one.op_type == "Concat")
     turned = list(node.input)[::-1]
     del node.input[:]
     node.input.extend(turned)

@@ -1,4 +1,4 @@
-"""The product M K as nodes: Algorithm 1 by a slice for each tap, and one MatMul.
+"""The product M K as nodes: Algorithm 1 by slices, one axis after the other, and one MatMul.
 
 K is on the left, ``(f, k)`` times ``(k, L)``, so that nothing is transposed: in ONNX's order of
 axes K is the CONV weight with its last axes as one, number by number, and a weight that is in a
@@ -9,15 +9,15 @@ side by side need no slices: two axes are made of each, and exchanged. A transpo
 before it moves: its K gives what every input pixel adds to the output, and pads and sums put it
 there, so that the zeros between its positions are never multiplied.
 
-``benchmarks/bench_onnx.py`` measures this beside other ways: a slice of each axis after the other,
-which takes fewer nodes and moves more numbers; one Gather with the index table; a sum over taps
-that never holds M, which is faster for depthwise layers, but five times slower for few channels and
-large kernels, and needs K in pieces.
+A 3 x 3 kernel takes six slices: three of one axis, three of the other. ``benchmarks/bench_onnx.py``
+measures this beside other ways: a slice for each tap (nine) takes about the same time and a sixth
+less memory, but more nodes; one Gather with the index table takes the least memory; a sum over
+taps, which never holds M, is faster for depthwise layers and groups, but four times slower for few
+channels and large kernels, and needs K in pieces.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 
@@ -58,17 +58,15 @@ def _convolved(b: Builder, layer: ConvNode, matrix: Matrix) -> ir.Value:
             if layer.same
             else b.pad(x, rank, dict(enumerate(g.padding, 2)), filled)
         )
-        taps = list(itertools.product(*(range(one.taps) for one in axes)))
-        if len(taps) > 1:
-            x, rank = b.unsqueeze(x, 2), rank + 1
-        at = range(rank - g.spatial_ndim, rank)
-        counts = dict(zip(at, out or (), strict=False))
-        parts = [
-            b.slice(x, {a: _span(one, t) for a, one, t in zip(at, axes, tap, strict=True)}, counts)
-            for tap in taps
-        ]
-        x = b.concat(parts, 2)
-        out = out or [Size(x, axis) for axis in at]
+        alone = {a: _span(one, 0) for a, one in enumerate(axes, 2) if one.taps == 1}
+        x = b.slice(x, alone, dict(enumerate(out or (), 2)))
+        for axis, one in reversed(list(enumerate(axes))):
+            if one.taps > 1:
+                x, rank = b.unsqueeze(x, 2), rank + 1
+                at = rank - g.spatial_ndim + axis
+                count = {at: out[axis]} if out else None
+                x = b.concat([b.slice(x, {at: _span(one, t)}, count) for t in range(one.taps)], 2)
+        out = out or [Size(x, axis) for axis in range(rank - g.spatial_ndim, rank)]
     m = b.reshape(x, (0, *_grouped(g.groups, g.taps), _count(out)))
     return b.reshape(_multiplied(b, layer, matrix, m), (0, g.out_channels, *out))
 
