@@ -29,13 +29,14 @@ def to_fc(
     Of PyTorch and of Keras: CONV layers of one to three axes and their transposed kin, with every
     hyper-parameter, for inputs of every size; of Keras depthwise and separable ones, too. Of
     PyTorch, in the patch form, also their subclasses with a forward of their own, and layers whose
-    weight is computed before every call (weight norm, pruning). What cannot be converted is refused
-    by name. Hooks stay, shared layers stay shared, and state dicts (weight files) of the original
+    weight is computed before every call (weight norm, pruning). Of ONNX, CONV nodes become standard
+    operators around one MatMul, in the patch form only. What cannot be converted is refused by
+    name. Hooks stay, shared layers stay shared, and state dicts (weight files) of the original
     load into the result and the other way round.
 
     Parameters
     ----------
-    model : torch.nn.Module or keras.Model
+    model : torch.nn.Module, keras.Model or onnx.ModelProto
         A bare CONV layer counts as a model. CONV layers in another form are taken back first, as
         `to_conv` does it.
     form : {"patch", "weight"}
@@ -66,7 +67,7 @@ def to_fc(
 
     Returns
     -------
-    torch.nn.Module or keras.Model
+    torch.nn.Module, keras.Model or onnx.ModelProto
         Of the same class, but for a bare CONV layer.
 
     Raises
@@ -146,7 +147,7 @@ def unroll(
 
     Parameters
     ----------
-    model : torch.nn.Module or keras.Model
+    model : torch.nn.Module, keras.Model or onnx.ModelProto
         A bare CONV layer counts as a model. CONV layers in another form are taken back first, as
         `to_conv` does it. Keras's is Sequential or Functional.
     example : Tensor, array, tuple or dict
@@ -161,7 +162,7 @@ def unroll(
 
     Returns
     -------
-    torch.nn.Module or keras.Model
+    torch.nn.Module, keras.Model or onnx.ModelProto
         Of the same class, but for a bare CONV layer.
 
     Raises
@@ -320,7 +321,7 @@ def to_conv(
 
     Parameters
     ----------
-    model : torch.nn.Module or keras.Model
+    model : torch.nn.Module, keras.Model or onnx.ModelProto
     where, strict, inplace
         As for `to_fc`. A simplified network goes back as a whole.
     project : bool
@@ -331,7 +332,7 @@ def to_conv(
 
     Returns
     -------
-    torch.nn.Module or keras.Model
+    torch.nn.Module, keras.Model or onnx.ModelProto
         A `PeftModel` is unloaded.
 
     Raises
@@ -478,11 +479,12 @@ def verify(before: Any, after: Any, x: Any, *, seed: int = 0) -> Certificate:
 
     Parameters
     ----------
-    before, after : torch.nn.Module or keras.Model
+    before, after : torch.nn.Module, keras.Model or onnx.ModelProto
         Of the same framework, for instance a model and `to_fc` of it.
     x : Tensor, array, tuple or dict
         An input; a tuple holds several arguments, a dict keyword arguments. Of Keras, what the
-        model is called with: an array, or a list or dict of its inputs.
+        model is called with: an array, or a list or dict of its inputs. Of ONNX, arrays by the
+        names of the inputs, or one array.
     seed : int
         Of the random cotangents.
 
@@ -518,7 +520,7 @@ def inspect(model: Any, x: Any = None) -> Inspection:
 
     Parameters
     ----------
-    model : torch.nn.Module or keras.Model
+    model : torch.nn.Module, keras.Model or onnx.ModelProto
     x : Tensor, array, tuple or dict, optional
         An input, as for `verify`: with it, sizes, multiplications and bytes are known, and
         functional convolutions are found where they are called.
