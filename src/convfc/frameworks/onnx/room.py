@@ -16,6 +16,7 @@ from convfc.errors import ArgumentError, Refusal, UnsupportedModel
 from convfc.frameworks.onnx import forms, linear, pointwise, read, unrolled
 from convfc.frameworks.onnx.build import Made, Sizes
 from convfc.frameworks.onnx.certify import PAIRED, NodePair, OnnxNetworks, is_unread, other_nodes
+from convfc.frameworks.onnx.files import to_proto
 from convfc.frameworks.onnx.inputs import generated
 from convfc.frameworks.onnx.inspection import inspect
 from convfc.inspection import Inspection
@@ -234,7 +235,7 @@ def _through(verb: Callable[..., Any], model: Any, *, inplace: bool = False, **o
     """Convert a model of either kind, and return it as that kind."""
     if isinstance(model, ir.Model):
         return verb(versioned(model), inplace=inplace, **options)
-    made = ir.to_proto(verb(versioned(ir.from_proto(model)), inplace=True, **options))
+    made = to_proto(verb(versioned(ir.from_proto(model)), inplace=True, **options))
     if not inplace:
         return made
     model.CopyFrom(made)
