@@ -30,7 +30,12 @@ from onnx_models import (
 from strategies import cases
 
 import convfc
-from convfc.errors import ArgumentError, NothingToConvert, UnsupportedLayer
+from convfc.errors import (
+    ArgumentError,
+    NothingToConvert,
+    UnsupportedLayer,
+    UnsupportedModel,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -544,6 +549,17 @@ def test_nodes_that_a_tool_has_changed_do_not_go_home() -> None:
     matmul.op_type = "MatMulInteger"
     with pytest.raises(UnsupportedLayer, match=r"^conv: its nodes are not those that convfc made"):
         convfc.to_conv(fc)
+
+
+@pytest.mark.parametrize("record", ["", "[]", '{"form": "patch"}', '{"form": 3}'])
+def test_a_damaged_record_is_refused(record: str) -> None:
+    fc = convfc.to_fc(conv_model("Conv", (1, 2, 5, 5), integers((3, 2, 3, 3))))
+    (last,) = (node for node in fc.graph.node if node.name == "conv")
+    (entry,) = (one for one in last.metadata_props if one.key == "convfc")
+    entry.value = record
+    for verb in (convfc.to_conv, convfc.inspect, convfc.to_fc):
+        with pytest.raises(UnsupportedModel, match="record of how node conv was made is damaged"):
+            verb(fc)
 
 
 def test_functions_have_names_of_their_own() -> None:

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from convfc.comparing import first_words, words
 from convfc.errors import ArgumentError, DataError
 from convfc.files import replacing
-from convfc.frameworks.onnx import forms, read
+from convfc.frameworks.onnx import forms
 
 Place: TypeAlias = Callable[[Any], None]
 """Puts another tensor where one stood."""
@@ -55,7 +55,10 @@ def load(path: pathlib.Path) -> ir.Model:
         _check_size(tensor, path)
     for whole in (model.graph, *(function.graph for function in model.functions.values())):
         for node in whole.all_nodes():
-            _check_record(node, path)
+            damage = forms.damage(node)
+            if damage is not None:
+                got = damage.cause and words(damage.cause)
+                raise _wrong(path, damage.reason, "what this version of convfc writes", got)
     return model
 
 
@@ -217,18 +220,6 @@ def _check_size(tensor: Any, path: pathlib.Path) -> None:
     if offset + length > size:
         expected = f"{length} bytes from {offset} on in {tensor.location}"
         raise _wrong(path, what, expected, f"a file of {size} bytes")
-
-
-def _check_record(node: ir.Node, path: pathlib.Path) -> None:
-    """Raise if what convfc has written down at a node cannot be read."""
-    if read.RECORD not in node.metadata_props:
-        return
-    try:
-        read.form_of(node)
-        forms.parts_of(node)
-    except Exception as error:  # what stands there may be anything
-        what = f"the record of how node {node.name or '(without a name)'} was made is damaged"
-        raise _wrong(path, what, "what this version of convfc writes", words(error)) from error
 
 
 def _not_read(proto: onnx.ModelProto) -> Iterator[str]:

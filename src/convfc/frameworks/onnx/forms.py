@@ -252,6 +252,19 @@ def pointwise(product: Product) -> ir.Node:
     return ir.Node("", "Conv", [ir.Value(name="x"), ir.Value(name="weight", shape=shape)])
 
 
+def damage(node: ir.Node) -> Refusal | None:
+    """Return why what convfc has written down at a node cannot be read, if it cannot."""
+    if RECORD in node.metadata_props:
+        try:
+            form_of(node)
+            parts_of(node)
+        except Exception as error:  # what stands there may be anything
+            name = node.name or "(without a name)"
+            what = f"the record of how node {name} was made is damaged"
+            return Refusal(what, "convert the original model once more", cause=error)
+    return None
+
+
 def obstacle(node: ir.Node, sizes: Sizes) -> Refusal | None:
     """Return why a CONV layer cannot become an FC layer, if it cannot."""
     return back_obstacle(node) if RECORD in node.metadata_props else read.obstacle(node, sizes)

@@ -228,6 +228,9 @@ def versioned(model: ir.Model) -> ir.Model:
         imports = part.opset_imports
         for node in read.nodes_of(part):
             node.version = imports.get("", model.opset_imports.get("", 1))
+            damage = forms.damage(node)
+            if damage is not None:
+                raise damage.error(UnsupportedModel)
     return model
 
 
