@@ -48,6 +48,11 @@ def selector(where: Where) -> Chosen:
     return lambda name, module: any(fnmatch.fnmatchcase(name, p) for p in patterns)
 
 
+def refused(found: Mapping[str, Refusal | None]) -> dict[str, Refusal]:
+    """Return, by place, why something cannot be done, where it cannot."""
+    return {name: refusal for name, refusal in found.items() if refusal is not None}
+
+
 def refuse_or_list(left: Mapping[str, Refusal], consequence: str, *, strict: bool) -> None:
     """Raise for the places that cannot be converted or, if not strict, list them in a warning."""
     if not left:

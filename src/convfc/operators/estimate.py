@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -27,6 +27,13 @@ _MATRIX_FREE = (
     "convfc.conv_operator(layer, input_size) applies the same matrix without building it; or give "
     "a smaller input_size, or memory= in bytes to allow more"
 )
+
+
+class SizedGeometry(NamedTuple):
+    """What a layer computes, and the one spatial size that its matrix is for."""
+
+    geometry: ConvGeometry
+    input_size: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -151,7 +158,7 @@ def check_together(
 
 def check_dense(
     layers: Mapping[str, Any],
-    sized: Mapping[int, Sequence[tuple[ConvGeometry, Sequence[int]]]],
+    sized: Mapping[int, Sequence[SizedGeometry]],
     memory: float | None,
     *,
     order: Callable[[Any], Order],

@@ -29,7 +29,7 @@ from convfc.inspection import Inspection
 from convfc.layer import ConvLayer, Order
 from convfc.mlp.stages import certified_whole
 from convfc.operators.estimate import check_dense
-from convfc.places import Where, place_in_words
+from convfc.places import Where, place_in_words, refused
 from convfc.room import FCForm, Room, Wanted
 
 _CONVOLVES = frozenset(
@@ -125,7 +125,7 @@ class KerasRoom(Room):
             else forms.back_obstacle(layer)
             for name, layer in layers.items()
         }
-        return {name: refusal for name, refusal in found.items() if refusal is not None}
+        return refused(found)
 
     def make_conv(self, layers: Mapping[str, Any], *, project: bool) -> dict[int, Any]:
         new: dict[int, Any] = {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ from convfc.frameworks.keras.copies import RECORDS, copied, unchanged
 from convfc.frameworks.keras.read import SEPARABLE, numbers, read_in_turn, spatial_size
 from convfc.geometry import ConvGeometry
 from convfc.layer import ConvLayer, Order
+from convfc.operators.estimate import SizedGeometry
 from convfc.operators.matrix import conv_matrix, conv_offset
 from convfc.operators.nearest import bias_in, filters_in, read_entries
 from convfc.operators.pattern import MatrixPattern, matrix_pattern
@@ -37,13 +38,6 @@ _REMEDY = (
     "to_conv(..., project=True) takes the closest convolution; what convfc.to_fc makes goes back "
     "with any numbers"
 )
-
-
-class SizedGeometry(NamedTuple):
-    """What a layer computes, and the one spatial size that its matrix is for."""
-
-    geometry: ConvGeometry
-    input_size: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)

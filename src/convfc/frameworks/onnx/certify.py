@@ -40,6 +40,7 @@ from convfc.comparing import (
 from convfc.errors import ArgumentError, ShapeError
 from convfc.frameworks.onnx import forms, read
 from convfc.frameworks.onnx.build import PART, Sizes
+from convfc.frameworks.onnx.matrices import filters_of
 from convfc.measure import LARGEST, Call, Numbers, Run, Side, Sides, Sums, measure
 from convfc.networks import Networks
 from convfc.places import walk
@@ -77,7 +78,7 @@ def run(model: ir.Model, inputs: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def watched(
-    model: ir.Model, nodes: Iterable[ir.Node], inputs: Mapping[str, Array]
+    model: ir.Model, nodes: Iterable[ir.Node], inputs: Mapping[str, Array], where: str = "x"
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """Run a model once; return all that its CONV layers receive, by name, and its outputs."""
     copied = model.clone()
@@ -96,7 +97,7 @@ def watched(
     except Exception as error:  # of onnxruntime, whose classes are private
         raise ShapeError(
             f"the model does not run on it ({words(error)})",
-            where="x",
+            where=where,
             got=", ".join(f"{name} {describe(array)}" for name, array in inputs.items()),
             remedy="give what the model is called with, in a dtype that onnxruntime convolves",
         ) from error
@@ -472,10 +473,7 @@ class _Defined:
         """Return the only output; inputs are x, weight and bias."""
         x, weight, *bias = inputs.values()
         g = self.layer.for_size(x.shape[2:])
-        if g.transposed:  # (c, f / g, *kernel)
-            filters = weight.reshape(g.groups, -1, *weight.shape[1:]).swapaxes(1, 2)
-            weight = filters.reshape(g.out_channels, -1, *g.kernel_size)
-        y = conv_as_matmul(np.moveaxis(x, 1, -1), np.moveaxis(weight, 1, -1), g, *bias)
+        y = conv_as_matmul(np.moveaxis(x, 1, -1), filters_of(weight, g), g, *bias)
         return [np.moveaxis(y, -1, 1)]
 
 

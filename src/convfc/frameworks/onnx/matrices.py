@@ -35,7 +35,7 @@ class WholeLayer:
         """Return the matrix A: A @ x.ravel() is the layer's output on x, without its bias."""
         matrix = np.zeros(self.shape, weight.dtype)
         places, numbers = self._entries()
-        matrix.reshape(-1)[places] = self._filters(weight).reshape(-1)[numbers]
+        matrix.reshape(-1)[places] = filters_of(weight, self.geometry).reshape(-1)[numbers]
         return matrix
 
     def offset(self, bias: Array) -> Array:
@@ -44,7 +44,8 @@ class WholeLayer:
 
     def unread(self, weight: Array) -> Array:
         """Return the numbers of a weight that are not in the matrix: they meet padding only."""
-        numbers: Array = np.delete(self._filters(weight).reshape(-1), self._entries()[1])
+        filters = filters_of(weight, self.geometry)
+        numbers: Array = np.delete(filters.reshape(-1), self._entries()[1])
         return numbers
 
     def weight(self, matrix: Array, unread: Array, *, project: bool = False) -> tuple[Array, float]:
@@ -70,7 +71,7 @@ class WholeLayer:
             )
             flat, away = found.filters.astype(matrix.dtype).reshape(-1), found.distance
         flat[is_unread] = unread.astype(matrix.dtype)
-        return self._weight(flat.reshape(shape)), away
+        return _weight_of(flat.reshape(shape), self.geometry), away
 
     def bias(self, vector: Array, *, project: bool = False) -> tuple[Array, float]:
         """Return the bias that a vector holds; as `weight`."""
@@ -87,17 +88,20 @@ class WholeLayer:
         places += pattern.indices()
         return places, numbers
 
-    def _filters(self, weight: Array) -> Array:
-        """Return a weight as convfc's filters ``(f, *kernel, c / groups)``."""
-        return np.moveaxis(self._exchanged(weight), 1, -1)
 
-    def _weight(self, filters: Array) -> Array:
-        return np.ascontiguousarray(self._exchanged(np.moveaxis(filters, -1, 1)))
+def filters_of(weight: Array, geometry: ConvGeometry) -> Array:
+    """Return a CONV node's weight as convfc's filters ``(f, *kernel, c / groups)``."""
+    return np.moveaxis(_exchanged(weight, geometry), 1, -1)
 
-    def _exchanged(self, weight: Array) -> Array:
-        """Exchange filters and channels inside every group, if transposed; twice is as it was."""
-        if not self.geometry.transposed:
-            return weight
-        by_group = weight.reshape(self.geometry.groups, -1, *weight.shape[1:])
-        by_group = np.swapaxes(by_group, 1, 2)
-        return by_group.reshape(-1, *by_group.shape[2:])
+
+def _weight_of(filters: Array, geometry: ConvGeometry) -> Array:
+    return np.ascontiguousarray(_exchanged(np.moveaxis(filters, -1, 1), geometry))
+
+
+def _exchanged(weight: Array, geometry: ConvGeometry) -> Array:
+    """Exchange filters and channels inside every group, if transposed; twice is as it was."""
+    if not geometry.transposed:
+        return weight
+    by_group = weight.reshape(geometry.groups, -1, *weight.shape[1:])
+    by_group = np.swapaxes(by_group, 1, 2)
+    return by_group.reshape(-1, *by_group.shape[2:])

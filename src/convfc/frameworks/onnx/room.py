@@ -22,7 +22,7 @@ from convfc.frameworks.onnx.inspection import inspect
 from convfc.inspection import Inspection
 from convfc.layer import ConvLayer, Order
 from convfc.operators.estimate import check_dense
-from convfc.places import Where, refuse_or_list, selector
+from convfc.places import Where, refuse_or_list, refused, selector
 from convfc.room import FCForm, Room, Wanted
 
 
@@ -56,7 +56,7 @@ class OnnxRoom(Room):
             return {}
         sizes = Sizes(model)
         found = {name: forms.obstacle(node, sizes) for name, node in layers.items()}
-        return {name: refusal for name, refusal in found.items() if refusal is not None}
+        return refused(found)
 
     def make_fc(self, model: Any, layers: Mapping[str, Any], wanted: Wanted) -> dict[int, Any]:
         if wanted.form == "weight" or wanted.separate:
@@ -101,7 +101,7 @@ class OnnxRoom(Room):
         self, model: Any, layers: Mapping[str, Any], *, inplace: bool, project: bool
     ) -> dict[str, Refusal]:
         found = {name: forms.back_obstacle(node, project=project) for name, node in layers.items()}
-        return {name: refusal for name, refusal in found.items() if refusal is not None}
+        return refused(found)
 
     def make_conv(self, layers: Mapping[str, Any], *, project: bool) -> dict[int, Any]:
         made = Made()
@@ -154,7 +154,7 @@ class OnnxRoom(Room):
             return super().to_conv(model, where=where, **rest)
         sizes = Sizes(model)
         found = {name: pointwise.obstacle(node, sizes) for name, node in products.items()}
-        left = {name: refusal for name, refusal in found.items() if refusal is not None}
+        left = refused(found)
         refuse_or_list(left, "cannot become a CONV layer", strict=strict)
         nodes = [node for name, node in products.items() if name not in left]
         if not inplace:

@@ -4,29 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from convfc.comparing import words
-from convfc.errors import GeometryError, Refusal, ShapeError
+from convfc.errors import GeometryError, Refusal
 from convfc.frameworks.onnx import read
 from convfc.frameworks.onnx.build import Builder, Made, Sizes
 from convfc.frameworks.onnx.certify import as_inputs, watched
 from convfc.frameworks.onnx.forms import beside, forget, obstacle, parts_of, put, recorded
 from convfc.frameworks.onnx.matrices import WholeLayer
 from convfc.frameworks.onnx.read import RECORD, constant, operands
-from convfc.geometry import ConvGeometry
+from convfc.operators.estimate import SizedGeometry
 
 Refusals = dict[str, Refusal]
-
-
-class SizedGeometry(NamedTuple):
-    """What a layer computes, and the one spatial size that its matrix is for."""
-
-    geometry: ConvGeometry
-    input_size: tuple[int, ...]
 
 
 def sizes(
@@ -34,15 +26,7 @@ def sizes(
 ) -> tuple[dict[int, SizedGeometry], Refusals, Refusals]:
     """Return what each layer is called on, by ``id``, and why others are refused."""
     inputs = as_inputs(model, example, "example")
-    try:
-        found, _ = watched(model, layers.values(), inputs)
-    except Exception as error:
-        raise ShapeError(
-            f"the model does not run on it ({words(error)})",
-            where="example",
-            got=", ".join(f"{name} {array.shape}" for name, array in inputs.items()),
-            remedy="give what the model is called with",
-        ) from error
+    found, _ = watched(model, layers.values(), inputs, "example")
     known = Sizes(model)
     sized: dict[int, SizedGeometry] = {}
     refused: Refusals = {}

@@ -42,7 +42,7 @@ from convfc.frameworks.torch.vocabulary import (
     by_operation,
 )
 from convfc.mlp.simplified import record_of
-from convfc.places import Where, nothing_to_convert, refuse_or_list, selector
+from convfc.places import Where, nothing_to_convert, refuse_or_list, refused, selector
 
 
 @torch.inference_mode(mode=False)  # what is made here is to be trained
@@ -176,7 +176,7 @@ def _edits_and_refusals(
         edits = {}
     reasons = {name: head.obstacle or whole for head in heads for name in head.linears.values()}
     reasons = {name: own[name] or reasons.get(name, NO_MAP) for name in own}
-    return graph, edits, {name: why for name, why in reasons.items() if why is not None}
+    return graph, edits, refused(reasons)
 
 
 def _edits_of(heads: list[Head]) -> dict[fx.Node, Edit]:
