@@ -4,6 +4,9 @@ import { button, el, icon, fill } from "./dom.js";
 
 const SPEEDS = { slow: 900, normal: 320, fast: 60 };
 
+/** Milliseconds between positions while the window walks by itself. */
+const WALK = 600;
+
 /** Buttons, slider and speed over the output positions. */
 export class Transport {
   constructor(explorer) {
@@ -38,6 +41,7 @@ export class Transport {
         this.toggle();
       }
     });
+    this.settings = button("settings", "Settings", () => explorer.openSheet(), { symbol: "sliders" });
     this.element = el(
       "div",
       {
@@ -78,6 +82,8 @@ export class Transport {
       this.range,
       this.words,
       el("label", { class: "speed" }, el("span", { class: "unseen" }, "Speed"), this.speed),
+      el("span", { class: "scale", "aria-hidden": "true" }, "−", el("i", { class: "bar" }), "+"),
+      this.settings,
     );
   }
 
@@ -105,10 +111,31 @@ export class Transport {
     if (this.timer) return this.pause();
     const { store } = this.explorer;
     if (store.selection.p === store.map.rows - 1) store.select({ p: 0 });
+    this._run(SPEEDS[this.speed.value], () => this.pause());
+  }
+
+  /** Walk over all positions again and again, until anything is touched; never where motion is unwelcome. */
+  walk() {
+    if (window.matchMedia("(prefers-reduced-motion: reduce)").matches) return;
+    const { root, store } = this.explorer;
+    const touches = ["pointerdown", "keydown", "wheel", "touchstart"];
+    const stop = (event) => {
+      for (const touch of touches) root.ownerDocument.removeEventListener(touch, stop, true);
+      // The button itself pauses.
+      if (!event.composedPath().includes(this.play)) this.pause();
+    };
+    for (const touch of touches)
+      root.ownerDocument.addEventListener(touch, stop, { capture: true, passive: true });
+    this._run(WALK, () => store.select({ p: 0 }));
+  }
+
+  _run(every, atEnd) {
+    const { store } = this.explorer;
+    this.every = every;
     this.timer = setInterval(() => {
-      if (store.selection.p >= store.map.rows - 1) return this.pause();
+      if (store.selection.p >= store.map.rows - 1) return atEnd();
       store.select({ p: store.selection.p + 1 });
-    }, SPEEDS[this.speed.value]);
+    }, every);
     this._show("pause", "Pause");
   }
 
