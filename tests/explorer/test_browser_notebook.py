@@ -169,8 +169,6 @@ def cells(page: Page) -> Any:
 def test_both_widgets_are_shown_and_python_has_their_selection(lab: Page) -> None:
     first = Explorer(lab)
     assert lab.locator(".convfc-explorer").count() == 2
-    assert lab.locator("[data-view=guide]").count() == 2
-    assert lab.locator("[data-view=guide]:visible").count() == 0  # the notebook is not ours
     # From the page to Python: the first widget's alone.
     untouched = int(python(lab, "", "second.selection['p']"))
     first.click("output", 2, 3)
@@ -379,5 +377,4 @@ def test_in_marimo_both_have_one_selection_and_one_state(
     assert outside == []
     assert notebook.locator(".convfc-explorer h1").count() == 0  # the notebook has its own
     assert notebook.evaluate("() => location.hash") == ""
-    assert notebook.locator("[data-view=guide]").is_hidden()
     watch.check()

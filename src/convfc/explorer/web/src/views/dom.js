@@ -42,6 +42,7 @@ const PATHS = {
   pen: "M5 19l1-4L16 5l3 3L9 18z",
   link: "M10 14a4 4 0 0 0 6 0l3-3a4 4 0 0 0-6-6l-1 1M14 10a4 4 0 0 0-6 0l-3 3a4 4 0 0 0 6 6l1-1",
   image: "M4 5h16v14H4zM4 16l5-5 4 4 3-3 4 4",
+  done: "M5 13l5 5L19 7",
   guide: "M12 19v-1M9 9a3 3 0 1 1 4.5 2.6c-1 .6-1.5 1.2-1.5 2.9",
 };
 
@@ -99,7 +100,7 @@ export function typed(control, take) {
   control.addEventListener("keydown", (event) => {
     if (event.key === "Enter") now();
     if (event.key !== "Escape" || !control.dataset.typing) return;
-    event.preventDefault(); // it ends the typing alone, not the guide
+    event.preventDefault(); // it ends the typing alone, not the story
     end();
     control.value = control.defaultValue;
   });
