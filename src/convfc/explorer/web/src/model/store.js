@@ -53,7 +53,7 @@ export class Store {
    * `mark` what an address calls the layer that they are of; `covered`, which outputs are not shown yet.
    */
   load(state) {
-    if (state.view?.story) this._forgetPast(); // no way back from one picture of the story into another
+    if (state.view?.story || this.view?.story) [this.past, this.future] = [[], []]; // none leads into a picture of the story
     else this._remember();
     const origin = state.given ?? state;
     const start = complete(origin.settings ?? {});
@@ -461,7 +461,7 @@ export class Store {
   /** Show outputs that were covered, for good. */
   reveal(positions) {
     for (const p of positions) this.covered.delete(p);
-    this._forgetPast();
+    [this.past, this.future] = [[], []];
     this._numbersChanged();
   }
 
@@ -519,8 +519,8 @@ export class Store {
 
   /** Everything that can be undone, to be handed to `return`. */
   snapshot() {
-    const { given, settings, kept, dY, selection, covered } = this;
-    return { given, settings, kept, dY, selection: { ...selection }, covered, story: this.view.story };
+    const { given, settings, kept, dY, selection, covered, view } = this;
+    return { given, settings, kept, dY, selection: { ...selection }, covered, view };
   }
 
   /** Keep what is there, before a change; changes of one setting right after each other are one. */
@@ -533,10 +533,6 @@ export class Store {
     if (!goesOn) this.past = [...this.past, this.snapshot()].slice(-UNDONE);
   }
 
-  _forgetPast() {
-    [this.past, this.future] = [[], []];
-  }
-
   _travel(from, to) {
     if (!from.length) return;
     to.push(this.snapshot());
@@ -544,10 +540,10 @@ export class Store {
     this.return(from.pop());
   }
 
-  /** Go back to a snapshot. */
-  return({ given, settings, kept, dY, selection, covered, story }) {
-    const { story: _, ...view } = this.view;
-    Object.assign(this, { given, kept, dY, selection, covered, view: story ? { ...view, story } : view });
+  /** Go back to a snapshot; out of the story, or into it, with its view. */
+  return({ given, settings, kept, dY, selection, covered, view }) {
+    if (view.story !== this.view.story) Object.assign(this, { view, past: [], future: [] });
+    Object.assign(this, { given, kept, dY, selection, covered });
     this._take(settings);
     this._tell("load");
   }

@@ -23,10 +23,10 @@ export class Story {
     this.offer = el("button", { type: "button", class: "primary offer", data: { action: "start-story" }, onclick: open }, WORDS.offer);
     this.button = button("story", WORDS.title, open, { symbol: "guide", text: WORDS.short });
     this.place = el("p", { class: "hint" });
-    this.title = el("h2", { class: "title", tabindex: "-1" });
+    this.title = el("h2", { tabindex: "-1" });
     this.text = el("p");
     this.tasks = el("ol", { class: "tasks" });
-    this.said = el("p", { class: "said", role: "status" });
+    this.said = el("p", { class: "said", "aria-live": "polite" });
     this.dots = el(
       "div",
       { class: "row dots" },
@@ -58,10 +58,10 @@ export class Story {
 
   open() {
     const { store, options, transport } = this.explorer;
-    const { view, past, future } = store;
     transport.pause();
     options.onLeave?.();
-    this.before = { state: store.snapshot(), kept: { view, past, future }, focus: this.element.getRootNode().activeElement };
+    const { activeElement } = this.element.getRootNode();
+    this.before = { state: store.snapshot(), undone: [store.past, store.future], focus: activeElement };
     this.go(1);
     options.onArrive?.();
   }
@@ -81,11 +81,9 @@ export class Story {
   leave() {
     const { before, explorer } = this;
     const { store, options } = explorer;
-    this.before = null;
     if (!before) return explorer.start(options.own ?? stateOf(PRESETS[0]));
     explorer.transport.pause();
     options.onLeave?.();
-    Object.assign(store, before.kept);
     store.return(before.state);
     options.onArrive?.();
     before.focus?.focus();
@@ -95,7 +93,11 @@ export class Story {
   follow() {
     const n = this.explorer.store.view.story ?? 0;
     if (n === this.at) return false;
-    const { root } = this.explorer;
+    const { root, store } = this.explorer;
+    if (!n && this.before) {
+      [store.past, store.future] = this.before.undone; // however the story has ended
+      this.before = null;
+    }
     this.at = n;
     this.element.hidden = !n;
     this.target?.classList.remove("guided");
