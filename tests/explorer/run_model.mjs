@@ -10,7 +10,7 @@ import * as geometry from "../../src/convfc/explorer/web/src/model/geometry.js";
 import { indexMap } from "../../src/convfc/explorer/web/src/model/indexmap.js";
 import { PRESETS, stateOf } from "../../src/convfc/explorer/web/src/model/presets.js";
 import { gradient, someFilters } from "../../src/convfc/explorer/web/src/model/start.js";
-import { CHAPTERS, WORDS, chapterState, filled, rankOne } from "../../src/convfc/explorer/web/src/model/story.js";
+import { CHAPTERS, WORDS, chapterState, filled } from "../../src/convfc/explorer/web/src/model/story.js";
 import { Store, VERSION } from "../../src/convfc/explorer/web/src/model/store.js";
 
 const each = (count, what) => Array.from({ length: count }, (_, i) => what(i));
@@ -122,10 +122,8 @@ const answers = {
       const hint = wrong && filled(wrong.wrong ? words.wrong : (words.hint ?? ""), wrong);
       return { ask, before, wrong, right, hint, done: filled(words.done, task.says?.(store)), shown };
     });
-    return { said, after: numbersOf(store), canUndo: store.canUndo };
+    return { said, after: numbersOf(store) };
   },
-
-  rankOne,
 
   // The numbers that settings start with.
   start(settings) {

@@ -198,6 +198,29 @@ def test_keys_in_the_widget_do_not_work_the_notebook(lab: Page) -> None:
     assert cells(first.rest(200).page) == before
 
 
+def test_python_is_told_nothing_of_the_story(lab: Page) -> None:
+    first = Explorer(lab)
+    python(lab, "before = w.state, w.selection")
+    parts = "('settings', 'input', 'filters', 'bias', 'title')"
+    same = f"[w.state[part] == before[0][part] for part in {parts}] + [w.selection == before[1]]"
+    first.act("start-story").act("story-next")
+    first.control("answer").fill("22")
+    first.control("answer").press("Enter")
+    assert first.view("story").locator("li.done").count() == 1
+    first.act("story-next")
+    lab.keyboard.press("ArrowRight")  # the window's
+    assert first.rest(400).chosen("p") == (1,)
+    says(lab, same, 6 * [True])
+    lab.keyboard.press("Escape")
+    assert first.rest(400).view("story").is_hidden()
+    says(lab, same, 6 * [True])
+    # Python's next state ends the story.
+    first.act("start-story")
+    python(lab, "w.state = {**w.state, 'title': 'Python again'}")
+    becomes(lab, "store.title", "Python again")
+    assert first.view("story").is_hidden()
+
+
 def test_what_changes_while_the_output_is_collapsed_is_there_when_it_is_opened(lab: Page) -> None:
     first = Explorer(lab)
     before = first.picture("M", "base")

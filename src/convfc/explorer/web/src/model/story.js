@@ -14,7 +14,7 @@ export const WORDS = {
   passed: "done",
   back: "Back",
   next: "Next",
-  last: "Explore on your own",
+  last: "Finish",
   answer: "Your answer",
   check: "Check",
   chapters: {
