@@ -169,8 +169,6 @@ def cells(page: Page) -> Any:
 def test_both_widgets_are_shown_and_python_has_their_selection(lab: Page) -> None:
     first = Explorer(lab)
     assert lab.locator(".convfc-explorer").count() == 2
-    assert lab.locator("[data-view=guide]").count() == 2
-    assert lab.locator("[data-view=guide]:visible").count() == 0  # the notebook is not ours
     # From the page to Python: the first widget's alone.
     untouched = int(python(lab, "", "second.selection['p']"))
     first.click("output", 2, 3)
@@ -198,6 +196,29 @@ def test_keys_in_the_widget_do_not_work_the_notebook(lab: Page) -> None:
     assert first.chosen("p") == (21,)
     first.control("stride-0").press("2")
     assert cells(first.rest(200).page) == before
+
+
+def test_python_is_told_nothing_of_the_story(lab: Page) -> None:
+    first = Explorer(lab)
+    python(lab, "before = w.state, w.selection")
+    parts = "('settings', 'input', 'filters', 'bias', 'title')"
+    same = f"[w.state[part] == before[0][part] for part in {parts}] + [w.selection == before[1]]"
+    first.act("start-story").act("story-next")
+    first.control("answer").fill("22")
+    first.control("answer").press("Enter")
+    assert first.view("story").locator("li.done").count() == 1
+    first.act("story-next")
+    lab.keyboard.press("ArrowRight")  # the window's
+    assert first.rest(400).chosen("p") == (1,)
+    says(lab, same, 6 * [True])
+    lab.keyboard.press("Escape")
+    assert first.rest(400).view("story").is_hidden()
+    says(lab, same, 6 * [True])
+    # Python's next state ends the story.
+    first.act("start-story")
+    python(lab, "w.state = {**w.state, 'title': 'Python again'}")
+    becomes(lab, "store.title", "Python again")
+    assert first.view("story").is_hidden()
 
 
 def test_what_changes_while_the_output_is_collapsed_is_there_when_it_is_opened(lab: Page) -> None:
@@ -379,5 +400,4 @@ def test_in_marimo_both_have_one_selection_and_one_state(
     assert outside == []
     assert notebook.locator(".convfc-explorer h1").count() == 0  # the notebook has its own
     assert notebook.evaluate("() => location.hash") == ""
-    assert notebook.locator("[data-view=guide]").is_hidden()
     watch.check()
