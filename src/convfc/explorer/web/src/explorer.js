@@ -12,7 +12,7 @@ import { Strip } from "./views/strip.js";
 import { Transport } from "./views/transport.js";
 import { Tabs } from "./views/tabs.js";
 import { ArithmeticView } from "./views/arithmetic.js";
-import { IndexMapView } from "./views/indexmap.js";
+import { AlgorithmView } from "./views/algorithm.js";
 import { BigMatrixView } from "./views/bigmatrix.js";
 import { BackwardView } from "./views/backward.js";
 import { CodeView } from "./views/code.js";
@@ -29,7 +29,7 @@ const READING = 60;
 const LOOPBACK = /^(localhost|127\.\d+\.\d+\.\d+|\[::1\])$/;
 
 /** What a selection, a look, or a change of view does not touch is not drawn again. */
-const LIGHT = new Set(["selection", "hover"]);
+const LIGHT = new Set(["selection", "hover", "film"]);
 
 /** One explorer in an element: its store, its views, and the redrawing of them. */
 export class Explorer {
@@ -140,7 +140,7 @@ export class Explorer {
     this.controls = new Controls(this);
     this.tabs = new Tabs(this, {
       arithmetic: new ArithmeticView(this),
-      map: new IndexMapView(this),
+      algorithm: new AlgorithmView(this),
       matrix: new BigMatrixView(this),
       backward: new BackwardView(this),
       code: new CodeView(this),
@@ -188,8 +188,8 @@ export class Explorer {
   }
 
   _changed(kind) {
+    if (kind === "selection" || kind === "film") this.strip.input.follow();
     if (kind === "selection") {
-      this.strip.input.follow();
       const moved = this.flown !== this.store.selection.p;
       if (moved && !this.transport.hurried && !this._away()) this.strip.links.fly();
     }
@@ -218,6 +218,7 @@ export class Explorer {
   }
 
   _light() {
+    this.root.toggleAttribute("data-film", this.store.moment !== null);
     this.strip.light();
     this.transport.light();
     this.tabs.light();

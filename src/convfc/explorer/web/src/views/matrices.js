@@ -36,6 +36,7 @@ export class PatchView {
         columns,
         largest: store.largest("input"),
         value: (p, q) => store.entry(p, q),
+        place: (p, q) => p * columns + q,
         ...(!store.M && { line: (p, columns) => store.entries(p, columns) }),
       },
       `${rows} × ${columns}`,
@@ -45,7 +46,7 @@ export class PatchView {
   light() {
     const { store } = this.explorer;
     if (!store.hover) this.panel.grid.reveal(store.shown.p, store.shown.q);
-    this.panel.grid.light();
+    this.panel.light(store.written.M);
   }
 
   cursor() {
@@ -146,6 +147,7 @@ export class FilterMatrixView {
         columns: filters,
         largest: store.largest("filters"),
         value: (t, f) => store.K[t * filters + f],
+        place: (t, f) => f,
       },
       `${store.map.taps} × ${filters}${store.map.turned ? ", turned" : ""}`,
     );
@@ -154,7 +156,7 @@ export class FilterMatrixView {
   light() {
     const { store } = this.explorer;
     if (!store.hover) this.panel.grid.reveal(this.cursor()[0], store.shown.f);
-    this.panel.grid.light();
+    this.panel.light(store.written.K);
   }
 
   cursor() {
@@ -209,6 +211,7 @@ export class ProductView {
         columns: filters,
         largest: store.largest("output"),
         value: (p, f) => store.value(p, f),
+        place: (p, f) => p * filters + f,
         ...(!store.Y && { line: (p, filters) => store.outputRow(p, filters), cells: store.affordable }),
       },
       `${store.map.rows} × ${filters}`,
@@ -218,7 +221,7 @@ export class ProductView {
   light() {
     const { store } = this.explorer;
     if (!store.hover) this.panel.grid.reveal(store.shown.p, store.shown.f);
-    this.panel.grid.light();
+    this.panel.light(store.written.Y);
   }
 
   _overlay(grid, context) {
