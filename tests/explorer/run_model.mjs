@@ -11,6 +11,7 @@ import { indexMap } from "../../src/convfc/explorer/web/src/model/indexmap.js";
 import { PRESETS, stateOf } from "../../src/convfc/explorer/web/src/model/presets.js";
 import { gradient, someFilters } from "../../src/convfc/explorer/web/src/model/start.js";
 import { Gif } from "../../src/convfc/explorer/web/src/model/gif.js";
+import { palette } from "../../src/convfc/explorer/web/src/views/palette.js";
 import { Store, VERSION } from "../../src/convfc/explorer/web/src/model/store.js";
 import { LANES, Trace } from "../../src/convfc/explorer/web/src/model/trace.js";
 
@@ -98,6 +99,12 @@ const answers = {
   },
 
   lanes: () => LANES,
+
+  // The page's colours of numbers, of what is empty, and of the window.
+  colours(values, largest) {
+    const light = palette("light");
+    return { cells: values.map((value) => light.css(value, largest)), empty: light.empty, window: light.window };
+  },
 
   compared: (state) => new Store(state).compared,
 

@@ -22,8 +22,7 @@ def blank(explorer: Explorer, view: str) -> int:
     """Return how many cells of a grid are drawn empty, by the colours in their corners."""
     return explorer.ask(
         """(() => {
-          const views = Object.fromEntries(explorer.strip.views.map((v) => [v.panel.options.view, v]));
-          const { grid } = views[argument].panel;
+          const { grid } = explorer.strip[argument].panel;
           const { width, height } = grid.base;
           const context = new OffscreenCanvas(width, height).getContext("2d");
           context.drawImage(grid.base, 0, 0);
@@ -148,6 +147,8 @@ def test_the_film_is_saved_as_a_gif_of_ten_seconds_at_most(open_page: OpensPage)
     # The last picture is the strip, as PNG has it.
     with explorer.page.expect_download() as download:
         explorer.act("png")
-    still = Image.open(download.value.path()).convert("RGB").resize(image.size, Image.Resampling.BOX)
+    still = (
+        Image.open(download.value.path()).convert("RGB").resize(image.size, Image.Resampling.BOX)
+    )
     assert abs(np.asarray(still).astype(int) - frames[-1]).mean() < 6
     expect(explorer.root.locator("[data-action=gif]")).to_have_text("Save as GIF")

@@ -6,6 +6,7 @@ Hundreds of drawn geometries; the counts against closed formulas; the results ag
 from __future__ import annotations
 
 import io
+from itertools import product
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -49,35 +50,29 @@ def asked(model: Model, case: Case, lane: str, at: list[int] | None = None) -> d
 
 
 def told(case: Case, lane: str) -> Iterator[tuple[int, dict[str, int], dict[str, int]]]:
-    """Yield what each step is: its line, what it works on, and its loop variables that it must say."""
+    """Yield of each step its line, what it works on, and variables that it must say."""
     geometry = case.geometry
     where = index_map(forwards(geometry), case.input_size)
     L, columns = where.shape
     f, k = geometry.out_channels, geometry.taps
     N = prod(case.input_size) * geometry.in_channels
     if lane == "loops":
-        for p in range(L):
-            for i in range(f):
-                first = i // (f // geometry.groups) * k
-                for t in range(k):
-                    yield (6 if t == k - 1 else 5), {"p": p, "f": i, "q": first + t}, {"f": i}
-    elif lane == "im2col":
-        for p in range(L):
-            for q in range(columns):
-                yield 14, {"p": p, "q": q}, {"p": p, "q": q}
+        for p, i, t in product(range(L), range(f), range(k)):
+            q = i // (f // geometry.groups) * k + t
+            yield (6 if t == k - 1 else 5), {"p": p, "f": i, "q": q}, {"f": i}
+        return
+    if lane == "im2col":
+        for p, q in product(range(L), range(columns)):
+            yield 14, {"p": p, "q": q}, {"p": p, "q": q}
         for i in range(f):
             yield 20, {"f": i, "q": None}, {"f": i}
-        for p in range(L):
-            for i in range(f):
-                yield 23, {"p": p, "f": i, "q": None}, {"p": p, "f": i}
+        for p, i in product(range(L), range(f)):
+            yield 23, {"p": p, "f": i, "q": None}, {"p": p, "f": i}
     else:
-        for p in range(L):
-            for i in range(f):
-                for c in range(N):
-                    yield (5 if c == N - 1 else 4), {"p": p, "f": i, "element": c}, {"c": c}
-    if lane != "loops":
-        for p in range(L):
-            yield (6 if lane == "matrix" else 24), {"p": p, "q": None}, {"p": p}
+        for p, i, c in product(range(L), range(f), range(N)):
+            yield (5 if c == N - 1 else 4), {"p": p, "f": i, "element": c}, {"c": c}
+    for p in range(L):
+        yield (6 if lane == "matrix" else 24), {"p": p, "q": None}, {"p": p}
 
 
 @pytest.mark.parametrize("lane", LANES)
@@ -88,7 +83,7 @@ def test_every_step_is_what_the_loops_do(model: Model, lane: str) -> None:
         where = index_map(forwards(case.geometry), case.input_size)
         steps = list(told(case, lane))
         assert found["steps"] == len(steps), case
-        names = ["i", "j"][: case.geometry.spatial_ndim] + ["d"]
+        names = [*"ij"[: case.geometry.spatial_ndim], "d"]
         for entry in found["log"]:
             line, select, said = steps[max(entry["n"], 1) - 1]
             first, last = found["lines"][0]["number"], found["lines"][-1]["number"]
@@ -194,7 +189,7 @@ def test_what_the_steps_write_is_the_convolution(model: Model, lane: str) -> Non
             continue  # too long to be asked as a whole
         M, Y, out = np.full((L, columns), 99), np.full((L, f), 99), np.zeros((L, f))
         T = conv_matrix(filters, size, geometry, layout="dense").reshape(L, f, -1)
-        names = ["i", "j"][: geometry.spatial_ndim] + ["d"]
+        names = [*"ij"[: geometry.spatial_ndim], "d"]
         for entry in found["log"][1:]:
             at, variables = entry["select"], dict(entry["variables"])
             p, i, q = at.get("p"), at.get("f"), at.get("q")
@@ -297,7 +292,7 @@ def film_of(model: Model, pictures: list[np.ndarray]) -> Image.Image:
 
 
 def test_a_film_is_read_back_as_its_pictures(model: Model) -> None:
-    """Noise of few colours fills the table of LZW again and again; a still picture changes nothing."""
+    """Noise fills the table of LZW again and again; a still picture changes nothing."""
     generator = np.random.default_rng(1)
     colours = generator.permutation(np.stack(np.meshgrid(*[[4, 100, 250]] * 3), -1).reshape(-1, 3))
     first = colours[generator.integers(0, 27, (90, 120))]

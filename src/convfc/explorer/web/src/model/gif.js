@@ -22,7 +22,9 @@ export class Gif {
 
   add(pixels, hundredths) {
     const [width, height] = this.size;
-    const indices = Uint8Array.from(pixels, (pixel) => this._index(pixel));
+    const indices = new Uint8Array(pixels.length);
+    for (let at = 0; at < pixels.length; at++)
+      indices[at] = pixels[at] === pixels[at - 1] ? indices[at - 1] : this._index(pixels[at]);
     const [x0, y0, x1, y1] = this.before ? changed(this.before, indices, width) : [0, 0, width, height];
     this.before = indices;
     const part = new Uint8Array((x1 - x0) * (y1 - y0));
