@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import pathlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -124,8 +125,8 @@ def write_film(
     for p in positions:
         pictures.append(film.picture(p))
         told(len(pictures), len(positions))
-    palette = _palette(pictures[-1], pictures[0])
-    first, *others = [one.quantize(palette=palette, dither=Image.Dither.NONE) for one in pictures]
+    palette = _Palette(pictures[-1], pictures[0])
+    first, *others = map(palette.of, pictures)
     each = min(SLOW, max(EACH, 9000 // len(positions))) // 10 * 10
     durations = [each] * len(others) + [LAST]
     with replacing(path) as handle:
@@ -331,16 +332,30 @@ class Film:
             draw.text(at, texts[r][c], ink, font, anchor="mm")
 
 
-def _palette(*pictures: Image.Image) -> Image.Image:
-    """Return the most frequent colours, no two of them closer than can be seen; paper stays white."""
-    found: dict[tuple[int, ...], tuple[int, ...]] = {}
-    for one in pictures:
-        counts: Any = one.getcolors(one.width * one.height)
-        for _, colour in sorted(counts, reverse=True):
+class _Palette:
+    """The most frequent colours of some pictures, no two of them closer than can be seen."""
+
+    def __init__(self, *pictures: Image.Image) -> None:
+        counts: Counter[Any] = Counter()
+        for one in pictures:
+            of_one: Any = one.getcolors(one.width * one.height)
+            counts.update({colour: count for count, colour in of_one})
+        found: dict[tuple[int, ...], tuple[int, ...]] = {}
+        for colour, _ in counts.most_common():
             found.setdefault(tuple(v >> 3 for v in colour), colour)
-    palette = Image.new("P", (1, 1))
-    palette.putpalette([v for colour in list(found.values())[:256] for v in colour])
-    return palette
+        self.colours = np.array(list(found.values())[:256])
+        self.nearest = np.full(2**24, -1, dtype=np.int16)  # of every colour, once it is met
+
+    def of(self, picture: Image.Image) -> Image.Image:
+        """Return a picture in these colours: what is among them stays exactly what it is."""
+        pixels = np.asarray(picture).astype(np.int32) @ (2**16, 2**8, 1)
+        fresh = np.unique(pixels[self.nearest[pixels] < 0])
+        parts = np.stack([fresh >> 16, fresh >> 8 & 255, fresh & 255], axis=-1)
+        off = ((parts[:, None] - self.colours) ** 2).sum(-1)
+        self.nearest[fresh] = off.argmin(-1)
+        indexed = Image.fromarray(self.nearest[pixels].astype(np.uint8))
+        indexed.putpalette(self.colours.ravel().tolist())
+        return indexed
 
 
 def _planes(values: Numbers, span: Sequence[float] | None) -> list[Numbers]:
