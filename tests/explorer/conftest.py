@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 # Not the first visit: the guide would cover what a test wants to press.
 GUIDED = "localStorage.setItem('convfc-explorer-guide-seen', '1')"
 
+EXPERIMENT = "#1;preset=experiment;at=97.0"
+"""What tests open where they name nothing else."""
+
 MEDIA: dict[str, Any] = {
     "color_scheme": "light",
     "reduced_motion": "no-preference",
@@ -130,7 +133,7 @@ def open_page(
     def make(
         state: dict[str, Any] | None = None,
         *,
-        address: str = "",
+        address: str | None = None,
         guided: bool = False,
         counted: bool = False,
         script: str = "",
@@ -146,6 +149,8 @@ def open_page(
             watch.page.add_init_script(script)
         if counted:
             explorer.steps = Steps(watch.page)
+        if address is None:  # a picture that does not move by itself
+            address = "" if state else EXPERIMENT
         watch.page.goto(file.as_uri() + address)
         return explorer.ready()
 
@@ -157,7 +162,7 @@ def open_page(
 
 @pytest.fixture
 def explorer(open_page: OpensPage) -> Explorer:
-    """The page as it opens for everybody: the experiment, 1280 pixels wide, light."""
+    """The page on the paper's experiment, 1280 pixels wide, light."""
     return open_page()
 
 

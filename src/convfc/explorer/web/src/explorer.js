@@ -8,6 +8,7 @@ import { palette } from "./views/palette.js";
 import { Theme } from "./views/theme.js";
 import { Header } from "./views/header.js";
 import { Controls } from "./views/controls.js";
+import { Pocket } from "./views/pocket.js";
 import { Strip } from "./views/strip.js";
 import { Transport } from "./views/transport.js";
 import { Tabs } from "./views/tabs.js";
@@ -39,7 +40,7 @@ export class Explorer {
    */
   constructor(element, options = {}) {
     this.options = options;
-    this.store = new Store(options.state ?? stateOf(PRESETS.find(({ id }) => id === "experiment")));
+    this.store = new Store(options.state ?? stateOf(PRESETS[0]));
     this.root = el("div", { class: "convfc-explorer", data: { page: options.page ? "1" : "" } });
     this.root.explorer = this;
     element.append(this.root);
@@ -48,9 +49,12 @@ export class Explorer {
     this._build();
     this.pending = null;
     this.stop = this.store.subscribe((kind) => this._changed(kind));
-    this.resize = new ResizeObserver(() => this._resized());
+    this._resized = this._resized.bind(this);
+    this.resize = new ResizeObserver(this._resized);
     this.resize.observe(this.root);
+    if (options.page) window.addEventListener("resize", this._resized); // of its height
     this.root.addEventListener("keydown", (event) => this._key(event));
+    this.presenting = (event) => this._presentingKey(event);
     this._resized();
     this.ready = new Promise((resolve) => requestAnimationFrame(() => resolve(this)));
   }
@@ -61,6 +65,27 @@ export class Explorer {
     this.options.onLeave?.();
     this.store.load({ ...state, view: { tab: this.store.view.tab } });
     this.options.onArrive?.();
+  }
+
+  /** The picture alone, and larger, for a lecture hall; again, or Escape, and all is back. */
+  present(on = !this.root.dataset.present) {
+    const { dataset, ownerDocument } = this.root;
+    if (on) dataset.present = "1";
+    else delete dataset.present;
+    const full = on ? this.root.requestFullscreen?.() : document.fullscreenElement && document.exitFullscreen();
+    full?.catch?.(() => {}); // it is presented in the window, then
+    ownerDocument[on ? "addEventListener" : "removeEventListener"]("keydown", this.presenting);
+    ownerDocument[on ? "addEventListener" : "removeEventListener"]("fullscreenchange", this.presenting);
+    this.width = 0;
+    this._resized();
+    if (on) this.say("Page Down and Page Up move the window, Space plays, Escape ends.");
+  }
+
+  /** On a phone the settings come from below, over half of the picture. */
+  openSheet(on = !this.root.dataset.sheet) {
+    if (on) this.root.dataset.sheet = "1";
+    else delete this.root.dataset.sheet;
+    this.transport.settings.setAttribute("aria-expanded", String(on));
   }
 
   /** Draw the selection again, now; how many milliseconds it took. */
@@ -124,6 +149,10 @@ export class Explorer {
     this.transport.pause();
     this.strip.links.destroy();
     this.resize.disconnect();
+    window.removeEventListener("resize", this._resized);
+    document.removeEventListener("keydown", this.presenting);
+    document.removeEventListener("fullscreenchange", this.presenting);
+    this.pocket.destroy();
     this.theme.destroy();
     cancelAnimationFrame(this.pending);
     clearTimeout(this.liveTimer);
@@ -137,6 +166,7 @@ export class Explorer {
     this.header = new Header(this);
     this.strip = new Strip(this);
     this.transport = new Transport(this);
+    this.pocket = new Pocket(this);
     this.controls = new Controls(this);
     this.tabs = new Tabs(this, {
       arithmetic: new ArithmeticView(this),
@@ -162,6 +192,7 @@ export class Explorer {
       this._skip(),
       this.guide.element,
       this.header.element,
+      this.pocket.element,
       el("div", { class: "body" }, this.controls.element, main),
       this.live,
       this.toast,
@@ -187,6 +218,25 @@ export class Explorer {
     else this.store.undo();
   }
 
+  /** What a presenter's remote control sends, and the way out. */
+  _presentingKey(event) {
+    const { transport } = this;
+    if (event.type === "fullscreenchange") {
+      if (!document.fullscreenElement) this.present(false);
+      return;
+    }
+    const what = {
+      PageDown: () => transport.move("forward"),
+      PageUp: () => transport.move("back"),
+      " ": () => transport.toggle(),
+      Escape: () => this.present(false),
+    }[event.key];
+    // A button has its own Space, and an editor its own Escape.
+    if (!what || event.defaultPrevented || event.target.closest?.("button, input, select, dialog")) return;
+    event.preventDefault();
+    what();
+  }
+
   _changed(kind) {
     if (kind === "selection" || kind === "film") this.strip.input.follow();
     if (kind === "selection") {
@@ -207,12 +257,12 @@ export class Explorer {
   /** Numbers, settings or view: everything that shows them. */
   _update(kind) {
     if (this._away()) return;
+    this.header.update(); // first, as the strip has the height that it leaves
     if (kind !== "settings" || !this.store.problems.length) {
       if (kind !== "tab" && kind !== "gradient") this.strip.update();
       this.transport.update();
       this.tabs.update();
     }
-    this.header.update();
     this.controls.update();
     this.redraw();
   }
@@ -222,6 +272,7 @@ export class Explorer {
     this.strip.light();
     this.transport.light();
     this.tabs.light();
+    this.pocket.light();
   }
 
   _recolour(scheme) {
@@ -246,8 +297,10 @@ export class Explorer {
 
   _resized() {
     const { clientWidth } = this.root;
-    if (!clientWidth || clientWidth === this.width) return;
-    this.width = clientWidth;
+    // A phone's window has another height whenever its address bar comes or goes.
+    const height = this.options.page && !this.narrow ? window.innerHeight : 0;
+    if (!clientWidth || (clientWidth === this.width && height === this.height)) return;
+    [this.width, this.height] = [clientWidth, height];
     const { dataset } = this.root;
     dataset.width = LAYOUTS.find((layout) => {
       dataset.width = layout;

@@ -30,7 +30,7 @@ function parts(explorer) {
     grid: view.panel.grid,
     ...place(view.panel.grid.element),
     caption: place(view.panel.caption),
-    text: view.panel.caption.textContent,
+    lines: [view.panel.caption.textContent.replace(view.panel.shape.textContent, "").trim(), view.panel.shape.textContent],
     formula: view.panel.options.formula,
   }));
   const words = [...element.querySelectorAll(".step, .sign")].map((node) => ({
@@ -169,16 +169,19 @@ function tag(name, attributes, content = null) {
 
 /** Captions, words and signs as lines of text. */
 function labels(grids, words, palette) {
-  const captions = grids.map(({ caption, text, formula }) => ({
-    x: caption.x + caption.w / 2,
-    y: caption.y + caption.h - 5,
-    text,
-    colour: palette.ink,
-    size: 13,
-    anchor: "middle",
-    italic: formula,
-    font: `${formula ? "italic " : ""}13px ${FONT}`,
-  }));
+  const captions = grids.flatMap(({ caption, lines, formula }) =>
+    // A caption that is broken on the page is so here.
+    (caption.h > 30 ? lines : [lines.join(" ")]).map((text, i, all) => ({
+      x: caption.x + caption.w / 2,
+      y: caption.y + caption.h - 5 - 16 * (all.length - 1 - i),
+      text,
+      colour: palette.ink,
+      size: 13,
+      anchor: "middle",
+      italic: formula,
+      font: `${formula ? "italic " : ""}13px ${FONT}`,
+    })),
+  );
   const between = words.map(({ x, y, w, h, text, sign }) => ({
     x: x + w / 2,
     y: y + h / 2 + (sign ? 8 : 16),

@@ -25,7 +25,8 @@ export class Links {
     const all = flights(this.strip, (...where) => this._place(...where), this.explorer.palette);
     const start = performance.now();
     const step = (now) => {
-      const share = shareOf(start, now);
+      const { playing, every } = this.explorer.transport;
+      const share = shareOf(start, now, playing ? every : undefined);
       this.light();
       if (share >= 1) return;
       drawFlights(this.element.getContext("2d"), all, Math.max(0, share));

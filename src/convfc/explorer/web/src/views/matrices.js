@@ -1,6 +1,7 @@
 // M, K and Y: the product in the middle of the strip. The row of the window in M, the column of the
 // filter in K, and the number that both make in Y.
 
+import { el } from "./dom.js";
 import { Panel } from "./panel.js";
 import { editCell } from "./editor.js";
 import { columnsOf } from "../model/numbers.js";
@@ -16,6 +17,7 @@ export class PatchView {
       view: "M",
       name: "M",
       formula: true,
+      long: ": patches",
       label: "M, the patch matrix",
       pick: (p, q) => store.select({ p, q }),
       hover: (p, q) => store.preview(p === null ? null : { p, q }),
@@ -122,6 +124,7 @@ export class FilterMatrixView {
       view: "K",
       name: "K",
       formula: true,
+      long: ": filters",
       label: "K, the filter matrix",
       pick: (t, f) => store.select({ f, q: column(t, f) }),
       hover: (t, f) => store.preview(t === null ? null : { f, q: column(t, f) }),
@@ -192,6 +195,7 @@ export class ProductView {
       view: "Y",
       name: "Y",
       formula: true,
+      long: [" = ", el("var", {}, "M"), " ", el("var", {}, "K")],
       label: "Y, the product",
       pick: (p, f) => store.select({ p, f }),
       hover: (p, f) => store.preview(p === null ? null : { p, f }),

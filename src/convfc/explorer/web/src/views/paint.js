@@ -111,7 +111,7 @@ export function numberFont(grid, context) {
       (so, text) => Math.max(so, context.measureText(text).width),
       1,
     );
-    const size = Math.min(13, h * 0.63, ((w - 4) / widest) * 10);
+    const size = Math.min(Math.max(13, 0.4 * h), h * 0.63, ((w - 4) / widest) * 10);
     if (size >= 7.5) return { css: `${size}px ${FONT}`, digits, size };
   }
   return null;

@@ -4,6 +4,9 @@ import { button, el, icon, fill } from "./dom.js";
 
 const SPEEDS = { slow: 900, normal: 320, fast: 60 };
 
+/** Milliseconds between positions while the window walks by itself. */
+const WALK = 600;
+
 /** The buttons beside Play; each names where it goes, too. */
 const NAMES = { first: "To the start", back: "One step back", forward: "One step on", last: "To the end" };
 
@@ -11,11 +14,7 @@ const NAMES = { first: "To the start", back: "One step back", forward: "One step
 export class Transport {
   constructor(explorer) {
     this.explorer = explorer;
-    const go = (to) => () => {
-      this.pause();
-      this.track.go(this.track[to]);
-    };
-    const buttons = Object.entries(NAMES).map(([name, label]) => button(name, label, go(name), { symbol: name }));
+    const buttons = Object.entries(NAMES).map(([name, label]) => button(name, label, () => this.move(name), { symbol: name }));
     this.play = button("play", "Play", () => this.toggle(), { symbol: "play" });
     this.calm = window.matchMedia("(prefers-reduced-motion: reduce)");
     this.range = el("input", { type: "range", name: "position", min: "0", step: "1", "aria-label": "Position" });
@@ -36,6 +35,7 @@ export class Transport {
         this.toggle();
       }
     });
+    this.settings = button("settings", "Settings", () => explorer.openSheet(), { symbol: "sliders" });
     this.element = el(
       "div",
       { class: "card transport", data: { view: "transport" }, role: "group", "aria-label": "Step by step" },
@@ -43,6 +43,8 @@ export class Transport {
       this.range,
       this.words,
       el("label", { class: "speed" }, el("span", { class: "unseen" }, "Speed"), this.speed),
+      el("span", { class: "scale", "aria-hidden": "true" }, "−", el("i", { class: "bar" }), "+"),
+      this.settings,
     );
   }
 
@@ -55,6 +57,13 @@ export class Transport {
     const say = (at) => `output position ${store.map.position(at).join(", ")}`;
     const go = (to) => store.select({ p: to });
     return { at: p, first: 0, back: p - 1, forward: p + 1, last: rows - 1, words: `${p + 1} of ${rows}`, say, go };
+  }
+
+  /** Go "first", "back", "forward" or "last". */
+  move(to) {
+    this.pause();
+    const { track } = this;
+    track.go(track[to]);
   }
 
   update() {
@@ -77,12 +86,33 @@ export class Transport {
   /** Start or stop; at the end it starts again from the beginning. */
   toggle() {
     if (this.timer) return this.pause();
-    if (this.track.at === this.track.last) this.track.go(0);
+    const { at, first, last, go } = this.track;
+    if (at >= last) go(first);
+    this._run(SPEEDS[this.speed.value], () => this.pause());
+  }
+
+  /** Walk over all positions again and again, until anything is touched; never where motion is unwelcome. */
+  walk() {
+    if (this.calm.matches) return;
+    const { root } = this.explorer;
+    const touches = ["pointerdown", "keydown", "wheel", "touchstart"];
+    const stop = (event) => {
+      for (const touch of touches) root.ownerDocument.removeEventListener(touch, stop, true);
+      // The button itself pauses.
+      if (!event.composedPath().includes(this.play)) this.pause();
+    };
+    for (const touch of touches)
+      root.ownerDocument.addEventListener(touch, stop, { capture: true, passive: true });
+    this._run(WALK, () => this.track.go(this.track.first));
+  }
+
+  _run(every, atEnd) {
+    this.every = every;
     this.timer = setInterval(() => {
       const { at, last, forward, go } = this.track;
-      if (at >= last) return this.pause();
+      if (at >= last) return atEnd();
       go(forward);
-    }, SPEEDS[this.speed.value]);
+    }, every);
     this._show("pause", "Pause");
   }
 
