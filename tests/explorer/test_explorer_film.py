@@ -119,6 +119,16 @@ def test_a_picture_in_colour_and_many_channels_have_room() -> None:
     assert [r, g, b] == (x[7, 5] * 255).round().tolist()
 
 
+def test_without_a_layer_it_is_what_the_page_opens_with(
+    model: Model, facts: dict[str, Any]
+) -> None:
+    opens = model.ask("load", facts["presets"][0]["state"])
+    shown = film.example()
+    for part in ("title", "settings", "filters"):
+        assert shown[part] == opens[part]
+    assert shown["input"]["values"] == opens["input"]["values"]
+
+
 # --- the file ---
 
 
@@ -193,7 +203,7 @@ def test_the_command_writes_films(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path)
     result = call("--film", "out.gif")
     assert (result.exit_code, result.stdout) == (0, "Film: out.gif\n")
-    assert len(read(tmp_path / "out.gif")[0]) == 16
+    assert len(read(tmp_path / "out.gif")[0]) == 9
     (tmp_path / "filmed_net.py").write_text(
         "from torch import nn\ndef net():\n    return nn.Sequential(nn.Conv2d(1, 3, 3))\n"
     )

@@ -51,6 +51,9 @@ POSITIVE, NEGATIVE = (18, 58, 105), (176, 72, 14)
 """The page's light colours (web/src/views/palette.js)."""
 
 
+SEVEN = "02891 00193 00740 03900 05600"
+"""The picture of the page's first preset (web/src/model/presets.js)."""
+
 # The default font has no signs: they are drawn.
 ARROW = (((-24, 0), (2, 0)), ((-4, -5), (2, 0), (-4, 5)))
 TIMES = (((-5, -5), (5, 5)), ((-5, 5), (5, -5)))
@@ -58,12 +61,11 @@ EQUAL = (((-6, -3), (6, -3)), ((-6, 3), (6, 3)))
 
 
 def example() -> dict[str, Any]:
-    """Return the state of a small layer: two filters, for edges, on a picture of a bar."""
-    x = np.zeros((6, 6, 1), dtype=int)
-    x[1:5, 2:4] = 9
+    """Return the state that the page opens with: a small picture, and two filters for edges."""
+    x = np.array([[int(digit) for digit in row] for row in SEVEN.split()])[..., None]
     across = np.repeat([[-1, 0, 1]], 3, axis=0)
     filters = np.stack([across, across.T])[..., None]
-    return explorer_state(filters, x, ConvGeometry(1, 2, (3, 3)), title="A convolution as M K")
+    return explorer_state(filters, x, ConvGeometry(1, 2, (3, 3)), title="A sliding window")
 
 
 def colours(values: Any, largest: float) -> NDArray[np.uint8]:

@@ -28,7 +28,7 @@ export class AlgorithmView {
       this.chosen = this.unit.selectedIndex;
     });
     this.save = button("gif", "Save as GIF", () => saveFilm(explorer, this.save), { text: "Save as GIF" });
-    this.lines = el("ol", { class: "lines", "aria-label": "Lines of the algorithm" });
+    this.lines = el("ol", { class: "lines", tabindex: "0", "aria-label": "Lines of the algorithm" });
     this.variables = el("tbody");
     this.costs = el("tbody");
     this.same = el("p");
@@ -127,8 +127,11 @@ export class AlgorithmView {
   light() {
     const { trace, moment } = this.explorer.store;
     const { line, variables } = trace.at(moment ?? 0);
-    for (const item of this.lines.children)
-      item.setAttribute("aria-current", moment !== null && item.dataset.line === String(line) ? "step" : "false");
+    for (const item of this.lines.children) {
+      const here = moment !== null && item.dataset.line === String(line);
+      item.setAttribute("aria-current", here ? "step" : "false");
+      if (here) this.lines.scrollTop = item.offsetTop - this.lines.clientHeight / 2;
+    }
     const row = (name, cells) => el("tr", {}, el("th", { scope: "row" }, name), cells);
     const cell = (now, ...text) => el("td", { class: now ? "now" : null }, text);
     fill(
