@@ -55,7 +55,6 @@ def main() -> None:
         for name, (address, options) in PICTURES.items():
             context = browser.new_context(**options)
             page = context.new_page()
-            page.add_init_script("localStorage.setItem('convfc-explorer-guide-seen', '1')")
             page.goto(file.as_uri() + address)
             page.locator(".convfc-explorer").wait_for()
             page.evaluate("() => document.querySelector('.convfc-explorer').explorer.ready")

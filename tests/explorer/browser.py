@@ -327,9 +327,10 @@ class Explorer:
         control = self.control(name)
         for action, layout in (("settings", "narrow"), ("more", "middle")):
             button = self.root.locator(f'[data-action="{action}"]')
-            if not control.is_visible() and self.root.get_attribute("data-width") == layout:
-                if button.is_visible() and button.get_attribute("aria-expanded") != "true":
-                    button.click()
+            closed = button.is_visible() and button.get_attribute("aria-expanded") != "true"
+            here = self.root.get_attribute("data-width") == layout
+            if closed and here and not control.is_visible():
+                button.click()
         if not control.is_visible():  # rows and columns are one number until they are unlocked
             self.control("lock").set_checked(False)
         return control

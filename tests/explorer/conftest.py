@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from browser import OpensContext, OpensPage
     from playwright.sync_api import Browser
 
-# Not the first visit: the guide would cover what a test wants to press.
-GUIDED = "localStorage.setItem('convfc-explorer-guide-seen', '1')"
-
 EXPERIMENT = "#1;preset=experiment;at=97.0"
 """What tests open where they name nothing else."""
 
@@ -104,7 +101,6 @@ def emptied(browser: Browser, **options: Any) -> Watch:
             page.context.close()
     if not WATCHED:
         page = profile(browser).new_page()
-        page.add_init_script(GUIDED)
         WATCHED.append(Watch(page))
     (watch,) = WATCHED
     watch.page.context.clear_permissions()
@@ -124,25 +120,18 @@ def open_page(
 
     watches: list[Watch] = []
 
-    def fresh(guided: bool, options: dict[str, Any]) -> Watch:
-        page = open_context(**options).new_page()
-        if not guided:
-            page.add_init_script(GUIDED)
-        return Watch(page)
-
     def make(
         state: dict[str, Any] | None = None,
         *,
         address: str | None = None,
-        guided: bool = False,
         counted: bool = False,
         script: str = "",
         **options: Any,
     ) -> Explorer:
         file = tmp_path / f"explorer-{len(watches)}.html"
         file.write_text(whole_page(state), encoding="utf-8")
-        again = not (watches or guided or counted or script) and {"viewport", *MEDIA} >= {*options}
-        watch = emptied(browser, **options) if again else fresh(guided, options)
+        again = not (watches or counted or script) and {"viewport", *MEDIA} >= {*options}
+        watch = emptied(browser, **options) if again else Watch(open_context(**options).new_page())
         watches.append(watch)
         explorer = Explorer(watch.page)
         if script:

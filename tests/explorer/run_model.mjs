@@ -12,10 +12,23 @@ import { PRESETS, stateOf } from "../../src/convfc/explorer/web/src/model/preset
 import { gradient, someFilters } from "../../src/convfc/explorer/web/src/model/start.js";
 import { Gif } from "../../src/convfc/explorer/web/src/model/gif.js";
 import { palette } from "../../src/convfc/explorer/web/src/views/palette.js";
+import { CHAPTERS, WORDS, chapterState, filled } from "../../src/convfc/explorer/web/src/model/story.js";
 import { Store, VERSION } from "../../src/convfc/explorer/web/src/model/store.js";
 import { LANES, Trace } from "../../src/convfc/explorer/web/src/model/trace.js";
 
 const each = (count, what) => Array.from({ length: count }, (_, i) => what(i));
+
+// What a store shows of its output; null where it is covered.
+const numbersOf = (store) => {
+  const { map, settings: { filters: f } } = store;
+  const seen = (what) => each(map.rows * f, (i) => what(Math.floor(i / f), i % f));
+  return {
+    problems: store.problems, size: store.outputSize, filters: [...store.filters],
+    values: seen((p, f) => store.value(p, f)),
+    planes: each(f, (i) => [...store.plane(i)]),
+    sums: seen((p, f) => store.arithmetic(p, f).sum),
+  };
+};
 
 const engine = new Session();
 engine.connect();
@@ -114,6 +127,38 @@ const answers = {
     const gif = new Gif(width, height, pixels);
     for (const picture of pixels) gif.add(picture, hundredths);
     return [...gif.end()];
+  },
+
+  // The story, as far as it is data.
+  story: () => ({
+    words: WORDS,
+    chapters: CHAPTERS.map(({ id, parts, frame, tasks }, i) => ({
+      id, parts, frame, tasks: tasks.length, state: new Store(chapterState(i + 1)).toJSON(),
+      begins: chapterState(i + 1), numbers: numbersOf(new Store(chapterState(i + 1))),
+    })),
+  }),
+
+  // A chapter with what somebody does, [wrong, right] for each task: what its checks say, and what is read.
+  told(n, steps) {
+    const { id, tasks } = CHAPTERS[n - 1];
+    const store = new Store(chapterState(n));
+    const said = tasks.map((task, i) => {
+      const words = WORDS.chapters[id].tasks[i];
+      const ask = filled(words.ask, task.asks?.(store));
+      const [before, wrong, right] = [{}, ...steps[i]].map((step) => {
+        for (const [name, given] of Object.entries(step)) {
+          if (name === "press") store.load({ ...task.press(store), view: { tab: "arithmetic", story: n } });
+          else if (name !== "answer") store[name](...given);
+        }
+        return task.check(store, step.answer);
+      });
+      const shown = { ...numbersOf(store), said: store.describe() };
+      if (task.reveals) store.reveal(task.reveals(store));
+      if (task.after) store.select(task.after);
+      const hint = wrong && filled(wrong.wrong ? words.wrong : (words.hint ?? ""), wrong);
+      return { ask, before, wrong, right, hint, done: filled(words.done, task.says?.(store)), shown };
+    });
+    return { said, after: numbersOf(store) };
   },
 
   // The numbers that settings start with.

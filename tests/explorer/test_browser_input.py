@@ -141,7 +141,7 @@ def test_a_digit_is_drawn_with_a_finger(open_page: OpensPage) -> None:
     explorer = open_page(**PHONE)
     explorer.grid("output").tap(position=explorer.point("output", 6, 2))
     assert explorer.settled().chosen("p") == (6 * 13 + 2,)
-    explorer.act("draw")
+    explorer.act("settings").act("draw")
     x, y, width, height = corners(explorer)
     finger = explorer.page.context.new_cdp_session(explorer.page)
 

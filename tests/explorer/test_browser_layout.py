@@ -70,8 +70,9 @@ FAULTS = """(width) => {
 }"""
 
 # Width of M and of all grids in the row, and the layout of the page.
-WIDTHS = """({ M: explorer.strip.M.panel.grid.width,   all: explorer.strip.views.reduce((sum, { panel, element }) =>
-    sum + (element.matches('.panel-filters') ? 0 : panel.grid.width), 0),
+WIDTHS = """({ M: explorer.strip.M.panel.grid.width,
+  all: explorer.strip.views.filter((view) => view !== explorer.strip.filters)
+    .reduce((sum, { panel }) => sum + panel.grid.width, 0),
   layout: explorer.root.dataset.width })"""
 
 SMALL = """() => [...document.querySelectorAll('.convfc-explorer :is(button, select, input)')]

@@ -169,8 +169,6 @@ def cells(page: Page) -> Any:
 def test_both_widgets_are_shown_and_python_has_their_selection(lab: Page) -> None:
     first = Explorer(lab)
     assert lab.locator(".convfc-explorer").count() == 2
-    assert lab.locator("[data-view=guide]").count() == 2
-    assert lab.locator("[data-view=guide]:visible").count() == 0  # the notebook is not ours
     # From the page to Python: the first widget's alone.
     untouched = int(python(lab, "", "second.selection['p']"))
     first.click("output", 2, 3)
@@ -198,6 +196,29 @@ def test_keys_in_the_widget_do_not_work_the_notebook(lab: Page) -> None:
     assert first.chosen("p") == (21,)
     first.control("stride-0").press("2")
     assert cells(first.rest(200).page) == before
+
+
+def test_python_is_told_nothing_of_the_story(lab: Page) -> None:
+    first = Explorer(lab)
+    python(lab, "before = w.state, w.selection")
+    parts = "('settings', 'input', 'filters', 'bias', 'title')"
+    same = f"[w.state[part] == before[0][part] for part in {parts}] + [w.selection == before[1]]"
+    first.act("start-story").act("story-next")
+    first.control("answer").fill("22")
+    first.control("answer").press("Enter")
+    assert first.view("story").locator("li.done").count() == 1
+    first.act("story-next")
+    lab.keyboard.press("ArrowRight")  # the window's
+    assert first.rest(400).chosen("p") == (1,)
+    says(lab, same, 6 * [True])
+    lab.keyboard.press("Escape")
+    assert first.rest(400).view("story").is_hidden()
+    says(lab, same, 6 * [True])
+    # Python's next state ends the story.
+    first.act("start-story")
+    python(lab, "w.state = {**w.state, 'title': 'Python again'}")
+    becomes(lab, "store.title", "Python again")
+    assert first.view("story").is_hidden()
 
 
 def test_what_changes_while_the_output_is_collapsed_is_there_when_it_is_opened(lab: Page) -> None:
@@ -245,7 +266,7 @@ def test_each_change_of_theme_changes_the_colours_of_the_grids(lab: Page) -> Non
 def test_what_is_retyped_in_the_widget_leaves_pythons_numbers_alone(lab: Page) -> None:
     first = Explorer(lab)
     before = python(lab, "", "[w.state['filters'], w.state['input']]")
-    control = first.control("size-0")
+    control = first.uncover("size-0")
     control.click()
     control.press("Control+a")
     control.press("1")
@@ -359,10 +380,10 @@ def test_in_marimo_both_have_one_selection_and_one_state(
     # From Python to the page. (That runs no cell again; marimo does so for changes on the page.)
     notebook.get_by_role("button", name="choose in Python").click()
     becomes(notebook, "[store.selection.p, store.selection.f]", [20, 0])
-    # Settings, both ways; the output is 3 x 6 then, and p is in its last row.
+    # Settings, both ways; the output is 3 x 3 then, and p its last number.
     stride = notebook.locator('[name="stride-0"]')
     stride.fill("2")
-    said(notebook, "Python has p=17, f=0, stride=[2, 1].")
+    said(notebook, "Python has p=8, f=0, stride=[2, 2].")
     notebook.get_by_role("button", name="stride in Python").click()
     becomes(notebook, "store.settings.stride", [1, 2])
     assert stride.input_value() == "1"
@@ -379,5 +400,4 @@ def test_in_marimo_both_have_one_selection_and_one_state(
     assert outside == []
     assert notebook.locator(".convfc-explorer h1").count() == 0  # the notebook has its own
     assert notebook.evaluate("() => location.hash") == ""
-    assert notebook.locator("[data-view=guide]").is_hidden()
     watch.check()

@@ -56,7 +56,7 @@ def test_the_served_page_obeys_its_strict_policy(open_context: OpensContext, add
     policy = answer.headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
-    explorer = Explorer(page).ready().act("guide-close")
+    explorer = Explorer(page).ready()
     for preset in ("depthwise", "transposed", "experiment"):
         explorer.preset(preset)
     for _ in explorer.panels():

@@ -17,7 +17,7 @@ import { AlgorithmView } from "./views/algorithm.js";
 import { BigMatrixView } from "./views/bigmatrix.js";
 import { BackwardView } from "./views/backward.js";
 import { CodeView } from "./views/code.js";
-import { Guide } from "./views/guide.js";
+import { Story } from "./views/story.js";
 import { download, png, svg } from "./views/export.js";
 
 /** Settings beside the strip, the strip as a row above them, all in one column. */
@@ -148,6 +148,7 @@ export class Explorer {
     this.stop();
     this.transport.pause();
     this.strip.links.destroy();
+    this.story.destroy();
     this.resize.disconnect();
     window.removeEventListener("resize", this._resized);
     document.removeEventListener("keydown", this.presenting);
@@ -163,6 +164,7 @@ export class Explorer {
   // --- inside ---------------------------------------------------------------------------------
 
   _build() {
+    this.story = new Story(this);
     this.header = new Header(this);
     this.strip = new Strip(this);
     this.transport = new Transport(this);
@@ -175,7 +177,6 @@ export class Explorer {
       backward: new BackwardView(this),
       code: new CodeView(this),
     });
-    this.guide = new Guide(this);
     this.live = el("p", { class: "unseen", "aria-live": "polite", data: { live: "" } });
     this.toast = el("div", { class: "toast", "aria-hidden": "true" });
     this.toast.hidden = true;
@@ -187,13 +188,12 @@ export class Explorer {
       this.transport.element,
       this.tabs.element,
     );
-    // Tab meets first what leads past all settings, then the guide, which lies over the page.
+    // Tab meets first what leads past all settings.
     this.root.append(
       this._skip(),
-      this.guide.element,
       this.header.element,
       this.pocket.element,
-      el("div", { class: "body" }, this.controls.element, main),
+      el("div", { class: "body" }, this.story.element, this.controls.element, main),
       this.live,
       this.toast,
     );
@@ -251,15 +251,21 @@ export class Explorer {
       });
     } else this._update(kind);
     if (!["hover", "view", "tab"].includes(kind) && !this.transport.playing) this.announce();
+    this.story.look(kind);
     this.options.onChange?.(kind);
   }
 
   /** Numbers, settings or view: everything that shows them. */
   _update(kind) {
     if (this._away()) return;
+    if (this.story.follow()) {
+      this.width = 0;
+      return this._resized();
+    }
     this.header.update(); // first, as the strip has the height that it leaves
     if (kind !== "settings" || !this.store.problems.length) {
       if (kind !== "tab" && kind !== "gradient") this.strip.update();
+      this.story.fit();
       this.transport.update();
       this.tabs.update();
     }

@@ -70,7 +70,6 @@ export function startOnPage() {
     if (state) back(() => explorer.store.load(state));
   });
   explorer.header.say(given.notes);
-  explorer.ready.then(() => explorer.guide.offer());
   if (!given.state) explorer.transport.walk();
   return explorer;
 }

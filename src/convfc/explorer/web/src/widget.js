@@ -25,6 +25,7 @@ export function render({ model, el }) {
   // Keys that work a grid or a control must not also work the notebook around it.
   explorer.root.addEventListener("keydown", (event) => event.stopPropagation());
   const send = () => {
+    if (store.view.story) return; // its numbers are not the layer's; leaving it is a change again
     // What was typed but is no convolution stays on the page; Python sees the last that is one.
     if (changed.has("state")) model.set("state", store.toJSON());
     model.set("selection", store.chosen);

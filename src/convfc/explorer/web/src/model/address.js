@@ -3,6 +3,7 @@
 
 import { DEFAULTS, complete, filtersShape, inputShape, problems, product } from "./geometry.js";
 import { PRESETS, stateOf } from "./presets.js";
+import { CHAPTERS, chapterState } from "./story.js";
 import { GRADIENTS, Store, TABS, VERSION } from "./store.js";
 import { LANES } from "./trace.js";
 
@@ -20,6 +21,7 @@ const LONG = Object.fromEntries(Object.entries(SHORT).map(([long, short]) => [sh
 
 /** The address of a store's state. */
 export function toAddress(store) {
+  if (store.view.story) return `#${VERSION};story=${store.view.story}`; // a picture of the story, as it begins
   const parts = [`${VERSION}`];
   const preset = presetOf(store.preset);
   if (preset) parts.push(`preset=${preset.id}`);
@@ -61,6 +63,11 @@ export function fromAddress(address, own = null) {
   if (version === "") return { state: null, notes };
   if (version !== String(VERSION)) return { state: null, notes: [`The address is of version “${version.slice(0, 20)}”, which this page does not know.`] };
   const fields = new Map(parts.map((part) => [part.slice(0, part.indexOf("=")), part.slice(part.indexOf("=") + 1)]));
+  const story = fields.get("story");
+  if (story !== undefined) {
+    if (/^\d$/.test(story) && CHAPTERS[story - 1]) return { state: chapterState(Number(story)), notes };
+    notes.push(`The story has no picture “${story.slice(0, 20)}”; it has 1 to ${CHAPTERS.length}.`);
+  }
   const preset = fields.get("preset");
   let state = {};
   if (preset !== undefined) {

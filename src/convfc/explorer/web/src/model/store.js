@@ -57,10 +57,11 @@ export class Store {
   /**
    * Take a state {settings, input, filters, bias, selection, view, title, source, preset, dY, given, mark};
    * what is missing is made. `given` is what settings and numbers were before they were changed on a page,
-   * `mark` what an address calls the layer that they are of.
+   * `mark` what an address calls the layer that they are of; `covered`, which outputs are not shown yet.
    */
   load(state) {
-    this._remember();
+    if (state.view?.story || this.view?.story) [this.past, this.future] = [[], []]; // none leads into a picture of the story
+    else this._remember();
     const origin = state.given ?? state;
     const start = complete(origin.settings ?? {});
     const sound = !problems(start).length;
@@ -83,6 +84,7 @@ export class Store {
     this.view = { tab: TABS[0], feeds: false, ...FILM, ...state.view };
     if (!TABS.includes(this.view.tab)) this.view.tab = TABS[0];
     if (!(this.view.lane in LANES)) Object.assign(this.view, FILM);
+    this.covered = new Set(state.covered);
     this._forget();
     this.dY = { start: GRADIENTS[0], edits: new Map(), ...this._gradient(state.dY) };
     this.selection = { p: 0, f: 0, q: null, element: null, of: null };
@@ -206,8 +208,9 @@ export class Store {
     return Float64Array.from(this.map.row(p, columns), (from) => (from < 0 ? 0 : this.input[from]));
   }
 
-  /** The output of filter f at position p. */
+  /** The output of filter f at position p; NaN while it is covered. */
   value(p, f) {
+    if (this.covered.has(p)) return NaN;
     return this.Y ? this.Y[p * this.settings.filters + f] : this.outputRow(p, [f])[0];
   }
 
@@ -216,7 +219,7 @@ export class Store {
     return outputRow(...this._layer(), p, filters);
   }
 
-  /** The output of one filter at every position, a plane of the output; null where it would take too long. */
+  /** The output of one filter at every position, a plane of the output, NaN where it is covered; null where it would take too long. */
   plane(f) {
     const { rows, work } = this.map;
     if (!this.Y && work > PATIENCE_OF_A_PLANE) return null;
@@ -226,7 +229,8 @@ export class Store {
       const own = (_, p) => this.Y[p * this.settings.filters + f];
       planes.set(f, this.Y ? Float64Array.from({ length: rows }, own) : outputPlane(...this._layer(), f));
     }
-    return planes.get(f);
+    const plane = planes.get(f);
+    return this.covered.size ? plane.map((value, p) => (this.covered.has(p) ? NaN : value)) : plane;
   }
 
   /** The end of the scale of colours of "input", "filters" or "output". */
@@ -241,7 +245,8 @@ export class Store {
 
   /** The selected output, or another one, term by term: the first `most` of them. */
   arithmetic(p = this.shown.p, f = this.shown.f, most = Infinity) {
-    return outputAt(...this._layer(), p, f, most);
+    const found = outputAt(...this._layer(), p, f, most);
+    return this.covered.has(p) ? { ...found, sum: NaN } : found;
   }
 
   /** The selected row of the one big matrix: element -> weight. */
@@ -496,6 +501,13 @@ export class Store {
     return () => this.listeners.delete(listener);
   }
 
+  /** Show outputs that were covered, for good. */
+  reveal(positions) {
+    for (const p of positions) this.covered.delete(p);
+    [this.past, this.future] = [[], []];
+    this._numbersChanged();
+  }
+
   /** What is selected, as a sentence. */
   describe() {
     return describe(this);
@@ -550,8 +562,8 @@ export class Store {
 
   /** Everything that can be undone, to be handed to `return`. */
   snapshot() {
-    const { given, settings, kept, dY, selection } = this;
-    return { given, settings, kept, dY, selection: { ...selection } };
+    const { given, settings, kept, dY, selection, covered, view } = this;
+    return { given, settings, kept, dY, selection: { ...selection }, covered, view };
   }
 
   /** Keep what is there, before a change; changes of one setting right after each other are one. */
@@ -571,9 +583,10 @@ export class Store {
     this.return(from.pop());
   }
 
-  /** Go back to a snapshot. */
-  return({ given, settings, kept, dY, selection }) {
-    Object.assign(this, { given, kept, dY, selection });
+  /** Go back to a snapshot; out of the story, or into it, with its view. */
+  return({ given, settings, kept, dY, selection, covered, view }) {
+    if (view.story !== this.view.story) Object.assign(this, { view, past: [], future: [] });
+    Object.assign(this, { given, kept, dY, selection, covered });
     this._take(settings);
     this._tell("load");
   }

@@ -79,9 +79,9 @@ function plain(value) {
   return typeof value === "boolean" ? (value ? "on" : "off") : String(value);
 }
 
-/** A number as it is shown: whole numbers as they are, others with a few digits, a true minus. */
+/** A number as it is shown: whole numbers as they are, others with a few digits, a true minus; "?" of what is covered. */
 export function short(value, digits = 4) {
-  if (Number.isNaN(value)) return "–";
+  if (Number.isNaN(value)) return "?";
   if (!Number.isFinite(value)) return value > 0 ? "∞" : "−∞";
   if (Object.is(value, -0)) value = 0;
   const text = Number.isInteger(value) && Math.abs(value) < 1e6 ? String(value) : String(Number(value.toPrecision(digits)));

@@ -42,7 +42,7 @@ export class Controls {
         explorer.announce(); // what is fed, or no longer
       },
     );
-    this.start = this._group("Start from", this.presets);
+    this.start = this._group("Start from", explorer.story.offer, this.presets);
     this.start.classList.add("start");
     this.lock = this._check(
       "lock",

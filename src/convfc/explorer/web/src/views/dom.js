@@ -44,6 +44,7 @@ const PATHS = {
   image: "M4 5h16v14H4zM4 16l5-5 4 4 3-3 4 4",
   sliders: "M5 7h14M5 12h14M5 17h14M9 5v4M15 10v4M8 15v4",
   screen: "M4 5h16v11H4zM9 20h6M12 16v4",
+  done: "M5 13l5 5L19 7",
   guide: "M12 19v-1M9 9a3 3 0 1 1 4.5 2.6c-1 .6-1.5 1.2-1.5 2.9",
 };
 
@@ -101,7 +102,7 @@ export function typed(control, take) {
   control.addEventListener("keydown", (event) => {
     if (event.key === "Enter") now();
     if (event.key !== "Escape" || !control.dataset.typing) return;
-    event.preventDefault(); // it ends the typing alone, not the guide
+    event.preventDefault(); // it ends the typing alone, not the story
     end();
     control.value = control.defaultValue;
   });

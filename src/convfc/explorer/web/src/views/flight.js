@@ -7,13 +7,14 @@ const LASTING = 420; // milliseconds, at most
 const MOST = 64; // numbers that fly; of more, these stand for all
 
 /** Where everything starts and ends: [{from, to, value colour}], boxes in the strip's pixels. */
-export function flights(strip, place, palette) {
+export function flights(strip, links, palette) {
   const { store } = strip.explorer;
   const { p, f } = store.selection;
   const { first, count } = columnsOf(store.map, f);
   const step = Math.max(1, Math.ceil(count / MOST));
+  const place = (...where) => links.place(...where);
   const found = [];
-  for (let t = 0; t < count; t += step) {
+  for (let t = 0; links.sees(strip.input, strip.M) && t < count; t += step) {
     const q = first + t;
     found.push({
       from: place(strip.input, ...twice(strip.input.cellRead(p, q))),
@@ -22,6 +23,7 @@ export function flights(strip, place, palette) {
       edge: palette.window,
     });
   }
+  if (!links.sees(strip.Y, strip.output)) return found;
   const columns = strip.output.panel.grid.source.columns;
   found.push({
     from: place(strip.Y, p, f, p, f, 11),

@@ -52,10 +52,7 @@ export class Header {
         { class: "actions" },
         this.undo,
         this.redo,
-        button("guide", "Guide in five steps", () => explorer.guide.open(), {
-          symbol: "guide",
-          text: "Guide",
-        }),
+        explorer.story.button,
         explorer.options.page
           ? button("copy-link", "Copy a link to this view", () => explorer.copyLink(), {
               symbol: "link",

@@ -22,7 +22,7 @@ export class Links {
     if (this.explorer.narrow || this.calm.matches || lit(this.explorer.store)) return;
     cancelAnimationFrame(this.frame);
     this.light();
-    const all = flights(this.strip, (...where) => this._place(...where), this.explorer.palette);
+    const all = flights(this.strip, this, this.explorer.palette);
     const start = performance.now();
     const step = (now) => {
       const { playing, every } = this.explorer.transport;
@@ -57,7 +57,7 @@ export class Links {
     this.places = new Map(
       [this.strip.input, this.strip.M, this.strip.Y, this.strip.output].map((view) => {
         const box = view.panel.grid.overlay.getBoundingClientRect();
-        return [view, [box.left - origin.left, box.top - origin.top]];
+        return [view, box.width ? [box.left - origin.left, box.top - origin.top] : null];
       }),
     );
   }
@@ -73,17 +73,20 @@ export class Links {
     if (lit(store)) return;
     const { input, M, Y, output } = this.strip;
     const { p, f } = store.shown;
-    const from = this._place(input, ...input.window(p));
-    const row = this._place(M, p, 0, p, M.panel.grid.source.columns - 1, 13);
-    ribbon(
-      context,
-      [from.x + from.w, from.y, from.y + from.h],
-      [row.x, row.y, row.y + row.h],
-      palette.window,
-    );
-    const made = this._place(Y, p, 0, p, Y.panel.grid.source.columns - 1, 13);
+    if (this.sees(input, M)) {
+      const from = this.place(input, ...input.window(p));
+      const row = this.place(M, p, 0, p, M.panel.grid.source.columns - 1, 13);
+      ribbon(
+        context,
+        [from.x + from.w, from.y, from.y + from.h],
+        [row.x, row.y, row.y + row.h],
+        palette.window,
+      );
+    }
+    if (!this.sees(Y, output)) return;
+    const made = this.place(Y, p, 0, p, Y.panel.grid.source.columns - 1, 13);
     const columns = output.panel.grid.source.columns;
-    const pixel = this._place(
+    const pixel = this.place(
       output,
       Math.floor(p / columns),
       p % columns,
@@ -99,8 +102,13 @@ export class Links {
     );
   }
 
+  /** Whether all of these views are on the page, as not all are in the story. */
+  sees(...views) {
+    return views.every((view) => this.places.get(view));
+  }
+
   /** Cells of a view in the strip's own pixels, not outside their box. */
-  _place(view, r0, c0, r1, c1, least = 0) {
+  place(view, r0, c0, r1, c1, least = 0) {
     const { grid } = view.panel;
     const [left, top] = this.places.get(view);
     const { x, y, w, h } = grid.box(r0, c0, r1, c1);
