@@ -367,6 +367,6 @@ class Explorer:
 
     def panels(self) -> Iterator[str]:
         """Open each of the tabs in turn."""
-        for name in ("arithmetic", "map", "matrix", "backward", "code"):
+        for name in ("arithmetic", "algorithm", "matrix", "backward", "code"):
             self.tab(name)
             yield name

@@ -10,8 +10,11 @@ import * as geometry from "../../src/convfc/explorer/web/src/model/geometry.js";
 import { indexMap } from "../../src/convfc/explorer/web/src/model/indexmap.js";
 import { PRESETS, stateOf } from "../../src/convfc/explorer/web/src/model/presets.js";
 import { gradient, someFilters } from "../../src/convfc/explorer/web/src/model/start.js";
+import { Gif } from "../../src/convfc/explorer/web/src/model/gif.js";
+import { palette } from "../../src/convfc/explorer/web/src/views/palette.js";
 import { CHAPTERS, WORDS, chapterState, filled } from "../../src/convfc/explorer/web/src/model/story.js";
 import { Store, VERSION } from "../../src/convfc/explorer/web/src/model/store.js";
+import { LANES, Trace } from "../../src/convfc/explorer/web/src/model/trace.js";
 
 const each = (count, what) => Array.from({ length: count }, (_, i) => what(i));
 
@@ -92,6 +95,39 @@ const answers = {
   },
 
   load: (state) => new Store(state).toJSON(),
+
+  // What happens after each of some numbers of steps, asked backwards; and what stands between them.
+  trace(settings, lane, at) {
+    const trace = new Trace(indexMap(settings), lane);
+    const { steps, memory, lines } = trace;
+    const asked = at.map((n) => n ?? steps).reverse();
+    const log = asked.map((n) => ({ n, ...trace.at(n), written: trace.written(n), counts: trace.counts(n) }));
+    const moves = [0, 1, 2].map((unit) => {
+      const [on, back] = [[0], [steps]];
+      while (on.at(-1) < steps && on.length < 3000) on.push(trace.next(on.at(-1), unit));
+      while (back.at(-1) > 0 && back.length < 3000) back.push(trace.before(back.at(-1), unit));
+      return [on, back.reverse(), trace.next(steps, unit), trace.before(0, unit)];
+    });
+    return { steps, memory, lines, log: log.reverse(), moves };
+  },
+
+  lanes: () => LANES,
+
+  // The page's colours of numbers, of what is empty, and of the window.
+  colours(values, largest) {
+    const light = palette("light");
+    return { cells: values.map((value) => light.css(value, largest)), empty: light.empty, window: light.window };
+  },
+
+  compared: (state) => new Store(state).compared,
+
+  // A film of pictures of packed pixels, as the bytes of a file.
+  gif(width, height, pictures, hundredths) {
+    const pixels = pictures.map((picture) => Uint32Array.from(picture));
+    const gif = new Gif(width, height, pixels);
+    for (const picture of pixels) gif.add(picture, hundredths);
+    return [...gif.end()];
+  },
 
   // The story, as far as it is data.
   story: () => ({

@@ -231,7 +231,7 @@ def test_back_goes_to_what_was_there_before_the_preset(open_page: OpensPage) -> 
     explorer = open_page(trained())
     page = explorer.page
     explorer.edit("K", 3, 3, "5")
-    explorer.tab("map")
+    explorer.tab("algorithm")
     own = explorer.state
     explorer.preset("dilated")
     explorer.tab("code")  # stays open, and does not make the address be read instead

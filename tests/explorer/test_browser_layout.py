@@ -101,7 +101,7 @@ def test_every_grid_can_be_seen_at_every_width(explorer: Explorer, state: str) -
     start(explorer, state)
     first = NARROWEST + STEP * STATES.index(state)
     layouts = set()
-    tabs = itertools.cycle(("matrix", "backward", "arithmetic", "map", "code"))
+    tabs = itertools.cycle(("matrix", "backward", "arithmetic", "algorithm", "code"))
     for width in [NARROWEST, NARROWEST, *range(first, WIDEST + 1, STEP * len(STATES))]:
         resize(explorer, width).tab(next(tabs))
         assert explorer.page.evaluate(FAULTS, width) == [], width
@@ -168,7 +168,7 @@ def test_a_layer_with_a_long_name_is_no_wider(open_page: OpensPage, width: int) 
 
 PRESSED = {
     "figure-3": ("[name=flip]", ".chip[data-filter='1']", ".plane[data-filter='1']",
-                 ".chip[data-channel='1']", "[data-tab=map]", "[data-preset=dilated]"),
+                 ".chip[data-channel='1']", "[data-tab=algorithm]", "[data-preset=dilated]"),
     "experiment": ("[data-digit='3']",),
 }  # fmt: skip
 

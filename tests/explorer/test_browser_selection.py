@@ -129,7 +129,7 @@ def test_the_index_map_says_of_each_axis_what_it_reads(explorer: Explorer) -> No
     """Row 10 of the transposed preset: in rows element 1, in columns a zero between elements."""
     explorer.preset("transposed")
     explorer.ask("store.select({p: 10, f: 0, q: 8})")
-    explorer.tab("map")
+    explorer.tab("algorithm")
     rows = explorer.view("map").locator("tbody tr")
     read = dict(row.split("\t", 1) for row in rows.all_inner_texts())
     assert read["i"].endswith("\t1")
@@ -287,7 +287,7 @@ def test_who_asks_for_less_motion_sees_no_transition(open_page: OpensPage) -> No
 
 def test_tabs_are_worked_with_arrow_keys(explorer: Explorer) -> None:
     explorer.tab("arithmetic")
-    names = ["arithmetic", "map", "matrix", "backward", "code"]
+    names = ["arithmetic", "algorithm", "matrix", "backward", "code"]
     tabs = explorer.root.locator("[role=tab][data-tab]")
     assert tabs.evaluate_all("all => all.map((tab) => tab.dataset.tab)") == names
     first = explorer.root.locator("[role=tab][data-tab=arithmetic]")

@@ -101,7 +101,7 @@ def test_an_address_opens_the_same_state_on_a_new_page(open_page: OpensPage) -> 
     explorer.edit("input", 4, 4, "-7")
     explorer.edit("K", 2, 1, "0.25")
     explorer.click("output", 1, 2)
-    explorer.tab("map")
+    explorer.tab("algorithm")
     explorer.switch("feeds")
     link = copied(explorer, "copy-link")
     assert link.startswith("file:")
@@ -112,7 +112,7 @@ def test_an_address_opens_the_same_state_on_a_new_page(open_page: OpensPage) -> 
     for part in ("settings", "filters", "bias", "selection"):
         assert other.state[part] == explorer.state[part], part
     assert other.state["input"]["values"] == explorer.state["input"]["values"]
-    assert other.ask("[store.view.tab, store.view.feeds]") == ["map", True]
+    assert other.ask("[store.view.tab, store.view.feeds]") == ["algorithm", True]
     for page in (explorer, other):  # each says its selection when there is a new one
         page.press("output", "ArrowRight")
     assert other.live() == explorer.live()
@@ -164,7 +164,7 @@ def test_an_address_says_what_is_selected_of_the_layer_that_a_page_holds(
     state = explorer_state(weights, np.round(rng.normal(size=(9, 8, 3)), 6), geometry)
     explorer = open_page(state)
     explorer.click("output", 2, 3)
-    explorer.tab("map")
+    explorer.tab("algorithm")
     link = copied(explorer, "copy-link")
     assert ("cut=1" in link) == (filters == 40)
     other = open_page(state, address="#" + link.partition("#")[2])

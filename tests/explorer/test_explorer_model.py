@@ -369,7 +369,7 @@ def states(draw: st.DrawFn) -> dict[str, Any]:
     elif draw(st.booleans()):
         state["selection"]["element"] = draw(st.integers(0, 40))
     state["view"] = {
-        "tab": draw(st.sampled_from(["arithmetic", "map", "matrix", "backward", "code"])),
+        "tab": draw(st.sampled_from(["arithmetic", "algorithm", "matrix", "backward", "code"])),
         "feeds": draw(st.booleans()),
     }
     return state

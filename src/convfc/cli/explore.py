@@ -64,6 +64,12 @@ def explore(
         pathlib.Path | None,
         typer.Option("--html", metavar="FILE", help="Write the page to this file instead."),
     ] = None,
+    film: Annotated[
+        pathlib.Path | None,
+        typer.Option(
+            "--film", metavar="FILE", help="Write a film for slides, a GIF: the window slides."
+        ),
+    ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, metavar="N", help="0: any free port.")] = 0,
     no_browser: Annotated[
         bool, typer.Option("--no-browser", help="Only say where the page is.")
@@ -78,6 +84,8 @@ def explore(
     [bold]convfc explore --run runs/default[/bold]   the experiment's trained filters
 
     [bold]convfc explore --html out.html[/bold]      a file that needs no server
+
+    [bold]convfc explore --film out.gif[/bold]       a film for slides, of a small layer or of yours
     """
     console, errors = Console(), Console(stderr=True)
     if run is not None and model is not None:
@@ -87,7 +95,8 @@ def explore(
     given = [f"--{name}" for name, value in options if value is not None]
     if model is None and given:
         raise typer.BadParameter(f"{', '.join(given)} needs a MODULE:FACTORY")
-    elsewhere = "write it somewhere else with --html, or leave --html out"
+    option = "--html" if film is None else "--film"
+    elsewhere = f"write it somewhere else with {option}, or leave {option} out"
     with errors_in_one_line(errors, elsewhere), ctrl_c_explained(errors, "Stopped."):
         state: dict[str, Any] | None = None
         if run is not None:
@@ -116,6 +125,18 @@ def explore(
                 )
         if state is not None:
             console.print(Text(printable(f"{state['title']}. {state['source']}")), soft_wrap=True)
+        if film is not None:
+            from convfc.explorer.film import example, write_film
+
+            with errors.status("drawing the film") as status:
+                write_film(
+                    film,
+                    example() if state is None else state,
+                    told=lambda n, of: status.update(f"drawing the film: {n} of {of} pictures"),
+                )
+            console.print(Text(f"Film: {film}"), soft_wrap=True)
+            if html is None:
+                return
         from convfc.explorer.page import ExplorerServer, write_page
 
         if html is not None:

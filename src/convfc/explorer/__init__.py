@@ -3,6 +3,7 @@
 ============== ==================================================================================
 `state`        what the page shows, as JSON, from a layer and an input, and back
 `page`         the page as one file that makes no request, and on the loopback interface
+`film`         the window that slides, as a GIF for slides (needs Pillow; imported when asked for)
 `widget`       the page in a notebook (needs anywidget; imported when asked for)
 `inputs`       arrays, image files (needs Pillow), digits, and what reaches a layer in its model
 `static`       the page's module and stylesheet, made of the sources in `web`

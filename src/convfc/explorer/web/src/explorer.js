@@ -13,7 +13,7 @@ import { Strip } from "./views/strip.js";
 import { Transport } from "./views/transport.js";
 import { Tabs } from "./views/tabs.js";
 import { ArithmeticView } from "./views/arithmetic.js";
-import { IndexMapView } from "./views/indexmap.js";
+import { AlgorithmView } from "./views/algorithm.js";
 import { BigMatrixView } from "./views/bigmatrix.js";
 import { BackwardView } from "./views/backward.js";
 import { CodeView } from "./views/code.js";
@@ -30,7 +30,7 @@ const READING = 60;
 const LOOPBACK = /^(localhost|127\.\d+\.\d+\.\d+|\[::1\])$/;
 
 /** What a selection, a look, or a change of view does not touch is not drawn again. */
-const LIGHT = new Set(["selection", "hover"]);
+const LIGHT = new Set(["selection", "hover", "film"]);
 
 /** One explorer in an element: its store, its views, and the redrawing of them. */
 export class Explorer {
@@ -172,7 +172,7 @@ export class Explorer {
     this.controls = new Controls(this);
     this.tabs = new Tabs(this, {
       arithmetic: new ArithmeticView(this),
-      map: new IndexMapView(this),
+      algorithm: new AlgorithmView(this),
       matrix: new BigMatrixView(this),
       backward: new BackwardView(this),
       code: new CodeView(this),
@@ -220,27 +220,26 @@ export class Explorer {
 
   /** What a presenter's remote control sends, and the way out. */
   _presentingKey(event) {
-    const { store, transport } = this;
+    const { transport } = this;
     if (event.type === "fullscreenchange") {
       if (!document.fullscreenElement) this.present(false);
       return;
     }
     const what = {
-      PageDown: () => store.select({ p: store.selection.p + 1 }),
-      PageUp: () => store.select({ p: store.selection.p - 1 }),
+      PageDown: () => transport.move("forward"),
+      PageUp: () => transport.move("back"),
       " ": () => transport.toggle(),
       Escape: () => this.present(false),
     }[event.key];
     // A button has its own Space, and an editor its own Escape.
     if (!what || event.defaultPrevented || event.target.closest?.("button, input, select, dialog")) return;
     event.preventDefault();
-    if (event.key.startsWith("Page")) transport.pause();
     what();
   }
 
   _changed(kind) {
+    if (kind === "selection" || kind === "film") this.strip.input.follow();
     if (kind === "selection") {
-      this.strip.input.follow();
       const moved = this.flown !== this.store.selection.p;
       if (moved && !this.transport.hurried && !this._away()) this.strip.links.fly();
     }
@@ -275,6 +274,7 @@ export class Explorer {
   }
 
   _light() {
+    this.root.toggleAttribute("data-film", this.store.moment !== null);
     this.strip.light();
     this.transport.light();
     this.tabs.light();

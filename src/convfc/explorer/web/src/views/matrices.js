@@ -38,6 +38,7 @@ export class PatchView {
         columns,
         largest: store.largest("input"),
         value: (p, q) => store.entry(p, q),
+        place: (p, q) => p * columns + q,
         ...(!store.M && { line: (p, columns) => store.entries(p, columns) }),
       },
       `${rows} × ${columns}`,
@@ -47,7 +48,7 @@ export class PatchView {
   light() {
     const { store } = this.explorer;
     if (!store.hover) this.panel.grid.reveal(store.shown.p, store.shown.q);
-    this.panel.grid.light();
+    this.panel.light(store.written.M);
   }
 
   cursor() {
@@ -149,6 +150,7 @@ export class FilterMatrixView {
         columns: filters,
         largest: store.largest("filters"),
         value: (t, f) => store.K[t * filters + f],
+        place: (t, f) => f,
       },
       `${store.map.taps} × ${filters}${store.map.turned ? ", turned" : ""}`,
     );
@@ -157,7 +159,7 @@ export class FilterMatrixView {
   light() {
     const { store } = this.explorer;
     if (!store.hover) this.panel.grid.reveal(this.cursor()[0], store.shown.f);
-    this.panel.grid.light();
+    this.panel.light(store.written.K);
   }
 
   cursor() {
@@ -213,6 +215,7 @@ export class ProductView {
         columns: filters,
         largest: store.largest("output"),
         value: (p, f) => store.value(p, f),
+        place: (p, f) => p * filters + f,
         ...(!store.Y && { line: (p, filters) => store.outputRow(p, filters), cells: store.affordable }),
       },
       `${store.map.rows} × ${filters}`,
@@ -222,7 +225,7 @@ export class ProductView {
   light() {
     const { store } = this.explorer;
     if (!store.hover) this.panel.grid.reveal(store.shown.p, store.shown.f);
-    this.panel.grid.light();
+    this.panel.light(store.written.Y);
   }
 
   _overlay(grid, context) {

@@ -60,6 +60,15 @@ export class Panel {
     this.fit(Math.min(w, seen(columns)), Math.min(h, seen(rows)));
   }
 
+  /** What is selected; all cells anew if the film has written more of them, or less. */
+  light(written) {
+    const { grid } = this;
+    const other = written !== grid.written;
+    grid.written = written;
+    if (other) grid.draw();
+    grid.light();
+  }
+
   addExtra(...children) {
     fill(this.extra, ...children);
   }

@@ -5,7 +5,7 @@ import { TABS } from "../model/store.js";
 
 const TITLES = {
   arithmetic: "Arithmetic",
-  map: "Index map",
+  algorithm: "Algorithm",
   matrix: "One big matrix",
   backward: "Backward",
   code: "Code",
@@ -13,7 +13,7 @@ const TITLES = {
 
 /** The tabs and their panels. */
 export class Tabs {
-  /** views: {arithmetic, map, matrix, backward, code}, each {element, update(), light(), fit(width)?}. */
+  /** views: {arithmetic, algorithm, matrix, backward, code}, each {element, update(), light(), fit(width)?}. */
   constructor(explorer, views) {
     this.explorer = explorer;
     this.views = views;
