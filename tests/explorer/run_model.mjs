@@ -4,7 +4,7 @@
 import { Session } from "node:inspector";
 import { createInterface } from "node:readline";
 import { fromAddress, toAddress } from "../../src/convfc/explorer/web/src/model/address.js";
-import { code } from "../../src/convfc/explorer/web/src/model/code.js";
+import { code, notebook } from "../../src/convfc/explorer/web/src/model/code.js";
 import { DIGITS } from "../../src/convfc/explorer/web/src/model/digits.js";
 import * as geometry from "../../src/convfc/explorer/web/src/model/geometry.js";
 import { indexMap } from "../../src/convfc/explorer/web/src/model/indexmap.js";
@@ -71,6 +71,12 @@ const answers = {
       planes: each(settings.filters, (f) => [...store.plane(f)]),
       sums: cells.map(([p, f]) => store.arithmetic(p, f).sum),
       terms: cells.map(([p, f]) => store.arithmetic(p, f).terms.map(({ q, x, w, product }) => [q, x, w, product])),
+      // Of all channels, and of as many as six terms hold, with the rest.
+      subtotals: cells.map(([p, f]) => [...store.arithmetic(p, f).subtotals]),
+      few: cells.map(([p, f]) => {
+        const { subtotals, rest, terms, bias } = store.arithmetic(p, f, 6);
+        return { subtotals: [...subtotals], rest, bias, terms: terms.map(({ q, channel }) => [q, channel]) };
+      }),
       T: cells.map(([p, f]) => [...store.bigRow(p, f)]),
       dX: [...store.dX],
       dK: each(settings.filters, (f) => [...store.dK(f)]),
@@ -78,6 +84,18 @@ const answers = {
   },
 
   code: (settings, language) => code(settings, language),
+
+  // The program with the numbers of a store, for each of some selections, and all outputs.
+  programs(state, language, selections) {
+    const store = new Store(state);
+    const programs = selections.map((selection) => {
+      store.select(selection);
+      return code(store.settings, language, store);
+    });
+    return { programs, Y: [...store.Y], state: store.toJSON() };
+  },
+
+  notebook: (program, about) => notebook(program, about),
 
   // A store's address, and the state that it leads to.
   address(state) {

@@ -120,6 +120,7 @@ def test_numbers_are_the_ones_of_convfc(model: Model) -> None:
         assert found["K"] == K.ravel().tolist(), case
         assert found["Y"] == found["sums"] == Y.ravel().tolist(), case
         assert found["planes"] == Y.T.tolist(), case
+        check_subtotals(found, geometry, M, K)
         big = conv_matrix(filters, size, geometry, layout="dense")
         for row, sparse, terms in zip(
             np.asarray(big).reshape(L * f, -1), found["T"], found["terms"], strict=True
@@ -128,6 +129,29 @@ def test_numbers_are_the_ones_of_convfc(model: Model) -> None:
             dense[[element for element, _ in sparse]] = [weight for _, weight in sparse]
             assert dense.tolist() == row.tolist(), case
             assert [x * w for _, x, w, _ in terms] == [product for *_, product in terms], case
+
+
+def check_subtotals(
+    found: dict[str, Any], geometry: ConvGeometry, M: np.ndarray, K: np.ndarray
+) -> None:
+    """What each channel adds to an output, from M and K; of many channels as many as fit."""
+    k, f = K.shape
+    per = geometry.in_channels // geometry.groups
+    most = 6
+    for at, (parts, few) in enumerate(zip(found["subtotals"], found["few"], strict=True)):
+        p, filter_ = divmod(at, f)
+        first = filter_ * geometry.groups // f * k
+        products = (M[p, first : first + k] * K[:, filter_]).reshape(-1, per)
+        assert parts == products.sum(axis=0).tolist()
+        assert sum(parts) + few["bias"] == found["sums"][at]
+        whole = max(1, min(per, most // len(products)))
+        taps = [(t, d) for t in range(len(products)) for d in range(whole)][:most]
+        assert few["terms"] == [[first + t * per + d, d] for t, d in taps]
+        written = np.zeros_like(products)
+        for t, d in taps:
+            written[t, d] = products[t, d]
+        assert few["subtotals"] == written.sum(axis=0)[:whole].tolist()
+        assert few["rest"] == (products - written).sum()
 
 
 @st.composite

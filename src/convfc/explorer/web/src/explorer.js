@@ -106,12 +106,16 @@ export class Explorer {
     this.say(done);
   }
 
+  /** The address of what is shown; in a notebook only what the page has behind its own. */
+  get link() {
+    return (this.options.page ? location.href.replace(/#.*$/, "") : "") + toAddress(this.store);
+  }
+
   copyLink() {
-    const address = location.href.replace(/#.*$/, "") + toAddress(this.store);
     const own = location.protocol === "file:" || LOOPBACK.test(location.hostname);
     const where = "The link is copied. It opens on this machine only";
     const until = location.protocol === "file:" ? "." : ", while convfc explore runs.";
-    return this.copy(address, own ? where + until : "The link is copied.");
+    return this.copy(this.link, own ? where + until : "The link is copied.");
   }
 
   async save(kind) {
