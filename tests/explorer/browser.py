@@ -353,6 +353,6 @@ class Explorer:
 
     def panels(self) -> Iterator[str]:
         """Open each of the tabs in turn."""
-        for name in ("arithmetic", "map", "matrix", "backward", "code"):
+        for name in ("arithmetic", "map", "matrix", "backward", "train", "code"):
             self.tab(name)
             yield name

@@ -99,7 +99,7 @@ def test_every_grid_can_be_seen_at_every_width(explorer: Explorer, state: str) -
     start(explorer, state)
     first = NARROWEST + STEP * STATES.index(state)
     layouts = set()
-    tabs = itertools.cycle(("matrix", "backward", "arithmetic", "map", "code"))
+    tabs = itertools.cycle(("matrix", "backward", "arithmetic", "map", "train", "code"))
     for width in [NARROWEST, NARROWEST, *range(first, WIDEST + 1, STEP * len(STATES))]:
         resize(explorer, width).tab(next(tabs))
         assert explorer.page.evaluate(FAULTS, width) == [], width

@@ -287,7 +287,7 @@ def test_who_asks_for_less_motion_sees_no_transition(open_page: OpensPage) -> No
 
 def test_tabs_are_worked_with_arrow_keys(explorer: Explorer) -> None:
     explorer.tab("arithmetic")
-    names = ["arithmetic", "map", "matrix", "backward", "code"]
+    names = ["arithmetic", "map", "matrix", "backward", "train", "code"]
     tabs = explorer.root.locator("[role=tab][data-tab]")
     assert tabs.evaluate_all("all => all.map((tab) => tab.dataset.tab)") == names
     first = explorer.root.locator("[role=tab][data-tab=arithmetic]")

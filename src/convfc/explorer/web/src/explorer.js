@@ -15,6 +15,7 @@ import { ArithmeticView } from "./views/arithmetic.js";
 import { IndexMapView } from "./views/indexmap.js";
 import { BigMatrixView } from "./views/bigmatrix.js";
 import { BackwardView } from "./views/backward.js";
+import { TrainView } from "./views/train.js";
 import { CodeView } from "./views/code.js";
 import { Guide } from "./views/guide.js";
 import { download, png, svg } from "./views/export.js";
@@ -29,7 +30,7 @@ const READING = 60;
 const LOOPBACK = /^(localhost|127\.\d+\.\d+\.\d+|\[::1\])$/;
 
 /** What a selection, a look, or a change of view does not touch is not drawn again. */
-const LIGHT = new Set(["selection", "hover"]);
+const LIGHT = new Set(["selection", "hover", "training"]);
 
 /** One explorer in an element: its store, its views, and the redrawing of them. */
 export class Explorer {
@@ -143,6 +144,7 @@ export class Explorer {
       map: new IndexMapView(this),
       matrix: new BigMatrixView(this),
       backward: new BackwardView(this),
+      train: new TrainView(this),
       code: new CodeView(this),
     });
     this.guide = new Guide(this);
@@ -200,7 +202,7 @@ export class Explorer {
         if (!this._away()) this.redraw();
       });
     } else this._update(kind);
-    if (!["hover", "view", "tab"].includes(kind) && !this.transport.playing) this.announce();
+    if (!["hover", "view", "tab", "training"].includes(kind) && !this.transport.playing) this.announce();
     this.options.onChange?.(kind);
   }
 

@@ -9,12 +9,13 @@ import {
   outputRow, patchMatrix, turnedFilters, unrolledBins, unrolledRow,
 } from "./numbers.js";
 import { pictureInput } from "./start.js";
+import { readPlan } from "./training.js";
 import { changes, describe } from "./words.js";
 
 export { short } from "./words.js";
 
 export const VERSION = 1;
-export const TABS = ["arithmetic", "map", "matrix", "backward", "code"];
+export const TABS = ["arithmetic", "map", "matrix", "backward", "train", "code"];
 
 /** What a gradient dY of the output is, but for what is changed in it: 1 at the chosen output, 1 everywhere, or 0. */
 export const GRADIENTS = ["one", "ones", "zeros"];
@@ -40,6 +41,7 @@ const KINDS = ["input", "filters", "bias"];
 export class Store {
   constructor(state = {}) {
     this.listeners = new Set();
+    this.training = null; // what the tab “Train” has trained, as the text of a plan
     this.past = [];
     this.future = [];
     this.load(state);
@@ -72,6 +74,8 @@ export class Store {
     this.kept = state.given
       ? eachKind((kind) => continued(kind, this.given.kept[kind], state[kind], this.settings))
       : this.given.kept;
+    // Another layer leaves what is trained as it is.
+    if (state.training) this.training = readPlan(state.training) && state.training;
     this.hover = null;
     this.view = { tab: TABS[0], feeds: false, ...state.view };
     if (!TABS.includes(this.view.tab)) this.view.tab = TABS[0];
@@ -96,6 +100,7 @@ export class Store {
       ...(this.dY.start !== GRADIENTS[0] || this.dY.edits.size
         ? { dY: { start: this.dY.start, edits: [...this.dY.edits] } }
         : {}),
+      ...(this.training && { training: this.training }),
       selection: this.chosen,
       view: { ...this.view },
     };
@@ -439,6 +444,12 @@ export class Store {
 
   redo() {
     this._travel(this.future, this.past);
+  }
+
+  /** Say what has been trained, as the text of a plan. */
+  train(training) {
+    this.training = training;
+    this._tell("training");
   }
 
   /** Show another tab, another channel, what a pixel feeds. */
