@@ -404,8 +404,9 @@ RUBBISH = [
     "#1;c=4096;f=4096;k=64.64;n=224.224", "#1;t=1;o=9.9", "#1;c=6;g=4",
     "#1;dy=__proto__", "#1;e=_,__,1_,a_b_c_d,9_9_9_9,1_1_0_NaN", "#1;own=x;cut=1",
     "#1;tab=backward;dy=ones;e=1_1_0_Infinity",
-    "#1;train=1.4501.sgd.1e-1.0.32", "#1;train=1.1.sgd.3e-1.0.32", "#1;train=1.1.toString.1e-1.0.32",
-    "#1;train=9999999.1.sgd.1e-1.0.32", "#1;train=1.1.sgd.1e-1.2.16", "#1;train=",
+    "#1;train=1.4501.sgd.1e-1.0.32", "#1;train=1.1.sgd.3e-1.0.32",
+    "#1;train=1.1.toString.1e-1.0.32", "#1;train=9999999.1.sgd.1e-1.0.32",
+    "#1;train=1.1.sgd.1e-1.2.16", "#1;train=",
 ]  # fmt: skip
 
 

@@ -4,7 +4,7 @@
 import { FONT } from "./paint.js";
 
 const HIGH = 190;
-const ROOM = { left: 46, right: 10, top: 18, bottom: 24, band: 22 };
+const ROOM = { left: 46, right: 10, top: 18, bottom: 24, band: 28 };
 
 /**
  * options: {palette, last: the last step, tick: steps of an epoch, log?, curves: {points, colour, width?, dash?,

@@ -234,6 +234,11 @@ export class TrainView {
       "div",
       { class: "train", data: { view: "train" } },
       el(
+        "p",
+        {},
+        "Two networks start from the same weights and see the same digits. The first layer of one slides its filters over the image, that of the other multiplies M by K. Do they stay the same?",
+      ),
+      el(
         "div",
         { class: "row" },
         this.run,
@@ -273,9 +278,9 @@ export class TrainView {
           el(
             "div",
             { class: "row" },
-            button("another", "Another unseen digit", () => this._another(), { text: "Another digit" }),
+            button("another", "Another digit, unseen in training", () => this._another(), { text: "Another digit" }),
             button("train-draw", "Draw a digit and let it guess", () => this._pad(), { symbol: "pen", text: "Draw" }),
-            button("open-trained", "Open the trained filters and this digit in the picture above", () => this._open(), {
+            button("open-trained", "Open in the picture: the trained filters and this digit", () => this._open(), {
               text: "Open in the picture",
             }),
           ),
@@ -362,7 +367,7 @@ export class TrainView {
     put(this.seed, plan.seed);
     this.apart.textContent = this.difference;
     this.apart.dataset.zero = String(twins.difference === 0);
-    const epochs = (twins.steps / EPOCH).toFixed(1).replace(".0", "");
+    const epochs = Math.round((10 * twins.steps) / EPOCH) / 10;
     this.after.textContent = `after ${count(twins.steps, "step")} (${count(epochs, "epoch")}). ${this.right ? this.score : ""}`;
     this.why.textContent = WHY[!plan.order ? "same" : plan.optimiser === "adam" ? "adam" : "sgd"];
     const hue = palette.hue(1);
