@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from browser import PRESETS
+from browser import PRESETS, TABS
 
 if TYPE_CHECKING:
     from browser import Explorer, OpensPage
@@ -330,12 +330,11 @@ def test_who_asks_for_less_motion_sees_no_transition(open_page: OpensPage) -> No
 
 def test_tabs_are_worked_with_arrow_keys(explorer: Explorer) -> None:
     explorer.tab("arithmetic")
-    names = ["arithmetic", "algorithm", "matrix", "backward", "code"]
     tabs = explorer.root.locator("[role=tab][data-tab]")
-    assert tabs.evaluate_all("all => all.map((tab) => tab.dataset.tab)") == names
+    assert tabs.evaluate_all("all => all.map((tab) => tab.dataset.tab)") == [*TABS]
     first = explorer.root.locator("[role=tab][data-tab=arithmetic]")
     first.focus()
-    for name in [*names[1:], names[0]]:
+    for name in [*TABS[1:], TABS[0]]:
         explorer.page.keyboard.press("ArrowRight")
         explorer.settled()
         tab = explorer.root.locator(f"[role=tab][data-tab={name}]")

@@ -16,6 +16,7 @@ import { ArithmeticView } from "./views/arithmetic.js";
 import { AlgorithmView } from "./views/algorithm.js";
 import { BigMatrixView } from "./views/bigmatrix.js";
 import { BackwardView } from "./views/backward.js";
+import { TrainView } from "./views/train.js";
 import { CodeView } from "./views/code.js";
 import { Story } from "./views/story.js";
 import { download, png, svg } from "./views/export.js";
@@ -30,7 +31,7 @@ const READING = 60;
 const LOOPBACK = /^(localhost|127\.\d+\.\d+\.\d+|\[::1\])$/;
 
 /** What a selection, a look, or a change of view does not touch is not drawn again. */
-const LIGHT = new Set(["selection", "hover", "film"]);
+const LIGHT = new Set(["selection", "hover", "film", "training"]);
 
 /** One explorer in an element: its store, its views, and the redrawing of them. */
 export class Explorer {
@@ -179,6 +180,7 @@ export class Explorer {
       algorithm: new AlgorithmView(this),
       matrix: new BigMatrixView(this),
       backward: new BackwardView(this),
+      train: new TrainView(this),
       code: new CodeView(this),
     });
     this.live = el("p", { class: "unseen", "aria-live": "polite", data: { live: "" } });
@@ -254,7 +256,7 @@ export class Explorer {
         if (!this._away()) this.redraw();
       });
     } else this._update(kind);
-    if (!["hover", "view", "tab"].includes(kind) && !this.transport.playing) this.announce();
+    if (!["hover", "view", "tab", "training"].includes(kind) && !this.transport.playing) this.announce();
     this.story.look(kind);
     this.options.onChange?.(kind);
   }

@@ -166,9 +166,9 @@ function fromPixels(data, channels) {
 }
 
 /** A digit as a small picture in the colour of the text, whatever the theme. */
-function thumbnail(pixels) {
-  const canvas = el("canvas", { width: SIDE, height: SIDE, "aria-hidden": "true" });
-  const image = new ImageData(SIDE, SIDE);
+export function thumbnail(pixels, side = SIDE) {
+  const canvas = el("canvas", { width: side, height: side, "aria-hidden": "true" });
+  const image = new ImageData(side, side);
   for (let i = 0; i < pixels.length; i++) image.data.set([110, 125, 145, pixels[i]], 4 * i);
   canvas.getContext("2d").putImageData(image, 0, 0);
   return canvas;
