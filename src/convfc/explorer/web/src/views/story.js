@@ -68,13 +68,14 @@ export class Story {
 
   /** Show a chapter as it begins; after the last one the story is over. */
   go(n) {
-    const { store, transport } = this.explorer;
+    const { store, transport, options } = this.explorer;
     if (n > CHAPTERS.length) return this.leave();
     if (n < 1) return;
     transport.pause();
     store.load(chapterState(n));
     this.title.focus({ preventScroll: true });
     this.element.scrollTop = 0;
+    if (options.page) scrollTo(0, 0);
   }
 
   /** Back to what was there before, or to where the page begins if the story was opened by its address. */
