@@ -19,7 +19,8 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import load_file, save_file
 
 import convfc
-from convfc.frameworks.onnx import files
+from convfc.cli import convert
+from convfc.frameworks.onnx import files, profiles
 
 NETS = """
 import torch
@@ -191,6 +192,60 @@ def test_an_unrolled_file_is_proven_and_comes_home() -> None:
     result = call("convert", "fc.onnx", "-o", "back.onnx", "--to", "conv", *given)
     assert result.exit_code == 0, result.output
     assert operators("back.onnx") == operators("net.onnx")
+
+
+def mlp() -> onnx.ModelProto:
+    """An FC network."""
+    nodes = [
+        helper.make_node("Gemm", ["x", "w"], ["a"], "one"),
+        helper.make_node("Relu", ["a"], ["y"], "last"),
+    ]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 3]) for name in "xy")
+    graph = helper.make_graph(nodes, "mlp", [x], [y], [weight("w", 3, 3)])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize("profile", ["matmul", "gemm"])
+def test_a_profile_writes_only_what_its_target_takes(profile: str) -> None:
+    given = ("--profile", profile, "--input", "2,2,8,9")
+    assert list(profiles.PROFILES) == list(convert.Profile)
+    result = call("convert", "net.onnx", "-o", "out.onnx", *given)
+    assert result.exit_code == 0, result.output
+    made = set(operators("out.onnx")) - {"Constant"}
+    assert made <= profiles.PROFILES[profile]
+    assert made & {"MatMul", "Gemm", "Conv"} == {{"matmul": "MatMul", "gemm": "Gemm"}[profile]}
+
+
+def test_the_profile_of_convolutions_takes_products(place: pathlib.Path) -> None:
+    model = mlp()
+    onnx.save(model, place / "mlp.onnx")
+    result = call("convert", "mlp.onnx", "-o", "out.onnx", "--profile", "conv")
+    assert result.exit_code == 0, result.output
+    assert set(operators("out.onnx")) - {"Constant"} == {"Conv", "Relu", "Reshape"}
+    back = call("convert", "out.onnx", "-o", "back.onnx", "--profile", "matmul")
+    assert back.exit_code == 0, back.output
+    assert onnx.load("back.onnx") == model
+
+
+@pytest.mark.parametrize("profile", list(profiles.PROFILES))
+def test_what_a_target_does_not_take_is_refused_by_name(place: pathlib.Path, profile: str) -> None:
+    model, node = (mlp(), "last") if profile == "conv" else (network(), "relu")
+    model.graph.node[1].op_type = "Selu"
+    onnx.save(model, place / "selu.onnx")
+    there = files_in(place)
+    given = ("--profile", profile, "--input", "2,3" if profile == "conv" else "2,2,8,9")
+    result = call("convert", "selu.onnx", "-o", "out.onnx", *given)
+    line = refused(result, f"--profile {profile}", code=2)
+    assert f"got Selu ({node}). Remedy" in line
+    assert ", ".join(sorted(profiles.PROFILES[profile])) in line
+    assert files_in(place) == there
+
+
+@pytest.mark.parametrize("more", [("--to", "conv"), ("--form", "unrolled")])
+def test_a_profile_says_itself_what_is_made(more: tuple[str, ...]) -> None:
+    result = call("convert", "net.onnx", "-o", "out.onnx", "--profile", "gemm", *more)
+    assert result.exit_code == 2
+    assert "--profile says what is made" in " ".join(result.stderr.split())
 
 
 @pytest.mark.parametrize("there", ["fc.onnx", "fc.onnx.data"])

@@ -42,6 +42,21 @@ class Form(StrEnum):
     unrolled = "unrolled"
 
 
+class Profile(StrEnum):
+    """Which products a target takes."""
+
+    matmul = "matmul"
+    gemm = "gemm"
+    conv = "conv"
+
+
+_MADE = {
+    Profile.matmul: (Direction.fc, Form.patch),
+    Profile.gemm: (Direction.fc, Form.unrolled),
+    Profile.conv: (Direction.conv, Form.patch),
+}
+
+
 def convert(
     model: Factory,
     output: Annotated[
@@ -53,6 +68,13 @@ def convert(
         Form,
         typer.Option(help="One product for all positions, or the matrix of each whole layer."),
     ] = Form.patch,
+    profile: Annotated[
+        Profile | None,
+        typer.Option(
+            help="Write only what a target takes that has such products, instead of --to and "
+            "--form: any other operator is refused by name."
+        ),
+    ] = None,
     where: Annotated[
         list[str] | None,
         typer.Option(
@@ -83,17 +105,18 @@ def convert(
     [bold]convfc convert torchvision.models:resnet18 --input 3,224,224 -o net.onnx[/bold]
 
     [bold]convfc convert model-fc.onnx -o model.onnx --to conv[/bold]   the way back
+
+    [bold]convfc convert model.onnx -o out.onnx --profile gemm --input 1,1,28,28[/bold]
     """
     errors = Console(stderr=True)
     if output.suffix not in ONNX_FILES:
         raise typer.BadParameter("-o takes a file whose name ends in .onnx")
-    if to is Direction.conv and form is not Form.patch:
-        raise typer.BadParameter("--form belongs to --to fc")
+    to, form = _wanted(to, form, profile)
     elsewhere, stopped = "write to another file with -o", "Stopped; nothing was written."
     found: list[dict[str, Any]] = []
     with errors_in_one_line(errors, elsewhere, code=2), ctrl_c_explained(errors, stopped):
-        import convfc
         from convfc.frameworks.onnx.files import check_free, save
+        from convfc.frameworks.onnx.profiles import check_profile
         from convfc.registry import room_of
 
         check_free(output, force=force)
@@ -108,19 +131,10 @@ def convert(
         with errors.status("exporting the model"):
             before = room.to_onnx(made, example)
         tried = examples(before, inputs) if verify or form is Form.unrolled else []
-        sizes = {str([x.shape[1:] for x in one.values()]) for one in tried if isinstance(one, dict)}
-        if form is Form.unrolled and len(sizes) > 1:
-            raise ArgumentError(
-                "the model takes inputs of several sizes, and an unrolled one is made for one",
-                where="--form unrolled",
-                remedy="give it, as in --input 1,3,224,224",
-            )
         with errors.status("converting the model"):
-            if form is Form.unrolled:
-                after = convfc.unroll(before, tried[0], where=where)
-            else:
-                verb = convfc.to_fc if to is Direction.fc else convfc.to_conv
-                after = verb(before, where=where)
+            after = _converted(before, tried, to, form, where)
+            if profile is not None:
+                check_profile(after, profile)
         holds: bool | None = None
         if verify:
             holds, found = certify(before, after, tried, errors, show=not as_json)
@@ -145,3 +159,31 @@ def convert(
         reason = "The certificate does not hold; no file was written."
         errors.print(reason, style="red")
         raise typer.Exit(1)
+
+
+def _wanted(to: Direction, form: Form, profile: Profile | None) -> tuple[Direction, Form]:
+    if to is Direction.conv and form is not Form.patch:
+        raise typer.BadParameter("--form belongs to --to fc")
+    if profile is None:
+        return to, form
+    if (to, form) != (Direction.fc, Form.patch):
+        raise typer.BadParameter("--profile says what is made: leave out --to and --form")
+    return _MADE[profile]
+
+
+def _converted(
+    before: Any, tried: list[Any], to: Direction, form: Form, where: list[str] | None
+) -> Any:
+    import convfc
+
+    if form is Form.patch:
+        verb = convfc.to_fc if to is Direction.fc else convfc.to_conv
+        return verb(before, where=where)
+    sizes = {str([x.shape[1:] for x in one.values()]) for one in tried if isinstance(one, dict)}
+    if len(sizes) > 1:
+        raise ArgumentError(
+            "the model takes inputs of several sizes, and an unrolled one is made for one",
+            where="--form unrolled, --profile gemm",
+            remedy="give it, as in --input 1,3,224,224",
+        )
+    return convfc.unroll(before, tried[0], where=where)

@@ -8,12 +8,13 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from onnx_models import model_of, network, run
 from test_onnx_forms import NODES, Node, every_node, input_shapes
 
 import convfc
 from convfc.errors import ArgumentError, ShapeError, UnsupportedModel
+from convfc.frameworks.onnx import certify
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -314,6 +315,38 @@ def test_numbers_in_a_branch() -> None:
         assert one.g.node == given.g.node
         kept = ({t.name: t for t in side.g.initializer} for side in (one, given))
         assert next(kept) == next(kept)
+
+
+def whole(shape: Any) -> np.ndarray:
+    return np.random.default_rng(0).integers(-9, 10, shape).astype(np.float32)
+
+
+def large(inner: bool) -> onnx.ModelProto:
+    """Initializers that are not copied: of a CONV node, perhaps in a branch, and of a constant."""
+    tensors = {"W": (16, 16, 2, 2), "summand": (1024,), "unused": (1024,)}
+    held = [numpy_helper.from_array(whole(shape), name) for name, shape in tensors.items()]
+    held.append(numpy_helper.from_array(np.array([1, 16, 8, 8]), "shape"))
+    nodes = [
+        helper.make_node("Conv", ["x", "W"], ["c"], "conv"),
+        helper.make_node("Reshape", ["summand", "shape"], ["s"], "folded"),
+        helper.make_node("Add", ["c", "s"], ["y"], "add"),
+    ]
+    x = helper.make_tensor_value_info("x", 1, (1, 16, 9, 9))
+    y = helper.make_tensor_value_info("y", 1, (1, 16, 8, 8))
+    if inner:
+        branch = helper.make_graph(nodes, "branch", [], [y])
+        true = helper.make_node("Constant", [], ["true"], value_ints=[1])
+        flag = helper.make_node("Cast", ["true"], ["flag"], to=TensorProto.BOOL)
+        given = helper.make_node("If", ["flag"], ["y"], then_branch=branch, else_branch=branch)
+        nodes = [true, flag, given]
+    return model_of(helper.make_graph(nodes, "network", [x], [y], held), 17)
+
+
+@pytest.mark.parametrize("inner", [False, True])
+def test_models_run_as_onnxruntime_runs_their_files(inner: bool) -> None:
+    model, x = large(inner), whole((1, 16, 9, 9))
+    (found,) = certify.run(ir.from_proto(model), {"x": x}).values()
+    assert np.array_equal(found, run(model, x)[0])
 
 
 # Dtypes, inputs.

@@ -20,6 +20,7 @@ from convfc.errors import (
     UnsupportedLayer,
     UnsupportedLayerWarning,
 )
+from convfc.frameworks.onnx.profiles import PROFILES, check_profile
 
 CASES: dict[str, tuple[str, tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
     "2d": ("Conv", (2, 3, 9, 8), (4, 3, 3, 2), {"pads": [1, 0, 2, 1], "strides": [2, 1]}),
@@ -202,6 +203,34 @@ def test_a_network_is_gemm_and_relu_and_its_certificate_holds():
     assert convfc.verify(unrolled, convfc.to_fc(unrolled), x).holds
     assert is_same(convfc.to_conv(convfc.to_fc(unrolled)), model)
     assert kinds(convfc.unroll(convfc.to_fc(model), x)) == kinds(unrolled)
+
+
+def gemm(x: Any, b: Any, c: Any = 0.0, *, alpha: float = 1, beta: float = 1, transB: int = 0):
+    return alpha * (x @ (b.T if transB else b)) + beta * c
+
+
+CLOSED = {
+    "Add": np.add,
+    "Constant": lambda *, value: numpy_helper.to_array(value),
+    "Flatten": lambda x, axis=1: x.reshape(int(np.prod(x.shape[:axis])), -1),
+    "Gemm": gemm,
+    "Relu": lambda x: np.maximum(x, 0),
+    "Reshape": lambda x, to: x.reshape([n or x.shape[at] for at, n in enumerate(to)]),
+}
+"""A target that knows six operators, and so the network of one."""
+
+
+def test_a_target_of_six_operators_runs_what_the_profile_names():
+    assert set(CLOSED) == PROFILES["gemm"]
+    model, x = network(), integers(3, 2, 6, 6, seed=9)
+    fc = convfc.unroll(model, x)
+    check_profile(ir.from_proto(fc), "gemm")
+    values = {one.name: numpy_helper.to_array(one) for one in fc.graph.initializer} | {"x": x}
+    for node in fc.graph.node:
+        settings = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+        given = [values[name] for name in node.input]
+        values[node.output[0]] = CLOSED[node.op_type](*given, **settings)
+    assert np.array_equal(values[fc.graph.output[0].name], run(model, x))
 
 
 def test_part_of_a_network_and_models_of_onnx_ir():

@@ -13,6 +13,7 @@
 `inspection` `inspect`
 `files`      models in files: what is refused, and how one is written whole
 `inputs`     inputs that are made up for a model
+`profiles`   the operators that a target takes
 `room`       ONNX as a `Room`
 ============ ====================================================================================
 """

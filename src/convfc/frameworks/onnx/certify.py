@@ -47,6 +47,8 @@ from convfc.places import walk
 from convfc.rounding import UNIT_ROUNDOFF
 
 Array: TypeAlias = npt.NDArray[Any]
+_SMALL = 1024
+"""Bytes of an initializer that goes with the model; a larger one stays where it is in memory."""
 _DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 PAIRED = "convfc.paired"
 """Mark of a product where the other model has a CONV layer."""
@@ -54,15 +56,27 @@ _CHANGED = "its nodes are not those that to_fc made; expected them, got others"
 
 
 def session(
-    model: onnx.ModelProto, folder: str = "", *, once: bool = False
+    model: onnx.ModelProto,
+    folder: str = "",
+    held: Mapping[str, Array] | None = None,
+    *,
+    once: bool = False,
 ) -> onnxruntime.InferenceSession:
-    """Return what runs a model, perhaps but once; data beside its file are in that folder."""
+    """Return what runs a model, perhaps but once; data beside its file are in that folder.
+
+    Arrays that are held for initializers are used where they are, and not copied.
+    """
     options = onnxruntime.SessionOptions()
     if once:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.enable_cpu_mem_arena = False
+    # Threads that wait for more work would take the cores from NumPy's.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 4  # what goes wrong is raised, too
     if folder:
         options.add_session_config_entry(_DATA_FOLDER, folder)
+    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in (held or {}).values()]
+    options.add_external_initializers(list(held or {}), values)
     return onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
@@ -70,9 +84,21 @@ def session(
 
 def run(model: ir.Model, inputs: Mapping[str, Array]) -> dict[str, Array]:
     """Return the outputs of a model by name."""
-    tensors = (value.const_value for value in model.graph.initializers.values())
-    folders = {str(t.base_dir) for t in tensors if isinstance(t, ir.ExternalTensor)}
-    running = session(ir.to_proto(model), next(iter(folders), ""))
+    model = model.clone()
+    held: dict[str, Array] = {}
+    folders = set()
+    for name, value in model.graph.initializers.items():
+        t = value.const_value
+        folders |= {str(t.base_dir)} if isinstance(t, ir.ExternalTensor) else set()
+        dtype = np.dtype(object) if t is None else t.dtype.numpy()
+        plain = dtype.kind == "f" and dtype.isbuiltin == 1 and value.uses()  # integers are shapes
+        if t is not None and plain and t.nbytes > _SMALL:
+            held[name] = np.asarray(t.numpy(), order="C")
+            shape = ir.Shape(held[name].shape)
+            value.const_value = ir.ExternalTensor(
+                "held", 0, t.nbytes, t.dtype, shape=shape, name=name
+            )
+    running = session(ir.to_proto(model), next(iter(folders), ""), held)
     names = [one.name for one in running.get_outputs()]
     return dict(zip(names, running.run(names, dict(inputs)), strict=True))
 
@@ -320,6 +346,7 @@ class NodeSides(Sides):
         self.name, self.forms = pair.name, pair.forms
         self.call = replace(call, kwargs={})
         self.errors = []
+        self.same: list[str] = []  # weights of the same bits in the same order
         nodes = (pair.before, pair.after)
         self.layers = [_Layer(node, call.kwargs) for node in nodes if _parts_of(node)]
         if len(self.layers) < len(nodes):
@@ -344,8 +371,11 @@ class NodeSides(Sides):
         """Return both layers, with other numbers if some are given."""
         if len(self.layers) < len(self.forms):
             raise ValueError(_CHANGED)
-        first, second = (partial(layer.run, numbers=numbers) for layer in self.layers)
-        return first, second
+        first, second = self.layers
+        held = first.numbers(numbers)
+        same = {name: held[name] for name in self.same if name in held}
+        theirs = second.numbers(numbers, same)
+        return partial(first.run, held=held), partial(second.run, held=theirs)
 
     def parameters(self) -> Iterable[tuple[str, Array]]:
         """Return the weights of both layers, by name."""
@@ -362,7 +392,7 @@ class NodeSides(Sides):
         if not is_floating(x):
             return {"output": (wide(layer.run(x).output), terms)}
         sizes = _sizes if x.dtype == np.float32 else _wide_sizes  # float32 is faster
-        b = sizes(layer.run(sizes(x), sizes, alike=True).output)
+        b = sizes(layer.run(sizes(x), layer.numbers(sizes), alike=True).output)
         return {"output": (wide(b) * (1 + 2 * terms * UNIT_ROUNDOFF["float32"]), terms)}
 
     def integers(self, longest: int, limit: float) -> Iterable[int]:
@@ -388,9 +418,14 @@ class NodeSides(Sides):
             if describe(mine) != describe(other):
                 self.errors.append(f"its {name}; expected {describe(mine)}, got {describe(other)}")
             elif mine is not None and other is not None:
-                result = compare(mine, other, None)
+                same = same_bits(mine, other)
+                first = (slice(0, 1 if same else None),) * mine.ndim  # one says that all are
+                result = compare(mine[first], other[first], None)
                 del result["ratio"], result["bound"]
-                yield WeightComparison(name, same_bits(mine, other), **result)
+                yield WeightComparison(name, same, **result)
+                raw = [layer.held[name].reshape(-1) for layer in self.layers]
+                if same and same_bits(*raw):
+                    self.same.append(name)
 
 
 class _Layer:
@@ -425,11 +460,21 @@ class _Layer:
         """Return weight and bias as the CONV node has them."""
         return {name: forms.in_conv_layout(self.node, name, w) for name, w in self.held.items()}
 
-    def run(self, x: Array, numbers: Numbers | None = None, *, alike: bool = False) -> Run:
+    def numbers(
+        self, numbers: Numbers | None, known: Mapping[str, Array] | None = None
+    ) -> dict[str, Array]:
+        """Return weight and bias in other numbers, some of which are known in another shape."""
+        if numbers is None or self.layer.is_quantised:
+            return self.held
+        known = known or {}
+        return {
+            name: known[name].reshape(w.shape) if name in known else numbers(w)
+            for name, w in self.held.items()
+        }
+
+    def run(self, x: Array, held: Mapping[str, Array] | None = None, *, alike: bool = False) -> Run:
         """Run it, perhaps with other numbers for weight and bias, or all terms of one sign."""
-        given = {"x": x, **self.held}
-        if numbers is not None and is_floating(x):
-            given |= {name: numbers(w) for name, w in self.held.items()}
+        given = {"x": x, **(self.held if held is None else held)}
         if alike and "bias" in given and np.prod(self.scales) < 0:
             given["bias"] = -given["bias"]
         inputs = {self.names[name]: np.asarray(array) for name, array in given.items()}

@@ -432,27 +432,34 @@ def _found(last: ir.Node) -> Parts | None:
         shapes[name] = value.shape
     if set(found.values()) != set(sources.values()):
         return None
-    order = [node for node in last.graph or () if node in nodes]
     if record["form"] == "unrolled":
         shapes["x"] = (None, None, *record["input_size"])
     conv = _conv_of(record, shapes)
-    parts = _parts(found, order, conv)
+    parts = _parts(found, nodes, conv)
     if record["form"] != "native":
         return parts
-    (node,) = (node for node in order if node.op_type == "Conv")
+    (node,) = (node for node in nodes if node.op_type == "Conv")
     return parts._replace(conv=node, axis=record["axis"], scales=scales(conv), is_product=True)
 
 
-def _sources(last: ir.Node) -> tuple[set[ir.Node], dict[tuple[int, ...], ir.Value]]:
-    """Return the nodes of an FC layer, and what they are given: by the inputs to go there."""
-    nodes: set[ir.Node] = set()
+def _sources(last: ir.Node) -> tuple[list[ir.Node], dict[tuple[int, ...], ir.Value]]:
+    """Return the nodes of an FC layer, each after those it needs, and what they are given.
+
+    That is found by the inputs to go there.
+    """
+    nodes: list[ir.Node] = []
+    seen: set[ir.Node] = set()
     found: dict[tuple[int, ...], ir.Value] = {}
-    pending: list[tuple[ir.Node, tuple[int, ...]]] = [(last, ())]
+    pending: list[tuple[ir.Node, tuple[int, ...] | None]] = [(last, ())]
     while pending:
         node, path = pending.pop()
-        if node in nodes:
+        if path is None:  # all that it needs is there
+            nodes.append(node)
             continue
-        nodes.add(node)
+        if node in seen:
+            continue
+        seen.add(node)
+        pending.append((node, None))
         for position, value in enumerate(node.inputs):
             if value is None:
                 continue
