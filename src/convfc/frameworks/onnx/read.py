@@ -63,7 +63,7 @@ class ConvNode:
         return ConvGeometry.same(*channels, g.kernel_size, input_size=size, odd=self.same, **rest)
 
 
-Form: TypeAlias = Literal["native", "patch", "unrolled"]
+Form: TypeAlias = Literal["native", "patch", "unrolled", "2-D"]
 
 
 def form_of(part: Any) -> Form | None:
@@ -115,6 +115,11 @@ def constant(value: ir.Value) -> Any | None:
 
 def obstacle(node: ir.Node, sizes: Sizes) -> Refusal | None:
     """Return why a CONV node cannot become an FC layer, if it cannot."""
+    return unreadable(node, sizes) or _lacks(read(node, sizes), node.version or 1, sizes)
+
+
+def unreadable(node: ir.Node, sizes: Sizes) -> Refusal | None:
+    """Return why what a CONV node computes is not known, if it is not."""
     if node.op_type not in CONV or node.domain not in ("", "ai.onnx"):
         which = ".".join(filter(None, (node.domain, node.op_type)))
         return Refusal(
@@ -125,7 +130,19 @@ def obstacle(node: ir.Node, sizes: Sizes) -> Refusal | None:
         layer = _read(node, sizes)
     except GeometryError as error:
         return Refusal(f"{node.op_type}: {error}", "onnx.checker says whether the file is valid")
-    return layer if isinstance(layer, Refusal) else _lacks(layer, node.version or 1, sizes)
+    return layer if isinstance(layer, Refusal) else None
+
+
+def is_1d(node: Any, sizes: Sizes) -> bool:
+    """Say whether a node is a CONV node of the user's whose input has one axis beside channels."""
+    known = isinstance(node, ir.Node) and node.op_type in ("Conv", "ConvTranspose")
+    if not (known and node.domain in ("", "ai.onnx")) or PART in node.metadata_props:
+        return False
+    kernel = _integers(node, "kernel_shape")
+    if kernel is not None:
+        return len(kernel) == 1
+    shapes = [sizes.shape(value) for value in node.inputs[:2] if value is not None]
+    return any(shape is not None and len(shape) == 3 for shape in shapes)
 
 
 def _lacks(layer: ConvNode, opset: int, sizes: Sizes) -> Refusal | None:
