@@ -515,7 +515,7 @@ class _Defined(OpRun):
         node = ir.serde.deserialize_node(self.onnx_node)
         shapes = (ir.Value(name="", shape=ir.Shape(array.shape)) for array in (x, weight))
         node = ir.Node("", node.op_type, [*shapes], node.attributes.values())
-        g = read.read(node, Sizes()).for_size(x.shape[2:])
+        g = read.read(node, Sizes()).geometry
         y = conv_as_matmul(np.moveaxis(x, 1, -1), filters_of(weight, g), g, bias)
         return (np.moveaxis(y, -1, 1),)
 

@@ -87,7 +87,12 @@ def read_product(node: ir.Node, sizes: Sizes) -> Product | Refusal:
     assert second is not None  # noqa: S101
     right = is_fixed(second)
     x, weight = (first, second) if right else (second, first)
-    tensor = constant(weight)
+    tensor, maker = constant(weight), weight.producer()
+    if maker is not None and maker.op_type == "DequantizeLinear":
+        return Refusal(
+            f"{node.op_type}: its matrix is dequantised when the model runs (DequantizeLinear)",
+            "convert the model before it is quantised, and quantise the Conv that it becomes",
+        )
     if tensor is None:
         return Refusal(
             f"{node.op_type}: its matrix is worked out of constants, or a default that an input "

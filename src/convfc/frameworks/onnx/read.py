@@ -136,7 +136,7 @@ def unreadable(node: ir.Node, sizes: Sizes) -> Refusal | None:
 def is_1d(node: Any, sizes: Sizes) -> bool:
     """Say whether a node is a CONV node of the user's whose input has one axis beside channels."""
     known = isinstance(node, ir.Node) and node.op_type in ("Conv", "ConvTranspose")
-    if not (known and node.domain in ("", "ai.onnx")) or PART in node.metadata_props:
+    if not (known and node.domain in ("", "ai.onnx")):
         return False
     kernel = _integers(node, "kernel_shape")
     if kernel is not None:
