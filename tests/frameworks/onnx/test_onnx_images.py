@@ -103,7 +103,7 @@ def test_a_node_of_one_axis_is_one_of_images_and_comes_back(case: str, opset: in
 
 
 @every_node
-def test_its_certificate(case: str) -> None:
+def test_its_certificate(case: str, caplog: pytest.LogCaptureFixture) -> None:
     model, _ = model_of(case)
     made = as_images(model)
     x = np.random.default_rng(3).standard_normal(NODES[case][1]).astype(np.float32)
@@ -118,6 +118,7 @@ def test_its_certificate(case: str) -> None:
         assert certificate.holds, certificate
         (layer,) = certificate.layers
         assert (layer.forms, layer.exact.identical) == (forms, True)
+    assert not caplog.records  # onnx_ir's would be shown to users
     (row,) = convfc.inspect(made, x).rows
     assert (row.form, row.kind) == ("2-D", NODES[case][0])
     assert row.output_size == run(model, x)[0].shape[2:]
@@ -246,6 +247,32 @@ def test_layers_in_inner_graphs() -> None:
     (back,) = (one.g for one in convfc.to_conv(made).graph.node[0].attribute if one.name[0] == "t")
     assert list(back.node) == [node]
     assert sorted(one.name for one in back.initializer) == ["B", "W"]
+
+
+@pytest.mark.parametrize(("op", "name"), [("Conv", "strides"), ("Gemm", "alpha")])
+def test_what_only_the_call_of_a_function_says_is_refused_by_name(op: str, name: str) -> None:
+    node = helper.make_node(op, ["x", "W"], ["y"], "inner")
+    kind = onnx.AttributeProto.INTS if op == "Conv" else onnx.AttributeProto.FLOAT
+    node.attribute.add(name=name, ref_attr_name="given", type=kind)
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+    w = integers((3, 2, 3) if op == "Conv" else (2, 3))
+    weight = helper.make_node("Constant", [], ["W"], value=numpy_helper.from_array(w))
+    function = helper.make_function(
+        "own", "F", ["x"], ["y"], [weight, node], opsets[:1], attributes=["given"]
+    )
+    call = helper.make_node("F", ["x"], ["z"], domain="own", given=[2] if op == "Conv" else 2.0)
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [call],
+        "net",
+        [info("x", 1, (1, 2, 9)[: w.ndim])],
+        [info("z", 1, [None] * w.ndim)],
+    )
+    model = helper.make_model(graph, functions=[function], opset_imports=opsets, ir_version=10)
+    message = rf"^own::F\.inner: {op}: each call of its function says its {name}.*onnx\.inliner"
+    for verb in (as_images, convfc.to_fc if op == "Conv" else convfc.to_conv):
+        with pytest.raises(UnsupportedLayer, match=message):
+            verb(model)
 
 
 CHANGES = {

@@ -512,9 +512,9 @@ class _Defined(OpRun):
     """A CONV node by its definition, as the dtypes need it that onnxruntime does not convolve."""
 
     def _run(self, x: Array, weight: Array, bias: Array | None = None, **_: Any) -> tuple[Array]:
-        node = ir.serde.deserialize_node(self.onnx_node)
         shapes = (ir.Value(name="", shape=ir.Shape(array.shape)) for array in (x, weight))
-        node = ir.Node("", node.op_type, [*shapes], node.attributes.values())
+        attributes = map(ir.serde.deserialize_attribute, self.onnx_node.attribute)
+        node = ir.Node("", self.onnx_node.op_type, [*shapes], attributes)
         g = read.read(node, Sizes()).geometry
         y = conv_as_matmul(np.moveaxis(x, 1, -1), filters_of(weight, g), g, bias)
         return (np.moveaxis(y, -1, 1),)

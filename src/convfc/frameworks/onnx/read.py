@@ -126,11 +126,23 @@ def unreadable(node: ir.Node, sizes: Sizes) -> Refusal | None:
             f"{which} is no CONV operator that convfc converts",
             f"convert the model before a runtime optimised it: {', '.join(CONV)} are",
         )
+    referring = refers(node)
+    if referring is not None:
+        return referring
     try:
         layer = _read(node, sizes)
     except GeometryError as error:
         return Refusal(f"{node.op_type}: {error}", "onnx.checker says whether the file is valid")
     return layer if isinstance(layer, Refusal) else None
+
+
+def refers(node: ir.Node) -> Refusal | None:
+    """Return why an attribute has no value, if it is one of the function that a node stands in."""
+    names = [name for name, one in node.attributes.items() if one.is_ref()]
+    if not names:
+        return None
+    what = f"{node.op_type}: each call of its function says its {', '.join(names)}"
+    return Refusal(what, "onnx.inliner puts the function's nodes where it is called")
 
 
 def is_1d(node: Any, sizes: Sizes) -> bool:
