@@ -14,7 +14,7 @@ import { Gif } from "../../src/convfc/explorer/web/src/model/gif.js";
 import { palette } from "../../src/convfc/explorer/web/src/views/palette.js";
 import { CHAPTERS, WORDS, chapterState, filled } from "../../src/convfc/explorer/web/src/model/story.js";
 import { Store, VERSION } from "../../src/convfc/explorer/web/src/model/store.js";
-import { LANES, Trace } from "../../src/convfc/explorer/web/src/model/trace.js";
+import { Trace } from "../../src/convfc/explorer/web/src/model/trace.js";
 
 const each = (count, what) => Array.from({ length: count }, (_, i) => what(i));
 
@@ -110,8 +110,6 @@ const answers = {
     });
     return { steps, memory, lines, log: log.reverse(), moves };
   },
-
-  lanes: () => LANES,
 
   // The page's colours of numbers, of what is empty, and of the window.
   colours(values, largest) {

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from model import Model
 
 LANES = ("loops", "im2col", "matrix")
-MOST = 1500
+MOST = 500
 """Steps that are asked of one film: the first, the last, and drawn ones between them."""
 
 EVERYDAY = Case(ConvGeometry(1, 4, (4, 4), stride=2), (28, 28))
@@ -70,15 +70,16 @@ def told(case: Case, lane: str) -> Iterator[tuple[int, dict[str, int], dict[str,
             yield 23, {"p": p, "f": i, "q": None}, {"p": p, "f": i}
     else:
         for p, i, c in product(range(L), range(f), range(N)):
-            yield (5 if c == N - 1 else 4), {"p": p, "f": i, "element": c}, {"c": c}
+            said = {"r": p * f + i, "c": c}
+            yield (6 if c == N - 1 else 5), {"p": p, "f": i, "element": c}, said
     for p in range(L):
-        yield (6 if lane == "matrix" else 24), {"p": p, "q": None}, {"p": p}
+        yield (7 if lane == "matrix" else 24), {"p": p, "q": None}, {"p": p}
 
 
 @pytest.mark.parametrize("lane", LANES)
 def test_every_step_is_what_the_loops_do(model: Model, lane: str) -> None:
     tried = zeros = 0
-    for case in small(240):
+    for case in small(220):
         found = asked(model, case, lane)
         where = index_map(forwards(case.geometry), case.input_size)
         steps = list(told(case, lane))
@@ -123,7 +124,7 @@ def test_the_corner_of_a_window_is_where_its_lines_put_it(model: Model) -> None:
 
 def test_what_is_written_and_counted_grows_step_by_step(model: Model) -> None:
     """Counters that go on by one with every product, read and look-up, against the page's."""
-    for case in small(150):
+    for case in small(100):
         geometry = case.geometry
         f, k = geometry.out_channels, geometry.taps
         N = prod(case.input_size) * geometry.in_channels
@@ -177,7 +178,7 @@ def test_costs_are_the_closed_formulas(model: Model) -> None:
 @pytest.mark.parametrize("lane", LANES)
 def test_what_the_steps_write_is_the_convolution(model: Model, lane: str) -> None:
     """The numbers, moved as the log says, give convfc's M and its output; on integers, exactly."""
-    for seed, case in enumerate(small(80)):
+    for seed, case in enumerate(small(60)):
         geometry, size = case.geometry, case.input_size
         x, filters, _ = case.integers(seed)
         x = x[0]
@@ -243,8 +244,8 @@ def test_any_moment_of_a_long_film_is_had_at_once(model: Model) -> None:
         assert found["steps"] == L * f * N + L
         r, c = divmod(123_455, N)
         variables = dict(found["log"][1]["variables"])
-        assert (variables["r"] if "r" in variables else variables["p"] * f + variables["f"]) == r
-        assert variables["c"] == c
+        assert (variables["r"], variables["c"]) == (r, c)
+        assert divmod(r, f) == (variables["p"], variables["f"])
         assert found["log"][1]["counts"] == [123_456, 246_912, 0]
 
 
@@ -253,7 +254,7 @@ def test_any_moment_of_a_long_film_is_had_at_once(model: Model) -> None:
 
 def test_three_ways_come_to_the_same(model: Model) -> None:
     """Nothing differs on whole numbers; on others, no more than sums in another order can."""
-    for seed, case in enumerate(small(80)):
+    for seed, case in enumerate(small(60)):
         x, filters, bias = case.integers(seed)
         state = {
             "settings": settings_of(case.geometry, case.input_size, bias=True),
