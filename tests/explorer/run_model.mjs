@@ -101,7 +101,7 @@ const answers = {
     const trace = new Trace(indexMap(settings), lane);
     const { steps, memory, lines } = trace;
     const asked = at.map((n) => n ?? steps).reverse();
-    const log = asked.map((n) => ({ n, ...trace.at(n), written: trace.written(n), counts: trace.counts(n) }));
+    const log = asked.map((n) => ({ n, ...trace.at(n), written: trace.written(n), counts: trace.counts(n), rows: [trace.before(n, 1), trace.next(n, 1)] }));
     const moves = [0, 1, 2].map((unit) => {
       const [on, back] = [[0], [steps]];
       while (on.at(-1) < steps && on.length < 3000) on.push(trace.next(on.at(-1), unit));
