@@ -108,7 +108,7 @@ def test_every_step_is_what_the_loops_do(model: Model, lane: str) -> None:
 
 def test_the_corner_of_a_window_is_where_its_lines_put_it(model: Model) -> None:
     """Lines 12 and 13: ish and isw, on the input with its padding."""
-    for case in small(60):
+    for case in [EVERYDAY, *small(60)]:
         where = index_map(forwards(case.geometry), case.input_size)
         for entry in asked(model, case, "im2col")["log"]:
             variables = dict(entry["variables"])
