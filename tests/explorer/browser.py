@@ -53,6 +53,9 @@ PRESETS = (
 )
 """What the page has to start from, in its order."""
 
+TABS = ("arithmetic", "algorithm", "matrix", "backward", "train", "code")
+"""The tabs below the picture, in their order."""
+
 WEB = pathlib.Path(__file__).parents[2] / "src/convfc/explorer/web"
 WINDOW: ViewportSize = {"width": 1280, "height": 800}
 MARGIN = 5
@@ -367,6 +370,6 @@ class Explorer:
 
     def panels(self) -> Iterator[str]:
         """Open each of the tabs in turn."""
-        for name in ("arithmetic", "algorithm", "matrix", "backward", "code"):
+        for name in TABS:
             self.tab(name)
             yield name

@@ -46,6 +46,7 @@ CHANGES = (
     CHOICE,
     "store.startGradient('ones')",
     "store.startGradient('one')",
+    "store.show({tab: 'train'})",
     "store.show({tab: 'code'})",
     "store.show({tab: 'arithmetic'})",
     "store.show({feeds: true})",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from browser import ANNOUNCED, PRESETS
+from browser import ANNOUNCED, PRESETS, TABS
 
 from convfc import ConvGeometry
 from convfc.explorer.state import explorer_state
@@ -101,7 +101,7 @@ def test_every_grid_can_be_seen_at_every_width(explorer: Explorer, state: str) -
     start(explorer, state)
     first = NARROWEST + STEP * STATES.index(state)
     layouts = set()
-    tabs = itertools.cycle(("matrix", "backward", "arithmetic", "algorithm", "code"))
+    tabs = itertools.cycle(TABS)
     for width in [NARROWEST, NARROWEST, *range(first, WIDEST + 1, STEP * len(STATES))]:
         resize(explorer, width).tab(next(tabs))
         assert explorer.page.evaluate(FAULTS, width) == [], width

@@ -62,13 +62,17 @@ def violations(explorer: Explorer) -> list[str]:
         "(rules) => axe.run('.convfc-explorer', {runOnly: {type: 'tag', values: rules}})",
         ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"],
     )
-    return [f"{one['id']}: {node['html'][:200]}" for one in found["violations"] for node in one["nodes"]]
+    return [
+        f"{one['id']}: {node['html'][:200]}" for one in found["violations"] for node in one["nodes"]
+    ]
 
 
 @pytest.mark.parametrize(
     ("size", "scheme"), [(SMALL, "light"), (PHONE, "dark")], ids=["1280x720", "390x844"]
 )
-def test_the_story_is_told_to_the_end(open_page: OpensPage, size: dict[str, Any], scheme: str) -> None:
+def test_the_story_is_told_to_the_end(
+    open_page: OpensPage, size: dict[str, Any], scheme: str
+) -> None:
     """As a reader does it, with mouse and keys; all of it can be seen, and axe finds nothing."""
     axe = WEB / "node_modules/axe-core/axe.min.js"
     if not axe.exists():
@@ -180,7 +184,9 @@ def test_what_is_covered_is_nowhere_on_the_page(open_page: OpensPage) -> None:
     # Other numbers look the same.
     explorer.ask("store.edit('input', 2, -90)")
     explorer.settled()
-    assert explorer.ask("store.arithmetic().terms.reduce((sum, { product }) => sum + product, 0)") < 0
+    assert (
+        explorer.ask("store.arithmetic().terms.reduce((sum, { product }) => sum + product, 0)") < 0
+    )
     assert explorer.ask(COVERS) == covered
     explorer.ask("store.undo()")
     answer(explorer, 22)
@@ -191,7 +197,9 @@ def test_what_is_covered_is_nowhere_on_the_page(open_page: OpensPage) -> None:
 
 
 def test_leaving_brings_back_what_was_there(explorer: Explorer) -> None:
-    explorer.preset("figure-3").edit("input", 2, 2, "7").click("output", 1, 1).tab("backward").rest(400)
+    explorer.preset("figure-3").edit("input", 2, 2, "7").click("output", 1, 1).tab("backward").rest(
+        400
+    )
     past = "[store.past.length, location.hash, explorer.root.querySelector('main').innerText]"
     before, kept = explorer.state, explorer.ask(past)
     for way in ("Escape", "story-leave", "Back"):

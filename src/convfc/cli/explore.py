@@ -52,6 +52,14 @@ def explore(
             help="An image for the model, or a digit from 0 to 9; random numbers without one.",
         ),
     ] = None,
+    normalize: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOW",
+            help="What the image's numbers, 0 to 1, become: imagenet, auto (what the model was "
+            "trained with, if it says so), or MEAN/STD, such as 0.5,0.5,0.5/0.2,0.2,0.2.",
+        ),
+    ] = None,
     filters: Annotated[
         int | None,
         typer.Option("--filters", min=1, metavar="N", help="Show only the first N of the layer."),
@@ -91,10 +99,12 @@ def explore(
     if run is not None and model is not None:
         raise typer.BadParameter("give only one of MODULE:FACTORY and --run")
     of_model = {"layer": layer, "input": input_, "image": image, "weights": weights}
-    options = [*of_model.items(), ("filters", filters)]
+    options = [*of_model.items(), ("filters", filters), ("normalize", normalize)]
     given = [f"--{name}" for name, value in options if value is not None]
     if model is None and given:
         raise typer.BadParameter(f"{', '.join(given)} needs a MODULE:FACTORY")
+    if normalize is not None and image is None:
+        raise typer.BadParameter("--normalize needs an --image")
     option = "--html" if film is None else "--film"
     elsewhere = f"write it somewhere else with {option}, or leave {option} out"
     with errors_in_one_line(errors, elsewhere), ctrl_c_explained(errors, "Stopped."):
@@ -105,8 +115,14 @@ def explore(
 
             state = explored(read_record(run))
         elif model is not None:
-            from convfc.explorer.inputs import input_for, layer_in_model
+            from convfc.explorer.inputs import (
+                input_for,
+                layer_in_model,
+                normalization,
+                trained_with,
+            )
             from convfc.explorer.state import explorer_state
+            from convfc.factories import named_values
 
             with errors.status("running the model"):
                 made, name = make_model(model, arguments), model.rpartition(":")[2]
@@ -114,7 +130,9 @@ def explore(
                     load_weights(made, weights, errors)
                 sizes = None if input_ is None else shape(input_)
                 digit = int(image) if image in list("0123456789") else image
-                x, described = input_for(made, sizes, digit)
+                known = trained_with(made, model, named_values(arguments or ()))
+                how = normalization(normalize, known)
+                x, described = input_for(made, sizes, digit, how)
                 place, found, reaching = layer_in_model(made, layer, x)
                 state = explorer_state(
                     found,
@@ -123,6 +141,9 @@ def explore(
                     title=f"{name}, {place}" if place else name,
                     source=f"Input: {described}",
                 )
+            if known is not None and how is None and image is not None:
+                said = f"The image's numbers are 0 to 1. Trained with {known}: --normalize auto"
+                errors.print(Text(printable(said)), soft_wrap=True)
         if state is not None:
             console.print(Text(printable(f"{state['title']}. {state['source']}")), soft_wrap=True)
         if film is not None:

@@ -30,6 +30,7 @@ def explore(
     *,
     input_size: Sequence[int] | None = None,
     filters: Sequence[int] | None = None,
+    normalize: Any = None,
     title: str = "",
     height: int = 0,
 ) -> Any:
@@ -39,7 +40,7 @@ def explore(
 
     Parameters
     ----------
-    layer, x, geometry, input_size, filters, title
+    layer, x, geometry, input_size, filters, normalize, title
         As for `convfc.explorer.explorer_state`: a layer of one or two axes, or filters with a
         geometry; an array, an image file or a digit 0 to 9. Without a layer the page starts with
         the paper's experiment.
@@ -68,7 +69,7 @@ def explore(
     4
     """
     given: dict[str, Any] = {"x": x, "geometry": geometry}
-    given |= {"input_size": input_size, "filters": filters}
+    given |= {"input_size": input_size, "filters": filters, "normalize": normalize}
     if layer is None and (named := [name for name in given if given[name] is not None]):
         raise ArgumentError(
             "there is no layer that it belongs to",

@@ -16,6 +16,7 @@ import { ArithmeticView } from "./views/arithmetic.js";
 import { AlgorithmView } from "./views/algorithm.js";
 import { BigMatrixView } from "./views/bigmatrix.js";
 import { BackwardView } from "./views/backward.js";
+import { TrainView } from "./views/train.js";
 import { CodeView } from "./views/code.js";
 import { Story } from "./views/story.js";
 import { download, png, svg } from "./views/export.js";
@@ -30,7 +31,7 @@ const READING = 60;
 const LOOPBACK = /^(localhost|127\.\d+\.\d+\.\d+|\[::1\])$/;
 
 /** What a selection, a look, or a change of view does not touch is not drawn again. */
-const LIGHT = new Set(["selection", "hover", "film"]);
+const LIGHT = new Set(["selection", "hover", "film", "training"]);
 
 /** One explorer in an element: its store, its views, and the redrawing of them. */
 export class Explorer {
@@ -106,12 +107,16 @@ export class Explorer {
     this.say(done);
   }
 
+  /** The address of what is shown; in a notebook only what the page has behind its own. */
+  get link() {
+    return (this.options.page ? location.href.replace(/#.*$/, "") : "") + toAddress(this.store);
+  }
+
   copyLink() {
-    const address = location.href.replace(/#.*$/, "") + toAddress(this.store);
     const own = location.protocol === "file:" || LOOPBACK.test(location.hostname);
     const where = "The link is copied. It opens on this machine only";
     const until = location.protocol === "file:" ? "." : ", while convfc explore runs.";
-    return this.copy(address, own ? where + until : "The link is copied.");
+    return this.copy(this.link, own ? where + until : "The link is copied.");
   }
 
   async save(kind) {
@@ -175,6 +180,7 @@ export class Explorer {
       algorithm: new AlgorithmView(this),
       matrix: new BigMatrixView(this),
       backward: new BackwardView(this),
+      train: new TrainView(this),
       code: new CodeView(this),
     });
     this.live = el("p", { class: "unseen", "aria-live": "polite", data: { live: "" } });
@@ -250,7 +256,7 @@ export class Explorer {
         if (!this._away()) this.redraw();
       });
     } else this._update(kind);
-    if (!["hover", "view", "tab"].includes(kind) && !this.transport.playing) this.announce();
+    if (!["hover", "view", "tab", "training"].includes(kind) && !this.transport.playing) this.announce();
     this.story.look(kind);
     this.options.onChange?.(kind);
   }

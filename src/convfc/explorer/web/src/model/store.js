@@ -10,12 +10,13 @@ import {
 } from "./numbers.js";
 import { pictureInput } from "./start.js";
 import { LANES, Trace, compared } from "./trace.js";
+import { readPlan } from "./training.js";
 import { changes, describe } from "./words.js";
 
 export { short } from "./words.js";
 
 export const VERSION = 1;
-export const TABS = ["arithmetic", "algorithm", "matrix", "backward", "code"];
+export const TABS = ["arithmetic", "algorithm", "matrix", "backward", "train", "code"];
 
 /** What a gradient dY of the output is, but for what is changed in it: 1 at the chosen output, 1 everywhere, or 0. */
 export const GRADIENTS = ["one", "ones", "zeros"];
@@ -47,6 +48,7 @@ const FILM = { lane: "im2col", step: null };
 export class Store {
   constructor(state = {}) {
     this.listeners = new Set();
+    this.training = null; // what the tab “Train” has trained, as the text of a plan
     this.past = [];
     this.future = [];
     this.load(state);
@@ -80,6 +82,8 @@ export class Store {
     this.kept = state.given
       ? eachKind((kind) => continued(kind, this.given.kept[kind], state[kind], this.settings))
       : this.given.kept;
+    // Another layer leaves what is trained as it is.
+    if (state.training) this.training = readPlan(state.training) && state.training;
     this.hover = null;
     this.view = { tab: TABS[0], feeds: false, ...FILM, ...state.view };
     if (!TABS.includes(this.view.tab)) this.view.tab = TABS[0];
@@ -106,6 +110,7 @@ export class Store {
       ...(this.dY.start !== GRADIENTS[0] || this.dY.edits.size
         ? { dY: { start: this.dY.start, edits: [...this.dY.edits] } }
         : {}),
+      ...(this.training && { training: this.training }),
       selection: this.chosen,
       view: { ...this.view },
     };
@@ -487,6 +492,12 @@ export class Store {
 
   redo() {
     this._travel(this.future, this.past);
+  }
+
+  /** Say what has been trained, as the text of a plan. */
+  train(training) {
+    this.training = training;
+    this._tell("training");
   }
 
   /** Show another tab, another channel, what a pixel feeds. */

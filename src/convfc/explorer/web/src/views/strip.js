@@ -148,7 +148,8 @@ export class Strip {
     const others = transport.element.offsetHeight + tabs.element.firstElementChild.offsetHeight;
     const around = 66 + card.offsetHeight - this.element.offsetHeight; // captions, edges, legend
     // In a lecture hall the picture comes first: the last products may be below the edge.
-    const below = root.dataset.present ? 0.7 * PRODUCTS : PRODUCTS;
+    const shown = tabs.element.offsetHeight ? PRODUCTS : 40;
+    const below = root.dataset.present ? 0.7 * shown : shown;
     const room = window.innerHeight - top - others - around - below;
     return Math.min(HIGHEST, Math.max(LOWEST, room));
   }

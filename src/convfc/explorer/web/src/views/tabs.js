@@ -1,4 +1,4 @@
-// The panel under the strip: five tabs, of which only the open one is kept up to date.
+// The panel under the strip: tabs, of which only the open one is kept up to date.
 
 import { el, unique } from "./dom.js";
 import { TABS } from "../model/store.js";
@@ -8,6 +8,7 @@ const TITLES = {
   algorithm: "Algorithm",
   matrix: "One big matrix",
   backward: "Backward",
+  train: "Train",
   code: "Code",
 };
 
