@@ -90,7 +90,7 @@ def test_each_way_has_its_counters_and_all_their_sum(explorer: Explorer) -> None
     assert "48 outputs" in said
     assert "T: 5,184" in said  # 48 x 108
     assert "M: 432" in said
-    assert "75 % of its products are with zeros" in said
+    assert "75 % of T’s products are with zeros" in said
 
 
 def test_it_plays_pauses_and_ends(explorer: Explorer) -> None:
