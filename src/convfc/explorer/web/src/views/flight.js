@@ -4,6 +4,7 @@
 import { columnsOf } from "../model/numbers.js";
 
 const LASTING = 280; // milliseconds
+const TOLD = 900; // the same in the story, where it is what one is to see
 const MOST = 64; // numbers that fly; of more, these stand for all
 
 /** Where everything starts and ends: [{from, to, value colour}], boxes in the strip's pixels. */
@@ -57,8 +58,8 @@ export function drawFlights(context, all, share) {
 }
 
 /** The share of the way at a time after the start; 1 when it is over. */
-export function shareOf(start, now) {
-  return Math.min(1, (now - start) / LASTING);
+export function shareOf(start, now, told) {
+  return Math.min(1, (now - start) / (told ? TOLD : LASTING));
 }
 
 function twice([r, c]) {

@@ -25,7 +25,7 @@ export class Links {
     const all = flights(this.strip, this, this.explorer.palette);
     const start = performance.now();
     const step = (now) => {
-      const share = shareOf(start, now);
+      const share = shareOf(start, now, this.explorer.store.view.story);
       this.light();
       if (share >= 1) return;
       drawFlights(this.element.getContext("2d"), all, Math.max(0, share));
