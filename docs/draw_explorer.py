@@ -36,7 +36,7 @@ PHONE = {
 # Name: address, what the browser is set to.
 PICTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "explorer": ("#1;preset=experiment;at=84.0", WIDE),
-    "explorer-dark": ("#1;preset=experiment;at=84.1;tab=map", {**WIDE, "color_scheme": "dark"}),
+    "explorer-dark": ("#1;preset=experiment;at=84.1;tab=algorithm", {**WIDE, "color_scheme": "dark"}),
     "explorer-phone": ("#1;preset=experiment;at=84.0", PHONE),
     "explorer-dilated": ("#1;preset=dilated;at=0.1", WIDE),
     "explorer-matrix": ("#1;preset=figure-6;at=24.0;tab=matrix", WIDE),

@@ -41,6 +41,7 @@ ARGUMENTS = (
     "--disable-sync",
 )
 PRESETS = (
+    "first",
     "figure-2",
     "figure-3",
     "figure-6",
@@ -51,6 +52,9 @@ PRESETS = (
     "signal",
 )
 """What the page has to start from, in its order."""
+
+TABS = ("arithmetic", "algorithm", "matrix", "backward", "train", "code")
+"""The tabs below the picture, in their order."""
 
 WEB = pathlib.Path(__file__).parents[2] / "src/convfc/explorer/web"
 WINDOW: ViewportSize = {"width": 1280, "height": 800}
@@ -321,10 +325,23 @@ class Explorer:
     def control(self, name: str) -> Locator:
         return self.root.locator(f'[name="{name}"]')
 
+    def uncover(self, name: str) -> Locator:
+        """Return a control, once it can be seen: what hides it is opened as a user would."""
+        control = self.control(name)
+        for action, layout in (("settings", "narrow"), ("more", "middle")):
+            button = self.root.locator(f'[data-action="{action}"]')
+            closed = button.is_visible() and button.get_attribute("aria-expanded") != "true"
+            here = self.root.get_attribute("data-width") == layout
+            if closed and here and not control.is_visible():
+                button.click()
+        if not control.is_visible():  # rows and columns are one number until they are unlocked
+            self.control("lock").set_checked(False)
+        return control
+
     def enter(self, **values: float | str) -> Explorer:
         """Type values into controls; `__` in a name stands for a dash."""
         for name, value in values.items():
-            control = self.control(name.replace("__", "-"))
+            control = self.uncover(name.replace("__", "-"))
             if control.evaluate("element => element.localName") == "select":
                 control.select_option(str(value))
             else:
@@ -333,7 +350,7 @@ class Explorer:
         return self.settled()
 
     def switch(self, name: str, on: bool = True) -> Explorer:
-        self.control(name).set_checked(on)
+        self.uncover(name).set_checked(on)
         return self.settled()
 
     def preset(self, name: str) -> Explorer:
@@ -353,6 +370,6 @@ class Explorer:
 
     def panels(self) -> Iterator[str]:
         """Open each of the tabs in turn."""
-        for name in ("arithmetic", "map", "matrix", "backward", "code"):
+        for name in TABS:
             self.tab(name)
             yield name

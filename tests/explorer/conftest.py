@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from browser import OpensContext, OpensPage
     from playwright.sync_api import Browser
 
+EXPERIMENT = "#1;preset=experiment;at=97.0"
+"""What tests open where they name nothing else."""
+
 MEDIA: dict[str, Any] = {
     "color_scheme": "light",
     "reduced_motion": "no-preference",
@@ -120,7 +123,7 @@ def open_page(
     def make(
         state: dict[str, Any] | None = None,
         *,
-        address: str = "",
+        address: str | None = None,
         counted: bool = False,
         script: str = "",
         **options: Any,
@@ -135,6 +138,8 @@ def open_page(
             watch.page.add_init_script(script)
         if counted:
             explorer.steps = Steps(watch.page)
+        if address is None:  # a picture that does not move by itself
+            address = "" if state else EXPERIMENT
         watch.page.goto(file.as_uri() + address)
         return explorer.ready()
 
@@ -146,7 +151,7 @@ def open_page(
 
 @pytest.fixture
 def explorer(open_page: OpensPage) -> Explorer:
-    """The page as it opens for everybody: the experiment, 1280 pixels wide, light."""
+    """The page on the paper's experiment, 1280 pixels wide, light."""
     return open_page()
 
 

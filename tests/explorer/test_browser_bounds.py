@@ -37,7 +37,8 @@ LARGEST = {
 }
 CHOICE = "store.select({p: Math.floor(store.map.rows / 2), q: store.map.columns - 1})"
 CHANGES = (
-    "store.show({tab: 'map'})",
+    "store.show({tab: 'algorithm'})",
+    "store.goTo(store.trace.steps >> 1)",
     CHOICE,
     "store.show({tab: 'matrix'})",
     "store.select({p: 1, q: 0})",
@@ -45,6 +46,7 @@ CHANGES = (
     CHOICE,
     "store.startGradient('ones')",
     "store.startGradient('one')",
+    "store.show({tab: 'train'})",
     "store.show({tab: 'code'})",
     "store.show({tab: 'arithmetic'})",
     "store.show({feeds: true})",
@@ -98,7 +100,7 @@ def test_what_is_too_much_is_drawn_in_part_and_stays_exact(open_page: OpensPage)
     assert explorer.ask("store.plane(0)") is None
     for p in (0, 77_777, 386 * 386 - 1):
         assert explorer.ask("[0, 1, 2].map((f) => store.value(argument, f))", p) == weights
-    explorer.tab("map")
+    explorer.tab("algorithm")
     said = explorer.view("map").inner_text()
     assert f"{386 * 386 * 4096} entries" in said  # 386 = 1 + 2 · 224 - 64 + 1 positions an axis
     explorer.tab("backward")

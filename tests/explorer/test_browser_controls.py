@@ -142,6 +142,8 @@ def test_what_cannot_be_is_explained_beside_the_control(explorer: Explorer) -> N
     for name, value, field, said, good in WRONG:
         before, drawn = explorer.settings, explorer.picture("M", "base")
         control, note = explorer.control(name), explorer.problem(field)
+        if not control.is_visible():
+            explorer.switch("lock", False)
         assert note.is_hidden(), name
         control.fill(value)
         control.press("Enter")
@@ -175,6 +177,7 @@ def test_reflection_and_transposition_say_which_mode_to_choose(explorer: Explore
 
 
 def test_one_axis_hides_the_controls_of_the_second(explorer: Explorer) -> None:
+    explorer.switch("lock", False)
     for axes in (2, 1, 2):
         explorer.enter(axes=axes)
         assert explorer.control("kernel-1").is_visible() == (axes == 2)

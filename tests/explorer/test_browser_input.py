@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from convfc import ConvGeometry
@@ -141,7 +143,7 @@ def test_a_digit_is_drawn_with_a_finger(open_page: OpensPage) -> None:
     explorer = open_page(**PHONE)
     explorer.grid("output").tap(position=explorer.point("output", 6, 2))
     assert explorer.settled().chosen("p") == (6 * 13 + 2,)
-    explorer.act("draw")
+    explorer.act("settings").act("draw")
     x, y, width, height = corners(explorer)
     finger = explorer.page.context.new_cdp_session(explorer.page)
 
@@ -174,12 +176,13 @@ def opened(explorer: Explorer, name: str, data: bytes) -> str:
     given = {"name": name, "mimeType": "image/png", "buffer": data}
     explorer.control("picture").set_input_files(files=[given])
     intro = explorer.root.locator(".intro")
-    intro.get_by_text(name).wait_for()
+    intro.get_by_text(name).first.wait_for()
     explorer.settled()
     return intro.inner_text()
 
 
 def test_a_photo_is_opened_as_a_photo_and_named_in_the_head(explorer: Explorer) -> None:
+    before = explorer.state
     halves = np.zeros((90, 120, 3))
     halves[:, :60, 0] = halves[:, 60:, 2] = 255
     head = opened(explorer, "photo.png", file(halves))
@@ -189,12 +192,61 @@ def test_a_photo_is_opened_as_a_photo_and_named_in_the_head(explorer: Explorer) 
     assert pixels[:, :31].tolist() == np.full((64, 31, 3), [1, 0, 0]).tolist()
     assert pixels[:, 33:].tolist() == np.full((64, 31, 3), [0, 0, 1]).tolist()
     assert explorer.ask("explorer.strip.input.channel") == "rgb"
-    assert "The experiment, changed here" in head  # and not the experiment's picture any more
-    assert "photo.png, cut and resized from 90 × 120 to 64 × 64, in colour" in head
+    assert explorer.root.get_by_role("heading", level=2).first.inner_text() == "photo.png"
+    assert (
+        "Input: cut and resized from 90 × 120 to 64 × 64, in colour. Filters: vertical edges,"
+        in head
+    )
     assert "paper trains" not in head
-    explorer.act("undo")  # one step, sizes and numbers together
-    assert explorer.settings["size"] == [28, 28]
+    # What the filters are said to show: of a 4 × 4 window in the red half, and over the edge.
+    Y = np.reshape(explorer.ask("[...store.Y]"), (31, 31, 4))
+    assert np.round(Y[3, 3], 9).tolist() == [0, 0, 1, round(1 / 3, 9)]
+    assert np.round(Y[3, 28], 9).tolist() == [0, 0, -1, round(1 / 3, 9)]
+    assert Y[3, 15, 2] == pytest.approx(0, abs=0.1)  # half red, half blue
+    # Another one takes its place; each is one step back.
+    assert "Back to" not in opened(explorer, "other.png", file(halves[..., ::-1]))
+    assert explorer.ask("store.title") == "other.png"
+    explorer.act("undo")
+    assert explorer.ask("store.title") == "photo.png"
+    explorer.act("undo")  # sizes, numbers and title together
     assert explorer.ask("store.digit") == 5
+    assert explorer.state == before
+
+
+def test_small_and_grey_pictures_are_as_they_are_and_dropped_ones_are_opened(
+    explorer: Explorer,
+) -> None:
+    pixels = np.arange(9 * 12).reshape(9, 12) * 2
+    head = opened(explorer, "small.png", file(pixels))
+    assert (explorer.settings["size"], explorer.settings["channels"]) == ([9, 12], 1)
+    assert np.array_equal(
+        np.round(np.multiply(explorer.ask("[...store.input]"), 255)), pixels.ravel()
+    )
+    assert "9 × 12, its grey values. Filters: vertical edges, horizontal edges, a blur." in head
+    data = base64.b64encode(file(np.stack([pixels, pixels, 0 * pixels], axis=-1))).decode()
+    explorer.page.evaluate(
+        """(data) => {
+          const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+          const given = new DataTransfer();
+          given.items.add(new File([bytes], "dropped.png", { type: "image/png" }));
+          const target = document.querySelector('[data-view="input"] [role=grid]');
+          const how = { dataTransfer: given, bubbles: true, cancelable: true };
+          if (target.dispatchEvent(new DragEvent("dragover", how))) throw Error("not taken");
+          target.dispatchEvent(new DragEvent("drop", how));
+        }""",
+        data,
+    )
+    explorer.until("store.title === 'dropped.png'")
+    assert (explorer.settings["size"], explorer.settings["channels"]) == ([9, 12], 3)
+    assert explorer.ask("[...store.input].slice(-3)") == [0.839, 0.839, 0]
+    # Filters of a preset are not those of a layer, which would keep its size and channels.
+    explorer.preset("figure-2")
+    opened(explorer, "photo.png", file(np.zeros((90, 120))))
+    assert (explorer.settings["size"], explorer.settings["filters"]) == ([64, 64], 4)
+    # With groups there are as many channels as before.
+    explorer.preset("depthwise")
+    opened(explorer, "photo.png", file(np.zeros((90, 120))))
+    assert (explorer.settings["size"], explorer.settings["channels"]) == ([64, 64], 3)
 
 
 def test_a_photo_for_a_layer_is_made_to_fit_the_layer(open_page: OpensPage) -> None:
@@ -203,7 +255,7 @@ def test_a_photo_for_a_layer_is_made_to_fit_the_layer(open_page: OpensPage) -> N
     explorer = open_page(state)
     head = opened(explorer, "half.png", file([[255 * (row >= 14)] * 28 for row in range(28)]))
     assert "net, conv1, changed here" in head
-    assert "half.png, cut and resized from 28 × 28 to 28 × 28, its grey values" in head
+    assert "half.png, 28 × 28, its grey values" in head
     pixels = explorer.ask("[...store.input]")
     assert pixels == [float(row >= 14) for row in range(28) for _ in range(28)]
     assert explorer.state["filters"] == state["filters"]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from browser import ANNOUNCED, PRESETS
+from browser import ANNOUNCED, PRESETS, TABS
 
 from convfc import ConvGeometry
 from convfc.explorer.state import explorer_state
@@ -69,9 +69,11 @@ FAULTS = """(width) => {
   return found;
 }"""
 
-# Width of the grids of M, K and Y, and the layout of the page.
-WIDTHS = """({ M: explorer.strip.M.panel.grid.width, K: explorer.strip.K.panel.grid.width,
-  Y: explorer.strip.Y.panel.grid.width, layout: explorer.root.dataset.width })"""
+# Width of M and of all grids in the row, and the layout of the page.
+WIDTHS = """({ M: explorer.strip.M.panel.grid.width,
+  all: explorer.strip.views.filter((view) => view !== explorer.strip.filters)
+    .reduce((sum, { panel }) => sum + panel.grid.width, 0),
+  layout: explorer.root.dataset.width })"""
 
 SMALL = """() => [...document.querySelectorAll('.convfc-explorer :is(button, select, input)')]
   .filter((e) => e.offsetParent && !e.matches('.unseen'))
@@ -99,14 +101,15 @@ def test_every_grid_can_be_seen_at_every_width(explorer: Explorer, state: str) -
     start(explorer, state)
     first = NARROWEST + STEP * STATES.index(state)
     layouts = set()
-    tabs = itertools.cycle(("matrix", "backward", "arithmetic", "map", "code"))
+    tabs = itertools.cycle(TABS)
     for width in [NARROWEST, NARROWEST, *range(first, WIDEST + 1, STEP * len(STATES))]:
         resize(explorer, width).tab(next(tabs))
         assert explorer.page.evaluate(FAULTS, width) == [], width
         side = explorer.ask(WIDTHS)
         layouts.add(side["layout"])
         if state in MANY and side["layout"] != "narrow":
-            assert side["M"] >= max(90, 0.33 * (side["M"] + side["K"] + side["Y"])), width
+            share = 0.33 if side["layout"] == "wide" else 0.28
+            assert side["M"] >= max(140, share * side["all"]), width
     assert layouts == {"narrow", "middle", "wide"}
 
 
@@ -165,7 +168,7 @@ def test_a_layer_with_a_long_name_is_no_wider(open_page: OpensPage, width: int) 
 
 PRESSED = {
     "figure-3": ("[name=flip]", ".chip[data-filter='1']", ".plane[data-filter='1']",
-                 ".chip[data-channel='1']", "[data-tab=map]", "[data-preset=dilated]"),
+                 ".chip[data-channel='1']", "[data-tab=algorithm]", "[data-preset=dilated]"),
     "experiment": ("[data-digit='3']",),
 }  # fmt: skip
 
@@ -205,6 +208,7 @@ def test_with_forced_colours_arrows_the_scale_and_knobs_are_drawn(open_page: Ope
         before = drawn.screenshot()
         drawn.evaluate("e => { e.style.backgroundImage = 'none'; }")
         assert drawn.screenshot() != before, part
+    explorer.control("flip").scroll_into_view_if_needed()
     box = explorer.control("flip").bounding_box()
     knob, beside = [
         explorer.page.screenshot(

@@ -266,7 +266,7 @@ def test_each_change_of_theme_changes_the_colours_of_the_grids(lab: Page) -> Non
 def test_what_is_retyped_in_the_widget_leaves_pythons_numbers_alone(lab: Page) -> None:
     first = Explorer(lab)
     before = python(lab, "", "[w.state['filters'], w.state['input']]")
-    control = first.control("size-0")
+    control = first.uncover("size-0")
     control.click()
     control.press("Control+a")
     control.press("1")
@@ -380,10 +380,10 @@ def test_in_marimo_both_have_one_selection_and_one_state(
     # From Python to the page. (That runs no cell again; marimo does so for changes on the page.)
     notebook.get_by_role("button", name="choose in Python").click()
     becomes(notebook, "[store.selection.p, store.selection.f]", [20, 0])
-    # Settings, both ways; the output is 3 x 6 then, and p is in its last row.
+    # Settings, both ways; the output is 3 x 3 then, and p its last number.
     stride = notebook.locator('[name="stride-0"]')
     stride.fill("2")
-    said(notebook, "Python has p=17, f=0, stride=[2, 1].")
+    said(notebook, "Python has p=8, f=0, stride=[2, 2].")
     notebook.get_by_role("button", name="stride in Python").click()
     becomes(notebook, "store.settings.stride", [1, 2])
     assert stride.input_value() == "1"

@@ -97,6 +97,8 @@ def test_axe_finds_nothing(open_page: OpensPage, scheme: str, size: dict[str, An
     found = {}
     for tab in explorer.panels():
         found[tab] = violations(explorer, "[role=tabpanel]:not([hidden])")
+    explorer.tab("algorithm").act("forward")
+    found["film"] = violations(explorer, "[role=tabpanel]:not([hidden])")
     explorer.preset("depthwise").switch("feeds").click("input", 3, 3)
     explorer.enter(kernel__0=40)
     explorer.act("draw")

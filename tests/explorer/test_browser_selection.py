@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
-from browser import PRESETS
+from browser import PRESETS, TABS
 
 if TYPE_CHECKING:
     from browser import Explorer, OpensPage
@@ -84,6 +85,48 @@ def test_looking_is_not_choosing(explorer: Explorer) -> None:
     assert explorer.picture("input") == drawn
 
 
+def test_every_channel_has_its_block_of_products_and_looking_at_one_shows_it(
+    open_page: OpensPage,
+) -> None:
+    explorer = open_page(address="#1;preset=figure-3;at=5.1")
+    view = explorer.view("arithmetic")
+    x = np.reshape(explorer.ask("[...store.input]"), (6, 6, 3))[1:4, 1:4]  # the window
+    w = np.reshape(explorer.ask("[...store.filters]"), (3, 3, 3, 3))[1]
+    lists = view.get_by_role("list")
+    for d, part in enumerate((x * w).sum(axis=(0, 1)).tolist()):
+        said = f"{'+ ' if d else ''}channel {d}: {part:g}"
+        assert view.get_by_text(said, exact=True).is_visible()
+        products = lists.nth(d)
+        assert products.get_attribute("aria-label") == f"Products, {said}"
+        shown = [float(text) for text in products.locator(".x").all_inner_texts()]
+        assert shown == x[..., d].ravel().tolist()  # as the window lies
+        tops = products.locator("li").evaluate_all("all => all.map((li) => li.offsetTop)")
+        assert len(set(tops)) == 3
+        assert tops == sorted(tops)
+    assert view.get_by_text(f"= {(x * w).sum():g}", exact=True).count() == 2
+    # The input shows the channel of the product that the pointer is on, and then its own again.
+    shown = explorer.picture("input", "base")
+    lists.nth(2).locator("li").first.hover()
+    explorer.settled()
+    assert explorer.ask("explorer.strip.input.channel") == 2
+    assert explorer.picture("input", "base") != shown
+    assert explorer.root.locator("[data-channel='2']").get_attribute("aria-pressed") == "true"
+    assert explorer.selection["q"] is None
+    explorer.page.mouse.move(0, 0)
+    explorer.settled()
+    assert explorer.ask("explorer.strip.input.channel") == 0
+    assert explorer.picture("input", "base") == shown
+    # On a wide page the list is as long as it is; on a narrow one it scrolls, by keyboard too.
+    assert view.get_by_role("region", name="Products").count() == 0
+    explorer.page.set_viewport_size({"width": 390, "height": 844})
+    explorer.settled()
+    region = view.get_by_role("region", name="Products")
+    region.focus()
+    region.press("End")
+    explorer.page.wait_for_function("() => document.activeElement.scrollTop > 0")
+    assert region.evaluate("e => e.clientHeight") <= 300
+
+
 def test_keys_move_in_every_view_which_says_where(explorer: Explorer) -> None:
     explorer.click("output", 0, 0)
     for view, keys, names, expected in (
@@ -129,7 +172,7 @@ def test_the_index_map_says_of_each_axis_what_it_reads(explorer: Explorer) -> No
     """Row 10 of the transposed preset: in rows element 1, in columns a zero between elements."""
     explorer.preset("transposed")
     explorer.ask("store.select({p: 10, f: 0, q: 8})")
-    explorer.tab("map")
+    explorer.tab("algorithm")
     rows = explorer.view("map").locator("tbody tr")
     read = dict(row.split("\t", 1) for row in rows.all_inner_texts())
     assert read["i"].endswith("\t1")
@@ -287,12 +330,11 @@ def test_who_asks_for_less_motion_sees_no_transition(open_page: OpensPage) -> No
 
 def test_tabs_are_worked_with_arrow_keys(explorer: Explorer) -> None:
     explorer.tab("arithmetic")
-    names = ["arithmetic", "map", "matrix", "backward", "code"]
     tabs = explorer.root.locator("[role=tab][data-tab]")
-    assert tabs.evaluate_all("all => all.map((tab) => tab.dataset.tab)") == names
+    assert tabs.evaluate_all("all => all.map((tab) => tab.dataset.tab)") == [*TABS]
     first = explorer.root.locator("[role=tab][data-tab=arithmetic]")
     first.focus()
-    for name in [*names[1:], names[0]]:
+    for name in [*TABS[1:], TABS[0]]:
         explorer.page.keyboard.press("ArrowRight")
         explorer.settled()
         tab = explorer.root.locator(f"[role=tab][data-tab={name}]")

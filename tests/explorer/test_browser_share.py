@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 import signal
 import subprocess
@@ -101,7 +102,7 @@ def test_an_address_opens_the_same_state_on_a_new_page(open_page: OpensPage) -> 
     explorer.edit("input", 4, 4, "-7")
     explorer.edit("K", 2, 1, "0.25")
     explorer.click("output", 1, 2)
-    explorer.tab("map")
+    explorer.tab("algorithm")
     explorer.switch("feeds")
     link = copied(explorer, "copy-link")
     assert link.startswith("file:")
@@ -112,7 +113,7 @@ def test_an_address_opens_the_same_state_on_a_new_page(open_page: OpensPage) -> 
     for part in ("settings", "filters", "bias", "selection"):
         assert other.state[part] == explorer.state[part], part
     assert other.state["input"]["values"] == explorer.state["input"]["values"]
-    assert other.ask("[store.view.tab, store.view.feeds]") == ["map", True]
+    assert other.ask("[store.view.tab, store.view.feeds]") == ["algorithm", True]
     for page in (explorer, other):  # each says its selection when there is a new one
         page.press("output", "ArrowRight")
     assert other.live() == explorer.live()
@@ -164,7 +165,7 @@ def test_an_address_says_what_is_selected_of_the_layer_that_a_page_holds(
     state = explorer_state(weights, np.round(rng.normal(size=(9, 8, 3)), 6), geometry)
     explorer = open_page(state)
     explorer.click("output", 2, 3)
-    explorer.tab("map")
+    explorer.tab("algorithm")
     link = copied(explorer, "copy-link")
     assert ("cut=1" in link) == (filters == 40)
     other = open_page(state, address="#" + link.partition("#")[2])
@@ -183,20 +184,33 @@ def test_an_address_says_what_is_selected_of_the_layer_that_a_page_holds(
 
 def test_copied_code_is_the_code_that_is_tested(explorer: Explorer, model: Model) -> None:
     explorer.preset("depthwise").tab("code")
-    for language in ("torch", "keras", "numpy"):
+    for column, language in enumerate(("torch", "keras", "numpy")):
         explorer.root.locator(f'[data-language="{language}"]').click()
-        code = model.ask("code", explorer.settings, language)
+        explorer.click("output", 3, column)  # the program follows
+        asked = explorer.state, language, [explorer.selection]
+        (code,) = model.ask("programs", *asked)["programs"]
         assert explorer.view("code").locator("code").text_content() == code
         assert copied(explorer, "copy-code") == code
-    # The numbers of the NumPy program are the page's.
+        name, data = saved(explorer, "notebook")
+        assert name == f"convfc-depthwise-{language}.ipynb"
+        about, cell = json.loads(data)["cells"]
+        assert cell["source"] + "\n" == code
+        assert about["source"].startswith("# Depthwise\n")
+        assert explorer.ask("explorer.link") in about["source"]
+    # The numbers of the program are the page's.
     names: dict[str, np.ndarray] = {}
     exec(code, names)  # noqa: S102
-    state = explorer.state
-    state["input"] = {"values": names["x"].ravel().tolist()}
-    state["filters"] = names["filters"].ravel().tolist()
-    explorer.ask("store.load(argument)", state)
     assert explorer.ask("[...store.M]") == names["M"].ravel().tolist()
     assert explorer.ask("[...store.Y]") == names["y"].ravel().tolist()
+    explorer.switch("numbers", on=False)
+    code = model.ask("code", explorer.settings, "numpy")
+    assert explorer.view("code").locator("code").text_content() == code
+    # Of many numbers there are none unless they are wanted, and of very many never.
+    explorer.preset("experiment").switch("numbers", on=True)
+    assert "assert abs(y[0, 7, 6, 0] " in explorer.view("code").locator("code").inner_text()
+    explorer.enter(channels=40)
+    assert explorer.control("numbers").is_disabled()
+    assert not explorer.control("numbers").is_checked()
 
 
 def saved(explorer: Explorer, action: str) -> tuple[str, bytes]:

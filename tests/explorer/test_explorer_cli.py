@@ -55,6 +55,10 @@ def signal():
 def volume():
     return nn.Conv3d(1, 1, 2)
 
+class Odd(Net):
+    def forward(self, x):
+        raise ZeroDivisionError
+
 def none():
     return nn.Linear(2, 2)
 """
@@ -181,7 +185,43 @@ def test_an_image_as_the_image(place: Path) -> None:
     Image.fromarray(pixels).save(place / "photo.png")
     _, x = pages("explored_net:Net", "--arg", "channels=3", "--image", "photo.png")
     assert np.array_equal(np.rint(x * 255), pixels)
-    assert "photo.png" in shown()["source"]
+    assert shown()["source"] == "Input: photo.png"
+
+
+def test_an_image_as_the_model_was_trained_with_it(place: Path) -> None:
+    from PIL import Image
+    from torchvision import models
+    from torchvision.transforms import functional
+
+    pixels = np.arange(40 * 50 * 3, dtype=np.uint8).reshape(40, 50, 3)
+    Image.fromarray(pixels).save(place / "photo.png")
+    arguments = ["torchvision.models:resnet18", "--image", "photo.png", "--layer"]
+    result = call(*arguments, "conv1", "--html", "plain.html")
+    trained = "mean 0.485, 0.456, 0.406 and std 0.229, 0.224, 0.225"
+    assert (
+        result.stderr
+        == f"The image's numbers are 0 to 1. Trained with {trained}: --normalize auto\n"
+    )
+    _, plain = pages(*arguments, "conv1")
+    assert 0 <= plain.min() < plain.max() <= 1
+    for how in ("auto", "imagenet", "0.485,0.456,0.406/0.229,0.224,0.225"):
+        result = call(*arguments, "conv1", "--normalize", how, "--html", "out.html")
+        assert (result.exit_code, result.stderr) == (0, "")
+        source = f"Input: photo.png, normalized with {trained}"
+        assert result.stdout.splitlines()[0] == f"resnet18, conv1. {source}"
+        assert shown()["source"] == source
+        x = np.asarray(state_layer(shown())[1], np.float32)
+        theirs = models.ResNet18_Weights.DEFAULT.transforms(resize_size=40, crop_size=(40, 50))
+        theirs = functional.normalize(functional.to_tensor(pixels), theirs.mean, theirs.std)
+        assert np.array_equal(x, theirs.movedim(0, -1).numpy()), how
+    # A layer deep inside sees what follows from them.
+    torch.manual_seed(0)
+    _, x = pages(*arguments, "layer1.0.conv1", "--normalize", "auto")
+    torch.manual_seed(0)
+    net = models.resnet18().eval()
+    with torch.no_grad():
+        reaching = net.maxpool(net.relu(net.bn1(net.conv1(theirs[None]))))
+    assert np.array_equal(np.asarray(x, np.float32), reaching[0].movedim(0, -1).numpy())
 
 
 def test_what_a_run_has_trained(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,7 +244,12 @@ def test_what_a_run_has_trained(place: Path, monkeypatch: pytest.MonkeyPatch) ->
         (("explored_net:Net", "--layer", "unused", "--input", "1,9,8"), "does not call it"),
         (("explored_net:none", "--input", "1,9,8"), "the model has no CONV layer"),
         (("explored_net:Net",), "input: the size of the model's input is not known"),
-        (("explored_net:Net", "--input", "5,9,8"), "the model does not run on this input"),
+        (
+            ("explored_net:Net", "--input", "5,9,8"),
+            "input: the model refuses an input of 5 × 9 × 8 (its words: Given groups=1, weight",
+        ),
+        (("explored_net:Odd", "--image", "7"), "1 × 28 × 28 (its words: ZeroDivisionError)"),
+        (("explored_net:none", "--image", "7", "--normalize", "auto"), "nothing says what"),
         (("explored_net:Net", "--image", "no.png"), "no.png: there is no such file"),
         (("explored_net:Net", "--input", "1,400,8"), "the page does not go so far"),
         (("explored_net:volume", "--input", "1,4,4,4"), "the page shows one or two spatial axes"),
@@ -231,6 +276,7 @@ def test_what_cannot_be_shown_is_said_in_one_line(
         (("--layer", "first"), "--layer needs a MODULE:FACTORY"),
         (("--filters", "2", "--weights", "w"), "--weights, --filters needs a MODULE:FACTORY"),
         (("--run", "x", "--image", "3"), "--image needs a MODULE:FACTORY"),
+        (("explored_net:Net", "--normalize", "auto"), "--normalize needs an --image"),
         (("--port", "65536"), "Invalid value for '--port'"),
         (("explored_net:Net", "--input", "0,3"), "--input takes sizes such as 1,3,224,224"),
     ],

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
+import nbformat
 import numpy as np
 import pytest
 from cases import Case
@@ -142,3 +144,94 @@ def test_the_keras_program_computes_the_output(
         assert found.tolist() == y.tolist(), program
         ran += 1
     assert ran > COUNT // 3
+
+
+# --- with the numbers of the page ---
+
+
+def state_of(settings: dict[str, Any], *, whole: bool, seed: int) -> dict[str, Any]:
+    """Return a state with numbers of its own: whole ones, or others."""
+    rng = np.random.default_rng(seed)
+    geometry, size = geometry_of(settings)
+
+    def some(*shape: int) -> list[float]:
+        if whole:
+            return rng.integers(-9, 10, shape).ravel().tolist()
+        return (rng.normal(size=shape) * 10.0 ** rng.integers(-3, 4)).ravel().tolist()
+
+    return {
+        "settings": settings,
+        "input": {"values": some(*size, geometry.in_channels)},
+        "filters": some(*geometry.filters_shape),
+        "bias": some(geometry.out_channels) if settings["bias"] else None,
+    }
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["whole", "fractions"])
+@pytest.mark.parametrize("language", ["numpy", "torch", "keras"])
+def test_a_program_with_the_numbers_of_the_page_finds_the_output_that_is_chosen_there(
+    model: Model, wanted: list[dict[str, Any]], language: str, *, whole: bool
+) -> None:
+    ran = 0
+    for seed, settings in enumerate(wanted[:: 1 if whole else 2]):
+        if language == "keras" and not keras_can(settings):
+            continue
+        state = state_of(settings, whole=whole, seed=seed)
+        geometry, size = geometry_of(settings)
+        output = geometry.output_size(size)
+        ends = [(0, 0), (int(np.prod(output)) - 1, geometry.out_channels - 1)]
+        asked = [{"p": p, "f": f} for p, f in [*ends, (int(np.prod(output)) // 2, 0)]]
+        found = model.ask("programs", state, language, asked)
+        assert found["state"]["input"]["values"] == state["input"]["values"]
+        names = run(found["programs"][0])
+        y = np.asarray(names["y"].detach().movedim(1, -1) if language == "torch" else names["y"])
+        assert y.shape == (1, *output, geometry.out_channels)
+        Y = np.reshape(found["Y"], y.shape)
+        if whole:
+            assert y.tolist() == Y.tolist(), settings
+        for chosen, program in zip(asked, found["programs"], strict=True):
+            # The assertion is about the output that is chosen, and holds for it only.
+            at = (0, *np.unravel_index(chosen["p"], output), chosen["f"])
+            last = program.splitlines()[-1]
+            index = [0, *map(int, at[1:])]
+            if language == "torch":
+                index = [0, index[-1], *index[1:-1]]
+            assert f"y[{', '.join(map(str, index))}]" in last, program
+            exec(last, {"y": names["y"]})  # noqa: S102
+            assert ("==" in last) == whole
+            wrong = {"y": names["y"] + 1e-3 * (1 + abs(Y).max())}
+            with pytest.raises(AssertionError):
+                exec(last, wrong)  # noqa: S102
+        ran += 1
+    assert ran > COUNT // 6
+
+
+def test_an_output_that_no_float_holds_is_not_checked(model: Model) -> None:
+    settings = settings_of(ConvGeometry(1, 1, (2,)), (3,))
+    numbers = {"input": {"values": [1e200, 1, 0]}, "filters": [1e200, 2]}
+    for language in ("numpy", "torch"):
+        state = {"settings": settings, **numbers}
+        program = model.ask("programs", state, language, [{"p": 0}])["programs"][0]
+        assert "assert" not in program
+        assert "too large" in program.splitlines()[-1]
+
+
+@pytest.mark.parametrize("language", ["numpy", "torch", "keras"])
+def test_a_notebook_is_valid_and_runs(model: Model, language: str) -> None:
+    settings = settings_of(ConvGeometry(2, 2, (2, 2), padding=1), (3, 4), bias=True)
+    state = state_of(settings, whole=True, seed=0)
+    program = model.ask("programs", state, language, [{"p": 3, "f": 1}])["programs"][0]
+    about = {"title": "a_net, *conv* <b>", "language": language, "address": "file:///p.html#1;a=1"}
+    text = model.ask("notebook", program, about)
+    read = nbformat.reads(text, as_version=nbformat.NO_CONVERT)
+    nbformat.validate(read)
+    assert (read.nbformat, read.nbformat_minor) == (4, 5)
+    said, code = read.cells
+    assert (said.cell_type, code.cell_type) == ("markdown", "code")
+    assert "(<file:///p.html#1;a=1>)" in said.source
+    assert "# a\\_net, \\*conv\\* \\<b\\>\n" in said.source
+    assert "pip install" in said.source
+    assert code.source + "\n" == program
+    run(code.source + "\n")
+    alone = model.ask("notebook", program, {**about, "address": "#1;at=1"})
+    assert "behind its address: `#1;at=1`" in json.loads(alone)["cells"][0]["source"]

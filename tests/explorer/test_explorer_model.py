@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from browser import TABS
 from cases import Case
 from hypothesis import strategies as st
 from judges import torch_layer
@@ -120,6 +121,7 @@ def test_numbers_are_the_ones_of_convfc(model: Model) -> None:
         assert found["K"] == K.ravel().tolist(), case
         assert found["Y"] == found["sums"] == Y.ravel().tolist(), case
         assert found["planes"] == Y.T.tolist(), case
+        check_subtotals(found, geometry, M, K)
         big = conv_matrix(filters, size, geometry, layout="dense")
         for row, sparse, terms in zip(
             np.asarray(big).reshape(L * f, -1), found["T"], found["terms"], strict=True
@@ -128,6 +130,29 @@ def test_numbers_are_the_ones_of_convfc(model: Model) -> None:
             dense[[element for element, _ in sparse]] = [weight for _, weight in sparse]
             assert dense.tolist() == row.tolist(), case
             assert [x * w for _, x, w, _ in terms] == [product for *_, product in terms], case
+
+
+def check_subtotals(
+    found: dict[str, Any], geometry: ConvGeometry, M: np.ndarray, K: np.ndarray
+) -> None:
+    """What each channel adds to an output, from M and K; of many channels as many as fit."""
+    k, f = K.shape
+    per = geometry.in_channels // geometry.groups
+    most = 6
+    for at, (parts, few) in enumerate(zip(found["subtotals"], found["few"], strict=True)):
+        p, filter_ = divmod(at, f)
+        first = filter_ * geometry.groups // f * k
+        products = (M[p, first : first + k] * K[:, filter_]).reshape(-1, per)
+        assert parts == products.sum(axis=0).tolist()
+        assert sum(parts) + few["bias"] == found["sums"][at]
+        whole = max(1, min(per, most // len(products)))
+        taps = [(t, d) for t in range(len(products)) for d in range(whole)][:most]
+        assert few["terms"] == [[first + t * per + d, d] for t, d in taps]
+        written = np.zeros_like(products)
+        for t, d in taps:
+            written[t, d] = products[t, d]
+        assert few["subtotals"] == written.sum(axis=0)[:whole].tolist()
+        assert few["rest"] == (products - written).sum()
 
 
 @st.composite
@@ -369,9 +394,11 @@ def states(draw: st.DrawFn) -> dict[str, Any]:
     elif draw(st.booleans()):
         state["selection"]["element"] = draw(st.integers(0, 40))
     state["view"] = {
-        "tab": draw(st.sampled_from(["arithmetic", "map", "matrix", "backward", "code"])),
+        "tab": draw(st.sampled_from(TABS)),
         "feeds": draw(st.booleans()),
     }
+    if draw(st.booleans()):
+        state["training"] = draw(st.sampled_from(["0.0.sgd.1e-1.0.32", "7.4500.adam.5e-3.1.64"]))
     return state
 
 
@@ -389,6 +416,7 @@ def test_an_address_leads_back_to_where_it_was_taken(model: Model) -> None:
             names = ["settings", "selection", "view", "filters", "bias", "input"]
         for name in names:
             assert after[name] == before[name], (name, state, found["address"])
+        assert after.get("training") == state.get("training"), found["address"]
     assert cut < STATES // 4
 
 
@@ -401,6 +429,9 @@ RUBBISH = [
     "#1;c=4096;f=4096;k=64.64;n=224.224", "#1;t=1;o=9.9", "#1;c=6;g=4",
     "#1;dy=__proto__", "#1;e=_,__,1_,a_b_c_d,9_9_9_9,1_1_0_NaN", "#1;own=x;cut=1",
     "#1;tab=backward;dy=ones;e=1_1_0_Infinity",
+    "#1;train=1.4501.sgd.1e-1.0.32", "#1;train=1.1.sgd.3e-1.0.32",
+    "#1;train=1.1.toString.1e-1.0.32", "#1;train=9999999.1.sgd.1e-1.0.32",
+    "#1;train=1.1.sgd.1e-1.2.16", "#1;train=",
 ]  # fmt: skip
 
 
@@ -424,6 +455,7 @@ KEYS = [
     "feeds",
     "dy",
     "own",
+    "train",
     "e",
     "cut",
 ]
@@ -449,6 +481,7 @@ def test_what_an_address_has_wrong_is_said(model: Model) -> None:
         "#1;i=1,2": "36 numbers",
         "#1;at=x": "selection",
         "#1;cut=1": "too many",
+        "#1;train=1.4501.sgd.1e-1.0.32": "no training of this page",
     }.items():
         assert any(words in note for note in model.ask("visit", address)["notes"]), address
 

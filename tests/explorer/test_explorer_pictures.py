@@ -21,10 +21,14 @@ from convfc.errors import ArgumentError, DataError, MissingDependencyError, Shap
 from convfc.explorer import explorer_state
 from convfc.explorer.inputs import (
     FORMATS,
+    IMAGENET,
+    Normalization,
     as_input,
     input_for,
     layer_in_model,
+    normalization,
     read_image,
+    trained_with,
 )
 
 if TYPE_CHECKING:
@@ -55,7 +59,7 @@ def test_a_picture_in_colour_is_its_pixels(tmp_path: pathlib.Path) -> None:
     assert (shades(picture.values) == PIXELS).all()
     assert (picture.said, picture.span) == ("photo.png", (0.0, 1.0))
     state = explorer_state(np.ones((2, 3, 3, 3)), saved(tmp_path, PIXELS), COLOUR)
-    assert (state["input"]["range"], state["source"]) == ([0.0, 1.0], "photo.png")
+    assert (state["input"]["range"], state["source"]) == ([0.0, 1.0], "Input: photo.png")
 
 
 def test_grey_and_colour_are_made_of_each_other_and_it_is_said(tmp_path: pathlib.Path) -> None:
@@ -189,6 +193,86 @@ def test_without_pillow_the_way_out_is_said(
         as_input(path, COLOUR)
 
 
+# --- normalized, as models are trained ---
+
+
+def test_a_normalized_picture_is_to_the_bit_what_torchvision_makes(tmp_path: pathlib.Path) -> None:
+    from torchvision.transforms import functional
+
+    path = saved(tmp_path, PIXELS)
+    theirs = functional.to_tensor(Image.open(path))
+    theirs = functional.normalize(theirs, IMAGENET.mean, IMAGENET.std).movedim(0, -1).numpy()
+    picture = as_input(path, COLOUR, normalize=IMAGENET)
+    assert picture.values.dtype == np.float32
+    assert np.array_equal(picture.values, theirs)
+    words = "mean 0.485, 0.456, 0.406 and std 0.229, 0.224, 0.225"
+    assert picture.said == f"photo.png, normalized with {words}"
+    low, high = picture.span or (0, 0)
+    assert low <= theirs.min() < theirs.max() <= high
+    for how in ("imagenet", "0.485,0.456,0.406/0.229,0.224,0.225", IMAGENET):
+        state = explorer_state(np.ones((2, 3, 3, 3)), path, COLOUR, normalize=how)
+        assert np.array_equal(np.float32(state["input"]["values"]), theirs.ravel()), how
+        assert state["source"] == f"Input: photo.png, normalized with {words}"
+
+
+def test_one_mean_is_for_all_channels_and_for_digits_too() -> None:
+    plain = as_input(7, COLOUR).values
+    picture = as_input(7, COLOUR, normalize=normalization("0.5/0.25"))
+    assert np.array_equal(picture.values, (np.float32(plain) - np.float32(0.5)) * 4)
+    assert picture.span == (-2.0, 2.0)
+    assert picture.said == "a handwritten 7, normalized with mean 0.5 and std 0.25"
+
+
+@pytest.mark.parametrize(
+    "how", ["photo", "0.5", "0.5/0", "0.5/-1", "0.5/nan", "1,2/3", "/", "1/2/3", (1, 2, 3), 7]
+)
+def test_what_does_not_say_how_to_normalize_is_refused(how: Any) -> None:
+    with pytest.raises(ArgumentError, match=r"normalize: this does not say how .* Remedy: write"):
+        normalization(how)
+
+
+def test_normalizing_goes_with_pictures_of_as_many_channels() -> None:
+    with pytest.raises(ArgumentError, match=r"expected 1 of each, or one for all; got mean 0\.485"):
+        as_input(7, GREY, normalize=IMAGENET)
+    with pytest.raises(ArgumentError, match="normalize: an array has its own numbers"):
+        explorer_state(nn.Conv2d(3, 2, 3), np.ones((3, 5, 6)), normalize="imagenet")
+    with pytest.raises(ArgumentError, match="normalize: there is no picture to normalize"):
+        explorer_state(nn.Conv2d(3, 2, 3), normalize="imagenet")
+    with pytest.raises(ArgumentError, match="nothing says what the model was trained with"):
+        explorer_state(nn.Conv2d(3, 2, 3), 7, normalize="auto")
+
+
+def test_models_that_say_what_they_were_trained_with(tmp_path: pathlib.Path) -> None:
+    from torchvision import models
+
+    half = Normalization((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    with torch.device("meta"):
+        assert trained_with(models.resnet18()) == IMAGENET
+        large, small = models.efficientnet_v2_l(), models.efficientnet_b0()
+        # Of one module, and trained with other numbers: then the factory says which.
+        assert trained_with(large) is trained_with(small) is None
+        assert trained_with(large, "torchvision.models:efficientnet_v2_l") == half
+        assert trained_with(small, "torchvision.models:efficientnet_b0") == IMAGENET
+        bytes_ = trained_with(
+            models.vgg16(), "torchvision.models:vgg16", {"weights": "IMAGENET1K_FEATURES"}
+        )
+        assert bytes_ is not None
+        assert bytes_.std == (1 / 255,) * 3
+    net = nn.Sequential(nn.Conv2d(3, 2, 3))
+    assert trained_with(net) is None
+    net.pretrained_cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}  # as timm's models
+    assert trained_with(net) == half
+    net = nn.Sequential(nn.Conv2d(3, 2, 3))
+    net.name_or_path = str(tmp_path)  # as those of transformers
+    assert trained_with(net) is None
+    said = '{"do_normalize": %s, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}'
+    (tmp_path / "preprocessor_config.json").write_text(said % "true")
+    assert trained_with(net) == half
+    for text in (said % "false", "no JSON", "[1]", '"text"'):
+        (tmp_path / "preprocessor_config.json").write_text(text)
+        assert trained_with(net) is None, text
+
+
 # --- digits ---
 
 
@@ -204,9 +288,9 @@ def test_a_digit_of_any_size_is_the_one_of_the_page(model: Model, facts: dict[st
             state = explorer_state(np.ones(geometry.filters_shape), 4, geometry, input_size=size)
             there = model.ask("load", {**state, "input": {"digit": 8}})
             assert there["input"]["values"] == state["input"]["values"], (geometry, side)
-            assert state["source"].startswith("a handwritten 4")
+            assert state["source"].startswith("Input: a handwritten 4")
             resized = side in (9, 40) or (side == 28 and ndim == 2)
-            assert ("to" in state["source"]) == resized, (geometry, side)
+            assert (" to " in state["source"]) == resized, (geometry, side)
 
 
 def test_there_are_ten_digits_of_one_channel_or_three() -> None:

@@ -117,12 +117,30 @@ def test_where_it_comes_from_and_what_it_starts_with(state: dict[str, Any]) -> N
     layer = ConvLayer(ConvGeometry(1, 1, (2,)), np.ones((1, 2, 1)), name="block.conv")
     found = explorer_state(layer, title="mine", source="a run")
     assert (found["title"], found["source"], found["version"]) == ("mine", "a run", VERSION)
-    assert explorer_state(layer, 3)["source"] == "a handwritten 3, its middle row"
+    assert explorer_state(layer, 3)["source"] == "Input: a handwritten 3, its middle row"
     geometry = ConvGeometry(2, 4, (3,))
-    unnamed = "CONV layer, 2 to 4 channels, kernel 3"
+    unnamed = "CONV layer (2, 4, kernel 3)"
     assert explorer_state(np.zeros((4, 3, 2)), None, geometry)["title"] == unnamed
-    unnamed = "ConvTranspose2d, 1 to 2 channels, kernel 2 × 4"
+    for made, unnamed in (
+        (nn.Conv2d(3, 16, 5, padding=2), "Conv2d(3, 16, kernel 5 × 5, padding 2)"),
+        (
+            nn.Conv2d(4, 8, 3, stride=(1, 2), padding=(0, 1), groups=2, padding_mode="reflect"),
+            "Conv2d(4, 8, kernel 3 × 3, stride 1 × 2, padding 0 × 1, groups 2, reflect)",
+        ),
+        (
+            nn.Conv2d(1, 2, 2, dilation=3, padding="same"),
+            "Conv2d(1, 2, kernel 2 × 2, padding 1+2, dilation 3)",
+        ),
+        (
+            nn.ConvTranspose1d(1, 2, 2, stride=2, output_padding=1),
+            "ConvTranspose1d(1, 2, kernel 2, stride 2, output padding 1)",
+        ),
+    ):
+        assert explorer_state(made)["title"] == unnamed
+    unnamed = "ConvTranspose2d(1, 2, kernel 2 × 4)"
     assert explorer_state(nn.ConvTranspose2d(1, 5, (2, 4)), filters=[0, 2])["title"] == unnamed
+    x = torch.ones(2, 3, 5, 6)
+    assert explorer_state(nn.Conv2d(3, 1, 2), x)["source"] == "Input: an array of 2 × 3 × 5 × 6"
     middle = explorer_state(nn.Conv2d(1, 2, 4, stride=2), input_size=(28, 28))["selection"]
     assert middle == {"p": 6 * 13 + 6, "f": 0, "q": None, "element": None}
 
@@ -133,7 +151,7 @@ def test_a_state_that_was_changed_names_its_layer_so_and_what_was_given_is_check
     given = {name: state[name] for name in ("settings", "input", "filters", "bias")}
     changed = {**state, "filters": [0] * 6, "given": given}
     layer, _ = state_layer(changed)
-    assert layer.name == "CONV layer, 1 to 2 channels, kernel 3, changed here"
+    assert layer.name == "CONV layer (1, 2, kernel 3), changed here"
     assert state_layer(given)[0].filters.ravel().tolist() == list(range(6))
     with pytest.raises(DataError, match=r"filters: these are not the numbers of its settings"):
         state_layer({**changed, "given": {**given, "filters": [1, 2]}})
@@ -185,10 +203,12 @@ def test_the_page_shows_what_keras_computes(
     assert np.array_equal(np.moveaxis(ours, -1, 0) if name == "first" else ours, theirs)
 
 
-def test_of_keras_the_activation_is_named_and_no_weights_are_refused() -> None:
+def test_of_keras_the_activation_is_named_and_layers_without_weights_are_refused() -> None:
     layer = keras.layers.Conv2D(3, 3, activation="relu", name="first")
     with pytest.raises(UnsupportedLayer, match="it has no weights yet"):
         convfc.explore(layer, np.ones((6, 5, 1), np.float32))
+    with pytest.raises(UnsupportedLayer, match="LazyConv2d: its weight has no size yet"):
+        convfc.explore(nn.LazyConv2d(3, 3), np.ones((1, 6, 5), np.float32))
     layer.build((None, 6, 5, 1))
     widget = convfc.explore(layer, np.ones((6, 5, 1), np.float32))
     assert widget.state["title"] == "first, before its relu"

@@ -52,6 +52,14 @@ def explore(
             help="An image for the model, or a digit from 0 to 9; random numbers without one.",
         ),
     ] = None,
+    normalize: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOW",
+            help="What the image's numbers, 0 to 1, become: imagenet, auto (what the model was "
+            "trained with, if it says so), or MEAN/STD, such as 0.5,0.5,0.5/0.2,0.2,0.2.",
+        ),
+    ] = None,
     filters: Annotated[
         int | None,
         typer.Option("--filters", min=1, metavar="N", help="Show only the first N of the layer."),
@@ -63,6 +71,12 @@ def explore(
     html: Annotated[
         pathlib.Path | None,
         typer.Option("--html", metavar="FILE", help="Write the page to this file instead."),
+    ] = None,
+    film: Annotated[
+        pathlib.Path | None,
+        typer.Option(
+            "--film", metavar="FILE", help="Write a film for slides, a GIF: the window slides."
+        ),
     ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, metavar="N", help="0: any free port.")] = 0,
     no_browser: Annotated[
@@ -78,16 +92,21 @@ def explore(
     [bold]convfc explore --run runs/default[/bold]   the experiment's trained filters
 
     [bold]convfc explore --html out.html[/bold]      a file that needs no server
+
+    [bold]convfc explore --film out.gif[/bold]       a film for slides, of a small layer or of yours
     """
     console, errors = Console(), Console(stderr=True)
     if run is not None and model is not None:
         raise typer.BadParameter("give only one of MODULE:FACTORY and --run")
     of_model = {"layer": layer, "input": input_, "image": image, "weights": weights}
-    options = [*of_model.items(), ("filters", filters)]
+    options = [*of_model.items(), ("filters", filters), ("normalize", normalize)]
     given = [f"--{name}" for name, value in options if value is not None]
     if model is None and given:
         raise typer.BadParameter(f"{', '.join(given)} needs a MODULE:FACTORY")
-    elsewhere = "write it somewhere else with --html, or leave --html out"
+    if normalize is not None and image is None:
+        raise typer.BadParameter("--normalize needs an --image")
+    option = "--html" if film is None else "--film"
+    elsewhere = f"write it somewhere else with {option}, or leave {option} out"
     with errors_in_one_line(errors, elsewhere), ctrl_c_explained(errors, "Stopped."):
         state: dict[str, Any] | None = None
         if run is not None:
@@ -96,8 +115,14 @@ def explore(
 
             state = explored(read_record(run))
         elif model is not None:
-            from convfc.explorer.inputs import input_for, layer_in_model
+            from convfc.explorer.inputs import (
+                input_for,
+                layer_in_model,
+                normalization,
+                trained_with,
+            )
             from convfc.explorer.state import explorer_state
+            from convfc.factories import named_values
 
             with errors.status("running the model"):
                 made, name = make_model(model, arguments), model.rpartition(":")[2]
@@ -105,7 +130,9 @@ def explore(
                     load_weights(made, weights, errors)
                 sizes = None if input_ is None else shape(input_)
                 digit = int(image) if image in list("0123456789") else image
-                x, described = input_for(made, sizes, digit)
+                known = trained_with(made, model, named_values(arguments or ()))
+                how = normalization(normalize, known)
+                x, described = input_for(made, sizes, digit, how)
                 place, found, reaching = layer_in_model(made, layer, x)
                 state = explorer_state(
                     found,
@@ -114,8 +141,23 @@ def explore(
                     title=f"{name}, {place}" if place else name,
                     source=f"Input: {described}",
                 )
+            if known is not None and how is None and image is not None:
+                said = f"The image's numbers are 0 to 1. Trained with {known}: --normalize auto"
+                errors.print(Text(printable(said)), soft_wrap=True)
         if state is not None:
             console.print(Text(printable(f"{state['title']}. {state['source']}")), soft_wrap=True)
+        if film is not None:
+            from convfc.explorer.film import example, write_film
+
+            with errors.status("drawing the film") as status:
+                write_film(
+                    film,
+                    example() if state is None else state,
+                    told=lambda n, of: status.update(f"drawing the film: {n} of {of} pictures"),
+                )
+            console.print(Text(f"Film: {film}"), soft_wrap=True)
+            if html is None:
+                return
         from convfc.explorer.page import ExplorerServer, write_page
 
         if html is not None:

@@ -3,6 +3,7 @@
 ============== ==================================================================================
 `state`        what the page shows, as JSON, from a layer and an input, and back
 `page`         the page as one file that makes no request, and on the loopback interface
+`film`         the window that slides, as a GIF for slides (needs Pillow; imported when asked for)
 `widget`       the page in a notebook (needs anywidget; imported when asked for)
 `inputs`       arrays, image files (needs Pillow), digits, and what reaches a layer in its model
 `static`       the page's module and stylesheet, made of the sources in `web`
@@ -29,6 +30,7 @@ def explore(
     *,
     input_size: Sequence[int] | None = None,
     filters: Sequence[int] | None = None,
+    normalize: Any = None,
     title: str = "",
     height: int = 0,
 ) -> Any:
@@ -38,7 +40,7 @@ def explore(
 
     Parameters
     ----------
-    layer, x, geometry, input_size, filters, title
+    layer, x, geometry, input_size, filters, normalize, title
         As for `convfc.explorer.explorer_state`: a layer of one or two axes, or filters with a
         geometry; an array, an image file or a digit 0 to 9. Without a layer the page starts with
         the paper's experiment.
@@ -67,7 +69,7 @@ def explore(
     4
     """
     given: dict[str, Any] = {"x": x, "geometry": geometry}
-    given |= {"input_size": input_size, "filters": filters}
+    given |= {"input_size": input_size, "filters": filters, "normalize": normalize}
     if layer is None and (named := [name for name in given if given[name] is not None]):
         raise ArgumentError(
             "there is no layer that it belongs to",

@@ -1,11 +1,18 @@
-"""What can be an input of a layer: an array, an image file, a digit, or what its model gives it."""
+"""What can be an input of a layer: an array, an image file, a digit, or what its model gives it.
+
+The numbers of a picture are 0 to 1, or normalized as those that a model was trained with.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import json
+import math
 import os
 import pathlib
+import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -13,9 +20,10 @@ from array_api_compat import is_array_api_obj
 from numpy.typing import NDArray
 
 from convfc.arrays import as_numpy
+from convfc.comparing import first_words
 from convfc.convert import inspect
 from convfc.digits import digit
-from convfc.errors import ArgumentError, DataError, NothingToConvert, ShapeError
+from convfc.errors import ArgumentError, ConvfcError, DataError, NothingToConvert, ShapeError
 from convfc.extras import needing
 from convfc.geometry import ConvGeometry
 from convfc.registry import room_of
@@ -45,17 +53,133 @@ class Picture(NamedTuple):
     span: tuple[float, float] | None = None
 
 
+class Normalization(NamedTuple):
+    """What a picture's numbers become, (x - mean) / std: one number per channel, or one for all."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __str__(self) -> str:
+        """Say it, in a few words."""
+        mean, std = (", ".join(f"{n:.6g}" for n in numbers) for numbers in self)
+        return f"mean {mean} and std {std}"
+
+    def of(self, picture: Picture) -> Picture:
+        """Return a picture with its numbers normalized."""
+        channels = picture.values.shape[-1]
+        if len(self.mean) not in (1, channels):
+            raise ArgumentError(
+                "a mean and a std are needed for each channel",
+                where="normalize",
+                expected=f"{channels} of each, or one for all",
+                got=self,
+                remedy="give as many as the input has channels, as in 0.5/0.5",
+            )
+        # In float32, in this order: to the bit what a model's own preprocessing computes.
+        mean, std = (np.asarray(numbers, np.float32) for numbers in self)
+        values = (np.asarray(picture.values, np.float32) - mean) / std
+        ends = np.subtract.outer([0.0, 1.0], self.mean) / self.std
+        span = float(ends.min()), float(ends.max())
+        return Picture(values, f"{picture.said}, normalized with {self}", span)
+
+
+IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""Of the photographs of ImageNet, red, green and blue: what most weights were trained with."""
+
+
+def normalization(given: Any, known: Normalization | None = None) -> Normalization | None:
+    """Read "imagenet", "auto" (what is known of the model), "MEAN/STD", or a pair (mean, std)."""
+    if given is None or given == "imagenet":
+        return None if given is None else IMAGENET
+    if given == "auto" and known is not None:
+        return known
+    parts = given.split("/") if isinstance(given, str) else given
+    read: list[tuple[float, ...]] = []
+    with contextlib.suppress(TypeError, ValueError):
+        for part in parts:
+            numbers = part.split(",") if isinstance(part, str) else np.ravel(part)
+            read.append(tuple(float(n) for n in numbers))
+    sound = len(read) == 2 and len(read[0]) == len(read[1]) > 0
+    if not sound or not all(map(math.isfinite, sum(read, ()))) or min(read[1]) <= 0:
+        raise ArgumentError(
+            "nothing says what the model was trained with"
+            if given == "auto"
+            else "this does not say how to normalize a picture",
+            where="normalize",
+            expected="imagenet, or MEAN/STD with a number for each channel and no std of 0",
+            got=repr(given),
+            remedy="write, for instance, 0.485,0.456,0.406/0.229,0.224,0.225, or 0.5/0.5",
+        )
+    return Normalization(*read)
+
+
+def trained_with(
+    model: Any, spec: str = "", arguments: Mapping[str, Any] | None = None
+) -> Normalization | None:
+    """Return what a model's weights were trained with, where the model or its library says it.
+
+    timm's models say it themselves, and those of transformers in a file beside their weights;
+    torchvision says it of its weights: those of a factory ``module:name`` with its arguments, or
+    of the module that a model's class is from, if they agree.
+    """
+    said = getattr(model, "pretrained_cfg", None)
+    if not isinstance(said, Mapping):
+        said = _processor(getattr(model, "name_or_path", None))
+    found = (
+        [(said.get("mean"), said.get("std"))] if said else _of_torchvision(model, spec, arguments)
+    )
+    with contextlib.suppress(ArgumentError):
+        return normalization(found[0]) if len(set(map(str, found))) == 1 else None
+    return None
+
+
+def _processor(folder: Any) -> dict[str, Any]:
+    """Return mean and std of the image processor in the folder of a model of transformers."""
+    if not isinstance(folder, str):
+        return {}
+    with contextlib.suppress(OSError, ValueError):
+        text = pathlib.Path(folder, "preprocessor_config.json").read_text(encoding="utf-8")
+        said = json.loads(text)
+        if isinstance(said, Mapping) and said.get("do_normalize", True):
+            return {"mean": said.get("image_mean"), "std": said.get("image_std")}
+    return {}
+
+
+def _of_torchvision(
+    model: Any, spec: str, arguments: Mapping[str, Any] | None
+) -> list[tuple[Any, Any]]:
+    """Return mean and std of the weights that torchvision has for a model."""
+    models: Any = sys.modules.get("torchvision.models")
+    module = type(model).__module__
+    if models is None or not module.startswith("torchvision."):
+        return []
+    kinds = [
+        kind
+        for kind in vars(sys.modules[module]).values()
+        if isinstance(kind, type) and issubclass(kind, models.WeightsEnum)
+        if kind.__module__ == module
+    ]
+    with contextlib.suppress(ValueError):  # no factory of torchvision's
+        kinds = [models.get_model_weights(spec.rpartition(":")[2])]
+    name = str((arguments or {}).get("weights")).rpartition(".")[2]
+    chosen = [getattr(kind, name, getattr(kind, "DEFAULT", None)) for kind in kinds]
+    made = [weights.transforms() for weights in chosen if weights is not None]
+    return [(how.mean, how.std) for how in made if hasattr(how, "mean")]
+
+
 def as_input(
     source: Source,
     geometry: ConvGeometry,
     input_size: Sequence[int] | None = None,
     *,
     order: str = "channels_last",
+    normalize: Normalization | None = None,
 ) -> Picture:
     """Return an array, the image of a path, or a digit 0 to 9 as one input of a layer.
 
     An array may have the other order of axes where it fits only so, a batch axis, of which the
-    first input is taken, and no channels if there is one. Images and digits are made to fit a size.
+    first input is taken, and no channels if there is one. Images and digits are made to fit a size,
+    and are normalized if it is said how.
     """
     ndim, channels = geometry.spatial_ndim, geometry.in_channels
     size = None if ndim == 1 else input_size
@@ -64,7 +188,14 @@ def as_input(
     elif isinstance(source, (int, np.integer)) and not isinstance(source, bool):
         found = _digit(int(source), channels, size)
     else:
-        values = _one_of(real_numbers("x", source), geometry, order)
+        if normalize is not None:
+            raise ArgumentError(
+                "an array has its own numbers",
+                where="normalize",
+                remedy="leave normalize out, or give the path of an image",
+            )
+        array = real_numbers("x", source)
+        values = _one_of(array, geometry, order)
         if input_size is not None and tuple(input_size) != values.shape[:-1]:
             raise ArgumentError(
                 "an array has its own size",
@@ -73,8 +204,12 @@ def as_input(
                 got=tuple(input_size),
                 remedy="leave input_size out, or resize the array yourself",
             )
-        return Picture(values)
-    return found if ndim == 2 else _middle_row(found, input_size)
+        return Picture(values, f"an array of {' × '.join(map(str, array.shape))}")
+    found = found if ndim == 2 else _middle_row(found, input_size)
+    if normalize is not None:
+        return normalize.of(found)
+    # 256 steps: more digits would only make the page longer.
+    return found._replace(values=np.round(found.values, 4))
 
 
 def read_image(path: pathlib.Path, channels: int, size: Sequence[int] | None = None) -> Picture:
@@ -98,7 +233,6 @@ def read_image(path: pathlib.Path, channels: int, size: Sequence[int] | None = N
         cut = "" if abs(high * width - wide * height) <= max(height, width) else "cut and "
         said.append(f"{cut}resized from {height} × {width} to {high} × {wide}")
     values = np.asarray(picture, dtype=np.float32) / np.float32(255)
-    values = np.round(values, 4)  # 256 steps: more digits would only make the page longer
     values = values.reshape(*values.shape[:2], channels)
     return Picture(values, ", ".join([path.name, *said]), (0.0, 1.0))
 
@@ -244,11 +378,26 @@ def layer_in_model(model: Any, name: str | None, x: Any) -> tuple[str, Any, Any]
             remedy="convfc inspect lists the layers of a model",
         )
     room = room_of(model)
-    return place, room.places(model)[place], room.layer_input(model, place, x)
+    try:
+        reaching = room.layer_input(model, place, x)
+    except Exception as error:  # whatever a user's model raises
+        cause = error.__cause__ if isinstance(error, ShapeError) else error
+        if not isinstance(cause, Exception) or isinstance(cause, ConvfcError):
+            raise
+        raise ShapeError(
+            f"the model refuses an input of {' × '.join(map(str, x.shape[1:]))} "
+            f"(its words: {first_words(cause) or type(cause).__name__})",
+            where="input",
+            remedy="give the size that it takes, such as --input 3,224,224",
+        ) from cause
+    return place, room.places(model)[place], reaching
 
 
 def input_for(
-    model: Any, sizes: Sequence[int] | None = None, source: Source | None = None
+    model: Any,
+    sizes: Sequence[int] | None = None,
+    source: Source | None = None,
+    normalize: Normalization | None = None,
 ) -> tuple[NDArray[np.float32], str]:
     """Return an input of one sample of a model, in its order of axes, and what it is.
 
@@ -271,7 +420,8 @@ def input_for(
             ndim = len(sizes) // 2
         channels, *size = tuple(sizes)[-ndim - 1 :]
     if source is not None:
-        picture = as_input(source, ConvGeometry(channels, 1, (1,) * ndim), size)
+        shape = ConvGeometry(channels, 1, (1,) * ndim)
+        picture = as_input(source, shape, size, normalize=normalize)
         values = np.moveaxis(picture.values, -1, 0)[None].astype(np.float32)
         return _as_taken(model, values), picture.said
     if size is None:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convfc.errors import ArgumentError, DataError, GeometryError, MemoryBudgetError
-from convfc.explorer.inputs import LONGEST, Picture, Source, as_input, real_numbers
+from convfc.explorer.inputs import LONGEST, Picture, Source, as_input, normalization, real_numbers
 from convfc.geometry import ConvGeometry
 from convfc.layer import ConvLayer
 from convfc.registry import Reading, read_layer
@@ -157,6 +157,7 @@ def explorer_state(
     *,
     input_size: Sequence[int] | None = None,
     filters: Sequence[int] | None = None,
+    normalize: Any = None,
     title: str = "",
     source: str = "",
 ) -> dict[str, Any]:
@@ -177,6 +178,9 @@ def explorer_state(
         Spatial size: what an image is made to fit, or where there is no input.
     filters : sequence of int, optional
         Show only these; of a layer with groups, all or none.
+    normalize : str or (mean, std), optional
+        What an image or a digit becomes, which is 0 to 1 without it: "imagenet", or mean and std,
+        one number per channel, also as a text "0.5,0.5,0.5/0.2,0.2,0.2".
     title, source : str
         What the page says that it shows, and where it comes from. If there is no title, it is the
         layer's name, or its kind and sizes.
@@ -208,7 +212,15 @@ def explorer_state(
     # The number of axes and the channels are known before the size is, which decides the padding.
     reading = _read(layer, geometry, input_size)
     if x is not None:
-        picture = as_input(x, reading.layer.geometry, input_size, order=reading.order)
+        how = normalization(normalize)
+        order = reading.order
+        picture = as_input(x, reading.layer.geometry, input_size, order=order, normalize=how)
+    elif normalize is not None:
+        raise ArgumentError(
+            "there is no picture to normalize",
+            where="normalize",
+            remedy="give the path of an image, or leave normalize out",
+        )
     size = _size(reading.layer.geometry, picture, input_size)
     found = read_layer(layer, geometry, input_size=size).layer
     weights = real_numbers("filters", found.filters)
@@ -227,7 +239,7 @@ def explorer_state(
     return {
         "version": VERSION,
         "title": title or found.name or _described(layer, shown),
-        "source": source or ("" if picture is None else picture.said),
+        "source": source or ("" if picture is None else f"Input: {picture.said}"),
         "settings": settings,
         "input": given,
         "filters": _short(weights),
@@ -330,11 +342,24 @@ def _size(
 
 
 def _described(layer: Any, geometry: ConvGeometry) -> str:
-    """Return a title for a layer without a name: its kind, if it says one, and its sizes."""
+    """Return a title for a layer without a name: its kind, if it says one, and its settings."""
     plain = isinstance(layer, ConvLayer) or hasattr(layer, "shape")
     kernel = " × ".join(map(str, geometry.kernel_size))
-    channels = f"{geometry.in_channels} to {geometry.out_channels} channels"
-    return f"{'CONV layer' if plain else type(layer).__name__}, {channels}, kernel {kernel}"
+    parts = [f"{geometry.in_channels}, {geometry.out_channels}, kernel {kernel}"]
+    pads = [str(low) if low == high else f"{low}+{high}" for low, high in geometry.padding]
+    for name, values, usual in (
+        ("stride", geometry.stride, 1),
+        ("padding", pads, "0"),
+        ("output padding", geometry.output_padding, 0),
+        ("dilation", geometry.dilation, 1),
+        ("groups", (geometry.groups,), 1),
+    ):
+        if {*values} != {usual}:
+            same = len({*values}) == 1
+            parts.append(f"{name} {' × '.join(map(str, values[:1] if same else values))}")
+    if geometry.padding_mode != "zeros":
+        parts.append(geometry.padding_mode)
+    return f"{'CONV layer ' if plain else type(layer).__name__}({', '.join(parts)})"
 
 
 def _chosen(

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from convfc.errors import Refusal, UnsupportedLayer
 from convfc.frameworks.torch.forms.form import form_of
@@ -174,6 +175,6 @@ def _unreadable(module: nn.Module) -> Refusal | None:
         return None
     if form_of(module) not in ("native", "patch", "weight"):
         return Refusal("it is not a CONV layer", "give one layer of the model, such as model.conv1")
-    if not isinstance(module, CONV_CLASSES):
+    if not isinstance(module, CONV_CLASSES) or isinstance(module, LazyModuleMixin):
         return obstacle(module)
     return own_forward(module)

@@ -8,13 +8,15 @@ import { palette } from "./views/palette.js";
 import { Theme } from "./views/theme.js";
 import { Header } from "./views/header.js";
 import { Controls } from "./views/controls.js";
+import { Pocket } from "./views/pocket.js";
 import { Strip } from "./views/strip.js";
 import { Transport } from "./views/transport.js";
 import { Tabs } from "./views/tabs.js";
 import { ArithmeticView } from "./views/arithmetic.js";
-import { IndexMapView } from "./views/indexmap.js";
+import { AlgorithmView } from "./views/algorithm.js";
 import { BigMatrixView } from "./views/bigmatrix.js";
 import { BackwardView } from "./views/backward.js";
+import { TrainView } from "./views/train.js";
 import { CodeView } from "./views/code.js";
 import { Story } from "./views/story.js";
 import { download, png, svg } from "./views/export.js";
@@ -29,7 +31,7 @@ const READING = 60;
 const LOOPBACK = /^(localhost|127\.\d+\.\d+\.\d+|\[::1\])$/;
 
 /** What a selection, a look, or a change of view does not touch is not drawn again. */
-const LIGHT = new Set(["selection", "hover"]);
+const LIGHT = new Set(["selection", "hover", "film", "training"]);
 
 /** One explorer in an element: its store, its views, and the redrawing of them. */
 export class Explorer {
@@ -39,7 +41,7 @@ export class Explorer {
    */
   constructor(element, options = {}) {
     this.options = options;
-    this.store = new Store(options.state ?? stateOf(PRESETS.find(({ id }) => id === "experiment")));
+    this.store = new Store(options.state ?? stateOf(PRESETS[0]));
     this.root = el("div", { class: "convfc-explorer", data: { page: options.page ? "1" : "" } });
     this.root.explorer = this;
     element.append(this.root);
@@ -48,9 +50,12 @@ export class Explorer {
     this._build();
     this.pending = null;
     this.stop = this.store.subscribe((kind) => this._changed(kind));
-    this.resize = new ResizeObserver(() => this._resized());
+    this._resized = this._resized.bind(this);
+    this.resize = new ResizeObserver(this._resized);
     this.resize.observe(this.root);
+    if (options.page) window.addEventListener("resize", this._resized); // of its height
     this.root.addEventListener("keydown", (event) => this._key(event));
+    this.presenting = (event) => this._presentingKey(event);
     this._resized();
     this.ready = new Promise((resolve) => requestAnimationFrame(() => resolve(this)));
   }
@@ -61,6 +66,27 @@ export class Explorer {
     this.options.onLeave?.();
     this.store.load({ ...state, view: { tab: this.store.view.tab } });
     this.options.onArrive?.();
+  }
+
+  /** The picture alone, and larger, for a lecture hall; again, or Escape, and all is back. */
+  present(on = !this.root.dataset.present) {
+    const { dataset, ownerDocument } = this.root;
+    if (on) dataset.present = "1";
+    else delete dataset.present;
+    const full = on ? this.root.requestFullscreen?.() : document.fullscreenElement && document.exitFullscreen();
+    full?.catch?.(() => {}); // it is presented in the window, then
+    ownerDocument[on ? "addEventListener" : "removeEventListener"]("keydown", this.presenting);
+    ownerDocument[on ? "addEventListener" : "removeEventListener"]("fullscreenchange", this.presenting);
+    this.width = 0;
+    this._resized();
+    if (on) this.say("Page Down and Page Up move the window, Space plays, Escape ends.");
+  }
+
+  /** On a phone the settings come from below, over half of the picture. */
+  openSheet(on = !this.root.dataset.sheet) {
+    if (on) this.root.dataset.sheet = "1";
+    else delete this.root.dataset.sheet;
+    this.transport.settings.setAttribute("aria-expanded", String(on));
   }
 
   /** Draw the selection again, now; how many milliseconds it took. */
@@ -81,12 +107,16 @@ export class Explorer {
     this.say(done);
   }
 
+  /** The address of what is shown; in a notebook only what the page has behind its own. */
+  get link() {
+    return (this.options.page ? location.href.replace(/#.*$/, "") : "") + toAddress(this.store);
+  }
+
   copyLink() {
-    const address = location.href.replace(/#.*$/, "") + toAddress(this.store);
     const own = location.protocol === "file:" || LOOPBACK.test(location.hostname);
     const where = "The link is copied. It opens on this machine only";
     const until = location.protocol === "file:" ? "." : ", while convfc explore runs.";
-    return this.copy(address, own ? where + until : "The link is copied.");
+    return this.copy(this.link, own ? where + until : "The link is copied.");
   }
 
   async save(kind) {
@@ -125,6 +155,10 @@ export class Explorer {
     this.strip.links.destroy();
     this.story.destroy();
     this.resize.disconnect();
+    window.removeEventListener("resize", this._resized);
+    document.removeEventListener("keydown", this.presenting);
+    document.removeEventListener("fullscreenchange", this.presenting);
+    this.pocket.destroy();
     this.theme.destroy();
     cancelAnimationFrame(this.pending);
     clearTimeout(this.liveTimer);
@@ -139,12 +173,14 @@ export class Explorer {
     this.header = new Header(this);
     this.strip = new Strip(this);
     this.transport = new Transport(this);
+    this.pocket = new Pocket(this);
     this.controls = new Controls(this);
     this.tabs = new Tabs(this, {
       arithmetic: new ArithmeticView(this),
-      map: new IndexMapView(this),
+      algorithm: new AlgorithmView(this),
       matrix: new BigMatrixView(this),
       backward: new BackwardView(this),
+      train: new TrainView(this),
       code: new CodeView(this),
     });
     this.live = el("p", { class: "unseen", "aria-live": "polite", data: { live: "" } });
@@ -162,6 +198,7 @@ export class Explorer {
     this.root.append(
       this._skip(),
       this.header.element,
+      this.pocket.element,
       el("div", { class: "body" }, this.story.element, this.controls.element, main),
       this.live,
       this.toast,
@@ -187,9 +224,28 @@ export class Explorer {
     else this.store.undo();
   }
 
+  /** What a presenter's remote control sends, and the way out. */
+  _presentingKey(event) {
+    const { transport } = this;
+    if (event.type === "fullscreenchange") {
+      if (!document.fullscreenElement) this.present(false);
+      return;
+    }
+    const what = {
+      PageDown: () => transport.move("forward"),
+      PageUp: () => transport.move("back"),
+      " ": () => transport.toggle(),
+      Escape: () => this.present(false),
+    }[event.key];
+    // A button has its own Space, and an editor its own Escape.
+    if (!what || event.defaultPrevented || event.target.closest?.("button, input, select, dialog")) return;
+    event.preventDefault();
+    what();
+  }
+
   _changed(kind) {
+    if (kind === "selection" || kind === "film") this.strip.input.follow();
     if (kind === "selection") {
-      this.strip.input.follow();
       const moved = this.flown !== this.store.selection.p;
       if (moved && !this.transport.hurried && !this._away()) this.strip.links.fly();
     }
@@ -200,7 +256,7 @@ export class Explorer {
         if (!this._away()) this.redraw();
       });
     } else this._update(kind);
-    if (!["hover", "view", "tab"].includes(kind) && !this.transport.playing) this.announce();
+    if (!["hover", "view", "tab", "training"].includes(kind) && !this.transport.playing) this.announce();
     this.story.look(kind);
     this.options.onChange?.(kind);
   }
@@ -212,21 +268,23 @@ export class Explorer {
       this.width = 0;
       return this._resized();
     }
+    this.header.update(); // first, as the strip has the height that it leaves
     if (kind !== "settings" || !this.store.problems.length) {
       if (kind !== "tab" && kind !== "gradient") this.strip.update();
       this.story.fit();
       this.transport.update();
       this.tabs.update();
     }
-    this.header.update();
     this.controls.update();
     this.redraw();
   }
 
   _light() {
+    this.root.toggleAttribute("data-film", this.store.moment !== null);
     this.strip.light();
     this.transport.light();
     this.tabs.light();
+    this.pocket.light();
   }
 
   _recolour(scheme) {
@@ -251,8 +309,10 @@ export class Explorer {
 
   _resized() {
     const { clientWidth } = this.root;
-    if (!clientWidth || clientWidth === this.width) return;
-    this.width = clientWidth;
+    // A phone's window has another height whenever its address bar comes or goes.
+    const height = this.options.page && !this.narrow ? window.innerHeight : 0;
+    if (!clientWidth || (clientWidth === this.width && height === this.height)) return;
+    [this.width, this.height] = [clientWidth, height];
     const { dataset } = this.root;
     dataset.width = LAYOUTS.find((layout) => {
       dataset.width = layout;

@@ -1,5 +1,5 @@
 // The explorer alone on a page: it starts from the state in the page and what the address says of it,
-// else from the address alone, else from the paper's experiment, and keeps the address in step.
+// else from the address alone, else from the first preset, and keeps the address in step.
 
 import { fromAddress, toAddress } from "./model/address.js";
 import { mount } from "./explorer.js";
@@ -70,6 +70,7 @@ export function startOnPage() {
     if (state) back(() => explorer.store.load(state));
   });
   explorer.header.say(given.notes);
+  if (!given.state) explorer.transport.walk();
   return explorer;
 }
 

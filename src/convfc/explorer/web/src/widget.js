@@ -16,7 +16,7 @@ export function render({ model, el }) {
     own: stated && !given.preset ? given : null,
     onChange(kind) {
       if (taking || kind === "hover") return;
-      changed.add(kind === "selection" ? "selection" : "state");
+      changed.add(["selection", "film"].includes(kind) ? "selection" : "state");
       clearTimeout(timer);
       timer = setTimeout(send, PATIENCE);
     },

@@ -5,6 +5,8 @@ import { DEFAULTS, complete, filtersShape, inputShape, problems, product } from 
 import { PRESETS, stateOf } from "./presets.js";
 import { CHAPTERS, chapterState } from "./story.js";
 import { GRADIENTS, Store, TABS, VERSION } from "./store.js";
+import { LANES } from "./trace.js";
+import { readPlan } from "./training.js";
 
 /** Characters that an address may have; beyond them the numbers stay at home. */
 const LONGEST = 6000;
@@ -34,6 +36,8 @@ export function toAddress(store) {
   if (q === null && element !== null) parts.push(`pixel=${element}`);
   if (store.view.tab !== TABS[0]) parts.push(`tab=${store.view.tab}`);
   if (store.view.feeds) parts.push("feeds=1");
+  if (store.moment !== null) parts.push(`film=${store.view.lane}.${store.moment}`);
+  if (store.training) parts.push(`train=${store.training}`);
   const { start, edits } = store.dY;
   if (start !== GRADIENTS[0]) parts.push(`dy=${start}`);
   if (edits.size) parts.push(`e=${[...edits].map(([place, v]) => [...place.split(","), packed(v)].join("_")).join(",")}`);
@@ -104,6 +108,11 @@ export function fromAddress(address, own = null) {
   }
   const tab = fields.get("tab");
   state.view = { tab: TABS.includes(tab) ? tab : TABS[0], feeds: fields.get("feeds") === "1" };
+  const [, lane, step] = /^([a-z0-9]+)\.(\d{1,15})$/.exec(fields.get("film") ?? "") ?? [];
+  if (lane in LANES) Object.assign(state.view, { lane, step: Number(step) });
+  const training = fields.get("train");
+  if (training && readPlan(training)) state.training = training;
+  else if (training !== undefined) notes.push(`“train=${training.slice(0, 40)}” is no training of this page.`);
   const places = (fields.get("e") ?? "").split(",").filter(Boolean).map((text) => text.split("_").map(Number));
   const start = GRADIENTS.includes(fields.get("dy")) ? fields.get("dy") : GRADIENTS[0];
   state.dY = { start, edits: places.map((place) => [place.slice(0, -1).join(), place.at(-1)]) };

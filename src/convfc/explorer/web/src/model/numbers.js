@@ -83,21 +83,30 @@ function dot(map, { count, tap, at }, input, weights, bias, filter) {
   return bias ? sum + bias[filter] : sum;
 }
 
-/** One output, term by term: x and w and their products, at most `most` of them; the rest as one number, and the sum. */
+/**
+ * One output, term by term: x and w and their products, of whole channels as far as `most` goes (of one
+ * channel, if it alone has more), each channel's subtotal; the rest as one number, and the sum.
+ */
 export function outputAt(map, input, weights, bias, p, filter, most = Infinity) {
   const { first, count } = columnsOf(map, filter);
-  const written = Math.min(count, most);
-  const row = map.row(p, Array.from({ length: written }, (_, t) => first + t));
+  const { perGroup } = map;
+  const channels = Math.min(perGroup, Math.max(1, Math.floor((most * perGroup) / count)));
+  const length = Math.min(most, (count / perGroup) * channels);
+  const written = Array.from({ length }, (_, n) => Math.floor(n / channels) * perGroup + (n % channels));
+  const row = map.row(p, written.map((t) => first + t));
+  const subtotals = new Float64Array(channels);
   let so = 0;
-  const terms = Array.from(row, (element, t) => {
+  const terms = Array.from(row, (element, at) => {
+    const t = written[at];
     const x = element < 0 ? 0 : input[element];
     const w = weights[filter * count + t];
     so += x * w;
-    return { q: first + t, x, w, product: x * w, element };
+    subtotals[t % perGroup] += x * w;
+    return { q: first + t, channel: t % perGroup, x, w, product: x * w, element };
   });
   const offset = bias ? bias[filter] : 0;
-  const sum = written < count ? dot(map, map.reads(p), input, weights, bias, filter) : so + offset;
-  return { terms, count, rest: sum - offset - so, bias: offset, sum };
+  const sum = written.length < count ? dot(map, map.reads(p), input, weights, bias, filter) : so + offset;
+  return { terms, count, subtotals, rest: sum - offset - so, bias: offset, sum };
 }
 
 /** Row (p, filter) of the one big matrix T: element -> weight, ascending; weights of one element add. */

@@ -1,4 +1,5 @@
-// Where to start: the paper's figures, its experiment, and three other kinds of convolution.
+// Where to start: a picture that one can read, the paper's figures, its experiment, and other kinds of
+// convolution.
 
 import { complete } from "./geometry.js";
 
@@ -18,6 +19,14 @@ const FIGURE_2 = { input: [1, 0, 2, 3, 1, 0, 0, 2, 1], filter: [1, 0, -1, 2, 0, 
 
 /** {id, title, text, settings, input, filters, at}; input is {values} or {digit}, `at` the output shown first. */
 export const PRESETS = [
+  {
+    id: "first",
+    title: "A sliding window",
+    text: "Nine windows are nine rows of M, and every output is a row of M times a column of K.",
+    settings: { axes: 2, size: [5, 5], channels: 1, filters: 2, kernel: [3, 3] },
+    // A seven, in shades. Its filters look for edges, standing and lying.
+    input: picture(["02891", "00193", "00740", "03900", "05600"]),
+  },
   {
     id: "figure-2",
     title: "One patch, one filter",

@@ -55,23 +55,32 @@ export function gradient(settings) {
 
 /**
  * Filters of which no two are equal. First those that show something: differences along each axis, a
- * sum, corners, a point, a difference of channels, as far as the kernel has room for them; then others.
+ * sum, corners, a point, a difference of channels, as far as the kernel has room for them, or what shows
+ * something in a photograph; then others.
  */
-export function someFilters(settings) {
+export function someFilters(settings, photo = false) {
   const shape = filtersShape(settings);
   const channels = shape.at(-1);
   const [height, width] = settings.axes === 2 ? settings.kernel : [1, settings.kernel[0]];
   const across = (j) => Math.sign(j - (width - 1) / 2);
   const down = (i) => Math.sign(i - (height - 1) / 2);
   const middle = (i, size) => Number(i === Math.floor(size / 2));
-  const kinds = [
+  // Of a photograph the edges, red against blue, and a blur: each about as large as the others.
+  const few = 1 / (height * width);
+  const shown = [
+    width > 1 && ((i, j) => across(j) / (channels * height)),
+    height > 1 && ((i) => down(i) / (channels * width)),
+    channels === 3 && ((i, j, d) => few * (1 - d)),
+    () => few / channels,
+  ];
+  const kinds = (photo ? shown : [
     width > 1 && ((i, j) => across(j)),
     height > 1 && down,
     () => 1,
     height > 1 && width > 1 && ((i, j) => down(i) * across(j) || 0), // not -0
     height * width > 1 && ((i, j) => middle(i, height) * middle(j, width)),
     channels > 1 && ((i, j, d) => Math.sign(d - (channels - 1) / 2)),
-  ].filter(Boolean);
+  ]).filter(Boolean);
   const values = new Float64Array(product(shape));
   const taps = height * width * channels;
   for (let f = 0; f < settings.filters; f++) {

@@ -9,15 +9,20 @@ import {
   outputRow, patchMatrix, turnedFilters, unrolledBins, unrolledRow,
 } from "./numbers.js";
 import { pictureInput } from "./start.js";
+import { LANES, Trace, compared } from "./trace.js";
+import { readPlan } from "./training.js";
 import { changes, describe } from "./words.js";
 
 export { short } from "./words.js";
 
 export const VERSION = 1;
-export const TABS = ["arithmetic", "map", "matrix", "backward", "code"];
+export const TABS = ["arithmetic", "algorithm", "matrix", "backward", "train", "code"];
 
 /** What a gradient dY of the output is, but for what is changed in it: 1 at the chosen output, 1 everywhere, or 0. */
 export const GRADIENTS = ["one", "ones", "zeros"];
+
+/** Everything is written: there is no film. */
+const WHOLE = { M: Infinity, K: Infinity, Y: Infinity, output: Infinity };
 
 /** Entries above which M is not held whole: its cells are then worked out as they are drawn. */
 export const HELD = 1_000_000;
@@ -37,9 +42,13 @@ const TOGETHER = 800;
 
 const KINDS = ["input", "filters", "bias"];
 
+/** The way that the film of Algorithm 1 shows, and the step at which it stands: null before it has begun. */
+const FILM = { lane: "im2col", step: null };
+
 export class Store {
   constructor(state = {}) {
     this.listeners = new Set();
+    this.training = null; // what the tab “Train” has trained, as the text of a plan
     this.past = [];
     this.future = [];
     this.load(state);
@@ -73,9 +82,12 @@ export class Store {
     this.kept = state.given
       ? eachKind((kind) => continued(kind, this.given.kept[kind], state[kind], this.settings))
       : this.given.kept;
+    // Another layer leaves what is trained as it is.
+    if (state.training) this.training = readPlan(state.training) && state.training;
     this.hover = null;
-    this.view = { tab: TABS[0], feeds: false, ...state.view };
+    this.view = { tab: TABS[0], feeds: false, ...FILM, ...state.view };
     if (!TABS.includes(this.view.tab)) this.view.tab = TABS[0];
+    if (!(this.view.lane in LANES)) Object.assign(this.view, FILM);
     this.covered = new Set(state.covered);
     this._forget();
     this.dY = { start: GRADIENTS[0], edits: new Map(), ...this._gradient(state.dY) };
@@ -98,6 +110,7 @@ export class Store {
       ...(this.dY.start !== GRADIENTS[0] || this.dY.edits.size
         ? { dY: { start: this.dY.start, edits: [...this.dY.edits] } }
         : {}),
+      ...(this.training && { training: this.training }),
       selection: this.chosen,
       view: { ...this.view },
     };
@@ -263,6 +276,41 @@ export class Store {
   /** A row of the one big matrix in so many equal parts; NaN where it has no entry. */
   bigBins(p, f, bins) {
     return unrolledBins(this.map, this.weights, p, f, bins);
+  }
+
+  // --- the film of Algorithm 1 -----------------------------------------------------------------
+
+  /** The way that the film takes, step by step. */
+  get trace() {
+    return this._once(`trace ${this.view.lane}`, () => new Trace(this.map, this.view.lane));
+  }
+
+  /** The step at which the film stands, while it is seen; null if it is not. */
+  get moment() {
+    const { tab, step } = this.view;
+    return tab === "algorithm" && Number.isInteger(step) ? clamp(step, this.trace.steps + 1) : null;
+  }
+
+  /** The results of all ways, compared. */
+  get compared() {
+    return this._once("compared", () => compared(this));
+  }
+
+  /** How much of M, K, Y and the output is written. */
+  get written() {
+    const { view, map } = this;
+    if (this.filled?.view !== view || this.filled.map !== map)
+      this.filled = { view, map, ...(this.moment === null ? WHOLE : this.trace.written(this.moment)) };
+    return this.filled;
+  }
+
+  /** Go to a step of the film, whose last step is selected; as a whole, if only rows or parts are gone by. */
+  goTo(step, wholes = false) {
+    this.view = { ...this.view, step: clamp(step, this.trace.steps + 1) };
+    const { select } = this.trace.at(this.view.step);
+    this.hover = null;
+    this.selection = this._completed(this.selection, wholes ? { p: select.p, f: select.f, q: null } : select);
+    this._tell("film");
   }
 
   // --- the backward pass -----------------------------------------------------------------------
@@ -446,6 +494,12 @@ export class Store {
     this._travel(this.future, this.past);
   }
 
+  /** Say what has been trained, as the text of a plan. */
+  train(training) {
+    this.training = training;
+    this._tell("training");
+  }
+
   /** Show another tab, another channel, what a pixel feeds. */
   show(view) {
     this.view = { ...this.view, ...view };
@@ -550,6 +604,7 @@ export class Store {
 
   /** Settings that are a convolution become the present ones. */
   _take(settings) {
+    if (settings !== this.settings) this.view = { ...this.view, step: null };
     this.settings = this.wanted = settings;
     this.problems = [];
     this.hover = null;

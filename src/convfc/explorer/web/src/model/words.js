@@ -10,7 +10,8 @@ const NAMES = { padding: "padding", mode: "padding mode", axes: "axes", flip: "f
 
 /** What is selected, as a sentence. */
 export function describe(store) {
-  const { map, selection } = store;
+  const { map, selection, moment: step } = store;
+  if (step !== null) return `Step ${step} of ${store.trace.steps}: line ${store.trace.at(step).line}.`;
   const position = map.position(selection.p);
   const { first } = columnsOf(map, selection.f);
   const names = position.length > 1 ? ["rows", "columns"] : ["elements"];

@@ -95,7 +95,7 @@ export class BackwardView {
       },
     });
     this.note = el("p", { class: "problem" });
-    this.sum = new Sum((how, term) => store[how](term?.look ?? null));
+    this.sum = new Sum(explorer, (how, term) => store[how](term?.look ?? null));
     this.element = el(
       "div",
       { data: { view: "backward" }, class: "backward" },

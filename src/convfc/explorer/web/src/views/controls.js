@@ -1,8 +1,8 @@
 // The column of settings. What is wrong with a typed value is said beside the control, and the last
 // valid settings stay on show.
 
-import { check, el, fill, put, radioGroup, typed, unique } from "./dom.js";
-import { MODES, PADDING, PER_AXIS, SINGLE } from "../model/geometry.js";
+import { button, check, el, fill, put, radioGroup, typed, unique } from "./dom.js";
+import { MODES, PADDING, PER_AXIS, SINGLE, problems } from "../model/geometry.js";
 import { PRESETS, stateOf } from "../model/presets.js";
 import { Pictures } from "./pictures.js";
 
@@ -12,12 +12,20 @@ const FLAG_LABELS = {
   bias: ["bias", "One number per filter, added to every output"],
 };
 
+/** What rows and columns have alike while they are locked together. */
+const LOCKED = ["kernel", "stride", "padding", "dilation", "outputPadding"];
+
+/** The last number of a slider, unless the present one is larger. */
+const FARTHEST = { kernel: 11, stride: 8, padding: 8, dilation: 6, groups: 64, outputPadding: 7 };
+
 /** Every setting with its control and its problems. */
 export class Controls {
   constructor(explorer) {
     this.explorer = explorer;
     this.inputs = new Map(); // name -> [control, read from settings]
     this.notes = new Map(); // field -> where its problem is written
+    this.sliders = []; // what brings each slider and its buttons up to date
+    this.locked = true;
     this.pictures = new Pictures(explorer);
     // The arrow keys only move: to choose is to load another state, and to lose what was edited.
     this.presets = radioGroup(
@@ -36,10 +44,24 @@ export class Controls {
     );
     this.start = this._group("Start from", explorer.story.offer, this.presets);
     this.start.classList.add("start");
-    this.element = el(
-      "aside",
-      { class: "controls", data: { view: "controls" }, "aria-label": "Settings" },
-      this.start,
+    this.lock = this._check(
+      "lock",
+      "rows = columns",
+      "Kernel, stride, padding and dilation are alike on both axes",
+      (on) => this._lock(on),
+    );
+    this.lock.row.dataset.of = "axes";
+    this.main = this._group(
+      "Window",
+      this._perAxis("kernel"),
+      this._perAxis("stride"),
+      this._padding(),
+      this._perAxis("dilation"),
+      this._groups(),
+      this.lock.row,
+    );
+    this.main.classList.add("main-settings");
+    const others = [
       this._group(
         "Input",
         this._axes(),
@@ -47,43 +69,71 @@ export class Controls {
         this._single("channels"),
         this.pictures.element,
       ),
-      this._group(
-        "Filters",
-        this._single("filters"),
-        this._perAxis("kernel"),
-        this._flag("flip"),
-        this._flag("bias"),
-      ),
-      this._group("Movement", this._perAxis("stride"), this._perAxis("dilation")),
-      this._group("Padding", this._padding(), this._mode()),
+      this._group("Filters", this._single("filters"), this._flag("flip"), this._flag("bias")),
       this._group(
         "Kind",
-        this._single("groups"),
+        this._mode(),
         this._flag("transposed"),
         this._perAxis("outputPadding"),
+        this.feeds.row,
       ),
-      this._group("Show", this.feeds.row),
+    ];
+    this.more = el(
+      "button",
+      {
+        type: "button",
+        class: "more",
+        data: { action: "more" },
+        "aria-expanded": "false",
+        onclick: () => this._showMore(this.more.getAttribute("aria-expanded") !== "true"),
+      },
+      "More settings",
+    );
+    this.others = el("div", { class: "others", id: unique("others") }, others);
+    this.more.setAttribute("aria-controls", this.others.id);
+    this.element = el(
+      "aside",
+      { class: "controls", data: { view: "controls" }, "aria-label": "Settings", id: unique("controls") },
+      this.start,
+      this.main,
+      this.more,
+      this.others,
     );
   }
 
   update() {
     const { store } = this.explorer;
     const { wanted } = store;
+    // A state comes locked if it is alike on both axes, and what is not alike is never locked.
+    if (this.given !== store.given) [this.given, this.locked] = [store.given, true];
+    this.locked &&= alike(wanted);
+    this.lock.control.checked = this.locked;
     for (const [control, value] of this.inputs.values()) {
       const now = value(wanted);
       if (control.type === "checkbox") control.checked = now;
       else if (!Number.isNaN(now) && now !== undefined) put(control, now);
     }
-    for (const node of this.element.querySelectorAll("[data-axis='1']"))
-      node.hidden = wanted.axes === 1;
-    for (const node of this.element.querySelectorAll("[data-of=heads]"))
-      node.hidden = wanted.axes === 1;
+    this._hide(wanted.axes === 1);
+    for (const slider of this.sliders) slider(wanted);
     this.feeds.control.checked = store.view.feeds;
     const ours = this.own && store.given.mark === (this.own.mark ?? null);
     const start = store.preset ?? (ours ? "own" : null);
     check(this.presets, (tile) => tile.dataset.preset === start);
     this._showProblems(store.problems);
     this.pictures.update();
+  }
+
+  /** Hide what does not apply: each part of a row says in `data-of` when it is there. */
+  _hide(one) {
+    const there = {
+      axes: !one,
+      unlocked: !this.locked,
+      locked: this.locked && !one,
+      sides: one || !this.locked,
+      slider: one || this.locked,
+    };
+    for (const node of this.element.querySelectorAll("[data-of]"))
+      node.hidden = !node.dataset.of.split(" ").every((word) => there[word]);
   }
 
   _showProblems(problems) {
@@ -200,6 +250,7 @@ export class Controls {
 
   _perAxis(field) {
     const { label, ...bounds } = PER_AXIS[field];
+    const lockable = LOCKED.includes(field);
     const controls = [0, 1].map((axis) => [
       axis,
       this._number(
@@ -208,15 +259,34 @@ export class Controls {
         bounds,
         (s) => s[field][axis],
         (value) => {
-          const values = [...this.explorer.store.wanted[field]];
-          values[axis] = value;
+          const { wanted } = this.explorer.store;
+          const values = [...wanted[field]];
+          if (lockable && this.locked) values.fill(value);
+          else values[axis] = value;
           this.explorer.store.set({ [field]: values });
         },
       ),
     ]);
-    return this._row(field, el("label", { for: controls[0][1].id }, label), controls);
+    const row = this._row(field, el("label", { for: controls[0][1].id }, label), controls);
+    if (!lockable) return row;
+    controls[1][1].parentElement.dataset.of = "axes unlocked";
+    const write = (value) => {
+      const { wanted } = this.explorer.store;
+      this.explorer.store.set({ [field]: wanted[field].map(() => value) });
+    };
+    return this._stepped(row, controls[0][1], field, label, (s) => s[field][0], write);
   }
 
+  /** The number of groups: a slider from an ordinary layer to a depthwise one. */
+  _groups() {
+    const { label, ...bounds } = SINGLE.groups;
+    const write = (value) => this.explorer.store.set({ groups: value });
+    const control = this._number("groups", capital(label), bounds, (s) => s.groups, write);
+    const row = this._row("groups", el("label", { for: control.id }, label), [[null, control]]);
+    return this._stepped(row, control, "groups", label, (s) => s.groups, write, null);
+  }
+
+  /** Padding on the four sides; one number for all of them while rows and columns are locked. */
   _padding() {
     const sides = [
       ["low", "before"],
@@ -226,6 +296,11 @@ export class Controls {
       ["top", "bottom"],
       ["left", "right"],
     ];
+    const write = (value) => {
+      const { wanted } = this.explorer.store;
+      this.explorer.store.set({ padding: wanted.padding.map(() => [value, value]) });
+    };
+    const all = this._number("padding", "Padding, all sides", PADDING, (s) => s.padding[0][0], write);
     const controls = [0, 1].flatMap((axis) =>
       sides.map(([side, word], at) => {
         const control = this._number(
@@ -243,11 +318,15 @@ export class Controls {
         return [axis, control];
       }),
     );
-    const row = this._row("padding", el("span", {}, "amount"), controls);
+    const label = el("label", { for: all.id }, "padding");
+    const row = this._row("padding", label, [[null, all], ...controls]);
     row.classList.add("four");
+    all.parentElement.dataset.of = "locked";
+    for (const [axis, { parentElement: span }] of controls)
+      span.dataset.of = axis ? "axes sides" : "sides";
     const heads = el(
       "div",
-      { class: "line heads", "aria-hidden": "true", data: { of: "heads" } },
+      { class: "line heads", "aria-hidden": "true", data: { of: "axes sides" } },
       el("span", {}),
       el(
         "div",
@@ -256,7 +335,65 @@ export class Controls {
       ),
     );
     row.prepend(heads);
+    return this._stepped(row, all, "padding", "padding", (s) => s.padding[0][0], write, "locked");
+  }
+
+  /**
+   * Buttons and a slider around a number; they offer what is a convolution, of any number of which
+   * the page takes more. Keys have the number itself, so that Tab stops once.
+   */
+  _stepped(row, control, field, label, read, write, of = "slider") {
+    const choices = (settings) => {
+      const now = read(settings);
+      const put = (n) => (Array.isArray(settings[field]) ? settings[field].map((v) => (Array.isArray(v) ? [n, n] : n)) : n);
+      const from = Number(control.min);
+      const last = Math.max(now, FARTHEST[field]);
+      const all = Array.from({ length: last - from + 1 }, (_, i) => from + i);
+      return all.filter((n) => n === now || !problems({ ...settings, [field]: put(n) }).length);
+    };
+    const slide = el("input", { type: "range", class: "slide", min: 0, step: 1, tabindex: -1, "aria-hidden": "true" });
+    const step = (by, word, symbol) =>
+      button(`${field}-${word}`, `${capital(label)}: ${word}`, () => {
+        const all = choices(this.explorer.store.settings);
+        const next = all.indexOf(read(this.explorer.store.settings)) + by;
+        if (next in all) write(all[next]);
+      }, { symbol });
+    const [less, more] = [step(-1, "less", "minus"), step(1, "more", "plus")];
+    for (const one of [less, more]) one.tabIndex = -1;
+    slide.addEventListener("input", () => write(this.offered[field][Number(slide.value)]));
+    const values = control.closest(".values");
+    control.parentElement.before(less);
+    control.parentElement.after(more);
+    values.prepend(slide);
+    if (of) for (const node of [slide, less, more]) node.dataset.of = of;
+    this.offered ??= {};
+    this.sliders.push((settings) => {
+      const all = (this.offered[field] = choices(settings));
+      const at = all.indexOf(read(settings));
+      slide.max = all.length - 1;
+      slide.value = at;
+      slide.disabled = all.length < 2;
+      less.disabled = at <= 0;
+      more.disabled = at >= all.length - 1;
+    });
     return row;
+  }
+
+  /** Lock rows and columns: columns become what rows are, and the padding of all sides that of the top. */
+  _lock(on) {
+    const { store } = this.explorer;
+    this.locked = on;
+    if (!on || alike(store.wanted)) return this.update();
+    const even = (values) => values.map(() => structuredClone(values[0]));
+    const patch = Object.fromEntries(LOCKED.map((name) => [name, even(store.wanted[name])]));
+    const [[top]] = patch.padding;
+    store.set({ ...patch, padding: patch.padding.map(() => [top, top]) });
+  }
+
+  _showMore(on) {
+    this.more.setAttribute("aria-expanded", String(on));
+    this.more.textContent = on ? "Fewer settings" : "More settings";
+    this.element.classList.toggle("all", on);
   }
 
   _mode() {
@@ -317,8 +454,14 @@ export class Controls {
   }
 }
 
+/** Whether rows and columns have the same window, with the same padding on all sides. */
+function alike(settings) {
+  const same = (values) => values.every((v) => JSON.stringify(v) === JSON.stringify(values[0]));
+  return LOCKED.every((name) => same(settings[name])) && same(settings.padding.flat());
+}
+
 function wrapped(axis, control) {
-  return el("span", { data: axis === 1 ? { axis: "1" } : {} }, control);
+  return el("span", { data: axis === 1 ? { of: "axes" } : {} }, control);
 }
 
 function capital(text) {

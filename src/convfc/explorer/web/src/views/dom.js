@@ -14,7 +14,7 @@ export function el(tag, attributes = {}, ...children) {
     else if (name === "data") Object.assign(element.dataset, value);
     else element.setAttribute(name, value === true ? "" : value);
   }
-  element.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  element.append(...children.flat(2).filter((child) => child !== null && child !== undefined));
   return element;
 }
 
@@ -42,6 +42,8 @@ const PATHS = {
   pen: "M5 19l1-4L16 5l3 3L9 18z",
   link: "M10 14a4 4 0 0 0 6 0l3-3a4 4 0 0 0-6-6l-1 1M14 10a4 4 0 0 0-6 0l-3 3a4 4 0 0 0 6 6l1-1",
   image: "M4 5h16v14H4zM4 16l5-5 4 4 3-3 4 4",
+  sliders: "M5 7h14M5 12h14M5 17h14M9 5v4M15 10v4M8 15v4",
+  screen: "M4 5h16v11H4zM9 20h6M12 16v4",
   done: "M5 13l5 5L19 7",
   guide: "M12 19v-1M9 9a3 3 0 1 1 4.5 2.6c-1 .6-1.5 1.2-1.5 2.9",
 };

@@ -30,7 +30,7 @@ function parts(explorer) {
     grid: view.panel.grid,
     ...place(view.panel.grid.element),
     caption: place(view.panel.caption),
-    text: view.panel.caption.textContent,
+    lines: [view.panel.caption.textContent.replace(view.panel.shape.textContent, "").trim(), view.panel.shape.textContent],
     formula: view.panel.options.formula,
   }));
   const words = [...element.querySelectorAll(".step, .sign")].map((node) => ({
@@ -48,9 +48,9 @@ function parts(explorer) {
 }
 
 /** Do something while the canvases are sharp enough to be enlarged. */
-function sharp(explorer, work) {
+function sharp(explorer, work, scale = SCALE) {
   const grids = explorer.strip.views.map((view) => view.panel.grid);
-  for (const grid of grids) grid.sharpen(SCALE);
+  for (const grid of grids) grid.sharpen(scale);
   const done = work();
   for (const grid of grids) grid.sharpen(null);
   return done;
@@ -58,12 +58,17 @@ function sharp(explorer, work) {
 
 /** The strip as a PNG blob. */
 export function png(explorer) {
-  return sharp(explorer, () => {
+  return new Promise((resolve) => picture(explorer, SCALE).toBlob(resolve, "image/png"));
+}
+
+/** The strip on a canvas of its own. */
+export function picture(explorer, scale) {
+  const draw = () => {
     const { width, height, grids, words, links } = parts(explorer);
     const canvas = document.createElement("canvas");
-    [canvas.width, canvas.height] = [Math.round(width * SCALE), Math.round(height * SCALE)];
+    [canvas.width, canvas.height] = [Math.round(width * scale), Math.round(height * scale)];
     const context = canvas.getContext("2d");
-    context.scale(SCALE, SCALE);
+    context.scale(scale, scale);
     context.fillStyle = explorer.palette.paper;
     context.fillRect(0, 0, width, height);
     if (links) context.drawImage(links.canvas, links.x, links.y, links.w, links.h);
@@ -77,8 +82,9 @@ export function png(explorer) {
       context.textAlign = label.anchor === "middle" ? "center" : "left";
       context.fillText(label.text, label.x, label.y);
     }
-    return new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
-  });
+    return canvas;
+  };
+  return sharp(explorer, draw, scale);
 }
 
 /** The strip as an SVG text. */
@@ -124,9 +130,9 @@ function cellShapes(grid, x, y, palette) {
       const number = value(r, c);
       const at = grid.box(r, c);
       const box = { x: x + at.x, y: y + at.y, width, height };
-      shapes.push(tag("rect", { ...box, fill: palette.css(number, largest), ...edge }));
+      shapes.push(tag("rect", { ...box, fill: grid.ground(r, c), ...edge }));
       if (faint?.(r, c)) shapes.push(tag("rect", { ...box, fill: "url(#padding)" }));
-      if (!font) continue;
+      if (!font || grid.empty?.(r, c)) continue;
       const middle = { x: box.x + width / 2, y: box.y + height / 2 + font.size * 0.35 };
       const how = { "font-size": font.size, "text-anchor": "middle" };
       const colour = palette.on(number, largest);
@@ -163,16 +169,19 @@ function tag(name, attributes, content = null) {
 
 /** Captions, words and signs as lines of text. */
 function labels(grids, words, palette) {
-  const captions = grids.map(({ caption, text, formula }) => ({
-    x: caption.x + caption.w / 2,
-    y: caption.y + caption.h - 5,
-    text,
-    colour: palette.ink,
-    size: 13,
-    anchor: "middle",
-    italic: formula,
-    font: `${formula ? "italic " : ""}13px ${FONT}`,
-  }));
+  const captions = grids.flatMap(({ caption, lines, formula }) =>
+    // A caption that is broken on the page is so here.
+    (caption.h > 30 ? lines : [lines.join(" ")]).map((text, i, all) => ({
+      x: caption.x + caption.w / 2,
+      y: caption.y + caption.h - 5 - 16 * (all.length - 1 - i),
+      text,
+      colour: palette.ink,
+      size: 13,
+      anchor: "middle",
+      italic: formula,
+      font: `${formula ? "italic " : ""}13px ${FONT}`,
+    })),
+  );
   const between = words.map(({ x, y, w, h, text, sign }) => ({
     x: x + w / 2,
     y: y + h / 2 + (sign ? 8 : 16),

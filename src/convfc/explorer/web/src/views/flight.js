@@ -1,9 +1,9 @@
 // The numbers of the window on their way into the row of M, and the sum on its way into the output:
-// what "stretch" and "reshape" mean, for a quarter of a second after a choice.
+// what "stretch" and "reshape" mean, for less than half a second after a choice.
 
 import { columnsOf } from "../model/numbers.js";
 
-const LASTING = 280; // milliseconds
+const LASTING = 420; // milliseconds, at most
 const TOLD = 900; // the same in the story, where it is what one is to see
 const MOST = 64; // numbers that fly; of more, these stand for all
 
@@ -57,9 +57,9 @@ export function drawFlights(context, all, share) {
   context.globalAlpha = 1;
 }
 
-/** The share of the way at a time after the start; 1 when it is over. */
-export function shareOf(start, now, told) {
-  return Math.min(1, (now - start) / (told ? TOLD : LASTING));
+/** The share of the way at a time after the start; 1 when it is over, which is before the next one. */
+export function shareOf(start, now, every = Infinity, told = false) {
+  return Math.min(1, (now - start) / Math.min(told ? TOLD : LASTING, 0.8 * every));
 }
 
 function twice([r, c]) {

@@ -36,6 +36,7 @@ export class Grid {
     );
     this.element = el("div", { class: "grid" }, this.base, this.overlay);
     this.source = { rows: 1, columns: 1, value: () => 0, largest: 1 };
+    this.written = Infinity; // numbers that a film has written
     this.zoom = 1;
     this.x = this.y = 0; // what part of the cells is seen, in pixels
     this.width = this.height = 0;
@@ -50,7 +51,8 @@ export class Grid {
 
   /**
    * What is shown: {rows, columns, value(r, c), largest, pixel(r, c)?, line(r, columns) -> their
-   * numbers?, cells: how many of them are worked out for a picture, at most?}.
+   * numbers?, cells: how many of them are worked out for a picture, at most?, place(r, c): how many are
+   * written before this one?}.
    */
   show(source, palette) {
     const before = this.source;
@@ -211,6 +213,18 @@ export class Grid {
     context.restore();
   }
 
+  /** Whether a cell is not yet written; null where all are. */
+  get empty() {
+    const { written, source } = this;
+    return written < Infinity ? (r, c) => source.place(r, c) >= written : null;
+  }
+
+  /** The colour of a cell. */
+  ground(r, c) {
+    const { value, largest } = this.source;
+    return this.empty?.(r, c) ? this.palette.empty : this.palette.css(value(r, c), largest);
+  }
+
   /** What is selected. */
   light() {
     const context = this._context(this.overlay);
@@ -219,7 +233,7 @@ export class Grid {
     const [r, c] = this.options.cursor();
     this.cell.setAttribute("aria-rowindex", r + 1);
     this.cell.setAttribute("aria-colindex", c + 1);
-    this.cell.textContent = this.options.say(r, c);
+    this.cell.textContent = this.empty?.(r, c) ? "not yet written" : this.options.say(r, c);
   }
 
   /** An outline around cells: a halo, then the line; never smaller than can be seen. */
@@ -275,7 +289,7 @@ export class Grid {
       { x, y: top, w, h: READABLE },
       colour,
       dash,
-      (c) => this.source.value(r, c),
+      (c) => this.ground(r, c),
       "column",
       [c0, c1],
     );
@@ -292,14 +306,13 @@ export class Grid {
       { x: left, y, w: 10, h },
       colour,
       dash,
-      (r) => this.source.value(r, c),
+      (r) => this.ground(r, c),
       "row",
       [r0, r1],
     );
   }
 
-  _enlarged(context, box, colour, dash, value, along, [from, to]) {
-    const { largest } = this.source;
+  _enlarged(context, box, colour, dash, ground, along, [from, to]) {
     const inside = { x: Math.max(box.x, MARGIN), y: Math.max(box.y, MARGIN - 1) };
     inside.w = Math.min(box.x + box.w, this.width + MARGIN) - inside.x;
     inside.h = Math.min(box.y + box.h, this.height + MARGIN + 1) - inside.y;
@@ -314,7 +327,7 @@ export class Grid {
     const step = Math.max(1, Math.floor(0.7 / side));
     for (let i = from; i <= to; i += step) {
       const { x, y } = along === "column" ? this.box(0, i) : this.box(i, 0);
-      context.fillStyle = this.palette.css(value(i), largest);
+      context.fillStyle = ground(i);
       if (along === "column") context.fillRect(x, box.y, Math.max(side, 0.8) + 0.3, box.h);
       else context.fillRect(box.x, y, box.w, Math.max(side, 0.8) + 0.3);
     }

@@ -3,6 +3,9 @@
 import { button, el, fill } from "./dom.js";
 import { PRESETS } from "../model/presets.js";
 
+/** Ma & Lu: what the page shows is theirs. */
+const PAPER = "https://arxiv.org/abs/1712.01252";
+
 /** The title of what has none. */
 const OWN = "A convolution of your own";
 
@@ -36,7 +39,13 @@ export class Header {
         "div",
         { class: "brand" },
         el(explorer.options.page ? "h1" : "span", { class: "logo" }, "convfc"),
-        el("span", {}, "a convolution is a matrix product"),
+        el(
+          "span",
+          {},
+          "a convolution is a matrix product: ",
+          el("a", { href: PAPER, target: "_blank", rel: "noopener" }, "the paper"),
+          el("span", { class: "authors" }, " (Ma & Lu, 2017)"),
+        ),
       ),
       el(
         "div",
@@ -48,6 +57,12 @@ export class Header {
           ? button("copy-link", "Copy a link to this view", () => explorer.copyLink(), {
               symbol: "link",
               text: "Link",
+            })
+          : null,
+        explorer.options.page
+          ? button("present", "Present: the picture alone, and larger (Esc ends it)", () => explorer.present(), {
+              symbol: "screen",
+              text: "Present",
             })
           : null,
         button("png", "Save the strip as PNG", () => explorer.save("png"), { text: "PNG" }),

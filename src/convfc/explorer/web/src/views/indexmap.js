@@ -7,8 +7,8 @@ import { count, short } from "../model/words.js";
 /** Readers that are listed. */
 const LISTED = 24;
 
-/** The tab “Index map”. */
-export class IndexMapView {
+/** What the tab “Algorithm” says of the entry that is looked at. */
+export class Inspector {
   constructor(explorer) {
     this.explorer = explorer;
     this.pair = el("p", { class: "pair" });

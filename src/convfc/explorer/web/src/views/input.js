@@ -41,12 +41,20 @@ export class InputView {
     return this.explorer.store;
   }
 
-  /** The channel that is drawn, or "rgb". */
+  /** The channel that is drawn, or "rgb": the one that was chosen, or, while one looks at it, a tap's. */
   get channel() {
-    const { settings, view } = this.store;
+    const { settings, view, hover } = this.store;
     if (view.channel === "rgb" && settings.channels === 3) return "rgb";
-    if (Number.isInteger(view.channel) && view.channel < settings.channels) return view.channel;
-    return settings.channels === 3 && settings.size[0] > 16 ? "rgb" : 0;
+    const known = Number.isInteger(view.channel) && view.channel < settings.channels;
+    if (!known && settings.channels === 3 && settings.size[0] > 16) return "rgb";
+    return this._channelOf(hover?.q ?? null) ?? (known ? view.channel : 0);
+  }
+
+  /** The channel that a column of M reads. */
+  _channelOf(q) {
+    if (q === null) return null;
+    const { group, channel } = this.store.map.tap(q);
+    return group * this.store.map.perGroup + channel;
   }
 
   update() {
@@ -56,6 +64,7 @@ export class InputView {
     this.rowSource = axes.length > 1 ? axes[0].source : Int32Array.of(0);
     this.columnSource = axes.at(-1).source;
     const { channel } = this;
+    this.drawn = channel;
     const shown = channel === "rgb" ? 0 : channel;
     const source = {
       rows: this.rowSource.length,
@@ -70,6 +79,10 @@ export class InputView {
   }
 
   light() {
+    if (this.channel !== this.drawn) {
+      this.update();
+      this.panel.grid.redraw();
+    }
     this.panel.grid.light();
     const { shown, view, map } = this.store;
     if (this.fed.hidden === view.feeds) this.explorer.strip.links.fit(); // a line more, or less
@@ -86,9 +99,7 @@ export class InputView {
   /** Follow the selection into its channel. */
   follow() {
     const { store } = this;
-    const { q } = store.selection;
-    const tap = q === null ? null : store.map.tap(q);
-    const d = tap && tap.group * store.map.perGroup + tap.channel;
+    const d = this._channelOf(store.selection.q);
     if (d !== null && this.channel !== "rgb" && d !== this.channel) store.show({ channel: d });
   }
 

@@ -25,7 +25,8 @@ export class Links {
     const all = flights(this.strip, this, this.explorer.palette);
     const start = performance.now();
     const step = (now) => {
-      const share = shareOf(start, now, this.explorer.store.view.story);
+      const { playing, every } = this.explorer.transport;
+      const share = shareOf(start, now, playing ? every : undefined, this.explorer.store.view.story);
       this.light();
       if (share >= 1) return;
       drawFlights(this.element.getContext("2d"), all, Math.max(0, share));

@@ -9,6 +9,7 @@ const MOST = 500;
  * one column of M. Null unless that is what the page is asked to show.
  */
 export function lit(store) {
+  if (store.moment !== null) return null; // the film lights what it reads and writes
   const { element, q, of } = store.shown;
   if (element !== null && (store.view.feeds || of === "dX")) {
     const entries = [...store.map.readers(element, MOST)];

@@ -1,6 +1,7 @@
 // M, K and Y: the product in the middle of the strip. The row of the window in M, the column of the
 // filter in K, and the number that both make in Y.
 
+import { el } from "./dom.js";
 import { Panel } from "./panel.js";
 import { editCell } from "./editor.js";
 import { columnsOf } from "../model/numbers.js";
@@ -16,6 +17,7 @@ export class PatchView {
       view: "M",
       name: "M",
       formula: true,
+      long: ": patches",
       label: "M, the patch matrix",
       pick: (p, q) => store.select({ p, q }),
       hover: (p, q) => store.preview(p === null ? null : { p, q }),
@@ -36,6 +38,7 @@ export class PatchView {
         columns,
         largest: store.largest("input"),
         value: (p, q) => store.entry(p, q),
+        place: (p, q) => p * columns + q,
         ...(!store.M && { line: (p, columns) => store.entries(p, columns) }),
       },
       `${rows} × ${columns}`,
@@ -45,7 +48,7 @@ export class PatchView {
   light() {
     const { store } = this.explorer;
     if (!store.hover) this.panel.grid.reveal(store.shown.p, store.shown.q);
-    this.panel.grid.light();
+    this.panel.light(store.written.M);
   }
 
   cursor() {
@@ -121,6 +124,7 @@ export class FilterMatrixView {
       view: "K",
       name: "K",
       formula: true,
+      long: ": filters",
       label: "K, the filter matrix",
       pick: (t, f) => store.select({ f, q: column(t, f) }),
       hover: (t, f) => store.preview(t === null ? null : { f, q: column(t, f) }),
@@ -146,6 +150,7 @@ export class FilterMatrixView {
         columns: filters,
         largest: store.largest("filters"),
         value: (t, f) => store.K[t * filters + f],
+        place: (t, f) => f,
       },
       `${store.map.taps} × ${filters}${store.map.turned ? ", turned" : ""}`,
     );
@@ -154,7 +159,7 @@ export class FilterMatrixView {
   light() {
     const { store } = this.explorer;
     if (!store.hover) this.panel.grid.reveal(this.cursor()[0], store.shown.f);
-    this.panel.grid.light();
+    this.panel.light(store.written.K);
   }
 
   cursor() {
@@ -190,6 +195,7 @@ export class ProductView {
       view: "Y",
       name: "Y",
       formula: true,
+      long: [" = ", el("var", {}, "M"), " ", el("var", {}, "K")],
       label: "Y, the product",
       pick: (p, f) => store.select({ p, f }),
       hover: (p, f) => store.preview(p === null ? null : { p, f }),
@@ -209,6 +215,7 @@ export class ProductView {
         columns: filters,
         largest: store.largest("output"),
         value: (p, f) => store.value(p, f),
+        place: (p, f) => p * filters + f,
         ...(!store.Y && { line: (p, filters) => store.outputRow(p, filters), cells: store.affordable }),
       },
       `${store.map.rows} × ${filters}`,
@@ -218,7 +225,7 @@ export class ProductView {
   light() {
     const { store } = this.explorer;
     if (!store.hover) this.panel.grid.reveal(store.shown.p, store.shown.f);
-    this.panel.grid.light();
+    this.panel.light(store.written.Y);
   }
 
   _overlay(grid, context) {

@@ -44,7 +44,7 @@ export class OutputView {
       this.panel.grid.draw();
     }
     if (!store.hover) this.panel.grid.reveal(...this._cell(store.shown.p));
-    this.panel.grid.light();
+    this.panel.light(store.written.output);
     for (const chip of this.planes.children) {
       if (chip.dataset.filter)
         chip.setAttribute("aria-pressed", String(Number(chip.dataset.filter) === store.shown.f));
@@ -69,6 +69,7 @@ export class OutputView {
         columns,
         largest: store.largest("output"),
         value: (r, c) => (plane ? plane[r * columns + c] : store.value(r * columns + c, f)),
+        place: (r, c) => (r * columns + c) * store.settings.filters + f,
         ...(!plane && { cells: store.affordable }),
       },
       [...size, store.settings.filters].join(" × "),

@@ -8,8 +8,9 @@ const REACH = 1.7; // of the brush, in cells
 
 /** The dialog with the pad. */
 export class Pad {
-  /** `use` is given the 784 grey values of a drawing. */
+  /** `use` is given the 784 grey values of a drawing, unless it is opened for another use. */
   constructor(use) {
+    this.use = use;
     this.pixels = new Float64Array(SIDE * SIDE);
     this.canvas = el("canvas", {
       width: SIDE * SCALE,
@@ -19,7 +20,7 @@ export class Pad {
     });
     const done = () => {
       this.element.close();
-      if (this.pixels.some((value) => value > 0)) use(this.pixels);
+      if (this.pixels.some((value) => value > 0)) this.taken(this.pixels);
     };
     this.element = el(
       "dialog",
@@ -66,7 +67,8 @@ export class Pad {
       });
   }
 
-  open() {
+  open(taken = this.use) {
+    this.taken = taken;
     this.clear();
     this.element.showModal();
   }

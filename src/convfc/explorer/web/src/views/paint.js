@@ -8,7 +8,7 @@ import { short } from "../model/words.js";
  * `source.cells`, every nth.
  */
 export function paintCells(grid, context) {
-  const { source, palette } = grid;
+  const { source, palette, empty } = grid;
   const { r0, r1, c0, c1 } = grid.visible;
   const [most, wide] = evaluated(
     Math.min(r1 - r0 + 1, Math.max(1, Math.round(grid.height * grid.ratio))),
@@ -27,6 +27,7 @@ export function paintCells(grid, context) {
       pixels[at] = source.pixel
         ? source.pixel(r, c)
         : palette.packed(line ? line[j] : source.value(r, c), source.largest);
+      if (empty && empty(r, c)) pixels[at] = palette.blank;
       at++;
     }
   }
@@ -69,7 +70,7 @@ export function paintNumbers(grid, context) {
  * halo covers what is behind them and no ground to read on: the hatch, the number under the tint.
  */
 export function paintOver(grid, context, [r0, c0, r1, c1], tint) {
-  const { source, palette, font, visible } = grid;
+  const { source, palette, font, visible, empty } = grid;
   if (!font) return;
   const [w, h] = grid.size;
   context.font = font.css;
@@ -79,6 +80,7 @@ export function paintOver(grid, context, [r0, c0, r1, c1], tint) {
   context.lineWidth = 3;
   for (let r = Math.max(r0, visible.r0); r <= Math.min(r1, visible.r1); r++) {
     for (let c = Math.max(c0, visible.c0); c <= Math.min(c1, visible.c1); c++) {
+      if (empty && empty(r, c)) continue;
       const value = source.value(r, c);
       const { x, y } = grid.box(r, c);
       const number = [short(value, font.digits), x + w / 2, y + h / 2 + 0.5];
@@ -109,7 +111,7 @@ export function numberFont(grid, context) {
       (so, text) => Math.max(so, context.measureText(text).width),
       1,
     );
-    const size = Math.min(13, h * 0.63, ((w - 4) / widest) * 10);
+    const size = Math.min(Math.max(13, 0.4 * h), h * 0.63, ((w - 4) / widest) * 10);
     if (size >= 7.5) return { css: `${size}px ${FONT}`, digits, size };
   }
   return null;

@@ -6,6 +6,7 @@
 const SCHEMES = {
   light: {
     paper: [255, 255, 255],
+    empty: [226, 230, 236],
     positive: [18, 58, 105],
     negative: [176, 72, 14],
     ink: "#1b2430",
@@ -20,6 +21,7 @@ const SCHEMES = {
   },
   dark: {
     paper: [20, 25, 33],
+    empty: [50, 58, 70],
     positive: [150, 203, 255],
     negative: [255, 158, 92],
     ink: "#e8edf3",
@@ -66,6 +68,8 @@ export function palette(scheme) {
     ...colours,
     scheme,
     paper: rgb(colours.paper),
+    empty: rgb(colours.empty),
+    blank: packedRgb(...colours.empty.map((v) => v / 255)),
     hue: (f) => colours.hues[f % colours.hues.length],
     dash: (f) => DASHES[f % DASHES.length],
     packed: (value, largest) => packed[step(value, largest)],

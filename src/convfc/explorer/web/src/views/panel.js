@@ -6,7 +6,7 @@ import { Grid } from "./grid.js";
 /** Caption, grid and zoom. */
 export class Panel {
   /**
-   * options: those of Grid, and {view, name, label, note?}; `explorer` hands out store, palette,
+   * options: those of Grid, and {view, name, label, long?: what follows the name in the caption}; `explorer` hands out store, palette,
    * editing.
    */
   constructor(explorer, options) {
@@ -16,7 +16,8 @@ export class Panel {
     const id = unique("caption");
     this.shape = el("span", { class: "shape" });
     this.name = el("span", { class: options.formula ? "name formula" : "name" }, options.name);
-    this.caption = el("h3", { class: "caption", id }, this.name, " ", this.shape);
+    const long = options.long && el("span", { class: "long" }, options.long);
+    this.caption = el("h3", { class: "caption", id }, this.name, long, " ", this.shape);
     this.out = button("zoom-out", `${options.label}: smaller`, () => this.grid.zoomBy(1 / 1.6), {
       symbol: "minus",
     });
@@ -57,6 +58,15 @@ export class Panel {
     const cell = Math.min(w, h);
     const seen = (count) => Math.max(cell, Math.min(24 / count, 20), Math.min(60 / count, 3));
     this.fit(Math.min(w, seen(columns)), Math.min(h, seen(rows)));
+  }
+
+  /** What is selected; all cells anew if the film has written more of them, or less. */
+  light(written) {
+    const { grid } = this;
+    const other = written !== grid.written;
+    grid.written = written;
+    if (other) grid.draw();
+    grid.light();
   }
 
   addExtra(...children) {

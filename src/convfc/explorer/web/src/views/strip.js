@@ -9,12 +9,23 @@ import { FilterMatrixView, PatchView, ProductView } from "./matrices.js";
 import { OutputView } from "./output.js";
 import { Links } from "./links.js";
 
-const SIGNS = 46 + 20 + 20 + 46 + 8 * 12; // between them, with gaps
-const EDGE = 18; // around them, left and right
-const LARGEST = 34; // side of a cell
+const SIGNS = 38 + 18 + 18 + 38 + 8 * 8; // between them, with gaps
+const EDGE = 12; // around them, left and right
+
+/** Sides of a cell, at most: the larger the picture, the larger. */
+const LARGEST = 34;
+const LARGER = 64;
 
 /** Least widths of the grids in a row: what their captions and buttons need, if not their cells. */
-const LEAST = { image: 116, M: 92, K: 68, Y: 68 };
+const LEAST = { image: 102, M: 144, K: 66, Y: 66 };
+
+/** The part of the row that M gets, unless it has too few columns, whatever K and Y need. */
+const SHARE = 0.35;
+
+/** Heights of the matrices on a page of its own, and what a few products need below the strip. */
+const LOWEST = 226;
+const HIGHEST = 820;
+const PRODUCTS = 234;
 
 /** The narrowest strip that is a row, and the narrowest that is one with the settings beside it. */
 const ROW = 2 * LEAST.image + LEAST.M + LEAST.K + LEAST.Y + 5 * 2 * MARGIN + SIGNS + 2 * EDGE;
@@ -51,7 +62,6 @@ export class Strip {
     this.legend = el(
       "div",
       { class: "legend" },
-      el("span", { class: "scale" }, "−", el("i", { class: "bar" }), "+"),
       el(
         "span",
         { class: "pointing" },
@@ -93,34 +103,55 @@ export class Strip {
   _fitRow(width) {
     const { map, settings } = this.explorer.store;
     const room = width - SIGNS - 5 * 2 * MARGIN;
-    const height = Math.min(430, Math.max(330, 0.3 * width)); // of the matrices
+    const height = this._height(width); // of the matrices
+    const largest = Math.min(LARGER, Math.max(LARGEST, Math.min(width / 26, height / 8)));
     const k = map.taps;
     const f = settings.filters;
+    const most = room - 2 * (LEAST.image + LEAST.K);
+    const fair = Math.max(LEAST.M, Math.min(SHARE * room, most, map.columns * largest));
     // Panels keep their least width even if their cells need less.
-    const need = (cell) =>
-      Math.max(LEAST.M, map.columns * cell) + 2 * Math.max(LEAST.K, f * cell);
-    const least = Math.min(Math.max(0.24 * room, LEAST.image), 230);
-    const side = Math.max(least, Math.min(270, (room - need(LARGEST)) / 2));
-    this.input.panel.fitPicture(side, height * 0.72);
-    this.output.panel.fitPicture(side, height * 0.72);
-    this.filters.panel.fitPicture(side, 92, 26);
+    const need = (cell) => Math.max(fair, map.columns * cell) + 2 * Math.max(LEAST.K, f * cell);
+    const least = Math.min(Math.max(Math.min(0.2 * room, (most + 2 * LEAST.image - fair) / 2), LEAST.image), 230);
+    const side = Math.max(least, Math.min(0.62 * height, (room - need(largest)) / 2));
+    // The filter stands below the input: both together are as high as the matrices.
+    const [above, below] = [Math.min(0.72 * height, height - 108), Math.min(0.3 * height, 150)];
+    this.input.panel.fitPicture(side, above, Math.max(46, largest));
+    this.output.panel.fitPicture(side, 0.72 * height, Math.max(46, largest));
+    this.filters.panel.fitPicture(side, below, Math.max(26, 0.7 * largest));
     for (const views of [[this.input, this.filters], [this.output]]) {
       const widest = Math.max(LEAST.image, ...views.map((view) => view.panel.grid.width));
       views[0].element.parentElement.style.setProperty("--side", `${widest + 2 * MARGIN}px`);
     }
     // One width of cells for all three matrices, unless many filters then leave too little for M.
     const product = room - 2 * side;
-    const cell = largestThat((c) => need(c) <= product, LARGEST);
-    const fair = Math.max(LEAST.M, Math.min(0.4 * product, map.columns * LARGEST));
+    const cell = largestThat((c) => need(c) <= product, largest);
     const wideM = Math.max(fair, map.columns * cell);
-    const cellM = Math.min(wideM / map.columns, LARGEST);
+    const cellM = Math.min(wideM / map.columns, largest);
     const rest = (product - wideM) / 2;
     // K and Y may be wider where their captions leave room.
-    const cellK = Math.min(rest / f, Math.max(cell, Math.min(LEAST.K / f, LARGEST)));
-    const tall = tallness(map.rows, cellM, height);
+    const cellK = Math.min(rest / f, Math.max(cell, Math.min(LEAST.K / f, largest)));
+    const tall = tallness(map.rows, cellM, height, largest);
     this.M.panel.fit(cellM, tall);
-    this.K.panel.fit(cellK, tallness(k, Math.max(cellM, 14), height));
+    this.K.panel.fit(cellK, tallness(k, Math.max(cellM, 14), height, largest));
     this.Y.panel.fit(cellK, tall);
+  }
+
+  /**
+   * Height of the matrices: on a page of its own so much that the window, its row, its column and
+   * the products below are in view together; in a notebook what its width suggests.
+   */
+  _height(width) {
+    const { options, root, tabs, transport } = this.explorer;
+    if (!options.page) return Math.min(430, Math.max(330, 0.3 * width));
+    const card = this.element.parentElement;
+    const top = card.getBoundingClientRect().top - root.getBoundingClientRect().top;
+    const others = transport.element.offsetHeight + tabs.element.firstElementChild.offsetHeight;
+    const around = 66 + card.offsetHeight - this.element.offsetHeight; // captions, edges, legend
+    // In a lecture hall the picture comes first: the last products may be below the edge.
+    const shown = tabs.element.offsetHeight ? PRODUCTS : 40;
+    const below = root.dataset.present ? 0.7 * shown : shown;
+    const room = window.innerHeight - top - others - around - below;
+    return Math.min(HIGHEST, Math.max(LOWEST, room));
   }
 
   _fitColumn(width) {
@@ -141,9 +172,9 @@ export class Strip {
 }
 
 /** Height of a row: square-ish where numbers can be read, as low as needed where there are many. */
-function tallness(rows, cellWidth, height) {
+function tallness(rows, cellWidth, height, largest = LARGEST) {
   const equal = height / rows;
-  return equal < 8 ? equal : Math.min(equal, 30, Math.max(9, cellWidth * 1.25));
+  return equal < 8 ? equal : Math.min(equal, 0.9 * largest, Math.max(9, cellWidth * 1.25));
 }
 
 /** The largest size that passes, by halving. */

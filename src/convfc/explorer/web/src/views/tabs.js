@@ -1,19 +1,20 @@
-// The panel under the strip: five tabs, of which only the open one is kept up to date.
+// The panel under the strip: tabs, of which only the open one is kept up to date.
 
 import { el, unique } from "./dom.js";
 import { TABS } from "../model/store.js";
 
 const TITLES = {
   arithmetic: "Arithmetic",
-  map: "Index map",
+  algorithm: "Algorithm",
   matrix: "One big matrix",
   backward: "Backward",
+  train: "Train",
   code: "Code",
 };
 
 /** The tabs and their panels. */
 export class Tabs {
-  /** views: {arithmetic, map, matrix, backward, code}, each {element, update(), light(), fit(width)?}. */
+  /** views: {arithmetic, algorithm, matrix, backward, code}, each {element, update(), light(), fit(width)?}. */
   constructor(explorer, views) {
     this.explorer = explorer;
     this.views = views;

@@ -4,26 +4,23 @@ import { button, el, icon, fill } from "./dom.js";
 
 const SPEEDS = { slow: 900, normal: 320, fast: 60 };
 
-/** Buttons, slider and speed over the output positions. */
+/** Milliseconds between positions while the window walks by itself. */
+const WALK = 600;
+
+/** The buttons beside Play; each names where it goes, too. */
+const NAMES = { first: "To the start", back: "One step back", forward: "One step on", last: "To the end" };
+
+/** Buttons, slider and speed over the output positions; in the tab “Algorithm”, over its film. */
 export class Transport {
   constructor(explorer) {
     this.explorer = explorer;
-    const { store } = explorer;
-    const go = (p) => () => {
-      this.pause();
-      store.select({ p: p(store.selection.p) });
-    };
+    const buttons = Object.entries(NAMES).map(([name, label]) => button(name, label, () => this.move(name), { symbol: name }));
     this.play = button("play", "Play", () => this.toggle(), { symbol: "play" });
-    this.range = el("input", {
-      type: "range",
-      name: "position",
-      min: "0",
-      step: "1",
-      "aria-label": "Output position",
-    });
+    this.calm = window.matchMedia("(prefers-reduced-motion: reduce)");
+    this.range = el("input", { type: "range", name: "position", min: "0", step: "1", "aria-label": "Position" });
     this.range.addEventListener("input", () => {
       this.pause();
-      store.select({ p: Number(this.range.value) });
+      this.track.go(Number(this.range.value));
     });
     this.words = el("output", { class: "where" });
     this.speed = el(
@@ -38,77 +35,84 @@ export class Transport {
         this.toggle();
       }
     });
+    this.settings = button("settings", "Settings", () => explorer.openSheet(), { symbol: "sliders" });
     this.element = el(
       "div",
-      {
-        class: "card transport",
-        data: { view: "transport" },
-        role: "group",
-        "aria-label": "Steps over the output",
-      },
-      el(
-        "div",
-        { class: "buttons" },
-        button(
-          "first",
-          "First position",
-          go(() => 0),
-          { symbol: "first" },
-        ),
-        button(
-          "back",
-          "One position back",
-          go((p) => p - 1),
-          { symbol: "back" },
-        ),
-        this.play,
-        button(
-          "forward",
-          "One position on",
-          go((p) => p + 1),
-          { symbol: "forward" },
-        ),
-        button(
-          "last",
-          "Last position",
-          go(() => store.map.rows - 1),
-          { symbol: "last" },
-        ),
-      ),
+      { class: "card transport", data: { view: "transport" }, role: "group", "aria-label": "Step by step" },
+      el("div", { class: "buttons" }, buttons.slice(0, 2), this.play, buttons.slice(2)),
       this.range,
       this.words,
       el("label", { class: "speed" }, el("span", { class: "unseen" }, "Speed"), this.speed),
+      el("span", { class: "scale", "aria-hidden": "true" }, "−", el("i", { class: "bar" }), "+"),
+      this.settings,
     );
   }
 
-  update() {
+  /** What it runs over: where it is, its ends, one step from there, and how to go somewhere. */
+  get track() {
     const { store } = this.explorer;
-    this.range.max = String(store.map.rows - 1);
-    if (store.map.rows === 1) this.pause();
+    if (store.view.tab === "algorithm") return this.explorer.tabs.views.algorithm.track;
+    const { p } = store.selection;
+    const { rows } = store.map;
+    const say = (at) => `output position ${store.map.position(at).join(", ")}`;
+    const go = (to) => store.select({ p: to });
+    return { at: p, first: 0, back: p - 1, forward: p + 1, last: rows - 1, words: `${p + 1} of ${rows}`, say, go };
+  }
+
+  /** Go "first", "back", "forward" or "last". */
+  move(to) {
+    this.pause();
+    const { track } = this;
+    track.go(track[to]);
+  }
+
+  update() {
+    const film = this.explorer.store.view.tab === "algorithm";
+    if (film !== this.film || this.track.last === 0) this.pause();
+    this.film = film;
+    this.play.hidden = film && this.calm.matches; // who wants no motion has the steps
     this.light();
   }
 
   light() {
-    const { store } = this.explorer;
-    const { p } = store.selection;
-    this.range.value = String(p);
-    this.words.textContent = `${p + 1} of ${store.map.rows}`;
-    this.range.setAttribute(
-      "aria-valuetext",
-      `output position ${store.map.position(p).join(", ")}`,
-    );
-    this.range.style.setProperty("--share", store.map.rows > 1 ? p / (store.map.rows - 1) : 0);
+    const { at, last, words, say } = this.track;
+    this.range.max = String(last);
+    this.range.value = String(at);
+    this.words.textContent = words;
+    this.range.setAttribute("aria-valuetext", say(at));
+    this.range.style.setProperty("--share", last > 0 ? at / last : 0);
   }
 
   /** Start or stop; at the end it starts again from the beginning. */
   toggle() {
     if (this.timer) return this.pause();
-    const { store } = this.explorer;
-    if (store.selection.p === store.map.rows - 1) store.select({ p: 0 });
+    const { at, first, last, go } = this.track;
+    if (at >= last) go(first);
+    this._run(SPEEDS[this.speed.value], () => this.pause());
+  }
+
+  /** Walk over all positions again and again, until anything is touched; never where motion is unwelcome. */
+  walk() {
+    if (this.calm.matches) return;
+    const { root } = this.explorer;
+    const touches = ["pointerdown", "keydown", "wheel", "touchstart"];
+    const stop = (event) => {
+      for (const touch of touches) root.ownerDocument.removeEventListener(touch, stop, true);
+      // The button itself pauses.
+      if (!event.composedPath().includes(this.play)) this.pause();
+    };
+    for (const touch of touches)
+      root.ownerDocument.addEventListener(touch, stop, { capture: true, passive: true });
+    this._run(WALK, () => this.track.go(this.track.first));
+  }
+
+  _run(every, atEnd) {
+    this.every = every;
     this.timer = setInterval(() => {
-      if (store.selection.p >= store.map.rows - 1) return this.pause();
-      store.select({ p: store.selection.p + 1 });
-    }, SPEEDS[this.speed.value]);
+      const { at, last, forward, go } = this.track;
+      if (at >= last) return atEnd();
+      go(forward);
+    }, every);
     this._show("pause", "Pause");
   }
 
@@ -130,9 +134,13 @@ export class Transport {
     return Boolean(this.timer);
   }
 
-  _show(symbol, label) {
+  _show(symbol, name) {
     fill(this.play, icon(symbol));
-    this.play.setAttribute("aria-label", label);
-    this.play.title = label;
+    label(this.play, name);
   }
+}
+
+function label(element, name) {
+  element.setAttribute("aria-label", name);
+  element.title = name;
 }
