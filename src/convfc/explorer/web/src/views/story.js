@@ -59,6 +59,7 @@ export class Story {
   open() {
     const { store, options, transport } = this.explorer;
     transport.pause();
+    this.explorer.openSheet(false);
     options.onLeave?.();
     const { activeElement } = this.element.getRootNode();
     this.before = { state: store.snapshot(), undone: [store.past, store.future], focus: activeElement };
