@@ -121,6 +121,8 @@ def test_a_drawing_is_guessed_and_the_trained_filters_open_in_the_picture(
     explorer.page.mouse.up()
     explorer.view("pad").get_by_role("button", name="Use").click()
     assert explorer.view("train").locator(".guess").inner_text() == "Your drawing: both say 0."
+    bar = explorer.view("train").locator(".classes .most").inner_text()
+    assert int(bar.split()[1]) > 50, bar  # an empty picture says 0, too, with 10 %
     assert explorer.state["input"] == before["input"]  # the picture above is left alone
     # A digit told wrong is shown, with its gradient.
     explorer.view("train").locator("[data-unseen]").first.click()

@@ -117,7 +117,6 @@ export class TrainView {
     if (this.frame || !this.running || !this.element.clientWidth) return;
     this.frame = requestAnimationFrame(() => {
       this.frame = null;
-      if (!this.element.isConnected || !this.element.clientWidth) return;
       this._advance();
       if (!this.running) this._arrived();
       this._go();
