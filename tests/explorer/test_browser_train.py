@@ -146,8 +146,11 @@ def test_a_drawing_is_guessed_and_the_trained_filters_open_in_the_picture(
     for f in range(4):  # the network's float32 gradient, to its rounding
         for tap in range(9):
             assert abs(shown[f][tap] - dK[4 * tap + f]) < 1e-5 * most
+    assert explorer.view("M").is_visible()
     explorer.page.go_back()
     explorer.until("store.settings.size[0] !== 8")
+    assert explorer.view("M").is_hidden()  # the networks have pictures of their own
+    assert explorer.view("train").is_visible()
     assert explorer.state["settings"] == before["settings"]
 
 

@@ -89,7 +89,7 @@ export class Strip {
   /** Which sizes everything gets in the room that there is. */
   fit() {
     const width = this.element.clientWidth - 2 * EDGE;
-    if (width <= 0) return;
+    if (width <= 0 || this.explorer.apart) return;
     if (this.explorer.narrow) this._fitColumn(width);
     else this._fitRow(width);
     this.links.fit();

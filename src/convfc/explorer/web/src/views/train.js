@@ -489,14 +489,15 @@ export class TrainView {
       const places = Array.from(net.dY, (value, n) => [[...first.map.position(Math.floor(n / first.filters)), n % first.filters].join(), value]);
       dY = { start: "zeros", edits: places.filter(([, value]) => value !== 0) };
     }
-    this.explorer.start({
+    const state = {
       title: "Filters trained here",
       source: `${OPTIMISER[plan.optimiser]}, ${count(twins.steps, "step")}. ${drawn ? "" : "In the tab Backward dY is the gradient of the loss for this digit."}`,
       settings: LAYER,
       input: { values: input, range: [0, 1] },
       filters: first.weights,
       dY,
-    });
+    };
+    this.explorer.start(state);
   }
 }
 
