@@ -147,28 +147,38 @@ def explore(
         if state is not None:
             console.print(Text(printable(f"{state['title']}. {state['source']}")), soft_wrap=True)
         if film is not None:
-            from convfc.explorer.film import example, write_film
-
-            with errors.status("drawing the film") as status:
-                write_film(
-                    film,
-                    example() if state is None else state,
-                    told=lambda n, of: status.update(f"drawing the film: {n} of {of} pictures"),
-                )
+            _write_film(film, state, errors)
             console.print(Text(f"Film: {film}"), soft_wrap=True)
-            if html is None:
-                return
-        from convfc.explorer.page import ExplorerServer, write_page
-
         if html is not None:
+            from convfc.explorer.page import write_page
+
             write_page(html, state)
             console.print(Text(f"Page: {html}"), soft_wrap=True)
-            return
-        with ExplorerServer(state, port) as server:
-            console.print(Text(f"Explorer: {server.url}   (Ctrl-C ends it)"), soft_wrap=True)
-            if not no_browser:
-                webbrowser.open(server.url)
-            try:
-                server.serve_forever()
-            except KeyboardInterrupt:  # the ordinary end
-                console.print("Stopped.")
+        if film is None and html is None:
+            _serve(state, port, console, browser=not no_browser)
+
+
+def _serve(state: dict[str, Any] | None, port: int, console: Console, *, browser: bool) -> None:
+    """Serve the page on this machine until Ctrl-C ends it."""
+    from convfc.explorer.page import ExplorerServer
+
+    with ExplorerServer(state, port) as server:
+        console.print(Text(f"Explorer: {server.url}   (Ctrl-C ends it)"), soft_wrap=True)
+        if browser:
+            webbrowser.open(server.url)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:  # the ordinary end
+            console.print("Stopped.")
+
+
+def _write_film(path: pathlib.Path, state: dict[str, Any] | None, errors: Console) -> None:
+    """Write the film of a state, or of what the page opens with, and say how far it is."""
+    from convfc.explorer.film import example, write_film
+
+    with errors.status("drawing the film") as status:
+        write_film(
+            path,
+            example() if state is None else state,
+            told=lambda n, of: status.update(f"drawing the film: {n} of {of} pictures"),
+        )
