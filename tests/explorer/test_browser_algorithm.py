@@ -52,6 +52,10 @@ def test_the_film_writes_m_then_k_then_y_then_the_output(explorer: Explorer) -> 
     lines = explorer.view("algorithm").locator("[aria-current=step]")
     assert lines.get_attribute("data-line") == "14"
     assert explorer.live() == "Step 28 of 499: line 14."
+    lit = explorer.picture("M")
+    explorer.switch("feeds")  # the film lights what it reads and writes
+    assert explorer.picture("M") == lit
+    explorer.switch("feeds", False)
     explorer.enter(unit="part").act("forward").act("forward")
     assert [blank(explorer, view) for view in views] == [0, 0, 48, 16]
     explorer.act("forward").enter(unit="row").act("forward")
