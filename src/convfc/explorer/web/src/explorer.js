@@ -206,6 +206,7 @@ export class Explorer {
       this.header.element,
       this.pocket.element,
       el("div", { class: "body" }, this.story.element, this.controls.element, main),
+      this.controls.pictures.pad.element, // not in the settings, which may be hidden
       this.live,
       this.toast,
     );
