@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
     from browser import Explorer, OpensPage
     from model import Model
@@ -151,6 +153,17 @@ def test_a_drawing_is_guessed_and_the_trained_filters_open_in_the_picture(
     explorer.until("store.settings.size[0] !== 8")
     assert explorer.view("M").is_hidden()  # the networks have pictures of their own
     assert explorer.view("train").is_visible()
+    guessed = int(explorer.view("train").locator(".guess").inner_text().rstrip(".")[-1])
+    explorer.act("open-head")
+    assert explorer.cells("M") == (1, 144)
+    scores = np.array(explorer.ask("[...store.Y]"))
+    assert scores.argmax() == guessed
+    p = np.exp(scores - scores.max())
+    assert np.allclose(
+        p / p.sum(), explorer.ask(f"[...{VIEW}.twins.nets[0].forward({VIEW}.input)]"), atol=1e-5
+    )
+    explorer.page.go_back()
+    explorer.until("store.settings.kernel[0] !== 6")
     assert explorer.state["settings"] == before["settings"]
 
 

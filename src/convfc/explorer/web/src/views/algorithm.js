@@ -52,7 +52,17 @@ export class AlgorithmView {
         { class: "film" },
         el("div", {}, this.lines, this.note),
         el("table", { class: "variables", "aria-label": "Variables" }, this.variables),
-        el("div", {}, el("table", { class: "costs" }, el("thead", {}, el("tr", {}, this.heads)), this.costs), this.same, this.why),
+        el(
+          "div",
+          {},
+          el(
+            "div",
+            { class: "scroll", tabindex: "0", role: "region", "aria-label": "Costs of the three ways" },
+            el("table", { class: "costs" }, el("thead", {}, el("tr", {}, this.heads)), this.costs),
+          ),
+          this.same,
+          this.why,
+        ),
       ),
       this.inspector.element,
     );

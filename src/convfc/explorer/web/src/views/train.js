@@ -282,6 +282,9 @@ export class TrainView {
             button("open-trained", "Open in the picture: the trained filters and this digit", () => this._open(), {
               text: "Open in the picture",
             }),
+            button("open-head", "Open in the picture: the FC layer to the classes, as a kernel of the whole size", () => this._openHead(), {
+              text: "Open the FC layer",
+            }),
           ),
         ),
       ),
@@ -498,6 +501,22 @@ export class TrainView {
       dY,
     };
     this.explorer.start(state);
+  }
+
+  /** The FC layer to the classes: a CONV layer whose kernel is as large as what it reads. */
+  _openHead() {
+    const [net] = this.twins.nets;
+    const { first, head, width } = net;
+    net.forward(this.input);
+    const classes = head.weights.length / width;
+    const size = first.map.outputSize;
+    this.explorer.start({
+      title: "The FC layer to the ten classes",
+      source: "Its kernel is as large as its input, so there is one window: M has one row, and filter 7 scores a seven.",
+      settings: { axes: 2, size, channels: first.filters, filters: classes, kernel: size },
+      input: { values: Array.from(net.Y, (z) => Math.max(z, 0)) },
+      filters: Array.from({ length: head.weights.length }, (_, i) => head.weights[(i % width) * classes + Math.floor(i / width)]),
+    });
   }
 }
 
