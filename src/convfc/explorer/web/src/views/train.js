@@ -282,7 +282,7 @@ export class TrainView {
             button("open-trained", "Open in the picture: the trained filters and this digit", () => this._open(), {
               text: "Open in the picture",
             }),
-            button("open-head", "Open in the picture: the FC layer to the classes, as a kernel of the whole size", () => this._openHead(), {
+            button("open-head", "Open the FC layer to the classes in the picture, as a kernel of the whole size", () => this._openHead(), {
               text: "Open the FC layer",
             }),
           ),
