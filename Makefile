@@ -20,7 +20,7 @@ help:
 	@echo "make reproduce  run the paper's experiment and write runs/default/report.html"
 	@echo "make paper      the same with the paper's 400 epochs, into runs/paper"
 	@echo "make test       run the tests but the slowest (installs PyTorch and TensorFlow as judges)"
-	@echo "make test-fast  run one test in twelve of every file, in two minutes"
+	@echo "make test-fast  run one test in twelve of every file in tests/, while you work"
 	@echo "make test-all   run every test, the slowest too"
 	@echo "make fuzz       compare random layers with PyTorch's for MINUTES=30; SEED= repeats a run"
 	@echo "make check      lint, format and type checks"

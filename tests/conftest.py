@@ -27,7 +27,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leave out what --one-in does; skip what is slow, and say so, unless -m says what to run."""
     one_in = config.getoption("--one-in")
     if one_in > 1:
-        quick = [item for item in items if not item.get_closest_marker("slow")]
+        long = {"slow", "long"}
+        quick = [one for one in items if long.isdisjoint(m.name for m in one.iter_markers())]
         files = groupby(quick, lambda item: item.path)
         kept = [item for _, file in files for item in [*file][::one_in]]
         config.hook.pytest_deselected(items=[*set(items) - set(kept)])
