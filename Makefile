@@ -38,15 +38,15 @@ paper: $(VENV)/.installed-paper
 
 test: $(VENV)/.installed-test
 	@echo "== pytest"
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-fast: $(VENV)/.installed-test
 	@echo "== pytest, one test in twelve of every file"
-	$(BIN)/python -m pytest -n auto --one-in 12 tests
+	$(BIN)/python -m pytest -n auto --dist worksteal --one-in 12 tests
 
 test-all: $(VENV)/.installed-test
 	@echo "== pytest, with the slowest tests, and JAX's programs as users have them"
-	XLA_FLAGS= $(BIN)/python -m pytest -n auto -m "slow or not slow"
+	XLA_FLAGS= $(BIN)/python -m pytest -n auto --dist worksteal -m "slow or not slow"
 
 fuzz: $(VENV)/.installed-test
 	@echo "== random layers in all forms, $(MINUTES) minutes"
