@@ -61,7 +61,8 @@ FAULTS = """(width) => {
     const { left, right } = card.getBoundingClientRect();
     for (const node of card.querySelectorAll('*')) {
       const box = node.getBoundingClientRect();
-      if (!box.width || node.closest('.unseen, [role=tablist], .scroll, pre, .sums[tabindex] *')) continue;
+      const scrolls = '.unseen, [role=tablist], .scroll, pre, .sums[tabindex] *';
+      if (!box.width || node.closest(scrolls)) continue;
       if (box.left < left - 1 || box.right > right + 1)
         found.push(`${node.localName}.${node.className} is outside its card`);
     }
