@@ -227,6 +227,38 @@ def test_the_profile_of_convolutions_takes_products(place: pathlib.Path) -> None
     assert onnx.load("back.onnx") == model
 
 
+def narrow() -> onnx.ModelProto:
+    """A network of sequences: two CONV nodes of one axis."""
+    x, y = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["b", c, None])
+        for name, c in (("x", 2), ("y", 4))
+    )
+    nodes = [
+        helper.make_node("Conv", ["x", "v"], ["a"], "one", strides=[2], pads=[1, 1]),
+        helper.make_node("ConvTranspose", ["a", "w"], ["y"], "two", strides=[2]),
+    ]
+    graph = helper.make_graph(
+        nodes, "narrow", [x], [y], [weight("v", 3, 2, 3), weight("w", 3, 4, 2)]
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_the_profile_of_convolutions_has_images_only(place: pathlib.Path) -> None:
+    model = narrow()
+    onnx.save(model, place / "narrow.onnx")
+    command = ("convert", "narrow.onnx", "-o", "out.onnx", "--profile", "conv")
+    line = refused(call(*command, "--where", "one"), "--profile conv", code=2)
+    assert "got ConvTranspose of one axis (two). Remedy" in line
+    result = call(*command)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.count("Certificate: holds; 2 of 2 layers hold.") == 2
+    weights = onnx.load("out.onnx").graph.initializer
+    assert [len(one.dims) for one in weights] == [4, 4]
+    back = call("convert", "out.onnx", "-o", "back.onnx", "--to", "conv")
+    assert back.exit_code == 0, back.output
+    assert onnx.load("back.onnx") == model
+
+
 @pytest.mark.parametrize("profile", list(profiles.PROFILES))
 def test_what_a_target_does_not_take_is_refused_by_name(place: pathlib.Path, profile: str) -> None:
     model, node = (mlp(), "last") if profile == "conv" else (network(), "relu")

@@ -132,7 +132,8 @@ def convert(
             before = room.to_onnx(made, example)
         tried = examples(before, inputs) if verify or form is Form.unrolled else []
         with errors.status("converting the model"):
-            after = _converted(before, tried, to, form, where)
+            images = profile is Profile.conv
+            after = _converted(before, tried, to, form, where, images=images)
             if profile is not None:
                 check_profile(after, profile)
         holds: bool | None = None
@@ -172,10 +173,19 @@ def _wanted(to: Direction, form: Form, profile: Profile | None) -> tuple[Directi
 
 
 def _converted(
-    before: Any, tried: list[Any], to: Direction, form: Form, where: list[str] | None
+    before: Any,
+    tried: list[Any],
+    to: Direction,
+    form: Form,
+    where: list[str] | None,
+    *,
+    images: bool = False,
 ) -> Any:
     import convfc
+    from convfc.frameworks.onnx.room import ROOM
 
+    if images:
+        return ROOM.to_conv(before, where=where, images=True)
     if form is Form.patch:
         verb = convfc.to_fc if to is Direction.fc else convfc.to_conv
         return verb(before, where=where)

@@ -331,6 +331,12 @@ REFUSED = {
         np.ones((4, 5), "uint8"),
         "fc: MatMulInteger is no product that convfc converts",
     ),
+    "dequantised": (
+        "float[3, 4] x",
+        "MatMul (x, q)",
+        np.ones((4, 5), "uint8"),
+        r"fc: MatMul: its matrix is dequantised when the model runs \(DequantizeLinear\)",
+    ),
     "computed": (
         "float[3, 4] x",
         "MatMul (x, v)",
@@ -340,13 +346,16 @@ REFUSED = {
 }
 
 
+DEQUANTISED = "s = Constant <value = float {0.5}> () q = DequantizeLinear (w, s)"
+
+
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_is_no_conv_layer_is_refused_by_name(case: str):
     x, product, w, message = REFUSED[case]
     kind = x.partition("[")[0].replace("uint8", "int32")
     text = f"""<ir_version: 8, opset_import: ["" : 17]>
         net ({x}, float[m, 4] z) => ({kind}[a, b] y, float[m, 2] u) {{
-            v = Transpose (w)
+            {DEQUANTISED if case == "dequantised" else "v = Transpose (w)"}
             [fc] y = {product}
             [other] u = MatMul (z, r)
         }}"""

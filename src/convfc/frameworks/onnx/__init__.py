@@ -7,7 +7,7 @@
 `linear`     what MatMul and Gemm with a constant compute
 `products`   M and the product M K as nodes
 `forms`      a CONV node as the nodes of its FC layer, and back
-`pointwise`  MatMul and Gemm as 1 x 1 CONV nodes
+`images`     MatMul and Gemm as 1 x 1 CONV nodes, and 1-D CONV nodes as 2-D ones
 `certify`    `verify`: onnxruntime runs both models, and each layer apart
 `unrolled`   a CONV node as one Gemm
 `inspection` `inspect`

@@ -20,6 +20,7 @@ import onnx
 import onnx_ir as ir
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
 
 from convfc.extras import needing
 
@@ -245,7 +246,7 @@ def _of_layers(nodes: Iterable[ir.Node]) -> bool:
 def is_unread(node: ir.Node) -> bool:
     """Say whether a node is a CONV node that convfc cannot read, and so does not compare."""
     native = read.form_of(node) == "native" and read.RECORD not in node.metadata_props
-    return native and read.obstacle(node, Sizes()) is not None
+    return native and read.unreadable(node, Sizes()) is not None
 
 
 def _in_words(value: Any) -> str:
@@ -502,24 +503,24 @@ class _Layer:
         graph = helper.make_graph(nodes, "layer", infos, [output])
         opset = helper.make_opsetid("", self._opset)
         model = helper.make_model(graph, opset_imports=[opset], ir_version=8)
-        if self.form == "native" and kind != onnx.TensorProto.FLOAT and not whole:
-            converted = read.RECORD in self.node.metadata_props  # with nodes around it
-            return ReferenceEvaluator(model) if converted else _Defined(self.layer)
+        if self.form in ("native", "2-D") and kind != onnx.TensorProto.FLOAT and not whole:
+            return ReferenceEvaluator(model, new_ops=_DEFINED)
         return session(model, once=True)
 
 
-class _Defined:
+class _Defined(OpRun):
     """A CONV node by its definition, as the dtypes need it that onnxruntime does not convolve."""
 
-    def __init__(self, layer: read.ConvNode) -> None:
-        self.layer = layer
+    def _run(self, x: Array, weight: Array, bias: Array | None = None, **_: Any) -> tuple[Array]:
+        shapes = (ir.Value(name="", shape=ir.Shape(array.shape)) for array in (x, weight))
+        attributes = map(ir.serde.deserialize_attribute, self.onnx_node.attribute)
+        node = ir.Node("", self.onnx_node.op_type, [*shapes], attributes)
+        g = read.read(node, Sizes()).geometry
+        y = conv_as_matmul(np.moveaxis(x, 1, -1), filters_of(weight, g), g, bias)
+        return (np.moveaxis(y, -1, 1),)
 
-    def run(self, names: None, inputs: Mapping[str, Array]) -> list[Array]:
-        """Return the only output; inputs are x, weight and bias."""
-        x, weight, *bias = inputs.values()
-        g = self.layer.for_size(x.shape[2:])
-        y = conv_as_matmul(np.moveaxis(x, 1, -1), filters_of(weight, g), g, *bias)
-        return [np.moveaxis(y, -1, 1)]
+
+_DEFINED = [type(name, (_Defined,), {}) for name in ("Conv", "ConvTranspose")]
 
 
 def _in_dtype(node: onnx.NodeProto, kind: int) -> onnx.NodeProto:

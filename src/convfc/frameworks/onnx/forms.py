@@ -50,7 +50,7 @@ def to_patch(node: ir.Node, sizes: Sizes, made: Made) -> ir.Node:
         shape: tuple[int, ...],
         exchanged: bool,
     ) -> ir.Value:
-        found = _matrix(b, value, shape, exchanged=exchanged)
+        found = reshaped(b, value, shape, exchanged=exchanged)
         if constant(value) is not None:
             given.update((name, found) for name, own in given.items() if own is value)
         return found
@@ -106,7 +106,9 @@ def _names_of_node(value: ir.Value) -> tuple[str | None, str | None] | None:
     return None if node is None or tensor is None else (node.name, tensor.name)
 
 
-def _matrix(b: Builder, value: ir.Value, shape: tuple[int, ...], *, exchanged: bool) -> ir.Value:
+def reshaped(
+    b: Builder, value: ir.Value, shape: tuple[int, ...], *, exchanged: bool = False
+) -> ir.Value:
     """Return a weight in another shape: another constant, or worked out where it is not one."""
     tensor = constant(value)
     if tensor is None:

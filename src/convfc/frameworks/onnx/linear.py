@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from convfc.errors import Refusal
 from convfc.frameworks.onnx.build import PART, Sizes
-from convfc.frameworks.onnx.read import constant
+from convfc.frameworks.onnx.read import constant, refers
 
 PRODUCTS = ("MatMul", "Gemm")
 _OTHERS = ("FusedMatMul", "FusedGemm", "MatMulInteger", "QLinearMatMul", "MatMulNBits", "QGemm")
@@ -87,7 +87,12 @@ def read_product(node: ir.Node, sizes: Sizes) -> Product | Refusal:
     assert second is not None  # noqa: S101
     right = is_fixed(second)
     x, weight = (first, second) if right else (second, first)
-    tensor = constant(weight)
+    tensor, maker = constant(weight), weight.producer()
+    if maker is not None and maker.op_type == "DequantizeLinear":
+        return Refusal(
+            f"{node.op_type}: its matrix is dequantised when the model runs (DequantizeLinear)",
+            "convert the model before it is quantised, and quantise the Conv that it becomes",
+        )
     if tensor is None:
         return Refusal(
             f"{node.op_type}: its matrix is worked out of constants, or a default that an input "
@@ -98,7 +103,7 @@ def read_product(node: ir.Node, sizes: Sizes) -> Product | Refusal:
         return Refusal(f"{node.op_type}: Conv takes no {tensor.dtype.name}", "cast the model")
     if (node.version or 1) < 7:
         return Refusal(f"{node.op_type}: of opset {node.version}", "onnx.version_converter: 7")
-    return (_gemm if node.op_type == "Gemm" else _matmul)(
+    return refers(node) or (_gemm if node.op_type == "Gemm" else _matmul)(
         node, x, weight, tuple(map(int, tensor.shape)), right, sizes
     )
 

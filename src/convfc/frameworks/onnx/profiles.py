@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from convfc.errors import UnsupportedModel
-from convfc.frameworks.onnx.read import nodes_of
+from convfc.frameworks.onnx.build import Sizes
+from convfc.frameworks.onnx.read import is_1d, nodes_of
 
 _COMMON = (
     "Add AveragePool BatchNormalization Cast Clip Concat Constant Div Elu Erf Exp Flatten Gather "
@@ -26,12 +27,15 @@ PROFILES: Mapping[str, frozenset[str]] = {
 def check_profile(model: ir.Model, profile: str) -> None:
     """Refuse a model that holds what a target does not take, by the names of its nodes."""
     found: dict[str, list[str]] = {}
+    sizes = Sizes(model)
     parts: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
     for part in parts:
         for node in nodes_of(part):
             standard = node.domain in ("", "ai.onnx")
-            if not (standard and node.op_type in PROFILES[profile]):
+            one_axis = profile == "conv" and is_1d(node, sizes)
+            if not (standard and node.op_type in PROFILES[profile]) or one_axis:
                 kind = node.op_type if standard else f"{node.domain}.{node.op_type}"
+                kind += " of one axis" * one_axis
                 name = node.name or node.outputs[0].name or "(without a name)"
                 found.setdefault(kind, []).append(name)
     if found:

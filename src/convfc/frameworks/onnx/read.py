@@ -63,7 +63,7 @@ class ConvNode:
         return ConvGeometry.same(*channels, g.kernel_size, input_size=size, odd=self.same, **rest)
 
 
-Form: TypeAlias = Literal["native", "patch", "unrolled"]
+Form: TypeAlias = Literal["native", "patch", "unrolled", "2-D"]
 
 
 def form_of(part: Any) -> Form | None:
@@ -115,17 +115,46 @@ def constant(value: ir.Value) -> Any | None:
 
 def obstacle(node: ir.Node, sizes: Sizes) -> Refusal | None:
     """Return why a CONV node cannot become an FC layer, if it cannot."""
+    return unreadable(node, sizes) or _lacks(read(node, sizes), node.version or 1, sizes)
+
+
+def unreadable(node: ir.Node, sizes: Sizes) -> Refusal | None:
+    """Return why what a CONV node computes is not known, if it is not."""
     if node.op_type not in CONV or node.domain not in ("", "ai.onnx"):
         which = ".".join(filter(None, (node.domain, node.op_type)))
         return Refusal(
             f"{which} is no CONV operator that convfc converts",
             f"convert the model before a runtime optimised it: {', '.join(CONV)} are",
         )
+    referring = refers(node)
+    if referring is not None:
+        return referring
     try:
         layer = _read(node, sizes)
     except GeometryError as error:
         return Refusal(f"{node.op_type}: {error}", "onnx.checker says whether the file is valid")
-    return layer if isinstance(layer, Refusal) else _lacks(layer, node.version or 1, sizes)
+    return layer if isinstance(layer, Refusal) else None
+
+
+def refers(node: ir.Node) -> Refusal | None:
+    """Return why an attribute has no value, if it is one of the function that a node stands in."""
+    names = [name for name, one in node.attributes.items() if one.is_ref()]
+    if not names:
+        return None
+    what = f"{node.op_type}: each call of its function says its {', '.join(names)}"
+    return Refusal(what, "onnx.inliner puts the function's nodes where it is called")
+
+
+def is_1d(node: Any, sizes: Sizes) -> bool:
+    """Say whether a node is a CONV node of the user's whose input has one axis beside channels."""
+    known = isinstance(node, ir.Node) and node.op_type in ("Conv", "ConvTranspose")
+    if not (known and node.domain in ("", "ai.onnx")):
+        return False
+    kernel = _integers(node, "kernel_shape")
+    if kernel is not None:
+        return len(kernel) == 1
+    shapes = [sizes.shape(value) for value in node.inputs[:2] if value is not None]
+    return any(shape is not None and len(shape) == 3 for shape in shapes)
 
 
 def _lacks(layer: ConvNode, opset: int, sizes: Sizes) -> Refusal | None:

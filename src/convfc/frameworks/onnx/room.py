@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -13,10 +13,11 @@ import onnxruntime  # type: ignore[import-untyped]
 from convfc.certificate import Certificate
 from convfc.comparing import dtype_name
 from convfc.errors import ArgumentError, Refusal, UnsupportedModel
-from convfc.frameworks.onnx import forms, linear, pointwise, read, unrolled
+from convfc.frameworks.onnx import forms, linear, read, unrolled
 from convfc.frameworks.onnx.build import Made, Sizes
 from convfc.frameworks.onnx.certify import PAIRED, NodePair, OnnxNetworks, is_unread, other_nodes
 from convfc.frameworks.onnx.files import to_proto
+from convfc.frameworks.onnx.images import image_obstacle, to_image
 from convfc.frameworks.onnx.inputs import generated
 from convfc.frameworks.onnx.inspection import inspect
 from convfc.inspection import Inspection
@@ -46,7 +47,7 @@ class OnnxRoom(Room):
     def children(self, part: Any) -> Mapping[str, Any]:
         return read.children(part)
 
-    def form_of(self, part: Any) -> Literal["native"] | FCForm | None:
+    def form_of(self, part: Any) -> Any:  # "2-D", too
         return read.form_of(part)
 
     def obstacles(
@@ -133,7 +134,11 @@ class OnnxRoom(Room):
         return _through(verb, model, **options)
 
     def to_conv(self, model: Any, **options: Any) -> Any:
-        """Take FC layers back; where there are none, make CONV nodes of a user's products."""
+        """Take FC layers back; where there are none, make CONV nodes of a user's products.
+
+        With ``images=True``, for a target that only convolves images: whatever is left then is made
+        a CONV node of two axes, products and CONV nodes of one.
+        """
         return _through(self._to_conv, model, **options)
 
     def _to_conv(
@@ -144,25 +149,36 @@ class OnnxRoom(Room):
         strict: bool = True,
         inplace: bool = False,
         project: bool = False,
+        images: bool = False,
     ) -> Any:
         chosen = selector(where)
+        rest: dict[str, Any] = {"where": where, "strict": strict, "project": project}
         places = {name: part for name, part in self.places(model).items() if chosen(name, part)}
-        products = {name: part for name, part in places.items() if linear.is_product(part)}
         has_made = any(self.form_of(part) not in (None, "native") for part in places.values())
-        if has_made or not products:
-            rest: dict[str, Any] = {"strict": strict, "inplace": inplace, "project": project}
-            return super().to_conv(model, where=where, **rest)
+        if has_made:
+            model = super().to_conv(model, inplace=inplace, **rest)
+            if not images:
+                return model
+            inplace = True
+            places = {name: part for name, part in self.places(model).items() if chosen(name, part)}
         sizes = Sizes(model)
-        found = {name: pointwise.obstacle(node, sizes) for name, node in products.items()}
-        left = refused(found)
-        refuse_or_list(left, "cannot become a CONV layer", strict=strict)
-        nodes = [node for name, node in products.items() if name not in left]
+        layers = {
+            name: part
+            for name, part in places.items()
+            if linear.is_product(part) or (images and read.is_1d(part, sizes))
+        }
+        if not (layers or has_made):
+            return super().to_conv(model, inplace=inplace, **rest)
+        left = refused({name: image_obstacle(node, sizes) for name, node in layers.items()})
+        what = "cannot become a CONV layer" + " of images" * images
+        refuse_or_list(left, what, strict=strict)
+        nodes = [node for name, node in layers.items() if name not in left]
         if not inplace:
             model, nodes = self.copied(model, nodes)
             sizes = Sizes(model)
         made = Made()
         for node in nodes:
-            pointwise.to_pointwise(node, sizes, made)
+            to_image(node, sizes, made)
         return model
 
     def networks(self, before: Any, after: Any, x: Any) -> OnnxNetworks:

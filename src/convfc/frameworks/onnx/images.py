@@ -1,9 +1,10 @@
-"""A user's FC layer, MatMul or Gemm with a constant matrix, as a 1 x 1 CONV node; and back.
+"""For targets that only convolve images: FC layers as 1 x 1 CONV nodes, and 1-D nodes as 2-D ones.
 
-For targets that only convolve. What the layer is applied to side by side, the tokens of a sequence,
-becomes the axes of an image: a Transpose before and one behind, and the CONV node multiplies one
-large matrix. As batches of one pixel they would need no Transpose, and onnxruntime would convolve
-each of them alone.
+An FC layer is a user's MatMul or Gemm with a constant matrix. What it is applied to side by side,
+the tokens of a sequence, becomes the axes of an image: a Transpose before and one behind, and the
+CONV node multiplies one large matrix. As batches of one pixel they would need no Transpose, and
+onnxruntime would convolve each of them alone. What a CONV node of one axis reads is an image one
+pixel high: its numbers stay where they are.
 """
 
 from __future__ import annotations
@@ -15,21 +16,59 @@ import onnx_ir as ir
 
 from convfc.errors import Refusal
 from convfc.frameworks.onnx.build import Builder, Dims, Made, Sizes
-from convfc.frameworks.onnx.forms import beside, forget, put, recorded
+from convfc.frameworks.onnx.forms import beside, forget, put, recorded, reshaped
 from convfc.frameworks.onnx.linear import Product, is_row, read_product
-from convfc.frameworks.onnx.read import constant
+from convfc.frameworks.onnx.read import constant, is_1d, operands, read, unreadable
+
+_FIRST = {
+    "kernel_shape": 1,
+    "strides": 1,
+    "dilations": 1,
+    "pads": 0,
+    "output_padding": 0,
+    "output_shape": 1,
+}
+"""What attributes say of the axis that 1-D nodes lack: an image one pixel high."""
 
 
-def obstacle(node: ir.Node, sizes: Sizes) -> Refusal | None:
-    """Return why a product cannot be a CONV node, if it cannot."""
+def to_image(node: ir.Node, sizes: Sizes, made: Made) -> ir.Node:
+    """Put a CONV node of images, and what it needs, into the place of a node; return the last."""
+    return (_to_2d if is_1d(node, sizes) else _to_pointwise)(node, sizes, made)
+
+
+def image_obstacle(node: ir.Node, sizes: Sizes) -> Refusal | None:
+    """Return why a product, or a 1-D CONV node, cannot be a CONV node of images, if it cannot."""
+    if is_1d(node, sizes):
+        return unreadable(node, sizes)
     found = read_product(node, sizes)
     return found if isinstance(found, Refusal) else None
 
 
-def to_pointwise(node: ir.Node, sizes: Sizes, made: Made) -> ir.Node:
-    """Put a CONV node, and what gives it images, into the place of a product; return the last."""
+def _to_2d(node: ir.Node, sizes: Sizes, made: Made) -> ir.Node:
+    layer, given = read(node, sizes), operands(node)
+    record = recorded(node, "2-D", given, {"weight": layer.weight_shape})
+    record["exchanged"] = False
+    b = Builder(node, node.version or 1, sizes, made)
+    first, second, taps = layer.weight_shape
+    weight = reshaped(b, layer.weight, (first, second, 1, taps))
+    if constant(weight) is not None:
+        given["weight"] = weight
+    attributes = {
+        name: [n for own in one.value[-2:] for n in (_FIRST[name], own)]
+        if name in _FIRST
+        else one.value
+        for name, one in node.attributes.items()
+    }
+    image = b.unsqueeze(layer.x, 2)
+    y = b(node.op_type, image, weight, layer.bias, **attributes)
+    last = put(b, b.squeeze(y, 2), record, given)
+    forget(layer.weight)
+    return last
+
+
+def _to_pointwise(node: ir.Node, sizes: Sizes, made: Made) -> ir.Node:
     product = read_product(node, sizes)
-    assert isinstance(product, Product), product  # noqa: S101 (see obstacle)
+    assert isinstance(product, Product), product  # noqa: S101 (see image_obstacle)
     tensor = constant(product.weight)
     assert tensor is not None  # noqa: S101 (see read_product)
     b = Builder(node, node.version or 1, sizes, made)
