@@ -14,12 +14,13 @@ WEB := src/convfc/explorer/web
 MINUTES ?= 30
 SEED ?=
 .DEFAULT_GOAL := help
-.PHONY: help reproduce paper test test-all fuzz check bench explorer clean
+.PHONY: help reproduce paper test test-fast test-all fuzz check bench explorer clean
 
 help:
 	@echo "make reproduce  run the paper's experiment and write runs/default/report.html"
 	@echo "make paper      the same with the paper's 400 epochs, into runs/paper"
 	@echo "make test       run the tests but the slowest (installs PyTorch and TensorFlow as judges)"
+	@echo "make test-fast  run one test in twelve of every file in tests/, while you work"
 	@echo "make test-all   run every test, the slowest too"
 	@echo "make fuzz       compare random layers with PyTorch's for MINUTES=30; SEED= repeats a run"
 	@echo "make check      lint, format and type checks"
@@ -37,11 +38,15 @@ paper: $(VENV)/.installed-paper
 
 test: $(VENV)/.installed-test
 	@echo "== pytest"
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
+
+test-fast: $(VENV)/.installed-test
+	@echo "== pytest, one test in twelve of every file"
+	$(BIN)/python -m pytest -n auto --dist worksteal --one-in 12 tests
 
 test-all: $(VENV)/.installed-test
-	@echo "== pytest, with the slowest tests"
-	$(BIN)/python -m pytest -n auto -m "slow or not slow"
+	@echo "== pytest, with the slowest tests, and JAX's programs as users have them"
+	XLA_FLAGS= $(BIN)/python -m pytest -n auto --dist worksteal -m "slow or not slow"
 
 fuzz: $(VENV)/.installed-test
 	@echo "== random layers in all forms, $(MINUTES) minutes"

@@ -2,9 +2,19 @@
 
 import contextlib
 import os
+import pathlib
 
 # Keras computes on jax in every test, wherever it is imported first; its backend cannot change.
 os.environ.setdefault("KERAS_BACKEND", "jax")
+
+# JAX compiles a program for every operation on every shape, which took most of the time of Keras's
+# tests: here without optimising it, and once for all processes and runs (`make clean` forgets).
+# `make test-all` sets XLA_FLAGS to nothing, and so computes as users do.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parent / ".pytest_cache" / "jax")
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 # Keras imports TensorFlow to save a model; triton, which PyTorch compiles with, crashes after it.
 with contextlib.suppress(ImportError):

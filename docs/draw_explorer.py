@@ -26,21 +26,21 @@ from browser import ARGUMENTS, find_browser  # (the tests know where a browser i
 FIGURES = pathlib.Path(__file__).with_name("figures")
 COLOURS, COMMON = 256, 96
 WIDE = {"viewport": {"width": 1280, "height": 800}}
-PHONE = {
-    "viewport": {"width": 390, "height": 844},
-    "device_scale_factor": 2,
-    "is_mobile": True,
-    "has_touch": True,
-}
-
 # Name: address, what the browser is set to.
 PICTURES: dict[str, tuple[str, dict[str, Any]]] = {
-    "explorer": ("#1;preset=experiment;at=84.0", WIDE),
-    "explorer-dark": ("#1;preset=experiment;at=84.1;tab=algorithm", {**WIDE, "color_scheme": "dark"}),
-    "explorer-phone": ("#1;preset=experiment;at=84.0", PHONE),
-    "explorer-dilated": ("#1;preset=dilated;at=0.1", WIDE),
-    "explorer-matrix": ("#1;preset=figure-6;at=24.0;tab=matrix", WIDE),
+    "explorer": ("#1;preset=first;at=4.0", WIDE),
+    "explorer-film": (
+        "#1;preset=first;tab=algorithm;film=im2col.52",
+        {**WIDE, "color_scheme": "dark"},
+    ),
+    "explorer-story": ("#1;story=2", WIDE),
+    "explorer-train": ("#1;preset=first;tab=train;train=1.900.adam.1e-1.1.32", WIDE),
 }
+
+TRAINED = """() => {
+  const { store, tabs } = document.querySelector('.convfc-explorer').explorer;
+  return store.view.tab !== 'train' || tabs.views.train.twins?.steps >= 900;
+}"""
 
 
 def main() -> None:
@@ -58,6 +58,7 @@ def main() -> None:
             page.goto(file.as_uri() + address)
             page.locator(".convfc-explorer").wait_for()
             page.evaluate("() => document.querySelector('.convfc-explorer').explorer.ready")
+            page.wait_for_function(TRAINED, timeout=300_000)
             page.wait_for_timeout(500)  # transitions
             save(name, taken(page))
             context.close()
@@ -65,9 +66,8 @@ def main() -> None:
 
 
 def taken(page: Page) -> Image.Image:
-    """Return what the window shows, or the whole page if the panel below is what matters."""
-    shot = page.screenshot(full_page="tab=matrix" in page.url)
-    return Image.open(io.BytesIO(shot)).convert("RGB")
+    """Return what the window shows."""
+    return Image.open(io.BytesIO(page.screenshot())).convert("RGB")
 
 
 def save(name: str, picture: Image.Image) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,8 +19,20 @@ settings.register_profile("deep", max_examples=2000, **shared)
 settings.load_profile("ci")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--one-in", type=int, default=1, help="of every file, one test in so many")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip what is slow, with a word in the last lines of the run, unless -m says what to run."""
+    """Leave out what --one-in does; skip what is slow, and say so, unless -m says what to run."""
+    one_in = config.getoption("--one-in")
+    if one_in > 1:
+        long = {"slow", "long"}
+        quick = [one for one in items if long.isdisjoint(m.name for m in one.iter_markers())]
+        files = groupby(quick, lambda item: item.path)
+        kept = [item for _, file in files for item in [*file][::one_in]]
+        config.hook.pytest_deselected(items=[*set(items) - set(kept)])
+        items[:] = kept
     if not config.getoption("-m"):
         for item in items:
             if item.get_closest_marker("slow"):

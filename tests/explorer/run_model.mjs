@@ -15,7 +15,7 @@ import { palette } from "../../src/convfc/explorer/web/src/views/palette.js";
 import { CHAPTERS, WORDS, chapterState, filled } from "../../src/convfc/explorer/web/src/model/story.js";
 import * as training from "../../src/convfc/explorer/web/src/model/training.js";
 import { Store, VERSION } from "../../src/convfc/explorer/web/src/model/store.js";
-import { LANES, Trace } from "../../src/convfc/explorer/web/src/model/trace.js";
+import { Trace } from "../../src/convfc/explorer/web/src/model/trace.js";
 
 const each = (count, what) => Array.from({ length: count }, (_, i) => what(i));
 
@@ -134,7 +134,7 @@ const answers = {
     const trace = new Trace(indexMap(settings), lane);
     const { steps, memory, lines } = trace;
     const asked = at.map((n) => n ?? steps).reverse();
-    const log = asked.map((n) => ({ n, ...trace.at(n), written: trace.written(n), counts: trace.counts(n) }));
+    const log = asked.map((n) => ({ n, ...trace.at(n), written: trace.written(n), counts: trace.counts(n), rows: [trace.before(n, 1), trace.next(n, 1)] }));
     const moves = [0, 1, 2].map((unit) => {
       const [on, back] = [[0], [steps]];
       while (on.at(-1) < steps && on.length < 3000) on.push(trace.next(on.at(-1), unit));
@@ -143,8 +143,6 @@ const answers = {
     });
     return { steps, memory, lines, log: log.reverse(), moves };
   },
-
-  lanes: () => LANES,
 
   // The page's colours of numbers, of what is empty, and of the window.
   colours(values, largest) {

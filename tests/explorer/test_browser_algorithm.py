@@ -46,12 +46,16 @@ def test_the_film_writes_m_then_k_then_y_then_the_output(explorer: Explorer) -> 
     explorer.act("forward")  # a row
     assert explorer.ask("store.view.step") == 27
     assert [blank(explorer, view) for view in views] == [15 * 27, 81, 48, 16]
-    explorer.enter(unit="entry").act("forward")
+    explorer.enter(unit="number").act("forward")
     assert explorer.chosen("p", "q", "element") == (1, 0, 3)  # row 1, column 0 reads (0, 1, 0)
     assert [blank(explorer, view) for view in views] == [15 * 27 - 1, 81, 48, 16]
     lines = explorer.view("algorithm").locator("[aria-current=step]")
     assert lines.get_attribute("data-line") == "14"
     assert explorer.live() == "Step 28 of 499: line 14."
+    lit = explorer.picture("M")
+    explorer.switch("feeds")  # the film lights what it reads and writes
+    assert explorer.picture("M") == lit
+    explorer.switch("feeds", False)
     explorer.enter(unit="part").act("forward").act("forward")
     assert [blank(explorer, view) for view in views] == [0, 0, 48, 16]
     explorer.act("forward").enter(unit="row").act("forward")
@@ -90,7 +94,7 @@ def test_each_way_has_its_counters_and_all_their_sum(explorer: Explorer) -> None
     assert "48 outputs" in said
     assert "T: 5,184" in said  # 48 x 108
     assert "M: 432" in said
-    assert "75 % of its products are with zeros" in said
+    assert "75 % of T’s products are with zeros" in said
 
 
 def test_it_plays_pauses_and_ends(explorer: Explorer) -> None:

@@ -122,6 +122,20 @@ def test_buttons_and_sliders_offer_convolutions_only(open_page: OpensPage, field
     assert explorer.root.locator(f'[data-action="{field}-less"]').is_disabled()
 
 
+def test_a_slider_offers_the_present_number_however_large_it_is(open_page: OpensPage) -> None:
+    explorer = open_page(address="#1;n=3.3;c=512;f=512;k=3.3;g=512")
+    slider = explorer.root.locator('.field:has([data-action="groups-more"]) .slide')
+    assert slider.evaluate("e => [e.value, e.max]") == [
+        "6",
+        "6",
+    ]  # 2 (1 is too large for the page), 4, ... 64, and 512
+    explorer.control("groups").fill("1000000000")
+    explorer.control("groups").press("Enter")
+    assert explorer.settled().problem("groups").is_visible()
+    explorer.act("groups-less")
+    assert explorer.settings["groups"] == 64
+
+
 # --- presented, on a phone, in a notebook --------------------------------------------------------
 
 

@@ -61,7 +61,8 @@ FAULTS = """(width) => {
     const { left, right } = card.getBoundingClientRect();
     for (const node of card.querySelectorAll('*')) {
       const box = node.getBoundingClientRect();
-      if (!box.width || node.closest('.unseen, [role=tablist], .scroll, pre')) continue;
+      const scrolls = '.unseen, [role=tablist], .scroll, pre, .sums[tabindex] *';
+      if (!box.width || node.closest(scrolls)) continue;
       if (box.left < left - 1 || box.right > right + 1)
         found.push(`${node.localName}.${node.className} is outside its card`);
     }
@@ -69,8 +70,8 @@ FAULTS = """(width) => {
   return found;
 }"""
 
-# Width of M and of all grids in the row, and the layout of the page.
-WIDTHS = """({ M: explorer.strip.M.panel.grid.width,
+# Width of M, of Y and of all grids in the row, and the layout of the page.
+WIDTHS = """({ M: explorer.strip.M.panel.grid.width, Y: explorer.strip.Y.panel.grid.width,
   all: explorer.strip.views.filter((view) => view !== explorer.strip.filters)
     .reduce((sum, { panel }) => sum + panel.grid.width, 0),
   layout: explorer.root.dataset.width })"""

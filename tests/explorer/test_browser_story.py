@@ -79,9 +79,9 @@ READER: list[list[tuple[int, str, Any]]] = [
     [(0, "click", ("M", 7, 3)), (1, "click", ("K", 3, 1))],
     [(0, "answer", 12), (0, "answer", 3), (1, "answer", 5)],
     [
-        (0, "enter", {"padding": 1}),
+        (0, "enter", {"stride-0": 3}),
         (0, "enter", {"kernel-0": 0}),
-        (1, "enter", {"kernel-0": 3, "padding": 0, "stride-0": 2}),
+        (1, "enter", {"kernel-0": 3, "stride-0": 2}),
     ],
     [(0, "click", ("T", 0, 0)), (1, "click", ("T", 0, 20)), (1, "answer", 225), (2, "answer", 9)],
     [(1, "act", "story-press"), (1, "draw", None), (1, "filter", 1), (2, "filter", 2)],

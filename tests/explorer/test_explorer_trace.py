@@ -6,6 +6,7 @@ Hundreds of drawn geometries; the counts against closed formulas; the results ag
 from __future__ import annotations
 
 import io
+from bisect import bisect_left
 from itertools import product
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from model import Model
 
 LANES = ("loops", "im2col", "matrix")
-MOST = 1500
+MOST = 500
 """Steps that are asked of one film: the first, the last, and drawn ones between them."""
 
 EVERYDAY = Case(ConvGeometry(1, 4, (4, 4), stride=2), (28, 28))
@@ -70,15 +71,16 @@ def told(case: Case, lane: str) -> Iterator[tuple[int, dict[str, int], dict[str,
             yield 23, {"p": p, "f": i, "q": None}, {"p": p, "f": i}
     else:
         for p, i, c in product(range(L), range(f), range(N)):
-            yield (5 if c == N - 1 else 4), {"p": p, "f": i, "element": c}, {"c": c}
+            said = {"r": p * f + i, "c": c}
+            yield (6 if c == N - 1 else 5), {"p": p, "f": i, "element": c}, said
     for p in range(L):
-        yield (6 if lane == "matrix" else 24), {"p": p, "q": None}, {"p": p}
+        yield (7 if lane == "matrix" else 24), {"p": p, "q": None}, {"p": p}
 
 
 @pytest.mark.parametrize("lane", LANES)
 def test_every_step_is_what_the_loops_do(model: Model, lane: str) -> None:
     tried = zeros = 0
-    for case in small(240):
+    for case in small(220):
         found = asked(model, case, lane)
         where = index_map(forwards(case.geometry), case.input_size)
         steps = list(told(case, lane))
@@ -100,13 +102,13 @@ def test_every_step_is_what_the_loops_do(model: Model, lane: str) -> None:
                 assert tuple(variables[n] for n in names) == (read or (None,) * len(names)), case
                 zeros += read is None
             tried += 1
-    assert tried > 20_000
+    assert tried > 15_000
     assert (zeros > 1000) == (lane != "matrix")
 
 
 def test_the_corner_of_a_window_is_where_its_lines_put_it(model: Model) -> None:
     """Lines 12 and 13: ish and isw, on the input with its padding."""
-    for case in small(60):
+    for case in [EVERYDAY, *small(60)]:
         where = index_map(forwards(case.geometry), case.input_size)
         for entry in asked(model, case, "im2col")["log"]:
             variables = dict(entry["variables"])
@@ -123,7 +125,7 @@ def test_the_corner_of_a_window_is_where_its_lines_put_it(model: Model) -> None:
 
 def test_what_is_written_and_counted_grows_step_by_step(model: Model) -> None:
     """Counters that go on by one with every product, read and look-up, against the page's."""
-    for case in small(150):
+    for case in small(100):
         geometry = case.geometry
         f, k = geometry.out_channels, geometry.taps
         N = prod(case.input_size) * geometry.in_channels
@@ -177,7 +179,7 @@ def test_costs_are_the_closed_formulas(model: Model) -> None:
 @pytest.mark.parametrize("lane", LANES)
 def test_what_the_steps_write_is_the_convolution(model: Model, lane: str) -> None:
     """The numbers, moved as the log says, give convfc's M and its output; on integers, exactly."""
-    for seed, case in enumerate(small(80)):
+    for seed, case in enumerate(small(60)):
         geometry, size = case.geometry, case.input_size
         x, filters, _ = case.integers(seed)
         x = x[0]
@@ -227,6 +229,9 @@ def test_the_film_goes_on_and_back_by_numbers_rows_and_parts(model: Model) -> No
         assert parts == ends
         of_rows = [range(0, ends[1], columns), range(ends[1], ends[2]), range(ends[2], ends[3], f)]
         assert rows == [n for part in (*of_rows, range(ends[3], steps + 1)) for n in part]
+        for entry in asked(model, case, "im2col")["log"][1:-1]:  # also from within a row
+            at = bisect_left(rows, entry["n"])
+            assert entry["rows"] == [rows[at - 1], rows[at + (rows[at] == entry["n"])]], case
         for lane in LANES:
             for on, back, end, start in asked(model, case, lane, [])["moves"]:
                 assert len(on) == 3000 or on == back, (case, lane)
@@ -243,8 +248,8 @@ def test_any_moment_of_a_long_film_is_had_at_once(model: Model) -> None:
         assert found["steps"] == L * f * N + L
         r, c = divmod(123_455, N)
         variables = dict(found["log"][1]["variables"])
-        assert (variables["r"] if "r" in variables else variables["p"] * f + variables["f"]) == r
-        assert variables["c"] == c
+        assert (variables["r"], variables["c"]) == (r, c)
+        assert divmod(r, f) == (variables["p"], variables["f"])
         assert found["log"][1]["counts"] == [123_456, 246_912, 0]
 
 
@@ -253,7 +258,7 @@ def test_any_moment_of_a_long_film_is_had_at_once(model: Model) -> None:
 
 def test_three_ways_come_to_the_same(model: Model) -> None:
     """Nothing differs on whole numbers; on others, no more than sums in another order can."""
-    for seed, case in enumerate(small(80)):
+    for seed, case in enumerate(small(60)):
         x, filters, bias = case.integers(seed)
         state = {
             "settings": settings_of(case.geometry, case.input_size, bias=True),

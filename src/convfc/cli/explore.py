@@ -115,60 +115,83 @@ def explore(
 
             state = explored(read_record(run))
         elif model is not None:
-            from convfc.explorer.inputs import (
-                input_for,
-                layer_in_model,
-                normalization,
-                trained_with,
+            state = _reached(
+                model, arguments, layer, input_, image, filters, normalize, weights, errors
             )
-            from convfc.explorer.state import explorer_state
-            from convfc.factories import named_values
-
-            with errors.status("running the model"):
-                made, name = make_model(model, arguments), model.rpartition(":")[2]
-                if weights is not None:
-                    load_weights(made, weights, errors)
-                sizes = None if input_ is None else shape(input_)
-                digit = int(image) if image in list("0123456789") else image
-                known = trained_with(made, model, named_values(arguments or ()))
-                how = normalization(normalize, known)
-                x, described = input_for(made, sizes, digit, how)
-                place, found, reaching = layer_in_model(made, layer, x)
-                state = explorer_state(
-                    found,
-                    reaching,
-                    filters=None if filters is None else range(filters),
-                    title=f"{name}, {place}" if place else name,
-                    source=f"Input: {described}",
-                )
-            if known is not None and how is None and image is not None:
-                said = f"The image's numbers are 0 to 1. Trained with {known}: --normalize auto"
-                errors.print(Text(printable(said)), soft_wrap=True)
         if state is not None:
             console.print(Text(printable(f"{state['title']}. {state['source']}")), soft_wrap=True)
         if film is not None:
-            from convfc.explorer.film import example, write_film
-
-            with errors.status("drawing the film") as status:
-                write_film(
-                    film,
-                    example() if state is None else state,
-                    told=lambda n, of: status.update(f"drawing the film: {n} of {of} pictures"),
-                )
+            _film(film, state, errors)
             console.print(Text(f"Film: {film}"), soft_wrap=True)
-            if html is None:
-                return
-        from convfc.explorer.page import ExplorerServer, write_page
-
         if html is not None:
+            from convfc.explorer.page import write_page
+
             write_page(html, state)
             console.print(Text(f"Page: {html}"), soft_wrap=True)
-            return
-        with ExplorerServer(state, port) as server:
-            console.print(Text(f"Explorer: {server.url}   (Ctrl-C ends it)"), soft_wrap=True)
-            if not no_browser:
-                webbrowser.open(server.url)
-            try:
-                server.serve_forever()
-            except KeyboardInterrupt:  # the ordinary end
-                console.print("Stopped.")
+        if film is None and html is None:
+            _serve(state, port, console, opened=not no_browser)
+
+
+def _reached(
+    model: str,
+    arguments: list[str] | None,
+    layer: str | None,
+    input_: str | None,
+    image: str | None,
+    filters: int | None,
+    normalize: str | None,
+    weights: pathlib.Path | None,
+    errors: Console,
+) -> dict[str, Any]:
+    """Return the state of a layer in a model, with the input that reaches it."""
+    from convfc.explorer.inputs import input_for, layer_in_model, normalization, trained_with
+    from convfc.explorer.state import explorer_state
+    from convfc.factories import named_values
+
+    with errors.status("running the model"):
+        made, name = make_model(model, arguments), model.rpartition(":")[2]
+        if weights is not None:
+            load_weights(made, weights, errors)
+        sizes = None if input_ is None else shape(input_)
+        digit = int(image) if image in list("0123456789") else image
+        known = trained_with(made, model, named_values(arguments or ()))
+        how = normalization(normalize, known)
+        x, described = input_for(made, sizes, digit, how)
+        place, found, reaching = layer_in_model(made, layer, x)
+        state = explorer_state(
+            found,
+            reaching,
+            filters=None if filters is None else range(filters),
+            title=f"{name}, {place}" if place else name,
+            source=f"Input: {described}",
+        )
+    if known is not None and how is None and image is not None:
+        said = f"The image's numbers are 0 to 1. Trained with {known}: --normalize auto"
+        errors.print(Text(printable(said)), soft_wrap=True)
+    return state
+
+
+def _film(path: pathlib.Path, state: dict[str, Any] | None, errors: Console) -> None:
+    """Write the film of a state, or of an example."""
+    from convfc.explorer.film import example, write_film
+
+    with errors.status("drawing the film") as status:
+        write_film(
+            path,
+            example() if state is None else state,
+            told=lambda n, of: status.update(f"drawing the film: {n} of {of} pictures"),
+        )
+
+
+def _serve(state: dict[str, Any] | None, port: int, console: Console, *, opened: bool) -> None:
+    """Serve the page until Ctrl-C."""
+    from convfc.explorer.page import ExplorerServer
+
+    with ExplorerServer(state, port) as server:
+        console.print(Text(f"Explorer: {server.url}   (Ctrl-C ends it)"), soft_wrap=True)
+        if opened:
+            webbrowser.open(server.url)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:  # the ordinary end
+            console.print("Stopped.")

@@ -227,7 +227,8 @@ class Film:
 
     def _padded(self, x: Numbers) -> Numbers:
         """Return the input as it is read, with padding or spread apart; note what is its own."""
-        geometry, own = self.where.geometry, np.ones((), dtype=bool)
+        geometry = self.where.geometry
+        own: NDArray[np.bool_] = np.ones((), dtype=bool)
         for a, axis in enumerate(self.where.axes):
             read = axis.source >= 0
             x = np.moveaxis(x, a, -1)

@@ -22,6 +22,7 @@ CURRENT = keras.config.backend()
 OTHERS = [name for name in BACKENDS if name != CURRENT]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", OTHERS)
 def test_layers_on_the_other_backends(name: str) -> None:
     """Each in a process of its own: a backend cannot change."""

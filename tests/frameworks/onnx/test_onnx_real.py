@@ -58,6 +58,7 @@ def exported(name: str, *, batch: bool) -> onnx.ModelProto:
     return ir.to_proto(program.model)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name",
     [pytest.param(n, marks=() if n in IN_EVERY_RUN else pytest.mark.slow) for n in NETWORKS],

@@ -291,6 +291,7 @@ def test_patch_matrix_is_im2col_with_the_channels_of_a_tap_apart(c: Case) -> Non
     assert torch.equal(patch_matrix(x, g), columns.movedim(-1, 3).flatten(2))
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # forward mode's own
 @pytest.mark.parametrize("c", CASES, ids=str)
 def test_m_at_once_is_m_and_so_are_its_derivatives(c: Case) -> None:
     x, g = tensors(c)[0], c.geometry

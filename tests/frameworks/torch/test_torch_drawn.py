@@ -45,6 +45,7 @@ FOUND = [
 ]
 
 
+@pytest.mark.long
 @settings(max_examples=250)
 @given(drawn_layers())
 def test_drawn_layers_are_exact_in_all_forms(drawn: DrawnLayer) -> None:

@@ -1,6 +1,6 @@
 // The explorer: one store, the views around it, and when each of them is drawn again.
 
-import { Store } from "./model/store.js";
+import { Store, TABS } from "./model/store.js";
 import { PRESETS, stateOf } from "./model/presets.js";
 import { toAddress } from "./model/address.js";
 import { el } from "./views/dom.js";
@@ -60,11 +60,12 @@ export class Explorer {
     this.ready = new Promise((resolve) => requestAnimationFrame(() => resolve(this)));
   }
 
-  /** Load a preset, or another state to start from; the tab stays as it is. */
+  /** Load a preset, or another state to start from; the tab stays, but for one without the picture. */
   start(state) {
+    const tab = this.apart ? TABS[0] : this.store.view.tab;
     this.transport.pause();
     this.options.onLeave?.();
-    this.store.load({ ...state, view: { tab: this.store.view.tab } });
+    this.store.load({ ...state, view: { tab } });
     this.options.onArrive?.();
   }
 
@@ -87,6 +88,11 @@ export class Explorer {
     if (on) this.root.dataset.sheet = "1";
     else delete this.root.dataset.sheet;
     this.transport.settings.setAttribute("aria-expanded", String(on));
+  }
+
+  /** Whether the open tab has pictures of its own, in place of the strip. */
+  get apart() {
+    return this.store.view.tab === "train";
   }
 
   /** Draw the selection again, now; how many milliseconds it took. */
@@ -200,6 +206,7 @@ export class Explorer {
       this.header.element,
       this.pocket.element,
       el("div", { class: "body" }, this.story.element, this.controls.element, main),
+      this.controls.pictures.pad.element, // not in the settings, which may be hidden
       this.live,
       this.toast,
     );
@@ -208,7 +215,8 @@ export class Explorer {
   _skip() {
     const onclick = (event) => {
       event.preventDefault(); // the address is for the state
-      this.strip.input.panel.grid.overlay.focus();
+      const [tab] = this.tabs.tabs.filter((one) => one.ariaSelected === "true");
+      (this.apart ? tab : this.strip.input.panel.grid.overlay).focus();
     };
     return el("a", { class: "skip", href: "#", onclick }, "Skip to the picture");
   }
@@ -269,6 +277,10 @@ export class Explorer {
       return this._resized();
     }
     this.header.update(); // first, as the strip has the height that it leaves
+    if (this.apart !== this.root.hasAttribute("data-apart")) {
+      this.root.toggleAttribute("data-apart", this.apart);
+      kind = "size";
+    }
     if (kind !== "settings" || !this.store.problems.length) {
       if (kind !== "tab" && kind !== "gradient") this.strip.update();
       this.story.fit();

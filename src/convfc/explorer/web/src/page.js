@@ -37,13 +37,14 @@ export function startOnPage() {
       // Another start is a new entry: Back comes to this one again, as it is now.
       clearTimeout(timer);
       history.replaceState({ visit }, "", toAddress(explorer.store));
-      visits.set(visit, explorer.store.snapshot());
+      visits.set(visit, shown());
     },
     onArrive() {
       visit = `${load}.${visits.size}`;
       history.pushState({ visit }, "", toAddress(explorer.store));
     },
   });
+  const shown = () => ({ ...explorer.store.snapshot(), tab: explorer.store.view.tab });
   const keep = () => {
     const address = toAddress(explorer.store);
     if (address !== location.hash) history.replaceState({ visit }, "", address);
@@ -55,11 +56,15 @@ export function startOnPage() {
     returning = false;
   };
   addEventListener("popstate", ({ state }) => {
-    visits.set(visit, explorer.store.snapshot());
+    visits.set(visit, shown());
     visit = state?.visit ?? `${load}.${visits.size}`;
     if (!visits.has(visit)) return; // there is only its address: see hashchange
     returned = location.hash;
-    back(() => explorer.store.return(visits.get(visit)));
+    const { tab, ...snapshot } = visits.get(visit);
+    back(() => {
+      explorer.store.return(snapshot);
+      explorer.store.show({ tab });
+    });
   });
   addEventListener("hashchange", () => {
     const known = location.hash === returned;

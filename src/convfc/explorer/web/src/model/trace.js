@@ -5,12 +5,11 @@
 import { product } from "./geometry.js";
 import { columnsOf, outputAt, outputRow, unrolledRow } from "./numbers.js";
 
-/** Of each way its title, and what a film of it goes on by: a number, a row, a part. */
-export const LANES = {
-  loops: ["Nested loops", ["product", "output", "part"]],
-  im2col: ["im2col, one product", ["entry", "row", "part"]],
-  matrix: ["One big matrix", ["product", "output", "part"]],
-};
+/** The ways, and their titles. */
+export const LANES = { loops: "Nested loops", im2col: "im2col, one product", matrix: "One big matrix" };
+
+/** What a film goes on by: one number, all of an output or a row, a loop with all that is in it. */
+export const UNITS = ["number", "row", "part"];
 
 /** Products for which results of the three ways are compared. */
 const COMPARED = 200_000;
@@ -40,18 +39,19 @@ export class Trace {
     this.memory = { loops: 0, im2col: rows * columns, matrix: outputs * this.inputs }[lane];
   }
 
-  /** Where the film stands after its next step by a number (0), a row (1) or a part (2). */
+  /** Where the film stands after its next step by a unit (0, 1, 2), or before the last one. */
   next(n, unit) {
-    if (n >= this.steps) return n;
-    const { start, sizes } = this.parts.findLast((part) => n >= part.start);
-    return start + (Math.floor((n - start) / sizes[unit]) + 1) * sizes[unit];
+    return this._moved(n, unit, (part) => n >= part.start, (count) => Math.floor(count) + 1);
   }
 
-  /** The same backwards. */
   before(n, unit) {
-    if (n <= 0) return 0;
-    const { start, sizes } = this.parts.findLast((part) => n > part.start);
-    return start + (Math.ceil((n - start) / sizes[unit]) - 1) * sizes[unit];
+    return this._moved(n, unit, (part) => n > part.start, (count) => Math.ceil(count) - 1);
+  }
+
+  _moved(n, unit, within, to) {
+    const part = this.parts.findLast(within);
+    const size = part?.sizes[unit];
+    return part ? Math.min(part.start + to((n - part.start) / size) * size, this.steps) : 0;
   }
 
   /** How much is written after n steps: entries of M and of Y, columns of K, outputs (p, f) in a row. */
@@ -89,8 +89,8 @@ export class Trace {
       M: () => [14, { p: row, q: within }],
       K: () => [20, { f: row, q: null }],
       Y: () => [23, { p: row, f: within, q: null }],
-      T: () => [4 + last, { ...of, element: within }],
-      output: () => [this.lane === "matrix" ? 6 : 24, { p: row, q: null }],
+      T: () => [5 + last, { ...of, element: within }],
+      output: () => [this.lane === "matrix" ? 7 : 24, { p: row, q: null }],
     }[what]();
     const lines = this.lines;
     const end = n === 0 ? lines[0] : n === this.steps && lines.at(-1);
@@ -108,7 +108,7 @@ export class Trace {
       if (this.lane === "im2col" && q !== null) yield* named(["ish", "isw"], position.map((i, axis) => i * map.axes[axis].step));
     }
     if (f !== undefined) yield ["f", f];
-    if (element !== undefined) yield ["c", element];
+    if (element !== undefined) yield* [["r", p * map.settings.filters + f], ["c", element]];
     if (q === undefined || q === null) return;
     const { group, tap, channel } = map.tap(q);
     yield ["q", q];
@@ -126,15 +126,15 @@ export class Trace {
     const [out, shape, place] = two ? ["Hout · Wout", "Hout × Wout × f", "i″, j″"] : ["Hout", "Hout × f", "i″"];
     const [from, tap] = two ? ["i, j, d", "i′, j′, d′"] : ["i, d", "i′, d′"];
     const slices = this.map.axes.map((_, axis) => {
-      const start = ["ish", "isw"][axis];
-      const [k, d] = [["kh", "kw"][axis], dilation[axis]];
-      return d > 1 ? `${start} : ${start} + ${d} · ${k} : ${d}` : `${start} : ${start} + ${k}`;
+      const [from, k, d] = [["ish", "isw"][axis], ["kh", "kw"][axis], dilation[axis]];
+      return d > 1 ? `${from} : ${from} + ${d} · ${k} : ${d}` : `${from} : ${from} + ${k}`;
     });
+    const start = bias ? "bias(f)" : 0;
     const [i, j] = this.map.axes.map(({ step }) => step);
     const text = {
       loops: `1 for ${place} in the output:
 2  for f in the filters:
-3   y = ${bias ? "bias(f)" : 0}
+3   y = ${start}
 4   for ${tap} in the window:
 5    y = y + B(${from}) · filter(f, ${tap})
 6   output(${place}, f) = y
@@ -157,11 +157,12 @@ export class Trace {
 25 Step 6: return it`,
       matrix: `1 T = what each input weighs in each output
 2 for r in range(${out} · f):
-3  for c in range(inputs):
-4   y = y + T(r, c) · x(c)
-5  Y(r) = y${bias ? " + bias" : ""}
-6 reshape Y to ${shape}
-7 return it`,
+3  y = ${start}
+4  for c in range(inputs):
+5   y = y + T(r, c) · x(c)
+6  Y(r) = y
+7 reshape Y to ${shape}
+8 return it`,
     }[this.lane];
     return text.split("\n").map((line) => {
       const [, number, space, rest] = /^(\d+) ( *)(.*)$/.exec(line);

@@ -4,7 +4,7 @@
 import { button, el, fill } from "./dom.js";
 import { Inspector } from "./indexmap.js";
 import { saveFilm } from "./film.js";
-import { LANES, Trace } from "../model/trace.js";
+import { LANES, Trace, UNITS } from "../model/trace.js";
 import { short } from "../model/words.js";
 
 /** Entries of M that are shown one by one unless a reader wants larger steps. */
@@ -20,10 +20,10 @@ export class AlgorithmView {
       explorer.transport.pause();
       explorer.store.show({ lane, step: null });
     };
-    this.chips = Object.entries(LANES).map(([lane, [title]]) =>
+    this.chips = Object.entries(LANES).map(([lane, title]) =>
       el("button", { type: "button", class: "chip", data: { lane }, onclick: choose(lane) }, title),
     );
-    this.unit = el("select", { name: "unit" });
+    this.unit = el("select", { name: "unit" }, UNITS.map((name) => el("option", {}, name)));
     this.unit.addEventListener("change", () => {
       this.chosen = this.unit.selectedIndex;
     });
@@ -52,7 +52,17 @@ export class AlgorithmView {
         { class: "film" },
         el("div", {}, this.lines, this.note),
         el("table", { class: "variables", "aria-label": "Variables" }, this.variables),
-        el("div", {}, el("table", { class: "costs" }, el("thead", {}, el("tr", {}, this.heads)), this.costs), this.same, this.why),
+        el(
+          "div",
+          {},
+          el(
+            "div",
+            { class: "scroll", tabindex: "0", role: "region", "aria-label": "Costs of the three ways" },
+            el("table", { class: "costs" }, el("thead", {}, el("tr", {}, this.heads)), this.costs),
+          ),
+          this.same,
+          this.why,
+        ),
       ),
       this.inspector.element,
     );
@@ -91,7 +101,6 @@ export class AlgorithmView {
     this.now = this.ways.findIndex((way) => way.lane === lane);
     this.chips.forEach((chip, i) => chip.setAttribute("aria-pressed", String(i === this.now)));
     this.heads.forEach((head, i) => head.classList.toggle("now", i === this.now + 1));
-    fill(this.unit, LANES[lane][1].map((name) => el("option", {}, name)));
     this.unit.selectedIndex = this.by;
     fill(
       this.lines,
@@ -104,7 +113,7 @@ export class AlgorithmView {
     const b = `B is the input ${settings.transposed ? "spread apart with zeros" : "with its padding"}.`;
     this.note.textContent = {
       loops: b,
-      im2col: `Numbered as in the paper, for one image. ${b} Lines 10 and 14 say what is meant: the paper prints Hout and s there.`,
+      im2col: `The paper’s line numbers, for one image. ${b} In lines 10 and 14 the paper prints Hout and s, which is not what it means.`,
       matrix: "T is made once for the layer, x is the input as one column.",
     }[lane];
     const { largest, outputs } = store.compared;
@@ -118,9 +127,9 @@ export class AlgorithmView {
     const [loops, im2col, matrix] = this.ways;
     const zeros = Math.floor(100 * (1 - (map.work * settings.filters) / matrix.memory));
     this.why.textContent =
-      `Why machines choose im2col: it multiplies as often as the loops, but looks up each place once for all filters (${written(totals[1][2])} times, not ${written(totals[0][2])}). ` +
-      `The rest is one product of two matrices, for which every machine has fast programs. The price is M: ${short(im2col.memory / loops.inputs, 2)} × the numbers of the input. ` +
-      `T looks up nothing, but ${zeros} % of its products are with zeros.`;
+      `Why machines choose im2col: as many products as the loops, but each place is looked up once for all filters, ${written(totals[1][2])} times and not ${written(totals[0][2])}; ` +
+      `the rest is one product of two matrices, which machines do fast. Its price: M has ${short(im2col.memory / loops.inputs, 2)} × the numbers of the input. ` +
+      `${zeros} % of T’s products are with zeros.`;
     this.light();
   }
 

@@ -15,7 +15,7 @@ const FLAG_LABELS = {
 /** What rows and columns have alike while they are locked together. */
 const LOCKED = ["kernel", "stride", "padding", "dilation", "outputPadding"];
 
-/** The last number of a slider, unless the present one is larger. */
+/** The last number that a slider offers, but for the present one, which may be larger. */
 const FARTHEST = { kernel: 11, stride: 8, padding: 8, dilation: 6, groups: 64, outputPadding: 7 };
 
 /** Every setting with its control and its problems. */
@@ -25,6 +25,7 @@ export class Controls {
     this.inputs = new Map(); // name -> [control, read from settings]
     this.notes = new Map(); // field -> where its problem is written
     this.sliders = []; // what brings each slider and its buttons up to date
+    this.offered = {}; // field -> the numbers that its slider offers
     this.locked = true;
     this.pictures = new Pictures(explorer);
     // The arrow keys only move: to choose is to load another state, and to lose what was edited.
@@ -345,11 +346,12 @@ export class Controls {
   _stepped(row, control, field, label, read, write, of = "slider") {
     const choices = (settings) => {
       const now = read(settings);
-      const put = (n) => (Array.isArray(settings[field]) ? settings[field].map((v) => (Array.isArray(v) ? [n, n] : n)) : n);
+      const filled = (old, n) => (Array.isArray(old) ? old.map((one) => filled(one, n)) : n);
       const from = Number(control.min);
-      const last = Math.max(now, FARTHEST[field]);
-      const all = Array.from({ length: last - from + 1 }, (_, i) => from + i);
-      return all.filter((n) => n === now || !problems({ ...settings, [field]: put(n) }).length);
+      const all = Array.from({ length: FARTHEST[field] - from + 1 }, (_, i) => from + i);
+      const sound = (n) => !problems({ ...settings, [field]: filled(settings[field], n) }).length;
+      const offered = all.filter((n) => n === now || sound(n));
+      return now > FARTHEST[field] ? [...offered, now] : offered;
     };
     const slide = el("input", { type: "range", class: "slide", min: 0, step: 1, tabindex: -1, "aria-hidden": "true" });
     const step = (by, word, symbol) =>
@@ -366,7 +368,6 @@ export class Controls {
     control.parentElement.after(more);
     values.prepend(slide);
     if (of) for (const node of [slide, less, more]) node.dataset.of = of;
-    this.offered ??= {};
     this.sliders.push((settings) => {
       const all = (this.offered[field] = choices(settings));
       const at = all.indexOf(read(settings));

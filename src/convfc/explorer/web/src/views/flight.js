@@ -4,6 +4,7 @@
 import { columnsOf } from "../model/numbers.js";
 
 const LASTING = 420; // milliseconds, at most
+const TOLD = 900; // the same in the story, where it is what one is to see
 const MOST = 64; // numbers that fly; of more, these stand for all
 
 /** Where everything starts and ends: [{from, to, value colour}], boxes in the strip's pixels. */
@@ -57,8 +58,8 @@ export function drawFlights(context, all, share) {
 }
 
 /** The share of the way at a time after the start; 1 when it is over, which is before the next one. */
-export function shareOf(start, now, every = Infinity) {
-  return Math.min(1, (now - start) / Math.min(LASTING, 0.8 * every));
+export function shareOf(start, now, every = Infinity, told = false) {
+  return Math.min(1, (now - start) / Math.min(told ? TOLD : LASTING, 0.8 * every));
 }
 
 function twice([r, c]) {

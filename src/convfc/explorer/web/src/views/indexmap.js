@@ -117,25 +117,15 @@ export class Inspector {
   }
 
   _column(tap, channel, group) {
-    const { settings, perGroup } = this.explorer.store.map;
-    const many = perGroup > 1;
-    let rule = "i′";
-    let here = `${tap[0]}`;
-    if (settings.axes > 1) {
-      rule = "i′ · kw + j′";
-      here = `${tap[0]} · ${settings.kernel[1]} + ${tap[1]}`;
+    const { settings, perGroup, taps } = this.explorer.store.map;
+    const two = settings.axes > 1;
+    let rule = two ? "i′ · kw + j′" : "i′";
+    let here = two ? `${tap[0]} · ${settings.kernel[1]} + ${tap[1]}` : `${tap[0]}`;
+    if (perGroup > 1) {
+      const inner = (text) => (two ? `(${text})` : text);
+      [rule, here] = [`${inner(rule)} · C + d′`, `${inner(here)} · ${perGroup} + ${channel}`];
     }
-    if (many) {
-      rule = settings.axes > 1 ? `(${rule}) · C + d′` : `${rule} · C + d′`;
-      here =
-        settings.axes > 1
-          ? `(${here}) · ${perGroup} + ${channel}`
-          : `${here} · ${perGroup} + ${channel}`;
-    }
-    if (settings.groups > 1) {
-      rule = `g · k + ${rule}`;
-      here = `${group} · ${this.explorer.store.map.taps} + ${here}`;
-    }
+    if (settings.groups > 1) [rule, here] = [`g · k + ${rule}`, `${group} · ${taps} + ${here}`];
     return [rule, here];
   }
 

@@ -26,7 +26,7 @@ export class Links {
     const start = performance.now();
     const step = (now) => {
       const { playing, every } = this.explorer.transport;
-      const share = shareOf(start, now, playing ? every : undefined);
+      const share = shareOf(start, now, playing ? every : undefined, this.explorer.store.view.story);
       this.light();
       if (share >= 1) return;
       drawFlights(this.element.getContext("2d"), all, Math.max(0, share));

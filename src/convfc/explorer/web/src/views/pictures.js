@@ -59,7 +59,6 @@ export class Pictures {
         el("label", { class: "button" }, this.file, "Open image"),
       ),
       this.note,
-      this.pad.element,
     );
   }
 

@@ -2,7 +2,6 @@
 // checks what is typed or chosen, and goes on. What the chapters are is in model/story.js.
 
 import { button, el, fill, icon, unique } from "./dom.js";
-import { Pad } from "./pad.js";
 import { PRESETS, stateOf } from "../model/presets.js";
 import { CHAPTERS, WORDS, chapterState, filled } from "../model/story.js";
 
@@ -59,6 +58,7 @@ export class Story {
   open() {
     const { store, options, transport } = this.explorer;
     transport.pause();
+    this.explorer.openSheet(false);
     options.onLeave?.();
     const { activeElement } = this.element.getRootNode();
     this.before = { state: store.snapshot(), undone: [store.past, store.future], focus: activeElement };
@@ -197,11 +197,7 @@ export class Story {
     const { store } = this.explorer;
     const state = task.press(store);
     store.load({ ...state, view: { tab: store.view.tab, story: this.at } });
-    if (!task.draws) return;
-    const pad = new Pad((pixels) => store.drawPixels(pixels, "a drawing"));
-    pad.element.addEventListener("close", () => pad.element.remove());
-    this.element.append(pad.element);
-    pad.open();
+    if (task.draws) this.explorer.controls.pictures.pad.open();
   }
 
   /** Tick a task that is done, or say what helps; `result` is what its check has said. */

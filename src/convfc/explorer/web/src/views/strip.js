@@ -146,7 +146,8 @@ export class Strip {
     const card = this.element.parentElement;
     const top = card.getBoundingClientRect().top - root.getBoundingClientRect().top;
     const others = transport.element.offsetHeight + tabs.element.firstElementChild.offsetHeight;
-    const around = 66 + card.offsetHeight - this.element.offsetHeight; // captions, edges, legend
+    // Captions, edges and legend; the card has no height while the strip is not seen.
+    const around = 66 + Math.max(0, card.offsetHeight - this.element.offsetHeight);
     // In a lecture hall the picture comes first: the last products may be below the edge.
     const shown = tabs.element.offsetHeight ? PRODUCTS : 64;
     const below = root.dataset.present ? 0.7 * shown : shown;

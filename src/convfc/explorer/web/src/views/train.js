@@ -117,7 +117,6 @@ export class TrainView {
     if (this.frame || !this.running || !this.element.clientWidth) return;
     this.frame = requestAnimationFrame(() => {
       this.frame = null;
-      if (!this.element.isConnected || !this.element.clientWidth) return;
       this._advance();
       if (!this.running) this._arrived();
       this._go();
@@ -282,6 +281,9 @@ export class TrainView {
             button("train-draw", "Draw a digit and let it guess", () => this._pad(), { symbol: "pen", text: "Draw" }),
             button("open-trained", "Open in the picture: the trained filters and this digit", () => this._open(), {
               text: "Open in the picture",
+            }),
+            button("open-head", "Open the FC layer to the classes in the picture, as a kernel of the whole size", () => this._openHead(), {
+              text: "Open the FC layer",
             }),
           ),
         ),
@@ -490,13 +492,30 @@ export class TrainView {
       const places = Array.from(net.dY, (value, n) => [[...first.map.position(Math.floor(n / first.filters)), n % first.filters].join(), value]);
       dY = { start: "zeros", edits: places.filter(([, value]) => value !== 0) };
     }
-    this.explorer.start({
+    const state = {
       title: "Filters trained here",
       source: `${OPTIMISER[plan.optimiser]}, ${count(twins.steps, "step")}. ${drawn ? "" : "In the tab Backward dY is the gradient of the loss for this digit."}`,
       settings: LAYER,
       input: { values: input, range: [0, 1] },
       filters: first.weights,
       dY,
+    };
+    this.explorer.start(state);
+  }
+
+  /** The FC layer to the classes: a CONV layer whose kernel is as large as what it reads. */
+  _openHead() {
+    const [net] = this.twins.nets;
+    const { first, head, width } = net;
+    net.forward(this.input);
+    const classes = head.weights.length / width;
+    const size = first.map.outputSize;
+    this.explorer.start({
+      title: "The FC layer to the ten classes",
+      source: "Its kernel is as large as its input, so there is one window: M has one row, and filter 7 scores a seven.",
+      settings: { axes: 2, size, channels: first.filters, filters: classes, kernel: size },
+      input: { values: Array.from(net.Y, (z) => Math.max(z, 0)) },
+      filters: Array.from({ length: head.weights.length }, (_, i) => head.weights[(i % width) * classes + Math.floor(i / width)]),
     });
   }
 }
