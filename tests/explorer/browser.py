@@ -62,7 +62,7 @@ MARGIN = 5
 """CSS pixels between the edge of a grid's canvas and its cells (web/src/views/grid.js)."""
 ANNOUNCED = 121
 """Milliseconds after which a change has been said in the live region (web/src/explorer.js)."""
-PATIENCE = 30
+PATIENCE = 240
 """Seconds for what is over in one, or in ten, on a machine that has nothing else to do."""
 
 BROKEN_POLICY = """

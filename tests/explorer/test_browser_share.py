@@ -60,8 +60,9 @@ def test_the_served_page_obeys_its_strict_policy(open_context: OpensContext, add
     explorer = Explorer(page).ready()
     for preset in ("depthwise", "transposed", "experiment"):
         explorer.preset(preset)
-    for _ in explorer.panels():
-        explorer.click("output", 2, 2)
+    for name in explorer.panels():
+        if name != "train":  # which has pictures of its own
+            explorer.click("output", 2, 2)
     for action in ("png", "svg"):
         with page.expect_download():
             explorer.act(action)
