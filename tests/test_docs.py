@@ -163,9 +163,11 @@ def test_block_is_made_from_the_kept_report(runs: ModuleType) -> None:
 
 def test_speed_is_that_of_the_kept_benchmark() -> None:
     updater = _program("benchmarks/update_readme.py")
-    block = updater.readme_block(_text(ROOT / "benchmarks/results/torch.md"))
+    results = ROOT / "benchmarks/results"
+    block = updater.readme_block(_text(results / "torch.md"), _text(results / "tools.md"))
     assert updater.with_block(README, block) == README
     assert block.count("| geometric mean |") == 2
+    assert block.count("| depthwise ") == 2
     kept = json.loads(_text(ROOT / "benchmarks/results/torch.json"))
     assert all(f"{name} {version}" in block for name, version in kept["versions"].items())
 
