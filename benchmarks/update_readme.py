@@ -31,5 +31,6 @@ def with_block(readme: str, block: str) -> str:
 
 
 if __name__ == "__main__":
-    block = readme_block(*((RESULTS / f"{name}.md").read_text("utf-8") for name in ("torch", "tools")))
+    torch, tools = ((RESULTS / f"{name}.md").read_text("utf-8") for name in ("torch", "tools"))
+    block = readme_block(torch, tools)
     README.write_text(with_block(README.read_text("utf-8"), block), "utf-8")

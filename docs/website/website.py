@@ -1,14 +1,15 @@
 """What `make docs` does beyond MkDocs: which files are pages, the navigation, and the last check.
 
 The pages are the repository's Markdown files, and nothing is written twice: the navigation is the
-table in ``docs/README.md``, the reference is what ``__all__`` names, the gallery is every picture of
-the pages with its text. The functions named ``on_...`` are MkDocs' hooks. MkDocs and mkdocstrings
-are imported where they are used: the tests read this file without them.
+table in ``docs/README.md``, the reference is what ``__all__`` names, the gallery is every picture
+of the pages with its text. The functions named ``on_...`` are MkDocs' hooks. MkDocs and
+mkdocstrings are imported where they are used: the tests read this file without them.
 """
 
 from __future__ import annotations
 
 import ast
+import functools
 import html
 import posixpath
 import re
@@ -50,22 +51,28 @@ REFERENCE = {
 HOME = """
 <div class="readers" markdown>
 
-[**Students**<br>The paper beside the code: each equation, figure and step, with the function that it is](docs/paper.md)
-[**Researchers**<br>Uncertainty, morphism, singular values: what is known of FC layers, on CONV layers](docs/matrix.md)
-[**Engineers**<br>I want to use Muon, LoRA, K-FAC, a verifier, an accelerator … on a CNN](docs/i-want-to.md)
-[**The explorer, live**<br>A window, its row of M, a column of K and an output, on a picture of yours](explorer/index.html)
+[**Students**<br>The paper beside the code:
+each equation, figure and step, with the function that it is](docs/paper.md)
+[**Researchers**<br>Uncertainty, morphism, singular values:
+what is known of FC layers, on CONV layers](docs/uncertainty.md)
+[**Engineers**<br>I want to use Muon, LoRA, K-FAC,
+a verifier, an accelerator … on a CNN](docs/i-want-to.md)
+[**The explorer, live**<br>A window, its row of M, a column of K
+and an output, on a picture of yours](explorer/index.html)
 
 </div>
 """
 
 LIVE = """
-<p class="live-link"><a class="md-button md-button--primary" href="explorer/index.html">Open the explorer, live</a></p>
+<p class="live-link">
+<a class="md-button md-button--primary" href="explorer/index.html">Open the explorer, live</a>
+</p>
 <iframe class="live" src="explorer/index.html" title="The explorer, live" loading="lazy"></iframe>
 """
 
 
 def published() -> dict[str, str]:
-    """Every file of the repository that is on the site, with its address there."""
+    """Return every file of the repository that is on the site, with its address there."""
     found = {}
     for pattern in PUBLISHED:
         for path in sorted(ROOT.glob(pattern)):
@@ -79,11 +86,12 @@ def published() -> dict[str, str]:
 
 
 def navigation() -> list[dict[str, Any]]:
-    """The index of the documents, ``docs/README.md``, as a menu: its headings, and its tables."""
+    """Return the index of the documents as a menu: its headings, and the rows of its tables."""
     menu: list[dict[str, Any]] = []
     for part in re.split(r"^## ", (ROOT / INDEX).read_text("utf-8"), flags=re.MULTILINE)[1:]:
         rows = re.findall(r"^\| \[(.+?)\]\((.+?)\) \|", part, flags=re.MULTILINE)
-        pages = [{text: posixpath.normpath(posixpath.join("docs", to))} for text, to in rows]
+        places = {text: posixpath.normpath(posixpath.join("docs", to)) for text, to in rows}
+        pages = [{text: to} for text, to in places.items() if to != "README.md"]  # it is the home
         menu.append({part.partition("\n")[0]: pages})
     reference = [{title: f"reference/{name}.md"} for title, (name, _) in REFERENCE.items()]
     engineers = menu[-2][next(iter(menu[-2]))]
@@ -98,30 +106,46 @@ def navigation() -> list[dict[str, Any]]:
 
 
 def public(module: str) -> list[str]:
-    """What users import from a module, by the shortest name: of `convfc`, or of the module."""
+    """Return what users import from a module, by the shortest name that each of them has."""
     short = _imports(SOURCE / "__init__.py")
-    path = SOURCE / module.replace(".", "/")
-    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    long = [n for n in _all(path) if not n.isupper()]
+    path = _file(module)
     mine = short.get(f"convfc.{module}", [])
-    known = {name for names in short.values() for name in names}
-    rest = [name for name in long if name not in mine]
-    return [f"convfc.{n}" for n in mine] + [
-        f"convfc.{n}" if n in known else f"convfc.{module}.{n}" for n in rest
-    ]
+    names = dict.fromkeys([*mine, *(n for n in _all(path) if not n.isupper())])
+    known = {name for taken in short.values() for name in taken}
+    # In the order in which they are written: that of the story.
+    order = [getattr(node, "name", None) for node in _parsed(path).body]
+    place = {name: n for n, name in enumerate(order) if name}
+    told = sorted(names, key=lambda name: place.get(name, len(order)))
+    return [f"convfc.{n}" if n in known else f"convfc.{module}.{n}" for n in told]
+
+
+def about(module: str) -> str:
+    """Return what a module says of itself, without its table of files."""
+    text = ast.get_docstring(_parsed(_file(module))) or ""
+    return "\n\n".join(p for p in text.split("\n\n") if not p.startswith("==="))
+
+
+def _file(module: str) -> Path:
+    path = SOURCE / module.replace(".", "/")
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+@functools.cache
+def _parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text("utf-8"))
 
 
 def _all(path: Path) -> list[str]:
-    for node in ast.parse(path.read_text("utf-8")).body:
+    for node in _parsed(path).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
             return list(ast.literal_eval(node.value))
     return []
 
 
 def _imports(path: Path) -> dict[str, list[str]]:
-    """What a module takes from others, by their names, in the order of its ``__all__``."""
+    """Return what a module takes from others, by their names, in the order of its ``__all__``."""
     found: dict[str, list[str]] = {}
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+    for node in ast.walk(_parsed(path)):
         if isinstance(node, ast.ImportFrom) and node.module:
             names = [alias.name for alias in node.names if not alias.asname]
             found.setdefault(node.module, []).extend(n for n in names if n in _all(path))
@@ -129,12 +153,13 @@ def _imports(path: Path) -> dict[str, list[str]]:
 
 
 def reference() -> dict[str, str]:
-    """The pages of the reference, as Markdown for mkdocstrings."""
+    """Return the pages of the reference, as Markdown for mkdocstrings."""
     pages, shown = {}, set()
     for title, (name, modules) in REFERENCE.items():
         names = [n for module in modules.split() for n in public(module)]
         shown |= set(names)
-        pages[f"reference/{name}.md"] = "\n\n".join([f"# {title}", *(f"::: {n}" for n in names)])
+        head = [f"# {title}", about(modules.split()[0])]
+        pages[f"reference/{name}.md"] = "\n\n".join([*head, *(f"::: {n}" for n in names)])
     missing = {f"convfc.{n}" for n in _all(SOURCE / "__init__.py")} - shown
     if missing != {"convfc.__version__"}:
         raise ValueError(f"REFERENCE has no page for {sorted(missing)}")
@@ -142,7 +167,7 @@ def reference() -> dict[str, str]:
 
 
 def commands() -> str:
-    """The commands' own help, as a page."""
+    """Return the commands' own help, as a page."""
     import click
     from typer.main import get_command
 
@@ -153,7 +178,9 @@ def commands() -> str:
     text = ["# Commands", "`pip install 'convfc[cli]'`; what a command needs beyond it, it says."]
     for name in group.list_commands(context):
         command = group.get_command(context, name)
-        text += [f"## convfc {name}", str(command.help), "| option | |\n|---|---|"]
+        # Its examples are bold in a terminal.
+        told = re.sub(r"\[bold\](.+?)\[/(?:bold)?\]", r"`\1`", str(command.help)).replace("\b", "")
+        text += [f"## convfc {name}", told, "| option | |\n|---|---|"]
         for option in command.params:
             names = ", ".join(f"`{n}`" for n in (*option.opts, *option.secondary_opts))
             told = " ".join((getattr(option, "help", None) or "").split()).replace("|", "\\|")
@@ -162,8 +189,11 @@ def commands() -> str:
 
 
 def gallery() -> str:
-    """Every picture of the documents, once, under the page that shows it."""
-    parts, seen = ["# Gallery", "Every figure of the documents, with the page that explains it."], set()
+    """Return every picture of the documents, once, under the page that shows it."""
+    parts, seen = (
+        ["# Gallery", "Every figure of the documents, with the page that explains it."],
+        set(),
+    )
     for source in published():
         if not source.startswith("docs/") or not source.endswith(".md"):
             continue
@@ -188,7 +218,14 @@ def gallery() -> str:
 
 
 def on_config(config: Any) -> Any:
-    """Give the site its navigation."""
+    """Give the site its navigation, and types in docstrings as they are written."""
+    from griffe._internal.docstrings import numpy as docstrings
+
+    # "array, shape (f,)" is no Python, but reads as a call in a tuple, and would be shown as that.
+    parse = docstrings.parse_docstring_annotation
+    docstrings.parse_docstring_annotation = lambda text, *rest, **options: (
+        text if "," in text else parse(text, *rest, **options)
+    )
     config.nav = navigation()
     return config
 
@@ -226,12 +263,22 @@ def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
     from mkdocs.utils import get_relative_url
 
     def link(found: re.Match[str]) -> str:
-        to = _ADDRESSES.get(found[1].removesuffix("()"))
-        return f'<a href="{get_relative_url(to, page.url)}">{found[0]}</a>' if to else found[0]
+        names = found[1].split(", ")
+        places = [_ADDRESSES.get(name.removesuffix("()")) for name in names]
+        return (
+            ", ".join(
+                f'<a href="{get_relative_url(to, page.url)}"><code>{name}</code></a>'
+                if to
+                else f"<code>{name}</code>"
+                for name, to in zip(names, places, strict=True)
+            )
+            if any(places)
+            else found[0]
+        )
 
     # Not in a heading or in a link.
     parts = re.split(r"(<(a|h\d)\b.*?</\2>)", html, flags=re.DOTALL)
-    kept = [re.sub(r"<code>([\w.]+(?:\(\))?)</code>", link, text) for text in parts[::3]]
+    kept = [re.sub(r"<code>([\w., ()]+)</code>", link, text) for text in parts[::3]]
     parts[::3] = kept
     return "".join(text for n, text in enumerate(parts) if n % 3 != 2).replace("::</p>", ":</p>")
 
@@ -249,7 +296,7 @@ def on_post_build(config: Any) -> None:
 
 
 def _addresses() -> dict[str, str]:
-    """Where each public name stands, by its full name and, of one place, by the name alone."""
+    """Return where each public name stands, by its full name and by the name alone."""
     found = {}
     for name, modules in REFERENCE.values():
         for full in (n for module in modules.split() for n in public(module)):
@@ -286,7 +333,7 @@ class _Page(HTMLParser):
 
 
 def broken_links(folder: Path) -> list[str]:
-    """Links and pictures of a built site that lead to no file of it, or to no place in one."""
+    """Return links and pictures of a built site that lead to no file, or to no place in one."""
     pages = {path: _Page(path) for path in folder.rglob("*.html") if path.name != "404.html"}
     found = []
     for path, page in pages.items():
@@ -303,7 +350,7 @@ def broken_links(folder: Path) -> list[str]:
 
 
 def requests_elsewhere(folder: Path) -> list[str]:
-    """What the pages and stylesheets of a built site would ask other hosts for."""
+    """Return what the pages and stylesheets of a built site would ask other hosts for."""
     asked = {path: _Page(path).asked for path in folder.rglob("*.html")}
     for path in folder.rglob("*.css"):
         asked[path] = re.findall(r"(?:url\(|@import )['\"]?([^)'\"]+)", path.read_text("utf-8"))
