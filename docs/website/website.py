@@ -190,10 +190,8 @@ def commands() -> str:
 
 def gallery() -> str:
     """Return every picture of the documents, once, under the page that shows it."""
-    parts, seen = (
-        ["# Gallery", "Every figure of the documents, with the page that explains it."],
-        set(),
-    )
+    head = "---\nhide: [toc]\n---\n# Gallery"
+    parts, seen = [head, "Every figure of the documents, with the page that explains it."], set()
     for source in published():
         if not source.startswith("docs/") or not source.endswith(".md"):
             continue
