@@ -112,10 +112,10 @@ def public(module: str) -> list[str]:
     mine = short.get(f"convfc.{module}", [])
     names = dict.fromkeys([*mine, *(n for n in _all(path) if not n.isupper())])
     known = {name for taken in short.values() for name in taken}
-    # In the order in which they are written: that of the story.
+    # Functions first, and in the order in which they are written or imported: that of the story.
     order = [getattr(node, "name", None) for node in _parsed(path).body]
-    place = {name: n for n, name in enumerate(order) if name}
-    told = sorted(names, key=lambda name: place.get(name, len(order)))
+    order += [name for taken in _imports(path).values() for name in taken]
+    told = sorted(names, key=lambda name: (name[0].isupper(), order.index(name)))
     return [f"convfc.{n}" if n in known else f"convfc.{module}.{n}" for n in told]
 
 
