@@ -14,7 +14,7 @@ WEB := src/convfc/explorer/web
 MINUTES ?= 30
 SEED ?=
 .DEFAULT_GOAL := help
-.PHONY: help reproduce paper test test-fast test-all fuzz check bench explorer clean
+.PHONY: help reproduce paper test test-fast test-all fuzz check docs bench explorer clean
 
 help:
 	@echo "make reproduce  run the paper's experiment and write runs/default/report.html"
@@ -24,6 +24,7 @@ help:
 	@echo "make test-all   run every test, the slowest too"
 	@echo "make fuzz       compare random layers with PyTorch's for MINUTES=30; SEED= repeats a run"
 	@echo "make check      lint, format and type checks"
+	@echo "make docs       build the documentation as a site, into site/"
 	@echo "make bench      benchmarks against named peers"
 	@echo "make explorer   build the explorer's page anew, after a change of its sources (needs Node.js)"
 	@echo "make clean      remove .venv and caches (runs/ stays)"
@@ -58,6 +59,11 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# MkDocs' theme would else print a note on its own future before every build.
+docs: $(VENV)/.installed-docs
+	@echo "== mkdocs: site/index.html"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 bench: $(VENV)/.installed-bench
 	@echo "== benchmarks"
 	$(BIN)/python benchmarks/run.py
@@ -80,5 +86,5 @@ $(VENV)/.installed-%: $(VENV)/bin/python pyproject.toml constraints.txt $(NO_DEP
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -48,6 +48,11 @@ def matrices() -> ModuleType:
     return _program("docs/draw_matrices.py")
 
 
+@pytest.fixture(scope="module")
+def website() -> ModuleType:
+    return _program("docs/website/website.py")
+
+
 def _relative(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
@@ -163,9 +168,11 @@ def test_block_is_made_from_the_kept_report(runs: ModuleType) -> None:
 
 def test_speed_is_that_of_the_kept_benchmark() -> None:
     updater = _program("benchmarks/update_readme.py")
-    block = updater.readme_block(_text(ROOT / "benchmarks/results/torch.md"))
+    results = ROOT / "benchmarks/results"
+    block = updater.readme_block(_text(results / "torch.md"), _text(results / "tools.md"))
     assert updater.with_block(README, block) == README
     assert block.count("| geometric mean |") == 2
+    assert block.count("| depthwise ") == 2
     kept = json.loads(_text(ROOT / "benchmarks/results/torch.json"))
     assert all(f"{name} {version}" in block for name, version in kept["versions"].items())
 
@@ -280,3 +287,103 @@ def test_taking_a_run_copies_its_report_and_nothing_large(
     assert place == tmp_path / "studies" / "morphism"
     files = {str(path.relative_to(place)) for path in place.rglob("*") if path.is_file()}
     assert files == {"report.md", "results.json", "settings.json", "figures/a.png"}
+
+
+# The site that `make docs` builds: what it is made of, and the check at the end of the build.
+
+
+def test_every_public_name_is_in_the_reference(website: ModuleType) -> None:
+    pages = "\n".join(website.reference().values())
+    shown = re.findall(r"^::: convfc\.(\w+)$", pages, flags=re.MULTILINE)
+    assert sorted(shown) == sorted(set(convfc.__all__) - {"__version__"})
+    assert pages.index("::: convfc.im2col") < pages.index("::: convfc.col2im"), "not as written"
+
+
+def test_a_public_name_without_a_page_stops_the_build(
+    website: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(website.REFERENCE, "One matrix")
+    with pytest.raises(ValueError, match=r"no page for .*'convfc\.conv_matrix'"):
+        website.reference()
+
+
+def test_the_menu_is_the_index_of_the_documents(website: ModuleType) -> None:
+    def pages(menu: list[dict[str, object]]) -> set[str]:
+        inside = [to for entry in menu for to in entry.values()]
+        return {to for to in inside if isinstance(to, str)}.union(
+            *(pages(to) for to in inside if isinstance(to, list))
+        )
+
+    menu = website.navigation()
+    assert [next(iter(entry)) for entry in menu][:4] == [
+        "Home",
+        "Students",
+        "Researchers",
+        "Engineers",
+    ]
+    written = {page for page in website.published() if page.endswith(".md")}
+    assert written <= pages(menu)
+
+
+def test_every_picture_of_the_documents_is_in_the_gallery_once(website: ModuleType) -> None:
+    shown = re.findall(r"!\[[^]]+\]\((.+?)\)", website.gallery())
+    assert len(shown) == len(set(shown))
+    kept = {_relative(path) for path in (ROOT / "docs").rglob("figure*/*.png")}
+    assert {"docs/figures/matrix-toeplitz.png", "docs/paper-run/figures/figure-07.png"} <= set(
+        shown
+    )
+    assert set(shown) <= kept
+
+
+PAGE = """<html><head><link rel="stylesheet" href="site.css"><link rel="canonical" href="https://x/">
+</head><body><h2 id="here">Here</h2><a href="https://arxiv.org">paper</a><a href="#here">up</a>
+<a href="room/#there">room</a><img src="dot.png" srcset="dot.png 2x">{}</body></html>"""
+
+
+@pytest.fixture
+def built(tmp_path: Path) -> Path:
+    """A site of two pages in which all is well."""
+    (tmp_path / "room").mkdir()
+    (tmp_path / "room" / "index.html").write_text('<p id="there">', "utf-8")
+    (tmp_path / "index.html").write_text(PAGE.format(""), "utf-8")
+    (tmp_path / "site.css").write_text("a { background: url(dot.png) }", "utf-8")
+    (tmp_path / "dot.png").touch()
+    return tmp_path
+
+
+def test_a_site_in_which_all_is_well_passes(website: ModuleType, built: Path) -> None:
+    assert website.broken_links(built) == []
+    assert website.requests_elsewhere(built) == []
+
+
+@pytest.mark.parametrize(
+    "broken",
+    ['<a href="gone.html">', '<a href="#gone">', '<a href="room/#here">', '<img src="gone.png">'],
+)
+def test_a_broken_link_is_found(website: ModuleType, built: Path, broken: str) -> None:
+    (built / "index.html").write_text(PAGE.format(broken), "utf-8")
+    target = broken.split('"')[1]
+    assert website.broken_links(built) == [f"index.html: no such place: {target}"]
+
+
+@pytest.mark.parametrize(
+    "asking",
+    [
+        '<script src="{}"></script>',
+        '<link rel="preconnect" href="{}">',
+        '<img src="dot.png" srcset="{} 2x">',
+        '<p style="background: url({})">',
+        '<iframe src="{}"></iframe>',
+    ],
+)
+def test_a_request_to_another_host_is_found(website: ModuleType, built: Path, asking: str) -> None:
+    for host in ("https://fonts.example/a", "//fonts.example/a"):
+        (built / "index.html").write_text(PAGE.format(asking.format(host)), "utf-8")
+        assert website.requests_elsewhere(built) == [f"index.html: asks another host: {host}"]
+
+
+def test_a_stylesheet_that_asks_another_host_is_found(website: ModuleType, built: Path) -> None:
+    (built / "site.css").write_text('@import "https://fonts.example/a";', "utf-8")
+    assert website.requests_elsewhere(built) == [
+        "site.css: asks another host: https://fonts.example/a"
+    ]

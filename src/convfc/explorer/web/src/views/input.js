@@ -100,7 +100,12 @@ export class InputView {
   follow() {
     const { store } = this;
     const d = this._channelOf(store.selection.q);
-    if (d !== null && this.channel !== "rgb" && d !== this.channel) store.show({ channel: d });
+    if (d === null || this.channel === "rgb" || d === this.channel) return;
+    if (store.moment === null) return store.show({ channel: d });
+    // A film draws the other panels anyway.
+    store.view.channel = d;
+    this.update();
+    this.panel.grid.draw();
   }
 
   /** The drawn cell of the selected element, or of the first tap of the window. */
