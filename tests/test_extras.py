@@ -25,7 +25,7 @@ from convfc.extras import PIP, missing, needing
 EXTRAS = metadata.metadata("convfc").get_all("Provides-Extra") or []
 OF_MODULE = metadata.packages_distributions()
 NEED_AN_EXTRA = re.compile(
-    r"convfc\.(cli|drawing|explorer\.widget|frameworks\.(keras|onnx|torch)"
+    r"convfc\.(cli|drawing|explorer\.(film|widget)|frameworks\.(keras|onnx|torch)"
     r"|methods\.(morphism|spectrum\.lipschitz|uncertainty)"
     r"|paper|runs|studies)\b"
 )
