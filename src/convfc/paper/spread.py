@@ -166,7 +166,9 @@ def _precision(groups: Sequence[Group]) -> list[dict[str, Any]]:
 def summary_table(results: Mapping[str, Any]) -> Table:
     """Return the spread of a finished sweep, for the terminal."""
     settings = results["settings"]
-    table = Table(title=f"‖W_cnn − W_fc‖ after {settings['epochs']} epochs, {settings['seeds']} seeds")
+    table = Table(
+        title=f"‖W_cnn − W_fc‖ after {settings['epochs']} epochs, {settings['seeds']} seeds"
+    )
     table.add_column("")
     for title in ("least", "quartile", "median", "quartile", "largest", "control"):
         table.add_column(title, justify="right")

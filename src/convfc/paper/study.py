@@ -67,8 +67,9 @@ def _drawn(run: FinishedRun) -> Iterator[tuple[str, Figure]]:
     yield "figure-06", figures.stretch_figure(_digit(record)[:, :, 0], _filters(record)[:1])
     yield "figure-08", figures.networks_figure(_models(record))
     for optimizer in optimizers:
-        yield figures.LOSSES.get(optimizer, f"figure-{optimizer}"), figures.loss_figure(
-            record, optimizer
+        yield (
+            figures.LOSSES.get(optimizer, f"figure-{optimizer}"),
+            figures.loss_figure(record, optimizer),
         )
     yield "figure-09", figures.histogram_figure(record, optimizers)
     yield "figure-difference", figures.difference_figure(record)

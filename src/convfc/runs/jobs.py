@@ -27,6 +27,7 @@ with needing():
 from convfc.runs.progress import Display
 
 _TELL_EVERY = 0.5  # seconds, at most, between two words of a job: many jobs share one scheduler
+_ANSWER_IN = 10  # seconds
 _LOOPBACK = "127.0.0.1"
 # Ctrl-C reaches every process of a terminal; the workers are stopped by the one that started them.
 _DEAF = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
@@ -105,7 +106,7 @@ def _connected(workers: int, scheduler: str | None) -> Iterator[Client]:
     """Yield a client of the scheduler at this address, or of a cluster made here for the time."""
     if scheduler is not None:
         try:
-            client = Client(scheduler, timeout=10, set_as_default=False)
+            client = Client(scheduler, timeout=_ANSWER_IN, set_as_default=False)
         except (OSError, ValueError) as error:
             raise RunError(
                 "no scheduler of Dask answers",
@@ -162,18 +163,18 @@ class _Told(Display):
         self._done: dict[str, int] = {}
         self._next = 0.0
 
-    def plan(  # noqa: D102
+    def plan(
         self, steps: Mapping[str, int], finished: Collection[str], weights: Mapping[str, int]
     ) -> None:
         self._done = {name: steps[name] for name in finished}
         self._send(None)
 
-    def start(self, name: str, done: int) -> None:  # noqa: D102
+    def start(self, name: str, done: int) -> None:
         if done:
             self._done[name] = done
             self._send(None)
 
-    def step(self, name: str, done: int, told: str) -> None:  # noqa: D102
+    def step(self, name: str, done: int, told: str) -> None:
         # Of a cluster that goes on without us: a thread cannot be killed, but it can stop here.
         task = self._worker.state.tasks.get(self._key)
         if task is None or task.state == "cancelled":
