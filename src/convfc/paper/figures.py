@@ -371,6 +371,8 @@ _RULES = {
     "muon": "#009E73",
 }
 
+_SIZES = {"rounding": "rounding of a gradient", "size": "a gradient"}
+
 
 def spread_figure(groups: Sequence[Group]) -> Figure:
     """Draw how far CNN and FC network are apart: a row per optimizer, a dot per seed.
@@ -409,7 +411,8 @@ def spread_figure(groups: Sequence[Group]) -> Figure:
 def epsilon_figure(lines: Sequence[Mapping[str, Any]], groups: Sequence[Group]) -> Figure:
     """Draw the difference against epsilon, with the quartiles over the seeds as a band.
 
-    Upright stands the rounding of the gradients, which epsilon has to outweigh; flat lies SGD.
+    Upright stand the rounding of the gradients, which epsilon has to outweigh, and the gradients,
+    beyond which it shortens every step; flat lies SGD.
     """
     figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
     axes = figure.subplots()
@@ -427,11 +430,12 @@ def epsilon_figure(lines: Sequence[Mapping[str, Any]], groups: Sequence[Group]) 
         axes.plot(epsilons, middle, color=colour, label=line["label"], **marked)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    for size in sorted({line["rounding"] for line in lines}):
+    marks = {(line[key], title) for line in lines for key, title in _SIZES.items()}
+    for size, title in sorted(marks):
         axes.axvline(size, color=_GREY, linewidth=0.9, linestyle=":")
-        text: dict[str, Any] = {"rotation": 90, "fontsize": 8, "color": _GREY, "va": "top"}
+        text: dict[str, Any] = {"rotation": 90, "fontsize": 8, "color": _GREY, "va": "bottom"}
         at = axes.get_xaxis_transform()
-        axes.text(size * 1.15, 0.98, "rounding of a gradient", transform=at, **text)
+        axes.text(size * 1.15, 0.02, title, transform=at, **text)
     for group in groups:
         if group.optimizer == "sgd" and group.median > 0:
             axes.axhline(group.median, color=_RULES["sgd"], linewidth=1, linestyle="--")

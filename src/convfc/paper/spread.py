@@ -122,6 +122,7 @@ def _epsilons(groups: Sequence[Group]) -> list[dict[str, Any]]:
                 "optimizer": key[0],
                 "groups": line,
                 "rounding": rounding,
+                "size": float(np.median([group.values("gradient_size") for group in line])),
                 "from": first.epsilon,
                 "to": last.epsilon,
                 "first": first.median,

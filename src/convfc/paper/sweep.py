@@ -223,6 +223,7 @@ def _measured(folder: pathlib.Path, point: PaperSettings) -> dict[str, Any]:
         "roundings": found["roundings"][optimizer],
         "control": found["control"]["largest"][optimizer],
         "gradient": record.results["gradient"]["rounding"],
+        "gradient_size": record.results["gradient"]["size"],
         "seconds": sum(part.get("training", 0) for part in record.results["seconds"].values()),
     }
 
