@@ -13,9 +13,10 @@ from convfc.extras import needing
 
 with needing("paper"):
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
     from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from convfc.algorithm1 import filters_to_matrix, im2col, patch_product, rows_to_output
 from convfc.drawing import INK, WIDTH
@@ -397,6 +398,7 @@ def spread_figure(groups: Sequence[Group]) -> Figure:
         if middle > 0:
             axes.plot((middle, middle), (row - 0.3, row + 0.3), color=INK, linewidth=1.6)
     axes.set_xscale("log")
+    _whole_decades(axes.xaxis, np.concatenate([group.values() for group in groups]))
     axes.set_xlabel("‖W$_{CNN}$ − W$_{FC}$‖$_F$ of the first layer, after training")
     band.set_yticks(range(len(groups)), [group.label for group in groups])
     band.set_ylim(len(groups) - 0.45, -0.55)
@@ -406,6 +408,15 @@ def spread_figure(groups: Sequence[Group]) -> Figure:
     band.set_facecolor("#f4f4f4")
     axes.tick_params(axis="y", length=0)
     return figure
+
+
+def _whole_decades(axis: Axis, values: NDArray[np.float64]) -> None:
+    """Let a logarithmic axis go from one power of ten to another, and name nothing between."""
+    decades = np.log10(values[values > 0])
+    if len(decades):
+        set_limits = getattr(axis.axes, f"set_{axis.axis_name}lim")
+        set_limits(10.0 ** np.floor(decades.min()), 10.0 ** np.ceil(decades.max()))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def epsilon_figure(lines: Sequence[Mapping[str, Any]], groups: Sequence[Group]) -> Figure:
@@ -430,18 +441,20 @@ def epsilon_figure(lines: Sequence[Mapping[str, Any]], groups: Sequence[Group]) 
         axes.plot(epsilons, middle, color=colour, label=line["label"], **marked)
     axes.set_xscale("log")
     axes.set_yscale("log")
+    drawn = [group for group in groups if group.epsilon is not None or group.optimizer == "sgd"]
+    _whole_decades(axes.yaxis, np.concatenate([group.values() for group in drawn]))
     marks = {(line[key], title) for line in lines for key, title in _SIZES.items()}
     for size, title in sorted(marks):
         axes.axvline(size, color=_GREY, linewidth=0.9, linestyle=":")
-        text: dict[str, Any] = {"rotation": 90, "fontsize": 8, "color": _GREY, "va": "bottom"}
+        text: dict[str, Any] = {"rotation": 90, "fontsize": 8, "color": _GREY, "va": "top"}
         at = axes.get_xaxis_transform()
-        axes.text(size * 1.15, 0.02, title, transform=at, **text)
+        axes.text(size * 1.15, 0.98, title, transform=at, **text)
     for group in groups:
         if group.optimizer == "sgd" and group.median > 0:
             axes.axhline(group.median, color=_RULES["sgd"], linewidth=1, linestyle="--")
             at = axes.get_yaxis_transform()
-            over: dict[str, Any] = {"xytext": (0, 3), "textcoords": "offset points", "ha": "right"}
-            axes.annotate(group.label, (1, group.median), xycoords=at, fontsize=8, **over)
+            over: dict[str, Any] = {"xytext": (0, 3), "textcoords": "offset points"}
+            axes.annotate(group.label, (0.5, group.median), xycoords=at, fontsize=8, **over)
     axes.set_xlabel("ε")
     axes.set_ylabel("‖W$_{CNN}$ − W$_{FC}$‖$_F$, median and quartiles")
     axes.legend()
