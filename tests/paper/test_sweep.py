@@ -156,16 +156,20 @@ def test_the_report_says_what_the_numbers_say() -> None:
         "exactly 0 at every point, after every epoch",
         "**Adam, float32, ε from 1e-7 to 0.0001:** the gap shrinks in every seed; medians: 100",
         "smaller than in float32: that is what rounding does",
-        "smaller in each of the 3 seeds. The division by small gradients is what enlarges",
+        "smaller in each of the 3 seeds. So it must be where the division by small gradients",
         "| SGD, float32 | 1e-8 | 1.05e-8 | 1.1e-8 | 1.15e-8 | 1.2e-8 | 9 | 0 |",
     ):
         assert said in text
     assert "Muon" not in text
+    assert "every gap is smaller than one rounding" not in text
+    short = report([one | {"roundings": 0.9} for one in points()])
+    assert "every gap is smaller than one rounding of every weight" in short
     turned = points(small=1e-8, large=1e-6, wide=1e-8)
     turned[5]["control"] = 0.5
     text = report([*turned, point(optimizer="muon", epsilon=None)])
     for said in (
         "is not 0 everywhere: at most 0.5",
+        "**Adam, ε 1e-7, float32:** the gap is larger than SGD's in 0 of 3 seeds",
         "the gap is smaller at the larger ε in 0 of 3 seeds",
         "which the division by small gradients does not explain",
         "that is not what rounding does",

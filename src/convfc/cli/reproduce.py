@@ -147,7 +147,8 @@ def reproduce(
     _refuse(given & _SWEEPS_ONLY, "a sweep; say which with --sweep")
     if study is not None:
         _refuse(given & _PAPERS_OWN, "the paper's experiment, which --study replaces")
-        numbers = {"epochs": epochs, "images": images, "samples": samples, "seeds": seeds}
+        numbers: dict[str, Any] = {"epochs": epochs, "images": images}
+        numbers |= {"samples": samples, "seeds": seeds}
         with errors_in_one_line(errors, *_REMEDIES), ctrl_c_explained(errors):
             from convfc.studies.catalogue import load_study
 
@@ -161,7 +162,9 @@ def reproduce(
     if paper and epochs is not None:
         raise typer.BadParameter("--paper means 400 epochs; give only one of --paper and --epochs")
     count = 400 if paper else epochs or 40
-    optimizers = [o.value for o in Optimizer if o in (optimizer or Optimizer)]
+    chosen = optimizer or [Optimizer.sgd, Optimizer.adam]
+    optimizers = [o.value for o in Optimizer if o in chosen]
+    numbers = {"images": images, "filters": filters, "epsilon": epsilon, "rate": rate}
     with errors_in_one_line(errors, *_REMEDIES), ctrl_c_explained(errors):
         from convfc.paper.study import STUDY
 
@@ -175,11 +178,8 @@ def reproduce(
             backend=backend.value,
             seed=seed,
             data=data.value,
-            images=images,
-            filters=filters,
-            epsilon=epsilon,
-            rate=rate,
             cost=cost,
+            **{key: value for key, value in numbers.items() if value is not None},
         )
         _run(console, STUDY, settings, *folder)
 

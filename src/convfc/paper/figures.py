@@ -414,8 +414,9 @@ def _whole_decades(axis: Axis, values: NDArray[np.float64]) -> None:
     """Let a logarithmic axis go from one power of ten to another, and name nothing between."""
     decades = np.log10(values[values > 0])
     if len(decades):
-        set_limits = getattr(axis.axes, f"set_{axis.axis_name}lim")
-        set_limits(10.0 ** np.floor(decades.min()), 10.0 ** np.ceil(decades.max()))
+        axis.set_view_interval(
+            10.0 ** np.floor(decades.min()), 10.0 ** np.ceil(decades.max()), ignore=True
+        )
     axis.set_minor_formatter(NullFormatter())
 
 

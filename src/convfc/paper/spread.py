@@ -78,6 +78,7 @@ def findings(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "groups": groups,
         "titles": TITLES,
         "control": max(float(group.values("control").max()) for group in groups),
+        "largest": max(group.quantiles("roundings")[-1] for group in groups),
         "against_sgd": _against_sgd(groups),
         "epsilons": _epsilons(groups),
         "precision": _precision(groups),
