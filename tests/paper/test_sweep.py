@@ -18,8 +18,9 @@ from synthetic import make_run
 from convfc.cli import reproduce
 from convfc.errors import ConvfcError
 from convfc.paper import sweep
-from convfc.paper.experiment import LEARNING_RATES, PaperSettings
+from convfc.paper.experiment import PaperSettings
 from convfc.paper.figures import epsilon_figure, spread_figure
+from convfc.paper.optimizers import LEARNING_RATES
 from convfc.paper.spread import findings, groups_of
 from convfc.paper.sweep import read_sweep, sweep_study, toml_of
 from convfc.runs import jobs

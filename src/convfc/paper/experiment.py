@@ -13,31 +13,11 @@ from typing import Any, ClassVar
 from convfc.errors import ArgumentError, RunError
 from convfc.frameworks.keras.backend import BACKENDS, DTYPES, precision
 from convfc.paper import data
+from convfc.paper.optimizers import LEARNING_RATES, OPTIMIZERS, TITLES, WITH_EPSILON
 from convfc.runs.folder import Result
 from convfc.runs.study import Part, Settings, Work
 from convfc.sizes import one_of
 
-OPTIMIZERS = ("sgd", "adam")  # the paper's, which are taken where none is named
-LEARNING_RATES = {
-    "sgd": 0.01,
-    "momentum": 0.01,
-    "adam": 0.001,
-    "adamw": 0.001,
-    "rmsprop": 0.001,
-    "muon": 0.001,
-}
-TITLES = {
-    "sgd": "SGD",
-    "momentum": "SGD with momentum",
-    "adam": "Adam",
-    "adamw": "AdamW",
-    "rmsprop": "RMSprop",
-    "muon": "Muon",
-}
-"""What the optimizers are called, which are those of Keras."""
-MOMENTUM = 0.9
-EPSILON = 1e-7  # Keras's own
-WITH_EPSILON = ("adam", "adamw", "rmsprop")
 PAPER_EPOCHS = 400
 
 PAIRS = {"fc": "cnn", "control": "fc"}

@@ -21,8 +21,8 @@ with needing("paper"):
 from convfc.algorithm1 import filters_to_matrix, im2col, patch_product, rows_to_output
 from convfc.drawing import INK, WIDTH
 from convfc.geometry import ConvGeometry
-from convfc.paper.experiment import TITLES
 from convfc.paper.findings import Record, measured
+from convfc.paper.optimizers import TITLES
 from convfc.paper.spread import Group
 
 # Okabe and Ito's palette: told apart by colour-blind readers too.

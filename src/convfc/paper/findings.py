@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from convfc.errors import RunError
 from convfc.extras import needing
-from convfc.paper.experiment import EPSILON, LEARNING_RATES, NETWORK, PAPER_EPOCHS
+from convfc.paper.experiment import NETWORK, PAPER_EPOCHS
+from convfc.paper.optimizers import EPSILON, LEARNING_RATES
 from convfc.runs.folder import FinishedRun, RunFolder
 from convfc.runs.reporting import number
 from convfc.runs.sealed import readable

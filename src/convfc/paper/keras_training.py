@@ -23,7 +23,7 @@ with needing("paper"):
 from convfc.errors import RunError
 from convfc.paper import keras_networks as networks
 from convfc.paper.data import Digits
-from convfc.paper.experiment import MOMENTUM, WITH_EPSILON
+from convfc.paper.optimizers import MOMENTUM, WITH_EPSILON
 from convfc.runs.folder import Result
 from convfc.runs.study import Work
 

@@ -15,7 +15,7 @@ from convfc.extras import needing
 with needing("paper"):
     from rich.table import Table
 
-from convfc.paper.experiment import TITLES
+from convfc.paper.optimizers import TITLES
 from convfc.runs.reporting import number
 
 VARIED = ("optimizer", "epsilon", "rate", "dtype", "filters")

@@ -22,8 +22,9 @@ with needing("sweep"):
     from matplotlib.figure import Figure
 
 from convfc.paper import figures
-from convfc.paper.experiment import EPSILON, WITH_EPSILON, PaperSettings, packages, parts
+from convfc.paper.experiment import PaperSettings, packages, parts
 from convfc.paper.findings import find, read_record
+from convfc.paper.optimizers import EPSILON, WITH_EPSILON
 from convfc.paper.spread import VARIED, findings, summary_table
 from convfc.runs.folder import FinishedRun, Result, RunFolder
 from convfc.runs.progress import Display

@@ -71,8 +71,8 @@ class Display:
 
     def end(self, name: str) -> None:
         """Say that a part is finished."""
-        told = self._told.get(name, f"all {self._unit}s")
-        self.note(f"{name}: done, {told}, {time.monotonic() - self._began[name]:.0f} s")
+        told, now = self._told.get(name, f"all {self._unit}s"), time.monotonic()
+        self.note(f"{name}: done, {told}, {now - self._began.get(name, now):.0f} s")
 
     def note(self, text: str) -> None:
         """Show a line, above the bars if there are any."""
