@@ -106,6 +106,7 @@ def test_report_is_drawn_and_progress_told(trained: tuple[pathlib.Path, str]) ->
     for name, epochs in NETWORKS.items():
         assert f"{name}: starts" in told
         assert f"{name}: done, epoch {epochs}/{epochs}, loss " in told
+    assert told.count(": starts") == len(NETWORKS)  # no other optimizer is taken unasked
     report = f"Report: {folder / 'report.html'}\n"
     for words in (f"Differences after {EPOCHS} epochs", "0.536", "control − FC", report):
         assert words in told

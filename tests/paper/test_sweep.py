@@ -118,6 +118,7 @@ def test_names_and_commands_say_what_is_not_ordinary() -> None:
         "convfc reproduce --optimizer adam --images 60 --filters 8 --epsilon 0.0001 --rate 0.01"
     )
     assert made.as_json()["learning_rates"] == {"adam": 0.01}
+    assert PaperSettings.named(seed=12345678).name == "default-seed12345678"
 
 
 def point(**given: Any) -> dict[str, Any]:

@@ -87,7 +87,7 @@ class PaperSettings(Settings):
             "" if companion or "adam" not in self.optimizers else "nocompanion",
             self.data if self.data != ordinary.data else "",
             *(
-                f"{key}{value:g}"
+                f"{key}{value}"
                 for key in ("images", "filters", "epsilon", "rate", "seed")
                 if (value := getattr(self, key)) != getattr(ordinary, key)
             ),

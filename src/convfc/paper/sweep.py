@@ -6,6 +6,7 @@ Each point is a run as ``convfc reproduce`` makes it, in a folder of its own bel
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.resources
 import itertools
 import json
@@ -187,8 +188,14 @@ def sweep_study(workers: int | None = None, scheduler: str | None = None) -> Stu
         work.display.note("comparing the runs")
         return Result({"points": [_measured(folder / point.name, point) for point in points]})
 
+    def prepare(settings: SweepSettings) -> None:
+        """Look for Dask before there is a folder."""
+        del settings
+        importlib.import_module("convfc.runs.jobs")
+
     return Study(
         settings=SweepSettings,
+        prepare=prepare,
         packages=lambda settings: packages(PaperSettings(backend=settings.backend)),
         parts=lambda settings: [Part("points", run, steps=0)],
         results=lambda settings, found: dict(found["points"].numbers),
