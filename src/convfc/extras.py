@@ -15,6 +15,7 @@ PIP: Mapping[str, str] = {
     **dict.fromkeys(("onnx", "onnx_ir", "onnxruntime"), "'convfc[onnx]'"),
     "matplotlib": "'convfc[spectrum]'",
     "laplace": "'convfc[study]'",
+    **dict.fromkeys(("dask", "distributed"), "'convfc[sweep]'"),
     # In no extra, but named in the help of the commands:
     "torchvision": "'convfc[torch]' torchvision",
     "tensorflow": "'convfc[paper]' tensorflow",

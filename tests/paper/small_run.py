@@ -12,8 +12,6 @@ from commands import call
 from matplotlib.figure import Figure
 from typer.testing import Result
 
-from convfc.geometry import ConvGeometry
-from convfc.paper import keras_networks
 from convfc.paper.experiment import PaperSettings
 
 EPOCHS = 2
@@ -22,14 +20,13 @@ FILTERS = 4
 
 @contextlib.contextmanager
 def few_filters() -> Iterator[None]:
-    """Let networks have 4 filters, not 128: half a million weights, not 17.
+    """Let runs have 4 filters, not 128: half a million weights, not 17.
 
     Two whole batches are their images, so that every network is compiled for one size only.
     """
     with pytest.MonkeyPatch.context() as patch:
-        geometry = ConvGeometry.valid(1, FILTERS, (4, 4), stride=2)
-        patch.setattr(keras_networks, "GEOMETRY", geometry)
-        patch.setattr(PaperSettings, "named", functools.partial(PaperSettings.named, images=256))
+        small = functools.partial(PaperSettings.named, images=256, filters=FILTERS)
+        patch.setattr(PaperSettings, "named", small)
         yield
 
 

@@ -29,6 +29,7 @@ def make_run(
     *,
     optimizers: Sequence[str] = ("sgd", "adam"),
     epochs: int = 8,
+    filters: int = 128,
     control: bool = True,
     control_difference: float = 0.0,
     companion: bool = True,
@@ -39,7 +40,7 @@ def make_run(
     random = np.random.default_rng(7)
     run = RunFolder(folder)
     folder.mkdir(parents=True)
-    start = random.uniform(-0.6, 0.6, (16, 128)).astype(np.float32)
+    start = random.uniform(-0.6, 0.6, (16, filters)).astype(np.float32)
     results: dict[str, Any] = {
         "epochs": epochs,
         "dtype": "float32",
@@ -49,6 +50,7 @@ def make_run(
         "machine": {"processor": "some CPU", "cores": 2, "system": "Linux x86_64"},
         "seconds": {},
         "cost": synthetic_cost() if cost else None,
+        "gradient": {"size": 1e-3, "rounding": 1e-9},
         "dead_outputs": {optimizer: dict(DEAD) for optimizer in optimizers},
     }
     trained = [("float32", optimizer, epochs) for optimizer in optimizers]
@@ -57,8 +59,8 @@ def make_run(
     for dtype, optimizer, length in trained:
         unit = float64_rounding if dtype == "float64" else 2.0**-24
         noise = unit * (1e4 if optimizer == "adam" else 1)
-        steps = random.normal(0, 1e-2, (length, 16, 128))
-        steps_apart = noise * random.normal(0, 1, (length, 16, 128))
+        steps = random.normal(0, 1e-2, (length, 16, filters))
+        steps_apart = noise * random.normal(0, 1, (length, 16, filters))
         pairs = {"cnn": steps, "fc": steps + steps_apart}
         if control and dtype == "float32":
             pairs["control"] = steps + steps_apart + control_difference
@@ -87,6 +89,7 @@ def make_run(
         float64_epochs=max(1, epochs // 4) if companion else 0,
         optimizers=tuple(optimizers),
         seed=3,
+        filters=filters,
     )
     write_sealed(folder / "settings.json", settings.as_json(), [])
     run.write_results(results | {"settings": settings.as_json()})

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from small_run import EPOCHS
+from small_run import EPOCHS, FILTERS
 
 from convfc.errors import ArgumentError
 from convfc.paper import data
@@ -63,7 +63,7 @@ def test_differences_are_those_of_weights_and_losses() -> None:
     count = 40
     digits = data.load(count=count)
     rng = np.random.default_rng(0)
-    shape = (16, networks.GEOMETRY.out_channels)
+    shape = (16, FILTERS)
     weights = [rng.standard_normal(shape).astype("float32") for _ in range(2)]
     losses = (
         {"loss": [0.5, 0.25], "val_loss": [0.5, 0.5]},
@@ -106,6 +106,7 @@ def test_report_is_drawn_and_progress_told(trained: tuple[pathlib.Path, str]) ->
     for name, epochs in NETWORKS.items():
         assert f"{name}: starts" in told
         assert f"{name}: done, epoch {epochs}/{epochs}, loss " in told
+    assert told.count(": starts") == len(NETWORKS)  # no other optimizer is taken unasked
     report = f"Report: {folder / 'report.html'}\n"
     for words in (f"Differences after {EPOCHS} epochs", "0.536", "control − FC", report):
         assert words in told
@@ -115,7 +116,7 @@ def test_report_is_drawn_and_progress_told(trained: tuple[pathlib.Path, str]) ->
 def test_dead_outputs_are_counted() -> None:
     """The second layer is given such that only output 1, the sum of layer 1, is alive."""
     digits = data.load(count=30)
-    first = np.abs(networks.initial_weights(0).first)
+    first = np.abs(networks.initial_weights(0, FILTERS).first)
     second = np.zeros((676, 784), np.float32)
     initial = networks.Weights(first, second + 1)
     second[:, 1] = 1
@@ -149,7 +150,7 @@ def test_default_run_trains_all_networks_and_float64_last() -> None:
 
 @pytest.mark.parametrize(("wrong", "got"), [(("sgd", "lbfgs"), "'lbfgs'"), ((), "None")])
 def test_unknown_optimizers_are_refused(wrong: tuple[str, ...], got: str) -> None:
-    with pytest.raises(ArgumentError, match=f"expected 'sgd' or 'adam'; got {got}"):
+    with pytest.raises(ArgumentError, match=f"expected 'sgd' or .* or 'muon'; got {got}"):
         PaperSettings(optimizers=wrong)
 
 

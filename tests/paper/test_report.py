@@ -16,7 +16,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 from commands import call
-from small_run import few_filters, undrawn
+from small_run import FILTERS, undrawn
 from synthetic import DEAD, make_run, results_of
 
 from convfc.cli import reproduce
@@ -59,11 +59,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 def small(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A run without any optional part: SGD alone, no control, float64 or cost; and its report."""
     folder = tmp_path_factory.mktemp("report") / "small"
-    make_run(folder, optimizers=["sgd"], epochs=1, control=False, companion=False, cost=False)
+    left_out = {"control": False, "companion": False, "cost": False}
+    make_run(folder, optimizers=["sgd"], epochs=1, filters=FILTERS, **left_out)
     results = results_of(folder)
     del results["dead_outputs"]
     RunFolder(folder).write_results(results)
-    with few_filters(), undrawn():
+    with undrawn():
         write_report(folder)
     return folder
 

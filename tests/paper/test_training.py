@@ -10,6 +10,7 @@ import signal
 import keras
 import numpy as np
 import pytest
+from small_run import FILTERS
 
 from convfc.errors import RunError
 from convfc.paper import data
@@ -66,7 +67,7 @@ def digits() -> data.Digits:
 
 @pytest.fixture(scope="module")
 def initial(small_networks: None) -> networks.Weights:
-    return networks.initial_weights(0)
+    return networks.initial_weights(0, FILTERS)
 
 
 @pytest.fixture(scope="module")

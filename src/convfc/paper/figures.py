@@ -13,19 +13,23 @@ from convfc.extras import needing
 
 with needing("paper"):
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
     from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from convfc.algorithm1 import filters_to_matrix, im2col, patch_product, rows_to_output
 from convfc.drawing import INK, WIDTH
 from convfc.geometry import ConvGeometry
 from convfc.paper.findings import Record, measured
+from convfc.paper.optimizers import TITLES
+from convfc.paper.spread import Group
 
 # Okabe and Ito's palette: told apart by colour-blind readers too.
 COLOURS = {"cnn": "#0072B2", "fc": "#D55E00", "control": "#009E73"}
 LABELS = {"cnn": "CNN", "fc": "FC network", "control": "control"}
-OPTIMIZERS = {"sgd": "SGD", "adam": "Adam"}
+LOSSES = {"sgd": "figure-07", "adam": "figure-10"}
+"""The paper's figures of losses; those of other optimizers are named after them."""
 # CNN wide and solid below, FC dashed on top, control thin: equal curves stay visible.
 _STROKES: Mapping[str, Mapping[str, Any]] = {
     "cnn": {"linewidth": 4.5, "alpha": 0.55, "solid_capstyle": "butt"},
@@ -65,7 +69,7 @@ def loss_figure(record: Record, optimizer: str) -> Figure:
             below.set_yticks([])
         equal = f"exactly 0 in {(apart == 0).sum()} of {apart.size} epochs"
         below.text(0.02, 0.95, equal, transform=below.transAxes, va="top", fontsize="small")
-        above.set_title(f"{title} loss, {OPTIMIZERS[optimizer]}")
+        above.set_title(f"{title} loss, {TITLES[optimizer]}")
         below.set_xlabel("epoch")
         below.xaxis.set_major_locator(MaxNLocator(integer=True))
     rows[0][0].set_ylabel("mean square error")
@@ -82,7 +86,7 @@ def histogram_figure(record: Record, optimizers: Sequence[str]) -> Figure:
         "cnn": {"histtype": "stepfilled", "alpha": 0.5},
         "fc": {"histtype": "step", "linewidth": 1.6, "linestyle": (0, (4, 2))},
     }
-    for panel, letter, optimizer in zip(panels, "ab", optimizers, strict=False):
+    for panel, letter, optimizer in zip(panels, "abcdef", optimizers, strict=False):
         weights = [
             record.networks[record.dtype, optimizer, name].first_layer[-1].ravel()
             for name in strokes
@@ -90,7 +94,7 @@ def histogram_figure(record: Record, optimizers: Sequence[str]) -> Figure:
         bins = np.linspace(np.min(weights), np.max(weights), 41)
         for (name, stroke), values in zip(strokes.items(), weights, strict=True):
             panel.hist(values, bins, color=COLOURS[name], label=LABELS[name], **stroke)
-        panel.set_title(f"({letter}) {OPTIMIZERS[optimizer]}")
+        panel.set_title(f"({letter}) {TITLES[optimizer]}")
         panel.set_xlabel("weight of the first layer")
     panels[0].set_ylabel("number of weights")
     handles, labels = panels[0].get_legend_handles_labels()
@@ -121,7 +125,7 @@ def difference_figure(record: Record) -> Figure:
             "linestyle": dashes.get(optimizer, "solid"),
             "linewidth": 2,
         }
-        label = f"{LABELS[network]} − {LABELS[other]}, {OPTIMIZERS[optimizer]}, {dtype}"
+        label = f"{LABELS[network]} − {LABELS[other]}, {TITLES[optimizer]}, {dtype}"
         dots: dict[str, Any] = {"marker": "o" if len(difference) < 25 else None, "markersize": 3}
         epoch = np.arange(len(difference))
         above.plot(epoch, _positive(difference), label=label, **dots, **stroke)
@@ -356,3 +360,103 @@ def _draw_layer(
         low = top + 0.4 + 0.21 * line
         axes.text(left, low, word, **grey)
         axes.text(left + 0.27, low, str(tuple(tensor.shape)), va="center", fontsize=8)
+
+
+_GREY = "#666666"
+_RULES = {
+    "sgd": "#0072B2",
+    "momentum": "#56B4E9",
+    "adam": "#D55E00",
+    "adamw": "#E69F00",
+    "rmsprop": "#CC79A7",
+    "muon": "#009E73",
+}
+
+_SIZES = {"rounding": "rounding of a gradient", "size": "a gradient"}
+
+
+def spread_figure(groups: Sequence[Group]) -> Figure:
+    """Draw how far CNN and FC network are apart: a row per optimizer, a dot per seed.
+
+    A bar spans the quartiles, a stroke is the median; what is exactly 0 stands in a band of its
+    own, since a logarithmic axis has no 0.
+    """
+    height = 1.1 + 0.36 * len(groups)
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    band, axes = figure.subplots(1, 2, sharey=True, gridspec_kw={"width_ratios": [1, 9]})
+    for row, group in enumerate(groups):
+        values, colour = group.values(), _RULES[group.optimizer]
+        above = values > 0
+        # Spread out by hand, the same in every drawing.
+        heights = row + 0.22 * np.linspace(-1, 1, len(values)) * (len(values) > 1)
+        dots: dict[str, Any] = {"color": colour, "markersize": 4, "alpha": 0.75, "linewidth": 0}
+        axes.plot(values[above], heights[above], "o", **dots)
+        band.plot(np.zeros((~above).sum()), heights[~above], "o", **dots)
+        _, low, middle, high, _ = group.quantiles()
+        if low > 0:
+            axes.plot((low, high), (row, row), color=colour, linewidth=7, alpha=0.3)
+        if middle > 0:
+            axes.plot((middle, middle), (row - 0.3, row + 0.3), color=INK, linewidth=1.6)
+    axes.set_xscale("log")
+    _whole_decades(axes.xaxis, np.concatenate([group.values() for group in groups]))
+    axes.set_xlabel("‖W$_{CNN}$ − W$_{FC}$‖$_F$ of the first layer, after training")
+    band.set_yticks(range(len(groups)), [group.label for group in groups])
+    band.set_ylim(len(groups) - 0.45, -0.55)
+    band.set_xlim(-1, 1)
+    band.set_xticks([0], ["exactly 0"])
+    band.grid(visible=False)
+    band.set_facecolor("#f4f4f4")
+    axes.tick_params(axis="y", length=0)
+    return figure
+
+
+def _whole_decades(axis: Axis, values: NDArray[np.float64]) -> None:
+    """Let a logarithmic axis go from one power of ten to another, and name nothing between."""
+    decades = np.log10(values[values > 0])
+    if len(decades):
+        axis.set_view_interval(
+            10.0 ** np.floor(decades.min()), 10.0 ** np.ceil(decades.max()), ignore=True
+        )
+    axis.set_minor_formatter(NullFormatter())
+
+
+def epsilon_figure(lines: Sequence[Mapping[str, Any]], groups: Sequence[Group]) -> Figure:
+    """Draw the difference against epsilon, with the quartiles over the seeds as a band.
+
+    Upright stand the rounding of the gradients, which epsilon has to outweigh, and the gradients,
+    beyond which it shortens every step; flat lies SGD.
+    """
+    figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
+    axes = figure.subplots()
+    strokes = ("solid", (0, (5, 2)), (0, (1, 1.5)))
+    seen: list[str] = []
+    for line in lines:
+        seen.append(line["optimizer"])
+        style = strokes[(seen.count(line["optimizer"]) - 1) % len(strokes)]
+        epsilons = [group.epsilon for group in line["groups"]]
+        spread = np.array([group.quantiles() for group in line["groups"]])
+        colour = _RULES[line["optimizer"]]
+        low, middle, high = (_positive(spread[:, at]) for at in (1, 2, 3))
+        axes.fill_between(epsilons, low, high, color=colour, alpha=0.22, linewidth=0)
+        marked: dict[str, Any] = {"marker": "o", "markersize": 4, "linestyle": style}
+        axes.plot(epsilons, middle, color=colour, label=line["label"], **marked)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    drawn = [group for group in groups if group.epsilon is not None or group.optimizer == "sgd"]
+    _whole_decades(axes.yaxis, np.concatenate([group.values() for group in drawn]))
+    marks = {(line[key], title) for line in lines for key, title in _SIZES.items()}
+    for size, title in sorted(marks):
+        axes.axvline(size, color=_GREY, linewidth=0.9, linestyle=":")
+        text: dict[str, Any] = {"rotation": 90, "fontsize": 8, "color": _GREY, "va": "top"}
+        at = axes.get_xaxis_transform()
+        axes.text(size * 1.15, 0.98, title, transform=at, **text)
+    for group in groups:
+        if group.optimizer == "sgd" and group.median > 0:
+            axes.axhline(group.median, color=_RULES["sgd"], linewidth=1, linestyle="--")
+            at = axes.get_yaxis_transform()
+            over: dict[str, Any] = {"xytext": (0, 3), "textcoords": "offset points"}
+            axes.annotate(group.label, (0.5, group.median), xycoords=at, fontsize=8, **over)
+    axes.set_xlabel("ε")
+    axes.set_ylabel("‖W$_{CNN}$ − W$_{FC}$‖$_F$, median and quartiles")
+    axes.legend()
+    return figure

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from convfc.errors import RunError
 from convfc.extras import needing
-from convfc.paper.experiment import LEARNING_RATES, NETWORK, PAPER_EPOCHS
+from convfc.paper.experiment import NETWORK, PAPER_EPOCHS
+from convfc.paper.optimizers import EPSILON, LEARNING_RATES
 from convfc.runs.folder import FinishedRun, RunFolder
 from convfc.runs.reporting import number
 from convfc.runs.sealed import readable
@@ -55,7 +56,7 @@ class Record:
     def optimizers(self, dtype: str | None = None) -> tuple[str, ...]:
         """Return the optimizers with a trained CNN and FC network in ``dtype``, SGD first."""
         dtype = dtype or self.dtype
-        pairs = {o: {(dtype, o, "cnn"), (dtype, o, "fc")} for o in ("sgd", "adam")}
+        pairs = {o: {(dtype, o, "cnn"), (dtype, o, "fc")} for o in LEARNING_RATES}
         return tuple(o for o, pair in pairs.items() if pair <= self.networks.keys())
 
     def weight_difference(
@@ -115,7 +116,7 @@ PAPER: Mapping[str, Mapping[str, str]] = {
 }
 """The numbers of Section 5 as printed; the authors' program takes the mean over the images."""
 
-_ADAM_DECAY, _ADAM_EPSILON = 0.999, 1e-7  # Keras's defaults, which the experiment uses
+_ADAM_DECAY = 0.999  # Keras's, which the experiment uses
 
 
 def find(record: Record) -> dict[str, Any]:
@@ -200,7 +201,7 @@ def adam_example() -> list[dict[str, float]]:
     """
     # With its bias correction Adam's first step is rate * g / (|g| + epsilon / sqrt(1 - decay)):
     # Kingma & Ba 2014, Section 2, last paragraph.
-    epsilon = _ADAM_EPSILON / math.sqrt(1 - _ADAM_DECAY)
+    epsilon = EPSILON / math.sqrt(1 - _ADAM_DECAY)
     noise, gradients = 1e-9, (1e-2, 1e-4, 1e-6, 0.0)
     # Steps of g + noise and g, subtracted on paper so that no digits cancel here.
     apart = [noise * epsilon / ((g + noise + epsilon) * (g + epsilon)) for g in gradients]
@@ -266,9 +267,10 @@ def summary_table(results: Mapping[str, Any]) -> Table:
     table.add_column("")
     for title in (f"paper, {PAPER_EPOCHS} epochs", "FC − CNN", "control − FC"):
         table.add_column(title, justify="right")
-    for optimizer in (name for name in ("sgd", "adam") if name in results):
+    for optimizer in (name for name in LEARNING_RATES if name in results):
         table.add_section()
         for key, title in _TITLES.items():
             found = (number(results[optimizer][n][key]) for n in ("fc", "control"))
-            table.add_row(f"{optimizer}: {title}", PAPER[optimizer].get(key, "–"), *found)
+            paper = PAPER.get(optimizer, {}).get(key, "–")
+            table.add_row(f"{optimizer}: {title}", paper, *found)
     return table

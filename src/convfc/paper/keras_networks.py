@@ -17,6 +17,7 @@ with needing("paper"):
 import convfc
 from convfc.algorithm1 import filters_to_matrix, im2col, matrix_to_filters
 from convfc.digits import IMAGE_SHAPE
+from convfc.frameworks.keras.backend import pullback
 from convfc.geometry import ConvGeometry
 from convfc.paper.data import Digits
 from convfc.runs.folder import Result
@@ -24,10 +25,16 @@ from convfc.sizes import one_of
 
 Array = NDArray[np.floating[Any]]
 
-GEOMETRY = ConvGeometry.valid(1, 128, (4, 4), stride=2)
-"""The CONV layer of Section 5: 128 filters of 4x4, stride 2, no padding."""
+FILTERS = 128
+"""How many filters the CONV layer of Section 5 has."""
 
-_POSITIONS, _TAPS = GEOMETRY.patch_matrix_shape(1, IMAGE_SHAPE[:2])[1:]
+
+def geometry(filters: int = FILTERS) -> ConvGeometry:
+    """Return the CONV layer of Section 5: filters of 4x4, stride 2, no padding."""
+    return ConvGeometry.valid(1, filters, (4, 4), stride=2)
+
+
+_POSITIONS, _TAPS = geometry().patch_matrix_shape(1, IMAGE_SHAPE[:2])[1:]
 _PIXELS = int(np.prod(IMAGE_SHAPE))
 
 
@@ -35,18 +42,24 @@ _PIXELS = int(np.prod(IMAGE_SHAPE))
 class Weights:
     """The weights of any of the three networks: the filter matrix K, the last kernel."""
 
-    first: Array  # (16, 128)
-    second: Array  # (21632, 784)
+    first: Array  # (16, filters)
+    second: Array  # (169 * filters, 784)
 
 
 NETWORKS = ("cnn", "fc", "control")
 """The CNN and the FC network of Figure 8, and the FC network with Algorithm 1 inside it."""
 
+PAIR = NETWORKS[:2]
+"""The two whose difference the paper measures."""
 
-def build(network: str, weights: Weights | None = None) -> keras.Model:
-    """Return the network of this name in Keras's current precision, with these weights if given."""
+
+def build(network: str, weights: Weights | None = None, filters: int = FILTERS) -> keras.Model:
+    """Return the network of this name in Keras's current precision.
+
+    With weights, it has these, and as many filters as they do.
+    """
     one_of("network", network, NETWORKS)
-    model = _made(network, _tail())
+    model = _made(network, _tail(), filters if weights is None else weights.first.shape[1])
     if weights is not None:
         first = _kernel(model.get_layer("first"))
         first.assign(_as_kernel(weights.first, first))
@@ -54,14 +67,15 @@ def build(network: str, weights: Weights | None = None) -> keras.Model:
     return model
 
 
-def initial_weights(seed: int) -> Weights:
+def initial_weights(seed: int, filters: int = FILTERS) -> Weights:
     """Draw the weights from which all three networks start: He uniform, fan-in (He et al. 2015)."""
     # By NumPy, in float32, so that every backend and both precisions start at the same numbers.
     generator = np.random.default_rng([seed, 0x4E])
-    filters = _he_uniform(generator, GEOMETRY.filters_shape, GEOMETRY.taps)
-    fan_in = _POSITIONS * GEOMETRY.out_channels
+    layer = geometry(filters)
+    first = _he_uniform(generator, layer.filters_shape, layer.taps)
+    fan_in = _POSITIONS * filters
     second = _he_uniform(generator, (fan_in, _PIXELS), fan_in)
-    return Weights(filters_to_matrix(filters, GEOMETRY), second)
+    return Weights(filters_to_matrix(first, layer), second)
 
 
 def read_weights(model: keras.Model) -> Weights:
@@ -71,29 +85,26 @@ def read_weights(model: keras.Model) -> Weights:
 
 
 def read_first(model: keras.Model) -> Array:
-    """Return a copy of the first layer's weights as the filter matrix K, ``(16, 128)``."""
-    kernel = keras.ops.convert_to_numpy(_kernel(model.get_layer("first")).value)
-    if kernel.ndim == 2:
-        return np.array(kernel)
-    return np.array(filters_to_matrix(np.moveaxis(kernel, -1, 0), GEOMETRY))
+    """Return a copy of the first layer's weights as the filter matrix K, ``(16, filters)``."""
+    return _as_matrix(_kernel(model.get_layer("first")).value)
 
 
 def network_input(network: str, images: Array) -> Array:
     """Return what a network of this name takes: its images, or for the FC network their M."""
-    return im2col(images, GEOMETRY) if network == "fc" else images
+    return im2col(images, geometry()) if network == "fc" else images
 
 
 def first_layer_output(network: str, first: Array, images: Array) -> Array:
-    """Return the first layer's own output before ReLU, ``(n, 169, 128)``: the paper's V or U.
+    """Return the first layer's own output before ReLU, ``(n, 169, filters)``: the paper's V or U.
 
     Images are cast to the precision of its weights, the filter matrix K.
     """
-    model = _made(network, [])
+    model = _made(network, [], first.shape[1])
     kernel = _kernel(model.get_layer("first"))
     kernel.assign(_as_kernel(first, kernel))
     inputs = network_input(network, images.astype(first.dtype))
     output = keras.ops.convert_to_numpy(model(inputs))
-    return np.asarray(output).reshape(len(images), _POSITIONS, GEOMETRY.out_channels)
+    return np.asarray(output).reshape(len(images), _POSITIONS, first.shape[1])
 
 
 def compare(
@@ -119,6 +130,27 @@ def compare(
         "output_difference_printed": float(np.linalg.norm(difference.ravel()) / len(difference)),
         "weight_difference": float(np.linalg.norm(first[0].astype(np.float64) - first[1])),
         "max_loss_difference": float(np.abs(losses[0] - losses[1]).max()),
+    }
+
+
+def gradient_rounding(initial: Weights, images: Array) -> dict[str, float]:
+    """Return the size of the first layer's gradient at the start, and of its rounding.
+
+    Both are root mean squares, the second of the difference between the CNN and the FC network.
+    """
+    gradients = []
+    for network in PAIR:
+        model = build(network, initial)
+        given = images.astype(initial.first.dtype)
+        y, pulled = pullback(model, network_input(network, given))
+        error = 2 * (keras.ops.convert_to_numpy(y) - given) / given.size  # of the mean square
+        gradients.append(_as_matrix(pulled(error)[1]).astype(np.float64))
+        del model
+        keras.utils.clear_session()
+    difference = gradients[0] - gradients[1]
+    return {
+        name: float(np.sqrt(np.mean(values**2)))
+        for name, values in (("size", gradients[0]), ("rounding", difference))
     }
 
 
@@ -154,22 +186,23 @@ def dead_outputs(initial: Weights, final: Weights, digits: Digits) -> dict[str, 
     }
 
 
-def _made(network: str, tail: list[keras.layers.Layer]) -> keras.Model:
+def _made(network: str, tail: list[keras.layers.Layer], filters: int) -> keras.Model:
     """Return a network; the control is what `convfc.to_fc` makes of the CNN."""
-    model = keras.Sequential([*_head(network), *tail], name=network)
+    model = keras.Sequential([*_head(network, filters), *tail], name=network)
     if network == "control":
         convfc.to_fc(model, product="matrix", inplace=True)
     return model
 
 
-def _head(network: str) -> list[Any]:
+def _head(network: str, filters: int) -> list[Any]:
     """Return the input and the first layer, which is all that tells the networks apart."""
     named: dict[str, Any] = {"kernel_initializer": "he_uniform", "use_bias": False, "name": "first"}
     if network != "fc":
-        options = {"strides": GEOMETRY.stride, "padding": "valid", "data_format": "channels_last"}
-        kernel = (GEOMETRY.out_channels, GEOMETRY.kernel_size)
+        layer = geometry(filters)
+        options = {"strides": layer.stride, "padding": "valid", "data_format": "channels_last"}
+        kernel = (filters, layer.kernel_size)
         return [keras.Input(IMAGE_SHAPE), keras.layers.Conv2D(*kernel, **options, **named)]
-    dense = keras.layers.Dense(GEOMETRY.out_channels, **named)  # one for all rows of M
+    dense = keras.layers.Dense(filters, **named)  # one for all rows of M
     return [keras.Input((_POSITIONS, _TAPS)), dense]
 
 
@@ -193,7 +226,16 @@ def _as_kernel(first: Array, kernel: Any) -> Array:
     """Return K in the shape of a kernel; Keras keeps filters as ``(*kernel, c, f)``."""
     if len(kernel.shape) == 2:
         return first
-    return np.moveaxis(np.asarray(matrix_to_filters(first, GEOMETRY)), 0, -1)
+    return np.moveaxis(np.asarray(matrix_to_filters(first, geometry(first.shape[1]))), 0, -1)
+
+
+def _as_matrix(kernel: Any) -> Array:
+    """Return a copy of what has the shape of a kernel as a filter matrix."""
+    kernel = keras.ops.convert_to_numpy(kernel)
+    if kernel.ndim == 2:
+        return np.array(kernel)
+    filters = np.moveaxis(kernel, -1, 0)
+    return np.array(filters_to_matrix(filters, geometry(len(filters))))
 
 
 def _he_uniform(

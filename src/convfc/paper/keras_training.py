@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import signal
 import threading
@@ -22,6 +23,7 @@ with needing("paper"):
 from convfc.errors import RunError
 from convfc.paper import keras_networks as networks
 from convfc.paper.data import Digits
+from convfc.paper.optimizers import MOMENTUM, WITH_EPSILON
 from convfc.runs.folder import Result
 from convfc.runs.study import Work
 
@@ -66,8 +68,7 @@ def train(work: Work, digits: Digits, initial: networks.Weights, rate: float) ->
     dtype, optimizer, network = work.part.name.split("-")
     settings, epochs = work.settings, work.part.steps
     model = networks.build(network, initial)
-    optimizers = {"sgd": keras.optimizers.SGD, "adam": keras.optimizers.Adam}
-    model.compile(optimizer=optimizers[optimizer](learning_rate=rate), loss="mse")
+    model.compile(optimizer=_optimizer(optimizer, rate, settings.epsilon), loss="mse")
     model.optimizer.build(model.trainable_variables)
     saved = work.files.load_checkpoint()
     if saved is not None:
@@ -110,6 +111,28 @@ def train(work: Work, digits: Digits, initial: networks.Weights, rate: float) ->
     keras.utils.clear_session(free_memory=False)
     gc.collect()
     return result
+
+
+def _optimizer(name: str, rate: float, epsilon: float | None) -> keras.optimizers.Optimizer:
+    """Return one of Keras's optimizers, with its own numbers where none are given."""
+    kinds = keras.optimizers
+    made = {
+        "sgd": kinds.SGD,
+        "momentum": functools.partial(kinds.SGD, momentum=MOMENTUM),
+        "adam": kinds.Adam,
+        "adamw": kinds.AdamW,
+        "rmsprop": kinds.RMSprop,
+        "muon": getattr(kinds, "Muon", None),
+    }[name]
+    if made is None:
+        raise RunError(
+            "this version of Keras has no Muon",
+            where="optimizer muon",
+            got=keras.__version__,
+            remedy="pip install --upgrade keras",
+        )
+    given = {} if epsilon is None or name not in WITH_EPSILON else {"epsilon": epsilon}
+    return made(learning_rate=rate, **given)
 
 
 class _Recorder(keras.callbacks.Callback):  # type: ignore[misc]

@@ -21,6 +21,7 @@ from convfc.frameworks.keras.backend import choose_backend
 from convfc.geometry import ConvGeometry
 from convfc.paper import data, experiment, figures
 from convfc.paper.findings import Record, find, record_of, summary_table
+from convfc.paper.optimizers import LEARNING_RATES, TITLES
 from convfc.runs.folder import FinishedRun
 from convfc.runs.sealed import Array
 from convfc.runs.study import Study
@@ -66,9 +67,11 @@ def _drawn(run: FinishedRun) -> Iterator[tuple[str, Figure]]:
     optimizers = record.optimizers()
     yield "figure-06", figures.stretch_figure(_digit(record)[:, :, 0], _filters(record)[:1])
     yield "figure-08", figures.networks_figure(_models(record))
-    for name, optimizer in (("figure-07", "sgd"), ("figure-10", "adam")):
-        if optimizer in optimizers:
-            yield name, figures.loss_figure(record, optimizer)
+    for optimizer in optimizers:
+        yield (
+            figures.LOSSES.get(optimizer, f"figure-{optimizer}"),
+            figures.loss_figure(record, optimizer),
+        )
     yield "figure-09", figures.histogram_figure(record, optimizers)
     yield "figure-difference", figures.difference_figure(record)
     if record.cost:
@@ -83,14 +86,16 @@ def _models(record: Record) -> dict[str, Any]:
     from convfc.paper.keras_networks import NETWORKS, build
 
     trained = {network for _, _, network in record.networks}
-    return {name: build(name) for name in NETWORKS if name in trained}
+    filters = record.settings["filters"]
+    return {name: build(name, filters=filters) for name in NETWORKS if name in trained}
 
 
 def _found(run: FinishedRun) -> dict[str, Any]:
     """Return the values of the report's template."""
     images = run.results["settings"]["images"]
     quantities = {key: title.format(images=images) for key, title in _QUANTITIES.items()}
-    own = {"quantities": quantities, "rates": experiment.LEARNING_RATES}
+    rates = LEARNING_RATES | run.results["settings"]["learning_rates"]
+    own = {"quantities": quantities, "rates": rates, "names": TITLES}
     return find(record_of(run)) | own
 
 

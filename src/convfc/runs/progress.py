@@ -22,7 +22,7 @@ with needing():
 
 _LINE_EVERY = 10
 _MANY = 12
-"""More bars than these do not fit a small terminal: then only the one at work is shown."""
+"""More bars than these do not fit a small terminal: then only those at work are shown."""
 
 
 class Display:
@@ -32,7 +32,8 @@ class Display:
         self._console, self._parts, self._unit = console, parts, unit
         self._steps: dict[str, int] = {}
         self._told: dict[str, str] = {}
-        self._began, self._from = 0.0, 0
+        self._began: dict[str, float] = {}  # several may be at work
+        self._from: dict[str, int] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -47,13 +48,16 @@ class Display:
         del weights
         self._steps = dict(steps)
         self.note(f"{len(steps)} {self._parts}, {sum(steps.values())} {self._unit}s in all")
+        if len(steps) > _MANY and finished:
+            self.note(f"{len(finished)} of them: finished earlier")
+            return
         for name in steps:
             if name in finished:
                 self.note(f"{name}: finished earlier")
 
     def start(self, name: str, done: int) -> None:
         """Say that a part begins, or continues after the steps that are done."""
-        self._began, self._from = time.monotonic(), done
+        self._began[name], self._from[name] = time.monotonic(), done
         self.note(f"{name}: " + (f"continues after {self._unit} {done}" if done else "starts"))
 
     def step(self, name: str, done: int, told: str) -> None:
@@ -61,14 +65,14 @@ class Display:
         count = f"{self._unit} {done}/{self._steps[name]}"
         self._told[name] = f"{count}, {told}" if told else count
         if done % _LINE_EVERY == 0 and done < self._steps[name]:
-            seconds = (time.monotonic() - self._began) / max(1, done - self._from)
+            seconds = (time.monotonic() - self._began[name]) / max(1, done - self._from[name])
             left = (self._steps[name] - done) * seconds
             self.note(f"{name}: {self._told[name]}, about {left:.0f} s left")
 
     def end(self, name: str) -> None:
         """Say that a part is finished."""
-        told = self._told.get(name, f"all {self._unit}s")
-        self.note(f"{name}: done, {told}, {time.monotonic() - self._began:.0f} s")
+        told, now = self._told.get(name, f"all {self._unit}s"), time.monotonic()
+        self.note(f"{name}: done, {told}, {now - self._began.get(name, now):.0f} s")
 
     def note(self, text: str) -> None:
         """Show a line, above the bars if there are any."""
@@ -93,6 +97,7 @@ class Bars(Display):
             speed_estimate_period=300,
         )
         self._tasks: dict[str, TaskID] = {}
+        self._done: dict[str, int] = {}
         self._weights: Mapping[str, int] = {}
         self._all = TaskID(0)
 
@@ -106,7 +111,7 @@ class Bars(Display):
     def plan(  # noqa: D102
         self, steps: Mapping[str, int], finished: Collection[str], weights: Mapping[str, int]
     ) -> None:
-        self._weights = weights
+        self._steps, self._weights = dict(steps), weights
         total, done = (
             sum(weights[name] * steps[name] for name in steps if name in counted)
             for counted in (steps, finished)
@@ -114,29 +119,31 @@ class Bars(Display):
         self._all = self._bars.add_task(
             f"[bold]all {self._parts}", total=total, told="", completed=done, visible=len(steps) > 1
         )
-        for name, count in steps.items():
-            self._tasks[name] = self._bars.add_task(
-                name,
-                total=count,
-                start=False,
-                told="",
-                completed=count if name in finished else 0,
-                visible=len(steps) <= _MANY,
-            )
+        if len(steps) <= _MANY:
+            for name, count in steps.items():
+                self._add(name, count if name in finished else 0)
+
+    def _add(self, name: str, completed: int = 0) -> None:
+        self._done[name] = completed
+        self._tasks[name] = self._bars.add_task(
+            name, total=self._steps[name], start=False, told="", completed=completed
+        )
 
     def start(self, name: str, done: int) -> None:  # noqa: D102
+        if name not in self._tasks:
+            self._add(name)
         self._bars.start_task(self._tasks[name])
-        self._bars.update(self._tasks[name], visible=True)
         self.step(name, done, "")
 
     def step(self, name: str, done: int, told: str) -> None:  # noqa: D102
-        more = done - self._bars.tasks[self._tasks[name]].completed
+        more, self._done[name] = done - self._done.get(name, 0), done
         self._bars.update(self._tasks[name], completed=done, told=told)
         self._bars.advance(self._all, self._weights[name] * more)
 
     def end(self, name: str) -> None:  # noqa: D102
         self._bars.stop_task(self._tasks[name])
-        self._bars.update(self._tasks[name], visible=len(self._tasks) <= _MANY)
+        if len(self._steps) > _MANY:
+            self._bars.remove_task(self._tasks.pop(name))
 
 
 def display_for(console: Console, parts: str, unit: str) -> Display:

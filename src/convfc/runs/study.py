@@ -172,6 +172,24 @@ class Work:
         self.display.step(self.part.name, done, told)
 
 
+def run_in(
+    runs: pathlib.Path,
+    study: Study,
+    settings: Settings,
+    display: Display,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> pathlib.Path:
+    """Open the run's folder among the runs, run what is left of it, and return its report."""
+    # Before the folder is made: a missing package leaves nothing behind.
+    study.prepare(settings)
+    opened = RunFolder.open(runs, settings.as_json(), resume=resume, overwrite=overwrite)
+    with opened as run:
+        display.note(f"{settings.title}, in {run.path}")
+        return run_study(study, run, settings, display)
+
+
 def run_study(
     study: Study,
     run: RunFolder,
@@ -237,11 +255,12 @@ def _run_parts(
         if file.finished:
             file.check()
     shown = [part for part in parts if part.steps]
-    display.plan(
-        {part.name: part.steps for part in shown},
-        {part.name for part in shown if files[part.name].finished},
-        {part.name: part.weight for part in shown},
-    )
+    if shown:
+        display.plan(
+            {part.name: part.steps for part in shown},
+            {part.name for part in shown if files[part.name].finished},
+            {part.name: part.weight for part in shown},
+        )
     for part in parts:
         if files[part.name].finished:
             continue
