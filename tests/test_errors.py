@@ -6,6 +6,7 @@ import inspect
 import pickle
 
 import pytest
+from tblib.pickling_support import pickle_exception
 
 from convfc import errors
 from convfc.errors import ConvfcError
@@ -31,6 +32,8 @@ def test_each_exception_is_ours_and_a_builtin_and_goes_to_another_process(name: 
     there_and_back = pickle.loads(pickle.dumps(exception))  # noqa: S301 (our own bytes)
     assert type(there_and_back) is type(exception)
     assert str(there_and_back) == "stride: it broke; got 0"
+    unpack, packed, *_ = pickle_exception(exception)  # as Dask's workers do
+    assert str(unpack(*packed)) == str(exception)
 
 
 def test_all_lists_every_exception():

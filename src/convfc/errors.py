@@ -67,6 +67,10 @@ class ConvfcError(Exception):
             message += f". Remedy: {remedy}"
         super().__init__(printable(message))  # it may name what a file holds
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # Said, as Dask (with tblib) otherwise packs exceptions in a way that a MemoryError refuses.
+        return type(self), self.args, self.__dict__
+
 
 class Refusal(NamedTuple):
     """Why something cannot be done, and what to do instead: an error before it is raised."""
