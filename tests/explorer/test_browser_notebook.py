@@ -182,7 +182,7 @@ def test_both_widgets_are_shown_and_python_has_their_selection(lab: Page) -> Non
     # What Python gave last is the first to start from.
     python(lab, "w.state = convfc.explorer.explorer_state(layer, 7 * x, title='seven times')")
     becomes(lab, "store.title", "seven times")
-    first.preset("dilated").preset("own")
+    first.act("more").preset("dilated").preset("own").act("more")
     assert first.root.locator("[data-preset=own]").inner_text().startswith("seven times")
     says(lab, "w.state['input']['values'][1]", 7)
 
@@ -203,7 +203,7 @@ def test_python_is_told_nothing_of_the_story(lab: Page) -> None:
     python(lab, "before = w.state, w.selection")
     parts = "('settings', 'input', 'filters', 'bias', 'title')"
     same = f"[w.state[part] == before[0][part] for part in {parts}] + [w.selection == before[1]]"
-    first.act("start-story").act("story-next")
+    first.act("story").act("story-next")
     first.control("answer").fill("22")
     first.control("answer").press("Enter")
     assert first.view("story").locator("li.done").count() == 1
@@ -215,7 +215,7 @@ def test_python_is_told_nothing_of_the_story(lab: Page) -> None:
     assert first.rest(400).view("story").is_hidden()
     says(lab, same, 6 * [True])
     # Python's next state ends the story.
-    first.act("start-story")
+    first.act("story")
     python(lab, "w.state = {**w.state, 'title': 'Python again'}")
     becomes(lab, "store.title", "Python again")
     assert first.view("story").is_hidden()

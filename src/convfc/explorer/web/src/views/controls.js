@@ -97,7 +97,6 @@ export class Controls {
       { class: "controls", data: { view: "controls" }, "aria-label": "Settings", id: unique("controls") },
       this.start,
       this.main,
-      this.more,
       this.others,
     );
   }
@@ -394,7 +393,7 @@ export class Controls {
   _showMore(on) {
     this.more.setAttribute("aria-expanded", String(on));
     this.more.textContent = on ? "Fewer settings" : "More settings";
-    this.element.classList.toggle("all", on);
+    this.explorer.root.classList.toggle("all", on);
   }
 
   _mode() {
