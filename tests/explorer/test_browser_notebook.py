@@ -169,6 +169,12 @@ def cells(page: Page) -> Any:
 def test_both_widgets_are_shown_and_python_has_their_selection(lab: Page) -> None:
     first = Explorer(lab)
     assert lab.locator(".convfc-explorer").count() == 2
+    # The settings of the window are above the picture, and little else.
+    top, kernel, M = (
+        first.root.locator(part).first.bounding_box()["y"]
+        for part in (":scope > .top", "[name=kernel-0]", ".panel-M")
+    )
+    assert top < kernel < M < top + 260
     # From the page to Python: the first widget's alone.
     untouched = int(python(lab, "", "second.selection['p']"))
     first.click("output", 2, 3)
