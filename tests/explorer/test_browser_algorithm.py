@@ -129,6 +129,9 @@ def test_a_link_opens_the_film_where_it_stands(open_page: OpensPage) -> None:
     other = open_page(address=explorer.ask("location.hash"))
     assert other.ask("[store.view.lane, store.moment]") == ["matrix", 300]
     assert blank(other, "Y") == blank(explorer, "Y") == 48 - 2
+    # What an address does not choose, the film does: 52 entries are written, nine in a row.
+    typed = open_page(address="#1;preset=first;tab=algorithm;film=im2col.52")
+    assert typed.chosen("p", "q") == divmod(51, 9)
     rubbish = open_page(address="#1;preset=signal;tab=algorithm;film=im2col.999999")
     assert rubbish.ask("store.moment === store.trace.steps")
 

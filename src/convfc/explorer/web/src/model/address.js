@@ -109,7 +109,10 @@ export function fromAddress(address, own = null) {
   const tab = fields.get("tab");
   state.view = { tab: TABS.includes(tab) ? tab : TABS[0], feeds: fields.get("feeds") === "1" };
   const [, lane, step] = /^([a-z0-9]+)\.(\d{1,15})$/.exec(fields.get("film") ?? "") ?? [];
-  if (lane in LANES) Object.assign(state.view, { lane, step: Number(step) });
+  if (lane in LANES) {
+    Object.assign(state.view, { lane, step: Number(step) });
+    if (!fields.has("at")) delete state.selection; // what the film has come to is selected
+  }
   const training = fields.get("train");
   if (training && readPlan(training)) state.training = training;
   else if (training !== undefined) notes.push(`“train=${training.slice(0, 40)}” is no training of this page.`);

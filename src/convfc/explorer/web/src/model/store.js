@@ -94,6 +94,8 @@ export class Store {
     this.selection = { p: 0, f: 0, q: null, element: null, of: null };
     Object.assign(this.selection, this._ours(state.selection ?? {}));
     this._clampSelection();
+    if (this.moment !== null && !state.selection)
+      this.selection = this._completed(this.selection, this.trace.at(this.moment).select);
     this._tell("load");
   }
 
