@@ -42,8 +42,8 @@ def explore(
     ----------
     layer, x, geometry, input_size, filters, normalize, title
         As for `convfc.explorer.explorer_state`: a layer of one or two axes, or filters with a
-        geometry; an array, an image file or a digit 0 to 9. Without a layer the page starts with
-        the paper's experiment.
+        geometry; an array, an image file or a digit 0 to 9. Without a layer the page starts as
+        `convfc explore` does, with a small picture.
     height : int
         Of the widget, in pixels; 0 for as high as the page is.
 

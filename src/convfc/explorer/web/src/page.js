@@ -37,14 +37,13 @@ export function startOnPage() {
       // Another start is a new entry: Back comes to this one again, as it is now.
       clearTimeout(timer);
       history.replaceState({ visit }, "", toAddress(explorer.store));
-      visits.set(visit, shown());
+      visits.set(visit, explorer.store.snapshot());
     },
     onArrive() {
       visit = `${load}.${visits.size}`;
       history.pushState({ visit }, "", toAddress(explorer.store));
     },
   });
-  const shown = () => ({ ...explorer.store.snapshot(), tab: explorer.store.view.tab });
   const keep = () => {
     const address = toAddress(explorer.store);
     if (address !== location.hash) history.replaceState({ visit }, "", address);
@@ -56,14 +55,14 @@ export function startOnPage() {
     returning = false;
   };
   addEventListener("popstate", ({ state }) => {
-    visits.set(visit, shown());
+    visits.set(visit, explorer.store.snapshot());
     visit = state?.visit ?? `${load}.${visits.size}`;
     if (!visits.has(visit)) return; // there is only its address: see hashchange
     returned = location.hash;
-    const { tab, ...snapshot } = visits.get(visit);
+    const there = visits.get(visit);
     back(() => {
-      explorer.store.return(snapshot);
-      explorer.store.show({ tab });
+      explorer.store.return(there);
+      explorer.store.show({ tab: there.view.tab });
     });
   });
   addEventListener("hashchange", () => {

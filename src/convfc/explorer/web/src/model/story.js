@@ -1,7 +1,10 @@
 // "Convolution in nine pictures": the paper told in nine chapters. Each shows a state, says at most forty
 // words, and asks for something that the page checks with its own numbers. All that is read is in WORDS.
 
+import { complete } from "./geometry.js";
 import { output } from "./numbers.js";
+import { PRESETS } from "./presets.js";
+import { someFilters } from "./start.js";
 import { short } from "./words.js";
 
 export const WORDS = {
@@ -164,7 +167,7 @@ const EDGES = ["input", "filters", "output", "arithmetic"];
 const PRODUCT = ["input", "filters", "M", "K", "Y"];
 
 /** The layer of the paper's experiment, with four filters. */
-const PAPER = { axes: 2, size: [28, 28], channels: 1, filters: 4, kernel: [4, 4], stride: [2, 2] };
+const PAPER = PRESETS.find(({ id }) => id === "experiment");
 
 /** The output that has to be found among those of the second filter. */
 const FOUND = [7, 1];
@@ -291,9 +294,9 @@ export const CHAPTERS = [
         says: (store) => ({ share: Math.round(100 * moved(store)) }),
       },
       {
-        press: () => ({ settings: PAPER, input: { digit: 5 }, filters: paperFilters() }),
+        press: () => ({ settings: PAPER.settings, input: PAPER.input, filters: paperFilters() }),
         draws: true,
-        check: ({ settings, selection: { f } }) => settings.size[0] === PAPER.size[0] && (f === 2 || (f !== 0 && {})),
+        check: ({ settings, selection: { f } }) => settings.size[0] === PAPER.settings.size[0] && (f === 2 || (f !== 0 && {})),
       },
     ],
   },
@@ -353,7 +356,6 @@ function moved({ map, input, Y }) {
 
 /** Four filters of 4 × 4: for lying edges, the sum, upright edges, corners. */
 function paperFilters() {
-  const side = (i) => Math.sign(i - 1.5);
-  const kinds = [(i) => side(i), () => 1, (i, j) => side(j), (i, j) => side(i) * side(j)];
-  return kinds.flatMap((weight) => Array.from({ length: 16 }, (_, t) => weight(Math.floor(t / 4), t % 4)));
+  const all = someFilters(complete(PAPER.settings)); // upright edges, lying ones, the sum, corners
+  return [1, 2, 0, 3].flatMap((f) => [...all.subarray(16 * f, 16 * f + 16)]);
 }

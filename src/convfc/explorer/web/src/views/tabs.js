@@ -14,7 +14,7 @@ const TITLES = {
 
 /** The tabs and their panels. */
 export class Tabs {
-  /** views: {arithmetic, algorithm, matrix, backward, code}, each {element, update(), light(), fit(width)?}. */
+  /** views: {arithmetic, algorithm, matrix, backward, train, code}, each {element, update(), light(), fit(width)?}. */
   constructor(explorer, views) {
     this.explorer = explorer;
     this.views = views;

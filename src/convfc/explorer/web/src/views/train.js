@@ -5,6 +5,7 @@ import { button, check, el, fill, icon, put, radioGroup, typed, unique } from ".
 import { Grid } from "./grid.js";
 import { drawCurves } from "./curves.js";
 import { thumbnail } from "./pictures.js";
+import { COUNT } from "../model/manydigits.js";
 import { SIDE } from "../model/start.js";
 import { count, short } from "../model/words.js";
 import {
@@ -292,7 +293,7 @@ export class TrainView {
       el(
         "p",
         { class: "hint" },
-        `${count(1797, "digit")} of 8 × 8 (UCI, Alpaydin & Kaynak 1998), 360 of them unseen, chosen by the seed. Four 3 × 3 filters, ReLU, an FC layer to ten classes; batches of 32. The paper trains 128 filters on MNIST for 400 epochs.`,
+        `${count(COUNT, "digit")} of 8 × 8 (UCI, Alpaydin & Kaynak 1998), ${UNSEEN} of them unseen, chosen by the seed. Four 3 × 3 filters, ReLU, an FC layer to ten classes; batches of 32. The paper trains 128 filters on MNIST for 400 epochs.`,
       ),
     );
   }
@@ -508,14 +509,13 @@ export class TrainView {
     const [net] = this.twins.nets;
     const { first, head, width } = net;
     net.forward(this.input);
-    const classes = head.weights.length / width;
     const size = first.map.outputSize;
     this.explorer.start({
       title: "The FC layer to the ten classes",
       source: "Its kernel is as large as its input, so there is one window: M has one row, and filter 7 scores a seven.",
-      settings: { axes: 2, size, channels: first.filters, filters: classes, kernel: size },
+      settings: { axes: 2, size, channels: first.filters, filters: CLASSES, kernel: size },
       input: { values: Array.from(net.Y, (z) => Math.max(z, 0)) },
-      filters: Array.from({ length: head.weights.length }, (_, i) => head.weights[(i % width) * classes + Math.floor(i / width)]),
+      filters: Array.from({ length: head.weights.length }, (_, i) => head.weights[(i % width) * CLASSES + Math.floor(i / width)]),
     });
   }
 }
