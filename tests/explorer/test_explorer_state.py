@@ -378,7 +378,7 @@ def test_what_may_be_in_a_state_and_what_may_not(state: dict[str, Any]) -> None:
 def test_explore_without_a_layer_starts_with_the_page() -> None:
     widget = convfc.explore()
     assert (widget.state, widget.selection, widget.height) == ({}, NOTHING, 0)
-    assert "of the experiment" in repr(widget)
+    assert "of a small picture" in repr(widget)
     assert "convfc explore" in repr(widget)
     with pytest.raises(ArgumentError, match=r"^x: there is no layer that it belongs to"):
         convfc.explore(x=np.ones(5))

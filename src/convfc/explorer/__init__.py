@@ -74,7 +74,7 @@ def explore(
         raise ArgumentError(
             "there is no layer that it belongs to",
             where=named[0],
-            remedy="give the layer first; without any, the page starts with the experiment",
+            remedy="give the layer first; without any, the page starts with a small picture",
         )
     state = {} if layer is None else explorer_state(layer, **given, title=title)
     from convfc.explorer.widget import ExplorerWidget

@@ -73,7 +73,7 @@ class ExplorerWidget(anywidget.AnyWidget):
 
     def __repr__(self) -> str:
         """Say what is shown, and where."""
-        shown = (self.state.get("title") or "a layer") if self.state else "the experiment"
+        shown = (self.state.get("title") or "a layer") if self.state else "a small picture"
         shown += ", changed on the page" if self.state.get("given") else ""
         return (
             f"<convfc explorer of {shown}: the last line of a notebook's cell shows it; outside of "

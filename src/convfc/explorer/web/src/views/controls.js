@@ -94,7 +94,7 @@ export class Controls {
     this.more.setAttribute("aria-controls", this.others.id);
     this.element = el(
       "aside",
-      { class: "controls", data: { view: "controls" }, "aria-label": "Settings", id: unique("controls") },
+      { class: "controls", data: { view: "controls" }, "aria-label": "Settings" },
       this.start,
       this.main,
       this.others,
@@ -259,10 +259,9 @@ export class Controls {
         bounds,
         (s) => s[field][axis],
         (value) => {
-          const { wanted } = this.explorer.store;
-          const values = [...wanted[field]];
-          if (lockable && this.locked) values.fill(value);
-          else values[axis] = value;
+          if (lockable && this.locked) return this._fill(field, value);
+          const values = [...this.explorer.store.wanted[field]];
+          values[axis] = value;
           this.explorer.store.set({ [field]: values });
         },
       ),
@@ -270,20 +269,16 @@ export class Controls {
     const row = this._row(field, el("label", { for: controls[0][1].id }, label), controls);
     if (!lockable) return row;
     controls[1][1].parentElement.dataset.of = "axes unlocked";
-    const write = (value) => {
-      const { wanted } = this.explorer.store;
-      this.explorer.store.set({ [field]: wanted[field].map(() => value) });
-    };
-    return this._stepped(row, controls[0][1], field, label, (s) => s[field][0], write);
+    return this._stepped(row, controls[0][1], field, label);
   }
 
   /** The number of groups: a slider from an ordinary layer to a depthwise one. */
   _groups() {
     const { label, ...bounds } = SINGLE.groups;
-    const write = (value) => this.explorer.store.set({ groups: value });
+    const write = (value) => this._fill("groups", value);
     const control = this._number("groups", capital(label), bounds, (s) => s.groups, write);
     const row = this._row("groups", el("label", { for: control.id }, label), [[null, control]]);
-    return this._stepped(row, control, "groups", label, (s) => s.groups, write, null);
+    return this._stepped(row, control, "groups", label, null);
   }
 
   /** Padding on the four sides; one number for all of them while rows and columns are locked. */
@@ -296,10 +291,7 @@ export class Controls {
       ["top", "bottom"],
       ["left", "right"],
     ];
-    const write = (value) => {
-      const { wanted } = this.explorer.store;
-      this.explorer.store.set({ padding: wanted.padding.map(() => [value, value]) });
-    };
+    const write = (value) => this._fill("padding", value);
     const all = this._number("padding", "Padding, all sides", PADDING, (s) => s.padding[0][0], write);
     const controls = [0, 1].flatMap((axis) =>
       sides.map(([side, word], at) => {
@@ -335,17 +327,16 @@ export class Controls {
       ),
     );
     row.prepend(heads);
-    return this._stepped(row, all, "padding", "padding", (s) => s.padding[0][0], write, "locked");
+    return this._stepped(row, all, "padding", "padding", "locked");
   }
 
   /**
    * Buttons and a slider around a number; they offer what is a convolution, of any number of which
    * the page takes more. Keys have the number itself, so that Tab stops once.
    */
-  _stepped(row, control, field, label, read, write, of = "slider") {
+  _stepped(row, control, field, label, of = "slider") {
     const choices = (settings) => {
-      const now = read(settings);
-      const filled = (old, n) => (Array.isArray(old) ? old.map((one) => filled(one, n)) : n);
+      const now = first(settings[field]);
       const from = Number(control.min);
       const all = Array.from({ length: FARTHEST[field] - from + 1 }, (_, i) => from + i);
       const sound = (n) => !problems({ ...settings, [field]: filled(settings[field], n) }).length;
@@ -355,13 +346,14 @@ export class Controls {
     const slide = el("input", { type: "range", class: "slide", min: 0, step: 1, tabindex: -1, "aria-hidden": "true" });
     const step = (by, word, symbol) =>
       button(`${field}-${word}`, `${capital(label)}: ${word}`, () => {
-        const all = choices(this.explorer.store.settings);
-        const next = all.indexOf(read(this.explorer.store.settings)) + by;
-        if (next in all) write(all[next]);
+        const { settings } = this.explorer.store;
+        const all = choices(settings);
+        const next = all.indexOf(first(settings[field])) + by;
+        if (next in all) this._fill(field, all[next]);
       }, { symbol });
     const [less, more] = [step(-1, "less", "minus"), step(1, "more", "plus")];
     for (const one of [less, more]) one.tabIndex = -1;
-    slide.addEventListener("input", () => write(this.offered[field][Number(slide.value)]));
+    slide.addEventListener("input", () => this._fill(field, this.offered[field][Number(slide.value)]));
     const values = control.closest(".values");
     control.parentElement.before(less);
     control.parentElement.after(more);
@@ -369,7 +361,7 @@ export class Controls {
     if (of) for (const node of [slide, less, more]) node.dataset.of = of;
     this.sliders.push((settings) => {
       const all = (this.offered[field] = choices(settings));
-      const at = all.indexOf(read(settings));
+      const at = all.indexOf(first(settings[field]));
       slide.max = all.length - 1;
       slide.value = at;
       slide.disabled = all.length < 2;
@@ -384,10 +376,13 @@ export class Controls {
     const { store } = this.explorer;
     this.locked = on;
     if (!on || alike(store.wanted)) return this.update();
-    const even = (values) => values.map(() => structuredClone(values[0]));
-    const patch = Object.fromEntries(LOCKED.map((name) => [name, even(store.wanted[name])]));
-    const [[top]] = patch.padding;
-    store.set({ ...patch, padding: patch.padding.map(() => [top, top]) });
+    store.set(Object.fromEntries(LOCKED.map((name) => [name, even(store.wanted[name])])));
+  }
+
+  /** Set a field to one number, on every axis and side. */
+  _fill(field, value) {
+    const { store } = this.explorer;
+    store.set({ [field]: filled(store.wanted[field], value) });
   }
 
   _showMore(on) {
@@ -456,8 +451,21 @@ export class Controls {
 
 /** Whether rows and columns have the same window, with the same padding on all sides. */
 function alike(settings) {
-  const same = (values) => values.every((v) => JSON.stringify(v) === JSON.stringify(values[0]));
-  return LOCKED.every((name) => same(settings[name])) && same(settings.padding.flat());
+  return LOCKED.every((name) => JSON.stringify(settings[name]) === JSON.stringify(even(settings[name])));
+}
+
+/** One number in every place of what may be a list, of lists. */
+function filled(old, n) {
+  return Array.isArray(old) ? old.map((one) => filled(one, n)) : n;
+}
+
+/** The first number of what may be a list, of lists; and that number everywhere. */
+function first(value) {
+  return Array.isArray(value) ? first(value[0]) : value;
+}
+
+function even(value) {
+  return filled(value, first(value));
 }
 
 function wrapped(axis, control) {
