@@ -159,9 +159,12 @@ def test_a_drawing_is_guessed_and_the_trained_filters_open_in_the_picture(
     scores = np.array(explorer.ask("[...store.Y]"))
     assert scores.argmax() == guessed
     p = np.exp(scores - scores.max())
-    assert np.allclose(
-        p / p.sum(), explorer.ask(f"[...{VIEW}.twins.nets[0].forward({VIEW}.input)]"), atol=1e-5
-    )
+    # In float32 144 products and sums round; a softmax moves by twice its scores at most.
+    products = "store.arithmetic(0, argument).terms.map(({ product }) => product)"
+    most = max(sum(map(abs, explorer.ask(products, f))) for f in range(10))
+    bound = 2 * 145 * most * 2**-24 + 2**-23
+    shown = explorer.ask(f"[...{VIEW}.twins.nets[0].forward({VIEW}.input)]")
+    assert (np.abs(p / p.sum() - shown) <= bound).all()
     explorer.page.go_back()
     explorer.until("store.settings.kernel[0] !== 6")
     assert explorer.state["settings"] == before["settings"]
