@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+from email.message import Message
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
@@ -122,6 +123,31 @@ def test_an_address_opens_the_same_state_on_a_new_page(open_page: OpensPage) -> 
         ours, theirs = (pixels(page.picture(view, "base")) for page in (explorer, other))
         # The edges of digits may be smoothed in another way on a page that is older.
         assert np.abs(ours - theirs).max() <= 32, view
+
+
+@pytest.mark.parametrize("filters", [2, 40], ids=["numbers-fit", "numbers-are-too-many"])
+def test_of_a_page_on_this_machine_the_link_leads_to_the_public_one(
+    open_page: OpensPage, monkeypatch: pytest.MonkeyPatch, filters: int
+) -> None:
+    urls = Message()
+    urls["Project-URL"] = "Documentation, https://docs.example/convfc/"
+    monkeypatch.setattr("convfc.explorer.page.metadata", lambda _: urls)
+    geometry = ConvGeometry(3, filters, (5, 5))
+    weights = np.random.default_rng(0).integers(-9, 9, geometry.filters_shape)
+    explorer = open_page(explorer_state(weights, np.ones((9, 8, 3)), geometry))
+    explorer.click("output", 2, 3)
+    link = copied(explorer, "copy-link")
+    site, _, address = link.partition("#")
+    assert site == "https://docs.example/convfc/explorer/index.html"
+    said = explorer.root.locator(".toast").inner_text()
+    expected = "The link is copied. It opens on docs.example"
+    if filters == 40:
+        expected += " and has the usual numbers: these are too many for an address"
+    assert said == f"{expected}."
+    # The public page is made for no layer.
+    other = open_page(address="#" + address)
+    assert (other.settings, other.selection) == (explorer.settings, explorer.selection)
+    assert (other.state["filters"] == explorer.state["filters"]) == (filters == 2)
 
 
 def pixels(url: str) -> np.ndarray:

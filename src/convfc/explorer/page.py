@@ -19,6 +19,7 @@ import sys
 from collections.abc import Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import metadata
 from typing import Any
 
 from convfc.errors import RunError
@@ -35,7 +36,7 @@ _DOCUMENT = """<!doctype html>
 {style}
 </head>
 <body>
-<div id="convfc-explorer"></div>
+<div id="convfc-explorer"{site}></div>
 <noscript>This page computes what it shows, so it needs JavaScript.</noscript>
 <script type="application/json" id="convfc-state">{state}</script>
 {script}
@@ -68,9 +69,22 @@ def document(state: Mapping[str, Any] | None, *, style: str, script: str, meta: 
     title = f"{given} – convfc" if given else "convfc: a convolution is a matrix product"
     # No text in the state may end the element that it stands in.
     text = json.dumps(state, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    public = site()
     return _DOCUMENT.format(
-        policy=meta, title=html.escape(title), style=style, script=script, state=text
+        policy=meta,
+        title=html.escape(title),
+        style=style,
+        script=script,
+        state=text,
+        site=f' data-site="{html.escape(public)}"' if public else "",
     )
+
+
+def site() -> str | None:
+    """Return where the page is public: below the address of the documentation, in a release."""
+    urls = metadata("convfc").get_all("Project-URL") or []
+    found = dict(url.split(", ", 1) for url in urls).get("Documentation")
+    return found and f"{found.rstrip('/')}/explorer/index.html"
 
 
 def policy(*, script: str, style: str) -> str:

@@ -27,8 +27,11 @@ const LAYOUTS = ["wide", "middle", "narrow"];
 /** Milliseconds to read a letter of what is said. */
 const READING = 60;
 
-/** Hosts that are the machine itself. */
-const LOOPBACK = /^(localhost|127\.\d+\.\d+\.\d+|\[::1\])$/;
+/** Whether the page opens on this machine only. */
+function local() {
+  const { protocol, hostname } = location;
+  return protocol === "file:" || /^(localhost|127\.\d+\.\d+\.\d+|\[::1\])$/.test(hostname);
+}
 
 /** What a selection, a look, or a change of view does not touch is not drawn again. */
 const LIGHT = new Set(["selection", "hover", "film", "training"]);
@@ -37,7 +40,8 @@ const LIGHT = new Set(["selection", "hover", "film", "training"]);
 export class Explorer {
   /**
    * options: {state, own: the state of the layer that it was made for, page: whether it is alone on a
-   * page, onChange(kind), onLeave() and onArrive() around another start}.
+   * page, site: the public address of such a page, onChange(kind), onLeave() and onArrive() around another
+   * start}.
    */
   constructor(element, options = {}) {
     this.options = options;
@@ -113,16 +117,26 @@ export class Explorer {
     this.say(done);
   }
 
-  /** The address of what is shown; in a notebook only what the page has behind its own. */
+  /**
+   * The address of what is shown: on the public site, if the page itself opens on this machine only; in a
+   * notebook only what the page has behind its own.
+   */
   get link() {
-    return (this.options.page ? location.href.replace(/#.*$/, "") : "") + toAddress(this.store);
+    const here = this.options.page ? location.href.replace(/#.*$/, "") : "";
+    return (local() ? (this.options.site ?? here) : here) + toAddress(this.store);
   }
 
   copyLink() {
-    const own = location.protocol === "file:" || LOOPBACK.test(location.hostname);
-    const where = "The link is copied. It opens on this machine only";
-    const until = location.protocol === "file:" ? "." : ", while convfc explore runs.";
-    return this.copy(this.link, own ? where + until : "The link is copied.");
+    const { link } = this;
+    const { site } = this.options;
+    const told = (where) => this.copy(link, `The link is copied.${where}`);
+    if (!local()) return told("");
+    if (site) {
+      const usual = /;cut=1/.test(link) ? " and has the usual numbers: these are too many for an address" : "";
+      return told(` It opens on ${new URL(site).host}${usual}.`);
+    }
+    const until = location.protocol === "file:" ? "" : ", while convfc explore runs";
+    return told(` It opens on this machine only${until}.`);
   }
 
   async save(kind) {

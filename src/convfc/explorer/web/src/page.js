@@ -26,6 +26,7 @@ export function startOnPage() {
   let returned = null; // the address of an entry that was gone back to
   const explorer = mount(element, {
     page: true,
+    site: element.dataset.site,
     own,
     state: given.state ?? undefined,
     onChange(kind) {
