@@ -14,7 +14,7 @@ WEB := src/convfc/explorer/web
 MINUTES ?= 30
 SEED ?=
 .DEFAULT_GOAL := help
-.PHONY: help reproduce paper test test-fast test-all fuzz check docs bench explorer clean
+.PHONY: help reproduce paper test test-fast test-all wheel lowest fuzz check docs bench explorer clean
 
 help:
 	@echo "make reproduce  run the paper's experiment and write runs/default/report.html"
@@ -22,6 +22,8 @@ help:
 	@echo "make test       run the tests but the slowest (installs PyTorch and TensorFlow as judges)"
 	@echo "make test-fast  run one test in twelve of every file in tests/, while you work"
 	@echo "make test-all   run every test, the slowest too"
+	@echo "make wheel      build the wheel and the sdist, and use them from empty environments"
+	@echo "make lowest     run every example with the lowest versions that pyproject.toml names"
 	@echo "make fuzz       compare random layers with PyTorch's for MINUTES=30; SEED= repeats a run"
 	@echo "make check      lint, format and type checks"
 	@echo "make docs       build the documentation as a site, into site/"
@@ -48,6 +50,14 @@ test-fast: $(VENV)/.installed-test
 test-all: $(VENV)/.installed-test
 	@echo "== pytest, with the slowest tests, and JAX's programs as users have them"
 	XLA_FLAGS= $(BIN)/python -m pytest -n auto --dist worksteal -m "slow or not slow"
+
+wheel: $(VENV)/.installed-test
+	@echo "== the wheel, installed alone and extra by extra"
+	$(BIN)/python -m pytest -m slow -k "not lowest" tests/test_release.py
+
+lowest: $(VENV)/.installed-test
+	@echo "== every example, with the lowest versions"
+	$(BIN)/python -m pytest -m slow -k lowest tests/test_release.py
 
 fuzz: $(VENV)/.installed-test
 	@echo "== random layers in all forms, $(MINUTES) minutes"

@@ -206,7 +206,7 @@ def deepen(
     Sequential(
       (0): Conv2d(1, 4, kernel_size=(3, 3), stride=(1, 1))
       (1): Sequential(
-        (0): BatchNorm2d(4, eps=1e-05, momentum=0.1, affine=True, ..., track_running_stats=True)
+        (0): BatchNorm2d(4, eps=1e-05, momentum=0.1, affine=True, ...)
         (1): ReLU()
         (2): Conv2d(4, 4, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
       )
