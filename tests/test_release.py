@@ -16,7 +16,10 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
+from onnx_models import conv_model
 from packaging.requirements import Requirement
 
 pytestmark = pytest.mark.slow
@@ -109,7 +112,6 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Enviro
     """An environment with the wheel alone, in which one test after the other installs more."""
     made = Environment(tmp_path_factory.mktemp("wheel"))
     made.install(wheel)
-    (made.folder / "nets.py").write_text(NETS)
     return made
 
 
@@ -159,18 +161,20 @@ def test_with_the_commands_each_names_the_extra_that_it_needs(
     environment.lacks("matplotlib", "sweep", "reproduce", "--sweep", "sweep.toml")
     environment.lacks("torch", "study", "reproduce", "--study", "uncertainty")
     environment.lacks("onnx", "onnx", "inspect", "model.onnx")
-    environment.lacks("matplotlib", "spectrum", "spectrum", "nets.py:net", "--input", "1,8,8")
+    environment.lacks("matplotlib", "spectrum", "spectrum", "a:net", "--input", "1,8,8")
     environment.lacks("PIL", "explorer", "explore", "--film", "film.gif")
 
 
-def test_with_torch_a_model_is_inspected_exported_and_certified(
+def test_with_onnx_a_file_is_inspected_converted_and_certified(
     wheel: Path, environment: Environment
 ):
-    environment.install(f"{wheel}[torch,onnx]", "onnxscript")
-    said = environment.convfc("inspect", "nets.py:net", "--input", "1,8,8")
-    assert "Conv2d" in said
-    environment.convfc("convert", "nets.py:net", "--input", "1,8,8", "-o", "fc.onnx")
-    environment.convfc("inspect", "fc.onnx")
+    model = conv_model("Conv", [1, 2, 9, 8], np.ones((4, 2, 3, 3), np.float32))
+    onnx.save(model, environment.folder / "net.onnx")
+    environment.install(f"{wheel}[onnx]")
+    assert "3×3" in environment.convfc("inspect", "net.onnx")
+    said = environment.convfc("convert", "net.onnx", "--output", "fc.onnx")
+    assert "holds" in said
+    environment.convfc("verify", "net.onnx", "fc.onnx")
 
 
 def test_with_the_papers_extra_the_experiment_runs(wheel: Path, environment: Environment):
@@ -203,3 +207,7 @@ def test_the_lowest_declared_versions_run_every_example(wheel: Path, tmp_path: P
     old.install("--constraint", "lowest.txt", f"{wheel}[{EXAMPLES}]", "pytest")
     said = old.python("-m", "pytest", "-q", "--doctest-modules", *OPTIONS, "--pyargs", "convfc")
     assert re.search(r"\d\d passed", said), said
+    (tmp_path / "nets.py").write_text(NETS)
+    for command in ("inspect", "spectrum"):
+        assert "3×3" in old.convfc(command, "nets.py:net", "--input", "1,8,8")
+    old.convfc("reproduce", "--epochs", "1")
