@@ -25,7 +25,7 @@ local reparameterisation.
 from __future__ import annotations
 
 import math
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -84,6 +84,29 @@ class RandomLinear(nn.Module):
             "take one draw first, with convfc.methods.uncertainty.sample, or the mean, with "
             "mean_network",
         )
+
+    def linear_state(self) -> dict[str, Tensor]:
+        """Return the mean weight and bias under the names that they have in an `nn.Linear`."""
+        weight, bias = self.mean()
+        return {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Load the state of such a layer, or of an `nn.Linear`, whose weight becomes the mean.
+
+        What an `nn.Linear` does not know, deviations and rates, stays as it is.
+        """
+        means = {id(mean): prefix + name for name, mean in self.linear_state().items()}
+        own = {prefix + name: parameter for name, parameter in self.named_parameters()}
+        places = {key: means[id(p)] for key, p in own.items() if id(p) in means}
+        if not places.keys() & state_dict.keys() and set(places.values()) & state_dict.keys():
+            for key, parameter in own.items():
+                if key not in places:
+                    state_dict.setdefault(key, parameter)
+                elif places[key] in state_dict:
+                    state_dict[key] = state_dict.pop(places[key])
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _shape_of_a_draw(self, x: Tensor, width: int) -> tuple[int, ...]:
         """Return the shape of random numbers for rows of this width that broadcasts against x."""
