@@ -27,7 +27,11 @@ with needing():
         sample,
         to_bayesian,
     )
-    from convfc.methods.uncertainty.prediction import Prediction, predict
+    from convfc.methods.uncertainty.prediction import (
+        Prediction,
+        RegressionPrediction,
+        predict,
+    )
     from convfc.methods.uncertainty.scores import (
         Calibration,
         accuracy,
@@ -45,6 +49,7 @@ __all__ = [
     "GaussianLinear",
     "Prediction",
     "RandomLinear",
+    "RegressionPrediction",
     "accuracy",
     "brier_score",
     "calibration",
