@@ -117,9 +117,13 @@ class RandomLinear(nn.Module):
         return (len(x), *(1,) * (x.dim() - 2), width)
 
 
+# PyTorch's layers with dropout inside. In evaluation mode an encoder layer may pass over its own.
+_WITH_DROPOUT = (_DropoutNd, nn.RNNBase, nn.MultiheadAttention, nn.TransformerEncoderLayer)
+
+
 def draws(module: nn.Module) -> bool:
-    """Return whether a module draws in training mode: a random FC layer, or dropout."""
-    return isinstance(module, (RandomLinear, _DropoutNd))
+    """Return whether a module may draw in training mode: a random FC layer, or dropout."""
+    return isinstance(module, (RandomLinear, *_WITH_DROPOUT))
 
 
 def check_number(
@@ -375,7 +379,7 @@ class GaussianLinear(RandomLinear):
         if self.per == "image":
             weight, bias = self._draws(len(rows))
             y = torch.bmm(rows.reshape(len(rows), -1, rows.shape[-1]), weight.transpose(1, 2))
-            y = y if bias is None else y + bias[:, None]
+            y = y if bias is None else y + bias[:, None].to(y.dtype)  # autocast has chosen y's
             return y.reshape(*rows.shape[:-1], -1)
         mean = functional.linear(rows, self.weight_mean, self.bias_mean)
         squares = [std.square() for _, std in self._moments()]

@@ -404,16 +404,17 @@ def _first(batch: Any) -> Any:
     first = batch[0] if isinstance(batch, (list, tuple)) and batch else batch
     if isinstance(first, (Tensor, np.ndarray)):
         return first
-    named = isinstance(first, Mapping) and first
-    key = repr(next(iter(first))) if named else "0"
-    of = f"a {type(first).__name__}" + (f" of {', '.join(map(str, first))}" if named else "")
+    of, taken = f"a {type(first).__name__}", "batch" if first is batch else "batch[0]"
+    if isinstance(first, Mapping) and first:
+        of += f" of {', '.join(map(str, first))}"
+        taken += f"[{next(iter(first))!r}]"
     raise ArgumentError(
         "it is not known what of a batch the model takes",
         where="x",
         expected="a tensor, or a list or tuple whose first is one",
         got=of if first is batch else f"a {type(batch).__name__} whose first is {of}",
-        remedy=f"say it, such as inputs=lambda batch: batch[{key}]; a tuple holds several "
-        "arguments, a dict keyword arguments",
+        remedy=f"say it, such as inputs=lambda batch: {taken}; a tuple holds several arguments, a "
+        "dict keyword arguments",
     )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import mannwhitneyu
 
+from convfc.arrays import as_numpy
 from convfc.errors import ArgumentError, NothingToConvert, ShapeError
 from convfc.extras import needing
 
@@ -205,7 +206,8 @@ def out_of_distribution_auroc(inside: ArrayLike, outside: ArrayLike) -> float:
     >>> out_of_distribution_auroc([0.1, 0.2], [0.3, 0.2])
     0.875
     """
-    familiar, foreign = np.asarray(inside, np.float64), np.asarray(outside, np.float64)
+    familiar = np.asarray(as_numpy(inside, "inside"), np.float64)
+    foreign = np.asarray(as_numpy(outside, "outside"), np.float64)
     for name, values in (("inside", familiar), ("outside", foreign)):
         if values.ndim != 1 or not len(values):
             raise ShapeError(
@@ -223,7 +225,8 @@ def out_of_distribution_auroc(inside: ArrayLike, outside: ArrayLike) -> float:
 
 def _checked(probabilities: ArrayLike, labels: ArrayLike) -> tuple[Numbers, Any]:
     """Return both as arrays that belong together, ``(m, C)`` and ``(m,)``; pixels are rows."""
-    p, y = np.asarray(probabilities, np.float64), np.asarray(labels)
+    p = np.asarray(as_numpy(probabilities, "probabilities"), np.float64)
+    y = as_numpy(labels, "labels")
     if p.ndim < 2 or y.shape != p.shape[:1] + p.shape[2:] or not y.size:
         raise ShapeError(
             "probabilities and labels do not fit each other",
