@@ -3,7 +3,7 @@
 ============== ==================================================================================
 `layers`       FC layers with a random weight: Monte Carlo dropout, Concrete Dropout, Gaussian
 `networks`     networks of such layers, and ordinary networks drawn from them
-`prediction`   many draws, and the parts of their uncertainty
+`prediction`   many draws, and the parts of their uncertainty: of images, of pixels, of values
 `scores`       accuracy, likelihood, calibration, foreign images; reliability diagrams (matplotlib)
 ============== ==================================================================================
 
