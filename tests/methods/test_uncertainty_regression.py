@@ -158,6 +158,13 @@ def test_pytorchs_loss_is_the_papers():
     assert (ours - gradients).abs().max() <= 64 * U * float(ours.abs().max())
 
 
+class Named(nn.Module):
+    """Outputs by name."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"mean": x, "scale": torch.zeros_like(x), "rest": x}
+
+
 def test_refusals_of_values():
     values, log_variance = torch.randn(2, 4, 3), torch.randn(2, 4, 1)
     for outputs, text in (
@@ -170,3 +177,12 @@ def test_refusals_of_values():
                            r"values and log variances; " + text):  # fmt: skip
             uncertainty.predict(Drawn(*outputs), torch.zeros(4, 1), 2, output="values")
     assert found(values[..., 0]).mean.shape == (4,)
+    named = nn.Sequential(nn.Dropout(), Named())
+    with pytest.raises(
+        ShapeError,
+        match=r"got dict of mean, scale, rest\. Remedy: have it return "
+        r"them alone, .*\(lambda module, inputs, y: \(y\['mean'\], y\['scale'\]\)\)$",
+    ):
+        uncertainty.predict(named, torch.ones(4, 3), 2, output="values")
+    named.register_forward_hook(lambda module, inputs, y: (y["mean"], y["scale"]))
+    assert uncertainty.predict(named, torch.ones(4, 3), 9, output="values").variance.min() > 1

@@ -240,8 +240,10 @@ def predict(
 ) -> Prediction | RegressionPrediction:
     """Predict with many draws of a network's random weights: classes, or values.
 
-    Random layers and every kind of PyTorch's dropout draw, also in networks that are not convfc's;
-    the rest, such as BatchNorm, is in evaluation mode. Modes and random generators are restored.
+    Random layers and every kind of PyTorch's dropout draw, also in networks that are not convfc's,
+    and inside recurrent layers and transformers; the rest, such as BatchNorm, is in evaluation
+    mode. (So is a function in a forward, ``dropout(x, training=self.training)``, which does not
+    draw.) Modes and random generators are restored.
 
     Parameters
     ----------
@@ -473,11 +475,14 @@ def _not_understood(model: nn.Module, y: Any, output: Output, count: int) -> Sha
     expected = f"a tensor of shape ({count}, C) or ({count}, C, *spatial)"
     if values:
         expected = f"values of shape ({count}, ...), or a pair: values and log variances"
-    key = repr(next(iter(y))) if isinstance(y, Mapping) and y else "0"
     remedy = "wrap it in a module that does"
     if not isinstance(y, Tensor):
-        hook = f"model.register_forward_hook(lambda module, inputs, y: y[{key}])"
-        remedy = f"have it return the tensor, such as with {hook}"
+        keys = list(y) if isinstance(y, Mapping) and y else [0]
+        chosen = [f"y[{key!r}]" for key in keys[: 1 + values]]
+        hook = f"lambda module, inputs, y: {chosen[0]}"
+        if len(chosen) > 1:
+            hook = f"lambda module, inputs, y: ({', '.join(chosen)})"
+        remedy = f"have it return them alone, such as with model.register_forward_hook({hook})"
         if isinstance(y, (tuple, list)) and not values:
             remedy += '; of a regression, ask for output="values"'
     return ShapeError(
