@@ -325,14 +325,15 @@ def predict(
         for batch in batches:
             args, kwargs = _on_device_of(model, call_arguments(model, read(batch)))
             sums = _Values(output) if output == "values" else _Classes(output)
-            first, kept = None, []
+            first: list[Tensor] = []
+            kept: list[list[Tensor]] = []
             for number in range(samples):
                 drawn = _one_draw(model, args, kwargs, output, seed + number)
                 sums.add(*drawn)
-                if keep:
-                    kept.append([part.cpu() for part in drawn])
-                first = first or drawn
-                same = same and (drawn is first or all(map(torch.equal, first, drawn)))
+                if keep:  # copied: a network may write all its outputs into one tensor
+                    kept.append([part.to("cpu", copy=True) for part in drawn])
+                first = first or [part.clone() for part in drawn]
+                same = same and (number == 0 or all(map(torch.equal, first, drawn)))
                 if same and number == 1 and not known:
                     raise _nothing_random(model)
                 tell(len(parts) * samples + number + 1, passes)
