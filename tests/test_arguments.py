@@ -153,7 +153,15 @@ ELSEWHERE = {
         *("kl", "learned_rates", "lipschitz_bound", "mean_network", "sample"),
     },
     "results, which nobody but convfc makes": {
-        *("Certificate", "Inspection", "Calibration", "Prediction", "LayerSpectrum", "Morph"),
+        *(
+            "Certificate",
+            "Inspection",
+            "Calibration",
+            "Prediction",
+            "RegressionPrediction",
+            "LayerSpectrum",
+            "Morph",
+        ),
         *("SingularValues", "Factored", "IdentityStart", "ParallelSum", "RandomLinear"),
         "LipschitzBound",
         "reliability_figure",

@@ -133,6 +133,108 @@ def test_state_dicts_go_from_one_copy_to_another(method: Any):
     assert torch.equal(second.train()(x), y)
 
 
+# A CNN's checkpoint.
+
+
+class Grown(nn.Module):
+    """Layers of every kind of FC child: one, one per group, transposed, without a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(2, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.up = nn.ConvTranspose2d(4, 6, 3, groups=2, bias=False)
+        self.deep = nn.Sequential(nn.Conv2d(6, 6, 3, groups=3), nn.ReLU(), nn.Flatten())
+        self.last = nn.Linear(6 * 36, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.deep(self.up(self.norm(self.first(x)))))
+
+
+OPTIONS = {"dropout": {"drop": "taps"}, "concrete": {"rate": 0.3}, "gaussian": {}}
+
+
+@pytest.mark.parametrize("assign", [False, True], ids=["copied", "assigned"])
+@pytest.mark.parametrize("method", OPTIONS)
+def test_a_checkpoint_of_the_cnn_is_the_means_and_the_rest_stays(method: Any, assign: bool):
+    """The CNN's names and shapes, strict; the way back has the checkpoint's bits."""
+    trained = Grown().eval()
+    bayes = uncertainty.to_bayesian(Grown().eval(), method, **OPTIONS[method])
+    with torch.no_grad():
+        for name, p in bayes.named_parameters():
+            if name.endswith(("rho", "logit")):
+                p.copy_(torch.randn_like(p))
+    unknown = {
+        name: tensor.clone()
+        for name, tensor in bayes.state_dict().items()
+        if name.endswith(("rho", "logit"))
+    }
+    assert bool(unknown) == (method != "dropout")
+    checkpoint = {name: tensor.clone() for name, tensor in trained.state_dict().items()}
+    assert checkpoint["up.weight"].shape == (4, 3, 3, 3)
+    found = bayes.load_state_dict(checkpoint, assign=assign)
+    assert (found.missing_keys, found.unexpected_keys) == ([], [])
+    home = convfc.to_conv(uncertainty.mean_network(bayes)).state_dict()
+    assert home.keys() == checkpoint.keys()
+    assert all(torch.equal(home[name], tensor) for name, tensor in checkpoint.items())
+    after = bayes.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in unknown.items())
+    assert set(checkpoint) == set(trained.state_dict()), "what was given is as it was"
+    # What is loaded so is what to_bayesian makes of the trained network.
+    x = torch.randn(2, 2, 6, 6)
+    made = uncertainty.to_bayesian(trained, method, **OPTIONS[method])
+    made.load_state_dict(unknown, strict=False)
+    draws = []
+    for model in (bayes, made):
+        torch.manual_seed(3)
+        draws.append(model.train()(x))
+    assert torch.equal(*draws)
+    other = uncertainty.to_bayesian(Grown(), method, **OPTIONS[method])
+    other.load_state_dict(bayes.state_dict())  # and its own checkpoint goes on to load
+    assert all(torch.equal(other.state_dict()[name], tensor) for name, tensor in after.items())
+
+
+def test_layers_that_are_not_random_are_loaded_with_the_others():
+    trained = Grown()
+    bayes = uncertainty.to_bayesian(Grown(), "gaussian", where=["deep.0"])
+    bayes.load_state_dict(trained.state_dict())
+    home = convfc.to_conv(uncertainty.mean_network(bayes)).state_dict()
+    assert all(torch.equal(home[name], t) for name, t in trained.state_dict().items())
+    alone = uncertainty.to_bayesian(nn.Linear(3, 2), "gaussian")
+    alone.load_state_dict(linear := nn.Linear(3, 2).state_dict())
+    assert torch.equal(alone.weight_mean, linear["weight"])
+    assert torch.equal(alone.bias_mean, linear["bias"])
+
+
+@pytest.mark.parametrize("method", OPTIONS)
+def test_what_a_checkpoint_lacks_has_too_much_or_in_another_shape_is_pytorchs_error(method: Any):
+    bayes = uncertainty.to_bayesian(Grown(), method, **OPTIONS[method])
+    given = Grown().state_dict()
+    del given["first.bias"], given["last.weight"]
+    given |= {"nobody": torch.zeros(1), "up.bias": torch.zeros(6)}
+    given["deep.0.weight"] = torch.zeros(6, 6, 3, 3)
+    before = {name: tensor.clone() for name, tensor in bayes.state_dict().items()}
+    with pytest.raises(RuntimeError) as error:
+        bayes.load_state_dict(given)
+    text = str(error.value)
+    mean = "{}_mean" if method == "gaussian" else "linear.{}"
+    for name in ("first.fc." + mean.format("bias"), "last." + mean.format("weight")):
+        assert f'"{name}"' in text.split("Missing")[1].split("Unexpected", maxsplit=1)[0]
+    for name in ("nobody", "up.bias"):
+        assert f'"{name}"' in text.split("Unexpected")[1]
+    assert "size mismatch for deep.0.weight: copying a param with shape torch.Size([6, 6" in text
+    assert text.count('"') == 2 * 4, "and nothing else"
+    changed = [name for name, t in bayes.state_dict().items() if not torch.equal(t, before[name])]
+    assert not [name for name in changed if name.startswith("deep.0.fc.0." + mean.format("weight"))]
+    found = bayes.load_state_dict({"first.bias": torch.ones(4)}, strict=False)
+    assert "first.fc." + mean.format("weight") in found.missing_keys
+    assert bayes.first.fc.mean()[1].eq(1).all()
+    # Both: its own state counts, and the other weight is one too many.
+    both = bayes.state_dict() | {"last.weight": torch.zeros(3, 216)}
+    with pytest.raises(RuntimeError, match=r'Unexpected key\(s\) in state_dict: "last.weight"'):
+        bayes.load_state_dict(both)
+
+
 def test_dtypes_and_unbatched_inputs():
     bayes = uncertainty.to_bayesian(lenet().double(), "concrete").train()
     assert bayes(torch.randn(X, dtype=torch.float64)).dtype == torch.float64

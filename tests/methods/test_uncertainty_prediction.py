@@ -133,6 +133,45 @@ class As(nn.Module):
         return self.change(self.model(x))
 
 
+class Recurrent(nn.Module):
+    """Dropout between two recurrent layers, inside PyTorch's module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.last = nn.LSTM(64, 8, 2, dropout=0.5), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.inner(x.flatten(1))[0])
+
+
+def test_dropout_inside_pytorchs_own_layers_draws():
+    """In evaluation mode an encoder layer takes another way, past its dropout."""
+    encoder = nn.TransformerEncoderLayer(64, 2, 8, dropout=0.5, batch_first=True)
+    attention = nn.Sequential(
+        nn.Flatten(2), nn.TransformerEncoder(encoder, 2, enable_nested_tensor=False),
+        nn.Flatten(), nn.Linear(64, 3),
+    )  # fmt: skip
+    for model in (attention, Recurrent()):
+        found = uncertainty.predict(model.eval(), images(), 10)
+        assert found.mutual_information.min() > 400 * U, "more than rounding"
+    # Nothing known to draw is there: said after two draws, not after all.
+    seen: list[int] = []
+    with pytest.raises(NothingToConvert, match=r"functional.dropout draws with training=True"):
+        uncertainty.predict(
+            nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), images(), 50,
+            progress=lambda done, _: seen.append(done),
+        )  # fmt: skip
+    assert seen == [1]
+
+
+def test_two_equal_draws_do_not_make_a_random_network_a_fixed_one():
+    """One unit dropped in a hundred: most draws of one image are the network itself."""
+    model = nn.Sequential(nn.Flatten(), nn.Dropout1d(0.01), nn.Linear(64, 3))
+    found = uncertainty.predict(model, images(1), 400, keep=True)
+    assert torch.equal(found.draws[0], found.draws[1])
+    assert found.mutual_information.min() > 0
+
+
 def test_probabilities_and_their_logarithms_as_outputs():
     model, x = network().double(), images().double()
     found = uncertainty.predict(model, x, 5)
@@ -168,12 +207,89 @@ def test_refusals_of_predict():
         uncertainty.predict(model, images(0))
     with pytest.raises(ArgumentError, match=r"batch_size: a count below one; expected 1 or more"):
         uncertainty.predict(model, images(), batch_size=0)
-    with pytest.raises(ShapeError, match=r"As: the network does not return .*shape \(7, C\); "
-                       r"got \(7, 3, 1\).*Remedy: wrap it"):  # fmt: skip
-        uncertainty.predict(As(model, lambda y: y[..., None]), images())
-    with pytest.raises(ShapeError, match=r"got tuple"):
-        uncertainty.predict(As(model, lambda y: (y, y)), images())
+    wrong = [
+        (lambda y: y[:, 0], r"shape \(7, C\) or \(7, C, \*spatial\); got \(7,\). Remedy: wrap it"),
+        (lambda y: y[:3], r"got \(3, 3\)"),
+        (lambda y: (y, y), r"got tuple of \(7, 3\), \(7, 3\).*y: y\[0\]\).*output=\"values\""),
+        (lambda y: {"out": y}, r"got dict of out.*register_forward_hook\(.*y: y\['out'\]\)$"),
+        (lambda y: [], r"got list\. "),
+        (lambda y: "text", r"got str\. "),
+    ]
+    for change, text in wrong:
+        with pytest.raises(ShapeError, match=r"As: the network does not return one row of classes "
+                           r"per image; .*" + text):  # fmt: skip
+            uncertainty.predict(As(model, change), images())
     assert all(part.training for part in model.modules()), "modes are put back after an error"
+
+
+# Outputs per pixel.
+
+
+def segmenting(per: str = "patch") -> nn.Module:
+    """From images (n, 1, 8, 8) to logits (n, 3, 8, 8)."""
+    cnn = nn.Sequential(
+        nn.Conv2d(1, 4, 3, stride=2, padding=1), nn.ReLU(), nn.ConvTranspose2d(4, 3, 2, stride=2)
+    )
+    return uncertainty.to_bayesian(cnn, "gaussian", initial_std=0.3, per=per)
+
+
+def test_a_map_of_classes_has_the_measures_of_its_pixels_against_scipy():
+    found = uncertainty.predict(segmenting(), images(), 20, keep=True)
+    assert found.draws.shape == (20, 7, 3, 8, 8)
+    p = special.softmax(found.draws.double().numpy(), axis=2)
+    mean, expected = p.mean(axis=0), stats.entropy(p, axis=2).mean(axis=0)
+    bound = 200 * U  # as for images
+    assert found.mean.shape == (7, 3, 8, 8)
+    assert np.abs(found.mean.numpy() - mean).max() <= bound
+    predictive = stats.entropy(mean, axis=1)
+    assert np.abs(found.predictive_entropy.numpy() - predictive).max() <= bound
+    assert np.abs(found.expected_entropy.numpy() - expected).max() <= bound
+    assert np.abs(found.mutual_information.numpy() - (predictive - expected)).max() <= 2 * bound
+    assert (predictive - expected).min() > 1e-4
+    assert torch.equal(found.label, torch.tensor(mean.argmax(axis=1)))
+    assert found.label.shape == (7, 8, 8)
+
+
+@pytest.mark.parametrize("axes", [(), (5,), (2, 3), (2, 3, 2)], ids=str)
+def test_draws_of_other_libraries_are_the_same_whatever_the_axes(axes: tuple[int, ...]):
+    """Quarters: every mean of four draws is exact, and pixels do not see each other."""
+    quarters = torch.tensor([[4, 0, 0], [2, 1, 1], [2, 2, 0], [1, 2, 1]], dtype=torch.float64) / 4
+    chosen = torch.randint(0, 4, (4, 6, *axes))
+    p = quarters[chosen].movedim(-1, 2)
+    found = Prediction.of(p, p)
+    assert torch.equal(found.mean, p.mean(dim=0))
+    assert found.mean.shape == (6, 3, *axes)
+    flat = Prediction.of(p.movedim(2, -1).reshape(4, -1, 3))
+    for name in ("predictive_entropy", "expected_entropy", "mutual_information"):
+        assert torch.equal(getattr(found, name).flatten(), getattr(flat, name))
+    assert torch.equal(found.label.flatten(), flat.label)
+    assert found.draws is p
+
+
+def test_refusals_of_maps():
+    model = segmenting()
+    for one, other in (("logits", "zeros_like"), ("probabilities", "1 - y")):
+        with pytest.raises(ShapeError, match=rf"output of As: one class alone has probability 1.*"
+                           rf"got \(7, 1, 8, 8\).*{other}"):  # fmt: skip
+            uncertainty.predict(As(model, lambda y: y[:, :1]), images(), output=one)
+    for shape in ((4, 3), (0, 4, 3)):
+        with pytest.raises(ShapeError, match=r"probabilities: not the probabilities of draws"):
+            Prediction.of(torch.ones(shape))
+    with pytest.raises(ShapeError, match=r"probabilities: one class alone"):
+        Prediction.of(torch.ones(4, 3, 1))
+    sizes = [images(), images()[..., :6]]
+    with pytest.raises(ShapeError, match=r"x: the network returns maps of several sizes.*"
+                       r"expected \(3, 8, 8\); got \(3, 8, 6\).*for each size"):  # fmt: skip
+        uncertainty.predict(model, sizes, 2)
+
+
+def test_one_number_per_pixel_is_two_classes_as_the_message_says():
+    """torch.sigmoid of one logit is softmax of it beside a zero."""
+    model, x = As(segmenting().double(), lambda y: y[:, :1]), images().double()
+    with_zero = As(model, lambda y: torch.cat([torch.zeros_like(y), y], dim=1))
+    found = uncertainty.predict(with_zero, x, 6, keep=True)
+    theirs = found.draws[:, :, 1].sigmoid().mean(dim=0)
+    assert (found.mean[:, 1] - theirs).abs().max() <= 20 * U
 
 
 @st.composite
@@ -219,6 +335,34 @@ def test_calibration_against_torchmetrics(found: tuple[np.ndarray, np.ndarray], 
     assert (ours.confidence[filled] <= ours.edges[1:][filled] + U).all()
 
 
+@settings(max_examples=20)
+@given(st.data(), st.sampled_from([(3,), (2, 3), (1, 2, 2)]))
+def test_scores_of_maps_against_torchmetrics_and_pytorch(data: Any, axes: tuple[int, ...]):
+    """Every pixel counts once, as torchmetrics counts axes behind the classes."""
+    count, classes = data.draw(st.integers(1, 4)), data.draw(st.integers(2, 5))
+    shape = (count, classes, *axes)
+    scores = data.draw(arrays.arrays(np.float64, shape, elements=st.floats(-8, 8, width=16)))
+    y = data.draw(arrays.arrays(np.int64, (count, *axes), elements=st.integers(0, classes - 1)))
+    p = torch.tensor(scores).softmax(dim=1)
+    labels = torch.tensor(y)
+    pixels = labels.numel()
+    micro = torchmetrics.classification.MulticlassAccuracy(classes, average="micro")
+    assert round(uncertainty.accuracy(p, labels) * pixels) == round(
+        float(micro(p.argmax(dim=1), labels)) * pixels
+    )
+    bound = 10 * pixels * U
+    ours = uncertainty.negative_log_likelihood(p, labels)
+    assert abs(ours - float(nn.functional.nll_loss(p.log(), labels))) <= bound * (1 + ours)
+    truth = nn.functional.one_hot(labels, classes).movedim(-1, 1)
+    theirs = float((p - truth).square().sum(dim=1).mean())
+    assert abs(uncertainty.brier_score(p, labels) - theirs) <= bound
+    found = uncertainty.calibration(p, labels, 10)
+    assert found.counts.sum() == pixels
+    if np.abs(p.amax(dim=1).numpy()[..., None] - found.edges).min() > 1e-6:
+        judge = torchmetrics.classification.MulticlassCalibrationError(classes, n_bins=10)
+        assert abs(found.ece - float(judge(p, labels))) <= pixels * 2.0**-22
+
+
 FEW = st.lists(st.integers(0, 5), min_size=1, max_size=30)
 
 
@@ -238,7 +382,11 @@ def test_a_true_class_of_probability_zero_is_infinitely_wrong():
 @pytest.mark.parametrize(
     ("p", "labels", "text"),
     [
-        ([0.5, 0.5], [0], r"do not fit each other; expected \(n, C\) and \(n,\); got \(2,\)"),
+        (
+            [0.5, 0.5],
+            [0],
+            r"do not fit each other; expected \(n, C\) and \(n,\), or .*; got \(2,\)",
+        ),
         ([[0.5, 0.5]], [0, 1], r"got \(1, 2\) and \(2,\)"),
         ([[0.5, 0.5]], [2], r"labels: labels are not class numbers; .*from 0 to 1; got int64"),
         ([[0.5, 0.5]], [0.0], r"got float64"),
@@ -252,7 +400,23 @@ def test_refusals_of_scores(p: Any, labels: Any, text: str):
             score(p, labels)
 
 
+def test_pixels_without_a_class_are_left_out_as_the_message_says():
+    p = torch.rand(2, 3, 4, 4, dtype=torch.float64).softmax(dim=1)
+    labels = torch.randint(0, 3, (2, 4, 4))
+    labels[:, :2] = 255
+    with pytest.raises(ShapeError, match=r"from 0 to 255.*probabilities.movedim\(1, -1\)\[mask\]"):
+        uncertainty.accuracy(p, labels)
+    mask = labels != 255
+    ours = uncertainty.negative_log_likelihood(p.movedim(1, -1)[mask], labels[mask])
+    theirs = nn.functional.nll_loss(p.log(), labels, ignore_index=255).item()
+    assert abs(ours - theirs) <= 32 * U * theirs
+    with pytest.raises(ShapeError, match=r"got \(2, 3, 4, 4\) and \(2, 4\)"):
+        uncertainty.accuracy(p, labels[..., 0])
+
+
 def test_auroc_takes_vectors():
+    with pytest.raises(ShapeError, match=r"inside: not a vector.*map.flatten\(1\).mean\(dim=1\)"):
+        uncertainty.out_of_distribution_auroc(torch.rand(2, 4, 4), [0.1])
     with pytest.raises(ShapeError, match=r"outside: not a vector of scores; got \(0,\)"):
         uncertainty.out_of_distribution_auroc([0.1], [])
 

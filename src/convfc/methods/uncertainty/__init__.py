@@ -3,7 +3,7 @@
 ============== ==================================================================================
 `layers`       FC layers with a random weight: Monte Carlo dropout, Concrete Dropout, Gaussian
 `networks`     networks of such layers, and ordinary networks drawn from them
-`prediction`   many draws, and the parts of their uncertainty
+`prediction`   many draws, and the parts of their uncertainty: of images, of pixels, of values
 `scores`       accuracy, likelihood, calibration, foreign images; reliability diagrams (matplotlib)
 ============== ==================================================================================
 
@@ -27,7 +27,11 @@ with needing():
         sample,
         to_bayesian,
     )
-    from convfc.methods.uncertainty.prediction import Prediction, predict
+    from convfc.methods.uncertainty.prediction import (
+        Prediction,
+        RegressionPrediction,
+        predict,
+    )
     from convfc.methods.uncertainty.scores import (
         Calibration,
         accuracy,
@@ -45,6 +49,7 @@ __all__ = [
     "GaussianLinear",
     "Prediction",
     "RandomLinear",
+    "RegressionPrediction",
     "accuracy",
     "brier_score",
     "calibration",

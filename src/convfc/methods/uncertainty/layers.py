@@ -25,7 +25,7 @@ local reparameterisation.
 from __future__ import annotations
 
 import math
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -85,6 +85,29 @@ class RandomLinear(nn.Module):
             "mean_network",
         )
 
+    def linear_state(self) -> dict[str, Tensor]:
+        """Return the mean weight and bias under the names that they have in an `nn.Linear`."""
+        weight, bias = self.mean()
+        return {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Load the state of such a layer, or of an `nn.Linear`, whose weight becomes the mean.
+
+        What an `nn.Linear` does not know, deviations and rates, stays as it is.
+        """
+        means = {id(mean): prefix + name for name, mean in self.linear_state().items()}
+        own = {prefix + name: parameter for name, parameter in self.named_parameters()}
+        places = {key: means[id(p)] for key, p in own.items() if id(p) in means}
+        if not places.keys() & state_dict.keys() and set(places.values()) & state_dict.keys():
+            for key, parameter in own.items():
+                if key not in places:
+                    state_dict.setdefault(key, parameter)
+                elif places[key] in state_dict:
+                    state_dict[key] = state_dict.pop(places[key])
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
     def _shape_of_a_draw(self, x: Tensor, width: int) -> tuple[int, ...]:
         """Return the shape of random numbers for rows of this width that broadcasts against x."""
         if self.per == "patch":
@@ -94,9 +117,13 @@ class RandomLinear(nn.Module):
         return (len(x), *(1,) * (x.dim() - 2), width)
 
 
+# PyTorch's layers with dropout inside. In evaluation mode an encoder layer may pass over its own.
+_WITH_DROPOUT = (_DropoutNd, nn.RNNBase, nn.MultiheadAttention, nn.TransformerEncoderLayer)
+
+
 def draws(module: nn.Module) -> bool:
-    """Return whether a module draws in training mode: a random FC layer, or dropout."""
-    return isinstance(module, (RandomLinear, _DropoutNd))
+    """Return whether a module may draw in training mode: a random FC layer, or dropout."""
+    return isinstance(module, (RandomLinear, *_WITH_DROPOUT))
 
 
 def check_number(
@@ -352,7 +379,7 @@ class GaussianLinear(RandomLinear):
         if self.per == "image":
             weight, bias = self._draws(len(rows))
             y = torch.bmm(rows.reshape(len(rows), -1, rows.shape[-1]), weight.transpose(1, 2))
-            y = y if bias is None else y + bias[:, None]
+            y = y if bias is None else y + bias[:, None].to(y.dtype)  # autocast has chosen y's
             return y.reshape(*rows.shape[:-1], -1)
         mean = functional.linear(rows, self.weight_mean, self.bias_mean)
         squares = [std.square() for _, std in self._moments()]

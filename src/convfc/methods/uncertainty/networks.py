@@ -65,7 +65,8 @@ def to_bayesian(model: nn.Module, method: Method, *, where: Where = None, **opti
     Returns
     -------
     nn.Module
-        The given model is not changed.
+        The given model is not changed. A checkpoint of it loads, strictly, into what is returned:
+        its weights become the means, and what it does not know, deviations and rates, stays.
 
     Raises
     ------
@@ -91,6 +92,8 @@ def to_bayesian(model: nn.Module, method: Method, *, where: Where = None, **opti
     >>> bayes = to_bayesian(cnn, "gaussian", per="call")
     >>> [type(part).__name__ for part in (bayes[0].fc, bayes[3])]
     ['GaussianLinear', 'GaussianLinear']
+    >>> bayes.load_state_dict(cnn.state_dict())
+    <All keys matched successfully>
     """
     one_of("method", method, Method)
     make = _LAYERS[method]

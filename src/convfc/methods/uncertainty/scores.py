@@ -1,4 +1,7 @@
-"""Scores of probabilities: accuracy, likelihood, Brier score, calibration, foreign images."""
+"""Scores of probabilities: accuracy, likelihood, Brier score, calibration, foreign images.
+
+Of probabilities per pixel, ``(n, C, *spatial)``, every pixel counts once.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import mannwhitneyu
 
+from convfc.arrays import as_numpy
 from convfc.errors import ArgumentError, NothingToConvert, ShapeError
 from convfc.extras import needing
 
@@ -28,12 +32,12 @@ class Calibration:
     edges : ndarray, shape (bins + 1,)
         Of the bins of confidence.
     counts : ndarray, shape (bins,)
-        Images in each.
+        Images, or pixels, in each.
     confidence, accuracy : ndarray, shape (bins,)
         Their mean confidence, and the share of them that is right; NaN in an empty bin.
     ece : float
-        Expected calibration error: mean of ``|accuracy - confidence|`` over the images (Naeini et
-        al. 2015; Guo et al. 2017, arXiv:1706.04599).
+        Expected calibration error: mean of ``|accuracy - confidence|`` over the images, or pixels
+        (Naeini et al. 2015; Guo et al. 2017, arXiv:1706.04599).
     """
 
     edges: Numbers
@@ -44,12 +48,12 @@ class Calibration:
 
 
 def accuracy(probabilities: ArrayLike, labels: ArrayLike) -> float:
-    """Return the share of images whose most probable class is right.
+    """Return the share of images, or pixels, whose most probable class is right.
 
     Parameters
     ----------
-    probabilities : array, shape (n, C)
-    labels : array of int, shape (n,)
+    probabilities : array, shape (n, C) or (n, C, *spatial)
+    labels : array of int, shape (n,) or (n, *spatial)
 
     Raises
     ------
@@ -126,7 +130,7 @@ def reliability_figure(found: Mapping[str, Calibration], columns: int = 3) -> Fi
     """Draw reliability diagrams (Guo et al. 2017, Figure 1), one per classifier.
 
     Bars are the accuracy of each bin of confidence, on the diagonal where a classifier is
-    calibrated; the difference is hatched. Below, the number of images in each bin.
+    calibrated; the difference is hatched. Below, the number of images, or pixels, in each bin.
 
     Parameters
     ----------
@@ -173,7 +177,7 @@ def reliability_figure(found: Mapping[str, Calibration], columns: int = 3) -> Fi
         below.set_xlabel("confidence")
         if column == 0:
             above.set_ylabel("accuracy")
-            below.set_ylabel("images")
+            below.set_ylabel("count")
     for spare in range(len(found) - columns * (rows - 1), columns):
         grid[-2][spare].set_axis_off()
         grid[-1][spare].set_axis_off()
@@ -189,7 +193,8 @@ def out_of_distribution_auroc(inside: ArrayLike, outside: ArrayLike) -> float:
     Parameters
     ----------
     inside, outside : array, shape (n,) and (m,)
-        An uncertainty, such as the predictive entropy, of familiar and of foreign images.
+        An uncertainty, such as the predictive entropy, of familiar and of foreign images; of pixels
+        choose those to compare, ``entropy[mask]``, or give one number per image.
 
     Raises
     ------
@@ -201,29 +206,45 @@ def out_of_distribution_auroc(inside: ArrayLike, outside: ArrayLike) -> float:
     >>> out_of_distribution_auroc([0.1, 0.2], [0.3, 0.2])
     0.875
     """
-    familiar, foreign = np.asarray(inside, np.float64), np.asarray(outside, np.float64)
+    familiar = np.asarray(as_numpy(inside, "inside"), np.float64)
+    foreign = np.asarray(as_numpy(outside, "outside"), np.float64)
     for name, values in (("inside", familiar), ("outside", foreign)):
         if values.ndim != 1 or not len(values):
-            raise ShapeError("not a vector of scores", where=name, got=values.shape)
+            raise ShapeError(
+                "not a vector of scores",
+                where=name,
+                got=values.shape,
+                remedy="of a map, give one score per image: map.flatten(1).mean(dim=1); or per "
+                "pixel: map.flatten()"
+                if values.ndim > 1
+                else None,
+            )
     larger = mannwhitneyu(foreign, familiar, method="asymptotic").statistic
     return float(larger / (len(familiar) * len(foreign)))
 
 
 def _checked(probabilities: ArrayLike, labels: ArrayLike) -> tuple[Numbers, Any]:
-    """Return both as arrays that belong together."""
-    p, y = np.asarray(probabilities, np.float64), np.asarray(labels)
-    if p.ndim != 2 or y.shape != p.shape[:1] or not len(p):
+    """Return both as arrays that belong together, ``(m, C)`` and ``(m,)``; pixels are rows."""
+    p = np.asarray(as_numpy(probabilities, "probabilities"), np.float64)
+    y = as_numpy(labels, "labels")
+    if p.ndim < 2 or y.shape != p.shape[:1] + p.shape[2:] or not y.size:
         raise ShapeError(
             "probabilities and labels do not fit each other",
-            expected="(n, C) and (n,)",
+            expected="(n, C) and (n,), or (n, C, *spatial) and (n, *spatial)",
             got=f"{p.shape} and {y.shape}",
         )
+    pixels = p.ndim > 2
+    p, y = np.moveaxis(p, 1, -1).reshape(-1, p.shape[1]), y.reshape(-1)
     if not np.issubdtype(y.dtype, np.integer) or y.min() < 0 or y.max() >= p.shape[1]:
         raise ShapeError(
             "labels are not class numbers",
             where="labels",
             expected=f"whole numbers from 0 to {p.shape[1] - 1}",
             got=f"{y.dtype}, from {y.min()} to {y.max()}",
+            remedy="leave out pixels without a class: probabilities.movedim(1, -1)[mask], "
+            "labels[mask]"
+            if pixels
+            else None,
         )
     if not np.abs(p.sum(axis=1) - 1).max() < 1e-3 or p.min() < 0:
         raise ShapeError(

@@ -133,7 +133,9 @@ def _predict(work: Work) -> Result:
                 samples,
                 seed=work.seed,
                 keep=names == ("turned",),
-                progress=lambda count, _: work.step(done + count),  # noqa: B023
+                progress=lambda count, passes: work.step(
+                    done + count * samples // (passes or count)  # noqa: B023
+                ),
             )
         seconds = seconds or time.process_time() - began
         done += samples

@@ -416,6 +416,18 @@ class PatchConv(nn.Module):
         held = {name: self._joined(name, found, self.to_weight) for name in names}
         return {name: tensor for name, tensor in held.items() if tensor is not None}
 
+    def _loaded(self) -> dict[str, Tensor]:
+        """Return weight and bias by name, as far as a CONV layer's state is loaded into them.
+
+        A module in the place of an FC layer may take the state of one as well: see `RandomLinear`.
+        """
+        children: list[Any] = self.children_fc
+        if not all(hasattr(child, "linear_state") for child in children):
+            return self._held()
+        states = [child.linear_state() for child in children]
+        held = {name: torch.cat([state[name] for state in states]) for name in states[0]}
+        return {**held, "weight": self.to_weight(held["weight"])}
+
     def to_matrix(self, weight: Tensor) -> Tensor:
         """Return a weight in the CONV layer's layout as an FC weight ``(f, k)``."""
         return weight_to_matrix(weight, transposed=self.transposed, groups=self.groups)
@@ -676,7 +688,7 @@ class PatchConv(nn.Module):
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         messages = args[-1] if args else kwargs["error_msgs"]
-        for name, own in self._held().items():
+        for name, own in self._loaded().items():
             tensor = taken(state_dict, prefix + name, own.detach(), messages)
             if tensor is None:
                 continue
@@ -686,7 +698,9 @@ class PatchConv(nn.Module):
                 parts = enumerate(tensor.chunk(self.groups))
                 state_dict.update({f"{prefix}fc.{group}.{name}": part for group, part in parts})
             else:
-                state_dict[f"{prefix}fc.{name}"] = tensor.reshape(self.fc._parameters[name].shape)  # type: ignore[union-attr]
+                like = self.fc._parameters.get(name)
+                tensor = tensor if like is None else tensor.reshape(like.shape)
+                state_dict[f"{prefix}fc.{name}"] = tensor
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _extra(self, x: Tensor, output_size: Sequence[int] | None = None) -> Sequence[int] | None:
