@@ -19,7 +19,7 @@ from rich.console import Console
 from convfc.errors import RunError
 from convfc.runs import jobs
 from convfc.runs.folder import Result, RunFolder
-from convfc.runs.jobs import Job, run_jobs
+from convfc.runs.jobs import Job, Workers, failure, run_jobs
 from convfc.runs.progress import Display
 from convfc.runs.study import Part, Settings, Study, Work, run_study
 
@@ -107,8 +107,14 @@ def test_a_job_whose_worker_is_killed_goes_on_elsewhere_to_the_same_bits(
         first_words(self, event)
 
     monkeypatch.setattr(jobs._Heard, "__call__", heard)
-    with pytest.raises(RunError, match=r"^failing: 1 of 3 failed.*fell into a hole.*--resume"):
-        run_jobs(walks(swept, early=3, **seeds), display, finished={"early"}, workers=2)
+    todo = [*walks(swept, early=3, **seeds), Job("after", print, needs=("failing",))]
+    failed = run_jobs(todo, display, finished={"early"}, workers=Workers(2))
+    assert list(failed) == ["failing"]
+    error = failure(failed, 3, "try again")
+    assert str(error) == (
+        "failing: 1 of 3 failed, and the others are done; got walk: the walk fell into a hole. "
+        "Remedy: try again"
+    )
     for name in ("killed", "quiet"):
         one, other = (
             (place / name / "parts" / "walk.npz").read_bytes() for place in (swept, whole)
@@ -136,9 +142,12 @@ def test_where_no_scheduler_answers_it_says_how_to_start_one(
 ) -> None:
     monkeypatch.setattr(jobs, "_ANSWER_IN", 0.2)
     with pytest.raises(RunError, match=r"^tcp://127\.0\.0\.1:9: no scheduler.*dask scheduler"):
-        run_jobs(walks(pathlib.Path(), one=1), told()[0], scheduler="tcp://127.0.0.1:9")
+        run_jobs(
+            walks(pathlib.Path(), one=1), told()[0], workers=Workers(scheduler="tcp://127.0.0.1:9")
+        )
 
 
 def test_nothing_is_started_where_nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "_connected", None)
-    run_jobs(walks(pathlib.Path(), one=1), told()[0], finished={"one"})
+    walk = walks(pathlib.Path(), one=1)
+    assert run_jobs(walk, told()[0], finished={"one"}, workers=Workers()) == {}

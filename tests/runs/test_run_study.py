@@ -14,8 +14,9 @@ import torch
 from standin_study import PARTS, STUDY, Settings, run
 from torch import nn
 
-from convfc.errors import ArgumentError
+from convfc.errors import ArgumentError, RunError
 from convfc.runs.folder import Result, RunFolder
+from convfc.runs.jobs import Workers
 from convfc.runs.study import Part, Study, seed_of
 from convfc.studies import torch_training
 from convfc.studies.images import load_digits
@@ -120,6 +121,37 @@ def test_a_training_stopped_after_an_epoch_goes_on_to_the_same_bits(
     assert "drawn: finished earlier" in told
     assert f"trained: continues after step {epoch}" in told
     assert_same_run(place, whole)
+
+
+def test_on_workers_of_which_one_is_killed_it_has_the_same_files_and_report(
+    whole: RunFolder, tmp_path: pathlib.Path
+) -> None:
+    (tmp_path / "kill").touch()
+    place, told = run(tmp_path, workers=Workers(2))
+    assert not (tmp_path / "kill").exists()
+    assert "trained: continues after step 2" in told
+    assert_same_run(place, whole)
+    assert (place.path / "report.html").read_bytes() == (whole.path / "report.html").read_bytes()
+
+
+def test_weights_that_are_not_kept_leave_a_whole_run(
+    whole: RunFolder, tmp_path: pathlib.Path
+) -> None:
+    place, _ = run(tmp_path, weights=False)
+    names = {path.name for path in (place.path / "parts").iterdir()}
+    assert names == {path.name for path in (whole.path / "parts").iterdir()} - {
+        "trained.weights.npz"
+    }
+    for name in PARTS:
+        place.part(name).check()
+        assert place.read().load(name).numbers == whole.read().load(name).numbers
+    with pytest.raises(RunError, match=r"trained\.json: the weights .* not kept.*results\.json"):
+        place.part("trained").weights()
+    # Its results are computed again without them; a part that needs them says what to remove.
+    place.results_path.unlink()
+    again, told = run(tmp_path, weights=False)
+    assert told.count("finished earlier") == len(PARTS)
+    assert again.read().results["total"] == whole.read().results["total"]
 
 
 def test_a_finished_run_is_only_reported_again(copied: RunFolder) -> None:

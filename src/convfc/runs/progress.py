@@ -64,7 +64,7 @@ class Display:
         """Say how many steps of a part are done, with a few words on them; here every tenth."""
         count = f"{self._unit} {done}/{self._steps[name]}"
         self._told[name] = f"{count}, {told}" if told else count
-        if done % _LINE_EVERY == 0 and done < self._steps[name]:
+        if done and done % _LINE_EVERY == 0 and done < self._steps[name]:
             seconds = (time.monotonic() - self._began[name]) / max(1, done - self._from[name])
             left = (self._steps[name] - done) * seconds
             self.note(f"{name}: {self._told[name]}, about {left:.0f} s left")
