@@ -98,7 +98,9 @@ def test_first_weights_have_the_scale_of_keras_initializers(initializer: str) ->
         # distribution's, whose these are, have smaller ones.
         error = 6 * np.sqrt(2 / own.size)
         assert abs(own.var() / theirs.var() - 1) < np.sqrt(2) * error
-        kurtoses = [float((each.astype(float) ** 4).mean() / each.var() ** 2) for each in (own, theirs)]
+        kurtoses = [
+            float((each.astype(float) ** 4).mean() / each.var() ** 2) for each in (own, theirs)
+        ]
         assert abs(kurtoses[0] - kurtoses[1]) < np.sqrt(24) * error
 
 

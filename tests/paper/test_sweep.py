@@ -211,9 +211,11 @@ def test_runs_that_diverged_are_named_and_the_others_are_compared_seed_by_seed()
     assert "| AdamW" not in text
     settings = {"epochs": 2, "seeds": 3}
     table = sweep_study().summary({"settings": settings, "points": found, "diverged": diverged})
-    labels = list(table.columns[0].cells)
-    assert labels[-1] == "AdamW, ε 1e-7, float32: diverged with the seeds 0, 1"
-    assert len(labels) == 4 + 2
+    assert len(list(table.columns[0].cells)) == 4
+    assert table.caption == (
+        "Diverged, and not counted: Adam, ε 1e-7, float32 (seed 0); AdamW, ε 1e-7, float32 "
+        "(seed 0, 1)"
+    )
 
 
 def test_figures_show_every_seed_quantiles_and_the_rounding() -> None:
@@ -260,7 +262,6 @@ def test_a_sweep_runs_what_is_left_and_grows_and_compares_all(
     monkeypatch.setattr(sweep, "run_jobs", here)
     file = written(tmp_path, "seeds = 2\nepochs = 2\n")
     arguments = ("reproduce", "--sweep", str(file), "--runs-dir", str(tmp_path), "--workers", "7")
-    whole = sweep.run_in
     monkeypatch.setattr(sweep, "run_in", made)
     stopped = call(*arguments)
     assert stopped.exit_code == 130
@@ -280,7 +281,6 @@ def test_a_sweep_runs_what_is_left_and_grows_and_compares_all(
     assert "exactly 0 at every point" in text
     assert "**Diverged:** SGD, seed 1:" in text
     assert "seeds = 2\nepochs = 2" in text or "epochs = 2\nseeds = 2" in text
-    refused(call(*arguments, "--resume", "--name", "wide/x"), "not a folder's name")
     # More seeds and values: what is done stays done, and what has diverged is not tried again.
     file.write_text('seeds = 3\nepochs = 2\nfilters = [128, 4]\noptimizer = ["adam", "sgd"]\n')
     with undrawn():
@@ -297,7 +297,6 @@ def test_a_sweep_runs_what_is_left_and_grows_and_compares_all(
     assert "seeds and values can be added" in line
     assert (folder / "report.md").read_text() == text
     assert len(asked) == 3
-    assert whole is not made
 
 
 @pytest.mark.slow

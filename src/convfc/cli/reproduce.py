@@ -103,8 +103,9 @@ def reproduce(
         float | None, typer.Option(help="Learning rate; 0.01 of SGD, 0.001 of the others.")
     ] = None,
     initializer: Annotated[
-        Initializer, typer.Option(help="What the first weights of all networks are drawn from.")
-    ] = Initializer.he_uniform,
+        Initializer | None,
+        typer.Option(help="What all first weights are drawn from; he_uniform if not given."),
+    ] = None,
     samples: Annotated[
         int | None, _number(2, "Of the study uncertainty: draws of a prediction; 100.")
     ] = None,
@@ -188,7 +189,7 @@ def reproduce(
             backend=backend.value,
             seed=seed,
             data=data.value,
-            initializer=initializer.value,
+            initializer=initializer.value if initializer else None,
             cost=cost,
             **{key: value for key, value in numbers.items() if value is not None},
         )

@@ -73,9 +73,7 @@ def build(network: str, weights: Weights | None = None, filters: int = FILTERS) 
     return model
 
 
-def initial_weights(
-    seed: int, filters: int = FILTERS, initializer: str = INITIALIZER
-) -> Weights:
+def initial_weights(seed: int, filters: int = FILTERS, initializer: str = INITIALIZER) -> Weights:
     """Draw the weights from which all three networks start, as the CNN's layers would draw them."""
     # By NumPy, in float32, so that every backend and both precisions start at the same numbers.
     generator = np.random.default_rng([seed, 0x4E])

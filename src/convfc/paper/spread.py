@@ -196,17 +196,19 @@ def _precision(groups: Sequence[Group]) -> list[dict[str, Any]]:
 def summary_table(results: Mapping[str, Any]) -> Table:
     """Return the spread of a finished sweep, for the terminal."""
     settings = results["settings"]
-    table = Table(
-        title=f"‖W_cnn − W_fc‖ after {settings['epochs']} epochs, {settings['seeds']} seeds"
-    )
+    count = settings["seeds"]
+    seeds = f"{count} seed{'s' if count > 1 else ''}"
+    table = Table(title=f"‖W_cnn − W_fc‖ after {settings['epochs']} epochs, {seeds}")
     table.add_column("")
     for title in ("least", "quartile", "median", "quartile", "largest", "control"):
         table.add_column(title, justify="right")
+    lost = []
     for group in groups_of(results["points"], results["diverged"]):
         if group.points:
             control = number(group.values("control").max())
             table.add_row(group.label, *map(number, group.quantiles()), control)
         if group.diverged:
-            seeds = ", ".join(map(str, group.diverged))
-            table.add_row(f"{group.label}: diverged with the seeds {seeds}")
+            lost.append(f"{group.label} (seed {', '.join(map(str, group.diverged))})")
+    if lost:
+        table.caption = f"Diverged, and not counted: {'; '.join(lost)}"
     return table

@@ -96,7 +96,9 @@ class SweepSettings(Settings):
 
     def outdated(self, found: Mapping[str, Any]) -> Sequence[str] | None:
         """Go on with a sweep whose points are all among these; raise if one of them is not."""
-        given = {key: tuple(v) if isinstance(v, list) else v for key, v in found.items()}
+        given: dict[str, Any] = {
+            key: tuple(v) if isinstance(v, list) else v for key, v in found.items()
+        }
         if given.pop("study", None) != self.study:
             return None
         try:
@@ -164,7 +166,9 @@ def _value(where: str, value: Any, kind: str) -> Any:
     several = kind.startswith("Sequence")
     kind = kind.removeprefix("Sequence[").removesuffix("]")
     values = value if several and isinstance(value, list) else [value]
-    words = {"int": "a whole number", "float": "a number", "str": "a text"}.get(kind, "true or false")
+    words = {"int": "a whole number", "float": "a number", "str": "a text"}.get(
+        kind, "true or false"
+    )
     for each in values:
         allowed = (int, float) if kind == "float" else _KINDS[kind]
         if not isinstance(each, allowed) or (isinstance(each, bool) and kind != "bool"):
@@ -221,8 +225,8 @@ def sweep_study(workers: Workers | None = None) -> Study:
             for point in points
             if RunFolder(folder / point.name).finished or _mark(folder, point).exists()
         }
-        how = {"finished": done, "workers": workers or Workers()}
-        if failed := run_jobs(jobs, work.display, **how):
+        on = workers or Workers()
+        if failed := run_jobs(jobs, work.display, finished=done, workers=on):
             remedy = "--resume runs what has failed once more"
             raise failure(failed, len(points) - len(done), remedy)
         work.display.note("comparing the runs")

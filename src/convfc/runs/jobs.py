@@ -96,7 +96,7 @@ def run_jobs(
                 heard.end(name)
             else:
                 failed[name] = error
-                display.note(f"{name}: failed: {reason_of(error)}")
+                display.note(f"{name}: failed: {reason_of(error).removeprefix(f'{name}: ')}")
     return failed
 
 
@@ -110,7 +110,7 @@ def reason_of(error: BaseException) -> str:
 
 def failure(failed: Mapping[str, Exception], count: int, remedy: str) -> Exception:
     """Return one error for all jobs that failed; one that nobody foresaw is returned as it is."""
-    name, error = next(iter(failed.items()))
+    error = next(iter(failed.values()))
     if not isinstance(error, ConvfcError) and type(error).__name__ != "KilledWorker":
         return error
     return RunError(
@@ -135,7 +135,7 @@ def _here(heard: _Heard) -> Ended:
             for job in jobs:
                 try:
                     job.run(_Told(job.name, lambda event: heard((0.0, event))))
-                except Exception as error:  # noqa: BLE001 (whatever a user's model raises)
+                except Exception as error:  # whatever a user's model raises
                     yield job.name, error
                 else:
                     yield job.name, None
@@ -150,7 +150,7 @@ def _there(heard: _Heard, workers: Workers, most: int) -> Iterator[Ended]:
     from distributed import as_completed
 
     topic = f"convfc-{uuid.uuid4().hex}"
-    futures: dict[Any, Future] = {}
+    futures: dict[Any, Future[None]] = {}
     with _connected(min(workers.number or _cores(), most), workers.scheduler) as client:
         client.subscribe_topic(topic, heard)
 

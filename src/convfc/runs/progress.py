@@ -47,7 +47,8 @@ class Display:
         """Announce all parts with their steps and how long these are, and which are finished."""
         del weights
         self._steps = dict(steps)
-        self.note(f"{len(steps)} {self._parts}, {sum(steps.values())} {self._unit}s in all")
+        total, count = sum(steps.values()), f"{len(steps)} {self._parts}"
+        self.note(count if total == len(steps) else f"{count}, {total} {self._unit}s in all")
         if len(steps) > _MANY and finished:
             self.note(f"{len(finished)} of them: finished earlier")
             return
