@@ -109,7 +109,9 @@ def reproduce(
     samples: Annotated[
         int | None, _number(2, "Of the study uncertainty: draws of a prediction; 100.")
     ] = None,
-    seeds: Annotated[int | None, _number(1, "Of the study morphism: repetitions; 5.")] = None,
+    seeds: Annotated[
+        int | None, _number(1, "Of a study: repetitions; 5 of morphism, 1 of uncertainty.")
+    ] = None,
     sweep: Annotated[
         pathlib.Path | None,
         typer.Option(metavar="FILE", help="Run every point of a sweep that this TOML describes."),

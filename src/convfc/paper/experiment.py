@@ -40,6 +40,7 @@ class PaperSettings(Settings):
 
     study: ClassVar[str] = "paper"
     least: ClassVar[Mapping[str, int]] = {"seed": 0, "float64_epochs": 0}
+    later: ClassVar[Mapping[str, Any]] = {"initializer": INITIALIZER}
 
     name: str = "default"
     epochs: int = 40  # of the run's own precision
@@ -111,7 +112,7 @@ class PaperSettings(Settings):
     @classmethod
     def command(cls, settings: Mapping[str, Any]) -> str:
         """Return the command that repeats a run with these settings."""
-        usual = PaperSettings()
+        usual, settings = PaperSettings(), cls.later | settings
         lengths = {usual.epochs: [], PAPER_EPOCHS: ["--paper"]}
         epochs = lengths.get(settings["epochs"], [f"--epochs {settings['epochs']}"])
         words = ["convfc", "reproduce", *epochs]
@@ -121,7 +122,7 @@ class PaperSettings(Settings):
         words += [
             f"--{key} {settings[key]}"
             for key in (*keys, "images", "filters", "epsilon", "rate", "seed")
-            if settings.get(key, getattr(usual, key)) != getattr(usual, key)
+            if settings[key] != getattr(usual, key)
         ]
         could = settings["dtype"] == usual.dtype and "adam" in settings["optimizers"]
         if could and not settings["float64_epochs"]:
@@ -137,8 +138,6 @@ class PaperSettings(Settings):
         """Return what ``settings.json`` holds."""
         rates = {name: self.rate or LEARNING_RATES[name] for name in self.optimizers}
         own = {key: value for key, value in super().as_json().items() if key != "cost"}
-        if self.initializer == INITIALIZER:
-            del own["initializer"]  # as in runs that were begun before there were others
         return {**own, "optimizers": list(self.optimizers), "learning_rates": rates}
 
 

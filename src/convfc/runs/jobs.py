@@ -110,13 +110,13 @@ def reason_of(error: BaseException) -> str:
 
 def failure(failed: Mapping[str, Exception], count: int, remedy: str) -> Exception:
     """Return one error for all jobs that failed; one that nobody foresaw is returned as it is."""
-    error = next(iter(failed.values()))
+    name, error = next(iter(failed.items()))
     if not isinstance(error, ConvfcError) and type(error).__name__ != "KilledWorker":
         return error
     return RunError(
         f"{len(failed)} of {count} failed, and the others are done",
         where=", ".join(failed),
-        got=reason_of(error),
+        got=reason_of(error).removeprefix(f"{name}: "),
         remedy=remedy,
     )
 
@@ -305,7 +305,8 @@ class _Heard:
             if name in self._over:
                 return
             if told is None or name not in self._told:
-                self._display.start(name, done)
+                # A job that is heard of at its first steps was not resumed behind them.
+                self._display.start(name, done if told is None else 0)
             self._told[name] = told or ""
             if told is not None:
                 self._display.step(name, done, told)

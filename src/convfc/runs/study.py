@@ -42,6 +42,8 @@ class Settings:
 
     study: ClassVar[str] = ""
     least: ClassVar[Mapping[str, int]] = {"seed": 0}
+    # What not every version had: as it usually is it is not written, and former runs go on.
+    later: ClassVar[Mapping[str, Any]] = {}
 
     name: str = ""
     epochs: int = 1
@@ -80,7 +82,8 @@ class Settings:
         """Return the settings that are options and differ from the usual ones."""
         usual = asdict(cls())
         own = [key for key in usual if key not in ("name", "threads")]
-        return [(key, given[key]) for key in own if given[key] != usual[key]]
+        found = cls.later | given
+        return [(key, found[key]) for key in own if found[key] != usual[key]]
 
     def outdated(self, found: Mapping[str, Any]) -> Sequence[str] | None:
         """Return which parts are done again where a run with other settings goes on with these.
@@ -97,7 +100,8 @@ class Settings:
 
     def as_json(self) -> dict[str, Any]:
         """Return what ``settings.json`` holds."""
-        return {"study": self.study, **asdict(self)}
+        own = {"study": self.study, **asdict(self)}
+        return {key: value for key, value in own.items() if self.later.get(key, ...) != value}
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,7 @@ def draw_models(models: Mapping[str, Sequence[Mapping[str, Any]]], title: str) -
     Layers are what `LayerSpectrum.to_dict` returns. All panels have one axis of norms.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     columns = min(3, len(models))
     rows = -(-len(models) // columns)
@@ -148,6 +148,10 @@ def draw_models(models: Mapping[str, Sequence[Mapping[str, Any]]], title: str) -
         panel.tick_params(labelsize="small")
         panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     panels[0].set_yscale("log")
+    axis = panels[0].yaxis
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
     figure.supylabel("norm of the layer", fontsize="medium")
     figure.supxlabel("CONV layer, from the input to the output", fontsize="medium")
     _legend(figure, title)
