@@ -255,7 +255,8 @@ def test_a_sweep_runs_what_is_left_and_grows_and_compares_all(
         assert how == {"resume": True, "weights": False}
         place = runs / settings.name
         if settings.seed == 1 and settings.optimizers == ("sgd",):
-            place.mkdir(parents=True)
+            (place / "parts").mkdir(parents=True)
+            (place / "parts" / "float32-sgd-cnn.checkpoint.npz").touch()
             raise Diverged("a result is not a finite number")
         make_run(place, optimizers=settings.optimizers, epochs=2, companion=False, cost=False)
 
@@ -280,6 +281,7 @@ def test_a_sweep_runs_what_is_left_and_grows_and_compares_all(
     text = (folder / "report.md").read_text()
     assert "exactly 0 at every point" in text
     assert "**Diverged:** SGD, seed 1:" in text
+    assert [path.name for path in (folder / "points" / names[2]).iterdir()] == ["diverged.json"]
     assert "seeds = 2\nepochs = 2" in text or "epochs = 2\nseeds = 2" in text
     # More seeds and values: what is done stays done, and what has diverged is not tried again.
     file.write_text('seeds = 3\nepochs = 2\nfilters = [128, 4]\noptimizer = ["adam", "sgd"]\n')

@@ -8,6 +8,7 @@ import os
 import pathlib
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -90,9 +91,9 @@ def addresses() -> set[str]:
 def test_a_job_whose_worker_is_killed_goes_on_elsewhere_to_the_same_bits(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two workers, four jobs: one is killed, one fails, one was finished before."""
+    """Two workers: one is killed when both have done a job; one job fails, one was done before."""
     whole, swept = tmp_path / "whole", tmp_path / "swept"
-    seeds = {"killed": 1, "quiet": 2, "failing": 99}
+    seeds = {"quiet": 2, "second": 4, "killed": 1, "failing": 99}
     for name in ("killed", "quiet"):
         whole.mkdir(exist_ok=True)
         run_walk(whole, Settings(name=name, seed=seeds[name]), told()[0])
@@ -107,7 +108,10 @@ def test_a_job_whose_worker_is_killed_goes_on_elsewhere_to_the_same_bits(
         first_words(self, event)
 
     monkeypatch.setattr(jobs._Heard, "__call__", heard)
-    todo = [*walks(swept, early=3, **seeds), Job("after", print, needs=("failing",))]
+    todo = [
+        replace(job, needs=("quiet", "second")) if job.name == "killed" else job
+        for job in (*walks(swept, early=3, **seeds), Job("after", print, needs=("failing",)))
+    ]
     failed = run_jobs(todo, display, finished={"early"}, workers=Workers(2))
     assert list(failed) == ["failing"]
     error = failure(failed, 3, "try again")
@@ -127,6 +131,9 @@ def test_a_job_whose_worker_is_killed_goes_on_elsewhere_to_the_same_bits(
     assert (zero, three) == ("0", "3")
     assert first != second
     assert not (swept / "early.log").exists()
+    # What the dead worker had done is not done again.
+    for name in ("quiet", "second"):
+        assert (swept / f"{name}.log").read_text().count("\n") == 1
     text = lines.getvalue()
     for line in (
         "early: finished earlier",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import pathlib
 import shutil
 from typing import Any
@@ -11,13 +12,15 @@ import numpy as np
 import pytest
 import standin_study
 import torch
+from rich.console import Console
 from standin_study import PARTS, STUDY, Settings, run
 from torch import nn
 
 from convfc.errors import ArgumentError, RunError
-from convfc.runs.folder import Result, RunFolder
+from convfc.runs.folder import Result, RunFolder, locked
 from convfc.runs.jobs import Workers
-from convfc.runs.study import Part, Study, seed_of
+from convfc.runs.progress import Display
+from convfc.runs.study import Part, Study, _run_part, seed_of
 from convfc.studies import torch_training
 from convfc.studies.images import load_digits
 
@@ -132,6 +135,19 @@ def test_on_workers_of_which_one_is_killed_it_has_the_same_files_and_report(
     assert "trained: continues after step 2" in told
     assert_same_run(place, whole)
     assert (place.path / "report.html").read_bytes() == (whole.path / "report.html").read_bytes()
+
+
+def test_a_part_is_run_by_one_process_and_not_again(copied: RunFolder) -> None:
+    """As a worker that was taken for dead, and goes on, leaves it to the one in its place."""
+    settings, part = Settings(name="run"), Part("drawn", lambda work: pytest.fail("again"))
+    display = Display(Console(file=io.StringIO()), "parts", "step")
+    how = (STUDY.surroundings, settings, copied.path, 0.0, part, display)
+    _run_part(*how)
+    with (
+        locked(copied.path / "parts", "drawn.lock"),
+        pytest.raises(RunError, match="another process is at work"),
+    ):
+        _run_part(*how)
 
 
 def test_weights_that_are_not_kept_leave_a_whole_run(

@@ -10,6 +10,7 @@ import importlib.resources
 import itertools
 import json
 import pathlib
+import shutil
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -199,6 +200,9 @@ def run_point(
     try:
         run_in(folder, STUDY, settings, display, resume=True, weights=weights)
     except Diverged as error:
+        shutil.rmtree(
+            folder / settings.name / "parts"
+        )  # a checkpoint is large, and no use any more
         write_json(_mark(folder, settings), {"diverged": str(error)})
 
 
@@ -257,7 +261,7 @@ def sweep_study(workers: Workers | None = None) -> Study:
         results=lambda settings, found: {"diverged": [], **found["points"].numbers},
         figures=_drawn,
         findings=lambda run: {
-            **findings(run.results["points"], run.results.get("diverged", ())),
+            **findings(run.results["points"], run.results["diverged"]),
             "toml": toml_of(run.results["settings"]),
         },
         template=(importlib.resources.files(__package__) / "sweep.md.j2").read_text("utf-8"),
@@ -319,7 +323,7 @@ def toml_of(settings: Mapping[str, Any]) -> str:
 
 def _drawn(run: FinishedRun) -> Iterator[tuple[str, Figure]]:
     """Yield the figures that the sweep has the numbers for."""
-    found = findings(run.results["points"])
+    found = findings(run.results["points"], run.results["diverged"])
     yield "figure-spread", figures.spread_figure(found["groups"])
     if found["epsilons"]:
         yield "figure-epsilon", figures.epsilon_figure(found["epsilons"], found["groups"])
