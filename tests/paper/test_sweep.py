@@ -14,6 +14,7 @@ import pytest
 from commands import call, refused
 from small_run import FILTERS, undrawn
 from synthetic import make_run
+from typer.testing import Result
 
 from convfc.cli import reproduce
 from convfc.errors import ConvfcError, Diverged
@@ -260,6 +261,12 @@ def test_a_sweep_runs_what_is_left_and_grows_and_compares_all(
             raise Diverged("a result is not a finite number")
         make_run(place, optimizers=settings.optimizers, epochs=2, companion=False, cost=False)
 
+    def resumed() -> Result:
+        with undrawn():
+            outcome = call(*arguments, "--resume")
+        assert outcome.exit_code == 0, outcome.output
+        return outcome
+
     monkeypatch.setattr(sweep, "run_jobs", here)
     file = written(tmp_path, "seeds = 2\nepochs = 2\n")
     arguments = ("reproduce", "--sweep", str(file), "--runs-dir", str(tmp_path), "--workers", "7")
@@ -267,9 +274,7 @@ def test_a_sweep_runs_what_is_left_and_grows_and_compares_all(
     stopped = call(*arguments)
     assert stopped.exit_code == 130
     assert "The same command with --resume goes on" in stopped.stderr
-    with undrawn():
-        outcome = call(*arguments, "--resume")
-    assert outcome.exit_code == 0, outcome.output
+    outcome = resumed()
     names = [
         f"epochs2-{optimizer}{seed}"
         for seed in ("", "-seed1")
@@ -285,9 +290,7 @@ def test_a_sweep_runs_what_is_left_and_grows_and_compares_all(
     assert "seeds = 2\nepochs = 2" in text or "epochs = 2\nseeds = 2" in text
     # More seeds and values: what is done stays done, and what has diverged is not tried again.
     file.write_text('seeds = 3\nepochs = 2\nfilters = [128, 4]\noptimizer = ["adam", "sgd"]\n')
-    with undrawn():
-        outcome = call(*arguments, "--resume")
-    assert outcome.exit_code == 0, outcome.output
+    resumed()
     todo, finished, _ = asked[-1]
     assert (len(todo), finished) == (12, set(names))
     text = (folder / "report.md").read_text()

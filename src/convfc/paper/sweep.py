@@ -200,9 +200,7 @@ def run_point(
     try:
         run_in(folder, STUDY, settings, display, resume=True, weights=weights)
     except Diverged as error:
-        shutil.rmtree(
-            folder / settings.name / "parts"
-        )  # a checkpoint is large, and no use any more
+        shutil.rmtree(folder / settings.name / "parts")  # with a checkpoint, which is large
         write_json(_mark(folder, settings), {"diverged": str(error)})
 
 
