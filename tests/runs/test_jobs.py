@@ -64,6 +64,8 @@ WALK = Study(
 
 
 def run_walk(folder: pathlib.Path, settings: Settings, display: Display) -> None:
+    with (folder / f"{settings.name}.begun").open("a") as file:
+        file.write(".")
     with RunFolder.open(folder, settings.as_json(), resume=True) as run:
         run_study(WALK, run, settings, display, checkpoint_seconds=0)
 
@@ -108,9 +110,10 @@ def test_a_job_whose_worker_is_killed_goes_on_elsewhere_to_the_same_bits(
         first_words(self, event)
 
     monkeypatch.setattr(jobs._Heard, "__call__", heard)
+    needs = {"killed": ("quiet", "second"), "after": ("failing",)}
     todo = [
-        replace(job, needs=("quiet", "second")) if job.name == "killed" else job
-        for job in (*walks(swept, early=3, **seeds), Job("after", print, needs=("failing",)))
+        replace(job, needs=needs.get(job.name, ()))
+        for job in walks(swept, early=3, after=5, **seeds)
     ]
     failed = run_jobs(todo, display, finished={"early"}, workers=Workers(2))
     assert list(failed) == ["failing"]
@@ -130,10 +133,12 @@ def test_a_job_whose_worker_is_killed_goes_on_elsewhere_to_the_same_bits(
     )
     assert (zero, three) == ("0", "3")
     assert first != second
-    assert not (swept / "early.log").exists()
+    for name in ("early", "after"):
+        assert not (swept / f"{name}.log").exists()
     # What the dead worker had done is not done again.
     for name in ("quiet", "second"):
-        assert (swept / f"{name}.log").read_text().count("\n") == 1
+        assert (swept / f"{name}.begun").read_text() == "."
+    assert (swept / "killed.begun").read_text() == ".."
     text = lines.getvalue()
     for line in (
         "early: finished earlier",

@@ -112,7 +112,7 @@ class PaperSettings(Settings):
     @classmethod
     def command(cls, settings: Mapping[str, Any]) -> str:
         """Return the command that repeats a run with these settings."""
-        usual, settings = PaperSettings(), cls.later | settings
+        usual, settings = PaperSettings(), {**cls.later, **settings}
         lengths = {usual.epochs: [], PAPER_EPOCHS: ["--paper"]}
         epochs = lengths.get(settings["epochs"], [f"--epochs {settings['epochs']}"])
         words = ["convfc", "reproduce", *epochs]

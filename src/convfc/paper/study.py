@@ -95,7 +95,7 @@ def _found(run: FinishedRun) -> dict[str, Any]:
     images = run.results["settings"]["images"]
     quantities = {key: title.format(images=images) for key, title in _QUANTITIES.items()}
     rates = LEARNING_RATES | run.results["settings"]["learning_rates"]
-    settings = experiment.PaperSettings.later | run.results["settings"]
+    settings = {**experiment.PaperSettings.later, **run.results["settings"]}
     start = INITIALIZERS[settings["initializer"]]
     own = {"quantities": quantities, "rates": rates, "names": TITLES, "initializer": start}
     return find(record_of(run)) | own

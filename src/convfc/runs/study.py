@@ -82,7 +82,7 @@ class Settings:
         """Return the settings that are options and differ from the usual ones."""
         usual = asdict(cls())
         own = [key for key in usual if key not in ("name", "threads")]
-        found = cls.later | given
+        found = {**cls.later, **given}
         return [(key, found[key]) for key in own if found[key] != usual[key]]
 
     def outdated(self, found: Mapping[str, Any]) -> Sequence[str] | None:

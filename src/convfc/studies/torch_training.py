@@ -55,7 +55,7 @@ class StudySettings(Settings):
 
     def outdated(self, found: Mapping[str, Any]) -> Sequence[str] | None:
         """Add seeds to those that a run has."""
-        seeds, former = getattr(self, "seeds", 0), self.later | found
+        seeds, former = getattr(self, "seeds", 0), {**self.later, **found}
         same = {"study": self.study, **asdict(self)} == former | {"seeds": seeds}
         return [] if same and former.get("seeds", seeds) < seeds else None
 
