@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import os
@@ -86,8 +87,12 @@ def addresses() -> set[str]:
     """Where this process and those it has started can be reached."""
     here = psutil.Process()
     family = [here, *here.children(recursive=True)]
-    listening = (c for p in family for c in p.net_connections("inet") if c.status == "LISTEN")
-    return {str(c.laddr.ip) for c in listening}
+    found: set[str] = set()
+    for process in family:
+        with contextlib.suppress(psutil.NoSuchProcess):  # it may just have been killed
+            connections = process.net_connections("inet")
+            found |= {str(c.laddr.ip) for c in connections if c.status == "LISTEN"}
+    return found
 
 
 def test_a_job_whose_worker_is_killed_goes_on_elsewhere_to_the_same_bits(

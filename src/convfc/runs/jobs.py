@@ -27,7 +27,12 @@ _TELL_EVERY = 0.5  # seconds, at most, between two words of a job: many jobs sha
 _ANSWER_IN = 10  # seconds
 _LOOPBACK = "127.0.0.1"
 # Ctrl-C reaches every process of a terminal; the workers are stopped by the one that started them.
-_DEAF = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
+# Some packages make every logger talk when they are imported; what Dask does concerns nobody here.
+_QUIET = """
+import logging, signal
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+logging.getLogger("distributed").propagate = False
+"""
 # Frameworks have global state, such as the precision of Keras, which two jobs must not share.
 _ALONE = threading.Lock()
 
@@ -197,6 +202,7 @@ def _connected(workers: int, scheduler: str | None) -> Iterator[Client]:
         with client:
             yield client
         return
+    logging.getLogger("distributed").propagate = False
     # One job per worker at a time: what waits in a worker that dies would count as its killer.
     with (
         dask.config.set({"distributed.scheduler.worker-saturation": 1.0}),
@@ -208,7 +214,7 @@ def _connected(workers: int, scheduler: str | None) -> Iterator[Client]:
             dashboard_address=f"{_LOOPBACK}:0",
             worker_dashboard_address=f"{_LOOPBACK}:0",
             scheduler_kwargs={"dashboard": False},
-            preload=[_DEAF],
+            preload=[_QUIET],
             silence_logs=logging.CRITICAL,
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
