@@ -51,8 +51,8 @@ def spectrum(
     models: Annotated[
         list[str],
         typer.Argument(
-            metavar="MODULE:FACTORY...",
-            help=f"Where the model comes from: {FROM} Or several models, one after the other.",
+            metavar="MODULE:FACTORY",
+            help=f"Where the model comes from: {FROM} Several may be given.",
         ),
     ],
     inputs: Annotated[
