@@ -168,3 +168,18 @@ def test_nothing_is_started_where_nothing_is_left(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(jobs, "_connected", None)
     walk = walks(pathlib.Path(), one=1)
     assert run_jobs(walk, told()[0], finished={"one"}, workers=Workers()) == {}
+
+
+def test_here_jobs_are_done_one_after_another_and_told_as_they_are() -> None:
+    """Heard of at its first step, a job has not gone on behind that; ``:a:`` is no picture."""
+    display, lines = told()
+
+    def steps(shown: Display) -> None:
+        shown.step("nets:a", 1, "at 3")
+
+    assert run_jobs([Job("nets:a", steps, 2)], display) == {}
+    assert lines.getvalue().splitlines() == [
+        "1 walks, 2 steps in all",
+        "nets:a: starts",
+        "nets:a: done, step 2/2, at 3, 0 s",
+    ]

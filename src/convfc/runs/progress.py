@@ -77,7 +77,7 @@ class Display:
 
     def note(self, text: str) -> None:
         """Show a line, above the bars if there are any."""
-        self._console.print(text, soft_wrap=True, markup=False, highlight=False)
+        self._console.print(text, soft_wrap=True, markup=False, highlight=False, emoji=False)
 
 
 class Bars(Display):
