@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import pathlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from commands import call, enter, refused
 from safetensors.torch import save_file
 
+from convfc.cli import spectrum as spectrum_command
 from convfc.errors import DtypeError
 from convfc.frameworks.torch import checkpoint
 from convfc.methods import spectrum
@@ -224,3 +225,102 @@ def test_two_wishes_about_the_figure_are_wrong_usage() -> None:
     assert result.exit_code == 2
     assert "give only one of --figure and --no-figure" in result.stderr
     assert call(*SPECTRUM[:2]).exit_code == 2
+
+
+OTHER = """
+from torch import nn
+
+def small():
+    return nn.Sequential(nn.Conv2d(1, 2, 3))
+
+def broken():
+    raise ValueError("no weights here")
+"""
+MODELS = ("spectrum", "spectral_net:Net", "./other_net.py:small", "--input", "1,8,8")
+
+
+def all_of(*options: str) -> dict[str, Any]:
+    result = call(*MODELS, *options, "--json")
+    assert result.exit_code == 0, result.output
+    return {one["model"]: one["layers"] for one in json.loads(result.stdout)["models"]}
+
+
+def test_several_models_are_kept_and_not_computed_again(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "other_net.py").write_text(OTHER)
+    result = call(*MODELS)
+    assert result.exit_code == 0, result.output
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert lines[0][:2] == ["model", "layer"]
+    assert [line[:2] for line in lines[1:4]] == [
+        ["Net", "first"],
+        ["Net", "second"],
+        ["small", "0"],
+    ]
+    assert result.stdout.endswith("Figure: spectra/spectra.svg\n")
+    names = {"spectral_net-Net.json", "other_net.py-small.json", "spectra.svg"}
+    assert {path.name for path in (place / "spectra").iterdir()} == names
+    # The numbers are those of each model alone, also when they are read and not computed.
+    alone = json.loads(call(*SPECTRUM, "--json").stdout)["layers"]
+    computed: list[str] = []
+    whole = spectrum_command.make_model
+    monkeypatch.setattr(
+        spectrum_command, "make_model", lambda m, a: computed.append(m) or whole(m, a)
+    )
+    found = all_of()
+    assert computed == []
+    for layer in (*found["spectral_net:Net"], *alone):
+        del layer["seconds"]
+    assert found["spectral_net:Net"] == alone
+    # Other settings are other numbers; and so are another file, and one that was damaged.
+    assert all_of("--k", "2")["spectral_net:Net"][0]["own"]["values"] != alone[0]["own"]["values"]
+    assert computed == ["spectral_net:Net", "./other_net.py:small"]
+    with (place / "other_net.py").open("a") as file:
+        file.write("# another one\n")
+    all_of("--k", "2")
+    assert computed[2:] == ["./other_net.py:small"]
+    (place / "spectra" / "spectral_net-Net.json").write_text("{")
+    all_of("--k", "2")
+    assert computed[3:] == ["spectral_net:Net"]
+
+
+@pytest.mark.parametrize("workers", [(), ("--workers", "2")], ids=["here", "dask"])
+def test_a_model_that_fails_is_named_and_the_others_are_done(
+    place: Path, workers: tuple[str, ...]
+) -> None:
+    (place / "other_net.py").write_text(OTHER)
+    models = ("./other_net.py:broken", "./other_net.py:smal", "spectral_net:Net")
+    result = call("spectrum", *models, "--input", "1,8,8", *workers)
+    assert result.exit_code == 1
+    *_, error = result.stderr.splitlines()
+    assert error.startswith("Error: ./other_net.py:")
+    assert "2 of 3 failed, and the others are done" in error
+    assert "./other_net.py:broken: failed: ValueError: no weights here" in result.stderr
+    assert " has no smal; expected one like small" in result.stderr
+    assert [line.split()[0] for line in result.stdout.splitlines()[:3]] == ["model", "Net", "Net"]
+    result = call("spectrum", *models, "--input", "1,8,8", "--json")
+    found = json.loads(result.stdout)
+    assert list(found["failed"]) == list(models[:2])
+    assert [one["model"] for one in found["models"]] == ["spectral_net:Net"]
+    assert "spectral_net:Net: finished earlier" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ("spectral_net:Net --workers 2", "--workers: an option of several models"),
+        ("spectral_net:Net --folder a", "--folder: an option of several models"),
+        ("a:A b:B --weights w.safetensors", "--weights: an option of a single model"),
+        ("a:A b:B --workers 2 --scheduler tcp://a:1", "give only one of --workers and --scheduler"),
+    ],
+)
+def test_options_of_one_model_and_of_several(place: Path, options: str, text: str) -> None:
+    result = call("spectrum", *options.split(), "--input", "1,8,8")
+    assert result.exit_code == 2
+    assert text in result.stderr
+    assert not (place / "spectra").exists()
+
+
+def test_a_model_given_twice_is_refused() -> None:
+    refused(call(*SPECTRUM, "spectral_net:Net"), "two of the models have one name")

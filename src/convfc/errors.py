@@ -10,6 +10,7 @@ __all__ = [
     "ArgumentError",
     "ConvfcError",
     "DataError",
+    "Diverged",
     "DtypeError",
     "FactoryError",
     "GeometryError",
@@ -122,6 +123,10 @@ class DataError(ConvfcError, OSError):
 
 class RunError(ConvfcError, RuntimeError):
     """An experiment's folder that cannot be started, resumed or finished."""
+
+
+class Diverged(RunError):
+    """A training whose numbers are no longer finite."""
 
 
 class FactoryError(ConvfcError, ValueError):

@@ -16,7 +16,7 @@ from torch import nn
 import convfc
 from convfc.errors import MemoryBudgetError, NotConverged, NothingToConvert
 from convfc.methods import spectrum
-from convfc.methods.spectrum.figure import draw_spectra, save_spectra
+from convfc.methods.spectrum.figure import draw_models, draw_spectra, save_spectra
 from convfc.methods.spectrum.models import spectra_table
 
 
@@ -167,6 +167,31 @@ def test_the_figure_shows_every_layer(spectra: list) -> None:
         shown = curve.get_ydata()
         assert all(a >= b for a, b in pairwise(shown[~np.isnan(shown)]))
     assert overlaps(figure) == []
+
+
+def test_several_models_have_a_panel_each_and_a_table_with_their_names(spectra: list) -> None:
+    circle = [replace(layer, own=None, smallest=None) for layer in spectra[:2]]
+    models = {"a" * 50: [s.to_dict() for s in spectra], "b": [s.to_dict() for s in circle]}
+    figure = draw_models(models, "two models")
+    panels = [panel for panel in figure.axes if panel.get_visible()]
+    assert [panel.get_title() for panel in panels] == ["…" + "a" * 33, "b"]
+    for panel, found in zip(panels, (spectra, circle), strict=True):
+        kernels, norms = (list(line.get_ydata()) for line in panel.lines)
+        assert norms == [layer.norm for layer in found]
+        assert kernels == [layer.best.reshaped_norm for layer in found]
+    assert overlaps(figure) == []
+    rows = [(name, layer) for name, layers in models.items() for layer in layers]
+    table = spectra_table([layer for _, layer in rows], [name for name, _ in rows])
+    assert table.columns[0].cells == ("a" * 50,) * 4 + ("b",) * 2
+    # What is read from a file is told as what was computed.
+    for name, layers in (("a" * 50, spectra), ("b", circle)):
+        alone = spectra_table(layers)
+        cells = [
+            c
+            for c, n in zip(table.columns[3].cells, table.columns[0].cells, strict=True)
+            if n == name
+        ]
+        assert tuple(cells) == alone.columns[2].cells
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.svg"])

@@ -9,6 +9,7 @@ import pytest
 import convfc
 from convfc.errors import ArgumentError
 from convfc.paper import keras_networks as networks
+from convfc.paper.optimizers import INITIALIZERS
 
 SHAPES = {
     "cnn": [(13, 13, 128), (13, 13, 128), (21632,), (784,), (784,), (28, 28, 1)],
@@ -76,6 +77,31 @@ def test_first_weights_are_he_uniform_and_the_seeds() -> None:
         assert abs(values.mean()) < 6 * limit / np.sqrt(3 * values.size)
     np.testing.assert_array_equal(networks.initial_weights(0).first, weights.first)
     assert not np.array_equal(networks.initial_weights(1).first, weights.first)
+
+
+@pytest.mark.parametrize("initializer", INITIALIZERS)
+def test_first_weights_have_the_scale_of_keras_initializers(initializer: str) -> None:
+    """Keras draws the same layers itself; its numbers are others, their spread must be the same."""
+    weights, filters = networks.initial_weights(3, 64, initializer), 64
+    layers = (
+        keras.layers.Conv2D(filters, 4, strides=2, kernel_initializer=initializer),
+        keras.layers.Dense(784, kernel_initializer=initializer),
+    )
+    for layer, shape, own in zip(
+        layers, ((1, 28, 28, 1), (1, 169 * filters)), (weights.first, weights.second), strict=True
+    ):
+        layer.build(shape)
+        theirs = keras.ops.convert_to_numpy(layer.kernel.value).ravel()
+        assert own.dtype == np.float32
+        assert own.size == theirs.size
+        # Six standard errors of a difference; numbers with shorter tails than a normal
+        # distribution's, whose these are, have smaller ones.
+        error = 6 * np.sqrt(2 / own.size)
+        assert abs(own.var() / theirs.var() - 1) < np.sqrt(2) * error
+        kurtoses = [
+            float((each.astype(float) ** 4).mean() / each.var() ** 2) for each in (own, theirs)
+        ]
+        assert abs(kurtoses[0] - kurtoses[1]) < np.sqrt(24) * error
 
 
 def test_unknown_network_is_refused(integers: networks.Weights) -> None:

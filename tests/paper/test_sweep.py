@@ -14,16 +14,17 @@ import pytest
 from commands import call, refused
 from small_run import FILTERS, undrawn
 from synthetic import make_run
+from typer.testing import Result
 
 from convfc.cli import reproduce
-from convfc.errors import ConvfcError
+from convfc.errors import ConvfcError, Diverged
 from convfc.paper import sweep
 from convfc.paper.experiment import PaperSettings
 from convfc.paper.figures import epsilon_figure, spread_figure
 from convfc.paper.optimizers import LEARNING_RATES
 from convfc.paper.spread import findings, groups_of
 from convfc.paper.sweep import read_sweep, sweep_study, toml_of
-from convfc.runs import jobs
+from convfc.runs.jobs import Workers
 from convfc.runs.progress import Display
 from convfc.runs.reporting import render
 
@@ -84,6 +85,8 @@ def test_points_are_runs_and_epsilon_is_of_those_that_have_one(tmp_path: pathlib
         ("rate = -1", r"rate: .*expected a number above 0; got -1\.0"),
         ('epsilon = 1e-4\noptimizer = "sgd"', r"epsilon: none of the optimizers has one"),
         ("seeds = 5001", r"sweep: too many points; expected 1 to 10,000 runs; got 10,002"),
+        ('initializer = "zeros"', r"initializer: no such choice; .*'he_normal'.*; got 'zeros'"),
+        ("weights = 1", r"weights: a value of another kind; expected true or false; got 1"),
         ("seeds = = 3", r"wide\.toml: this is no TOML"),
     ],
     ids=lambda value: value[:14],
@@ -102,7 +105,7 @@ def test_the_command_refuses_what_a_sweep_has_in_its_file(tmp_path: pathlib.Path
     for options, words in (
         (("--sweep", file, "--seed", "1"), "--seed: an option of a single run"),
         (("--sweep", file, "--workers", "2", "--scheduler", "tcp://a:1"), "only one of"),
-        (("--workers", "2"), "--workers: an option of a sweep"),
+        (("--workers", "2"), "--workers: an option of a sweep or a study"),
     ):
         outcome = call("reproduce", *options)
         assert outcome.exit_code == 2
@@ -119,10 +122,16 @@ def test_names_and_commands_say_what_is_not_ordinary() -> None:
     )
     assert made.as_json()["learning_rates"] == {"adam": 0.01}
     assert PaperSettings.named(seed=12345678).name == "default-seed12345678"
+    made = PaperSettings.named(initializer="lecun_normal", seed=2)
+    assert made.name == "default-lecun_normal-seed2"
+    assert PaperSettings.command(made.as_json()).endswith(" --initializer lecun_normal --seed 2")
+    # A run that was begun before there were others goes on.
+    assert "initializer" not in PaperSettings.named(seed=2).as_json()
 
 
 def point(**given: Any) -> dict[str, Any]:
     usual = {"optimizer": "adam", "epsilon": 1e-7, "rate": None, "dtype": "float32"}
+    usual |= {"initializer": "he_uniform"}
     usual |= {"filters": 8, "seed": 0, "weights": 1e-6, "outputs": 2e-6, "roundings": 9.0}
     return usual | {"control": 0.0, "gradient": 1e-9, "gradient_size": 1e-3, "seconds": 2.0} | given
 
@@ -143,11 +152,12 @@ def points(**changes: float) -> list[dict[str, Any]]:
     ]
 
 
-def report(found: list[dict[str, Any]]) -> str:
+def report(found: list[dict[str, Any]], diverged: list[dict[str, Any]] | None = None) -> str:
     settings = sweep.SweepSettings(name="s", seeds=3, filters=(8,)).as_json()
-    results = {"points": found, "settings": settings, "versions": {}, "machine": "a machine"}
+    results = {"points": found, "diverged": diverged or [], "settings": settings}
+    results |= {"versions": {}, "machine": "a machine"}
     values = {"results": results, "settings": settings, "toml": toml_of(settings)}
-    return render(sweep_study().template, values | findings(found))
+    return render(sweep_study().template, values | findings(found, diverged or ()))
 
 
 def test_the_report_says_what_the_numbers_say() -> None:
@@ -182,6 +192,33 @@ def test_the_report_says_what_the_numbers_say() -> None:
     assert "No ε here is past the rounding, so this sweep does not decide it." in text
 
 
+def test_runs_that_diverged_are_named_and_the_others_are_compared_seed_by_seed() -> None:
+    """Adam's seed 0 is lost, and all of AdamW's: what is left of Adam is held against SGD's."""
+    lost = ("name", "rate", "dtype", "filters", "initializer", "seed", "optimizer", "epsilon")
+    found = [p for p in points() if (p["optimizer"], p["epsilon"], p["seed"]) != ("adam", 1e-7, 0)]
+    made = [point(seed=0), *(point(optimizer="adamw", seed=seed) for seed in (0, 1))]
+    diverged = [{key: one[key] for key in lost if key in one} for one in made]
+    text = report(found, diverged)
+    for said in (
+        "- **Diverged:** Adam, ε 1e-7, float32, seed 0: numbers that are not finite.",
+        "- **Diverged:** AdamW, ε 1e-7, float32, seeds 0, 1: numbers that are not finite.",
+        "**Adam, ε 1e-7, float32:** the gap is larger than SGD's in 2 of 2 seeds",
+        "the gap shrinks in every seed",
+        "smaller in each of the 2 seeds",
+        "| Points | 13: seeds 0 to 2; 5 settings; 3 diverged |",
+        "# Does it stand on one seed? The paper's experiment, 13 times",
+    ):
+        assert said in text
+    assert "| AdamW" not in text
+    settings = {"epochs": 2, "seeds": 3}
+    table = sweep_study().summary({"settings": settings, "points": found, "diverged": diverged})
+    assert len(list(table.columns[0].cells)) == 4
+    assert table.caption == (
+        "Diverged, and not counted: Adam, ε 1e-7, float32 (seed 0); AdamW, ε 1e-7, float32 "
+        "(seed 0, 1)"
+    )
+
+
 def test_figures_show_every_seed_quantiles_and_the_rounding() -> None:
     found = points()
     found[0]["weights"] = 0.0  # of SGD
@@ -199,13 +236,13 @@ def test_figures_show_every_seed_quantiles_and_the_rounding() -> None:
     assert upright == [1e-9, 1e-3]
 
 
-def test_a_sweep_runs_what_is_left_and_compares_all(
+def test_a_sweep_runs_what_is_left_and_grows_and_compares_all(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Here the jobs are done in this process, and the runs are made up."""
-    asked: list[tuple[list[str], set[str], int | None]] = []
+    """Here the jobs are done in this process, and the runs are made up; one of them diverges."""
+    asked: list[tuple[list[str], set[str], Workers]] = []
 
-    def here(todo: Any, display: Display, *, finished: set[str], workers: int | None, **_: Any):
+    def here(todo: Any, display: Display, *, finished: set[str], workers: Workers) -> dict:
         asked.append(([job.name for job in todo], finished, workers))
         for job in todo:
             assert job.steps == 6  # three networks, two epochs
@@ -213,33 +250,60 @@ def test_a_sweep_runs_what_is_left_and_compares_all(
                 job.run(display)
             if len(asked) == 1:
                 raise KeyboardInterrupt
+        return {}
 
-    def made(folder: pathlib.Path, settings: PaperSettings, display: Display) -> None:
-        del display
-        place = folder / settings.name
+    def made(runs: pathlib.Path, study: object, settings: PaperSettings, *_: Any, **how: Any):
+        assert how == {"resume": True, "weights": False}
+        place = runs / settings.name
+        if settings.seed == 1 and settings.optimizers == ("sgd",):
+            (place / "parts").mkdir(parents=True)
+            (place / "parts" / "float32-sgd-cnn.checkpoint.npz").touch()
+            raise Diverged("a result is not a finite number")
         make_run(place, optimizers=settings.optimizers, epochs=2, companion=False, cost=False)
 
-    monkeypatch.setattr(jobs, "run_jobs", here)
-    monkeypatch.setattr(sweep, "run_point", made)
+    def resumed() -> Result:
+        with undrawn():
+            outcome = call(*arguments, "--resume")
+        assert outcome.exit_code == 0, outcome.output
+        return outcome
+
+    monkeypatch.setattr(sweep, "run_jobs", here)
     file = written(tmp_path, "seeds = 2\nepochs = 2\n")
     arguments = ("reproduce", "--sweep", str(file), "--runs-dir", str(tmp_path), "--workers", "7")
+    monkeypatch.setattr(sweep, "run_in", made)
     stopped = call(*arguments)
     assert stopped.exit_code == 130
     assert "The same command with --resume goes on" in stopped.stderr
-    with undrawn():
-        outcome = call(*arguments, "--resume")
-    assert outcome.exit_code == 0, outcome.output
+    outcome = resumed()
     names = [
         f"epochs2-{optimizer}{seed}"
         for seed in ("", "-seed1")
         for optimizer in ("sgd", "adam-nocompanion")
     ]
-    assert asked == [(names, set(), 7), (names, {names[0]}, 7)]
-    assert f"Report: {tmp_path / 'wide' / 'report.html'}\n" in outcome.stdout
-    text = (tmp_path / "wide" / "report.md").read_text()
+    assert asked == [(names, set(), Workers(7)), (names, {names[0]}, Workers(7))]
+    folder = tmp_path / "wide"
+    assert f"Report: {folder / 'report.html'}\n" in outcome.stdout
+    text = (folder / "report.md").read_text()
     assert "exactly 0 at every point" in text
+    assert "**Diverged:** SGD, seed 1:" in text
+    assert [path.name for path in (folder / "points" / names[2]).iterdir()] == ["diverged.json"]
     assert "seeds = 2\nepochs = 2" in text or "epochs = 2\nseeds = 2" in text
-    refused(call(*arguments, "--resume", "--name", "wide/x"), "not a folder's name")
+    # More seeds and values: what is done stays done, and what has diverged is not tried again.
+    file.write_text('seeds = 3\nepochs = 2\nfilters = [128, 4]\noptimizer = ["adam", "sgd"]\n')
+    resumed()
+    todo, finished, _ = asked[-1]
+    assert (len(todo), finished) == (12, set(names))
+    text = (folder / "report.md").read_text()
+    assert "| Points | 12: seeds 0 to 2; 4 settings; 2 diverged |" in text
+    file.write_text("seeds = 4\nepochs = 3\n")
+    refused(
+        call(*arguments, "--resume"),
+        "wide: the sweep was started with other settings; expected epochs=2, seeds=3",
+        "got epochs=3, seeds=4",
+        "seeds and values can be added",
+    )
+    assert (folder / "report.md").read_text() == text
+    assert len(asked) == 3
 
 
 @pytest.mark.slow
@@ -275,5 +339,6 @@ def test_a_killed_worker_leaves_the_bits_of_convfc_reproduce(tmp_path: pathlib.P
             {path.name: path.read_bytes() for path in (place / point.name / "parts").glob("*.npz")}
             for place in (tmp_path / "wide" / "points", tmp_path / "alone")
         )
-        assert len(one) == 6
-        assert one == other
+        assert len(other) == 6
+        assert one == {k: v for k, v in other.items() if not k.endswith(".weights.npz")}
+        assert len(one) == 3

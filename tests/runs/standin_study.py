@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import pathlib
+import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -14,6 +16,7 @@ from rich.console import Console
 from torch import nn
 
 from convfc.runs.folder import FinishedRun, Result, RunFolder
+from convfc.runs.jobs import Workers
 from convfc.runs.progress import Display
 from convfc.runs.study import Part, Study, Work, run_study
 from convfc.studies.images import load_digits
@@ -42,9 +45,12 @@ def drawn(work: Work) -> Result:
 
 
 def trained(work: Work) -> Result:
-    model = network()
+    model, killer = network(), work.folder.path.parent / "kill"
 
     def watch(net: nn.Module) -> Mapping[str, float]:
+        if work.done == 2 and killer.exists():
+            killer.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
         return {"norm": float(net[1].weight.detach().norm())}
 
     images = load_digits(work.settings.images, work.settings.seed).training
@@ -86,10 +92,22 @@ STUDY = Study(
 )
 
 
-def run(folder: pathlib.Path, *, study: Study = STUDY, **given: int | None) -> tuple[Any, str]:
-    """Run or resume it with a checkpoint after every epoch; return the folder and what was told."""
+def run(
+    folder: pathlib.Path,
+    *,
+    study: Study = STUDY,
+    workers: Workers | None = None,
+    weights: bool = True,
+    **given: int | None,
+) -> tuple[Any, str]:
+    """Run or resume it with a checkpoint after every epoch; return the folder and what was told.
+
+    A file named ``kill`` beside the folder kills the process that trains, once.
+    """
     settings = Settings.named("run", **given)
     console = Console(file=io.StringIO(), width=200)
     with RunFolder.open(folder, settings.as_json(), resume=True) as place:
-        run_study(study, place, settings, Display(console, "parts", "step"), checkpoint_seconds=0)
+        display = Display(console, "parts", "step")
+        how = {"weights": weights, "workers": workers}
+        run_study(study, place, settings, display, checkpoint_seconds=0, **how)
     return place, console.file.getvalue()  # type: ignore[attr-defined]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import pathlib
 import shutil
 from typing import Any
@@ -11,12 +12,15 @@ import numpy as np
 import pytest
 import standin_study
 import torch
+from rich.console import Console
 from standin_study import PARTS, STUDY, Settings, run
 from torch import nn
 
-from convfc.errors import ArgumentError
-from convfc.runs.folder import Result, RunFolder
-from convfc.runs.study import Part, Study, seed_of
+from convfc.errors import ArgumentError, RunError
+from convfc.runs.folder import Result, RunFolder, locked
+from convfc.runs.jobs import Workers
+from convfc.runs.progress import Display
+from convfc.runs.study import Part, Study, _run_part, seed_of
 from convfc.studies import torch_training
 from convfc.studies.images import load_digits
 
@@ -120,6 +124,50 @@ def test_a_training_stopped_after_an_epoch_goes_on_to_the_same_bits(
     assert "drawn: finished earlier" in told
     assert f"trained: continues after step {epoch}" in told
     assert_same_run(place, whole)
+
+
+def test_on_workers_of_which_one_is_killed_it_has_the_same_files_and_report(
+    whole: RunFolder, tmp_path: pathlib.Path
+) -> None:
+    (tmp_path / "kill").touch()
+    place, told = run(tmp_path, workers=Workers(2))
+    assert not (tmp_path / "kill").exists()
+    assert "trained: continues after step 2" in told
+    assert_same_run(place, whole)
+    assert (place.path / "report.html").read_bytes() == (whole.path / "report.html").read_bytes()
+
+
+def test_a_part_is_run_by_one_process_and_not_again(copied: RunFolder) -> None:
+    """As a worker that was taken for dead, and goes on, leaves it to the one in its place."""
+    settings, part = Settings(name="run"), Part("drawn", lambda work: pytest.fail("again"))
+    display = Display(Console(file=io.StringIO()), "parts", "step")
+    how = (STUDY.surroundings, settings, copied.path, 0.0, part, display)
+    _run_part(*how)
+    with (
+        locked(copied.path / "parts", "drawn.lock"),
+        pytest.raises(RunError, match="another process is at work"),
+    ):
+        _run_part(*how)
+
+
+def test_weights_that_are_not_kept_leave_a_whole_run(
+    whole: RunFolder, tmp_path: pathlib.Path
+) -> None:
+    place, _ = run(tmp_path, weights=False)
+    names = {path.name for path in (place.path / "parts").iterdir()}
+    assert names == {path.name for path in (whole.path / "parts").iterdir()} - {
+        "trained.weights.npz"
+    }
+    for name in PARTS:
+        place.part(name).check()
+        assert place.read().load(name).numbers == whole.read().load(name).numbers
+    with pytest.raises(RunError, match=r"trained\.json: the weights .* not kept.*results\.json"):
+        place.part("trained").weights()
+    # Its results are computed again without them; a part that needs them says what to remove.
+    place.results_path.unlink()
+    again, told = run(tmp_path, weights=False)
+    assert told.count("finished earlier") == len(PARTS)
+    assert again.read().results["total"] == whole.read().results["total"]
 
 
 def test_a_finished_run_is_only_reported_again(copied: RunFolder) -> None:

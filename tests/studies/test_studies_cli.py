@@ -77,7 +77,7 @@ def test_a_study_from_end_to_end(
         ("--study morphism --backend jax", "--backend: an option of the paper's"),
         ("--study morphism --no-cost", "--cost: an option of the paper's"),
         ("--study morphism --samples 5", "--samples: an option of another study"),
-        ("--study uncertainty --seeds 5", "--seeds: an option of another study"),
+        ("--workers 2", "--workers: an option of a sweep or a study"),
         ("--seeds 2", "--seeds: an option of a study; say which with --study"),
         ("--samples 5 --seeds 2", "--samples, --seeds: an option of a study"),
         ("--study uncertainty --samples 1", "--samples"),

@@ -279,7 +279,9 @@ def work_on(folder: pathlib.Path, name: str, results: dict[str, Result]) -> Work
     display.plan({name: 3}, set(), {name: 1})
     for key, result in results.items():
         run.part(key).save(result)
-    return Work(settings, Part(name, parts._predict_laplace, steps=3), 5, results, run, display, 0)
+    return Work(
+        settings, Part(name, parts._predict_laplace, ("plain",), 3), 5, results, run, display, 0
+    )
 
 
 def test_draws_of_laplace_resume_to_the_same_bits(
@@ -336,3 +338,42 @@ def test_draws_of_probabilities_are_taken_apart_as_predict_does() -> None:
     assert (found.mean - expected.mean).abs().max() <= bound
     for name in ("predictive_entropy", "mutual_information"):
         assert (getattr(found, name) - getattr(expected, name)).abs().max() <= 30 * bound
+
+
+def test_all_seeds_are_told_beside_the_first() -> None:
+    """One measure is better in every seed, one in two of three."""
+    results = made_up()
+    assert "Over all seeds" not in text_of(results)
+    results["tables"] = [made_up()["table"] for _ in range(3)]
+    for number, table in enumerate(results["tables"]):
+        table["taps"]["nll"]["value"] = 0.2 + number / 10
+        table["taps"]["accuracy"] |= {"value": 0.9 + number / 100}
+    results["tables"][1]["taps"]["accuracy"]["difference"] = -0.001
+    text = text_of(results)
+    section = text.split("## Over all seeds")[1].split("## On moved")[0]
+    (row,) = (line for line in section.splitlines() if line.startswith("| MC dropout (taps) |"))
+    assert row.startswith(
+        "| MC dropout (taps) | 91.0 (90.0 to 92.0) % | 0.300 (0.200 to 0.400) ▲ |"
+    )
+    assert "those of the first of 3 seeds" in text
+    assert "One training was done per method" not in text
+    assert "The first of 3 seeds" in summary(results).text(300)
+
+
+def test_seeds_are_parts_of_their_own_and_can_be_added() -> None:
+    one, three = (Settings.named("u", images=30, samples=2, seeds=n) for n in (1, 3))
+    first, every = ({part.name: part for part in STUDY.parts(s)} for s in (one, three))
+    assert first.keys() < every.keys()
+    assert len(every) == 3 * (len(first) - 1) + 1
+    assert {"kernels", "kernels-1", "predict-laplace-2", "scores-2", "drawn"} <= every.keys()
+    assert every["predict-laplace-2"].needs == ("plain-2",)
+    # A run with one seed goes on as the same run with more; not the other way round, or with other
+    # settings. What one seed had was written before there were more.
+    assert "seeds" not in one.as_json()
+    assert three.outdated(one.as_json()) == []
+    assert one.outdated(three.as_json()) is None
+    assert three.outdated(one.as_json() | {"epochs": 3}) is None
+    weights = [untrained("plain", three, number).state_dict()["0.weight"] for number in (0, 1, 2)]
+    assert torch.equal(weights[0], untrained("plain", one).state_dict()["0.weight"])
+    assert not torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[1], weights[2])

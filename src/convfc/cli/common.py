@@ -7,7 +7,7 @@ import errno
 import pathlib
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 from rich.console import Console
@@ -15,6 +15,9 @@ from rich.text import Text
 
 from convfc.errors import ArgumentError, ConvfcError, DataError, RunError
 from convfc.printable import printable
+
+if TYPE_CHECKING:
+    from convfc.runs.jobs import Workers
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -166,6 +169,17 @@ def shape(text: str) -> tuple[int, ...]:
     if not sizes or min(sizes) < 1:
         raise typer.BadParameter(f"--input takes sizes such as 1,3,224,224, not {text!r}")
     return sizes
+
+
+def workers_of(number: int | None, scheduler: str | None) -> Workers | None:
+    """Return the workers that a command was given, if any."""
+    if number and scheduler:
+        raise typer.BadParameter("give only one of --workers and --scheduler")
+    if not (number or scheduler):
+        return None
+    from convfc.runs.jobs import Workers
+
+    return Workers(number, scheduler)
 
 
 @contextlib.contextmanager

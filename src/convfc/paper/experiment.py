@@ -13,7 +13,14 @@ from typing import Any, ClassVar
 from convfc.errors import ArgumentError, RunError
 from convfc.frameworks.keras.backend import BACKENDS, DTYPES, precision
 from convfc.paper import data
-from convfc.paper.optimizers import LEARNING_RATES, OPTIMIZERS, TITLES, WITH_EPSILON
+from convfc.paper.optimizers import (
+    INITIALIZER,
+    INITIALIZERS,
+    LEARNING_RATES,
+    OPTIMIZERS,
+    TITLES,
+    WITH_EPSILON,
+)
 from convfc.runs.folder import Result
 from convfc.runs.study import Part, Settings, Work
 from convfc.sizes import one_of
@@ -33,6 +40,7 @@ class PaperSettings(Settings):
 
     study: ClassVar[str] = "paper"
     least: ClassVar[Mapping[str, int]] = {"seed": 0, "float64_epochs": 0}
+    later: ClassVar[Mapping[str, Any]] = {"initializer": INITIALIZER}
 
     name: str = "default"
     epochs: int = 40  # of the run's own precision
@@ -46,12 +54,18 @@ class PaperSettings(Settings):
     filters: int = 128  # of the CONV layer
     epsilon: float | None = None  # of the optimizers that have one; None for Keras's own
     rate: float | None = None  # of every optimizer; None for that of LEARNING_RATES
+    initializer: str = INITIALIZER  # of all first weights
     cost: bool = True  # whether time and memory are measured, too; may differ when resumed
 
     def __post_init__(self) -> None:
         for optimizer in self.optimizers or (None,):
             one_of("optimizer", optimizer, tuple(LEARNING_RATES))
-        for name, choices in (("backend", BACKENDS), ("dtype", DTYPES), ("data", data.SOURCES)):
+        for name, choices in (
+            ("backend", BACKENDS),
+            ("dtype", DTYPES),
+            ("data", data.SOURCES),
+            ("initializer", tuple(INITIALIZERS)),
+        ):
             one_of(name, getattr(self, name), choices)
         for name in ("epsilon", "rate"):
             value = getattr(self, name)
@@ -86,6 +100,7 @@ class PaperSettings(Settings):
             self.dtype if self.dtype != ordinary.dtype else "",
             "" if companion or "adam" not in self.optimizers else "nocompanion",
             self.data if self.data != ordinary.data else "",
+            self.initializer if self.initializer != ordinary.initializer else "",
             *(
                 f"{key}{value}"
                 for key in ("images", "filters", "epsilon", "rate", "seed")
@@ -97,15 +112,16 @@ class PaperSettings(Settings):
     @classmethod
     def command(cls, settings: Mapping[str, Any]) -> str:
         """Return the command that repeats a run with these settings."""
-        usual = PaperSettings()
+        usual, settings = PaperSettings(), {**cls.later, **settings}
         lengths = {usual.epochs: [], PAPER_EPOCHS: ["--paper"]}
         epochs = lengths.get(settings["epochs"], [f"--epochs {settings['epochs']}"])
         words = ["convfc", "reproduce", *epochs]
         if set(settings["optimizers"]) != set(usual.optimizers):
             words += [f"--optimizer {optimizer}" for optimizer in settings["optimizers"]]
+        keys = ("backend", "dtype", "data", "initializer")
         words += [
             f"--{key} {settings[key]}"
-            for key in ("backend", "dtype", "data", "images", "filters", "epsilon", "rate", "seed")
+            for key in (*keys, "images", "filters", "epsilon", "rate", "seed")
             if settings[key] != getattr(usual, key)
         ]
         could = settings["dtype"] == usual.dtype and "adam" in settings["optimizers"]
@@ -177,13 +193,18 @@ def _digits(settings: PaperSettings) -> data.Digits:
     return data.load(settings.data, settings.seed, settings.images)
 
 
+def _start(settings: PaperSettings) -> tuple[int, int, str]:
+    """Return what decides the first weights."""
+    return settings.seed, settings.filters, settings.initializer
+
+
 def _train(work: Work) -> Result:
     from convfc.paper.keras_networks import initial_weights
     from convfc.paper.keras_training import train
 
     dtype, optimizer, _ = work.part.name.split("-")
     with precision(dtype):
-        initial = initial_weights(work.settings.seed, work.settings.filters)
+        initial = initial_weights(*_start(work.settings))
         rate = work.settings.rate or LEARNING_RATES[optimizer]
         return train(work, _digits(work.settings), initial, rate)
 
@@ -203,7 +224,7 @@ def _compare(work: Work) -> Result:
         }
         if dtype == settings.dtype:
             final = keras_networks.Weights(**work.weights(f"{dtype}-{optimizer}-cnn"))
-            initial = keras_networks.initial_weights(settings.seed, settings.filters)
+            initial = keras_networks.initial_weights(*_start(settings))
             numbers["dead_outputs"] = keras_networks.dead_outputs(initial, final, digits)
             if optimizer == settings.optimizers[0]:  # before any has made a step
                 first = digits.training[: settings.batch_size]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from convfc.digits import IMAGE_SHAPE
 from convfc.frameworks.keras.backend import pullback
 from convfc.geometry import ConvGeometry
 from convfc.paper.data import Digits
+from convfc.paper.optimizers import INITIALIZER
 from convfc.runs.folder import Result
 from convfc.sizes import one_of
 
@@ -36,6 +38,10 @@ def geometry(filters: int = FILTERS) -> ConvGeometry:
 
 _POSITIONS, _TAPS = geometry().patch_matrix_shape(1, IMAGE_SHAPE[:2])[1:]
 _PIXELS = int(np.prod(IMAGE_SHAPE))
+
+
+_TRUNCATED = 0.87962566103423978
+"""Standard deviation of a normal distribution that is cut off at two of its own."""
 
 
 @dataclass(frozen=True)
@@ -67,14 +73,16 @@ def build(network: str, weights: Weights | None = None, filters: int = FILTERS) 
     return model
 
 
-def initial_weights(seed: int, filters: int = FILTERS) -> Weights:
-    """Draw the weights from which all three networks start: He uniform, fan-in (He et al. 2015)."""
+def initial_weights(seed: int, filters: int = FILTERS, initializer: str = INITIALIZER) -> Weights:
+    """Draw the weights from which all three networks start, as the CNN's layers would draw them."""
     # By NumPy, in float32, so that every backend and both precisions start at the same numbers.
     generator = np.random.default_rng([seed, 0x4E])
     layer = geometry(filters)
-    first = _he_uniform(generator, layer.filters_shape, layer.taps)
-    fan_in = _POSITIONS * filters
-    second = _he_uniform(generator, (fan_in, _PIXELS), fan_in)
+    # Of a CONV layer Keras counts every tap that leads to one of its outputs, and from one input.
+    fans = layer.taps, filters * math.prod(layer.kernel_size)
+    first = _drawn(generator, layer.filters_shape, fans, initializer)
+    fans = _POSITIONS * filters, _PIXELS
+    second = _drawn(generator, fans, fans, initializer)
     return Weights(filters_to_matrix(first, layer), second)
 
 
@@ -238,8 +246,16 @@ def _as_matrix(kernel: Any) -> Array:
     return np.array(filters_to_matrix(filters, geometry(len(filters))))
 
 
-def _he_uniform(
-    generator: np.random.Generator, shape: tuple[int, ...], fan_in: int
+def _drawn(
+    generator: np.random.Generator, shape: tuple[int, ...], fans: tuple[int, int], initializer: str
 ) -> NDArray[np.float32]:
-    limit = np.float32(np.sqrt(6 / fan_in))
-    return (2 * generator.random(shape, dtype=np.float32) - 1) * limit
+    """Draw weights with the scale of one of Keras's initializers."""
+    rule = keras.initializers.get(initializer)
+    fan = {"fan_in": fans[0], "fan_out": fans[1], "fan_avg": sum(fans) / 2}[rule.mode]
+    if rule.distribution == "uniform":
+        limit = np.float32(np.sqrt(3 * rule.scale / fan))
+        return (2 * generator.random(shape, dtype=np.float32) - 1) * limit
+    drawn = generator.standard_normal(shape, dtype=np.float32)
+    while (far := np.abs(drawn) > 2).any():  # a truncated normal has nothing there
+        drawn[far] = generator.standard_normal(int(far.sum()), dtype=np.float32)
+    return drawn * np.float32(np.sqrt(rule.scale / fan) / _TRUNCATED)

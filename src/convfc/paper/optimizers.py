@@ -1,4 +1,4 @@
-"""The optimizers, which are those of Keras: what they are called, and their numbers."""
+"""Optimizers and first weights, which are those of Keras: what they are called, their numbers."""
 
 OPTIMIZERS = ("sgd", "adam")
 """The paper's, which are taken where none is named."""
@@ -22,3 +22,13 @@ TITLES = {
 MOMENTUM = 0.9
 EPSILON = 1e-7  # Keras's own
 WITH_EPSILON = ("adam", "adamw", "rmsprop")
+INITIALIZERS = {
+    "he_uniform": "He uniform",
+    "he_normal": "He normal",
+    "glorot_uniform": "Glorot uniform",
+    "glorot_normal": "Glorot normal",
+    "lecun_uniform": "LeCun uniform",
+    "lecun_normal": "LeCun normal",
+}
+"""What first weights are drawn from, the paper's first."""
+INITIALIZER = next(iter(INITIALIZERS))

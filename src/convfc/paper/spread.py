@@ -15,10 +15,10 @@ from convfc.extras import needing
 with needing("paper"):
     from rich.table import Table
 
-from convfc.paper.optimizers import TITLES
+from convfc.paper.optimizers import INITIALIZERS, TITLES
 from convfc.runs.reporting import number
 
-VARIED = ("optimizer", "epsilon", "rate", "dtype", "filters")
+VARIED = ("optimizer", "epsilon", "rate", "dtype", "filters", "initializer")
 """What the points of one seed may differ in."""
 
 
@@ -30,8 +30,9 @@ class Group:
     optimizer: str
     epsilon: float | None
     dtype: str
-    other: tuple[Any, ...]  # filters and rate
+    other: tuple[Any, ...]  # filters, rate and initializer
     points: Sequence[Mapping[str, Any]]
+    diverged: Sequence[int] = ()  # seeds that have no point, since their numbers were not finite
 
     def values(self, key: str = "weights") -> np.ndarray[Any, np.dtype[np.float64]]:
         """Return what was measured at each point, in the order of the seeds."""
@@ -48,35 +49,56 @@ class Group:
         return self.quantiles()[2]
 
 
-def groups_of(points: Sequence[Mapping[str, Any]]) -> list[Group]:
+def groups_of(
+    points: Sequence[Mapping[str, Any]], diverged: Sequence[Mapping[str, Any]] = ()
+) -> list[Group]:
     """Return the points in groups, which are labelled by what tells them from one another."""
+    every = [*points, *diverged]
     differing = {
-        key: len({point[key] for point in points}) > 1 for key in ("dtype", "filters", "rate")
+        key: len({point[key] for point in every}) > 1
+        for key in ("dtype", "filters", "rate", "initializer")
     }
-    epsilons = {point["epsilon"] for point in points} - {None}
+    epsilons = {point["epsilon"] for point in every} - {None}
     made: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
-    for point in points:
+    for point in every:
         made.setdefault(tuple(point[key] for key in VARIED), []).append(point)
     groups = []
-    for (optimizer, epsilon, rate, dtype, filters), members in made.items():
+    for (optimizer, epsilon, rate, dtype, filters, initializer), members in made.items():
         words = [
             TITLES[optimizer],
             f"ε {number(epsilon)}" if len(epsilons) > 1 and epsilon else "",
             f"rate {number(rate)}" if differing["rate"] and rate else "",
             dtype if differing["dtype"] else "",
             f"{filters} filters" if differing["filters"] else "",
+            INITIALIZERS[initializer] if differing["initializer"] else "",
         ]
         label = ", ".join(word for word in words if word)
-        groups.append(Group(label, optimizer, epsilon, dtype, (filters, rate), members))
+        other = (filters, rate, initializer)
+        whole = [point for point in members if "weights" in point]
+        lost = [point["seed"] for point in members if "weights" not in point]
+        groups.append(Group(label, optimizer, epsilon, dtype, other, whole, lost))
     return groups
 
 
-def findings(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def pairs_of(one: Group, other: Group) -> list[tuple[float, float]]:
+    """Return the weights' differences of two groups, for each seed that both have."""
+    there = {point["seed"]: point["weights"] for point in other.points}
+    found = ((point["weights"], there.get(point["seed"])) for point in one.points)
+    return [(here, value) for here, value in found if value is not None]
+
+
+def findings(
+    points: Sequence[Mapping[str, Any]], diverged: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
     """Return what the report says about the points of a sweep."""
-    groups = groups_of(points)
+    every = groups_of(points, diverged)
+    groups = [group for group in every if group.points]
     return {
         "groups": groups,
+        "lost": [group for group in every if group.diverged],
+        "settings_count": len(every),
         "titles": TITLES,
+        "initializers": INITIALIZERS,
         "control": max(float(group.values("control").max()) for group in groups),
         "largest": max(group.quantiles("roundings")[-1] for group in groups),
         "against_sgd": _against_sgd(groups),
@@ -93,12 +115,13 @@ def _against_sgd(groups: Sequence[Group]) -> list[dict[str, Any]]:
         for sgd in groups:
             if (sgd.optimizer, sgd.dtype, sgd.other) != ("sgd", group.dtype, group.other):
                 continue
-            if group is sgd:
+            pairs = pairs_of(group, sgd)
+            if group is sgd or not pairs:
                 continue
-            larger = int((group.values() > sgd.values()).sum())
+            larger = sum(gap > other for gap, other in pairs)
             times = group.median / sgd.median if sgd.median else None
-            seeds = len(group.points)
-            found.append({"label": group.label, "larger": larger, "seeds": seeds, "times": times})
+            own = {"label": group.label, "larger": larger, "seeds": len(pairs), "times": times}
+            found.append(own)
     return found
 
 
@@ -115,21 +138,26 @@ def _epsilons(groups: Sequence[Group]) -> list[dict[str, Any]]:
         line = list(members)
         if len(line) < 2:
             continue
-        rounding = float(np.median([group.values("gradient") for group in line]))
+        rounding = float(np.median(np.concatenate([group.values("gradient") for group in line])))
         first, last = line[0], line[-1]
+        pairs = pairs_of(first, last)
+        if not pairs:
+            continue
         found.append(
             {
                 "label": _without_epsilon(first),
                 "optimizer": key[0],
                 "groups": line,
                 "rounding": rounding,
-                "size": float(np.median([group.values("gradient_size") for group in line])),
+                "size": float(
+                    np.median(np.concatenate([group.values("gradient_size") for group in line]))
+                ),
                 "from": first.epsilon,
                 "to": last.epsilon,
                 "first": first.median,
                 "last": last.median,
-                "larger": int((first.values() > last.values()).sum()),
-                "seeds": len(first.points),
+                "larger": sum(gap > other for gap, other in pairs),
+                "seeds": len(pairs),
                 "past": last.epsilon is not None and last.epsilon > rounding,
             }
         )
@@ -168,13 +196,19 @@ def _precision(groups: Sequence[Group]) -> list[dict[str, Any]]:
 def summary_table(results: Mapping[str, Any]) -> Table:
     """Return the spread of a finished sweep, for the terminal."""
     settings = results["settings"]
-    table = Table(
-        title=f"‖W_cnn − W_fc‖ after {settings['epochs']} epochs, {settings['seeds']} seeds"
-    )
+    count = settings["seeds"]
+    seeds = f"{count} seed{'s' if count > 1 else ''}"
+    table = Table(title=f"‖W_cnn − W_fc‖ after {settings['epochs']} epochs, {seeds}")
     table.add_column("")
     for title in ("least", "quartile", "median", "quartile", "largest", "control"):
         table.add_column(title, justify="right")
-    for group in groups_of(results["points"]):
-        control = number(group.values("control").max())
-        table.add_row(group.label, *map(number, group.quantiles()), control)
+    lost = []
+    for group in groups_of(results["points"], results["diverged"]):
+        if group.points:
+            control = number(group.values("control").max())
+            table.add_row(group.label, *map(number, group.quantiles()), control)
+        if group.diverged:
+            lost.append(f"{group.label} (seed {', '.join(map(str, group.diverged))})")
+    if lost:
+        table.caption = f"Diverged, and not counted: {'; '.join(lost)}"
     return table

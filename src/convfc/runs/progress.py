@@ -47,7 +47,8 @@ class Display:
         """Announce all parts with their steps and how long these are, and which are finished."""
         del weights
         self._steps = dict(steps)
-        self.note(f"{len(steps)} {self._parts}, {sum(steps.values())} {self._unit}s in all")
+        total, count = sum(steps.values()), f"{len(steps)} {self._parts}"
+        self.note(count if total == len(steps) else f"{count}, {total} {self._unit}s in all")
         if len(steps) > _MANY and finished:
             self.note(f"{len(finished)} of them: finished earlier")
             return
@@ -64,7 +65,7 @@ class Display:
         """Say how many steps of a part are done, with a few words on them; here every tenth."""
         count = f"{self._unit} {done}/{self._steps[name]}"
         self._told[name] = f"{count}, {told}" if told else count
-        if done % _LINE_EVERY == 0 and done < self._steps[name]:
+        if done and done % _LINE_EVERY == 0 and done < self._steps[name]:
             seconds = (time.monotonic() - self._began[name]) / max(1, done - self._from[name])
             left = (self._steps[name] - done) * seconds
             self.note(f"{name}: {self._told[name]}, about {left:.0f} s left")
@@ -76,7 +77,7 @@ class Display:
 
     def note(self, text: str) -> None:
         """Show a line, above the bars if there are any."""
-        self._console.print(text, soft_wrap=True, markup=False, highlight=False)
+        self._console.print(text, soft_wrap=True, markup=False, highlight=False, emoji=False)
 
 
 class Bars(Display):

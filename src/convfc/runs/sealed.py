@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from convfc.errors import RunError
+from convfc.errors import Diverged, RunError
 from convfc.files import read_arrays, write_arrays, write_json
 
 FORMAT = 2
@@ -124,7 +124,7 @@ def _diverged(path: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise RunError(
+        raise Diverged(
             f"a result is not a finite number ({error})",
             where=str(path),
             remedy="choose other settings: with these the training has diverged",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import pathlib
 import time
 import zlib
@@ -19,7 +20,8 @@ with needing():
     from matplotlib.figure import Figure
 
 from convfc import drawing
-from convfc.runs.folder import FinishedRun, PartFiles, Result, RunFolder
+from convfc.runs.folder import FinishedRun, PartFiles, Result, RunFolder, locked
+from convfc.runs.jobs import Job, Workers, failure, require_dask, run_jobs
 from convfc.runs.machine import describe_machine, versions_of
 from convfc.runs.reporting import escaped, render, write_report_files
 from convfc.runs.sealed import Array, readable, require_folder
@@ -40,6 +42,8 @@ class Settings:
 
     study: ClassVar[str] = ""
     least: ClassVar[Mapping[str, int]] = {"seed": 0}
+    # What not every version had: as it usually is it is not written, and former runs go on.
+    later: ClassVar[Mapping[str, Any]] = {}
 
     name: str = ""
     epochs: int = 1
@@ -78,7 +82,16 @@ class Settings:
         """Return the settings that are options and differ from the usual ones."""
         usual = asdict(cls())
         own = [key for key in usual if key not in ("name", "threads")]
-        return [(key, given[key]) for key in own if given[key] != usual[key]]
+        found = {**cls.later, **given}
+        return [(key, found[key]) for key in own if found[key] != usual[key]]
+
+    def outdated(self, found: Mapping[str, Any]) -> Sequence[str] | None:
+        """Return which parts are done again where a run with other settings goes on with these.
+
+        None if it cannot.
+        """
+        del found
+        return None
 
     @property
     def title(self) -> str:
@@ -87,7 +100,8 @@ class Settings:
 
     def as_json(self) -> dict[str, Any]:
         """Return what ``settings.json`` holds."""
-        return {"study": self.study, **asdict(self)}
+        own = {"study": self.study, **asdict(self)}
+        return {key: value for key, value in own.items() if self.later.get(key, ...) != value}
 
 
 @dataclass(frozen=True)
@@ -180,14 +194,19 @@ def run_in(
     *,
     resume: bool = False,
     overwrite: bool = False,
+    weights: bool = True,
+    workers: Workers | None = None,
 ) -> pathlib.Path:
     """Open the run's folder among the runs, run what is left of it, and return its report."""
     # Before the folder is made: a missing package leaves nothing behind.
     study.prepare(settings)
-    opened = RunFolder.open(runs, settings.as_json(), resume=resume, overwrite=overwrite)
+    if workers is not None:
+        require_dask()
+    how: Any = {"resume": resume, "overwrite": overwrite, "outdated": settings.outdated}
+    opened = RunFolder.open(runs, settings.as_json(), **how)
     with opened as run:
         display.note(f"{settings.title}, in {run.path}")
-        return run_study(study, run, settings, display)
+        return run_study(study, run, settings, display, weights=weights, workers=workers)
 
 
 def run_study(
@@ -197,14 +216,22 @@ def run_study(
     display: Display,
     *,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    weights: bool = True,
+    workers: Workers | None = None,
 ) -> pathlib.Path:
-    """Run what is left of a study in an opened folder, write its report, and return that."""
+    """Run what is left of a study in an opened folder, write its report, and return that.
+
+    Parts run one after another here, or, where there are workers, on them as soon as those that
+    they need are done. Without ``weights``, those that parts found are removed when all are done.
+    """
     if run.finished:
         display.note(f"{run.path} is finished: only the report is drawn again")
     else:
         versions = versions_of(study.packages(settings))
         run.check_versions(versions)
-        found = _run_parts(study, run, settings, display, checkpoint_seconds)
+        found = _run_parts(study, run, settings, display, checkpoint_seconds, workers)
+        for name in () if weights else found:
+            run.part(name).forget_weights()
         results = study.results(settings, found) | {
             "settings": settings.as_json(),
             "seconds": {name: dict(result.seconds) for name, result in found.items()},
@@ -243,7 +270,12 @@ def report_text(study: Study, run: FinishedRun) -> str:
 
 
 def _run_parts(
-    study: Study, run: RunFolder, settings: Settings, display: Display, pause: float
+    study: Study,
+    run: RunFolder,
+    settings: Settings,
+    display: Display,
+    pause: float,
+    workers: Workers | None,
 ) -> dict[str, Result]:
     """Run the parts that have no result yet, and return all results."""
     parts = study.parts(settings)
@@ -254,29 +286,58 @@ def _run_parts(
         # What is damaged is said before hours of training, not after them.
         if file.finished:
             file.check()
-    shown = [part for part in parts if part.steps]
-    if shown:
-        display.plan(
-            {part.name: part.steps for part in shown},
-            {part.name for part in shown if files[part.name].finished},
-            {part.name: part.weight for part in shown},
-        )
-    for part in parts:
-        if files[part.name].finished:
-            continue
-        seed = seed_of(settings.seed, part.name)
+    finished = {name for name, file in files.items() if file.finished}
+    path = run.path if workers is None else run.path.resolve()
+    what = functools.partial(_run_part, study.surroundings, settings, path, pause)
+    if workers is not None:
+        jobs = [
+            Job(part.name, functools.partial(what, part), part.steps, part.weight, part.needs)
+            for part in parts
+        ]
+        if failed := run_jobs(jobs, display, finished=finished, workers=workers):
+            count = len(parts) - len(finished)
+            raise failure(failed, count, "--resume runs what has failed once more")
+    else:
+        shown = [part for part in parts if part.steps]
+        if shown:
+            display.plan(
+                {part.name: part.steps for part in shown},
+                {part.name for part in shown} & finished,
+                {part.name: part.weight for part in shown},
+            )
+        for part in parts:
+            if part.name not in finished:
+                what(part, display)
+    return {name: file.load() for name, file in files.items() if file.finished}
+
+
+def _run_part(
+    surroundings: Callable[[Any, int], contextlib.AbstractContextManager[None]],
+    settings: Settings,
+    path: pathlib.Path,
+    pause: float,
+    part: Part,
+    display: Display,
+) -> None:
+    """Run one part of the run in this folder, in whichever process."""
+    run = RunFolder(path)
+    file, seed = run.part(part.name), seed_of(settings.seed, part.name)
+    file.path.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the run's own lock: a worker that was taken for dead may still be at this part.
+    with locked(file.path.parent, f"{part.name}.lock"):
+        if file.finished:  # by that worker
+            return
         # As they were written: all that comes later sees the same, whichever run wrote it.
-        needed = {name: files[name].load() for name in part.needs}
+        needed = {name: run.part(name).load() for name in part.needs}
         work = Work(settings, part, seed, needed, run, display, pause)
-        with study.surroundings(settings, seed):
+        with surroundings(settings, seed):
             result = part.run(work)
         if result is not None:
-            files[part.name].save(result)
-        if part.steps:
-            if work.done < part.steps:
-                work.step(part.steps)
-            display.end(part.name)
-    return {name: file.load() for name, file in files.items() if file.finished}
+            file.save(result)
+    if part.steps:
+        if work.done < part.steps:
+            work.step(part.steps)
+        display.end(part.name)
 
 
 def seed_of(seed: int, *names: str | int) -> int:

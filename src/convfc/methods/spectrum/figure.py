@@ -1,9 +1,9 @@
-"""The distribution of the singular values of a model's layers, drawn."""
+"""The singular values of a model's layers, and the norms of several models' layers, drawn."""
 
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,10 +49,21 @@ def check_figure(path: pathlib.Path) -> None:
 
 def save_spectra(spectra: Sequence[LayerSpectrum], path: pathlib.Path, title: str) -> None:
     """Draw the spectra, and write them as PNG or SVG, whole or not at all."""
+    _save(lambda: draw_spectra(spectra, title), path)
+
+
+def save_models(
+    models: Mapping[str, Sequence[Mapping[str, Any]]], path: pathlib.Path, title: str
+) -> None:
+    """Draw the norms of several models' layers, and write them as PNG or SVG, whole or not."""
+    _save(lambda: draw_models(models, title), path)
+
+
+def _save(draw: Callable[[], Figure], path: pathlib.Path) -> None:
     from convfc.drawing import house_style, write_figure
 
     with house_style():
-        write_figure(draw_spectra(spectra, title), path)
+        write_figure(draw(), path)
 
 
 def draw_spectra(spectra: Sequence[LayerSpectrum], title: str) -> Figure:
@@ -77,9 +88,15 @@ def draw_spectra(spectra: Sequence[LayerSpectrum], title: str) -> Figure:
     panels[0].set_xticks([0, 50, 100], ["0", "50", "100 %"])
     figure.supylabel("singular value", fontsize="medium")
     figure.supxlabel("share of the values that are larger", fontsize="medium")
+    _legend(figure, title)
+    return figure
+
+
+def _legend(figure: Figure, title: str) -> None:
+    """Put one legend with a title above all panels."""
     labels = {
         label: handle
-        for panel in panels
+        for panel in figure.axes
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
     }
     style: dict[str, Any] = {
@@ -88,6 +105,56 @@ def draw_spectra(spectra: Sequence[LayerSpectrum], title: str) -> Figure:
         "title_fontsize": "large",
     }
     figure.legend(labels.values(), labels.keys(), title=title, ncols=3, **style)
+
+
+def _short(name: str, most: int) -> str:
+    """Return the end of a long name: ends tell them apart."""
+    return name if len(name) <= most else "…" + name[1 - most :]
+
+
+def draw_models(models: Mapping[str, Sequence[Mapping[str, Any]]], title: str) -> Figure:
+    """Return a figure with a panel for each model: the norms of its layers, from input to output.
+
+    Layers are what `LayerSpectrum.to_dict` returns. All panels have one axis of norms.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+    columns = min(3, len(models))
+    rows = -(-len(models) // columns)
+    figure = Figure(figsize=(0.6 + 2.9 * max(columns, 2), 1.3 + 2.0 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+    for panel in panels[len(models) :]:
+        panel.set_visible(False)
+    for panel, (name, layers) in zip(panels, models.items(), strict=False):
+        at = range(1, len(layers) + 1)
+        kernels = [layer["reshaped_norm"] or np.nan for layer in layers]
+        dotted: dict[str, Any] = {"color": _KERNEL, "linestyle": (0, (1, 1.5)), "linewidth": 1.1}
+        panel.plot(
+            at, kernels, marker=".", markersize=3, label="norm of the reshaped kernel", **dotted
+        )
+        for own, colour, label in (
+            (True, _OWN, "norm, own padding"),
+            (False, _CIRCULAR, "norm, on a circle"),
+        ):
+            norms = [
+                layer["norm"] or np.nan if (layer["own"] is not None) == own else np.nan
+                for layer in layers
+            ]
+            if not np.isnan(norms).all():
+                line: dict[str, Any] = {"color": colour, "marker": "o", "markersize": 3}
+                panel.plot(at, norms, label=label, linewidth=1.1, **line)
+        panel.set_title(_short(name, 34), fontsize=9, pad=3)
+        panel.tick_params(labelsize="small")
+        panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    panels[0].set_yscale("log")
+    axis = panels[0].yaxis
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+    figure.supylabel("norm of the layer", fontsize="medium")
+    figure.supxlabel("CONV layer, from the input to the output", fontsize="medium")
+    _legend(figure, title)
     return figure
 
 
@@ -112,7 +179,6 @@ def _draw_layer(panel: Axes, layer: LayerSpectrum) -> None:
     if (norm := layer.best.reshaped_norm) > 0:
         dotted: dict[str, Any] = {"color": _KERNEL, "linewidth": 1.1, "linestyle": (0, (1, 1.5))}
         panel.axhline(norm, label="norm of the reshaped kernel", **dotted)
-    name = layer.name if len(layer.name) <= 24 else "…" + layer.name[-23:]  # ends tell them apart
-    panel.set_title(name, fontsize=8, pad=3)
+    panel.set_title(_short(layer.name, 24), fontsize=8, pad=3)
     text = f"σ max {layer.norm:.3g}\n{layer.ratio:.2f} times ‖K‖"
     panel.text(0.04, 0.05, text, transform=panel.transAxes, fontsize=6.5)

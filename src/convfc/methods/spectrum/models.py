@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal, TypeAlias
@@ -233,34 +233,51 @@ def _rows(
         )
 
 
-def spectra_table(spectra: Sequence[LayerSpectrum]) -> TextTable:
-    """Return the table, one line for each layer; ° marks what is known on a circle only."""
-    rows = []
-    for layer in spectra:
-        least, condition_number, mark = layer.smallest, layer.condition_number, ""
-        if least is None and layer.circular is not None and layer.circular.complete:
-            least, mark = layer.circular, "°"
-            condition_number = least.condition_number
-        ends = [f"{layer.norm:.4g}" + "°" * (layer.own is None), "", ""]
-        if least is not None:
-            ends[1:] = f"{least.values[-1]:.4g}{mark}", f"{condition_number:.4g}{mark}"
-        size = "×".join(map(str, layer.input_size))
-        kernel, method = f"{layer.best.reshaped_norm:.4g}", layer.best.method
-        rows.append((printable(layer.name), size, *ends, kernel, method))
-    titles = ("layer", "in", "σ max", "σ min", "cond.", "‖K‖", "method")
+def spectra_table(
+    spectra: Sequence[LayerSpectrum | Mapping[str, Any]], models: Sequence[str] = ()
+) -> TextTable:
+    """Return the table, one line for each layer; ° marks what is known on a circle only.
+
+    A layer may be what `LayerSpectrum.to_dict` has made of it; with the name of the model of each,
+    these stand in front.
+    """
+    layers = [layer if isinstance(layer, Mapping) else layer.to_dict() for layer in spectra]
+    cells = [_cells(layer) for layer in layers]
+    rows = [(model, *row) for model, row in zip(models, cells, strict=True)] if models else cells
+    titles = ("model",) * bool(models) + ("layer", "in", "σ max", "σ min", "cond.", "‖K‖", "method")
     spare = {"in": 2, "method": 1}
     columns = tuple(
-        Column(title, cells, right=title in titles[2:6], spare=spare.get(title, 0))
+        Column(title, cells, right=title in titles[-5:-1], spare=spare.get(title, 0))
         for title, cells in zip(titles, zip(*rows, strict=True), strict=True)
     )
     notes = [
         "σ max: how far the layer stretches an input at most; cond.: σ max to σ min; ‖K‖: the norm "
         "of the reshaped kernel, as torch.nn.utils.spectral_norm takes it."
     ]
-    if any("°" in cell for row in rows for cell in row[2:]):
+    if any("°" in cell for row in cells for cell in row[2:]):
         notes.append("°: of the layer on a circle.")
-    notes += [f"{layer.name}: {layer.note}" for layer in spectra if layer.note]
+    named = zip(models or [""] * len(layers), layers, strict=True)
+    notes += [
+        f"{model} {layer['name']}: {layer['note']}".strip()
+        for model, layer in named
+        if layer["note"]
+    ]
     return TextTable(columns, tuple(notes))
+
+
+def _cells(layer: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return a row of the table, of what `LayerSpectrum.to_dict` returns."""
+    least, ratio, mark = layer["smallest"], layer["condition_number"], ""
+    smallest = None if least is None else least["values"][-1]
+    circle = layer["circular"]
+    if least is None and circle is not None and circle["complete"]:
+        smallest, ratio, mark = circle["smallest_found"], circle["condition_number"], "°"
+    ends = [f"{layer['norm']:.4g}" + "°" * (layer["own"] is None), "", ""]
+    if smallest is not None:  # then the condition is known: a number, or infinite
+        ends[1:] = f"{smallest:.4g}{mark}", f"{math.inf if ratio is None else ratio:.4g}{mark}"
+    size = "×".join(map(str, layer["input_size"]))
+    method = (layer["own"] or circle)["method"]
+    return (printable(layer["name"]), size, *ends, f"{layer['reshaped_norm']:.4g}", method)
 
 
 def _finite(value: float) -> float | None:

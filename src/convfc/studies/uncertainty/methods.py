@@ -25,12 +25,17 @@ ANGLES = tuple(range(0, 181, 15))
 
 @dataclass(frozen=True)
 class UncertaintySettings(StudySettings):
-    """What decides the numbers of this study; ``samples`` are the draws of a prediction."""
+    """What decides the numbers of this study; ``samples`` are the draws of a prediction.
+
+    ``seeds`` is how often all is done, with other first weights, orders of images and draws.
+    """
 
     study: ClassVar[str] = "uncertainty"
+    later: ClassVar[Mapping[str, Any]] = {"seeds": 1}
 
     epochs: int = 15
     samples: int = 100
+    seeds: int = 1
 
     @property
     def letters(self) -> int:
@@ -90,9 +95,10 @@ METHODS: Mapping[str, Method] = {
 """In the order of the tables; Laplace needs no training of its own."""
 
 
-def untrained(key: str, settings: UncertaintySettings) -> nn.Module:
-    """Return the network of a method before its training; all begin with the same weights."""
-    network, method = lenet(seed_of(settings.seed, "weights")), METHODS[key]
+def untrained(key: str, settings: UncertaintySettings, number: int = 0) -> nn.Module:
+    """Return the network of a method before its training; all of a seed begin with its weights."""
+    more = (number,) if number else ()  # the first of the seeds is that of a run with one
+    network, method = lenet(seed_of(settings.seed, "weights", *more)), METHODS[key]
     if not method.name:
         return network
     made: nn.Module = uncertainty.to_bayesian(network, method.name, **method.options)  # type: ignore[arg-type]

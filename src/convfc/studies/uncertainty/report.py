@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -35,6 +36,8 @@ def find(results: Mapping[str, Any]) -> dict[str, Any]:
         "methods": METHODS,
         "bootstrap": DRAWS,
         "titles": {measure: title for measure, (title, _) in MEASURES.items()},
+        "seeds": len(results.get("tables", [table])),
+        "seed_rows": _seed_rows(results.get("tables", [table])),
         "rows": _rows(results, _COLUMNS, costs=True),
         "moved_rows": _rows(results, _MOVED, costs=False),
         "columns": _COLUMNS,
@@ -96,6 +99,31 @@ def _cell(cell: Mapping[str, float] | None, measure: str) -> str:
     return text + {"better": " ▲", "worse": " ▼", "same": ""}[_verdict(cell, measure)]
 
 
+def _seed_rows(tables: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+    """Return the rows of the table over the seeds: median, least and most, and a mark.
+
+    The mark compares a method with the network without it, seed by seed: in all the same way.
+    """
+    rows = []
+    for key, method in METHODS.items():
+        cells = []
+        for measure in _COLUMNS:
+            found = [table[key][measure] for table in tables]
+            if None in found:
+                cells.append("–")
+                continue
+            times, form = (100, "{:.1f}") if measure in _PERCENT else (1, "{:.3f}")
+            values = [times * cell["value"] for cell in found]
+            middle, least, most = (form.format(of(values)) for of in (statistics.median, min, max))
+            sign = MEASURES[measure][1]
+            gains = [sign * cell.get("difference", 0.0) for cell in found]
+            mark = " ▲" if min(gains) > 0 else " ▼" if max(gains) < 0 else ""
+            unit = " %" if measure in _PERCENT else ""
+            cells.append(f"{middle} ({least} to {most}){unit}{mark}")
+        rows.append((method.title, cells))
+    return rows
+
+
 def _epistemic(table: Mapping[str, Any]) -> dict[str, list[str]]:
     """Sort the methods by which of their uncertainties tells letters from digits better."""
     found: dict[str, list[str]] = {"mutual": [], "entropy": []}
@@ -147,6 +175,8 @@ def summary(results: Mapping[str, Any]) -> TextTable:
     titles = ("method", *measures, "training, CPU s", f"{draws} draws, CPU s")
     rows = [(title, *cells) for title, cells in _rows(results, _COLUMNS, costs=True)]
     note = "▲ better, ▼ worse than no method, more than the choice of the images explains."
+    if "tables" in results:
+        note += f" The first of {len(results['tables'])} seeds; all of them are in the report."
     spare = {title: number for number, title in enumerate(titles[5:], 4)}
     return TextTable.of(titles, rows, (note,), spare=spare)
 

@@ -54,19 +54,37 @@ _LAPLACE_BATCH = 5  # the Jacobians of a batch are found together: its time grow
 
 
 def parts(settings: UncertaintySettings) -> list[Part]:
-    """Return all parts, in their order."""
+    """Return all parts, one seed after the other."""
     trained = [key for key in METHODS if key != "laplace"]
     asked = settings.images // 3 + settings.letters + settings.moved + len(ANGLES)
-    return [
-        *(Part(key, _train, steps=settings.epochs) for key in trained),
-        *(
-            Part(f"predict-{key}", _predict, (key,), 1 if key == "plain" else 3 * settings.samples)
-            for key in trained
-        ),
-        Part("predict-laplace", _predict_laplace, ("plain",), math.ceil(asked / _LAPLACE_BATCH)),
-        Part("scores", _score, tuple(f"predict-{key}" for key in METHODS)),
-        Part("drawn", _draw, tuple(key for key in trained if key != "plain")),
-    ]
+    batches, found = math.ceil(asked / _LAPLACE_BATCH), []
+    for end in map(_end, range(settings.seeds)):
+        found += [
+            *(Part(f"{key}{end}", _train, steps=settings.epochs) for key in trained),
+            *(
+                Part(
+                    f"predict-{key}{end}",
+                    _predict,
+                    (f"{key}{end}",),
+                    1 if key == "plain" else 3 * settings.samples,
+                )
+                for key in trained
+            ),
+            Part(f"predict-laplace{end}", _predict_laplace, (f"plain{end}",), batches),
+            Part(f"scores{end}", _score, tuple(f"predict-{key}{end}" for key in METHODS)),
+        ]
+    return [*found, Part("drawn", _draw, tuple(key for key in trained if key != "plain"))]
+
+
+def _end(number: int) -> str:
+    """Return how the names of the parts of this seed end; of the first they are the methods'."""
+    return f"-{number}" if number else ""
+
+
+def _which(name: str) -> tuple[str, int]:
+    """Return the method and the number of the seed of a part."""
+    key, _, number = name.removeprefix("predict-").partition("-")
+    return key, int(number or 0)
 
 
 def questions(settings: UncertaintySettings) -> dict[str, images.Images]:
@@ -85,9 +103,9 @@ def questions(settings: UncertaintySettings) -> dict[str, images.Images]:
 
 def _train(work: Work) -> Result:
     """Train one network; of learned rates, keep the course."""
-    key, settings = work.part.name, work.settings
+    (key, number), settings = _which(work.part.name), work.settings
     digits = settings.digits
-    model = untrained(key, settings)
+    model = untrained(key, settings, number)
 
     def rates(network: nn.Module) -> Mapping[str, float]:
         return uncertainty.learned_rates(network) if key == "concrete" else {}
@@ -106,17 +124,18 @@ def _train(work: Work) -> Result:
     return Result(numbers, arrays, {"training": seconds}, weights_of(model))
 
 
-def _trained(work: Work, key: str) -> nn.Module:
-    """Return the network that an earlier part trained."""
-    model = untrained(key, work.settings)
-    load_weights(model, work.weights(key))
+def _trained(work: Work, name: str) -> nn.Module:
+    """Return the network that the part of this name trained."""
+    key, number = _which(name)
+    model = untrained(key, work.settings, number)
+    load_weights(model, work.weights(name))
     return model.eval()
 
 
 def _predict(work: Work) -> Result:
     """Ask one network about all images: with many draws, or once if nothing in it is random."""
-    key, samples = work.part.name.removeprefix("predict-"), work.settings.samples
-    model, asked = _trained(work, key), questions(work.settings)
+    (key, _), samples = _which(work.part.name), work.settings.samples
+    model, asked = _trained(work, *work.part.needs), questions(work.settings)
     work.start()
     arrays: dict[str, Array] = {}
     seconds, done = 0.0, 0
@@ -177,7 +196,7 @@ def _predict_laplace(work: Work) -> Result:
         from laplace import Laplace
 
         settings = work.settings
-        network = convfc.to_fc(_trained(work, "plain"))
+        network = convfc.to_fc(_trained(work, *work.part.needs))
         training = settings.digits.training
         pairs = TensorDataset(torch.from_numpy(training.images), torch.from_numpy(training.labels))
         began = time.process_time()
@@ -219,7 +238,7 @@ def _score(work: Work) -> Result:
     """Compute the table from all predictions, and what is said of the 1 at every angle."""
     work.start()
     asked = questions(work.settings)
-    predictions = {key: work.results[f"predict-{key}"].arrays for key in METHODS}
+    predictions = {_which(name)[0]: found.arrays for name, found in work.results.items()}
     labels = {name: asked[name].labels for name in ("test", "moved")}
     turned = {
         key: {
@@ -250,7 +269,9 @@ def _draw(work: Work) -> Result:
 def results(settings: UncertaintySettings, found: Mapping[str, Result]) -> dict[str, Any]:
     """Return what ``results.json`` holds of this study."""
     scores = found["scores"].numbers
-    return {
+    every = [found[f"scores{_end(n)}"].numbers["table"] for n in range(settings.seeds)]
+    own = {"tables": every} if settings.seeds > 1 else {}
+    return own | {
         "images": found["plain"].numbers["images"],
         "weights": sum(p.numel() for p in lenet(0).parameters()),
         "letters": settings.letters,
