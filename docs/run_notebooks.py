@@ -118,15 +118,18 @@ def _encoded(picture: Image.Image) -> str:
     return base64.b64encode(data.getvalue()).decode("ascii") + "\n"
 
 
+def written(notebook: NotebookNode) -> str:
+    """Return a notebook as its file."""
+    return str(nbformat.writes(notebook, version=nbformat.NO_CONVERT)).rstrip("\n") + "\n"
+
+
 def main(names: list[str]) -> None:
     """Run these notebooks, or all, and write each with its outputs."""
     for path in sorted(NOTEBOOKS.glob("*.ipynb")):
-        if names and path.stem not in names:
-            continue
-        source = nbformat.read(path, as_version=4)
-        text = nbformat.writes(scrubbed(with_pictures(executed(source))), version=nbformat.NO_CONVERT)
-        with replacing(path) as handle:
-            handle.write((text.rstrip("\n") + "\n").encode("utf-8"))
+        if not names or path.stem in names:
+            run = executed(nbformat.read(path, as_version=nbformat.NO_CONVERT))
+            with replacing(path) as handle:
+                handle.write(written(scrubbed(with_pictures(run))).encode("utf-8"))
 
 
 if __name__ == "__main__":
