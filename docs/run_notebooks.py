@@ -61,6 +61,7 @@ def executed(notebook: NotebookNode, seconds: float = 240) -> NotebookNode:
         )
         # Nor are the user's settings.
         places = {"IPYTHONDIR": f"{folder}/.ipython", "MPLCONFIGDIR": f"{folder}/.matplotlib"}
+        places["TMPDIR"] = folder
         backend = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
         result: NotebookNode = client.execute(
             cleanup_kc=True, env={**os.environ, **places, **backend}
