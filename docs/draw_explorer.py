@@ -10,11 +10,12 @@ import io
 import pathlib
 import sys
 import tempfile
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import sync_playwright
 
 from convfc.explorer.page import write_page
 from convfc.files import replacing
@@ -26,9 +27,10 @@ from browser import ARGUMENTS, find_browser  # (the tests know where a browser i
 FIGURES = pathlib.Path(__file__).with_name("figures")
 COLOURS, COMMON = 256, 96
 WIDE = {"viewport": {"width": 1280, "height": 800}}
+START = "#1;preset=first;at=4.0"
 # Name: address, what the browser is set to.
 PICTURES: dict[str, tuple[str, dict[str, Any]]] = {
-    "explorer": ("#1;preset=first;at=4.0", WIDE),
+    "explorer": (START, WIDE),
     "explorer-film": (
         "#1;preset=first;tab=algorithm;film=im2col.52",
         {**WIDE, "color_scheme": "dark"},
@@ -45,14 +47,23 @@ TRAINED = """() => {
 
 def main() -> None:
     """Take every picture."""
+    for name, picture in taken({name: ({}, *so) for name, so in PICTURES.items()}):
+        with replacing(FIGURES / f"{name}.png") as handle:
+            small(picture).save(handle, format="PNG", optimize=True)
+
+
+def taken(
+    wanted: Mapping[str, tuple[dict[str, Any], str, dict[str, Any]]],
+) -> Iterator[tuple[str, Image.Image]]:
+    """Yield what the window shows of each: a state, an address, what the browser is set to."""
     chromium = find_browser()
     if chromium is None:
         raise SystemExit("there is no Chromium on this machine; remedy: apt-get install chromium")
     with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
         file = pathlib.Path(folder) / "explorer.html"
-        write_page(file)
         browser = playwright.chromium.launch(executable_path=chromium, args=list(ARGUMENTS))
-        for name, (address, options) in PICTURES.items():
+        for name, (state, address, options) in wanted.items():
+            write_page(file, state or None)
             context = browser.new_context(**options)
             page = context.new_page()
             page.goto(file.as_uri() + address)
@@ -60,18 +71,13 @@ def main() -> None:
             page.evaluate("() => document.querySelector('.convfc-explorer').explorer.ready")
             page.wait_for_function(TRAINED, timeout=300_000)
             page.wait_for_timeout(500)  # transitions
-            save(name, taken(page))
+            yield name, Image.open(io.BytesIO(page.screenshot())).convert("RGB")
             context.close()
         browser.close()
 
 
-def taken(page: Page) -> Image.Image:
-    """Return what the window shows."""
-    return Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-
-
-def save(name: str, picture: Image.Image) -> None:
-    """Write a picture with a palette of its own: the commonest colours as they are, and others."""
+def small(picture: Image.Image) -> Image.Image:
+    """Return a picture with a palette of its own: the commonest colours as they are, and others."""
     colours, where, counts = np.unique(
         np.asarray(picture).reshape(-1, 3), axis=0, return_inverse=True, return_counts=True
     )
@@ -80,10 +86,9 @@ def save(name: str, picture: Image.Image) -> None:
     palette = np.vstack([common, np.reshape(spread.getpalette(), (-1, 3))]).astype(int)
     # Pillow's own choice from a palette is coarse; each colour takes the nearest of it here.
     nearest = np.abs(colours[:, None].astype(int) - palette).sum(axis=-1).argmin(axis=1)
-    small = Image.fromarray(nearest[where.ravel()].astype(np.uint8).reshape(picture.size[::-1]))
-    small.putpalette(palette.astype(np.uint8).tobytes())
-    with replacing(FIGURES / f"{name}.png") as handle:
-        small.save(handle, format="PNG", optimize=True)
+    made = Image.fromarray(nearest[where.ravel()].astype(np.uint8).reshape(picture.size[::-1]))
+    made.putpalette(palette.astype(np.uint8).tobytes())
+    return made
 
 
 if __name__ == "__main__":

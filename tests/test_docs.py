@@ -9,7 +9,7 @@ import pydoc
 import re
 import tomllib
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import matplotlib.image
 import numpy as np
@@ -25,6 +25,7 @@ from convfc.studies.catalogue import PACKAGES, load_study
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 PAGES += [page for room in ("docs", "benchmarks") for page in sorted((ROOT / room).rglob("*.md"))]
+NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 README = (ROOT / "README.md").read_text("utf-8")
 PAPER_RUN = ROOT / "docs" / "paper-run"
 STUDIES = ROOT / "docs" / "studies"
@@ -58,7 +59,12 @@ def _relative(path: Path) -> str:
 
 
 def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8")
+    """What a page says; of a notebook, without its code."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".ipynb":
+        return text
+    cells = json.loads(text)["cells"]
+    return "\n\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
 
 
 def _links(page: Path) -> list[str]:
@@ -80,7 +86,7 @@ def _anchors(page: Path) -> set[str]:
     return {*slugs, *re.findall(r'<a id="([^"]+)">', text)}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=_relative)
+@pytest.mark.parametrize("page", [*PAGES, *NOTEBOOKS], ids=_relative)
 def test_relative_links_lead_somewhere(page: Path) -> None:
     broken = []
     for link in _links(page):
@@ -97,6 +103,7 @@ def test_every_document_is_in_the_index() -> None:
     index = ROOT / "docs" / "README.md"
     linked = {(index.parent / link).resolve() for link in _links(index)}
     written = {page for page in PAGES if page.parent in (ROOT, index.parent)} - {index}
+    written |= {*NOTEBOOKS}
     assert written <= linked
 
 
@@ -321,18 +328,44 @@ def test_the_menu_is_the_index_of_the_documents(website: ModuleType) -> None:
         "Researchers",
         "Engineers",
     ]
-    written = {page for page in website.published() if page.endswith(".md")}
-    assert written <= pages(menu)
+    made = [*website.published(), *website.notebooks()]
+    assert {page for page in made if page.endswith(".md")} <= pages(menu)
+    for name, reader in zip(("student", "researcher", "engineer"), menu[1:4], strict=True):
+        assert f"docs/notebooks/{name}.md" in pages([reader])
+
+
+def test_links_to_notebooks_lead_to_their_pages(website: ModuleType) -> None:
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="docs/some.md"))
+    text = website.on_page_markdown("[one](notebooks/one.ipynb), `a.ipynb`", page, None, None)
+    assert text == "[one](notebooks/one.md), `a.ipynb`"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=_relative)
+def test_a_notebook_is_a_page_with_its_pictures(website: ModuleType, path: Path) -> None:
+    made = website.notebooks()
+    page = made[_relative(path.with_suffix(".md"))]
+    cells = json.loads(path.read_text("utf-8"))["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    assert re.findall(r"(?s)^```python\n(.*?)\n```$", page, re.MULTILINE) == code
+    assert f'href="{path.name}" download' in page.partition("## ")[0]
+    assert page.index("![") < page.index("explorer/index.html") < page.index("## ")
+    shown = re.findall(r"!\[(.*?)\]\((.+?)\)", page)
+    assert [told for told, _ in shown] == [
+        c["metadata"]["alt"] for c in cells if "alt" in c["metadata"]
+    ]
+    for _, name in shown:
+        assert made[f"docs/notebooks/{name}"].startswith(b"\x89PNG")
 
 
 def test_every_picture_of_the_documents_is_in_the_gallery_once(website: ModuleType) -> None:
     shown = re.findall(r"!\[[^]]+\]\((.+?)\)", website.gallery())
     assert len(shown) == len(set(shown))
     kept = {_relative(path) for path in (ROOT / "docs").rglob("figure*/*.png")}
+    drawn = {name for name in website.notebooks() if name.endswith(".png")}
     assert {"docs/figures/matrix-toeplitz.png", "docs/paper-run/figures/figure-07.png"} <= set(
         shown
     )
-    assert set(shown) <= kept
+    assert drawn <= set(shown) <= kept | drawn
 
 
 PAGE = """<html><head><link rel="stylesheet" href="site.css"><link rel="canonical" href="https://x/">

@@ -1,9 +1,9 @@
 """What `make docs` does beyond MkDocs: which files are pages, the navigation, and the last check.
 
-The pages are the repository's Markdown files, and nothing is written twice: the navigation is the
-table in ``docs/README.md``, the reference is what ``__all__`` names, the gallery is every picture
-of the pages with its text. The functions named ``on_...`` are MkDocs' hooks. MkDocs and
-mkdocstrings are imported where they are used: the tests read this file without them.
+The pages are the repository's Markdown files and notebooks, and nothing is written twice: the
+navigation is the table in ``docs/README.md``, the reference is what ``__all__`` names, the gallery
+is every picture of the pages with its text. The functions named ``on_...`` are MkDocs' hooks.
+MkDocs and mkdocstrings are imported where they are used: the tests read this file without them.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ PUBLISHED = (
     "benchmarks/**/*.md",
     "docs/**/*.md",
     "docs/**/*.png",
+    "docs/notebooks/*.ipynb",
     "docs/website/*.*s*",
 )
 """What of the repository is on the site; every link in it leads to another of these."""
@@ -70,6 +71,16 @@ LIVE = """
 <iframe class="live" src="explorer/index.html" title="The explorer, live" loading="lazy"></iframe>
 """
 
+NOTEBOOK = """
+<p class="live-link"><a class="md-button" href="{}" download>Download this notebook</a></p>
+"""
+
+STILL = """
+<p class="live-link">
+<a class="md-button md-button--primary" href="../explorer/index.html">Open the explorer, live</a>
+</p>
+"""
+
 
 def published() -> dict[str, str]:
     """Return every file of the repository that is on the site, with its address there."""
@@ -91,6 +102,7 @@ def navigation() -> list[dict[str, Any]]:
     for part in re.split(r"^## ", (ROOT / INDEX).read_text("utf-8"), flags=re.MULTILINE)[1:]:
         rows = re.findall(r"^\| \[(.+?)\]\((.+?)\) \|", part, flags=re.MULTILINE)
         places = {text: posixpath.normpath(posixpath.join("docs", to)) for text, to in rows}
+        places = {text: re.sub(r"\.ipynb$", ".md", to) for text, to in places.items()}
         pages = [{text: to} for text, to in places.items() if to != "README.md"]  # it is the home
         menu.append({part.partition("\n")[0]: pages})
     reference = [{title: f"reference/{name}.md"} for title, (name, _) in REFERENCE.items()]
@@ -166,6 +178,31 @@ def reference() -> dict[str, str]:
     return pages
 
 
+@functools.cache
+def notebooks() -> dict[str, str | bytes]:
+    """Return the notebooks as pages of Markdown, with the outputs that they have, and pictures."""
+    import nbformat
+    from nbconvert import MarkdownExporter
+
+    found: dict[str, str | bytes] = {}
+    for path in sorted(ROOT.glob("docs/notebooks/*.ipynb")):
+        source = path.relative_to(ROOT)
+        cells = nbformat.read(path, as_version=4)
+        names = {"unique_key": path.stem, "output_files_dir": ""}
+        text, made = MarkdownExporter().from_notebook_node(cells, names)
+        alts = [cell.metadata.get("alt", "") for cell in cells.cells]
+        text = re.sub(
+            r"!\[png\](\(\w+?_(\d+)_\d+\.png\))",
+            lambda shown, alts=alts: f"![{alts[int(shown[2])]}]{shown[1]}",
+            text,
+        )
+        text = text.replace("\n\n", f"\n{NOTEBOOK.format(path.name)}\n", 1)
+        text = re.sub(r"(?m)^!\[.*\)$", lambda still: f"{still[0]}\n{STILL}", text, count=1)
+        found[source.with_suffix(".md").as_posix()] = text
+        found |= {(source.parent / name).as_posix(): of for name, of in made["outputs"].items()}
+    return found
+
+
 def commands() -> str:
     """Return the commands' own help, as a page."""
     import click
@@ -192,10 +229,10 @@ def gallery() -> str:
     """Return every picture of the documents, once, under the page that shows it."""
     head = "---\nhide: [toc]\n---\n# Gallery"
     parts, seen = [head, "Every figure of the documents, with the page that explains it."], set()
-    for source in published():
-        if not source.startswith("docs/") or not source.endswith(".md"):
-            continue
-        text = (ROOT / source).read_text("utf-8")
+    pages = [source for source in published() if re.match(r"docs/.*\.md$", source)]
+    texts = {source: (ROOT / source).read_text("utf-8") for source in pages}
+    texts |= {source: text for source, text in notebooks().items() if isinstance(text, str)}
+    for source, text in texts.items():
         figures = []
         for told, target in re.findall(r"!\[([^\]]+)\]\(([^)]+)\)", text):
             path = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
@@ -242,12 +279,17 @@ def on_files(files: Any, config: Any) -> Any:
     made = {**reference(), "reference/commands.md": commands(), GALLERY: gallery(), EXPLORER: ""}
     for source, content in made.items():
         files.append(File.generated(config, source, content=content))
+    for source, content in notebooks().items():
+        file = File.generated(config, source, content=content)
+        file.dest_uri = re.sub(r"\.md$", ".html", source.removeprefix("docs/"))
+        files.append(file)
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Mark the examples as sessions, and add what only a site has."""
     markdown = re.sub(r"^```python(?=\n>>>)", "```pycon", markdown, flags=re.MULTILINE)
+    markdown = re.sub(r"(\]\([\w./-]+)\.ipynb\)", r"\1.md)", markdown)
     match page.file.src_uri:
         case "README.md":
             return re.sub(r"(?m)^\[!\[The explorer", lambda m: f"{HOME}\n{m[0]}", markdown, count=1)
