@@ -32,7 +32,7 @@ const ORDER = ["in the same order", "in another order"];
 const WHY = {
   same: "Both layers add the same numbers in the same order, so every bit is the same, whatever the optimiser.",
   sgd: "Another order of additions rounds in another way. A step of SGD is the gradient times the rate: a rounding stays as small as it is.",
-  adam: "Adam divides every step by the size of the gradient. Where a gradient is almost 0 it is mostly rounding, and Adam makes as large a step of it as of any other. So the layers drift apart once the training digits are learnt: at a rate of 0.1 after some epochs, at 0.005 not within 20.",
+  adam: "Adam divides every step by the usual size of the gradient, and so it divides the difference of the two gradients, which is rounding. The smaller the gradients, the larger that becomes. So the layers drift apart once the training digits are learnt: at a rate of 0.1 after some epochs, at 0.005 not within 20.",
 };
 
 /** The tab “Train”. */
