@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -53,8 +54,8 @@ def whole(
 
 @pytest.fixture
 def copied(whole: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
-    """The run once more, to be damaged."""
-    return pathlib.Path(shutil.copytree(whole, tmp_path / "run"))
+    """The run once more, to be damaged: the same files, none of which is ever written into."""
+    return pathlib.Path(shutil.copytree(whole, tmp_path / "run", copy_function=os.link))
 
 
 def damage(path: pathlib.Path, kind: str) -> None:
