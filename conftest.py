@@ -21,9 +21,12 @@ gc.disable()
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
 # JAX compiles a program for every operation on every shape, which took most of the time of Keras's
-# tests: here without optimising it, and once for all processes and runs (`make clean` forgets).
-# `make test-all` sets XLA_FLAGS to nothing, and so computes as users do.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# tests: here without optimising it, by XLA's plainer way to write loops, and once for all processes
+# and runs (`make clean` forgets). `make test-all` sets XLA_FLAGS to nothing, and so computes as
+# users do.
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+)
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parent / ".pytest_cache" / "jax")
 )
