@@ -13,6 +13,8 @@ WEB := src/convfc/explorer/web
 # How long `make fuzz` draws layers, and the seed to begin with (by default a new one).
 MINUTES ?= 30
 SEED ?=
+# Keep what Python has compiled, whatever the machine is set to: pytest compiles every assertion.
+export PYTHONDONTWRITEBYTECODE :=
 .DEFAULT_GOAL := help
 .PHONY: help reproduce paper test test-fast test-all wheel lowest fuzz check docs bench explorer clean
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
 import math
+import pathlib
+import warnings
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime
 from onnx import helper, numpy_helper
+from onnx.backend.test.case import node as own_cases
 
 from convfc import ConvGeometry
+
+if TYPE_CHECKING:
+    from onnx.backend.test.case.test_case import TestCase
 
 Weights = Literal["initializer", "input", "constant", "computed", "given"]
 """Where a node's weights come from: an initializer, one that users may replace as well, a Constant
@@ -168,3 +175,16 @@ def plain(model: onnx.ModelProto) -> onnx.ModelProto:
     found.graph.initializer.extend(initializers)
     found.graph.value_info.extend(one for one in model.graph.value_info if one.name not in names)
     return found
+
+
+def conv_cases() -> list[TestCase]:
+    """Return ONNX's own cases of single operators, of those of its files that name a Conv.
+
+    A file computes its cases when it is imported; all of them take seconds.
+    """
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")  # they compute overflows, too
+        for file in sorted(pathlib.Path(own_cases.__file__).parent.glob("*.py")):
+            if "Conv" in file.read_text("utf-8"):
+                importlib.import_module(f"{own_cases.__name__}.{file.stem}")
+    return list(own_cases._NodeTestCases)

@@ -9,7 +9,7 @@ import pkgutil
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -23,7 +23,6 @@ from convfc.errors import MissingDependencyError
 from convfc.extras import PIP, missing, needing
 
 EXTRAS = metadata.metadata("convfc").get_all("Provides-Extra") or []
-OF_MODULE = metadata.packages_distributions()
 NEED_AN_EXTRA = re.compile(
     r"convfc\.(cli|drawing|explorer\.(film|widget)|frameworks\.(keras|onnx|torch)"
     r"|methods\.(morphism|spectrum\.lipschitz|uncertainty)"
@@ -66,6 +65,12 @@ print(json.dumps(found))
 
 
 @functools.cache
+def of_module() -> Mapping[str, list[str]]:
+    """The distributions that bring a module; every file of the environment is looked at."""
+    return metadata.packages_distributions()
+
+
+@functools.cache
 def brought(*extras: str) -> set[str]:
     """The distributions that pip installs with convfc and these extras, by their metadata."""
     todo, seen = [("convfc", extra) for extra in ("", *extras)], set()
@@ -85,13 +90,13 @@ def brought(*extras: str) -> set[str]:
 
 
 def brings(module: str, *extras: str) -> bool:
-    return not brought(*extras).isdisjoint(map(canonicalize_name, OF_MODULE[module]))
+    return not brought(*extras).isdisjoint(map(canonicalize_name, of_module()[module]))
 
 
 def process(*arguments: str, program: str, extras: tuple[str, ...]) -> subprocess.CompletedProcess:
     """Run a program where nothing but these extras is installed."""
-    hidden = [module for module in OF_MODULE if not brings(module, *extras)]
-    distributions = [name for module in hidden for name in OF_MODULE[module]]
+    hidden = [module for module in of_module() if not brings(module, *extras)]
+    distributions = [name for module in hidden for name in of_module()[module]]
     return python("-c", HIDDEN + program, *arguments, json.dumps([hidden, distributions]))
 
 
@@ -134,7 +139,7 @@ def test_the_walk_meets_every_module() -> None:
 def test_the_extras_are_those_of_the_distribution(module: str) -> None:
     extra, beside = re.fullmatch(r"'convfc\[(\w+)\]'(?: (\w+))?", PIP[module]).groups()
     assert extra in EXTRAS
-    assert brings(module, extra) or beside in OF_MODULE[module]
+    assert brings(module, extra) or beside in of_module()[module]
 
 
 def test_the_extra_of_who_asks_and_another_remedy() -> None:

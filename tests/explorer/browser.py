@@ -30,7 +30,13 @@ if TYPE_CHECKING:
 REQUIRED = "CONVFC_REQUIRE_BROWSER"
 """Set in continuous integration: where there is no browser, a test then fails."""
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+NAMES = (
+    "chromium-headless-shell",  # the same engine without windows, in three quarters of the time
+    "chromium",
+    "chromium-browser",
+    "google-chrome",
+    "google-chrome-stable",
+)
 ARGUMENTS = (
     "--no-sandbox",
     "--disable-gpu",

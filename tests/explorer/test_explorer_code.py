@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-import nbformat
 import numpy as np
 import pytest
 from cases import Case
@@ -218,6 +217,8 @@ def test_an_output_that_no_float_holds_is_not_checked(model: Model) -> None:
 
 @pytest.mark.parametrize("language", ["numpy", "torch", "keras"])
 def test_a_notebook_is_valid_and_runs(model: Model, language: str) -> None:
+    import nbformat  # here: it takes two seconds
+
     settings = settings_of(ConvGeometry(2, 2, (2, 2), padding=1), (3, 4), bias=True)
     state = state_of(settings, whole=True, seed=0)
     program = model.ask("programs", state, language, [{"p": 3, "f": 1}])["programs"][0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -53,8 +54,8 @@ def whole(
 
 @pytest.fixture
 def copied(whole: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
-    """The run once more, to be damaged."""
-    return pathlib.Path(shutil.copytree(whole, tmp_path / "run"))
+    """The run once more, to be damaged: its very files, which are removed and not written into."""
+    return pathlib.Path(shutil.copytree(whole, tmp_path / "run", copy_function=os.link))
 
 
 def damage(path: pathlib.Path, kind: str) -> None:
@@ -161,7 +162,9 @@ def test_what_is_no_such_file_is_refused_in_one_line(
     copied: pathlib.Path, command: Callable[[pathlib.Path], Result], file: str, content: bytes
 ) -> None:
     path = copied / file
-    path.write_bytes(encrypted(path) if content == b"encrypted" else content)
+    content = encrypted(path) if content == b"encrypted" else content
+    path.unlink()
+    path.write_bytes(content)
     assert_refused(command, copied, str(path), "Remedy: ")
 
 
@@ -179,6 +182,7 @@ def test_sealed_weights_without_meaning_are_refused(
     copied: pathlib.Path, weights: np.ndarray[Any, Any], text: str
 ) -> None:
     run, results = RunFolder(copied), results_of(copied)
+    (copied / LAYER).unlink()
     np.savez(copied / LAYER, first_layer=weights)
     content = {"numbers": {"loss": [0.5], "val_loss": [0.5]}, "seconds": {}}
     sealed.write_sealed(copied / LOSSES, content, [copied / LAYER])

@@ -19,7 +19,7 @@ import pytest
 from onnx import numpy_helper, version_converter
 from onnx.backend.test.case.node import collect_testcases
 from onnx.backend.test.loader import load_model_tests
-from onnx_models import run
+from onnx_models import conv_cases, run
 
 import convfc
 from convfc.errors import UnsupportedLayer
@@ -31,11 +31,9 @@ if TYPE_CHECKING:
 @cache
 def cases() -> dict[str, TestCase]:
     """All cases whose model has a Conv or a ConvTranspose, also in a function or a branch."""
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")  # they compute overflows, too
-        found = list(collect_testcases())
-        for kind in ("simple", "pytorch-converted", "pytorch-operator"):
-            found += load_model_tests(kind=kind)
+    found = conv_cases()
+    for kind in ("simple", "pytorch-converted", "pytorch-operator"):
+        found += load_model_tests(kind=kind)
     return {case.name: case for case in found if convolves(model_of(case))}
 
 
@@ -110,6 +108,14 @@ def test_there_are_as_many_as_there_were() -> None:
     names = cases()
     assert len(names) >= 63
     assert {"test_convtranspose_autopad_same", "test_Conv3d_groups", "test_qlinearconv"} <= {*names}
+
+
+@pytest.mark.slow
+def test_no_file_without_the_word_has_a_case() -> None:
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")  # some compute overflows
+        everything = collect_testcases()
+    assert {case.name for case in everything if convolves(model_of(case))} <= {*cases()}
 
 
 LIGHT = sorted((pathlib.Path(onnx.backend.test.__file__).parent / "data" / "light").glob("*.onnx"))
