@@ -26,7 +26,7 @@ EXTRAS = metadata.metadata("convfc").get_all("Provides-Extra") or []
 OF_MODULE = metadata.packages_distributions()
 NEED_AN_EXTRA = re.compile(
     r"convfc\.(cli|drawing|explorer\.(film|widget)|frameworks\.(keras|onnx|torch)"
-    r"|methods\.(morphism|spectrum\.lipschitz|uncertainty)"
+    r"|methods\.(morphism|spectrum\.(lipschitz|networks|rules|verified)|uncertainty)"
     r"|paper|runs|studies)\b"
 )
 LINE = re.compile(r"the package (\w+) is not installed\. Remedy: pip install 'convfc\[(\w+)\]'")

@@ -27,7 +27,6 @@ from convfc.geometry import ConvGeometry
 from convfc.indexmap import Indices, index_map
 from convfc.layer import ConvLayer
 from convfc.methods.spectrum.algorithms import (
-    Filters,
     PeriodicAxis,
     fourier_error,
     fourier_values,
@@ -152,7 +151,7 @@ def _on_a_circle(layer: ConvLayer, input_size: tuple[int, ...]) -> tuple[float, 
     how = f"the norm on a circle of {'×'.join(str(axis.fine) for axis in axes)}"
     if most == 1:
         return norm, how
-    return product(norm, root([Fraction(most)])), f"{how}, times {most}^½ of the padding"
+    return product(norm, root(Fraction(most))), f"{how}, times {most}^½ of the padding"
 
 
 def _smallest_circle(reads: Indices, inside: int, step: int) -> PeriodicAxis:
@@ -173,7 +172,7 @@ def _by_sums(layer: ConvLayer, input_size: Sequence[int]) -> float:
     operator = conv_operator(ConvLayer(layer.geometry, np.abs(filters)), input_size)
     rows, columns = (float(np.max(a @ np.ones(a.shape[1]))) for a in (operator, operator.T))
     share = 0.0 if _integers(filters) else gamma(2 * max(operator.shape), _U)
-    return product(root([Fraction(rows) * Fraction(columns)]), 1 + share)
+    return product(root(Fraction(rows) * Fraction(columns)), 1 + share)
 
 
 def matrix_bounds(matrix: npt.NDArray[Any]) -> NormBounds:
@@ -192,11 +191,11 @@ def matrix_bounds(matrix: npt.NDArray[Any]) -> NormBounds:
         # The product is off by gamma_n |A||A*|, whose norm is at most that of Frobenius squared.
         off = float(np.linalg.norm(matrix)) ** 2 * 2 * gamma(2 * max(matrix.shape), _U)
         off += float(square) * lapack_error(n, n)
-        known = [(root([Fraction(float(square)) + Fraction(off)]), "LAPACK, of its Gram matrix")]
+        known = [(root(Fraction(float(square)) + Fraction(off)), "LAPACK, of its Gram matrix")]
     sizes = np.abs(matrix)
     sums = [float(sizes.sum(axis=axis).max()) for axis in (0, 1)]
     share = 0.0 if _integers(matrix) else gamma(2 * max(matrix.shape), _U)
-    schur = product(root([Fraction(sums[0]) * Fraction(sums[1])]), 1 + share)
+    schur = product(root(Fraction(sums[0]) * Fraction(sums[1])), 1 + share)
     known.append((schur, "the largest sums of a row and of a column"))
     upper, how = min(known)
     return NormBounds(min(norm, upper), upper, how)
@@ -234,17 +233,20 @@ def total(terms: Iterable[float]) -> float:
     return upwards(sum(map(Fraction, terms), Fraction())) if np.isfinite(terms).all() else math.inf
 
 
-def root(squares: Iterable[Fraction]) -> float:
-    """Return the root of a sum of squares, rounded upwards."""
-    square = sum(squares, Fraction())
-    found = upwards(square)
-    if math.isinf(found):
-        return found
-    found = math.sqrt(found)
-    # A square root is off by half a unit in the last place, and the square was rounded, too.
-    found = math.nextafter(math.nextafter(found, 0.0), 0.0)
+def side_by_side(terms: Iterable[float]) -> float:
+    """Return the root of the sum of squares of bounds, rounded upwards."""
+    terms = list(terms)
+    finite = bool(np.isfinite(terms).all())
+    return root(sum((Fraction(one) ** 2 for one in terms), Fraction())) if finite else math.inf
+
+
+def root(square: Fraction) -> float:
+    """Return a square root, rounded upwards."""
+    near = upwards(square)
+    if math.isinf(near):
+        return near
+    # It is off by half a unit in the last place, and the square was rounded, too.
+    found = math.nextafter(math.nextafter(math.sqrt(near), 0.0), 0.0)
     while Fraction(found) ** 2 < square:
         found = math.nextafter(found, math.inf)
     return found
-
-
