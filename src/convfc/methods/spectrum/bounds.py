@@ -121,7 +121,8 @@ def norm_bounds(
     if found.measured:
         known = [_on_a_circle(layer, tuple(input_size))]
     else:
-        known = [(product(value, 1 + found.residual), METHODS[found.method].split("; ")[-1])]
+        words = METHODS[found.method].removesuffix("; exact").split("; ")[-1]
+        known = [(product(value, 1 + found.residual), words)]
     known.append((_by_sums(layer, input_size), "the largest sums of a row and of a column"))
     upper, how = min(known)
     return NormBounds(min(value, upper), upper, how)
@@ -224,7 +225,7 @@ def product(*factors: float) -> float:
     """Return a product of bounds, rounded upwards."""
     if not all(map(math.isfinite, factors)):
         return 0.0 if 0.0 in factors else math.inf
-    return upwards(math.prod(map(Fraction, factors)))
+    return upwards(math.prod(map(Fraction, factors), start=Fraction(1)))
 
 
 def total(terms: Iterable[float]) -> float:

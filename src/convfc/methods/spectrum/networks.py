@@ -94,7 +94,7 @@ class LipschitzBound(Record):
     >>> print(lipschitz_bound(nn.Sequential(ones, nn.ReLU(), ones), torch.zeros(1, 2)))
     part  class   at least  at most  so far  how it is known
     0     Linear         2        2       2  the largest sums of a row and of a column
-    2     Linear         2        2       4  the largest sums of a row and of a column
+    0     Linear         2        2       4  the largest sums of a row and of a column
     <BLANKLINE>
     The network stretches a difference by at most 4; with the norms as they are computed, 4.
     Not listed, since they stretch nothing: ReLU.
@@ -283,27 +283,27 @@ class _Reader:
         self.parts: list[BoundedPart] = []
         self.users: dict[int, list[Call | None]] = defaultdict(list)
         """By whom each tensor is used; None is the one who called the model."""
-        for call in self.found.calls:
-            for ref in refs_of((call.args, call.kwargs)):
-                self.users[ref.number].append(call)
         for ref in refs_of(self.found.output):
             self.users[ref.number].append(None)
+        self.calls: list[Call] = []
+        for call in reversed(self.found.calls):  # what the output does not depend on is left out
+            if any(self.users[ref.number] for ref in refs_of(call.result)):
+                self.calls.insert(0, call)
+                for ref in refs_of((call.args, call.kwargs)):
+                    self.users[ref.number].append(call)
 
     def read(self) -> tuple[BoundedPart, ...]:
-        """Follow the calls, and return the parts up to the output."""
-        for call in self.found.calls:
-            self._follow(call)
-        output = self.found.output
-        if not isinstance(output, Ref) or output.number not in self.values:
+        """Follow the calls, and return the parts; the last one has the output."""
+        if not isinstance(self.found.output, Ref):
             raise UnsupportedLayer(
                 "it does not return one tensor that depends on its input",
                 where="model",
                 expected="one tensor",
-                got=type(output).__name__,
+                got=type(self.found.output).__name__,
                 remedy="wrap it in a module that returns the one tensor",
             )
-        if not self.parts or self.parts[-1].result != output.number:
-            self._note(one_input(self.values[output.number]), output.number, "output", "")
+        for call in self.calls:
+            self._follow(call)
         return tuple(self.parts)
 
     def _follow(self, call: Call) -> None:
@@ -323,10 +323,11 @@ class _Reader:
         results = tree_leaves(BOUNDS[call.name](step, *args, **kwargs))
         # More results than have a bound are indices or the like, which nobody may use.
         for ref, result in zip(refs_of(call.result), results, strict=False):
-            shape = tuple(tensors[ref.number].shape)
-            if shape[:1] != (2,):
-                raise unknown(call, EACH)
-            self.values[ref.number] = self._value(result, ref.number, shape, call)
+            if self.users[ref.number]:
+                shape = tuple(tensors[ref.number].shape)
+                if shape[:1] != (2,):
+                    raise unknown(call, EACH)
+                self.values[ref.number] = self._value(result, ref.number, shape, call)
 
     def _value(self, result: Result, number: int, shape: tuple[int, ...], call: Call) -> Value:
         """Return the number of one result."""

@@ -339,8 +339,8 @@ _SLOPES = {
     **dict.fromkeys(("tanhshrink", "softshrink", "sin", "cos", "atan"), 1.0),
     **dict.fromkeys(("detach", "clone", "alias", "lift_fresh"), 1.0),
     "sigmoid": 0.25,
-    "hardsigmoid": math.nextafter(1 / 6, 1),
-    "hardswish": 1.5,
+    "hardsigmoid": 0.166667,  # PyTorch takes 1/6 in float32, whatever the dtype
+    "hardswish": 1.500001,
     "silu": 1.0999,  # at x = 2.3994: 1.09984
     "gelu": 1.1290,  # at x = √2: 1.12890; with tanh 1.12892
     "mish": 1.0885,  # at x = 1.4867: 1.08850
@@ -390,11 +390,15 @@ def _(step: Step, x: Value, weight: Any) -> Result:
 def _(
     step: Step, x: Value, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0
 ) -> Result:
-    inner = math.nextafter(abs(alpha * input_scale), math.inf) if input_scale != 1 else abs(alpha)
-    slope = product(abs(scale), max(1.0, inner))
-    if alpha * input_scale == 1 == scale:
-        slope = 1.0
+    slope = product(abs(scale), max(1.0, product(abs(alpha), abs(input_scale))))
     return one_input(x, slope, "the slope" if slope != 1 else "")
+
+
+@BOUNDS.register("celu")
+def _(step: Step, x: Value, alpha: float = 1.0) -> Result:
+    if alpha < 0:
+        raise unknown(step.call, "its alpha is negative")
+    return one_input(x)
 
 
 @BOUNDS.register("softplus")
@@ -432,13 +436,12 @@ def _(
     padding: Any = 0,
     dilation: Any = 1,
     ceil_mode: bool = False,
-    return_indices: bool = False,
+    **_: Any,
 ) -> Result:
     ndim = int(step.call.name[-2])
-    first = step.result if isinstance(step.result, Tensor) else step.result[0]
     windows = pool_windows(
         x.shape[-ndim:],
-        first.shape[-ndim:],
+        step.result.shape[-ndim:],
         kernel=kernel_size,
         stride=stride or kernel_size,
         low=padding,
@@ -448,10 +451,9 @@ def _(
 
 
 @BOUNDS.register(*_axes("adaptive_max_pool*d"))
-def _(step: Step, x: Value, output_size: Any, return_indices: bool = False) -> Result:
+def _(step: Step, x: Value, output_size: Any, **_: Any) -> Result:
     ndim = int(step.call.name[-2])
-    first = step.result if isinstance(step.result, Tensor) else step.result[0]
-    return _in_windows(x, adaptive_windows(x.shape[-ndim:], first.shape[-ndim:]))
+    return _in_windows(x, adaptive_windows(x.shape[-ndim:], step.result.shape[-ndim:]))
 
 
 def _in_windows(x: Value, windows: Sequence[Any]) -> Result:

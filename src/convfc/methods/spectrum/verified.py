@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from convfc.certificate import Record
 from convfc.errors import ShapeError, UnsupportedModel
@@ -113,11 +113,10 @@ class LipschitzCertificate(Record):
 
     def table(self) -> TextTable:
         """Return the table that ``print`` shows: the layers, then the network."""
-        rows = [
-            (one.name, one.what, f"{one.measured:.4g}", f"{one.allowed:.4g}", f"{one.ratio:.3f}")
-            + ("yes" if one.holds else "NO",)
-            for one in (*self.layers, *self.network)
-        ]
+        rows = []
+        for one in (*self.layers, *self.network):
+            numbers = (f"{one.measured:.4g}", f"{one.allowed:.4g}", f"{one.ratio:.3f}")
+            rows.append((one.name, one.what, *numbers, "yes" if one.holds else "NO"))
         good = sum(one.holds for one in self.tensors)
         verdict = "holds" if self.holds else "DOES NOT HOLD"
         notes = (
@@ -281,9 +280,7 @@ def _units(t: Tensor) -> Tensor:
     return t / torch.where(sizes > 0, sizes, 1.0)
 
 
-def _norm_of(
-    function: Function, point: Tensor, steps: int, seed: int
-) -> tuple[float, str, float]:
+def _norm_of(function: Function, point: Tensor, steps: int, seed: int) -> tuple[float, str, float]:
     """Return the norm of a linear part, how it is measured, and the defect of its adjoint."""
     result = function(point)
     if result.numel() * point.numel() <= _DENSE:
@@ -297,12 +294,12 @@ def _norm_of(
 def _calls_of(part: BoundedPart, made: dict[int, Call]) -> list[Call]:
     """Return the calls from the part's source to its result: one, or a layer and a BatchNorm."""
     calls = [made[part.result]] if part.result in made else []
-    if calls and part.source >= 0 and Ref(part.source) not in refs_of((calls[0].args, calls[0].kwargs)):
-        first = refs_of((calls[0].args, calls[0].kwargs))[0].number
-        calls = [made[first], *calls] if first in made else []
+    given = refs_of((calls[0].args, calls[0].kwargs)) if calls else []
+    if part.source >= 0 and Ref(part.source) not in given:
+        calls = [made[ref.number] for ref in given[:1] if ref.number in made] + calls
     names = " + ".join(call.place for call in calls)
     kinds = " + ".join(call.words for call in calls)
-    if (names, kinds) != (part.name, part.kind) and (part.result or part.name != "output"):
+    if (names, kinds) != (part.name, part.kind):
         raise UnsupportedModel(
             "the bound is of another network",
             where=part.name,
