@@ -28,6 +28,7 @@ from convfc.methods.spectrum import (
     norm_bounds,
     rules,
     singular_values,
+    spectral_norm,
     verify_bound,
 )
 from convfc.methods.spectrum import bounds as arithmetic
@@ -111,21 +112,12 @@ def test_a_layer_too_large_for_lapack_is_bounded_on_a_circle(
     assert norm * (1 - 1e-3) <= found.lower <= norm * (1 + off)
     assert norm <= found.upper * (1 + off)
     assert found.upper <= norm * (1.06 if mode == "zeros" else 2.2)
-    if (mode, stride) != ("circular", 1):
-        circle = {"zeros": "10×11", "reflect": "11×12", "replicate": "11×12", "circular": "12×12"}
-        expected = "10×12" if (mode, stride) == ("zeros", 2) else circle[mode]
-        expected = "12×12" if stride == 2 and mode != "zeros" else expected
-        assert f"circle of {expected}" in found.how
-
-
-def test_the_circle_is_no_larger_than_it_must_be():
-    conv = nn.Conv2d(1, 1, 3, padding=1, dtype=torch.float64)
-    _, how = arithmetic._on_a_circle(
-        convfc.ConvLayer(convfc.ConvGeometry(1, 1, (3, 3), padding=1), np.ones((1, 3, 3, 1))),
-        (8, 8),
-    )
-    assert how == "the norm on a circle of 9×9"
-    assert norm_bounds(conv, (8, 8)).upper > 0
+    geometry = convfc.ConvGeometry(2, 3, (3, 3), stride=stride, padding=1, padding_mode=mode)
+    _, how = arithmetic._on_a_circle(convfc.ConvLayer(geometry, np.ones((3, 3, 3, 2))), size)
+    padded = mode != "zeros"
+    expected = {(1, False): "10×11", (2, False): "10×12", (1, True): "11×12", (2, True): "12×12"}
+    assert f"circle of {expected[stride, padded]}" in how
+    assert ("of the padding" in how) is padded
 
 
 @pytest.mark.parametrize(
@@ -389,7 +381,7 @@ def test_a_network_is_left_as_it_was_and_its_fc_form_has_the_same_bound(name: st
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
     fc = lipschitz_bound(convfc.to_fc(model), x)
-    assert [part.so_far for part in fc.parts] == [part.so_far for part in found.parts]
+    assert fc.parts == found.parts
 
 
 def unit_norms(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -492,6 +484,14 @@ def test_the_merged_layer_is_better_than_the_product():
         norm.weight.copy_(torch.tensor([1.0, 8.0]))
     found = lipschitz_bound(nn.Sequential(conv, norm), torch.zeros(1, 1, 3, 3)).bound
     assert found == pytest.approx(math.hypot(8, 8), rel=1e-12)
+
+
+def test_a_parametrized_layer_has_its_own_class():
+    held = spectral_norm(nn.Conv2d(1, 2, 3), (5, 5), steps=500)
+    linear = nn.utils.parametrizations.spectral_norm(nn.Linear(18, 2), n_power_iterations=500)
+    found = lipschitz_bound(nn.Sequential(held, nn.Flatten(), linear), torch.zeros(1, 1, 5, 5))
+    assert [part.kind for part in found.parts] == ["Conv2d", "Flatten", "Linear"]
+    assert found.bound == pytest.approx(1, abs=1e-3)
 
 
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])

@@ -33,6 +33,7 @@ from convfc.methods.spectrum.rules import (
     Result,
     Value,
     is_norm,
+    kind_of,
     one_input,
     refs_of,
     unknown,
@@ -337,7 +338,7 @@ class _Reader:
                 put_off = (source.estimate, source.bound, result.layer, source.number)
                 return Value(number, shape, *put_off)
             result = one_input(source, result.layer.bounds())
-        part = self._note(result, number, call.place, call.words)
+        part = self._note(result, number, call.place, kind_of(call))
         return Value(number, shape, part.estimate_so_far, part.so_far)
 
     def _note(self, result: Result, number: int, name: str, kind: str) -> BoundedPart:
@@ -354,7 +355,7 @@ class _Reader:
             source = value.number
             if value.layer is not None:
                 source, merged = value.source, value.layer.call
-                name, kind = f"{merged.place} + {name}", f"{merged.words} + {kind}"
+                name, kind = f"{merged.place} + {name}", f"{kind_of(merged)} + {kind}"
         own = (norm.lower, norm.upper, result.how)
         self.parts.append(BoundedPart(name, kind, *own, *so_far, source, number))
         return self.parts[-1]

@@ -25,7 +25,7 @@ with needing():
     from torch.utils._pytree import tree_leaves
 
 from convfc.frameworks.torch.matrix import read_layer
-from convfc.frameworks.torch.read import weight_to_filters
+from convfc.frameworks.torch.read import own_class, weight_to_filters
 from convfc.frameworks.torch.simplification.operations import AVERAGES, MOVES, Step, numbers
 from convfc.frameworks.torch.simplification.trace import LAYER, Call, Ref
 from convfc.geometry import ConvGeometry
@@ -100,10 +100,18 @@ def refs_of(tree: Any) -> list[Ref]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Ref)]
 
 
+def kind_of(call: Call) -> str:
+    """Return the class of PyTorch's module that a call is, whatever its form, or its function."""
+    module = call.module
+    native: type = vars(module).get("native") or own_class(module)
+    whole = call.name == LAYER or native.__module__.startswith("torch.nn.modules")
+    return native.__name__ if whole else call.words
+
+
 def unknown(call: Call, why: str = "") -> UnsupportedLayer:
     """Return the error for a part without a bound."""
     return UnsupportedLayer(
-        f"no bound is known for a {call.words}" + (f": {why}" if why else ""),
+        f"no bound is known for a {kind_of(call)}" + (f": {why}" if why else ""),
         where=call.place,
         expected="CONV and FC layers, BatchNorm, pooling, sums, concatenations, and activations "
         "such as ReLU",

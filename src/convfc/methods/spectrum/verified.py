@@ -27,7 +27,7 @@ with needing():
 from convfc.frameworks.torch.running import call_model, deep_copy, in_mode
 from convfc.frameworks.torch.simplification.trace import LAYER, Call, Ref, Trace, trace
 from convfc.methods.spectrum.networks import BoundedPart, LipschitzBound, check_input
-from convfc.methods.spectrum.rules import is_norm, refs_of
+from convfc.methods.spectrum.rules import is_norm, kind_of, refs_of
 from convfc.rounding import UNIT_ROUNDOFF, gamma
 from convfc.sizes import integer
 from convfc.tables import TextTable
@@ -298,7 +298,7 @@ def _calls_of(part: BoundedPart, made: dict[int, Call]) -> list[Call]:
     if part.source >= 0 and Ref(part.source) not in given:
         calls = [made[ref.number] for ref in given[:1] if ref.number in made] + calls
     names = " + ".join(call.place for call in calls)
-    kinds = " + ".join(call.words for call in calls)
+    kinds = " + ".join(map(kind_of, calls))
     if (names, kinds) != (part.name, part.kind):
         raise UnsupportedModel(
             "the bound is of another network",
