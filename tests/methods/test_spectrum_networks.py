@@ -120,6 +120,17 @@ def test_a_layer_too_large_for_lapack_is_bounded_on_a_circle(
     assert ("of the padding" in how) is padded
 
 
+def test_a_circle_as_small_as_the_input_would_be_no_bound():
+    """The second difference of 3 elements between zeros; on a circle of 3 its norm is 3 only."""
+    geometry = convfc.ConvGeometry(1, 1, (3,), padding=1)
+    filters = np.array([[[-1.0], [2.0], [-1.0]]])
+    circle, how = arithmetic._on_a_circle(convfc.ConvLayer(geometry, filters), (3,))
+    norm, _ = dense_norm(convfc.conv_matrix(filters, (3,), geometry, layout="dense"))
+    assert norm == pytest.approx(2 + math.sqrt(2), rel=8 * EPS)
+    assert how == "the norm on a circle of 4"
+    assert 4 <= circle <= 4 * (1 + 1e-12)
+
+
 @pytest.mark.parametrize(
     ("layer", "size", "norm"),
     [
