@@ -487,6 +487,15 @@ def test_a_batchnorm_is_merged_only_with_a_layer_whose_output_it_alone_sees():
     assert [part.name for part in found.parts][:2] == ["conv", "norm"]
     assert found.bound == pytest.approx(3, rel=20 * EPS)
 
+    def before(m: Any, x: Tensor) -> Tensor:
+        y = m.conv(x)
+        z = y.relu()
+        return m.norm(y) + z
+
+    nn.init.constant_(conv.weight, 3.0)
+    found = lipschitz_bound(Net(before, conv=conv, norm=norm), torch.zeros(1, 1, 3, 3))
+    assert found.bound == pytest.approx(9, rel=20 * EPS)
+
 
 def test_the_merged_layer_is_better_than_the_product():
     conv, norm = nn.Conv2d(1, 2, 1, bias=False), nn.BatchNorm2d(2, eps=0.0)
