@@ -20,6 +20,7 @@ FILTERS = np.ones((4, 3, 3, 2))
 LINEAR = nn.Linear(3, 2)
 X = torch.ones(1, 2, 6, 6)
 NETWORK = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2))
+BOUND = spectrum.lipschitz_bound(NETWORK, X)
 
 
 def network(of: Callable[..., Any], name: str, **arguments: Any) -> Callable[[], Any]:
@@ -132,6 +133,9 @@ WRONG: dict[str, list[tuple[Callable[[], Any], str]]] = {
     "GaussianLinear": [
         (lambda: uncertainty.GaussianLinear(LINEAR, initial_std=0.0), "initial_std: a number out"),
     ],
+    "verify_bound": [
+        (lambda: spectrum.verify_bound(NETWORK, BOUND, X, steps=0), "steps: a size is too small"),
+    ],
     "register_layer": [(lambda: convfc.register_layer(CONV, dict), "cls: only a class")],
     "predict": [
         (lambda: uncertainty.predict(NETWORK, X, samples=0), "samples: a count below one"),
@@ -150,7 +154,7 @@ ELSEWHERE = {
     },
     "models and layers alone": {
         *("convert_optimizer_state", "inspect", "to_fully_convolutional", "unroll", "verify"),
-        *("kl", "learned_rates", "lipschitz_bound", "mean_network", "sample"),
+        *("kl", "learned_rates", "lipschitz_bound", "mean_network", "norm_bounds", "sample"),
     },
     "results, which nobody but convfc makes": {
         *(
@@ -163,7 +167,7 @@ ELSEWHERE = {
             "Morph",
         ),
         *("SingularValues", "Factored", "IdentityStart", "ParallelSum", "RandomLinear"),
-        "LipschitzBound",
+        *("LipschitzBound", "LipschitzCertificate", "NormBounds"),
         "reliability_figure",
     },
 }

@@ -25,7 +25,7 @@ from convfc.extras import PIP, missing, needing
 EXTRAS = metadata.metadata("convfc").get_all("Provides-Extra") or []
 NEED_AN_EXTRA = re.compile(
     r"convfc\.(cli|drawing|explorer\.(film|widget)|frameworks\.(keras|onnx|torch)"
-    r"|methods\.(morphism|spectrum\.lipschitz|uncertainty)"
+    r"|methods\.(morphism|spectrum\.(lipschitz|networks|rules|verified)|uncertainty)"
     r"|paper|runs|studies)\b"
 )
 LINE = re.compile(r"the package (\w+) is not installed\. Remedy: pip install 'convfc\[(\w+)\]'")

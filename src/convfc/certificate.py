@@ -30,7 +30,7 @@ _WIDTH = 100
 _TITLES = ("layer", "form", "M", "K", "out", "d.in", "d.wt", "d.bias", "f64", "ints", "holds")
 
 
-class _Record:
+class Record:
     """Data of a certificate."""
 
     _derived: tuple[str, ...] = ()  # properties that `to_dict` lists after the fields
@@ -42,7 +42,7 @@ class _Record:
 
 
 @dataclass(frozen=True)
-class Comparison(_Record):
+class Comparison(Record):
     """One quantity of a layer, before and after, at the element nearest to its bound."""
 
     quantity: str  # output, or a gradient: input, weight, bias
@@ -71,7 +71,7 @@ class Comparison(_Record):
 
 
 @dataclass(frozen=True)
-class WeightComparison(_Record):
+class WeightComparison(Record):
     """A weight or bias, before and after, in the layout of the CONV layer."""
 
     quantity: str  # weight or bias
@@ -89,7 +89,7 @@ class WeightComparison(_Record):
 
 
 @dataclass(frozen=True)
-class ExactTest(_Record):
+class ExactTest(Record):
     """The test on integers, where nothing is rounded and every quantity must be the same."""
 
     dtype: str = ""  # the layer's own, or a wider one if sums of this length need it
@@ -104,7 +104,7 @@ class ExactTest(_Record):
 
 
 @dataclass(frozen=True)
-class LayerCertificate(_Record):
+class LayerCertificate(Record):
     """What is known about one layer, on one input that it really received.
 
     A form is ``native``, ``patch``, ``weight``, ``unrolled``, or the name of another class; of a
@@ -150,7 +150,7 @@ class LayerCertificate(_Record):
 
 
 @dataclass(frozen=True)
-class OutputComparison(_Record):
+class OutputComparison(Record):
     """One output of the whole network: a measurement, not a proof."""
 
     path: str  # its place in what the network returns; empty for one tensor
@@ -179,7 +179,7 @@ class OutputComparison(_Record):
 
 
 @dataclass(frozen=True)
-class NetworkCertificate(_Record):
+class NetworkCertificate(Record):
     """The two networks as wholes: their outputs, and everything that was not to change."""
 
     outputs: tuple[OutputComparison, ...] = ()
@@ -211,7 +211,7 @@ class NetworkCertificate(_Record):
 
 
 @dataclass(frozen=True)
-class Certificate(_Record):
+class Certificate(Record):
     """Whether two networks compute the same function, layer by layer and as wholes.
 
     `convfc.verify` makes it. ``layers`` are the proof, ``network`` is a measurement; the docstring
@@ -356,7 +356,7 @@ def _value(value: complex | None, dtype: str = "float64") -> str:
 
 def as_json(thing: Any) -> Any:
     """Return records, mappings and tuples as what `json` writes and every reader takes."""
-    if isinstance(thing, _Record):
+    if isinstance(thing, Record):
         return thing.to_dict()
     if isinstance(thing, Mapping):
         return {str(key): as_json(value) for key, value in thing.items()}

@@ -1,14 +1,10 @@
-"""The true norm of a CONV layer as a constraint, and a Lipschitz bound for a whole network."""
+"""The true norm of a CONV layer as a constraint of its training."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
-
-import numpy as np
 
 from convfc.errors import Refusal, UnsupportedLayer
 from convfc.extras import needing
@@ -20,25 +16,14 @@ with needing():
 
 from convfc.frameworks.torch.forms.calls import by_class
 from convfc.frameworks.torch.forms.form import form_of
-from convfc.frameworks.torch.read import geometry_of, native_class, obstacle, own_class
-from convfc.frameworks.torch.running import deep_copy, evaluating
-from convfc.methods.spectrum.singular import singular_values
-from convfc.sizes import input_sizes, integer, per_axis
-from convfc.tables import Column, TextTable
+from convfc.frameworks.torch.read import geometry_of, native_class, obstacle
+from convfc.sizes import input_sizes, integer
 
 _READ = (
     *("stride", "padding", "dilation", "groups", "padding_mode", "transposed", "kernel_size"),
     *("output_padding", "_reversed_padding_repeated_twice"),
 )
-_MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
-_AVG_POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _NO_CONV = Refusal("it is not a CONV layer", "")
-_AT_MOST_ONE = (
-    *(nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Tanh, nn.Sigmoid, nn.Softsign, nn.LogSigmoid),
-    *(nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
-)
-"""Modules that never stretch a difference of two inputs, in evaluation mode."""
 
 
 def spectral_norm(layer: nn.Module, input_size: Sequence[int], *, steps: int = 1) -> nn.Module:
@@ -72,6 +57,7 @@ def spectral_norm(layer: nn.Module, input_size: Sequence[int], *, steps: int = 1
 
     Examples
     --------
+    >>> from convfc.methods.spectrum import singular_values
     >>> layer = spectral_norm(nn.Conv2d(3, 8, 3, padding=1), (6, 6), steps=500)
     >>> round(float(singular_values(layer.eval(), (6, 6), k=1)), 2)
     1.0
@@ -140,133 +126,3 @@ class OperatorNorm(nn.Module):
 def _unit(t: Tensor) -> Tensor:
     size: Tensor = t.norm()
     return t / size.clamp(min=torch.finfo(t.dtype).tiny)
-
-
-@dataclass(frozen=True)
-class LipschitzBound:
-    """How far a network stretches the difference of two inputs at most; `lipschitz_bound` makes it.
-
-    Parameters
-    ----------
-    parts : tuple of (str, str, float, str)
-        Of every part its name, its class, its own bound, and how that is known.
-
-    Examples
-    --------
-    >>> print(LipschitzBound((("0", "Linear", 2.0, "the norm"), ("1", "Linear", 0.5, "the norm"))))
-    part  class   bound  how it is known
-    0     Linear  2      the norm
-    1     Linear  0.5    the norm
-    <BLANKLINE>
-    The whole: at most 1.
-    """
-
-    parts: tuple[tuple[str, str, float, str], ...]
-
-    @property
-    def bound(self) -> float:
-        """The product of all: ``‖f(x) - f(y)‖ <= bound * ‖x - y‖`` in the Euclidean norm."""
-        return math.prod(part[2] for part in self.parts)
-
-    def __float__(self) -> float:
-        return self.bound
-
-    def __str__(self) -> str:
-        rows = [(name, kind, f"{bound:.4g}", how) for name, kind, bound, how in self.parts]
-        titles = ("part", "class", "bound", "how it is known")
-        columns = tuple(
-            Column(title, cells)
-            for title, cells in zip(titles, zip(*rows, strict=True), strict=True)
-        )
-        return TextTable(columns, (f"The whole: at most {self.bound:.4g}.",)).text(100)
-
-
-def lipschitz_bound(model: nn.Module, x: Tensor) -> LipschitzBound:
-    """Return a bound for how far a sequential network stretches the difference of two inputs.
-
-    The product of the norms of its layers, each CONV layer's with its own stride and padding at the
-    size that it sees (`singular_values`), in evaluation mode. A bound, and seldom the best one.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-        A layer, or an ``nn.Sequential`` of CONV and FC layers, BatchNorms, pooling and functions
-        that stretch nothing, such as ReLU; other ``nn.Sequential`` inside.
-    x : torch.Tensor
-        An input, for its size.
-
-    Raises
-    ------
-    UnsupportedLayer
-        For a part of which no bound is known, with its name.
-
-    Examples
-    --------
-    >>> conv = spectral_norm(nn.Conv2d(1, 4, 3), (8, 8), steps=500)
-    >>> net = nn.Sequential(conv, nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 2))
-    >>> bound = lipschitz_bound(net, torch.zeros(1, 1, 8, 8))
-    >>> norm = float(torch.linalg.matrix_norm(net[4].weight.detach(), 2))
-    >>> round(float(bound) / norm, 2)
-    1.0
-    """
-    copied = deep_copy(model)
-    with evaluating(copied):
-        return LipschitzBound(tuple(_parts(copied, "", [x])))
-
-
-def _parts(
-    module: nn.Module, name: str, state: list[Tensor]
-) -> Iterator[tuple[str, str, float, str]]:
-    """Yield what is known of every part; ``state`` holds the input of the next one."""
-    if type(module) is nn.Sequential:
-        for key, part in module.named_children():
-            yield from _parts(part, f"{name}.{key}" if name else key, state)
-        return
-    bound, how = _bound_of(module, name, state[0])
-    state[0] = module(state[0])
-    kind = vars(module).get("native") or own_class(module)
-    yield name or "the model itself", kind.__name__, bound, how
-
-
-def _bound_of(module: nn.Module, name: str, x: Tensor) -> tuple[float, str]:
-    """Return the bound of one part, and how it is known."""
-    some: Any = module
-    if form_of(module) is not None:
-        size = tuple(x.shape[2:])
-        found = singular_values(module, size, k=1)
-        return float(found) * (1 + found.residual), f"at {'×'.join(map(str, size))}: {found.method}"
-    if type(module) is nn.Linear:
-        norm = torch.linalg.matrix_norm(some.weight.double(), 2).item()
-        rounded = max(some.weight.shape) * float(np.finfo(np.float64).eps)
-        return norm * (1 + rounded), "the norm of the matrix"
-    if type(module) in _BATCH_NORMS and some.running_var is not None:
-        scale = (some.running_var.double() + some.eps).rsqrt()
-        scale = scale if some.weight is None else scale * some.weight.double()
-        return scale.abs().max().item(), "the largest scale of a channel"
-    if type(module) in (*_MAX_POOLS, *_AVG_POOLS):
-        return _pool(some, x.dim() - 2), "elements in several windows"
-    if type(module) is nn.LeakyReLU:
-        return max(1.0, abs(some.negative_slope)), "the slope"
-    if type(module) in _AT_MOST_ONE:
-        return 1.0, ""
-    raise UnsupportedLayer(
-        f"no bound is known for a {type(module).__name__}",
-        where=name or "model",
-        expected="an nn.Sequential of CONV and FC layers, BatchNorm, pooling and ReLU or its kin",
-        remedy="take the bounds of the parts that are sequential, and multiply",
-    )
-
-
-def _pool(pool: Any, ndim: int) -> float:
-    """Return a bound for pooling: an element counts as often as there are windows with it."""
-    kernel, step, apart = (
-        per_axis(name, getattr(pool, name, 1), ndim, least=1)
-        for name in ("kernel_size", "stride", "dilation")
-    )
-    often = math.prod(
-        math.ceil(k / s) if d == 1 else k for k, s, d in zip(kernel, step, apart, strict=True)
-    )
-    if type(pool) in _MAX_POOLS or not pool.count_include_pad or pool.ceil_mode:
-        return math.sqrt(often)
-    size = getattr(pool, "divisor_override", None) or math.prod(kernel)
-    return math.sqrt(often * math.prod(kernel)) / size

@@ -138,6 +138,24 @@ def _axes(*names: str) -> list[str]:
     return [name.replace("*", n) for name in names for n in "123"]
 
 
+MOVES = (
+    *("view", "_unsafe_view", "reshape", "_reshape_alias", "expand", "permute", "transpose", "t"),
+    *("squeeze", "unsqueeze", "select", "slice", "split", "narrow", "split_with_sizes", "chunk"),
+    *("unbind", "cat", "stack", "flip", "roll", "rot90", "constant_pad_nd", "pad", "pixel_shuffle"),
+    *("pixel_unshuffle", "unfold", "channel_shuffle", "native_channel_shuffle", "im2col"),
+    *("index_select", "index", "repeat", "clone", "detach", "alias", "lift_fresh", "diagonal"),
+    *("unsafe_split", *_axes("reflection_pad*d", "replication_pad*d")),
+    *_axes("upsample_nearest*d", "_upsample_nearest_exact*d"),
+)
+"""Operations that only move numbers, or repeat them."""
+AVERAGES = (
+    *_axes("avg_pool*d", "_adaptive_avg_pool*d", "adaptive_avg_pool*d"),
+    *("upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d"),
+    "_upsample_bilinear2d_aa",
+)
+"""Operations that multiply by numbers of which none is negative."""
+
+
 # Layers -------------------------------------------------------------------------------------------
 
 
@@ -288,9 +306,7 @@ def _(step: Step, *operands: Any, **named: Any) -> Tracked:
     return _probed(step, tracked[0])
 
 
-@OPERATIONS.register(*_axes("avg_pool*d", "_adaptive_avg_pool*d", "adaptive_avg_pool*d"))
-@OPERATIONS.register("upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d")
-@OPERATIONS.register("upsample_bicubic2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa")
+@OPERATIONS.register(*AVERAGES, "upsample_bicubic2d", "_upsample_bicubic2d_aa")
 def _(step: Step, x: Tracked, *_: Any, **__: Any) -> Tracked:
     return _probed(step, x, channels=0)
 
@@ -306,14 +322,7 @@ def _probed(step: Step, x: Tracked, *, channels: int | None = None) -> Tracked:
 # What moves numbers -------------------------------------------------------------------------------
 
 
-@OPERATIONS.register("view", "_unsafe_view", "reshape", "_reshape_alias", "expand", "permute")
-@OPERATIONS.register("transpose", "t", "squeeze", "unsqueeze", "select", "slice", "split", "narrow")
-@OPERATIONS.register("split_with_sizes", "chunk", "unbind", "cat", "stack", "flip", "roll", "rot90")
-@OPERATIONS.register("constant_pad_nd", "pad", "pixel_shuffle", "pixel_unshuffle", "unfold")
-@OPERATIONS.register("channel_shuffle", "native_channel_shuffle", "im2col", "index_select", "index")
-@OPERATIONS.register("repeat", "clone", "detach", "alias", "lift_fresh", "diagonal", "unsafe_split")
-@OPERATIONS.register(*_axes("reflection_pad*d", "replication_pad*d"))
-@OPERATIONS.register(*_axes("upsample_nearest*d", "_upsample_nearest_exact*d"))
+@OPERATIONS.register(*MOVES)
 def _(step: Step, /, *operands: Any, **named: Any) -> Any:
     inputs = [one for one in tree_leaves((operands, named)) if isinstance(one, Tracked)]
     structure: Any = None

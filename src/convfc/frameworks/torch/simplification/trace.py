@@ -20,10 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from convfc.comparing import first_words
-from convfc.errors import ConvfcError, UnsupportedModel
+from convfc.errors import ConvfcError, UnsupportedLayer, UnsupportedModel
 from convfc.frameworks.torch.forms.form import form_of
 from convfc.frameworks.torch.running import call_model, unchanged
-from convfc.mlp.values import refuse
 
 LAYER = "a CONV layer"
 _FIRST = {"self": "x", "input": "x"}  # what a function's first argument is called
@@ -39,6 +38,13 @@ CONSTANTS = frozenset(
     + [f"new_{kind}" for kind in ("zeros", "ones", "full", "empty")]
 )
 """Operators that ask a tensor for no more than its size and its kind."""
+
+
+def refuse(
+    what: str, where: str, remedy: str = "take the parts before and after it by themselves"
+) -> UnsupportedLayer:
+    """Return the error for something that cannot be followed."""
+    return UnsupportedLayer(f"{what}; it cannot be followed", where=where, remedy=remedy)
 
 
 @dataclass(frozen=True)
@@ -119,7 +125,7 @@ def trace(model: nn.Module, x: Tensor, *, numbers: bool = False) -> Trace:
                     f"its forward cannot be followed: {first_words(error)}",
                     where=recorder.failed or recorder.stack[-1][0],
                     expected="a forward that calls PyTorch's functions on tensors",
-                    remedy="simplify the parts of the model by themselves",
+                    remedy="take the parts of the model by themselves",
                 ) from error
             if recorder.refused is None:
                 raise
