@@ -159,9 +159,11 @@ def test_citation_names_the_paper_and_the_version() -> None:
     assert paper["identifiers"][0]["value"] == "arXiv:1712.01252"
 
 
-def test_changelog_has_a_place_for_what_is_next() -> None:
-    headings = re.findall(r"^## \[(.+?)\]", _text(ROOT / "CHANGELOG.md"), flags=re.MULTILINE)
-    assert headings[0] == "Unreleased"
+def test_the_newest_version_of_the_changelog_is_the_packages() -> None:
+    pattern = r"^## \[(.+?)\] - (unreleased|\d{4}-\d\d-\d\d)$"
+    headings = re.findall(pattern, _text(ROOT / "CHANGELOG.md"), flags=re.MULTILINE)
+    assert headings[0][0] == convfc.__version__
+    assert all(date != "unreleased" for _, date in headings[1:])
 
 
 # The README's numbers are those of the kept run and of the kept benchmark.
