@@ -12,6 +12,7 @@ from bounds import sum_bound
 from cases import CASES, Case, case
 from designs import flat, matrix_of, orders
 from hypothesis import given
+from hypothesis import strategies as st
 from libraries import JAX, NUMPY_READ_ONLY, TORCH, Library, traced_peak
 from scipy import sparse
 from strategies import cases, seeds
@@ -38,10 +39,13 @@ def gaussian(shape: tuple[int, ...], seed: int) -> np.ndarray:
     return parts[0] + 1j * parts[1]
 
 
-@given(cases(), seeds, orders)
-def test_every_product_is_that_of_the_matrix(subject: Case, seed: int, order: str):
+@given(cases(), seeds, orders, st.sampled_from([NUMPY_READ_ONLY, TORCH]))
+def test_every_product_is_that_of_the_matrix(
+    subject: Case, seed: int, order: str, library: Library
+):
     filters = gaussian(subject.filters_shape, seed)
-    op, A = operator(filters, subject, order), dense(filters, subject, order)
+    op = operator(library.array(filters), subject, order)
+    A = dense(filters, subject, order)
     assert op.shape == A.shape
     assert op.dtype == A.dtype
     x, y = gaussian((op.shape[1], 3), seed + 1), gaussian((op.shape[0], 3), seed + 2)

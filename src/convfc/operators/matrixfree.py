@@ -133,11 +133,11 @@ def conv_operator(
 
     Notes
     -----
-    The columns of ``op.matmat(X)`` are one batch, convolved in one call. A layer of PyTorch is
-    multiplied by PyTorch's own convolution and its adjoint, on the layer's device; everything else
-    (filters, integers, float16) by NumPy. Integers are exact. A product has the dtype that NumPy
-    gives the two: with a float64 vector a float32 layer calculates in float64. Cast the vector to
-    ``op.dtype`` for speed.
+    The columns of ``op.matmat(X)`` are one batch, convolved in one call. A layer of PyTorch, or
+    filters that are its tensors, are multiplied by PyTorch's own convolution and its adjoint, on
+    their device; everything else (arrays, integers, float16) by NumPy. Integers are exact. A
+    product has the dtype that NumPy gives the two: with a float64 vector a float32 layer calculates
+    in float64. Cast the vector to ``op.dtype`` for speed.
 
     Examples
     --------

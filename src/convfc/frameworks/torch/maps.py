@@ -16,13 +16,17 @@ from convfc.layer import ConvLayer
 from convfc.room import LinearMap
 
 
-def linear_maps(layer: ConvLayer, input_size: Sequence[int]) -> tuple[LinearMap, LinearMap]:
-    """Return what a layer that this room has read multiplies by, and the adjoint, without its bias.
+def linear_maps(layer: ConvLayer, input_size: Sequence[int]) -> tuple[LinearMap, LinearMap] | None:
+    """Return what a layer with filters of PyTorch multiplies by, and the adjoint, without its bias.
 
     Functions of NumPy arrays of any strides, from ``(b, c, *spatial)`` to ``(b, f, *output)`` and
-    back. The filters are taken as they are now, and cast to the dtype of the array.
+    back; None if PyTorch has no such convolution. The filters are taken as they are now, and cast
+    to the dtype of the array.
     """
     geometry = layer.geometry
+    uneven = geometry.transposed and any(low != high for low, high in geometry.padding)
+    if len(geometry.kernel_size) > 3 or geometry.flip or uneven:
+        return None
     weight = filters_to_weight(
         layer.filters.detach(), transposed=geometry.transposed, groups=geometry.groups
     ).clone(memory_format=torch.contiguous_format)

@@ -57,7 +57,7 @@ class Layer:
             filters = filters * scale.reshape(-1, *[1] * (filters.ndim - 1))
         if not isinstance(one, ConvLayer):
             return matrix_bounds(filters)
-        layer = ConvLayer(one.geometry, filters)
+        layer = ConvLayer(one.geometry, torch.tensor(filters))  # for PyTorch to convolve
         found = norm_bounds(layer, self.size)
         at = f"at {'×'.join(map(str, self.size))}: {found.how}"
         return replace(found, how=at) if conv else found
