@@ -102,7 +102,9 @@ def test_where_nobody_knows_how_many_batches_there_are_progress_says_none(
 
 def test_workers_and_shuffling_leave_the_users_random_numbers_alone():
     model = network()
-    loader = DataLoader(TensorDataset(X, Y), batch_size=4, shuffle=True, num_workers=1)
+    # Not by a fork, which JAX warns of where another test has imported it.
+    worker = {"num_workers": 1, "multiprocessing_context": "spawn", "persistent_workers": True}
+    loader = DataLoader(TensorDataset(X, Y), batch_size=4, shuffle=True, **worker)
     state = torch.get_rng_state()
     one, again = (uncertainty.predict(model, loader, 3, keep=True) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), state)

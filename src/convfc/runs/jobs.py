@@ -171,10 +171,11 @@ def _there(heard: _Heard, workers: Workers, most: int) -> Iterator[Ended]:
 
             submit()
             for future in running:
-                # Let go: what a worker has finished is not done again when it dies.
-                del futures[future.key]
                 name = future.key[1]
-                yield name, None if future.status == "finished" else future.exception()
+                error = None if future.status == "finished" else future.exception()
+                # Let go, by every name: what a worker has finished is not done again when it dies.
+                del futures[future.key], future
+                yield name, error
                 submit()
 
         try:
