@@ -103,7 +103,7 @@ def test_where_nobody_knows_how_many_batches_there_are_progress_says_none(
 def test_workers_and_shuffling_leave_the_users_random_numbers_alone():
     model = network()
     # Not by a fork, which JAX warns of where another test has imported it.
-    worker = {"num_workers": 1, "multiprocessing_context": "spawn", "persistent_workers": True}
+    worker = {"num_workers": 1, "multiprocessing_context": "spawn"}
     loader = DataLoader(TensorDataset(X, Y), batch_size=4, shuffle=True, **worker)
     state = torch.get_rng_state()
     one, again = (uncertainty.predict(model, loader, 3, keep=True) for _ in range(2))
