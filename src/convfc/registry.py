@@ -133,7 +133,7 @@ def read_layer(
     if order is not None:
         one_of("order", order, Order)
     if geometry is not None and not isinstance(layer, ConvLayer) and _is_array(layer):
-        layer, geometry, bias = ConvLayer(geometry, layer, bias), None, None
+        return Reading(ConvLayer(geometry, layer, bias), order or "channels_last", None)
     if geometry is not None or bias is not None:
         raise ArgumentError(
             "only filters are given a geometry and a bias; a layer has its own",
@@ -142,7 +142,7 @@ def read_layer(
             remedy="leave them out, or give the layer's filters (f, *kernel, c/groups)",
         )
     if isinstance(layer, ConvLayer):
-        return Reading(layer, order or "channels_last", _room_of_filters(layer.filters))
+        return Reading(layer, order or "channels_last", None)
     if _is_array(layer):
         raise ArgumentError(
             "filters alone do not say how they are moved",
@@ -155,8 +155,8 @@ def read_layer(
     return Reading(read, order or room.order_of(layer), room)
 
 
-def _room_of_filters(filters: Array) -> Room | None:
-    """Return the room whose framework the filters are tensors of, and which convolves by itself."""
+def room_of_filters(filters: Array) -> Room | None:
+    """Return the room whose framework the filters are tensors of, if it convolves by itself."""
     if not array_api_compat.is_torch_array(filters):
         return None
     room: Room = importlib.import_module(f"{ROOMS['torch']}.room").ROOM

@@ -21,7 +21,7 @@ from convfc.errors import DtypeError
 from convfc.geometry import ConvGeometry
 from convfc.indexmap import IndexMap, index_map
 from convfc.layer import ConvLayer, Order
-from convfc.registry import read_layer
+from convfc.registry import read_layer, room_of_filters
 from convfc.room import LinearMap, Room
 
 _BLOCK = 2**22
@@ -155,7 +155,8 @@ def conv_operator(
     """
     reading = read_layer(layer, geometry, input_size=input_size, order=order)
     where = index_map(reading.layer.geometry, input_size)
-    return ConvOperator(reading.layer, where, reading.order, reading.room)
+    room = reading.room or room_of_filters(reading.layer.filters)
+    return ConvOperator(reading.layer, where, reading.order, room)
 
 
 def _multiply_adjoint(
