@@ -173,8 +173,8 @@ def _there(heard: _Heard, workers: Workers, most: int) -> Iterator[Ended]:
             for future in running:
                 name = future.key[1]
                 error = None if future.status == "finished" else future.exception()
-                # Let go, by every name: what a worker has finished is not done again when it dies.
-                del futures[future.key], future
+                # Let go: what is done is seldom asked for again when its worker dies.
+                futures.pop(future.key).release()
                 yield name, error
                 submit()
 
