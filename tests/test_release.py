@@ -211,5 +211,5 @@ def test_the_lowest_declared_versions_run_every_example(wheel: Path, tmp_path: P
     assert re.search(r"\d\d passed", said), said
     (tmp_path / "nets.py").write_text(NETS)
     for command in ("inspect", "spectrum"):
-        assert "3×3" in old.convfc(command, "nets.py:net", "--input", "1,8,8")
+        assert "8×8" in old.convfc(command, "nets.py:net", "--input", "1,1,8,8")
     old.convfc("reproduce", "--epochs", "1")
