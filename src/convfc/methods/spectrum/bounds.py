@@ -42,6 +42,7 @@ _U = UNIT_ROUNDOFF["float64"]
 _TOLERANCE = 1e-3
 """Of iterations: the value is off by about its square."""
 
+SUMS = "the largest sums of a row and of a column"
 _SVD_LIMIT = 1024
 """Up to this smaller side the SVD of a matrix; else the largest eigenvalue of its Gram matrix."""
 
@@ -123,9 +124,8 @@ def norm_bounds(
     else:
         words = METHODS[found.method].removesuffix("; exact").split("; ")[-1]
         known = [(product(value, 1 + found.residual), words)]
-    known.append((_by_sums(layer, input_size), "the largest sums of a row and of a column"))
-    upper, how = min(known)
-    return NormBounds(min(value, upper), upper, how)
+    known.append((_by_sums(layer, input_size), SUMS))
+    return _least(value, known)
 
 
 def _on_a_circle(layer: ConvLayer, input_size: tuple[int, ...]) -> tuple[float, str]:
@@ -168,12 +168,11 @@ def _smallest_circle(reads: Indices, inside: int, step: int) -> PeriodicAxis:
 
 
 def _by_sums(layer: ConvLayer, input_size: Sequence[int]) -> float:
-    """Return ``sqrt(‖A‖₁ ‖A‖∞)``, an upper bound of the norm (Schur, 1911)."""
+    """Return the upper bound of the norm by the sums of rows and of columns."""
     filters = np.asarray(layer.filters)
     operator = conv_operator(ConvLayer(layer.geometry, np.abs(filters)), input_size)
     rows, columns = (float(np.max(a @ np.ones(a.shape[1]))) for a in (operator, operator.T))
-    share = 0.0 if _integers(filters) else gamma(2 * max(operator.shape), _U)
-    return product(root(Fraction(rows) * Fraction(columns)), 1 + share)
+    return schur(rows, columns, _share(filters, operator.shape))
 
 
 def matrix_bounds(matrix: npt.NDArray[Any]) -> NormBounds:
@@ -194,12 +193,25 @@ def matrix_bounds(matrix: npt.NDArray[Any]) -> NormBounds:
         off += float(square) * lapack_error(n, n)
         known = [(root(Fraction(float(square)) + Fraction(off)), "LAPACK, of its Gram matrix")]
     sizes = np.abs(matrix)
-    sums = [float(sizes.sum(axis=axis).max()) for axis in (0, 1)]
-    share = 0.0 if _integers(matrix) else gamma(2 * max(matrix.shape), _U)
-    schur = product(root(Fraction(sums[0]) * Fraction(sums[1])), 1 + share)
-    known.append((schur, "the largest sums of a row and of a column"))
+    columns, rows = (float(sizes.sum(axis=axis).max()) for axis in (0, 1))
+    known.append((schur(rows, columns, _share(matrix, matrix.shape)), SUMS))
+    return _least(norm, known)
+
+
+def _least(norm: float, known: Iterable[tuple[float, str]]) -> NormBounds:
+    """Return a computed norm with the least of the upper bounds that are known."""
     upper, how = min(known)
     return NormBounds(min(norm, upper), upper, how)
+
+
+def schur(rows: float, columns: float, share: float = 0.0) -> float:
+    """Return ``sqrt(‖A‖₁ ‖A‖∞)`` of the largest sums, which are off by this share (Schur, 1911)."""
+    return product(root(Fraction(rows) * Fraction(columns)), 1 + share)
+
+
+def _share(weights: npt.NDArray[Any], shape: tuple[int, int]) -> float:
+    """Return how far the sums of a matrix of these weights may be off."""
+    return 0.0 if _integers(weights) else gamma(2 * max(shape), _U)
 
 
 def _integers(numbers: npt.NDArray[Any]) -> bool:

@@ -26,11 +26,25 @@ with needing():
 
 from convfc.frameworks.torch.matrix import read_layer
 from convfc.frameworks.torch.read import own_class, weight_to_filters
-from convfc.frameworks.torch.simplification.operations import AVERAGES, MOVES, Step, numbers
+from convfc.frameworks.torch.simplification.operations import (
+    AVERAGES,
+    MOVES,
+    Step,
+    dimensions,
+    numbers,
+)
 from convfc.frameworks.torch.simplification.trace import LAYER, Call, Ref
 from convfc.geometry import ConvGeometry
 from convfc.layer import ConvLayer
-from convfc.methods.spectrum.bounds import NormBounds, matrix_bounds, norm_bounds, product, root
+from convfc.methods.spectrum.bounds import (
+    SUMS,
+    NormBounds,
+    matrix_bounds,
+    norm_bounds,
+    product,
+    root,
+    schur,
+)
 from convfc.mlp.maps import EACH
 from convfc.mlp.pieces import adaptive_windows, pool_windows
 from convfc.mlp.values import Operations
@@ -51,16 +65,20 @@ class Layer:
     def bounds(self, scale: npt.NDArray[Any] | None = None) -> NormBounds:
         """Return the norm, after a multiplication of each filter if there is one."""
         one = self.weight
-        conv = isinstance(one, ConvLayer)
-        filters: npt.NDArray[Any] = one.filters if isinstance(one, ConvLayer) else one
+        filters = numbers_of(one)
         if scale is not None:
             filters = filters * scale.reshape(-1, *[1] * (filters.ndim - 1))
         if not isinstance(one, ConvLayer):
             return matrix_bounds(filters)
         layer = ConvLayer(one.geometry, torch.tensor(filters))  # for PyTorch to convolve
         found = norm_bounds(layer, self.size)
-        at = f"at {'×'.join(map(str, self.size))}: {found.how}"
-        return replace(found, how=at) if conv else found
+        return replace(found, how=f"at {'×'.join(map(str, self.size))}: {found.how}")
+
+
+def numbers_of(weight: ConvLayer | npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return the filters of a CONV layer, or the matrix of an FC layer."""
+    found: npt.NDArray[Any] = weight.filters if isinstance(weight, ConvLayer) else weight
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,10 +149,6 @@ _PRODUCT = "a product of two values of the network stretches without bound"
 def is_norm(call: Call | None) -> bool:
     """Say whether a call is a BatchNorm."""
     return call is not None and call.name in _NORMS
-
-
-def _axes(*names: str) -> list[str]:
-    return [name.replace("*", n) for name in names for n in "123"]
 
 
 def _spread(step: Step, value: Value) -> float:
@@ -229,10 +243,8 @@ def _(
     else:
         # The product of filter and scale is rounded: by u of each tap's matrix, whose Frobenius
         # norm is at most the root of its rank, which is less than its columns, times the norm.
-        given = x.layer.weight
-        one = given.filters if isinstance(given, ConvLayer) else given
         found = x.layer.bounds(scale)
-        share += gamma(one[0].size, _U)
+        share += gamma(numbers_of(x.layer.weight)[0].size, _U)
     return one_input(x, found.widened(share))
 
 
@@ -309,11 +321,10 @@ def _nonnegative(step: Step, operands: Any, *, exact: bool) -> list[Result]:
             raise unknown(step.call, EACH)
         sums = (rows.max().item(), max(one.max().item() for one in columns))
         terms = sum(one.numel() for one in (result, *zeros))
-        norm = root(Fraction(sums[0]) * Fraction(sums[1]))
-        norm = norm if exact else product(norm, 1 + gamma(terms, _U))
+        norm = schur(*sums, 0.0 if exact else gamma(terms, _U))
         how = "the root of the sum of squares" if len(inputs) > 1 else ""
         if norm != 1:
-            how = "the largest sums of a row and of a column"
+            how = SUMS
         one = NormBounds(norm, norm)
         made.append(Result(tuple((value, one) for value in inputs), how, squares=True))
     return made
@@ -435,7 +446,7 @@ def _check_axis(step: Step, x: Value, dim: int) -> None:
         raise unknown(step.call, EACH)
 
 
-@BOUNDS.register(*_axes("max_pool*d"))
+@BOUNDS.register(*dimensions("max_pool*d"))
 def _(
     step: Step,
     x: Value,
@@ -458,7 +469,7 @@ def _(
     return _in_windows(x, windows)
 
 
-@BOUNDS.register(*_axes("adaptive_max_pool*d"))
+@BOUNDS.register(*dimensions("adaptive_max_pool*d"))
 def _(step: Step, x: Value, output_size: Any, **_: Any) -> Result:
     ndim = int(step.call.name[-2])
     return _in_windows(x, adaptive_windows(x.shape[-ndim:], step.result.shape[-ndim:]))

@@ -133,7 +133,7 @@ OPERATIONS = Operations()
 """By the names of operations."""
 
 
-def _axes(*names: str) -> list[str]:
+def dimensions(*names: str) -> list[str]:
     """Return names with every dimension in the place of a ``*``."""
     return [name.replace("*", n) for name in names for n in "123"]
 
@@ -144,12 +144,12 @@ MOVES = (
     *("unbind", "cat", "stack", "flip", "roll", "rot90", "constant_pad_nd", "pad", "pixel_shuffle"),
     *("pixel_unshuffle", "unfold", "channel_shuffle", "native_channel_shuffle", "im2col"),
     *("index_select", "index", "repeat", "clone", "detach", "alias", "lift_fresh", "diagonal"),
-    *("unsafe_split", *_axes("reflection_pad*d", "replication_pad*d")),
-    *_axes("upsample_nearest*d", "_upsample_nearest_exact*d"),
+    *("unsafe_split", *dimensions("reflection_pad*d", "replication_pad*d")),
+    *dimensions("upsample_nearest*d", "_upsample_nearest_exact*d"),
 )
 """Operations that only move numbers, or repeat them."""
 AVERAGES = (
-    *_axes("avg_pool*d", "_adaptive_avg_pool*d", "adaptive_avg_pool*d"),
+    *dimensions("avg_pool*d", "_adaptive_avg_pool*d", "adaptive_avg_pool*d"),
     *("upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d"),
     "_upsample_bilinear2d_aa",
 )
