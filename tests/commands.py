@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from typer.testing import CliRunner, Result
@@ -11,7 +13,7 @@ from typer.testing import CliRunner, Result
 from convfc.cli import app
 
 if TYPE_CHECKING:
-    import pathlib
+    from types import ModuleType
 
     import pytest
 
@@ -26,6 +28,15 @@ def python(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *arguments], text=True, check=False, **options)  # noqa: S603
 
 
+def program(path: str) -> ModuleType:
+    """A program of the repository, which is not in the package, as a module."""
+    place = Path(__file__).parents[1] / path
+    spec = importlib.util.spec_from_file_location(place.stem, place)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def refused(result: Result, *texts: str, code: int = 1) -> str:
     """Assert that a command ended with one line that has these texts; return the line."""
     assert result.exit_code == code, result.output
@@ -37,7 +48,7 @@ def refused(result: Result, *texts: str, code: int = 1) -> str:
     return line
 
 
-def enter(place: pathlib.Path, monkeypatch: pytest.MonkeyPatch, **sources: str) -> pathlib.Path:
+def enter(place: Path, monkeypatch: pytest.MonkeyPatch, **sources: str) -> Path:
     """Go to a folder with these modules, which can be imported there."""
     for name, source in sources.items():
         (place / f"{name}.py").write_text(source)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import operator
 import pydoc
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import yaml
+from commands import program
 from markdown_it import MarkdownIt
 
 import convfc
@@ -31,27 +31,19 @@ PAPER_RUN = ROOT / "docs" / "paper-run"
 STUDIES = ROOT / "docs" / "studies"
 
 
-def _program(path: str) -> ModuleType:
-    """A program of the repository, which is not in the package."""
-    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def runs() -> ModuleType:
-    return _program("docs/update_runs.py")
+    return program("docs/update_runs.py")
 
 
 @pytest.fixture(scope="module")
 def matrices() -> ModuleType:
-    return _program("docs/draw_matrices.py")
+    return program("docs/draw_matrices.py")
 
 
 @pytest.fixture(scope="module")
 def website() -> ModuleType:
-    return _program("docs/website/website.py")
+    return program("docs/website/website.py")
 
 
 def _relative(path: Path) -> str:
@@ -176,7 +168,7 @@ def test_block_is_made_from_the_kept_report(runs: ModuleType) -> None:
 
 
 def test_speed_is_that_of_the_kept_benchmark() -> None:
-    updater = _program("benchmarks/update_readme.py")
+    updater = program("benchmarks/update_readme.py")
     results = ROOT / "benchmarks/results"
     block = updater.readme_block(_text(results / "torch.md"), _text(results / "tools.md"))
     assert updater.with_block(README, block) == README

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import commands
 import nbformat
 import pytest
 from nbclient.exceptions import CellExecutionError
@@ -20,10 +20,7 @@ NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 
 @pytest.fixture(scope="module")
 def program() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("run", ROOT / "docs" / "run_notebooks.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return commands.program("docs/run_notebooks.py")
 
 
 def kept(path: Path) -> NotebookNode:

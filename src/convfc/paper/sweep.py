@@ -31,7 +31,7 @@ from convfc.paper.spread import VARIED, findings, summary_table
 from convfc.runs.folder import FinishedRun, Result, RunFolder, differing
 from convfc.runs.jobs import Job, Workers, failure, require_dask, run_jobs
 from convfc.runs.progress import Display
-from convfc.runs.study import Part, Settings, Study, Work, run_in
+from convfc.runs.study import RESUME, Part, Settings, Study, Work, run_in
 from convfc.sizes import one_of
 
 MOST = 10_000
@@ -229,8 +229,7 @@ def sweep_study(workers: Workers | None = None) -> Study:
         }
         on = workers or Workers()
         if failed := run_jobs(jobs, work.display, finished=done, workers=on):
-            remedy = "--resume runs what has failed once more"
-            raise failure(failed, len(points) - len(done), remedy)
+            raise failure(failed, len(points) - len(done), RESUME)
         work.display.note("comparing the runs")
         measured, diverged = [], []
         for point in points:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 CHECKPOINT_SECONDS = 20.0  # time of training that a kill may cost, about
 CHECKPOINT_SHARE = 0.02  # of the time, that writing checkpoints may take, at most
+RESUME = "--resume runs what has failed once more"
 
 
 @dataclass(frozen=True)
@@ -296,7 +297,7 @@ def _run_parts(
         ]
         if failed := run_jobs(jobs, display, finished=finished, workers=workers):
             count = len(parts) - len(finished)
-            raise failure(failed, count, "--resume runs what has failed once more")
+            raise failure(failed, count, RESUME)
     else:
         shown = [part for part in parts if part.steps]
         if shown:
