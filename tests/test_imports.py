@@ -16,8 +16,8 @@ import convfc
 HOUSE = Path(convfc.__file__).parent
 CONTRIBUTING = Path(__file__).parents[1] / "CONTRIBUTING.md"
 CORE_DEPENDENCIES = {"numpy", "scipy", "array_api_compat"}
-# Imported when rich asks a table how it looks: then rich is there.
-WHEN_ASKED = {"tables.py": {"rich"}}
+# Imported when rich asks a table how it looks: then rich is there; and when a bar is wanted.
+WHEN_ASKED = {"tables.py": {"rich"}, "progress.py": {"rich"}}
 FRAMEWORKS = {
     "torch",
     "jax",

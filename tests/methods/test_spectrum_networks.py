@@ -601,6 +601,28 @@ def test_the_estimate_is_of_the_norms_as_they_are_computed():
     assert norm**2 < found.bound < 1.05 * norm**2
 
 
+def test_progress_is_told_before_every_operation_and_every_measurement(
+    capsys: pytest.CaptureFixture[str],
+):
+    told: list[tuple[int, int, str]] = []
+
+    def tell(*what: Any) -> None:
+        told.append(what)
+
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(18, 2))
+    x = torch.randn(1, 1, 5, 5)
+    found = lipschitz_bound(model, x, progress=tell)
+    assert told == [(number, 4, str(number)) for number in range(4)]
+    told.clear()
+    assert verify_bound(model, found, x, progress=tell).holds
+    assert told == [(0, 5, "the network"), *((n + 1, 5, str(n)) for n in range(4))]
+    # A bar takes no name for a style: "[/]" would end one that never began.
+    strange = nn.ModuleDict({"[/]": model})
+    named = Net(lambda net, x: net.parts["[/]"](x), parts=strange)
+    assert lipschitz_bound(named, x, progress=True).bound == found.bound
+    assert "Error" not in capsys.readouterr().err
+
+
 # The certificate ----------------------------------------------------------------------------------
 
 

@@ -80,11 +80,12 @@ def test_every_image_is_loaded_once_and_before_the_next_batch_all_draws_are_made
     images, seen = Counted(), []
     uncertainty.predict(
         network(), DataLoader(images, batch_size=3), 5,
-        progress=lambda done, passes: seen.append((done, passes, len(images.loaded))),
+        progress=lambda *told: seen.append((*told, len(images.loaded))),
     )  # fmt: skip
     assert images.loaded == list(range(7))
     assert [told[:2] for told in seen] == [(number, 15) for number in range(1, 16)]
-    assert [told[2] for told in seen] == [3] * 5 + [6] * 5 + [7] * 5
+    batches = [("batch 1", 3)] * 5 + [("batch 2", 6)] * 5 + [("batch 3", 7)] * 5
+    assert [told[2:] for told in seen] == batches
 
 
 @pytest.mark.parametrize("kind", ["generator", "DataLoader of images"])
@@ -93,7 +94,7 @@ def test_where_nobody_knows_how_many_batches_there_are_progress_says_none(
 ):
     seen: list[Any] = []
     uncertainty.predict(
-        network(), BATCHES[kind](), 2, progress=lambda done, passes: seen.append((done, passes))
+        network(), BATCHES[kind](), 2, progress=lambda done, passes, _: seen.append((done, passes))
     )
     assert seen == [(number, None) for number in range(1, 7)]
     uncertainty.predict(network(), BATCHES[kind](), 2, progress=True)

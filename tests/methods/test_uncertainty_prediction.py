@@ -159,7 +159,7 @@ def test_dropout_inside_pytorchs_own_layers_draws():
     with pytest.raises(NothingToConvert, match=r"functional.dropout draws with training=True"):
         uncertainty.predict(
             nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), images(), 50,
-            progress=lambda done, _: seen.append(done),
+            progress=lambda done, *_: seen.append(done),
         )  # fmt: skip
     assert seen == [1]
 
@@ -189,9 +189,9 @@ def test_probabilities_and_their_logarithms_as_outputs():
 
 
 def test_progress_is_told_of_every_draw(capsys: pytest.CaptureFixture[str]):
-    seen: list[tuple[int, int]] = []
+    seen: list[tuple[int, int, str]] = []
     uncertainty.predict(network(), images(), 3, progress=lambda *told: seen.append(told))
-    assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert seen == [(1, 3, "batch 1"), (2, 3, "batch 1"), (3, 3, "batch 1")]
     uncertainty.predict(network(), images(), 2, progress=True)
     assert "Error" not in capsys.readouterr().err
 

@@ -18,6 +18,7 @@ from convfc.comparing import first_words, words
 from convfc.errors import ArgumentError, DataError
 from convfc.files import replacing
 from convfc.frameworks.onnx import forms
+from convfc.progress import Progress, telling
 
 Place: TypeAlias = Callable[[Any], None]
 """Puts another tensor where one stood."""
@@ -67,7 +68,7 @@ def save(
     path: pathlib.Path,
     *,
     force: bool = False,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | bool = False,
 ) -> None:
     """Write a model to a file that is not there yet, or, with ``force``, in place of one.
 
@@ -95,10 +96,9 @@ def save(
     taken = False
     try:
         with replacing(path) as whole:
-            with replacing(beside) as data:
+            with replacing(beside) as data, telling(progress) as tell:
                 for done, (tensor, place) in enumerate(moved):
-                    if progress is not None:
-                        progress(done, len(moved), tensor.name or "")
+                    tell(done, len(moved), tensor.name or "")
                     place(_written(tensor, data, beside.name))
                 whole.write(_bytes(model, path))
             taken = True

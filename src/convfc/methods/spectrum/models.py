@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal, TypeAlias
@@ -16,14 +16,13 @@ from convfc.inspection import Inspection, short_geometry
 from convfc.methods.spectrum.algorithms import operator_shape
 from convfc.methods.spectrum.singular import TOLERANCE, SingularValues, condition, singular_values
 from convfc.printable import printable
+from convfc.progress import Progress, telling
 from convfc.registry import room_of
 from convfc.sizes import Sizes, one_of
 from convfc.tables import Column, TextTable
 
 Boundaries: TypeAlias = Literal["own", "circular", "both"]
 """Which operators: with the layer's own padding, on a circle, or both."""
-
-Progress: TypeAlias = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +126,7 @@ def layer_spectra(
     boundary: Boundaries = "both",
     smallest: bool = False,
     tolerance: float = TOLERANCE,
-    progress: Progress | None = None,
+    progress: Progress | bool = False,
 ) -> list[LayerSpectrum]:
     """Return the singular values of every CONV layer of a model, at the size that it sees.
 
@@ -147,8 +146,9 @@ def layer_spectra(
         Whether to look for the smallest one with the own padding, too; that can take long.
     tolerance : float
         See `singular_values`.
-    progress : callable, optional
-        Called before each layer with its number, how many there are, and its name.
+    progress : callable or bool
+        Called before each layer with how many are done, how many there are, and its name; True
+        shows a bar (package rich).
 
     Raises
     ------
@@ -169,32 +169,32 @@ def layer_spectra(
     one_of("boundary", boundary, Boundaries)
     rows = list(_rows(_inspected(model, x), layers))
     found, places = [], room_of(model).places(model)
-    for number, (name, geometry, size) in enumerate(rows):
-        if progress is not None:
-            progress(number, len(rows), name)
-        began = time.perf_counter()
-        layer = places[name]
-        asked: dict[str, dict[str, Any]] = {}
-        if boundary != "circular":
-            asked["own"] = {"k": min(k, *operator_shape(geometry, size, circular=False))}
-            if smallest:
-                asked["smallest"] = {"k": 1, "which": "smallest"}
-        if boundary != "own":
-            asked["circular"] = {"boundary": "circular"}
-        values: dict[str, Any] = {}
-        notes = []
-        for what, options in asked.items():
-            try:
-                values[what] = singular_values(layer, size, tolerance=tolerance, **options)
-            except NotConverged as error:
-                notes.append(f"{what}: {error}")
-            except MemoryBudgetError:
-                # On a circle that the stride does not divide: then some of them have to do.
-                options.setdefault("k", k)
-                values[what] = singular_values(layer, size, tolerance=tolerance, **options)
-        seconds, note = time.perf_counter() - began, "; ".join(notes)
-        named = (name or type(model).__name__, geometry, size)
-        found.append(LayerSpectrum(*named, **values, seconds=seconds, note=note))
+    with telling(progress) as tell:
+        for number, (name, geometry, size) in enumerate(rows):
+            tell(number, len(rows), name)
+            began = time.perf_counter()
+            layer = places[name]
+            asked: dict[str, dict[str, Any]] = {}
+            if boundary != "circular":
+                asked["own"] = {"k": min(k, *operator_shape(geometry, size, circular=False))}
+                if smallest:
+                    asked["smallest"] = {"k": 1, "which": "smallest"}
+            if boundary != "own":
+                asked["circular"] = {"boundary": "circular"}
+            values: dict[str, Any] = {}
+            notes = []
+            for what, options in asked.items():
+                try:
+                    values[what] = singular_values(layer, size, tolerance=tolerance, **options)
+                except NotConverged as error:
+                    notes.append(f"{what}: {error}")
+                except MemoryBudgetError:
+                    # On a circle that the stride does not divide: then some of them have to do.
+                    options.setdefault("k", k)
+                    values[what] = singular_values(layer, size, tolerance=tolerance, **options)
+            seconds, note = time.perf_counter() - began, "; ".join(notes)
+            named = (name or type(model).__name__, geometry, size)
+            found.append(LayerSpectrum(*named, **values, seconds=seconds, note=note))
     return found
 
 

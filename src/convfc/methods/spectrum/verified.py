@@ -28,6 +28,7 @@ from convfc.frameworks.torch.running import call_model, deep_copy, in_mode
 from convfc.frameworks.torch.simplification.trace import LAYER, Call, Ref, Trace, trace
 from convfc.methods.spectrum.networks import BoundedPart, LipschitzBound, check_input
 from convfc.methods.spectrum.rules import is_norm, kind_of, refs_of
+from convfc.progress import Progress, telling
 from convfc.rounding import UNIT_ROUNDOFF, gamma
 from convfc.sizes import integer
 from convfc.tables import TextTable
@@ -138,7 +139,13 @@ class LipschitzCertificate(Record):
 
 
 def verify_bound(
-    model: nn.Module, bound: LipschitzBound, x: Tensor, *, steps: int = 20, seed: int = 0
+    model: nn.Module,
+    bound: LipschitzBound,
+    x: Tensor,
+    *,
+    steps: int = 20,
+    seed: int = 0,
+    progress: Progress | bool = False,
 ) -> LipschitzCertificate:
     """Measure how far a network stretches, and hold a Lipschitz bound against it.
 
@@ -154,6 +161,9 @@ def verify_bound(
         Of power iteration.
     seed : int
         Of the vectors that it begins with.
+    progress : callable or bool
+        Called before each measurement with how many are done, how many there are, and of what; True
+        shows a bar (package rich).
 
     Returns
     -------
@@ -190,14 +200,21 @@ def verify_bound(
         )
     copied = deep_copy(model).cpu().double()
     given = x.detach().cpu().double()
-    with in_mode(copied, lambda _: False), torch.inference_mode(mode=False), torch.enable_grad():
-        return _measured(copied, bound, given, steps, seed)
+    with (
+        in_mode(copied, lambda _: False),
+        torch.inference_mode(mode=False),
+        torch.enable_grad(),
+        telling(progress) as tell,
+    ):
+        return _measured(copied, bound, given, steps, seed, tell)
 
 
 def _measured(
-    model: nn.Module, bound: LipschitzBound, x: Tensor, steps: int, seed: int
+    model: nn.Module, bound: LipschitzBound, x: Tensor, steps: int, seed: int, tell: Progress
 ) -> LipschitzCertificate:
     """Make all measurements."""
+    count = 1 + len(bound.parts)
+    tell(0, count, "the network")
     norms, directions, defect = _jacobians(
         lambda t: call_model(model, (t,), {}, "x"), x, steps, seed
     )
@@ -208,7 +225,8 @@ def _measured(
     rounding = gamma(sum((t.numel() / 2) ** 1.5 for t in run.tensors), UNIT_ROUNDOFF["float64"])
     made = {ref.number: call for call in run.calls for ref in refs_of(call.result)}
     found, errors = [], []
-    for part in bound.parts:
+    for done, part in enumerate(bound.parts, start=1):
+        tell(done, count, part.name)
         calls = _calls_of(part, made)
         if part.source >= 0 and all(call.name in _LINEAR or is_norm(call) for call in calls):
             function, point = _function(part, calls), run.tensors[part.source][:1]

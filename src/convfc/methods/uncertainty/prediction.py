@@ -13,8 +13,7 @@ the network itself predicts (aleatoric).
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeAlias, TypeVar, overload
 
@@ -25,7 +24,6 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import Dataset
 
 from convfc.errors import ArgumentError, NothingToConvert, ShapeError
-from convfc.extras import needing
 from convfc.frameworks.torch.running import (
     call_arguments,
     call_model,
@@ -34,11 +32,11 @@ from convfc.frameworks.torch.running import (
     random_numbers,
 )
 from convfc.methods.uncertainty.layers import draws
+from convfc.progress import Progress, telling
 from convfc.sizes import one_of
 
 Classes: TypeAlias = Literal["logits", "probabilities", "log_probabilities"]
 Output: TypeAlias = Literal["logits", "probabilities", "log_probabilities", "values"]
-Progress: TypeAlias = Callable[[int, int | None], None]
 Inputs: TypeAlias = Callable[[Any], Any]
 
 
@@ -273,8 +271,8 @@ def predict(
         Whether to keep what the network returned. Without it, memory does not grow with
         ``samples``.
     progress : callable or bool
-        Called with the forward passes done and all of them, draws times batches, or None where
-        nobody knows how many batches there are; True shows a bar (package rich).
+        Called with the forward passes done, all of them (draws times batches, or None where nobody
+        knows how many batches there are), and the batch; True shows a bar (package rich).
 
     Returns
     -------
@@ -320,7 +318,7 @@ def predict(
         in_mode(model, draws),
         torch.no_grad(),
         random_numbers(model.parameters()),  # a DataLoader draws, too
-        _shown(progress) as tell,
+        telling(progress) as tell,
     ):
         for batch in batches:
             args, kwargs = _on_device_of(model, call_arguments(model, read(batch)))
@@ -336,7 +334,7 @@ def predict(
                 same = same and (number == 0 or all(map(torch.equal, first, drawn)))
                 if same and number == 1 and not known:
                     raise _nothing_random(model)
-                tell(len(parts) * samples + number + 1, passes)
+                tell(len(parts) * samples + number + 1, passes, f"batch {len(parts) + 1}")
             whole = tuple(map(torch.stack, zip(*kept, strict=True)))
             parts.append(sums.found(whole if len(whole) > 1 else next(iter(whole), None)))
             _check_sizes(parts[0].mean, parts[-1].mean)
@@ -529,16 +527,3 @@ def _joined(parts: list[_Found]) -> _Found:
     return type(parts[0])(
         **{name: together(column, int(name == "draws")) for name, column in columns.items()}
     )
-
-
-@contextmanager
-def _shown(progress: Progress | bool) -> Iterator[Progress]:
-    """Yield what is told of every forward pass: the user's function, a bar, or nothing."""
-    if progress is not True:
-        yield progress or (lambda done, passes: None)
-        return
-    with needing():
-        from rich.progress import Progress as Bar
-    with Bar(transient=True) as bar:
-        task = bar.add_task("draws")
-        yield lambda done, passes: bar.update(task, completed=done, total=passes)

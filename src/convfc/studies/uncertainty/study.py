@@ -152,7 +152,7 @@ def _predict(work: Work) -> Result:
                 samples,
                 seed=work.seed,
                 keep=names == ("turned",),
-                progress=lambda count, passes: work.step(
+                progress=lambda count, passes, _: work.step(
                     done + count * samples // (passes or count)  # noqa: B023
                 ),
             )
