@@ -6,6 +6,7 @@ import contextlib
 import gc
 import os
 import pathlib
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 # What is imported stays. Python's collector of garbage would look through all of it, a gigabyte,
 # again and again: not before the tests are found, and afterwards only through what tests make.
 gc.disable()
+
+# A shell's job in the background ignores Ctrl-C, and so would each program that a test starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Keras computes on jax in every test, wherever it is imported first; its backend cannot change.
 os.environ.setdefault("KERAS_BACKEND", "jax")

@@ -20,11 +20,6 @@ if TYPE_CHECKING:
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "KERAS_BACKEND"} | {
     "COLUMNS": "200", "PYTHONUNBUFFERED": "1",
 }  # fmt: skip
-# A shell's job in the background ignores Ctrl-C, and so would these tests in one.
-PROGRAM = (
-    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    "from convfc.__main__ import main; main()"
-)
 
 
 def test_version() -> None:
@@ -43,7 +38,7 @@ def test_ctrl_c_says_how_to_continue(tmp_path: pathlib.Path) -> None:
     """Here the networks are as large as the paper's, and the command chooses the backend."""
     options = ("--optimizer", "sgd", "--no-cost", "--name", "stopped")
     running = subprocess.Popen(  # noqa: S603
-        [sys.executable, "-c", PROGRAM, "reproduce", *options],
+        [sys.executable, "-m", "convfc", "reproduce", *options],
         cwd=tmp_path,
         env=ENVIRONMENT,
         stdout=subprocess.PIPE,

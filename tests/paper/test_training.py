@@ -174,14 +174,9 @@ def test_ctrl_c_is_not_lost_where_keras_drops_it(
 
     monkeypatch.setattr(keras.Model, "evaluate", interrupted)
     watched = Watched()
-    # A shell's job in the background ignores Ctrl-C, and so would these tests in one.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            learn(tmp_path, "float32-sgd-fc", digits, initial, watched, epochs=2)
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with pytest.raises(KeyboardInterrupt):
+        learn(tmp_path, "float32-sgd-fc", digits, initial, watched, epochs=2)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert watched.epochs == []
     assert not RunFolder(tmp_path).part("float32-sgd-fc").finished
 
