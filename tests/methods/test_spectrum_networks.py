@@ -219,6 +219,7 @@ PARTS: dict[str, Any] = {
     "average-padded": nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False),
     "average-ceil": nn.AvgPool2d(3, stride=2, ceil_mode=True),
     "average-by-3": nn.AvgPool2d(2, divisor_override=3),
+    "average-by-minus-1": nn.AvgPool2d(2, divisor_override=-1),
     "average-adaptive": nn.AdaptiveAvgPool2d(3),
     "average-of-all": nn.AdaptiveAvgPool2d(1),
     "norm": random_norm(2),

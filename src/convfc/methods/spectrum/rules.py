@@ -290,19 +290,19 @@ def _(step: Step, x: Any, other: Any = None, rounding_mode: str | None = None) -
 
 @BOUNDS.register(*MOVES, "sum", "cumsum")
 def _(step: Step, /, *operands: Any, **named: Any) -> list[Result]:
-    return _nonnegative(step, (operands, named), exact=True)
+    return _one_sign(step, (operands, named), exact=True)
 
 
 @BOUNDS.register(*AVERAGES, "mean")
 def _(step: Step, /, *operands: Any, **named: Any) -> list[Result]:
-    return _nonnegative(step, (operands, named), exact=False)
+    return _one_sign(step, (operands, named), exact=False)
 
 
-def _nonnegative(step: Step, operands: Any, *, exact: bool) -> list[Result]:
-    """Return ``sqrt(‖A‖₁ ‖A‖∞)`` of a linear map without negative numbers (Schur's test).
+def _one_sign(step: Step, operands: Any, *, exact: bool) -> list[Result]:
+    """Return ``sqrt(‖A‖₁ ‖A‖∞)`` of a linear map whose numbers have one sign (Schur's test).
 
     Its largest sums of a row and of a column are those of A and of its adjoint on ones. Exact are
-    sums of ones.
+    sums of ones. (Averages are negative with a negative ``divisor_override``.)
     """
     inputs = [one for one in tree_leaves(operands) if isinstance(one, Value)]
     with torch.enable_grad():
@@ -319,7 +319,7 @@ def _nonnegative(step: Step, operands: Any, *, exact: bool) -> list[Result]:
         )
         if any(bool(one[1].any()) for one in (rows, *columns)):
             raise unknown(step.call, EACH)
-        sums = (rows.max().item(), max(one.max().item() for one in columns))
+        sums = (rows.abs().max().item(), max(one.abs().max().item() for one in columns))
         terms = sum(one.numel() for one in (result, *zeros))
         norm = schur(*sums, 0.0 if exact else gamma(terms, _U))
         how = "the root of the sum of squares" if len(inputs) > 1 else ""
