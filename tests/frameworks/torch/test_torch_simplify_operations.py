@@ -282,6 +282,18 @@ REFUSED: dict[str, tuple[Forward, type[Exception], str]] = {
         LAYER,
         "constants that differ from example to example",
     ),
+    "matrix_per_example": (
+        lambda m, x, y: torch.bmm(
+            x.flatten(2)[:, :1, :2], torch.arange(8.0).double().view(2, 2, 2)
+        ),
+        LAYER,
+        "constants that differ from example to example",
+    ),
+    "as_many_matrices_as_examples": (
+        lambda m, x, y: torch.bmm(x.flatten(2), torch.ones(len(x), 30, 2).double()),
+        LAYER,
+        "a constant has a part for each example",
+    ),
     "dropout": (lambda m, x, y: F.dropout(x), LAYER, "a dropout that is always on"),
     "random": (lambda m, x, y: x + torch.rand(1, dtype=x.dtype), LAYER, r"rand\(\) draws random"),
     "own_state": (lambda m, x, y: x * m.scale.add_(1), LAYER, r"add_\(\) changes a tensor of the"),

@@ -26,7 +26,7 @@ from convfc.comparing import first_words
 from convfc.frameworks.keras.parts import CONVS
 from convfc.frameworks.keras.read import numbers, read_in_turn
 from convfc.layer import ConvLayer
-from convfc.mlp.maps import moved, probed
+from convfc.mlp.maps import DIFFERENT, moved, probed
 from convfc.mlp.pieces import between, leaky, maxima, pool_windows, scaled, shifted
 from convfc.mlp.values import (
     Opaque,
@@ -106,7 +106,7 @@ class Step:
         array = np.asarray(operand, float) if np.isscalar(operand) else numbers(operand)
         spread = np.broadcast_to(array.astype(np.float64), (2, *shape))
         if not np.array_equal(spread[0], spread[1]):
-            raise refuse("constants that differ from example to example", self.place)
+            raise refuse(DIFFERENT, self.place)
         flat: npt.NDArray[Any] = spread[0].ravel()
         return flat
 

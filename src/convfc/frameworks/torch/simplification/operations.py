@@ -28,7 +28,7 @@ from convfc.comparing import wide
 from convfc.frameworks.torch.matrix import read_layer
 from convfc.frameworks.torch.simplification.trace import LAYER, Call, Ref
 from convfc.layer import ConvLayer
-from convfc.mlp.maps import EACH, moved, probed
+from convfc.mlp.maps import DIFFERENT, EACH, moved, probed
 from convfc.mlp.pieces import (
     adaptive_windows,
     between,
@@ -117,7 +117,7 @@ class Step:
         shape, dtype = like.shape, like.dtype
         spread = torch.broadcast_to(torch.as_tensor(operand, dtype=dtype).detach().cpu(), shape)
         if not torch.equal(spread[0], spread[1]):
-            raise refuse("constants that differ from example to example", self.place)
+            raise refuse(DIFFERENT, self.place)
         return numbers(spread[0]).ravel()
 
 
