@@ -138,11 +138,11 @@ WRONG: dict[str, list[tuple[Callable[[], Any], str]]] = {
     ],
     "register_layer": [(lambda: convfc.register_layer(CONV, dict), "cls: only a class")],
     "predict": [
-        (lambda: uncertainty.predict(NETWORK, X, samples=0), "samples: a count below one"),
+        (lambda: uncertainty.predict(NETWORK, X, samples=0), "samples: a size is too small"),
         (lambda: uncertainty.predict(NETWORK, X, output="odds"), "output: no such choice"),
     ],
     "calibration": [
-        (lambda: uncertainty.calibration([[0.9, 0.1]], [0], bins=0), "bins: a count below one"),
+        (lambda: uncertainty.calibration([[0.9, 0.1]], [0], bins=0), "bins: a size is too small"),
     ],
 }
 GEOMETRY = convfc.ConvGeometry(1, 1, (3,))

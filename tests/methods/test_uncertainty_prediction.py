@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -196,6 +197,29 @@ def test_progress_is_told_of_every_draw(capsys: pytest.CaptureFixture[str]):
     assert "Error" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("change", "got"),
+    [
+        (lambda y: y, r"numbers from -[\d.]+ to [\d.]+, with sums from"),
+        (
+            lambda y: y.sigmoid(),
+            r"numbers from 0\.\d+ to [\d.]+, with sums from [\d.]+ to [\d.]+\.",
+        ),
+    ],
+    ids=["logits", "several labels"],
+)
+def test_probabilities_that_are_none_are_refused(change: Callable[[Tensor], Tensor], got: str):
+    with pytest.raises(ArgumentError, match=r"^output: the network does not .*got " + got):
+        uncertainty.predict(As(network(), change), images(), 2, output="probabilities")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_probabilities_may_be_rounded(dtype: torch.dtype):
+    rounded = As(network(), lambda y: y.softmax(1).to(dtype))
+    found = uncertainty.predict(rounded, images(), 2, output="probabilities")
+    assert (found.mean.sum(dim=1) - 1).abs().max() <= 4 * U
+
+
 def test_refusals_of_predict():
     model = network()
     takes = (
@@ -205,7 +229,7 @@ def test_refusals_of_predict():
         uncertainty.predict(nn.Sequential(nn.Dropout(), nn.Linear(4, 3)), torch.zeros(7, 9))
     with pytest.raises(ShapeError, match=r"x: no images; expected \(n, \.\.\.\) with n >= 1"):
         uncertainty.predict(model, images(0))
-    with pytest.raises(ArgumentError, match=r"batch_size: a count below one; expected 1 or more"):
+    with pytest.raises(ArgumentError, match=r"batch_size: a size is too small; expected 1 or more"):
         uncertainty.predict(model, images(), batch_size=0)
     wrong = [
         (lambda y: y[:, 0], r"shape \(7, C\) or \(7, C, \*spatial\); got \(7,\). Remedy: wrap it"),

@@ -33,11 +33,12 @@ from convfc.frameworks.torch.running import (
 )
 from convfc.methods.uncertainty.layers import draws
 from convfc.progress import Progress, telling
-from convfc.sizes import one_of
+from convfc.sizes import integer, one_of
 
 Classes: TypeAlias = Literal["logits", "probabilities", "log_probabilities"]
 Output: TypeAlias = Literal["logits", "probabilities", "log_probabilities", "values"]
 Inputs: TypeAlias = Callable[[Any], Any]
+_NEARLY = 0.01  # bfloat16 rounds a probability by 0.4 %
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,8 +152,7 @@ class _Classes:
 
     def add(self, y: Tensor) -> None:
         y = _precise(y)
-        normal = self.output == "probabilities"
-        p = y / y.sum(dim=1, keepdim=True) if normal else y.softmax(dim=1)
+        p = _normal(y) if self.output == "probabilities" else y.softmax(dim=1)
         self.total += p
         self.entropy += _entropy(p)
         self.samples += 1
@@ -288,8 +288,8 @@ def predict(
         If there are no images, or the network does not take them or returns something else, or maps
         of several sizes.
     ArgumentError
-        If a number is below one, the output does not exist, or it is not known what of a batch the
-        model takes.
+        If a number is below one, the output does not exist or is not what the network returns, or
+        it is not known what of a batch the model takes.
 
     Examples
     --------
@@ -305,9 +305,8 @@ def predict(
     torch.Size([5, 1, 9, 9])
     """
     one_of("output", output, Output)
-    for name, value in (("samples", samples), ("batch_size", batch_size)):
-        if value < 1:
-            raise ArgumentError("a count below one", where=name, expected="1 or more", got=value)
+    samples = integer("samples", samples, least=1)
+    batch_size = integer("batch_size", batch_size, least=1)
     check_has_numbers(model, "model")
     batches, count = _batches(x, batch_size)
     passes = None if count is None else count * samples
@@ -350,6 +349,21 @@ def _entropy(p: Tensor) -> Tensor:
     """Return the entropy over the axis of the classes, in nats."""
     entropy: Tensor = torch.special.entr(p).sum(dim=1)
     return entropy
+
+
+def _normal(y: Tensor) -> Tensor:
+    """Return probabilities without the rounding of their dtype, which has them sum to about 1."""
+    sums = y.sum(dim=1, keepdim=True)
+    if bool((y < 0).any() or ((sums - 1).abs() > _NEARLY).any()):
+        raise ArgumentError(
+            "the network does not return probabilities",
+            where="output",
+            expected="numbers from 0 to 1 that sum to 1 over the classes",
+            got=f"numbers from {y.min().item():.3g} to {y.max().item():.3g}, with sums from "
+            f"{sums.min().item():.3g} to {sums.max().item():.3g}",
+            remedy='output="logits" for what goes into a softmax',
+        )
+    return y / sums
 
 
 def _precise(y: Tensor) -> Tensor:

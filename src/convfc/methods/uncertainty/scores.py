@@ -14,8 +14,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import mannwhitneyu
 
 from convfc.arrays import as_numpy
-from convfc.errors import ArgumentError, NothingToConvert, ShapeError
+from convfc.errors import NothingToConvert, ShapeError
 from convfc.extras import needing
+from convfc.sizes import integer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -111,8 +112,7 @@ def calibration(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> 
     >>> found.counts[[5, 8]].tolist(), round(found.ece, 3)
     ([1, 2], 0.4)
     """
-    if bins < 1:
-        raise ArgumentError("a count below one", where="bins", expected="1 or more", got=bins)
+    bins = integer("bins", bins, least=1)
     p, y = _checked(probabilities, labels)
     confidence, right = p.max(axis=1), p.argmax(axis=1) == y
     edges = np.linspace(0, 1, bins + 1)
