@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from inspect import isfunction, signature
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ import torch
 from torch import nn
 
 import convfc
-from convfc.errors import ArgumentError
+from convfc.errors import ArgumentError, UnsupportedModel
 from convfc.methods import morphism, spectrum, uncertainty
 
 CONV = nn.Conv2d(2, 4, 3, padding=1)
@@ -182,6 +184,37 @@ def test_a_wrong_argument_is_an_argument_error(call: Callable[[], Any], message:
         call()
     assert type(caught.value) is ArgumentError
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)  # noqa: S301 (ours)
+
+
+GIVEN: dict[str, Any] = {
+    "bound": BOUND,
+    "example": X,
+    "input_size": (6, 6),
+    "kernel_size": 5,
+    "method": "dropout",
+    "name": "0",
+    "rank": 2,
+    "width": 8,
+    "x": X,
+}
+"""What a function of the methods is given behind its model."""
+OTHERS = {"None": None, "a class": nn.Conv2d, "weights": NETWORK.state_dict()}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+@pytest.mark.parametrize("face", [morphism, spectrum, uncertainty], ids=lambda f: f.__name__)
+def test_what_is_no_model_is_refused_by_every_method(face: ModuleType, other: str):
+    functions = [
+        (function, [*signature(function).parameters.values()])
+        for function in (getattr(face, name) for name in face.__all__)
+        if isfunction(function)
+    ]
+    of_models = [(f, rest) for f, (first, *rest) in functions if first.name in {"model", "layer"}]
+    assert len(of_models) >= 5
+    for function, rest in of_models:
+        arguments = {one.name: GIVEN[one.name] for one in rest if one.name in GIVEN}
+        with pytest.raises(UnsupportedModel, match=r"^(model|layer): this is (not|for) "):
+            function(OTHERS[other], **arguments)
 
 
 def test_every_public_function_is_called_with_a_wrong_argument():

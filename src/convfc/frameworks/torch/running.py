@@ -214,8 +214,21 @@ def layer_input(model: nn.Module, name: str, x: Any) -> Tensor:
     return seen[0].detach()
 
 
+def check_module(model: object, where: str = "model") -> None:
+    """Refuse what is no model of PyTorch, before it is asked for its parts."""
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModel(
+            "this is for models of PyTorch",
+            where=where,
+            expected="a torch.nn.Module",
+            got=f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__,
+            remedy="give the model object itself, not its class, its file or its state dict",
+        )
+
+
 def check_has_numbers(model: nn.Module, where: str) -> None:
     """Refuse a model on the meta device, whose tensors are shapes, before its numbers are read."""
+    check_module(model, where)
     for place, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_meta:
             raise UnsupportedModel(

@@ -17,6 +17,7 @@ with needing():
 from convfc.frameworks.torch.forms.calls import by_class
 from convfc.frameworks.torch.forms.form import form_of
 from convfc.frameworks.torch.read import geometry_of, native_class, obstacle
+from convfc.frameworks.torch.running import check_module
 from convfc.sizes import input_sizes, integer
 
 _READ = (
@@ -52,8 +53,8 @@ def spectral_norm(layer: nn.Module, input_size: Sequence[int], *, steps: int = 1
 
     Raises
     ------
-    UnsupportedLayer
-        If it is not a CONV layer with a plain weight.
+    UnsupportedLayer, UnsupportedModel
+        If it is not a CONV layer of PyTorch with a plain weight.
 
     Examples
     --------
@@ -62,6 +63,7 @@ def spectral_norm(layer: nn.Module, input_size: Sequence[int], *, steps: int = 1
     >>> round(float(singular_values(layer.eval(), (6, 6), k=1)), 2)
     1.0
     """
+    check_module(layer, "layer")
     blocked = obstacle(layer) if form_of(layer) == "native" else _NO_CONV
     if blocked is not None:
         raise UnsupportedLayer(

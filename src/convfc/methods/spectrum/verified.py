@@ -24,7 +24,7 @@ with needing():
     from torch import Tensor, nn
     from torch.utils._pytree import tree_map
 
-from convfc.frameworks.torch.running import call_model, deep_copy, in_mode
+from convfc.frameworks.torch.running import call_model, check_module, deep_copy, in_mode
 from convfc.frameworks.torch.simplification.trace import LAYER, Call, Ref, Trace, trace
 from convfc.methods.spectrum.networks import BoundedPart, LipschitzBound, check_input
 from convfc.methods.spectrum.rules import is_norm, kind_of, refs_of
@@ -174,7 +174,7 @@ def verify_bound(
     ShapeError
         If the inputs have another shape than the bound is for.
     UnsupportedModel
-        If the bound is of another network.
+        If the bound is of another network, or this is none of PyTorch.
     ArgumentError
         If there is no step.
 
@@ -188,6 +188,7 @@ def verify_bound(
     >>> found.holds, found.tightness > 0.1
     (True, True)
     """
+    check_module(model)
     check_input(x)
     steps = integer("steps", steps, least=1)
     if tuple(x.shape[1:]) != bound.shape:

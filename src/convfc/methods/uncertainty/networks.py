@@ -20,7 +20,7 @@ from convfc.frameworks.torch.forms.factors import linear_obstacle
 from convfc.frameworks.torch.forms.patch import PatchConv
 from convfc.frameworks.torch.places import copy_of
 from convfc.frameworks.torch.references import check_references, exchange
-from convfc.frameworks.torch.running import random_numbers
+from convfc.frameworks.torch.running import check_module, random_numbers
 from convfc.methods.uncertainty.layers import (
     ConcreteDropoutLinear,
     DropoutLinear,
@@ -96,6 +96,7 @@ def to_bayesian(model: nn.Module, method: Method, *, where: Where = None, **opti
     <All keys matched successfully>
     """
     one_of("method", method, Method)
+    check_module(model)
     make = _LAYERS[method]
     known = {name: one.default for name, one in signature(make).parameters.items()}
     del known["linear"]
@@ -181,6 +182,7 @@ def sample(model: nn.Module, seed: int = 0) -> Any:
     >>> type(drawn[0].fc) is nn.Linear, type(convfc.to_conv(drawn)[0]) is nn.Conv2d
     (True, True)
     """
+    check_module(model)
     with random_numbers(model.parameters(), seed):
         return _plain(model, lambda layer: layer.draw())
 
@@ -221,6 +223,7 @@ def learned_rates(model: nn.Module) -> dict[str, float]:
 
 def random_layers(model: nn.Module) -> dict[str, RandomLinear]:
     """Return the random layers of a network by place, each once."""
+    check_module(model)
     found = {name: part for name, part in model.named_modules() if isinstance(part, RandomLinear)}
     if not found:
         raise NothingToConvert(

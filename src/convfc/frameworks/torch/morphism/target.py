@@ -46,7 +46,13 @@ from convfc.frameworks.torch.read import (
     weight_to_filters,
 )
 from convfc.frameworks.torch.references import exchange
-from convfc.frameworks.torch.running import check_can_run, deep_copy, run_on, unchanged
+from convfc.frameworks.torch.running import (
+    check_can_run,
+    check_module,
+    deep_copy,
+    run_on,
+    unchanged,
+)
 from convfc.places import place_in_words, tied
 from convfc.sizes import Sizes, per_axis
 
@@ -213,6 +219,7 @@ def real_number(name: str, value: object, least: float, most: float = math.inf) 
 
 def look_up(model: nn.Module, name: str) -> nn.Module:
     """Return the part at a place, or refuse a name that no part has."""
+    check_module(model)
     found = places(model)
     if name not in found:
         known = {n: form_of(part) == "native" for n, part in found.items()}
