@@ -571,6 +571,17 @@ def test_an_input_is_one_batch(x: Any):
         lipschitz_bound(nn.Identity(), x)
 
 
+def test_one_input_without_a_batch_axis_is_said_to_be_none():
+    model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU())
+    words = (
+        r"^x: .* not on two of its rows;.*; got \(3, 8, 8\)\. Remedy: x\[None\]"
+    )
+    with pytest.raises(ShapeError, match=words):
+        lipschitz_bound(model, torch.ones(3, 8, 8))
+    with pytest.raises(ShapeError, match=r"^x: the model does not run .*; got \(1, 4, 8, 8\)"):
+        lipschitz_bound(model, torch.ones(1, 4, 8, 8))
+
+
 def test_models_that_are_no_numbers_are_refused():
     with pytest.raises(UnsupportedModel, match="meta device"):
         lipschitz_bound(nn.Conv2d(1, 1, 3, device="meta"), torch.ones(1, 1, 5, 5))

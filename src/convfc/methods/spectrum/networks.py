@@ -21,10 +21,16 @@ from convfc.errors import ShapeError, UnsupportedLayer
 from convfc.extras import needing
 
 with needing():
+    import torch
     from torch import Tensor, nn
     from torch.utils._pytree import tree_leaves, tree_map
 
-from convfc.frameworks.torch.running import check_can_run, check_has_numbers, unchanged
+from convfc.frameworks.torch.running import (
+    call_model,
+    check_can_run,
+    check_has_numbers,
+    unchanged,
+)
 from convfc.frameworks.torch.simplification.operations import Step
 from convfc.frameworks.torch.simplification.trace import Call, Ref, trace
 from convfc.methods.spectrum.bounds import NormBounds, product, side_by_side, total
@@ -269,9 +275,8 @@ def lipschitz_bound(
     check_input(x)
     check_has_numbers(model, "model")
     check_can_run(model, "x")
-    two = x.detach()[[0, 0]]  # what mixes examples cannot hide
     with unchanged(model), telling(progress) as tell:
-        return LipschitzBound(_Reader(model, two).read(tell), tuple(two.shape[1:]))
+        return LipschitzBound(_reader(model, x.detach()).read(tell), tuple(x.shape[1:]))
 
 
 def _array(thing: Any) -> Any:
@@ -279,6 +284,22 @@ def _array(thing: Any) -> Any:
 
 
 # Reading a network --------------------------------------------------------------------------------
+
+
+def _reader(model: nn.Module, x: Tensor) -> _Reader:
+    """Return what reads the network on two examples: what mixes them cannot hide."""
+    with torch.no_grad():
+        call_model(model, (x,), {}, "x")
+    try:
+        return _Reader(model, x[[0, 0]])
+    except ShapeError as error:  # a CONV layer also takes one example
+        raise ShapeError(
+            "the model runs on it, but not on two of its rows",
+            where="x",
+            expected="a batch (n, ...)",
+            got=tuple(x.shape),
+            remedy="x[None] makes a batch of one example",
+        ) from error
 
 
 class _Reader:
