@@ -573,9 +573,7 @@ def test_an_input_is_one_batch(x: Any):
 
 def test_one_input_without_a_batch_axis_is_said_to_be_none():
     model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU())
-    words = (
-        r"^x: .* not on two of its rows;.*; got \(3, 8, 8\)\. Remedy: x\[None\]"
-    )
+    words = r"^x: .* not on two of its rows;.*; got \(3, 8, 8\)\. Remedy: x\[None\]"
     with pytest.raises(ShapeError, match=words):
         lipschitz_bound(model, torch.ones(3, 8, 8))
     with pytest.raises(ShapeError, match=r"^x: the model does not run .*; got \(1, 4, 8, 8\)"):
@@ -687,7 +685,7 @@ def test_a_rule_that_is_broken_is_said_no_to(name: str, monkeypatch: pytest.Monk
         with torch.no_grad():
             model.weight.fill_(3.0)
     if broken in ("replication_pad2d",):
-        broken = next(c.name for c in networks.trace(model, x).calls)
+        broken = next(c.name for c in networks.trace_of_two(model, x, "x").calls)
     assert verify_bound(model, lipschitz_bound(model, x), x).holds
 
     def idle(step: Any, *operands: Any, **named: Any) -> Any:

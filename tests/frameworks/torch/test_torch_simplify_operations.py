@@ -364,7 +364,7 @@ EXAMPLES: dict[str, tuple[Any, str]] = {
     "size": (X[..., :3], "example: the model does not run on this input: "),
     "channels": (
         X.expand(1, 2, 12, 12),
-        r"Given groups=1.* 2 channels instead; got \(2, 2, 12, 12",
+        r"Given groups=1.* 2 channels instead; got \(1, 2, 12, 12",
     ),
     "empty": (X[:0], "an empty batch"),
 }
@@ -374,6 +374,12 @@ EXAMPLES: dict[str, tuple[Any, str]] = {
 def test_examples_that_cannot_be_used(example: Any, message: str):
     with pytest.raises(ShapeError, match=message):
         simplify(lenet().eval(), example)
+
+
+def test_one_example_without_a_batch_axis_is_said_to_be_none():
+    words = r"^example: .* not on two of its rows; .*got \(3, 8, 8\)\. Remedy: example\[None\]"
+    with pytest.raises(ShapeError, match=words):
+        simplify(nn.Conv2d(3, 2, 3), torch.ones(3, 8, 8))
 
 
 def test_a_convolution_without_a_batch_axis_is_refused():

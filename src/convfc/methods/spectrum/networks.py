@@ -21,18 +21,12 @@ from convfc.errors import ShapeError, UnsupportedLayer
 from convfc.extras import needing
 
 with needing():
-    import torch
     from torch import Tensor, nn
     from torch.utils._pytree import tree_leaves, tree_map
 
-from convfc.frameworks.torch.running import (
-    call_model,
-    check_can_run,
-    check_has_numbers,
-    unchanged,
-)
+from convfc.frameworks.torch.running import check_can_run, check_has_numbers, unchanged
 from convfc.frameworks.torch.simplification.operations import Step
-from convfc.frameworks.torch.simplification.trace import Call, Ref, trace
+from convfc.frameworks.torch.simplification.trace import Call, Ref, trace_of_two
 from convfc.methods.spectrum.bounds import NormBounds, product, side_by_side, total
 from convfc.methods.spectrum.rules import (
     BOUNDS,
@@ -276,7 +270,7 @@ def lipschitz_bound(
     check_has_numbers(model, "model")
     check_can_run(model, "x")
     with unchanged(model), telling(progress) as tell:
-        return LipschitzBound(_reader(model, x.detach()).read(tell), tuple(x.shape[1:]))
+        return LipschitzBound(_Reader(model, x).read(tell), tuple(x.shape[1:]))
 
 
 def _array(thing: Any) -> Any:
@@ -286,28 +280,12 @@ def _array(thing: Any) -> Any:
 # Reading a network --------------------------------------------------------------------------------
 
 
-def _reader(model: nn.Module, x: Tensor) -> _Reader:
-    """Return what reads the network on two examples: what mixes them cannot hide."""
-    with torch.no_grad():
-        call_model(model, (x,), {}, "x")
-    try:
-        return _Reader(model, x[[0, 0]])
-    except ShapeError as error:  # a CONV layer also takes one example
-        raise ShapeError(
-            "the model runs on it, but not on two of its rows",
-            where="x",
-            expected="a batch (n, ...)",
-            got=tuple(x.shape),
-            remedy="x[None] makes a batch of one example",
-        ) from error
-
-
 class _Reader:
     """Reads one network: a number for each tensor of a run."""
 
     def __init__(self, model: nn.Module, x: Tensor) -> None:
-        self.found = trace(model, x)
-        self.values = {0: Value(0, tuple(x.shape), 1.0, 1.0)}
+        self.found = trace_of_two(model, x, "x")
+        self.values = {0: Value(0, (2, *x.shape[1:]), 1.0, 1.0)}
         self.parts: list[BoundedPart] = []
         self.users: dict[int, list[Call | None]] = defaultdict(list)
         """By whom each tensor is used; None is the one who called the model."""

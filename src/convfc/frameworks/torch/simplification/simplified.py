@@ -19,7 +19,7 @@ from convfc.frameworks.torch.running import (
 )
 from convfc.frameworks.torch.simplification import emit
 from convfc.frameworks.torch.simplification.operations import OPERATIONS, Condition, Step, estimate
-from convfc.frameworks.torch.simplification.trace import Call, Ref, Trace, trace
+from convfc.frameworks.torch.simplification.trace import Call, Ref, Trace, trace_of_two
 from convfc.frameworks.torch.vocabulary import BY_MODE
 from convfc.mlp.budget import check_least, check_memory, memory_explained
 from convfc.mlp.simplified import (
@@ -146,9 +146,7 @@ def _run(
             "an empty batch shows nothing", where="example", got=_words(example), expected="n >= 1"
         )
     _check(model)
-    # Two examples: what mixes them, or counts them, cannot hide.
-    two = example[0].detach()[:2] if numbers and len(example[0]) > 1 else example[0][[0, 0]]
-    found = trace(model, two, numbers=numbers)
+    found = trace_of_two(model, example[0], "example", numbers=numbers)
     _check_memory(found, memory)
     return found
 

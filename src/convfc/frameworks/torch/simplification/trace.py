@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from convfc.comparing import first_words
-from convfc.errors import ConvfcError, UnsupportedLayer, UnsupportedModel
+from convfc.errors import ConvfcError, ShapeError, UnsupportedLayer, UnsupportedModel
 from convfc.frameworks.torch.forms.form import form_of
 from convfc.frameworks.torch.running import call_model, unchanged
 
@@ -134,6 +134,26 @@ def trace(model: nn.Module, x: Tensor, *, numbers: bool = False) -> Trace:
         raise recorder.refused
     recorder.found.output = tree_map(recorder.ref, output)
     return recorder.found
+
+
+def trace_of_two(model: nn.Module, x: Tensor, where: str, *, numbers: bool = False) -> Trace:
+    """Trace a model on two examples of a batch: what mixes them, or counts them, cannot hide.
+
+    They are the first one twice, or with numbers the first two.
+    """
+    with unchanged(model):
+        call_model(model, (x.detach().clone(),), {}, where)
+    rows = [0, 1] if numbers and len(x) > 1 else [0, 0]
+    try:
+        return trace(model, x.detach()[rows], numbers=numbers)
+    except ShapeError as error:  # a CONV layer takes one example, too
+        raise ShapeError(
+            "the model runs on it, but not on two of its rows",
+            where=where,
+            expected="a batch (n, ...)",
+            got=tuple(x.shape),
+            remedy=f"{where}[None] makes a batch of one example",
+        ) from error
 
 
 class _Noting(Tensor):
