@@ -28,6 +28,9 @@ class Net(nn.Module):
     def forward(self, x, y):
         return self.first(x) + self.second(y)
 
+def classifier():
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2 * 26 * 26, 3))
+
 def hostile():
     net = nn.Sequential()
     net.add_module("\\x1b]0;owned\\x07\\n[/red]", nn.Conv2d(1, 1, 1))
@@ -84,6 +87,19 @@ def test_errors_are_one_line(arguments: tuple[str, ...], text: str) -> None:
     result = call("inspect", *arguments)
     refused(result, text, "Remedy: ")
     assert result.stdout == ""
+
+
+@pytest.mark.parametrize("sizes", ["1,28,28", "1,1,28,28"])
+def test_an_input_may_be_without_its_batch_axis(sizes: str) -> None:
+    one = call("inspect", "own_net:classifier", "--input", sizes, "--json")
+    assert (one.exit_code, one.stderr) == (0, "")
+    (row,) = json.loads(one.stdout)["rows"]
+    assert (row["batch"], row["input_size"]) == (1, [28, 28])
+
+
+def test_the_error_is_of_the_input_as_it_was_given() -> None:
+    result = call("inspect", "own_net:classifier", "--input", "1,27,28")
+    refused(result, "x: the model does not run on this input: ", "got (1, 27, 28)")
 
 
 @pytest.mark.parametrize("sizes", ["1,3,x", "1,,3", "", "1,0,3"])

@@ -485,6 +485,9 @@ def test_two_factories_with_the_same_weights() -> None:
     assert (result.exit_code, result.stderr) == (0, "")
     assert "Certificate: holds; 1 of 1 layers hold." in result.stdout
     assert call("verify", *given).exit_code == 1  # other random weights
+    small = call("verify", *given[:2], "--input", "1,9,9", "--weights", "net.safetensors")
+    assert (small.exit_code, small.stderr) == (0, "")
+    assert "Input: 0 1×1×9×9" in small.stdout
 
 
 def test_arguments_by_name() -> None:

@@ -9,6 +9,7 @@ and stand here. What a framework does not have stays as it is in this class, and
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from convfc.certificate import Certificate, LayerCertificate, NetworkCertificate
-from convfc.errors import ArgumentError, Refusal, UnsupportedModel
+from convfc.errors import ArgumentError, Refusal, ShapeError, UnsupportedModel
 from convfc.inspection import Inspection
 from convfc.layer import ConvLayer, Order
 from convfc.networks import Networks, Pair, Pairs, compare_networks, find_pairs
@@ -212,6 +213,18 @@ class Room(ABC):
         """List every CONV layer of a model; see `convfc.inspect`."""
 
     # What every framework has of this.
+
+    def batch(self, model: Any, x: Any) -> Any:
+        """Return an input, with a batch axis of 1 before it where the model only runs so."""
+        try:
+            self.inspect(model, x)
+        except ShapeError:
+            with contextlib.suppress(ShapeError, TypeError, LookupError):  # no arrays either
+                one = tuple(array[None] for array in x) if isinstance(x, tuple) else x[None]
+                self.inspect(model, one)
+                return one
+            raise
+        return x
 
     def to_fc(
         self,

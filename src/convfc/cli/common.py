@@ -46,7 +46,7 @@ Inputs: TypeAlias = Annotated[
         "--input",
         metavar="FILE|SIZES",
         help="What the model is run on: an npz file of its inputs by name, or the shape of random "
-        "numbers, such as 1,3,224,224; one for each input.",
+        "numbers, such as 1,3,224,224, with or without its batch axis; one for each input.",
     ),
 ]
 Weights: TypeAlias = Annotated[
@@ -94,6 +94,13 @@ def examples(made: Any, given: list[str] | None) -> list[Any]:
             raise typer.BadParameter("--input takes one npz file, or sizes")
         return [_arrays(pathlib.Path(given[0]))]
     return room_of(made).examples(made, [shape(text) for text in given])
+
+
+def example(made: Any, given: list[str]) -> Any:
+    """Return what a model is run on, in a batch where it takes no less."""
+    from convfc.registry import room_of
+
+    return room_of(made).batch(made, examples(made, given)[0])
 
 
 def _arrays(path: pathlib.Path) -> Any:

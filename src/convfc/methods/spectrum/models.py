@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal, TypeAlias
 
 from convfc.convert import inspect
-from convfc.errors import MemoryBudgetError, NotConverged, NothingToConvert, ShapeError
+from convfc.errors import MemoryBudgetError, NotConverged, NothingToConvert
 from convfc.geometry import ConvGeometry
 from convfc.inspection import Inspection, short_geometry
 from convfc.methods.spectrum.algorithms import operator_shape
@@ -167,8 +167,9 @@ def layer_spectra(
     [('0', 'dense'), ('1', 'kernel')]
     """
     one_of("boundary", boundary, Boundaries)
-    rows = list(_rows(_inspected(model, x), layers))
-    found, places = [], room_of(model).places(model)
+    room, found = room_of(model), []
+    rows = list(_rows(inspect(model, room.batch(model, x)), layers))
+    places = room.places(model)
     with telling(progress) as tell:
         for number, (name, geometry, size) in enumerate(rows):
             tell(number, len(rows), name)
@@ -196,18 +197,6 @@ def layer_spectra(
             named = (name or type(model).__name__, geometry, size)
             found.append(LayerSpectrum(*named, **values, seconds=seconds, note=note))
     return found
-
-
-def _inspected(model: Any, x: Any) -> Inspection:
-    """Run the model on an input, with a batch axis where it needs one."""
-    try:
-        return inspect(model, x)
-    except ShapeError:
-        try:
-            return inspect(model, tuple(a[None] for a in x) if isinstance(x, tuple) else x[None])
-        except (ShapeError, TypeError, IndexError):
-            pass
-        raise
 
 
 def _rows(
