@@ -446,7 +446,7 @@ def test_a_model_of_keras_becomes_a_file() -> None:
     conv = keras.layers.Conv2D(4, 3, strides=2)
     model = keras.Sequential([keras.Input((9, 8, 1)), conv, keras.layers.Flatten()])
     model.save("net.keras")
-    result = call("convert", "net.keras", "-o", "fc.onnx", "--input", "1,9,8,1")
+    result = call("convert", "net.keras", "-o", "fc.onnx", "--input", "9,8,1")
     assert result.exit_code == 0, result.output
     assert "Conv" not in operators("fc.onnx")
     x = np.random.default_rng(2).standard_normal((3, 9, 8, 1)).astype(np.float32)
@@ -474,6 +474,15 @@ def test_two_files_are_compared(after: str, holds: bool) -> None:
     content = json.loads(result.stdout)
     assert [one["holds"] for one in content.pop("certificates")] == [holds] * 2
     assert content == {"before": "net.onnx", "after": after, "holds": holds}
+
+
+@pytest.mark.parametrize("sizes", ["2,9,8", "1,2,9,8"])
+def test_two_files_are_compared_on_an_input_with_or_without_its_batch_axis(sizes: str) -> None:
+    result = call("verify", "net.onnx", "net.onnx", "--input", sizes)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "Input: x 1×2×9×8" in result.stdout
+    result = call("convert", "net.onnx", "-o", "gemm.onnx", "--profile", "gemm", "--input", sizes)
+    assert (result.exit_code, result.stderr) == (0, "")
 
 
 def test_two_factories_with_the_same_weights() -> None:

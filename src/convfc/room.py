@@ -220,7 +220,7 @@ class Room(ABC):
             self.inspect(model, x)
         except ShapeError:
             with contextlib.suppress(ShapeError, TypeError, LookupError):  # no arrays either
-                one = tuple(array[None] for array in x) if isinstance(x, tuple) else x[None]
+                one = _one_of_a_batch(x)
                 self.inspect(model, one)
                 return one
             raise
@@ -448,6 +448,13 @@ class Room(ABC):
             got=type(model).__name__,
             remedy=f"the verbs that take models of {self.name} are in convfc's documentation",
         )
+
+
+def _one_of_a_batch(x: Any) -> Any:
+    """Return an input with a batch axis of 1 in front of each array."""
+    if isinstance(x, Mapping):
+        return {name: array[None] for name, array in x.items()}
+    return tuple(array[None] for array in x) if isinstance(x, tuple) else x[None]
 
 
 def _wanted(form: Any, groups: Any, product: Any) -> Wanted:

@@ -84,23 +84,21 @@ def make_model(model: str, arguments: list[str] | None) -> Any:
     return make(model, named_values(arguments or ()))
 
 
-def examples(made: Any, given: list[str] | None) -> list[Any]:
-    """Return what a model is to be tried on: one input, or several where none was given."""
+def examples(made: Any, given: list[str] | None, *, as_given: bool = False) -> list[Any]:
+    """Return what a model is to be tried on: one input, or several where none was given.
+
+    It gets a batch axis where the model does not run without, if it is not to be as it was given.
+    """
     from convfc.registry import room_of
 
-    given = given or []
+    room, given = room_of(made), given or []
     if any(text.endswith(".npz") for text in given):
         if len(given) > 1:
             raise typer.BadParameter("--input takes one npz file, or sizes")
-        return [_arrays(pathlib.Path(given[0]))]
-    return room_of(made).examples(made, [shape(text) for text in given])
-
-
-def example(made: Any, given: list[str]) -> Any:
-    """Return what a model is run on, in a batch where it takes no less."""
-    from convfc.registry import room_of
-
-    return room_of(made).batch(made, examples(made, given)[0])
+        found = [_arrays(pathlib.Path(given[0]))]
+    else:
+        found = room.examples(made, [shape(text) for text in given])
+    return found if as_given or not given else [room.batch(made, found[0])]
 
 
 def _arrays(path: pathlib.Path) -> Any:

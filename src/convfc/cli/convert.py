@@ -125,7 +125,7 @@ def convert(
             load_weights(made, weights, errors)
         room, example = room_of(made), None
         if room.name != "ONNX":
-            example = examples(made, inputs)[0]
+            example = examples(made, inputs, as_given=True)[0]
             # Sizes, and perhaps a batch axis, are then those of the model.
             inputs = [text for text in inputs or () if text.endswith(".npz")]
         with errors.status("exporting the model"):

@@ -13,7 +13,7 @@ from convfc.cli.common import (
     FactoryArguments,
     Inputs,
     errors_in_one_line,
-    example,
+    examples,
     make_model,
 )
 
@@ -42,7 +42,7 @@ def inspect(
         import convfc
 
         made = make_model(model, arguments)
-        inspection = convfc.inspect(made, example(made, inputs) if inputs else None)
+        inspection = convfc.inspect(made, examples(made, inputs)[0] if inputs else None)
     if as_json:
         typer.echo(json.dumps(inspection.to_dict(), indent=2))
     elif console.is_terminal:

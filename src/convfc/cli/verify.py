@@ -16,7 +16,6 @@ from convfc.cli.common import (
     certify,
     ctrl_c_explained,
     errors_in_one_line,
-    example,
     examples,
     load_weights,
     make_model,
@@ -53,7 +52,7 @@ def verify(
         if weights is not None:
             for one in (first, second):
                 load_weights(one, weights, errors)
-        tried = [example(first, inputs)] if inputs else examples(first, inputs)
+        tried = examples(first, inputs)
         holds, found = certify(first, second, tried, errors, show=not as_json)
         if as_json:
             content = {"before": before, "after": after, "holds": holds, "certificates": found}
