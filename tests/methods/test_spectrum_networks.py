@@ -699,6 +699,23 @@ def test_a_rule_that_is_broken_is_said_no_to(name: str, monkeypatch: pytest.Monk
     assert any("when the input moves" in reason for reason in certificate.failures)
 
 
+def test_a_network_may_change_its_input_in_place():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(1, 2, 3)).double()
+    x = torch.randn(2, 1, 5, 5).double()  # what verify_bound computes in, so that nothing is copied
+    before = x.clone()
+    assert verify_bound(model, lipschitz_bound(model, x), x).holds
+    assert torch.equal(x, before)
+
+
+def test_where_no_unit_is_on_a_right_bound_holds():
+    model, x = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten()), torch.randn(2, 1, 5, 5)
+    nn.init.constant_(model[0].bias, -1e3)
+    certificate = verify_bound(model, lipschitz_bound(model, x), x)
+    assert certificate.holds, certificate.failures
+    assert certificate.lower == 0
+
+
 def test_power_iteration_measures_large_layers(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("convfc.methods.spectrum.verified._DENSE", 0)
     torch.manual_seed(0)

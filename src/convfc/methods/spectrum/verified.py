@@ -214,11 +214,14 @@ def _measured(
     model: nn.Module, bound: LipschitzBound, x: Tensor, steps: int, seed: int, tell: Progress
 ) -> LipschitzCertificate:
     """Make all measurements."""
+
+    def network(t: Tensor) -> Tensor:
+        y: Tensor = call_model(model, (t.clone(),), {}, "x")  # it may change its input in place
+        return y
+
     count = 1 + len(bound.parts)
     tell(0, count, "the network")
-    norms, directions, defect = _jacobians(
-        lambda t: call_model(model, (t,), {}, "x"), x, steps, seed
-    )
+    norms, directions, defect = _jacobians(network, x, steps, seed)
     moved = directions[0] * (_NEAR * (x[0].norm().item() or 1.0))
     run = trace(model, torch.stack([x[0], x[0] + moved]), numbers=True)
     # A sum of n products is off by gamma_n |A| |v|, and the norm of |A| is at most the root of the
@@ -237,16 +240,16 @@ def _measured(
                 errors.append(_adjoint_words(part.name, off, rounding))
     if not defect <= rounding:
         errors.append(_adjoint_words("the network", defect, rounding))
-    network = [
+    whole = [
         Stretch("the network", f"its Jacobian at input {n}", norm / (1 + rounding), bound.bound)
         for n, norm in enumerate(norms)
     ]
     if len(x) > 1:
         with torch.no_grad():
-            y = call_model(model, (x,), {}, "x")
-        network.append(_widest_pair(x, y, rounding, bound.bound))
+            y = network(x)
+        whole.append(_widest_pair(x, y, rounding, bound.bound))
     tensors = [_moved(part, run, rounding) for part in bound.parts]
-    return LipschitzCertificate(tuple(network), tuple(found), tuple(tensors), tuple(errors))
+    return LipschitzCertificate(tuple(whole), tuple(found), tuple(tensors), tuple(errors))
 
 
 def _adjoint_words(name: str, defect: float, rounding: float) -> str:
@@ -262,7 +265,7 @@ def _jacobians(
     """Return ‖J v‖ at each input, its unit vector v, and how far the adjoint law is broken.
 
     By power iteration, on all inputs at once. One backward pass gives Jᵀ u; it is linear in u, so
-    that another one, through it, gives J v.
+    that another one, through it, gives J v. Where J is 0, as behind a ReLU that is off, v is any.
     """
     x = x.detach().clone().requires_grad_()
     y = function(x)
@@ -271,7 +274,7 @@ def _jacobians(
     (pulled,) = torch.autograd.grad(
         y, x, probe, create_graph=True, materialize_grads=True, allow_unused=True
     )
-    best, vectors, defect = [0.0] * len(x), torch.zeros_like(x), 0.0
+    best, vectors, defect = [0.0] * len(x), _units(torch.ones_like(x.detach())), 0.0
     for _ in range(steps):
         u = _units(u)
         (back,) = torch.autograd.grad(
