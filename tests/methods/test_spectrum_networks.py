@@ -381,6 +381,41 @@ def test_no_jacobian_and_no_pair_exceeds_the_bound_of_a_network(name: str):
     }
 
 
+def plus(part: nn.Module) -> nn.Module:
+    return Net(lambda net, x: x + net.part(x), part=part)
+
+
+def drawn_conv(data: st.DataObject) -> nn.Module:
+    mode = data.draw(st.sampled_from(["zeros", "reflect", "replicate", "circular"]))
+    stride, groups = (data.draw(st.integers(1, 2)) for _ in range(2))
+    return nn.Conv2d(2, 2, 3, stride, padding=1, groups=groups, padding_mode=mode)
+
+
+BLOCKS: list[Callable[[st.DataObject], nn.Module]] = [
+    *(drawn_conv, drawn_conv, lambda _: nn.ConvTranspose2d(2, 2, 3, 2, padding=1)),
+    *(lambda _: random_norm(2), lambda _: nn.Dropout(), lambda _: nn.PReLU(2, init=-1.5)),
+    *(lambda _: nn.ReLU(inplace=True), lambda _: nn.ELU(2.0), lambda _: nn.SiLU(inplace=True)),
+    *(lambda _: nn.MaxPool2d(2, 1, padding=1), lambda _: nn.AvgPool2d(3, 1, padding=1)),
+    *(lambda _: nn.ReflectionPad2d((1, 0, 2, 1)), lambda _: nn.Upsample(scale_factor=2)),
+    *(lambda _: plus(nn.Conv2d(2, 2, 1)), lambda _: plus(nn.Sequential(nn.Tanh(), random_norm(2)))),
+]
+"""What keeps two channels, of images of 3 × 3 and more."""
+
+
+@given(st.data(), st.lists(st.sampled_from(BLOCKS), min_size=1, max_size=5), seeds)
+def test_no_measurement_exceeds_the_bound_of_a_drawn_network(
+    data: st.DataObject, blocks: list[Callable[[st.DataObject], nn.Module]], seed: int
+):
+    torch.manual_seed(seed)
+    model = nn.Sequential(*(block(data) for block in blocks), nn.Flatten()).double().eval()
+    x = torch.randn(2, 2, 6, 5, dtype=torch.float64)
+    before = x.clone()
+    found = lipschitz_bound(model, x)
+    certificate = verify_bound(model, found, x, steps=3)
+    assert certificate.holds, certificate.failures
+    assert torch.equal(x, before)
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_network_is_left_as_it_was_and_its_fc_form_has_the_same_bound(name: str):
     torch.manual_seed(3)
@@ -706,6 +741,18 @@ def test_a_network_may_change_its_input_in_place():
     before = x.clone()
     assert verify_bound(model, lipschitz_bound(model, x), x).holds
     assert torch.equal(x, before)
+
+
+def test_a_network_without_a_gradient_is_refused():
+    def forward(_: nn.Module, x: Tensor) -> Tensor:
+        y = x.sigmoid()
+        z = y + 1
+        return y.relu_() + z  # the slope of a sigmoid is computed from its output
+
+    model, x = Net(forward), torch.randn(2, 3)
+    found = lipschitz_bound(model, x)
+    with pytest.raises(UnsupportedModel, match=r"^model: PyTorch cannot .* inplace=True$"):
+        verify_bound(model, found, x)
 
 
 def test_where_no_unit_is_on_a_right_bound_holds():

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from convfc.certificate import Record
+from convfc.comparing import first_words
 from convfc.errors import ShapeError, UnsupportedModel
 from convfc.extras import needing
 
@@ -174,7 +175,7 @@ def verify_bound(
     ShapeError
         If the inputs have another shape than the bound is for.
     UnsupportedModel
-        If the bound is of another network, or this is none of PyTorch.
+        If the bound is of another network, or this is none of PyTorch, or has no gradient there.
     ArgumentError
         If there is no step.
 
@@ -221,7 +222,14 @@ def _measured(
 
     count = 1 + len(bound.parts)
     tell(0, count, "the network")
-    norms, directions, defect = _jacobians(network, x, steps, seed)
+    try:
+        norms, directions, defect = _jacobians(network, x, steps, seed)
+    except RuntimeError as error:  # of autograd
+        raise UnsupportedModel(
+            f"PyTorch cannot differentiate it: {first_words(error)}",
+            where="model",
+            remedy="call its activations without inplace=True",
+        ) from error
     moved = directions[0] * (_NEAR * (x[0].norm().item() or 1.0))
     run = trace(model, torch.stack([x[0], x[0] + moved]), numbers=True)
     # A sum of n products is off by gamma_n |A| |v|, and the norm of |A| is at most the root of the
