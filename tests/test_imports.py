@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from commands import python
 
 import convfc
 
@@ -202,3 +205,39 @@ def test_help_imports_what_prints_it_and_no_more(command: str):
 def test_what_is_left_for_later_comes_when_it_is_asked_for(name: str):
     program = f"import sys, convfc; assert 'scipy' not in sys.modules; convfc.{name}"
     subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, timeout=120)  # noqa: S603
+
+
+KERAS = "m = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Conv2D(2, 3)]); convfc.to_fc(m)"
+SIMPLIFIED = {
+    "import tensorflow": "RunError triton: TensorFlow is",
+    f"import keras; {KERAS}": "True",
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("first", SIMPLIFIED)
+def test_a_model_of_pytorch_is_converted_after_tensorflow(first: str):
+    """After which PyTorch's compiler crashes; Keras imports it with its first layer."""
+    if not all(map(find_spec, ("tensorflow", "triton"))):
+        pytest.skip("without TensorFlow and triton together nothing crashes")
+    ended = python(
+        "-c",
+        f"""
+import sys, convfc, torch
+{first}
+assert "tensorflow" in sys.modules
+model, x = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3, bias=False)), torch.ones(1, 1, 8, 8)
+torch.nn.init.ones_(model[0].weight)
+fc = convfc.to_fc(model)
+assert convfc.verify(model, fc, x).holds
+convfc.to_conv(fc), convfc.inspect(model, x), convfc.unroll(model, x)
+assert "torch._dynamo" not in sys.modules
+try:
+    print(torch.equal(convfc.simplify(model, x)(x), model(x)))
+except convfc.errors.ConvfcError as error:
+    print(type(error).__name__, error)
+""",
+        env={**os.environ, "KERAS_BACKEND": "jax"},
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.startswith(SIMPLIFIED[first])

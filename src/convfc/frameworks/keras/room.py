@@ -8,6 +8,8 @@ a graph is built again (see `copies`).
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from types import FunctionType
@@ -17,6 +19,12 @@ from convfc.extras import needing
 
 with needing():
     import keras
+
+# Keras imports TensorFlow where it is installed. After that triton crashes, which PyTorch's
+# compiler imports: so it comes first.
+if "tensorflow" not in sys.modules:
+    with contextlib.suppress(ImportError):
+        import triton  # type: ignore[import-untyped]  # noqa: F401
 
 from convfc.certificate import LayerCertificate, NetworkCertificate
 from convfc.errors import Refusal, UnsupportedLayer, UnsupportedModel

@@ -23,6 +23,7 @@ from convfc.frameworks.torch.read import weight_to_matrix
 from convfc.frameworks.torch.running import (
     call_model,
     check_can_run,
+    check_compiler,
     positional_arguments,
     unchanged,
 )
@@ -103,6 +104,7 @@ def to_onnx(model: nn.Module, example: Any) -> Any:
         import onnx_ir  # noqa: F401
         import onnxscript  # noqa: F401
     check_can_run(model, "example")
+    check_compiler()
     args, axes = positional_arguments(model, example), {}
     with unchanged(model):
         try:

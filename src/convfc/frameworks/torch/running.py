@@ -9,6 +9,7 @@ import random
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from inspect import signature
 from typing import Any, TypeVar
 
@@ -20,7 +21,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map
 
 from convfc.comparing import bits_of, first_words, words
-from convfc.errors import ConvfcError, ShapeError, UnsupportedLayer, UnsupportedModel
+from convfc.errors import ConvfcError, RunError, ShapeError, UnsupportedLayer, UnsupportedModel
 
 _Module = TypeVar("_Module", bound=nn.Module)
 _ATOMS = (bool, int, float, str, type(None))
@@ -223,6 +224,19 @@ def check_module(model: object, where: str = "model") -> None:
             expected="a torch.nn.Module",
             got=f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__,
             remedy="give the model object itself, not its class, its file or its state dict",
+        )
+
+
+def check_compiler() -> None:
+    """Refuse what imports PyTorch's compiler where that would end the process.
+
+    It imports triton, which crashes after TensorFlow (3.8 after 2.21), and not before.
+    """
+    if "tensorflow" in sys.modules and "triton" not in sys.modules and find_spec("triton"):
+        raise RunError(
+            "TensorFlow is imported already; triton, which PyTorch needs for this, would crash",
+            where="triton",
+            remedy="import triton before TensorFlow, or use another process",
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from types import SimpleNamespace
@@ -45,15 +46,12 @@ from convfc.frameworks.torch.forms.shown import Role, Shown, as_plain, as_shown,
 from convfc.frameworks.torch.forms.whole import joined_with_gradients, lay_together
 from convfc.frameworks.torch.forms.windows import (
     Axis,
-    Rule,
-    open_rules,
     open_windows,
     patches_at_once,
     plan,
 )
 from convfc.frameworks.torch.read import (
     attributes_of,
-    geometry_from,
     geometry_of,
     is_registered,
     matrix_to_weight,
@@ -453,7 +451,11 @@ class PatchConv(nn.Module):
             If the input does not fit the layer.
         """
         if self.is_computed or self.own_forward:
-            return self._by_own_forward(input, *args, **kwargs)  # type: ignore[no-any-return]
+            if "torch._dynamo" not in sys.modules:  # then nothing is compiled
+                return self._by_own_forward(input, *args, **kwargs)  # type: ignore[no-any-return]
+            from convfc.frameworks.torch.forms.compiler import uncompiled
+
+            return uncompiled(self._by_own_forward, input, *args, **kwargs)  # type: ignore[no-any-return]
         if self.product == "auto" and not in_a_transform(input):
             held = self._held_untouched()
             if held is not None:
@@ -469,7 +471,6 @@ class PatchConv(nn.Module):
         y = self._by_matrix(whole, self._extra(whole, *args, **kwargs), found)
         return y if batched else y.squeeze(0)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # it may do anything
     def _by_own_forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the forward of the layer's own class; its convolutions are the FC children's."""
         native = self.as_native()
@@ -590,7 +591,9 @@ class PatchConv(nn.Module):
     def _by_matrix(self, x: Tensor, extra: Sequence[int] | None, found: Survey) -> Tensor:
         """Compute M K, by the attributes of PyTorch's own forward."""
         if torch.compiler.is_compiling():
-            windows, axes = open_windows(x, *_constant_rules(attributes_of(self, extra)))
+            from convfc.frameworks.torch.forms.compiler import constant_rules
+
+            windows, axes = open_windows(x, *constant_rules(attributes_of(self, extra)))
             return self._in_one_call(
                 x, patches_at_once(windows, axes, self.groups), axes, self.rows
             )
@@ -838,9 +841,3 @@ def _chunks(
     grads = [None] * groups if grad is None else grad.chunk(groups)
     parts = zip(value.chunk(groups), grads, strict=True)
     return [as_parameter(part, like, own) for part, own in parts]
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _constant_rules(attributes: tuple[Any, ...]) -> tuple[str, tuple[Rule, ...]]:
-    """Return how a layer pads and reads, which a compiler takes as a constant."""
-    return open_rules(geometry_from(*attributes))

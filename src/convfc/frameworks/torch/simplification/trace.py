@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from convfc.comparing import first_words
 from convfc.errors import ConvfcError, ShapeError, UnsupportedLayer, UnsupportedModel
 from convfc.frameworks.torch.forms.form import form_of
-from convfc.frameworks.torch.running import call_model, unchanged
+from convfc.frameworks.torch.running import call_model, check_compiler, unchanged
 
 LAYER = "a CONV layer"
 _FIRST = {"self": "x", "input": "x"}  # what a function's first argument is called
@@ -113,6 +113,7 @@ class Trace:
 
 def trace(model: nn.Module, x: Tensor, *, numbers: bool = False) -> Trace:
     """Run a model in evaluation mode on a tensor, and return the calls; it is left as it was."""
+    check_compiler()  # a mode of PyTorch's imports it
     recorder = _Recorder(numbers)
     with unchanged(model), torch.inference_mode(mode=False):
         try:
