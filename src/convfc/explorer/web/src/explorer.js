@@ -195,7 +195,7 @@ export class Explorer {
     this.transport = new Transport(this);
     this.pocket = new Pocket(this);
     this.controls = new Controls(this);
-    this.header.element.lastElementChild.prepend(this.controls.more);
+    this.header.actions.prepend(this.controls.more);
     this.tabs = new Tabs(this, {
       arithmetic: new ArithmeticView(this),
       algorithm: new AlgorithmView(this),

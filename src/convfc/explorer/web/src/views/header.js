@@ -32,6 +32,28 @@ export class Header {
     this.redo = button("redo", "Redo (Ctrl+Shift+Z)", () => explorer.store.redo(), {
       symbol: "redo",
     });
+    this.actions = el(
+      "div",
+      { class: "actions" },
+      this.undo,
+      this.redo,
+      explorer.story.button,
+      explorer.options.page
+        ? button("copy-link", "Copy a link to this view", () => explorer.copyLink(), {
+            symbol: "link",
+            text: "Link",
+          })
+        : null,
+      explorer.options.page
+        ? button("present", "Present: the picture alone, and larger (Esc ends it)", () => explorer.present(), {
+            symbol: "screen",
+            text: "Present",
+          })
+        : null,
+      button("png", "Save the strip as PNG", () => explorer.save("png"), { text: "PNG" }),
+      button("svg", "Save the strip as SVG", () => explorer.save("svg"), { text: "SVG" }),
+      el("label", { class: "theme" }, el("span", { class: "unseen" }, "Theme"), this.theme),
+    );
     this.element = el(
       "header",
       { class: "top" },
@@ -47,28 +69,7 @@ export class Header {
           el("span", { class: "authors" }, " (Ma & Lu, 2017)"),
         ),
       ),
-      el(
-        "div",
-        { class: "actions" },
-        this.undo,
-        this.redo,
-        explorer.story.button,
-        explorer.options.page
-          ? button("copy-link", "Copy a link to this view", () => explorer.copyLink(), {
-              symbol: "link",
-              text: "Link",
-            })
-          : null,
-        explorer.options.page
-          ? button("present", "Present: the picture alone, and larger (Esc ends it)", () => explorer.present(), {
-              symbol: "screen",
-              text: "Present",
-            })
-          : null,
-        button("png", "Save the strip as PNG", () => explorer.save("png"), { text: "PNG" }),
-        button("svg", "Save the strip as SVG", () => explorer.save("svg"), { text: "SVG" }),
-        el("label", { class: "theme" }, el("span", { class: "unseen" }, "Theme"), this.theme),
-      ),
+      this.actions,
     );
     this.intro = el("div", { class: "intro" }, this.title, this.text, this.restore, this.note);
   }
