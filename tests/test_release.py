@@ -1,6 +1,6 @@
 """What is released, used as a stranger does: installed alone, extra by extra, old and new.
 
-`make dist` runs this file but for the lowest versions, which take long to load: `make lowest`.
+`make wheel` runs this file but for the lowest versions, which take long to load: `make lowest`.
 """
 
 from __future__ import annotations
