@@ -99,6 +99,27 @@ def test_training_runs_steps_pauses_and_starts_again(open_page: OpensPage) -> No
     after(explorer, "0 steps")
 
 
+def test_a_pause_at_the_end_of_an_epoch_takes_no_step_more(open_page: OpensPage) -> None:
+    explorer = after(open_page(address="#1;tab=train"), "0 steps (0 epochs)")
+    press(explorer, "Run")
+    # The unseen digits have been counted, and the next frame would go on.
+    pause = f"""() => new Promise((resolve) => {{
+      {EXPLORER};
+      const look = () => {{
+        const {{ counted, twins, run }} = {VIEW};
+        if (counted !== twins.steps || !counted) return requestAnimationFrame(look);
+        run.click();
+        resolve(twins.steps);
+      }};
+      look();
+    }})"""
+    steps = explorer.page.evaluate(pause)
+    assert steps % 45 == 0 < steps < 900
+    after(explorer, f"{steps} steps")
+    assert explorer.settled().ask("store.training") == f"1.{steps}.sgd.1e-1.0.32"
+    assert explorer.ask(f"{VIEW}.twins.steps") == steps
+
+
 def test_the_longest_training_of_an_address_keeps_nobody_waiting(open_page: OpensPage) -> None:
     explorer = open_page(address="#1;tab=train;train=1.4500.adam.5e-1.1.64")
     explorer.view("train").get_by_text("Numbers").wait_for()

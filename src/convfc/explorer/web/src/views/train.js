@@ -130,6 +130,7 @@ export class TrainView {
     const { twins, plan } = this;
     const due = twins.steps % EPOCH === 0 || twins.steps >= plan.steps;
     if (due && this.counted !== twins.steps) return this._count();
+    if (twins.steps >= plan.steps) return; // paused when the digits were counted already
     const end = performance.now() + SLICE;
     do twins.step();
     while (twins.steps < plan.steps && twins.steps % EPOCH && performance.now() < end);
