@@ -214,17 +214,18 @@ class Room(ABC):
 
     # What every framework has of this.
 
-    def batch(self, model: Any, x: Any) -> Any:
-        """Return an input, with a batch axis of 1 before it where the model only runs so."""
+    def inspected(self, model: Any, x: Any) -> tuple[Inspection, Any]:
+        """Inspect a model on an input, with a batch axis of 1 before it where it only runs so.
+
+        Returned is the input that it ran on, too.
+        """
         try:
-            self.inspect(model, x)
+            return self.inspect(model, x), x
         except ShapeError:
             with contextlib.suppress(ShapeError, TypeError, LookupError):  # no arrays either
                 one = _one_of_a_batch(x)
-                self.inspect(model, one)
-                return one
+                return self.inspect(model, one), one
             raise
-        return x
 
     def to_fc(
         self,

@@ -98,7 +98,7 @@ def examples(made: Any, given: list[str] | None, *, as_given: bool = False) -> l
         found = [_arrays(pathlib.Path(given[0]))]
     else:
         found = room.examples(made, [shape(text) for text in given])
-    return found if as_given or not given else [room.batch(made, found[0])]
+    return found if as_given or not given else [room.inspected(made, found[0])[1]]
 
 
 def _arrays(path: pathlib.Path) -> Any:

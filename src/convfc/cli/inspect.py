@@ -40,9 +40,14 @@ def inspect(
     console = Console()
     with errors_in_one_line(Console(stderr=True)):
         import convfc
+        from convfc.registry import room_of
 
         made = make_model(model, arguments)
-        inspection = convfc.inspect(made, examples(made, inputs)[0] if inputs else None)
+        if inputs:
+            (x,) = examples(made, inputs, as_given=True)
+            inspection, _ = room_of(made).inspected(made, x)
+        else:
+            inspection = convfc.inspect(made)
     if as_json:
         typer.echo(json.dumps(inspection.to_dict(), indent=2))
     elif console.is_terminal:

@@ -215,7 +215,7 @@ class KerasRoom(Room):
         return inspect(model, x, self.places(model), self.unreachable(model))
 
     def to_onnx(self, model: Any, example: Any) -> Any:
-        return export.to_onnx(model, self.batch(model, example))
+        return export.to_onnx(model, self.inspected(model, example)[1])
 
     def examples(self, model: Any, shapes: Sequence[Sequence[int]]) -> list[Any]:
         """Return an input; of a graph, whose sizes are known, in a batch of two."""

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal, TypeAlias
 
-from convfc.convert import inspect
 from convfc.errors import MemoryBudgetError, NotConverged, NothingToConvert
 from convfc.geometry import ConvGeometry
 from convfc.inspection import Inspection, short_geometry
@@ -168,7 +167,8 @@ def layer_spectra(
     """
     one_of("boundary", boundary, Boundaries)
     room, found = room_of(model), []
-    rows = list(_rows(inspect(model, room.batch(model, x)), layers))
+    inspection, _ = room.inspected(model, x)
+    rows = list(_rows(inspection, layers))
     places = room.places(model)
     with telling(progress) as tell:
         for number, (name, geometry, size) in enumerate(rows):

@@ -142,13 +142,13 @@ def trace_of_two(model: nn.Module, x: Tensor, where: str, *, numbers: bool = Fal
 
     They are the first one twice, or with numbers the first two.
     """
-    with unchanged(model):
-        call_model(model, (x.detach().clone(),), {}, where)
     rows = [0, 1] if numbers and len(x) > 1 else [0, 0]
     try:
         return trace(model, x.detach()[rows], numbers=numbers)
-    except ShapeError as error:  # a CONV layer takes one example, too
-        raise ShapeError(
+    except ShapeError as error:
+        with unchanged(model):  # it says so itself if it does not run on x either
+            call_model(model, (x.detach().clone(),), {}, where)
+        raise ShapeError(  # a CONV layer takes one example, too
             "the model runs on it, but not on two of its rows",
             where=where,
             expected="a batch (n, ...)",
