@@ -86,6 +86,10 @@ def register_layer(cls: type, reader: Callable[[Any], Mapping[str, Any]]) -> Non
     REGISTERED[cls] = reader
 
 
+ITSELF = "give the model object itself, not its class, its file or its state dict"
+"""The remedy for what is no model."""
+
+
 def room_of(
     model: object,
     where: str = "model",
@@ -104,7 +108,7 @@ def room_of(
         where=where,
         expected=expected,
         got=type(model).__name__,
-        remedy="give the model object itself, not its class, its file or its state dict",
+        remedy=ITSELF,
     )
 
 

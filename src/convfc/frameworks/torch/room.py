@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from convfc.certificate import LayerCertificate, NetworkCertificate
 from convfc.comparing import dtype_name
-from convfc.errors import Refusal, ShapeError, UnsupportedLayer, UnsupportedModel
+from convfc.errors import Refusal, ShapeError, UnsupportedLayer
 from convfc.frameworks.torch import checkpoint
 from convfc.frameworks.torch.certify.networks import Runner
 from convfc.frameworks.torch.certify.pairs import Pair, pair_of
@@ -28,7 +28,7 @@ from convfc.frameworks.torch.matrix import read_layer
 from convfc.frameworks.torch.places import copy_of, places
 from convfc.frameworks.torch.reach import out_of_reach
 from convfc.frameworks.torch.references import exchange
-from convfc.frameworks.torch.running import check_has_numbers, layer_input
+from convfc.frameworks.torch.running import check_has_numbers, check_module, layer_input
 from convfc.frameworks.torch.simplification import simplify
 from convfc.frameworks.torch.unrolled.form import ToUnrolled, differing_ties, sized_geometries
 from convfc.inspection import Inspection
@@ -210,14 +210,7 @@ ROOM = TorchRoom()
 
 def _check(name: str, model: nn.Module) -> None:
     """Refuse what is not a network, or none yet, or has no numbers to compare."""
-    if not isinstance(model, nn.Module):
-        raise UnsupportedModel(
-            "no PyTorch model",
-            where=name,
-            expected="a torch.nn.Module",
-            got=type(model).__name__,
-            remedy="give both networks as torch modules",
-        )
+    check_module(model, name)
     for place, parameter in (*model.named_parameters(), *model.named_buffers()):
         if is_lazy(parameter):
             raise UnsupportedLayer(

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_map
 
 from convfc.comparing import bits_of, first_words, words
 from convfc.errors import ConvfcError, RunError, ShapeError, UnsupportedLayer, UnsupportedModel
+from convfc.registry import ITSELF
 
 _Module = TypeVar("_Module", bound=nn.Module)
 _ATOMS = (bool, int, float, str, type(None))
@@ -223,7 +224,7 @@ def check_module(model: object, where: str = "model") -> None:
             where=where,
             expected="a torch.nn.Module",
             got=f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__,
-            remedy="give the model object itself, not its class, its file or its state dict",
+            remedy=ITSELF,
         )
 
 
